@@ -1,0 +1,275 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from wasmkiln.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class LoadRequest(_message.Message):
+    __slots__ = ("module", "expected_sha256", "engine")
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    module: bytes
+    expected_sha256: str
+    engine: str
+    def __init__(self, module: _Optional[bytes] = ..., expected_sha256: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
+
+class LoadResponse(_message.Message):
+    __slots__ = ("sha256", "size_bytes", "already_loaded", "artifacts", "kind", "engine")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ALREADY_LOADED_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    size_bytes: int
+    already_loaded: bool
+    artifacts: _containers.RepeatedCompositeFieldContainer[_types_pb2.CachedArtifact]
+    kind: _types_pb2.Kind
+    engine: str
+    def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., already_loaded: bool = ..., artifacts: _Optional[_Iterable[_Union[_types_pb2.CachedArtifact, _Mapping]]] = ..., kind: _Optional[_Union[_types_pb2.Kind, str]] = ..., engine: _Optional[str] = ...) -> None: ...
+
+class CompileRequest(_message.Message):
+    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup")
+    class SettingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    OMIT_ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    SKIP_CACHE_LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    module: bytes
+    engine: str
+    target: str
+    cpu: str
+    settings: _containers.ScalarMap[str, str]
+    omit_artifact: bool
+    skip_cache_lookup: bool
+    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ...) -> None: ...
+
+class CompileResponse(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: _types_pb2.ArtifactHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[_types_pb2.ArtifactHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LatencySummary(_message.Message):
+    __slots__ = ("count", "sum", "p50", "p90", "p99")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    P50_FIELD_NUMBER: _ClassVar[int]
+    P90_FIELD_NUMBER: _ClassVar[int]
+    P99_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    sum: _duration_pb2.Duration
+    p50: _duration_pb2.Duration
+    p90: _duration_pb2.Duration
+    p99: _duration_pb2.Duration
+    def __init__(self, count: _Optional[int] = ..., sum: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class TierStats(_message.Message):
+    __slots__ = ("tier", "entries", "bytes", "limit_bytes", "hits", "misses", "evictions", "errors", "get_latency", "put_latency", "module_hits", "module_misses")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    GET_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    PUT_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    MODULE_HITS_FIELD_NUMBER: _ClassVar[int]
+    MODULE_MISSES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    entries: int
+    bytes: int
+    limit_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+    errors: int
+    get_latency: LatencySummary
+    put_latency: LatencySummary
+    module_hits: int
+    module_misses: int
+    def __init__(self, tier: _Optional[str] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., errors: _Optional[int] = ..., get_latency: _Optional[_Union[LatencySummary, _Mapping]] = ..., put_latency: _Optional[_Union[LatencySummary, _Mapping]] = ..., module_hits: _Optional[int] = ..., module_misses: _Optional[int] = ...) -> None: ...
+
+class CompileStats(_message.Message):
+    __slots__ = ("outcome", "count", "duration", "engine")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DURATION_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    count: int
+    duration: LatencySummary
+    engine: str
+    def __init__(self, outcome: _Optional[str] = ..., count: _Optional[int] = ..., duration: _Optional[_Union[LatencySummary, _Mapping]] = ..., engine: _Optional[str] = ...) -> None: ...
+
+class WorkerStats(_message.Message):
+    __slots__ = ("engine", "workers", "busy", "queued", "replaced")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    workers: int
+    busy: int
+    queued: int
+    replaced: int
+    def __init__(self, engine: _Optional[str] = ..., workers: _Optional[int] = ..., busy: _Optional[int] = ..., queued: _Optional[int] = ..., replaced: _Optional[int] = ...) -> None: ...
+
+class StatsResponse(_message.Message):
+    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    COMPILES_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    BUSY_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    FLIGHTS_FIELD_NUMBER: _ClassVar[int]
+    FLIGHTS_JOINED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_MODULES_FIELD_NUMBER: _ClassVar[int]
+    HIT_RATIO_FIELD_NUMBER: _ClassVar[int]
+    REDIS_UP_FIELD_NUMBER: _ClassVar[int]
+    REDIS_MODE_FIELD_NUMBER: _ClassVar[int]
+    REDIS_DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PENDING_WRITES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_WRITES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    started_at: _timestamp_pb2.Timestamp
+    uptime: _duration_pb2.Duration
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStats]
+    compiles: _containers.RepeatedCompositeFieldContainer[CompileStats]
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStats]
+    queue_depth: int
+    busy_workers: int
+    flights: int
+    flights_joined: int
+    quarantined_modules: int
+    hit_ratio: float
+    redis_up: bool
+    redis_mode: str
+    redis_detail: str
+    pending_writes: int
+    dropped_writes: int
+    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ...) -> None: ...
+
+class GetCapabilitiesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Setting(_message.Message):
+    __slots__ = ("name", "default_value", "allowed_values", "description")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_VALUES_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    default_value: str
+    allowed_values: _containers.RepeatedScalarFieldContainer[str]
+    description: str
+    def __init__(self, name: _Optional[str] = ..., default_value: _Optional[str] = ..., allowed_values: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
+
+class Target(_message.Message):
+    __slots__ = ("triple", "cpus", "host")
+    TRIPLE_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    triple: str
+    cpus: _containers.RepeatedScalarFieldContainer[str]
+    host: bool
+    def __init__(self, triple: _Optional[str] = ..., cpus: _Optional[_Iterable[str]] = ..., host: bool = ...) -> None: ...
+
+class EngineCapabilities(_message.Message):
+    __slots__ = ("engine", "fingerprint", "targets", "settings", "wasm_features", "kinds", "default", "interpreter", "host_triple", "host_cpu_features")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    WASM_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    INTERPRETER_FIELD_NUMBER: _ClassVar[int]
+    HOST_TRIPLE_FIELD_NUMBER: _ClassVar[int]
+    HOST_CPU_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    engine: _types_pb2.Engine
+    fingerprint: str
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    settings: _containers.RepeatedCompositeFieldContainer[Setting]
+    wasm_features: _containers.RepeatedScalarFieldContainer[str]
+    kinds: _containers.RepeatedScalarFieldContainer[_types_pb2.Kind]
+    default: bool
+    interpreter: str
+    host_triple: str
+    host_cpu_features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, engine: _Optional[_Union[_types_pb2.Engine, _Mapping]] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ..., wasm_features: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[_Union[_types_pb2.Kind, str]]] = ..., default: bool = ..., interpreter: _Optional[str] = ..., host_triple: _Optional[str] = ..., host_cpu_features: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("module_bytes", "compile_time", "compile_memory_bytes", "artifact_bytes", "chunk_bytes", "compile_cpu_time", "queue_length", "find_missing_keys")
+    MODULE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_TIME_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_CPU_TIME_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    FIND_MISSING_KEYS_FIELD_NUMBER: _ClassVar[int]
+    module_bytes: int
+    compile_time: _duration_pb2.Duration
+    compile_memory_bytes: int
+    artifact_bytes: int
+    chunk_bytes: int
+    compile_cpu_time: _duration_pb2.Duration
+    queue_length: int
+    find_missing_keys: int
+    def __init__(self, module_bytes: _Optional[int] = ..., compile_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile_memory_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., compile_cpu_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_length: _Optional[int] = ..., find_missing_keys: _Optional[int] = ...) -> None: ...
+
+class GetCapabilitiesResponse(_message.Message):
+    __slots__ = ("version", "engines", "limits")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    engines: _containers.RepeatedCompositeFieldContainer[EngineCapabilities]
+    limits: Limits
+    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class FindMissingRequest(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedCompositeFieldContainer[_types_pb2.ArtifactKey]
+    def __init__(self, keys: _Optional[_Iterable[_Union[_types_pb2.ArtifactKey, _Mapping]]] = ...) -> None: ...
+
+class FindMissingResponse(_message.Message):
+    __slots__ = ("missing",)
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    missing: _containers.RepeatedCompositeFieldContainer[_types_pb2.ArtifactKey]
+    def __init__(self, missing: _Optional[_Iterable[_Union[_types_pb2.ArtifactKey, _Mapping]]] = ...) -> None: ...
