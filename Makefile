@@ -1,0 +1,71 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python 3.11 or newer that really runs and can make virtual environments.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 /usr/bin/python3; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$p" && break; done)
+ENGINES ?= wasmer wasmtime
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install engines run demo test check format protos docs bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip was found. Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "creating $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.server: pyproject.toml | $(BIN)/python
+	@echo "installing wasmkiln[server] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing wasmkiln[dev] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.server
+
+install: $(VENV)/.server ## make .venv with wasmkilnd and wasmkiln in it
+
+engines: install ## install the default engines, each in an environment of its own
+	@$(BIN)/wasmkilnd engine install --keep-going $(ENGINES)
+
+run: engines ## set up and serve in the foreground (ARGS="--listen …" is passed on)
+	@exec $(BIN)/wasmkilnd serve $(ARGS)
+
+demo: engines ## compile a real module with each engine, and show what each tier saves
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'wasmtime==50.0.1'
+	@$(BIN)/python bench/demo.py
+
+test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
+	@$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, and whether generated files are fresh
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory protos docs
+	@git diff --exit-code -- client/wasmkiln/v1 docs/configuration.md || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+
+format: $(VENV)/.dev ## format the code and mend what can be mended
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+protos: $(VENV)/.dev ## generate the stubs under client/ from protos/
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client --pyi_out=client --grpc_python_out=client protos/wasmkiln/v1/*.proto
+
+docs: $(VENV)/.dev ## generate docs/configuration.md from the schema
+	@$(BIN)/wasmkilnd config --reference > docs/configuration.md
+
+bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
+	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

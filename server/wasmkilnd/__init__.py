@@ -1,0 +1,1 @@
+"""The wasmkiln daemon: validates, compiles and caches WebAssembly modules."""

@@ -1,0 +1,244 @@
+"""The request path: admission, the tiers, one flight per key, the engines.
+
+Every RPC's work happens here, in the order in which it is written. Nothing here
+knows gRPC, Redis or an engine: only the ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from wasmkilnd import errors, wire
+from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    CompileSpec,
+    Evicted,
+    EvictScope,
+    ExternType,
+    Kind,
+    Limits,
+    Module,
+    Origin,
+)
+from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer
+from wasmkilnd.singleflight import SingleFlight
+
+MAX_FIND_MISSING_KEYS = 10_000
+
+# Hashing less than this takes less time than handing it to a thread and back.
+_HASH_INLINE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOrder:
+    """What a caller of Compile wants. Exactly one of ``sha256`` and ``wasm`` is set."""
+
+    sha256: str = ""
+    wasm: bytes = b""
+    engine: str = ""
+    target: str = ""
+    cpu: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    skip_cache_lookup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An artifact, and how this call came by it."""
+
+    artifact: Artifact
+    origin: Origin
+    queue_time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What Load answers."""
+
+    module: Module
+    engine_id: str
+    already_loaded: bool
+    artifacts: Sequence[Artifact]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedArtifact:
+    """What FindMissing asks about."""
+
+    module_sha256: str
+    engine: str = ""
+    target: str = ""
+    cpu: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+class CompileService:
+    """Serves every call. For one event loop."""
+
+    def __init__(
+        self, cache: Cache, engines: Engines, sealer: Sealer, recorder: Recorder, limits: Limits
+    ) -> None:
+        self._cache = cache
+        self._engines = engines
+        self._sealer = sealer
+        self._recorder = recorder
+        self._limits = limits
+        self._flights: SingleFlight[CacheKey, Served] = SingleFlight()
+
+    @property
+    def flights(self) -> int:
+        """How many compilations are under way or waiting for a worker."""
+        return len(self._flights)
+
+    async def load(self, wasm: bytes, expected_sha256: str, engine: str) -> Loaded:
+        """Admit, validate and store a module. Raises the errors of Load."""
+        module = await self._admit(wasm, expected_sha256)
+        engine_id = self._engines.choose(engine, module.kind)
+        already_loaded = await self._cache.get_module(module.sha256) is not None
+        await self._engines.validate(engine_id, module)
+        if not already_loaded:
+            await self._cache.put_module(module)
+        return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
+
+    async def compile(self, order: CompileOrder) -> Served:
+        """Answer the artifact, from the nearest place that has it. Raises the errors of Compile."""
+        module = await self._admit(order.wasm) if order.wasm or not order.sha256 else None
+        sha256 = module.sha256 if module else check_sha256(order.sha256, "sha256")
+        spec = self._spec(order, module)
+        served = await self._look_up(sha256, spec, order)
+        if served is None:
+            served = await self._make(sha256, module, spec, order)
+        self._recorder.served(served.origin)
+        return served
+
+    async def find_missing(self, wanted: Sequence[WantedArtifact]) -> list[int]:
+        """Answer the indices of those that no tier holds, in order."""
+        if len(wanted) > MAX_FIND_MISSING_KEYS:
+            raise errors.invalid_request(
+                f"{len(wanted):,} keys are more than {MAX_FIND_MISSING_KEYS:,}: ask in batches",
+                "keys",
+            )
+        candidates = [self._keys_of(one) for one in wanted]
+        missing = await self._cache.missing([key for keys in candidates for key in keys])
+        return [index for index, keys in enumerate(candidates) if missing.issuperset(keys)]
+
+    async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
+        """Remove what ``scope`` names; answer what went and which tiers did not answer."""
+        if scope.module_sha256:
+            check_sha256(scope.module_sha256, "module_sha256")
+        return await self._cache.evict(scope, tier)
+
+    async def settle(self, timeout_s: float) -> int:
+        """Let compilations finish, then give the rest up; answer how many were given up."""
+        return await self._flights.settle(timeout_s)
+
+    async def _admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
+        if len(wasm) <= _HASH_INLINE_BYTES or len(wasm) > self._limits.module_bytes:
+            return admit(wasm, self._limits.module_bytes, expected_sha256)
+        return await asyncio.to_thread(admit, wasm, self._limits.module_bytes, expected_sha256)
+
+    def _spec(self, order: CompileOrder, module: Module | None) -> CompileSpec:
+        engine_id = self._engines.choose(order.engine, module.kind if module else None)
+        return self._engines.spec(engine_id, order.target, order.cpu, order.settings)
+
+    def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:
+        """Answer the keys under which the artifact may be: two where only the module tells."""
+        sha256 = check_sha256(wanted.module_sha256, "keys.module_sha256")
+        if wanted.fingerprint:
+            return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]
+        usual = self._engines.choose(wanted.engine, None)
+        for_components = self._engines.choose(wanted.engine, Kind.COMPONENT)
+        keys = [CacheKey(sha256, self._fingerprint(usual, wanted))]
+        if for_components != usual:
+            # A target or setting that only the usual engine has: then it is no component.
+            with contextlib.suppress(errors.WasmkilnError):
+                keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
+        return keys
+
+    def _fingerprint(self, engine_id: str, wanted: WantedArtifact) -> str:
+        spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)
+        return spec.fingerprint
+
+    async def _look_up(self, sha256: str, spec: CompileSpec, order: CompileOrder) -> Served | None:
+        if order.skip_cache_lookup:
+            return None
+        found = await self._cache.get(CacheKey(sha256, spec.fingerprint))
+        return Served(*found) if found else None
+
+    async def _make(
+        self, sha256: str, module: Module | None, spec: CompileSpec, order: CompileOrder
+    ) -> Served:
+        if module is None:
+            module = await self._cache.get_module(sha256)
+            if module is None:
+                raise errors.module_not_loaded(sha256)
+            # Only now is it known whether the digest is a component's, for which a
+            # request without an engine means another engine than the default.
+            better = self._spec(order, module)
+            if better.fingerprint != spec.fingerprint:
+                spec = better
+                served = await self._look_up(sha256, spec, order)
+                if served:
+                    return served
+        return await self._fly(module, spec, order.skip_cache_lookup)
+
+    async def _fly(self, module: Module, spec: CompileSpec, skip_cache_lookup: bool) -> Served:
+        key = CacheKey(module.sha256, spec.fingerprint)
+        served, joined = await self._flights.run(
+            key, lambda: self._compile(key, module, spec, skip_cache_lookup)
+        )
+        if not joined:
+            return served
+        self._recorder.flight_joined()
+        return Served(served.artifact, Origin.JOINED_FLIGHT)
+
+    async def _compile(
+        self, key: CacheKey, module: Module, spec: CompileSpec, skip_cache_lookup: bool
+    ) -> Served:
+        """Do the one compilation of a flight."""
+        try:
+            if not skip_cache_lookup:
+                # A second look: another flight of this key may have landed between this
+                # caller's first look, which waits for Redis, and the start of this flight.
+                # Without it, that interleaving would compile the same module twice.
+                found = await self._cache.get(key)
+                if found:
+                    return Served(*found)
+            code = await self._engines.compile(spec, module)
+            artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
+            # The engine accepted it, which is what Load would have asked.
+            await self._cache.put_module(module)
+            await self._cache.put(artifact)
+            return Served(artifact, Origin.COMPILED, code.queue_time_s)
+        except asyncio.CancelledError:
+            # Nobody cancels a flight but the daemon that ends.
+            raise errors.server_draining() from None
+
+    async def _as_artifact(self, module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
+        if len(code.payload) <= _HASH_INLINE_BYTES:
+            sha256, frames = _digest_and_frames(code.payload)
+        else:
+            sha256, frames = await asyncio.to_thread(_digest_and_frames, code.payload)
+        return Artifact(
+            module_sha256=module.sha256,
+            kind=module.kind,
+            spec=spec,
+            sha256=sha256,
+            size_bytes=len(code.payload),
+            frames=frames,
+            compile_time_s=code.compile_time_s,
+            imports=tuple(ExternType(*row) for row in code.imports),
+            exports=tuple(ExternType(*row) for row in code.exports),
+            types_truncated=code.types_truncated,
+        )
+
+
+def _digest_and_frames(payload: bytes | bytearray) -> tuple[str, tuple[bytes, ...]]:
+    return hashlib.sha256(payload).hexdigest(), wire.to_frames(payload)

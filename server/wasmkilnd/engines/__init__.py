@@ -1,0 +1,1 @@
+"""Engines: installed side by side, each served by workers in its own interpreter."""

@@ -1,0 +1,54 @@
+"""The levels of CPU features that code may use.
+
+x86-64-v2, -v3 and -v4 are those of the x86-64 psABI supplement. Features are
+named as in /proc/cpuinfo; of each level only those are listed that some engine
+can make use of.
+"""
+
+from __future__ import annotations
+
+BASELINE = "baseline"
+NATIVE = "native"
+
+_V2 = ("sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16")
+_V3 = (*_V2, "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt")
+_V4 = (*_V3, "avx512f", "avx512dq", "avx512vl")
+
+X86_64_LEVELS = {BASELINE: (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
+
+# /proc/cpuinfo's own words for two features.
+_CPUINFO_NAMES = {"pni": "sse3", "abm": "lzcnt"}
+
+
+def host_features() -> frozenset[str]:
+    """Answer this machine's CPU features; empty where the kernel does not list them."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
+            for line in cpuinfo:
+                name, _, words = line.partition(":")
+                if name.strip() in ("flags", "Features"):
+                    return frozenset(_CPUINFO_NAMES.get(word, word) for word in words.split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def default_level(architecture: str, is_host: bool, features: frozenset[str]) -> str:
+    """Answer the level for a request that names none.
+
+    One artifact should serve a fleet of mixed machines: x86-64-v3 is what
+    nearly all x86-64 servers have. A host without it, or of an architecture
+    without levels, gets code for itself; a foreign target gets what any of its
+    machines can run.
+    """
+    if not is_host:
+        return BASELINE
+    if architecture == "x86_64" and features.issuperset(_V3):
+        return "x86-64-v3"
+    return NATIVE
+
+
+def offered_levels(architecture: str, is_host: bool) -> tuple[str, ...]:
+    """Answer the levels that an engine is asked about at start."""
+    levels = tuple(X86_64_LEVELS) if architecture == "x86_64" else (BASELINE,)
+    return (*levels, NATIVE) if is_host else levels

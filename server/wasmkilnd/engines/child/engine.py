@@ -1,0 +1,106 @@
+"""What a job asks of an engine, whichever it is."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class SettingsRefused(Exception):  # noqa: N818 - a verdict
+    """The engine does not take these settings together."""
+
+
+class ModuleRefused(Exception):  # noqa: N818 - a verdict
+    """The engine says that the module is invalid. ``str()`` is its own message."""
+
+
+class FeatureLacking(Exception):  # noqa: N818 - a verdict
+    """The engine finds the module valid, but does not compile it. ``str()`` says why."""
+
+
+@dataclass(frozen=True)
+class Extern:
+    """One import or export; ``module`` is empty for exports and components."""
+
+    module: str
+    name: str
+    kind: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an engine says of itself."""
+
+    name: str
+    version: str
+    core_version: str
+    compiler: str
+    host_triple: str
+    host_cpu_features: list[str]
+    candidate_targets: list[str]
+    """Triples that are worth asking about; the host's first."""
+    setting_values: dict[str, list[str]]
+    """Candidate values of each candidate setting."""
+    setting_descriptions: dict[str, str]
+    kinds: list[str] = field(default_factory=lambda: ["core"])
+
+
+class Engine(Protocol):
+    """One engine, imported. Single-threaded until something is compiled."""
+
+    name: str
+
+    def describe(self) -> Description:
+        """Say what it is. May compile, so only ever called in a process of its own."""
+        ...
+
+    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Any:
+        """Answer the engine's own configuration object. Raises SettingsRefused, or aborts."""
+        ...
+
+    def validate(self, configured: Any, wasm: bytearray, kind: str) -> None:
+        """Raise ModuleRefused unless ``wasm`` is valid."""
+        ...
+
+    def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any:
+        """Answer the engine's own module. Raises ModuleRefused or FeatureLacking."""
+        ...
+
+    def serialize(self, module: Any) -> bytes | bytearray:
+        """Answer the artifact."""
+        ...
+
+    def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]:
+        """List imports and exports in the module's order. May abort: call it last."""
+        ...
+
+
+_OFFSET = re.compile(r"\(at offset (0x[0-9a-fA-F]+|\d+)\)")
+
+
+def offset_in(message: str) -> int | None:
+    """Answer the byte offset that an engine's message names."""
+    found = _OFFSET.search(message)
+    return int(found.group(1), 0) if found else None
+
+
+def interpreter() -> str:
+    """Answer this interpreter's name and version, e.g. ``CPython 3.10.13``."""
+    name = {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, "Python")
+    return f"{name} {sys.version.split()[0]}"
+
+
+def load(name: str) -> Engine:
+    """Import the engine called ``name``. Raises ImportError or KeyError."""
+    if name == "wasmer":
+        from .wasmer_engine import WasmerEngine
+
+        return WasmerEngine()
+    if name == "wasmtime":
+        from .wasmtime_engine import WasmtimeEngine
+
+        return WasmtimeEngine()
+    raise KeyError(name)

@@ -1,0 +1,91 @@
+"""Length-prefixed frames between the daemon, a worker and a job.
+
+A frame is one byte of type, four bytes of length (big endian), and a payload.
+Two sockets carry them: the control socket of a worker, for as long as it lives,
+and the job socket of each job, which ends with it. Bytes of a module go through
+job sockets only, so no worker ever holds one.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from enum import IntEnum
+
+HEADER = struct.Struct(">BI")
+
+# A control frame or an answer without its artifact: nothing near this size is legitimate.
+SMALL_FRAME_BYTES = 2 * 1024 * 1024
+
+_ONE_SEND_BYTES = 64 * 1024
+
+
+class Type(IntEnum):
+    """What a frame's payload is."""
+
+    # Control socket, worker to daemon.
+    READY = 1  # JSON: pid, threads
+    STARTED = 2  # JSON: pid of the job
+    ENDED = 3  # JSON: exit code, or signal number
+    # Control socket, daemon to worker.
+    RUN = 4  # JSON: limits; with it travel the job's socket and its standard error
+    REAP = 5  # empty: the job's pid may be given back to the system
+    # Job socket, daemon to job.
+    ORDER = 6  # JSON: what to do
+    MODULE = 7  # the module's bytes
+    # Job socket, job to daemon.
+    CONFIGURED = 8  # empty: the engine took the settings; what fails now is the module's
+    RESULT = 9  # JSON
+    ARTIFACT = 10  # the artifact's bytes
+
+
+class FrameError(Exception):
+    """The other side broke the protocol, or went away in the middle of a frame."""
+
+
+def send(sock: socket.socket, kind: Type, payload: bytes | bytearray = b"") -> None:
+    """Send one frame, waiting until all of it has left. Raises OSError."""
+    head = HEADER.pack(kind, len(payload))
+    if len(payload) <= _ONE_SEND_BYTES:
+        # In one piece, so that a reader that has the header has all of it.
+        sock.sendall(head + payload)
+    else:
+        sock.sendall(head)
+        sock.sendall(payload)
+
+
+def receive(sock: socket.socket, limit_bytes: int) -> tuple[Type, bytearray]:
+    """Wait for one frame. Raises EOFError at a clean end, FrameError, OSError."""
+    head = receive_exactly(sock, HEADER.size)
+    kind, size = parse_header(head, limit_bytes)
+    try:
+        return kind, receive_exactly(sock, size)
+    except EOFError:
+        raise FrameError("the other side went away in the middle of a frame") from None
+
+
+def parse_header(head: bytes | bytearray, limit_bytes: int) -> tuple[Type, int]:
+    """Answer type and length. Raises FrameError for an unknown type or too long a frame."""
+    number, size = HEADER.unpack(head)
+    try:
+        kind = Type(number)
+    except ValueError:
+        raise FrameError(f"unknown frame type {number}") from None
+    if size > limit_bytes:
+        raise FrameError(f"a {kind.name} frame of {size} bytes is above its limit of {limit_bytes}")
+    return kind, size
+
+
+def receive_exactly(sock: socket.socket, size: int) -> bytearray:
+    """Wait for ``size`` bytes. Raises EOFError when none came, FrameError when some did."""
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    filled = 0
+    while filled < size:
+        received = sock.recv_into(view[filled:])
+        if received == 0:
+            if filled == 0:
+                raise EOFError
+            raise FrameError("the other side went away in the middle of a frame")
+        filled += received
+    return buffer

@@ -1,0 +1,79 @@
+"""One job: a process that does one thing for one module, answers, and ends."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import time
+from typing import Any
+
+from . import frames
+from .describe import describe
+from .engine import Engine, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
+
+# What a header may hold of a module's imports and exports: a hostile module has
+# hundreds of thousands, and a client reads messages of at most 4 MiB.
+_MAX_TYPES = 1_000
+_MAX_TYPES_CHARACTERS = 256 * 1024
+
+
+def run(engine: Engine, sock: socket.socket) -> None:
+    """Take the order from ``sock``, do it, and answer on ``sock``."""
+    _, order_json = frames.receive(sock, frames.SMALL_FRAME_BYTES)
+    order = json.loads(order_json)
+    if order["op"] == "describe":
+        _answer(sock, outcome="ok", capabilities=describe(engine))
+        return
+    _, wasm = frames.receive(sock, int(order["module_bytes"]))
+    started = time.perf_counter()
+    try:
+        configured = engine.configure(order["target"], order["cpu"], order["settings"])
+        frames.send(sock, frames.Type.CONFIGURED)
+        if order["op"] == "validate":
+            engine.validate(configured, wasm, order["kind"])
+            _answer(sock, outcome="ok", seconds=time.perf_counter() - started)
+            return
+        module = engine.compile(configured, wasm, order["kind"])
+        artifact = engine.serialize(module)
+    except SettingsRefused as refusal:
+        _answer(sock, outcome="settings_refused", message=str(refusal))
+    except ModuleRefused as refusal:
+        message = str(refusal)
+        _answer(sock, outcome="invalid", message=message, offset=offset_in(message))
+    except FeatureLacking as refusal:
+        _answer(sock, outcome="unsupported", message=str(refusal))
+    except MemoryError:
+        _answer(sock, outcome="out_of_memory")
+    else:
+        seconds = time.perf_counter() - started
+        if len(artifact) > int(order["artifact_limit_bytes"]):
+            _answer(sock, outcome="too_large", size_bytes=len(artifact))
+            return
+        frames.send(sock, frames.Type.ARTIFACT, artifact)
+        # Last, since an engine may abort on types that it compiles but cannot name:
+        # the artifact is complete by then.
+        _answer(sock, outcome="ok", seconds=seconds, **_types(engine, configured, module))
+
+
+def _answer(sock: socket.socket, **result: Any) -> None:
+    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    frames.send(sock, frames.Type.RESULT, json.dumps(result).encode())
+
+
+def _types(engine: Engine, configured: Any, module: Any) -> dict[str, Any]:
+    imports, exports = engine.externs(configured, module)
+    budget = _MAX_TYPES_CHARACTERS
+    kept: dict[str, list[list[str]]] = {"imports": [], "exports": []}
+    truncated = len(imports) + len(exports) > _MAX_TYPES
+    room = _MAX_TYPES
+    for name, items in (("imports", imports), ("exports", exports)):
+        for item in items[:room]:
+            row = [item.module, item.name, item.kind, item.type]
+            budget -= sum(map(len, row))
+            if budget < 0:
+                truncated = True
+                break
+            kept[name].append(row)
+        room -= len(kept[name])
+    return {**kept, "types_truncated": truncated}

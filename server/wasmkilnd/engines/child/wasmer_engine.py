@@ -1,0 +1,162 @@
+"""wasmer with cranelift, as its Python package of 1.x offers it: core modules only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import wasmer
+from wasmer import engine as wasmer_engines
+from wasmer import target as wasmer_targets
+from wasmer_compiler_cranelift import Compiler
+
+from .cpu import NATIVE, X86_64_LEVELS, host_features
+from .engine import Description, Extern, FeatureLacking, ModuleRefused, SettingsRefused
+
+_CANDIDATE_TARGETS = (
+    "x86_64-unknown-linux-gnu",
+    "aarch64-unknown-linux-gnu",
+    "x86_64-unknown-linux-musl",
+    "aarch64-unknown-linux-musl",
+    "x86_64-apple-darwin",
+    "aarch64-apple-darwin",
+    "x86_64-pc-windows-msvc",
+    "riscv64gc-unknown-linux-gnu",
+)
+
+# wasmer's names for the features of /proc/cpuinfo, from its CpuFeatures documentation.
+_FEATURE_NAMES = {
+    "sse3": "sse3",
+    "ssse3": "ssse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "popcnt": "popcnt",
+    "avx": "avx",
+    "avx2": "avx2",
+    "bmi1": "bmi",
+    "bmi2": "bmi2",
+    "lzcnt": "lzcnt",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+}
+
+_EXTERN_KINDS = {
+    wasmer.FunctionType: "function",
+    wasmer.GlobalType: "global",
+    wasmer.TableType: "table",
+    wasmer.MemoryType: "memory",
+}
+
+
+class WasmerEngine:
+    """The Universal engine: code that any process with the same wasmer can map and run."""
+
+    name = "wasmer"
+
+    def describe(self) -> Description:
+        """Say what it is."""
+        host = str(wasmer_targets.Triple.host())
+        return Description(
+            name=self.name,
+            version=wasmer.__version__,
+            core_version=wasmer.__core_version__,
+            compiler="cranelift",
+            host_triple=host,
+            host_cpu_features=sorted(
+                ours for feature, ours in _FEATURE_NAMES.items() if feature in host_features()
+            ),
+            candidate_targets=[host, *(t for t in _CANDIDATE_TARGETS if t != host)],
+            setting_values={"engine": ["universal"]},
+            setting_descriptions={
+                "engine": "How code is laid out; of wasmer's engines only this one needs no linker."
+            },
+        )
+
+    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmer.Store:
+        """Answer a store for the target. Raises SettingsRefused."""
+        if cpu == NATIVE:
+            return wasmer.Store(wasmer_engines.Universal(Compiler))
+        features = wasmer_targets.CpuFeatures()
+        try:
+            if target.startswith("x86_64"):
+                features.add("sse2")
+                for feature in X86_64_LEVELS[cpu]:
+                    if feature in _FEATURE_NAMES:
+                        features.add(_FEATURE_NAMES[feature])
+            triple = wasmer_targets.Triple(target)
+            return wasmer.Store(
+                wasmer_engines.Universal(Compiler, wasmer_targets.Target(triple, features))
+            )
+        except BaseException as refusal:  # A panic derives from BaseException.
+            raise SettingsRefused(str(refusal)) from None
+
+    def validate(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> None:
+        """Raise ModuleRefused unless ``wasm`` is valid."""
+        data = bytes(wasm)
+        if not wasmer.Module.validate(configured, data):
+            raise ModuleRefused(self._why_invalid(configured, data))
+
+    def compile(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> wasmer.Module:
+        """Compile. Raises ModuleRefused, or FeatureLacking where wasmer validates but gives up."""
+        data = bytes(wasm)
+        try:
+            return wasmer.Module(configured, data)
+        except MemoryError:
+            raise
+        except BaseException as failure:  # A panic derives from BaseException.
+            message = str(failure)
+        if wasmer.Module.validate(configured, data):
+            raise FeatureLacking(message)
+        raise ModuleRefused(_without_prefix(message))
+
+    def serialize(self, module: wasmer.Module) -> bytes:
+        """Answer the artifact."""
+        artifact: bytes = module.serialize()
+        return artifact
+
+    def externs(
+        self, configured: wasmer.Store, module: wasmer.Module
+    ) -> tuple[list[Extern], list[Extern]]:
+        """List imports and exports in the module's order."""
+        return (
+            [Extern(i.module, i.name, *_kind_and_type(i.type)) for i in module.imports],
+            [Extern("", e.name, *_kind_and_type(e.type)) for e in module.exports],
+        )
+
+    @staticmethod
+    def _why_invalid(store: wasmer.Store, data: bytes) -> str:
+        # validate() answers only yes or no; compile stops at the same place, with words.
+        try:
+            wasmer.Module(store, data)
+        except BaseException as failure:
+            return _without_prefix(str(failure))
+        return "not a valid module"
+
+
+def _without_prefix(message: str) -> str:
+    return message.removeprefix("Validation error: ")
+
+
+def _kind_and_type(item: Any) -> tuple[str, str]:
+    kind = _EXTERN_KINDS.get(type(item), "other")
+    if kind == "function":
+        return kind, f"({_types(item.params)}) -> ({_types(item.results)})"
+    if kind == "global":
+        return kind, f"{'mut ' if item.mutable else ''}{_type(item.type)}"
+    if kind == "table":
+        return kind, f"{_type(item.type)} {_range(item.minimum, item.maximum)}"
+    if kind == "memory":
+        shared = " shared" if item.shared else ""
+        return kind, f"pages {_range(item.minimum, item.maximum)}{shared}"
+    return kind, str(item)
+
+
+def _types(types: list[Any]) -> str:
+    return ", ".join(map(_type, types))
+
+
+def _type(value: Any) -> str:
+    return str(value).removeprefix("Type.").lower()
+
+
+def _range(minimum: int, maximum: int | None) -> str:
+    return f"{minimum}..{'' if maximum is None else maximum}"

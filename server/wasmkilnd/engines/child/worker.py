@@ -1,0 +1,107 @@
+"""A worker: a process with one engine imported, that forks a job for each order.
+
+It stays single-threaded, for only then is forking safe, and it never sees a
+module: a job reads its own from its own socket. So whatever a module does to
+its compiler is gone with the job. The daemon gives one order at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from . import confine, frames, job
+from .engine import Engine, load
+
+_CONTROL_FRAME_BYTES = 64 * 1024
+_NICENESS = 5
+
+
+def main(engine_name: str, control_fd: int) -> None:
+    """Serve orders from the daemon's end of ``control_fd`` until it closes."""
+    confine.die_with_parent(int(os.environ["WASMKILN_DAEMON_PID"]))
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group: the daemon decides.
+    os.nice(_NICENESS)
+    control = socket.socket(fileno=control_fd)
+    engine = load(engine_name)
+    _send(control, frames.Type.READY, pid=os.getpid(), threads=len(os.listdir("/proc/self/task")))
+    while True:
+        try:
+            limits, fds = _next_order(control)
+        except EOFError:
+            return
+        pid = _start_job(engine, limits, fds, control)
+        for fd in fds:
+            os.close(fd)
+        _send(control, frames.Type.STARTED, pid=pid)
+        # Not reaped yet, only looked at: while the daemon may still kill the job,
+        # its pid must not become somebody else's.
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        by_signal = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED) if ended else False
+        _send(
+            control,
+            frames.Type.ENDED,
+            exit_code=None if by_signal else ended.si_status if ended else 0,
+            signal=ended.si_status if by_signal and ended else None,
+        )
+        frames.receive(control, _CONTROL_FRAME_BYTES)  # REAP
+        os.waitpid(pid, 0)
+
+
+def _next_order(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Wait for a RUN frame and the two descriptors that travel with it."""
+    head, fds, _, _ = socket.recv_fds(control, frames.HEADER.size, 2)
+    if not head:
+        raise EOFError
+    _, size = frames.parse_header(head, _CONTROL_FRAME_BYTES)
+    limits: dict[str, Any] = json.loads(frames.receive_exactly(control, size))
+    return limits, fds
+
+
+def _start_job(
+    engine: Engine, limits: dict[str, Any], fds: list[int], control: socket.socket
+) -> int:
+    worker = os.getpid()
+    pid = os.fork()
+    if pid:
+        _own_group(pid)
+        return pid
+    try:
+        control.close()
+        _own_group(0)
+        confine.die_with_parent(worker)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sock = socket.socket(fileno=fds[0])
+        os.dup2(fds[1], 1)
+        os.dup2(fds[1], 2)
+        os.close(fds[1])
+        confine.limit(limits)
+        job.run(engine, sock)
+        sock.close()
+    except BaseException as failure:  # A panic derives from BaseException.
+        os.write(2, f"{type(failure).__name__}: {failure}\n".encode(errors="replace"))
+        os._exit(70)  # EX_SOFTWARE
+    os._exit(0)
+
+
+def _own_group(pid: int) -> None:
+    """Make the job the leader of its group. Both sides do it: whoever is first, it is done."""
+    try:
+        os.setpgid(pid, pid)
+    except OSError:
+        if pid == 0:
+            raise
+
+
+def _send(control: socket.socket, kind: frames.Type, **payload: Any) -> None:
+    frames.send(control, kind, json.dumps(payload).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,294 @@
+"""One worker process, seen from the daemon: start it, give it a job, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wasmkilnd.engines.child import frames
+from wasmkilnd.engines.child.frames import Type
+
+_START_TIMEOUT_S = 30.0
+# How long a healthy worker takes for its own part of a job, at the very most: a
+# fork before, a word after. Past it the worker itself is sick, and is replaced.
+_WORKER_GRACE_S = 10.0
+_LAST_WORDS_BYTES = 4096
+_BOOT = (
+    "import sys; sys.path.append(sys.argv[3]);"
+    " from child.worker import main; main(sys.argv[1], int(sys.argv[2]))"
+)
+
+
+class WorkerDied(Exception):  # noqa: N818 - an event, not a mistake
+    """The worker itself ended or stopped answering; its job is lost with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrder:
+    """What a job is to do, and within which limits."""
+
+    order: Mapping[str, Any]
+    wasm: bytes | None
+    timeout_s: float
+    cpu_s: float
+    memory_bytes: int
+    artifact_limit_bytes: int = 0
+
+
+@dataclass(slots=True)
+class JobReport:
+    """How a job ended."""
+
+    result: dict[str, Any] | None = None
+    """What it answered last, if it answered."""
+    artifact: bytearray | None = None
+    configured: bool = False
+    """Whether the engine took the settings before whatever happened."""
+    timed_out: bool = False
+    signal: int | None = None
+    exit_code: int | None = None
+    last_words: str = ""
+    """The end of what it wrote to standard error, such as a panic's message."""
+    protocol_error: str = ""
+
+
+@dataclass(slots=True)
+class Worker:
+    """A long-lived child with one engine imported. One job at a time."""
+
+    process: asyncio.subprocess.Process
+    control: socket.socket
+    pid: int
+    _closing: bool = field(default=False)
+
+    @classmethod
+    async def start(cls, interpreter: Path, engine: str) -> Worker:
+        """Start a worker and wait until its engine is imported. Raises WorkerDied."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                str(interpreter),
+                "-I",  # nothing of the caller's environment or folder is imported
+                "-B",
+                "-c",
+                _BOOT,
+                engine,
+                str(theirs.fileno()),
+                str(Path(__file__).parent),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                env=_environment(),
+                cwd="/",
+            )
+        worker = cls(process, ours, process.pid)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                ready = await worker._control_frame(Type.READY)
+        except (TimeoutError, WorkerDied, OSError) as failure:
+            words = await worker._words_at_death()
+            raise WorkerDied(f"a {engine} worker did not start: {words or failure}") from None
+        except BaseException:
+            await worker.kill()
+            raise
+        if ready["threads"] != 1:
+            await worker.kill()
+            raise WorkerDied(f"a {engine} worker has {ready['threads']} threads: forking is unsafe")
+        return worker
+
+    async def run(self, job: JobOrder) -> JobReport:
+        """Have the worker do one job, and wait for its end.
+
+        A job past its time is killed with its process group. Raises WorkerDied
+        when the worker itself fails: it is of no use any more then.
+        """
+        try:
+            return await self._run(job)
+        except BaseException:
+            # Whatever interrupts a job leaves the worker in the middle of one.
+            await self.kill()
+            raise
+
+    async def _run(self, job: JobOrder) -> JobReport:
+        report = JobReport()
+        sock, theirs = socket.socketpair()
+        words_out, words_in = os.pipe()
+        os.set_blocking(words_out, False)
+        os.set_blocking(words_in, False)  # A flood of words is cut off, and stops nobody.
+        sock.setblocking(False)
+        with sock:
+            try:
+                try:
+                    self._send_run(job, theirs, words_in)
+                finally:
+                    theirs.close()
+                    os.close(words_in)
+                started = await self._soon(Type.STARTED)
+                pid = int(started["pid"])
+                try:
+                    async with asyncio.timeout(job.timeout_s):
+                        await _converse(sock, job, report)
+                        if report.protocol_error:
+                            _kill_group(pid)
+                        ended = await self._control_frame(Type.ENDED)
+                except TimeoutError:
+                    report.timed_out = True
+                    _kill_group(pid)
+                    ended = await self._soon(Type.ENDED)
+                # Threads or children that it left behind go before its pid is given back.
+                _kill_group(pid)
+                report.signal, report.exit_code = ended["signal"], ended["exit_code"]
+                report.last_words = _read_last_words(words_out)
+            finally:
+                os.close(words_out)
+        await self._send_control(frames.HEADER.pack(Type.REAP, 0))
+        return report
+
+    def _send_run(self, job: JobOrder, theirs: socket.socket, words_in: int) -> None:
+        limits = json.dumps({"memory_bytes": job.memory_bytes, "cpu_s": max(1, round(job.cpu_s))})
+        message = frames.HEADER.pack(Type.RUN, len(limits)) + limits.encode()
+        try:
+            # Small, and to an empty socket: it is taken whole and at once.
+            sent = socket.send_fds(self.control, [message], [theirs.fileno(), words_in])
+        except OSError as gone:
+            raise WorkerDied(str(gone)) from None
+        if sent != len(message):
+            raise WorkerDied("the worker's control socket is full")
+
+    async def _send_control(self, message: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.control, message)
+        except OSError as gone:
+            raise WorkerDied(str(gone)) from None
+
+    async def _soon(self, kind: Type) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(_WORKER_GRACE_S):
+                return await self._control_frame(kind)
+        except TimeoutError:
+            raise WorkerDied(f"no {kind.name} within {_WORKER_GRACE_S:g} s") from None
+
+    async def _control_frame(self, expected: Type) -> dict[str, Any]:
+        try:
+            kind, payload = await _receive(self.control, frames.SMALL_FRAME_BYTES)
+        except (EOFError, frames.FrameError, OSError) as gone:
+            raise WorkerDied(str(gone) or "it went away") from None
+        if kind is not expected:
+            raise WorkerDied(f"{kind.name} instead of {expected.name}")
+        answer: dict[str, Any] = json.loads(payload)
+        return answer
+
+    async def wait(self) -> None:
+        """Wait until the process has ended."""
+        await self.process.wait()
+
+    async def kill(self) -> None:
+        """End the worker now; its job dies with it. Does nothing twice."""
+        if not self._closing:
+            self._closing = True
+            self.control.close()
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+        await self.process.wait()
+
+    async def _words_at_death(self) -> str:
+        await self.kill()
+        stderr = self.process.stderr
+        words = await stderr.read() if stderr else b""
+        lines = words.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+async def _converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
+    """Send the order and collect answers until the job closes its end."""
+    loop = asyncio.get_running_loop()
+    try:
+        for asked, message in _messages(job):
+            await loop.sock_sendall(sock, frames.HEADER.pack(asked, len(message)))
+            await loop.sock_sendall(sock, message)
+    except OSError:
+        pass  # It ended already: what it said and how it ended tells why.
+    limit = max(frames.SMALL_FRAME_BYTES, job.artifact_limit_bytes)
+    try:
+        while True:
+            kind, payload = await _receive(sock, limit)
+            if kind is Type.CONFIGURED:
+                report.configured = True
+            elif kind is Type.ARTIFACT:
+                report.artifact = payload
+            elif kind is Type.RESULT:
+                result = json.loads(payload)
+                if not isinstance(result, dict):
+                    raise frames.FrameError("the result is no object")
+                report.result = result
+    except EOFError:
+        return
+    except ConnectionError:
+        return
+    except (frames.FrameError, ValueError) as broken:
+        report.protocol_error = str(broken)
+
+
+def _messages(job: JobOrder) -> Sequence[tuple[Type, bytes]]:
+    order = dict(job.order, artifact_limit_bytes=job.artifact_limit_bytes)
+    if job.wasm is None:
+        return [(Type.ORDER, json.dumps(order).encode())]
+    order["module_bytes"] = len(job.wasm)
+    return [(Type.ORDER, json.dumps(order).encode()), (Type.MODULE, job.wasm)]
+
+
+async def _receive(sock: socket.socket, limit_bytes: int) -> tuple[Type, bytearray]:
+    head = await _receive_exactly(sock, frames.HEADER.size)
+    kind, size = frames.parse_header(head, limit_bytes)
+    try:
+        return kind, await _receive_exactly(sock, size)
+    except EOFError:
+        raise frames.FrameError("it went away in the middle of a frame") from None
+
+
+async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:
+    loop = asyncio.get_running_loop()
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    filled = 0
+    while filled < size:
+        received = await loop.sock_recv_into(sock, view[filled:])
+        if received == 0:
+            if filled == 0:
+                raise EOFError
+            raise frames.FrameError("it went away in the middle of a frame")
+        filled += received
+    return buffer
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _read_last_words(fd: int) -> str:
+    words = b""
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(fd, 65536):
+            words = (words + piece)[-_LAST_WORDS_BYTES:]
+    return words.decode(errors="replace").strip()
+
+
+def _environment() -> dict[str, str]:
+    """Answer a worker's whole environment: nothing of the daemon's, which may hold secrets."""
+    return {
+        "WASMKILN_DAEMON_PID": str(os.getpid()),
+        "LC_ALL": "C.UTF-8",
+        "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

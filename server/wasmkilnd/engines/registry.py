@@ -1,0 +1,251 @@
+"""Every engine that is served: resolves a request's wishes, and has them carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from wasmkilnd import errors
+from wasmkilnd.engines import verdict
+from wasmkilnd.engines.child.cpu import NATIVE
+from wasmkilnd.engines.pool import WorkerPool
+from wasmkilnd.engines.process import JobOrder, JobReport
+from wasmkilnd.engines.verdict import Opinion, Verdict
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.fingerprint import fingerprint
+from wasmkilnd.model import CompileSpec, EngineCapabilities, Kind, Limits, Module, TargetInfo
+from wasmkilnd.ports import CompiledCode, Recorder
+
+_REMEMBERED_VERDICTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ServedEngine:
+    """One engine version with its workers."""
+
+    capabilities: EngineCapabilities
+    pool: WorkerPool
+
+    @property
+    def id(self) -> str:
+        """What a request writes to choose it."""
+        return self.capabilities.identity.id
+
+
+class EngineRegistry:
+    """The engines port. ``served`` lists newer versions of a name before older ones."""
+
+    def __init__(
+        self,
+        served: Sequence[ServedEngine],
+        default_engine: str,
+        limits: Limits,
+        recorder: Recorder,
+    ) -> None:
+        """Serve ``served``; ``default_engine`` is an id, a name, or empty for the usual.
+
+        Raises ENGINE_UNKNOWN when the default is not among them.
+        """
+        self._served = {engine.id: engine for engine in served}
+        self._limits = limits
+        self._recorder = recorder
+        self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._default = self._resolve(default_engine) if default_engine else self._usual_default()
+
+    @property
+    def served(self) -> Sequence[ServedEngine]:
+        """Every engine, in the order in which they are listed."""
+        return tuple(self._served.values())
+
+    @property
+    def default(self) -> str:
+        """The id of the engine for requests that name none; empty when nothing is served."""
+        return self._default
+
+    def _usual_default(self) -> str:
+        names = {engine.capabilities.identity.name for engine in self._served.values()}
+        for name in ("wasmer", "wasmtime"):
+            if name in names:
+                return self._resolve(name)
+        return ""
+
+    def _resolve(self, engine: str) -> str:
+        if engine in self._served:
+            return engine
+        for candidate in self._served.values():  # Newest first.
+            if candidate.capabilities.identity.name == engine:
+                return candidate.id
+        raise errors.engine_unknown(engine, self._served)
+
+    def choose(self, engine: str, kind: Kind | None) -> str:
+        """Answer the id of the engine that a request means. Raises ENGINE_UNKNOWN."""
+        if engine:
+            return self._resolve(engine)
+        if not self._default:
+            raise errors.engine_unknown(engine, self._served)
+        if kind is None or kind in self._served[self._default].capabilities.kinds:
+            return self._default
+        for candidate in self._served.values():
+            if kind in candidate.capabilities.kinds:
+                return candidate.id
+        return self._default
+
+    def spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> CompileSpec:
+        """Resolve a request's wishes. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
+        capabilities = self._served[engine_id].capabilities
+        chosen = self._target(capabilities, target)
+        cpu = cpu or chosen.cpus[0]
+        if cpu not in chosen.cpus:
+            raise errors.cpu_unsupported(engine_id, chosen.triple, cpu, chosen.cpus)
+        in_force = {setting.name: setting.default for setting in capabilities.settings}
+        allowed = {setting.name: setting.allowed for setting in capabilities.settings}
+        changed = {}
+        for name, value in settings.items():
+            if name not in in_force:
+                raise errors.setting_unknown(engine_id, name, in_force)
+            if value not in allowed[name]:
+                raise errors.setting_value_unknown(engine_id, name, value, allowed[name])
+            if value != in_force[name]:
+                in_force[name] = changed[name] = value
+        features = capabilities.host_cpu_features if cpu == NATIVE else ()
+        return CompileSpec(
+            engine=capabilities.identity,
+            target=chosen.triple,
+            cpu=cpu,
+            settings=in_force,
+            changed_settings=changed,
+            fingerprint=fingerprint(capabilities.identity, chosen.triple, cpu, features, in_force),
+        )
+
+    @staticmethod
+    def _target(capabilities: EngineCapabilities, target: str) -> TargetInfo:
+        for candidate in capabilities.targets:
+            if candidate.triple == target or (not target and candidate.host):
+                return candidate
+        raise errors.target_unsupported(
+            capabilities.identity.id, target, [t.triple for t in capabilities.targets]
+        )
+
+    async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
+        """Compile in a worker. Raises the errors of Compile."""
+        engine = self._served[spec.engine.id]
+        started = time.monotonic()
+        queued_s = 0.0
+        outcome = "ok"
+        try:
+            if module.kind not in engine.capabilities.kinds:
+                raise await self._refusal(engine.id, module, _no_such_kind(module.kind))
+            report, queued_s = await engine.pool.run(
+                self._order("compile", module, spec.target, spec.cpu, spec.changed_settings)
+            )
+            opinion = verdict.read(report, engine.id, "compiling", self._limits)
+            if opinion.opinion is not Opinion.VALID:
+                raise await self._refusal(engine.id, module, opinion)
+            return _code(report, engine.id, queued_s)
+        except WasmkilnError as failure:
+            outcome = failure.reason.value.lower()
+            raise
+        finally:
+            self._recorder.compiled(
+                engine.id, outcome, time.monotonic() - started - queued_s, queued_s
+            )
+
+    async def validate(self, engine_id: str, module: Module) -> None:
+        """Validate in a worker. Raises the errors of Load."""
+        opinion = await self._opinion(engine_id, module)
+        if opinion.opinion is not Opinion.VALID:
+            raise await self._refusal(engine_id, module, opinion)
+
+    async def _opinion(self, engine_id: str, module: Module) -> Verdict:
+        """Answer what an engine with its default settings says of a module."""
+        engine = self._served[engine_id]
+        if module.kind not in engine.capabilities.kinds:
+            return _no_such_kind(module.kind)
+        remembered = self._verdicts.get((module.sha256, engine_id))
+        if remembered is not None:
+            self._verdicts.move_to_end((module.sha256, engine_id))
+            return remembered
+        host = next(target for target in engine.capabilities.targets if target.host)
+        report, _ = await engine.pool.run(self._order("validate", module, host.triple, NATIVE, {}))
+        opinion = verdict.read(report, engine_id, "validating", self._limits)
+        self._verdicts[module.sha256, engine_id] = opinion
+        while len(self._verdicts) > _REMEMBERED_VERDICTS:
+            self._verdicts.popitem(last=False)
+        return opinion
+
+    async def _refusal(self, engine_id: str, module: Module, said: Verdict) -> WasmkilnError:
+        """Tell an invalid module from one that only this engine cannot take."""
+        others = [other for other in self._served if other != engine_id]
+        if said.opinion is Opinion.INVALID:
+            # With settings that switch a proposal off, the engine itself is another.
+            others.append(engine_id)
+        opinions = await asyncio.gather(
+            *(self._opinion(other, module) for other in others), return_exceptions=True
+        )
+        pairs = [
+            (other, opinion)
+            for other, opinion in zip(others, opinions, strict=True)
+            if isinstance(opinion, Verdict)
+        ]
+        accepted_by = [other for other, opinion in pairs if opinion.opinion is Opinion.VALID]
+        if not accepted_by and module.kind not in self._served[engine_id].capabilities.kinds:
+            for other, opinion in pairs:
+                if opinion.opinion is Opinion.INVALID:
+                    return errors.module_invalid(other, opinion.message, opinion.offset)
+        if accepted_by or said.opinion is Opinion.UNSUPPORTED:
+            return errors.engine_lacks_feature(engine_id, said.message, accepted_by)
+        return errors.module_invalid(engine_id, said.message, said.offset)
+
+    def _order(
+        self, op: str, module: Module, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> JobOrder:
+        return JobOrder(
+            order={
+                "op": op,
+                "kind": module.kind.value,
+                "target": target,
+                "cpu": cpu,
+                "settings": dict(settings),
+            },
+            wasm=module.wasm,
+            timeout_s=self._limits.compile_timeout_s,
+            cpu_s=self._limits.compile_cpu_s,
+            memory_bytes=self._limits.compile_memory_bytes,
+            artifact_limit_bytes=self._limits.artifact_bytes,
+        )
+
+    async def close(self) -> None:
+        """End every worker."""
+        await asyncio.gather(*(engine.pool.close() for engine in self._served.values()))
+
+
+def _no_such_kind(kind: Kind) -> Verdict:
+    if kind is Kind.COMPONENT:
+        return Verdict(
+            Opinion.UNSUPPORTED, "it is a component, and this engine runs core modules only"
+        )
+    return Verdict(Opinion.UNSUPPORTED, "this engine does not run core modules")
+
+
+def _code(report: JobReport, engine_id: str, queued_s: float) -> CompiledCode:
+    result = report.result or {}
+    if report.artifact is None:
+        raise errors.compiler_crashed(engine_id, "sent no artifact", report.last_words)
+    return CompiledCode(
+        payload=report.artifact,
+        compile_time_s=float(result.get("seconds", 0.0)),
+        queue_time_s=queued_s,
+        imports=_rows(result.get("imports", ())),
+        exports=_rows(result.get("exports", ())),
+        # Without a result the engine died while it named the types of a complete artifact.
+        types_truncated=bool(result.get("types_truncated", report.result is None)),
+    )
+
+
+def _rows(items: Iterable[Sequence[str]]) -> list[tuple[str, str, str, str]]:
+    return [(str(i[0]), str(i[1]), str(i[2]), str(i[3])) for i in items]

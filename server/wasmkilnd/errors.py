@@ -1,0 +1,269 @@
+"""Domain errors: what can go wrong with a caller's request, in the caller's words.
+
+The transport knows how to say each (:mod:`wasmkilnd.rpc.status`); nothing here
+knows the transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+
+
+class Reason(Enum):
+    """Why a request failed. The names are the public ``ErrorInfo.reason``."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    MODULE_INVALID = "MODULE_INVALID"
+    NOT_WASM = "NOT_WASM"
+    MODULE_TOO_LARGE = "MODULE_TOO_LARGE"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    ENGINE_UNKNOWN = "ENGINE_UNKNOWN"
+    TARGET_UNSUPPORTED = "TARGET_UNSUPPORTED"
+    SETTING_UNKNOWN = "SETTING_UNKNOWN"
+    ENGINE_LACKS_FEATURE = "ENGINE_LACKS_FEATURE"
+    MODULE_NOT_LOADED = "MODULE_NOT_LOADED"
+    COMPILE_TIMEOUT = "COMPILE_TIMEOUT"
+    COMPILE_MEMORY_LIMIT = "COMPILE_MEMORY_LIMIT"
+    ARTIFACT_TOO_LARGE = "ARTIFACT_TOO_LARGE"
+    COMPILER_CRASHED = "COMPILER_CRASHED"
+    COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL"
+    SERVER_DRAINING = "SERVER_DRAINING"
+    INTERNAL = "INTERNAL"
+
+
+class WasmkilnError(Exception):
+    """A request that cannot be served, and why."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str = "",
+        retry_after_s: float | None = None,
+        **metadata: str | int | float,
+    ) -> None:
+        """Describe the failure.
+
+        ``message`` is one sentence that says what is wrong and what to do.
+        ``field`` names the request's field at fault; ``retry_after_s`` is set
+        where waiting helps; the rest goes into the error's metadata.
+        """
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+        self.metadata = {name: str(value) for name, value in metadata.items()}
+
+
+class TierUnavailable(Exception):  # noqa: N818 - a state of the tier, and no fault of the caller's
+    """A cache tier did not do what was asked of it. Never reaches a caller."""
+
+
+def invalid_request(message: str, field: str) -> WasmkilnError:
+    """The request itself is malformed."""
+    return WasmkilnError(Reason.INVALID_REQUEST, message, field=field)
+
+
+def not_wasm(what: str) -> WasmkilnError:
+    """The bytes are something other than a WebAssembly binary."""
+    return WasmkilnError(Reason.NOT_WASM, what, field="module")
+
+
+def module_too_large(size_bytes: int, limit_bytes: int) -> WasmkilnError:
+    """The module is above the size limit."""
+    return WasmkilnError(
+        Reason.MODULE_TOO_LARGE,
+        f"the module has {size_bytes:,} bytes and the limit is {limit_bytes:,}:"
+        " send a smaller one, or raise WASMKILN_MAX_MODULE_BYTES",
+        field="module",
+        size_bytes=size_bytes,
+        limit_bytes=limit_bytes,
+    )
+
+
+def digest_mismatch(expected: str, actual: str) -> WasmkilnError:
+    """The module is not the one that the caller meant."""
+    return WasmkilnError(
+        Reason.DIGEST_MISMATCH,
+        f"the module's SHA-256 is {actual}, not the expected {expected}",
+        field="expected_sha256",
+        expected_sha256=expected,
+        actual_sha256=actual,
+    )
+
+
+def module_invalid(engine_id: str, message: str, offset: int | None) -> WasmkilnError:
+    """The engine refuses the module. ``message`` is the engine's own."""
+    error = WasmkilnError(
+        Reason.MODULE_INVALID,
+        f"{engine_id} says that the module is invalid: {message}",
+        field="module",
+        engine=engine_id,
+    )
+    if offset is not None:
+        error.metadata["offset"] = str(offset)
+    return error
+
+
+def engine_unknown(engine: str, valid: Iterable[str]) -> WasmkilnError:
+    """No such engine is served."""
+    engines = ", ".join(valid)
+    return WasmkilnError(
+        Reason.ENGINE_UNKNOWN,
+        f"no engine {engine!r} is served here; valid are: {engines or 'none'}",
+        field="engine",
+        engine=engine,
+        engines=engines,
+    )
+
+
+def target_unsupported(engine_id: str, target: str, valid: Iterable[str]) -> WasmkilnError:
+    """The engine does not compile for the target."""
+    targets = ", ".join(valid)
+    return WasmkilnError(
+        Reason.TARGET_UNSUPPORTED,
+        f"{engine_id} does not compile for target {target!r}; valid are: {targets}",
+        field="target",
+        engine=engine_id,
+        target=target,
+        targets=targets,
+    )
+
+
+def cpu_unsupported(engine_id: str, target: str, cpu: str, valid: Iterable[str]) -> WasmkilnError:
+    """The target has no such cpu level."""
+    cpus = ", ".join(valid)
+    return WasmkilnError(
+        Reason.TARGET_UNSUPPORTED,
+        f"{engine_id} has no cpu level {cpu!r} for {target}; valid are: {cpus}",
+        field="cpu",
+        engine=engine_id,
+        target=target,
+        cpu=cpu,
+        cpus=cpus,
+    )
+
+
+def setting_unknown(engine_id: str, setting: str, valid: Iterable[str]) -> WasmkilnError:
+    """The engine has no such setting."""
+    settings = ", ".join(valid)
+    return WasmkilnError(
+        Reason.SETTING_UNKNOWN,
+        f"{engine_id} has no setting {setting!r}; valid are: {settings or 'none'}",
+        field="settings",
+        engine=engine_id,
+        setting=setting,
+        allowed=settings,
+    )
+
+
+def setting_value_unknown(
+    engine_id: str, setting: str, value: str, valid: Iterable[str]
+) -> WasmkilnError:
+    """The engine's setting has no such value."""
+    allowed = ", ".join(valid)
+    return WasmkilnError(
+        Reason.SETTING_UNKNOWN,
+        f"{engine_id} has no value {value!r} for setting {setting!r}; valid are: {allowed}",
+        field="settings",
+        engine=engine_id,
+        setting=setting,
+        value=value,
+        allowed=allowed,
+    )
+
+
+def settings_refused(engine_id: str, message: str) -> WasmkilnError:
+    """Each setting is known, but the engine refuses them together."""
+    return WasmkilnError(
+        Reason.SETTING_UNKNOWN,
+        f"{engine_id} refuses this combination of settings: {message}",
+        field="settings",
+        engine=engine_id,
+    )
+
+
+def engine_lacks_feature(engine_id: str, message: str, accepted_by: Iterable[str]) -> WasmkilnError:
+    """The module is valid, but this engine cannot compile it."""
+    others = ", ".join(accepted_by)
+    advice = f"engines here that accept it: {others}" if others else "no engine here accepts it"
+    return WasmkilnError(
+        Reason.ENGINE_LACKS_FEATURE,
+        f"{engine_id} cannot compile this module ({message}); {advice}",
+        field="engine",
+        engine=engine_id,
+        accepted_by=others,
+    )
+
+
+def module_not_loaded(sha256: str) -> WasmkilnError:
+    """The digest is not known here."""
+    return WasmkilnError(
+        Reason.MODULE_NOT_LOADED,
+        f"no module {sha256} is loaded here: send the module itself",
+        field="sha256",
+        sha256=sha256,
+    )
+
+
+def compile_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnError:
+    """The job ran past its limit of time and was killed."""
+    return WasmkilnError(
+        Reason.COMPILE_TIMEOUT,
+        f"{engine_id} did not finish within {limit_s:g} s of {what} and was stopped",
+        engine=engine_id,
+        limit_s=limit_s,
+    )
+
+
+def compile_memory_limit(engine_id: str, limit_bytes: int) -> WasmkilnError:
+    """The job ran past its limit of memory."""
+    return WasmkilnError(
+        Reason.COMPILE_MEMORY_LIMIT,
+        f"{engine_id} needed more than {limit_bytes:,} bytes of memory and was stopped",
+        engine=engine_id,
+        limit_bytes=limit_bytes,
+    )
+
+
+def artifact_too_large(engine_id: str, size_bytes: int, limit_bytes: int) -> WasmkilnError:
+    """The artifact is above its size limit."""
+    return WasmkilnError(
+        Reason.ARTIFACT_TOO_LARGE,
+        f"{engine_id} made an artifact of {size_bytes:,} bytes and the limit is {limit_bytes:,}",
+        engine=engine_id,
+        size_bytes=size_bytes,
+        limit_bytes=limit_bytes,
+    )
+
+
+def compiler_crashed(engine_id: str, how: str, last_words: str, signal: str = "") -> WasmkilnError:
+    """The compiler process ended without an answer."""
+    return WasmkilnError(
+        Reason.COMPILER_CRASHED,
+        f"{engine_id} {how} while it worked on this module"
+        + (f": {last_words}" if last_words else ""),
+        engine=engine_id,
+        signal=signal,
+    )
+
+
+def compile_queue_full(engine_id: str, waiting: int, retry_after_s: float) -> WasmkilnError:
+    """Too many compilations wait already."""
+    return WasmkilnError(
+        Reason.COMPILE_QUEUE_FULL,
+        f"{waiting} compilations already wait for {engine_id}: try again in {retry_after_s:.1f} s",
+        retry_after_s=retry_after_s,
+        engine=engine_id,
+        waiting=waiting,
+    )
+
+
+def server_draining() -> WasmkilnError:
+    """The daemon is shutting down."""
+    return WasmkilnError(
+        Reason.SERVER_DRAINING, "the daemon is shutting down: call another, or try again"
+    )

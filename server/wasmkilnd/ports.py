@@ -1,0 +1,187 @@
+"""What the request path needs from the outside, and what each port promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    CompileSpec,
+    Evicted,
+    EvictScope,
+    Kind,
+    Module,
+    Origin,
+    TierUsage,
+)
+
+
+class Tier(Protocol):
+    """One level of cache.
+
+    Safe for concurrent use from one event loop. A look-up that finds nothing
+    answers None; one that could not look raises TierUnavailable: a failure is
+    never passed off as a miss. What comes out was verified against the key that
+    it was asked under. After a put returns, the entry may already be gone again
+    (evicted, expired, too large to be kept), but never in part.
+    """
+
+    name: str
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        """Answer the artifact under ``key``. Raises TierUnavailable."""
+        ...
+
+    async def put(self, artifact: Artifact) -> None:
+        """Store ``artifact`` under its key, over what is there. Raises TierUnavailable."""
+        ...
+
+    async def get_module(self, sha256: str) -> Module | None:
+        """Answer the module with this digest. Raises TierUnavailable."""
+        ...
+
+    async def put_module(self, module: Module) -> None:
+        """Store ``module`` under its digest. Raises TierUnavailable."""
+        ...
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Answer which of ``keys`` are stored now, touching nothing. Raises TierUnavailable."""
+        ...
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Remove all in ``scope`` that was stored before the call. Raises TierUnavailable."""
+        ...
+
+    def usage(self) -> TierUsage:
+        """Answer what the tier holds, without waiting; never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and memory; never raises."""
+        ...
+
+
+class Cache(Protocol):
+    """The tiers as one. No call raises for a tier's sake: a tier that fails is passed over."""
+
+    async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
+        """Answer the artifact from the nearest tier that has it, and keep it nearer."""
+        ...
+
+    async def put(self, artifact: Artifact) -> None:
+        """Store in memory now and in the shared tier behind the caller's back."""
+        ...
+
+    async def get_module(self, sha256: str) -> Module | None:
+        """Answer the module from the nearest tier that has it, and keep it nearer."""
+        ...
+
+    async def put_module(self, module: Module) -> None:
+        """Store in memory now and in the shared tier behind the caller's back."""
+        ...
+
+    async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Answer which of ``keys`` no tier holds."""
+        ...
+
+    def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
+        """Answer the artifacts of a module that this daemon's memory holds."""
+        ...
+
+    async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
+        """Evict from ``tier`` ("" for all); answer what went and which tiers did not answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledCode:
+    """What came out of a compilation."""
+
+    payload: bytes | bytearray
+    compile_time_s: float
+    queue_time_s: float
+    imports: Sequence[Sequence[str]]
+    """Each as module, name, kind, type."""
+    exports: Sequence[Sequence[str]]
+    types_truncated: bool
+
+
+class Engines(Protocol):
+    """Every engine that is served.
+
+    Safe for concurrent use from one event loop. Whatever a module does to an
+    engine, only its own call fails, and with a WasmkilnError.
+    """
+
+    def choose(self, engine: str, kind: Kind | None) -> str:
+        """Answer the id of the engine that a request means.
+
+        ``kind`` is None while only the module's digest is known. Raises
+        ENGINE_UNKNOWN.
+        """
+        ...
+
+    def spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> CompileSpec:
+        """Resolve a request's wishes. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
+        ...
+
+    async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
+        """Compile in a worker. Raises the errors of Compile."""
+        ...
+
+    async def validate(self, engine_id: str, module: Module) -> None:
+        """Validate in a worker. Raises the errors of Load."""
+        ...
+
+
+class Sealer(Protocol):
+    """Binds artifacts to their keys.
+
+    Does no I/O. ``verify`` is called on every value from the shared tier before
+    anything else looks at it, and never on one from memory.
+    """
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Answer ``artifact`` with its attestation."""
+        ...
+
+    def verify(self, artifact: Artifact, key: CacheKey) -> str:
+        """Answer "" if the attestation vouches for ``artifact`` under ``key``, else why not."""
+        ...
+
+
+class Recorder(Protocol):
+    """Takes note of what happens. Safe from any thread, fast, and never raises."""
+
+    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
+        """``what`` is ``artifact`` or ``module``; ``outcome`` ``hit``, ``miss`` or ``error``."""
+        ...
+
+    def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
+        """``outcome`` is ``ok`` or ``error``."""
+        ...
+
+    def value_rejected(self, tier: str, cause: str) -> None:
+        """A stored value did not verify and was deleted. ``cause`` is one of a small set."""
+        ...
+
+    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
+        """``outcome`` is ``ok`` or an error's reason in lower case."""
+        ...
+
+    def served(self, origin: Origin) -> None:
+        """A Compile call was answered."""
+        ...
+
+    def flight_joined(self) -> None:
+        """A caller shares another's compilation."""
+        ...
+
+    def worker_replaced(self, engine_id: str) -> None:
+        """A worker died and a new one took its place."""
+        ...

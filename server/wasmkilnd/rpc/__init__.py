@@ -1,0 +1,1 @@
+"""gRPC: translates between the wire and the domain, and decides nothing."""

@@ -1,0 +1,66 @@
+"""The one table of errors: domain reasons to gRPC codes, with rich details."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from wasmkilnd.errors import Reason, WasmkilnError
+
+DOMAIN = "wasmkiln"
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict[Reason, grpc.StatusCode] = {
+    Reason.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.MODULE_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.NOT_WASM: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.MODULE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.DIGEST_MISMATCH: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.ENGINE_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.TARGET_UNSUPPORTED: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.SETTING_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.ENGINE_LACKS_FEATURE: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.MODULE_NOT_LOADED: grpc.StatusCode.NOT_FOUND,
+    Reason.COMPILE_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.COMPILE_MEMORY_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.ARTIFACT_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.COMPILER_CRASHED: grpc.StatusCode.INTERNAL,
+    Reason.COMPILE_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+
+# HTTP/2 implementations give up on long headers: an engine's message has an end.
+_MAX_MESSAGE_CHARACTERS = 1024
+_MAX_METADATA_CHARACTERS = 2048
+
+
+def to_status(error: WasmkilnError) -> status_pb2.Status:
+    """Answer the google.rpc.Status of ``error``."""
+    message = error.message[:_MAX_MESSAGE_CHARACTERS]
+    details = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason.value,
+            domain=DOMAIN,
+            metadata={k: v[:_MAX_METADATA_CHARACTERS] for k, v in error.metadata.items()},
+        )
+    ]
+    packed = [_packed(detail) for detail in details]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=message
+        )
+        packed.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        packed.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    code: int = CODES[error.reason].value[0]
+    return status_pb2.Status(code=code, message=message, details=packed)
+
+
+def _packed(detail: object) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)  # type: ignore[arg-type]
+    return packed

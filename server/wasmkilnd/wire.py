@@ -1,0 +1,62 @@
+"""Artifacts as the wire carries them.
+
+A memory hit should cost no more than sending bytes. So an artifact is kept as
+the very messages that will be sent: each frame is a serialized
+``CompileResponse`` with only its ``chunk`` field (number 2, length-delimited),
+made once when the artifact arrives and sent as it is ever after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+# grpcio streams fastest in messages of 512 KiB to 1 MiB (docs/performance.md);
+# the contract allows 1 MiB.
+CHUNK_BYTES = 512 * 1024
+
+_CHUNK_TAG = b"\x12"  # field 2, wire type 2
+
+
+def varint(number: int) -> bytes:
+    """Encode a non-negative number as a protobuf varint."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
+    """Cut ``payload`` into serialized chunk messages; none for an empty one."""
+    view = memoryview(payload)
+    return tuple(
+        b"".join((_CHUNK_TAG, varint(len(chunk)), chunk))
+        for start in range(0, len(view), CHUNK_BYTES)
+        for chunk in (view[start : start + CHUNK_BYTES],)
+    )
+
+
+def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
+    """Answer the payload's pieces inside ``frames``, without copying."""
+    views = []
+    for frame in frames:
+        end_of_length = 1
+        while frame[end_of_length] & 0x80:
+            end_of_length += 1
+        views.append(memoryview(frame)[end_of_length + 1 :])
+    return views
+
+
+def payload_of(frames: Iterable[bytes]) -> bytes:
+    """Join the payload inside ``frames``."""
+    return b"".join(payload_views(frames))
+
+
+def sha256_of(frames: Iterable[bytes]) -> str:
+    """Answer the hexadecimal SHA-256 of the payload inside ``frames``."""
+    digest = hashlib.sha256()
+    for view in payload_views(frames):
+        digest.update(view)
+    return digest.hexdigest()

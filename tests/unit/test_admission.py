@@ -1,0 +1,71 @@
+"""Only binaries get past admission, with the right words for everything else."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import Kind
+
+CORE = b"\0asm\x01\0\0\0"
+COMPONENT = b"\0asm\x0d\0\x01\0"
+
+
+def test_tells_core_modules_from_components() -> None:
+    assert admit(CORE, 100).kind is Kind.CORE_MODULE
+    assert admit(COMPONENT, 100).kind is Kind.COMPONENT
+
+
+def test_identity_is_the_digest_of_the_bytes() -> None:
+    assert admit(CORE, 100).sha256 == hashlib.sha256(CORE).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"(module)", "WebAssembly text"),
+        (b"\n  ;; a comment\n(module)", "WebAssembly text"),
+        (b"\x7fELF" + bytes(60), "already compiled"),
+        (b"\0wasmer-universal" + bytes(60), "already compiled"),
+        (b"\0asm", "cut off"),
+        (b"\0asm\x02\0\0\0", "version 0x00000002"),
+        (b"\0asm\x0a\0\x01\0", "0x0d"),
+        (b"MZ\x90\0", "no WebAssembly binary"),
+    ],
+)
+def test_says_what_it_is_instead(data: bytes, words: str) -> None:
+    with pytest.raises(WasmkilnError) as refusal:
+        admit(data, 100)
+    assert refusal.value.reason is Reason.NOT_WASM
+    assert words in refusal.value.message
+
+
+def test_size_limit_is_inclusive() -> None:
+    assert admit(CORE + bytes(92), 100).sha256
+    with pytest.raises(WasmkilnError) as refusal:
+        admit(CORE + bytes(93), 100)
+    assert refusal.value.reason is Reason.MODULE_TOO_LARGE
+    assert refusal.value.metadata == {"size_bytes": "101", "limit_bytes": "100"}
+
+
+def test_expected_digest() -> None:
+    right = hashlib.sha256(CORE).hexdigest()
+    assert admit(CORE, 100, right).sha256 == right
+    with pytest.raises(WasmkilnError) as refusal:
+        admit(CORE, 100, "0" * 64)
+    assert refusal.value.reason is Reason.DIGEST_MISMATCH
+    with pytest.raises(WasmkilnError) as refusal:
+        admit(CORE, 100, "nonsense")
+    assert refusal.value.reason is Reason.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "g" * 64])
+def test_malformed_digests_are_refused(digest: str) -> None:
+    with pytest.raises(WasmkilnError) as refusal:
+        check_sha256(digest, "sha256")
+    assert refusal.value.reason is Reason.INVALID_REQUEST
+    assert refusal.value.field == "sha256"

@@ -1,0 +1,96 @@
+"""One flight per key, whatever its callers do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from wasmkilnd.singleflight import SingleFlight
+
+
+class Work:
+    """Counts its runs, and ends when it is told to."""
+
+    def __init__(self, result: object = "made") -> None:
+        self.runs = 0
+        self.release = asyncio.Event()
+        self.started = asyncio.Event()
+        self._result = result
+
+    async def __call__(self) -> object:
+        self.runs += 1
+        self.started.set()
+        await self.release.wait()
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+
+async def test_concurrent_callers_share_one_run() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    work = Work()
+    calls = [asyncio.create_task(flights.run("k", work)) for _ in range(100)]
+    await work.started.wait()
+    assert len(flights) == 1
+    work.release.set()
+    answers = await asyncio.gather(*calls)
+    assert work.runs == 1
+    assert [joined for _, joined in answers].count(False) == 1
+    assert {value for value, _ in answers} == {"made"}
+    assert len(flights) == 0
+
+
+async def test_the_first_caller_hanging_up_hurts_nobody() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    work = Work()
+    first = asyncio.create_task(flights.run("k", work))
+    await work.started.wait()
+    others = [asyncio.create_task(flights.run("k", work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    work.release.set()
+    assert [value for value, _ in await asyncio.gather(*others)] == ["made"] * 3
+    assert work.runs == 1
+
+
+async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    stored = []
+
+    async def work() -> str:
+        await asyncio.sleep(0)
+        stored.append("made")
+        return "made"
+
+    call = asyncio.create_task(flights.run("k", work))
+    await asyncio.sleep(0)
+    call.cancel()
+    await flights.settle(5)
+    assert stored == ["made"]
+
+
+async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    broken = Work(ValueError("no"))
+    calls = [asyncio.create_task(flights.run("k", broken)) for _ in range(3)]
+    await broken.started.wait()
+    broken.release.set()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ValueError] * 3
+    healthy = Work()
+    healthy.release.set()
+    assert await flights.run("k", healthy) == ("made", False)
+
+
+async def test_settle_gives_up_what_does_not_end() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    work = Work()
+    call = asyncio.create_task(flights.run("k", work))
+    await work.started.wait()
+    assert await flights.settle(0.01) == 1
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert len(flights) == 0

@@ -1,0 +1,40 @@
+"""Frames are what protobuf itself would have written."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wasmkiln.v1 import module_service_pb2
+from wasmkilnd import wire
+
+SIZES = [0, 1, 127, 128, 16383, 16384, wire.CHUNK_BYTES, wire.CHUNK_BYTES + 1, 3 * wire.CHUNK_BYTES]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_frames_are_serialized_compile_responses(size: int) -> None:
+    payload = hashlib.shake_128(b"payload").digest(size)
+    frames = wire.to_frames(payload)
+    chunks = [module_service_pb2.CompileResponse.FromString(frame).chunk for frame in frames]
+    assert b"".join(chunks) == payload
+    assert all(0 < len(chunk) <= 1024 * 1024 for chunk in chunks)
+    assert list(frames) == [
+        module_service_pb2.CompileResponse(chunk=chunk).SerializeToString() for chunk in chunks
+    ]
+
+
+@given(st.binary(max_size=2000))
+def test_payload_survives_framing(payload: bytes) -> None:
+    frames = wire.to_frames(payload)
+    assert wire.payload_of(frames) == payload
+    assert wire.sha256_of(frames) == hashlib.sha256(payload).hexdigest()
+
+
+@given(st.integers(min_value=0, max_value=2**40))
+def test_varint_is_protobufs(number: int) -> None:
+    message = module_service_pb2.LoadResponse(size_bytes=number)
+    serialized = message.SerializeToString()
+    assert serialized[1:] == (wire.varint(number) if number else b"")
