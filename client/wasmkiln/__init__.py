@@ -1,1 +1,87 @@
-"""Client of the wasmkiln daemon."""
+"""Client of the wasmkiln daemon: compile WebAssembly once, load it everywhere.
+
+    from wasmkiln import Client
+
+    with Client("127.0.0.1:50051") as client:
+        artifact = client.compile("module.wasm", engine="wasmtime")
+        module = artifact.load()
+
+Importing this package needs grpcio, protobuf and the rich-error protos only. The
+`wasmkiln` command needs `wasmkiln[cli]`, and `Artifact.load` the engine itself.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from wasmkiln._progress import Phase, Progress
+from wasmkiln.aio import AsyncClient
+from wasmkiln.artifact import Artifact
+from wasmkiln.client import Client
+from wasmkiln.errors import (
+    ArtifactMismatch,
+    ArtifactTooLarge,
+    CompileMemoryLimit,
+    CompileQueueFull,
+    CompilerCrashed,
+    CompileTimeout,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DigestMismatch,
+    EngineLacksFeature,
+    EngineNotInstalled,
+    EngineUnknown,
+    FieldViolation,
+    IncompatibleEngine,
+    InternalFailure,
+    InvalidRequest,
+    ModuleInvalid,
+    ModuleNotLoaded,
+    ModuleQuarantined,
+    ModuleTooLarge,
+    NotWasm,
+    ServerDraining,
+    SettingUnknown,
+    TargetUnsupported,
+    WasmkilnError,
+)
+from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
+
+try:
+    __version__ = version("wasmkiln")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Artifact",
+    "ArtifactHeader",
+    "ArtifactKey",
+    "ArtifactMismatch",
+    "ArtifactTooLarge",
+    "AsyncClient",
+    "Client",
+    "CompileMemoryLimit",
+    "CompileQueueFull",
+    "CompileTimeout",
+    "CompilerCrashed",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "DigestMismatch",
+    "EngineLacksFeature",
+    "EngineNotInstalled",
+    "EngineUnknown",
+    "FieldViolation",
+    "IncompatibleEngine",
+    "InternalFailure",
+    "InvalidRequest",
+    "ModuleInvalid",
+    "ModuleNotLoaded",
+    "ModuleQuarantined",
+    "ModuleTooLarge",
+    "NotWasm",
+    "Phase",
+    "Progress",
+    "ServerDraining",
+    "SettingUnknown",
+    "TargetUnsupported",
+    "WasmkilnError",
+    "__version__",
+]

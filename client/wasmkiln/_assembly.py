@@ -1,0 +1,93 @@
+"""Puts an artifact together from the messages of a Compile stream, and verifies it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from wasmkiln._progress import Phase, Progress
+from wasmkiln.artifact import Artifact
+from wasmkiln.errors import ArtifactMismatch
+
+if TYPE_CHECKING:
+    from wasmkiln._progress import ProgressCallback
+    from wasmkiln.v1.module_service_pb2 import CompileResponse
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+
+class Assembly:
+    """One stream's worth of messages: `add` each, then `finish`.
+
+    It hashes as the chunks arrive, so that verifying costs nearly nothing after the last
+    one, and stops at the first byte too many.
+    """
+
+    def __init__(
+        self,
+        module_sha256: str,
+        *,
+        omit_artifact: bool = False,
+        on_progress: ProgressCallback | None = None,
+    ) -> None:
+        self._module_sha256 = module_sha256
+        self._omit_artifact = omit_artifact
+        self._on_progress = on_progress
+        self._header: ArtifactHeader | None = None
+        self._chunks: list[bytes] = []
+        self._received_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, message: CompileResponse) -> None:
+        """Takes the next message. Raises ArtifactMismatch when it can't be right."""
+        if message.WhichOneof("part") == "header":
+            self._begin(message.header)
+        else:
+            self._append(message.chunk)
+
+    def finish(self) -> Artifact:
+        """The verified artifact. Raises ArtifactMismatch when anything is missing or wrong."""
+        header = self._header
+        if header is None:
+            raise ArtifactMismatch("the daemon's answer ended before its header")
+        if self._omit_artifact:
+            return Artifact(b"", header)
+        if self._received_bytes != header.size_bytes:
+            raise ArtifactMismatch(
+                f"the artifact ended after {self._received_bytes} of {header.size_bytes} bytes"
+            )
+        actual = self._digest.hexdigest()
+        if actual != header.artifact_sha256:
+            raise ArtifactMismatch(
+                f"the artifact's bytes have the SHA-256 {actual}, its header says "
+                f"{header.artifact_sha256}",
+                metadata={"expected_sha256": header.artifact_sha256, "actual_sha256": actual},
+            )
+        return Artifact(b"".join(self._chunks), header)
+
+    def _begin(self, header: ArtifactHeader) -> None:
+        if self._header is not None:
+            raise ArtifactMismatch("the daemon's answer has two headers")
+        if header.module_sha256 != self._module_sha256:
+            raise ArtifactMismatch(
+                f"asked for an artifact of module {self._module_sha256}, got one of "
+                f"{header.module_sha256 or 'no module'}"
+            )
+        self._header = header
+        self._report()
+
+    def _append(self, chunk: bytes) -> None:
+        if self._header is None:
+            raise ArtifactMismatch("the daemon's answer has bytes before its header")
+        self._received_bytes += len(chunk)
+        if self._received_bytes > self._header.size_bytes:
+            raise ArtifactMismatch(
+                f"the artifact is longer than the {self._header.size_bytes} bytes of its header"
+            )
+        self._digest.update(chunk)
+        self._chunks.append(chunk)
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is not None and self._header is not None:
+            total_bytes = self._header.size_bytes
+            self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, total_bytes))

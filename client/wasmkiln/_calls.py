@@ -1,0 +1,233 @@
+"""What each method of the clients does, without doing any I/O.
+
+A method is a generator that yields steps: a call, a pause, something that blocks. Client and
+AsyncClient perform the steps, each in its own way, and send back what came of them; a step's
+failure is thrown into the generator. So deadlines, retries, digest-first upload and
+verification are written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from wasmkiln._assembly import Assembly
+from wasmkiln._progress import Phase, Progress
+from wasmkiln._requests import artifact_keys, compile_request, evict_request, in_batches
+from wasmkiln._retry import Deadline, RetryPolicy
+from wasmkiln._settings import choose_address, choose_timeout_s
+from wasmkiln._source import identify
+from wasmkiln._status import error_from_rpc
+from wasmkiln.errors import ModuleNotLoaded
+from wasmkiln.v1 import admin_service_pb2 as admin
+from wasmkiln.v1 import module_service_pb2 as modules
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from wasmkiln._progress import ProgressCallback
+    from wasmkiln._source import Source
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.v1.types_pb2 import ArtifactKey
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Method:
+    """An RPC: its path, and the class of its answer."""
+
+    path: str
+    answer: type[Message]
+
+
+LOAD = Method("/wasmkiln.v1.ModuleService/Load", modules.LoadResponse)
+COMPILE = Method("/wasmkiln.v1.ModuleService/Compile", modules.CompileResponse)
+STATS = Method("/wasmkiln.v1.ModuleService/Stats", modules.StatsResponse)
+CAPABILITIES = Method("/wasmkiln.v1.ModuleService/GetCapabilities", modules.GetCapabilitiesResponse)
+FIND_MISSING = Method("/wasmkiln.v1.ModuleService/FindMissing", modules.FindMissingResponse)
+EVICT = Method("/wasmkiln.v1.AdminService/Evict", admin.EvictResponse)
+# On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1}
+# are these wrappers, so that the client needs no package for them.
+HEALTH = Method("/grpc.health.v1.Health/Check", Int32Value)
+_HEALTH_STATUS = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+
+
+@dataclass(frozen=True)
+class Unary:
+    """Call `method`; the outcome is its answer."""
+
+    method: Method
+    request: Message
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Call `method` and hand each message of its answer to `sink`; the outcome is None."""
+
+    method: Method
+    request: Message
+    timeout_s: float
+    sink: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Run something that reads files or uses the CPU; the outcome is its result."""
+
+    run: Callable[[], Any]
+
+
+Step = Unary | Stream | Pause | Blocking
+Flow = Generator[Step, Any, T]
+
+
+class Calls:
+    """The methods of a client, as flows of steps."""
+
+    def __init__(self, address: str | None, timeout_s: float | None, max_attempts: int) -> None:
+        if max_attempts < 1:
+            raise ValueError("max_attempts has to be at least 1")
+        self.address = choose_address(address)
+        self._timeout_s = choose_timeout_s(timeout_s)
+        self._retry = RetryPolicy(max_attempts)
+
+    def load(
+        self,
+        source: Source,
+        *,
+        expected_sha256: str | None,
+        engine: str | None,
+        timeout_s: float | None,
+    ) -> Flow[modules.LoadResponse]:
+        deadline = self._deadline(timeout_s)
+        identified = yield Blocking(partial(identify, source))
+        if identified.module is None:
+            raise ValueError("load needs a module's bytes or path; a digest has no bytes")
+        request = modules.LoadRequest(
+            module=identified.module, expected_sha256=expected_sha256 or "", engine=engine or ""
+        )
+        answer: modules.LoadResponse = yield from self._unary(LOAD, request, deadline)
+        return answer
+
+    def compile(
+        self,
+        source: Source,
+        *,
+        engine: str | None,
+        target: str | None,
+        cpu: str | None,
+        settings: Mapping[str, str] | None,
+        skip_cache_lookup: bool,
+        omit_artifact: bool,
+        timeout_s: float | None,
+        on_progress: ProgressCallback | None,
+    ) -> Flow[Artifact]:
+        deadline = self._deadline(timeout_s)
+        report: ProgressCallback = on_progress or (lambda _: None)
+        identified = yield Blocking(partial(identify, source))
+        request = compile_request(
+            engine=engine,
+            target=target,
+            cpu=cpu,
+            settings=settings,
+            skip_cache_lookup=skip_cache_lookup,
+            omit_artifact=omit_artifact,
+        )
+        assemble = partial(
+            Assembly, identified.sha256, omit_artifact=omit_artifact, on_progress=on_progress
+        )
+        request.sha256 = identified.sha256
+        report(Progress(Phase.ASKING))
+        try:
+            return (yield from self._artifact(request, deadline, assemble))
+        except ModuleNotLoaded:
+            if identified.module is None:
+                raise
+        request.module = identified.module
+        report(Progress(Phase.UPLOADING, 0, len(identified.module)))
+        return (yield from self._artifact(request, deadline, assemble))
+
+    def stats(self, timeout_s: float | None) -> Flow[modules.StatsResponse]:
+        return self._unary(STATS, modules.StatsRequest(), self._deadline(timeout_s))
+
+    def capabilities(self, timeout_s: float | None) -> Flow[modules.GetCapabilitiesResponse]:
+        request = modules.GetCapabilitiesRequest()
+        return self._unary(CAPABILITIES, request, self._deadline(timeout_s))
+
+    def find_missing(
+        self, keys: Iterable[ArtifactKey | str], timeout_s: float | None
+    ) -> Flow[list[ArtifactKey]]:
+        deadline = self._deadline(timeout_s)
+        missing: list[ArtifactKey] = []
+        for request in in_batches(artifact_keys(keys)):
+            answer = yield from self._unary(FIND_MISSING, request, deadline)
+            missing.extend(answer.missing)
+        return missing
+
+    def evict(
+        self,
+        *,
+        module_sha256: str | None,
+        engine: str | None,
+        everything: bool,
+        tier: str | None,
+        timeout_s: float | None,
+    ) -> Flow[admin.EvictResponse]:
+        request = evict_request(
+            module_sha256=module_sha256, engine=engine, everything=everything, tier=tier
+        )
+        return self._unary(EVICT, request, self._deadline(timeout_s))
+
+    def health(self, service: str, timeout_s: float | None) -> Flow[str]:
+        request = StringValue(value=service)
+        answer = yield from self._unary(HEALTH, request, self._deadline(timeout_s))
+        known = 0 <= answer.value < len(_HEALTH_STATUS)
+        return _HEALTH_STATUS[answer.value if known else 0]
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
+
+    def _unary(self, method: Method, request: Message, deadline: Deadline) -> Flow[Any]:
+        return (yield from self._attempts(deadline, partial(Unary, method, request)))
+
+    def _artifact(
+        self, request: Message, deadline: Deadline, assemble: Callable[[], Assembly]
+    ) -> Flow[Artifact]:
+        # Each attempt starts from nothing: a stream that broke has left half an artifact.
+        assembly = assemble()
+
+        def attempt(timeout_s: float) -> Stream:
+            nonlocal assembly
+            assembly = assemble()
+            return Stream(COMPILE, request, timeout_s, assembly.add)
+
+        yield from self._attempts(deadline, attempt)
+        return assembly.finish()
+
+    def _attempts(self, deadline: Deadline, step: Callable[[float], Step]) -> Flow[Any]:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return (yield step(deadline.remaining_s()))  # none left: grpc fails it at once
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, address=self.address, timeout_s=deadline.timeout_s)
+            # Outside of the except block, so that no RpcError hangs on what is raised.
+            pause_s = self._retry.pause_s(error, attempt, deadline.remaining_s())
+            if pause_s is None:
+                raise error
+            yield Pause(pause_s)

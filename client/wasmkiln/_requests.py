@@ -1,0 +1,73 @@
+"""Builds the requests of the API from a method's arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wasmkiln._source import is_digest
+from wasmkiln.v1 import admin_service_pb2 as admin
+from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1.types_pb2 import ArtifactKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+# The daemon refuses more in one call; see FindMissing in module_service.proto.
+FIND_MISSING_KEYS = 10_000
+
+_TIERS: dict[str | None, admin.Tier] = {
+    None: admin.TIER_UNSPECIFIED,
+    "memory": admin.TIER_MEMORY,
+    "redis": admin.TIER_REDIS,
+}
+
+
+def compile_request(
+    *,
+    engine: str | None,
+    target: str | None,
+    cpu: str | None,
+    settings: Mapping[str, str] | None,
+    skip_cache_lookup: bool,
+    omit_artifact: bool,
+) -> modules.CompileRequest:
+    """A CompileRequest without a source, which the caller adds."""
+    return modules.CompileRequest(
+        engine=engine or "",
+        target=target or "",
+        cpu=cpu or "",
+        settings=dict(settings or {}),
+        skip_cache_lookup=skip_cache_lookup,
+        omit_artifact=omit_artifact,
+    )
+
+
+def artifact_keys(keys: Iterable[ArtifactKey | str]) -> list[ArtifactKey]:
+    """Keys as they are, and a digest as the key of its default engine's artifact."""
+    return [ArtifactKey(module_sha256=key) if isinstance(key, str) else key for key in keys]
+
+
+def in_batches(keys: Sequence[ArtifactKey]) -> Iterator[modules.FindMissingRequest]:
+    """FindMissing requests of no more keys than the daemon takes in one."""
+    for start in range(0, len(keys), FIND_MISSING_KEYS):
+        yield modules.FindMissingRequest(keys=keys[start : start + FIND_MISSING_KEYS])
+
+
+def evict_request(
+    *, module_sha256: str | None, engine: str | None, everything: bool, tier: str | None
+) -> admin.EvictRequest:
+    """An EvictRequest. Raises ValueError unless exactly one scope and a known tier are given."""
+    if (module_sha256 is not None) + (engine is not None) + everything != 1:
+        raise ValueError("evict needs exactly one of module_sha256, engine and everything=True")
+    if tier not in _TIERS:
+        raise ValueError(f"tier is 'memory', 'redis' or None for every tier, not {tier!r}")
+    request = admin.EvictRequest(tier=_TIERS[tier])
+    if module_sha256 is not None:
+        if not is_digest(module_sha256):
+            raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+        request.module_sha256 = module_sha256
+    elif engine is not None:
+        request.engine = engine
+    else:
+        request.all = True
+    return request

@@ -1,0 +1,110 @@
+"""From a failed gRPC call to the exception that a caller sees."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from wasmkiln.errors import (
+    BY_REASON,
+    ConnectionFailed,
+    DeadlineExceeded,
+    FieldViolation,
+    ModuleTooLarge,
+    WasmkilnError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DOMAIN = "wasmkiln"
+_DETAILS_KEY = "grpc-status-details-bin"
+# What gRPC servers say, C core and Go alike, about a request above their message limit. The
+# C core says "CLIENT: Received …" when it is the answer that is too large.
+_MESSAGE_TOO_LARGE = re.compile(
+    r"(?<!CLIENT: )received message larger than max(?: \((\d+) vs\. (\d+)\))?", re.IGNORECASE
+)
+
+
+def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnError:
+    """Translates a grpc.RpcError of either API, sync or aio. Raises nothing.
+
+    `address` and `timeout_s` (the whole call's, in seconds) appear in the messages about
+    the connection and the deadline.
+    """
+    code: grpc.StatusCode = failure.code()
+    text: str = failure.details() or ""
+    reason = ""
+    metadata: dict[str, str] = {}
+    retry_after_s: float | None = None
+    violations: list[FieldViolation] = []
+    for detail in _details(failure):
+        if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == _DOMAIN:
+            reason, metadata = detail.reason, dict(detail.metadata)
+        elif isinstance(detail, error_details_pb2.RetryInfo):
+            retry_after_s = detail.retry_delay.ToTimedelta().total_seconds()
+        elif isinstance(detail, error_details_pb2.BadRequest):
+            violations += [FieldViolation(v.field, v.description) for v in detail.field_violations]
+    if not reason:
+        plain = _without_reason(code, text, address, timeout_s)
+        if plain is not None:
+            plain.retry_after_s = retry_after_s
+            return plain
+    return BY_REASON.get(reason, WasmkilnError)(
+        text or reason or code.name,
+        code=code,
+        reason=reason,
+        metadata=metadata,
+        retry_after_s=retry_after_s,
+        field_violations=violations,
+    )
+
+
+def _without_reason(
+    code: grpc.StatusCode, text: str, address: str, timeout_s: float
+) -> WasmkilnError | None:
+    """What gRPC itself reports, without any daemon having decided it."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return ConnectionFailed(
+            f"no daemon answers at {address}: start one with `wasmkilnd serve`, "
+            "or set WASMKILN_ADDRESS",
+            metadata={"address": address, "detail": text},
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(
+            f"no answer from {address} within {timeout_s:g} s",
+            metadata={"address": address, "timeout_s": f"{timeout_s:g}"},
+        )
+    too_large = _MESSAGE_TOO_LARGE.search(text)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and too_large:
+        size, limit = too_large.groups()
+        return ModuleTooLarge(
+            f"the module is larger than the daemon accepts ({text})",
+            code=code,
+            metadata={"size_bytes": size, "limit_bytes": limit} if size else {},
+        )
+    return None
+
+
+def _details(failure: Any) -> Iterator[object]:
+    """The rich-error details in a failure's trailers; none when they can't be read."""
+    for key, value in failure.trailing_metadata() or ():
+        if key != _DETAILS_KEY:
+            continue
+        try:
+            packed = status_pb2.Status.FromString(value).details
+            for item in packed:
+                for kind in (
+                    error_details_pb2.ErrorInfo,
+                    error_details_pb2.RetryInfo,
+                    error_details_pb2.BadRequest,
+                ):
+                    message = kind()
+                    if item.Unpack(message):
+                        yield message
+        except DecodeError:  # not ours, or damaged on the way: code and text still stand
+            return

@@ -1,0 +1,26 @@
+"""`wasmkiln engines`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from wasmkiln.cli import tables
+from wasmkiln.cli.json_output import to_document
+from wasmkiln.cli.options import connection_options
+
+if TYPE_CHECKING:
+    from wasmkiln.cli.session import Session
+
+
+@click.command()
+@click.option("--settings", is_flag=True, help="List settings with their allowed values instead.")
+@connection_options
+@click.pass_obj
+def engines(session: Session, settings: bool) -> None:
+    """Show what can be asked for: engines, targets, cpus, settings, limits."""
+    with session.client() as client:
+        answer = client.capabilities()
+    shown = tables.settings(answer) if settings else tables.engines(answer)
+    session.emit(to_document(answer), shown)

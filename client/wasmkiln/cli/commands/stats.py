@@ -1,0 +1,54 @@
+"""`wasmkiln stats`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+from rich.live import Live
+
+from wasmkiln.cli import tables
+from wasmkiln.cli.json_output import to_document
+from wasmkiln.cli.options import connection_options
+from wasmkiln.cli.session import console
+
+if TYPE_CHECKING:
+    from wasmkiln.cli.session import Session
+    from wasmkiln.client import Client
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Go on until interrupted; with --json, a line each.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two looks of --watch.",
+)
+@connection_options
+@click.pass_obj
+def stats(session: Session, watch: bool, interval: float) -> None:
+    """Show counters and latencies: tiers, compiles, workers."""
+    with session.client() as client:
+        if not watch:
+            _print(session, client)
+        elif session.as_json or not sys.stdout.isatty():
+            while True:
+                _print(session, client)
+                time.sleep(interval)
+        else:
+            with Live(
+                tables.stats(client.stats()), console=console(sys.stdout), auto_refresh=False
+            ) as live:
+                while True:
+                    time.sleep(interval)
+                    live.update(tables.stats(client.stats()), refresh=True)
+
+
+def _print(session: Session, client: Client) -> None:
+    answer = client.stats()
+    session.emit(to_document(answer), tables.stats(answer))

@@ -1,0 +1,120 @@
+"""Options and arguments that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from wasmkiln._source import is_digest
+from wasmkiln.cli.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    F = TypeVar("F", bound=Callable[..., Any])
+
+
+def connection_options(command: F) -> F:
+    """--address, --timeout and --json, which fill in the Session.
+
+    They stand at the group and at every command, so that they may come before or after the
+    command's name.
+    """
+
+    def fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+        def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+            if value is not None:
+                setattr(context.ensure_object(Session), name, value)
+
+        return callback
+
+    for option in (
+        click.option(
+            "--json",
+            is_flag=True,
+            default=None,
+            expose_value=False,
+            callback=fill("as_json"),
+            help="Print one JSON document on stdout instead of tables.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            expose_value=False,
+            callback=fill("timeout_s"),
+            help="Longest time for each call.  [default: $WASMKILN_TIMEOUT_S, else 60]",
+        ),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            expose_value=False,
+            callback=fill("address"),
+            help="The daemon; unix:/path too.  [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+class ModuleParameter(click.Path):
+    """A module's file, or the digest of one that the daemon has."""
+
+    name = "FILE|SHA256"
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, readable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text itself. Fails when it is neither."""
+        if is_digest(value) and not Path(value).exists():
+            return str(value)
+        return str(super().convert(value, param, ctx))
+
+
+MODULE = ModuleParameter()
+MODULE_FILE = click.Path(exists=True, dir_okay=False, readable=True)
+
+
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    settings = {}
+    for text in values:
+        name, separator, value = text.partition("=")
+        if not name or not separator:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        settings[name] = value
+    return settings
+
+
+def artifact_options(*, several_engines: bool = False) -> Callable[[F], F]:
+    """--engine, --target, --cpu and --set: which artifact of a module is meant."""
+
+    def decorate(command: F) -> F:
+        for option in (
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="NAME=VALUE",
+                callback=_settings,
+                help="A setting; may be repeated. `wasmkiln engines --settings` lists them.",
+            ),
+            click.option("--cpu", metavar="LEVEL", help="CPU level, e.g. x86-64-v3 or baseline."),
+            click.option(
+                "--target", metavar="TRIPLE", help="Target, e.g. x86_64-unknown-linux-gnu."
+            ),
+            click.option(
+                "--engine",
+                "engines" if several_engines else "engine",
+                multiple=several_engines,
+                metavar="ENGINE",
+                help="Engine, e.g. wasmtime or wasmer-1.1.0"
+                + ("; may be repeated." if several_engines else "."),
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate

@@ -1,0 +1,103 @@
+"""Progress bars on stderr, for a terminal only."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from wasmkiln._progress import Phase
+from wasmkiln._progress import Progress as CallProgress
+from wasmkiln.cli.session import console
+from wasmkiln.cli.text import one_line, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.progress import TaskID
+
+    from wasmkiln._progress import ProgressCallback
+
+_TEXT = "{task.description}"
+
+
+class TransferBars:
+    """One bar for each call under way."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def uploading(self, name: str, size_bytes: int) -> Iterator[None]:
+        """Shows that a module is on its way, without a number: gRPC tells none."""
+        with self._task(f"uploading {name} ({size(size_bytes)})"):
+            yield
+
+    @contextmanager
+    def compiling(self, name: str) -> Iterator[ProgressCallback]:
+        """Shows a compile; hand what it yields to Client.compile."""
+        with self._task(f"asking for {name}") as task:
+
+            def show(now: CallProgress) -> None:
+                if now.phase is Phase.DOWNLOADING:
+                    self._progress.update(
+                        task,
+                        description=one_line(f"downloading {name}"),
+                        completed=now.done_bytes,
+                        total=now.total_bytes,
+                    )
+                elif now.phase is Phase.UPLOADING:
+                    text = f"uploading and compiling {name} ({size(now.total_bytes)})"
+                    self._progress.update(task, description=one_line(text))
+
+            yield show
+
+    @contextmanager
+    def _task(self, text: str) -> Iterator[TaskID]:
+        task = self._progress.add_task(one_line(text), total=None)
+        try:
+            yield task
+        finally:
+            self._progress.remove_task(task)
+
+
+@contextmanager
+def transfer_bars() -> Iterator[TransferBars]:
+    """Bars for calls, gone when they end; nothing unless stderr is a terminal."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn(_TEXT, markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeElapsedColumn(),
+        console=console(sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        yield TransferBars(progress)
+
+
+@contextmanager
+def counter(text: str, total: int) -> Iterator[Progress]:
+    """A bar that counts to `total`, by `advance(0)`; nothing unless stderr is a terminal."""
+    with Progress(
+        TextColumn(_TEXT, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console(sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        progress.add_task(text, total=total)
+        yield progress

@@ -1,0 +1,217 @@
+"""The tables that people read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+
+from wasmkiln.cli.text import elapsed, one_line, seconds, size
+from wasmkiln.v1.types_pb2 import Kind, Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import RenderableType
+
+    from wasmkiln.cli.commands.compile import Compiled
+    from wasmkiln.v1.admin_service_pb2 import EvictResponse
+    from wasmkiln.v1.module_service_pb2 import (
+        GetCapabilitiesResponse,
+        LatencySummary,
+        LoadResponse,
+        StatsResponse,
+    )
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+_RIGHT = ">"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table; a column whose name starts with ">" is aligned right."""
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        right = column.startswith(_RIGHT)
+        table.add_column(
+            column.removeprefix(_RIGHT), justify="right" if right else "left", overflow="fold"
+        )
+    return table
+
+
+def _kind(kind: Kind) -> str:
+    return Kind.Name(kind).removeprefix("KIND_").replace("_", " ").lower()
+
+
+def _origin(origin: Origin) -> str:
+    return Origin.Name(origin).removeprefix("ORIGIN_").replace("_", " ").lower()
+
+
+def loaded(modules: Iterable[tuple[str, LoadResponse]]) -> RenderableType:
+    """What `load` did."""
+    table = _table("module", "sha256", ">size", "kind", "validated by", "was there")
+    for file, answer in modules:
+        table.add_row(
+            one_line(file),
+            answer.sha256,
+            size(answer.size_bytes),
+            _kind(answer.kind),
+            answer.engine,
+            "yes" if answer.already_loaded else "no",
+        )
+    return table
+
+
+def compiled(artifacts: Iterable[Compiled]) -> RenderableType:
+    """What `compile` got."""
+    table = _table(
+        "module", "engine", "target", "cpu", "origin", ">size", ">compile", ">call", "saved to"
+    )
+    for one in artifacts:
+        header = one.header
+        table.add_row(
+            one_line(one.source),
+            header.engine.id,
+            header.target,
+            header.cpu,
+            _origin(header.origin),
+            size(header.size_bytes),
+            elapsed(seconds(header.compile_time)),
+            elapsed(one.call_s),
+            one_line(str(one.saved_to)) if one.saved_to else "-",
+        )
+    return table
+
+
+def missing(rows: Sequence[tuple[str, str, str]], asked: int) -> RenderableType:
+    """What `find-missing` found: source, digest and engine of each."""
+    if not rows:
+        return f"nothing missing of {asked}"
+    table = _table("missing", "sha256", "engine", title=f"{len(rows)} missing of {asked}")
+    for source, digest, engine in rows:
+        table.add_row(one_line(source), digest, engine or "default")
+    return table
+
+
+def evicted(answer: EvictResponse) -> RenderableType:
+    """What `evict` removed."""
+    return f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
+
+
+def warmed(
+    files: int, warm_before: int, warm_now: Sequence[tuple[str, ArtifactHeader]], failed: int
+) -> RenderableType:
+    """What `warm` did."""
+    summary = f"{files} files: {warm_before} warm before, {len(warm_now)} compiled, {failed} failed"
+    if not warm_now:
+        return summary
+    table = _table("module", "engine", "origin", ">size", ">compile")
+    for name, header in warm_now:
+        table.add_row(
+            one_line(name),
+            header.engine.id,
+            _origin(header.origin),
+            size(header.size_bytes),
+            elapsed(seconds(header.compile_time)),
+        )
+    return Group(table, summary)
+
+
+def _latency(summary: LatencySummary) -> tuple[str, str, str]:
+    return (
+        elapsed(seconds(summary.p50)),
+        elapsed(seconds(summary.p90)),
+        elapsed(seconds(summary.p99)),
+    )
+
+
+def stats(answer: StatsResponse) -> RenderableType:
+    """Everything that `stats` shows."""
+    redis = f"{answer.redis_mode or 'none'} {'up' if answer.redis_up else 'not up'}"
+    if answer.redis_detail:
+        redis += f" ({one_line(answer.redis_detail)})"
+    head = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("wasmkilnd", f"{answer.version}, up {elapsed(seconds(answer.uptime))}"),
+        ("hit ratio", f"{answer.hit_ratio:.1%}"),
+        ("redis", redis),
+        ("now", f"{answer.busy_workers} busy, {answer.queue_depth} queued, "
+                f"{answer.flights} flights"),
+        ("so far", f"{answer.flights_joined} flights joined, {answer.dropped_writes} writes "
+                   f"dropped, {answer.quarantined_modules} modules in quarantine"),
+    ):  # fmt: skip
+        head.add_row(name, value)
+
+    tiers = _table(
+        "tier", ">entries", ">bytes", ">limit", ">hits", ">misses", ">evictions", ">errors",
+        ">get p50", ">p90", ">p99",
+    )  # fmt: skip
+    for tier in answer.tiers:
+        tiers.add_row(
+            tier.tier,
+            str(tier.entries),
+            size(tier.bytes),
+            size(tier.limit_bytes) if tier.limit_bytes else "-",
+            str(tier.hits),
+            str(tier.misses),
+            str(tier.evictions),
+            str(tier.errors),
+            *_latency(tier.get_latency),
+        )
+
+    compiles = _table("engine", "outcome", ">compiles", ">p50", ">p90", ">p99")
+    for one in answer.compiles:
+        if one.count:
+            compiles.add_row(one.engine, one.outcome, str(one.count), *_latency(one.duration))
+
+    workers = _table("engine", ">workers", ">busy", ">queued", ">replaced")
+    for pool in answer.workers:
+        workers.add_row(
+            pool.engine, str(pool.workers), str(pool.busy), str(pool.queued), str(pool.replaced)
+        )
+    shown = [table for table in (tiers, compiles, workers) if table.row_count]
+    return Group(head, *shown)
+
+
+def engines(answer: GetCapabilitiesResponse) -> RenderableType:
+    """What `engines` shows."""
+    table = _table(
+        "engine", "core", "compiler", "accepts", "targets", "cpu levels", "interpreter",
+        title=f"wasmkilnd {answer.version}",
+    )  # fmt: skip
+    for one in answer.engines:
+        targets = [f"{t.triple} (host)" if t.host else t.triple for t in one.targets]
+        table.add_row(
+            f"{one.engine.id} (default)" if one.default else one.engine.id,
+            one.engine.core_version,
+            one.engine.compiler,
+            "\n".join(_kind(kind) for kind in one.kinds),
+            "\n".join(targets),
+            "\n".join(", ".join(target.cpus) for target in one.targets),
+            one.interpreter,
+        )
+    limits = answer.limits
+    return Group(
+        table,
+        f"limits: module {size(limits.module_bytes)}, "
+        f"compile {elapsed(seconds(limits.compile_time))} and "
+        f"{size(limits.compile_memory_bytes)} of memory, "
+        f"artifact {size(limits.artifact_bytes)}, queue {limits.queue_length}",
+    )
+
+
+def settings(answer: GetCapabilitiesResponse) -> RenderableType:
+    """What `engines --settings` shows."""
+    table = _table("engine", "setting", "default", "allowed", "what it is")
+    for one in answer.engines:
+        for setting in one.settings:
+            table.add_row(
+                one.engine.id,
+                setting.name,
+                setting.default_value,
+                ", ".join(setting.allowed_values),
+                setting.description,
+            )
+        table.add_section()
+    return table

@@ -1,0 +1,63 @@
+"""Loads an artifact into the engine of this interpreter, or says why that can't be.
+
+Everything that can be known without the engine is checked before it sees a byte: engines
+accept many damaged artifacts and crash on others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+from wasmkiln.loading import machine, with_wasmer, with_wasmtime
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+    class Loader(Protocol):
+        """One engine's way of loading; each module of this package that is in the table."""
+
+        def check_version(self, header: ArtifactHeader) -> None:
+            """Raises EngineNotInstalled or IncompatibleEngine."""
+
+        def host_engine(self, header: ArtifactHeader) -> Any:
+            """What the artifact loads into. Raises the same."""
+
+        def deserialize(self, artifact: Artifact, engine: Any) -> Any:
+            """The engine's module. Raises IncompatibleEngine."""
+
+
+_LOADERS: dict[str, Loader] = {"wasmtime": with_wasmtime, "wasmer": with_wasmer}
+
+
+def host_engine(header: ArtifactHeader) -> Any:
+    """What `Artifact.engine` answers. Raises EngineNotInstalled or IncompatibleEngine."""
+    loader = _loader(header)
+    loader.check_version(header)
+    return loader.host_engine(header)
+
+
+def load_artifact(artifact: Artifact, engine: Any) -> Any:
+    """What `Artifact.load` answers. Raises EngineNotInstalled or IncompatibleEngine."""
+    header = artifact.header
+    loader = _loader(header)
+    if not artifact.bytes:
+        raise IncompatibleEngine("the artifact has no bytes: it was asked for without them")
+    if not artifact.intact():
+        raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
+    machine.check(header.target, header.cpu)
+    loader.check_version(header)
+    return loader.deserialize(artifact, loader.host_engine(header) if engine is None else engine)
+
+
+def _loader(header: ArtifactHeader) -> Loader:
+    loader = _LOADERS.get(header.engine.name)
+    if loader is None:
+        raise EngineNotInstalled(
+            f"this client can't load artifacts of {header.engine.id or 'an unnamed engine'}; "
+            f"it knows {' and '.join(sorted(_LOADERS))}"
+        )
+    return loader

@@ -1,0 +1,68 @@
+"""Loads an artifact into PyPI's wasmer, which has wheels for CPython 3.7 to 3.10 only."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+
+if TYPE_CHECKING:
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+
+def check_version(header: ArtifactHeader) -> None:
+    """The same version and no other: wasmer itself doesn't compare."""
+    wanted = header.engine.version
+    try:
+        import wasmer  # noqa: F401  On other Pythons this is a stub that raises ImportError.
+
+        installed = version("wasmer")
+    except (ImportError, PackageNotFoundError) as error:
+        raise EngineNotInstalled(
+            f"wasmer can't be imported here: it needs CPython 3.10 or older and "
+            f"pip install 'wasmer=={wanted}' ({error})",
+            metadata={"engine": header.engine.id},
+        ) from error
+    if installed != wanted:
+        raise IncompatibleEngine(
+            f"the artifact was made by wasmer {wanted}, and wasmer {installed} is installed here",
+            metadata={"engine": header.engine.id, "installed": installed},
+        )
+
+
+@cache  # a module and what it imports have to share their Store
+def _store() -> Any:
+    import wasmer
+
+    try:
+        from wasmer_compiler_cranelift import Compiler
+    except ImportError:  # loading needs no compiler
+        return wasmer.Store(wasmer.engine.Universal())
+    return wasmer.Store(wasmer.engine.Universal(Compiler))
+
+
+def host_engine(header: ArtifactHeader) -> Any:
+    """The process's `wasmer.Store`."""
+    return _store()
+
+
+def deserialize(artifact: Artifact, engine: Any) -> Any:
+    """A `wasmer.Module`."""
+    import wasmer
+
+    if not isinstance(engine, wasmer.Store):
+        raise IncompatibleEngine(
+            f"the artifact loads into a wasmer.Store, not a {type(engine).__name__}"
+        )
+    try:
+        return wasmer.Module.deserialize(engine, artifact.bytes)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic arrives as one that is no Exception
+        raise IncompatibleEngine(
+            f"wasmer {version('wasmer')} refuses the artifact: {' '.join(str(error).split())}",
+            metadata={"engine": artifact.header.engine.id},
+        ) from error

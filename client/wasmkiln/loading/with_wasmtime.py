@@ -1,0 +1,94 @@
+"""Loads an artifact into PyPI's wasmtime."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+from wasmkiln.v1.types_pb2 import KIND_COMPONENT
+
+if TYPE_CHECKING:
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+
+def check_version(header: ArtifactHeader) -> None:
+    """wasmtime refuses artifacts of another major version; the rest is for it to say."""
+    wanted = header.engine.version
+    try:
+        import wasmtime  # noqa: F401
+
+        installed = version("wasmtime")
+    except (ImportError, PackageNotFoundError, OSError) as error:
+        raise EngineNotInstalled(
+            f"wasmtime can't be imported here: pip install 'wasmtime=={wanted}' ({error})",
+            metadata={"engine": header.engine.id},
+        ) from error
+    if installed.split(".")[0] != wanted.split(".")[0]:
+        raise IncompatibleEngine(
+            f"the artifact was made by wasmtime {wanted}, and wasmtime {installed} is installed "
+            f"here: ask the daemon for an engine wasmtime-{installed.split('.')[0]}.…, "
+            f"or pip install 'wasmtime=={wanted}'",
+            metadata={"engine": header.engine.id, "installed": installed},
+        )
+
+
+def host_engine(header: ArtifactHeader) -> Any:
+    """A `wasmtime.Engine` with the artifact's settings, one per process for each set."""
+    return _engine(tuple(sorted(header.changed_settings.items())))
+
+
+@cache  # a module and its Store have to share their Engine
+def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
+    import wasmtime
+
+    config = wasmtime.Config()
+    for name, text in changed_settings:
+        # A property and nothing else: the names come from a daemon.
+        if not isinstance(getattr(wasmtime.Config, name, None), property):
+            raise IncompatibleEngine(
+                f"the artifact was made with {name}={text}, a setting that the wasmtime "
+                "installed here doesn't have",
+                metadata={"setting": name},
+            )
+        try:
+            setattr(config, name, _value(text))
+        except Exception as error:
+            raise IncompatibleEngine(
+                f"the artifact was made with {name}={text}, which the wasmtime installed here "
+                f"refuses: {error}",
+                metadata={"setting": name},
+            ) from error
+    return wasmtime.Engine(config)
+
+
+def _value(text: str) -> bool | int | str:
+    if text in {"true", "false"}:
+        return text == "true"
+    return int(text) if text.isdecimal() else text
+
+
+def deserialize(artifact: Artifact, engine: Any) -> Any:
+    """A `wasmtime.Module` or a `wasmtime.component.Component`."""
+    import wasmtime
+
+    if not isinstance(engine, wasmtime.Engine):
+        raise IncompatibleEngine(
+            f"the artifact loads into a wasmtime.Engine, not a {type(engine).__name__}"
+        )
+    header = artifact.header
+    if header.kind == KIND_COMPONENT:
+        from wasmtime.component import Component as Loaded
+    else:
+        from wasmtime import Module as Loaded
+    try:
+        return Loaded.deserialize(engine, artifact.bytes)
+    except wasmtime.WasmtimeError as error:
+        settings = ", ".join(f"{k}={v}" for k, v in sorted(header.changed_settings.items()))
+        raise IncompatibleEngine(
+            f"wasmtime {version('wasmtime')} refuses the artifact of {header.engine.id}, made "
+            f"with {settings or 'default settings'}: {' '.join(str(error).split())}",
+            metadata=dict(header.changed_settings),
+        ) from error

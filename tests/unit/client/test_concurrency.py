@@ -1,0 +1,87 @@
+"""Threads, tasks, cancellation and closing while something runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from wasmkiln import AsyncClient, Client, WasmkilnError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.client.conftest import FakeDaemon, Refusal
+
+
+def test_one_client_serves_many_threads(daemon: FakeDaemon) -> None:
+    with Client(daemon.address) as client, ThreadPoolExecutor(8) as pool:
+        modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
+        artifacts = list(pool.map(client.compile, modules))
+    assert all(artifact.bytes == daemon.artifact for artifact in artifacts)
+    assert len({artifact.header.module_sha256 for artifact in artifacts}) == 24
+
+
+async def test_one_client_serves_many_tasks(daemon: FakeDaemon) -> None:
+    async with AsyncClient(daemon.address) as client:
+        modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
+        artifacts = await asyncio.gather(*map(client.compile, modules))
+    assert len({artifact.header.module_sha256 for artifact in artifacts}) == 24
+
+
+async def test_a_cancelled_task_ends_its_call(daemon: FakeDaemon) -> None:
+    daemon.hang.clear()
+    async with AsyncClient(daemon.address) as client:
+        task = asyncio.create_task(client.compile(b"\0asm\x01\0\0\0"))
+        assert await asyncio.to_thread(daemon.entered.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(daemon.cancelled.wait, 5)
+
+
+async def test_the_event_loop_turns_while_a_file_is_read(
+    daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    import os
+
+    pipe = tmp_path / "slow.wasm"
+    os.mkfifo(pipe)
+    async with AsyncClient(daemon.address) as client:
+        task = asyncio.create_task(client.load(pipe))
+        await asyncio.sleep(0.05)  # would never return if reading held the loop
+        assert not task.done()
+        await asyncio.to_thread(pipe.write_bytes, b"\0asm\x01\0\0\0")
+        assert (await task).size_bytes == 8
+
+
+def test_closing_ends_a_call_in_another_thread(daemon: FakeDaemon) -> None:
+    daemon.hang.clear()
+    client = Client(daemon.address)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.stats)
+        assert daemon.entered.wait(5)
+        client.close()
+        with pytest.raises(WasmkilnError) as caught:
+            call.result(5)
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, refusal: type[Refusal]) -> None:
+    daemon.refuse(
+        refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=20)
+    )
+    client = Client(daemon.address)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.stats)
+        assert daemon.entered.wait(5)
+        threading.Event().wait(0.2)
+        start_s = time.monotonic()
+        client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            call.result(5)
+    assert time.monotonic() - start_s < 2

@@ -1,0 +1,59 @@
+"""Importing the client needs grpcio, protobuf and the rich-error protos only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# Hides every installed package but those that the client may need.
+PROBE = """
+import sys
+
+ALLOWED = {"grpc", "google", "wasmkiln", "typing_extensions", "cython_runtime"}
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in ALLOWED or top in sys.stdlib_module_names or top.startswith("_"):
+            return None
+        raise ModuleNotFoundError(f"hidden: {name}", name=name)
+
+sys.meta_path.insert(0, Hide())
+import wasmkiln
+try:
+    import click
+except ModuleNotFoundError:
+    print(wasmkiln.Client().address)
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+
+
+def test_importing_needs_no_extra() -> None:
+    done = run(PROBE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(":50051\n")
+
+
+def test_importing_leaves_the_command_and_engines_alone() -> None:
+    done = run("import sys, wasmkiln; print({'click', 'rich', 'wasmtime'} & set(sys.modules))")
+    assert done.stdout == "set()\n"
+
+
+def test_the_command_without_its_packages_is_one_sentence() -> None:
+    done = run("import sys; sys.modules['click'] = None\nfrom wasmkiln.cli import main\nmain()")
+    assert done.returncode == 2
+    assert done.stderr == "error: the wasmkiln command needs click: pip install 'wasmkiln[cli]'\n"
+
+
+def test_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    import wasmkiln
+
+    assert wasmkiln.__version__ == version("wasmkiln")
+    assert all(hasattr(wasmkiln, name) for name in wasmkiln.__all__)

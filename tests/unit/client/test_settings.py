@@ -1,0 +1,49 @@
+"""Where the daemon is: argument over environment over default."""
+
+from __future__ import annotations
+
+import pytest
+from wasmkiln import Client
+from wasmkiln._settings import choose_address, choose_timeout_s
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WASMKILN_ADDRESS", raising=False)
+    monkeypatch.delenv("WASMKILN_TIMEOUT_S", raising=False)
+
+
+def test_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_address(None) == "127.0.0.1:50051"
+    monkeypatch.setenv("WASMKILN_ADDRESS", "unix:/run/kiln.sock")
+    assert choose_address(None) == "unix:/run/kiln.sock"
+    assert choose_address("kiln:1") == "kiln:1"
+
+
+def test_a_url_is_refused() -> None:
+    with pytest.raises(ValueError, match="without the http:// in front"):
+        choose_address("http://localhost:50051")
+    assert choose_address("unix:///run/kiln.sock") == "unix:///run/kiln.sock"
+
+
+def test_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_timeout_s(None) == 60
+    monkeypatch.setenv("WASMKILN_TIMEOUT_S", "2.5")
+    assert choose_timeout_s(None) == 2.5
+    assert choose_timeout_s(9) == 9
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+def test_an_impossible_timeout_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("WASMKILN_TIMEOUT_S", text)
+    with pytest.raises(ValueError, match="WASMKILN_TIMEOUT_S"):
+        choose_timeout_s(None)
+
+
+def test_impossible_arguments() -> None:
+    with pytest.raises(ValueError, match="timeout_s"):
+        Client(timeout_s=0)
+    with pytest.raises(ValueError, match="max_attempts"):
+        Client(max_attempts=0)
