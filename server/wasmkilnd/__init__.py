@@ -2,5 +2,5 @@
 
 import sys
 
-if sys.version_info < (3, 11):  # The client in the same distribution runs on 3.10 too.
+if sys.version_info < (3, 11):  # noqa: UP036 - the client in this distribution runs on 3.10 too
     raise SystemExit("error: wasmkilnd needs Python 3.11 or newer")

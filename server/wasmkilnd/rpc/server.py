@@ -24,6 +24,17 @@ MODULE_SERVICE = "wasmkiln.v1.ModuleService"
 ADMIN_SERVICE = "wasmkiln.v1.AdminService"
 SERVICES = (MODULE_SERVICE, ADMIN_SERVICE, "grpc.health.v1.Health", "grpc.channelz.v1.Channelz")
 
+METHODS = (
+    *(
+        f"/{MODULE_SERVICE}/{m.name}"
+        for m in module_service_pb2.DESCRIPTOR.services_by_name["ModuleService"].methods
+    ),
+    *(
+        f"/{ADMIN_SERVICE}/{m.name}"
+        for m in admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].methods
+    ),
+)
+
 # A module above its limit should get the daemon's own answer, which says so, rather
 # than the transport's; a message above this gets the transport's.
 _LEAST_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -81,7 +92,7 @@ class RpcServer:
     ) -> None:
         handlers = {}
         for method in descriptor.methods:
-            call = observed(method.name, behaviors[method.name], record, self._gate)
+            call = observed(f"/{service}/{method.name}", behaviors[method.name], record, self._gate)
             deserialize = method.input_type._concrete_class.FromString
             if method.server_streaming:
                 # These answer messages that are serialized already.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from google.protobuf import timestamp_pb2
-
 from wasmkiln.v1 import module_service_pb2 as pb
+
 from wasmkilnd.rpc.messages import duration
 from wasmkilnd.telemetry.snapshot import (
     CompileSnapshot,
     EngineSnapshot,
-    LatencySummary,
     Snapshot,
     TierSnapshot,
 )
+from wasmkilnd.telemetry.window import LatencySummary
 
 
 def stats_response(snapshot: Snapshot) -> pb.StatsResponse:

@@ -1,0 +1,5 @@
+"""``python -m wasmkilnd``."""
+
+from wasmkilnd.cli import main
+
+main()

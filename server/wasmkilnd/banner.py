@@ -1,0 +1,50 @@
+"""What the daemon says when it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wasmkilnd.config.load import Loaded
+from wasmkilnd.engines.registry import EngineRegistry
+
+
+def banner(
+    version: str,
+    loaded: Loaded,
+    addresses: Sequence[str],
+    admin_address: str,
+    engines: EngineRegistry,
+    redis: str,
+) -> str:
+    """Answer address, engines, tiers, state, and one command to try in another terminal."""
+    settings = loaded.settings
+    rows = [("serving", ", ".join(addresses))]
+    if admin_address:
+        rows.append(("metrics", f"{admin_address}/metrics, /healthz, /readyz"))
+    for index, engine in enumerate(engines.served):
+        default = ", default" if engine.id == engines.default else ""
+        workers = f"{engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
+        rows.append(
+            (
+                "" if index else "engines",
+                f"{engine.id} ({engine.capabilities.interpreter}, {workers}{default})",
+            )
+        )
+    if not engines.served:
+        rows.append(("engines", "none works: see the log above"))
+    rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {redis}"))
+    rows.append(("state", str(settings.state_dir)))
+    address = addresses[0]
+    flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
+    rows.append(("try", f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm"))
+    body = "\n".join(f"  {name:<9}{text}" for name, text in rows)
+    return f"wasmkilnd {version} is ready\n{body}"
+
+
+def _size(size_bytes: int) -> str:
+    size: float = size_bytes
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size_bytes} B"

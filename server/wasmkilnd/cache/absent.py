@@ -1,0 +1,53 @@
+"""The shared tier where none is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    Module,
+    TierUsage,
+)
+
+
+class NoTier:
+    """Holds nothing and does nothing, so that nobody has to ask whether there is a tier."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        """Answer None."""
+        return None
+
+    async def put(self, artifact: Artifact) -> None:
+        """Do nothing."""
+
+    async def get_module(self, sha256: str) -> Module | None:
+        """Answer None."""
+        return None
+
+    async def put_module(self, module: Module) -> None:
+        """Do nothing."""
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Answer none of ``keys``."""
+        return frozenset()
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Answer that nothing went."""
+        return Evicted()
+
+    def usage(self) -> TierUsage:
+        """Answer zeros."""
+        return TierUsage()
+
+    async def always_ready(self) -> None:
+        """Return at once: there is nothing to wait for."""
+
+    async def close(self) -> None:
+        """Do nothing."""

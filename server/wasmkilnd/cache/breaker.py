@@ -1,0 +1,132 @@
+"""A circuit breaker: whoever does not answer is left alone for a while.
+
+While it is closed, calls go through. The first outage opens it. While it is
+open, calls fail at once without touching the network, and a task of its own,
+never a caller, asks the other side again and again, waiting longer each time,
+until it answers. So an outage costs each caller of that moment one time-out at
+most, and later callers nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from wasmkilnd.errors import TierUnavailable
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+class Breaker:
+    """Guards calls to one server. For one event loop.
+
+    ``probe`` asks the server anything cheap and raises if it does not answer.
+    ``is_outage`` tells errors that mean "nobody answers" from answers that say
+    no, which leave the breaker closed. ``explain`` words an error without
+    secrets.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        probe: Callable[[], Awaitable[None]],
+        is_outage: Callable[[Exception], bool],
+        explain: Callable[[Exception], str],
+        *,
+        first_wait_s: float = 0.25,
+        longest_wait_s: float = 10.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._probe = probe
+        self._is_outage = is_outage
+        self._explain = explain
+        self._first_wait_s = first_wait_s
+        self._longest_wait_s = longest_wait_s
+        self._sleep = sleep
+        self._clock = clock
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self._closed_at = -longest_wait_s
+        self._wait_s = first_wait_s
+        self._prober: asyncio.Task[None] | None = None
+        self._proven = False
+        self._detail = "not asked yet"
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are refused now."""
+        return not self._closed.is_set()
+
+    @property
+    def up(self) -> bool:
+        """Whether the other side answered when it was asked last."""
+        return self._proven and not self.open
+
+    @property
+    def detail(self) -> str:
+        """What is wrong, in words that hold no secret; empty while it is up."""
+        return "" if self.up else self._detail
+
+    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Answer what ``work`` answers.
+
+        Raises TierUnavailable where ``work`` raises an Exception, and at once,
+        without calling it, while the breaker is open.
+        """
+        if self.open:
+            raise TierUnavailable(self._detail)
+        try:
+            answer = await work()
+        except Exception as error:
+            # Not `from error`: a traceback in a log would word it with its secrets.
+            explained = self._explain(error)
+            if self._is_outage(error):
+                self._trip(explained)
+            raise TierUnavailable(explained) from None
+        self._proven = True
+        return answer
+
+    async def wait_closed(self) -> None:
+        """Return when calls are let through."""
+        await self._closed.wait()
+
+    async def close(self) -> None:
+        """Stop asking."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+
+    def _trip(self, why: str) -> None:
+        if self.open:
+            return  # A call from before it opened; the first one told it already.
+        if self._clock() - self._closed_at > self._longest_wait_s:
+            self._wait_s = self._first_wait_s
+        # Else it flaps: it answers the probe and no more. The waits go on growing.
+        self._detail = why
+        self._closed.clear()
+        _log.warning("tier is down", tier=self._name, detail=why)
+        self._prober = asyncio.create_task(self._ask_until_it_answers())
+
+    async def _ask_until_it_answers(self) -> None:
+        opened_at = self._clock()
+        while True:
+            await self._sleep(self._wait_s)
+            self._wait_s = min(2 * self._wait_s, self._longest_wait_s)
+            try:
+                await self._probe()
+            except Exception as error:
+                self._detail = self._explain(error)
+                continue
+            break
+        self._closed_at = self._clock()
+        self._proven = True
+        self._closed.set()
+        _log.info("tier is up again", tier=self._name, down_s=round(self._closed_at - opened_at, 1))

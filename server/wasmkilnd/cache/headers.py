@@ -1,0 +1,242 @@
+"""The JSON header of a stored value: what it says, and the strict reading of it.
+
+A header comes from a server that others may write to. So every field is
+required, no other is allowed, and each has exactly one type.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wasmkilnd.cache.rejected import Cause, ValueRejected
+from wasmkilnd.model import (
+    SHA256_HEX,
+    Artifact,
+    CacheKey,
+    CompileSpec,
+    EngineIdentity,
+    ExternType,
+    Kind,
+    Module,
+)
+
+_ARTIFACT = "artifact"
+_MODULE = "module"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactHeader:
+    """All of an artifact but its bytes."""
+
+    key: CacheKey
+    kind: Kind
+    spec: CompileSpec
+    sha256: str
+    size_bytes: int
+    compile_time_s: float
+    imports: tuple[ExternType, ...]
+    exports: tuple[ExternType, ...]
+    types_truncated: bool
+    attestation: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleHeader:
+    """All of a module but its bytes."""
+
+    sha256: str
+    kind: Kind
+    size_bytes: int
+
+
+def write_artifact_header(artifact: Artifact, with_types: bool = True) -> bytes:
+    """Serialize all of ``artifact`` but its frames; without its types if so wished."""
+    spec = artifact.spec
+    return _dump(
+        {
+            "attestation": base64.b64encode(artifact.attestation).decode(),
+            "changed_settings": dict(spec.changed_settings),
+            "compile_time_s": float(artifact.compile_time_s),
+            "cpu": spec.cpu,
+            "engine": {
+                "compiler": spec.engine.compiler,
+                "core_version": spec.engine.core_version,
+                "name": spec.engine.name,
+                "version": spec.engine.version,
+            },
+            "exports": _rows(artifact.exports) if with_types else [],
+            "imports": _rows(artifact.imports) if with_types else [],
+            "key": {"fingerprint": spec.fingerprint, "module": artifact.module_sha256},
+            "kind": artifact.kind.value,
+            "settings": dict(spec.settings),
+            "sha256": artifact.sha256,
+            "size": artifact.size_bytes,
+            "target": spec.target,
+            "types_truncated": artifact.types_truncated or not with_types,
+            "what": _ARTIFACT,
+        }
+    )
+
+
+def write_module_header(module: Module) -> bytes:
+    """Serialize all of ``module`` but its bytes."""
+    return _dump(
+        {
+            "kind": module.kind.value,
+            "sha256": module.sha256,
+            "size": len(module.wasm),
+            "what": _MODULE,
+        }
+    )
+
+
+def read_artifact_header(header: bytes) -> ArtifactHeader:
+    """Read what :func:`write_artifact_header` wrote. Raises ValueRejected, and nothing else."""
+    fields = _Fields.parse(header, _ARTIFACT)
+    engine = fields.inner("engine")
+    key = fields.inner("key")
+    fingerprint = key.text("fingerprint")
+    read = ArtifactHeader(
+        key=CacheKey(key.text("module"), fingerprint),
+        kind=fields.kind("kind"),
+        spec=CompileSpec(
+            engine=EngineIdentity(
+                name=engine.text("name"),
+                version=engine.text("version"),
+                core_version=engine.text("core_version"),
+                compiler=engine.text("compiler"),
+            ),
+            target=fields.text("target"),
+            cpu=fields.text("cpu"),
+            settings=fields.texts("settings"),
+            changed_settings=fields.texts("changed_settings"),
+            fingerprint=fingerprint,
+        ),
+        sha256=fields.digest("sha256"),
+        size_bytes=fields.whole("size"),
+        compile_time_s=fields.seconds("compile_time_s"),
+        imports=fields.externs("imports"),
+        exports=fields.externs("exports"),
+        types_truncated=fields.flag("types_truncated"),
+        attestation=fields.octets("attestation"),
+    )
+    for part in (engine, key, fields):
+        part.finish()
+    return read
+
+
+def read_module_header(header: bytes) -> ModuleHeader:
+    """Read what :func:`write_module_header` wrote. Raises ValueRejected, and nothing else."""
+    fields = _Fields.parse(header, _MODULE)
+    read = ModuleHeader(fields.digest("sha256"), fields.kind("kind"), fields.whole("size"))
+    fields.finish()
+    return read
+
+
+def _rows(externs: Sequence[ExternType]) -> list[list[str]]:
+    return [[extern.module, extern.name, extern.kind, extern.type] for extern in externs]
+
+
+def _dump(fields: Mapping[str, object]) -> bytes:
+    text = json.dumps(
+        fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def _malformed(name: str) -> ValueRejected:
+    # The value's own text stays out: it may be anything, and this goes to the log.
+    return ValueRejected(Cause.FORMAT, f"the header's {name} is malformed")
+
+
+def _is_text(value: object) -> bool:
+    if type(value) is not str:
+        return False
+    try:
+        value.encode()  # JSON can spell a lone surrogate, which no protobuf string may hold.
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _Fields:
+    """A JSON object that is taken apart field by field; each must be taken once."""
+
+    def __init__(self, name: str, fields: dict[str, Any]) -> None:
+        self._name = name
+        self._left = fields
+
+    @classmethod
+    def parse(cls, header: bytes, what: str) -> _Fields:
+        try:
+            fields = json.loads(header.decode())
+        except (ValueError, RecursionError) as error:
+            raise _malformed("JSON") from error
+        if type(fields) is not dict:
+            raise _malformed("JSON")
+        read = cls("", fields)
+        if read.text("what") != what:
+            raise ValueRejected(Cause.WRONG_KEY, f"the value holds no {what}")
+        return read
+
+    def finish(self) -> None:
+        if self._left:
+            raise ValueRejected(Cause.FORMAT, "the header has a field too many")
+
+    def _take(self, name: str, expected: type, valid: Callable[[Any], bool] | None = None) -> Any:
+        value = self._left.pop(name, None)
+        if type(value) is not expected or (valid is not None and not valid(value)):
+            raise _malformed(f"{self._name}{name}")
+        return value
+
+    def inner(self, name: str) -> _Fields:
+        return _Fields(f"{name}.", self._take(name, dict))
+
+    def text(self, name: str) -> str:
+        return str(self._take(name, str, _is_text))
+
+    def digest(self, name: str) -> str:
+        return str(self._take(name, str, lambda value: bool(SHA256_HEX.fullmatch(value))))
+
+    def kind(self, name: str) -> Kind:
+        value = self.text(name)
+        try:
+            return Kind(value)
+        except ValueError as error:
+            raise _malformed(name) from error
+
+    def whole(self, name: str) -> int:
+        return int(self._take(name, int, lambda value: 0 <= value < 1 << 63))
+
+    def seconds(self, name: str) -> float:
+        return float(self._take(name, float, lambda value: math.isfinite(value) and value >= 0))
+
+    def flag(self, name: str) -> bool:
+        return bool(self._take(name, bool))
+
+    def texts(self, name: str) -> dict[str, str]:
+        value: dict[str, str] = self._take(name, dict)
+        if not all(_is_text(part) for pair in value.items() for part in pair):
+            raise _malformed(name)
+        return value
+
+    def externs(self, name: str) -> tuple[ExternType, ...]:
+        rows: list[object] = self._take(name, list)
+        externs = []
+        for row in rows:
+            if type(row) is not list or len(row) != 4 or not all(map(_is_text, row)):
+                raise _malformed(name)
+            externs.append(ExternType(*row))
+        return tuple(externs)
+
+    def octets(self, name: str) -> bytes:
+        try:
+            return base64.b64decode(self._take(name, str), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise _malformed(name) from error

@@ -1,0 +1,167 @@
+"""The nearest tier: an LRU of this process, bounded by bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    ExternType,
+    Module,
+    TierUsage,
+)
+
+# What an entry costs beside its bytes: objects, digests, settings, the tables here.
+ENTRY_OVERHEAD_BYTES = 1024
+_EXTERN_OVERHEAD_BYTES = 160
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    value: Artifact | Module
+    # Kept, not computed again: what is taken off is exactly what was put on.
+    size_bytes: int
+
+
+class MemoryTier:
+    """Keeps what was used last, modules and artifacts in one budget of ``limit_bytes``.
+
+    Every method runs from start to end without giving way to another task, so
+    the port's promise of safe concurrent use costs no lock. get and put take
+    constant time; put also drops as many of the least recently used as it
+    needs room for.
+    """
+
+    name = "memory"
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+        self._evictions = 0
+        # Least recently used first. A module's key is its digest.
+        self._entries: OrderedDict[CacheKey | str, _Entry] = OrderedDict()
+        self._keys_of: dict[str, dict[CacheKey, None]] = {}
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        """Answer the artifact under ``key`` and make it the most recently used."""
+        entry = self._touch(key)
+        return entry.value if entry and isinstance(entry.value, Artifact) else None
+
+    async def put(self, artifact: Artifact) -> None:
+        """Store ``artifact``, unless it is larger than the whole tier."""
+        self._store(artifact.key, artifact, _artifact_bytes(artifact))
+
+    async def get_module(self, sha256: str) -> Module | None:
+        """Answer the module with this digest and make it the most recently used."""
+        entry = self._touch(sha256)
+        return entry.value if entry and isinstance(entry.value, Module) else None
+
+    async def put_module(self, module: Module) -> None:
+        """Store ``module``, unless it is larger than the whole tier."""
+        self._store(module.sha256, module, len(module.wasm) + ENTRY_OVERHEAD_BYTES)
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Answer which of ``keys`` are stored, without making them recent."""
+        return frozenset(key for key in keys if key in self._entries)
+
+    def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:
+        """Answer the artifacts of a module, without making them recent."""
+        values = (self._entries[key].value for key in self._keys_of.get(module_sha256, ()))
+        return [value for value in values if isinstance(value, Artifact)]
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Remove all in ``scope``."""
+        gone = Evicted()
+        for key in self._in_scope(scope):
+            entry = self._remove(key)
+            is_module = isinstance(entry.value, Module)
+            gone += Evicted(int(not is_module), int(is_module), entry.size_bytes)
+        return gone
+
+    def usage(self) -> TierUsage:
+        """Answer the exact figures."""
+        return TierUsage(len(self._entries), self._bytes, self._limit_bytes, self._evictions)
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        self._entries.clear()
+        self._keys_of.clear()
+        self._bytes = 0
+
+    def check(self) -> None:
+        """Prove the books. Raises ValueError if they do not add up; takes linear time."""
+        total = sum(entry.size_bytes for entry in self._entries.values())
+        if total != self._bytes:
+            raise ValueError(f"counted {self._bytes} bytes, but the entries hold {total}")
+        if total > self._limit_bytes:
+            raise ValueError(f"the entries hold {total} bytes of {self._limit_bytes}")
+        indexed = {key for keys in self._keys_of.values() for key in keys}
+        if indexed != {key for key in self._entries if isinstance(key, CacheKey)}:
+            raise ValueError("the index by module differs from the entries")
+        if not all(self._keys_of.values()):
+            raise ValueError("the index by module keeps a module without artifacts")
+
+    def _touch(self, key: CacheKey | str) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def _store(self, key: CacheKey | str, value: Artifact | Module, size_bytes: int) -> None:
+        if size_bytes > self._limit_bytes:
+            return  # For ever too large: not even an old entry of the same key makes way.
+        if key in self._entries:
+            self._remove(key)  # Before making room, so that an overwrite counts the difference.
+        while self._bytes + size_bytes > self._limit_bytes:
+            self._remove(next(iter(self._entries)))
+            self._evictions += 1
+        self._entries[key] = _Entry(value, size_bytes)
+        self._bytes += size_bytes
+        if isinstance(key, CacheKey):
+            self._keys_of.setdefault(key.module_sha256, {})[key] = None
+
+    def _remove(self, key: CacheKey | str) -> _Entry:
+        entry = self._entries.pop(key)
+        self._bytes -= entry.size_bytes
+        if isinstance(key, CacheKey):
+            siblings = self._keys_of[key.module_sha256]
+            del siblings[key]
+            if not siblings:
+                del self._keys_of[key.module_sha256]
+        return entry
+
+    def _in_scope(self, scope: EvictScope) -> list[CacheKey | str]:
+        if scope.module_sha256:
+            keys: list[CacheKey | str] = list(self._keys_of.get(scope.module_sha256, ()))
+            if scope.module_sha256 in self._entries:
+                keys.append(scope.module_sha256)
+            return keys
+        if scope.engine_id:
+            return [
+                key
+                for key, entry in self._entries.items()
+                if isinstance(entry.value, Artifact)
+                and entry.value.spec.engine.id == scope.engine_id
+            ]
+        return list(self._entries)
+
+
+def _artifact_bytes(artifact: Artifact) -> int:
+    return (
+        sum(map(len, artifact.frames))
+        + len(artifact.attestation)
+        + sum(map(_extern_bytes, artifact.imports))
+        + sum(map(_extern_bytes, artifact.exports))
+        + ENTRY_OVERHEAD_BYTES
+    )
+
+
+def _extern_bytes(extern: ExternType) -> int:
+    # A thousand imports with long names weigh more than many an artifact.
+    text = len(extern.module) + len(extern.name) + len(extern.kind) + len(extern.type)
+    return text + _EXTERN_OVERHEAD_BYTES

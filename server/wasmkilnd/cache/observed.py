@@ -1,0 +1,74 @@
+"""Metrics as a decorator: any tier can be wrapped, and none knows that it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
+from wasmkilnd.ports import Recorder, Tier
+
+V = TypeVar("V")
+
+
+class ObservedTier:
+    """Does what ``tier`` does, and tells ``recorder`` how each look-up and store went."""
+
+    def __init__(self, tier: Tier, recorder: Recorder) -> None:
+        self.name = tier.name
+        self._tier = tier
+        self._recorder = recorder
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        """As the tier's; recorded as a look-up of an artifact."""
+        return await self._look_up("artifact", self._tier.get(key))
+
+    async def put(self, artifact: Artifact) -> None:
+        """As the tier's; recorded as a store."""
+        await self._store(self._tier.put(artifact))
+
+    async def get_module(self, sha256: str) -> Module | None:
+        """As the tier's; recorded as a look-up of a module."""
+        return await self._look_up("module", self._tier.get_module(sha256))
+
+    async def put_module(self, module: Module) -> None:
+        """As the tier's; recorded as a store."""
+        await self._store(self._tier.put_module(module))
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """As the tier's."""
+        return await self._tier.held(keys)
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """As the tier's."""
+        return await self._tier.evict(scope)
+
+    def usage(self) -> TierUsage:
+        """As the tier's."""
+        return self._tier.usage()
+
+    async def close(self) -> None:
+        """As the tier's."""
+        await self._tier.close()
+
+    async def _look_up(self, what: str, looking: Awaitable[V | None]) -> V | None:
+        began = time.perf_counter()
+        try:
+            found = await looking
+        except Exception:
+            # Not in a `finally`: a caller that went away says nothing about the tier.
+            self._recorder.tier_lookup(self.name, what, "error", time.perf_counter() - began)
+            raise
+        outcome = "miss" if found is None else "hit"
+        self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
+        return found
+
+    async def _store(self, storing: Awaitable[None]) -> None:
+        began = time.perf_counter()
+        try:
+            await storing
+        except Exception:
+            self._recorder.tier_store(self.name, "error", time.perf_counter() - began)
+            raise
+        self._recorder.tier_store(self.name, "ok", time.perf_counter() - began)

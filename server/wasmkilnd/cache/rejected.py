@@ -1,0 +1,31 @@
+"""Why a stored value is not used."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Cause(Enum):
+    """The causes, few and fixed: they become a metric's labels."""
+
+    FORMAT = "format"
+    """Not a value of ours, or not well formed."""
+    VERSION = "version"
+    """Written in a format of another version, or with an unknown codec."""
+    TRUNCATED = "truncated"
+    """Shorter than it says itself."""
+    WRONG_KEY = "wrong_key"
+    """Made for another key than the one that it was read from."""
+    DIGEST = "digest"
+    """The bytes are not those that were stored."""
+    ATTESTATION = "attestation"
+    """Nobody trusted vouches for it."""
+
+
+class ValueRejected(Exception):  # noqa: N818 - says what happened to the value
+    """A stored value does not verify: it is to be deleted and never used."""
+
+    def __init__(self, cause: Cause, why: str) -> None:
+        super().__init__(f"{cause.value}: {why}")
+        self.cause = cause
+        self.why = why

@@ -1,0 +1,152 @@
+"""Opening the shared tier: embedded, external, or none, chosen once, here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.connect import BadRedisUrl, connect, masked
+from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.observed import ObservedTier
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.model import RemoteStatus
+from wasmkilnd.ports import Recorder, Sealer, Tier
+
+log = structlog.get_logger("wasmkilnd.cache")
+
+_NAME = "redis"
+_REVIVE_INTERVAL_S = 1.0
+
+
+class CannotOpenRemote(Exception):  # noqa: N818 - says what cannot be done
+    """The shared tier cannot be used as configured; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOptions:
+    """What decides the shared tier. ``url`` is empty for the embedded server, or ``none``."""
+
+    url: str
+    state_dir: Path
+    embedded_limit_bytes: int
+    prefix: str
+    ttl_s: int
+    timeout_s: float
+    write_queue_bytes: int
+
+    def __repr__(self) -> str:
+        return f"RemoteOptions({masked(self.url)})"
+
+
+class RemoteTier:
+    """The shared tier with all that belongs to it."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        write_behind: WriteBehind,
+        description: str,
+        mode: str,
+        redis: RedisTier | None = None,
+        embedded: EmbeddedServer | None = None,
+        detail: str = "",
+    ) -> None:
+        self.tier = tier
+        self.write_behind = write_behind
+        self.description = description
+        self._mode = mode
+        self._redis = redis
+        self._embedded = embedded
+        self._detail = detail
+        self._reviver = asyncio.create_task(self._revive()) if embedded else None
+
+    def status(self) -> RemoteStatus:
+        """Answer whether it answers, and what waits to be written."""
+        breaker = self._redis.breaker if self._redis else None
+        return RemoteStatus(
+            mode=self._mode,
+            up=breaker.up if breaker else False,
+            detail=breaker.detail if breaker else self._detail,
+            pending_writes=self.write_behind.pending,
+            dropped_writes=self.write_behind.dropped,
+        )
+
+    async def close(self, flush_s: float) -> None:
+        """Write what waits, for at most ``flush_s``; close; let the embedded server go."""
+        await self.write_behind.close(flush_s)
+        if self._reviver:
+            self._reviver.cancel()
+            await asyncio.gather(self._reviver, return_exceptions=True)
+        await self.tier.close()
+        if self._embedded:
+            await self._embedded.stop()
+
+    async def _revive(self) -> None:
+        """Bring the embedded server back when it is gone, whoever ended it."""
+        while True:
+            await asyncio.sleep(_REVIVE_INTERVAL_S)
+            if self._redis and self._redis.breaker.open and self._embedded:
+                try:
+                    await self._embedded.ensure()
+                except EmbeddedUnavailable as failure:
+                    log.warning("the embedded server does not come back", cause=str(failure))
+
+
+async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
+    """Open the shared tier. A server that does not answer yet is no failure.
+
+    Raises CannotOpenRemote for a URL that cannot be used.
+    """
+    if options.url == "none":
+        return _without(options, "no Redis tier (WASMKILN_REDIS_URL=none)", "")
+    if options.url:
+        return await _with(options, options.url, sealer, recorder, "external", None)
+    embedded = EmbeddedServer(options.state_dir, options.embedded_limit_bytes)
+    try:
+        url = await embedded.start()
+    except EmbeddedUnavailable as failure:
+        log.error("no Redis tier: the embedded server does not start", cause=str(failure))
+        return _without(options, "no Redis tier: the embedded server does not start", str(failure))
+    return await _with(options, url, sealer, recorder, "embedded", embedded)
+
+
+async def _with(
+    options: RemoteOptions,
+    url: str,
+    sealer: Sealer,
+    recorder: Recorder,
+    mode: str,
+    embedded: EmbeddedServer | None,
+) -> RemoteTier:
+    try:
+        client = connect(url, connect_timeout_s=options.timeout_s, timeout_s=options.timeout_s)
+    except BadRedisUrl as failure:
+        raise CannotOpenRemote(f"WASMKILN_REDIS_URL: {failure}") from None
+    redis = RedisTier(client, sealer, recorder, prefix=options.prefix, ttl_s=options.ttl_s)
+    answers = await redis.start()
+    tier = ObservedTier(redis, recorder)
+    where = "embedded Valkey" if embedded else f"Redis at {masked(url)}"
+    return RemoteTier(
+        tier,
+        WriteBehind(tier, options.write_queue_bytes, redis.breaker.wait_closed),
+        where if answers else f"{where}, which does not answer yet",
+        mode,
+        redis,
+        embedded,
+    )
+
+
+def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTier:
+    tier = NoTier(_NAME)
+    return RemoteTier(
+        tier,
+        WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
+        description,
+        "none",
+        detail=detail or "switched off",
+    )

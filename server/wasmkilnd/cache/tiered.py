@@ -1,0 +1,106 @@
+"""The tiers as one: memory first, then the shared tier, never failing for a tier's sake."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, Origin
+from wasmkilnd.ports import Tier
+from wasmkilnd.singleflight import SingleFlight
+
+
+class TieredCache:
+    """The cache port. For one event loop.
+
+    ``memory`` and ``near`` are the same tier, plain and observed: the plain one
+    is asked what the port of a tier does not offer.
+    """
+
+    def __init__(self, memory: MemoryTier, near: Tier, far: Tier, writes: WriteBehind) -> None:
+        self._memory = memory
+        self._near = near
+        self._far = far
+        self._writes = writes
+        # A hundred callers of one artifact fetch it once, not a hundred times 40 MB.
+        self._artifact_fetches: SingleFlight[CacheKey, Artifact | None] = SingleFlight()
+        self._module_fetches: SingleFlight[str, Module | None] = SingleFlight()
+
+    async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
+        """Answer the artifact from the nearest tier that has it, and keep it nearer."""
+        artifact = await self._near.get(key)
+        if artifact:
+            return artifact, Origin.MEMORY
+        artifact, _ = await self._artifact_fetches.run(key, lambda: self._fetch(key))
+        return (artifact, Origin.REDIS) if artifact else None
+
+    async def put(self, artifact: Artifact) -> None:
+        """Store in memory now and in the shared tier behind the caller's back."""
+        await self._near.put(artifact)
+        self._writes.add(artifact)
+
+    async def get_module(self, sha256: str) -> Module | None:
+        """Answer the module from the nearest tier that has it, and keep it nearer."""
+        module = await self._near.get_module(sha256)
+        if module is None:
+            module, _ = await self._module_fetches.run(sha256, lambda: self._fetch_module(sha256))
+        return module
+
+    async def put_module(self, module: Module) -> None:
+        """Store in memory now and in the shared tier behind the caller's back."""
+        await self._near.put_module(module)
+        self._writes.add(module)
+
+    async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Answer which of ``keys`` no tier holds."""
+        missing = frozenset(keys) - await self._near.held(keys)
+        missing -= {key for key in missing if self._writes.waiting(key)}
+        if missing:
+            # A tier that does not answer is not known to hold them: they may have to be compiled.
+            with contextlib.suppress(TierUnavailable):
+                missing -= await self._far.held(sorted(missing, key=_in_order))
+        return missing
+
+    def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
+        """Answer the artifacts of a module that this daemon's memory holds."""
+        return self._memory.artifacts_of(module_sha256)
+
+    async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
+        """Evict from ``tier`` ("" for all); answer what went and which tiers did not answer."""
+        gone = Evicted()
+        unreachable = []
+        for candidate in (self._far, self._near):
+            if tier not in ("", candidate.name):
+                continue
+            if candidate is self._far:
+                self._writes.forget()
+            try:
+                gone += await candidate.evict(scope)
+            except TierUnavailable:
+                unreachable.append(candidate.name)
+        return gone, unreachable
+
+    async def _fetch(self, key: CacheKey) -> Artifact | None:
+        try:
+            artifact = await self._far.get(key)
+        except TierUnavailable:
+            return None
+        if artifact:
+            await self._near.put(artifact)
+        return artifact
+
+    async def _fetch_module(self, sha256: str) -> Module | None:
+        try:
+            module = await self._far.get_module(sha256)
+        except TierUnavailable:
+            return None
+        if module:
+            await self._near.put_module(module)
+        return module
+
+
+def _in_order(key: CacheKey) -> tuple[str, str]:
+    return key.module_sha256, key.fingerprint

@@ -1,0 +1,132 @@
+"""Writes to the shared tier, behind the caller's back.
+
+No reply waits for one. What waits is bounded: when it is full the oldest write
+is dropped, since the newest is the likeliest to be asked for, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import Artifact, CacheKey, Module
+from wasmkilnd.ports import Tier
+
+log = structlog.get_logger("wasmkilnd.cache")
+
+_MAX_WAITING = 10_000
+
+
+class WriteBehind:
+    """A bounded queue of stores to ``tier``. For one event loop.
+
+    A newer write of a key takes the place of the one that waits. A write that
+    fails is given up and counted: the tier's next reader misses, and somebody
+    compiles or loads again.
+    """
+
+    def __init__(self, tier: Tier, limit_bytes: int, ready: Callable[[], Awaitable[None]]) -> None:
+        """Write to ``tier`` whenever ``ready`` returns; until then writes wait their turn."""
+        self._tier = tier
+        self._ready = ready
+        self._limit_bytes = limit_bytes
+        self._waiting: OrderedDict[CacheKey | str, Artifact | Module] = OrderedDict()
+        self._waiting_bytes = 0
+        self._writing = False
+        self._dropped = 0
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def pending(self) -> int:
+        """Writes that wait or are under way."""
+        return len(self._waiting) + self._writing
+
+    @property
+    def dropped(self) -> int:
+        """Writes that were given up since the start."""
+        return self._dropped
+
+    def add(self, item: Artifact | Module) -> None:
+        """Have ``item`` stored soon. Returns at once and never raises."""
+        size_bytes = _size(item)
+        if size_bytes > self._limit_bytes:
+            self._drop(1)
+            return
+        key = item.key if isinstance(item, Artifact) else item.sha256
+        if key in self._waiting:
+            self._waiting_bytes -= _size(self._waiting.pop(key))
+        while self._waiting and (
+            self._waiting_bytes + size_bytes > self._limit_bytes
+            or len(self._waiting) >= _MAX_WAITING
+        ):
+            _, oldest = self._waiting.popitem(last=False)
+            self._waiting_bytes -= _size(oldest)
+            self._drop(1)
+        self._waiting[key] = item
+        self._waiting_bytes += size_bytes
+        self._idle.clear()
+        self._work.set()
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+
+    def waiting(self, key: CacheKey | str) -> Artifact | Module | None:
+        """Answer what waits under ``key``: it is as good as stored."""
+        return self._waiting.get(key)
+
+    def forget(self) -> None:
+        """Give up all that waits, for an eviction that must not be undone."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    async def close(self, timeout_s: float) -> None:
+        """Write what waits for at most ``timeout_s``, give up the rest, and stop."""
+        if self._writer is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("cache writes given up", writes=self.pending)
+            self._drop(self.pending)
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _write(self) -> None:
+        while True:
+            await self._work.wait()
+            while self._waiting:
+                # An outage must not burn what waits: some of it is still there afterwards.
+                await self._ready()
+                if not self._waiting:
+                    break
+                _, item = self._waiting.popitem(last=False)
+                self._waiting_bytes -= _size(item)
+                self._writing = True
+                try:
+                    if isinstance(item, Artifact):
+                        await self._tier.put(item)
+                    else:
+                        await self._tier.put_module(item)
+                except TierUnavailable:
+                    self._drop(1)  # The tier says why, once; its metrics count each.
+                except Exception:
+                    self._drop(1)
+                    log.exception("cache write failed")
+                finally:
+                    self._writing = False
+            self._work.clear()
+            self._idle.set()
+
+    def _drop(self, count: int) -> None:
+        self._dropped += count
+
+
+def _size(item: Artifact | Module) -> int:
+    return item.size_bytes if isinstance(item, Artifact) else len(item.wasm)

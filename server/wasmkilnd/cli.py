@@ -1,0 +1,157 @@
+"""The ``wasmkilnd`` command: parse, load the configuration, run. The only exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from wasmkilnd import app
+from wasmkilnd.config import show
+from wasmkilnd.config.flags import options
+from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
+from wasmkilnd.engines.store import KINDS, EngineInstallError, EngineStore, InstalledEngine
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def main() -> None:
+    """Run the command. Every failure is one sentence on standard error."""
+    try:
+        command(prog_name="wasmkilnd", standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as mistake:
+        mistake.show()
+        sys.exit(EXIT_USAGE)
+    except click.Abort:
+        sys.exit(130)
+    except ConfigError as mistake:
+        _fail(str(mistake), EXIT_USAGE)
+    except (EngineInstallError, app.CannotStart) as failure:
+        _fail(str(failure), EXIT_FAILED)
+
+
+@click.group(context_settings=_HELP)
+@click.version_option(version("wasmkiln"), prog_name="wasmkilnd")
+def command() -> None:
+    """Validate, compile and cache WebAssembly modules for services in any language."""
+
+
+@command.command(context_settings=_HELP)
+@options
+def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
+    """Serve in the foreground until SIGTERM or Ctrl-C."""
+    loaded = load(flags, os.environ, config)
+    asyncio.run(app.run(loaded))
+
+
+@command.command(name="config", context_settings=_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
+@click.option("--reference", is_flag=True, help="Print the documentation of every setting.")
+@options
+def show_config(
+    flags: Mapping[str, FlagValue], config: Path | None, as_json: bool, reference: bool
+) -> None:
+    """Print the configuration in force, and where each value came from."""
+    if reference:
+        click.echo(show.reference(), nl=False)
+        return
+    loaded = load(flags, os.environ, config)
+    click.echo(show.as_json(loaded) if as_json else show.render(loaded).rstrip("\n"))
+
+
+@command.group(context_settings=_HELP)
+def engine() -> None:
+    """Install, list and remove engines."""
+
+
+_state_dir = click.option(
+    "--state-dir", type=str, default=None, help="Where engines live.  [env: WASMKILN_STATE_DIR]"
+)
+
+
+@engine.command(context_settings=_HELP)
+@click.argument("specs", nargs=-1, required=True, metavar="NAME[==VERSION]...")
+@click.option("--python", default="", help="The interpreter to use instead of looking for one.")
+@click.option(
+    "--keep-going", is_flag=True, help="Succeed if at least one of them is installed in the end."
+)
+@_state_dir
+def install(specs: Sequence[str], python: str, keep_going: bool, state_dir: str | None) -> None:
+    """Install engines, each in a virtual environment of its own.
+
+    Without a version, the one that this release was tested with: see `engine list`.
+    """
+    store = EngineStore(_loaded(state_dir).settings.state_dir)
+    installed = 0
+    for spec in specs:
+        try:
+            done = store.install(
+                spec, python, report=lambda step: click.echo(f"  {step}", err=True)
+            )
+        except EngineInstallError as failure:
+            if not keep_going:
+                raise
+            click.echo(f"warning: {failure}", err=True)
+        else:
+            installed += 1
+            click.echo(f"{done.id} is installed ({done.python})", err=True)
+    if not installed:
+        raise EngineInstallError("no engine could be installed")
+
+
+@engine.command(name="list", context_settings=_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_state_dir
+def list_engines(as_json: bool, state_dir: str | None) -> None:
+    """List installed engines, newest first, and what can be installed."""
+    engines = EngineStore(_loaded(state_dir).settings.state_dir).installed()
+    if as_json:
+        click.echo(json.dumps([_engine_row(engine) for engine in engines], indent=2))
+        return
+    for found in engines:
+        click.echo(f"{found.id:<20} {found.python:<18} {found.path}")
+    if not engines:
+        known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
+        click.echo(f"none; install one with `wasmkilnd engine install`: {known}", err=True)
+
+
+@engine.command(context_settings=_HELP)
+@click.argument("engine_id", metavar="ENGINE")
+@_state_dir
+def remove(engine_id: str, state_dir: str | None) -> None:
+    """Remove an installed engine, for example wasmtime-50.0.1.
+
+    A running daemon serves it until it is restarted; its artifacts stay in the cache.
+    """
+    EngineStore(_loaded(state_dir).settings.state_dir).remove(engine_id)
+    click.echo(f"{engine_id} is removed", err=True)
+
+
+def _loaded(state_dir: str | None) -> Loaded:
+    return load({"state_dir": state_dir} if state_dir else {}, os.environ)
+
+
+def _engine_row(engine: InstalledEngine) -> dict[str, str]:
+    return {
+        "id": engine.id,
+        "name": engine.name,
+        "version": engine.version,
+        "python": engine.python,
+        "path": str(engine.path),
+    }
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""Settings: one schema with the only defaults; flag over environment over file over default."""

@@ -1,0 +1,77 @@
+"""The command line flags of every setting."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from wasmkilnd.config.load import CONFIG_ENV, FlagValue
+from wasmkilnd.config.schema import Settings, env_name, flag_name
+from wasmkilnd.config.show import shown_default
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a flag for every setting, and ``--config``, to a click command.
+
+    The command receives ``flags``, a dict by field name of those that were given,
+    and ``config``, a path or None: the first and last arguments of
+    :func:`wasmkilnd.config.load.load`. Values are not looked at here, so that
+    every layer's mistakes are told in the same words.
+    """
+
+    @functools.wraps(command)
+    def with_flags(*args: Any, **given: Any) -> Any:
+        flags: dict[str, FlagValue] = {}
+        for field in Settings.model_fields:
+            value = given.pop(field)
+            if value is not None and value != ():
+                flags[field] = value
+        return command(*args, flags=flags, **given)
+
+    decorated: Callable[..., Any] = with_flags
+    # A decorator that comes later shows earlier in the help.
+    for field, info in reversed(Settings.model_fields.items()):
+        decorated = _option(field, info)(decorated)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        default=None,
+        metavar="FILE",
+        help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
+    )(decorated)
+
+
+def _option(field: str, info: FieldInfo) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag = flag_name(field)
+    text = f"{info.description}  [env: {env_name(field)}; default: {shown_default(field) or '-'}]"
+    if info.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", field, default=None, help=text)
+    repeatable = get_origin(info.annotation) is tuple
+    return click.option(
+        flag,
+        field,
+        type=str,
+        default=None,
+        multiple=repeatable,
+        metavar=_metavar(field, info),
+        help=text,
+    )
+
+
+def _metavar(field: str, info: FieldInfo) -> str:
+    if get_origin(info.annotation) is Literal:
+        return "|".join(get_args(info.annotation))
+    if field.endswith("_bytes"):
+        return "SIZE"
+    if field.endswith("_s"):
+        return "DURATION"
+    if field.endswith("listen"):
+        return "ADDRESS"
+    if info.annotation is int:
+        return "COUNT"
+    return "DIR" if info.annotation is Path else "TEXT"

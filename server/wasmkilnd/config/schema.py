@@ -1,0 +1,280 @@
+"""The settings of the daemon: the only place that names, types, explains and defaults them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from wasmkilnd.config.address import Address
+from wasmkilnd.config.machine import cpu_count, memory_bytes
+from wasmkilnd.config.quantity import parse_bytes, parse_count, parse_seconds
+from wasmkilnd.config.redis_url import RedisUrl, parse_redis_url
+
+ENV_PREFIX: Final = "WASMKILN_"
+NO_ADMIN: Final = "none"
+"""The value of admin_listen that switches the page off."""
+
+_KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+_DAY_S = 86400
+_YEARS_S = 10 * 366 * _DAY_S
+_MAX_SIZE = 2**50
+
+
+def env_name(field: str) -> str:
+    """Answer the environment variable of a setting."""
+    return ENV_PREFIX + field.upper()
+
+
+def flag_name(field: str) -> str:
+    """Answer the command line flag of a setting."""
+    return "--" + field.replace("_", "-")
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """Answer the user's state home. Raises RuntimeError where the user has no home."""
+    # The XDG specification says that a relative path is to be passed over.
+    state_home = Path(environ.get("XDG_STATE_HOME", ""))
+    if state_home.is_absolute():
+        return state_home / "wasmkiln"
+    home = Path(environ.get("HOME", ""))
+    return (home if home.is_absolute() else Path.home()) / ".local" / "state" / "wasmkiln"
+
+
+def _addresses(value: object) -> object:
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise ValueError("it takes addresses: host:port, [v6]:port or unix:/path")
+    texts = [part for each in value for part in each.split(",")]
+    if not any(text.strip() for text in texts):
+        raise ValueError("it takes at least one address: host:port, [v6]:port or unix:/path")
+    addresses = [Address.parse(text) for text in texts]
+    for index, address in enumerate(addresses):
+        if any(address.overlaps(other) for other in addresses[:index]):
+            raise ValueError(f"{address} is there twice, or within another address of the list")
+    return tuple(str(address) for address in addresses)
+
+
+def _admin_address(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("it takes an address or 'none'")
+    return NO_ADMIN if value.strip() == NO_ADMIN else str(Address.parse(value))
+
+
+def _directory(value: object) -> object:
+    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        raise ValueError("it takes the path of a directory")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{str(value)!r} names a home directory that is not known") from None
+
+
+def _prefix(value: object) -> object:
+    # Braces would move the keys' cluster slot, and a glob's characters what an eviction finds.
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,64}", value):
+        raise ValueError(f"{value!r} is not 1 to 64 letters, digits or any of _ . : / -")
+    return value
+
+
+def _engine(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"([a-z][a-z0-9.+_-]{0,63})?", value.strip()):
+        raise ValueError(f"{value!r} is not an engine, such as wasmtime or wasmer-1.1.0")
+    return value.strip()
+
+
+def _word(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = _word(value)
+    if word in ("true", "1", "yes", "on"):
+        return True
+    if word in ("false", "0", "no", "off"):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+Size = Annotated[int, BeforeValidator(parse_bytes), Field(le=_MAX_SIZE)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
+WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
+Count = Annotated[int, BeforeValidator(parse_count)]
+
+
+class Settings(BaseModel):
+    """What the daemon runs with. Immutable; text and dumps hide secrets.
+
+    Raises pydantic's ValidationError for an impossible value, without the value.
+    Where 0 stands for "as the machine has it", the ``effective_`` property of the
+    same name answers what is in force.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+    listen: Annotated[tuple[str, ...], BeforeValidator(_addresses)] = Field(
+        default=("127.0.0.1:50051",),
+        description="Where gRPC is served: host:port, [v6]:port or unix:/path; several are"
+        " separated by commas (the flag may also be repeated). Port 0 takes any free one.",
+    )
+    admin_listen: Annotated[str, BeforeValidator(_admin_address)] = Field(
+        default="127.0.0.1:9464",
+        description="Where /metrics, /healthz and /readyz are served over HTTP: one address as"
+        " in listen, or none to switch them off.",
+    )
+    allow_remote: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=False,
+        description="Permit addresses that other machines can reach. There is no TLS yet: who"
+        " reaches such an address may use the daemon.",
+    )
+    state_dir: Annotated[Path, BeforeValidator(_directory)] = Field(
+        default_factory=lambda: default_state_dir(os.environ),
+        description="Where engines, keys and the embedded server's data live. Daemons that share"
+        " it share those.",
+        json_schema_extra={
+            "shown_default": "$XDG_STATE_HOME/wasmkiln, else ~/.local/state/wasmkiln"
+        },
+    )
+    redis_url: Annotated[RedisUrl, BeforeValidator(parse_redis_url)] = Field(
+        default=RedisUrl(""),
+        description="The Redis tier: a redis://, rediss:// or unix:// URL; none for memory only;"
+        " empty for the embedded server. Put a URL with a password into the environment or the"
+        " file: others on the machine can read flags.",
+    )
+    redis_timeout_s: Seconds = Field(
+        default=1.0,
+        gt=0,
+        description="How long to wait for Redis to accept a connection, to answer, or to take a"
+        " write. A call waits this long at most for a Redis that is sick.",
+    )
+    redis_prefix: Annotated[str, BeforeValidator(_prefix)] = Field(
+        default="wasm:", description="What every key in Redis begins with."
+    )
+    embedded_redis_bytes: Size = Field(
+        default=_GIB,
+        ge=4 * _MIB,
+        description="Memory that the embedded server may fill; the least recently used entries"
+        " then make room.",
+    )
+    cache_ttl_s: WholeSeconds = Field(
+        default=7 * _DAY_S, gt=0, description="How long an entry stays in Redis."
+    )
+    write_queue_bytes: Size = Field(
+        default=64 * _MIB,
+        gt=0,
+        description="Bytes that may wait to be written to Redis; what does not fit is not"
+        " written, and counted.",
+    )
+    memory_bytes: Size = Field(
+        default=256 * _MIB,
+        ge=0,
+        description="Memory that the daemon's own tier may fill; 0 keeps nothing.",
+    )
+    max_module_bytes: Size = Field(
+        default=5 * _MIB,
+        gt=0,
+        le=_GIB,
+        description="The largest module that is accepted.",
+    )
+    max_artifact_bytes: Size = Field(
+        default=256 * _MIB, gt=0, description="The largest artifact that is kept and sent."
+    )
+    default_engine: Annotated[str, BeforeValidator(_engine)] = Field(
+        default="",
+        description="The engine of requests that name none: an id such as wasmtime-50.0.1, or a"
+        " name for its newest installed version. Empty: wasmer where it is installed.",
+    )
+    workers: Count = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Compilations that run at once, for each engine; 0 for as many as there are"
+        " CPUs.",
+    )
+    queue_length: Count = Field(
+        default=256,
+        gt=0,
+        le=1_000_000,
+        description="Calls that may wait for a worker, for each engine; more are refused.",
+    )
+    compile_timeout_s: Seconds = Field(
+        default=30.0,
+        gt=0,
+        description="How long one compilation may take before it is killed.",
+    )
+    compile_cpu_s: Seconds = Field(
+        default=0.0,
+        ge=0,
+        description="CPU time, of all its threads together, that one compilation may use before"
+        " it is killed; 0 for compile_timeout_s times the number of CPUs.",
+    )
+    compile_memory_bytes: Size = Field(
+        default=0,
+        ge=0,
+        description="Memory that one compilation may use before it is killed; 0 for 4 GiB, or"
+        " half of the machine's or control group's memory where that is less.",
+    )
+    shutdown_grace_s: Seconds = Field(
+        default=30.0,
+        ge=0,
+        description="How long calls in progress may go on after the daemon was told to stop.",
+    )
+    log_format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_word)] = Field(
+        default="auto",
+        description="How log lines look: text, json, or auto for text on a terminal and json"
+        " elsewhere.",
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_word)] = (
+        Field(default="info", description="The least important log lines that are written.")
+    )
+
+    @property
+    def effective_workers(self) -> int:
+        """Workers per engine."""
+        return self.workers or cpu_count()
+
+    @property
+    def effective_compile_cpu_s(self) -> float:
+        """CPU seconds of one compilation, its threads together."""
+        return self.compile_cpu_s or self.compile_timeout_s * cpu_count()
+
+    @property
+    def effective_compile_memory_bytes(self) -> int:
+        """Bytes of memory of one compilation."""
+        # 4 GiB lets the hungriest honest module measured through: tree-sitter-cpp, 2.4 GB.
+        return self.compile_memory_bytes or min(4 * _GIB, memory_bytes() // 2)
+
+    @model_validator(mode="after")
+    def _addresses_agree(self) -> Self:
+        listen = [Address.parse(text) for text in self.listen]
+        admin = None if self.admin_listen == NO_ADMIN else Address.parse(self.admin_listen)
+        if admin is not None and any(admin.overlaps(address) for address in listen):
+            raise PydanticCustomError(
+                "address_conflict",
+                "{address} is where gRPC is served already (listen): choose another, or none",
+                {"field": "admin_listen", "address": str(admin)},
+            )
+        surfaces = [("listen", address) for address in listen]
+        if admin is not None:
+            # Unauthenticated as well: forgetting one surface is forgetting all.
+            surfaces.append(("admin_listen", admin))
+        for field, address in surfaces:
+            if not self.allow_remote and not address.local:
+                raise PydanticCustomError(
+                    "address_remote",
+                    "other machines can reach {address}, and there is no TLS yet: choose a"
+                    " loopback or unix: address, or permit it with allow_remote"
+                    " (--allow-remote, WASMKILN_ALLOW_REMOTE=true)",
+                    {"field": field, "address": str(address)},
+                )
+        return self

@@ -1,0 +1,123 @@
+"""Settings as people and scripts read them: TOML, JSON, and the reference page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from wasmkilnd.config.load import CONFIG_ENV, Loaded
+from wasmkilnd.config.quantity import written
+from wasmkilnd.config.schema import Settings, env_name, flag_name
+
+
+def render(loaded: Loaded) -> str:
+    """Answer one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
+    lines = []
+    for field, origin in loaded.origins.items():
+        value = _toml(_written(field, getattr(loaded.settings, field)))
+        effective = _in_force(loaded.settings, field)
+        note = "" if effective is None else f"; {_written(field, effective)} in force"
+        lines.append(f"{field} = {value}  # {_one_line(origin)}{note}\n")
+    return "".join(lines)
+
+
+def as_json(loaded: Loaded) -> str:
+    """Answer a JSON object: by field ``value``, ``origin`` and ``in_force``, secrets masked.
+
+    Sizes are in bytes and durations in seconds. ``in_force`` differs from ``value``
+    where 0 stands for what the machine has.
+    """
+    shown = {}
+    for field, origin in loaded.origins.items():
+        value = _plain(getattr(loaded.settings, field))
+        effective = _in_force(loaded.settings, field)
+        in_force = value if effective is None else effective
+        shown[field] = {"value": value, "origin": origin, "in_force": in_force}
+    return json.dumps(shown, indent=2)
+
+
+def reference() -> str:
+    """Answer the Markdown of docs/configuration.md."""
+    rows = []
+    for field, info in Settings.model_fields.items():
+        default = shown_default(field)
+        meaning = (info.description or "").replace("|", "\\|")
+        default_cell = f"`{default}`" if default else "(empty)"
+        rows.append(
+            f"| `{field}` | `{env_name(field)}` | `{flag_name(field)}` | {default_cell} |"
+            f" {meaning} |\n"
+        )
+    return _REFERENCE_HEAD + "".join(rows)
+
+
+def shown_default(field: str) -> str:
+    """Answer a setting's default as the documentation writes it, the same on every machine."""
+    info = Settings.model_fields[field]
+    if isinstance(info.json_schema_extra, dict):
+        return str(info.json_schema_extra["shown_default"])
+    value = _written(field, info.default)
+    if isinstance(value, tuple):
+        return ",".join(str(each) for each in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_REFERENCE_HEAD = f"""\
+# Configuration
+
+Generated from `server/wasmkilnd/config/schema.py`: change it there.
+
+A flag wins over the environment, the environment over the file, the file over the default.
+The file is TOML, named by `--config` or `{CONFIG_ENV}`; its keys are the names below. Unknown
+keys, unknown `WASMKILN_*` variables and impossible values are refused at start.
+`wasmkilnd config` prints what is in force and where each value came from.
+
+Sizes (`_bytes`) are bytes, or take a suffix: `KB`, `MB`, `GB` (powers of 1,000), `KiB`, `MiB`,
+`GiB` (powers of 1,024). Durations (`_s`) are seconds, or take a suffix: `ms`, `s`, `m`, `h`, `d`.
+
+| key | environment | flag | default | meaning |
+|---|---|---|---|---|
+"""
+
+
+def _in_force(settings: Settings, field: str) -> int | float | None:
+    # Only where 0 leaves it to the machine.
+    if getattr(settings, field) != 0:
+        return None
+    effective: int | float | None = getattr(settings, f"effective_{field}", None)
+    return effective
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, SecretStr | Path) else value
+
+
+def _written(field: str, value: object) -> object:
+    return written(field, _plain(value))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return _toml_text(value) if isinstance(value, str) else str(value)
+
+
+def _toml_text(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{_one_line(escaped)}"'
+
+
+def _one_line(text: str) -> str:
+    # TOML wants control characters escaped, and has no way to say half a surrogate pair,
+    # which is how Python carries a file name that is not UTF-8.
+    return "".join(
+        each
+        if each.isprintable()
+        else "\ufffd"
+        if "\ud800" <= each <= "\udfff"
+        else f"\\U{ord(each):08x}"
+        for each in text
+    )

@@ -1,0 +1,113 @@
+"""How Prometheus reads the series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from wasmkilnd.telemetry.catalogue import TIERS, Catalogue
+from wasmkilnd.telemetry.series import OTHER, Count, Family
+from wasmkilnd.telemetry.watched import Watched
+from wasmkilnd.telemetry.window import Window
+
+_PREFIX = "wasmkiln_"
+
+
+class Exposition(Collector):
+    """Turns the catalogue into metric families when it is scraped. Never raises."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        watched: Watched,
+        version: str,
+        uptime_s: Callable[[], float],
+    ) -> None:
+        self._catalogue = catalogue
+        self._watched = watched
+        self._version = version
+        self._uptime_s = uptime_s
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        build = GaugeMetricFamily(
+            f"{_PREFIX}build_info", "Always 1; the version is its label.", labels=["version"]
+        )
+        build.add_metric([self._version], 1)
+        yield build
+        yield _gauge("uptime_seconds", "Since the daemon's start.", self._uptime_s())
+        yield from map(_counter, self._catalogue.counts)
+        yield from map(_histogram, self._catalogue.durations)
+        yield from self._tiers()
+        yield from self._engines()
+        yield _gauge("flights", "Compilations under way.", self._watched.flights())
+        yield from self._remote()
+
+    def _tiers(self) -> Iterator[Metric]:
+        labels = ["tier"]
+        entries = GaugeMetricFamily(f"{_PREFIX}tier_entries", "What the tier holds.", labels=labels)
+        size = GaugeMetricFamily(f"{_PREFIX}tier_bytes", "What the tier holds.", labels=labels)
+        limit = GaugeMetricFamily(
+            f"{_PREFIX}tier_limit_bytes", "What the tier may hold; 0 for no limit.", labels=labels
+        )
+        evictions = CounterMetricFamily(
+            f"{_PREFIX}tier_evictions", "Entries that made room for others.", labels=labels
+        )
+        for tier in TIERS:
+            usage = self._watched.tier(tier)
+            entries.add_metric([tier], usage.entries)
+            size.add_metric([tier], usage.bytes)
+            limit.add_metric([tier], usage.limit_bytes)
+            evictions.add_metric([tier], usage.evictions)
+        yield from (entries, size, limit, evictions)
+
+    def _engines(self) -> Iterator[Metric]:
+        labels = ["engine"]
+        workers = GaugeMetricFamily(f"{_PREFIX}workers", "Workers that run.", labels=labels)
+        busy = GaugeMetricFamily(f"{_PREFIX}workers_busy", "Workers that compile.", labels=labels)
+        queued = GaugeMetricFamily(
+            f"{_PREFIX}queue_depth", "Calls that wait for a worker.", labels=labels
+        )
+        for (engine_id,) in self._catalogue.queue_waits:
+            if engine_id == OTHER:
+                continue
+            usage = self._watched.engine(engine_id)
+            workers.add_metric([engine_id], usage.workers)
+            busy.add_metric([engine_id], usage.busy)
+            queued.add_metric([engine_id], usage.queued)
+        yield from (workers, busy, queued)
+
+    def _remote(self) -> Iterator[Metric]:
+        status = self._watched.remote()
+        yield _gauge("redis_up", "Whether the Redis tier answers.", status.up)
+        yield _gauge(
+            "redis_pending_writes", "Writes that wait to go to Redis.", status.pending_writes
+        )
+        dropped = CounterMetricFamily(
+            f"{_PREFIX}redis_dropped_writes", "Writes to Redis that were given up."
+        )
+        dropped.add_metric([], status.dropped_writes)
+        yield dropped
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(_PREFIX + name, help_text, value=float(value))
+
+
+def _counter(family: Family[Count]) -> Metric:
+    metric = CounterMetricFamily(_PREFIX + family.name, family.help_text, labels=family.labels)
+    for values, count in family.items():
+        metric.add_metric(values, count.value)
+    return metric
+
+
+def _histogram(family: Family[Window]) -> Metric:
+    metric = HistogramMetricFamily(_PREFIX + family.name, family.help_text, labels=family.labels)
+    for values, window in family.items():
+        buckets, sum_s = window.buckets()
+        metric.add_metric(values, [(floatToGoString(end), n) for end, n in buckets], sum_s)
+    return metric

@@ -1,0 +1,40 @@
+"""What the end-to-end tests share: installed engines, and one daemon that is used gently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wasmkiln import Client
+from wasmkilnd.engines.store import EngineStore
+
+from tests.e2e.daemon import Daemon, fresh_state, installed_engines
+
+
+@pytest.fixture(scope="session")
+def engines() -> EngineStore:
+    """The engines that tests use: wasmer, and wasmtime in two major versions."""
+    return installed_engines()
+
+
+@pytest.fixture
+def state_dir(engines: EngineStore, tmp_path: Path) -> Path:
+    """A state directory of the test's own, with the engines in it."""
+    return fresh_state(tmp_path / "state")
+
+
+@pytest.fixture(scope="session")
+def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with default settings that all tests may call, and none may harm."""
+    state = fresh_state(tmp_path_factory.mktemp("shared") / "state")
+    with Daemon(state, ["--max-module-bytes", "12MiB"]) as shared:
+        yield shared
+    assert shared.process.returncode == 0
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    """A client of the shared daemon."""
+    with daemon.client() as one:
+        yield one

@@ -1,0 +1,177 @@
+"""A real daemon in a process of its own, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from wasmkiln import Client
+from wasmkilnd.engines.store import EngineStore
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE_SPECS = ("wasmer==1.1.0", "wasmtime==50.0.1", "wasmtime==49.0.0")
+
+_READY_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 60.0
+
+
+def test_state_dir() -> Path:
+    """Where the engines that tests use are installed, once for all runs."""
+    return Path(os.environ.get("WASMKILN_TEST_STATE", ROOT / ".work" / "state"))
+
+
+def installed_engines() -> EngineStore:
+    """Install what tests need, unless it is there; answer the store."""
+    store = EngineStore(test_state_dir())
+    for spec in ENGINE_SPECS:
+        store.install(spec)
+    return store
+
+
+def fresh_state(path: Path) -> Path:
+    """Make a state directory at ``path`` that shares the tests' engines."""
+    path.mkdir(parents=True, exist_ok=True)
+    engines = path / "engines"
+    if not engines.exists():
+        engines.symlink_to(test_state_dir() / "engines")
+    return path
+
+
+class Daemon:
+    """One ``wasmkilnd serve``, ready once this is made; ends with the context."""
+
+    def __init__(
+        self, state_dir: Path, flags: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    ) -> None:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+        self.state_dir = state_dir
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state_dir)),
+                *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
+                *("--log-format", "json"),
+                *flags,
+            ],
+            env={**inherited, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.banner = ""
+        self.log_lines: list[str] = []
+        self._ready = threading.Event()
+        self._readers = [
+            threading.Thread(target=self._read_banner, daemon=True),
+            threading.Thread(target=self._read_log, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+        if not self._ready.wait(_READY_TIMEOUT_S) or "is ready" not in self.banner:
+            self.kill()
+            raise AssertionError(f"the daemon did not become ready: {self.log[-4000:]}")
+
+    @property
+    def pid(self) -> int:
+        """The daemon's own process."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error so far."""
+        return "".join(self.log_lines)
+
+    @property
+    def address(self) -> str:
+        """Where it serves gRPC; the first of several."""
+        return self._row("serving").split(", ")[0]
+
+    @property
+    def admin_url(self) -> str:
+        """Where it serves metrics and health over HTTP."""
+        return f"http://{self._row('metrics').split('/')[0]}"
+
+    def client(self, **options: float) -> Client:
+        """Answer a new client of this daemon; the caller closes it."""
+        return Client(self.address, **options)  # type: ignore[arg-type]
+
+    def children(self) -> list[int]:
+        """Answer the processes that the daemon started and that live."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        return [
+            int(child)
+            for task in tasks.iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+
+    def stop(self) -> int:
+        """End it with SIGTERM; answer the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self._ended(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the daemon did not stop: {self.log[-4000:]}") from None
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self._ended(_STOP_TIMEOUT_S)
+
+    def wait_for_log(self, words: str, timeout_s: float = 30.0) -> str:
+        """Wait until a line of the log holds ``words``; answer the line."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for line in list(self.log_lines):
+                if words in line:
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"no {words!r} in the log: {self.log[-4000:]}")
+
+    def _ended(self, timeout_s: float) -> int:
+        code = self.process.wait(timeout_s)
+        for reader in self._readers:
+            reader.join(5)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+        return code
+
+    def _row(self, name: str) -> str:
+        found = re.search(rf"^  {name} +(.*)$", self.banner, re.MULTILINE)
+        assert found, self.banner
+        return found.group(1)
+
+    def _read_banner(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.banner += line
+            if line.startswith("  try "):
+                self._ready.set()
+        self._ready.set()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.log_lines.append(line)
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.stop()

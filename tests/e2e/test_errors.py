@@ -1,0 +1,208 @@
+"""Each row of the error table, from outside; after each the daemon still answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkiln import Client, WasmkilnError
+from wasmkilnd.engines.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+
+MIB = 1024 * 1024
+SIMD_BELOW_SSE41 = (
+    '(module (func (export "f") (param v128) (result v128) local.get 0 i32x4.abs i8x16.popcnt))'
+)
+
+
+@pytest.fixture(scope="module")
+def strict(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with small limits, so that they are met within seconds."""
+    state = fresh_state(tmp_path_factory.mktemp("strict") / "state")
+    flags = [
+        *("--compile-timeout-s", "2", "--compile-memory-bytes", "700MiB"),
+        *("--max-artifact-bytes", "8MiB", "--workers", "1", "--queue-length", "1"),
+        *("--redis-url", "none"),
+    ]
+    with Daemon(state, flags) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def strict_client(strict: Daemon) -> Iterator[Client]:
+    with strict.client(max_attempts=1) as client:
+        yield client
+        # Whatever the test did: it still compiles.
+        assert client.compile(wasm.adder(4711), skip_cache_lookup=True).header.size_bytes > 0
+    assert strict.process.poll() is None
+
+
+Call = Callable[[Client], object]
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "reason", "words"),
+    [
+        (lambda c: c.load(b""), "INVALID_ARGUMENT", "NOT_WASM", "empty"),
+        (lambda c: c.load(b"(module)"), "INVALID_ARGUMENT", "NOT_WASM", "WebAssembly text"),
+        (lambda c: c.compile(b"(module)"), "INVALID_ARGUMENT", "NOT_WASM", "WebAssembly text"),
+        (lambda c: c.load(b"\x7fELF" + bytes(99)), "INVALID_ARGUMENT", "NOT_WASM", "compiled"),
+        (lambda c: c.load(b"%PDF-1.7"), "INVALID_ARGUMENT", "NOT_WASM", "no WebAssembly"),
+        (
+            lambda c: c.load(wasm.CORE_PREAMBLE + bytes(5 * MIB)),
+            "INVALID_ARGUMENT",
+            "MODULE_TOO_LARGE",
+            "5,242,880",
+        ),
+        (
+            lambda c: c.load(wasm.CORE_PREAMBLE + b"\x01\x02\x03"),
+            "INVALID_ARGUMENT",
+            "MODULE_INVALID",
+            "at offset",
+        ),
+        (
+            lambda c: c.compile(wasm.CORE_PREAMBLE + b"\x01\x02\x03", engine="wasmtime"),
+            "INVALID_ARGUMENT",
+            "MODULE_INVALID",
+            "at offset",
+        ),
+        (
+            lambda c: c.load(wasm.adder(1), expected_sha256="0" * 64),
+            "INVALID_ARGUMENT",
+            "DIGEST_MISMATCH",
+            "0000",
+        ),
+        (
+            lambda c: c.compile(wasm.adder(1), engine="v8"),
+            "INVALID_ARGUMENT",
+            "ENGINE_UNKNOWN",
+            "wasmtime-50.0.1",
+        ),
+        (
+            lambda c: c.compile(wasm.adder(1), engine="wasmtime", target="z80-unknown-none"),
+            "INVALID_ARGUMENT",
+            "TARGET_UNSUPPORTED",
+            "linux-gnu",
+        ),
+        (
+            lambda c: c.compile(wasm.adder(1), engine="wasmtime", cpu="x86-64-v9"),
+            "INVALID_ARGUMENT",
+            "TARGET_UNSUPPORTED",
+            "baseline",
+        ),
+        (
+            lambda c: c.compile(wasm.adder(1), engine="wasmtime", settings={"speed": "max"}),
+            "INVALID_ARGUMENT",
+            "SETTING_UNKNOWN",
+            "consume_fuel",
+        ),
+        (
+            lambda c: c.compile(wasm.adder(1), engine="wasmtime", settings={"consume_fuel": "9"}),
+            "INVALID_ARGUMENT",
+            "SETTING_UNKNOWN",
+            "false, true",
+        ),
+        (
+            lambda c: c.compile(wasm.from_text("(component)"), engine="wasmer"),
+            "FAILED_PRECONDITION",
+            "ENGINE_LACKS_FEATURE",
+            "wasmtime-50.0.1",
+        ),
+        (
+            lambda c: c.load(wasm.from_text("(module (memory i64 1))"), engine="wasmer"),
+            "FAILED_PRECONDITION",
+            "ENGINE_LACKS_FEATURE",
+            "wasmtime-50.0.1",
+        ),
+        (
+            lambda c: c.compile("f" * 64),
+            "NOT_FOUND",
+            "MODULE_NOT_LOADED",
+            "send the module",
+        ),
+        (
+            lambda c: c.compile(wasm.nested_blocks(1_000_000), engine="wasmer"),
+            "DEADLINE_EXCEEDED",
+            "COMPILE_TIMEOUT",
+            "within 2 s",
+        ),
+        (
+            lambda c: c.compile(wasm.nested_blocks(1_000_000, 1), engine="wasmtime"),
+            "RESOURCE_EXHAUSTED",
+            "COMPILE_MEMORY_LIMIT",
+            "734,003,200 bytes",
+        ),
+        (
+            lambda c: c.compile(wasm.many_functions(200_000), engine="wasmer"),
+            "RESOURCE_EXHAUSTED",
+            "ARTIFACT_TOO_LARGE",
+            "8,388,608",
+        ),
+    ],
+)
+def test_row(strict_client: Client, call: Call, code: str, reason: str, words: str) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        call(strict_client)
+    assert failure.value.reason == reason
+    assert failure.value.code is grpc.StatusCode[code]
+    assert words in failure.value.message
+    assert "Traceback" not in failure.value.message
+
+
+def test_an_engine_that_validates_and_then_cannot_compile(strict_client: Client) -> None:
+    """wasmer accepts SIMD, and then has no code for some of its operators."""
+    module = wasm.from_text(
+        '(module (func (export "f") (param v128) (result v128)'
+        " local.get 0 f64x2.promote_low_f32x4))"
+    )
+    strict_client.load(module, engine="wasmer")
+    with pytest.raises(WasmkilnError) as failure:
+        strict_client.compile(module, engine="wasmer")
+    assert failure.value.reason == "ENGINE_LACKS_FEATURE"
+    assert failure.value.metadata["accepted_by"] == "wasmtime-50.0.1, wasmtime-49.0.0"
+
+
+def test_a_setting_that_switches_a_proposal_off(strict_client: Client) -> None:
+    module = wasm.from_text("(module (memory 1) (memory 1))")
+    settings = {"wasm_multi_memory": "false"}
+    with pytest.raises(WasmkilnError) as failure:
+        strict_client.compile(module, engine="wasmtime-50.0.1", settings=settings)
+    assert failure.value.reason == "ENGINE_LACKS_FEATURE"
+    assert "wasmtime-50.0.1" in failure.value.metadata["accepted_by"]
+
+
+def test_full_queue_says_when_to_come_back(strict: Daemon, strict_client: Client) -> None:
+    """One worker and one place in the queue: of four slow compiles at least two are refused."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def compile_slowly(tag: int) -> WasmkilnError:
+        with strict.client(max_attempts=1) as client, pytest.raises(WasmkilnError) as failure:
+            client.compile(wasm.nested_blocks(1_000_000, 10 + tag), engine="wasmer")
+        return failure.value
+
+    with ThreadPoolExecutor(4) as callers:
+        failures = list(callers.map(compile_slowly, range(4)))
+    full = [failure for failure in failures if failure.reason == "COMPILE_QUEUE_FULL"]
+    assert len(full) >= 2
+    assert all(failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED for failure in full)
+    assert all(failure.retry_after_s and failure.retry_after_s > 0 for failure in full)
+    rest = {failure.reason for failure in failures if failure.reason != "COMPILE_QUEUE_FULL"}
+    assert rest == {"COMPILE_TIMEOUT"}
+
+
+def test_malformed_requests(strict_client: Client) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        strict_client.find_missing(["nonsense"])
+    assert failure.value.reason == "INVALID_REQUEST"
+    with pytest.raises(WasmkilnError) as failure:
+        strict_client.evict(module_sha256="A" * 64)
+    assert failure.value.reason == "INVALID_REQUEST"
+
+
+def test_a_file_that_is_not_there(strict_client: Client, tmp_path: Path) -> None:
+    with pytest.raises((OSError, WasmkilnError)):
+        strict_client.load(tmp_path / "nothing.wasm")

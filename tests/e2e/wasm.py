@@ -1,0 +1,65 @@
+"""Small modules for tests, made as they are needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
+CORE_PREAMBLE = b"\0asm\x01\0\0\0"
+
+
+def from_text(text: str) -> bytes:
+    """Answer the binary of a module or component in text form."""
+    return subprocess.run(
+        [str(WASM_TOOLS), "parse", "-"], input=text.encode(), capture_output=True, check=True
+    ).stdout
+
+
+def adder(tag: int) -> bytes:
+    """A module with one exported addition; each ``tag`` makes another module."""
+    return from_text(
+        '(module (func (export "add") (param i32 i32) (result i32)'
+        f" local.get 0 local.get 1 i32.add) (global i32 (i32.const {tag})))"
+    )
+
+
+def leb128(number: int) -> bytes:
+    """Encode an unsigned number as WebAssembly does."""
+    out = bytearray()
+    while True:
+        number, low = number >> 7, number & 0x7F
+        out.append(low | (0x80 if number else 0))
+        if not number:
+            return bytes(out)
+
+
+def _section(number: int, body: bytes) -> bytes:
+    return bytes([number]) + leb128(len(body)) + body
+
+
+def nested_blocks(depth: int, tag: int = 0) -> bytes:
+    """A valid module whose one function nests ``depth`` blocks.
+
+    A million of them are 3 MB, keep wasmer busy for over a minute and take
+    wasmtime over 2 GiB (the project's own measurements).
+    """
+    body = b"\0" + b"\x02\x40" * depth + b"\x0b" * depth + b"\x0b"
+    return (
+        CORE_PREAMBLE
+        + _section(1, b"\x01\x60\0\0")
+        + _section(3, b"\x01\0")
+        + _section(6, b"\x01\x7f\0\x41" + bytes([tag & 0x3F]) + b"\x0b")
+        + _section(10, b"\x01" + leb128(len(body)) + body)
+    )
+
+
+def many_functions(count: int) -> bytes:
+    """A valid module of ``count`` empty functions: small, with a large artifact."""
+    return (
+        CORE_PREAMBLE
+        + _section(1, b"\x01\x60\0\0")
+        + _section(3, leb128(count) + b"\0" * count)
+        + _section(10, leb128(count) + b"\x02\0\x0b" * count)
+    )
