@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import structlog
 
 from wasmkilnd import app
 from wasmkilnd.config import show
@@ -39,6 +40,9 @@ def main() -> None:
         _fail(str(mistake), EXIT_USAGE)
     except (EngineInstallError, app.CannotStart) as failure:
         _fail(str(failure), EXIT_FAILED)
+    except Exception as defect:
+        structlog.get_logger("wasmkilnd").exception("the daemon failed")
+        _fail(f"the daemon failed ({type(defect).__name__}): this is a defect", EXIT_FAILED)
 
 
 @click.group(context_settings=_HELP)

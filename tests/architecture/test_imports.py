@@ -44,7 +44,9 @@ def imported_modules(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             if node.level:
-                package = path.relative_to(SERVER.parent if SERVER in path.parents else CLIENT.parent)
+                package = path.relative_to(
+                    SERVER.parent if SERVER in path.parents else CLIENT.parent
+                )
                 base = ".".join(package.parts[: len(package.parts) - node.level])
                 names |= {f"{base}.{node.module or alias.name}" for alias in node.names}
             else:
@@ -67,9 +69,11 @@ def test_the_daemon_imports_one_way(path: Path) -> None:
     for name in imported_modules(path):
         words = name.split(".")
         assert words[0] not in {"wasmer", "wasmtime"} or "child" in path.parts, name
-        if words[0] == "wasmkilnd" and len(words) > 1 and (SERVER / words[1]).exists() | (
-            SERVER / f"{words[1]}.py"
-        ).exists():
+        if (
+            words[0] == "wasmkilnd"
+            and len(words) > 1
+            and (SERVER / words[1]).exists() | (SERVER / f"{words[1]}.py").exists()
+        ):
             assert words[1] in MAY_IMPORT[part] | {part}, f"{part} imports {name}"
 
 

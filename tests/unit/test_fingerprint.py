@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-
 from wasmkilnd import fingerprint as module
 from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.model import EngineIdentity

@@ -7,7 +7,6 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from wasmkiln.v1 import module_service_pb2
 from wasmkilnd import wire
 

@@ -47,7 +47,8 @@ def _describe_v1() -> None:
         v1.package = _V1
         for message in v1.message_type:
             for field in message.field:
-                field.type_name = field.type_name.replace(f".{_ALPHA}.", f".{_V1}.")
+                if field.type_name:  # To set even an empty one would say that it is a message.
+                    field.type_name = field.type_name.replace(f".{_ALPHA}.", f".{_V1}.")
         for method in v1.service[0].method:
             method.input_type = method.input_type.replace(f".{_ALPHA}.", f".{_V1}.")
             method.output_type = method.output_type.replace(f".{_ALPHA}.", f".{_V1}.")

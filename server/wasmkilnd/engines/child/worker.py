@@ -24,9 +24,10 @@ _NICENESS = 5
 def main(engine_name: str, control_fd: int) -> None:
     """Serve orders from the daemon's end of ``control_fd`` until it closes."""
     confine.die_with_parent(int(os.environ["WASMKILN_DAEMON_PID"]))
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group: the daemon decides.
+    # Ctrl-C, and service managers, signal the whole group: it is the daemon that decides,
+    # and jobs that callers wait for may finish. A worker ends when its socket closes.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     os.nice(_NICENESS)
     control = socket.socket(fileno=control_fd)
     engine = load(engine_name)
@@ -76,7 +77,6 @@ def _start_job(
         control.close()
         _own_group(0)
         confine.die_with_parent(worker)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         sock = socket.socket(fileno=fds[0])
         os.dup2(fds[1], 1)
         os.dup2(fds[1], 2)
