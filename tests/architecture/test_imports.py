@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "telemetry": CORE,
     "config": set(),
     "rpc": CORE | {"compile_service", "telemetry"},
-    "app": CORE | {"compile_service", "cache", "engines", "telemetry", "config", "rpc"},
+    "app": CORE | {"compile_service", "cache", "engines", "telemetry", "config", "rpc", "banner"},
     "banner": CORE | {"engines", "config"},
     "cli": CORE | {"app", "engines", "config"},
     "__main__": {"cli"},

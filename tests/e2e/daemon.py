@@ -175,3 +175,5 @@ class Daemon:
     ) -> None:
         if self.process.poll() is None:
             self.stop()
+        else:
+            self._ended(0)

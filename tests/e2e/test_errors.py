@@ -7,7 +7,15 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from wasmkiln import Client, WasmkilnError
+from wasmkiln.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    module_service_pb2_grpc,
+    types_pb2,
+)
+from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.engines.store import EngineStore
 
 from tests.e2e import wasm
@@ -205,15 +213,29 @@ def test_limit_on_cpu_time(state_dir: Path) -> None:
         assert "CPU time" in failure.value.message
 
 
-def test_malformed_requests(strict_client: Client) -> None:
-    with pytest.raises(WasmkilnError) as failure:
-        strict_client.find_missing(["nonsense"])
-    assert failure.value.reason == "INVALID_REQUEST"
-    with pytest.raises(WasmkilnError) as failure:
-        strict_client.evict(module_sha256="A" * 64)
-    assert failure.value.reason == "INVALID_REQUEST"
-
-
-def test_a_file_that_is_not_there(strict_client: Client, tmp_path: Path) -> None:
-    with pytest.raises((OSError, WasmkilnError)):
-        strict_client.load(tmp_path / "nothing.wasm")
+def test_malformed_requests(strict: Daemon) -> None:
+    """By the bare stub: our own client would not send them."""
+    with grpc.insecure_channel(strict.address) as channel:
+        modules = module_service_pb2_grpc.ModuleServiceStub(channel)
+        admin = admin_service_pb2_grpc.AdminServiceStub(channel)
+        calls: list[Callable[[], object]] = [
+            lambda: list(modules.Compile(pb.CompileRequest())),
+            lambda: list(modules.Compile(pb.CompileRequest(sha256="A" * 64))),
+            lambda: modules.FindMissing(pb.FindMissingRequest(keys=[types_pb2.ArtifactKey()])),
+            lambda: modules.FindMissing(
+                pb.FindMissingRequest(keys=[types_pb2.ArtifactKey()] * 10_001)
+            ),
+            lambda: modules.Load(pb.LoadRequest(module=wasm.adder(1), expected_sha256="x")),
+            lambda: admin.Evict(admin_service_pb2.EvictRequest()),
+            lambda: admin.Evict(admin_service_pb2.EvictRequest(all=False)),
+            lambda: admin.Evict(admin_service_pb2.EvictRequest(module_sha256="x")),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as failure:
+                call()
+            assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            trailers = dict(failure.value.trailing_metadata())
+            status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+            info = error_details_pb2.ErrorInfo()
+            assert status.details[0].Unpack(info)
+            assert (info.domain, info.reason) == ("wasmkiln", "INVALID_REQUEST")

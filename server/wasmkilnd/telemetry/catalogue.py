@@ -137,6 +137,11 @@ class Catalogue:
             self.rpc_durations,
         )
 
+    @property
+    def engine_ids(self) -> list[str]:
+        """The engines that are known, in the order in which they were added."""
+        return [engine_id for (engine_id,), _ in self.queue_waits.all() if engine_id != OTHER]
+
     def add_engine(self, engine_id: str) -> None:
         """Make an engine known. Doing so again changes nothing."""
         for outcome in OUTCOMES:

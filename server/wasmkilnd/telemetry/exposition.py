@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from wasmkilnd.telemetry.catalogue import TIERS, Catalogue
-from wasmkilnd.telemetry.series import OTHER, Count, Family
+from wasmkilnd.telemetry.series import Count, Family
 from wasmkilnd.telemetry.watched import Watched
 from wasmkilnd.telemetry.window import Window
 
@@ -72,9 +72,7 @@ class Exposition(Collector):
         queued = GaugeMetricFamily(
             f"{_PREFIX}queue_depth", "Calls that wait for a worker.", labels=labels
         )
-        for (engine_id,) in self._catalogue.queue_waits:
-            if engine_id == OTHER:
-                continue
+        for engine_id in self._catalogue.engine_ids:
             usage = self._watched.engine(engine_id)
             workers.add_metric([engine_id], usage.workers)
             busy.add_metric([engine_id], usage.busy)
@@ -100,14 +98,18 @@ def _gauge(name: str, help_text: str, value: float) -> Metric:
 
 def _counter(family: Family[Count]) -> Metric:
     metric = CounterMetricFamily(_PREFIX + family.name, family.help_text, labels=family.labels)
-    for values, count in family.items():
+    for values, count in family.all():
         metric.add_metric(values, count.value)
     return metric
 
 
 def _histogram(family: Family[Window]) -> Metric:
     metric = HistogramMetricFamily(_PREFIX + family.name, family.help_text, labels=family.labels)
-    for values, window in family.items():
+    for values, window in family.all():
         buckets, sum_s = window.buckets()
-        metric.add_metric(values, [(floatToGoString(end), n) for end, n in buckets], sum_s)
+        metric.add_metric(values, [(_end(bound), n) for bound, n in buckets], sum_s)
     return metric
+
+
+def _end(bound: float) -> str:
+    return "+Inf" if bound == math.inf else str(bound)

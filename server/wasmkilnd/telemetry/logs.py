@@ -2,66 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import re
-from collections.abc import MutableMapping
+import traceback
+from threading import Lock
 from typing import Any, TextIO
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_MASK = "***"
-_SECRET_KEYS = re.compile(r"password|passwd|secret|token|authorization|private_key", re.IGNORECASE)
-# scheme://user:password@ and the like: whatever stands between :// and the last @.
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]*(?:/[^\s@/]*)*@")
+from wasmkilnd.telemetry.masking import Masker
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 
 
 def configure(log_format: str, level: str, stream: TextIO) -> None:
-    """Send all logs, the libraries' included, to ``stream``.
+    """Send all logs, the libraries' included, to ``stream``, one line each but for tracebacks.
 
     ``log_format`` is ``text``, ``json``, or ``auto`` for text on a terminal and
-    JSON otherwise; ``level`` is the least important one that is written.
+    JSON otherwise. ``level`` is the least important one that is written; of the
+    libraries' lines, warnings at least, and all of them at ``debug``. May be
+    called again; the last call counts. Logging never raises, whatever is logged
+    and whatever becomes of the stream.
     """
-    as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-        mask_secrets,
-    ]
-    renderer: structlog.typing.Processor
-    if as_text:
-        renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty())
-        shared.insert(0, structlog.processors.format_exc_info)
-    else:
-        renderer = structlog.processors.JSONRenderer()
-        shared.insert(0, structlog.processors.format_exc_info)
+    terminal = stream.isatty()
+    as_text = log_format == "text" or (log_format == "auto" and terminal)
+    render = _text_renderer(colors=terminal) if as_text else _render_json
+    pipeline = _Pipeline(render)
+    sink = _Sink(stream)
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[pipeline],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=lambda *_names: sink,
+        context_class=dict,
+        # A cached logger would go on writing to the stream of an earlier call.
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(max(_LEVELS[level], logging.WARNING if level != "debug" else 0))
+    root.handlers[:] = [_LibraryHandler(pipeline, sink)]
+    root.setLevel(logging.DEBUG if level == "debug" else max(_LEVELS[level], logging.WARNING))
 
 
-def mask_secrets(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    """Take credentials out of URLs, and the values of what is called a secret."""
-    for key, value in event.items():
-        if _SECRET_KEYS.search(key):
-            event[key] = _MASK
-        elif isinstance(value, str) and "://" in value:
-            event[key] = _CREDENTIALS.sub(f"{_MASK}@", value)
-    return event
+class _Pipeline:
+    """From an event to the line that is written."""
+
+    def __init__(self, render: Processor) -> None:
+        self._render = render
+        self._stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        self._masker = Masker()
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
+        try:
+            event = structlog.contextvars.merge_contextvars(logger, method, event)
+            # A library's line, or a hand-written one, may have either already.
+            event.setdefault("level", "error" if method == "exception" else method)
+            event = self._stamp(logger, method, event)
+            if "exc_info" in event:
+                # Before masking: tracebacks quote URLs.
+                event = structlog.processors.format_exc_info(logger, method, event)
+            event = self._masker.mapping(event)
+            return str(self._render(logger, method, event))
+        except Exception as failure:  # a line that cannot be made must not fail a call
+            # Names of types only: the values are what made the trouble, and are not masked.
+            lost = {
+                "timestamp": "",
+                "level": "error",
+                "event": "log line lost",
+                "failure": type(failure).__name__,
+                "where": _where(failure),
+            }
+            return json.dumps(lost)
+
+
+class _Sink:
+    """Writes whole lines; a structlog logger of which every level is the same. Never raises."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = Lock()
+
+    def msg(self, line: str) -> None:
+        """Write ``line``."""
+        # The reader is gone, the disk is full, or the encoding has no such letter. There is
+        # nobody left to tell, and the daemon's work is more than its diary.
+        with contextlib.suppress(Exception), self._lock:
+            try:
+                self._stream.write(line + "\n")
+            except UnicodeEncodeError:
+                self._stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+            self._stream.flush()
+
+    log = debug = info = warn = warning = msg
+    error = err = fatal = critical = exception = failure = msg
+
+
+class _LibraryHandler(logging.Handler):
+    """Takes the standard library's log records into the same lines."""
+
+    def __init__(self, pipeline: _Pipeline, sink: _Sink) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write ``record``; never raises."""
+        try:
+            message = record.getMessage()
+        except Exception:  # arguments that do not fit the format: a library's slip
+            message = str(record.msg)
+        event: dict[str, Any] = {"event": message, "logger": record.name}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info
+        self._sink.msg(self._pipeline(None, record.levelname.lower(), event))
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    # First what every line has, for eyes that scan the start of lines.
+    head = {name: event.pop(name, "") for name in ("timestamp", "level", "event")}
+    return json.dumps({**head, **event})
+
+
+def _text_renderer(colors: bool) -> Processor:
+    console = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        # Not rich's, which prints every local variable, the secret ones too.
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        for key, value in event.items():
+            if isinstance(value, str) and not value.isprintable():
+                event[key] = _printable(value, keep="\n" if key == "exception" else "")
+        return str(console(logger, method, event))
+
+    return render
+
+
+def _printable(text: str, keep: str) -> str:
+    # A name from a caller's module must not steer somebody's terminal, or forge a line.
+    return "".join(
+        each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text
+    )
+
+
+def _where(failure: Exception) -> str:
+    frames = traceback.extract_tb(failure.__traceback__)
+    return f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""

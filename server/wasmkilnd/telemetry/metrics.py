@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from wasmkilnd.model import Origin
 from wasmkilnd.telemetry.catalogue import ERROR, TIERS, Catalogue
 from wasmkilnd.telemetry.exposition import Exposition
-from wasmkilnd.telemetry.series import OTHER
 from wasmkilnd.telemetry.snapshot import CompileSnapshot, EngineSnapshot, Snapshot, TierSnapshot
 from wasmkilnd.telemetry.watched import Watched
 
@@ -107,17 +106,16 @@ class Metrics(Watched):
         catalogue = self._catalogue
         compiles = (
             CompileSnapshot(engine_id, outcome, window.summary())
-            for (engine_id, outcome), window in catalogue.compile_durations.items()
+            for (engine_id, outcome), window in catalogue.compile_durations.all()
         )
         engines = (
             EngineSnapshot(
                 engine_id,
                 self.engine(engine_id),
                 catalogue.workers_replaced.at(engine_id).value,
-                waits.summary(),
+                catalogue.queue_waits.at(engine_id).summary(),
             )
-            for (engine_id,), waits in catalogue.queue_waits.items()
-            if engine_id != OTHER
+            for engine_id in catalogue.engine_ids
         )
         return Snapshot(
             version=self._version,
@@ -129,7 +127,7 @@ class Metrics(Watched):
             flights=self.flights(),
             flights_joined=self._joined.value,
             served={origin: count.value for origin, count in self._served.items()},
-            rejected=sum(count.value for _, count in catalogue.rejected.items()),
+            rejected=sum(count.value for _, count in catalogue.rejected.all()),
             remote=self.remote(),
         )
 
@@ -140,7 +138,7 @@ class Metrics(Watched):
         failed = lookups("artifact", ERROR) + lookups("module", ERROR)
         failed += self._stores.at(tier, ERROR).value
         failed += sum(
-            count.value for (where, _), count in self._catalogue.rejected.items() if where == tier
+            count.value for (where, _), count in self._catalogue.rejected.all() if where == tier
         )
         return TierSnapshot(
             tier=tier,

@@ -68,7 +68,7 @@ class Family(Generic[S]):
         series = self._series.get(values)
         return series if series is not None else self._unexpected(values)
 
-    def items(self) -> list[tuple[tuple[str, ...], S]]:
+    def all(self) -> list[tuple[tuple[str, ...], S]]:
         """Answer every series with its label values."""
         with self._lock:
             return list(self._series.items())

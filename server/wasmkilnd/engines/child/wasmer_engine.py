@@ -39,6 +39,17 @@ _FEATURE_NAMES = {
     "avx512vl": "avx512vl",
 }
 
+# The package gives a value's type as a number.
+_VALUE_TYPES = {
+    int(wasmer.Type.I32): "i32",
+    int(wasmer.Type.I64): "i64",
+    int(wasmer.Type.F32): "f32",
+    int(wasmer.Type.F64): "f64",
+    int(wasmer.Type.V128): "v128",
+    int(wasmer.Type.EXTERN_REF): "externref",
+    int(wasmer.Type.FUNC_REF): "funcref",
+}
+
 _EXTERN_KINDS = {
     wasmer.FunctionType: "function",
     wasmer.GlobalType: "global",
@@ -155,7 +166,7 @@ def _types(types: list[Any]) -> str:
 
 
 def _type(value: Any) -> str:
-    return str(value).removeprefix("Type.").lower()
+    return _VALUE_TYPES.get(int(value), str(value))
 
 
 def _range(minimum: int, maximum: int | None) -> str:

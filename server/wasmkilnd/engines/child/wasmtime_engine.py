@@ -199,5 +199,7 @@ def _range(limits: wasmtime.Limits) -> str:
 
 
 def _item(item: Any) -> tuple[str, str]:
+    # Newer packages wrap the type in an extern.
+    item = getattr(item, "ty", item)
     name = type(item).__name__.removesuffix("Type").removeprefix("Component").lower()
     return ("function", "func") if name == "func" else ("other", name)

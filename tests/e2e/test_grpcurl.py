@@ -1,0 +1,118 @@
+"""grpcurl, without any proto file, as a stranger in any language would."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon
+
+GRPCURL = Path(sys.executable).with_name("grpcurl")
+
+
+class Grpcurl:
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __call__(self, *words: str, request: object = None) -> subprocess.CompletedProcess[str]:
+        data = [] if request is None else ["-d", json.dumps(request)]
+        flags = ["-plaintext", "-max-time", "60", "-max-msg-sz", str(64 * 1024 * 1024)]
+        return subprocess.run(
+            [str(GRPCURL), *flags, *data, self._address, *words],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    def json(self, method: str, request: object) -> list[Any]:
+        done = self(method, request=request)
+        assert done.returncode == 0, done.stderr
+        decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
+        while text:
+            value, end = decoder.raw_decode(text)
+            found.append(value)
+            text = text[end:].strip()
+        return found
+
+
+@pytest.fixture
+def grpcurl(daemon: Daemon) -> Grpcurl:
+    return Grpcurl(daemon.address)
+
+
+def test_lists_every_service(grpcurl: Grpcurl) -> None:
+    assert grpcurl("list").stdout.split() == [
+        "grpc.channelz.v1.Channelz",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "wasmkiln.v1.AdminService",
+        "wasmkiln.v1.ModuleService",
+    ]
+
+
+@pytest.mark.parametrize(
+    "service", ["wasmkiln.v1.ModuleService", "grpc.reflection.v1.ServerReflection"]
+)
+def test_describes_services(grpcurl: Grpcurl, service: str) -> None:
+    done = grpcurl("describe", service)
+    assert done.returncode == 0, done.stderr
+    assert f"{service} is a service" in done.stdout
+
+
+def test_loads_compiles_and_reads(grpcurl: Grpcurl) -> None:
+    module = wasm.adder(100)
+    encoded = base64.b64encode(module).decode()
+    [loaded] = grpcurl.json("wasmkiln.v1.ModuleService/Load", {"module": encoded})
+    assert loaded["kind"] == "KIND_CORE_MODULE"
+    parts = grpcurl.json("wasmkiln.v1.ModuleService/Compile", {"sha256": loaded["sha256"]})
+    header = parts[0]["header"]
+    artifact = b"".join(base64.b64decode(part["chunk"]) for part in parts[1:])
+    assert len(artifact) == int(header["sizeBytes"])
+    assert header["origin"] == "ORIGIN_COMPILED"
+    assert header["engine"]["id"] == "wasmer-1.1.0"
+    [again, *_] = grpcurl.json("wasmkiln.v1.ModuleService/Compile", {"sha256": loaded["sha256"]})
+    assert again["header"]["origin"] == "ORIGIN_MEMORY"
+    [stats] = grpcurl.json("wasmkiln.v1.ModuleService/Stats", {})
+    assert stats["redisMode"] == "embedded"
+    assert float(stats["hitRatio"]) > 0
+    [capabilities] = grpcurl.json("wasmkiln.v1.ModuleService/GetCapabilities", {})
+    assert [e["engine"]["id"] for e in capabilities["engines"]] == [
+        "wasmer-1.1.0",
+        "wasmtime-50.0.1",
+        "wasmtime-49.0.0",
+    ]
+    [missing] = grpcurl.json(
+        "wasmkiln.v1.ModuleService/FindMissing",
+        {"keys": [{"moduleSha256": loaded["sha256"]}, {"moduleSha256": "0" * 64}]},
+    )
+    assert missing == {"missing": [{"moduleSha256": "0" * 64}]}
+    [evicted] = grpcurl.json("wasmkiln.v1.AdminService/Evict", {"moduleSha256": loaded["sha256"]})
+    assert int(evicted["artifacts"]) >= 1
+
+
+def test_health_of_each_service_and_overall(grpcurl: Grpcurl) -> None:
+    for service in ("", "wasmkiln.v1.ModuleService", "wasmkiln.v1.AdminService"):
+        [health] = grpcurl.json("grpc.health.v1.Health/Check", {"service": service})
+        assert health == {"status": "SERVING"}
+
+
+def test_channelz(grpcurl: Grpcurl) -> None:
+    [servers] = grpcurl.json("grpc.channelz.v1.Channelz/GetServers", {})
+    assert int(servers["server"][0]["data"]["callsStarted"]) > 0
+
+
+def test_errors_carry_reason_and_metadata(grpcurl: Grpcurl) -> None:
+    done = grpcurl("wasmkiln.v1.ModuleService/Compile", request={"sha256": "0" * 64})
+    assert done.returncode != 0
+    assert "NotFound" in done.stderr
+    assert "MODULE_NOT_LOADED" in done.stderr
+    assert '"domain":"wasmkiln"' in done.stderr.replace(" ", "")

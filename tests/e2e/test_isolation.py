@@ -1,0 +1,248 @@
+"""What happens inside a worker stays there: real kills, real hangs, real crowds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkiln import Client, CompilerCrashed, CompileTimeout, DeadlineExceeded, WasmkilnError
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import module_service_pb2_grpc, types_pb2
+
+from tests.corpus.fetch import fetch
+from tests.corpus.modules import BY_NAME
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon
+
+SLOW = wasm.nested_blocks(1_000_000)
+
+
+def eventually(check: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def parent_of(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[1])
+
+
+def jobs_of(daemon: Daemon) -> list[int]:
+    """Answer the jobs: the children of the daemon's children that run an engine."""
+    workers = set(workers_of(daemon))
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if parent_of(int(process.name)) in workers:
+                    found.append(int(process.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def workers_of(daemon: Daemon) -> list[int]:
+    found = []
+    for child in daemon.children():
+        try:
+            if b"child.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_no_engine_in_the_daemon(daemon: Daemon, client: Client) -> None:
+    client.compile(wasm.adder(20), engine="wasmer")
+    client.compile(wasm.adder(20), engine="wasmtime")
+    mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
+    assert "grpc" in mapped  # The page does list what is loaded.
+    assert "wasmer" not in mapped
+    assert "wasmtime" not in mapped
+
+
+def test_workers_stay_single_threaded_and_see_no_module(daemon: Daemon, client: Client) -> None:
+    client.compile(wasm.adder(21), engine="wasmtime")
+    workers = workers_of(daemon)
+    assert len(workers) == 3 * (os.cpu_count() or 1)
+    for worker in workers:
+        assert len(list(Path(f"/proc/{worker}/task").iterdir())) == 1
+        niceness = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[16])
+        assert niceness >= 5
+        environment = Path(f"/proc/{worker}/environ").read_bytes()
+        assert b"PATH" not in environment
+        assert b"HOME" not in environment
+
+
+def test_a_killed_job_costs_only_its_own_call(state_dir: Path) -> None:
+    with (
+        Daemon(state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
+        daemon.client(max_attempts=1) as client,
+        ThreadPoolExecutor(2) as callers,
+    ):
+        slow = callers.submit(client.compile, SLOW, engine="wasmer")
+        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        workers = workers_of(daemon)
+        waiting = callers.submit(client.compile, wasm.adder(22), engine="wasmer")
+        os.kill(jobs_of(daemon)[0], signal.SIGKILL)
+        with pytest.raises(CompilerCrashed) as failure:
+            slow.result()
+        assert failure.value.code is grpc.StatusCode.INTERNAL
+        assert failure.value.metadata["signal"] == "SIGKILL"
+        assert waiting.result().header.size_bytes
+        assert workers_of(daemon) == workers
+
+
+@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
+def test_a_crash_is_named_by_its_signal(state_dir: Path, how: signal.Signals) -> None:
+    with (
+        Daemon(state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
+        daemon.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        slow = callers.submit(client.compile, SLOW, engine="wasmer")
+        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
+        os.kill(jobs_of(daemon)[0], how)
+        with pytest.raises(CompilerCrashed) as failure:
+            slow.result()
+        assert failure.value.metadata["signal"] == how.name
+        assert how.name in failure.value.message
+
+
+def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path) -> None:
+    with (
+        Daemon(state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
+        daemon.client(max_attempts=1, timeout_s=120) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        module = fetch(BY_NAME["itk-downsample-bin-shrink"])
+        call = callers.submit(client.compile, module, engine="wasmtime-50.0.1")
+        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        job = jobs_of(daemon)[0]
+        worker = parent_of(job)
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: not Path(f"/proc/{job}").exists(), "the job outlived its worker")
+        assert call.result().header.origin == types_pb2.ORIGIN_COMPILED
+        replaced = {w.engine: w.replaced for w in client.stats().workers}
+        assert replaced["wasmtime-50.0.1"] == 1
+        eventually(lambda: len(workers_of(daemon)) == 3, "the worker was not replaced")
+
+
+def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Path) -> None:
+    flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "2"]
+    with (
+        Daemon(state_dir, flags) as daemon,
+        daemon.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        call = callers.submit(client.compile, SLOW, engine="wasmer")
+        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        job = jobs_of(daemon)[0]
+        os.kill(job, signal.SIGSTOP)
+        with pytest.raises(CompileTimeout):
+            call.result()
+        assert not Path(f"/proc/{job}").exists()
+        assert client.compile(wasm.adder(23), engine="wasmer").header.size_bytes
+
+
+def test_a_stopped_worker_does_not_hold_its_caller_for_ever(state_dir: Path) -> None:
+    flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "1"]
+    with Daemon(state_dir, flags) as daemon, daemon.client(timeout_s=100) as client:
+        client.compile(wasm.adder(24), engine="wasmer")
+        for worker in workers_of(daemon):
+            os.kill(worker, signal.SIGSTOP)
+        # It is given up after its grace, and the job done by its successor.
+        assert client.compile(wasm.adder(25), engine="wasmer").header.size_bytes
+
+
+def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -> None:
+    module = fetch(BY_NAME["itk-downsample-sigma"]).read_bytes()
+    client.load(module)
+    client.evict(module_sha256=BY_NAME["itk-downsample-sigma"].sha256)
+    before = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
+    start = threading.Barrier(100)
+
+    def call(_: int) -> tuple[int, bytes]:
+        with daemon.client(timeout_s=120) as one:
+            start.wait()
+            artifact = one.compile(module, engine="wasmer")
+        return artifact.header.origin, artifact.bytes
+
+    with ThreadPoolExecutor(100) as callers:
+        answers = list(callers.map(call, range(100)))
+    after = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
+    assert after["wasmer-1.1.0", "ok"] - before["wasmer-1.1.0", "ok"] == 1
+    assert len({artifact for _, artifact in answers}) == 1
+    origins = [origin for origin, _ in answers]
+    assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
+    assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) > 50
+
+
+def test_callers_that_hang_up_hurt_nobody(client: Client, daemon: Daemon) -> None:
+    """The first caller and half of the others leave; the compile goes on for the rest."""
+    module = fetch(BY_NAME["itk-gaussian-kernel-radius"]).read_bytes()
+    request = pb.CompileRequest(module=module, engine="wasmer", cpu="baseline")
+    with grpc.insecure_channel(daemon.address) as channel:
+        stub = module_service_pb2_grpc.ModuleServiceStub(channel)
+        first = stub.Compile(request, timeout=60)
+        eventually(lambda: client.stats().flights >= 1, "no flight began")
+        others = [stub.Compile(request, timeout=60) for _ in range(10)]
+        impatient = stub.Compile(request, timeout=0.01)
+        with pytest.raises(grpc.RpcError) as failure:
+            list(impatient)
+        assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        first.cancel()
+        for other in others[::2]:
+            other.cancel()
+        for other in others[1::2]:
+            parts = list(other)
+            assert parts[0].header.origin == types_pb2.ORIGIN_JOINED_FLIGHT
+            assert sum(len(part.chunk) for part in parts[1:]) == parts[0].header.size_bytes
+
+
+def test_work_that_nobody_waits_for_still_lands_in_the_cache(
+    client: Client, daemon: Daemon
+) -> None:
+    module = fetch(BY_NAME["source-map"]).read_bytes()
+    with daemon.client(timeout_s=0.02, max_attempts=1) as hasty, pytest.raises(DeadlineExceeded):
+        hasty.compile(fetch(BY_NAME["itk-resample-bounding-box"]), engine="wasmtime-49.0.0")
+    assert client.compile(module).header.size_bytes
+    sha256 = BY_NAME["itk-resample-bounding-box"].sha256
+
+    def landed() -> bool:
+        try:
+            found = client.compile(sha256, engine="wasmtime-49.0.0", omit_artifact=True)
+        except WasmkilnError:
+            return False
+        return bool(found.header.origin)
+
+    # By digest: had the daemon dropped the work, it would not know the module.
+    eventually(landed, "the compilation was lost", 60)
+
+
+def test_a_compiling_daemon_answers_at_once(client: Client, daemon: Daemon) -> None:
+    """While every worker compiles, hits and stats go on: no call waits for a compile's end."""
+    client.compile(wasm.adder(26), engine="wasmtime")
+    with ThreadPoolExecutor(4) as callers:
+        busy = [
+            callers.submit(client.compile, fetch(BY_NAME[name]), engine="wasmtime", cpu="baseline")
+            for name in ("itk-downsample-label-image", "itk-downsample-bin-shrink")
+        ]
+        eventually(lambda: client.stats().busy_workers >= 2, "the workers are not busy")
+        hits = 0
+        while not any(call.done() for call in busy):
+            assert client.compile(wasm.adder(26), engine="wasmtime").header.origin == 1
+            hits += 1
+        for call in busy:
+            call.result()
+    assert hits > 50

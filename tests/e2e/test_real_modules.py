@@ -1,0 +1,45 @@
+"""Real modules of many toolchains: compiled by the daemon, loaded and run in another process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from wasmkiln import Client, EngineLacksFeature
+from wasmkilnd.engines.store import EngineStore
+
+from tests.corpus.fetch import CorpusUnavailable, fetch
+from tests.corpus.modules import ALL_MODULES, RealModule
+from tests.e2e.in_engine import run_module
+
+ENGINES = {"wasmer": "wasmer-1.1.0", "wasmtime": "wasmtime-50.0.1"}
+
+
+def path_of(module: RealModule) -> Path:
+    """Answer the module's file; without its registry there is nothing to test."""
+    try:
+        return fetch(module)
+    except CorpusUnavailable as unavailable:
+        pytest.skip(f"{module.name} cannot be fetched: {unavailable}")
+
+
+@pytest.mark.parametrize("name", ["wasmer", "wasmtime"])
+@pytest.mark.parametrize("module", ALL_MODULES, ids=str)
+def test_artifact_does_what_the_module_does(
+    client: Client, engines: EngineStore, tmp_path: Path, module: RealModule, name: str
+) -> None:
+    path = path_of(module)
+    engine_id = ENGINES[name]
+    if name not in module.engines:
+        # The honest answer for what this engine cannot do, and who can.
+        with pytest.raises(EngineLacksFeature) as refusal:
+            client.compile(path, engine=engine_id)
+        assert "wasmtime-50.0.1" in refusal.value.metadata["accepted_by"]
+        return
+    artifact = client.compile(path, engine=engine_id)
+    assert artifact.header.module_sha256 == module.sha256
+    assert artifact.header.engine.id == engine_id
+    saved = artifact.save(tmp_path / "artifact", header=False)
+    by_artifact = run_module(engines, engine_id, module.name, "--artifact", str(saved))
+    directly = run_module(engines, engine_id, module.name, "--wasm", str(path))
+    assert by_artifact == directly

@@ -1,0 +1,74 @@
+"""Addresses to listen on."""
+
+from __future__ import annotations
+
+import pytest
+from wasmkilnd.config.address import Address
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical", "local"),
+    [
+        ("127.0.0.1:50051", "127.0.0.1:50051", True),
+        ("127.8.0.1:0", "127.8.0.1:0", True),
+        ("localhost:1", "localhost:1", True),
+        ("[::1]:65535", "[::1]:65535", True),
+        ("[0:0::1]:7", "[::1]:7", True),
+        ("0.0.0.0:1", "0.0.0.0:1", False),
+        ("[::]:1", "[::]:1", False),
+        ("kiln.example.org:1", "kiln.example.org:1", False),
+        ("unix:/run/a.sock", "unix:/run/a.sock", True),
+        ("unix:///run/a.sock", "unix:/run/a.sock", True),
+    ],
+)
+def test_an_address_is_read_and_written(text: str, canonical: str, local: bool) -> None:
+    address = Address.parse(text)
+    assert str(address) == canonical
+    assert address.local is local
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not an address"),
+        ("localhost", "not an address"),
+        ("127.0.0.1:65536", "no port from 0 to 65535"),
+        ("127.0.0.1:-1", "no port"),
+        ("127.0.0.1:http", "no port"),
+        ("::1:50051", "brackets"),
+        ("[127.0.0.1]:1", "IPv6"),
+        (":50051", "no host"),
+        ("*:50051", "0.0.0.0"),
+        ("256.0.0.1:1", "neither"),
+        ("127.1:1", "neither"),
+        ("a b:1", "neither"),
+        ("http://a:1", "ambiguous"),
+        ("unix:relative.sock", "absolute"),
+        ("unix:", "absolute"),
+        ("unix:/" + "x" * 107, "107 bytes"),
+    ],
+)
+def test_what_is_no_address_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlaps"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", True),
+        ("127.0.0.1:1", "127.0.0.1:2", False),
+        ("0.0.0.0:1", "127.0.0.1:1", True),
+        ("[::]:1", "[::1]:1", True),
+        ("[::]:1", "127.0.0.1:1", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+        ("Localhost:1", "localhost:1", True),
+        ("unix:/a", "unix:/a", True),
+        ("unix:/a", "unix:/b", False),
+        ("unix:/a", "127.0.0.1:1", False),
+    ],
+)
+def test_overlap_goes_both_ways(one: str, other: str, overlaps: bool) -> None:
+    first, second = Address.parse(one), Address.parse(other)
+    assert first.overlaps(second) is overlaps
+    assert second.overlaps(first) is overlaps

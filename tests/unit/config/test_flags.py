@@ -1,0 +1,54 @@
+"""The command line flags."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from wasmkilnd.config.flags import options
+from wasmkilnd.config.schema import Settings, env_name, flag_name
+
+
+@click.command()
+@click.argument("word")
+@options
+def command(word: str, flags: dict[str, Any], config: Path | None) -> None:
+    """Show what it got."""
+    click.echo(json.dumps([word, flags, str(config)]))
+
+
+def run(*arguments: str) -> Any:
+    result = CliRunner().invoke(command, ["word", *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_only_flags_that_were_given_are_passed() -> None:
+    assert run() == ["word", {}, "None"]
+
+
+@pytest.mark.parametrize("field", sorted(set(Settings.model_fields) - {"allow_remote", "listen"}))
+def test_every_setting_has_a_flag_that_takes_any_text(field: str) -> None:
+    assert run(flag_name(field), "any text")[1] == {field: "any text"}
+
+
+def test_listen_is_repeatable_and_allow_remote_a_switch() -> None:
+    given = run("--listen", "a:1", "--listen", "b:2,c:3", "--no-allow-remote", "--config", "/x")
+    assert given == ["word", {"listen": ["a:1", "b:2,c:3"], "allow_remote": False}, "/x"]
+    assert run("--allow-remote")[1] == {"allow_remote": True}
+
+
+def test_an_empty_value_is_given_too() -> None:
+    assert run("--redis-url", "")[1] == {"redis_url": ""}
+
+
+def test_the_help_has_every_setting_with_its_variable() -> None:
+    text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=400).output.split())
+    for field in Settings.model_fields:
+        assert flag_name(field) in text
+        assert f"[env: {env_name(field)}; default: " in text
+    assert text.index("--config") < text.index("--listen") < text.index("--log-level")

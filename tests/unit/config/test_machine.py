@@ -1,0 +1,91 @@
+"""What this process may use of the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from wasmkilnd.config.machine import cpu_count, memory_bytes
+
+GIB = 2**30
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": "MemTotal:  16777216 kB\n", **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "expected_bytes"),
+    [
+        ({}, 16 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 16 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{2 * GIB}\n"}, 2 * GIB),
+        (
+            {  # the limit of a group above counts as well
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/memory.max": f"{GIB}\n",
+            },
+            GIB,
+        ),
+        (
+            {  # version 1 says "no limit" with a number that no machine has
+                "proc/self/cgroup": "4:memory:/x\n0::/\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            16 * GIB,
+        ),
+        (
+            {  # inside a container of version 1 the path is the host's
+                "proc/self/cgroup": "4:cpu,memory:/docker/abc\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{3 * GIB}\n",
+            },
+            3 * GIB,
+        ),
+        ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"}, GIB),
+        ({"proc/self/cgroup": "nonsense\n", "sys/fs/cgroup/memory.max": "1\n"}, 16 * GIB),
+    ],
+)
+def test_memory_is_the_smallest_limit(
+    tmp_path: Path, files: dict[str, str], expected_bytes: int
+) -> None:
+    assert memory_bytes(machine(tmp_path, files)) == expected_bytes
+
+
+def test_a_cpu_quota_counts_and_is_rounded_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    root = machine(tmp_path, {"proc/self/cgroup": "0::/\n"})
+    quota = tmp_path / "sys/fs/cgroup/cpu.max"
+    quota.parent.mkdir(parents=True)
+    assert cpu_count(root) == 8
+    quota.write_text("max 100000\n")
+    assert cpu_count(root) == 8
+    quota.write_text("150000 100000\n")
+    assert cpu_count(root) == 2
+    quota.write_text("1000 100000\n")
+    assert cpu_count(root) == 1
+
+
+def test_a_cpu_quota_of_version_1_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    files = {
+        "proc/self/cgroup": "3:cpu,cpuacct:/\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+    }
+    root = machine(tmp_path, files)
+    assert cpu_count(root) == 3
+    (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert cpu_count(root) == 8
+
+
+def test_the_real_machine_has_some_of_both() -> None:
+    assert 1 <= cpu_count() <= len(os.sched_getaffinity(0))
+    assert memory_bytes() > 2**20

@@ -1,0 +1,69 @@
+"""A URL with a password that is never shown."""
+
+from __future__ import annotations
+
+import pytest
+from wasmkilnd.config.redis_url import RedisUrl, mask, parse_redis_url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "none",
+        "redis://h",
+        "redis://h:6379/0",
+        "rediss://user:p%40ss@h:1/15",
+        "redis://[::1]:6379",
+        "unix:///run/redis.sock",
+        "unix://user:pass@/run/redis.sock?db=2",
+    ],
+)
+def test_known_urls_are_taken(url: str) -> None:
+    assert parse_redis_url(f" {url} ") == url
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://:hunter2@h", "no scheme that is known"),
+        ("hunter2", "no scheme"),
+        ("user:hunter2@h:6379", "no scheme"),
+        ("redis:hunter2", "no scheme"),
+        ("redis://:hunter2@h:99999", "port"),
+        ("redis://:hunter2@h:0", "port"),
+        ("redis://:hunter2/x@h:1", "percent-encode"),
+        ("redis://:hunter2#x@h:1", "percent-encode"),
+        ("redis://:hunter2\u2100@h:1", "no valid URL"),
+        ("redis://:hunter2@", "no host"),
+        ("redis:///0", "no host"),
+        ("redis://:hunter2@h/zero", "number of a database"),
+        ("unix://hunter2", "no socket"),
+        (5, "text"),
+    ],
+)
+def test_others_are_refused_without_their_secret(url: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why) as caught:
+        parse_redis_url(url)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("redis://u:p@h:1/0", "redis://***:***@h:1/0"),
+        ("redis://:p@h", "redis://***:***@h"),
+        ("redis://u:p/a@b?c@h", "redis://***:***@h"),
+        ("redis://h/0?password=p&x=1&username=u", "redis://h/0?password=***&x=1&username=***"),
+        ("none", "none"),
+        ("", ""),
+    ],
+)
+def test_it_is_shown_without_credentials(url: str, shown: str) -> None:
+    assert mask(url) == shown
+    assert str(RedisUrl(url)) == shown
+    assert f"{RedisUrl(url)!r}" == f"RedisUrl({shown!r})"
+    assert RedisUrl(url).get_secret_value() == url

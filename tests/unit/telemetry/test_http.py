@@ -1,0 +1,197 @@
+"""The admin page, over real sockets."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from wasmkilnd.telemetry.http import AddressInUse, AdminServer
+from wasmkilnd.telemetry.metrics import Metrics
+
+
+class Readiness:
+    """Says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[bool, str] | Exception = (True, "ready")
+
+    def __call__(self) -> tuple[bool, str]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def readiness() -> Readiness:
+    return Readiness()
+
+
+def server(address: str, readiness: Readiness | None = None) -> AdminServer:
+    return AdminServer(address, Metrics("1.2.3").registry, readiness or Readiness())
+
+
+@pytest.fixture
+async def url(readiness: Readiness) -> AsyncIterator[str]:
+    running = server("127.0.0.1:0", readiness)
+    address = await running.start()
+    assert re.fullmatch(r"127\.0\.0\.1:[1-9][0-9]+", address)
+    yield f"http://{address}"
+    await running.stop()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+async def test_metrics_in_prometheus_own_format(url: str, http: aiohttp.ClientSession) -> None:
+    async with http.get(f"{url}/metrics") as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        assert 'wasmkiln_build_info{version="1.2.3"} 1.0' in await answer.text()
+
+
+async def test_openmetrics_for_who_accepts_it(url: str, http: aiohttp.ClientSession) -> None:
+    accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+    async with http.get(f"{url}/metrics", headers=accept) as answer:
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+        text = await answer.text()
+    assert text.endswith("# EOF\n")
+    assert list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
+
+
+async def test_health_is_life_and_readiness_is_asked(
+    url: str, http: aiohttp.ClientSession, readiness: Readiness
+) -> None:
+    async with http.get(f"{url}/readyz") as answer:
+        assert (answer.status, await answer.text()) == (200, "ready\n")
+    readiness.answer = (False, "no engine works")
+    async with http.get(f"{url}/readyz") as answer:
+        assert (answer.status, await answer.text()) == (503, "no engine works\n")
+    readiness.answer = RuntimeError("hunter2")
+    async with http.get(f"{url}/readyz") as answer:
+        assert answer.status == 503
+        assert "hunter2" not in await answer.text()
+    async with http.get(f"{url}/healthz") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("HEAD", "/metrics", 200),
+        ("HEAD", "/healthz", 200),
+        ("POST", "/metrics", 405),
+        ("PUT", "/healthz", 405),
+        ("DELETE", "/readyz", 405),
+        ("GET", "/", 404),
+        ("GET", "/metrics/", 404),
+        ("GET", "/../etc/passwd", 404),
+        ("POST", "/nothing", 404),
+    ],
+)
+async def test_only_these_pages_and_only_to_read_and_no_banner(
+    url: str, http: aiohttp.ClientSession, method: str, path: str, status: int
+) -> None:
+    async with http.request(method, f"{url}{path}") as answer:
+        assert answer.status == status
+        assert "Server" not in answer.headers
+        if method == "HEAD":
+            assert await answer.read() == b""
+
+
+async def test_an_address_in_use_is_said_in_one_sentence(url: str) -> None:
+    address = url.removeprefix("http://")
+    with pytest.raises(AddressInUse) as caught:
+        await server(address).start()
+    message = str(caught.value)
+    assert f"cannot serve metrics on {address}: it is in use already" in message
+    assert "WASMKILN_ADMIN_LISTEN" in message
+    assert "\n" not in message
+
+
+async def test_an_address_of_another_machine() -> None:
+    with pytest.raises(AddressInUse, match="no such address"):
+        await server("192.0.2.1:9464").start()
+
+
+async def test_ipv6_keeps_its_brackets(http: aiohttp.ClientSession) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    running = server("[::1]:0")
+    address = await running.start()
+    assert address.startswith("[::1]:")
+    async with http.get(f"http://{address}/healthz") as answer:
+        assert answer.status == 200
+    await running.stop()
+
+
+async def test_a_unix_socket_is_for_its_owner_and_goes_away(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    running = server(f"unix:{path}")
+    assert await running.start() == f"unix:{path}"
+    assert path.stat().st_mode & 0o777 == 0o600
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.get("http://kiln/healthz") as answer,
+    ):
+        assert answer.status == 200
+    await running.stop()
+    assert not path.exists()
+
+
+async def test_a_live_socket_is_not_taken_and_a_dead_one_is(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    first = server(f"unix:{path}")
+    await first.start()
+    with pytest.raises(AddressInUse, match="in use"):
+        await server(f"unix:{path}").start()
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.get("http://kiln/healthz") as answer,
+    ):
+        assert answer.status == 200
+    await first.stop()
+
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    second = server(f"unix:{path}")
+    await second.start()
+    await second.stop()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(AddressInUse):
+        await server(f"unix:{path}").start()
+    assert path.read_text() == "data"
+
+
+async def test_stopping_leaves_anothers_socket(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    first = server(f"unix:{path}")
+    await first.start()
+    path.unlink()
+    second = server(f"unix:{path}")
+    await second.start()
+    await first.stop()
+    assert path.exists()
+    await second.stop()
+
+
+async def test_stop_frees_the_port() -> None:
+    running = server("127.0.0.1:0")
+    address = await running.start()
+    await running.stop()
+    again = server(address)
+    assert await again.start() == address
+    await again.stop()

@@ -1,0 +1,240 @@
+"""The Recorder, what Prometheus reads of it, and what Stats does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families
+from wasmkilnd.errors import Reason
+from wasmkilnd.model import Origin, RemoteStatus, TierUsage
+from wasmkilnd.ports import Recorder
+from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.telemetry.snapshot import EngineUsage, TierSnapshot
+
+ENGINE = "wasmtime-50.0.1"
+COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    made = Metrics("1.2.3", [COMPILE])
+    made.add_engine(ENGINE)
+    return made
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
+    """By name and label values, in the order of the labels' names."""
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
+        for sample in family.samples
+    }
+
+
+def tier(metrics: Metrics, name: str) -> TierSnapshot:
+    (found,) = [each for each in metrics.snapshot().tiers if each.tier == name]
+    return found
+
+
+def test_it_is_a_recorder(metrics: Metrics) -> None:
+    recorder: Recorder = metrics
+    recorder.flight_joined()
+    assert metrics.snapshot().flights_joined == 1
+
+
+def test_everything_known_stands_at_zero_from_the_start(metrics: Metrics) -> None:
+    got = samples(metrics)
+    for name in ("memory", "redis"):
+        for what in ("artifact", "module"):
+            for outcome in ("hit", "miss", "error"):
+                assert got["wasmkiln_tier_lookups_total", (outcome, name, what)] == 0
+            assert got["wasmkiln_tier_lookup_duration_seconds_count", (name, what)] == 0
+        assert got["wasmkiln_tier_stores_total", ("error", name)] == 0
+        assert got["wasmkiln_values_rejected_total", ("other", name)] == 0
+        assert got["wasmkiln_tier_entries", (name,)] == 0
+    for outcome in ("ok", *(reason.value.lower() for reason in Reason)):
+        assert got["wasmkiln_compiles_total", (ENGINE, outcome)] == 0
+    for origin in Origin:
+        assert got["wasmkiln_served_total", (origin.value,)] == 0
+    assert got["wasmkiln_rpcs_total", ("UNAVAILABLE", COMPILE)] == 0
+    assert got["wasmkiln_workers_replaced_total", (ENGINE,)] == 0
+    assert got["wasmkiln_flights_joined_total", ()] == 0
+    assert got["wasmkiln_sent_bytes_total", ()] == 0
+    assert got["wasmkiln_redis_up", ()] == 0
+    assert got["wasmkiln_build_info", ("1.2.3",)] == 1
+    assert metrics.snapshot().hit_ratio == 0.0
+
+
+def test_two_do_not_share_anything(metrics: Metrics) -> None:
+    Metrics("1.2.3").flight_joined()
+    assert metrics.snapshot().flights_joined == 0
+
+
+def test_lookups_are_counted_by_outcome_and_failures_have_no_latency(metrics: Metrics) -> None:
+    for outcome, seconds in (("hit", 0.001), ("miss", 0.003), ("miss", 0.003), ("error", 1.0)):
+        metrics.tier_lookup("redis", "artifact", outcome, seconds)
+    metrics.tier_lookup("redis", "module", "hit", 0.5)
+    metrics.tier_lookup("redis", "module", "miss", 0.5)
+    metrics.tier_lookup("redis", "module", "error", 0.5)
+    metrics.tier_store("redis", "ok", 0.01)
+    metrics.tier_store("redis", "error", 2.0)
+    metrics.value_rejected("redis", "digest")
+    got = tier(metrics, "redis")
+    assert (got.hits, got.misses, got.module_hits, got.module_misses) == (1, 2, 1, 1)
+    assert got.errors == 4
+    assert (got.get_latency.count, got.get_latency.p99_s) == (3, 0.003)
+    assert (got.put_latency.count, got.put_latency.sum_s) == (1, 0.01)
+    assert tier(metrics, "memory").errors == 0
+
+    scraped = samples(metrics)
+    assert scraped["wasmkiln_tier_lookups_total", ("miss", "redis", "artifact")] == 2
+    assert scraped["wasmkiln_tier_lookups_total", ("error", "redis", "artifact")] == 1
+    assert scraped["wasmkiln_values_rejected_total", ("digest", "redis")] == 1
+    count = scraped["wasmkiln_tier_lookup_duration_seconds_count", ("redis", "artifact")]
+    assert count == got.get_latency.count
+    in_1_ms = ("0.001", "redis", "artifact")
+    assert scraped["wasmkiln_tier_lookup_duration_seconds_bucket", in_1_ms] == 1
+    total = scraped["wasmkiln_tier_lookup_duration_seconds_sum", ("redis", "artifact")]
+    assert total == pytest.approx(got.get_latency.sum_s)
+    assert metrics.snapshot().rejected == 1
+
+
+def test_compilations_agree_between_prometheus_and_stats(metrics: Metrics) -> None:
+    metrics.compiled(ENGINE, "ok", 0.5, 0.0)
+    metrics.compiled(ENGINE, "ok", 1.5, 0.2)
+    metrics.compiled(ENGINE, "compile_timeout", 30.0, 0.0)
+    got = {each.outcome: each.duration for each in metrics.snapshot().compiles}
+    assert set(got) == {"ok", "compile_timeout"}
+    assert (got["ok"].count, got["ok"].sum_s, got["ok"].p50_s) == (2, 2.0, 0.5)
+    scraped = samples(metrics)
+    for outcome, duration in got.items():
+        labels = (ENGINE, outcome)
+        assert scraped["wasmkiln_compiles_total", labels] == duration.count
+        assert scraped["wasmkiln_compile_duration_seconds_count", labels] == duration.count
+        assert scraped["wasmkiln_compile_duration_seconds_sum", labels] == duration.sum_s
+    assert ("wasmkiln_compile_duration_seconds_count", (ENGINE, "internal")) not in scraped
+    (engine,) = metrics.snapshot().engines
+    assert engine.queue_wait.count == 3
+    assert scraped["wasmkiln_queue_wait_seconds_sum", (ENGINE,)] == pytest.approx(0.2)
+
+
+def test_the_hit_ratio_is_of_all_answers(metrics: Metrics) -> None:
+    for origin in (Origin.MEMORY, Origin.MEMORY, Origin.REDIS, Origin.COMPILED):
+        metrics.served(origin)
+    assert metrics.snapshot().hit_ratio == 0.75
+    metrics.served(Origin.JOINED_FLIGHT)
+    assert metrics.snapshot().hit_ratio == 0.6
+    assert samples(metrics)["wasmkiln_served_total", ("memory",)] == 2
+
+
+def test_rpcs_bytes_and_replacements(metrics: Metrics) -> None:
+    metrics.rpc(COMPILE, "OK", 0.002)
+    metrics.rpc(COMPILE, "NOT_FOUND", 0.001)
+    metrics.bytes_sent(1000)
+    metrics.bytes_sent(24)
+    metrics.worker_replaced(ENGINE)
+    scraped = samples(metrics)
+    assert scraped["wasmkiln_rpcs_total", ("OK", COMPILE)] == 1
+    assert scraped["wasmkiln_rpcs_total", ("NOT_FOUND", COMPILE)] == 1
+    assert scraped["wasmkiln_rpc_duration_seconds_count", (COMPILE,)] == 2
+    assert scraped["wasmkiln_sent_bytes_total", ()] == 1024
+    assert scraped["wasmkiln_workers_replaced_total", (ENGINE,)] == 1
+    assert metrics.snapshot().engines[0].replaced == 1
+
+
+def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
+    before = len(samples(metrics))
+    for index in range(1000):
+        metrics.rpc(f"/attack/{index}", f"CODE_{index}", 0.1)
+        metrics.compiled(f"engine-{index}", f"outcome-{index}", 0.1, 0.1)
+        metrics.compiled(ENGINE, f"outcome-{index}", 0.1, 0.1)
+        metrics.tier_lookup(f"tier-{index}", "artifact", "hit", 0.1)
+        metrics.tier_store(f"tier-{index}", "ok", 0.1)
+        metrics.value_rejected("redis", f"cause-{index}")
+        metrics.worker_replaced(f"engine-{index}")
+    scraped = samples(metrics)
+    assert len(scraped) < before + 150
+    assert scraped["wasmkiln_rpcs_total", ("other", "other")] == 1000
+    assert scraped["wasmkiln_compiles_total", ("other", "other")] == 2000
+    assert scraped["wasmkiln_values_rejected_total", ("other", "redis")] > 900
+    assert tier(metrics, "redis").errors == 1000
+    assert [each.engine_id for each in metrics.snapshot().engines] == [ENGINE]
+
+
+def test_gauges_are_asked_when_somebody_looks(metrics: Metrics) -> None:
+    flights = 0
+    usage = TierUsage(entries=3, bytes=30, limit_bytes=99, evictions=7)
+    metrics.watch_tier("memory", lambda: usage)
+    metrics.watch_engine(ENGINE, lambda: EngineUsage(workers=4, busy=2, queued=5))
+    metrics.watch_flights(lambda: flights)
+    metrics.watch_remote(lambda: RemoteStatus("external", True, "", 6, 8))
+    flights = 9
+    scraped = samples(metrics)
+    assert scraped["wasmkiln_tier_entries", ("memory",)] == 3
+    assert scraped["wasmkiln_tier_bytes", ("memory",)] == 30
+    assert scraped["wasmkiln_tier_limit_bytes", ("memory",)] == 99
+    assert scraped["wasmkiln_tier_evictions_total", ("memory",)] == 7
+    assert scraped["wasmkiln_workers", (ENGINE,)] == 4
+    assert scraped["wasmkiln_workers_busy", (ENGINE,)] == 2
+    assert scraped["wasmkiln_queue_depth", (ENGINE,)] == 5
+    assert scraped["wasmkiln_flights", ()] == 9
+    assert scraped["wasmkiln_redis_up", ()] == 1
+    assert scraped["wasmkiln_redis_pending_writes", ()] == 6
+    assert scraped["wasmkiln_redis_dropped_writes_total", ()] == 8
+    snapshot = metrics.snapshot()
+    assert tier(metrics, "memory").usage.evictions == 7
+    assert (snapshot.busy_workers, snapshot.queue_depth, snapshot.flights) == (2, 5, 9)
+    assert snapshot.remote.mode == "external"
+
+
+def test_a_source_that_fails_takes_nothing_else_along(metrics: Metrics) -> None:
+    def broken() -> TierUsage:
+        raise OSError("gone")
+
+    metrics.watch_tier("redis", broken)
+    metrics.watch_tier("memory", lambda: TierUsage(entries=3))
+    assert samples(metrics)["wasmkiln_tier_entries", ("memory",)] == 3
+    assert tier(metrics, "redis").usage == TierUsage()
+
+
+def test_time_passes(metrics: Metrics) -> None:
+    snapshot = metrics.snapshot()
+    assert snapshot.version == "1.2.3"
+    assert abs(snapshot.started_at_s - time.time()) < 60
+    assert 0 < snapshot.uptime_s < metrics.uptime_s
+    assert samples(metrics)["wasmkiln_uptime_seconds", ()] > snapshot.uptime_s
+
+
+def test_openmetrics_is_valid_too(metrics: Metrics) -> None:
+    metrics.tier_lookup("memory", "artifact", "hit", 0.00001)
+    text = openmetrics_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
+    families = parse_openmetrics(text)  # type: ignore[no-untyped-call]
+    names = {family.name for family in families}
+    ours = {name for name in names if not name.startswith("process_")}
+    assert ours
+    assert all(name.startswith("wasmkiln_") for name in ours)
+
+
+def test_recording_is_cheap_enough_for_a_call_of_half_a_millisecond(metrics: Metrics) -> None:
+    def one_call() -> None:
+        metrics.tier_lookup("memory", "artifact", "hit", 0.00002)
+        metrics.served(Origin.MEMORY)
+        metrics.bytes_sent(20_000)
+        metrics.rpc(COMPILE, "OK", 0.0005)
+
+    best_s = min(_time(one_call) for _ in range(20))
+    assert best_s < 25e-6  # 2.5 microseconds where it was written; a shared machine has bad days
+
+
+def _time(work: object) -> float:
+    assert callable(work)
+    started = time.perf_counter()
+    for _ in range(200):
+        work()
+    return (time.perf_counter() - started) / 200
