@@ -28,7 +28,9 @@ def state_dir(engines: EngineStore, tmp_path: Path) -> Path:
 def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with default settings that all tests may call, and none may harm."""
     state = fresh_state(tmp_path_factory.mktemp("shared") / "state")
-    with Daemon(state, ["--max-module-bytes", "12MiB"]) as shared:
+    # The largest modules of the corpus, and time for them on a machine that is busy.
+    flags = ["--max-module-bytes", "12MiB", "--compile-timeout-s", "120"]
+    with Daemon(state, flags) as shared:
         yield shared
     assert shared.process.returncode == 0
 

@@ -76,14 +76,14 @@ def test_loads_compiles_and_reads(grpcurl: Grpcurl) -> None:
     parts = grpcurl.json("wasmkiln.v1.ModuleService/Compile", {"sha256": loaded["sha256"]})
     header = parts[0]["header"]
     artifact = b"".join(base64.b64decode(part["chunk"]) for part in parts[1:])
-    assert len(artifact) == int(header["sizeBytes"])
+    assert len(artifact) == int(header["size_bytes"])
     assert header["origin"] == "ORIGIN_COMPILED"
     assert header["engine"]["id"] == "wasmer-1.1.0"
     [again, *_] = grpcurl.json("wasmkiln.v1.ModuleService/Compile", {"sha256": loaded["sha256"]})
     assert again["header"]["origin"] == "ORIGIN_MEMORY"
     [stats] = grpcurl.json("wasmkiln.v1.ModuleService/Stats", {})
-    assert stats["redisMode"] == "embedded"
-    assert float(stats["hitRatio"]) > 0
+    assert stats["redis_mode"] == "embedded"
+    assert float(stats["hit_ratio"]) > 0
     [capabilities] = grpcurl.json("wasmkiln.v1.ModuleService/GetCapabilities", {})
     assert [e["engine"]["id"] for e in capabilities["engines"]] == [
         "wasmer-1.1.0",
@@ -92,10 +92,10 @@ def test_loads_compiles_and_reads(grpcurl: Grpcurl) -> None:
     ]
     [missing] = grpcurl.json(
         "wasmkiln.v1.ModuleService/FindMissing",
-        {"keys": [{"moduleSha256": loaded["sha256"]}, {"moduleSha256": "0" * 64}]},
+        {"keys": [{"module_sha256": loaded["sha256"]}, {"module_sha256": "0" * 64}]},
     )
-    assert missing == {"missing": [{"moduleSha256": "0" * 64}]}
-    [evicted] = grpcurl.json("wasmkiln.v1.AdminService/Evict", {"moduleSha256": loaded["sha256"]})
+    assert missing == {"missing": [{"module_sha256": "0" * 64}]}
+    [evicted] = grpcurl.json("wasmkiln.v1.AdminService/Evict", {"module_sha256": loaded["sha256"]})
     assert int(evicted["artifacts"]) >= 1
 
 
@@ -107,7 +107,7 @@ def test_health_of_each_service_and_overall(grpcurl: Grpcurl) -> None:
 
 def test_channelz(grpcurl: Grpcurl) -> None:
     [servers] = grpcurl.json("grpc.channelz.v1.Channelz/GetServers", {})
-    assert int(servers["server"][0]["data"]["callsStarted"]) > 0
+    assert int(servers["server"][0]["data"]["calls_started"]) > 0
 
 
 def test_errors_carry_reason_and_metadata(grpcurl: Grpcurl) -> None:

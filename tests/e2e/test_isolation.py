@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -111,8 +112,13 @@ def test_a_crash_is_named_by_its_signal(state_dir: Path, how: signal.Signals) ->
     ):
         slow = callers.submit(client.compile, SLOW, engine="wasmer")
         eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        [job] = jobs_of(daemon)
         time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
-        os.kill(jobs_of(daemon)[0], how)
+        # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
+        with contextlib.suppress(ProcessLookupError):
+            while not slow.done():
+                os.kill(job, how)
+                time.sleep(0.05)
         with pytest.raises(CompilerCrashed) as failure:
             slow.result()
         assert failure.value.metadata["signal"] == how.name
@@ -191,7 +197,7 @@ def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -
 def test_callers_that_hang_up_hurt_nobody(client: Client, daemon: Daemon) -> None:
     """The first caller and half of the others leave; the compile goes on for the rest."""
     module = fetch(BY_NAME["itk-gaussian-kernel-radius"]).read_bytes()
-    request = pb.CompileRequest(module=module, engine="wasmer", cpu="baseline")
+    request = pb.CompileRequest(module=module, engine="wasmer", cpu="x86-64-v2")
     with grpc.insecure_channel(daemon.address) as channel:
         stub = module_service_pb2_grpc.ModuleServiceStub(channel)
         first = stub.Compile(request, timeout=60)

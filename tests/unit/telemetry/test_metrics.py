@@ -219,22 +219,3 @@ def test_openmetrics_is_valid_too(metrics: Metrics) -> None:
     ours = {name for name in names if not name.startswith("process_")}
     assert ours
     assert all(name.startswith("wasmkiln_") for name in ours)
-
-
-def test_recording_is_cheap_enough_for_a_call_of_half_a_millisecond(metrics: Metrics) -> None:
-    def one_call() -> None:
-        metrics.tier_lookup("memory", "artifact", "hit", 0.00002)
-        metrics.served(Origin.MEMORY)
-        metrics.bytes_sent(20_000)
-        metrics.rpc(COMPILE, "OK", 0.0005)
-
-    best_s = min(_time(one_call) for _ in range(20))
-    assert best_s < 25e-6  # 2.5 microseconds where it was written; a shared machine has bad days
-
-
-def _time(work: object) -> float:
-    assert callable(work)
-    started = time.perf_counter()
-    for _ in range(200):
-        work()
-    return (time.perf_counter() - started) / 200
