@@ -230,8 +230,8 @@ def daemon() -> Iterator[FakeDaemon]:
     """A FakeDaemon that listens on `daemon.address`."""
     fake = FakeDaemon()
     server = grpc.server(futures.ThreadPoolExecutor(8))
-    modules_grpc.add_ModuleServiceServicer_to_server(fake, server)  # type: ignore[no-untyped-call]
-    admin_grpc.add_AdminServiceServicer_to_server(fake, server)  # type: ignore[no-untyped-call]
+    modules_grpc.add_ModuleServiceServicer_to_server(fake, server)
+    admin_grpc.add_AdminServiceServicer_to_server(fake, server)
     health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
     fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

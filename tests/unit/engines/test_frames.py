@@ -1,0 +1,57 @@
+"""Frames: whole or not at all, and never longer than allowed."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkilnd.engines.child import frames
+from wasmkilnd.engines.child.frames import Type
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, 1_000_000])
+def test_round_trip(size: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = threading.Thread(target=frames.send, args=(ours, Type.ARTIFACT, b"x" * size))
+        sender.start()
+        kind, payload = frames.receive(theirs, size)
+        sender.join()
+    assert kind is Type.ARTIFACT
+    assert payload == b"x" * size
+
+
+def test_the_end() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        with pytest.raises(EOFError):
+            frames.receive(theirs, 10)
+
+
+@pytest.mark.parametrize("sent", [b"\x01", b"\x01\0\0\0\x05abc"])
+def test_an_end_in_the_middle(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.sendall(sent)
+        ours.close()
+        with pytest.raises(frames.FrameError, match="middle"):
+            frames.receive(theirs, 10)
+
+
+def test_too_long_is_refused_before_it_is_read() -> None:
+    with pytest.raises(frames.FrameError, match="above its limit"):
+        frames.parse_header(frames.HEADER.pack(Type.ARTIFACT, 11), 10)
+
+
+@given(st.binary(min_size=5, max_size=5))
+def test_any_header_is_a_frame_or_an_error(head: bytes) -> None:
+    try:
+        kind, size = frames.parse_header(head, 1000)
+    except frames.FrameError:
+        return
+    assert kind in Type
+    assert 0 <= size <= 1000

@@ -1,0 +1,86 @@
+"""Installing engines: what can go wrong is told in one sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines import interpreters
+from wasmkilnd.engines.store import EngineInstallError, EngineStore, parse_spec
+
+
+def pretend(root: Path, name: str, version: str) -> None:
+    folder = root / "engines" / f"{name}-{version}"
+    folder.mkdir(parents=True)
+    (folder / "engine.json").write_text(
+        json.dumps({"name": name, "version": version, "python": "CPython 3.10.1"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "parsed"),
+    [("wasmer", ("wasmer", "")), ("wasmtime==50.0.1", ("wasmtime", "50.0.1"))],
+)
+def test_specs(spec: str, parsed: tuple[str, str]) -> None:
+    assert parse_spec(spec) == parsed
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "v8", "wasmtime==", "wasmtime>=1", "wasmtime==1; rm -rf /", "--index-url=x"]
+)
+def test_what_is_no_spec(spec: str) -> None:
+    with pytest.raises(EngineInstallError):
+        parse_spec(spec)
+
+
+def test_newer_versions_come_first(tmp_path: Path) -> None:
+    for name, version in (("wasmtime", "9.0.0"), ("wasmtime", "50.0.1"), ("wasmer", "1.1.0")):
+        pretend(tmp_path, name, version)
+    # Neither of these is an engine that is complete.
+    (tmp_path / "engines" / "wasmtime-51.0.0").mkdir()
+    pretend(tmp_path, ".building", "x")
+    found = [engine.id for engine in EngineStore(tmp_path).installed()]
+    assert found == ["wasmer-1.1.0", "wasmtime-50.0.1", "wasmtime-9.0.0"]
+
+
+def test_remove(tmp_path: Path) -> None:
+    pretend(tmp_path, "wasmtime", "9.0.0")
+    store = EngineStore(tmp_path)
+    with pytest.raises(EngineInstallError, match=r"installed are: wasmtime-9\.0\.0"):
+        store.remove("wasmtime-8.0.0")
+    store.remove("wasmtime-9.0.0")
+    assert store.installed() == []
+
+
+def test_installing_what_is_there_does_nothing(tmp_path: Path) -> None:
+    pretend(tmp_path, "wasmtime", "50.0.1")
+    steps: list[str] = []
+    assert (
+        EngineStore(tmp_path).install("wasmtime==50.0.1", report=steps.append).version == "50.0.1"
+    )
+    assert steps == []
+
+
+def test_no_interpreter_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreters, "find", lambda wanted: None)
+    with pytest.raises(EngineInstallError, match=r"CPython 3\.9 to 3\.10.*uv python install 3\.10"):
+        EngineStore(tmp_path).install("wasmer")
+
+
+def test_a_wrong_interpreter_is_refused(tmp_path: Path) -> None:
+    store = EngineStore(tmp_path)
+    with pytest.raises(EngineInstallError, match="no working Python"):
+        store.install("wasmer", python=str(tmp_path / "nothing"))
+    with pytest.raises(EngineInstallError, match=r"wasmer needs CPython 3\.9 to 3\.10"):
+        store.install("wasmer", python=sys.executable)
+
+
+def test_a_version_that_does_not_exist_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(EngineInstallError, match=r"pip.* failed"):
+        EngineStore(tmp_path).install("wasmtime==0.0.0")
+    left = [path.name for path in (tmp_path / "engines").iterdir()]
+    assert left == [".lock"]

@@ -1,0 +1,88 @@
+"""What the end of a job means: each way to end has its own error."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from wasmkilnd.engines import verdict
+from wasmkilnd.engines.process import JobReport
+from wasmkilnd.engines.verdict import Opinion
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import Limits
+
+LIMITS = Limits(
+    module_bytes=1,
+    artifact_bytes=1000,
+    compile_timeout_s=30,
+    compile_cpu_s=60,
+    compile_memory_bytes=4096,
+    queue_length=1,
+)
+
+
+def read(**report: Any) -> verdict.Verdict:
+    report.setdefault("configured", True)
+    return verdict.read(JobReport(**report), "wasmtime-1", "compiling", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("report", "reason", "words"),
+    [
+        ({"timed_out": True, "signal": 9}, Reason.COMPILE_TIMEOUT, "30 s of compiling"),
+        ({"signal": int(signal.SIGXCPU)}, Reason.COMPILE_TIMEOUT, "CPU time"),
+        ({"signal": int(signal.SIGSEGV)}, Reason.COMPILER_CRASHED, "SIGSEGV"),
+        (
+            {"signal": 6, "last_words": "panicked\nat x.rs:1"},
+            Reason.COMPILER_CRASHED,
+            "x.rs",
+        ),
+        (
+            {"signal": 6, "last_words": "memory allocation of 99 bytes failed"},
+            Reason.COMPILE_MEMORY_LIMIT,
+            "4,096 bytes",
+        ),
+        (
+            {"result": {"outcome": "invalid", "message": "mmap: Cannot allocate memory"}},
+            Reason.COMPILE_MEMORY_LIMIT,
+            "4,096",
+        ),
+        ({"result": {"outcome": "out_of_memory"}}, Reason.COMPILE_MEMORY_LIMIT, "4,096"),
+        (
+            {"result": {"outcome": "too_large", "size_bytes": 5000}},
+            Reason.ARTIFACT_TOO_LARGE,
+            "5,000 bytes",
+        ),
+        (
+            {"result": {"outcome": "settings_refused", "message": "no gc"}},
+            Reason.SETTING_UNKNOWN,
+            "no gc",
+        ),
+        (
+            {"configured": False, "signal": 6, "last_words": "gc needs reference types"},
+            Reason.SETTING_UNKNOWN,
+            "gc needs",
+        ),
+        ({"exit_code": 70, "last_words": "KeyError: x"}, Reason.COMPILER_CRASHED, "KeyError"),
+        ({"protocol_error": "unknown frame type 9"}, Reason.COMPILER_CRASHED, "unknown frame"),
+        ({"exit_code": 0}, Reason.COMPILER_CRASHED, "exit code 0"),
+    ],
+)
+def test_ends_without_a_verdict(report: dict[str, Any], reason: Reason, words: str) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        read(**report)
+    assert failure.value.reason is reason
+    assert words in failure.value.message
+
+
+def test_verdicts() -> None:
+    assert read(result={"outcome": "ok"}).opinion is Opinion.VALID
+    invalid = read(result={"outcome": "invalid", "message": "bad", "offset": 7})
+    assert (invalid.opinion, invalid.message, invalid.offset) == (Opinion.INVALID, "bad", 7)
+    lacking = read(result={"outcome": "unsupported", "message": "simd"})
+    assert (lacking.opinion, lacking.offset) == (Opinion.UNSUPPORTED, None)
+
+
+def test_an_artifact_counts_even_when_the_engine_dies_of_its_types() -> None:
+    assert read(artifact=bytearray(b"code"), signal=6).opinion is Opinion.VALID

@@ -1,0 +1,169 @@
+"""The request path over fakes at its ports: who is asked, in which order, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from wasmkilnd import errors
+from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifact
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
+from wasmkilnd.ports import CompiledCode
+from wasmkilnd.seal import NoSealer
+
+CORE = b"\0asm\x01\0\0\0"
+COMPONENT = b"\0asm\x0d\0\x01\0"
+LIMITS = Limits(1000, 1000, 1, 1, 1, 1)
+
+
+class Engines:
+    """Two engines: the default takes core modules, the other both."""
+
+    def __init__(self) -> None:
+        self.compiles = 0
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.release.set()
+        self.failure: WasmkilnError | None = None
+
+    def choose(self, engine: str, kind: Kind | None) -> str:
+        return engine or ("other" if kind is Kind.COMPONENT else "usual")
+
+    def spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> CompileSpec:
+        identity = EngineIdentity(engine_id, "1", "1", "c")
+        print_ = hashlib.sha256(f"{engine_id}/{target}/{cpu}/{dict(settings)}".encode()).hexdigest()
+        return CompileSpec(identity, target, cpu, settings, {}, print_)
+
+    async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
+        self.compiles += 1
+        self.started.set()
+        await self.release.wait()
+        if self.failure:
+            raise self.failure
+        return CompiledCode(b"code of " + spec.engine.name.encode(), 0.5, 0.1, [], [], False)
+
+    async def validate(self, engine_id: str, module: Module) -> None:
+        if self.failure:
+            raise self.failure
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.origins: list[Origin] = []
+        self.joined = 0
+
+    def served(self, origin: Origin) -> None:
+        self.origins.append(origin)
+
+    def flight_joined(self) -> None:
+        self.joined += 1
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.engines = Engines()
+        self.recorder = Recorder()
+        self.memory = MemoryTier(1_000_000)
+        far = NoTier("redis")
+        cache = TieredCache(self.memory, self.memory, far, WriteBehind(far, 1000, far.always_ready))
+        self.service = CompileService(cache, self.engines, NoSealer(), self.recorder, LIMITS)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+async def test_a_hit_compiles_nothing(rig: Rig) -> None:
+    first = await rig.service.compile(CompileOrder(wasm=CORE))
+    again = await rig.service.compile(CompileOrder(sha256=first.artifact.module_sha256))
+    assert again.artifact is first.artifact
+    assert (first.origin, again.origin) == (Origin.COMPILED, Origin.MEMORY)
+    assert first.queue_time_s == 0.1
+    assert rig.engines.compiles == 1
+    assert rig.recorder.origins == [Origin.COMPILED, Origin.MEMORY]
+
+
+async def test_skipping_the_look_up_compiles_again(rig: Rig) -> None:
+    await rig.service.compile(CompileOrder(wasm=CORE))
+    again = await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
+    assert again.origin is Origin.COMPILED
+    assert rig.engines.compiles == 2
+
+
+async def test_an_unknown_digest(rig: Rig) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.service.compile(CompileOrder(sha256="0" * 64))
+    assert failure.value.reason is Reason.MODULE_NOT_LOADED
+
+
+async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) -> None:
+    loaded = await rig.service.load(COMPONENT, "", "")
+    served = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
+    assert served.artifact.spec.engine.name == "other"
+    again = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
+    assert again.origin is Origin.MEMORY
+    wanted = [WantedArtifact(loaded.module.sha256), WantedArtifact("1" * 64)]
+    assert await rig.service.find_missing(wanted) == [1]
+
+
+async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
+    rig.engines.failure = errors.module_invalid("usual", "bad", 8)
+    with pytest.raises(WasmkilnError):
+        await rig.service.compile(CompileOrder(wasm=CORE))
+    with pytest.raises(WasmkilnError):
+        await rig.service.load(CORE, "", "")
+    assert rig.memory.usage().entries == 0
+    assert rig.service.flights == 0
+
+
+async def test_load_is_idempotent_and_tells_what_is_there(rig: Rig) -> None:
+    first = await rig.service.load(CORE, "", "")
+    await rig.service.compile(CompileOrder(sha256=first.module.sha256))
+    again = await rig.service.load(CORE, first.module.sha256, "")
+    assert (first.already_loaded, again.already_loaded) == (False, True)
+    assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
+
+
+async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Rig) -> None:
+    rig.engines.release.clear()
+    calls = [asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE))) for _ in range(50)]
+    await rig.engines.started.wait()
+    for call in calls[::2]:
+        call.cancel()
+    await asyncio.sleep(0)
+    rig.engines.release.set()
+    answers = [await call for call in calls[1::2]]
+    assert rig.engines.compiles == 1
+    assert {served.origin for served in answers} == {Origin.JOINED_FLIGHT}
+    assert rig.recorder.joined == 25
+
+
+async def test_shutting_down_ends_flights_with_a_word(rig: Rig) -> None:
+    rig.engines.release.clear()
+    call = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    await rig.engines.started.wait()
+    assert await rig.service.settle(0.01) == 1
+    with pytest.raises(WasmkilnError) as failure:
+        await call
+    assert failure.value.reason is Reason.SERVER_DRAINING
+
+
+@pytest.mark.parametrize("keys", [[WantedArtifact("x")], [WantedArtifact("0" * 64)] * 10_001])
+async def test_malformed_questions(rig: Rig, keys: Sequence[WantedArtifact]) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.service.find_missing(keys)
+    assert failure.value.reason is Reason.INVALID_REQUEST
