@@ -127,7 +127,11 @@ class CompileService:
             )
         candidates = [self._keys_of(one) for one in wanted]
         missing = await self._cache.missing([key for keys in candidates for key in keys])
-        return [index for index, keys in enumerate(candidates) if missing.issuperset(keys)]
+        return [
+            index
+            for index, keys in enumerate(candidates)
+            if keys[0] in missing and not await self._is_held_component(keys[1:], missing)
+        ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
         """Remove what ``scope`` names; answer what went and which tiers did not answer."""
@@ -149,7 +153,7 @@ class CompileService:
         return self._engines.spec(engine_id, order.target, order.cpu, order.settings)
 
     def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:
-        """Answer the keys under which the artifact may be: two where only the module tells."""
+        """Answer the usual key, and where only the module could tell, also a component's."""
         sha256 = check_sha256(wanted.module_sha256, "keys.module_sha256")
         if wanted.fingerprint:
             return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]
@@ -161,6 +165,16 @@ class CompileService:
             with contextlib.suppress(errors.WasmkilnError):
                 keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
         return keys
+
+    async def _is_held_component(
+        self, keys: Sequence[CacheKey], missing: frozenset[CacheKey]
+    ) -> bool:
+        """Tell a component's artifact from that of a core module for the same engine."""
+        for key in keys:
+            found = await self._cache.get(key) if key not in missing else None
+            if found and found[0].kind is Kind.COMPONENT:
+                return True
+        return False
 
     def _fingerprint(self, engine_id: str, wanted: WantedArtifact) -> str:
         spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)

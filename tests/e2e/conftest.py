@@ -40,3 +40,9 @@ def client(daemon: Daemon) -> Iterator[Client]:
     """A client of the shared daemon."""
     with daemon.client() as one:
         yield one
+
+
+@pytest.fixture
+def daemon_address(daemon: Daemon) -> str:
+    """Where the shared daemon serves."""
+    return daemon.address

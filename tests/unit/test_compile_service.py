@@ -120,6 +120,15 @@ async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) 
     assert await rig.service.find_missing(wanted) == [1]
 
 
+async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_default(
+    rig: Rig,
+) -> None:
+    served = await rig.service.compile(CompileOrder(wasm=CORE, engine="other"))
+    sha256 = served.artifact.module_sha256
+    assert await rig.service.find_missing([WantedArtifact(sha256)]) == [0]
+    assert await rig.service.find_missing([WantedArtifact(sha256, engine="other")]) == []
+
+
 async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
     rig.engines.failure = errors.module_invalid("usual", "bad", 8)
     with pytest.raises(WasmkilnError):

@@ -1,0 +1,94 @@
+"""``artifact.load()`` in the interpreters that hosts have: wasmtime here, wasmer on 3.10."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wasmtime
+from wasmkiln import AsyncClient, Client, IncompatibleEngine
+from wasmkilnd.engines.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import ROOT
+from tests.e2e.in_engine import interpreter
+
+# What importing the client needs; see pyproject.toml.
+CLIENT_NEEDS = ("grpcio", "protobuf", "googleapis-common-protos")
+
+
+def test_wasmtime_module(client: Client) -> None:
+    artifact = client.compile(wasm.adder(40), engine="wasmtime-50.0.1")
+    module = artifact.load()
+    assert isinstance(module, wasmtime.Module)
+    store = wasmtime.Store(artifact.engine())
+    add = wasmtime.Instance(store, module, []).exports(store)["add"]
+    assert isinstance(add, wasmtime.Func)
+    assert add(store, 40, 2) == 42
+
+
+def test_wasmtime_component(client: Client) -> None:
+    artifact = client.compile(wasm.from_text("(component)"))
+    from wasmtime import component
+
+    assert isinstance(artifact.load(), component.Component)
+
+
+def test_settings_come_along(client: Client) -> None:
+    artifact = client.compile(
+        wasm.adder(41), engine="wasmtime-50.0.1", settings={"consume_fuel": "true"}
+    )
+    module = artifact.load()
+    store = wasmtime.Store(artifact.engine())
+    store.set_fuel(1000)
+    add = wasmtime.Instance(store, module, []).exports(store)["add"]
+    assert isinstance(add, wasmtime.Func)
+    assert add(store, 1, 2) == 3
+    assert store.get_fuel() < 1000
+    with pytest.raises(IncompatibleEngine, match="consume_fuel"):
+        artifact.load(wasmtime.Engine())
+
+
+def test_what_cannot_be_loaded_is_refused(client: Client) -> None:
+    older = client.compile(wasm.adder(42), engine="wasmtime-49.0.0")
+    with pytest.raises(IncompatibleEngine, match="49"):
+        older.load()
+    foreign = client.compile(wasm.adder(42), engine="wasmer", target="aarch64-apple-darwin")
+    with pytest.raises(IncompatibleEngine):
+        foreign.load()
+
+
+async def test_the_asynchronous_client_does_the_same(daemon_address: str) -> None:
+    async with AsyncClient(daemon_address) as client:
+        artifact = await client.compile(wasm.adder(43), engine="wasmtime-50.0.1")
+        assert isinstance(artifact.load(), wasmtime.Module)
+        assert (await client.stats()).redis_up
+        assert await client.find_missing([artifact.header.module_sha256]) != []  # wasmer's
+        assert await client.health() == "SERVING"
+
+
+def test_wasmer_module(client: Client, engines: EngineStore, tmp_path: Path) -> None:
+    """The client library on CPython 3.10, the newest Python that wasmer has wheels for."""
+    python = interpreter(engines, "wasmer-1.1.0")
+    needs = ROOT / ".work" / "client-3.10"
+    if not needs.exists():
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        subprocess.run([*pip, "--target", str(needs), *CLIENT_NEEDS], check=True)
+    saved = client.compile(wasm.adder(44), engine="wasmer").save(tmp_path / "artifact")
+    script = (
+        "import json, sys, wasmkiln, wasmer; m = wasmkiln.Artifact.open(sys.argv[1]).load();"
+        "print(json.dumps([type(m) is wasmer.Module, wasmer.Instance(m).exports.add(40, 2)]))"
+    )
+    done = subprocess.run(
+        [str(python), "-c", script, str(saved)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'client'}:{needs}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, 42]
