@@ -189,6 +189,7 @@ class CompileService:
     async def _make(
         self, sha256: str, module: Module | None, spec: CompileSpec, order: CompileOrder
     ) -> Served:
+        uploaded = module is not None
         if module is None:
             module = await self._cache.get_module(sha256)
             if module is None:
@@ -201,12 +202,14 @@ class CompileService:
                 served = await self._look_up(sha256, spec, order)
                 if served:
                     return served
-        return await self._fly(module, spec, order.skip_cache_lookup)
+        return await self._fly(module, uploaded, spec, order.skip_cache_lookup)
 
-    async def _fly(self, module: Module, spec: CompileSpec, skip_cache_lookup: bool) -> Served:
+    async def _fly(
+        self, module: Module, uploaded: bool, spec: CompileSpec, skip_cache_lookup: bool
+    ) -> Served:
         key = CacheKey(module.sha256, spec.fingerprint)
         served, joined = await self._flights.run(
-            key, lambda: self._compile(key, module, spec, skip_cache_lookup)
+            key, lambda: self._compile(key, module, uploaded, spec, skip_cache_lookup)
         )
         if not joined:
             return served
@@ -214,7 +217,12 @@ class CompileService:
         return Served(served.artifact, Origin.JOINED_FLIGHT)
 
     async def _compile(
-        self, key: CacheKey, module: Module, spec: CompileSpec, skip_cache_lookup: bool
+        self,
+        key: CacheKey,
+        module: Module,
+        uploaded: bool,
+        spec: CompileSpec,
+        skip_cache_lookup: bool,
     ) -> Served:
         """Do the one compilation of a flight."""
         try:
@@ -227,8 +235,9 @@ class CompileService:
                     return Served(*found)
             code = await self._engines.compile(spec, module)
             artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
-            # The engine accepted it, which is what Load would have asked.
-            await self._cache.put_module(module)
+            if uploaded:
+                # The engine accepted it, which is what Load would have asked.
+                await self._cache.put_module(module)
             await self._cache.put(artifact)
             return Served(artifact, Origin.COMPILED, code.queue_time_s)
         except asyncio.CancelledError:
