@@ -118,7 +118,7 @@ def install(specs: Sequence[str], python: str, keep_going: bool, state_dir: str 
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:
-    """List installed engines, newest first, and what can be installed."""
+    """List installed engines, newer versions before older ones."""
     engines = EngineStore(_loaded(state_dir).settings.state_dir).installed()
     if as_json:
         click.echo(json.dumps([_engine_row(engine) for engine in engines], indent=2))

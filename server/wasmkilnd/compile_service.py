@@ -90,7 +90,8 @@ class CompileService:
         self._sealer = sealer
         self._recorder = recorder
         self._limits = limits
-        self._flights: SingleFlight[CacheKey, Served] = SingleFlight()
+        # Who wants it compiled anew must not be given what another found in a tier.
+        self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
 
     @property
     def flights(self) -> int:
@@ -171,8 +172,7 @@ class CompileService:
     ) -> bool:
         """Tell a component's artifact from that of a core module for the same engine."""
         for key in keys:
-            found = await self._cache.get(key) if key not in missing else None
-            if found and found[0].kind is Kind.COMPONENT:
+            if key not in missing and await self._cache.kind_of(key) is Kind.COMPONENT:
                 return True
         return False
 
@@ -209,7 +209,8 @@ class CompileService:
     ) -> Served:
         key = CacheKey(module.sha256, spec.fingerprint)
         served, joined = await self._flights.run(
-            key, lambda: self._compile(key, module, uploaded, spec, skip_cache_lookup)
+            (key, skip_cache_lookup),
+            lambda: self._compile(key, module, uploaded, spec, skip_cache_lookup),
         )
         if not joined:
             return served

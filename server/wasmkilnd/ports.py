@@ -51,6 +51,13 @@ class Tier(Protocol):
         """Answer which of ``keys`` are stored now, touching nothing. Raises TierUnavailable."""
         ...
 
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """Answer from what kind of module an artifact was made, None if it is not there.
+
+        Reads no more than it must. Raises TierUnavailable.
+        """
+        ...
+
     async def evict(self, scope: EvictScope) -> Evicted:
         """Remove all in ``scope`` that was stored before the call. Raises TierUnavailable."""
         ...
@@ -85,6 +92,10 @@ class Cache(Protocol):
 
     async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` no tier holds."""
+        ...
+
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """Answer from what kind of module an artifact was made, None if no tier has it."""
         ...
 
     def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:

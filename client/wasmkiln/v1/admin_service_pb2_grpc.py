@@ -51,8 +51,7 @@ class AdminServiceServicer(object):
         from one tier or from all.
 
         Errors:
-        INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
-        INVALID_ARGUMENT ENGINE_UNKNOWN   metadata: engines (the valid ones).
+        INVALID_ARGUMENT INVALID_REQUEST  no scope, a malformed digest, or no engine's id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -9,6 +9,7 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
+    Kind,
     Module,
     TierUsage,
 )
@@ -37,6 +38,10 @@ class NoTier:
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer none of ``keys``."""
         return frozenset()
+
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """Answer None."""
+        return None
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Answer that nothing went."""

@@ -132,6 +132,14 @@ def engine_of(start: bytes) -> str:
     return headers.read_artifact_header(_header_of(start, header_end(start))).spec.engine.id
 
 
+def kind_of(start: bytes) -> Kind:
+    """Answer the kind of module that the artifact whose value begins so was made from.
+
+    Raises ValueRejected.
+    """
+    return headers.read_artifact_header(_header_of(start, header_end(start))).kind
+
+
 def _start_of(header: bytes) -> bytes:
     start = _START.pack(MAGIC, FORMAT_VERSION, RAW, len(header))
     return start + hashlib.sha256(start + header).digest()

@@ -12,6 +12,7 @@ from wasmkilnd.model import (
     Evicted,
     EvictScope,
     ExternType,
+    Kind,
     Module,
     TierUsage,
 )
@@ -68,6 +69,11 @@ class MemoryTier:
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` are stored, without making them recent."""
         return frozenset(key for key in keys if key in self._entries)
+
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """Answer the kind of module behind an artifact, without making it recent."""
+        entry = self._entries.get(key)
+        return entry.value.kind if entry else None
 
     def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:
         """Answer the artifacts of a module, without making them recent."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
 from wasmkilnd.ports import Recorder, Tier
 
 V = TypeVar("V")
@@ -39,6 +39,10 @@ class ObservedTier:
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """As the tier's."""
         return await self._tier.held(keys)
+
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """As the tier's."""
+        return await self._tier.kind_of(key)
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """As the tier's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -21,7 +21,7 @@ from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
 from wasmkilnd.ports import Recorder, Sealer
 
 log = structlog.get_logger("wasmkilnd.cache")
@@ -33,6 +33,10 @@ _INLINE_BYTES = 64 * 1024
 _SCAN_COUNT = 1000
 _BATCH = 200
 _USAGE_INTERVAL_S = 5.0
+_WRONG_CREDENTIALS = (
+    exceptions.AuthenticationError,
+    exceptions.AuthenticationWrongNumberOfArgsError,
+)
 
 
 class RedisTier:
@@ -55,6 +59,8 @@ class RedisTier:
         self._ttl_s = ttl_s
         self._usage = TierUsage()
         self.breaker = Breaker(self.name, self._ping, _is_outage, explain)
+        self.write_refusal = ""
+        """Why the server, which answers, takes no writes; empty while it does."""
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> bool:
@@ -107,6 +113,15 @@ class RedisTier:
             held.update(key for key, exists in zip(batch, there, strict=True) if exists)
         return frozenset(held)
 
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """Answer the kind of module behind an artifact: its header is read, and no more."""
+        name = self._artifact_key(key)
+        with contextlib.suppress(ValueRejected):
+            [head] = await self._pipelined("getrange", [name], 0, codec.HEADER_OFFSET - 1)
+            if head:
+                return codec.kind_of(await self._head(name, codec.header_end(head)))
+        return None
+
     async def evict(self, scope: EvictScope) -> Evicted:
         """Remove all in ``scope``, looking through the key space. Raises TierUnavailable."""
         gone = Evicted()
@@ -143,11 +158,23 @@ class RedisTier:
         return f"{self._module_prefix}{{{sha256}}}"
 
     async def _ping(self) -> None:
-        await self._client.ping()
+        # A user that may not ask so was answered all the same.
+        with contextlib.suppress(exceptions.NoPermissionError):
+            await self._client.ping()
 
     async def _set(self, name: str, pieces: Sequence[codec.Piece]) -> None:
         value = b"".join(pieces)
-        await self.breaker.call(lambda: self._client.set(name, value, ex=self._ttl_s))
+        try:
+            await self.breaker.call(lambda: self._client.set(name, value, ex=self._ttl_s))
+        except TierUnavailable as refusal:
+            if not self.breaker.open and not self.write_refusal:
+                # Full, or read-only after a failover: told once, not for each write.
+                log.warning("tier takes no writes", tier=self.name, detail=str(refusal))
+                self.write_refusal = str(refusal)
+            raise
+        if self.write_refusal:
+            log.info("tier takes writes again", tier=self.name)
+            self.write_refusal = ""
 
     async def _verified(self, name: str, decode: Callable[[], V], size_bytes: int) -> V | None:
         try:
@@ -202,15 +229,16 @@ class RedisTier:
         wanted = []
         for name, head in zip(names, heads, strict=True):
             try:
-                end = codec.header_end(head)
-                start: Any = await self.breaker.call(
-                    lambda name=name, end=end: self._client.getrange(name, 0, end - 1)  # type: ignore[misc]
-                )
+                start = await self._head(name, codec.header_end(head))
                 if codec.engine_of(start) == engine_id:
                     wanted.append(name)
             except ValueRejected:
                 continue
         return wanted
+
+    async def _head(self, name: str | bytes, end: int) -> bytes:
+        [start] = await self._pipelined("getrange", [name], 0, end - 1)
+        return bytes(start)
 
     async def _watch(self) -> None:
         """Keep the figures fresh, and notice an outage that no call meets."""
@@ -236,9 +264,7 @@ class RedisTier:
 
 def explain(error: Exception) -> str:
     """Word an error of the Redis client for logs and Stats, without any secret."""
-    if isinstance(
-        error, exceptions.AuthenticationError | exceptions.AuthenticationWrongNumberOfArgsError
-    ):
+    if any(isinstance(one, _WRONG_CREDENTIALS) for one in _chain(error)):
         return "Redis refuses the user or password"
     if isinstance(error, exceptions.TimeoutError | TimeoutError):
         return "Redis does not answer in time"
@@ -255,6 +281,12 @@ def explain(error: Exception) -> str:
             return f"Redis cannot be reached: {cause.strerror}"
         return f"Redis cannot be reached ({type(cause).__name__})"
     return f"Redis failed ({type(error).__name__})"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is_outage(error: Exception) -> bool:

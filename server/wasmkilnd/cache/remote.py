@@ -71,10 +71,17 @@ class RemoteTier:
         return RemoteStatus(
             mode=self._mode,
             up=breaker.up if breaker else False,
-            detail=breaker.detail if breaker else self._detail,
+            detail=self._why_down(),
             pending_writes=self.write_behind.pending,
             dropped_writes=self.write_behind.dropped,
         )
+
+    def _why_down(self) -> str:
+        if self._redis is None:
+            return self._detail
+        if self._redis.breaker.up and self._redis.write_refusal:
+            return f"takes no writes: {self._redis.write_refusal}"
+        return self._redis.breaker.detail
 
     async def close(self, flush_s: float) -> None:
         """Write what waits, for at most ``flush_s``; close; let the embedded server go."""

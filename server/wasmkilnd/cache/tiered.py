@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, Origin
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
 from wasmkilnd.ports import Tier
 from wasmkilnd.singleflight import SingleFlight
 
@@ -64,6 +64,14 @@ class TieredCache:
                 missing -= await self._far.held(sorted(missing, key=_in_order))
         return missing
 
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        """Answer the kind of module that the artifact under ``key`` was made from."""
+        kind = await self._near.kind_of(key)
+        if kind is None:
+            with contextlib.suppress(TierUnavailable):
+                kind = await self._far.kind_of(key)
+        return kind
+
     def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
         """Answer the artifacts of a module that this daemon's memory holds."""
         return self._memory.artifacts_of(module_sha256)
@@ -76,7 +84,7 @@ class TieredCache:
             if tier not in ("", candidate.name):
                 continue
             if candidate is self._far:
-                self._writes.forget()
+                await self._writes.forget(scope)
             try:
                 gone += await candidate.evict(scope)
             except TierUnavailable:

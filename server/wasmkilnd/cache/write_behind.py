@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, Module
+from wasmkilnd.model import Artifact, CacheKey, EvictScope, Module
 from wasmkilnd.ports import Tier
 
 log = structlog.get_logger("wasmkilnd.cache")
@@ -24,7 +24,8 @@ _MAX_WAITING = 10_000
 class WriteBehind:
     """A bounded queue of stores to ``tier``. For one event loop.
 
-    A newer write of a key takes the place of the one that waits. A write that
+    One item is taken whatever its size, if need be alone. A newer write of a key
+    takes the place of the one that waits. A write that
     fails is given up and counted: the tier's next reader misses, and somebody
     compiles or loads again.
     """
@@ -37,6 +38,7 @@ class WriteBehind:
         self._waiting: OrderedDict[CacheKey | str, Artifact | Module] = OrderedDict()
         self._waiting_bytes = 0
         self._writing = False
+        self._one_write = asyncio.Lock()
         self._dropped = 0
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -56,9 +58,6 @@ class WriteBehind:
     def add(self, item: Artifact | Module) -> None:
         """Have ``item`` stored soon. Returns at once and never raises."""
         size_bytes = _size(item)
-        if size_bytes > self._limit_bytes:
-            self._drop(1)
-            return
         key = item.key if isinstance(item, Artifact) else item.sha256
         if key in self._waiting:
             self._waiting_bytes -= _size(self._waiting.pop(key))
@@ -80,10 +79,15 @@ class WriteBehind:
         """Answer what waits under ``key``: it is as good as stored."""
         return self._waiting.get(key)
 
-    def forget(self) -> None:
-        """Give up all that waits, for an eviction that must not be undone."""
-        self._waiting.clear()
-        self._waiting_bytes = 0
+    async def forget(self, scope: EvictScope) -> None:
+        """Give up what waits in ``scope``, and see a write under way to its end.
+
+        So an eviction that comes after is not undone by a write from before.
+        """
+        for key in [key for key, item in self._waiting.items() if _in_scope(item, scope)]:
+            self._waiting_bytes -= _size(self._waiting.pop(key))
+        async with self._one_write:
+            pass
 
     async def close(self, timeout_s: float) -> None:
         """Write what waits for at most ``timeout_s``, give up the rest, and stop."""
@@ -110,10 +114,11 @@ class WriteBehind:
                 self._waiting_bytes -= _size(item)
                 self._writing = True
                 try:
-                    if isinstance(item, Artifact):
-                        await self._tier.put(item)
-                    else:
-                        await self._tier.put_module(item)
+                    async with self._one_write:
+                        if isinstance(item, Artifact):
+                            await self._tier.put(item)
+                        else:
+                            await self._tier.put_module(item)
                 except TierUnavailable:
                     self._drop(1)  # The tier says why, once; its metrics count each.
                 except Exception:
@@ -126,6 +131,13 @@ class WriteBehind:
 
     def _drop(self, count: int) -> None:
         self._dropped += count
+
+
+def _in_scope(item: Artifact | Module, scope: EvictScope) -> bool:
+    if scope.engine_id:
+        return isinstance(item, Artifact) and item.spec.engine.id == scope.engine_id
+    sha256 = item.module_sha256 if isinstance(item, Artifact) else item.sha256
+    return scope.everything or sha256 == scope.module_sha256
 
 
 def _size(item: Artifact | Module) -> int:

@@ -155,7 +155,7 @@ class Settings(BaseModel):
         default=1.0,
         gt=0,
         description="How long to wait for Redis to accept a connection, to answer, or to take a"
-        " write. A call waits this long at most for a Redis that is sick.",
+        " write. A call that meets a sick Redis waits about this long; those after it do not.",
     )
     redis_prefix: Annotated[str, BeforeValidator(_prefix)] = Field(
         default="wasm:", description="What every key in Redis begins with."

@@ -52,6 +52,7 @@ class WorkerPool:
         self._keepers: list[asyncio.Task[None]] = []
         self._closed = False
         self._recent_job_s = _TYPICAL_JOB_S
+        self._broken = ""
 
     @property
     def waiting(self) -> int:
@@ -84,8 +85,9 @@ class WorkerPool:
         except WorkerDied as death:
             log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
         worker = await self._take(again=True)
+        queued_s = time.monotonic() - asked
         try:
-            return await self._run_on(worker, job), time.monotonic() - asked
+            return await self._run_on(worker, job), queued_s
         except WorkerDied as death:
             raise errors.compiler_crashed(
                 self.engine_id, "lost its worker process twice", str(death)
@@ -106,6 +108,8 @@ class WorkerPool:
     async def _take(self, *, again: bool = False) -> Worker:
         if self._closed:
             raise errors.server_draining()
+        if self._broken and not self.alive:
+            raise self._no_worker()
         while self._idle:
             worker = self._idle.popleft()
             if worker.process.returncode is None:
@@ -150,7 +154,8 @@ class WorkerPool:
             if worker is None:
                 try:
                     worker = await Worker.start(self._interpreter, self._engine_name)
-                except WorkerDied as failure:
+                except (WorkerDied, OSError) as failure:
+                    self._give_up_waiting(str(failure))
                     log.error(
                         "worker does not start",
                         engine=self.engine_id,
@@ -160,10 +165,7 @@ class WorkerPool:
                     await asyncio.sleep(delay_s)
                     delay_s = min(delay_s * 2, _MAX_RESTART_DELAY_S)
                     continue
-                except OSError as failure:
-                    log.error("worker cannot start", engine=self.engine_id, cause=str(failure))
-                    await asyncio.sleep(_MAX_RESTART_DELAY_S)
-                    continue
+            self._broken = ""
             began = time.monotonic()
             self._offer(worker)
             try:
@@ -184,13 +186,25 @@ class WorkerPool:
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _MAX_RESTART_DELAY_S)
 
+    def _give_up_waiting(self, why: str) -> None:
+        """Refuse whoever waits when no worker is left that could take a turn."""
+        self._broken = why
+        if not self.alive:
+            self._refuse_waiting(self._no_worker())
+
+    def _no_worker(self) -> errors.WasmkilnError:
+        return errors.compiler_crashed(self.engine_id, "has no worker that starts", self._broken)
+
+    def _refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(refusal)
+        self._waiting.clear()
+
     async def close(self) -> None:
         """End every worker, and refuse whoever waits."""
         self._closed = True
-        for turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(errors.server_draining())
-        self._waiting.clear()
+        self._refuse_waiting(errors.server_draining())
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)

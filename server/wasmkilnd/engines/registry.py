@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from wasmkilnd import errors
 from wasmkilnd.engines import verdict
@@ -14,12 +15,22 @@ from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import JobOrder, JobReport
 from wasmkilnd.engines.verdict import Opinion, Verdict
-from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.model import CompileSpec, EngineCapabilities, Kind, Limits, Module, TargetInfo
 from wasmkilnd.ports import CompiledCode, Recorder
 
+_REASONS = {
+    Opinion.INVALID: Reason.MODULE_INVALID,
+    Opinion.UNSUPPORTED: Reason.ENGINE_LACKS_FEATURE,
+}
+
+K = TypeVar("K")
+V = TypeVar("V")
+
 _REMEMBERED_VERDICTS = 4096
+# Services ask for the same few again and again, and a fingerprint costs as much as a hit.
+_REMEMBERED_SPECS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,7 @@ class EngineRegistry:
         self._served = {engine.id: engine for engine in served}
         self._limits = limits
         self._recorder = recorder
+        self._specs: OrderedDict[tuple[object, ...], CompileSpec] = OrderedDict()
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
         self._default = self._resolve(default_engine) if default_engine else self._usual_default()
 
@@ -97,6 +109,16 @@ class EngineRegistry:
         self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
     ) -> CompileSpec:
         """Resolve a request's wishes. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
+        wishes = (engine_id, target, cpu, *sorted(settings.items()))
+        known = self._specs.get(wishes)
+        if known is None:
+            known = self._resolve_spec(engine_id, target, cpu, settings)
+            _remember(self._specs, wishes, known, _REMEMBERED_SPECS)
+        return known
+
+    def _resolve_spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> CompileSpec:
         capabilities = self._served[engine_id].capabilities
         chosen = self._target(capabilities, target)
         cpu = cpu or chosen.cpus[0]
@@ -134,25 +156,39 @@ class EngineRegistry:
     async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
         """Compile in a worker. Raises the errors of Compile."""
         engine = self._served[spec.engine.id]
+        said = _no_such_kind(module.kind)
+        if module.kind in engine.capabilities.kinds:
+            report, queued_s, said = await self._compile_on(engine, spec, module)
+            if said.opinion is Opinion.VALID:
+                return _code(report, engine.id, queued_s)
+        raise await self._refusal(engine.id, module, said)
+
+    async def _compile_on(
+        self, engine: ServedEngine, spec: CompileSpec, module: Module
+    ) -> tuple[JobReport, float, Verdict]:
+        """Have one engine compile, and record how it went, without what others say of it."""
         started = time.monotonic()
         queued_s = 0.0
-        outcome = "ok"
+        outcome: Reason | None = Reason.INTERNAL
         try:
-            if module.kind not in engine.capabilities.kinds:
-                raise await self._refusal(engine.id, module, _no_such_kind(module.kind))
             report, queued_s = await engine.pool.run(
                 self._order("compile", module, spec.target, spec.cpu, spec.changed_settings)
             )
-            opinion = verdict.read(report, engine.id, "compiling", self._limits)
-            if opinion.opinion is not Opinion.VALID:
-                raise await self._refusal(engine.id, module, opinion)
-            return _code(report, engine.id, queued_s)
+            said = verdict.read(report, engine.id, "compiling", self._limits)
+            outcome = _REASONS.get(said.opinion)
+            return report, queued_s, said
         except WasmkilnError as failure:
-            outcome = failure.reason.value.lower()
+            outcome = failure.reason
+            raise
+        except asyncio.CancelledError:
+            outcome = Reason.SERVER_DRAINING  # Nobody else cancels a compilation.
             raise
         finally:
             self._recorder.compiled(
-                engine.id, outcome, time.monotonic() - started - queued_s, queued_s
+                engine.id,
+                outcome.value.lower() if outcome else "ok",
+                time.monotonic() - started - queued_s,
+                queued_s,
             )
 
     async def validate(self, engine_id: str, module: Module) -> None:
@@ -173,9 +209,7 @@ class EngineRegistry:
         host = next(target for target in engine.capabilities.targets if target.host)
         report, _ = await engine.pool.run(self._order("validate", module, host.triple, NATIVE, {}))
         opinion = verdict.read(report, engine_id, "validating", self._limits)
-        self._verdicts[module.sha256, engine_id] = opinion
-        while len(self._verdicts) > _REMEMBERED_VERDICTS:
-            self._verdicts.popitem(last=False)
+        _remember(self._verdicts, (module.sha256, engine_id), opinion, _REMEMBERED_VERDICTS)
         return opinion
 
     async def _refusal(self, engine_id: str, module: Module, said: Verdict) -> WasmkilnError:
@@ -222,6 +256,12 @@ class EngineRegistry:
     async def close(self) -> None:
         """End every worker."""
         await asyncio.gather(*(engine.pool.close() for engine in self._served.values()))
+
+
+def _remember(memory: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
+    memory[key] = value
+    while len(memory) > limit:
+        memory.popitem(last=False)
 
 
 def _no_such_kind(kind: Kind) -> Verdict:

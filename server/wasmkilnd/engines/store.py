@@ -231,8 +231,9 @@ def _run(command: list[str]) -> str:
     except OSError as failure:
         raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        words = next((line for line in lines if line.startswith("ERROR")), lines[-1:] or "")
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
+        # pip's last error names the package; earlier ones explain what it passed over.
+        words = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
         raise EngineInstallError(
             f"`{' '.join(command)}` failed with exit code {done.returncode}: {words}"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 
 from wasmkilnd import wire
+from wasmkilnd.admission import check_sha256
 from wasmkilnd.compile_service import CompileOrder, Loaded, Served, WantedArtifact
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import (
@@ -43,6 +45,7 @@ TIERS = {
     admin_service_pb2.TIER_REDIS: "redis",
 }
 
+_ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
 _HEADER_TAG = b"\x0a"  # CompileResponse.header: field 1, wire type 2
 
 
@@ -66,8 +69,11 @@ def engine(identity: EngineIdentity) -> types_pb2.Engine:
 
 def compile_order(request: module_service_pb2.CompileRequest) -> CompileOrder:
     """Answer what a CompileRequest asks for. Raises INVALID_REQUEST."""
-    if request.WhichOneof("source") is None:
+    source = request.WhichOneof("source")
+    if source is None:
         raise invalid_request("no source: set sha256 or module", "source")
+    if source == "sha256":
+        check_sha256(request.sha256, "sha256")
     return CompileOrder(
         sha256=request.sha256,
         wasm=request.module,
@@ -118,7 +124,12 @@ def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
     scope = request.WhichOneof("scope")
     if scope == "module_sha256" and request.module_sha256:
         return EvictScope(module_sha256=request.module_sha256)
-    if scope == "engine" and request.engine:
+    if scope == "engine":
+        # Not one of the served: it may be an engine that was removed.
+        if not _ENGINE_ID.fullmatch(request.engine):
+            raise invalid_request(
+                f"{request.engine!r} is no engine's id: write one such as wasmtime-50.0.1", "engine"
+            )
         return EvictScope(engine_id=request.engine)
     if scope == "all" and request.all:
         return EvictScope()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.compile_service import CompileService
+from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context
+
+# What is larger was refused for its size, and hashing it would only hold others up.
+_MAX_LOGGED_MODULE_BYTES = 8 * 1024 * 1024
 
 RecordBytes = Callable[[int], None]
 
@@ -33,14 +38,25 @@ class ModuleServicer:
         self, request: pb.LoadRequest, context: Context, note: CallNote
     ) -> pb.LoadResponse:
         """Admit, validate and store a module."""
-        loaded = await self._service.load(request.module, request.expected_sha256, request.engine)
+        note.engine = request.engine
+        try:
+            loaded = await self._service.load(
+                request.module, request.expected_sha256, request.engine
+            )
+        except WasmkilnError:
+            note.module = _digest_for_the_log(request.module)
+            raise
         note.module, note.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
 
     async def compile(self, request: pb.CompileRequest, context: Context, note: CallNote) -> None:
         """Stream the header, then the artifact, both serialized before."""
-        note.module = request.sha256
-        served = await self._service.compile(messages.compile_order(request))
+        note.module, note.engine = request.sha256, request.engine
+        try:
+            served = await self._service.compile(messages.compile_order(request))
+        except WasmkilnError:
+            note.module = note.module or _digest_for_the_log(request.module)
+            raise
         artifact = served.artifact
         note.module, note.engine = artifact.module_sha256, artifact.spec.engine.id
         note.origin, note.bytes = served.origin.value, artifact.size_bytes
@@ -71,3 +87,10 @@ class ModuleServicer:
         """Answer those keys that no tier holds, as they were asked."""
         missing = await self._service.find_missing([messages.wanted(key) for key in request.keys])
         return pb.FindMissingResponse(missing=[request.keys[index] for index in missing])
+
+
+def _digest_for_the_log(module: bytes) -> str:
+    """Answer which module was refused, so that an operator can tell."""
+    if not module or len(module) > _MAX_LOGGED_MODULE_BYTES:
+        return ""
+    return hashlib.sha256(module).hexdigest()

@@ -39,6 +39,7 @@ METHODS = (
 # than the transport's; a message above this gets the transport's.
 _LEAST_MESSAGE_BYTES = 64 * 1024 * 1024
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+_LAST_ANSWERS_S = 0.5
 
 
 class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -148,8 +149,12 @@ class RpcServer:
         return await self._gate.close(timeout_s)
 
     async def stop(self) -> None:
-        """Close every connection, ending what still runs."""
-        await self._server.stop(None)
+        """Close every connection, ending what still runs a moment later.
+
+        The moment is for answers that are on their way, such as that of a
+        compilation that was just given up.
+        """
+        await self._server.stop(_LAST_ANSWERS_S)
 
 
 def _unix_path(address: str) -> str:

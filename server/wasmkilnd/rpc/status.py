@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -31,19 +33,21 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-# HTTP/2 implementations give up on long headers: an engine's message has an end.
-_MAX_MESSAGE_CHARACTERS = 1024
-_MAX_METADATA_CHARACTERS = 2048
+# gRPC sends errors as HTTP/2 headers, and its implementations begin to drop those above
+# 8 KiB in all. The message travels three times: percent-encoded, which can make it three
+# times as long, in the status, and with the field at fault; the two latter in base64.
+_MAX_MESSAGE_BYTES = 700
+_MAX_METADATA_BYTES = 1500
 
 
 def to_status(error: WasmkilnError) -> status_pb2.Status:
     """Answer the google.rpc.Status of ``error``."""
-    message = error.message[:_MAX_MESSAGE_CHARACTERS]
+    message = _cut(error.message, _MAX_MESSAGE_BYTES)
     details = [
         error_details_pb2.ErrorInfo(
             reason=error.reason.value,
             domain=DOMAIN,
-            metadata={k: v[:_MAX_METADATA_CHARACTERS] for k, v in error.metadata.items()},
+            metadata=_within(error.metadata, _MAX_METADATA_BYTES),
         )
     ]
     packed = [_packed(detail) for detail in details]
@@ -58,6 +62,23 @@ def to_status(error: WasmkilnError) -> status_pb2.Status:
         packed.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     code: int = CODES[error.reason].value[0]
     return status_pb2.Status(code=code, message=message, details=packed)
+
+
+def _within(metadata: Mapping[str, str], limit_bytes: int) -> dict[str, str]:
+    """Cut values until keys and values fit together."""
+    kept = {}
+    for name, value in metadata.items():
+        limit_bytes -= len(name)
+        kept[name] = _cut(value, max(0, limit_bytes))
+        limit_bytes -= len(kept[name].encode())
+    return kept
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    return encoded[: max(0, limit_bytes - 3)].decode(errors="ignore") + "…"
 
 
 def _packed(detail: object) -> any_pb2.Any:

@@ -1,8 +1,8 @@
 """A worker: a process with one engine imported, that forks a job for each order.
 
 It stays single-threaded, for only then is forking safe, and it never sees a
-module: a job reads its own from its own socket. So whatever a module does to
-its compiler is gone with the job. The daemon gives one order at a time.
+module: a job reads its own from its own socket. So nothing of one caller's
+module is left in memory when the next one comes. The daemon gives one order at a time.
 """
 
 from __future__ import annotations
