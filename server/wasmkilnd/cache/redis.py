@@ -292,9 +292,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_outage(error: Exception) -> bool:
     """Tell a server that nobody can use now from one that answers, even if it says no."""
     if isinstance(error, exceptions.ResponseError):
-        return isinstance(error, exceptions.NoPermissionError) is False and str(error).startswith(
-            ("NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
-        )
+        return isinstance(error, (*_WRONG_CREDENTIALS, exceptions.ClusterDownError))
     return isinstance(error, exceptions.RedisError | OSError | TimeoutError)
 
 

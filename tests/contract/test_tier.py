@@ -1,0 +1,210 @@
+"""One suite for every tier: what the port promises holds for each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import EvictScope, Kind
+from wasmkilnd.ports import Tier
+from wasmkilnd.seal import NoSealer
+
+from tests.contract.servers import BINARIES, MISSING, RedisServer, redis_server
+from tests.contract.values import artifact, module, same
+
+
+class Recorder:
+    """Remembers rejected values."""
+
+    def __init__(self) -> None:
+        self.rejected: list[str] = []
+
+    def value_rejected(self, tier: str, cause: str) -> None:
+        self.rejected.append(cause)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+def redis_tier(url: str, recorder: Recorder | None = None, timeout_s: float = 5) -> RedisTier:
+    client = connect(url, connect_timeout_s=timeout_s, timeout_s=timeout_s)
+    return RedisTier(client, NoSealer(), recorder or Recorder(), prefix="wasm:", ttl_s=100)
+
+
+@pytest.fixture(scope="module", params=["memory", "valkey", "redis-server"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer | None]:
+    if request.param == "memory":
+        yield None
+        return
+    binary = BINARIES[request.param]
+    if binary is None:
+        pytest.skip(MISSING)
+    with redis_server(binary, tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+async def tier(server: RedisServer | None) -> AsyncIterator[Tier]:
+    if server is None:
+        yield MemoryTier(100_000_000)
+        return
+    tier = redis_tier(server.url)
+    assert await tier.start()
+    await tier.evict(EvictScope())
+    yield tier
+    await tier.close()
+
+
+async def test_what_was_put_comes_out_whole(tier: Tier) -> None:
+    for size_bytes in (0, 1, 600_000, 5_000_000):
+        one = artifact(size_bytes, size_bytes)
+        assert await tier.get(one.key) is None
+        await tier.put(one)
+        assert same(await tier.get(one.key), one)
+        assert await tier.kind_of(one.key) is Kind.CORE_MODULE
+
+
+async def test_modules(tier: Tier) -> None:
+    one = module(1)
+    assert await tier.get_module(one.sha256) is None
+    await tier.put_module(one)
+    assert await tier.get_module(one.sha256) == one
+
+
+async def test_a_later_put_replaces(tier: Tier) -> None:
+    old, new = artifact(1, 1000), artifact(1, 2000)
+    assert old.key == new.key
+    await tier.put(old)
+    await tier.put(new)
+    assert same(await tier.get(new.key), new)
+
+
+async def test_held(tier: Tier) -> None:
+    held = [artifact(tag) for tag in range(20)]
+    for one in held[::2]:
+        await tier.put(one)
+    keys = [one.key for one in held]
+    assert await tier.held(keys) == frozenset(keys[::2])
+    assert await tier.held([]) == frozenset()
+    assert await tier.kind_of(keys[1]) is None
+
+
+async def test_evicting_a_module_takes_its_artifacts(tier: Tier) -> None:
+    mine, other = module(1), module(2)
+    await tier.put_module(mine)
+    await tier.put_module(other)
+    artifacts = [artifact(1, engine=name, of=mine) for name in ("wasmer", "wasmtime")]
+    for one in (*artifacts, artifact(2)):
+        await tier.put(one)
+    gone = await tier.evict(EvictScope(module_sha256=mine.sha256))
+    assert (gone.artifacts, gone.modules) == (2, 1)
+    assert gone.bytes > 300
+    assert await tier.get(artifacts[0].key) is None
+    assert await tier.get_module(mine.sha256) is None
+    assert await tier.get(artifact(2).key) is not None
+    assert await tier.get_module(other.sha256) == other
+
+
+async def test_evicting_an_engine_leaves_modules_and_other_engines(tier: Tier) -> None:
+    await tier.put_module(module(1))
+    for tag in range(30):
+        await tier.put(artifact(tag, engine="wasmer" if tag % 3 else "wasmtime"))
+    gone = await tier.evict(EvictScope(engine_id="wasmer-1.0"))
+    assert (gone.artifacts, gone.modules) == (20, 0)
+    assert await tier.get(artifact(0, engine="wasmtime").key) is not None
+    assert await tier.get_module(module(1).sha256) is not None
+
+
+async def test_evicting_everything(tier: Tier) -> None:
+    await tier.put_module(module(1))
+    await tier.put(artifact(1))
+    gone = await tier.evict(EvictScope())
+    assert (gone.artifacts, gone.modules) == (1, 1)
+    assert await tier.evict(EvictScope()) == type(gone)()
+
+
+@pytest.mark.parametrize("name", ["valkey", "redis-server"])
+async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) -> None:
+    binary = BINARIES[name]
+    if binary is None:
+        pytest.skip(MISSING)
+    with redis_server(binary, tmp_path) as running:
+        tier = redis_tier(running.url)
+        client = connect(running.url)
+        await client.set("wasm:other", "kept")
+        await client.set("theirs", "kept")
+        await tier.put(artifact(1))
+        await tier.evict(EvictScope())
+        assert sorted(await client.keys()) == [b"theirs", b"wasm:other"]
+        await client.aclose()
+        await tier.close()
+
+
+async def test_a_damaged_value_is_deleted_counted_and_a_miss(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with redis_server(str(BINARIES["valkey"]), tmp_path) as running:
+        tier = redis_tier(running.url, recorder)
+        client = connect(running.url)
+        one = artifact(1, 100_000)
+        await tier.put(one)
+        [name] = await client.keys()
+        stored = await client.get(name)
+        assert isinstance(stored, bytes)
+        for damage in (b"x", stored[:-1], stored[:50_000] + b"!" + stored[50_001:]):
+            await client.set(name, damage)
+            assert await tier.get(one.key) is None
+            assert await client.exists(name) == 0
+        assert recorder.rejected == ["format", "truncated", "digest"]
+        await client.aclose()
+        await tier.close()
+
+
+async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: Path) -> None:
+    with redis_server(str(BINARIES["valkey"]), tmp_path) as running:
+        tier = redis_tier(running.url)
+        assert await tier.start()
+        assert tier.breaker.up
+        running.process.kill()
+        running.process.wait()
+        with pytest.raises(TierUnavailable, match="cannot be reached"):
+            await tier.get(artifact(1).key)
+        assert tier.breaker.open
+        with pytest.raises(TierUnavailable):
+            await tier.put(artifact(1))
+    with redis_server(str(BINARIES["valkey"]), tmp_path):
+        await tier.breaker.wait_closed()
+        await tier.put(artifact(1))
+        assert same(await tier.get(artifact(1).key), artifact(1))
+    await tier.close()
+
+
+async def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
+    settings = ["--requirepass", "right"]
+    with redis_server(str(BINARIES["valkey"]), tmp_path, settings) as running:
+        tier = redis_tier(running.url.replace("unix://", "unix://:wrong@"))
+        assert not await tier.start()
+        assert tier.breaker.detail == "Redis refuses the user or password"
+        await tier.close()
+
+
+async def test_a_full_server_is_told_and_no_outage(tmp_path: Path) -> None:
+    settings = ["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]
+    with redis_server(str(BINARIES["valkey"]), tmp_path, settings) as running:
+        tier = redis_tier(running.url)
+        assert await tier.start()
+        with contextlib.suppress(TierUnavailable):
+            await tier.put(artifact(1, 2_000_000))
+        with pytest.raises(TierUnavailable, match="maxmemory"):
+            await tier.put(artifact(2, 2_000_000))
+        assert tier.breaker.up
+        assert "maxmemory" in tier.write_refusal
+        await tier.close()

@@ -1,0 +1,49 @@
+"""Artifacts and modules for tests of the tiers."""
+
+from __future__ import annotations
+
+import hashlib
+
+from wasmkilnd import wire
+from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module
+
+WASM = b"\0asm\x01\0\0\0"
+
+
+def module(tag: int = 0, size_bytes: int = 100) -> Module:
+    """A module of which each ``tag`` makes another."""
+    wasm = (WASM + tag.to_bytes(4, "big")).ljust(size_bytes, b"\0")
+    return Module(hashlib.sha256(wasm).hexdigest(), Kind.CORE_MODULE, wasm)
+
+
+def artifact(
+    tag: int = 0, size_bytes: int = 100, engine: str = "wasmtime", of: Module | None = None
+) -> Artifact:
+    """An artifact of which each ``tag`` and ``engine`` makes another."""
+    payload = hashlib.shake_128(f"{tag}{engine}".encode()).digest(size_bytes)
+    spec = CompileSpec(
+        EngineIdentity(engine, "1.0", "1", "cranelift"),
+        "x86_64-unknown-linux-gnu",
+        "baseline",
+        {"fuel": "false"},
+        {},
+        hashlib.sha256(f"{tag}{engine}".encode()).hexdigest(),
+    )
+    return Artifact(
+        module_sha256=(of or module(tag)).sha256,
+        kind=Kind.CORE_MODULE,
+        spec=spec,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        size_bytes=len(payload),
+        frames=wire.to_frames(payload),
+        compile_time_s=0.25,
+        imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
+        exports=(ExternType("", "größe", "memory", "pages 1.."),),
+    )
+
+
+def same(one: Artifact | None, other: Artifact) -> bool:
+    """Whether two artifacts are equal in all that they hold."""
+    return one is not None and all(
+        getattr(one, name) == getattr(other, name) for name in Artifact.__dataclass_fields__
+    )

@@ -1,0 +1,67 @@
+"""The memory tier's books are exact, whatever is done to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkilnd.cache.memory import ENTRY_OVERHEAD_BYTES, MemoryTier
+from wasmkilnd.model import EvictScope
+
+from tests.contract.values import artifact, module
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "module", "get", "evict"]), st.integers(0, 8), st.integers(0, 9000)
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_the_books_balance_after_every_step(steps: list[tuple[str, int, int]]) -> None:
+    async def run() -> None:
+        tier = MemoryTier(20_000)
+        for what, tag, size_bytes in steps:
+            if what == "put":
+                await tier.put(artifact(tag, size_bytes))
+            elif what == "module":
+                await tier.put_module(module(tag, size_bytes))
+            elif what == "get":
+                await tier.get(artifact(tag).key)
+            else:
+                await tier.evict(EvictScope(module_sha256=module(tag).sha256))
+            tier.check()
+            assert tier.usage().bytes <= 20_000
+
+    asyncio.run(run())
+
+
+async def test_the_least_recently_used_goes_first() -> None:
+    tier = MemoryTier(3 * (1000 + ENTRY_OVERHEAD_BYTES + 500))
+    for tag in range(3):
+        await tier.put(artifact(tag, 1000))
+    await tier.get(artifact(0).key)
+    await tier.put(artifact(3, 1000))
+    held = await tier.held([artifact(tag).key for tag in range(4)])
+    assert held == {artifact(tag).key for tag in (0, 2, 3)}
+    assert tier.usage().evictions == 1
+
+
+async def test_what_can_never_fit_evicts_nothing() -> None:
+    tier = MemoryTier(10_000)
+    await tier.put(artifact(1, 1000))
+    await tier.put(artifact(2, 20_000))
+    assert await tier.held([artifact(1).key, artifact(2).key]) == {artifact(1).key}
+    assert tier.usage().evictions == 0
+
+
+async def test_an_overwrite_counts_the_difference() -> None:
+    tier = MemoryTier(100_000)
+    await tier.put(artifact(1, 1000))
+    before = tier.usage().bytes
+    await tier.put(artifact(1, 3000))
+    assert tier.usage().entries == 1
+    assert 2000 <= tier.usage().bytes - before < 2100
+    tier.check()

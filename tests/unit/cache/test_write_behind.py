@@ -1,0 +1,131 @@
+"""Writes wait behind the reply, within bounds, and never for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import Artifact, EvictScope, Module
+
+from tests.contract.values import artifact, module
+
+
+class SlowTier(NoTier):
+    """Takes writes when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__("redis")
+        self.gate = asyncio.Event()
+        self.written: list[str] = []
+        self.broken = False
+
+    async def put(self, artifact: Artifact) -> None:
+        await self.gate.wait()
+        if self.broken:
+            raise TierUnavailable("no")
+        self.written.append(artifact.spec.fingerprint)
+
+    async def put_module(self, module: Module) -> None:
+        await self.gate.wait()
+        self.written.append(module.sha256)
+
+
+@pytest.fixture
+def slow() -> SlowTier:
+    return SlowTier()
+
+
+async def test_nothing_is_lost_while_there_is_room(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    for tag in range(5):
+        writes.add(artifact(tag, 100))
+    writes.add(module(1))
+    assert writes.pending == 6
+    assert slow.written == []
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [artifact(tag).spec.fingerprint for tag in range(5)] + [module(1).sha256]
+    assert (writes.pending, writes.dropped) == (0, 0)
+
+
+async def test_when_full_the_oldest_goes(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 1000, slow.always_ready)
+    writes.add(artifact(0, 400))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # The first is under way, and waits no more.
+    for tag in range(1, 5):
+        writes.add(artifact(tag, 400))
+    assert writes.dropped == 2
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [artifact(tag).spec.fingerprint for tag in (0, 3, 4)]
+
+
+async def test_something_larger_than_the_queue_goes_alone(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 1000, slow.always_ready)
+    writes.add(artifact(1, 5000))
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [artifact(1).spec.fingerprint]
+
+
+async def test_the_newest_of_a_key_is_written(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    for _ in range(3):
+        writes.add(artifact(1, 100))
+    assert writes.pending == 1
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [artifact(1).spec.fingerprint]
+
+
+async def test_failures_are_counted_and_stop_nothing(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    slow.broken = True
+    slow.gate.set()
+    writes.add(artifact(1))
+    writes.add(module(1))
+    await writes.close(5)
+    assert writes.dropped == 1
+    assert slow.written == [module(1).sha256]
+
+
+async def test_an_outage_does_not_burn_what_waits(slow: SlowTier) -> None:
+    up = asyncio.Event()
+
+    async def ready() -> None:
+        await up.wait()
+
+    slow.gate.set()
+    writes = WriteBehind(slow, 10_000, ready)
+    writes.add(artifact(1))
+    await asyncio.sleep(0)
+    assert (slow.written, writes.dropped) == ([], 0)
+    up.set()
+    await writes.close(5)
+    assert slow.written == [artifact(1).spec.fingerprint]
+
+
+async def test_closing_gives_up_in_time(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes.add(artifact(1))
+    writes.add(artifact(2))
+    await asyncio.sleep(0)
+    await writes.close(0.01)
+    assert writes.dropped == 2
+
+
+async def test_forgetting_is_limited_to_its_scope(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    for tag in (1, 2):
+        writes.add(module(tag))
+        writes.add(artifact(tag))
+    await writes.forget(EvictScope(module_sha256=module(1).sha256))
+    await writes.forget(EvictScope(engine_id="wasmer-9.9"))
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [module(2).sha256, artifact(2).spec.fingerprint]
+    assert writes.dropped == 0
