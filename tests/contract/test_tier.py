@@ -16,7 +16,7 @@ from wasmkilnd.model import EvictScope, Kind
 from wasmkilnd.ports import Tier
 from wasmkilnd.seal import NoSealer
 
-from tests.contract.servers import BINARIES, MISSING, RedisServer, redis_server
+from tests.contract.servers import KINDS, RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module, same
 
 
@@ -38,17 +38,14 @@ def redis_tier(url: str, recorder: Recorder | None = None, timeout_s: float = 5)
     return RedisTier(client, NoSealer(), recorder or Recorder(), prefix="wasm:", ttl_s=100)
 
 
-@pytest.fixture(scope="module", params=["memory", "valkey", "redis-server"])
+@pytest.fixture(scope="module", params=["memory", *KINDS])
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RedisServer | None]:
     if request.param == "memory":
         yield None
         return
-    binary = BINARIES[request.param]
-    if binary is None:
-        pytest.skip(MISSING)
-    with redis_server(binary, tmp_path_factory.mktemp(request.param)) as running:
+    with redis_server(binary_of(request.param), tmp_path_factory.mktemp(request.param)) as running:
         yield running
 
 
@@ -132,12 +129,9 @@ async def test_evicting_everything(tier: Tier) -> None:
     assert await tier.evict(EvictScope()) == type(gone)()
 
 
-@pytest.mark.parametrize("name", ["valkey", "redis-server"])
+@pytest.mark.parametrize("name", KINDS)
 async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) -> None:
-    binary = BINARIES[name]
-    if binary is None:
-        pytest.skip(MISSING)
-    with redis_server(binary, tmp_path) as running:
+    with redis_server(binary_of(name), tmp_path) as running:
         tier = redis_tier(running.url)
         client = connect(running.url)
         await client.set("wasm:other", "kept")
@@ -151,7 +145,7 @@ async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) 
 
 async def test_a_damaged_value_is_deleted_counted_and_a_miss(tmp_path: Path) -> None:
     recorder = Recorder()
-    with redis_server(str(BINARIES["valkey"]), tmp_path) as running:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
         tier = redis_tier(running.url, recorder)
         client = connect(running.url)
         one = artifact(1, 100_000)
@@ -169,7 +163,7 @@ async def test_a_damaged_value_is_deleted_counted_and_a_miss(tmp_path: Path) -> 
 
 
 async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: Path) -> None:
-    with redis_server(str(BINARIES["valkey"]), tmp_path) as running:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
         tier = redis_tier(running.url)
         assert await tier.start()
         assert tier.breaker.up
@@ -180,7 +174,7 @@ async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: P
         assert tier.breaker.open
         with pytest.raises(TierUnavailable):
             await tier.put(artifact(1))
-    with redis_server(str(BINARIES["valkey"]), tmp_path):
+    with redis_server(binary_of("valkey"), tmp_path):
         await tier.breaker.wait_closed()
         await tier.put(artifact(1))
         assert same(await tier.get(artifact(1).key), artifact(1))
@@ -189,7 +183,7 @@ async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: P
 
 async def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
     settings = ["--requirepass", "right"]
-    with redis_server(str(BINARIES["valkey"]), tmp_path, settings) as running:
+    with redis_server(binary_of("valkey"), tmp_path, settings) as running:
         tier = redis_tier(running.url.replace("unix://", "unix://:wrong@"))
         assert not await tier.start()
         assert tier.breaker.detail == "Redis refuses the user or password"
@@ -198,7 +192,7 @@ async def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
 
 async def test_a_full_server_is_told_and_no_outage(tmp_path: Path) -> None:
     settings = ["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]
-    with redis_server(str(BINARIES["valkey"]), tmp_path, settings) as running:
+    with redis_server(binary_of("valkey"), tmp_path, settings) as running:
         tier = redis_tier(running.url)
         assert await tier.start()
         with contextlib.suppress(TierUnavailable):

@@ -18,7 +18,7 @@ from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.model import CacheKey
 from wasmkilnd.wire import payload_of
 
-from tests.contract.servers import BINARIES, MISSING, redis_server
+from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 
@@ -29,13 +29,10 @@ MEMORY, REDIS, COMPILED = (
 )
 
 
-@pytest.fixture(params=["valkey", "redis-server"])
+@pytest.fixture(params=KINDS)
 def redis_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A real server: Valkey as it comes with the daemon, and Debian's redis-server."""
-    binary = BINARIES[request.param]
-    if binary is None:
-        pytest.skip(MISSING)
-    with redis_server(binary, tmp_path / "server") as running:
+    with redis_server(binary_of(request.param), tmp_path / "server") as running:
         yield running.url
 
 

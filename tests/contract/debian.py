@@ -1,0 +1,79 @@
+"""Debian's redis-server for tests, without installing it: unpacked under .work/, started by nobody.
+
+Installing the package would start a service on the machine of whoever runs the
+tests. Its files alone are enough, and need no privileges.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+_HOME = Path(__file__).resolve().parents[2] / ".work" / "debian"
+_PACKAGES = ("redis-server", "redis-tools")
+# Those of its libraries that a minimal system may lack.
+_LIBRARIES = ("libjemalloc2", "liblzf1", "libatomic1")
+_TIMEOUT_S = 180
+
+
+class DebianUnavailable(Exception):  # noqa: N818 - a state of the machine
+    """The server cannot be had here; the message says why."""
+
+
+@cache
+def redis_server_binary() -> str:
+    """Answer the path of a redis-server that runs. Raises DebianUnavailable."""
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return on_path
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise DebianUnavailable("no redis-server on PATH, and this is no Debian to get it from")
+    _HOME.mkdir(parents=True, exist_ok=True)
+    script = _HOME / "redis-server"
+    with (_HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not script.exists():
+            _unpack(script)
+    return str(script)
+
+
+def _unpack(script: Path) -> None:
+    root = _HOME / "root"
+    try:
+        _apt("download", *_PACKAGES, *_LIBRARIES)
+    except subprocess.SubprocessError:
+        # The machine's own lists may be missing or old: fetch them, to a place of our own.
+        private = ("-o", f"Dir::State::lists={_HOME}/lists", "-o", f"Dir::Cache={_HOME}/cache")
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (_HOME / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            _apt(*private, "update")
+            _apt(*private, "download", *_PACKAGES, *_LIBRARIES)
+        except subprocess.SubprocessError as failure:
+            raise DebianUnavailable(f"redis-server cannot be downloaded: {failure}") from None
+    for package in _HOME.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(root)], check=True, timeout=_TIMEOUT_S)
+    [binary] = root.glob("usr/bin/redis-server")
+    libraries = ":".join(str(path) for path in root.glob("usr/lib/*-linux-*"))
+    draft = script.with_suffix(".new")
+    draft.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries}" exec "{binary}" "$@"\n')
+    draft.chmod(0o755)
+    version = subprocess.run([str(draft), "--version"], capture_output=True, check=False)
+    if version.returncode:
+        raise DebianUnavailable(f"Debian's redis-server does not run here: {version.stderr!r}")
+    draft.rename(script)
+
+
+def _apt(*words: str) -> None:
+    subprocess.run(
+        ["apt-get", "-qq", *words],
+        cwd=_HOME,
+        check=True,
+        capture_output=True,
+        timeout=_TIMEOUT_S,
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+    )
