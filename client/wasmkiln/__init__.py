@@ -7,7 +7,8 @@
         module = artifact.load()
 
 Importing this package needs grpcio, protobuf and the rich-error protos only. The
-`wasmkiln` command needs `wasmkiln[cli]`, and `Artifact.load` the engine itself.
+`wasmkiln` command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`, and
+`Artifact.load` the engine itself.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from wasmkiln.client import Client
 from wasmkiln.errors import (
     ArtifactMismatch,
     ArtifactTooLarge,
+    AttestationInvalid,
     CompileMemoryLimit,
     CompileQueueFull,
     CompilerCrashed,
@@ -41,8 +43,10 @@ from wasmkiln.errors import (
     ServerDraining,
     SettingUnknown,
     TargetUnsupported,
+    VerificationNotInstalled,
     WasmkilnError,
 )
+from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
 try:
@@ -57,6 +61,7 @@ __all__ = [
     "ArtifactMismatch",
     "ArtifactTooLarge",
     "AsyncClient",
+    "AttestationInvalid",
     "Client",
     "CompileMemoryLimit",
     "CompileQueueFull",
@@ -79,9 +84,12 @@ __all__ = [
     "NotWasm",
     "Phase",
     "Progress",
+    "PublicKey",
     "ServerDraining",
     "SettingUnknown",
     "TargetUnsupported",
+    "TrustedKeys",
+    "VerificationNotInstalled",
     "WasmkilnError",
     "__version__",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from wasmkiln._progress import Phase, Progress
 from wasmkiln.artifact import Artifact
 from wasmkiln.errors import ArtifactMismatch
+from wasmkiln.trusted_keys import TrustedKeys
 
 if TYPE_CHECKING:
     from wasmkiln._progress import ProgressCallback
@@ -28,8 +29,10 @@ class Assembly:
         *,
         omit_artifact: bool = False,
         on_progress: ProgressCallback | None = None,
+        trusted_keys: TrustedKeys | None = None,
     ) -> None:
         self._module_sha256 = module_sha256
+        self._trusted_keys = trusted_keys or TrustedKeys()
         self._omit_artifact = omit_artifact
         self._on_progress = on_progress
         self._header: ArtifactHeader | None = None
@@ -45,12 +48,16 @@ class Assembly:
             self._append(message.chunk)
 
     def finish(self) -> Artifact:
-        """The verified artifact. Raises ArtifactMismatch when anything is missing or wrong."""
+        """The verified artifact.
+
+        Raises ArtifactMismatch when anything is missing or wrong, and AttestationInvalid when
+        there are trusted keys and none of them vouches for it.
+        """
         header = self._header
         if header is None:
             raise ArtifactMismatch("the daemon's answer ended before its header")
         if self._omit_artifact:
-            return Artifact(b"", header)
+            return self._attested(Artifact(b"", header, self._trusted_keys))
         if self._received_bytes != header.size_bytes:
             raise ArtifactMismatch(
                 f"the artifact ended after {self._received_bytes} of {header.size_bytes} bytes"
@@ -62,7 +69,13 @@ class Assembly:
                 f"{header.artifact_sha256}",
                 metadata={"expected_sha256": header.artifact_sha256, "actual_sha256": actual},
             )
-        return Artifact(b"".join(self._chunks), header)
+        return self._attested(Artifact(b"".join(self._chunks), header, self._trusted_keys))
+
+    def _attested(self, artifact: Artifact) -> Artifact:
+        # Before anybody has it in hand: what is saved to a file is loaded by others.
+        if self._trusted_keys:
+            artifact.verify_header(self._trusted_keys)
+        return artifact
 
     def _begin(self, header: ArtifactHeader) -> None:
         if self._header is not None:

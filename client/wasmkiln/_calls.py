@@ -24,6 +24,7 @@ from wasmkiln._settings import choose_address, choose_timeout_s
 from wasmkiln._source import identify
 from wasmkiln._status import error_from_rpc
 from wasmkiln.errors import ModuleNotLoaded
+from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from wasmkiln._progress import ProgressCallback
     from wasmkiln._source import Source
     from wasmkiln.artifact import Artifact
+    from wasmkiln.trusted_keys import KeySource
     from wasmkiln.v1.types_pb2 import ArtifactKey
 
 T = TypeVar("T")
@@ -98,12 +100,19 @@ Flow = Generator[Step, Any, T]
 class Calls:
     """The methods of a client, as flows of steps."""
 
-    def __init__(self, address: str | None, timeout_s: float | None, max_attempts: int) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        timeout_s: float | None,
+        max_attempts: int,
+        trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None,
+    ) -> None:
         if max_attempts < 1:
             raise ValueError("max_attempts has to be at least 1")
         self.address = choose_address(address)
         self._timeout_s = choose_timeout_s(timeout_s)
         self._retry = RetryPolicy(max_attempts)
+        self._trusted_keys = TrustedKeys.choose(trusted_keys)
 
     def load(
         self,
@@ -148,7 +157,11 @@ class Calls:
             omit_artifact=omit_artifact,
         )
         assemble = partial(
-            Assembly, identified.sha256, omit_artifact=omit_artifact, on_progress=on_progress
+            Assembly,
+            identified.sha256,
+            omit_artifact=omit_artifact,
+            on_progress=on_progress,
+            trusted_keys=self._trusted_keys,
         )
         request.sha256 = identified.sha256
         report(Progress(Phase.ASKING))

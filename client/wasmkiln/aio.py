@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wasmkiln._progress import ProgressCallback
     from wasmkiln._source import Source
     from wasmkiln.artifact import Artifact
+    from wasmkiln.trusted_keys import KeySource, TrustedKeys
     from wasmkiln.v1.admin_service_pb2 import EvictResponse
     from wasmkiln.v1.module_service_pb2 import (
         GetCapabilitiesResponse,
@@ -45,8 +46,9 @@ class AsyncClient:
         *,
         timeout_s: float | None = None,
         max_attempts: int = 3,
+        trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
     ) -> None:
-        self._calls = Calls(address, timeout_s, max_attempts)
+        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys)
         self._open_channel: Any = None
         self._closed = False
 
@@ -97,7 +99,8 @@ class AsyncClient:
         the artifact has a header and no bytes. `on_progress` is called in the event loop.
 
         Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
-        ArtifactMismatch when what arrives isn't what its header says, the errors of `load`
+        ArtifactMismatch when what arrives isn't what its header says, AttestationInvalid when
+        there are trusted keys and none vouches for it, the errors of `load`
         but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
         ArtifactTooLarge or ModuleQuarantined.
         """

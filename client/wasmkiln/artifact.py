@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import json_format
 
 from wasmkiln._files import write_aside
-from wasmkiln.errors import ArtifactMismatch
-from wasmkiln.v1.types_pb2 import ArtifactHeader
+from wasmkiln.attestation import Claims, verify
+from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
+from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHeader
 
 if TYPE_CHECKING:
     import builtins
     import os
+    from collections.abc import Iterable
+
+    from wasmkiln.attestation import Statement
+    from wasmkiln.trusted_keys import KeySource
+
+_KINDS = {KIND_CORE_MODULE: "core", KIND_COMPONENT: "component"}
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,13 @@ class Artifact:
     """The answer of a compile.
 
     `bytes` is what the engine deserializes, empty when the call asked for the header alone;
-    `header` is the contract's ArtifactHeader.
+    `header` is the contract's ArtifactHeader; `trusted_keys` are those that `load` asks for,
+    and none where nobody gave any.
     """
 
     bytes: builtins.bytes = field(repr=False)
     header: ArtifactHeader = field(repr=False)
+    trusted_keys: TrustedKeys = field(default_factory=TrustedKeys, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -39,8 +49,38 @@ class Artifact:
         """Whether the bytes are those that the header describes."""
         return hashlib.sha256(self.bytes).hexdigest() == self.header.artifact_sha256
 
+    def verify(
+        self, trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None
+    ) -> Statement:
+        """Checks that a trusted key vouches for these bytes under this header.
+
+        `trusted_keys` are keys (hex, base64, PEM), files or folders with such; without them,
+        those that the artifact came with, else WASMKILN_TRUSTED_KEYS. Of the header, the
+        artifact's and the module's digest, fingerprint, kind, engine, target, cpu and settings
+        are vouched for. Answers what the attestation says.
+
+        Raises AttestationInvalid; VerificationNotInstalled without `wasmkiln[verify]`; and
+        ValueError when there are no keys at all, or some can't be read.
+        """
+        keys = self.trusted_keys if trusted_keys is None else None
+        keys = keys or TrustedKeys.choose(trusted_keys)
+        if not keys:
+            raise ValueError("there are no trusted keys: give some, or set WASMKILN_TRUSTED_KEYS")
+        if self.bytes and not self.intact():
+            raise AttestationInvalid(
+                "the artifact's bytes are no longer those of its header",
+                metadata={"cause": "mismatch"},
+            )
+        return self.verify_header(keys)
+
+    def verify_header(self, trusted_keys: TrustedKeys) -> Statement:
+        """Checks the header alone: what `verify` does, without hashing the bytes."""
+        return verify(self.header.attestation, _claims(self.header), trusted_keys)
+
     def save(self, path: str | os.PathLike[str], *, header: bool = True) -> Path:
-        """Writes the bytes to `path` and, with `header`, the header to `<path>.json`.
+        """Writes the bytes to `path` and, with `header`, what is known about them beside it.
+
+        That is the header as `<path>.json`, and its attestation as `<path>.dsse.json`.
 
         Each file is written aside and renamed, so that a reader sees the old or the new one
         and never a part; its mode follows the umask. Returns the path. Raises OSError.
@@ -51,16 +91,29 @@ class Artifact:
                 self.header, preserving_proto_field_name=True, sort_keys=True
             )
             write_aside(_header_path(target), text.encode() + b"\n")
+            if self.header.attestation:
+                write_aside(attestation_path(target), self.header.attestation)
+            else:
+                # Or that of the artifact that was here before would seem to be this one's.
+                attestation_path(target).unlink(missing_ok=True)
         write_aside(target, self.bytes)
         return target
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Artifact:
-        """Reads what `save` wrote, and verifies it.
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
+    ) -> Artifact:
+        """Reads what `save` wrote, and compares bytes and header.
 
-        Raises OSError when a file can't be read, and ArtifactMismatch when the bytes aren't
-        those of the header, or the header is none.
+        `load` then asks for an attestation by `trusted_keys`, or by those of
+        WASMKILN_TRUSTED_KEYS. Raises OSError when a file can't be read, ArtifactMismatch when
+        the bytes aren't those of the header, or the header is none, and ValueError for keys
+        that can't be read.
         """
+        keys = TrustedKeys.choose(trusted_keys)
         source = Path(path)
         header = ArtifactHeader()
         text = _header_path(source).read_bytes()
@@ -68,7 +121,7 @@ class Artifact:
             json_format.Parse(text, header, ignore_unknown_fields=True)
         except (json_format.ParseError, UnicodeDecodeError) as error:
             raise ArtifactMismatch(f"{_header_path(source)} is no artifact's header") from error
-        artifact = cls(source.read_bytes(), header)
+        artifact = cls(source.read_bytes(), header, keys)
         if not artifact.intact():
             raise ArtifactMismatch(f"{source} doesn't hold the artifact that its header describes")
         return artifact
@@ -90,14 +143,42 @@ class Artifact:
         Returns a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`.
         `engine` is a `wasmtime.Engine` or a `wasmer.Store`; without one, it is `engine()`.
 
-        Loading an artifact is running its code: load only what comes from a daemon that you
-        trust. Raises EngineNotInstalled, and IncompatibleEngine when the engine's version,
+        Loading an artifact is running its code. Where there are trusted keys, one of them has
+        to vouch for the artifact, or AttestationInvalid is raised; without any, load only what
+        comes from a daemon that you trust.
+
+        Raises EngineNotInstalled, and IncompatibleEngine when the engine's version,
         its settings or this machine can't take the artifact, or when the bytes are no longer
         those of the header; nearly all of that is found before the engine sees a byte.
         """
         from wasmkiln.loading import load_artifact
 
         return load_artifact(self, engine)
+
+
+def attestation_path(path: Path) -> Path:
+    """Where `save` puts the attestation of the artifact at `path`."""
+    return path.with_name(path.name + ".dsse.json")
+
+
+def _claims(header: ArtifactHeader) -> Claims:
+    engine = header.engine
+    return Claims(
+        artifact_sha256=header.artifact_sha256,
+        module_sha256=header.module_sha256,
+        fingerprint=header.fingerprint,
+        kind=_KINDS.get(header.kind, ""),
+        engine={
+            "name": engine.name,
+            "version": engine.version,
+            "coreVersion": engine.core_version,
+            "compiler": engine.compiler,
+        },
+        target=header.target,
+        cpu=header.cpu,
+        settings=dict(header.settings),
+        changed_settings=dict(header.changed_settings),
+    )
 
 
 def _header_path(path: Path) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wasmkiln._progress import ProgressCallback
     from wasmkiln._source import Source
     from wasmkiln.artifact import Artifact
+    from wasmkiln.trusted_keys import KeySource, TrustedKeys
     from wasmkiln.v1.admin_service_pb2 import EvictResponse
     from wasmkiln.v1.module_service_pb2 import (
         GetCapabilitiesResponse,
@@ -38,6 +39,10 @@ class Client:
     attempts included; without one, WASMKILN_TIMEOUT_S, else 60. A call is tried up to
     `max_attempts` times, and only where the error says that trying again makes sense.
 
+    With `trusted_keys`, or WASMKILN_TRUSTED_KEYS, every artifact needs an attestation by one
+    of them, both on arrival and when it is loaded: a key is hex, base64 or PEM, a file or
+    folder of such, or several of these. Checking needs `wasmkiln[verify]`.
+
     Nothing is dialled before the first call. Raises ValueError for arguments that can't be.
     Every method raises WasmkilnError, by its subclasses in `wasmkiln.errors`: beside those
     that it names, ConnectionFailed, DeadlineExceeded, ServerDraining and InternalFailure.
@@ -49,8 +54,9 @@ class Client:
         *,
         timeout_s: float | None = None,
         max_attempts: int = 3,
+        trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
     ) -> None:
-        self._calls = Calls(address, timeout_s, max_attempts)
+        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys)
         self._channel: Any = grpc.insecure_channel(self._calls.address, CHANNEL_OPTIONS)
         self._closed = threading.Event()
 
@@ -101,7 +107,8 @@ class Client:
         the artifact has a header and no bytes. `on_progress` is called in this thread.
 
         Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
-        ArtifactMismatch when what arrives isn't what its header says, the errors of `load`
+        ArtifactMismatch when what arrives isn't what its header says, AttestationInvalid when
+        there are trusted keys and none vouches for it, the errors of `load`
         but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
         ArtifactTooLarge or ModuleQuarantined.
         """

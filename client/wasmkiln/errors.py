@@ -219,6 +219,24 @@ class ArtifactMismatch(WasmkilnError):
     REASON = "ARTIFACT_MISMATCH"
 
 
+class AttestationInvalid(WasmkilnError):
+    """No trusted key vouches for an artifact. `metadata`: cause, and key_id where it is known.
+
+    The cause is "unsigned" (no attestation that can be read), "stranger" (signed by a key
+    that is not trusted) or "mismatch" (forged, or about something else).
+    """
+
+    CODE = grpc.StatusCode.DATA_LOSS
+    REASON = "ATTESTATION_INVALID"
+
+
+class VerificationNotInstalled(WasmkilnError):
+    """Attestations can't be checked here: the packages of `wasmkiln[verify]` are missing."""
+
+    CODE = grpc.StatusCode.FAILED_PRECONDITION
+    REASON = "VERIFICATION_NOT_INSTALLED"
+
+
 class IncompatibleEngine(WasmkilnError):
     """The artifact can't be loaded by this engine on this machine."""
 

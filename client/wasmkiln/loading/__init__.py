@@ -41,13 +41,18 @@ def host_engine(header: ArtifactHeader) -> Any:
 
 
 def load_artifact(artifact: Artifact, engine: Any) -> Any:
-    """What `Artifact.load` answers. Raises EngineNotInstalled or IncompatibleEngine."""
+    """What `Artifact.load` answers.
+
+    Raises EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
+    """
     header = artifact.header
     loader = _loader(header)
     if not artifact.bytes:
         raise IncompatibleEngine("the artifact has no bytes: it was asked for without them")
     if not artifact.intact():
         raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
+    if artifact.trusted_keys:
+        artifact.verify_header(artifact.trusted_keys)
     machine.check(header.target, header.cpu)
     loader.check_version(header)
     return loader.deserialize(artifact, loader.host_engine(header) if engine is None else engine)

@@ -1,0 +1,260 @@
+"""Attestations: who says that an artifact is what it is called.
+
+An attestation is a DSSE envelope (https://github.com/secure-systems-lab/dsse) with one Ed25519
+signature over an in-toto Statement v1 whose predicate is SLSA provenance v1. The daemon and the
+client share this module; docs/verification.md describes the format for others. Only signing
+and verifying need securesystemslib, which is therefore imported there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from wasmkiln.errors import AttestationInvalid, VerificationNotInstalled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from securesystemslib.signer import Signer, SSlibKey
+
+    from wasmkiln.trusted_keys import PublicKey
+
+    class KeyLookup(Protocol):
+        """Finds trusted keys."""
+
+        def get(self, key_id: str, /) -> PublicKey | None:
+            """The key with this id, if it is trusted."""
+
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:wasmkiln:compile:v1"
+BUILDER_ID = "urn:wasmkiln:daemon"
+
+_ENVELOPE_FIELDS = {"payload", "payloadType", "signatures"}
+_SIGNATURE_FIELDS = {"keyid", "sig"}
+_KEY_ID = re.compile(r"[0-9a-f]{64}")
+
+UNSIGNED, STRANGER, MISMATCH = "unsigned", "stranger", "mismatch"
+"""The causes of AttestationInvalid: few, so that they can be a metric's labels."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What an attestation binds together, as its reader knows it from elsewhere."""
+
+    artifact_sha256: str
+    module_sha256: str
+    fingerprint: str
+    kind: str
+    """`core` or `component`."""
+    engine: Mapping[str, str]
+    """`name`, `version`, `coreVersion` and `compiler`."""
+    target: str
+    cpu: str
+    settings: Mapping[str, str]
+    changed_settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What an attestation says: the claims, and how the artifact came to be."""
+
+    claims: Claims
+    daemon_version: str
+    finished_on: str
+    """When it was signed: RFC 3339, in UTC."""
+    compile_time_s: float
+    types_sha256: str
+    """A digest over the module's imports and exports, which the daemon checks."""
+
+    def payload(self) -> bytes:
+        """The in-toto statement's bytes, which are what is signed."""
+        claims = self.claims
+        return _dump(
+            {
+                "_type": STATEMENT_TYPE,
+                "subject": [{"name": "artifact", "digest": {"sha256": claims.artifact_sha256}}],
+                "predicateType": PREDICATE_TYPE,
+                "predicate": {
+                    "buildDefinition": {
+                        "buildType": BUILD_TYPE,
+                        "externalParameters": {
+                            "changedSettings": dict(claims.changed_settings),
+                            "cpu": claims.cpu,
+                            "engine": dict(claims.engine),
+                            "fingerprint": claims.fingerprint,
+                            "kind": claims.kind,
+                            "settings": dict(claims.settings),
+                            "target": claims.target,
+                        },
+                        "resolvedDependencies": [
+                            {"name": "module", "digest": {"sha256": claims.module_sha256}}
+                        ],
+                    },
+                    "runDetails": {
+                        "builder": {
+                            "id": BUILDER_ID,
+                            "version": {"wasmkiln": self.daemon_version},
+                        },
+                        "byproducts": [{"name": "types", "digest": {"sha256": self.types_sha256}}],
+                        "metadata": {
+                            "finishedOn": self.finished_on,
+                            "wasmkiln_compileTimeS": self.compile_time_s,
+                        },
+                    },
+                },
+            }
+        )
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Statement:
+        """Reads a payload; what it has beyond today's fields is left alone.
+
+        Raises KeyError, TypeError or ValueError when it is no statement of ours.
+        """
+        said = json.loads(payload)
+        predicate = said["predicate"]
+        definition, details = predicate["buildDefinition"], predicate["runDetails"]
+        kinds = said["_type"], said["predicateType"], definition["buildType"]
+        if kinds != (STATEMENT_TYPE, PREDICATE_TYPE, BUILD_TYPE):
+            raise ValueError("it is of another type")
+        [subject], [module] = said["subject"], definition["resolvedDependencies"]
+        [types] = details["byproducts"]
+        given = definition["externalParameters"]
+        return cls(
+            Claims(
+                artifact_sha256=subject["digest"]["sha256"],
+                module_sha256=module["digest"]["sha256"],
+                fingerprint=given["fingerprint"],
+                kind=given["kind"],
+                engine=given["engine"],
+                target=given["target"],
+                cpu=given["cpu"],
+                settings=given["settings"],
+                changed_settings=given["changedSettings"],
+            ),
+            daemon_version=details["builder"]["version"]["wasmkiln"],
+            finished_on=details["metadata"]["finishedOn"],
+            compile_time_s=details["metadata"]["wasmkiln_compileTimeS"],
+            types_sha256=types["digest"]["sha256"],
+        )
+
+
+def sign(statement: Statement, signer: Signer) -> bytes:
+    """Answers the envelope, as JSON, of a statement."""
+    from securesystemslib.dsse import Envelope
+
+    envelope = Envelope(statement.payload(), PAYLOAD_TYPE, {})
+    envelope.sign(signer)
+    return _dump(envelope.to_dict())
+
+
+def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
+    """Answers what a trusted key said, and the key's id.
+
+    The envelope has to be byte for byte as `sign` writes it, with one signature. Nothing of
+    the payload is looked at before the signature was verified. Raises AttestationInvalid, and
+    VerificationNotInstalled.
+    """
+    if not envelope:
+        _refuse(UNSIGNED, "the artifact has no attestation")
+    try:
+        said: dict[str, Any] = json.loads(envelope)
+        [signature] = said["signatures"]
+        key_id = signature["keyid"]
+        # The names that are no part of what is signed are counted, or more could be added.
+        ours = set(said) == _ENVELOPE_FIELDS and set(signature) == _SIGNATURE_FIELDS
+        canonical = ours and _KEY_ID.fullmatch(key_id) and envelope == _dump(said)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        canonical = False
+    if not canonical:
+        _refuse(UNSIGNED, "the attestation is no DSSE envelope as wasmkiln writes it")
+    key = trusted.get(key_id)
+    if key is None:
+        _refuse(
+            STRANGER, f"the attestation is signed by a key that is not trusted: {key_id}", key_id
+        )
+    try:
+        payload = _signed_payload(said, key, envelope)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        _refuse(UNSIGNED, "the attestation is no DSSE envelope as wasmkiln writes it", key.id)
+    try:
+        return Statement.parse(payload), key.id
+    except (ValueError, LookupError, TypeError, RecursionError):
+        _refuse(MISMATCH, "the attestation's statement is not one about an artifact", key.id)
+
+
+def check_claims(statement: Statement, known: Claims) -> None:
+    """Compares what was attested with what is known. Raises AttestationInvalid, naming a field."""
+    for field in fields(Claims):
+        if getattr(statement.claims, field.name) != getattr(known, field.name):
+            _refuse(MISMATCH, f"the attestation is about another {field.name.replace('_', ' ')}")
+
+
+def verify(envelope: bytes, known: Claims, trusted: KeyLookup) -> Statement:
+    """Answers what a trusted key said about exactly this artifact.
+
+    Raises AttestationInvalid, and VerificationNotInstalled. That the artifact's bytes have
+    the digest that `known` says is for the caller to see to.
+    """
+    statement, _ = open_envelope(envelope, trusted)
+    check_claims(statement, known)
+    return statement
+
+
+def _signed_payload(said: dict[str, Any], key: PublicKey, envelope: bytes) -> bytes:
+    """Answers the payload once its signature was verified."""
+    try:
+        from securesystemslib.dsse import Envelope
+        from securesystemslib.exceptions import FormatError, VerificationError
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    try:
+        opened = Envelope.from_dict(said)
+    except FormatError as error:
+        raise ValueError("malformed") from error
+    # Base64 can say the same bytes in several ways, of which only one is ours.
+    if _dump(opened.to_dict()) != envelope:
+        raise ValueError("not canonical")
+    if opened.payload_type != PAYLOAD_TYPE:
+        _refuse(MISMATCH, "the attestation's payload is of another type", key.id)
+    try:
+        opened.verify([_sslib_key(key)], 1)
+    except VerificationError:
+        _refuse(MISMATCH, "the attestation's signature is not that of its key", key.id)
+    return opened.payload
+
+
+@lru_cache(maxsize=256)
+def _sslib_key(key: PublicKey) -> SSlibKey:
+    from securesystemslib.signer import SSlibKey
+
+    try:
+        import cryptography  # noqa: F401  Without it, securesystemslib is 100 times slower.
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
+    return SSlibKey(key.id, "ed25519", "ed25519", {"public": key.hex})
+
+
+def _not_installed(error: ModuleNotFoundError) -> VerificationNotInstalled:
+    return VerificationNotInstalled(
+        f"checking attestations needs {error.name}: pip install 'wasmkiln[verify]'"
+    )
+
+
+def _refuse(cause: str, why: str, key_id: str = "") -> NoReturn:
+    metadata = {"cause": cause} | ({"key_id": key_id} if key_id else {})
+    raise AttestationInvalid(why, metadata=metadata)
+
+
+def _dump(document: object) -> bytes:
+    text = json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
