@@ -24,13 +24,15 @@ from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.start import serve_engines
 from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.keys.ring import open_ring
+from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import Limits
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer
 from wasmkilnd.rpc.stats import stats_response
-from wasmkilnd.seal import NoSealer
+from wasmkilnd.seal import DsseSealer
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -97,7 +99,7 @@ class Daemon:
         engines = await self._start_engines()
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.watch_tier("memory", memory.usage)
-        sealer = NoSealer()
+        sealer = await self._open_sealer()
         try:
             remote = await open_remote(_remote_options(settings), sealer, self._metrics)
         except CannotOpenRemote as failure:
@@ -161,6 +163,20 @@ class Daemon:
         given_up = await self._service.settle(left_s)
         if given_up:
             log.warning("compilations did not end in time", flights=given_up)
+
+    async def _open_sealer(self) -> DsseSealer:
+        settings = self._settings
+        try:
+            ring = await asyncio.to_thread(
+                open_ring,
+                settings.effective_keys_dir,
+                settings.signing_key.get_secret_value(),
+                settings.trusted_keys,
+            )
+        except KeysUnusable as failure:
+            raise CannotStart(str(failure)) from None
+        log.info("signing artifacts", key_id=ring.signing.public.id, trusted_keys=len(ring.trusted))
+        return DsseSealer(ring.signing.signer(), ring, self._version)
 
     async def _start_engines(self) -> EngineRegistry:
         settings = self._settings

@@ -18,6 +18,8 @@ from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
 from wasmkilnd.engines.store import KINDS, EngineInstallError, EngineStore, InstalledEngine
+from wasmkilnd.keys.store import KeysUnusable
+from wasmkilnd.keys_command import keys
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -38,7 +40,7 @@ def main() -> None:
         sys.exit(130)
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
-    except (EngineInstallError, app.CannotStart) as failure:
+    except (EngineInstallError, KeysUnusable, app.CannotStart) as failure:
         _fail(str(failure), EXIT_FAILED)
     except Exception as defect:
         structlog.get_logger("wasmkilnd").exception("the daemon failed")
@@ -77,6 +79,9 @@ def show_config(
 @command.group(context_settings=_HELP)
 def engine() -> None:
     """Install, list and remove engines."""
+
+
+command.add_command(keys)
 
 
 _state_dir = click.option(

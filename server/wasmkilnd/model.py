@@ -111,6 +111,16 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nobody trusted vouches for an artifact."""
+
+    cause: str
+    """``unsigned``, ``stranger`` or ``mismatch``."""
+    why: str
+    """For the log: the key's id and what to do, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvictScope:
     """What to evict: exactly one of a module, an engine's artifacts, or everything."""
 

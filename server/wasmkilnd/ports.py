@@ -15,6 +15,7 @@ from wasmkilnd.model import (
     Kind,
     Module,
     Origin,
+    Refusal,
     TierUsage,
 )
 
@@ -153,16 +154,18 @@ class Engines(Protocol):
 class Sealer(Protocol):
     """Binds artifacts to their keys.
 
-    Does no I/O. ``verify`` is called on every value from the shared tier before
-    anything else looks at it, and never on one from memory.
+    Safe for use from any thread, and never raises. ``verify`` is called on every
+    value from the shared tier before anything else looks at it, and never on one
+    from memory. It believes ``artifact.sha256``, which the tier has compared with
+    the bytes: nothing is hashed twice.
     """
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Answer ``artifact`` with its attestation."""
         ...
 
-    def verify(self, artifact: Artifact, key: CacheKey) -> str:
-        """Answer "" if the attestation vouches for ``artifact`` under ``key``, else why not."""
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
+        """Answer None if the attestation vouches for ``artifact`` under ``key``, else why not."""
         ...
 
 

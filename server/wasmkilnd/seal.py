@@ -2,19 +2,129 @@
 
 from __future__ import annotations
 
-from wasmkilnd.model import Artifact, CacheKey
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from wasmkiln.attestation import (
+    MISMATCH,
+    STRANGER,
+    UNSIGNED,
+    Claims,
+    Statement,
+    check_claims,
+    open_envelope,
+    sign,
+)
+from wasmkiln.errors import AttestationInvalid
+
+from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+    from wasmkiln.attestation import KeyLookup
+
+_ADVICE = {
+    UNSIGNED: "written by an older version, or by somebody else",
+    STRANGER: "daemons on one Redis have to share keys: see `wasmkilnd keys trust`,"
+    " WASMKILN_KEYS_DIR and WASMKILN_SIGNING_KEY",
+}
+
+
+class DsseSealer:
+    """Signs every artifact that is compiled here, and believes the trusted keys only.
+
+    All of a stored value is bound: what the claims hold, and beyond them the
+    compile time and a digest over imports and exports, so that not even those
+    can be changed by someone who computes the value's own digests anew.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        trusted: KeyLookup,
+        daemon_version: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._signer = signer
+        self._trusted = trusted
+        self._daemon_version = daemon_version
+        self._now = now
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Answer ``artifact`` with an envelope by the signing key."""
+        statement = Statement(
+            _claims(artifact),
+            daemon_version=self._daemon_version,
+            finished_on=datetime.fromtimestamp(int(self._now()), UTC).strftime(
+                "%Y-%m-%dT%H:%M:%SZ"
+            ),
+            compile_time_s=float(artifact.compile_time_s),
+            types_sha256=_types_sha256(artifact),
+        )
+        return replace(artifact, attestation=sign(statement, self._signer))
+
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
+        """Answer why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
+        if artifact.key != key:
+            return Refusal(MISMATCH, "the artifact is another key's")
+        try:
+            statement, _ = open_envelope(artifact.attestation, self._trusted)
+            check_claims(statement, _claims(artifact))
+        except AttestationInvalid as error:
+            cause = error.metadata["cause"]
+            advice = _ADVICE.get(cause)
+            return Refusal(cause, f"{error} ({advice})" if advice else str(error))
+        described = (artifact.compile_time_s, _types_sha256(artifact))
+        if described != (statement.compile_time_s, statement.types_sha256):
+            return Refusal(MISMATCH, "the attestation is about another compile time or other types")
+        return None
 
 
 class NoSealer:
-    """Signs nothing and vouches for everything: whoever writes to the shared tier is trusted.
-
-    Digest, length and key of a value are checked all the same, by the tier.
-    """
+    """Signs nothing and vouches for everything: for tests of what has nothing to do with keys."""
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Answer ``artifact`` as it is."""
         return artifact
 
-    def verify(self, artifact: Artifact, key: CacheKey) -> str:
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Find nothing wrong."""
-        return ""
+        return None
+
+
+def _claims(artifact: Artifact) -> Claims:
+    spec = artifact.spec
+    return Claims(
+        artifact_sha256=artifact.sha256,
+        module_sha256=artifact.module_sha256,
+        fingerprint=spec.fingerprint,
+        kind=artifact.kind.value,
+        engine={
+            "name": spec.engine.name,
+            "version": spec.engine.version,
+            "coreVersion": spec.engine.core_version,
+            "compiler": spec.engine.compiler,
+        },
+        target=spec.target,
+        cpu=spec.cpu,
+        settings=dict(spec.settings),
+        changed_settings=dict(spec.changed_settings),
+    )
+
+
+def _types_sha256(artifact: Artifact) -> str:
+    described = {
+        "exports": _rows(artifact.exports),
+        "imports": _rows(artifact.imports),
+        "truncated": artifact.types_truncated,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _rows(types: tuple[ExternType, ...]) -> list[list[str]]:
+    return [[each.module, each.name, each.kind, each.type] for each in types]

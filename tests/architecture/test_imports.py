@@ -27,10 +27,13 @@ MAY_IMPORT = {
     "engines": CORE,
     "telemetry": CORE,
     "config": set(),
+    "keys": set(),
+    "keys_command": {"keys", "config"},
     "rpc": CORE | {"compile_service", "telemetry"},
-    "app": CORE | {"compile_service", "cache", "engines", "telemetry", "config", "rpc", "banner"},
+    "app": CORE
+    | {"compile_service", "cache", "engines", "telemetry", "config", "rpc", "banner", "keys"},
     "banner": CORE | {"engines", "config"},
-    "cli": CORE | {"app", "engines", "config"},
+    "cli": CORE | {"app", "engines", "config", "keys", "keys_command"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -36,12 +36,20 @@ def installed_engines() -> EngineStore:
     return store
 
 
-def fresh_state(path: Path) -> Path:
-    """Make a state directory at ``path`` that shares the tests' engines."""
+def fresh_state(path: Path, *, own_keys: bool = False) -> Path:
+    """Make a state directory at ``path`` that shares the tests' engines.
+
+    Unless it is to have its own keys, it shares those of its neighbours, the state
+    directories beside it: they are one fleet.
+    """
     path.mkdir(parents=True, exist_ok=True)
     engines = path / "engines"
     if not engines.exists():
         engines.symlink_to(test_state_dir() / "engines")
+    if not own_keys and not (path / "keys").exists():
+        shared = path.parent / "keys"
+        shared.mkdir(mode=0o700, exist_ok=True)
+        (path / "keys").symlink_to(shared)
     return path
 
 

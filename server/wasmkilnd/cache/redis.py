@@ -33,6 +33,8 @@ _INLINE_BYTES = 64 * 1024
 _SCAN_COUNT = 1000
 _BATCH = 200
 _USAGE_INTERVAL_S = 5.0
+_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
+_MAX_TOLD = 64
 _WRONG_CREDENTIALS = (
     exceptions.AuthenticationError,
     exceptions.AuthenticationWrongNumberOfArgsError,
@@ -61,6 +63,7 @@ class RedisTier:
         self.breaker = Breaker(self.name, self._ping, _is_outage, explain)
         self.write_refusal = ""
         """Why the server, which answers, takes no writes; empty while it does."""
+        self._told: set[str] = set()
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> bool:
@@ -82,8 +85,8 @@ class RedisTier:
 
         def decode() -> Artifact:
             artifact = codec.decode_artifact(value, key)
-            if why := self._sealer.verify(artifact, key):
-                raise ValueRejected(Cause.ATTESTATION, why)
+            if refusal := self._sealer.verify(artifact, key):
+                raise ValueRejected(Cause(refusal.cause), refusal.why)
             return artifact
 
         return await self._verified(name, decode, len(value))
@@ -183,12 +186,20 @@ class RedisTier:
             return await asyncio.to_thread(decode)
         except ValueRejected as rejected:
             self._recorder.value_rejected(self.name, rejected.cause.value)
-            log.warning(
-                "stored value rejected", key=name, cause=rejected.cause.value, why=rejected.why
-            )
+            tell = log.debug if self._was_told(rejected) else log.warning
+            tell("stored value rejected", key=name, cause=rejected.cause.value, why=rejected.why)
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
             await self.breaker.call(lambda: self._client.unlink(name))
         return None
+
+    def _was_told(self, rejected: ValueRejected) -> bool:
+        """Whether the same was logged before: a fleet with two keys has it at every value."""
+        if rejected.cause not in _ONCE or rejected.why in self._told:
+            return rejected.cause in _ONCE
+        if len(self._told) < _MAX_TOLD:  # Whoever writes to Redis makes up as many as they like.
+            self._told.add(rejected.why)
+            return False
+        return True
 
     async def _pipelined(self, command: str, names: Sequence[str | bytes], *args: Any) -> list[Any]:
         if not names:

@@ -18,8 +18,12 @@ class Cause(Enum):
     """Made for another key than the one that it was read from."""
     DIGEST = "digest"
     """The bytes are not those that were stored."""
-    ATTESTATION = "attestation"
-    """Nobody trusted vouches for it."""
+    UNSIGNED = "unsigned"
+    """It carries no attestation that can be read."""
+    STRANGER = "stranger"
+    """Its attestation is signed by a key that is not trusted."""
+    MISMATCH = "mismatch"
+    """Its attestation is forged, or about something else."""
 
 
 class ValueRejected(Exception):  # noqa: N818 - says what happened to the value

@@ -11,7 +11,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from wasmkilnd.config.load import CONFIG_ENV, FlagValue
-from wasmkilnd.config.schema import Settings, env_name, flag_name
+from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 from wasmkilnd.config.show import shown_default
 
 
@@ -27,7 +27,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_flags(*args: Any, **given: Any) -> Any:
         flags: dict[str, FlagValue] = {}
-        for field in Settings.model_fields:
+        for field in filter(has_flag, Settings.model_fields):
             value = given.pop(field)
             if value is not None and value != ():
                 flags[field] = value
@@ -36,7 +36,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     decorated: Callable[..., Any] = with_flags
     # A decorator that comes later shows earlier in the help.
     for field, info in reversed(Settings.model_fields.items()):
-        decorated = _option(field, info)(decorated)
+        if has_flag(field):
+            decorated = _option(field, info)(decorated)
     return click.option(
         "--config",
         type=click.Path(path_type=Path),
@@ -74,4 +75,4 @@ def _metavar(field: str, info: FieldInfo) -> str:
         return "ADDRESS"
     if info.annotation is int:
         return "COUNT"
-    return "DIR" if info.annotation is Path else "TEXT"
+    return "DIR" if field.endswith("_dir") else "TEXT"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
 from wasmkilnd.config.quantity import written
@@ -23,6 +23,8 @@ DEFAULT: Final = "default"
 
 FlagValue = str | bool | Sequence[str]
 
+# Their values are in no message.
+_SECRETS = (RedisUrl, SecretStr)
 # Variables of the same prefix that are somebody else's: the client's, the tests'.
 _FOREIGN = re.compile(r"WASMKILN_(ADDRESS|TIMEOUT_S|TEST_.*)")
 # What Kubernetes sets in every pod for a service called wasmkiln, or wasmkiln-something.
@@ -151,7 +153,7 @@ def _explain(
         field = str(detail["loc"][0] if detail["loc"] else context.get("field", ""))
         if detail["type"] == "value_error":
             what = str(context["error"])
-        elif "field" in context or Settings.model_fields[field].annotation is RedisUrl:
+        elif "field" in context or Settings.model_fields[field].annotation in _SECRETS:
             what = detail["msg"]
         else:
             what = f"{values[field]!r} is not allowed: it {_allowed(field, detail)}"

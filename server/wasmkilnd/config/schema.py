@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from wasmkilnd.config.address import Address
@@ -34,6 +34,11 @@ def env_name(field: str) -> str:
 def flag_name(field: str) -> str:
     """Answer the command line flag of a setting."""
     return "--" + field.replace("_", "-")
+
+
+def has_flag(field: str) -> bool:
+    """Whether a setting has a command line flag: a secret has none, everybody could read it."""
+    return Settings.model_fields[field].annotation is not SecretStr
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -74,6 +79,26 @@ def _directory(value: object) -> object:
         return Path(value).expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{str(value)!r} names a home directory that is not known") from None
+
+
+def _directory_or_none(value: object) -> object:
+    # A text: an empty path would be the working directory.
+    return "" if value == "" else str(_directory(value))
+
+
+def _secret(value: object) -> object:
+    value = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(value, str):
+        raise ValueError("it takes a text")
+    return value.strip()
+
+
+def _texts(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise ValueError("it takes texts, separated by commas")
+    return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
 
 
 def _prefix(value: object) -> object:
@@ -144,6 +169,22 @@ class Settings(BaseModel):
         json_schema_extra={
             "shown_default": "$XDG_STATE_HOME/wasmkiln, else ~/.local/state/wasmkiln"
         },
+    )
+    keys_dir: Annotated[str, BeforeValidator(_directory_or_none)] = Field(
+        default="",
+        description="Where the signing key and the trusted keys are; empty for keys below the"
+        " state directory. A fleet on one Redis may share it.",
+    )
+    signing_key: Annotated[SecretStr, BeforeValidator(_secret)] = Field(
+        default=SecretStr(""),
+        description="The Ed25519 private key that artifacts are signed with, instead of the one"
+        " in keys_dir: PKCS #8 PEM, or base64 of its 32 bytes. `wasmkilnd keys generate --print`"
+        " makes one.",
+    )
+    trusted_keys: Annotated[tuple[str, ...], BeforeValidator(_texts)] = Field(
+        default=(),
+        description="Public keys that are trusted beside those in keys_dir: hex, base64, or the"
+        " path of a PEM file or of a folder of such; several are separated by commas.",
     )
     redis_url: Annotated[RedisUrl, BeforeValidator(parse_redis_url)] = Field(
         default=RedisUrl(""),
@@ -237,6 +278,11 @@ class Settings(BaseModel):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_word)] = (
         Field(default="info", description="The least important log lines that are written.")
     )
+
+    @property
+    def effective_keys_dir(self) -> Path:
+        """The key directory."""
+        return Path(self.keys_dir) if self.keys_dir else self.state_dir / "keys"
 
     @property
     def effective_workers(self) -> int:

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from wasmkilnd.config.load import CONFIG_ENV, Loaded
 from wasmkilnd.config.quantity import written
-from wasmkilnd.config.schema import Settings, env_name, flag_name
+from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 
 
 def render(loaded: Loaded) -> str:
@@ -45,9 +45,9 @@ def reference() -> str:
         default = shown_default(field)
         meaning = (info.description or "").replace("|", "\\|")
         default_cell = f"`{default}`" if default else "(empty)"
+        flag_cell = f"`{flag_name(field)}`" if has_flag(field) else "none: it is a secret"
         rows.append(
-            f"| `{field}` | `{env_name(field)}` | `{flag_name(field)}` | {default_cell} |"
-            f" {meaning} |\n"
+            f"| `{field}` | `{env_name(field)}` | {flag_cell} | {default_cell} | {meaning} |\n"
         )
     return _REFERENCE_HEAD + "".join(rows)
 

@@ -10,7 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner
 from wasmkilnd.config.flags import options
-from wasmkilnd.config.schema import Settings, env_name, flag_name
+from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
+
+SPECIAL = {"allow_remote", "listen", "trusted_keys", "signing_key"}
 
 
 @click.command()
@@ -31,7 +33,7 @@ def test_only_flags_that_were_given_are_passed() -> None:
     assert run() == ["word", {}, "None"]
 
 
-@pytest.mark.parametrize("field", sorted(set(Settings.model_fields) - {"allow_remote", "listen"}))
+@pytest.mark.parametrize("field", sorted(set(Settings.model_fields) - SPECIAL))
 def test_every_setting_has_a_flag_that_takes_any_text(field: str) -> None:
     assert run(flag_name(field), "any text")[1] == {field: "any text"}
 
@@ -40,6 +42,14 @@ def test_listen_is_repeatable_and_allow_remote_a_switch() -> None:
     given = run("--listen", "a:1", "--listen", "b:2,c:3", "--no-allow-remote", "--config", "/x")
     assert given == ["word", {"listen": ["a:1", "b:2,c:3"], "allow_remote": False}, "/x"]
     assert run("--allow-remote")[1] == {"allow_remote": True}
+    assert run("--trusted-keys", "a", "--trusted-keys", "b")[1] == {"trusted_keys": ["a", "b"]}
+
+
+def test_a_secret_has_no_flag_that_others_could_read() -> None:
+    assert not has_flag("signing_key")
+    result = CliRunner().invoke(command, ["word", "--signing-key", "x"])
+    assert result.exit_code == 2
+    assert "No such option" in result.output
 
 
 def test_an_empty_value_is_given_too() -> None:
@@ -48,7 +58,7 @@ def test_an_empty_value_is_given_too() -> None:
 
 def test_the_help_has_every_setting_with_its_variable() -> None:
     text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=400).output.split())
-    for field in Settings.model_fields:
+    for field in filter(has_flag, Settings.model_fields):
         assert flag_name(field) in text
         assert f"[env: {env_name(field)}; default: " in text
     assert text.index("--config") < text.index("--listen") < text.index("--log-level")

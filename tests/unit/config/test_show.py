@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from wasmkilnd.config.load import FlagValue, load
-from wasmkilnd.config.schema import Settings, env_name, flag_name
+from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 from wasmkilnd.config.show import as_json, reference, render
 
 FLAGS: dict[str, FlagValue] = {
@@ -47,9 +47,10 @@ def test_zero_is_shown_with_what_is_in_force() -> None:
 
 
 def test_json_has_plain_units_and_no_secret() -> None:
-    loaded = load(FLAGS, {"HOME": "/h"})
+    loaded = load(FLAGS, {"HOME": "/h", "WASMKILN_SIGNING_KEY": "hunter2"})
     text = as_json(loaded)
     assert "hunter2" not in text + render(loaded)
+    assert loaded.settings.signing_key.get_secret_value() == "hunter2"
     shown = json.loads(text)
     assert list(shown) == list(Settings.model_fields)
     assert shown["memory_bytes"] == {
@@ -67,7 +68,7 @@ def test_the_reference_names_every_setting_three_ways_and_no_machine() -> None:
     for field, info in Settings.model_fields.items():
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{field}` |")]
         assert f"`{env_name(field)}`" in row
-        assert f"`{flag_name(field)}`" in row
+        assert (f"`{flag_name(field)}`" in row) is has_flag(field)
         assert info.description
         assert info.description in row
         assert row.count("|") == 6

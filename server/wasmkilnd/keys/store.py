@@ -1,0 +1,172 @@
+"""The key directory: one signing key, and the public keys that are trusted.
+
+::
+
+    <keys>/              0700
+    <keys>/signing.pem   0600  the private key, PKCS #8
+    <keys>/trusted/      0700  <key id>.pem: public keys, this one's and others'
+    <keys>/.lock         0600  held by whoever changes something
+
+A public key is in place before its private key signs anything, and stays when the private
+key goes: so no value is ever signed by a key that is not trusted, and rotation loses none.
+Several daemons, on several machines, may share the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from wasmkiln.trusted_keys import PublicKey, TrustedKeys
+
+from wasmkilnd.keys.private import PrivateKey
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+# A group may read: that is how a volume of secrets is mounted for a user of its own.
+_PRIVATE_KEY_OPEN = _OTHERS_WRITE | stat.S_IROTH | stat.S_IXOTH
+
+
+class KeysUnusable(Exception):  # noqa: N818 - a state, told to the operator
+    """The keys cannot be used; the message says why and what to do, and holds no secret."""
+
+
+class KeyStore:
+    """A key directory. Safe for use by several processes at once; every method may block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._signing = folder / "signing.pem"
+        self._trusted = folder / "trusted"
+
+    def signing_key(self) -> PrivateKey | None:
+        """Answer the signing key, None if there is none. Raises KeysUnusable."""
+        with _told(self.folder):
+            try:
+                text = self._signing.read_text()
+            except FileNotFoundError:
+                return None
+            _refuse_open(self.folder, _OTHERS_WRITE, "chmod 700")
+            _refuse_open(self._signing, _PRIVATE_KEY_OPEN, "chmod 600")
+        try:
+            return PrivateKey.parse(text)
+        except ValueError as error:
+            raise KeysUnusable(f"{self._signing}: {error}") from None
+
+    def ensure(self) -> PrivateKey:
+        """Answer the signing key, made if there is none yet. Raises KeysUnusable.
+
+        Of processes that start at once on an empty directory, the first makes the key and
+        the others find it.
+        """
+        # Without the lock first: a directory that is mounted read-only is enough to sign.
+        key = self.signing_key()
+        if key is None:
+            with self._locked():
+                key = self.signing_key() or self._replace()
+        return key
+
+    def generate(self) -> PrivateKey:
+        """Make the signing key. Raises KeysUnusable, also if there is one."""
+        with self._locked():
+            if self.signing_key():
+                raise KeysUnusable(
+                    f"{self._signing} is there already: `wasmkilnd keys rotate` replaces it"
+                )
+            return self._replace()
+
+    def rotate(self) -> PrivateKey:
+        """Replace the signing key; the old one stays trusted. Raises KeysUnusable."""
+        with self._locked():
+            old = self.signing_key()
+            if old:
+                self._trust(old.public)
+            return self._replace()
+
+    def trust(self, key: PublicKey) -> None:
+        """Trust another daemon's key. Raises KeysUnusable."""
+        with self._locked():
+            self._trust(key)
+
+    def trusted(self) -> TrustedKeys:
+        """Answer the public keys that are trusted. Raises KeysUnusable."""
+        with _told(self._trusted):
+            if not self._trusted.is_dir():
+                return TrustedKeys()
+            # Who may add a key here may sign what every daemon believes.
+            _refuse_open(self._trusted, _OTHERS_WRITE, "chmod 700")
+            try:
+                return TrustedKeys.read(self._trusted)
+            except ValueError as error:
+                raise KeysUnusable(str(error)) from None
+
+    def find(self, key_id: str) -> PublicKey | None:
+        """Answer the trusted key with this id, if it lies here. Raises KeysUnusable."""
+        with _told(self._trusted):
+            try:
+                text = (self._trusted / f"{key_id}.pem").read_text()
+            except FileNotFoundError:
+                return None
+            _refuse_open(self._trusted, _OTHERS_WRITE, "chmod 700")
+        with contextlib.suppress(ValueError):
+            key = PublicKey.parse(text)
+            if key.id == key_id:
+                return key
+        raise KeysUnusable(f"{self._trusted}/{key_id}.pem does not hold the key of its name")
+
+    def _replace(self) -> PrivateKey:
+        key = PrivateKey.generate()
+        self._trust(key.public)
+        _write(self._signing, key.pem)
+        return key
+
+    def _trust(self, key: PublicKey) -> None:
+        path = self._trusted / f"{key.id}.pem"
+        if not path.exists():
+            self._trusted.mkdir(mode=0o700, exist_ok=True)
+            _write(path, key.pem.encode())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _told(self.folder):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_open(self.folder, _OTHERS_WRITE, "chmod 700")
+            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Word the system's errors for the operator."""
+    try:
+        yield
+    except OSError as error:
+        raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _refuse_open(path: Path, forbidden: int, advice: str) -> None:
+    if stat.S_IMODE(path.stat().st_mode) & forbidden:
+        raise KeysUnusable(f"{path} is open to other users: {advice} {path}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it there, so that readers see all of it or none."""
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
