@@ -16,6 +16,7 @@ from wasmkiln.cli.commands.find_missing import find_missing
 from wasmkiln.cli.commands.health import health
 from wasmkiln.cli.commands.load import load
 from wasmkiln.cli.commands.stats import stats
+from wasmkiln.cli.commands.verify import verify
 from wasmkiln.cli.commands.warm import warm
 from wasmkiln.cli.exits import EPILOG, Exit, exit_for
 from wasmkiln.cli.json_output import dumps, error_document
@@ -67,5 +68,5 @@ def app() -> None:
     """Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere."""
 
 
-for command in (load, compile_, stats, engines, find_missing, evict, warm, health):
+for command in (load, compile_, stats, engines, find_missing, evict, warm, verify, health):
     app.add_command(command)

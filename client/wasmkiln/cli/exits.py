@@ -27,7 +27,7 @@ class Exit(IntEnum):
 
 _MEANING = {
     Exit.OK: "done",
-    Exit.REFUSED: "the daemon refused or failed (a bad module …), or a file did",
+    Exit.REFUSED: "the daemon refused or failed (a bad module …), or a file or attestation did",
     Exit.USAGE: "wrong usage",
     Exit.UNREACHABLE: "no daemon answers",
     Exit.DEADLINE: "no answer within --timeout",

@@ -16,42 +16,49 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """Puts an option's value into the Session."""
+
+    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value is not None:
+            setattr(context.ensure_object(Session), name, value)
+
+    return callback
+
+
+def json_option(command: F) -> F:
+    """--json alone, for a command that asks no daemon."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        default=None,
+        expose_value=False,
+        callback=_fill("as_json"),
+        help="Print one JSON document on stdout instead of tables.",
+    )(command)
+
+
 def connection_options(command: F) -> F:
     """--address, --timeout and --json, which fill in the Session.
 
     They stand at the group and at every command, so that they may come before or after the
     command's name.
     """
-
-    def fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-        def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
-            if value is not None:
-                setattr(context.ensure_object(Session), name, value)
-
-        return callback
-
     for option in (
-        click.option(
-            "--json",
-            is_flag=True,
-            default=None,
-            expose_value=False,
-            callback=fill("as_json"),
-            help="Print one JSON document on stdout instead of tables.",
-        ),
+        json_option,
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
             expose_value=False,
-            callback=fill("timeout_s"),
+            callback=_fill("timeout_s"),
             help="Longest time for each call.  [default: $WASMKILN_TIMEOUT_S, else 60]",
         ),
         click.option(
             "--address",
             metavar="HOST:PORT",
             expose_value=False,
-            callback=fill("address"),
+            callback=_fill("address"),
             help="The daemon; unix:/path too.  [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]",
         ),
     ):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from wasmkiln.attestation import Statement
     from wasmkiln.cli.commands.compile import Compiled
     from wasmkiln.v1.admin_service_pb2 import EvictResponse
     from wasmkiln.v1.module_service_pb2 import (
@@ -81,6 +82,22 @@ def compiled(artifacts: Iterable[Compiled]) -> RenderableType:
             elapsed(one.call_s),
             one_line(str(one.saved_to)) if one.saved_to else "-",
         )
+    return table
+
+
+def verified(artifact: str, statement: Statement, key_id: str) -> RenderableType:
+    """What `verify` found."""
+    claims = statement.claims
+    table = _table(one_line(artifact), "is vouched for")
+    for name, text in (
+        ("by key", key_id),
+        ("module", claims.module_sha256),
+        ("engine", f"{claims.engine.get('name')}-{claims.engine.get('version')}"),
+        ("target", f"{claims.target}, {claims.cpu}"),
+        ("fingerprint", claims.fingerprint),
+        ("made by", f"wasmkilnd {statement.daemon_version}, {statement.finished_on}"),
+    ):
+        table.add_row(name, one_line(text))
     return table
 
 

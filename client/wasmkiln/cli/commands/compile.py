@@ -38,8 +38,8 @@ class Compiled:
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Where to write: a file for one module; a folder for several, or one that exists, where "
-    "each becomes NAME.ENGINE.cwasm. The header goes beside it as .json. Without -o nothing is "
-    "written.",
+    "each becomes NAME.ENGINE.cwasm. The header goes beside it as .json, the attestation as "
+    ".dsse.json. Without -o nothing is written.",
 )
 @artifact_options()
 @click.option("--no-cache", is_flag=True, help="Compile even when a tier holds the artifact.")

@@ -1,0 +1,100 @@
+"""`wasmkiln verify`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wasmkiln._source import identify
+from wasmkiln.artifact import attestation_path
+from wasmkiln.attestation import MISMATCH, open_envelope
+from wasmkiln.cli import tables
+from wasmkiln.cli.options import MODULE, json_option
+from wasmkiln.errors import AttestationInvalid
+from wasmkiln.trusted_keys import TrustedKeys
+
+if TYPE_CHECKING:
+    from wasmkiln.attestation import Statement
+    from wasmkiln.cli.session import Session
+
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+
+@click.command()
+@click.argument("artifact", type=_FILE)
+@click.option(
+    "--attestation",
+    type=_FILE,
+    help="The attestation.  [default: ARTIFACT.dsse.json, where compile -o writes it]",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="KEY|FILE|DIR",
+    help="A trusted public key: hex, base64, or PEM files; may be repeated.  "
+    "[default: $WASMKILN_TRUSTED_KEYS]",
+)
+@click.option(
+    "--module", type=MODULE, metavar="FILE|SHA256", help="Of which module it has to be as well."
+)
+@click.option("--fingerprint", metavar="HEX", help="Which fingerprint it has to have as well.")
+@json_option
+@click.pass_context
+def verify(
+    context: click.Context,
+    artifact: Path,
+    attestation: Path | None,
+    keys: tuple[str, ...],
+    module: str | None,
+    fingerprint: str | None,
+) -> None:
+    """Check that a trusted key vouches for an artifact's file. Asks no daemon."""
+    session: Session = context.obj
+    trusted = _trusted(keys)
+    envelope = (attestation or attestation_path(artifact)).read_bytes()
+    statement, key_id = open_envelope(envelope, trusted)
+    _check(statement, "artifact_sha256", hashlib.sha256(artifact.read_bytes()).hexdigest())
+    if module is not None:
+        _check(statement, "module_sha256", identify(module).sha256)
+    if fingerprint is not None:
+        _check(statement, "fingerprint", fingerprint.lower())
+    claims = statement.claims
+    document = {
+        "verified": True,
+        "key_id": key_id,
+        "artifact_sha256": claims.artifact_sha256,
+        "module_sha256": claims.module_sha256,
+        "fingerprint": claims.fingerprint,
+        "kind": claims.kind,
+        "engine": dict(claims.engine),
+        "target": claims.target,
+        "cpu": claims.cpu,
+        "settings": dict(claims.settings),
+        "daemon_version": statement.daemon_version,
+        "finished_on": statement.finished_on,
+        "compile_time_s": statement.compile_time_s,
+    }
+    session.emit(document, tables.verified(str(artifact), statement, key_id))
+
+
+def _trusted(keys: tuple[str, ...]) -> TrustedKeys:
+    try:
+        trusted = TrustedKeys.choose(keys or None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if not trusted:
+        raise click.UsageError("no trusted key: give --key, or set WASMKILN_TRUSTED_KEYS")
+    return trusted
+
+
+def _check(statement: Statement, name: str, actual: str) -> None:
+    attested = getattr(statement.claims, name)
+    if attested != actual:
+        raise AttestationInvalid(
+            f"the attestation is about another {name.replace('_', ' ')}: {attested}, not {actual}",
+            metadata={"cause": MISMATCH},
+        )

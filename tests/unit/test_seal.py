@@ -1,0 +1,306 @@
+"""What is signed, and that nothing else is believed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from securesystemslib.dsse import Envelope
+from wasmkilnd import wire
+from wasmkilnd.cache.codec import decode_artifact, encode_artifact
+from wasmkilnd.cache.rejected import ValueRejected
+from wasmkilnd.model import Artifact, CacheKey, ExternType, Kind
+
+from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.contract.values import artifact
+
+SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
+ONE, OTHER = SEALER.seal(artifact(1, 300)), SEALER.seal(artifact(2, 300))
+
+
+def accepted(value: bytes, key: CacheKey) -> bool:
+    """Read a stored value as the Redis tier does; tell whether it would be used."""
+    try:
+        return SEALER.verify(decode_artifact(value, key), key) is None
+    except ValueRejected:
+        return False
+
+
+def stored(one: Artifact) -> bytes:
+    """Encode with digests that are right, whoever made the artifact: as an attacker can."""
+    return b"".join(encode_artifact(one))
+
+
+def with_payload(one: Artifact, payload: bytes) -> Artifact:
+    return replace(
+        one,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        size_bytes=len(payload),
+        frames=wire.to_frames(payload),
+    )
+
+
+def test_the_envelope_is_dsse_over_an_in_toto_statement() -> None:
+    envelope = json.loads(ONE.attestation)
+    assert set(envelope) == {"payload", "payloadType", "signatures"}
+    assert envelope["payloadType"] == "application/vnd.in-toto+json"
+    [signature] = envelope["signatures"]
+    assert signature["keyid"] == OURS.public.id == hashlib.sha256(OURS.public.raw).hexdigest()
+    assert len(base64.b64decode(signature["sig"])) == 64
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": "artifact", "digest": {"sha256": ONE.sha256}}]
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["externalParameters"] == {
+        "changedSettings": {},
+        "cpu": "baseline",
+        "engine": {
+            "name": "wasmtime",
+            "version": "1.0",
+            "coreVersion": "1",
+            "compiler": "cranelift",
+        },
+        "fingerprint": ONE.spec.fingerprint,
+        "kind": "core",
+        "settings": {"fuel": "false"},
+        "target": "x86_64-unknown-linux-gnu",
+    }
+    assert definition["resolvedDependencies"] == [
+        {"name": "module", "digest": {"sha256": ONE.module_sha256}}
+    ]
+    run = statement["predicate"]["runDetails"]
+    assert run["builder"] == {"id": "urn:wasmkiln:daemon", "version": {"wasmkiln": "0.0.test"}}
+    assert run["metadata"] == {
+        "finishedOn": "2023-11-14T22:13:20Z",
+        "wasmkiln_compileTimeS": 0.25,
+    }
+
+
+def test_what_was_sealed_verifies_and_survives_storing() -> None:
+    assert SEALER.verify(ONE, ONE.key) is None
+    assert accepted(stored(ONE), ONE.key)
+
+
+def test_sealing_and_verifying_hash_no_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = artifact(3, 300_000)
+    hashed: list[int] = []
+    real = hashlib.sha256
+
+    def counting(data: bytes = b"", **options: Any) -> Any:
+        hashed.append(len(data))
+        return real(data, **options)
+
+    monkeypatch.setattr(hashlib, "sha256", counting)
+    sealed = SEALER.seal(big)
+    assert SEALER.verify(sealed, sealed.key) is None
+    assert max(hashed, default=0) < 1000
+
+
+CAUSES: list[tuple[str, Callable[[Artifact], Artifact]]] = [
+    ("unsigned", lambda one: replace(one, attestation=b"")),
+    ("unsigned", lambda one: replace(one, attestation=b"{}")),
+    ("unsigned", lambda one: replace(one, attestation=b"[" * 100_000)),
+    ("unsigned", lambda one: replace(one, attestation=b" " + one.attestation)),
+    ("stranger", STRANGER.seal),
+    ("mismatch", lambda one: replace(one, attestation=OTHER.attestation)),
+    ("mismatch", lambda one: replace(one, attestation=forged(one))),
+    ("mismatch", lambda one: replace(one, attestation=retyped(one))),
+    ("mismatch", lambda one: replace(one, attestation=of_something_else())),
+    ("mismatch", lambda one: with_payload(one, b"evil")),
+    ("mismatch", lambda one: replace(one, kind=Kind.COMPONENT)),
+    ("mismatch", lambda one: replace(one, compile_time_s=0.5)),
+    ("mismatch", lambda one: replace(one, imports=())),
+    ("mismatch", lambda one: replace(one, exports=(*one.exports, ExternType("", "x", "f", "")))),
+    ("mismatch", lambda one: replace(one, types_truncated=True)),
+    ("mismatch", lambda one: replace(one, module_sha256="0" * 64)),
+    *(
+        ("mismatch", lambda one, change=change: replace(one, spec=replace(one.spec, **change)))
+        for change in (
+            {"target": "aarch64-unknown-linux-gnu"},
+            {"cpu": "native"},
+            {"settings": {"fuel": "true"}},
+            {"changed_settings": {"fuel": "true"}},
+            {"fingerprint": "0" * 64},
+            {"engine": replace(artifact().spec.engine, version="2.0")},
+        )
+    ),
+]
+
+
+def forged(one: Artifact) -> bytes:
+    """A stranger's signature under our key's id."""
+    envelope = json.loads(STRANGER.seal(one).attestation)
+    envelope["signatures"][0]["keyid"] = OURS.public.id
+    return dumped(envelope)
+
+
+def retyped(one: Artifact) -> bytes:
+    envelope = json.loads(one.attestation)
+    envelope["payloadType"] = "text/plain"
+    return dumped(envelope)
+
+
+def of_something_else() -> bytes:
+    """Our own signature, over something that is no statement about an artifact."""
+    envelope = Envelope(b"{}", "application/vnd.in-toto+json", {})
+    envelope.sign(OURS.signer())
+    return dumped(envelope.to_dict())
+
+
+def dumped(envelope: object) -> bytes:
+    return json.dumps(envelope, sort_keys=True, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize(("cause", "change"), CAUSES)
+def test_every_change_is_refused_with_its_cause(
+    cause: str, change: Callable[[Artifact], Artifact]
+) -> None:
+    changed = change(ONE)
+    refusal = SEALER.verify(changed, changed.key)
+    assert refusal is not None
+    assert refusal.cause == cause
+    assert not accepted(stored(changed), ONE.key)
+
+
+def test_a_stranger_is_named_and_what_to_do() -> None:
+    refusal = SEALER.verify(STRANGER.seal(ONE), ONE.key)
+    assert refusal is not None
+    assert THEIRS.public.id in refusal.why
+    assert "WASMKILN_SIGNING_KEY" in refusal.why
+
+
+def test_an_artifact_under_another_key_is_refused() -> None:
+    refusal = SEALER.verify(ONE, OTHER.key)
+    assert refusal is not None
+    assert refusal.cause == "mismatch"
+
+
+def test_several_keys_are_trusted_at_once() -> None:
+    both = sealer(THEIRS, OURS)
+    assert both.verify(ONE, ONE.key) is None
+    assert both.verify(both.seal(ONE), ONE.key) is None
+
+
+# --- no mutation of a stored value, whoever computes its digests ------------------------
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> bytes:
+    """An attestation that was changed somewhere, in its JSON or in its bytes."""
+    good = ONE.attestation
+    envelope = json.loads(good)
+    [signature] = envelope["signatures"]
+    payload = base64.b64decode(envelope["payload"])
+    position = draw(st.integers(0, len(good) - 1))
+    flip = draw(st.integers(1, 255))
+    match draw(st.sampled_from(["byte", "cut", "grow", "field", "payload", "sig", "twice"])):
+        case "byte":
+            return good[:position] + bytes([good[position] ^ flip]) + good[position + 1 :]
+        case "cut":
+            return good[:position]
+        case "grow":
+            return good + draw(st.binary(min_size=1, max_size=20))
+        case "field":
+            target = draw(st.sampled_from([envelope, signature]))
+            target[draw(st.text(max_size=10))] = draw(st.none() | st.text(max_size=10))
+        case "payload":
+            at = position % len(payload)
+            changed = payload[:at] + bytes([payload[at] ^ flip]) + payload[at + 1 :]
+            envelope["payload"] = base64.b64encode(changed).decode()
+        case "sig":
+            raw = bytearray(base64.b64decode(signature["sig"]))
+            raw[position % len(raw)] ^= flip
+            signature["sig"] = base64.b64encode(raw).decode()
+        case "twice":
+            more = json.loads(STRANGER.seal(ONE).attestation)["signatures"]
+            envelope["signatures"] += draw(st.sampled_from([more, [signature], [None]]))
+    return dumped(envelope)
+
+
+@settings(max_examples=500)
+@given(mutations())
+def test_no_changed_attestation_is_accepted(attestation: bytes) -> None:
+    if attestation != ONE.attestation:
+        assert not accepted(stored(replace(ONE, attestation=attestation)), ONE.key)
+
+
+envelopes = st.sampled_from(
+    [ONE.attestation, OTHER.attestation, STRANGER.seal(ONE).attestation, b"", b"garbage"]
+)
+
+
+@settings(max_examples=300)
+@given(payload=st.binary(max_size=400), attestation=envelopes, resign=st.booleans())
+def test_no_payload_of_an_attacker_is_accepted(
+    payload: bytes, attestation: bytes, resign: bool
+) -> None:
+    evil = replace(with_payload(ONE, payload), attestation=attestation)
+    if resign:
+        evil = STRANGER.seal(evil)
+    if evil.sha256 != ONE.sha256:
+        assert not accepted(stored(evil), ONE.key)
+
+
+texts = st.text(max_size=12)
+rows = st.lists(st.builds(ExternType, texts, texts, texts, texts), max_size=3).map(tuple)
+seconds = st.floats(0, 1e6)
+tables = st.dictionaries(texts, texts, max_size=3)
+
+
+@settings(max_examples=300)
+@given(
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "kind": st.sampled_from(Kind),
+            "imports": rows,
+            "exports": rows,
+            "types_truncated": st.booleans(),
+            "compile_time_s": seconds,
+        },
+    ),
+    spec=st.fixed_dictionaries(
+        {},
+        optional={
+            "target": texts,
+            "cpu": texts,
+            "settings": tables,
+            "changed_settings": tables,
+            "engine": st.builds(type(ONE.spec.engine), texts, texts, texts, texts),
+        },
+    ),
+)
+def test_no_header_of_an_attacker_is_accepted(
+    changes: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    evil = replace(ONE, **changes, spec=replace(ONE.spec, **spec))
+    unchanged = all(
+        getattr(evil, name) == getattr(ONE, name) for name in Artifact.__dataclass_fields__
+    )
+    assert accepted(stored(evil), ONE.key) is unchanged
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, len(stored(ONE)) - 1), st.integers(1, 255)), min_size=1))
+def test_no_damaged_value_is_accepted(damages: list[tuple[int, int]]) -> None:
+    value = bytearray(stored(ONE))
+    for position, flip in damages:
+        value[position] ^= flip
+    assert accepted(bytes(value), ONE.key) is (bytes(value) == stored(ONE))
+
+
+def test_no_value_is_accepted_under_another_key() -> None:
+    for one, key in ((ONE, OTHER.key), (OTHER, ONE.key)):
+        assert not accepted(stored(one), key)
+        # With a header that says the key that it is put under:
+        spec = replace(one.spec, fingerprint=key.fingerprint)
+        moved = replace(one, module_sha256=key.module_sha256, spec=spec)
+        assert not accepted(stored(moved), key)
