@@ -1,0 +1,88 @@
+"""`wasmkilnd keys`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from wasmkiln.trusted_keys import PublicKey
+from wasmkilnd.cli import command
+from wasmkilnd.keys.private import PrivateKey
+from wasmkilnd.keys.store import KeyStore, KeysUnusable
+
+
+class Command:
+    """Runs it on one directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ: dict[str, str] = {}
+
+    def __call__(self, *arguments: str) -> Result:
+        where = ["--keys-dir", str(self.folder)]
+        result = CliRunner().invoke(
+            command, ["keys", *arguments, *where], env=self.environ, standalone_mode=False
+        )
+        if result.exception:
+            raise result.exception
+        return result
+
+    def rows(self) -> Any:
+        return json.loads(self("list", "--json").stdout)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Command:
+    return Command(tmp_path / "keys")
+
+
+def test_generate_list_rotate(keys: Command) -> None:
+    assert "`wasmkilnd serve` makes one" in keys("list").stderr
+    assert not keys.folder.exists()
+    keys("generate")
+    [first] = keys.rows()
+    assert first["role"] == "signing"
+    assert PublicKey.parse(first["key"]).id == first["id"]
+    keys("rotate")
+    roles = {row["id"]: row["role"] for row in keys.rows()}
+    assert len(roles) == 2
+    assert roles[first["id"]] == "trusted"
+    assert f"{first['id']}  trusted  {first['key']}" in keys("list").stdout
+
+
+def test_trust(keys: Command, tmp_path: Path) -> None:
+    one, two = PrivateKey.generate().public, PrivateKey.generate().public
+    (tmp_path / "two.pem").write_text(two.pem)
+    keys("trust", one.hex, str(tmp_path / "two.pem"))
+    assert {row["id"] for row in keys.rows()} == {one.id, two.id}
+    with pytest.raises(KeysUnusable, match="a trusted key is"):
+        keys("trust", "nonsense")
+
+
+def test_print_stores_nothing_and_says_the_public_half_apart(keys: Command) -> None:
+    result = keys("generate", "--print")
+    key = PrivateKey.parse(result.stdout)
+    assert key.public.hex in result.stderr
+    assert not keys.folder.exists()
+    keys.environ = {"WASMKILN_SIGNING_KEY": result.stdout.strip()}
+    [row] = keys.rows()
+    assert row == {"id": key.public.id, "role": "signing", "key": key.public.hex}
+    with pytest.raises(KeysUnusable, match="WASMKILN_SIGNING_KEY is what signs"):
+        keys("rotate")
+
+
+def test_the_state_directory_decides_where_no_other_is_named(tmp_path: Path) -> None:
+    arguments = ["keys", "generate", "--state-dir", str(tmp_path)]
+    assert CliRunner().invoke(command, arguments, standalone_mode=False).exit_code == 0
+    assert KeyStore(tmp_path / "keys").signing_key() is not None
+
+
+def test_no_command_shows_a_private_key_unasked(keys: Command) -> None:
+    keys("generate")
+    key = KeyStore(keys.folder).ensure()
+    told = keys("list").output + keys("list", "--json").output + keys("rotate").output
+    assert key.base64 not in told
+    assert "PRIVATE" not in told
