@@ -75,7 +75,7 @@ class Artifact:
 
     def verify_header(self, trusted_keys: TrustedKeys) -> Statement:
         """Checks the header alone: what `verify` does, without hashing the bytes."""
-        return verify(self.header.attestation, _claims(self.header), trusted_keys)
+        return verify(self.header.attestation, claims_of(self.header), trusted_keys)
 
     def save(self, path: str | os.PathLike[str], *, header: bool = True) -> Path:
         """Writes the bytes to `path` and, with `header`, what is known about them beside it.
@@ -161,7 +161,8 @@ def attestation_path(path: Path) -> Path:
     return path.with_name(path.name + ".dsse.json")
 
 
-def _claims(header: ArtifactHeader) -> Claims:
+def claims_of(header: ArtifactHeader) -> Claims:
+    """What a header says of its artifact, for an attestation to vouch for."""
     engine = header.engine
     return Claims(
         artifact_sha256=header.artifact_sha256,

@@ -40,6 +40,10 @@ _ENVELOPE_FIELDS = {"payload", "payloadType", "signatures"}
 _SIGNATURE_FIELDS = {"keyid", "sig"}
 _KEY_ID = re.compile(r"[0-9a-f]{64}")
 
+_NOT_INSTALLED = (
+    "checking attestations needs securesystemslib[crypto]: pip install 'wasmkiln[verify]'"
+)
+
 UNSIGNED, STRANGER, MISMATCH = "unsigned", "stranger", "mismatch"
 """The causes of AttestationInvalid: few, so that they can be a metric's labels."""
 
@@ -214,7 +218,7 @@ def _signed_payload(said: dict[str, Any], key: PublicKey, envelope: bytes) -> by
         from securesystemslib.dsse import Envelope
         from securesystemslib.exceptions import FormatError, VerificationError
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
+        raise VerificationNotInstalled(_NOT_INSTALLED) from error
     try:
         opened = Envelope.from_dict(said)
     except FormatError as error:
@@ -238,14 +242,8 @@ def _sslib_key(key: PublicKey) -> SSlibKey:
     try:
         import cryptography  # noqa: F401  Without it, securesystemslib is 100 times slower.
     except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
+        raise VerificationNotInstalled(_NOT_INSTALLED) from error
     return SSlibKey(key.id, "ed25519", "ed25519", {"public": key.hex})
-
-
-def _not_installed(error: ModuleNotFoundError) -> VerificationNotInstalled:
-    return VerificationNotInstalled(
-        f"checking attestations needs {error.name}: pip install 'wasmkiln[verify]'"
-    )
 
 
 def _refuse(cause: str, why: str, key_id: str = "") -> NoReturn:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from wasmkiln import Client
 from wasmkilnd.engines.store import EngineStore
@@ -107,9 +108,9 @@ class Daemon:
         """Where it serves metrics and health over HTTP."""
         return f"http://{self._row('metrics').split('/')[0]}"
 
-    def client(self, **options: float) -> Client:
+    def client(self, **options: Any) -> Client:
         """Answer a new client of this daemon; the caller closes it."""
-        return Client(self.address, **options)  # type: ignore[arg-type]
+        return Client(self.address, **options)
 
     def children(self) -> list[int]:
         """Answer the processes that the daemon started and that live."""

@@ -1,0 +1,233 @@
+"""Signed artifacts, with real daemons and a real Valkey that an attacker may write to."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import stat
+import subprocess
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+from wasmkiln import Artifact, AttestationInvalid, Client
+from wasmkiln.v1 import types_pb2
+from wasmkilnd import wire
+from wasmkilnd.cache.codec import decode_artifact, encode_artifact
+from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.keys.private import PrivateKey
+from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.model import CacheKey
+
+from tests.contract.sealing import sealer
+from tests.contract.servers import binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.daemon import ROOT, Daemon, fresh_state
+from tests.e2e.test_cache import COMPILED, REDIS, settled
+
+
+@pytest.fixture
+def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
+    """A Valkey to which every daemon of a test is connected."""
+    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
+        yield running.url
+
+
+def public_key(state: Path) -> str:
+    key = KeyStore(state / "keys").signing_key()
+    assert key
+    return key.public.hex
+
+
+def rejected(daemon: Daemon) -> dict[str, int]:
+    """Answer how many stored values were rejected, by cause."""
+    with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
+        page = answer.read().decode()
+    rows = re.findall(
+        r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', page, re.MULTILINE
+    )
+    return {cause: int(count) for cause, count in rows if int(count)}
+
+
+def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_path: Path) -> None:
+    environ = {"WASMKILN_REDIS_URL": valkey}
+    with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
+        good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
+        settled(client)
+    key = CacheKey(good.header.module_sha256, good.header.fingerprint)
+    name = f"wasm:compiled:{{{key.module_sha256}}}:{key.fingerprint}"
+    with redis.Redis.from_url(valkey) as direct:
+        stored = direct.get(name)
+        assert isinstance(stored, bytes)
+        real = decode_artifact(stored, key)
+        # Native code of another module, which every engine would run, under this key.
+        code = other.bytes
+        evil = replace(
+            real,
+            sha256=other.header.artifact_sha256,
+            size_bytes=len(code),
+            frames=wire.to_frames(code),
+        )
+        attacks = {
+            "unsigned": replace(evil, attestation=b""),
+            "stranger": sealer(PrivateKey.generate()).seal(evil),
+            "mismatch": evil,  # with the envelope of what was there
+            "borrowed": replace(evil, attestation=other.header.attestation),
+        }
+        with (
+            Daemon(fresh_state(tmp_path / "b"), environ=environ) as two,
+            two.client(trusted_keys=public_key(tmp_path / "b")) as client,
+        ):
+            for attack in attacks.values():
+                direct.set(name, b"".join(encode_artifact(attack)))
+                client.evict(module_sha256=key.module_sha256, tier="memory")
+                again = client.compile(wasm.adder(1))
+                assert again.header.origin == COMPILED
+                assert again.bytes == good.bytes
+                settled(client)
+            assert rejected(two) == {"unsigned": 1, "stranger": 1, "mismatch": 2}
+            client.evict(module_sha256=key.module_sha256, tier="memory")
+            assert client.compile(wasm.adder(1)).header.origin == REDIS
+
+
+def origin_for_another(
+    one: Mapping[str, str], two: Mapping[str, str], tmp_path: Path, valkey: str
+) -> tuple[types_pb2.Origin, str, dict[str, int]]:
+    """Compile in one daemon, ask another with keys of its own; answer origin, log, rejections."""
+    environ = {"WASMKILN_REDIS_URL": valkey}
+    states = [fresh_state(tmp_path / name, own_keys=True) for name in ("one", "two")]
+    with Daemon(states[0], environ={**environ, **one}) as first, first.client() as client:
+        for tag in (1, 2):
+            client.compile(wasm.adder(tag))
+        settled(client)
+        with Daemon(states[1], environ={**environ, **two}) as second, second.client() as client:
+            origins = {client.compile(wasm.adder(tag)).header.origin for tag in (1, 2)}
+            counted = rejected(second)
+            settled(client)
+        log = first.log + second.log + first.banner + second.banner
+    (origin,) = origins
+    return origin, log, counted
+
+
+def test_daemons_with_different_keys_do_not_believe_each_other(valkey: str, tmp_path: Path) -> None:
+    origin, log, counted = origin_for_another({}, {}, tmp_path, valkey)
+    assert origin == COMPILED
+    assert counted == {"stranger": 2}
+    [line] = [line for line in log.splitlines() if "stored value rejected" in line]  # once
+    stranger = KeyStore(tmp_path / "one" / "keys").ensure().public
+    assert stranger.id in line
+    assert "WASMKILN_KEYS_DIR" in line
+
+
+def test_daemons_that_share_a_key_directory_do(valkey: str, tmp_path: Path) -> None:
+    shared = {"WASMKILN_KEYS_DIR": str(tmp_path / "shared")}
+    origin, _, counted = origin_for_another(shared, shared, tmp_path, valkey)
+    assert (origin, counted) == (REDIS, {})
+
+
+def test_daemons_that_share_a_key_by_environment_do(valkey: str, tmp_path: Path) -> None:
+    key = PrivateKey.generate()
+    shared = {"WASMKILN_SIGNING_KEY": key.pem.decode()}
+    origin, log, counted = origin_for_another(shared, shared, tmp_path, valkey)
+    assert (origin, counted) == (REDIS, {})
+    assert not (tmp_path / "one" / "keys").exists()
+    assert key.public.id in log
+    for secret in (key.base64, key.pem.decode().splitlines()[1]):
+        assert secret not in log
+
+
+def test_a_daemon_that_trusts_the_other_s_public_key_does(valkey: str, tmp_path: Path) -> None:
+    key = PrivateKey.generate()
+    origin, _, counted = origin_for_another(
+        {"WASMKILN_SIGNING_KEY": key.base64},
+        {"WASMKILN_TRUSTED_KEYS": key.public.hex},
+        tmp_path,
+        valkey,
+    )
+    assert (origin, counted) == (REDIS, {})
+
+
+def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
+    valkey: str, tmp_path: Path
+) -> None:
+    environ = {"WASMKILN_REDIS_URL": valkey}
+    a, b = fresh_state(tmp_path / "a"), fresh_state(tmp_path / "b")
+    with Daemon(a, environ=environ) as running, running.client() as old:
+        old.compile(wasm.adder(1))
+        settled(old)
+        KeyStore(b / "keys").rotate()
+        with Daemon(b, environ=environ) as restarted, restarted.client() as new:
+            assert new.compile(wasm.adder(1)).header.origin == REDIS
+            new.compile(wasm.adder(2))
+            settled(new)
+        assert old.compile(wasm.adder(2)).header.origin == REDIS
+
+
+def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    state = fresh_state(tmp_path / "state", own_keys=True)
+    with Daemon(state, ["--redis-url", "none"]) as daemon:
+        assert stat.S_IMODE((state / "keys").stat().st_mode) == 0o700
+        assert stat.S_IMODE((state / "keys" / "signing.pem").stat().st_mode) == 0o600
+        with Client(daemon.address, trusted_keys=state / "keys" / "trusted") as client:
+            artifact = client.compile(wasm.adder(1), engine="wasmtime")
+            assert artifact.verify().claims.module_sha256 == artifact.header.module_sha256
+            assert artifact.load()
+        with (
+            Client(daemon.address, trusted_keys=PrivateKey.generate().public.hex) as client,
+            pytest.raises(AttestationInvalid, match="not trusted"),
+        ):
+            client.compile(wasm.adder(1), engine="wasmtime")
+
+
+@pytest.mark.parametrize(
+    ("language", "command"), [("js", ["node"]), ("go", ["go", "run"])], ids=["node", "go"]
+)
+def test_the_programs_of_the_documentation(
+    daemon: Daemon, tmp_path: Path, language: str, command: list[str]
+) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    page = (ROOT / "docs" / "verification.md").read_text()
+    [program] = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / f"verify.{language}").write_text(program)
+    with daemon.client() as client:
+        artifact = client.compile(wasm.adder(3))
+    path = artifact.save(tmp_path / "m.cwasm")
+    key = KeyStore(daemon.state_dir / "keys").ensure().public
+    (tmp_path / "key.pem").write_text(key.pem)
+    (tmp_path / "other.pem").write_text(PrivateKey.generate().public.pem)
+
+    def run(
+        module: str = artifact.header.module_sha256,
+        fingerprint: str = artifact.header.fingerprint,
+        pem: str = "key.pem",
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, f"verify.{language}", path.name, pem, module, fingerprint],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    good = run()
+    assert good.returncode == 0, good.stderr
+    assert artifact.header.engine.version in good.stdout
+    for bad in (run(module="0" * 64), run(fingerprint="0" * 64), run(pem="other.pem")):
+        assert bad.returncode == 1
+        assert bad.stdout == ""
+    path.write_bytes(artifact.bytes[:-1] + b"\0\0")
+    assert run().returncode == 1
+    path.write_bytes(artifact.bytes)
+    beside = tmp_path / "m.cwasm.dsse.json"
+    envelope = json.loads(beside.read_text())
+    envelope["payloadType"] = "text/plain"
+    beside.write_text(json.dumps(envelope))
+    assert run().returncode == 1
+    assert Artifact.open(path).header == artifact.header

@@ -1,0 +1,263 @@
+"""With trusted keys, nothing is handed out or loaded that none of them vouches for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from wasmkiln import Artifact, ArtifactHeader, AttestationInvalid
+from wasmkiln.cli.app import app
+from wasmkiln.v1 import types_pb2 as types
+
+from tests.attesting import Attester
+
+if TYPE_CHECKING:
+    from tests.unit.client.conftest import FakeDaemon
+
+WASM = b"\0asm\x01\0\0\0"
+OURS, THEIRS = Attester(), Attester()
+
+
+def make(content: bytes = b"code", by: Attester | None = OURS) -> Artifact:
+    header = ArtifactHeader(
+        module_sha256=hashlib.sha256(WASM).hexdigest(),
+        artifact_sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        engine=types.Engine(
+            id="nothing-1", name="nothing", version="1", core_version="2", compiler="none"
+        ),
+        target="x86_64-unknown-linux-gnu",
+        cpu="baseline",
+        settings={"fuel": "false"},
+        fingerprint="f" * 64,
+        kind=types.KIND_CORE_MODULE,
+    )
+    if by:
+        by.attest(header)
+    return Artifact(content, header)
+
+
+def cause(refused: pytest.ExceptionInfo[AttestationInvalid]) -> str:
+    assert refused.value.reason == "ATTESTATION_INVALID"
+    return refused.value.metadata["cause"]
+
+
+# --- Artifact -----------------------------------------------------------------------------
+
+
+def test_verify_answers_what_was_attested() -> None:
+    statement = make().verify(OURS.key.hex)
+    assert statement.daemon_version == "1.2.3"
+    assert statement.claims.engine["coreVersion"] == "2"
+    assert make().verify([THEIRS.key.hex, OURS.key.hex]) == statement
+
+
+def test_unsigned_and_strangers() -> None:
+    with pytest.raises(AttestationInvalid) as refused:
+        make(by=None).verify(OURS.key.hex)
+    assert cause(refused) == "unsigned"
+    with pytest.raises(AttestationInvalid, match=THEIRS.key.id) as refused:
+        make(by=THEIRS).verify(OURS.key.hex)
+    assert cause(refused) == "stranger"
+    assert refused.value.metadata["key_id"] == THEIRS.key.id
+
+
+CHANGES: list[Callable[[ArtifactHeader], Any]] = [
+    lambda h: setattr(h, "module_sha256", "0" * 64),
+    lambda h: setattr(h, "artifact_sha256", "0" * 64),
+    lambda h: setattr(h, "fingerprint", "0" * 64),
+    lambda h: setattr(h, "target", "aarch64-apple-darwin"),
+    lambda h: setattr(h, "cpu", "native"),
+    lambda h: setattr(h, "kind", types.KIND_COMPONENT),
+    lambda h: setattr(h, "kind", types.KIND_UNSPECIFIED),
+    lambda h: setattr(h.engine, "version", "2"),
+    lambda h: h.settings.update({"fuel": "true"}),
+    lambda h: h.changed_settings.update({"cache": "true"}),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_changed_field_is_found(change: Callable[[ArtifactHeader], Any]) -> None:
+    artifact = make()
+    change(artifact.header)
+    with pytest.raises(AttestationInvalid) as refused:
+        artifact.verify(OURS.key.hex)
+    assert cause(refused) == "mismatch"
+
+
+def test_changed_bytes_are_found_even_with_a_header_that_fits() -> None:
+    with pytest.raises(AttestationInvalid, match="bytes"):
+        Artifact(b"evil", make().header).verify(OURS.key.hex)
+    evil = make(b"evil", by=None)
+    evil.header.attestation = make().header.attestation
+    with pytest.raises(AttestationInvalid, match="another artifact sha256"):
+        evil.verify(OURS.key.hex)
+
+
+def test_without_any_key_there_is_nothing_to_verify_by() -> None:
+    with pytest.raises(ValueError, match="no trusted keys"):
+        make().verify()
+
+
+def test_load_verifies_before_an_engine_sees_a_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wasmkiln import loading
+
+    seen: list[bytes] = []
+
+    class Engine:
+        def check_version(self, header: ArtifactHeader) -> None: ...
+
+        def host_engine(self, header: ArtifactHeader) -> None: ...
+
+        def deserialize(self, artifact: Artifact, engine: Any) -> str:
+            seen.append(artifact.bytes)
+            return "loaded"
+
+    monkeypatch.setattr(loading, "_LOADERS", {"nothing": Engine()})
+    monkeypatch.setattr(loading.machine, "check", lambda target, cpu: None)
+    for signer, trusted, fits in (
+        (OURS, OURS, True),
+        (THEIRS, OURS, False),
+        (None, OURS, False),
+        (None, None, True),
+    ):
+        path = make(by=signer).save(tmp_path / "m.cwasm")
+        opened = Artifact.open(path, trusted_keys=trusted.key.hex if trusted else None)
+        seen.clear()
+        if fits:
+            assert opened.load() == "loaded"
+        else:
+            with pytest.raises(AttestationInvalid):
+                opened.load()
+        assert bool(seen) is fits
+    monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", OURS.key.hex)
+    with pytest.raises(AttestationInvalid):
+        Artifact.open(path).load()
+
+
+def test_save_writes_the_attestation_beside_and_leaves_no_old_one(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "m.cwasm")
+    beside = tmp_path / "m.cwasm.dsse.json"
+    assert beside.read_bytes() == make().header.attestation
+    make(by=None).save(path)
+    assert not beside.exists()
+
+
+# --- Client -------------------------------------------------------------------------------
+
+
+def signed_by(attester: Attester) -> Callable[[list[Any]], list[Any]]:
+    def tamper(messages: list[Any]) -> list[Any]:
+        attester.attest(messages[0].header)
+        return messages
+
+    return tamper
+
+
+@pytest.mark.parametrize("omit_artifact", [False, True])
+def test_a_client_with_trusted_keys_takes_only_what_they_vouch_for(
+    daemon: FakeDaemon, make_client: Callable[..., Any], omit_artifact: bool
+) -> None:
+    client = make_client(daemon.address, timeout_s=10, trusted_keys=OURS.key.hex)
+    with pytest.raises(AttestationInvalid) as refused:
+        client.compile(WASM, omit_artifact=omit_artifact)
+    assert cause(refused) == "unsigned"
+    daemon.tamper = signed_by(THEIRS)
+    with pytest.raises(AttestationInvalid) as refused:
+        client.compile(WASM, omit_artifact=omit_artifact)
+    assert cause(refused) == "stranger"
+    daemon.tamper = signed_by(OURS)
+    artifact = client.compile(WASM, omit_artifact=omit_artifact)
+    assert artifact.trusted_keys.get(OURS.key.id) == OURS.key
+    assert artifact.verify().daemon_version == "1.2.3"
+
+
+def test_a_client_without_trusted_keys_asks_for_nothing(daemon: FakeDaemon, client: Any) -> None:
+    assert client.compile(WASM).bytes == daemon.artifact
+
+
+# --- wasmkiln verify ----------------------------------------------------------------------
+
+
+def test_verify_command(tmp_path: Path) -> None:
+    path = str(make().save(tmp_path / "m.cwasm"))
+    (tmp_path / "m.wasm").write_bytes(WASM)
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["verify", path, *arguments])
+
+    key = ("--key", OURS.key.hex)
+    done = run(*key, "--module", str(tmp_path / "m.wasm"), "--fingerprint", "F" * 64)
+    assert done.exit_code == 0, done.output
+    assert OURS.key.id in done.stdout
+    answer = json.loads(run(*key, "--json").stdout)
+    assert answer["verified"] is True
+    assert answer["key_id"] == OURS.key.id
+    assert answer["engine"]["name"] == "nothing"
+    for wrong in (
+        ("--key", THEIRS.key.hex),
+        (*key, "--module", "0" * 64),
+        (*key, "--fingerprint", "0" * 64),
+        (*key, "--attestation", path),
+    ):
+        refused = run(*wrong, "--json")
+        assert refused.exit_code == 1
+        assert refused.stdout == ""
+        assert json.loads(refused.stderr.splitlines()[1])["error"]["reason"] == (
+            "ATTESTATION_INVALID"
+        )
+    assert run().exit_code == 2
+    assert run("--key", "nonsense").exit_code == 2
+    Path(path).write_bytes(b"evil")
+    assert run(*key).exit_code == 1
+
+
+def test_compile_writes_what_verify_reads(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.tamper = signed_by(OURS)
+    (tmp_path / "m.wasm").write_bytes(WASM)
+    out = str(tmp_path / "m.cwasm")
+    runner = CliRunner(env={"WASMKILN_ADDRESS": daemon.address})
+    assert runner.invoke(app, ["compile", str(tmp_path / "m.wasm"), "-o", out]).exit_code == 0
+    assert runner.invoke(app, ["verify", out, "--key", OURS.key.pem]).exit_code == 0
+    runner = CliRunner(
+        env={"WASMKILN_ADDRESS": daemon.address, "WASMKILN_TRUSTED_KEYS": THEIRS.key.hex}
+    )
+    refused = runner.invoke(app, ["compile", str(tmp_path / "m.wasm"), "-o", out + "2"])
+    assert refused.exit_code == 1
+    assert not Path(out + "2").exists()
+
+
+# --- without the extra --------------------------------------------------------------------
+
+WITHOUT = """
+import sys
+sys.modules[{hidden!r}] = None
+from wasmkiln import Artifact, VerificationNotInstalled
+try:
+    Artifact.open(sys.argv[1], trusted_keys=sys.argv[2]).verify()
+except VerificationNotInstalled as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("hidden", ["securesystemslib", "cryptography"])
+def test_without_the_packages_it_is_one_clear_sentence(tmp_path: Path, hidden: str) -> None:
+    path = make().save(tmp_path / "m.cwasm")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(hidden=hidden), str(path), OURS.key.hex],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == (
+        "checking attestations needs securesystemslib[crypto]: pip install 'wasmkiln[verify]'\n"
+    )
