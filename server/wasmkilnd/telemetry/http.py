@@ -125,7 +125,7 @@ def _reason(failure: OSError) -> str:
     match failure.errno:
         case errno.EADDRINUSE:
             return "it is in use already"
-        case errno.EADDRNOTAVAIL:
+        case errno.EADDRNOTAVAIL | None:  # Without a number from Python 3.13 on.
             return "this machine has no such address"
         case errno.EACCES:
             return "permission denied"
