@@ -11,6 +11,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,14 +49,18 @@ class EmbeddedServer:
         # Held, shared, from start to stop: it is what keeps the server.
         self._users: FileLock | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
+        self._abandoned = threading.Event()
 
     async def start(self) -> str:
         """Join or start the server; answer its URL, which holds the password.
 
-        Returns when the server listens; it may still be loading its data. Raises
-        EmbeddedUnavailable, and then holds nothing.
+        Cancelled, it leaves the server to others soon. Raises EmbeddedUnavailable.
         """
-        return await asyncio.to_thread(self._start)
+        try:
+            return await asyncio.to_thread(self._start)
+        except asyncio.CancelledError:
+            self._abandoned.set()  # The thread goes on: it must not wait for its limit.
+            raise
 
     async def ensure(self) -> None:
         """Start the server again if nobody keeps it any more. Raises EmbeddedUnavailable."""
@@ -71,7 +76,7 @@ class EmbeddedServer:
             users = FileLock(self._folder.path / guardian.USERS_LOCK)
             try:
                 # Waits while a guardian ends the server of daemons that are all gone.
-                if not users.wait(shared=True, timeout_s=_LOCK_TIMEOUT_S):
+                if not self._wait_for(users, shared=True):
                     raise EmbeddedUnavailable("the one before it does not end")
                 self._ensure()
                 url = self._folder.url()
@@ -87,12 +92,15 @@ class EmbeddedServer:
     def _ensure(self) -> None:
         starting = self._folder.path / "start.lock"
         with _told_to_the_operator(self._folder.path), FileLock(starting) as lock:
-            if not lock.wait(shared=False, timeout_s=_LOCK_TIMEOUT_S):
+            if not self._wait_for(lock, shared=False):
                 raise EmbeddedUnavailable("another daemon is starting it, and does not finish")
             address = self._folder.socket()
             if not self._guarded():
                 self._start_guardian(address)
             self._wait_until_it_listens(address)
+
+    def _wait_for(self, lock: FileLock, *, shared: bool) -> bool:
+        return lock.wait(shared=shared, timeout_s=_LOCK_TIMEOUT_S, abandoned=self._abandoned)
 
     def _start_guardian(self, address: Path) -> None:
         self._reap()
@@ -118,7 +126,7 @@ class EmbeddedServer:
 
     def _wait_until_it_listens(self, address: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._abandoned.is_set():
             with socket.socket(socket.AF_UNIX) as probe:
                 try:
                     probe.connect(str(address))

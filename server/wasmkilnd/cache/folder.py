@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import secrets
 import string
 import tempfile
@@ -14,6 +16,7 @@ from wasmkilnd.cache import guardian
 
 # sockaddr_un holds 108 bytes, the terminating zero included.
 _MAX_SOCKET_PATH_BYTES = 100
+_PASSWORD = re.compile(r"[0-9a-f]{64}")
 _MAX_LOG_BYTES = 1024 * 1024
 _PLAIN_BYTES = frozenset(f"{string.ascii_letters}{string.digits}/._- ".encode())
 
@@ -61,12 +64,14 @@ class ServerFolder:
     def password(self) -> str:
         """Answer the password, made when it is first asked for. Raises OSError."""
         path = self.path / guardian.PASSWORD
-        try:
-            return path.read_text()
-        except FileNotFoundError:
-            # Hexadecimal, so that neither URL nor configuration has to quote it.
-            _write_private(path, secrets.token_hex(32))
-            return path.read_text()
+        with contextlib.suppress(FileNotFoundError):
+            password = path.read_text(errors="replace")
+            if _PASSWORD.fullmatch(password):
+                return password
+        # Hexadecimal, so that neither URL nor configuration has to quote it. One that was
+        # damaged is made anew: it guards a socket, and no data depends on it.
+        _write_private(path, secrets.token_hex(32))
+        return path.read_text()
 
     def write_config(self, limit_bytes: int) -> None:
         """Write the server's configuration, and begin a new log if the old one is long."""

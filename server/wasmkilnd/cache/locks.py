@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -30,16 +31,15 @@ class FileLock:
         """Take the lock alone; answer whether that worked."""
         return self._try(fcntl.LOCK_EX)
 
-    def wait(self, *, shared: bool, timeout_s: float) -> bool:
+    def wait(self, *, shared: bool, timeout_s: float, abandoned: threading.Event) -> bool:
         """Take the lock when it is free; answer whether that was within ``timeout_s``.
 
-        Blocks its thread.
+        Blocks its thread, but not for long after ``abandoned`` is set.
         """
         deadline = time.monotonic() + timeout_s
         while not (self.try_shared() if shared else self.try_exclusive()):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or abandoned.wait(_POLL_S):
                 return False
-            time.sleep(_POLL_S)
         return True
 
     def release(self) -> None:
