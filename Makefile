@@ -40,7 +40,6 @@ run: engines ## set up and serve in the foreground (ARGS="--listen …" is passe
 	@exec $(BIN)/wasmkilnd serve $(ARGS)
 
 demo: engines ## compile a real module with each engine, and show what each tier saves
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'wasmtime==50.0.1'
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)

@@ -31,7 +31,13 @@ def compile_request(
     skip_cache_lookup: bool,
     omit_artifact: bool,
 ) -> modules.CompileRequest:
-    """A CompileRequest without a source, which the caller adds."""
+    """A CompileRequest without a source, which the caller adds.
+
+    Raises TypeError for a setting that is no text.
+    """
+    for name, value in (settings or {}).items():
+        if not isinstance(value, str):
+            raise TypeError(f"the value of setting {name!r} has to be a text, such as 'true'")
     return modules.CompileRequest(
         engine=engine or "",
         target=target or "",
@@ -43,7 +49,12 @@ def compile_request(
 
 
 def artifact_keys(keys: Iterable[ArtifactKey | str]) -> list[ArtifactKey]:
-    """Keys as they are, and a digest as the key of its default engine's artifact."""
+    """Keys as they are, and a digest as the key of its default engine's artifact.
+
+    Raises TypeError for a single text, whose characters would be taken for keys.
+    """
+    if isinstance(keys, str):
+        raise TypeError("find_missing takes a list of keys or digests, not one text")
     return [ArtifactKey(module_sha256=key) if isinstance(key, str) else key for key in keys]
 
 

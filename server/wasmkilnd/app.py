@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 from wasmkiln.v1 import module_service_pb2 as pb
@@ -56,11 +57,25 @@ async def run(loaded: Loaded) -> None:
     asked_to_stop, asked_to_hurry = _listen_for_signals()
     daemon = Daemon(loaded)
     try:
-        await daemon.start()
-        print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
-        await asked_to_stop.wait()
+        if await _unless(asked_to_stop, daemon.start()):
+            print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
+            await asked_to_stop.wait()
     finally:
         await daemon.stop(asked_to_hurry)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do ``work`` until ``event`` happens; answer whether it was done before."""
+    working = asyncio.create_task(work)
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    for task in (working, waiting):
+        task.cancel()
+    await asyncio.gather(working, waiting, return_exceptions=True)
+    if done:
+        await working  # Raises what it raised.
+    return done
 
 
 def _listen_for_signals() -> tuple[asyncio.Event, asyncio.Event]:
@@ -180,7 +195,10 @@ class Daemon:
 
     async def _start_engines(self) -> EngineRegistry:
         settings = self._settings
-        installed = EngineStore(settings.state_dir).installed()
+        store = EngineStore(settings.state_dir)
+        installed = store.installed()
+        for folder in store.damaged():
+            log.error("engine is damaged: install it again", folder=str(folder))
         if not installed:
             raise CannotStart(
                 f"no engine is installed under {settings.state_dir}: run"

@@ -130,6 +130,8 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
         return
     for found in engines:
         click.echo(f"{found.id:<20} {found.python:<18} {found.path}")
+    for folder in EngineStore(_loaded(state_dir).settings.state_dir).damaged():
+        click.echo(f"damaged: {folder}; install that engine again", err=True)
     if not engines:
         known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
         click.echo(f"none; install one with `wasmkilnd engine install`: {known}", err=True)

@@ -251,6 +251,15 @@ def compiler_crashed(engine_id: str, how: str, last_words: str, signal: str = ""
     )
 
 
+def no_worker(engine_id: str, why: str) -> WasmkilnError:
+    """No worker of the engine can be started, whatever the module."""
+    return WasmkilnError(
+        Reason.COMPILER_CRASHED,
+        f"no worker of {engine_id} starts ({why}): an operator has to look at the daemon's log",
+        engine=engine_id,
+    )
+
+
 def compile_queue_full(engine_id: str, waiting: int, retry_after_s: float) -> WasmkilnError:
     """Too many compilations wait already."""
     return WasmkilnError(

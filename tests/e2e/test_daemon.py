@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -232,3 +233,38 @@ def test_the_daemon_survives_garbage_on_its_port(daemon: Daemon, client: Client)
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(garbage)
     assert client.health() == "SERVING"
+
+
+def test_a_signal_while_starting_is_heard(state_dir: Path) -> None:
+    """The embedded server is held up by somebody who keeps its lock."""
+    folder = state_dir / "redis"
+    folder.mkdir(mode=0o700)
+    with (folder / "users.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state_dir)),
+                *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(3)  # Past the engines, into the wait for the server.
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "is ready" not in out
+    assert '"stopped"' in err
+
+
+def test_a_damaged_password_costs_nothing(state_dir: Path) -> None:
+    with Daemon(state_dir) as daemon, daemon.client() as client:
+        header = client.compile(wasm.adder(34)).header
+        deadline = time.monotonic() + 20
+        while client.stats().pending_writes:
+            assert time.monotonic() < deadline
+    (state_dir / "redis" / "password").write_text("")
+    with Daemon(state_dir) as daemon, daemon.client() as client:
+        assert client.compile(header.module_sha256).header.origin == 2
+    assert not list((state_dir / "redis").glob("broken-*"))

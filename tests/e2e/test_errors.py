@@ -29,7 +29,7 @@ def strict(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> It
     """A daemon with small limits, so that they are met within seconds."""
     state = fresh_state(tmp_path_factory.mktemp("strict") / "state")
     flags = [
-        *("--compile-timeout-s", "2", "--max-artifact-bytes", "8MiB"),
+        *("--compile-timeout-s", "2", "--max-artifact-bytes", "2MiB"),
         *("--workers", "1", "--queue-length", "1", "--redis-url", "none"),
     ]
     with Daemon(state, flags) as daemon:
@@ -135,10 +135,10 @@ Call = Callable[[Client], object]
             "within 2 s",
         ),
         (
-            lambda c: c.compile(wasm.many_functions(200_000), engine="wasmer"),
+            lambda c: c.compile(wasm.many_functions(20_000), engine="wasmer"),
             "RESOURCE_EXHAUSTED",
             "ARTIFACT_TOO_LARGE",
-            "8,388,608",
+            "2,097,152",
         ),
     ],
 )

@@ -20,8 +20,8 @@ from wasmkiln.errors import WasmkilnError
 
 
 def dumps(document: Any) -> str:
-    """One line of JSON."""
-    return json.dumps(document, ensure_ascii=False)
+    """One line of JSON, in ASCII: a file's name may hold what is no UTF-8."""
+    return json.dumps(document)
 
 
 def to_document(message: Message) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     F = TypeVar("F", bound=Callable[..., Any])
+
+
+# A year. gRPC counts nanoseconds in 64 bits, and takes what does not fit for the past.
+MAX_TIMEOUT_S = 365 * 24 * 3600
 
 
 def _fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -48,7 +53,7 @@ def connection_options(command: F) -> F:
         json_option,
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=click.FloatRange(min=0, min_open=True, max=MAX_TIMEOUT_S),
             metavar="SECONDS",
             expose_value=False,
             callback=_fill("timeout_s"),
@@ -66,6 +71,9 @@ def connection_options(command: F) -> F:
     return command
 
 
+_LIKE_A_DIGEST = re.compile(r"[0-9A-Fa-f]{40,}")
+
+
 class ModuleParameter(click.Path):
     """A module's file, or the digest of one that the daemon has."""
 
@@ -78,6 +86,12 @@ class ModuleParameter(click.Path):
         """The text itself. Fails when it is neither."""
         if is_digest(value) and not Path(value).exists():
             return str(value)
+        if _LIKE_A_DIGEST.fullmatch(value) and not Path(value).exists():
+            self.fail(
+                f"{value!r} is no file, and no SHA-256: that is 64 lowercase hexadecimal digits",
+                param,
+                ctx,
+            )
         return str(super().convert(value, param, ctx))
 
 

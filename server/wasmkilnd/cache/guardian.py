@@ -2,7 +2,7 @@
 
 A program of its own, with the standard library only:
 
-    python guardian.py FOLDER SERVER_BINARY
+    python guardian.py FOLDER SERVER_BINARY SOCKET
 
 Every daemon holds a shared lock on FOLDER/users.lock for as long as it lives; the
 kernel takes it back even from a daemon that is killed. While anybody holds it this
@@ -11,6 +11,10 @@ lock for itself, nobody is left: it ends the server in good order and goes, and 
 the lock go last. So a daemon that starts in that moment waits, and then starts a
 server anew; there is no order of starts and stops in which two servers write the
 same data, or a daemon loses its server to another that stops.
+
+A server that dies again and again before it ever answers gets an empty folder for
+its data: a cache may start empty, but must start. If that does not help either, the
+data was not to blame: it is put back, and this program gives up with status 1.
 """
 
 from __future__ import annotations
@@ -19,79 +23,93 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+CONFIG = "valkey.conf"
+DATA = "data"
+GUARDIAN_LOCK = "guardian.lock"
+PASSWORD = "password"  # noqa: S105 - the name of the file
+USERS_LOCK = "users.lock"
+
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 20.0
-_HEALTHY_LIFE_S = 5.0
+# It makes its socket first of all, before it loads its data.
+_SOCKET_TIMEOUT_S = 3.0
+_TAKE_ATTEMPTS = 50
+_TAKE_POLL_S = 0.01
+_FIRST_RESTART_DELAY_S = 0.1
 _MAX_RESTART_DELAY_S = 5.0
-_DEATHS_UNTIL_DATA_IS_SUSPECT = 3
+_DEATHS_UNTIL_DATA_IS_SUSPECT = 2
 _PR_SET_PDEATHSIG = 1
 
 
-def main(folder: Path, binary: str) -> int:
-    """Run the server until no daemon is left."""
+class GivenUp(Exception):  # noqa: N818 - a decision
+    """The server cannot be run, whatever its data."""
+
+
+def main(folder: Path, binary: str, address: str) -> int:
+    """Run the server until no daemon is left; answer the exit status."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    with (folder / "guardian.lock").open("w") as alone, (folder / "users.lock").open("w") as users:
-        if not _try_lock(alone.fileno()):
-            return 0  # Another one was faster.
-        server = Server(folder, binary)
-        while not _try_lock(users.fileno()):
-            server.keep_running()
-            time.sleep(_POLL_S)
+    users = (folder / USERS_LOCK).open("w")
+    with (folder / GUARDIAN_LOCK).open("w") as alone:
+        if not _take(alone.fileno()):
+            return 0  # There is another guardian.
+        server = Server(folder, binary, address)
+        try:
+            while not _try_lock(users.fileno()):
+                server.keep_running()
+                time.sleep(_POLL_S)
+        except GivenUp:
+            return 1
         server.stop()
+    # Here guardian.lock is free, and users.lock still held until this process ends: a
+    # daemon that waited for the second can rely on the first.
     return 0
 
 
 class Server:
     """The server process, started when it is missing."""
 
-    def __init__(self, folder: Path, binary: str) -> None:
+    def __init__(self, folder: Path, binary: str, address: str) -> None:
         self._folder = folder
         self._binary = binary
+        self._address = address
         self._process: subprocess.Popen[bytes] | None = None
+        self._answered = False
         self._started_at = 0.0
         self._start_at = 0.0
-        self._delay_s = _POLL_S
+        self._delay_s = _FIRST_RESTART_DELAY_S
         self._early_deaths = 0
+        self._aside: Path | None = None
 
     def keep_running(self) -> None:
-        """Start the server unless it runs, or died a moment ago."""
+        """Start the server unless it runs, or died a moment ago. Raises GivenUp."""
         now = time.monotonic()
-        if self._process and self._process.poll() is not None:
-            if now - self._started_at > _HEALTHY_LIFE_S:
-                self._delay_s, self._early_deaths = _POLL_S, 0
-            else:
-                self._delay_s = min(2 * self._delay_s, _MAX_RESTART_DELAY_S)
-                self._early_deaths += 1
-            if self._early_deaths >= _DEATHS_UNTIL_DATA_IS_SUSPECT:
-                self._put_data_aside()
-            self._process, self._start_at = None, now + self._delay_s
-        if self._process is None and now >= self._start_at:
-            parent = os.getpid()
-            self._process = subprocess.Popen(
-                [self._binary, str(self._folder / "valkey.conf")],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=self._folder,
-                env={"LC_ALL": "C.UTF-8"},
-                preexec_fn=lambda: _die_with(parent),
-            )
-            self._started_at = now
-
-    def _put_data_aside(self) -> None:
-        """The server dies again and again: a cache may start empty, but must start."""
-        self._early_deaths = 0
-        data = self._folder / "data"
-        with contextlib.suppress(OSError):
-            data.rename(self._folder / f"broken-{int(time.time())}")
-        data.mkdir(mode=0o700, exist_ok=True)
+        if self._process is None:
+            if now >= self._start_at:
+                self._start()
+        elif (status := self._process.poll()) is not None:
+            self._process = None
+            self._start_at = now + self._delay_s
+            self._delay_s = min(2 * self._delay_s, _MAX_RESTART_DELAY_S)
+            # Whoever kills or ends it says nothing about its data.
+            if not self._answered and status not in (0, -signal.SIGKILL):
+                self._count_early_death()
+        elif not Path(self._address).exists():
+            if now - self._started_at > _SOCKET_TIMEOUT_S:
+                self._process.terminate()  # Its socket fell to a cleaner of temporary files.
+        elif not self._answered and self._answers():
+            self._answered = True
+            self._early_deaths = 0
+            self._aside = None
+            self._delay_s = _FIRST_RESTART_DELAY_S
 
     def stop(self) -> None:
         """End the server, letting it write what it has to."""
@@ -104,11 +122,69 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def _start(self) -> None:
+        parent = os.getpid()
+        self._answered = False
+        self._started_at = time.monotonic()
+        try:
+            self._process = subprocess.Popen(
+                [self._binary, str(self._folder / CONFIG)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=self._folder,
+                env={"LC_ALL": "C.UTF-8"},
+                # This process has one thread, so running Python after the fork is safe.
+                preexec_fn=lambda: _die_with(parent),
+            )
+        except OSError as failure:
+            raise GivenUp from failure
+
+    def _answers(self) -> bool:
+        """Whether it is past loading its data. Connecting alone does not tell."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            try:
+                password = (self._folder / PASSWORD).read_text()
+                probe.connect(self._address)
+                probe.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+                answer = b"".join(iter(lambda: probe.recv(4096), b""))
+            except OSError:
+                return False
+        return b"+PONG" in answer
+
+    def _count_early_death(self) -> None:
+        self._early_deaths += 1
+        if self._early_deaths < _DEATHS_UNTIL_DATA_IS_SUSPECT:
+            return
+        data = self._folder / DATA
+        if self._aside is not None:
+            shutil.rmtree(data, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._aside.rename(data)
+            raise GivenUp
+        self._early_deaths = 0
+        for older in self._folder.glob("broken-*"):
+            shutil.rmtree(older, ignore_errors=True)  # One is enough to look into.
+        self._aside = self._folder / f"broken-{int(time.time())}"
+        with contextlib.suppress(OSError):
+            data.rename(self._aside)
+        data.mkdir(mode=0o700, exist_ok=True)
+
 
 def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _take(fd: int) -> bool:
+    """Take a lock that others hold for an instant, when they look whether it is taken."""
+    for _ in range(_TAKE_ATTEMPTS):
+        if _try_lock(fd):
+            return True
+        time.sleep(_TAKE_POLL_S)
+    return False
 
 
 def _try_lock(fd: int) -> bool:
@@ -120,4 +196,4 @@ def _try_lock(fd: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

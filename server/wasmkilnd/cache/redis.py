@@ -1,196 +1,178 @@
-"""The shared tier: any server that speaks the Redis protocol.
-
-Only commands that managed services allow are used: GET, SET, EXISTS, GETRANGE,
-STRLEN, UNLINK, SCAN, PING, DBSIZE and INFO, and the daemon lives without the
-last two.
-"""
+"""The shared tier: a server that speaks Redis's protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import structlog
-from redis import exceptions
 from redis.asyncio import Redis
 
 from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
+from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.rejected import Cause, ValueRejected
+from wasmkilnd.cache.sweep import kind_at, sweep
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    Kind,
+    Module,
+    TierUsage,
+)
 from wasmkilnd.ports import Recorder, Sealer
 
-log = structlog.get_logger("wasmkilnd.cache")
+V = TypeVar("V", Artifact, Module)
 
-V = TypeVar("V")
+DEFAULT_PREFIX = "wasm:"
+DEFAULT_TTL_S = 7 * 24 * 3600
 
-# Decoding hashes and copies: more than this is done in a thread, beside other calls.
+# Below this, handing a value to a thread costs more than checking it.
 _INLINE_BYTES = 64 * 1024
-_SCAN_COUNT = 1000
-_BATCH = 200
-_USAGE_INTERVAL_S = 5.0
+_LOOK_EVERY_S = 5.0
+_HELD_BATCH = 1000
 _ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
 _MAX_TOLD = 64
-_WRONG_CREDENTIALS = (
-    exceptions.AuthenticationError,
-    exceptions.AuthenticationWrongNumberOfArgsError,
-)
+
+_log = structlog.get_logger("wasmkilnd.cache")
 
 
 class RedisTier:
-    """Artifacts and modules under keys that others can read in docs/operations.md.
+    """Keeps artifacts and modules on a server that other daemons share.
 
-    Every value is verified against its key before anything else touches it; one
-    that does not verify is deleted, counted, logged, and a miss.
+    Nothing that the server answers is believed: a value that does not verify is
+    deleted, counted, logged, and a miss.
     """
 
     name = "redis"
 
     def __init__(
-        self, client: Redis, sealer: Sealer, recorder: Recorder, *, prefix: str, ttl_s: int
+        self,
+        client: Redis,
+        sealer: Sealer,
+        recorder: Recorder,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        ttl_s: int = DEFAULT_TTL_S,
+        timeout_s: float = 2.0,
+        first_wait_s: float = 0.25,
+        longest_wait_s: float = 10.0,
     ) -> None:
-        self._client = client
+        """Store through ``client``, which this tier owns from now on.
+
+        ``timeout_s`` bounds each look-up as a whole; the waits are the breaker's,
+        from one question whether a silent server is back to the next.
+        """
+        self._link = RedisLink(
+            client,
+            timeout_s=timeout_s,
+            first_wait_s=first_wait_s,
+            longest_wait_s=longest_wait_s,
+        )
         self._sealer = sealer
         self._recorder = recorder
-        self._artifact_prefix = f"{prefix}compiled:"
-        self._module_prefix = f"{prefix}module:"
+        self._names = KeyNames(prefix)
         self._ttl_s = ttl_s
         self._usage = TierUsage()
-        self.breaker = Breaker(self.name, self._ping, _is_outage, explain)
+        self._watcher: asyncio.Task[None] | None = None
+        self._told: set[str] = set()
         self.write_refusal = ""
         """Why the server, which answers, takes no writes; empty while it does."""
-        self._told: set[str] = set()
-        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def breaker(self) -> Breaker:
+        """What knows whether the server answers."""
+        return self._link.breaker
 
     async def start(self) -> bool:
-        """Ask whether the server answers, and go on watching it; answer whether it did."""
-        self._watcher = asyncio.create_task(self._watch())
-        try:
-            await self.breaker.call(self._ping)
-        except TierUnavailable:
-            return False
-        await self._refresh_usage()
-        return True
+        """Ask whether the server answers, and go on looking at it; answer whether it did."""
+        await self._look()
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch())
+        return self.breaker.up
 
     async def get(self, key: CacheKey) -> Artifact | None:
         """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
-        name = self._artifact_key(key)
-        value: Any = await self.breaker.call(lambda: self._client.get(name))
-        if value is None:
-            return None
-
-        def decode() -> Artifact:
-            artifact = codec.decode_artifact(value, key)
-            if refusal := self._sealer.verify(artifact, key):
-                raise ValueRejected(Cause(refusal.cause), refusal.why)
-            return artifact
-
-        return await self._verified(name, decode, len(value))
+        return await self._read(self._names.artifact(key), lambda value: self._open(value, key))
 
     async def put(self, artifact: Artifact) -> None:
-        """Store ``artifact``. Raises TierUnavailable."""
-        await self._set(self._artifact_key(artifact.key), codec.encode_artifact(artifact))
+        """Store ``artifact`` for the time to live. Raises TierUnavailable."""
+        await self._write(self._names.artifact(artifact.key), codec.encode_artifact(artifact))
 
     async def get_module(self, sha256: str) -> Module | None:
-        """Answer the module, verified. Raises TierUnavailable."""
-        name = self._module_key(sha256)
-        value: Any = await self.breaker.call(lambda: self._client.get(name))
-        if value is None:
-            return None
-        return await self._verified(name, lambda: codec.decode_module(value, sha256), len(value))
+        """Answer the module with this digest, verified. Raises TierUnavailable."""
+        name = self._names.module(sha256)
+        return await self._read(name, lambda value: codec.decode_module(value, sha256))
 
     async def put_module(self, module: Module) -> None:
-        """Store ``module``. Raises TierUnavailable."""
-        await self._set(self._module_key(module.sha256), codec.encode_module(module))
+        """Store ``module`` for the time to live. Raises TierUnavailable."""
+        await self._write(self._names.module(module.sha256), codec.encode_module(module))
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Answer which of ``keys`` are stored. Raises TierUnavailable."""
-        held: set[CacheKey] = set()
-        for start in range(0, len(keys), _SCAN_COUNT):
-            batch = keys[start : start + _SCAN_COUNT]
-            there = await self._pipelined("exists", [self._artifact_key(key) for key in batch])
-            held.update(key for key, exists in zip(batch, there, strict=True) if exists)
-        return frozenset(held)
+        """Answer which of ``keys`` are stored; whether they verify shows when they are read."""
+        found: set[CacheKey] = set()
+        for start in range(0, len(keys), _HELD_BATCH):
+            batch = keys[start : start + _HELD_BATCH]
+            stored = await self._link.exists([self._names.artifact(key) for key in batch])
+            found.update(key for key, held in zip(batch, stored, strict=True) if held)
+        return frozenset(found)
 
     async def kind_of(self, key: CacheKey) -> Kind | None:
         """Answer the kind of module behind an artifact: its header is read, and no more."""
-        name = self._artifact_key(key)
-        with contextlib.suppress(ValueRejected):
-            [head] = await self._pipelined("getrange", [name], 0, codec.HEADER_OFFSET - 1)
-            if head:
-                return codec.kind_of(await self._head(name, codec.header_end(head)))
-        return None
+        return await kind_at(self._link, self._names.artifact(key))
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Remove all in ``scope``, looking through the key space. Raises TierUnavailable."""
-        gone = Evicted()
-        if not scope.engine_id:
-            pattern = f"{_escaped(self._module_prefix)}{{{scope.module_sha256 or '*'}}}"
-            async for names in self._scan(pattern):
-                count, size_bytes = await self._unlink(names)
-                gone += Evicted(modules=count, bytes=size_bytes)
-        pattern = f"{_escaped(self._artifact_prefix)}{{{scope.module_sha256 or '*'}}}:*"
-        async for names in self._scan(pattern):
-            if scope.engine_id:
-                names = await self._of_engine(names, scope.engine_id)
-            count, size_bytes = await self._unlink(names)
-            gone += Evicted(artifacts=count, bytes=size_bytes)
-        return gone
+        """Delete all in ``scope`` under the prefix. Takes time linear in the server's keys."""
+        return await sweep(self._link, self._names, scope)
 
     def usage(self) -> TierUsage:
-        """Answer the whole server's figures, up to 5 s old."""
+        """Answer what the server said of itself last, other people's keys included."""
         return self._usage
 
     async def close(self) -> None:
-        """Close every connection."""
-        if self._watcher:
+        """Stop looking and close the connections."""
+        if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await self.breaker.close()
-        with contextlib.suppress(exceptions.RedisError, OSError):
-            await self._client.aclose()
+        await self._link.close()
 
-    def _artifact_key(self, key: CacheKey) -> str:
-        return f"{self._artifact_prefix}{{{key.module_sha256}}}:{key.fingerprint}"
-
-    def _module_key(self, sha256: str) -> str:
-        return f"{self._module_prefix}{{{sha256}}}"
-
-    async def _ping(self) -> None:
-        # A user that may not ask so was answered all the same.
-        with contextlib.suppress(exceptions.NoPermissionError):
-            await self._client.ping()
-
-    async def _set(self, name: str, pieces: Sequence[codec.Piece]) -> None:
-        value = b"".join(pieces)
+    def _open(self, value: bytes, key: CacheKey) -> Artifact:
+        artifact = codec.decode_artifact(value, key)
         try:
-            await self.breaker.call(lambda: self._client.set(name, value, ex=self._ttl_s))
-        except TierUnavailable as refusal:
-            if not self.breaker.open and not self.write_refusal:
-                # Full, or read-only after a failover: told once, not for each write.
-                log.warning("tier takes no writes", tier=self.name, detail=str(refusal))
-                self.write_refusal = str(refusal)
-            raise
-        if self.write_refusal:
-            log.info("tier takes writes again", tier=self.name)
-            self.write_refusal = ""
+            refusal = self._sealer.verify(artifact, key)
+        except Exception as error:
+            # An envelope that its reader trips over is vouched for by nobody.
+            why = f"the attestation cannot be read ({type(error).__name__})"
+            raise ValueRejected(Cause.MISMATCH, why) from None
+        if refusal:
+            raise ValueRejected(Cause(refusal.cause), refusal.why)
+        return artifact
 
-    async def _verified(self, name: str, decode: Callable[[], V], size_bytes: int) -> V | None:
+    async def _read(self, name: bytes, decode: Callable[[bytes], V]) -> V | None:
+        value = await self._link.get(name)
+        if value is None:
+            return None
         try:
-            if size_bytes <= _INLINE_BYTES:
-                return decode()
-            return await asyncio.to_thread(decode)
+            if len(value) < _INLINE_BYTES:
+                return decode(value)
+            return await asyncio.to_thread(decode, value)
         except ValueRejected as rejected:
-            self._recorder.value_rejected(self.name, rejected.cause.value)
-            tell = log.debug if self._was_told(rejected) else log.warning
-            tell("stored value rejected", key=name, cause=rejected.cause.value, why=rejected.why)
+            await self._discard(name, rejected)
+            return None
+
+    async def _discard(self, name: bytes, rejected: ValueRejected) -> None:
+        cause = rejected.cause.value
+        self._recorder.value_rejected(self.name, cause)
+        tell = _log.debug if self._was_told(rejected) else _log.warning
+        tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
-            await self.breaker.call(lambda: self._client.unlink(name))
-        return None
+            await self._link.delete([name])
 
     def _was_told(self, rejected: ValueRejected) -> bool:
         """Whether the same was logged before: a fleet with two keys has it at every value."""
@@ -201,115 +183,25 @@ class RedisTier:
             return False
         return True
 
-    async def _pipelined(self, command: str, names: Sequence[str | bytes], *args: Any) -> list[Any]:
-        if not names:
-            return []
-
-        async def ask() -> list[Any]:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for name in names:
-                    getattr(pipeline, command)(name, *args)
-                answers: list[Any] = await pipeline.execute()
-                return answers
-
-        return await self.breaker.call(ask)
-
-    async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        cursor = 0
-        while True:
-            at = cursor
-            answer: Any = await self.breaker.call(
-                lambda at=at: self._client.scan(at, match=pattern, count=_SCAN_COUNT)  # type: ignore[misc]
-            )
-            cursor, names = answer
-            for start in range(0, len(names), _BATCH):
-                yield names[start : start + _BATCH]
-            if cursor == 0:
-                return
-
-    async def _unlink(self, names: Sequence[bytes]) -> tuple[int, int]:
-        if not names:
-            return 0, 0
-        sizes = await self._pipelined("strlen", names)
-        removed = await self._pipelined("unlink", names)
-        return sum(removed), sum(size for size, gone in zip(sizes, removed, strict=True) if gone)
-
-    async def _of_engine(self, names: Sequence[bytes], engine_id: str) -> list[bytes]:
-        """Answer those whose header says the engine: headers are read, never whole values."""
-        heads = await self._pipelined("getrange", names, 0, codec.HEADER_OFFSET - 1)
-        wanted = []
-        for name, head in zip(names, heads, strict=True):
-            try:
-                start = await self._head(name, codec.header_end(head))
-                if codec.engine_of(start) == engine_id:
-                    wanted.append(name)
-            except ValueRejected:
-                continue
-        return wanted
-
-    async def _head(self, name: str | bytes, end: int) -> bytes:
-        [start] = await self._pipelined("getrange", [name], 0, end - 1)
-        return bytes(start)
+    async def _write(self, name: bytes, pieces: Sequence[codec.Piece]) -> None:
+        try:
+            await self._link.set(name, pieces, self._ttl_s)
+        except TierUnavailable as refusal:
+            if not self.breaker.open and not self.write_refusal:
+                # Full, or read-only after a failover: told once, not for each write.
+                _log.warning("tier takes no writes", tier=self.name, detail=str(refusal))
+                self.write_refusal = str(refusal)
+            raise
+        if self.write_refusal:
+            _log.info("tier takes writes again", tier=self.name)
+            self.write_refusal = ""
 
     async def _watch(self) -> None:
-        """Keep the figures fresh, and notice an outage that no call meets."""
         while True:
-            await asyncio.sleep(_USAGE_INTERVAL_S)
-            if not self.breaker.open:
-                await self._refresh_usage()
+            await asyncio.sleep(_LOOK_EVERY_S)
+            await self._look()
 
-    async def _refresh_usage(self) -> None:
-        try:
-            entries = await self.breaker.call(self._client.dbsize)
-            memory = await self.breaker.call(lambda: self._client.info("memory"))
-            stats = await self.breaker.call(lambda: self._client.info("stats"))
-        except TierUnavailable:
-            return  # Down, which the breaker knows, or a service that refuses these.
-        self._usage = TierUsage(
-            entries=_whole(entries),
-            bytes=_whole(memory.get("used_memory")),
-            limit_bytes=_whole(memory.get("maxmemory")),
-            evictions=_whole(stats.get("evicted_keys")),
-        )
-
-
-def explain(error: Exception) -> str:
-    """Word an error of the Redis client for logs and Stats, without any secret."""
-    if any(isinstance(one, _WRONG_CREDENTIALS) for one in _chain(error)):
-        return "Redis refuses the user or password"
-    if isinstance(error, exceptions.TimeoutError | TimeoutError):
-        return "Redis does not answer in time"
-    if isinstance(error, exceptions.BusyLoadingError):
-        return "Redis is loading its data"
-    if isinstance(error, exceptions.InvalidResponse):
-        return "what answers does not speak the Redis protocol"
-    if isinstance(error, exceptions.ResponseError):
-        # The server's own word, which may quote arguments: only its beginning is told.
-        return f"Redis says no: {str(error)[:120]}"
-    if isinstance(error, exceptions.ConnectionError | OSError):
-        cause = error.__cause__ or error.__context__ or error
-        if isinstance(cause, OSError) and cause.strerror:
-            return f"Redis cannot be reached: {cause.strerror}"
-        return f"Redis cannot be reached ({type(cause).__name__})"
-    return f"Redis failed ({type(error).__name__})"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_outage(error: Exception) -> bool:
-    """Tell a server that nobody can use now from one that answers, even if it says no."""
-    if isinstance(error, exceptions.ResponseError):
-        return isinstance(error, (*_WRONG_CREDENTIALS, exceptions.ClusterDownError))
-    return isinstance(error, exceptions.RedisError | OSError | TimeoutError)
-
-
-def _escaped(prefix: str) -> str:
-    return re.sub(r"([*?\[\]\\^])", r"\\\1", prefix)
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    async def _look(self) -> None:
+        # If the server is down, the breaker said so, and goes on asking by itself.
+        with contextlib.suppress(TierUnavailable):
+            self._usage = await self._link.usage()

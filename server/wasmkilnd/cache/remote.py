@@ -21,6 +21,7 @@ log = structlog.get_logger("wasmkilnd.cache")
 
 _NAME = "redis"
 _REVIVE_INTERVAL_S = 1.0
+_MAX_REVIVE_INTERVAL_S = 60.0
 
 
 class CannotOpenRemote(Exception):  # noqa: N818 - says what cannot be done
@@ -95,13 +96,19 @@ class RemoteTier:
 
     async def _revive(self) -> None:
         """Bring the embedded server back when it is gone, whoever ended it."""
+        wait_s, told = _REVIVE_INTERVAL_S, ""
         while True:
-            await asyncio.sleep(_REVIVE_INTERVAL_S)
-            if self._redis and self._redis.breaker.open and self._embedded:
-                try:
-                    await self._embedded.ensure()
-                except EmbeddedUnavailable as failure:
-                    log.warning("the embedded server does not come back", cause=str(failure))
+            await asyncio.sleep(wait_s)
+            if not (self._redis and self._redis.breaker.open and self._embedded):
+                wait_s, told = _REVIVE_INTERVAL_S, ""
+                continue
+            try:
+                await self._embedded.ensure()
+            except EmbeddedUnavailable as failure:
+                wait_s = min(2 * wait_s, _MAX_REVIVE_INTERVAL_S)
+                if str(failure) != told:  # Once, not each time.
+                    told = str(failure)
+                    log.warning("the embedded server does not come back", cause=told)
 
 
 async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
@@ -134,7 +141,14 @@ async def _with(
         client = connect(url, connect_timeout_s=options.timeout_s, timeout_s=options.timeout_s)
     except BadRedisUrl as failure:
         raise CannotOpenRemote(f"WASMKILN_REDIS_URL: {failure}") from None
-    redis = RedisTier(client, sealer, recorder, prefix=options.prefix, ttl_s=options.ttl_s)
+    redis = RedisTier(
+        client,
+        sealer,
+        recorder,
+        prefix=options.prefix,
+        ttl_s=options.ttl_s,
+        timeout_s=options.timeout_s,
+    )
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)
     where = "embedded Valkey" if embedded else f"Redis at {masked(url)}"

@@ -28,6 +28,7 @@ class TieredCache:
         # A hundred callers of one artifact fetch it once, not a hundred times 40 MB.
         self._artifact_fetches: SingleFlight[CacheKey, Artifact | None] = SingleFlight()
         self._module_fetches: SingleFlight[str, Module | None] = SingleFlight()
+        self._evictions = 0
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
@@ -85,6 +86,8 @@ class TieredCache:
                 continue
             if candidate is self._far:
                 await self._writes.forget(scope)
+            else:
+                self._evictions += 1  # A fetch from before is not kept nearer any more.
             try:
                 gone += await candidate.evict(scope)
             except TierUnavailable:
@@ -92,20 +95,22 @@ class TieredCache:
         return gone, unreachable
 
     async def _fetch(self, key: CacheKey) -> Artifact | None:
+        evictions = self._evictions
         try:
             artifact = await self._far.get(key)
         except TierUnavailable:
             return None
-        if artifact:
+        if artifact and evictions == self._evictions:
             await self._near.put(artifact)
         return artifact
 
     async def _fetch_module(self, sha256: str) -> Module | None:
+        evictions = self._evictions
         try:
             module = await self._far.get_module(sha256)
         except TierUnavailable:
             return None
-        if module:
+        if module and evictions == self._evictions:
             await self._near.put_module(module)
         return module
 

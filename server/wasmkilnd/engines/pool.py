@@ -193,7 +193,7 @@ class WorkerPool:
             self._refuse_waiting(self._no_worker())
 
     def _no_worker(self) -> errors.WasmkilnError:
-        return errors.compiler_crashed(self.engine_id, "has no worker that starts", self._broken)
+        return errors.no_worker(self.engine_id, self._broken)
 
     def _refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
         for turn in self._waiting:

@@ -25,6 +25,7 @@ from wasmkilnd.engines import interpreters
 from wasmkilnd.engines.interpreters import PythonRange
 
 _MARKER = "engine.json"
+_BUILDING = ".building-"
 _SPEC = re.compile(r"(?P<name>[a-z]+)(?:==(?P<version>[0-9][0-9A-Za-z.+!-]*))?")
 _INSTALL_TIMEOUT_S = 900
 _VERSION_PROBE = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
@@ -84,18 +85,16 @@ class EngineStore:
 
     def installed(self) -> list[InstalledEngine]:
         """List complete engines, wasmer first, newer versions before older ones."""
-        found = []
-        for marker in self._root.glob(f"*/{_MARKER}"):
-            if marker.parent.name.startswith("."):
-                continue
-            try:
-                said = json.loads(marker.read_text())
-                found.append(
-                    InstalledEngine(said["name"], said["version"], said["python"], marker.parent)
-                )
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return newest_first(found)
+        found = (_read(marker) for marker in self._root.glob(f"*/{_MARKER}"))
+        return newest_first([engine for engine in found if engine])
+
+    def damaged(self) -> list[Path]:
+        """List folders that should hold an engine and do not; installing it again mends one."""
+        return sorted(
+            folder
+            for folder in self._root.glob("[!.]*-*")
+            if folder.is_dir() and not _read(folder / _MARKER)
+        )
 
     def install(
         self, spec: str, python: str = "", report: Callable[[str], None] = lambda _: None
@@ -108,14 +107,15 @@ class EngineStore:
         name, version = parse_spec(spec)
         kind = KINDS[name]
         version = version or kind.default_version
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock():
+            for left_over in self._root.glob(f"{_BUILDING}*"):
+                shutil.rmtree(left_over, ignore_errors=True)  # by an installation that was killed
             already = [e for e in self.installed() if e.name == name and e.version == version]
             if already:
                 return already[0]
             interpreter = _interpreter_for(name, kind, python)
             report(f"{spec}: using {interpreter} at {interpreter.path}")
-            building = Path(tempfile.mkdtemp(prefix=".building-", dir=self._root))
+            building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._root))
             try:
                 return self._build(building, name, version, kind, interpreter, report)
             finally:
@@ -150,7 +150,7 @@ class EngineStore:
             json.dumps({"name": name, "version": actual, "python": str(interpreter)})
         )
         building.chmod(0o755)
-        if not (final / _MARKER).exists():
+        if not _read(final / _MARKER):
             shutil.rmtree(final, ignore_errors=True)
             building.rename(final)
         return InstalledEngine(name, actual, str(interpreter), final)
@@ -167,8 +167,15 @@ class EngineStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self._root / ".lock").open("w") as lock:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (self._root / ".lock").open("w")
+        except OSError as failure:
+            raise EngineInstallError(
+                f"cannot use {self._root}: {failure.strerror};"
+                " choose another place with --state-dir or WASMKILN_STATE_DIR"
+            ) from None
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -193,6 +200,18 @@ def newest_first(engines: list[InstalledEngine]) -> list[InstalledEngine]:
     """Sort by name, and by version from newest to oldest within a name."""
     by_version = sorted(engines, key=lambda engine: Version(engine.version), reverse=True)
     return sorted(by_version, key=lambda engine: engine.name)
+
+
+def _read(marker: Path) -> InstalledEngine | None:
+    """Answer the engine that a marker tells of; None for a damaged one."""
+    if marker.parent.name.startswith("."):
+        return None
+    try:
+        said = json.loads(marker.read_text())
+        Version(said["version"])
+        return InstalledEngine(said["name"], said["version"], said["python"], marker.parent)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _interpreter_for(name: str, kind: EngineKind, python: str) -> interpreters.Interpreter:

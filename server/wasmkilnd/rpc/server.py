@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -119,6 +120,8 @@ class RpcServer:
     def _bind(self, address: str) -> str:
         path = _unix_path(address)
         if path:
+            if not Path(path).parent.is_dir():
+                raise CannotListen(f"cannot listen on {address}: {Path(path).parent} is no folder")
             _refuse_live_socket(address, path)
         try:
             port = self._server.add_insecure_port(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import stat
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from prometheus_client.exposition import choose_encoder
 _KEEPALIVE_S = 75.0
 """Longer than Prometheus' usual interval of 15 to 60 s, so that scrapes share a connection."""
 _STOP_S = 1.0
+
+
+# Its handler writes a traceback for every byte that is no HTTP, which any scanner sends.
+logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 class AddressInUse(Exception):  # noqa: N818 - says what is the matter
@@ -125,7 +130,7 @@ def _reason(failure: OSError) -> str:
     match failure.errno:
         case errno.EADDRINUSE:
             return "it is in use already"
-        case errno.EADDRNOTAVAIL:
+        case errno.EADDRNOTAVAIL | None:  # Without a number from Python 3.13 on.
             return "this machine has no such address"
         case errno.EACCES:
             return "permission denied"

@@ -84,3 +84,27 @@ def test_a_version_that_does_not_exist_leaves_nothing_behind(tmp_path: Path) -> 
         EngineStore(tmp_path).install("wasmtime==0.0.0")
     left = [path.name for path in (tmp_path / "engines").iterdir()]
     assert left == [".lock"]
+
+
+@pytest.mark.parametrize("marker", ["", "garbage", "{}", "[]", "null"])
+def test_a_damaged_engine_is_told_and_mended(tmp_path: Path, marker: str) -> None:
+    pretend(tmp_path, "wasmtime", "9.0.0")
+    folder = tmp_path / "engines" / "wasmtime-9.0.0"
+    (folder / "engine.json").write_text(marker)
+    store = EngineStore(tmp_path)
+    assert store.installed() == []
+    assert store.damaged() == [folder]
+
+
+def test_what_a_killed_installation_left_is_swept(tmp_path: Path) -> None:
+    pretend(tmp_path, "wasmtime", "9.0.0")
+    left = tmp_path / "engines" / ".building-x"
+    left.mkdir()
+    EngineStore(tmp_path).install("wasmtime==9.0.0")
+    assert not left.exists()
+
+
+def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "engines").write_text("a file")
+    with pytest.raises(EngineInstallError, match="--state-dir"):
+        EngineStore(tmp_path).install("wasmtime")

@@ -100,7 +100,10 @@ class _Place:
     def __init__(self, output: Path | None, sources: tuple[str, ...]) -> None:
         self._output = output
         self._folder = output is not None and (len(sources) > 1 or output.is_dir())
-        if output is None or not self._folder:
+        if output is None:
+            return
+        if not self._folder:
+            _refuse_as_output(output, sources)
             return
         if output.exists() and not output.is_dir():
             raise click.UsageError(f"{output} is a file; several modules need a folder")
@@ -116,6 +119,16 @@ class _Place:
         if not self._folder:
             return artifact.save(self._output)
         return artifact.save(self._output / f"{_stem(source)}.{artifact.header.engine.id}.cwasm")
+
+
+def _refuse_as_output(output: Path, sources: tuple[str, ...]) -> None:
+    """Raises click.UsageError for what would be lost, or is no place for two files."""
+    if str(output) == "-":
+        raise click.UsageError("-o takes a file or a folder; artifacts are not written to stdout")
+    if output.exists() and not output.is_file():
+        raise click.UsageError(f"{output} is no regular file: the header could not go beside it")
+    if output.exists() and any(Path(s).exists() and output.samefile(s) for s in sources):
+        raise click.UsageError(f"{output} is the module itself: it would be overwritten")
 
 
 def _stem(source: str) -> str:

@@ -1,0 +1,192 @@
+"""Hits: from memory beside servers that do nothing but send, and from Redis beside memory."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from wasmkiln import Client
+from wasmkiln.v1 import types_pb2
+
+from bench.bare import METHOD
+from bench.lab import BenchError, start_server
+from bench.modules import Module
+from bench.raw import COMPILE, RawStream, by_digest, origin
+from bench.results import Row, compare
+from bench.setting import Setting
+from bench.timing import Action, collect, in_turns, timed
+from bench.valkey import redis_with
+
+KIB = 1024
+GOALS = {"medium": 1.15, "small": 1.3}
+
+# What the bare server may choose from; the contract allows a chunk of up to 1 MiB.
+_CHUNK_BYTES = (256 * KIB, 512 * KIB, 1024 * KIB)
+_WARM_UP = 50
+_SITTINGS = 3
+
+
+@dataclass(frozen=True)
+class Held:
+    """An artifact that the daemon's memory holds, and a copy of its bytes."""
+
+    module: Module
+    request: bytes
+    size_bytes: int
+    file: Path
+
+    @property
+    def what(self) -> str:
+        """The artifact in words."""
+        kilobytes = self.size_bytes / 1e3
+        return f"{kilobytes:.0f} KB" if kilobytes < 1e3 else f"{kilobytes / 1e3:.1f} MB"
+
+
+def memory(given: Setting) -> Iterator[Row]:
+    """Memory hits, each message as bytes on both sides, in one process, in turns."""
+    for name, goal in GOALS.items():
+        yield from _memory(given, hold(given, getattr(given.modules, name)), goal)
+
+
+def hold(given: Setting, module: Module) -> Held:
+    """Have the daemon hold the artifact."""
+    engine_id = given.wasmtime.engine.id
+    with given.daemon.client() as client:
+        artifact = client.compile(module.path, engine=engine_id)
+    file = given.folder / f"{module.name}.artifact"
+    file.write_bytes(artifact.bytes)
+    return Held(module, by_digest(module.sha256, engine_id), len(artifact.bytes), file)
+
+
+def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
+    kind, chunk = _best_bare(given, held)
+    ours: list[float] = []
+    bare: list[float] = []
+    for _ in range(_SITTINGS):
+        # On fresh connections, whose flow control may settle at different speeds.
+        with ExitStack() as stack:
+            daemon = _stream(stack, given.daemon.address, COMPILE)
+            actions: dict[str, Action] = {
+                "daemon": partial(daemon.drain, held.request),
+                "bare": _bare(stack, kind, held, chunk).drain,
+            }
+            series = in_turns(actions, given.rounds(300, 80), _WARM_UP)
+        ours += series["daemon"]
+        bare += series["bare"]
+    against = f"bare grpcio ({kind}, {min(chunk, held.size_bytes) // KIB:,} KiB chunks)"
+    yield compare("memory hit", f"{held.what} artifact", ours, against, bare, goal)
+    yield from _memory_beside_others(given, held)
+
+
+def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
+    rounds = given.rounds(200, 60)
+    with ExitStack() as stack:
+        daemon = _stream(stack, given.daemon.address, COMPILE)
+        client = stack.enter_context(given.daemon.client())
+        redis, key = redis_with(stack, held.file)
+        tcp = _Tcp(stack, held)
+        engine_id = given.wasmtime.engine.id
+        series = in_turns(
+            {
+                "daemon": lambda: daemon.drain(held.request),
+                "client": lambda: client.compile(held.module.sha256, engine=engine_id),
+                "redis": lambda: redis.get(key),
+                "tcp": tcp.fetch,
+            },
+            rounds,
+            _WARM_UP,
+        )
+    what = f"{held.what} artifact"
+    hit = series["daemon"]
+    yield compare("memory hit", what, hit, "redis-py GET (hiredis)", series["redis"])
+    yield compare("memory hit", what, hit, "raw TCP", series["tcp"])
+    yield compare(
+        "memory hit", f"{what}, wasmkiln.Client", series["client"], "the same call, raw", hit
+    )
+
+
+def redis(given: Setting) -> Iterator[Row]:
+    """Hits in Redis, the memory tier evicted before each."""
+    for name in GOALS:
+        held = hold(given, getattr(given.modules, name))
+        yield _redis(given, held)
+
+
+def _redis(given: Setting, held: Held) -> Row:
+    with ExitStack() as stack:
+        stream = _stream(stack, given.daemon.address, COMPILE)
+        client = stack.enter_context(given.daemon.client())
+        _wait_for_writes(client)
+
+        def from_redis() -> float:
+            client.evict(module_sha256=held.module.sha256, tier="memory")
+            return _timed_from(stream, held, types_pb2.ORIGIN_REDIS)
+
+        def from_memory() -> float:
+            stream.drain(held.request)
+            return _timed_from(stream, held, types_pb2.ORIGIN_MEMORY)
+
+        series = collect(
+            {"redis": from_redis, "memory": from_memory}, given.rounds(100, 30), warm_up=5
+        )
+    what = f"{held.what} artifact"
+    return compare("Redis hit", what, series["redis"], "memory hit", series["memory"])
+
+
+def _timed_from(stream: RawStream, held: Held, expected: int) -> float:
+    answer: list[bytes] = []
+    seconds = timed(lambda: answer.extend(stream.messages(held.request)))
+    if origin(answer) != expected:
+        raise BenchError(f"a call was answered from another place than origin {expected}")
+    return seconds
+
+
+def _wait_for_writes(client: Client) -> None:
+    for _ in range(1000):
+        if not client.stats().pending_writes:
+            return
+    raise BenchError("the daemon did not finish its writes to Redis")
+
+
+def _best_bare(given: Setting, held: Held) -> tuple[str, int]:
+    """Answer the kind of bare server and the chunk size that are fastest for these bytes."""
+    chunks = [chunk for chunk in _CHUNK_BYTES if chunk <= held.size_bytes] or [KIB * KIB]
+    choices = [(kind, chunk) for kind in ("asyncio", "threads") for chunk in chunks]
+    with ExitStack() as stack:
+        actions = {
+            str(choice): _bare(stack, choice[0], held, choice[1]).drain for choice in choices
+        }
+        series = in_turns(actions, given.rounds(100, 40), warm_up=10)
+    return min(choices, key=lambda choice: statistics.median(series[str(choice)]))
+
+
+def _bare(stack: ExitStack, kind: str, held: Held, chunk: int) -> RawStream:
+    port = start_server(stack, kind, str(held.file), str(chunk))
+    return _stream(stack, f"127.0.0.1:{port}", METHOD)
+
+
+def _stream(stack: ExitStack, address: str, method: str) -> RawStream:
+    stream = RawStream(address, method)
+    stack.callback(stream.close)
+    return stream
+
+
+class _Tcp:
+    """A connection whose other end sends the artifact for every byte that it gets."""
+
+    def __init__(self, stack: ExitStack, held: Held) -> None:
+        port = start_server(stack, "tcp", str(held.file), str(held.size_bytes))
+        self._socket = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        self._buffer = bytearray(held.size_bytes)
+
+    def fetch(self) -> None:
+        """Ask once, and receive all."""
+        self._socket.sendall(b"?")
+        view = memoryview(self._buffer)
+        while view:
+            view = view[self._socket.recv_into(view) :]

@@ -1,0 +1,154 @@
+"""What is measured: daemons with state of their own, engines, and servers beside them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from wasmkiln import Client
+from wasmkilnd.config.schema import default_state_dir
+from wasmkilnd.engines.store import EngineInstallError, EngineStore, InstalledEngine
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE_NAMES = ("wasmer", "wasmtime")
+
+_READY_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 40.0
+_LAST_LINE_OF_BANNER = "  try "
+
+
+class BenchError(Exception):
+    """It cannot be measured; the message is one sentence for the person at the terminal."""
+
+
+def user_state_dir() -> Path:
+    """Answer the state directory of the user's own daemon, which `make engines` fills."""
+    named = os.environ.get("WASMKILN_STATE_DIR")
+    return Path(named) if named else default_state_dir(os.environ)
+
+
+def engines_in(state_dir: Path) -> dict[str, InstalledEngine]:
+    """Answer the newest installed version of each engine by name."""
+    newest: dict[str, InstalledEngine] = {}
+    for engine in EngineStore(state_dir).installed():
+        newest.setdefault(engine.name, engine)
+    return {name: newest[name] for name in ENGINE_NAMES if name in newest}
+
+
+def engines_or_install() -> dict[str, InstalledEngine]:
+    """Answer both engines: the user's, else those that tests use. Raises BenchError."""
+    for_tests = Path(os.environ.get("WASMKILN_TEST_STATE", ROOT / ".work" / "state"))
+    for state_dir in (user_state_dir(), for_tests):
+        engines = engines_in(state_dir)
+        if len(engines) == len(ENGINE_NAMES):
+            return engines
+    try:
+        return {name: EngineStore(for_tests).install(name) for name in ENGINE_NAMES}
+    except EngineInstallError as failure:
+        raise BenchError(str(failure)) from None
+
+
+def make_state(path: Path, engines: dict[str, InstalledEngine]) -> Path:
+    """Make a state directory with these engines, by link, and nothing else."""
+    folder = path / "engines"
+    folder.mkdir(parents=True)
+    for engine in engines.values():
+        (folder / engine.id).symlink_to(engine.path.resolve())
+    return path
+
+
+class Daemon:
+    """One ``wasmkilnd serve`` with default settings on a free port, ready once this is made.
+
+    Its log goes to a file: to read it in the process that measures would disturb that.
+    """
+
+    def __init__(self, state_dir: Path, *flags: str) -> None:
+        self._log = state_dir / "daemon.log"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state_dir)),
+                    *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+                    *flags,
+                ],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.address = ""
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        for line in _lines(self._process):
+            words = line.split()
+            if words[:1] == ["serving"]:
+                self.address = words[1]
+            if line.startswith(_LAST_LINE_OF_BANNER) or time.monotonic() > deadline:
+                break
+        if not self.address:
+            self.stop()
+            words = self._log.read_text(errors="replace").strip().splitlines()
+            raise BenchError(f"the daemon did not start: {words[-1] if words else 'no message'}")
+
+    def client(self, timeout_s: float = 120.0) -> Client:
+        """Answer a new client; the caller closes it."""
+        return Client(self.address, timeout_s=timeout_s)
+
+    def stop(self) -> None:
+        """End it, as an operator would."""
+        end(self._process)
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that this one started, and wait until it has."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            stream.close()
+
+
+def start_server(stack: ExitStack, *command: str) -> int:
+    """Start one of the bare servers; answer the port that it prints. ``stack`` ends it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.bare", *command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    stack.callback(end, process)
+    for line in _lines(process):
+        return int(line)
+    raise BenchError(f"the bare server {command[0]} did not start")
+
+
+def _lines(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout
+    return process.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Answer the environment without settings of the user's own daemon: defaults are measured."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}

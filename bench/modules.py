@@ -1,0 +1,86 @@
+"""The modules that are measured: real ones, and one of a size that no real one has."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.lab import BenchError
+from tests.corpus.fetch import CorpusMismatch, CorpusUnavailable, fetch
+from tests.corpus.modules import BY_NAME
+
+MEDIUM = "itk-compress-stringify-2"
+"""1.0 MB of C++; 2.6 MB in wasmtime. Both engines take about half a second."""
+LARGE = "quickjs-wasi"
+"""1.5 MB of C: an interpreter with one very large function, which no engine can split."""
+
+# As many of these functions make an artifact of about 20 KB in wasmtime, of which the
+# empty module's ELF file alone is most.
+_SMALL_FUNCTIONS = 20
+_PREAMBLE = b"\0asm\x01\0\0\0"
+_ONE_I32_TO_I32 = b"\x01\x60\x01\x7f\x01\x7f"
+_FUNCTION_INDEX = b"\0"
+_DOUBLE = b"\x07\0\x20\0\x20\0\x6a\x0b"  # size 7, no locals: local.get 0, local.get 0, i32.add
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module in a file."""
+
+    name: str
+    path: Path
+    sha256: str
+    wasm: bytes
+
+
+@dataclass(frozen=True)
+class Modules:
+    """All of them."""
+
+    small: Module
+    medium: Module
+    large: Module
+
+
+def fetch_all(folder: Path) -> Modules:
+    """Get the real ones from PyPI unless they are there; make the other. Raises BenchError."""
+    small = folder / "small.wasm"
+    small.write_bytes(small_module())
+    return Modules(_module("small", small), _real(MEDIUM), _real(LARGE))
+
+
+def small_module() -> bytes:
+    """Answer a module with a few small exported functions."""
+    count = bytes([_SMALL_FUNCTIONS])
+    names = [f"twice{index:02}".encode() for index in range(_SMALL_FUNCTIONS)]
+    exports = b"".join(
+        bytes([len(name)]) + name + _FUNCTION_INDEX + bytes([index])
+        for index, name in enumerate(names)
+    )
+    return _PREAMBLE + b"".join(
+        bytes([number]) + _leb128(len(body)) + body
+        for number, body in (
+            (1, _ONE_I32_TO_I32),
+            (3, count + b"\0" * _SMALL_FUNCTIONS),
+            (7, count + exports),
+            (10, count + _DOUBLE * _SMALL_FUNCTIONS),
+        )
+    )
+
+
+def _leb128(number: int) -> bytes:
+    low, number = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _leb128(number) if number else bytes([low])
+
+
+def _real(name: str) -> Module:
+    try:
+        return _module(name, fetch(BY_NAME[name]))
+    except (CorpusUnavailable, CorpusMismatch) as failure:
+        raise BenchError(str(failure)) from None
+
+
+def _module(name: str, path: Path) -> Module:
+    wasm = path.read_bytes()
+    return Module(name, path, hashlib.sha256(wasm).hexdigest(), wasm)

@@ -1,0 +1,53 @@
+"""gRPC without a client around it: what both sides of a comparison are called with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
+
+COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+
+# A cold call sends the module itself.
+_OPTIONS = (("grpc.max_send_message_length", -1),)
+
+
+class RawStream:
+    """One server-streaming method on a connection of its own; messages stay bytes."""
+
+    def __init__(self, address: str, method: str) -> None:
+        self._channel: Any = grpc.insecure_channel(address, _OPTIONS)
+        self._call = self._channel.unary_stream(method)
+
+    def drain(self, request: bytes = b"") -> None:
+        """Call, and take every message."""
+        for _ in self._call(request):
+            pass
+
+    def messages(self, request: bytes) -> list[bytes]:
+        """Call, and answer every message."""
+        return list(self._call(request))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+def by_digest(sha256: str, engine_id: str) -> bytes:
+    """Answer the serialized request for a module's artifact."""
+    request = pb.CompileRequest(sha256=sha256, engine=engine_id)
+    return bytes(request.SerializeToString())
+
+
+def by_bytes(wasm: bytes, engine_id: str) -> bytes:
+    """Answer the serialized request that carries the module."""
+    request = pb.CompileRequest(module=wasm, engine=engine_id)
+    return bytes(request.SerializeToString())
+
+
+def origin(messages: list[bytes]) -> int:
+    """Answer where the artifact in a raw answer came from."""
+    header: types_pb2.ArtifactHeader = pb.CompileResponse.FromString(messages[0]).header
+    return header.origin

@@ -1,0 +1,119 @@
+"""The table: each figure beside its yardstick."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.timing import ratio, spread
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. ``ours_s`` and ``yardstick_s`` are seconds."""
+
+    group: str
+    what: str
+    ours_s: float
+    against: str
+    yardstick_s: float
+    ratio: float
+    spread: tuple[float, float]
+    rounds: int
+    goal: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        return None if self.goal is None else self.ratio <= self.goal
+
+
+def compare(
+    group: str,
+    what: str,
+    ours: Sequence[float],
+    against: str,
+    yardstick: Sequence[float],
+    goal: float | None = None,
+    note: str = "",
+) -> Row:
+    """Answer the row of two series that were measured in turns."""
+    return Row(
+        group,
+        what,
+        statistics.median(ours),
+        against,
+        statistics.median(yardstick),
+        ratio(ours, yardstick),
+        spread(ours, yardstick),
+        min(len(ours), len(yardstick)),
+        goal,
+        note,
+    )
+
+
+def at_best(ours: Sequence[float], yardstick: Sequence[float]) -> str:
+    """Answer the ratio of the least figures in words: what is left where others use the CPUs."""
+    least = f"{milliseconds(min(ours))} / {milliseconds(min(yardstick))} ms"
+    return f"least of each {least} = {min(ours) / min(yardstick):.2f}"
+
+
+def as_json(row: Row) -> dict[str, object]:
+    """Answer a row for scripts."""
+    return {**asdict(row), "met": row.met}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Answer the table for people."""
+    made = Table(box=box.SIMPLE_HEAD, title="wasmkiln beside its yardsticks", title_justify="left")
+    made.add_column("wasmkiln")
+    made.add_column("ms", justify="right")
+    made.add_column("yardstick")
+    made.add_column("ms", justify="right")
+    made.add_column("ratio", justify="right")
+    made.add_column("least to most", justify="right", style="dim")
+    made.add_column("goal", justify="right")
+    group = ""
+    for row in rows:
+        if row.group != group:
+            if group:
+                made.add_section()
+            group = row.group
+            made.add_row(f"[bold]{group}[/bold]")
+        made.add_row(
+            f"  {row.what}",
+            milliseconds(row.ours_s),
+            row.against,
+            milliseconds(row.yardstick_s),
+            f"{row.ratio:.2f}",
+            f"{row.spread[0]:.2f} to {row.spread[1]:.2f}",
+            _goal(row),
+        )
+    return made
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Print the table, and what has to be said about single rows."""
+    console.print(table(rows))
+    for row in rows:
+        if row.note:
+            console.print(f"  [dim]{row.group}, {row.what}: {row.note}[/dim]", highlight=False)
+
+
+def milliseconds(seconds: float) -> str:
+    """Answer three significant digits or so."""
+    value = seconds * 1e3
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _goal(row: Row) -> str:
+    if row.goal is None:
+        return "[dim]report[/dim]"
+    verdict = "[green]met[/green]" if row.met else "[red]missed[/red]"
+    return f"≤ {row.goal:g} {verdict}"

@@ -1,0 +1,75 @@
+"""What every measurement is given."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wasmkiln.v1.module_service_pb2 import EngineCapabilities
+from wasmkilnd.engines.store import InstalledEngine
+
+from bench.lab import BenchError, Daemon, engines_or_install, make_state
+from bench.modules import Modules, fetch_all
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the daemon compiles for when a request doesn't say."""
+
+    engine: InstalledEngine
+    triple: str
+    cpu: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One daemon with default settings, its engines, the modules, and how long to measure."""
+
+    daemon: Daemon
+    targets: Mapping[str, Target]
+    modules: Modules
+    folder: Path
+    quick: bool
+
+    def rounds(self, usual: int, quick: int) -> int:
+        """Answer how many rounds to measure."""
+        return quick if self.quick else usual
+
+    @property
+    def wasmtime(self) -> Target:
+        """The engine of measurements that need only one."""
+        return self.targets["wasmtime"]
+
+
+@contextmanager
+def setting(quick: bool) -> Iterator[Setting]:
+    """Start all that is measured, and end it afterwards. Raises BenchError."""
+    engines = engines_or_install()
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-bench-") as name:
+        folder = Path(name)
+        modules = fetch_all(folder)
+        state = make_state(folder / "state", engines)
+        with Daemon(state) as daemon:
+            yield Setting(daemon, _targets(daemon, engines), modules, folder, quick)
+
+
+def _targets(daemon: Daemon, engines: Mapping[str, InstalledEngine]) -> dict[str, Target]:
+    with daemon.client() as client:
+        served = {each.engine.name: each for each in client.capabilities().engines}
+    missing = sorted(set(engines) - set(served))
+    if missing:
+        raise BenchError(f"the daemon does not serve {' and '.join(missing)}: see its log")
+    return {name: _target(engine, served[name]) for name, engine in engines.items()}
+
+
+def _target(engine: InstalledEngine, served: EngineCapabilities) -> Target:
+    host = next(target for target in served.targets if target.host)
+    return Target(engine, host.triple, host.cpus[0])
+
+
+def with_daemon(given: Setting, daemon: Daemon) -> Setting:
+    """Answer the same with another daemon."""
+    return replace(given, daemon=daemon)

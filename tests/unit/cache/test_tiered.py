@@ -1,0 +1,173 @@
+"""The tiers as one: nearest first, one fetch for many callers, and no failure of a tier."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    Kind,
+    Module,
+    Origin,
+)
+
+from tests.contract.values import artifact, module
+
+
+class Far(MemoryTier):
+    """A shared tier that answers when it is let, or not at all."""
+
+    name = "redis"
+
+    def __init__(self) -> None:
+        super().__init__(10_000_000)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.down = False
+        self.gets = 0
+
+    async def _answer(self) -> None:
+        self.gets += 1
+        await self.gate.wait()
+        if self.down:
+            raise TierUnavailable("down")
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        found = await super().get(key)
+        await self._answer()
+        return found
+
+    async def get_module(self, sha256: str) -> Module | None:
+        found = await super().get_module(sha256)
+        await self._answer()
+        return found
+
+    async def put(self, artifact: Artifact) -> None:
+        await self._answer()
+        await super().put(artifact)
+
+    async def kind_of(self, key: CacheKey) -> Kind | None:
+        await self._answer()
+        return await super().kind_of(key)
+
+    async def held(self, keys: object) -> frozenset[CacheKey]:
+        await self._answer()
+        return await super().held(list(keys))  # type: ignore[call-overload]
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        await self._answer()
+        return await super().evict(scope)
+
+
+class Tiers:
+    """A cache over two tiers that the test looks into."""
+
+    def __init__(self) -> None:
+        self.near = MemoryTier(10_000_000)
+        self.far = Far()
+        self.writes = WriteBehind(self.far, 1_000_000, NoTier("").always_ready)
+        self.cache = TieredCache(self.near, self.near, self.far, self.writes)
+
+
+@pytest.fixture
+def tiers() -> Tiers:
+    return Tiers()
+
+
+async def test_nearest_first_and_kept_nearer(tiers: Tiers) -> None:
+    one = artifact()
+    assert await tiers.cache.get(one.key) is None
+    await tiers.far.put(one)
+    assert await tiers.cache.get(one.key) == (one, Origin.REDIS)
+    assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
+    assert await tiers.cache.kind_of(one.key) is Kind.CORE_MODULE
+    await tiers.far.put_module(module())
+    assert await tiers.cache.get_module(module().sha256) == module()
+    assert await tiers.near.get_module(module().sha256) == module()
+
+
+async def test_a_put_is_near_at_once_and_far_behind_the_reply(tiers: Tiers) -> None:
+    tiers.far.gate.clear()
+    await tiers.cache.put(artifact())
+    assert await tiers.near.get(artifact().key) is not None
+    tiers.far.gate.set()
+    await tiers.writes.close(5)
+    assert await MemoryTier.get(tiers.far, artifact().key) is not None
+
+
+async def test_a_hundred_callers_fetch_once(tiers: Tiers) -> None:
+    one = artifact()
+    await MemoryTier.put(tiers.far, one)
+    tiers.far.gate.clear()
+    callers = [asyncio.create_task(tiers.cache.get(one.key)) for _ in range(100)]
+    await asyncio.sleep(0)
+    callers[0].cancel()  # Whose fetch it is makes no difference.
+    await asyncio.sleep(0)
+    tiers.far.gate.set()
+    assert await asyncio.gather(*callers[1:]) == [(one, Origin.REDIS)] * 99
+    assert tiers.far.gets == 1
+
+
+async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
+    tiers.far.down = True
+    one = artifact()
+    assert await tiers.cache.get(one.key) is None
+    assert await tiers.cache.get_module(module().sha256) is None
+    assert await tiers.cache.missing([one.key]) == {one.key}
+    assert await tiers.cache.kind_of(one.key) is None
+    await tiers.cache.put(one)
+    await tiers.writes.close(5)
+    assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
+    gone, unreachable = await tiers.cache.evict(EvictScope(), "")
+    assert (gone.artifacts, unreachable) == (1, ["redis"])
+
+
+async def test_evicting_one_tier_leaves_the_other(tiers: Tiers) -> None:
+    one = artifact()
+    for tier, left in (("memory", Origin.REDIS), ("redis", Origin.MEMORY)):
+        await tiers.near.put(one)
+        await tiers.far.put(one)
+        gone, unreachable = await tiers.cache.evict(EvictScope(), tier)
+        assert (gone.artifacts, list(unreachable)) == (1, [])
+        assert await tiers.cache.get(one.key) == (one, left)
+
+
+async def test_a_fetch_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
+    one, wasm = artifact(1), module(2)
+    await MemoryTier.put(tiers.far, one)
+    await tiers.far.put_module(wasm)
+    tiers.far.gate.clear()
+    fetches = [
+        asyncio.create_task(tiers.cache.get(one.key)),
+        asyncio.create_task(tiers.cache.get_module(wasm.sha256)),
+    ]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert tiers.far.gets == 2
+    await tiers.cache.evict(EvictScope(), "memory")
+    tiers.far.gate.set()
+    await asyncio.gather(*fetches)
+    assert tiers.near.usage().entries == 0
+
+
+async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
+    tiers.far.gate.clear()
+    for tag in range(3):
+        await tiers.cache.put(artifact(tag))
+    await asyncio.sleep(0)
+    evicting = asyncio.create_task(tiers.cache.evict(EvictScope(), ""))
+    await asyncio.sleep(0)
+    tiers.far.gate.set()
+    await evicting
+    await tiers.writes.close(5)
+    assert tiers.far.usage().entries == 0
+    assert tiers.near.usage().entries == 0
