@@ -28,12 +28,13 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.keys.ring import open_ring
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import Limits
+from wasmkilnd.ports import Sealer
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer
 from wasmkilnd.rpc.stats import stats_response
-from wasmkilnd.seal import DsseSealer
+from wasmkilnd.seal import DsseSealer, UnsharedSealer
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -179,7 +180,7 @@ class Daemon:
         if given_up:
             log.warning("compilations did not end in time", flights=given_up)
 
-    async def _open_sealer(self) -> DsseSealer:
+    async def _open_sealer(self) -> Sealer:
         settings = self._settings
         try:
             ring = await asyncio.to_thread(
@@ -191,7 +192,14 @@ class Daemon:
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
         log.info("signing artifacts", key_id=ring.signing.public.id, trusted_keys=len(ring.trusted))
-        return DsseSealer(ring.signing.signer(), ring, self._version)
+        sealer = DsseSealer(ring.signing.signer(), ring, self._version)
+        if not settings.redis_is_external or settings.keys_are_given or len(ring.trusted) > 1:
+            return sealer
+        log.warning(
+            "values in Redis are believed whoever signed them, as no keys are shared: set"
+            " WASMKILN_KEYS_DIR or WASMKILN_SIGNING_KEY to believe trusted keys only"
+        )
+        return UnsharedSealer(sealer)
 
     async def _start_engines(self) -> EngineRegistry:
         settings = self._settings

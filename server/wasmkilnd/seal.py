@@ -85,6 +85,26 @@ class DsseSealer:
         return None
 
 
+class UnsharedSealer:
+    """Signs like ``sealer``, and takes values that other keys signed, or none, on trust.
+
+    For a Redis of its own kind: one that several daemons may write to while no keys
+    were shared among them yet. What a trusted key signed has to fit all the same.
+    """
+
+    def __init__(self, sealer: DsseSealer) -> None:
+        self._sealer = sealer
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Answer ``artifact`` with an envelope by the signing key."""
+        return self._sealer.seal(artifact)
+
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
+        """Answer why ``artifact`` is not what a trusted key signed, None if none speaks of it."""
+        refusal = self._sealer.verify(artifact, key)
+        return refusal if refusal and refusal.cause == MISMATCH else None
+
+
 class NoSealer:
     """Signs nothing and vouches for everything: for tests of what has nothing to do with keys."""
 

@@ -54,7 +54,7 @@ def rejected(daemon: Daemon) -> dict[str, int]:
 
 
 def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_path: Path) -> None:
-    environ = {"WASMKILN_REDIS_URL": valkey}
+    environ = {"WASMKILN_REDIS_URL": valkey, "WASMKILN_KEYS_DIR": str(tmp_path / "keys")}
     with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
         good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
         settled(client)
@@ -114,13 +114,22 @@ def origin_for_another(
 
 
 def test_daemons_with_different_keys_do_not_believe_each_other(valkey: str, tmp_path: Path) -> None:
-    origin, log, counted = origin_for_another({}, {}, tmp_path, valkey)
+    one, two = ({"WASMKILN_KEYS_DIR": str(tmp_path / name / "keys")} for name in ("one", "two"))
+    origin, log, counted = origin_for_another(one, two, tmp_path, valkey)
     assert origin == COMPILED
     assert counted == {"stranger": 2}
     [line] = [line for line in log.splitlines() if "stored value rejected" in line]  # once
     stranger = KeyStore(tmp_path / "one" / "keys").ensure().public
     assert stranger.id in line
     assert "WASMKILN_KEYS_DIR" in line
+
+
+def test_until_keys_are_shared_a_redis_is_believed_and_that_is_told(
+    valkey: str, tmp_path: Path
+) -> None:
+    origin, log, counted = origin_for_another({}, {}, tmp_path, valkey)
+    assert (origin, counted) == (REDIS, {})
+    assert "believed whoever signed them" in log
 
 
 def test_daemons_that_share_a_key_directory_do(valkey: str, tmp_path: Path) -> None:
