@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -147,6 +148,10 @@ class Daemon:
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
         self._rpc = rpc
+        # All that lives now lives to the end: let no collection look at it again, for
+        # a full one would hold every caller up.
+        gc.collect()
+        gc.freeze()
         self._ready = bool(engines.served)
         await rpc.health.set(self._ready)
         self.banner = banner(

@@ -247,9 +247,13 @@ class CompileService:
 
     async def _as_artifact(self, module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
         if len(code.payload) <= _HASH_INLINE_BYTES:
-            sha256, frames = _digest_and_frames(code.payload)
+            sha256, frames = _digest(code.payload), wire.to_frames(code.payload)
         else:
-            sha256, frames = await asyncio.to_thread(_digest_and_frames, code.payload)
+            # Digesting lets other threads run, so the two take as long as the longer one.
+            sha256, frames = await asyncio.gather(
+                asyncio.to_thread(_digest, code.payload),
+                asyncio.to_thread(wire.to_frames, code.payload),
+            )
         return Artifact(
             module_sha256=module.sha256,
             kind=module.kind,
@@ -264,5 +268,5 @@ class CompileService:
         )
 
 
-def _digest_and_frames(payload: bytes | bytearray) -> tuple[str, tuple[bytes, ...]]:
-    return hashlib.sha256(payload).hexdigest(), wire.to_frames(payload)
+def _digest(payload: bytes | bytearray) -> str:
+    return hashlib.sha256(payload).hexdigest()

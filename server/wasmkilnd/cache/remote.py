@@ -20,6 +20,7 @@ from wasmkilnd.ports import Recorder, Sealer, Tier
 log = structlog.get_logger("wasmkilnd.cache")
 
 _NAME = "redis"
+_WRITE_HEAD_START_S = 0.05
 _REVIVE_INTERVAL_S = 1.0
 _MAX_REVIVE_INTERVAL_S = 60.0
 
@@ -154,7 +155,9 @@ async def _with(
     where = "embedded Valkey" if embedded else f"Redis at {masked(url)}"
     return RemoteTier(
         tier,
-        WriteBehind(tier, options.write_queue_bytes, redis.breaker.wait_closed),
+        WriteBehind(
+            tier, options.write_queue_bytes, redis.breaker.wait_closed, _WRITE_HEAD_START_S
+        ),
         where if answers else f"{where}, which does not answer yet",
         mode,
         redis,

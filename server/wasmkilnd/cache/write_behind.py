@@ -30,8 +30,19 @@ class WriteBehind:
     compiles or loads again.
     """
 
-    def __init__(self, tier: Tier, limit_bytes: int, ready: Callable[[], Awaitable[None]]) -> None:
-        """Write to ``tier`` whenever ``ready`` returns; until then writes wait their turn."""
+    def __init__(
+        self,
+        tier: Tier,
+        limit_bytes: int,
+        ready: Callable[[], Awaitable[None]],
+        head_start_s: float = 0.0,
+    ) -> None:
+        """Write to ``tier`` whenever ``ready`` returns; until then writes wait their turn.
+
+        The first of several waits ``head_start_s`` more: what made it is a reply that is
+        still being sent, and megabytes to Redis at the same time would take its CPU.
+        """
+        self._head_start_s = head_start_s
         self._tier = tier
         self._ready = ready
         self._limit_bytes = limit_bytes
@@ -105,6 +116,8 @@ class WriteBehind:
     async def _write(self) -> None:
         while True:
             await self._work.wait()
+            if self._head_start_s:
+                await asyncio.sleep(self._head_start_s)
             while self._waiting:
                 # An outage must not burn what waits: some of it is still there afterwards.
                 await self._ready()

@@ -23,17 +23,28 @@ _REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 
 
+Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
+
+
 @dataclass(slots=True)
 class CallNote:
     """What a call turned out to be about, for its log line."""
 
-    request_id: str
+    context: Context
     module: str = ""
     engine: str = ""
     origin: str = ""
     queue_ms: float | None = None
     compile_ms: float | None = None
     bytes: int | None = None
+    _request_id: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The caller's own id for the call if it sent a sensible one, else a new one."""
+        if not self._request_id:
+            self._request_id = _request_id(self.context)
+        return self._request_id
 
 
 class CallGate:
@@ -69,7 +80,6 @@ class CallGate:
         return True
 
 
-Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 Behavior = Callable[[Any, Context, CallNote], Awaitable[Any]]
 RecordCall = Callable[[str, str, float], None]
 
@@ -80,12 +90,18 @@ def observed(
     """Wrap the behavior of one RPC.
 
     A WasmkilnError becomes its row of the error table; anything else that is
-    raised becomes INTERNAL with the request id, and goes to the log whole.
+    raised becomes INTERNAL with the request id, and goes to the log whole. What
+    is counted and logged of a call is so right after its answer, not before it:
+    the caller does not wait for our diary.
     """
+
+    def ended(note: CallNote, code: grpc.StatusCode, reason: str, seconds: float) -> None:
+        record(method, code.name, seconds)
+        _log_call(method, note, code.name, reason, seconds)
 
     async def call(request: Any, context: Context) -> Any:
         started = time.perf_counter()
-        note = CallNote(_request_id(context))
+        note = CallNote(context)
         code = grpc.StatusCode.OK
         reason = ""
         try:
@@ -116,8 +132,7 @@ def observed(
             )
         finally:
             seconds = time.perf_counter() - started
-            record(method, code.name, seconds)
-            _log_call(method, note, code.name, reason, seconds)
+            asyncio.get_running_loop().call_soon(ended, note, code, reason, seconds)
 
     return call
 
@@ -132,7 +147,6 @@ async def _abort(context: Context, failure: WasmkilnError) -> None:
 
 
 def _request_id(context: Context) -> str:
-    """Answer the caller's own id for the call if it sent a sensible one, else a new one."""
     for key, value in context.invocation_metadata() or ():
         if key == _REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value

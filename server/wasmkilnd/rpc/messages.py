@@ -8,7 +8,6 @@ import weakref
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 
-from wasmkilnd import wire
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.compile_service import CompileOrder, Loaded, Served, WantedArtifact
 from wasmkilnd.errors import invalid_request
@@ -46,7 +45,6 @@ TIERS = {
 }
 
 _ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
-_HEADER_TAG = b"\x0a"  # CompileResponse.header: field 1, wire type 2
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
@@ -166,27 +164,36 @@ def engine_capabilities(
 
 
 class HeaderFrames:
-    """Makes the first message of a Compile answer, mostly once per artifact.
+    """Makes the first message of a Compile answer, mostly once per artifact and origin.
 
-    Two serialized messages put one after the other are the merged message. So
-    what never changes is serialized once and kept for as long as the artifact
-    lives, and a call adds only how it came by the artifact.
+    It is kept for as long as the artifact lives. Only a call that waited in a
+    queue has a header of its own, since it says how long.
     """
 
     def __init__(self) -> None:
-        self._fixed: weakref.WeakKeyDictionary[Artifact, bytes] = weakref.WeakKeyDictionary()
+        self._kept: weakref.WeakKeyDictionary[Artifact, dict[Origin, bytes]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def frame(self, served: Served) -> bytes:
         """Answer the serialized CompileResponse with the header of ``served``."""
-        fixed = self._fixed.get(served.artifact)
-        if fixed is None:
-            fixed = _fixed_header(served.artifact).SerializeToString()
-            self._fixed[served.artifact] = fixed
-        header = types_pb2.ArtifactHeader(origin=ORIGINS[served.origin])
         if served.queue_time_s:
-            header.queue_time.CopyFrom(duration(served.queue_time_s))
-        body = fixed + header.SerializeToString()
-        return _HEADER_TAG + wire.varint(len(body)) + body
+            return _header_frame(served)
+        kept = self._kept.get(served.artifact)
+        if kept is None:
+            kept = self._kept[served.artifact] = {}
+        frame = kept.get(served.origin)
+        if frame is None:
+            frame = kept[served.origin] = _header_frame(served)
+        return frame
+
+
+def _header_frame(served: Served) -> bytes:
+    header = _fixed_header(served.artifact)
+    header.origin = ORIGINS[served.origin]
+    if served.queue_time_s:
+        header.queue_time.CopyFrom(duration(served.queue_time_s))
+    return module_service_pb2.CompileResponse(header=header).SerializeToString()
 
 
 def _fixed_header(artifact: Artifact) -> types_pb2.ArtifactHeader:
