@@ -13,7 +13,7 @@ from rich.console import Console
 from bench import compiles, hits, loads, stalls
 from bench.lab import BenchError
 from bench.machine import describe
-from bench.results import Row, as_json, print_table
+from bench.results import Row, as_json, markdown, print_table
 from bench.setting import Setting, setting
 
 MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
@@ -47,6 +47,8 @@ def main() -> int:
     seconds = time.monotonic() - started
     if options.json:
         print(json.dumps({"machine": describe(), "rows": [as_json(row) for row in rows]}, indent=1))
+    elif options.markdown:
+        print(f"{markdown(rows)}\n\n{describe()}; {seconds:.0f} s.")
     else:
         console = Console() if sys.stdout.isatty() else Console(width=160)
         print_table(rows, console)
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is missed")
     parser.add_argument(
         "--only", action="append", choices=list(MEASUREMENTS), help="one measurement; repeatable"

@@ -70,7 +70,7 @@ def show_table(console: Console, timings: Mapping[str, Timings], callers: int) -
     table.add_column("", style="green")
     for engine_id, each in timings.items():
         table.add_row(f"[bold]{engine_id}[/bold]", "compiled for this call", *_cells(each, "cold"))
-        shared = f"one compile for {callers} callers at once"
+        shared = f"{callers} callers, one compile"
         table.add_row("", shared, *_cells(each, "joined"))
         table.add_row("", "memory", *_cells(each, "memory"))
         table.add_row("", "Redis, after a restart", *_cells(each, "redis"))

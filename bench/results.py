@@ -12,6 +12,8 @@ from rich.table import Table
 
 from bench.timing import ratio, spread
 
+_SMALL = 0.1  # Below this two decimals say too little.
+
 
 @dataclass(frozen=True)
 class Row:
@@ -91,7 +93,7 @@ def table(rows: Sequence[Row]) -> Table:
             milliseconds(row.ours_s),
             row.against,
             milliseconds(row.yardstick_s),
-            f"{row.ratio:.2f}",
+            f"{row.ratio:.2g}" if row.ratio < _SMALL else f"{row.ratio:.2f}",
             f"{row.spread[0]:.2f} to {row.spread[1]:.2f}",
             _goal(row),
         )
@@ -104,6 +106,28 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     for row in rows:
         if row.note:
             console.print(f"  [dim]{row.group}, {row.what}: {row.note}[/dim]", highlight=False)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Answer the table for docs/performance.md."""
+    lines = [
+        "| | wasmkiln, ms | yardstick | ms | ratio | least to most | goal |",
+        "|---|--:|---|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        goal = f"≤ {row.goal:g}, {'met' if row.met else 'missed'}" if row.goal else ""
+        cells = (
+            f"{row.group}: {row.what}",
+            milliseconds(row.ours_s),
+            row.against,
+            milliseconds(row.yardstick_s),
+            f"{row.ratio:.3g}",
+            f"{row.spread[0]:.2f} to {row.spread[1]:.2f}",
+            goal,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"- {row.group}, {row.what}: {row.note}" for row in rows if row.note]
+    return "\n".join([*lines, "", *notes])
 
 
 def milliseconds(seconds: float) -> str:

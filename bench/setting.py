@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln.v1.module_service_pb2 import EngineCapabilities
@@ -68,8 +68,3 @@ def _targets(daemon: Daemon, engines: Mapping[str, InstalledEngine]) -> dict[str
 def _target(engine: InstalledEngine, served: EngineCapabilities) -> Target:
     host = next(target for target in served.targets if target.host)
     return Target(engine, host.triple, host.cpus[0])
-
-
-def with_daemon(given: Setting, daemon: Daemon) -> Setting:
-    """Answer the same with another daemon."""
-    return replace(given, daemon=daemon)
