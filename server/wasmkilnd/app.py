@@ -35,7 +35,7 @@ from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer
 from wasmkilnd.rpc.stats import stats_response
-from wasmkilnd.seal import DsseSealer, UnsharedSealer
+from wasmkilnd.seal import DsseSealer
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -197,14 +197,7 @@ class Daemon:
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
         log.info("signing artifacts", key_id=ring.signing.public.id, trusted_keys=len(ring.trusted))
-        sealer = DsseSealer(ring.signing.signer(), ring, self._version)
-        if not settings.redis_is_external or settings.keys_are_given or len(ring.trusted) > 1:
-            return sealer
-        log.warning(
-            "values in Redis are believed whoever signed them, as no keys are shared: set"
-            " WASMKILN_KEYS_DIR or WASMKILN_SIGNING_KEY to believe trusted keys only"
-        )
-        return UnsharedSealer(sealer)
+        return DsseSealer(ring.signing.signer(), ring, self._version)
 
     async def _start_engines(self) -> EngineRegistry:
         settings = self._settings

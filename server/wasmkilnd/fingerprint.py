@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from wasmkilnd.model import EngineIdentity
 
-# Part of every fingerprint: raise it when artifacts of the same engine, target,
-# cpu and settings stop being interchangeable for a reason of our own.
-CACHE_FORMAT = 1
+# Part of every fingerprint, and the version of stored values: raise it when the format of
+# values changes, or when artifacts of the same engine, target, cpu and settings stop being
+# interchangeable for a reason of our own. Daemons of both versions then share a Redis
+# without ever meeting each other's artifacts.
+CACHE_FORMAT = 2
 
 
 def fingerprint(

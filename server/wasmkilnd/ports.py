@@ -151,13 +151,17 @@ class Engines(Protocol):
         ...
 
 
-class Sealer(Protocol):
-    """Binds artifacts to their keys.
+STAMP_BYTES = 96
+"""A key's id (32 bytes) and its signature (64)."""
 
-    Safe for use from any thread, and never raises. ``verify`` is called on every
-    value from the shared tier before anything else looks at it, and never on one
-    from memory. It believes ``artifact.sha256``, which the tier has compared with
-    the bytes: nothing is hashed twice.
+
+class Sealer(Protocol):
+    """Binds artifacts to their keys, and stored values to those who stored them.
+
+    Safe for use from any thread, and never raises. The two checks are made of every
+    value from the shared tier before anything else looks at it, and never of one from
+    memory. ``verify`` believes ``artifact.sha256``, which the stamp vouches for: the
+    bytes are hashed once, as they are stored.
     """
 
     def seal(self, artifact: Artifact) -> Artifact:
@@ -166,6 +170,14 @@ class Sealer(Protocol):
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Answer None if the attestation vouches for ``artifact`` under ``key``, else why not."""
+        ...
+
+    def stamp(self, message: bytes) -> bytes:
+        """Answer ``STAMP_BYTES`` by which others know who vouches for ``message``."""
+        ...
+
+    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """Answer None if a trusted key's ``stamp`` vouches for ``message``, else why not."""
         ...
 
 

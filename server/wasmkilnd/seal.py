@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from wasmkiln.attestation import (
     MISMATCH,
     STRANGER,
@@ -23,10 +26,13 @@ from wasmkiln.attestation import (
 from wasmkiln.errors import AttestationInvalid
 
 from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
+from wasmkilnd.ports import STAMP_BYTES
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
     from wasmkiln.attestation import KeyLookup
+
+_KEY_ID_BYTES = 32
 
 _ADVICE = {
     UNSIGNED: "written by an older version, or by somebody else",
@@ -38,9 +44,8 @@ _ADVICE = {
 class DsseSealer:
     """Signs every artifact that is compiled here, and believes the trusted keys only.
 
-    All of a stored value is bound: what the claims hold, and beyond them the
-    compile time and a digest over imports and exports, so that not even those
-    can be changed by someone who computes the value's own digests anew.
+    An attestation binds what its claims hold, and beyond them the compile time and a
+    digest over imports and exports. A stamp binds whatever it is put on.
     """
 
     def __init__(
@@ -84,25 +89,23 @@ class DsseSealer:
             return Refusal(MISMATCH, "the attestation is about another compile time or other types")
         return None
 
+    def stamp(self, message: bytes) -> bytes:
+        """Answer the signing key's id and its signature of ``message``."""
+        signature = self._signer.sign(message)
+        return bytes.fromhex(signature.keyid) + bytes.fromhex(signature.signature)
 
-class UnsharedSealer:
-    """Signs like ``sealer``, and takes values that other keys signed, or none, on trust.
-
-    For a Redis of its own kind: one that several daemons may write to while no keys
-    were shared among them yet. What a trusted key signed has to fit all the same.
-    """
-
-    def __init__(self, sealer: DsseSealer) -> None:
-        self._sealer = sealer
-
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` with an envelope by the signing key."""
-        return self._sealer.seal(artifact)
-
-    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Answer why ``artifact`` is not what a trusted key signed, None if none speaks of it."""
-        refusal = self._sealer.verify(artifact, key)
-        return refusal if refusal and refusal.cause == MISMATCH else None
+    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """Answer why no trusted key vouches for ``message``, None if one does."""
+        key_id, signature = stamp[:_KEY_ID_BYTES].hex(), stamp[_KEY_ID_BYTES:]
+        key = self._trusted.get(key_id)
+        if key is None:
+            why = f"the value is signed by a key that is not trusted: {key_id}"
+            return Refusal(STRANGER, f"{why} ({_ADVICE[STRANGER]})")
+        try:
+            _public_key(key.raw).verify(signature, message)
+        except InvalidSignature:
+            return Refusal(MISMATCH, "the value's signature is not that of its key")
+        return None
 
 
 class NoSealer:
@@ -115,6 +118,19 @@ class NoSealer:
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Find nothing wrong."""
         return None
+
+    def stamp(self, message: bytes) -> bytes:
+        """Answer a stamp that says nothing."""
+        return bytes(STAMP_BYTES)
+
+    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """Find nothing wrong."""
+        return None
+
+
+@lru_cache(maxsize=256)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _claims(artifact: Artifact) -> Claims:

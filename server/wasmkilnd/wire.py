@@ -32,10 +32,13 @@ def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
     """Cut ``payload`` into serialized chunk messages; none for an empty one."""
     view = memoryview(payload)
     return tuple(
-        b"".join((_CHUNK_TAG, varint(len(chunk)), chunk))
-        for start in range(0, len(view), CHUNK_BYTES)
-        for chunk in (view[start : start + CHUNK_BYTES],)
+        frame(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)
     )
+
+
+def frame(chunk: bytes | memoryview) -> bytes:
+    """Serialize one chunk message."""
+    return b"".join((_CHUNK_TAG, varint(len(chunk)), chunk))
 
 
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:

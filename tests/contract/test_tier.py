@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from wasmkilnd.cache.connect import connect
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis import RedisTier
@@ -16,26 +16,14 @@ from wasmkilnd.model import EvictScope, Kind
 from wasmkilnd.ports import Tier
 from wasmkilnd.seal import NoSealer
 
+from tests.contract.notes import Notes
 from tests.contract.servers import KINDS, RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module, same
 
 
-class Recorder:
-    """Remembers rejected values."""
-
-    def __init__(self) -> None:
-        self.rejected: list[str] = []
-
-    def value_rejected(self, tier: str, cause: str) -> None:
-        self.rejected.append(cause)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
-def redis_tier(url: str, recorder: Recorder | None = None, timeout_s: float = 5) -> RedisTier:
-    client = connect(url, connect_timeout_s=timeout_s, timeout_s=timeout_s)
-    return RedisTier(client, NoSealer(), recorder or Recorder(), prefix="wasm:", ttl_s=100)
+def redis_tier(url: str, recorder: Notes | None = None, timeout_s: float = 5) -> RedisTier:
+    server = connect(url, connect_timeout_s=timeout_s, timeout_s=timeout_s)
+    return RedisTier(server, NoSealer(), recorder or Notes(), prefix="wasm:", ttl_s=100)
 
 
 @pytest.fixture(scope="module", params=["memory", *KINDS])
@@ -133,7 +121,7 @@ async def test_evicting_everything(tier: Tier) -> None:
 async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) -> None:
     with redis_server(binary_of(name), tmp_path) as running:
         tier = redis_tier(running.url)
-        client = connect(running.url)
+        client = Redis.from_url(running.url)
         await client.set("wasm:other", "kept")
         await client.set("theirs", "kept")
         await tier.put(artifact(1))
@@ -144,10 +132,10 @@ async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) 
 
 
 async def test_a_damaged_value_is_deleted_counted_and_a_miss(tmp_path: Path) -> None:
-    recorder = Recorder()
+    recorder = Notes()
     with redis_server(binary_of("valkey"), tmp_path) as running:
         tier = redis_tier(running.url, recorder)
-        client = connect(running.url)
+        client = Redis.from_url(running.url)
         one = artifact(1, 100_000)
         await tier.put(one)
         [name] = await client.keys()

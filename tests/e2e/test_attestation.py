@@ -16,15 +16,18 @@ import pytest
 import redis
 from wasmkiln import Artifact, AttestationInvalid, Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd import wire
-from wasmkilnd.cache.codec import decode_artifact, encode_artifact
+from wasmkilnd import model, wire
+from wasmkilnd.cache.codec import HEADER_OFFSET
 from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.keys.store import KeyStore
 from wasmkilnd.model import CacheKey
+from wasmkilnd.ports import STAMP_BYTES, Sealer
+from wasmkilnd.seal import NoSealer
 
 from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server
+from tests.contract.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import ROOT, Daemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled
@@ -58,12 +61,16 @@ def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_
     with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
         good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
         settled(client)
+    ours = KeyStore(tmp_path / "keys").signing_key()
+    assert ours
+    thief, stranger = sealer(ours), sealer(PrivateKey.generate())
     key = CacheKey(good.header.module_sha256, good.header.fingerprint)
     name = f"wasm:compiled:{{{key.module_sha256}}}:{key.fingerprint}"
     with redis.Redis.from_url(valkey) as direct:
-        stored = direct.get(name)
-        assert isinstance(stored, bytes)
-        real = decode_artifact(stored, key)
+        value = direct.get(name)
+        assert isinstance(value, bytes)
+        real, _ = read({name.encode(): value}, key, thief)
+        assert isinstance(real, model.Artifact)
         # Native code of another module, which every engine would run, under this key.
         code = other.bytes
         evil = replace(
@@ -72,26 +79,43 @@ def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_
             size_bytes=len(code),
             frames=wire.to_frames(code),
         )
-        attacks = {
-            "unsigned": replace(evil, attestation=b""),
-            "stranger": sealer(PrivateKey.generate()).seal(evil),
-            "mismatch": evil,  # with the envelope of what was there
-            "borrowed": replace(evil, attestation=other.header.attestation),
-        }
+        borrowed = replace(evil, attestation=other.header.attestation)
+        attacks: list[tuple[Sealer, model.Artifact]] = [
+            # By somebody who has no key of the fleet:
+            (stranger, stranger.seal(evil)),
+            (NoSealer(), evil),
+            (Borrowed(value), evil),
+            # And what would be left of one who could have stamps made, but no attestations:
+            (thief, replace(evil, attestation=b"")),
+            (thief, stranger.seal(evil)),
+            (thief, evil),
+            (thief, borrowed),
+        ]
         with (
             Daemon(fresh_state(tmp_path / "b"), environ=environ) as two,
             two.client(trusted_keys=public_key(tmp_path / "b")) as client,
         ):
-            for attack in attacks.values():
-                direct.set(name, b"".join(encode_artifact(attack)))
+            for stamper, attack in attacks:
+                [forged] = stored(attack, stamper).values()
+                direct.set(name, forged)
                 client.evict(module_sha256=key.module_sha256, tier="memory")
                 again = client.compile(wasm.adder(1))
                 assert again.header.origin == COMPILED
                 assert again.bytes == good.bytes
                 settled(client)
-            assert rejected(two) == {"unsigned": 1, "stranger": 1, "mismatch": 2}
+            assert rejected(two) == {"unsigned": 1, "stranger": 3, "mismatch": 3}
             client.evict(module_sha256=key.module_sha256, tier="memory")
             assert client.compile(wasm.adder(1)).header.origin == REDIS
+
+
+class Borrowed(NoSealer):
+    """Puts the stamp of another value on its own."""
+
+    def __init__(self, value: bytes) -> None:
+        self._stamp = value[HEADER_OFFSET - STAMP_BYTES : HEADER_OFFSET]
+
+    def stamp(self, message: bytes) -> bytes:
+        return self._stamp
 
 
 def origin_for_another(
@@ -117,19 +141,18 @@ def test_daemons_with_different_keys_do_not_believe_each_other(valkey: str, tmp_
     one, two = ({"WASMKILN_KEYS_DIR": str(tmp_path / name / "keys")} for name in ("one", "two"))
     origin, log, counted = origin_for_another(one, two, tmp_path, valkey)
     assert origin == COMPILED
-    assert counted == {"stranger": 2}
+    assert counted == {"stranger": 4}  # artifacts, and then the modules
     [line] = [line for line in log.splitlines() if "stored value rejected" in line]  # once
     stranger = KeyStore(tmp_path / "one" / "keys").ensure().public
     assert stranger.id in line
     assert "WASMKILN_KEYS_DIR" in line
 
 
-def test_until_keys_are_shared_a_redis_is_believed_and_that_is_told(
-    valkey: str, tmp_path: Path
-) -> None:
+def test_daemons_that_were_told_of_no_keys_do_not_either(valkey: str, tmp_path: Path) -> None:
     origin, log, counted = origin_for_another({}, {}, tmp_path, valkey)
-    assert (origin, counted) == (REDIS, {})
-    assert "believed whoever signed them" in log
+    assert origin == COMPILED
+    assert set(counted) == {"stranger"}
+    assert "WASMKILN_SIGNING_KEY" in log
 
 
 def test_daemons_that_share_a_key_directory_do(valkey: str, tmp_path: Path) -> None:

@@ -13,10 +13,7 @@ import pytest
 import redis
 from wasmkiln import Client, ModuleNotLoaded
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.cache.codec import decode_artifact
 from wasmkilnd.engines.store import EngineStore
-from wasmkilnd.model import CacheKey
-from wasmkilnd.wire import payload_of
 
 from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
@@ -108,10 +105,10 @@ def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_u
                 near = next(t for t in client.stats().tiers if t.tier == "redis")
                 assert near.errors == 1
                 settled(client)
-            mended = direct.get(mine)
-            assert isinstance(mended, bytes)
-            key = CacheKey(good.header.module_sha256, good.header.fingerprint)
-            assert payload_of(decode_artifact(mended, key).frames) == good.bytes
+                client.evict(module_sha256=good.header.module_sha256, tier="memory")
+                mended = client.compile(good.header.module_sha256)
+                assert mended.header.origin == REDIS
+                assert mended.bytes == good.bytes
 
 
 def test_the_embedded_server_survives_a_restart(state_dir: Path) -> None:

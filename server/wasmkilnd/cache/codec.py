@@ -1,168 +1,168 @@
-"""The format of a stored value, version 1.
+"""The format of a stored value, version 2.
 
 ======  =====  ==================================================================
 offset  bytes  what
 ======  =====  ==================================================================
 0       4      the magic ``WKLN``
-4       1      the format's version, 1
-5       1      the codec of the payload: 0 is as it is
-6       4      the header's length, big-endian
-10      32     SHA-256 of the ten bytes before and of the header
-42      ...    the header: JSON, see :mod:`wasmkilnd.cache.headers`
-...     ...    the payload: an artifact's native code, or a module
+4       1      the format's version, 2
+5       4      the header's length, big-endian
+9       32     SHA-256 of the nine bytes before and of the header
+41      96     the stamp: a key's id (32 bytes) and its Ed25519 signature (64)
+               over that digest
+137     ...    the header: JSON, see :mod:`wasmkilnd.cache.headers`
+...     ...    the payload's first piece; the others have keys of their own
 ======  =====  ==================================================================
 
-Nothing is believed before it was checked, in the order of the bytes: magic,
-version and codec, bounds, the header's digest, its shape, that it belongs to
-the key asked for, and then the payload's length and digest. The two digests
-together cover every byte, so whatever is damaged is found; against someone who
-computes them anew there is the attestation, which is the next check.
+All but the last is the head. The header says size and digest of every piece, see
+:mod:`wasmkilnd.cache.pieces`, so the stamp vouches for the whole value. Nothing is
+believed before it was checked, in this order: magic, version, bounds, the digest (which
+tells damage from forgery), the stamp, the header's shape, that it belongs to the key asked
+for, the attestation, and then each piece before it is decompressed.
+
+The format's version is part of every fingerprint, so that daemons with different formats
+have different artifacts. Modules they share: one in another format is left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from wasmkilnd.cache import headers
+from wasmkilnd.cache.pieces import Body
 from wasmkilnd.cache.rejected import Cause, ValueRejected
-from wasmkilnd.model import Artifact, CacheKey, Kind, Module
-from wasmkilnd.wire import payload_views, to_frames
+from wasmkilnd.fingerprint import CACHE_FORMAT
+from wasmkilnd.model import Artifact, CacheKey, Kind, Module, Refusal
+from wasmkilnd.ports import STAMP_BYTES
+
+V = TypeVar("V", Artifact, Module)
 
 MAGIC = b"WKLN"
-FORMAT_VERSION = 1
-RAW = 0
 
-_START = struct.Struct(">4sBBI")
+_START = struct.Struct(">4sBI")
 _DIGEST_BYTES = 32
-HEADER_OFFSET = _START.size + _DIGEST_BYTES
+HEADER_OFFSET = _START.size + _DIGEST_BYTES + STAMP_BYTES
 
 # Imports and exports are cut at 256 KiB of text (types.proto), which JSON can
 # make six times as long; all else together is a few KiB.
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 
+# What a stamp is over, so that no signature of another purpose can be taken for one.
+_PURPOSE = b"wasmkiln stored value\0"
+
 # The layer field of a component's preamble, see admission.
 _PREAMBLE = b"\0asm"
 _COMPONENT_LAYER = b"\x01\0"
 
-Piece = bytes | memoryview
+Stamp = Callable[[bytes], bytes]
+"""Signs a message."""
+CheckStamp = Callable[[bytes, bytes], Refusal | None]
+"""Answers why a stamp does not vouch for a message, None if it does."""
 
 
-def encode_artifact(artifact: Artifact) -> list[Piece]:
-    """Answer the value in pieces, which share the artifact's memory: nothing is copied."""
-    header = headers.write_artifact_header(artifact)
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[V]):
+    """A value whose head was verified, and whose pieces were not looked at yet."""
+
+    what: V
+    """The artifact or module; without its bytes."""
+    body: Body
+    first: memoryview
+    """What follows the head: the first piece, if there is any."""
+
+
+def write_artifact_head(artifact: Artifact, body: Body, stamp: Stamp) -> bytes:
+    """Answer the head of ``artifact``'s value; without its types where they are too long."""
+    header = headers.write_artifact_header(artifact, body)
     if len(header) > MAX_HEADER_BYTES:
-        header = headers.write_artifact_header(artifact, with_types=False)
-    return [_start_of(header) + header, *payload_views(artifact.frames)]
+        header = headers.write_artifact_header(artifact, body, with_types=False)
+    return _head(header, stamp)
 
 
-def encode_module(module: Module) -> list[Piece]:
-    """Answer the value in pieces, of which the last is the module's own bytes."""
-    header = headers.write_module_header(module)
-    return [_start_of(header) + header, module.wasm]
+def write_module_head(module: Module, body: Body, stamp: Stamp) -> bytes:
+    """Answer the head of ``module``'s value."""
+    return _head(headers.write_module_header(module, body), stamp)
 
 
-def decode_artifact(value: bytes, key: CacheKey) -> Artifact:
-    """Verify ``value``, which was read from under ``key``, and answer what it holds.
+def open_artifact(value: bytes, key: CacheKey, check: CheckStamp) -> Opened[Artifact]:
+    """Verify the head of ``value``, which was read from under ``key``.
 
-    Raises ValueRejected, and nothing else, whatever the bytes. The attestation
-    is not looked at.
+    The artifact has no frames yet; its attestation is not looked at. Raises
+    ValueRejected, and nothing else, whatever the bytes.
     """
-    end = header_end(value)
-    header = headers.read_artifact_header(_header_of(value, end))
-    if header.key != key:
+    end = head_end(value)
+    artifact, body = headers.read_artifact_header(_header_of(value, end, check))
+    if artifact.key != key:
         raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-    payload = _payload_of(value, end, header.size_bytes, header.sha256)
-    return Artifact(
-        module_sha256=key.module_sha256,
-        kind=header.kind,
-        spec=header.spec,
-        sha256=header.sha256,
-        size_bytes=header.size_bytes,
-        frames=to_frames(payload),
-        compile_time_s=header.compile_time_s,
-        imports=header.imports,
-        exports=header.exports,
-        types_truncated=header.types_truncated,
-        attestation=header.attestation,
-    )
+    return _opened(artifact, body, value, end)
 
 
-def decode_module(value: bytes, sha256: str) -> Module:
-    """Verify ``value``, which was read as the module ``sha256``, and answer the module.
+def open_module(value: bytes, sha256: str, check: CheckStamp) -> Opened[Module]:
+    """Verify the head of ``value``, which was read as the module ``sha256``.
 
-    Raises ValueRejected, and nothing else, whatever the bytes.
+    The module has no bytes yet. Raises ValueRejected, and nothing else, whatever the bytes.
     """
-    end = header_end(value)
-    header = headers.read_module_header(_header_of(value, end))
-    if header.sha256 != sha256:
+    end = head_end(value)
+    module, body = headers.read_module_header(_header_of(value, end, check))
+    if module.sha256 != sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
-    wasm = bytes(_payload_of(value, end, header.size_bytes, sha256))
-    is_component = wasm[6:8] == _COMPONENT_LAYER
-    if wasm.startswith(_PREAMBLE) and is_component != (header.kind is Kind.COMPONENT):
+    return _opened(module, body, value, end)
+
+
+def check_module(module: Module) -> Module:
+    """Answer ``module``, now with its bytes, if they are it. Raises ValueRejected."""
+    if hashlib.sha256(module.wasm).hexdigest() != module.sha256:
+        raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
+    is_component = module.wasm[6:8] == _COMPONENT_LAYER
+    if module.wasm.startswith(_PREAMBLE) and is_component != (module.kind is Kind.COMPONENT):
         raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
-    return Module(sha256, header.kind, wasm)
+    return module
 
 
-def header_end(start: bytes) -> int:
-    """Answer at which offset a value's header ends, given at least its first 42 bytes.
+def head_end(start: bytes) -> int:
+    """Answer at which offset a value's head ends, given at least its first 9 bytes.
 
     Raises ValueRejected.
     """
-    if len(start) < HEADER_OFFSET:
+    if len(start) < _START.size:
         cause = Cause.TRUNCATED if MAGIC.startswith(start[:4]) else Cause.FORMAT
         raise ValueRejected(cause, f"the value has {len(start)} bytes")
-    magic, version, codec, header_bytes = _START.unpack_from(start)
+    magic, version, header_bytes = _START.unpack_from(start)
     if magic != MAGIC:
         raise ValueRejected(Cause.FORMAT, "the value has another magic")
-    if version != FORMAT_VERSION:
+    if version != CACHE_FORMAT:
         raise ValueRejected(Cause.VERSION, f"the value has format version {version}")
-    if codec != RAW:
-        raise ValueRejected(Cause.VERSION, f"the value has codec {codec}")
     if header_bytes > MAX_HEADER_BYTES:
         raise ValueRejected(Cause.FORMAT, f"the value has a header of {header_bytes} bytes")
     return HEADER_OFFSET + int(header_bytes)
 
 
-def engine_of(start: bytes) -> str:
-    """Answer the engine id of the artifact whose value begins with ``start``, header included.
-
-    Raises ValueRejected.
-    """
-    return headers.read_artifact_header(_header_of(start, header_end(start))).spec.engine.id
-
-
-def kind_of(start: bytes) -> Kind:
-    """Answer the kind of module that the artifact whose value begins so was made from.
-
-    Raises ValueRejected.
-    """
-    return headers.read_artifact_header(_header_of(start, header_end(start))).kind
+def _opened(what: V, body: Body, value: bytes, end: int) -> Opened[V]:
+    body.check()
+    first = memoryview(value)[end:]
+    if first and not body.pieces:
+        raise ValueRejected(Cause.FORMAT, "the value is longer than its header says")
+    return Opened(what, body, first)
 
 
-def _start_of(header: bytes) -> bytes:
-    start = _START.pack(MAGIC, FORMAT_VERSION, RAW, len(header))
-    return start + hashlib.sha256(start + header).digest()
+def _head(header: bytes, stamp: Stamp) -> bytes:
+    start = _START.pack(MAGIC, CACHE_FORMAT, len(header))
+    digest = hashlib.sha256(start + header).digest()
+    return b"".join((start, digest, stamp(_PURPOSE + digest), header))
 
 
-def _header_of(value: bytes, end: int) -> bytes:
+def _header_of(value: bytes, end: int, check: CheckStamp) -> bytes:
     header = value[HEADER_OFFSET:end]
     if len(header) < end - HEADER_OFFSET:
         raise ValueRejected(Cause.TRUNCATED, "the header is cut off")
     digest = hashlib.sha256(value[: _START.size] + header).digest()
-    if digest != value[_START.size : HEADER_OFFSET]:
+    stamp_at = _START.size + _DIGEST_BYTES
+    if digest != value[_START.size : stamp_at]:
         raise ValueRejected(Cause.DIGEST, "the header is damaged")
+    refusal = check(_PURPOSE + digest, value[stamp_at:HEADER_OFFSET])
+    if refusal:
+        raise ValueRejected(Cause(refusal.cause), refusal.why)
     return header
-
-
-def _payload_of(value: bytes, end: int, size_bytes: int, sha256: str) -> memoryview:
-    payload = memoryview(value)[end:]
-    if len(payload) < size_bytes:
-        raise ValueRejected(
-            Cause.TRUNCATED, f"the payload has {len(payload)} of {size_bytes} bytes"
-        )
-    if len(payload) > size_bytes:
-        raise ValueRejected(Cause.FORMAT, "the payload is longer than the header says")
-    if hashlib.sha256(payload).hexdigest() != sha256:
-        raise ValueRejected(Cause.DIGEST, "the payload is damaged")
-    return payload

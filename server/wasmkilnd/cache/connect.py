@@ -11,6 +11,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
+from wasmkilnd.cache.server import SingleServer
+
 CLIENT_NAME = "wasmkiln"
 
 # Large reads take half the time of redis-py's default of 32 KiB (docs/performance.md).
@@ -35,8 +37,8 @@ class BadRedisUrl(ValueError):  # noqa: N818 - reads as what it is
 
 def connect(
     url: str, *, connect_timeout_s: float = 1.0, timeout_s: float = 10.0, ca_file: str = ""
-) -> Redis:
-    """Answer a client for ``url``, which connects when it is first used.
+) -> SingleServer:
+    """Answer the server at ``url``, to which it connects when it is first used.
 
     ``redis://``, ``rediss://`` (``ca_file`` is trusted instead of the system's
     authorities) and ``unix://``, each with user, password and database.
@@ -66,7 +68,7 @@ def connect(
             "the Redis URL is malformed: expected redis://[user:password@]host[:port][/db]"
             " with / @ : # ? in user and password percent-encoded"
         ) from None
-    return Redis.from_pool(pool)
+    return SingleServer(Redis.from_pool(pool))
 
 
 def masked(url: str) -> str:

@@ -11,14 +11,13 @@ import binascii
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from wasmkilnd.cache.pieces import Body, Piece
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.model import (
     SHA256_HEX,
     Artifact,
-    CacheKey,
     CompileSpec,
     EngineIdentity,
     ExternType,
@@ -30,37 +29,13 @@ _ARTIFACT = "artifact"
 _MODULE = "module"
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactHeader:
-    """All of an artifact but its bytes."""
-
-    key: CacheKey
-    kind: Kind
-    spec: CompileSpec
-    sha256: str
-    size_bytes: int
-    compile_time_s: float
-    imports: tuple[ExternType, ...]
-    exports: tuple[ExternType, ...]
-    types_truncated: bool
-    attestation: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleHeader:
-    """All of a module but its bytes."""
-
-    sha256: str
-    kind: Kind
-    size_bytes: int
-
-
-def write_artifact_header(artifact: Artifact, with_types: bool = True) -> bytes:
+def write_artifact_header(artifact: Artifact, body: Body, with_types: bool = True) -> bytes:
     """Serialize all of ``artifact`` but its frames; without its types if so wished."""
     spec = artifact.spec
     return _dump(
         {
             "attestation": base64.b64encode(artifact.attestation).decode(),
+            "body": _body(body),
             "changed_settings": dict(spec.changed_settings),
             "compile_time_s": float(artifact.compile_time_s),
             "cpu": spec.cpu,
@@ -76,7 +51,6 @@ def write_artifact_header(artifact: Artifact, with_types: bool = True) -> bytes:
             "kind": artifact.kind.value,
             "settings": dict(spec.settings),
             "sha256": artifact.sha256,
-            "size": artifact.size_bytes,
             "target": spec.target,
             "types_truncated": artifact.types_truncated or not with_types,
             "what": _ARTIFACT,
@@ -84,26 +58,29 @@ def write_artifact_header(artifact: Artifact, with_types: bool = True) -> bytes:
     )
 
 
-def write_module_header(module: Module) -> bytes:
+def write_module_header(module: Module, body: Body) -> bytes:
     """Serialize all of ``module`` but its bytes."""
     return _dump(
         {
+            "body": _body(body),
             "kind": module.kind.value,
             "sha256": module.sha256,
-            "size": len(module.wasm),
             "what": _MODULE,
         }
     )
 
 
-def read_artifact_header(header: bytes) -> ArtifactHeader:
-    """Read what :func:`write_artifact_header` wrote. Raises ValueRejected, and nothing else."""
+def read_artifact_header(header: bytes) -> tuple[Artifact, Body]:
+    """Read what :func:`write_artifact_header` wrote; the artifact has no frames.
+
+    Raises ValueRejected, and nothing else.
+    """
     fields = _Fields.parse(header, _ARTIFACT)
     engine = fields.inner("engine")
     key = fields.inner("key")
-    fingerprint = key.text("fingerprint")
-    read = ArtifactHeader(
-        key=CacheKey(key.text("module"), fingerprint),
+    body = fields.body("body")
+    artifact = Artifact(
+        module_sha256=key.text("module"),
         kind=fields.kind("kind"),
         spec=CompileSpec(
             engine=EngineIdentity(
@@ -116,10 +93,11 @@ def read_artifact_header(header: bytes) -> ArtifactHeader:
             cpu=fields.text("cpu"),
             settings=fields.texts("settings"),
             changed_settings=fields.texts("changed_settings"),
-            fingerprint=fingerprint,
+            fingerprint=key.text("fingerprint"),
         ),
         sha256=fields.digest("sha256"),
-        size_bytes=fields.whole("size"),
+        size_bytes=body.size_bytes,
+        frames=(),
         compile_time_s=fields.seconds("compile_time_s"),
         imports=fields.externs("imports"),
         exports=fields.externs("exports"),
@@ -128,15 +106,27 @@ def read_artifact_header(header: bytes) -> ArtifactHeader:
     )
     for part in (engine, key, fields):
         part.finish()
-    return read
+    return artifact, body
 
 
-def read_module_header(header: bytes) -> ModuleHeader:
-    """Read what :func:`write_module_header` wrote. Raises ValueRejected, and nothing else."""
+def read_module_header(header: bytes) -> tuple[Module, Body]:
+    """Read what :func:`write_module_header` wrote; the module has no bytes.
+
+    Raises ValueRejected, and nothing else.
+    """
     fields = _Fields.parse(header, _MODULE)
-    read = ModuleHeader(fields.digest("sha256"), fields.kind("kind"), fields.whole("size"))
+    body = fields.body("body")
+    read = Module(fields.digest("sha256"), fields.kind("kind"), b"")
     fields.finish()
-    return read
+    return read, body
+
+
+def _body(body: Body) -> dict[str, object]:
+    return {
+        "codec": body.codec,
+        "pieces": [[piece.size_bytes, piece.sha256] for piece in body.pieces],
+        "size": body.size_bytes,
+    }
 
 
 def _rows(externs: Sequence[ExternType]) -> list[list[str]]:
@@ -163,6 +153,10 @@ def _is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 class _Fields:
@@ -212,7 +206,7 @@ class _Fields:
             raise _malformed(name) from error
 
     def whole(self, name: str) -> int:
-        return int(self._take(name, int, lambda value: 0 <= value < 1 << 63))
+        return int(self._take(name, int, _is_size))
 
     def seconds(self, name: str) -> float:
         return float(self._take(name, float, lambda value: math.isfinite(value) and value >= 0))
@@ -234,6 +228,20 @@ class _Fields:
                 raise _malformed(name)
             externs.append(ExternType(*row))
         return tuple(externs)
+
+    def body(self, name: str) -> Body:
+        fields = self.inner(name)
+        rows: list[object] = fields._take("pieces", list)
+        pieces = []
+        for row in rows:
+            if type(row) is not list or len(row) != 2 or not _is_size(row[0]):
+                raise _malformed("pieces")
+            if type(row[1]) is not str or not SHA256_HEX.fullmatch(row[1]):
+                raise _malformed("pieces")
+            pieces.append(Piece(*row))
+        body = Body(fields.text("codec"), fields.whole("size"), tuple(pieces))
+        fields.finish()
+        return body
 
     def octets(self, name: str) -> bytes:
         try:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
-from redis.asyncio import Redis
 
 from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
+from wasmkilnd.cache.codec import Opened
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.pieces import Body, Piece, codec_for, cut, pack
 from wasmkilnd.cache.rejected import Cause, ValueRejected
+from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.sweep import kind_at, sweep
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
@@ -27,7 +31,9 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
+T = TypeVar("T")
 V = TypeVar("V", Artifact, Module)
 
 DEFAULT_PREFIX = "wasm:"
@@ -35,6 +41,11 @@ DEFAULT_TTL_S = 7 * 24 * 3600
 
 # Below this, handing a value to a thread costs more than checking it.
 _INLINE_BYTES = 64 * 1024
+# 2 MiB of an artifact that compresses as most do: other clients of the server wait for
+# one batch at most (docs/performance.md).
+_PIECES_AT_ONCE = 8
+_LEAST_BYTES_PER_S = 32 * 1024 * 1024
+_PARTS_OUTLIVE_S = 3600
 _LOOK_EVERY_S = 5.0
 _HELD_BATCH = 1000
 _ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
@@ -54,7 +65,7 @@ class RedisTier:
 
     def __init__(
         self,
-        client: Redis,
+        server: RedisServer,
         sealer: Sealer,
         recorder: Recorder,
         *,
@@ -64,13 +75,13 @@ class RedisTier:
         first_wait_s: float = 0.25,
         longest_wait_s: float = 10.0,
     ) -> None:
-        """Store through ``client``, which this tier owns from now on.
+        """Store on ``server``, which this tier owns from now on.
 
         ``timeout_s`` bounds each look-up as a whole; the waits are the breaker's,
         from one question whether a silent server is back to the next.
         """
         self._link = RedisLink(
-            client,
+            server,
             timeout_s=timeout_s,
             first_wait_s=first_wait_s,
             longest_wait_s=longest_wait_s,
@@ -99,20 +110,44 @@ class RedisTier:
 
     async def get(self, key: CacheKey) -> Artifact | None:
         """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
-        return await self._read(self._names.artifact(key), lambda value: self._open(value, key))
+        return await self._read(
+            self._names.artifact(key),
+            lambda value: self._open_artifact(value, key),
+            lambda digest: self._names.artifact_part(key, digest),
+            _with_frames,
+        )
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact`` for the time to live. Raises TierUnavailable."""
-        await self._write(self._names.artifact(artifact.key), codec.encode_artifact(artifact))
+        await self._write(
+            self._names.artifact(artifact.key),
+            payload_views(artifact.frames),
+            lambda digest: self._names.artifact_part(artifact.key, digest),
+            lambda body: codec.write_artifact_head(artifact, body, self._sealer.stamp),
+        )
 
     async def get_module(self, sha256: str) -> Module | None:
         """Answer the module with this digest, verified. Raises TierUnavailable."""
-        name = self._names.module(sha256)
-        return await self._read(name, lambda value: codec.decode_module(value, sha256))
+        return await self._read(
+            self._names.module(sha256),
+            lambda value: codec.open_module(value, sha256, self._sealer.check_stamp),
+            lambda digest: self._names.module_part(sha256, digest),
+            _with_bytes,
+        )
 
     async def put_module(self, module: Module) -> None:
-        """Store ``module`` for the time to live. Raises TierUnavailable."""
-        await self._write(self._names.module(module.sha256), codec.encode_module(module))
+        """Store ``module`` for the time to live. Raises TierUnavailable.
+
+        One that is there already stays as it is, for that time: a daemon with another
+        format may have stored it, and neither is to undo the other's work.
+        """
+        await self._write(
+            self._names.module(module.sha256),
+            cut(module.wasm),
+            lambda digest: self._names.module_part(module.sha256, digest),
+            lambda body: codec.write_module_head(module, body, self._sealer.stamp),
+            only_new=True,
+        )
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` are stored; whether they verify shows when they are read."""
@@ -125,7 +160,7 @@ class RedisTier:
 
     async def kind_of(self, key: CacheKey) -> Kind | None:
         """Answer the kind of module behind an artifact: its header is read, and no more."""
-        return await kind_at(self._link, self._names.artifact(key))
+        return await kind_at(self._link, self._names, key, self._sealer.check_stamp)
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete all in ``scope`` under the prefix. Takes time linear in the server's keys."""
@@ -142,37 +177,71 @@ class RedisTier:
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._link.close()
 
-    def _open(self, value: bytes, key: CacheKey) -> Artifact:
-        artifact = codec.decode_artifact(value, key)
+    def _open_artifact(self, value: bytes, key: CacheKey) -> Opened[Artifact]:
+        opened = codec.open_artifact(value, key, self._sealer.check_stamp)
         try:
-            refusal = self._sealer.verify(artifact, key)
+            refusal = self._sealer.verify(opened.what, key)
         except Exception as error:
             # An envelope that its reader trips over is vouched for by nobody.
             why = f"the attestation cannot be read ({type(error).__name__})"
             raise ValueRejected(Cause.MISMATCH, why) from None
         if refusal:
             raise ValueRejected(Cause(refusal.cause), refusal.why)
-        return artifact
+        return opened
 
-    async def _read(self, name: bytes, decode: Callable[[bytes], V]) -> V | None:
+    async def _read(
+        self,
+        name: bytes,
+        open_head: Callable[[bytes], Opened[V]],
+        part_name: Callable[[str], bytes],
+        complete: Callable[[V, list[bytes]], V],
+    ) -> V | None:
         value = await self._link.get(name)
         if value is None:
             return None
+        parts: list[bytes] = []
         try:
-            if len(value) < _INLINE_BYTES:
-                return decode(value)
-            return await asyncio.to_thread(decode, value)
+            opened = await _off_loop(len(value), open_head, value)
+            parts = [part_name(piece.sha256) for piece in opened.body.pieces[1:]]
+            raw = await self._unpacked(opened, parts)
+            return await _off_loop(opened.body.size_bytes, complete, opened.what, raw)
         except ValueRejected as rejected:
-            await self._discard(name, rejected)
+            await self._discard(name, parts, rejected)
             return None
 
-    async def _discard(self, name: bytes, rejected: ValueRejected) -> None:
+    async def _unpacked(self, opened: Opened[V], parts: Sequence[bytes]) -> list[bytes]:
+        """Answer a value's pieces: some are checked and unpacked while the next are read."""
+        body = opened.body
+        # As long as one answer may take, and beyond it what a slow line needs for the bytes.
+        deadline = time.monotonic() + self._link.timeout_s + body.stored_bytes / _LEAST_BYTES_PER_S
+        at_hand: Sequence[bytes | memoryview | None] = [opened.first] if body.pieces else []
+        unpacked: list[bytes] = []
+        for start in range(0, len(parts), _PIECES_AT_ONCE):
+            left_s = max(0.0, deadline - time.monotonic())
+            more, at_hand = await asyncio.gather(
+                self._unpack(body, len(unpacked), at_hand),
+                self._link.get_all(
+                    parts[start : start + _PIECES_AT_ONCE], min(self._link.timeout_s, left_s)
+                ),
+            )
+            unpacked += more
+        return unpacked + await self._unpack(body, len(unpacked), at_hand)
+
+    async def _unpack(
+        self, body: Body, first: int, stored: Sequence[bytes | memoryview | None]
+    ) -> list[bytes]:
+        size_bytes = sum(len(piece) for piece in stored if piece is not None)
+        return await _off_loop(size_bytes, body.unpack, first, stored)
+
+    async def _discard(self, name: bytes, parts: Sequence[bytes], rejected: ValueRejected) -> None:
         cause = rejected.cause.value
         self._recorder.value_rejected(self.name, cause)
         tell = _log.debug if self._was_told(rejected) else _log.warning
         tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
+        if rejected.cause is Cause.VERSION and self._names.is_module(name):
+            return  # It may be good to the daemons that stored it.
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
-            await self._link.delete([name])
+            await self._link.delete([name, *parts])
 
     def _was_told(self, rejected: ValueRejected) -> bool:
         """Whether the same was logged before: a fleet with two keys has it at every value."""
@@ -183,9 +252,34 @@ class RedisTier:
             return False
         return True
 
-    async def _write(self, name: bytes, pieces: Sequence[codec.Piece]) -> None:
+    async def _write(
+        self,
+        name: bytes,
+        payload: Sequence[memoryview],
+        part_name: Callable[[str], bytes],
+        write_head: Callable[[Body], bytes],
+        *,
+        only_new: bool = False,
+    ) -> None:
+        """Store all pieces but the first under names of their own, then the value itself.
+
+        So a value is never there before its pieces; they outlive it a little.
+        """
+        chosen = await _off_loop(len(payload) * CHUNK_BYTES, codec_for, payload)
+        pieces: list[Piece] = []
+        first = b""
         try:
-            await self._link.set(name, pieces, self._ttl_s)
+            for raw in payload:
+                stored, piece = await _off_loop(len(raw), pack, chosen, raw)
+                if pieces:
+                    await self._link.set(
+                        part_name(piece.sha256), stored, self._ttl_s + _PARTS_OUTLIVE_S
+                    )
+                else:
+                    first = stored
+                pieces.append(piece)
+            body = Body(chosen, sum(len(raw) for raw in payload), tuple(pieces))
+            await self._link.set(name, write_head(body) + first, self._ttl_s, only_new=only_new)
         except TierUnavailable as refusal:
             if not self.breaker.open and not self.write_refusal:
                 # Full, or read-only after a failover: told once, not for each write.
@@ -205,3 +299,18 @@ class RedisTier:
         # If the server is down, the breaker said so, and goes on asking by itself.
         with contextlib.suppress(TierUnavailable):
             self._usage = await self._link.usage()
+
+
+async def _off_loop(size_bytes: int, work: Callable[..., T], *args: Any) -> T:
+    """Do ``work``, which takes as long as its ``size_bytes``, where it holds nobody up."""
+    if size_bytes < _INLINE_BYTES:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
+
+
+def _with_frames(artifact: Artifact, raw: list[bytes]) -> Artifact:
+    return dataclasses.replace(artifact, frames=tuple(map(frame, raw)))
+
+
+def _with_bytes(module: Module, raw: list[bytes]) -> Module:
+    return codec.check_module(dataclasses.replace(module, wasm=b"".join(raw)))

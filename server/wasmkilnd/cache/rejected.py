@@ -14,6 +14,8 @@ class Cause(Enum):
     """Written in a format of another version, or with an unknown codec."""
     TRUNCATED = "truncated"
     """Shorter than it says itself."""
+    INCOMPLETE = "incomplete"
+    """A piece of it is gone: the server made room, or somebody deleted it."""
     WRONG_KEY = "wrong_key"
     """Made for another key than the one that it was read from."""
     DIGEST = "digest"

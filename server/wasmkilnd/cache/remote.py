@@ -139,11 +139,11 @@ async def _with(
     embedded: EmbeddedServer | None,
 ) -> RemoteTier:
     try:
-        client = connect(url, connect_timeout_s=options.timeout_s, timeout_s=options.timeout_s)
+        server = connect(url, connect_timeout_s=options.timeout_s, timeout_s=options.timeout_s)
     except BadRedisUrl as failure:
         raise CannotOpenRemote(f"WASMKILN_REDIS_URL: {failure}") from None
     redis = RedisTier(
-        client,
+        server,
         sealer,
         recorder,
         prefix=options.prefix,

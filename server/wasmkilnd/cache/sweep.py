@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
-from wasmkilnd.cache.codec import HEADER_OFFSET, engine_of, header_end, kind_of
+from wasmkilnd.cache.codec import CheckStamp, head_end, open_artifact
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.model import Evicted, EvictScope, Kind
+from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 
 # Holds the header of nearly every artifact; whole values are never read.
 _BEGINNING_BYTES = 4096
@@ -19,35 +20,46 @@ async def sweep(link: RedisLink, names: KeyNames, scope: EvictScope) -> Evicted:
     """Delete all in ``scope``: only keys of ours, by SCAN, in batches. Raises TierUnavailable."""
     if scope.module_sha256:
         gone = await _delete(link, names, [names.module(scope.module_sha256)])
-        pattern = names.artifacts_pattern(scope.module_sha256)
-        return gone + await _sweep(link, names, pattern, _take_all)
+        for pattern in (
+            names.artifacts_pattern(scope.module_sha256),
+            names.parts_pattern(scope.module_sha256),
+        ):
+            gone += await _sweep(link, names, pattern, _take_all)
+        return gone
     if scope.engine_id:
 
         async def made_by_engine(keys: Sequence[bytes]) -> list[bytes]:
-            return await _made_by(link, keys, scope.engine_id)
+            return await _made_by(link, names, keys, scope.engine_id)
 
         return await _sweep(link, names, names.artifacts_pattern(), made_by_engine)
     return await _sweep(link, names, names.all_pattern(), _take_all)
 
 
-async def kind_at(link: RedisLink, key: bytes) -> Kind | None:
+async def kind_at(
+    link: RedisLink, names: KeyNames, key: CacheKey, check: CheckStamp
+) -> Kind | None:
     """Answer from what kind of module the artifact under ``key`` was made, if one is there.
 
     Raises TierUnavailable.
     """
-    [start] = await link.beginnings([key], _BEGINNING_BYTES)
+    [head] = await heads(link, [names.artifact(key)])
     try:
-        return kind_of(await _with_header(link, key, start))
+        return open_artifact(head, key, check).what.kind
     except ValueRejected:
         return None
 
 
-async def _with_header(link: RedisLink, key: bytes, start: bytes) -> bytes:
-    """Answer ``start``, longer if it does not hold the whole header."""
-    end = header_end(start[:HEADER_OFFSET])
-    if end > len(start):
-        [start] = await link.beginnings([key], end)
-    return start
+async def heads(link: RedisLink, keys: Sequence[bytes]) -> list[bytes]:
+    """Answer the beginning of each value, which holds its whole head if it has one.
+
+    Raises TierUnavailable.
+    """
+    found = await link.beginnings(keys, _BEGINNING_BYTES)
+    for index, start in enumerate(found):
+        with contextlib.suppress(ValueRejected):
+            if (end := head_end(start)) > len(start):
+                [found[index]] = await link.beginnings([keys[index]], end)
+    return found
 
 
 async def _sweep(
@@ -58,10 +70,12 @@ async def _sweep(
 ) -> Evicted:
     gone = Evicted()
     async for found in link.scan(pattern):
-        # The prefix may hold keys of another purpose: only the two kinds are ours to delete.
-        keys = [key for key in found if names.is_artifact(key) or names.is_module(key)]
+        # The prefix may hold keys of another purpose: only values are to be deleted.
+        keys = [key for key in found if names.is_value(key)]
         for start in range(0, len(keys), _BATCH):
-            gone += await _delete(link, names, await choose(keys[start : start + _BATCH]))
+            chosen = await choose(keys[start : start + _BATCH])
+            for begin in range(0, len(chosen), _BATCH):
+                gone += await _delete(link, names, chosen[begin : begin + _BATCH])
     return gone
 
 
@@ -75,17 +89,30 @@ async def _delete(link: RedisLink, names: KeyNames, keys: Sequence[bytes]) -> Ev
     gone = Evicted()
     for key, length, did in zip(keys, lengths, existed, strict=True):
         if did:
-            is_module = names.is_module(key)
-            gone += Evicted(int(not is_module), int(is_module), length)
+            gone += Evicted(int(names.is_artifact(key)), int(names.is_module(key)), length)
     return gone
 
 
-async def _made_by(link: RedisLink, keys: Sequence[bytes], engine_id: str) -> list[bytes]:
+async def _made_by(
+    link: RedisLink, names: KeyNames, keys: Sequence[bytes], engine_id: str
+) -> list[bytes]:
+    """Choose the artifacts of an engine, with all of their pieces.
+
+    Their stamps are not looked at: who could forge one could delete the value just as well.
+    """
     chosen = []
-    for key, start in zip(keys, await link.beginnings(keys, _BEGINNING_BYTES), strict=True):
-        try:
-            if engine_of(await _with_header(link, key, start)) == engine_id:
-                chosen.append(key)
-        except ValueRejected:
-            pass  # Whose it is can't be told. Whoever reads it will delete it.
+    for name, head in zip(keys, await heads(link, keys), strict=True):
+        key = names.artifact_key(name)
+        # What cannot be opened is nobody's that can be told: whoever reads it deletes it.
+        with contextlib.suppress(ValueRejected):
+            if (
+                key
+                and (opened := open_artifact(head, key, _anyone)).what.spec.engine.id == engine_id
+            ):
+                digests = [piece.sha256 for piece in opened.body.pieces[1:]]
+                chosen += [name, *(names.artifact_part(key, digest) for digest in digests)]
     return chosen
+
+
+def _anyone(message: bytes, stamp: bytes) -> None:
+    return None

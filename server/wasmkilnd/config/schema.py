@@ -285,16 +285,6 @@ class Settings(BaseModel):
         return Path(self.keys_dir) if self.keys_dir else self.state_dir / "keys"
 
     @property
-    def keys_are_given(self) -> bool:
-        """Whether somebody said which keys to use, rather than leaving it to the first start."""
-        return bool(self.keys_dir or self.trusted_keys or self.signing_key.get_secret_value())
-
-    @property
-    def redis_is_external(self) -> bool:
-        """Whether the Redis tier is a server that others may write to."""
-        return self.redis_url.get_secret_value() not in ("", "none")
-
-    @property
     def effective_workers(self) -> int:
         """Workers per engine."""
         return self.workers or cpu_count()

@@ -2,100 +2,222 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wasmkilnd.cache.codec import (
-    decode_artifact,
-    decode_module,
-    encode_artifact,
-    encode_module,
-    engine_of,
-    kind_of,
-)
+from wasmkilnd import wire
+from wasmkilnd.cache.codec import HEADER_OFFSET, head_end
+from wasmkilnd.cache.pieces import CODECS, RAW, ZSTD, Body, codec_for, cut, pack
 from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.model import CacheKey, Kind
+from wasmkilnd.model import Artifact, CacheKey, Module
+from wasmkilnd.ports import STAMP_BYTES
+from wasmkilnd.wire import CHUNK_BYTES
 
+from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.contract.shelf import read, stored
 from tests.contract.values import artifact, module, same
 
-ONE, OTHER = artifact(1, 300), artifact(2, 300)
-STORED = b"".join(encode_artifact(ONE))
-FOREIGN = b"".join(encode_artifact(OTHER))
-MODULE = module(1)
-STORED_MODULE = b"".join(encode_module(MODULE))
+SEALER = sealer(OURS)
 
 
-def test_round_trips() -> None:
-    assert same(decode_artifact(STORED, ONE.key), ONE)
-    assert decode_module(STORED_MODULE, MODULE.sha256) == MODULE
-    assert engine_of(STORED) == "wasmtime-1.0"
-    assert kind_of(STORED) is Kind.CORE_MODULE
+def compressible(one: Artifact) -> Artifact:
+    """An artifact of the same key that is worth compressing."""
+    payload = (one.sha256.encode() * (1 + one.size_bytes // 64))[: one.size_bytes]
+    return replace(
+        one, frames=wire.to_frames(payload), sha256=wire.sha256_of(wire.to_frames(payload))
+    )
+
+
+SMALL = SEALER.seal(artifact(1, 300))
+LARGE = SEALER.seal(artifact(2, 2 * CHUNK_BYTES + 300))
+SHRUNK = SEALER.seal(compressible(artifact(3, 2 * CHUNK_BYTES + 300)))
+MODULE = module(4, CHUNK_BYTES + 300)
+ALL: dict[str, Artifact | Module] = {
+    "small": SMALL,
+    "large": LARGE,
+    "shrunk": SHRUNK,
+    "module": MODULE,
+}
+STORED = {name: stored(what, SEALER) for name, what in ALL.items()}
+
+
+def key_of(name: str) -> CacheKey | str:
+    what = ALL[name]
+    return what.key if isinstance(what, Artifact) else what.sha256
+
+
+def is_served(name: str, values: dict[bytes, bytes]) -> bool:
+    """Read ``values`` as a daemon does; whatever comes out is as it was put in."""
+    found, rejected = read(values, key_of(name), SEALER)
+    what = ALL[name]
+    if found is None:
+        return False
+    assert not rejected
+    if isinstance(what, Artifact):
+        assert isinstance(found, Artifact)
+        assert same(found, what)
+    else:
+        assert found == what
+    return True
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_was_stored_comes_out_whole(name: str) -> None:
+    assert is_served(name, STORED[name])
+
+
+def test_only_what_shrinks_is_compressed() -> None:
+    sizes = {name: sum(map(len, values.values())) for name, values in STORED.items()}
+    assert sizes["large"] > LARGE.size_bytes
+    assert sizes["shrunk"] < SHRUNK.size_bytes / 20
+    assert codec_for(cut(wire.payload_of(SHRUNK.frames))) == ZSTD
+    assert codec_for(cut(wire.payload_of(LARGE.frames))) == RAW
+    assert codec_for([]) == RAW
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_value_is_much_larger_than_a_piece(name: str) -> None:
+    assert len(STORED[name]) == max(1, -(-_size(ALL[name]) // CHUNK_BYTES))
+    assert all(len(value) < CHUNK_BYTES + 16_384 for value in STORED[name].values())
+
+
+def _size(what: Artifact | Module) -> int:
+    return what.size_bytes if isinstance(what, Artifact) else len(what.wasm)
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_every_byte_counts(flip: int) -> None:
-    for position in range(len(STORED)):
-        damaged = bytearray(STORED)
+def test_every_byte_of_a_head_counts(flip: int) -> None:
+    [(key, value)] = STORED["small"].items()
+    for position in range(len(value)):
+        damaged = bytearray(value)
         damaged[position] ^= flip
-        with pytest.raises(ValueRejected):
-            decode_artifact(bytes(damaged), ONE.key)
+        assert not is_served("small", {key: bytes(damaged)})
 
 
 def test_every_length_but_its_own_is_rejected() -> None:
-    for length in range(len(STORED)):
-        with pytest.raises(ValueRejected):
-            decode_artifact(STORED[:length], ONE.key)
+    [(key, value)] = STORED["small"].items()
+    for length in range(len(value)):
+        assert not is_served("small", {key: value[:length]})
 
 
-@given(st.binary(min_size=1, max_size=50))
-def test_what_is_appended_is_rejected(tail: bytes) -> None:
-    with pytest.raises(ValueRejected):
-        decode_artifact(STORED + tail, ONE.key)
+names = st.sampled_from(list(ALL))
 
 
-@settings(max_examples=300)
-@given(st.lists(st.tuples(st.integers(0, len(STORED_MODULE) - 1), st.integers(1, 255)), min_size=1))
-def test_no_damaged_module_comes_out(damages: list[tuple[int, int]]) -> None:
-    damaged = bytearray(STORED_MODULE)
-    for position, flip in damages:
-        damaged[position] ^= flip
-    if bytes(damaged) == STORED_MODULE:
+@st.composite
+def mutations(draw: st.DrawFn) -> tuple[str, dict[bytes, bytes]]:
+    """A stored value of which any part was changed, cut, grown, lost or swapped."""
+    name = draw(names)
+    values = dict(STORED[name])
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(list(values)))
+        value = bytearray(values[key])
+        at = draw(st.integers(0, max(0, len(value) - 1)))
+        match draw(st.sampled_from(["byte", "cut", "grow", "lose", "swap", "drop", "foreign"])):
+            case "byte" if value:
+                value[at] ^= draw(st.integers(1, 255))
+            case "cut":
+                del value[at:]
+            case "drop":
+                del value[at : at + draw(st.integers(1, 100))]
+            case "grow":
+                value[at:at] = draw(st.binary(min_size=1, max_size=50))
+            case "lose":
+                values.pop(key)
+                if not values:
+                    return name, values
+                continue
+            case "swap":
+                other = draw(st.sampled_from(list(values)))
+                values[key], values[other] = values[other], values[key]
+                continue
+            case "foreign":
+                value = bytearray(draw(st.sampled_from([*STORED[draw(names)].values()])))
+        values[key] = bytes(value)
+    return name, values
+
+
+@settings(max_examples=1000, deadline=None)
+@given(mutations())
+def test_no_mutation_is_ever_served(mutation: tuple[str, dict[bytes, bytes]]) -> None:
+    name, values = mutation
+    assert is_served(name, values) is (values == STORED[name])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300), names)
+def test_no_bytes_at_all_do_more_than_be_rejected(value: bytes, name: str) -> None:
+    [*_, key] = STORED[name]
+    for given_value in (value, b"WKLN\x02" + value):
+        assert not is_served(name, {**STORED[name], key: given_value})
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("other", ALL)
+def test_a_value_under_another_key_is_rejected(name: str, other: str) -> None:
+    if name == other:
         return
+    [*_, key] = STORED[name]
+    [*_, swapped] = STORED[other].values()
+    values = {**STORED[other], **STORED[name], key: swapped}
+    assert read(values, key_of(name), SEALER) == (None, ["wrong_key"])
+
+
+def test_a_stranger_and_a_forger_are_told_apart_from_damage() -> None:
+    [(key, value)] = STORED["small"].items()
+    [theirs] = stored(SMALL, sealer(THEIRS)).values()
+    assert read({key: theirs}, SMALL.key, SEALER)[1] == ["stranger"]
+    # A signature of ours, of something else.
+    [*_, other] = STORED["large"].values()
+    stamp = slice(HEADER_OFFSET - STAMP_BYTES, HEADER_OFFSET)
+    forged = bytearray(theirs)
+    forged[stamp] = other[stamp]
+    assert read({key: bytes(forged)}, SMALL.key, SEALER)[1] == ["mismatch"]
+    damaged = value[:-400] + b"!" + value[-399:]
+    assert read({key: damaged}, SMALL.key, SEALER)[1] == ["digest"]
+
+
+def test_a_head_may_be_longer_than_what_was_read_of_it() -> None:
+    [*_, value] = STORED["large"].values()
+    assert head_end(value[:9]) > HEADER_OFFSET
     with pytest.raises(ValueRejected):
-        decode_module(bytes(damaged), MODULE.sha256)
+        head_end(value[:8])
 
 
-def test_values_swapped_between_keys_are_rejected() -> None:
-    for key in (
-        OTHER.key,
-        CacheKey(ONE.module_sha256, OTHER.key.fingerprint),
-        CacheKey(OTHER.module_sha256, ONE.key.fingerprint),
-    ):
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (Body("lz4", 0, ()), "version"),
+        (Body(RAW, 10, ()), "format"),
+        (Body(RAW, 0, (pack(RAW, memoryview(b"x"))[1],)), "format"),
+        (Body(ZSTD, CHUNK_BYTES + 1, (pack(RAW, memoryview(b"x"))[1],)), "format"),
+    ],
+)
+def test_a_body_that_cannot_be_is_refused(body: Body, cause: str) -> None:
+    with pytest.raises(ValueRejected) as rejected:
+        body.check()
+    assert rejected.value.cause.value == cause
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@given(payload=st.binary(min_size=1, max_size=2000))
+@settings(max_examples=50, deadline=None)
+def test_pieces_round_trip(codec: str, payload: bytes) -> None:
+    [raw] = cut(payload)
+    packed, piece = pack(codec, raw)
+    body = Body(codec, len(payload), (piece,))
+    assert body.unpack(0, [packed]) == [payload]
+    with pytest.raises(ValueRejected):
+        body.unpack(0, [packed + b"x"])
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb, piece = pack(ZSTD, memoryview(bytes(50_000_000)))
+    assert len(bomb) < 10_000
+    for size_bytes in (1000, CHUNK_BYTES):
+        body = Body(ZSTD, size_bytes, (piece,))
         with pytest.raises(ValueRejected):
-            decode_artifact(STORED, key)
-    with pytest.raises(ValueRejected):
-        decode_module(STORED_MODULE, "0" * 64)
-    with pytest.raises(ValueRejected):
-        decode_module(STORED, ONE.module_sha256)
-    with pytest.raises(ValueRejected):
-        decode_artifact(STORED_MODULE, ONE.key)
-
-
-@given(st.integers(0, len(STORED)), st.integers(0, len(FOREIGN)))
-def test_no_mixture_of_two_values_comes_out(head: int, tail: int) -> None:
-    mixed = STORED[:head] + FOREIGN[tail:]
-    for stored, key in ((STORED, ONE.key), (FOREIGN, OTHER.key)):
-        if mixed != stored:
-            with pytest.raises(ValueRejected):
-                decode_artifact(mixed, key)
-
-
-@given(st.binary(max_size=400))
-def test_any_bytes_are_rejected_in_good_order(value: bytes) -> None:
-    for decode in (
-        lambda: decode_artifact(value, ONE.key),
-        lambda: decode_module(value, MODULE.sha256),
-        lambda: decode_artifact(b"WKLN\x01\0" + value, ONE.key),
-    ):
-        with pytest.raises(ValueRejected):
-            decode()
+            body.unpack(0, [bomb])
+    with pytest.raises(ValueRejected):  # Bytes that were vouched for, and are no zstd at all.
+        Body(ZSTD, 5, (pack(RAW, memoryview(b"hello"))[1],)).unpack(0, [b"hello"])

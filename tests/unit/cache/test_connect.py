@@ -16,14 +16,14 @@ from wasmkilnd.cache.connect import BadRedisUrl, connect, masked
     ],
 )
 async def test_what_a_url_says_is_done(url: str, expected: dict[str, object]) -> None:
-    client = connect(url, connect_timeout_s=1.5, timeout_s=2.5)
-    options = client.connection_pool.connection_kwargs
+    server = connect(url, connect_timeout_s=1.5, timeout_s=2.5)
+    options = server._client.connection_pool.connection_kwargs
     assert {name: options.get(name) for name in expected} == expected
     assert options["socket_connect_timeout"] == 1.5
     assert options["socket_timeout"] == 2.5
     assert options["decode_responses"] is False
     assert options["retry"].get_retries() == 0
-    await client.aclose()
+    await server.close()
 
 
 @pytest.mark.parametrize(
