@@ -125,7 +125,12 @@ class Daemon:
         self._metrics.watch_tier("redis", remote.tier.usage)
         self._metrics.watch_remote(remote.status)
         cache = TieredCache(
-            memory, ObservedTier(memory, self._metrics), remote.tier, remote.write_behind
+            memory,
+            ObservedTier(memory, self._metrics),
+            remote.tier,
+            remote.write_behind,
+            remote.turns,
+            remote.used,
         )
         service = CompileService(cache, engines, sealer, self._metrics, self._limits)
         self._service = service
@@ -294,7 +299,11 @@ def _remote_options(settings: Settings) -> RemoteOptions:
         embedded_limit_bytes=settings.embedded_redis_bytes,
         prefix=settings.redis_prefix,
         ttl_s=settings.cache_ttl_s,
+        ttl_refresh=settings.cache_ttl_refresh,
         timeout_s=settings.redis_timeout_s,
+        lease_s=settings.compile_lease_s,
+        # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
+        turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,
         write_queue_bytes=settings.write_queue_bytes,
     )
 

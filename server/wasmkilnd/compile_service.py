@@ -226,21 +226,18 @@ class CompileService:
         skip_cache_lookup: bool,
     ) -> Served:
         """Do the one compilation of a flight."""
+        turn = contextlib.nullcontext() if skip_cache_lookup else self._cache.turn(key)
         try:
-            if not skip_cache_lookup:
-                # A second look: another flight of this key may have landed between this
-                # caller's first look, which waits for Redis, and the start of this flight.
-                # Without it, that interleaving would compile the same module twice.
-                found = await self._cache.get(key)
-                if found:
-                    return Served(*found)
-            code = await self._engines.compile(spec, module)
-            artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
-            if uploaded:
-                # The engine accepted it, which is what Load would have asked.
-                await self._cache.put_module(module)
-            await self._cache.put(artifact)
-            return Served(artifact, Origin.COMPILED, code.queue_time_s)
+            async with turn as made_meanwhile:
+                if made_meanwhile:
+                    return Served(*made_meanwhile)
+                code = await self._engines.compile(spec, module)
+                artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
+                if uploaded:
+                    # The engine accepted it, which is what Load would have asked.
+                    await self._cache.put_module(module)
+                await self._cache.put(artifact)
+                return Served(artifact, Origin.COMPILED, code.queue_time_s)
         except asyncio.CancelledError:
             # Nobody cancels a flight but the daemon that ends.
             raise errors.server_draining() from None

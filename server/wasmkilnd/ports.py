@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +75,14 @@ class Tier(Protocol):
 
 class Cache(Protocol):
     """The tiers as one. No call raises for a tier's sake: a tier that fails is passed over."""
+
+    def turn(self, key: CacheKey) -> AbstractAsyncContextManager[tuple[Artifact, Origin] | None]:
+        """Wait until it is this daemon's turn, in the whole fleet, to compile ``key``.
+
+        Within the context: None, and the turn lasts until what is put is stored; or the
+        artifact, if another has made it meanwhile.
+        """
+        ...
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
@@ -206,6 +215,10 @@ class Recorder(Protocol):
 
     def flight_joined(self) -> None:
         """A caller shares another's compilation."""
+        ...
+
+    def fleet_turn(self, outcome: str) -> None:
+        """A daemon waited for its turn to compile. ``outcome`` is one of a small set."""
         ...
 
     def worker_replaced(self, engine_id: str) -> None:

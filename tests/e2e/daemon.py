@@ -182,6 +182,10 @@ class Daemon:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop it, unless it has ended already."""
         if self.process.poll() is None:
             self.stop()
         else:

@@ -12,6 +12,7 @@ from wasmkilnd import errors
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifact
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -78,7 +79,8 @@ class Rig:
         self.recorder = Recorder()
         self.memory = MemoryTier(1_000_000)
         far = NoTier("redis")
-        cache = TieredCache(self.memory, self.memory, far, WriteBehind(far, 1000, far.always_ready))
+        writes = WriteBehind(far, 1000, far.always_ready)
+        cache = TieredCache(self.memory, self.memory, far, writes, EveryTurn())
         self.service = CompileService(cache, self.engines, NoSealer(), self.recorder, LIMITS)
 
 

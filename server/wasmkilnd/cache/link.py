@@ -92,19 +92,21 @@ class RedisLink:
         """Let each of ``keys`` that is stored live ``ttl_s`` seconds from now on."""
         await self._each(bool, [("EXPIRE", key, ttl_s) for key in keys])
 
-    async def take(self, lease: bytes, token: bytes, ttl_ms: int, unless: bytes) -> bool | None:
-        """Put ``token`` under ``lease`` for a time, if nothing is there and nothing at ``unless``.
+    async def take(
+        self, lease: bytes, token: bytes, ttl_ms: int, wanted: bytes
+    ) -> tuple[bool, bytes, bool]:
+        """Put ``token`` under ``lease`` for a time, if nothing is there.
 
-        Answers True when that was done, False when somebody has it, None when
-        ``unless`` exists, in which case the lease is left as it was.
+        Answers whether that was done, what is there now, and whether ``wanted`` exists: as
+        it was after the lease was taken.
         """
-        commands: list[Command] = [("SET", lease, token, "PX", ttl_ms, "NX"), ("EXISTS", unless)]
-        taken, exists = await self._each(_done, commands)
-        if not exists:
-            return taken
-        if taken:
-            await self.let_go(lease, token)
-        return None
+        commands: list[Command] = [
+            ("SET", lease, token, "PX", ttl_ms, "NX"),
+            ("GET", lease),
+            ("EXISTS", wanted),
+        ]
+        taken, holder, exists = await self._each(_any, commands)
+        return _done(taken), holder or b"", bool(exists)
 
     async def renew(self, lease: bytes, token: bytes, ttl_ms: int) -> bool:
         """Keep ``token`` under ``lease`` for ``ttl_ms`` more; answer whether it was still there."""
@@ -180,6 +182,12 @@ def _text(answer: object) -> bytes:
     if type(answer) is bytes:
         return answer
     raise TypeError("the server answered with something else than bytes")
+
+
+def _any(answer: object) -> Any:
+    if answer is None or isinstance(answer, bytes | str | int):
+        return answer
+    raise TypeError("the server answered with something else than a value")
 
 
 def _stored(answer: object) -> None:

@@ -19,7 +19,7 @@ from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.pieces import Body, Piece, codec_for, cut, pack
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
-from wasmkilnd.cache.sweep import kind_at, sweep
+from wasmkilnd.cache.sweep import heads, kind_at, sweep
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
     Artifact,
@@ -80,7 +80,7 @@ class RedisTier:
         ``timeout_s`` bounds each look-up as a whole; the waits are the breaker's,
         from one question whether a silent server is back to the next.
         """
-        self._link = RedisLink(
+        self.link = RedisLink(
             server,
             timeout_s=timeout_s,
             first_wait_s=first_wait_s,
@@ -88,7 +88,7 @@ class RedisTier:
         )
         self._sealer = sealer
         self._recorder = recorder
-        self._names = KeyNames(prefix)
+        self.names = KeyNames(prefix)
         self._ttl_s = ttl_s
         self._usage = TierUsage()
         self._watcher: asyncio.Task[None] | None = None
@@ -99,7 +99,7 @@ class RedisTier:
     @property
     def breaker(self) -> Breaker:
         """What knows whether the server answers."""
-        return self._link.breaker
+        return self.link.breaker
 
     async def start(self) -> bool:
         """Ask whether the server answers, and go on looking at it; answer whether it did."""
@@ -111,27 +111,27 @@ class RedisTier:
     async def get(self, key: CacheKey) -> Artifact | None:
         """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
         return await self._read(
-            self._names.artifact(key),
+            self.names.artifact(key),
             lambda value: self._open_artifact(value, key),
-            lambda digest: self._names.artifact_part(key, digest),
+            lambda digest: self.names.artifact_part(key, digest),
             _with_frames,
         )
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact`` for the time to live. Raises TierUnavailable."""
         await self._write(
-            self._names.artifact(artifact.key),
+            self.names.artifact(artifact.key),
             payload_views(artifact.frames),
-            lambda digest: self._names.artifact_part(artifact.key, digest),
+            lambda digest: self.names.artifact_part(artifact.key, digest),
             lambda body: codec.write_artifact_head(artifact, body, self._sealer.stamp),
         )
 
     async def get_module(self, sha256: str) -> Module | None:
         """Answer the module with this digest, verified. Raises TierUnavailable."""
         return await self._read(
-            self._names.module(sha256),
+            self.names.module(sha256),
             lambda value: codec.open_module(value, sha256, self._sealer.check_stamp),
-            lambda digest: self._names.module_part(sha256, digest),
+            lambda digest: self.names.module_part(sha256, digest),
             _with_bytes,
         )
 
@@ -142,9 +142,9 @@ class RedisTier:
         format may have stored it, and neither is to undo the other's work.
         """
         await self._write(
-            self._names.module(module.sha256),
+            self.names.module(module.sha256),
             cut(module.wasm),
-            lambda digest: self._names.module_part(module.sha256, digest),
+            lambda digest: self.names.module_part(module.sha256, digest),
             lambda body: codec.write_module_head(module, body, self._sealer.stamp),
             only_new=True,
         )
@@ -154,17 +154,37 @@ class RedisTier:
         found: set[CacheKey] = set()
         for start in range(0, len(keys), _HELD_BATCH):
             batch = keys[start : start + _HELD_BATCH]
-            stored = await self._link.exists([self._names.artifact(key) for key in batch])
+            stored = await self.link.exists([self.names.artifact(key) for key in batch])
             found.update(key for key, held in zip(batch, stored, strict=True) if held)
         return frozenset(found)
 
     async def kind_of(self, key: CacheKey) -> Kind | None:
         """Answer the kind of module behind an artifact: its header is read, and no more."""
-        return await kind_at(self._link, self._names, key, self._sealer.check_stamp)
+        return await kind_at(self.link, self.names, key, self._sealer.check_stamp)
+
+    async def renew(self, key: CacheKey) -> None:
+        """Let an artifact and its module live for the whole time to live from now on.
+
+        Raises TierUnavailable.
+        """
+        artifact, module = self.names.artifact(key), self.names.module(key.module_sha256)
+        heads_found = await heads(self.link, [artifact, module])
+        check = self._sealer.check_stamp
+        parts: list[bytes] = []
+        with contextlib.suppress(ValueRejected):
+            body = codec.open_artifact(heads_found[0], key, check).body
+            parts += [self.names.artifact_part(key, one.sha256) for one in body.pieces[1:]]
+        with contextlib.suppress(ValueRejected):
+            body = codec.open_module(heads_found[1], key.module_sha256, check).body
+            parts += [
+                self.names.module_part(key.module_sha256, one.sha256) for one in body.pieces[1:]
+            ]
+        await self.link.prolong(parts, self._ttl_s + _PARTS_OUTLIVE_S)
+        await self.link.prolong([artifact, module], self._ttl_s)
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete all in ``scope`` under the prefix. Takes time linear in the server's keys."""
-        return await sweep(self._link, self._names, scope)
+        return await sweep(self.link, self.names, scope)
 
     def usage(self) -> TierUsage:
         """Answer what the server said of itself last, other people's keys included."""
@@ -175,7 +195,7 @@ class RedisTier:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await self._link.close()
+        await self.link.close()
 
     def _open_artifact(self, value: bytes, key: CacheKey) -> Opened[Artifact]:
         opened = codec.open_artifact(value, key, self._sealer.check_stamp)
@@ -196,7 +216,7 @@ class RedisTier:
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
     ) -> V | None:
-        value = await self._link.get(name)
+        value = await self.link.get(name)
         if value is None:
             return None
         parts: list[bytes] = []
@@ -213,15 +233,15 @@ class RedisTier:
         """Answer a value's pieces: some are checked and unpacked while the next are read."""
         body = opened.body
         # As long as one answer may take, and beyond it what a slow line needs for the bytes.
-        deadline = time.monotonic() + self._link.timeout_s + body.stored_bytes / _LEAST_BYTES_PER_S
+        deadline = time.monotonic() + self.link.timeout_s + body.stored_bytes / _LEAST_BYTES_PER_S
         at_hand: Sequence[bytes | memoryview | None] = [opened.first] if body.pieces else []
         unpacked: list[bytes] = []
         for start in range(0, len(parts), _PIECES_AT_ONCE):
             left_s = max(0.0, deadline - time.monotonic())
             more, at_hand = await asyncio.gather(
                 self._unpack(body, len(unpacked), at_hand),
-                self._link.get_all(
-                    parts[start : start + _PIECES_AT_ONCE], min(self._link.timeout_s, left_s)
+                self.link.get_all(
+                    parts[start : start + _PIECES_AT_ONCE], min(self.link.timeout_s, left_s)
                 ),
             )
             unpacked += more
@@ -238,10 +258,10 @@ class RedisTier:
         self._recorder.value_rejected(self.name, cause)
         tell = _log.debug if self._was_told(rejected) else _log.warning
         tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
-        if rejected.cause is Cause.VERSION and self._names.is_module(name):
+        if rejected.cause is Cause.VERSION and self.names.is_module(name):
             return  # It may be good to the daemons that stored it.
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
-            await self._link.delete([name, *parts])
+            await self.link.delete([name, *parts])
 
     def _was_told(self, rejected: ValueRejected) -> bool:
         """Whether the same was logged before: a fleet with two keys has it at every value."""
@@ -272,14 +292,14 @@ class RedisTier:
             for raw in payload:
                 stored, piece = await _off_loop(len(raw), pack, chosen, raw)
                 if pieces:
-                    await self._link.set(
+                    await self.link.set(
                         part_name(piece.sha256), stored, self._ttl_s + _PARTS_OUTLIVE_S
                     )
                 else:
                     first = stored
                 pieces.append(piece)
             body = Body(chosen, sum(len(raw) for raw in payload), tuple(pieces))
-            await self._link.set(name, write_head(body) + first, self._ttl_s, only_new=only_new)
+            await self.link.set(name, write_head(body) + first, self._ttl_s, only_new=only_new)
         except TierUnavailable as refusal:
             if not self.breaker.open and not self.write_refusal:
                 # Full, or read-only after a failover: told once, not for each write.
@@ -298,7 +318,7 @@ class RedisTier:
     async def _look(self) -> None:
         # If the server is down, the breaker said so, and goes on asking by itself.
         with contextlib.suppress(TierUnavailable):
-            self._usage = await self._link.usage()
+            self._usage = await self.link.usage()
 
 
 async def _off_loop(size_bytes: int, work: Callable[..., T], *args: Any) -> T:

@@ -13,6 +13,8 @@ from wasmkilnd.cache.connect import BadRedisUrl, connect, masked
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.renewals import Renewals
+from wasmkilnd.cache.turns import EveryTurn, FleetTurns, Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, Tier
@@ -38,8 +40,12 @@ class RemoteOptions:
     embedded_limit_bytes: int
     prefix: str
     ttl_s: int
+    ttl_refresh: bool
     timeout_s: float
     write_queue_bytes: int
+    lease_s: float
+    """0 for no agreement with other daemons about who compiles."""
+    turn_patience_s: float
 
     def __repr__(self) -> str:
         return f"RemoteOptions({masked(self.url)})"
@@ -52,18 +58,23 @@ class RemoteTier:
         self,
         tier: Tier,
         write_behind: WriteBehind,
+        turns: Turns,
         description: str,
         mode: str,
         redis: RedisTier | None = None,
         embedded: EmbeddedServer | None = None,
+        renewals: Renewals | None = None,
         detail: str = "",
     ) -> None:
         self.tier = tier
         self.write_behind = write_behind
+        self.turns = turns
+        self.used = renewals.used if renewals else None
         self.description = description
         self._mode = mode
         self._redis = redis
         self._embedded = embedded
+        self._renewals = renewals
         self._detail = detail
         self._reviver = asyncio.create_task(self._revive()) if embedded else None
 
@@ -88,6 +99,9 @@ class RemoteTier:
     async def close(self, flush_s: float) -> None:
         """Write what waits, for at most ``flush_s``; close; let the embedded server go."""
         await self.write_behind.close(flush_s)
+        await self.turns.close()
+        if self._renewals:
+            await self._renewals.close()
         if self._reviver:
             self._reviver.cancel()
             await asyncio.gather(self._reviver, return_exceptions=True)
@@ -152,16 +166,29 @@ async def _with(
     )
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)
+    writes = WriteBehind(
+        tier, options.write_queue_bytes, redis.breaker.wait_closed, _WRITE_HEAD_START_S
+    )
+    turns: Turns = EveryTurn()
+    if options.lease_s:
+        turns = FleetTurns(
+            redis.link,
+            redis.names,
+            recorder,
+            writes.settled,
+            lease_s=options.lease_s,
+            patience_s=options.turn_patience_s,
+        )
     where = "embedded Valkey" if embedded else f"Redis at {masked(url)}"
     return RemoteTier(
         tier,
-        WriteBehind(
-            tier, options.write_queue_bytes, redis.breaker.wait_closed, _WRITE_HEAD_START_S
-        ),
+        writes,
+        turns,
         where if answers else f"{where}, which does not answer yet",
         mode,
         redis,
         embedded,
+        Renewals(redis.renew, options.ttl_s) if options.ttl_refresh else None,
     )
 
 
@@ -170,6 +197,7 @@ def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTie
     return RemoteTier(
         tier,
         WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
+        EveryTurn(),
         description,
         "none",
         detail=detail or "switched off",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.turns import Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
@@ -20,7 +21,18 @@ class TieredCache:
     is asked what the port of a tier does not offer.
     """
 
-    def __init__(self, memory: MemoryTier, near: Tier, far: Tier, writes: WriteBehind) -> None:
+    def __init__(
+        self,
+        memory: MemoryTier,
+        near: Tier,
+        far: Tier,
+        writes: WriteBehind,
+        turns: Turns,
+        used: Callable[[CacheKey], None] | None = None,
+    ) -> None:
+        """``used`` is told of every artifact that was found."""
+        self._used = used
+        self._turns = turns
         self._memory = memory
         self._near = near
         self._far = far
@@ -32,11 +44,28 @@ class TieredCache:
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
+        origin = Origin.MEMORY
+        artifact = await self._near.get(key)
+        if artifact is None:
+            origin = Origin.REDIS
+            artifact, _ = await self._artifact_fetches.run(key, lambda: self._fetch(key))
+        if artifact is None:
+            return None
+        if self._used:
+            self._used(key)
+        return artifact, origin
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: CacheKey) -> AsyncIterator[tuple[Artifact, Origin] | None]:
+        """Wait until it is this daemon's turn, in the whole fleet, to compile ``key``."""
+        # Another flight of this key may have landed since the caller looked. Without this
+        # second look, that interleaving would compile the same module twice.
         artifact = await self._near.get(key)
         if artifact:
-            return artifact, Origin.MEMORY
-        artifact, _ = await self._artifact_fetches.run(key, lambda: self._fetch(key))
-        return (artifact, Origin.REDIS) if artifact else None
+            yield artifact, Origin.MEMORY
+            return
+        async with self._turns.take(key) as ours:
+            yield None if ours else await self.get(key)
 
     async def put(self, artifact: Artifact) -> None:
         """Store in memory now and in the shared tier behind the caller's back."""

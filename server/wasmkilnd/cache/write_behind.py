@@ -48,7 +48,8 @@ class WriteBehind:
         self._limit_bytes = limit_bytes
         self._waiting: OrderedDict[CacheKey | str, Artifact | Module] = OrderedDict()
         self._waiting_bytes = 0
-        self._writing = False
+        self._under_way: CacheKey | str | None = None
+        self._one_done = asyncio.Event()
         self._one_write = asyncio.Lock()
         self._dropped = 0
         self._work = asyncio.Event()
@@ -59,7 +60,7 @@ class WriteBehind:
     @property
     def pending(self) -> int:
         """Writes that wait or are under way."""
-        return len(self._waiting) + self._writing
+        return len(self._waiting) + (self._under_way is not None)
 
     @property
     def dropped(self) -> int:
@@ -90,6 +91,11 @@ class WriteBehind:
         """Answer what waits under ``key``: it is as good as stored."""
         return self._waiting.get(key)
 
+    async def settled(self, key: CacheKey | str) -> None:
+        """Return when nothing is to be written under ``key`` any more: it was, or was given up."""
+        while key in self._waiting or key == self._under_way:
+            await self._one_done.wait()
+
     async def forget(self, scope: EvictScope) -> None:
         """Give up what waits in ``scope``, and see a write under way to its end.
 
@@ -97,6 +103,7 @@ class WriteBehind:
         """
         for key in [key for key, item in self._waiting.items() if _in_scope(item, scope)]:
             self._waiting_bytes -= _size(self._waiting.pop(key))
+        self._tell_one_done()
         async with self._one_write:
             pass
 
@@ -123,9 +130,8 @@ class WriteBehind:
                 await self._ready()
                 if not self._waiting:
                     break
-                _, item = self._waiting.popitem(last=False)
+                self._under_way, item = self._waiting.popitem(last=False)
                 self._waiting_bytes -= _size(item)
-                self._writing = True
                 try:
                     async with self._one_write:
                         if isinstance(item, Artifact):
@@ -138,12 +144,18 @@ class WriteBehind:
                     self._drop(1)
                     log.exception("cache write failed")
                 finally:
-                    self._writing = False
+                    self._under_way = None
+                    self._tell_one_done()
             self._work.clear()
             self._idle.set()
 
     def _drop(self, count: int) -> None:
         self._dropped += count
+        self._tell_one_done()
+
+    def _tell_one_done(self) -> None:
+        self._one_done.set()
+        self._one_done = asyncio.Event()
 
 
 def _in_scope(item: Artifact | Module, scope: EvictScope) -> bool:

@@ -210,6 +210,18 @@ class Settings(BaseModel):
     cache_ttl_s: WholeSeconds = Field(
         default=7 * _DAY_S, gt=0, description="How long an entry stays in Redis."
     )
+    cache_ttl_refresh: Annotated[bool, BeforeValidator(_boolean)] = Field(
+        default=False,
+        description="Let an entry that is used stay for cache_ttl_s from then on, rather than"
+        " from when it was stored.",
+    )
+    compile_lease_s: Seconds = Field(
+        default=5.0,
+        ge=0,
+        description="Daemons on one Redis compile each artifact once: the others wait for it."
+        " When the one that compiles dies, another takes over after this time. 0 lets each"
+        " compile for itself.",
+    )
     write_queue_bytes: Size = Field(
         default=64 * _MIB,
         gt=0,

@@ -101,6 +101,12 @@ class Catalogue:
         self.flights_joined = Family(
             "flights_joined", "Calls that shared another call's compilation.", (), Count
         )
+        self.fleet_turns = Family(
+            "fleet_turns",
+            "Waits for a turn to compile, among the daemons on one Redis, by how they ended.",
+            ("outcome",),
+            Count,
+        )
         self.rpcs = Family("rpcs", "RPCs that ended.", ("method", "code"), Count)
         self.rpc_durations = Family(
             "rpc_duration_seconds",
@@ -122,6 +128,7 @@ class Catalogue:
             self.workers_replaced,
             self.served,
             self.flights_joined,
+            self.fleet_turns,
             self.rpcs,
             self.sent_bytes,
         )
@@ -170,4 +177,6 @@ class Catalogue:
         for origin in Origin:
             self.served.add(origin.value)
         self.flights_joined.add()
+        for outcome in ("taken", "made", "failed", "late", "alone"):
+            self.fleet_turns.add(outcome)
         self.sent_bytes.add()

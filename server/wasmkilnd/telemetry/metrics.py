@@ -79,6 +79,10 @@ class Metrics(Watched):
         """See :meth:`wasmkilnd.ports.Recorder.served`."""
         self._served[origin].add()
 
+    def fleet_turn(self, outcome: str) -> None:
+        """See :meth:`wasmkilnd.ports.Recorder.fleet_turn`."""
+        self._catalogue.fleet_turns.at(outcome).add()
+
     def flight_joined(self) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.flight_joined`."""
         self._joined.add()

@@ -8,6 +8,7 @@ import pytest
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
@@ -75,7 +76,7 @@ class Tiers:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
         self.writes = WriteBehind(self.far, 1_000_000, NoTier("").always_ready)
-        self.cache = TieredCache(self.near, self.near, self.far, self.writes)
+        self.cache = TieredCache(self.near, self.near, self.far, self.writes, EveryTurn())
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""Several daemons on one Redis: one compile for all of them, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from wasmkiln import Artifact, AsyncClient, ConnectionFailed
+from wasmkilnd.engines.store import EngineStore
+
+from tests.contract.servers import RedisServer, binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+
+DAEMONS = 4
+CALLS = 200
+ENGINE = "wasmtime-50.0.1"
+# Each keeps an engine busy for a good part of a second, so that all calls meet its compile.
+MODULES = [wasm.nested_blocks(4000, tag) for tag in range(10)]
+LEASE_S = 1.0
+
+
+@pytest.fixture
+def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[RedisServer]:
+    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
+        yield running
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, valkey: RedisServer) -> Iterator[list[Daemon]]:
+    """Daemons that share a Redis and keys, and nothing else."""
+    environ = {
+        "WASMKILN_REDIS_URL": valkey.url,
+        "WASMKILN_WORKERS": "1",
+        "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
+        "WASMKILN_COMPILE_TIMEOUT_S": "120",
+    }
+    states = [fresh_state(tmp_path / f"d{number}") for number in range(DAEMONS)]
+    with ThreadPoolExecutor(DAEMONS) as threads:
+        daemons = list(threads.map(lambda state: Daemon(state, environ=environ), states))
+        try:
+            yield daemons
+        finally:
+            list(threads.map(Daemon.end, daemons))
+
+
+async def call_all(daemons: Sequence[Daemon]) -> list[Artifact]:
+    """Make all calls at once, spread over modules and daemons; answer what each got.
+
+    Who finds its daemon gone asks the next one, as a client of a fleet does.
+    """
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(AsyncClient(daemon.address, timeout_s=120))
+            for daemon in daemons
+        ]
+
+        async def one(number: int) -> Artifact:
+            for turn in range(len(clients)):
+                client = clients[(number + turn) % len(clients)]
+                try:
+                    return await client.compile(MODULES[number // 4 % 10], engine=ENGINE)
+                except ConnectionFailed:
+                    continue
+            raise AssertionError("no daemon is left")
+
+        return await asyncio.gather(*(one(number) for number in range(CALLS)))
+
+
+def compiles(daemon: Daemon) -> int:
+    """Answer how many compilations of a daemon went well."""
+    with daemon.client() as client:
+        return sum(each.count for each in client.stats().compiles if each.outcome == "ok")
+
+
+def check(artifacts: Sequence[Artifact]) -> None:
+    """Every call got an artifact, and for one module all got the same."""
+    assert len(artifacts) == CALLS
+    digests = {(one.header.module_sha256, one.header.artifact_sha256) for one in artifacts}
+    assert len(digests) == len(MODULES)
+
+
+async def test_cold_calls_to_all_daemons_compile_each_module_once(fleet: list[Daemon]) -> None:
+    check(await call_all(fleet))
+    assert sum(map(compiles, fleet)) == len(MODULES)
+
+
+async def test_a_holder_that_is_killed_is_replaced_and_every_call_answered(
+    fleet: list[Daemon],
+) -> None:
+    calling = asyncio.create_task(call_all(fleet))
+    holder = await asyncio.to_thread(first_that_compiles, fleet)
+    holder.kill()
+    check(await asyncio.wait_for(calling, 150))
+    # The dead one may have finished some; of the others, none made a module twice.
+    survivors = [daemon for daemon in fleet if daemon is not holder]
+    assert 0 < sum(map(compiles, survivors)) <= len(MODULES)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_redis_lost_in_the_middle_costs_no_call(
+    fleet: list[Daemon], valkey: RedisServer, how: signal.Signals
+) -> None:
+    calling = asyncio.create_task(call_all(fleet))
+    await asyncio.to_thread(first_that_compiles, fleet)
+    valkey.process.send_signal(how)
+    check(await asyncio.wait_for(calling, 150))
+    assert sum(map(compiles, fleet)) <= len(MODULES) * DAEMONS
+
+
+def first_that_compiles(daemons: Sequence[Daemon]) -> Daemon:
+    """Wait until a worker is busy; answer whose."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for daemon in daemons:
+            with daemon.client() as client:
+                if client.stats().busy_workers:
+                    return daemon
+    raise AssertionError("nobody compiles")
