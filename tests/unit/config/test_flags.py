@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 
-SPECIAL = {"allow_remote", "listen", "trusted_keys", "signing_key"}
+SWITCHES = {"allow_remote", "cache_ttl_refresh"}
+SPECIAL = {*SWITCHES, "listen", "trusted_keys", "signing_key"}
 
 
 @click.command()
@@ -38,10 +39,15 @@ def test_every_setting_has_a_flag_that_takes_any_text(field: str) -> None:
     assert run(flag_name(field), "any text")[1] == {field: "any text"}
 
 
-def test_listen_is_repeatable_and_allow_remote_a_switch() -> None:
-    given = run("--listen", "a:1", "--listen", "b:2,c:3", "--no-allow-remote", "--config", "/x")
-    assert given == ["word", {"listen": ["a:1", "b:2,c:3"], "allow_remote": False}, "/x"]
-    assert run("--allow-remote")[1] == {"allow_remote": True}
+@pytest.mark.parametrize("field", sorted(SWITCHES))
+def test_a_switch_takes_no_text(field: str) -> None:
+    assert run(flag_name(field))[1] == {field: True}
+    assert run(flag_name(field).replace("--", "--no-"))[1] == {field: False}
+
+
+def test_listen_and_trusted_keys_are_repeatable() -> None:
+    given = run("--listen", "a:1", "--listen", "b:2,c:3", "--config", "/x")
+    assert given == ["word", {"listen": ["a:1", "b:2,c:3"]}, "/x"]
     assert run("--trusted-keys", "a", "--trusted-keys", "b")[1] == {"trusted_keys": ["a", "b"]}
 
 
