@@ -110,6 +110,10 @@ class Artifact:
         return CacheKey(self.module_sha256, self.spec.fingerprint)
 
 
+STAMP_BYTES = 96
+"""What vouches for a stored value: a key's id (32 bytes) and its signature (64)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why nobody trusted vouches for an artifact."""

@@ -160,10 +160,6 @@ class Engines(Protocol):
         ...
 
 
-STAMP_BYTES = 96
-"""A key's id (32 bytes) and its signature (64)."""
-
-
 class Sealer(Protocol):
     """Binds artifacts to their keys, and stored values to those who stored them.
 

@@ -25,8 +25,7 @@ from wasmkiln.attestation import (
 )
 from wasmkiln.errors import AttestationInvalid
 
-from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
-from wasmkilnd.ports import STAMP_BYTES
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Refusal
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer

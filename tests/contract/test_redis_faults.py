@@ -400,3 +400,72 @@ async def test_nothing_that_managed_services_refuse_is_asked(
     allowed = "get set unlink exists getrange strlen scan dbsize info ping client|setname"
     extra = {"cmdstat_config|resetstat", "cmdstat_client|setinfo", "cmdstat_hello", "cmdstat_auth"}
     assert asked <= {f"cmdstat_{command}" for command in allowed.split()} | extra
+
+
+async def test_renewing_prolongs_every_key_of_an_artifact_and_its_module(
+    tier: RedisTier, raw: Redis, prefix: str
+) -> None:
+    wasm = module(1, 1_200_000)
+    one = artifact(1, 1_200_000, of=wasm)
+    await tier.put(one)
+    await tier.put_module(wasm)
+    names = [name async for name in raw.scan_iter() if name.startswith(prefix.encode())]
+    assert len(names) == 6
+    for name in names:
+        await raw.expire(name, 100)
+    await tier.renew(one.key)
+    assert all([await raw.ttl(name) >= TTL_S - 60 for name in names])
+    await tier.renew(artifact(2).key)  # What is not there is no failure.
+
+
+async def test_a_lost_piece_makes_a_miss_and_the_next_put_mends_it(
+    tier: RedisTier, raw: Redis, prefix: str, notes: Notes
+) -> None:
+    wasm = module(1, 1_200_000)
+    one = artifact(1, 1_200_000, of=wasm)
+    for _ in range(2):
+        await tier.put(one)
+        await tier.put_module(wasm)
+        assert same(await tier.get(one.key), one)
+        assert await tier.get_module(wasm.sha256) == wasm
+        parts = [name async for name in raw.scan_iter() if b"part:" in name]
+        mine = [name for name in parts if name.startswith(prefix.encode())]
+        assert len(mine) == 4
+        await raw.delete(*mine)
+        assert await tier.get(one.key) is None
+        assert await tier.get_module(wasm.sha256) is None
+        assert await raw.exists(name_of(one, prefix)) == 0
+    assert notes.rejected == ["incomplete"] * 4
+
+
+async def test_evicting_takes_every_piece(tier: RedisTier, raw: Redis, prefix: str) -> None:
+    async def mine() -> list[bytes]:
+        return [name async for name in raw.scan_iter() if name.startswith(prefix.encode())]
+
+    wasm = module(1, 1_200_000)
+    one = artifact(1, 1_200_000, of=wasm)
+    for scope, left in (
+        (EvictScope(engine_id=one.spec.engine.id), 3),
+        (EvictScope(module_sha256=wasm.sha256), 0),
+        (EvictScope(), 0),
+    ):
+        await tier.put(one)
+        await tier.put_module(wasm)
+        gone = await tier.evict(scope)
+        assert gone.artifacts == 1
+        assert gone.bytes > 1_200_000
+        assert len(await mine()) == left
+
+
+async def test_a_module_in_another_format_is_left_alone(
+    tier: RedisTier, raw: Redis, prefix: str, notes: Notes
+) -> None:
+    wasm = module(1)
+    name = f"{prefix}module:{{{wasm.sha256}}}"
+    theirs = b"WKLN\x63" + b"of a version to come"
+    await raw.set(name, theirs)
+    assert await tier.get_module(wasm.sha256) is None
+    await tier.put_module(wasm)
+    assert await raw.get(name) == theirs
+    assert await raw.ttl(name) > 0
+    assert notes.rejected == ["version"]

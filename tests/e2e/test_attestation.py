@@ -21,8 +21,8 @@ from wasmkilnd.cache.codec import HEADER_OFFSET
 from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.keys.store import KeyStore
-from wasmkilnd.model import CacheKey
-from wasmkilnd.ports import STAMP_BYTES, Sealer
+from wasmkilnd.model import STAMP_BYTES, CacheKey
+from wasmkilnd.ports import Sealer
 from wasmkilnd.seal import NoSealer
 
 from tests.contract.sealing import sealer

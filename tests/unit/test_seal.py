@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from wasmkilnd import wire
-from wasmkilnd.model import Artifact, CacheKey, ExternType, Kind, Refusal
-from wasmkilnd.ports import STAMP_BYTES
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.shelf import read, stored

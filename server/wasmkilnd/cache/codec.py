@@ -35,8 +35,7 @@ from wasmkilnd.cache import headers
 from wasmkilnd.cache.pieces import Body
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.fingerprint import CACHE_FORMAT
-from wasmkilnd.model import Artifact, CacheKey, Kind, Module, Refusal
-from wasmkilnd.ports import STAMP_BYTES
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Kind, Module, Refusal
 
 V = TypeVar("V", Artifact, Module)
 

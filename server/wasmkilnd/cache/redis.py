@@ -256,7 +256,11 @@ class RedisTier:
     async def _discard(self, name: bytes, parts: Sequence[bytes], rejected: ValueRejected) -> None:
         cause = rejected.cause.value
         self._recorder.value_rejected(self.name, cause)
-        tell = _log.debug if self._was_told(rejected) else _log.warning
+        tell = _log.warning
+        if rejected.cause is Cause.INCOMPLETE:
+            tell = _log.info  # The server makes room piece by piece: nothing is wrong.
+        elif self._was_told(rejected):
+            tell = _log.debug
         tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
         if rejected.cause is Cause.VERSION and self.names.is_module(name):
             return  # It may be good to the daemons that stored it.

@@ -11,8 +11,7 @@ from wasmkilnd import wire
 from wasmkilnd.cache.codec import HEADER_OFFSET, head_end
 from wasmkilnd.cache.pieces import CODECS, RAW, ZSTD, Body, codec_for, cut, pack
 from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.model import Artifact, CacheKey, Module
-from wasmkilnd.ports import STAMP_BYTES
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Module
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
