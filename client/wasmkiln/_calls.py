@@ -18,7 +18,13 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from wasmkiln._assembly import Assembly
 from wasmkiln._progress import Phase, Progress
-from wasmkiln._requests import artifact_keys, compile_request, evict_request, in_batches
+from wasmkiln._requests import (
+    artifact_keys,
+    compile_request,
+    evict_request,
+    in_batches,
+    release_request,
+)
 from wasmkiln._retry import Deadline, RetryPolicy
 from wasmkiln._settings import choose_address, choose_timeout_s
 from wasmkiln._source import identify
@@ -54,6 +60,10 @@ STATS = Method("/wasmkiln.v1.ModuleService/Stats", modules.StatsResponse)
 CAPABILITIES = Method("/wasmkiln.v1.ModuleService/GetCapabilities", modules.GetCapabilitiesResponse)
 FIND_MISSING = Method("/wasmkiln.v1.ModuleService/FindMissing", modules.FindMissingResponse)
 EVICT = Method("/wasmkiln.v1.AdminService/Evict", admin.EvictResponse)
+LIST_QUARANTINE = Method("/wasmkiln.v1.AdminService/ListQuarantine", admin.ListQuarantineResponse)
+RELEASE_QUARANTINE = Method(
+    "/wasmkiln.v1.AdminService/ReleaseQuarantine", admin.ReleaseQuarantineResponse
+)
 # On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1}
 # are these wrappers, so that the client needs no package for them.
 HEALTH = Method("/grpc.health.v1.Health/Check", Int32Value)
@@ -204,6 +214,16 @@ class Calls:
             module_sha256=module_sha256, engine=engine, everything=everything, tier=tier
         )
         return self._unary(EVICT, request, self._deadline(timeout_s))
+
+    def quarantined(self, timeout_s: float | None) -> Flow[admin.ListQuarantineResponse]:
+        request = admin.ListQuarantineRequest()
+        return self._unary(LIST_QUARANTINE, request, self._deadline(timeout_s))
+
+    def release(
+        self, module_sha256: str | None, everything: bool, timeout_s: float | None
+    ) -> Flow[admin.ReleaseQuarantineResponse]:
+        request = release_request(module_sha256, everything)
+        return self._unary(RELEASE_QUARANTINE, request, self._deadline(timeout_s))
 
     def health(self, service: str, timeout_s: float | None) -> Flow[str]:
         request = StringValue(value=service)

@@ -82,3 +82,14 @@ def evict_request(
     else:
         request.all = True
     return request
+
+
+def release_request(module_sha256: str | None, everything: bool) -> admin.ReleaseQuarantineRequest:
+    """A ReleaseQuarantineRequest. Raises ValueError unless exactly one scope is given."""
+    if (module_sha256 is not None) + everything != 1:
+        raise ValueError("release needs either module_sha256 or everything=True")
+    if module_sha256 is None:
+        return admin.ReleaseQuarantineRequest(all=True)
+    if not is_digest(module_sha256):
+        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+    return admin.ReleaseQuarantineRequest(module_sha256=module_sha256)

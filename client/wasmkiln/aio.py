@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from wasmkiln._source import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
-    from wasmkiln.v1.admin_service_pb2 import EvictResponse
+    from wasmkiln.v1.admin_service_pb2 import (
+        EvictResponse,
+        ListQuarantineResponse,
+        ReleaseQuarantineResponse,
+    )
     from wasmkiln.v1.module_service_pb2 import (
         GetCapabilitiesResponse,
         LoadResponse,
@@ -159,6 +163,23 @@ class AsyncClient:
                 timeout_s=timeout_s,
             )
         )
+
+    async def quarantined(self, *, timeout_s: float | None = None) -> ListQuarantineResponse:
+        """The modules that are refused because a compile of them broke the compiler."""
+        return await self._run(self._calls.quarantined(timeout_s))
+
+    async def release(
+        self,
+        module_sha256: str | None = None,
+        *,
+        everything: bool = False,
+        timeout_s: float | None = None,
+    ) -> ReleaseQuarantineResponse:
+        """Lets a module, or every one, be compiled again, and forgets what it did.
+
+        Raises ValueError unless exactly one scope is given.
+        """
+        return await self._run(self._calls.release(module_sha256, everything, timeout_s))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """The daemon's, or one service's, health: "SERVING", "NOT_SERVING" or "UNKNOWN".

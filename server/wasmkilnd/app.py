@@ -30,6 +30,7 @@ from wasmkilnd.keys.ring import open_ring
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Sealer
+from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.module_servicer import ModuleServicer
@@ -132,7 +133,9 @@ class Daemon:
             remote.turns,
             remote.used,
         )
-        service = CompileService(cache, engines, sealer, self._metrics, self._limits)
+        quarantine = Quarantine(remote.strikes, self._metrics, settings.quarantine_s)
+        self._metrics.watch_quarantine(lambda: quarantine.size)
+        service = CompileService(cache, engines, sealer, quarantine, self._metrics, self._limits)
         self._service = service
         self._metrics.watch_flights(lambda: service.flights)
         rpc = RpcServer(
@@ -142,7 +145,7 @@ class Daemon:
                 lambda: self._capabilities(engines),
                 self._metrics.bytes_sent,
             ),
-            AdminServicer(service),
+            AdminServicer(service, quarantine),
             self._metrics.rpc,
             settings.max_module_bytes,
         )

@@ -27,6 +27,7 @@ from wasmkilnd.model import (
     Origin,
 )
 from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer
+from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import SingleFlight
 
 MAX_FIND_MISSING_KEYS = 10_000
@@ -83,11 +84,18 @@ class CompileService:
     """Serves every call. For one event loop."""
 
     def __init__(
-        self, cache: Cache, engines: Engines, sealer: Sealer, recorder: Recorder, limits: Limits
+        self,
+        cache: Cache,
+        engines: Engines,
+        sealer: Sealer,
+        quarantine: Quarantine,
+        recorder: Recorder,
+        limits: Limits,
     ) -> None:
         self._cache = cache
         self._engines = engines
         self._sealer = sealer
+        self._quarantine = quarantine
         self._recorder = recorder
         self._limits = limits
         # Who wants it compiled anew must not be given what another found in a tier.
@@ -231,7 +239,12 @@ class CompileService:
             async with turn as made_meanwhile:
                 if made_meanwhile:
                     return Served(*made_meanwhile)
-                code = await self._engines.compile(spec, module)
+                await self._quarantine.check(key)
+                try:
+                    code = await self._engines.compile(spec, module)
+                except errors.WasmkilnError as failure:
+                    await self._quarantine.report(key, spec, failure)
+                    raise
                 artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
                 if uploaded:
                     # The engine accepted it, which is what Load would have asked.

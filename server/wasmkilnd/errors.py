@@ -27,6 +27,7 @@ class Reason(Enum):
     COMPILE_MEMORY_LIMIT = "COMPILE_MEMORY_LIMIT"
     ARTIFACT_TOO_LARGE = "ARTIFACT_TOO_LARGE"
     COMPILER_CRASHED = "COMPILER_CRASHED"
+    MODULE_QUARANTINED = "MODULE_QUARANTINED"
     COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL"
     SERVER_DRAINING = "SERVER_DRAINING"
     INTERNAL = "INTERNAL"
@@ -248,6 +249,18 @@ def compiler_crashed(engine_id: str, how: str, last_words: str, signal: str = ""
         + (f": {last_words}" if last_words else ""),
         engine=engine_id,
         signal=signal,
+    )
+
+
+def module_quarantined(engine_id: str, reason: str, message: str, left_s: float) -> WasmkilnError:
+    """The module broke this compiler before. ``reason`` and ``message`` are of the first time."""
+    return WasmkilnError(
+        Reason.MODULE_QUARANTINED,
+        f"the module is refused for {left_s:,.0f} s more, because of what happened before:"
+        f" {message} ({reason}); an operator can release it",
+        engine=engine_id,
+        first_reason=reason,
+        seconds_left=round(left_s, 1),
     )
 
 

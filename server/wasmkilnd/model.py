@@ -125,6 +125,22 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Strike:
+    """A compile that broke the compiler, and what follows for the module."""
+
+    key: CacheKey
+    engine_id: str
+    reason: str
+    """Of the first failure: the public name of an error's reason."""
+    message: str
+    """Of the first failure."""
+    count: int
+    """How many failures there were."""
+    left_s: float
+    """How long the module is refused from now on; 0 for not at all."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvictScope:
     """What to evict: exactly one of a module, an engine's artifacts, or everything."""
 

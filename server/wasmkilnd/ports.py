@@ -17,6 +17,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
     Refusal,
+    Strike,
     TierUsage,
 )
 
@@ -186,6 +187,26 @@ class Sealer(Protocol):
         ...
 
 
+class StrikeStore(Protocol):
+    """Strikes against modules, shared with other daemons. Every method raises TierUnavailable."""
+
+    async def get(self, key: CacheKey) -> Strike | None:
+        """Answer the strike against ``key``, with the time that its quarantine has left."""
+        ...
+
+    async def put(self, strike: Strike, ttl_s: float) -> None:
+        """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
+        ...
+
+    async def all(self) -> Sequence[Strike]:
+        """Answer all strikes, 10,000 at most."""
+        ...
+
+    async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
+        """Delete the strikes against a module, against all for an empty digest."""
+        ...
+
+
 class Recorder(Protocol):
     """Takes note of what happens. Safe from any thread, fast, and never raises."""
 
@@ -215,6 +236,10 @@ class Recorder(Protocol):
 
     def fleet_turn(self, outcome: str) -> None:
         """A daemon waited for its turn to compile. ``outcome`` is one of a small set."""
+        ...
+
+    def quarantine_refused(self) -> None:
+        """A compile was refused for what an earlier one did."""
         ...
 
     def worker_replaced(self, engine_id: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from wasmkilnd import errors
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.strikes import NoStrikes
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
@@ -18,6 +19,7 @@ from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifa
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
 from wasmkilnd.ports import CompiledCode
+from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer
 
 CORE = b"\0asm\x01\0\0\0"
@@ -81,7 +83,10 @@ class Rig:
         far = NoTier("redis")
         writes = WriteBehind(far, 1000, far.always_ready)
         cache = TieredCache(self.memory, self.memory, far, writes, EveryTurn())
-        self.service = CompileService(cache, self.engines, NoSealer(), self.recorder, LIMITS)
+        self.quarantine = Quarantine(NoStrikes(), self.recorder, 600.0)
+        self.service = CompileService(
+            cache, self.engines, NoSealer(), self.quarantine, self.recorder, LIMITS
+        )
 
 
 @pytest.fixture
@@ -178,3 +183,17 @@ async def test_malformed_questions(rig: Rig, keys: Sequence[WantedArtifact]) -> 
     with pytest.raises(WasmkilnError) as failure:
         await rig.service.find_missing(keys)
     assert failure.value.reason is Reason.INVALID_REQUEST
+
+
+async def test_a_module_that_broke_the_compiler_is_refused_the_next_time(rig: Rig) -> None:
+    rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
+    for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
+        with pytest.raises(WasmkilnError) as raised:
+            await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
+        assert raised.value.reason is reason
+    assert rig.engines.compiles == 1
+    with pytest.raises(WasmkilnError, match="did not finish"):  # Another engine starts clean.
+        await rig.service.compile(CompileOrder(wasm=CORE, engine="other"))
+    rig.engines.failure = None
+    await rig.quarantine.release("")
+    assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED

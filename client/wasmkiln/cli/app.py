@@ -15,6 +15,7 @@ from wasmkiln.cli.commands.evict import evict
 from wasmkiln.cli.commands.find_missing import find_missing
 from wasmkiln.cli.commands.health import health
 from wasmkiln.cli.commands.load import load
+from wasmkiln.cli.commands.quarantine import quarantine
 from wasmkiln.cli.commands.stats import stats
 from wasmkiln.cli.commands.verify import verify
 from wasmkiln.cli.commands.warm import warm
@@ -68,5 +69,8 @@ def app() -> None:
     """Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere."""
 
 
-for command in (load, compile_, stats, engines, find_missing, evict, warm, verify, health):
+for command in (
+    *(load, compile_, stats, engines, find_missing, evict, warm, verify, health),
+    quarantine,
+):
     app.add_command(command)

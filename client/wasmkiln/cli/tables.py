@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from wasmkiln.attestation import Statement
     from wasmkiln.cli.commands.compile import Compiled
-    from wasmkiln.v1.admin_service_pb2 import EvictResponse
+    from wasmkiln.v1.admin_service_pb2 import EvictResponse, ListQuarantineResponse
     from wasmkiln.v1.module_service_pb2 import (
         GetCapabilitiesResponse,
         LatencySummary,
@@ -114,6 +114,22 @@ def missing(rows: Sequence[tuple[str, str, str]], asked: int) -> RenderableType:
 def evicted(answer: EvictResponse) -> RenderableType:
     """What `evict` removed."""
     return f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
+
+
+def quarantined(answer: ListQuarantineResponse) -> RenderableType:
+    """What is in quarantine."""
+    if not answer.modules:
+        return "no module is in quarantine"
+    table = _table("module", "engine", "why", ">strikes", ">time left")
+    for one in answer.modules:
+        table.add_row(
+            one.module_sha256,
+            one.engine,
+            one_line(one.message),
+            str(one.strikes),
+            elapsed(seconds(one.time_left)),
+        )
+    return table
 
 
 def warmed(

@@ -1,8 +1,11 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -15,6 +18,50 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 TIER_UNSPECIFIED: Tier
 TIER_MEMORY: Tier
 TIER_REDIS: Tier
+
+class ListQuarantineRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListQuarantineResponse(_message.Message):
+    __slots__ = ("modules",)
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    modules: _containers.RepeatedCompositeFieldContainer[QuarantinedModule]
+    def __init__(self, modules: _Optional[_Iterable[_Union[QuarantinedModule, _Mapping]]] = ...) -> None: ...
+
+class QuarantinedModule(_message.Message):
+    __slots__ = ("module_sha256", "fingerprint", "engine", "reason", "message", "strikes", "time_left")
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    STRIKES_FIELD_NUMBER: _ClassVar[int]
+    TIME_LEFT_FIELD_NUMBER: _ClassVar[int]
+    module_sha256: str
+    fingerprint: str
+    engine: str
+    reason: str
+    message: str
+    strikes: int
+    time_left: _duration_pb2.Duration
+    def __init__(self, module_sha256: _Optional[str] = ..., fingerprint: _Optional[str] = ..., engine: _Optional[str] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., strikes: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ReleaseQuarantineRequest(_message.Message):
+    __slots__ = ("module_sha256", "all")
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    module_sha256: str
+    all: bool
+    def __init__(self, module_sha256: _Optional[str] = ..., all: bool = ...) -> None: ...
+
+class ReleaseQuarantineResponse(_message.Message):
+    __slots__ = ("released", "redis_unreachable")
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    REDIS_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    released: int
+    redis_unreachable: bool
+    def __init__(self, released: _Optional[int] = ..., redis_unreachable: bool = ...) -> None: ...
 
 class EvictRequest(_message.Message):
     __slots__ = ("module_sha256", "engine", "all", "tier")

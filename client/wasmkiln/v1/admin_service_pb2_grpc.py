@@ -40,6 +40,16 @@ class AdminServiceStub(object):
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.EvictRequest.SerializeToString,
                 response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.EvictResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/ListQuarantine',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
+        self.ReleaseQuarantine = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/ReleaseQuarantine',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -57,6 +67,24 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantine(self, request, context):
+        """Lists the modules that are refused because a compile of them crashed, ran
+        past its time or past its memory: here, and in every daemon on the same Redis.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseQuarantine(self, request, context):
+        """Lets a module, or every one, be compiled again, and forgets what it did.
+
+        Errors:
+        INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +92,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Evict,
                     request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.EvictRequest.FromString,
                     response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.EvictResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseQuarantine,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -94,6 +132,60 @@ class AdminService(object):
             '/wasmkiln.v1.AdminService/Evict',
             wasmkiln_dot_v1_dot_admin__service__pb2.EvictRequest.SerializeToString,
             wasmkiln_dot_v1_dot_admin__service__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/ListQuarantine',
+            wasmkiln_dot_v1_dot_admin__service__pb2.ListQuarantineRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/ReleaseQuarantine',
+            wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

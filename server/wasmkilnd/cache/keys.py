@@ -14,7 +14,8 @@ class KeyNames:
 
     A value's further pieces are at ``<prefix>part:{<module>}:<fingerprint>:<digest>``, with
     ``module`` for the fingerprint of a module's; who compiles an artifact holds
-    ``<prefix>lease:{<module>}:<fingerprint>``. The braces keep all keys of a module in one
+    ``<prefix>lease:{<module>}:<fingerprint>``; ``<prefix>strike:{<module>}:<fingerprint>`` tells
+    of a compile that broke the compiler. The braces keep all keys of a module in one
     slot of a cluster.
     """
 
@@ -23,6 +24,7 @@ class KeyNames:
         self._module = f"{prefix}module:".encode()
         self._part = f"{prefix}part:".encode()
         self._lease = f"{prefix}lease:".encode()
+        self._strike = f"{prefix}strike:".encode()
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
@@ -32,6 +34,18 @@ class KeyNames:
     def lease(self, key: CacheKey) -> bytes:
         """Answer under which name who compiles an artifact is told."""
         return _of_key(self._lease, key)
+
+    def strike(self, key: CacheKey) -> bytes:
+        """Answer under which name a strike against a module is stored."""
+        return _of_key(self._strike, key)
+
+    def strike_key(self, name: bytes) -> CacheKey | None:
+        """Answer against what ``name`` is a strike, None if it is none."""
+        return _key_of(self._strike, name)
+
+    def strikes_pattern(self, module_sha256: str = "") -> bytes:
+        """Answer a pattern that matches the strikes against one module, or all."""
+        return _pattern(self._strike, module_sha256)
 
     def artifact_part(self, key: CacheKey, digest: str) -> bytes:
         """Answer under which name a piece of an artifact is stored."""
@@ -63,9 +77,7 @@ class KeyNames:
 
     def artifacts_pattern(self, module_sha256: str = "") -> bytes:
         """Answer a pattern that matches the artifacts of one module, or all."""
-        if not module_sha256:
-            return _literal(self._compiled) + b"*"
-        return b"%b{%b}:*" % (_literal(self._compiled), _literal(module_sha256.encode()))
+        return _pattern(self._compiled, module_sha256)
 
     def modules_pattern(self) -> bytes:
         """Answer a pattern that matches every module."""
@@ -73,14 +85,11 @@ class KeyNames:
 
     def parts_pattern(self, module_sha256: str) -> bytes:
         """Answer a pattern that matches the pieces of one module and its artifacts."""
-        return b"%b{%b}:*" % (_literal(self._part), _literal(module_sha256.encode()))
+        return _pattern(self._part, module_sha256)
 
     def artifact_key(self, name: bytes) -> CacheKey | None:
         """Answer which artifact ``name`` is that of, None if it is no artifact's."""
-        if not self.is_artifact(name):
-            return None
-        module, _, fingerprint = name[len(self._compiled) :].decode(errors="replace").partition(":")
-        return CacheKey(module.strip("{}"), fingerprint)
+        return _key_of(self._compiled, name)
 
     def module_sha256(self, name: bytes) -> str | None:
         """Answer which module ``name`` is that of, None if it is no module's."""
@@ -95,3 +104,16 @@ def _of_key(kind: bytes, key: CacheKey) -> bytes:
 
 def _literal(name: bytes) -> bytes:
     return _GLOB.sub(rb"\\\g<0>", name)
+
+
+def _key_of(kind: bytes, name: bytes) -> CacheKey | None:
+    if not name.startswith(kind):
+        return None
+    module, _, fingerprint = name[len(kind) :].decode(errors="replace").partition(":")
+    return CacheKey(module.strip("{}"), fingerprint)
+
+
+def _pattern(kind: bytes, module_sha256: str) -> bytes:
+    if not module_sha256:
+        return _literal(kind) + b"*"
+    return b"%b{%b}:*" % (_literal(kind), _literal(module_sha256.encode()))

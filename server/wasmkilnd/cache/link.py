@@ -56,6 +56,11 @@ class RedisLink:
         """Answer the whole value under each of ``keys``, within ``timeout_s`` if that is less."""
         return await self._each(_value, [("GET", key) for key in keys], timeout_s)
 
+    async def get_with_ttl(self, key: bytes) -> tuple[bytes | None, int]:
+        """Answer the value under ``key``, and the seconds that it has left (-1 for ever)."""
+        value, ttl_s = await self._each(_any, [("GET", key), ("TTL", key)])
+        return value, int(ttl_s)
+
     async def set(self, key: bytes, value: bytes, ttl_s: int, *, only_new: bool = False) -> bool:
         """Store ``value`` under ``key`` for ``ttl_s`` seconds; answer whether that was done.
 

@@ -14,10 +14,11 @@ from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.renewals import Renewals
+from wasmkilnd.cache.strikes import NoStrikes, RedisStrikes
 from wasmkilnd.cache.turns import EveryTurn, FleetTurns, Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import RemoteStatus
-from wasmkilnd.ports import Recorder, Sealer, Tier
+from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -59,6 +60,7 @@ class RemoteTier:
         tier: Tier,
         write_behind: WriteBehind,
         turns: Turns,
+        strikes: StrikeStore,
         description: str,
         mode: str,
         redis: RedisTier | None = None,
@@ -69,6 +71,7 @@ class RemoteTier:
         self.tier = tier
         self.write_behind = write_behind
         self.turns = turns
+        self.strikes = strikes
         self.used = renewals.used if renewals else None
         self.description = description
         self._mode = mode
@@ -184,6 +187,7 @@ async def _with(
         tier,
         writes,
         turns,
+        RedisStrikes(redis.link, redis.names, sealer),
         where if answers else f"{where}, which does not answer yet",
         mode,
         redis,
@@ -198,6 +202,7 @@ def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTie
         tier,
         WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
         EveryTurn(),
+        NoStrikes(),
         description,
         "none",
         detail=detail or "switched off",

@@ -277,6 +277,13 @@ class Settings(BaseModel):
         description="Memory that one compilation may use before it is killed; 0 for 4 GiB, or"
         " half of the machine's or control group's memory where that is less.",
     )
+    quarantine_s: Seconds = Field(
+        default=600.0,
+        ge=0,
+        description="How long a module is refused for an engine that it crashed, or with which it"
+        " ran past its time or memory; twice as long each time it does so again, up to a day. 0"
+        " refuses nothing.",
+    )
     shutdown_grace_s: Seconds = Field(
         default=30.0,
         ge=0,

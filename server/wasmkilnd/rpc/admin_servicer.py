@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from wasmkiln.v1 import admin_service_pb2 as pb
 
+from wasmkilnd.admission import check_sha256
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import invalid_request
+from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context
 
@@ -13,8 +15,9 @@ from wasmkilnd.rpc.calls import CallNote, Context
 class AdminServicer:
     """Translates; decides nothing."""
 
-    def __init__(self, service: CompileService) -> None:
+    def __init__(self, service: CompileService, quarantine: Quarantine) -> None:
         self._service = service
+        self._quarantine = quarantine
 
     async def evict(
         self, request: pb.EvictRequest, context: Context, note: CallNote
@@ -32,3 +35,34 @@ class AdminServicer:
             bytes=evicted.bytes,
             unreachable_tiers=unreachable,
         )
+
+    async def list_quarantine(
+        self, request: pb.ListQuarantineRequest, context: Context, note: CallNote
+    ) -> pb.ListQuarantineResponse:
+        """List what is refused."""
+        return pb.ListQuarantineResponse(
+            modules=[
+                pb.QuarantinedModule(
+                    module_sha256=strike.key.module_sha256,
+                    fingerprint=strike.key.fingerprint,
+                    engine=strike.engine_id,
+                    reason=strike.reason,
+                    message=strike.message,
+                    strikes=strike.count,
+                    time_left=messages.duration(strike.left_s),
+                )
+                for strike in await self._quarantine.listed()
+            ]
+        )
+
+    async def release_quarantine(
+        self, request: pb.ReleaseQuarantineRequest, context: Context, note: CallNote
+    ) -> pb.ReleaseQuarantineResponse:
+        """Release what the request names."""
+        note.module = request.module_sha256
+        if request.WhichOneof("scope") == "module_sha256":
+            check_sha256(request.module_sha256, "module_sha256")
+        elif not request.all:
+            raise invalid_request("name a module_sha256, or set all", "scope")
+        released, told = await self._quarantine.release(request.module_sha256)
+        return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not told)

@@ -82,7 +82,11 @@ class RpcServer:
         self._add(
             ADMIN_SERVICE,
             admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
-            {"Evict": admin_servicer.evict},
+            {
+                "Evict": admin_servicer.evict,
+                "ListQuarantine": admin_servicer.list_quarantine,
+                "ReleaseQuarantine": admin_servicer.release_quarantine,
+            },
             record,
         )
         self.health = Health(self._server, (MODULE_SERVICE, ADMIN_SERVICE))

@@ -31,6 +31,7 @@ def stats_response(snapshot: Snapshot) -> pb.StatsResponse:
         busy_workers=snapshot.busy_workers,
         flights=snapshot.flights,
         flights_joined=snapshot.flights_joined,
+        quarantined_modules=snapshot.quarantined,
         hit_ratio=snapshot.hit_ratio,
         redis_up=remote.up,
         redis_mode=remote.mode,

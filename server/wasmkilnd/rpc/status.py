@@ -28,6 +28,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.COMPILE_MEMORY_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.ARTIFACT_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.COMPILER_CRASHED: grpc.StatusCode.INTERNAL,
+    Reason.MODULE_QUARANTINED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.COMPILE_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,

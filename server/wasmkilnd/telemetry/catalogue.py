@@ -107,6 +107,12 @@ class Catalogue:
             ("outcome",),
             Count,
         )
+        self.quarantine_refused = Family(
+            "quarantine_refused",
+            "Compiles that were refused for what an earlier one of the module did.",
+            (),
+            Count,
+        )
         self.rpcs = Family("rpcs", "RPCs that ended.", ("method", "code"), Count)
         self.rpc_durations = Family(
             "rpc_duration_seconds",
@@ -129,6 +135,7 @@ class Catalogue:
             self.served,
             self.flights_joined,
             self.fleet_turns,
+            self.quarantine_refused,
             self.rpcs,
             self.sent_bytes,
         )
@@ -177,6 +184,7 @@ class Catalogue:
         for origin in Origin:
             self.served.add(origin.value)
         self.flights_joined.add()
+        self.quarantine_refused.add()
         for outcome in ("taken", "made", "failed", "late", "alone"):
             self.fleet_turns.add(outcome)
         self.sent_bytes.add()

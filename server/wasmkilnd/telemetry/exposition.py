@@ -45,6 +45,11 @@ class Exposition(Collector):
         yield from self._tiers()
         yield from self._engines()
         yield _gauge("flights", "Compilations under way.", self._watched.flights())
+        yield _gauge(
+            "quarantined_modules",
+            "Modules that this daemon knows to be refused.",
+            self._watched.quarantined(),
+        )
         yield from self._remote()
 
     def _tiers(self) -> Iterator[Metric]:

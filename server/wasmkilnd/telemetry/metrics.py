@@ -83,6 +83,10 @@ class Metrics(Watched):
         """See :meth:`wasmkilnd.ports.Recorder.fleet_turn`."""
         self._catalogue.fleet_turns.at(outcome).add()
 
+    def quarantine_refused(self) -> None:
+        """See :meth:`wasmkilnd.ports.Recorder.quarantine_refused`."""
+        self._catalogue.quarantine_refused.at().add()
+
     def flight_joined(self) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.flight_joined`."""
         self._joined.add()
@@ -129,6 +133,7 @@ class Metrics(Watched):
             compiles=tuple(sorted(compiles, key=lambda each: (each.engine_id, each.outcome))),
             engines=tuple(engines),
             flights=self.flights(),
+            quarantined=self.quarantined(),
             flights_joined=self._joined.value,
             served={origin: count.value for origin, count in self._served.items()},
             rejected=sum(count.value for _, count in catalogue.rejected.all()),

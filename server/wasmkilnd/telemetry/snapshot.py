@@ -70,6 +70,8 @@ class Snapshot:
     engines: tuple[EngineSnapshot, ...]
     flights: int
     flights_joined: int
+    quarantined: int
+    """Modules that this daemon knows to be refused."""
     served: Mapping[Origin, int]
     rejected: int
     """Stored values that did not verify."""

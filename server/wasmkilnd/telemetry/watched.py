@@ -20,6 +20,7 @@ class Watched:
         self._tiers: dict[str, Callable[[], TierUsage]] = {}
         self._engines: dict[str, Callable[[], EngineUsage]] = {}
         self._flights: Callable[[], int] = lambda: 0
+        self._quarantined: Callable[[], int] = lambda: 0
         self._remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
 
     def watch_tier(self, tier: str, usage: Callable[[], TierUsage]) -> None:
@@ -33,6 +34,10 @@ class Watched:
     def watch_flights(self, flights: Callable[[], int]) -> None:
         """Read how many compilations are under way from ``flights``."""
         self._flights = flights
+
+    def watch_quarantine(self, size: Callable[[], int]) -> None:
+        """Read how many modules are refused from ``size``."""
+        self._quarantined = size
 
     def watch_remote(self, status: Callable[[], RemoteStatus]) -> None:
         """Read whether Redis answers, and what waits to go there, from ``status``."""
@@ -50,6 +55,10 @@ class Watched:
     def flights(self) -> int:
         """Answer how many compilations are under way."""
         return _read("flights", self._flights, 0)
+
+    def quarantined(self) -> int:
+        """Answer how many modules are refused."""
+        return _read("quarantine", self._quarantined, 0)
 
     def remote(self) -> RemoteStatus:
         """Answer how the shared tier is."""

@@ -1,0 +1,180 @@
+"""Modules that broke a compiler are refused for a while, in the whole fleet.
+
+A compile that crashed, ran past its time or past its memory would do so again, at the
+same price. So what it was about is remembered: the module, and the fingerprint, so that
+another engine, setting or version starts clean. Each strike more doubles the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from wasmkilnd import errors
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.model import CacheKey, CompileSpec, Strike
+from wasmkilnd.ports import Recorder, StrikeStore
+
+log = structlog.get_logger("wasmkilnd")
+
+# How long a strike counts after its quarantine, or after one that brought none.
+MEMORY_S = 24 * 3600
+_LONGEST_S = 24 * 3600
+_MAX_KNOWN = 10_000
+
+_CONDEMNING = frozenset(
+    {Reason.COMPILE_TIMEOUT, Reason.COMPILE_MEMORY_LIMIT, Reason.COMPILER_CRASHED}
+)
+# Sent by operators, and by a kernel that is out of memory: it may have met the wrong one.
+_FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
+
+
+class Quarantine:
+    """Decides who is refused. For one event loop.
+
+    What the shared ``store`` says goes; this daemon's own memory stands in for it while it
+    does not answer, and for what could not be told to it.
+    """
+
+    def __init__(
+        self,
+        store: StrikeStore,
+        recorder: Recorder,
+        first_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Refuse for ``first_s`` at first; 0 refuses nobody."""
+        self._store = store
+        self._recorder = recorder
+        self._first_s = first_s
+        self._clock = clock
+        self._known: OrderedDict[CacheKey, _Known] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """How many modules this daemon knows to be in quarantine now."""
+        return sum(1 for known in self._known.values() if known.left_s(self._clock()) > 0)
+
+    async def check(self, key: CacheKey) -> None:
+        """Raise MODULE_QUARANTINED if ``key`` is to be refused."""
+        if not self._first_s:
+            return
+        strike = await self._find(key)
+        if strike and strike.left_s > 0:
+            self._recorder.quarantine_refused()
+            raise errors.module_quarantined(
+                strike.engine_id, strike.reason, strike.message, strike.left_s
+            )
+
+    async def report(self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError) -> None:
+        """Take note of a compile of ``key`` that failed."""
+        if not self._first_s or failure.reason not in _CONDEMNING:
+            return
+        before = await self._find(key)
+        count = before.count + 1 if before else 1
+        strike = Strike(
+            key=key,
+            engine_id=spec.engine.id,
+            # What was seen first tells most: later ones come from those who tried again.
+            reason=before.reason if before else failure.reason.value,
+            message=before.message if before else failure.message,
+            count=count,
+            left_s=self._sentence_s(count, _is_own_fault(failure)),
+        )
+        if strike.left_s:
+            log.warning(
+                "module quarantined",
+                module=key.module_sha256,
+                engine=strike.engine_id,
+                reason=strike.reason,
+                strikes=count,
+                seconds=strike.left_s,
+            )
+        await self._remember(strike)
+
+    async def listed(self) -> Sequence[Strike]:
+        """Answer all that are refused now, here or anywhere in the fleet."""
+        now = self._clock()
+        found = {key: known.strike_at(now) for key, known in self._known.items()}
+        try:
+            shared = {strike.key: strike for strike in await self._store.all()}
+        except TierUnavailable:
+            shared = {}
+        else:
+            found = {key: one for key, one in found.items() if not self._known[key].shared}
+        active = [one for one in {**found, **shared}.values() if one.left_s > 0]
+        return sorted(active, key=lambda one: (one.key.module_sha256, one.key.fingerprint))
+
+    async def release(self, module_sha256: str) -> tuple[int, bool]:
+        """Forget a module's strikes, all modules' for an empty digest.
+
+        Answers how many it was, and whether the rest of the fleet was told.
+        """
+        mine = {key for key in self._known if module_sha256 in ("", key.module_sha256)}
+        for key in mine:
+            del self._known[key]
+        try:
+            return len(mine | set(await self._store.remove(module_sha256))), True
+        except TierUnavailable:
+            return len(mine), False
+
+    async def _find(self, key: CacheKey) -> Strike | None:
+        known = self._known.get(key)
+        try:
+            strike = await self._store.get(key)
+        except TierUnavailable:
+            return known.strike_at(self._clock()) if known else None
+        if strike is None:
+            if known and known.shared:
+                del self._known[key]  # Released, or it expired.
+                return None
+            return known.strike_at(self._clock()) if known else None
+        self._keep(strike, shared=True)
+        return strike
+
+    async def _remember(self, strike: Strike) -> None:
+        self._keep(strike, shared=False)
+        try:
+            await self._store.put(strike, strike.left_s + MEMORY_S)
+        except TierUnavailable:
+            return
+        self._keep(strike, shared=True)
+
+    def _keep(self, strike: Strike, *, shared: bool) -> None:
+        self._known[strike.key] = _Known(strike, self._clock(), shared)
+        self._known.move_to_end(strike.key)
+        if len(self._known) > _MAX_KNOWN:
+            self._known.popitem(last=False)
+
+    def _sentence_s(self, strikes: int, own_fault: bool) -> float:
+        if not own_fault:
+            strikes -= 1
+        if strikes < 1:
+            return 0.0
+        return float(min(self._first_s * 2 ** min(strikes - 1, 32), max(_LONGEST_S, self._first_s)))
+
+
+class _Known:
+    """What this daemon knows of a strike, from when on, and whether others were told."""
+
+    def __init__(self, strike: Strike, since: float, shared: bool) -> None:
+        self._strike = strike
+        self._since = since
+        self.shared = shared
+
+    def left_s(self, now: float) -> float:
+        return max(0.0, self._strike.left_s - (now - self._since))
+
+    def strike_at(self, now: float) -> Strike:
+        return replace(self._strike, left_s=self.left_s(now))
+
+
+def _is_own_fault(failure: WasmkilnError) -> bool:
+    """Tell a module that broke its compiler from one whose compiler was killed by others."""
+    if failure.reason is not Reason.COMPILER_CRASHED:
+        return True
+    return failure.metadata.get("signal", "") not in _FROM_OUTSIDE

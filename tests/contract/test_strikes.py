@@ -1,0 +1,108 @@
+"""Strikes on a real server: shared, aged by the server, and believed from the fleet only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis.asyncio import Redis
+from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.model import CacheKey, EvictScope, Strike
+
+from tests.contract.notes import Notes
+from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.contract.servers import RedisServer, binary_of, redis_server
+
+KEY = CacheKey("a" * 64, "f" * 64)
+STRIKE = Strike(KEY, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+@pytest.fixture
+async def tier(valkey: RedisServer) -> AsyncIterator[RedisTier]:
+    made = RedisTier(connect(valkey.url), sealer(OURS), Notes())
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def raw(valkey: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(valkey.url) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+def strikes(tier: RedisTier, raw: Redis) -> RedisStrikes:
+    return RedisStrikes(tier.link, tier.names, sealer(OURS))
+
+
+async def test_a_strike_is_shared_listed_and_removed(
+    strikes: RedisStrikes, tier: RedisTier
+) -> None:
+    assert await strikes.get(KEY) is None
+    await strikes.put(STRIKE, 1000)
+    assert await RedisStrikes(tier.link, tier.names, sealer(OURS)).get(KEY) == STRIKE
+    assert await strikes.all() == [STRIKE]
+    assert await strikes.remove("b" * 64) == []
+    assert await strikes.remove(KEY.module_sha256) == [KEY]
+    assert await strikes.all() == []
+    await strikes.put(STRIKE, 1000)
+    assert await strikes.remove("") == [KEY]
+
+
+async def test_its_age_is_what_the_server_says(
+    strikes: RedisStrikes, tier: RedisTier, raw: Redis
+) -> None:
+    await strikes.put(STRIKE, 1000)
+    name = tier.names.strike(KEY)
+    for ttl_s, left_s in ((900, 500), (400, 0), (1, 0)):
+        await raw.expire(name, ttl_s)
+        found = await strikes.get(KEY)
+        assert found
+        assert abs(found.left_s - left_s) <= 1
+    # Nobody makes it last longer than it was written for.
+    await raw.persist(name)
+    assert (await strikes.get(KEY)) is not None
+    for change in (raw.persist(name), raw.expire(name, 5000)):
+        await change
+        found = await strikes.get(KEY)
+        assert found
+        assert found.left_s == 0
+
+
+async def test_a_stranger_puts_nobody_into_quarantine(
+    strikes: RedisStrikes, tier: RedisTier, raw: Redis
+) -> None:
+    name = tier.names.strike(KEY)
+    other = CacheKey("b" * 64, KEY.fingerprint)
+    theirs = RedisStrikes(tier.link, tier.names, sealer(THEIRS))
+    await theirs.put(STRIKE, 1000)
+    assert await strikes.get(KEY) is None
+    await strikes.put(STRIKE, 1000)
+    good = await raw.get(name)
+    assert isinstance(good, bytes)
+    await raw.set(tier.names.strike(other), good, ex=1000)
+    assert await strikes.get(other) is None
+    for position in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[position] ^= 1
+        await raw.set(name, bytes(bad), ex=1000)
+        assert await strikes.get(KEY) is None
+    for bad_value in (b"", b"x", good[:-1], good + b" ", b"x" * 100_000):
+        await raw.set(name, bad_value, ex=1000)
+        assert await strikes.get(KEY) is None
+    assert await strikes.all() == []
+
+
+async def test_evicting_everything_releases_nobody(strikes: RedisStrikes, tier: RedisTier) -> None:
+    await strikes.put(STRIKE, 1000)
+    await tier.evict(EvictScope())
+    assert await strikes.get(KEY) == STRIKE

@@ -1,0 +1,98 @@
+"""Quarantine in real daemons: a module that harms one is refused by all, and may be released."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from wasmkiln import CompilerCrashed, CompileTimeout, ModuleQuarantined
+from wasmkilnd.engines.store import EngineStore
+
+from tests.contract.servers import binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.test_isolation import eventually, jobs_of
+
+ENGINE = "wasmer-1.1.0"
+# Valid, and for longer than anybody waits.
+SLOW = wasm.nested_blocks(1_000_000)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
+    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
+        yield running.url
+
+
+def daemon(tmp_path: Path, name: str, url: str, timeout: str = "1") -> Daemon:
+    environ = {
+        "WASMKILN_REDIS_URL": url,
+        "WASMKILN_WORKERS": "1",
+        "WASMKILN_COMPILE_TIMEOUT_S": timeout,
+    }
+    return Daemon(fresh_state(tmp_path / name), environ=environ)
+
+
+def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
+    tmp_path: Path, valkey: str
+) -> None:
+    with (
+        daemon(tmp_path, "a", valkey) as one,
+        daemon(tmp_path, "b", valkey) as two,
+        one.client() as here,
+        two.client() as there,
+    ):
+        with pytest.raises(CompileTimeout):
+            here.compile(SLOW, engine=ENGINE)
+        for client in (here, there):
+            with pytest.raises(ModuleQuarantined) as refused:
+                client.compile(SLOW, engine=ENGINE)
+            assert refused.value.metadata["first_reason"] == "COMPILE_TIMEOUT"
+            assert 590 < float(refused.value.metadata["seconds_left"]) <= 600
+            assert "COMPILE_TIMEOUT" in str(refused.value)
+            [entry] = client.quarantined().modules
+            assert (entry.engine, entry.reason, entry.strikes) == (ENGINE, "COMPILE_TIMEOUT", 1)
+            assert client.stats().quarantined_modules == 1
+        # A command line as an operator has it.
+        wasmkiln = [str(Path(sys.executable).with_name("wasmkiln")), "quarantine"]
+        server = ["--address", two.address]
+        listed = subprocess.run(
+            [*wasmkiln, "ls", *server], capture_output=True, text=True, check=True
+        )
+        assert ENGINE in listed.stdout
+        released = subprocess.run(
+            [*wasmkiln, "release", entry.module_sha256, *server],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert released.stdout.strip() == "released 1"
+        assert not here.quarantined().modules
+        with pytest.raises(CompileTimeout):
+            here.compile(SLOW, engine=ENGINE)
+        # Others were never refused.
+        assert there.compile(wasm.adder(1), engine=ENGINE).bytes
+
+
+def test_a_job_that_an_operator_kills_condemns_nobody_at_once(tmp_path: Path, valkey: str) -> None:
+    with (
+        daemon(tmp_path, "a", valkey, "60") as one,
+        one.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        for _ in range(2):
+            slow = callers.submit(client.compile, SLOW, engine=ENGINE)
+            eventually(lambda: len(jobs_of(one)) == 1, "no job started")
+            time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
+            os.kill(jobs_of(one)[0], signal.SIGKILL)
+            with pytest.raises(CompilerCrashed):
+                slow.result()
+        with pytest.raises(ModuleQuarantined, match="SIGKILL"):
+            client.compile(SLOW, engine=ENGINE)

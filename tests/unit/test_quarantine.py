@@ -1,0 +1,215 @@
+"""Who is refused, for how long, and what other daemons know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from wasmkilnd import errors
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.model import CacheKey, Strike
+from wasmkilnd.quarantine import MEMORY_S, Quarantine
+
+from tests.contract.values import artifact
+
+SPEC = artifact(1).spec
+KEY = CacheKey("a" * 64, SPEC.fingerprint)
+OTHER = CacheKey("a" * 64, "other")
+
+TIMEOUT = errors.compile_timeout("e-1", "compiling", 30)
+MEMORY = errors.compile_memory_limit("e-1", 1000)
+CRASH = errors.compiler_crashed("e-1", "was ended by SIGSEGV", "", "SIGSEGV")
+KILLED = errors.compiler_crashed("e-1", "was ended by SIGKILL", "", "SIGKILL")
+LOST = errors.compiler_crashed("e-1", "lost its worker process twice", "gone")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Store:
+    """Strikes shared by all that are given it; ages by ``clock``."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._strikes: dict[CacheKey, tuple[Strike, float, float]] = {}
+        self.down = False
+
+    def _check(self) -> None:
+        if self.down:
+            raise TierUnavailable("down")
+
+    async def get(self, key: CacheKey) -> Strike | None:
+        self._check()
+        if key not in self._strikes:
+            return None
+        strike, since, ttl_s = self._strikes[key]
+        age_s = self._clock() - since
+        if age_s > ttl_s:
+            return None
+        return replace(strike, left_s=max(0.0, strike.left_s - age_s))
+
+    async def put(self, strike: Strike, ttl_s: float) -> None:
+        self._check()
+        self._strikes[strike.key] = strike, self._clock(), ttl_s
+
+    async def all(self) -> Sequence[Strike]:
+        self._check()
+        return [one for key in self._strikes if (one := await self.get(key))]
+
+    async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
+        self._check()
+        gone = [key for key in self._strikes if module_sha256 in ("", key.module_sha256)]
+        for key in gone:
+            del self._strikes[key]
+        return gone
+
+
+class Silent:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+class Fleet:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = Store(self.clock)
+        self.one, self.two = (Quarantine(self.store, Silent(), 600.0, self.clock) for _ in range(2))
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+async def refusal(quarantine: Quarantine, key: CacheKey = KEY) -> WasmkilnError | None:
+    try:
+        await quarantine.check(key)
+    except WasmkilnError as error:
+        return error if error.reason is Reason.MODULE_QUARANTINED else None
+    return None
+
+
+@pytest.mark.parametrize("failure", [TIMEOUT, MEMORY, CRASH])
+async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
+    fleet: Fleet, failure: WasmkilnError
+) -> None:
+    assert await refusal(fleet.one) is None
+    await fleet.one.report(KEY, SPEC, failure)
+    for quarantine in (fleet.one, fleet.two):
+        refused = await refusal(quarantine)
+        assert refused
+        assert refused.metadata["first_reason"] == failure.reason.value
+        assert failure.message in refused.message
+        assert float(refused.metadata["seconds_left"]) == 600
+        assert await refusal(quarantine, OTHER) is None
+        assert quarantine.size == 1
+    fleet.clock.now += 599
+    assert await refusal(fleet.two)
+    fleet.clock.now += 2
+    assert await refusal(fleet.one) is await refusal(fleet.two) is None
+    assert fleet.one.size == fleet.two.size == 0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        errors.module_invalid("e-1", "bad", None),
+        errors.artifact_too_large("e-1", 2, 1),
+        errors.compile_queue_full("e-1", 1, 1),
+        errors.server_draining(),
+        errors.engine_lacks_feature("e-1", "simd", []),
+    ],
+)
+async def test_other_failures_are_no_strikes(fleet: Fleet, failure: WasmkilnError) -> None:
+    await fleet.one.report(KEY, SPEC, failure)
+    assert await refusal(fleet.one) is None
+    assert await fleet.store.all() == []
+
+
+async def test_each_repeat_doubles_the_time_up_to_a_day(fleet: Fleet) -> None:
+    for expected in (600, 1200, 2400, 4800):
+        await fleet.two.report(KEY, SPEC, CRASH)
+        [strike] = await fleet.one.listed()
+        assert strike.left_s == expected
+        fleet.clock.now += expected + 1
+        assert await refusal(fleet.one) is None
+    for _ in range(40):
+        await fleet.one.report(KEY, SPEC, CRASH)
+    [strike] = await fleet.one.listed()
+    assert strike.left_s == 24 * 3600
+    assert strike.count == 44
+
+
+async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
+    await fleet.one.report(KEY, SPEC, CRASH)
+    fleet.clock.now += 601 + MEMORY_S
+    await fleet.one.report(KEY, SPEC, CRASH)
+    [strike] = await fleet.one.listed()
+    assert (strike.count, strike.left_s) == (1, 600)
+
+
+@pytest.mark.parametrize("failure", [KILLED, LOST])
+async def test_a_death_by_another_s_hand_condemns_at_the_second_time_only(
+    fleet: Fleet, failure: WasmkilnError
+) -> None:
+    await fleet.one.report(KEY, SPEC, failure)
+    assert await refusal(fleet.one) is None
+    assert await fleet.two.listed() == []
+    await fleet.two.report(KEY, SPEC, failure)
+    assert await refusal(fleet.one)
+    [strike] = await fleet.two.listed()
+    assert (strike.count, strike.left_s) == (2, 600)
+
+
+async def test_the_first_reason_is_told(fleet: Fleet) -> None:
+    await fleet.one.report(KEY, SPEC, MEMORY)
+    await fleet.one.report(KEY, SPEC, CRASH)
+    refused = await refusal(fleet.one)
+    assert refused
+    assert refused.metadata["first_reason"] == "COMPILE_MEMORY_LIMIT"
+
+
+@pytest.mark.parametrize("module", [KEY.module_sha256, ""])
+async def test_a_release_is_for_the_whole_fleet(fleet: Fleet, module: str) -> None:
+    await fleet.one.report(KEY, SPEC, CRASH)
+    assert await refusal(fleet.two)
+    assert await fleet.two.release("b" * 64) == (0, True)
+    assert await fleet.two.release(module) == (1, True)
+    assert await refusal(fleet.one) is await refusal(fleet.two) is None
+    await fleet.one.report(KEY, SPEC, CRASH)
+    assert (await fleet.one.listed())[0].count == 1
+
+
+async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> None:
+    fleet.store.down = True
+    await fleet.one.report(KEY, SPEC, CRASH)
+    assert await refusal(fleet.one)
+    assert await refusal(fleet.two) is None
+    assert len(await fleet.one.listed()) == 1
+    # Nor does it forget when an empty Redis comes back.
+    fleet.store.down = False
+    assert await refusal(fleet.one)
+    assert len(await fleet.one.listed()) == 1
+    fleet.store.down = True
+    assert await fleet.one.release("") == (1, False)
+    assert await refusal(fleet.one) is None
+
+
+async def test_it_can_be_switched_off(fleet: Fleet) -> None:
+    off = Quarantine(fleet.store, Silent(), 0, fleet.clock)
+    await off.report(KEY, SPEC, CRASH)
+    assert await refusal(off) is None
+
+
+async def test_memory_is_bounded(fleet: Fleet) -> None:
+    fleet.store.down = True
+    for number in range(10_100):
+        await fleet.one.report(CacheKey(str(number), "f"), SPEC, CRASH)
+    assert fleet.one.size == 10_000
