@@ -133,6 +133,9 @@ class ModuleServiceServicer(object):
         have; metadata: setting, allowed.
         NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here or in Redis.
         RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
+        FAILED_PRECONDITION MODULE_QUARANTINED    a compile of it crashed, ran past its time or
+        its memory not long ago; metadata: engine,
+        first_reason, seconds_left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
