@@ -92,7 +92,9 @@ class Breaker:
                 self._trip(explained)
             else:
                 self._proven = True  # An answer that says no is an answer.
-            raise TierUnavailable(explained) from None
+            # What is worded already keeps its kind.
+            worded = isinstance(error, TierUnavailable)
+            raise (error if worded else TierUnavailable(explained)) from None
         self._proven = True
         return answer
 

@@ -1,12 +1,20 @@
-"""Errors of the Redis client in words for operators: fixed sentences that hold no secret."""
+"""Errors of the clients of Redis in words for operators: fixed sentences that hold no secret."""
 
 from __future__ import annotations
 
+import re
+import ssl
 from collections.abc import Iterator
 
 from redis import exceptions
+from redis.asyncio.sentinel import MasterNotFoundError
+
+from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
 _QUOTED_CHARS = 120
+
+# https://upstash.com/docs/redis/troubleshooting: for the rest of the day or month.
+_USED_UP = re.compile(r"max (daily )?requests? limit exceeded")
 
 _WRONG_CREDENTIALS = (
     exceptions.AuthenticationError,
@@ -16,13 +24,19 @@ _WRONG_CREDENTIALS = (
 
 def explain(error: Exception) -> str:
     """Word ``error`` for logs and Stats."""
+    if isinstance(error, TierUnavailable):
+        return str(error)  # Worded already.
     # The client wraps what went wrong while connecting, once or twice.
     chain = list(_chain(error))
+    if any(isinstance(link, MasterNotFoundError) for link in chain):
+        return _explain_no_primary(chain)
     for link in chain:
         if isinstance(link, _WRONG_CREDENTIALS):
             return "Redis refuses the user or password"
         if isinstance(link, exceptions.BusyLoadingError):
             return "Redis is loading its data"
+        if isinstance(link, ssl.SSLError):
+            return _explain_tls(link)
     if any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in chain):
         return "Redis does not answer in time"
     if isinstance(error, exceptions.ResponseError):
@@ -34,6 +48,22 @@ def explain(error: Exception) -> str:
     if isinstance(error, exceptions.ConnectionError | OSError):
         return f"Redis cannot be reached ({type(chain[-1]).__name__})"
     return f"what answers does not speak the Redis protocol ({type(error).__name__})"
+
+
+def _explain_no_primary(chain: list[BaseException]) -> str:
+    if any(isinstance(link, _WRONG_CREDENTIALS) for link in chain):
+        return "the Sentinels refuse the user or password"
+    if any(isinstance(link, exceptions.NoPermissionError) for link in chain):
+        return "the Sentinels do not let this user ask for the primary"
+    if any(isinstance(link, OSError | exceptions.TimeoutError) for link in chain):
+        return "no Sentinel that can be reached names the primary"
+    return "the Sentinels know no primary of that name"
+
+
+def _explain_tls(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of Redis is not trusted: {error.verify_message}"
+    return f"Redis cannot be reached: TLS fails ({error.reason or type(error).__name__})"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -49,5 +79,6 @@ def is_outage(error: Exception) -> bool:
     """
     if isinstance(error, exceptions.ResponseError):
         # Refusals that mean "nobody gets an answer here", however promptly they come.
-        return isinstance(error, (*_WRONG_CREDENTIALS, exceptions.ClusterDownError))
-    return True
+        everybody = (*_WRONG_CREDENTIALS, exceptions.ClusterDownError)
+        return isinstance(error, everybody) or _USED_UP.search(str(error)) is not None
+    return not isinstance(error, PartUnavailable)

@@ -20,7 +20,7 @@ from wasmkilnd.cache.pieces import Body, Piece, codec_for, cut, pack
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.sweep import heads, kind_at, sweep
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import PartUnavailable, TierUnavailable
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -304,6 +304,8 @@ class RedisTier:
                 pieces.append(piece)
             body = Body(chosen, sum(len(raw) for raw in payload), tuple(pieces))
             await self.link.set(name, write_head(body) + first, self._ttl_s, only_new=only_new)
+        except PartUnavailable:
+            raise  # The rest takes writes.
         except TierUnavailable as refusal:
             if not self.breaker.open and not self.write_refusal:
                 # Full, or read-only after a failover: told once, not for each write.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
 from wasmkilnd.model import TierUsage
 
@@ -66,13 +66,19 @@ class SingleServer:
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """As RedisServer."""
-        if len(commands) == 1:
-            return [await self._ask(*commands[0])]
+        return without_errors(await self.answers(commands))
+
+    async def answers(self, commands: Sequence[Command]) -> list[Any]:
+        """As ``run``, but an error that the server answers is an answer, and raises nothing."""
         async with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
-            answers: list[Any] = await pipeline.execute()
-            return answers
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            # It was the primary once. What its name or virtual address stands for now
+            # shows when somebody connects anew.
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        return answers
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """As RedisServer."""
@@ -113,6 +119,14 @@ class SingleServer:
             if type(error) in (ResponseError, NoPermissionError):
                 return None  # The server answers, but tells no such thing to this user.
             raise
+
+
+def without_errors(answers: list[Any]) -> list[Any]:
+    """Answer ``answers``. Raises the first error among them."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 def usage_of(entries: Any, memory: Any, stats: Any) -> TierUsage:
