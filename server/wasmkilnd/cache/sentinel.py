@@ -1,0 +1,67 @@
+"""A primary whose address Sentinels tell, and tell anew after a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from wasmkilnd.cache.race import first_answer
+from wasmkilnd.cache.server import SingleServer
+
+
+class SentinelServer(SingleServer):
+    """The primary that is called ``service`` now.
+
+    Each new connection asks the Sentinels first, so those to a primary that died or was
+    demoted are replaced by some to its successor. ``options`` are those of the
+    connections to the primary, ``sentinel_options`` to the Sentinels.
+    """
+
+    def __init__(
+        self,
+        sentinels: Sequence[tuple[str, int]],
+        service: str,
+        options: Mapping[str, Any],
+        sentinel_options: Mapping[str, Any],
+    ) -> None:
+        self._sentinels = _Sentinels(sentinels, sentinel_kwargs=dict(sentinel_options))  # type: ignore[no-untyped-call]
+        pool = _Pool(service, self._sentinels, **options)  # type: ignore[no-untyped-call]
+        super().__init__(Redis.from_pool(pool))
+
+    async def close(self) -> None:
+        """As RedisServer."""
+        await super().close()
+        with contextlib.suppress(Exception):
+            await asyncio.gather(*(each.aclose() for each in self._sentinels.sentinels))
+
+
+# redis-py's own pool for Sentinels refuses callers beyond its limit instead of letting them wait.
+class _Pool(SentinelConnectionPool, BlockingConnectionPool):
+    pass
+
+
+class _Sentinels(Sentinel):
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Answer where the primary is. Raises MasterNotFoundError.
+
+        All Sentinels are asked at once: redis-py asks one after the other, so that
+        a first one that hangs would use up the time of every call.
+        """
+        try:
+            return await first_answer(self._ask(each, service_name) for each in self.sentinels)
+        except Exception as failure:
+            raise MasterNotFoundError("no Sentinel names a primary") from failure
+
+    async def _ask(self, sentinel: Redis, service_name: str) -> tuple[str, int]:
+        # Not SENTINEL MASTERS, as redis-py: it names the new primary later.
+        address = await sentinel.sentinel_get_master_addr_by_name(service_name)
+        if not isinstance(address, tuple):
+            raise RedisConnectionError("this Sentinel knows no primary of that name")
+        host, port = address
+        return host.decode() if isinstance(host, bytes) else str(host), int(port)
