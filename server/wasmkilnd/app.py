@@ -15,6 +15,7 @@ import structlog
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.banner import banner
+from wasmkilnd.cache.connect import RedisAccess
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions, open_remote
@@ -298,6 +299,13 @@ def _limits(settings: Settings) -> Limits:
 def _remote_options(settings: Settings) -> RemoteOptions:
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
+        access=RedisAccess(
+            ca_file=settings.redis_ca_file,
+            password=settings.redis_password.get_secret_value(),
+            password_file=settings.redis_password_file,
+            sentinel_user=settings.redis_sentinel_user,
+            sentinel_password=settings.redis_sentinel_password.get_secret_value(),
+        ),
         state_dir=settings.state_dir,
         embedded_limit_bytes=settings.embedded_redis_bytes,
         prefix=settings.redis_prefix,

@@ -11,13 +11,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "server" / "wasmkilnd"
 CLIENT = ROOT / "client" / "wasmkiln"
 
-CORE = {"model", "errors", "ports", "wire", "fingerprint", "admission", "singleflight", "seal"}
+CORE = {
+    *("model", "errors", "ports", "wire", "fingerprint", "admission", "singleflight", "seal"),
+    "redis_address",
+}
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
     "model": set(),
     "errors": set(),
     "wire": set(),
     "fingerprint": {"model"},
+    "redis_address": set(),
     "ports": {"model", "errors"},
     "admission": {"model", "errors"},
     "singleflight": set(),
@@ -27,7 +31,7 @@ MAY_IMPORT = {
     "cache": CORE,
     "engines": CORE,
     "telemetry": CORE,
-    "config": set(),
+    "config": {"redis_address"},
     "keys": set(),
     "keys_command": {"keys", "config"},
     "rpc": CORE | {"compile_service", "quarantine", "telemetry"},

@@ -1,107 +1,199 @@
-"""Building the Redis client from a URL."""
+"""From a URL to what runs commands there: the one place that knows the kinds of Redis."""
 
 from __future__ import annotations
 
 import contextlib
-import urllib.parse
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import ResponseError
 
-from wasmkilnd.cache.server import SingleServer
+from wasmkilnd.cache.cluster import ClusterServer
+from wasmkilnd.cache.rest import RestServer
+from wasmkilnd.cache.sentinel import SentinelServer
+from wasmkilnd.cache.server import RedisServer, SingleServer
+from wasmkilnd.redis_address import Kind, RedisAddress
 
 CLIENT_NAME = "wasmkiln"
 
 # Large reads take half the time of redis-py's default of 32 KiB (docs/performance.md).
 _READ_BYTES = 1024 * 1024
 _MAX_CONNECTIONS = 32
-
-# What a URL may choose beside address and credentials. All else is ours: an
-# option such as decode_responses would change what every read answers.
-_TLS_OPTIONS = frozenset(
-    {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
-)
-_OPTIONS = {
-    "redis": frozenset({"db"}),
-    "rediss": frozenset({"db"}) | _TLS_OPTIONS,
-    "unix": frozenset({"db"}),
-}
+# One node of a cluster has to be found down before the time of the whole call is over,
+# or it would pass for an outage of all.
+_NODE_SHARE = 0.75
 
 
-class BadRedisUrl(ValueError):  # noqa: N818 - reads as what it is
-    """The URL cannot be used. The text says why, and never holds the URL's credentials."""
+class AccessUnusable(ValueError):  # noqa: N818 - reads as what it is
+    """A file that is needed to reach Redis cannot be used. The text holds no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAccess:
+    """What is needed to be let in, as far as the URL does not say it."""
+
+    ca_file: str = ""
+    """Certificates that are trusted instead of the system's authorities."""
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+    """Read again for each connection, so that a password can change."""
+    sentinel_user: str = ""
+    sentinel_password: str = field(default="", repr=False)
+
+
+NO_ACCESS = RedisAccess()
 
 
 def connect(
-    url: str, *, connect_timeout_s: float = 1.0, timeout_s: float = 10.0, ca_file: str = ""
-) -> SingleServer:
-    """Answer the server at ``url``, to which it connects when it is first used.
+    url: str,
+    access: RedisAccess = NO_ACCESS,
+    *,
+    connect_timeout_s: float = 1.0,
+    timeout_s: float = 10.0,
+) -> RedisServer:
+    """Answer what runs commands at ``url``; it connects when it is first used.
 
-    ``redis://``, ``rediss://`` (``ca_file`` is trusted instead of the system's
-    authorities) and ``unix://``, each with user, password and database.
-    ``timeout_s`` bounds each write and each read by itself. Nothing is tried
-    again behind the caller's back. Raises BadRedisUrl.
+    ``timeout_s`` bounds each write and each read by itself. Nothing is tried again
+    behind the caller's back. Raises BadRedisUrl and AccessUnusable.
     """
-    tls = {"ssl_ca_certs": ca_file} if ca_file and _scheme_of(url) == "rediss" else {}
-    _check_options(url)
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_MAX_CONNECTIONS,
-            timeout=timeout_s,
-            socket_connect_timeout=connect_timeout_s,
-            socket_timeout=timeout_s,
-            socket_read_size=_READ_BYTES,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-            # What every server and proxy speaks; version 3 gives this tier nothing.
-            protocol=2,
-            redis_connect_func=_introduce,
-            **tls,
-        )
-    except ValueError:
-        # Its own text may quote a part of the password as "port".
-        raise BadRedisUrl(
-            "the Redis URL is malformed: expected redis://[user:password@]host[:port][/db]"
-            " with / @ : # ? in user and password percent-encoded"
-        ) from None
-    return SingleServer(Redis.from_pool(pool))
-
-
-def masked(url: str) -> str:
-    """Answer ``url`` without user, password and options, fit for logs."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(malformed URL)"
-    if "@" in parts.path or "@" in host:
-        # A / inside the password: what looks like a path holds its rest.
-        return f"{parts.scheme}://(malformed)"
-    return f"{parts.scheme}://{host}{port}{parts.path}"
-
-
-def _scheme_of(url: str) -> str:
-    scheme = url.partition("://")[0]
-    if scheme not in _OPTIONS:
-        raise BadRedisUrl("the Redis URL must begin with redis://, rediss:// or unix://")
-    return scheme
-
-
-def _check_options(url: str) -> None:
-    scheme = _scheme_of(url)
-    query = urllib.parse.urlsplit(url).query if "?" in url else ""
-    for name in urllib.parse.parse_qs(query, keep_blank_values=True):
-        if name not in _OPTIONS[scheme]:
-            allowed = ", ".join(sorted(_OPTIONS[scheme]))
-            raise BadRedisUrl(
-                f"the Redis URL has an option that {scheme}:// does not take here"
-                f" (allowed: {allowed})"
+    address = RedisAddress.parse(url)
+    _check_files(access)
+    options = _options(address, access, connect_timeout_s, timeout_s)
+    match address.kind:
+        case Kind.SENTINEL:
+            return _sentinel(address, access, options)
+        case Kind.CLUSTER:
+            node_options = _options(
+                address, access, connect_timeout_s * _NODE_SHARE, timeout_s * _NODE_SHARE
             )
+            return ClusterServer(
+                address.hosts,
+                lambda node: SingleServer(_client(address, node_options, node)),
+            )
+        case Kind.REST:
+            return RestServer(
+                f"{address.origin}{address.path}",
+                _password(address, access),
+                timeout_s=timeout_s,
+                connect_timeout_s=connect_timeout_s,
+                max_connections=_MAX_CONNECTIONS,
+                tls=ssl.create_default_context(cafile=access.ca_file or None),
+            )
+    return SingleServer(_client(address, options))
+
+
+def _client(
+    address: RedisAddress, options: dict[str, Any], node: tuple[str, int] | None = None
+) -> Redis:
+    where: dict[str, Any]
+    if address.kind is Kind.SOCKET:
+        kind: type[AbstractConnection] = UnixDomainSocketConnection
+        where = {"path": address.path}
+    else:
+        kind = SSLConnection if address.tls else Connection
+        host, port = node or address.hosts[0]
+        where = {"host": host, "port": port}
+    return Redis.from_pool(BlockingConnectionPool(connection_class=kind, **where, **options))
+
+
+def _sentinel(
+    address: RedisAddress, access: RedisAccess, options: dict[str, Any]
+) -> SentinelServer:
+    tls = {"ssl": True} if address.tls else {}
+    theirs = {
+        name: value
+        for name, value in options.items()
+        if name.startswith(("socket_", "ssl_")) or name in ("retry", "protocol")
+    }
+    if access.sentinel_password:
+        theirs["password"] = access.sentinel_password
+        theirs["username"] = access.sentinel_user or None
+    return SentinelServer(address.hosts, address.service, {**options, **tls}, {**theirs, **tls})
+
+
+def _options(
+    address: RedisAddress, access: RedisAccess, connect_timeout_s: float, timeout_s: float
+) -> dict[str, Any]:
+    """Answer the options of a pool and of its connections."""
+    options: dict[str, Any] = {
+        "max_connections": _MAX_CONNECTIONS,
+        "timeout": timeout_s,
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_timeout": timeout_s,
+        "socket_read_size": _READ_BYTES,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,
+        # What every server and proxy speaks; version 3 gives this tier nothing.
+        "protocol": 2,
+        "redis_connect_func": _introduce,
+    }
+    if address.db:
+        options["db"] = address.db
+    if address.user or address.password or access.password or access.password_file:
+        options["credential_provider"] = _Credentials(address.user, _password(address, access))
+    if address.tls:
+        options |= address.tls_options
+        if access.ca_file:
+            options["ssl_ca_certs"] = access.ca_file
+    return options
+
+
+class _Credentials(CredentialProvider):
+    def __init__(self, user: str, password: Callable[[], str]) -> None:
+        self._user = user
+        self._password = password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        password = self._password()
+        return (self._user, password) if self._user else (password,)
+
+
+def _password(address: RedisAddress, access: RedisAccess) -> Callable[[], str]:
+    if not access.password_file:
+        password = address.password or access.password
+        return lambda: password
+    last = ""
+
+    def read() -> str:
+        nonlocal last
+        # While the file is being replaced, the password is the one that it was.
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            last = Path(access.password_file).read_text().strip()
+        return last
+
+    return read
+
+
+def _check_files(access: RedisAccess) -> None:
+    for setting, path in (
+        ("redis_password_file", access.password_file),
+        ("redis_ca_file", access.ca_file),
+    ):
+        if not path:
+            continue
+        try:
+            Path(path).read_text()
+            if path == access.ca_file:
+                ssl.create_default_context(cafile=path)
+        except ssl.SSLError:
+            raise AccessUnusable(f"{setting}: {path} holds no certificate in PEM") from None
+        except OSError as failure:
+            raise AccessUnusable(f"{setting}: {path}: {failure.strerror}") from None
+        except UnicodeDecodeError:
+            raise AccessUnusable(f"{setting}: {path} is not UTF-8 text") from None
 
 
 async def _introduce(connection: AbstractConnection) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
 from wasmkilnd.cache.absent import NoTier
-from wasmkilnd.cache.connect import BadRedisUrl, connect, masked
+from wasmkilnd.cache.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.renewals import Renewals
+from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.strikes import NoStrikes, RedisStrikes
 from wasmkilnd.cache.turns import EveryTurn, FleetTurns, Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
+from wasmkilnd.redis_address import BadRedisUrl, RedisAddress
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -36,7 +38,8 @@ class CannotOpenRemote(Exception):  # noqa: N818 - says what cannot be done
 class RemoteOptions:
     """What decides the shared tier. ``url`` is empty for the embedded server, or ``none``."""
 
-    url: str
+    url: str = field(repr=False)
+    access: RedisAccess
     state_dir: Path
     embedded_limit_bytes: int
     prefix: str
@@ -47,9 +50,6 @@ class RemoteOptions:
     lease_s: float
     """0 for no agreement with other daemons about who compiles."""
     turn_patience_s: float
-
-    def __repr__(self) -> str:
-        return f"RemoteOptions({masked(self.url)})"
 
 
 class RemoteTier:
@@ -137,28 +137,34 @@ async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder
     if options.url == "none":
         return _without(options, "no Redis tier (WASMKILN_REDIS_URL=none)", "")
     if options.url:
-        return await _with(options, options.url, sealer, recorder, "external", None)
+        return await _external(options, sealer, recorder)
     embedded = EmbeddedServer(options.state_dir, options.embedded_limit_bytes)
     try:
         url = await embedded.start()
     except EmbeddedUnavailable as failure:
         log.error("no Redis tier: the embedded server does not start", cause=str(failure))
         return _without(options, "no Redis tier: the embedded server does not start", str(failure))
-    return await _with(options, url, sealer, recorder, "embedded", embedded)
+    server = _open(options, url, NO_ACCESS)
+    return await _with(options, server, "embedded Valkey", sealer, recorder, embedded)
+
+
+async def _external(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
+    try:
+        where = f"Redis at {RedisAddress.parse(options.url)}"
+        server = _open(options, options.url, options.access)
+    except (BadRedisUrl, AccessUnusable) as failure:
+        raise CannotOpenRemote(str(failure)) from None
+    return await _with(options, server, where, sealer, recorder)
 
 
 async def _with(
     options: RemoteOptions,
-    url: str,
+    server: RedisServer,
+    where: str,
     sealer: Sealer,
     recorder: Recorder,
-    mode: str,
-    embedded: EmbeddedServer | None,
+    embedded: EmbeddedServer | None = None,
 ) -> RemoteTier:
-    try:
-        server = connect(url, connect_timeout_s=options.timeout_s, timeout_s=options.timeout_s)
-    except BadRedisUrl as failure:
-        raise CannotOpenRemote(f"WASMKILN_REDIS_URL: {failure}") from None
     redis = RedisTier(
         server,
         sealer,
@@ -182,18 +188,22 @@ async def _with(
             lease_s=options.lease_s,
             patience_s=options.turn_patience_s,
         )
-    where = "embedded Valkey" if embedded else f"Redis at {masked(url)}"
     return RemoteTier(
         tier,
         writes,
         turns,
         RedisStrikes(redis.link, redis.names, sealer),
         where if answers else f"{where}, which does not answer yet",
-        mode,
+        "embedded" if embedded else "external",
         redis,
         embedded,
         Renewals(redis.renew, options.ttl_s) if options.ttl_refresh else None,
     )
+
+
+def _open(options: RemoteOptions, url: str, access: RedisAccess) -> RedisServer:
+    timeout_s = options.timeout_s
+    return connect(url, access, connect_timeout_s=timeout_s, timeout_s=timeout_s)
 
 
 def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTier:

@@ -75,4 +75,6 @@ def _metavar(field: str, info: FieldInfo) -> str:
         return "ADDRESS"
     if info.annotation is int:
         return "COUNT"
+    if field.endswith("_file"):
+        return "FILE"
     return "DIR" if field.endswith("_dir") else "TEXT"

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from wasmkilnd.config.quantity import written
 from wasmkilnd.config.redis_url import RedisUrl
 from wasmkilnd.config.schema import ENV_PREFIX, Settings, default_state_dir, env_name, flag_name
+from wasmkilnd.config.upstash import from_upstash
 
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 """The variable that names the TOML file."""
@@ -84,6 +85,9 @@ def load(
     problems += _unknown(flags, fields, "the command line")
     from_flags = {field: value for field, value in flags.items() if field in fields}
     layer(from_flags, {field: f"flag {flag_name(field)}" for field in from_flags})
+
+    for field, name in from_upstash(values, environ).items():
+        layer({field: environ[name]}, {field: f"env {name}"})
 
     if "state_dir" not in values:
         try:

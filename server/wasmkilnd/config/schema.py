@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from wasmkilnd.config.address import Address
 from wasmkilnd.config.machine import cpu_count, memory_bytes
 from wasmkilnd.config.quantity import parse_bytes, parse_count, parse_seconds
-from wasmkilnd.config.redis_url import RedisUrl, parse_redis_url
+from wasmkilnd.config.redis_url import RedisUrl, parse_redis_url, redis_conflict
 
 ENV_PREFIX: Final = "WASMKILN_"
 NO_ADMIN: Final = "none"
@@ -84,6 +84,18 @@ def _directory(value: object) -> object:
 def _directory_or_none(value: object) -> object:
     # A text: an empty path would be the working directory.
     return "" if value == "" else str(_directory(value))
+
+
+def _file_or_none(value: object) -> object:
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise ValueError("it takes the path of a file")
+    return str(Path(value).expanduser().absolute()) if str(value).strip() else ""
+
+
+def _one_word(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("it takes a text")
+    return value.strip()
 
 
 def _secret(value: object) -> object:
@@ -188,9 +200,37 @@ class Settings(BaseModel):
     )
     redis_url: Annotated[RedisUrl, BeforeValidator(parse_redis_url)] = Field(
         default=RedisUrl(""),
-        description="The Redis tier: a redis://, rediss:// or unix:// URL; none for memory only;"
-        " empty for the embedded server. Put a URL with a password into the environment or the"
-        " file: others on the machine can read flags.",
+        description="The Redis tier: redis://, rediss:// (TLS) or unix:// for a server;"
+        " redis+sentinel:// or rediss+sentinel://; redis+cluster:// or rediss+cluster://;"
+        " https:// for Upstash's REST API; none for memory only; empty for the embedded server."
+        " Where it is not set, UPSTASH_REDIS_URL or UPSTASH_REDIS_REST_URL is taken. Put a URL"
+        " with a password into the environment or the file: others on the machine can read"
+        " flags.",
+    )
+    redis_password: Annotated[SecretStr, BeforeValidator(_secret)] = Field(
+        default=SecretStr(""),
+        description="The password of the URL's user, or the token of an https:// URL, where the"
+        " URL does not hold it. For an https:// URL, UPSTASH_REDIS_TOKEN or"
+        " UPSTASH_REDIS_REST_TOKEN is taken where it is not set.",
+    )
+    redis_password_file: Annotated[str, BeforeValidator(_file_or_none)] = Field(
+        default="",
+        description="A file that holds the password or token instead. It is read again for"
+        " each connection, so that it can change while the daemon runs.",
+    )
+    redis_ca_file: Annotated[str, BeforeValidator(_file_or_none)] = Field(
+        default="",
+        description="Certificates in PEM of the authorities that Redis's certificate is checked"
+        " against; empty for the system's.",
+    )
+    redis_sentinel_user: Annotated[str, BeforeValidator(_one_word)] = Field(
+        default="",
+        description="The user to be at the Sentinels, where they ask for one: the URL's is that"
+        " at the primary.",
+    )
+    redis_sentinel_password: Annotated[SecretStr, BeforeValidator(_secret)] = Field(
+        default=SecretStr(""),
+        description="The password at the Sentinels, where they ask for one.",
     )
     redis_timeout_s: Seconds = Field(
         default=1.0,
@@ -318,6 +358,19 @@ class Settings(BaseModel):
         """Bytes of memory of one compilation."""
         # 4 GiB lets the hungriest honest module measured through: tree-sitter-cpp, 2.4 GB.
         return self.compile_memory_bytes or min(4 * _GIB, memory_bytes() // 2)
+
+    @model_validator(mode="after")
+    def _redis_settings_agree(self) -> Self:
+        conflict = redis_conflict(
+            self.redis_url.get_secret_value(),
+            password=bool(self.redis_password.get_secret_value()),
+            password_file=bool(self.redis_password_file),
+            ca_file=bool(self.redis_ca_file),
+        )
+        if conflict:
+            field, why = conflict
+            raise PydanticCustomError("redis_conflict", "{why}", {"field": field, "why": why})
+        return self
 
     @model_validator(mode="after")
     def _addresses_agree(self) -> Self:

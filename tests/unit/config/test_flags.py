@@ -13,7 +13,8 @@ from wasmkilnd.config.flags import options
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 
 SWITCHES = {"allow_remote", "cache_ttl_refresh"}
-SPECIAL = {*SWITCHES, "listen", "trusted_keys", "signing_key"}
+SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}
+SPECIAL = {*SWITCHES, *SECRETS, "listen", "trusted_keys"}
 
 
 @click.command()
@@ -51,9 +52,10 @@ def test_listen_and_trusted_keys_are_repeatable() -> None:
     assert run("--trusted-keys", "a", "--trusted-keys", "b")[1] == {"trusted_keys": ["a", "b"]}
 
 
-def test_a_secret_has_no_flag_that_others_could_read() -> None:
-    assert not has_flag("signing_key")
-    result = CliRunner().invoke(command, ["word", "--signing-key", "x"])
+@pytest.mark.parametrize("field", sorted(SECRETS))
+def test_a_secret_has_no_flag_that_others_could_read(field: str) -> None:
+    assert not has_flag(field)
+    result = CliRunner().invoke(command, ["word", flag_name(field), "x"])
     assert result.exit_code == 2
     assert "No such option" in result.output
 

@@ -260,7 +260,7 @@ def test_the_admin_page_wants_the_same_permission() -> None:
 
 
 def test_no_secret_gets_out() -> None:
-    environ = {**HOME, "WASMKILN_REDIS_URL": "redis://bob:hunter2@h:1/0?password=hunter2"}
+    environ = {**HOME, "WASMKILN_REDIS_URL": "redis://bob:hunter2@h:1/0"}
     loaded = load({}, environ)
     shown = (
         f"{loaded} {loaded!r} {loaded.settings.model_dump()} {loaded.settings.model_dump_json()}"

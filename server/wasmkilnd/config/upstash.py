@@ -1,0 +1,32 @@
+"""The variables that Upstash's console and libraries name, taken where ours are not set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_URLS = ("UPSTASH_REDIS_URL", "UPSTASH_REDIS_REST_URL")
+_TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
+
+
+def from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """Answer the variable to take for each setting that ``given`` leaves to Upstash's.
+
+    A token is taken for a REST URL only: to another server it would be somebody else's
+    secret.
+    """
+    taken = {}
+    url = given.get("redis_url")
+    if url is None:
+        for name in _URLS:
+            if environ.get(name):
+                taken["redis_url"], url = name, environ[name]
+                break
+    rest = isinstance(url, str) and url.strip().startswith(("https://", "http://"))
+    has_token = "@" in str(url) or given.get("redis_password") or given.get("redis_password_file")
+    if rest and not has_token:
+        for name in _TOKENS:
+            if environ.get(name):
+                taken["redis_password"] = name
+                break
+    return taken

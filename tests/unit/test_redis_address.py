@@ -1,0 +1,97 @@
+"""Redis URLs: what they may hold, and that their credentials are never told."""
+
+from __future__ import annotations
+
+import pytest
+from wasmkilnd.redis_address import BadRedisUrl, Kind, RedisAddress
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "hosts", "rest"),
+    [
+        ("redis://h", Kind.SERVER, (("h", 6379),), {}),
+        ("redis://u:p%2Fw@h:7000/3", Kind.SERVER, (("h", 7000),), {"db": 3, "password": "p/w"}),
+        ("redis://[::1]:1", Kind.SERVER, (("::1", 1),), {}),
+        ("redis://u:p@ss@h", Kind.SERVER, (("h", 6379),), {"user": "u", "password": "p@ss"}),
+        ("unix://:pw@/run/r.sock?db=2", Kind.SOCKET, (), {"path": "/run/r.sock", "db": 2}),
+        (
+            "redis+sentinel://u:p@a,b:1,[::1]/main/2",
+            Kind.SENTINEL,
+            (("a", 26379), ("b", 1), ("::1", 26379)),
+            {"service": "main", "db": 2, "user": "u"},
+        ),
+        ("rediss+cluster://a:1,b", Kind.CLUSTER, (("a", 1), ("b", 6379)), {"tls": True}),
+        ("https://:tok@x.example/base/", Kind.REST, (("x.example", 443),), {"path": "/base"}),
+        ("http://:tok@127.0.0.1:8080", Kind.REST, (("127.0.0.1", 8080),), {"password": "tok"}),
+        ("http://localhost", Kind.REST, (("localhost", 80),), {"tls": False}),
+    ],
+)
+def test_what_a_url_says(
+    url: str, kind: Kind, hosts: tuple[tuple[str, int], ...], rest: dict[str, object]
+) -> None:
+    address = RedisAddress.parse(url)
+    assert (address.kind, address.hosts) == (kind, hosts)
+    assert {name: getattr(address, name) for name in rest} == rest
+
+
+def test_options_of_tls_are_taken_where_there_is_tls() -> None:
+    address = RedisAddress.parse("rediss://h?ssl_ca_certs=/ca.pem&ssl_cert_reqs=none")
+    assert address.tls_options == {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": "none"}
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("hunter2", "no scheme"),
+        ("redis:hunter2", "no scheme"),
+        ("ftp://:hunter2@h", "no scheme"),
+        ("redis://:hunter/2@h", "percent-encode"),
+        ("redis://:hunter?2@h", "percent-encode"),
+        ("redis://:hunter#2@h", "percent-encode"),
+        ("redis://:hunter2@h:port", "port"),
+        ("redis://:hunter2@h:0", "port"),
+        ("redis://:hunter2@h:99999", "port"),
+        ("redis://:hunter2@[h", "no valid URL"),
+        ("redis://:hunter2@h o", "no valid URL"),
+        ("redis://:hunter2\u2100@h", "no valid URL"),
+        ("redis://:hunter2@", "no host"),
+        ("redis://:hunter2@a,b", "several hosts"),
+        ("redis://:hunter2@h/zero", "number of a database"),
+        ("redis://:hunter2@h?decode_responses=true", "option"),
+        ("redis://h?password=hunter2", "option"),
+        ("redis://h?ssl_cert_reqs=none", "option"),
+        ("rediss://h?ssl_cert_reqs=hunter2", "ssl_cert_reqs"),
+        ("unix://:hunter2@/s?ssl_cert_reqs=none", "option"),
+        ("unix://hunter2", "no socket"),
+        ("unix://hunter2/s", "no socket"),
+        ("redis+sentinel://:hunter2@h", "which primary"),
+        ("redis+sentinel://:hunter2@h/main/hunter2", "number of a database"),
+        ("redis+sentinel://:hunter2@a,,b/main", "no host"),
+        ("redis+cluster://:hunter2@h/1", "no databases"),
+        ("redis+cluster://:hunter2@h?db=1", "option"),
+        ("https://hunter2@h", "token"),
+        ("http://:hunter2@h", "unencrypted"),
+        ("http://:hunter2@127.0.0.1.example", "unencrypted"),
+    ],
+)
+def test_others_are_refused_without_their_secret(url: str, why: str) -> None:
+    with pytest.raises(BadRedisUrl, match=why) as raised:
+        RedisAddress.parse(url)
+    assert "hunter" not in str(raised.value)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:hunter2@h:7000/3", "redis://h:7000/3"),
+        ("rediss://:hunter2@h?ssl_keyfile=/hunter2", "rediss://h:6379"),
+        ("unix://:hunter2@/run/r.sock?db=2", "unix:///run/r.sock?db=2"),
+        ("redis+sentinel://:hunter2@a,[::1]:1/main/2", "redis+sentinel://a:26379,[::1]:1/main/2"),
+        ("https://:hunter2@h/base", "https://h:443/base"),
+    ],
+)
+def test_its_text_holds_no_secret(url: str, shown: str) -> None:
+    address = RedisAddress.parse(url)
+    assert str(address) == shown
+    assert repr(address) == f"RedisAddress({shown})"
