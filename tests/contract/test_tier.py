@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess, connect
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
@@ -16,33 +16,28 @@ from wasmkilnd.model import EvictScope, Kind
 from wasmkilnd.ports import Tier
 from wasmkilnd.seal import NoSealer
 
+from tests.contract.deployments import Deployment
 from tests.contract.notes import Notes
-from tests.contract.servers import KINDS, RedisServer, binary_of, redis_server
+from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.contract.values import artifact, module, same
 
 
-def redis_tier(url: str, recorder: Notes | None = None, timeout_s: float = 5) -> RedisTier:
-    server = connect(url, connect_timeout_s=timeout_s, timeout_s=timeout_s)
+def redis_tier(
+    url: str,
+    recorder: Notes | None = None,
+    timeout_s: float = 5,
+    access: RedisAccess = NO_ACCESS,
+) -> RedisTier:
+    server = connect(url, access, connect_timeout_s=timeout_s, timeout_s=timeout_s)
     return RedisTier(server, NoSealer(), recorder or Notes(), prefix="wasm:", ttl_s=100)
 
 
-@pytest.fixture(scope="module", params=["memory", *KINDS])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RedisServer | None]:
-    if request.param == "memory":
-        yield None
-        return
-    with redis_server(binary_of(request.param), tmp_path_factory.mktemp(request.param)) as running:
-        yield running
-
-
 @pytest.fixture
-async def tier(server: RedisServer | None) -> AsyncIterator[Tier]:
-    if server is None:
+async def tier(deployment: Deployment | None) -> AsyncIterator[Tier]:
+    if deployment is None:
         yield MemoryTier(100_000_000)
         return
-    tier = redis_tier(server.url)
+    tier = redis_tier(deployment.url, access=deployment.access)
     assert await tier.start()
     await tier.evict(EvictScope())
     yield tier

@@ -1,0 +1,154 @@
+"""Every kind of Redis that the daemon can be pointed at, run for real."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess
+
+from tests.contract.certificates import certificates
+from tests.contract.cluster import cluster
+from tests.contract.rest_service import RestService, serving
+from tests.contract.sentinels import sentinels
+from tests.contract.servers import binary_of, free_ports, redis_server
+
+Kind: TypeAlias = "Callable[[Path], AbstractContextManager[Deployment]]"
+
+_OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Something behind a URL."""
+
+    url: str
+    access: RedisAccess = NO_ACCESS
+    raw: Sequence[Callable[[], redis.Redis]] = ()
+    """Make clients of somebody else's, with all rights, of each of its servers."""
+    fail_over: Callable[[], None] = lambda: None
+    """Kills a primary with SIGKILL and returns when another has taken over."""
+    parts: Any = None
+    """What it is made of."""
+
+
+def _client(url: str, **options: Any) -> Callable[[], redis.Redis]:
+    return lambda: redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+
+
+@contextmanager
+def _valkey(folder: Path) -> Iterator[Deployment]:
+    with redis_server(binary_of("valkey"), folder) as running:
+        yield Deployment(running.url, raw=[_client(running.url)])
+
+
+@contextmanager
+def _debian(folder: Path) -> Iterator[Deployment]:
+    [port] = free_ports(1)
+    with redis_server(binary_of("redis-server"), folder, port=port) as running:
+        yield Deployment(f"redis://127.0.0.1:{port}", raw=[_client(running.url)])
+
+
+@contextmanager
+def _tls(folder: Path) -> Iterator[Deployment]:
+    """TLS and a password for the default user, as Upstash's protocol endpoint has them."""
+    pems = certificates(folder / "pems")
+    [port] = free_ports(1)
+    tls = f"--tls-port {port} --tls-auth-clients no --tls-ca-cert-file {pems.ca_file}"
+    tls += f" --tls-cert-file {pems.cert_file} --tls-key-file {pems.key_file}"
+    settings = [*tls.split(), "--requirepass", "pass/word"]
+    with redis_server(binary_of("redis-server"), folder, settings) as running:
+        yield Deployment(
+            f"rediss://default:pass%2Fword@127.0.0.1:{port}",
+            RedisAccess(ca_file=str(pems.ca_file)),
+            [_client(running.url, password="pass/word")],
+        )
+
+
+def documented_user() -> str:
+    """Answer the line of a server's configuration that docs/operations.md tells operators."""
+    [rule] = re.findall(
+        r"^ACL SETUSER (wasmkiln on >PASSWORD .*)$", _OPERATIONS.read_text(), re.MULTILINE
+    )
+    return f"user {rule.replace('PASSWORD', 'secret')}"
+
+
+@contextmanager
+def _acl(folder: Path) -> Iterator[Deployment]:
+    """A user who may do what is documented, and nothing else."""
+    [port] = free_ports(1)
+    with redis_server(
+        binary_of("redis-server"), folder, port=port, config=[documented_user()]
+    ) as running:
+        password_file = folder / "password"
+        password_file.write_text("secret\n")
+        yield Deployment(
+            f"redis://wasmkiln@127.0.0.1:{port}",
+            RedisAccess(password_file=str(password_file)),
+            [_client(running.url)],
+        )
+
+
+@contextmanager
+def _sentinel(folder: Path) -> Iterator[Deployment]:
+    with sentinels(binary_of("valkey"), folder) as running:
+        yield Deployment(
+            running.url,
+            RedisAccess(sentinel_password=running.sentinel_password),
+            fail_over=running.fail_over,
+            parts=running,
+        )
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[Deployment]:
+    with cluster(binary_of("valkey"), folder, [documented_user()]) as running:
+        yield Deployment(
+            running.url.replace("://", "://wasmkiln:secret@"),
+            raw=[_client(node.url) for node in running.nodes.values()],
+            fail_over=running.fail_over,
+            parts=running,
+        )
+
+
+@contextmanager
+def _rest(folder: Path) -> Iterator[Deployment]:
+    pems = certificates(folder / "pems")
+    with ExitStack() as stack:
+        running = stack.enter_context(redis_server(binary_of("redis-server"), folder))
+        service = RestService(running.url.removeprefix("unix://"), "the-token")
+        url = stack.enter_context(serving(service, pems))
+        yield Deployment(
+            url,
+            RedisAccess(ca_file=str(pems.ca_file), password="the-token"),
+            [_client(running.url)],
+            parts=service,
+        )
+
+
+@contextmanager
+def _failed_over(kind: Kind, folder: Path) -> Iterator[Deployment]:
+    with kind(folder) as running:
+        running.fail_over()
+        yield running
+
+
+KINDS_OF_REDIS: dict[str, Kind] = {
+    "unix": _valkey,
+    "redis": _debian,
+    "rediss": _tls,
+    "acl": _acl,
+    "rest": _rest,
+    "sentinel": _sentinel,
+    "sentinel-after-a-failover": partial(_failed_over, _sentinel),
+    "cluster": _cluster,
+    "cluster-after-a-failover": partial(_failed_over, _cluster),
+}
