@@ -54,16 +54,17 @@ def _explain_no_primary(chain: list[BaseException]) -> str:
     if any(isinstance(link, _WRONG_CREDENTIALS) for link in chain):
         return "the Sentinels refuse the user or password"
     if any(isinstance(link, exceptions.NoPermissionError) for link in chain):
-        return "the Sentinels do not let this user ask for the primary"
-    if any(isinstance(link, OSError | exceptions.TimeoutError) for link in chain):
-        return "no Sentinel that can be reached names the primary"
-    return "the Sentinels know no primary of that name"
+        return "the Sentinels do not let this user ask SENTINEL MASTER"
+    if any(isinstance(link, exceptions.ResponseError) for link in chain):
+        return "the Sentinels know no primary of that name"
+    return "no Sentinel that can be reached names a primary that is up"
 
 
 def _explain_tls(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate of Redis is not trusted: {error.verify_message}"
-    return f"Redis cannot be reached: TLS fails ({error.reason or type(error).__name__})"
+        why = getattr(error, "verify_message", "") or "it cannot be checked"
+        return f"the certificate of Redis is not trusted: {why}"
+    return f"Redis cannot be reached: TLS fails ({getattr(error, 'reason', None) or 'no reason'})"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -59,9 +59,8 @@ class _Sentinels(Sentinel):
             raise MasterNotFoundError("no Sentinel names a primary") from failure
 
     async def _ask(self, sentinel: Redis, service_name: str) -> tuple[str, int]:
-        # Not SENTINEL MASTERS, as redis-py: it names the new primary later.
-        address = await sentinel.sentinel_get_master_addr_by_name(service_name)
-        if not isinstance(address, tuple):
-            raise RedisConnectionError("this Sentinel knows no primary of that name")
-        host, port = address
-        return host.decode() if isinstance(host, bytes) else str(host), int(port)
+        state: Any = await sentinel.sentinel_master(service_name)
+        # One that lost its peers goes on naming the primary that died, but sees it down.
+        if not self.check_master_state(state, service_name):
+            raise RedisConnectionError("the primary that this Sentinel names is down")
+        return state["ip"], state["port"]

@@ -1,0 +1,60 @@
+"""What went wrong, in words for operators, and whether it concerns everybody."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+from redis import exceptions
+from redis.asyncio.sentinel import MasterNotFoundError
+from wasmkilnd.cache.explain import explain, is_outage
+from wasmkilnd.errors import PartUnavailable, TierUnavailable
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    """Answer ``error``, raised from ``cause``."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "outage"),
+    [
+        (PartUnavailable("a node is down"), "a node is down", False),
+        (TierUnavailable("nobody answers"), "nobody answers", True),
+        (exceptions.ReadOnlyError("You can't write"), "Redis says no: You can't write", False),
+        (exceptions.ClusterDownError("down"), "Redis says no: down", True),
+        (exceptions.ResponseError("ERR max requests limit exceeded."), "Redis says no", True),
+        (exceptions.ResponseError("ERR max daily request limit exceeded"), "Redis says no", True),
+        (exceptions.ResponseError("ERR max request size exceeded"), "Redis says no", False),
+        (
+            caused(MasterNotFoundError("x"), exceptions.AuthenticationError("hunter2")),
+            "the Sentinels refuse the user or password",
+            True,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.NoPermissionError("hunter2")),
+            "the Sentinels do not let this user ask SENTINEL MASTER",
+            True,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.ResponseError("No such master")),
+            "the Sentinels know no primary of that name",
+            True,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.ConnectionError("hunter2")),
+            "no Sentinel that can be reached names a primary that is up",
+            True,
+        ),
+        (
+            caused(exceptions.ConnectionError("hunter2"), ssl.SSLError(1, "hunter2")),
+            "Redis cannot be reached: TLS fails",
+            True,
+        ),
+    ],
+)
+def test_each_has_its_sentence(error: Exception, told: str, outage: bool) -> None:
+    assert explain(error).startswith(told)
+    assert "hunter" not in explain(error)
+    assert is_outage(error) is outage
