@@ -299,13 +299,7 @@ def _limits(settings: Settings) -> Limits:
 def _remote_options(settings: Settings) -> RemoteOptions:
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
-        access=RedisAccess(
-            ca_file=settings.redis_ca_file,
-            password=settings.redis_password.get_secret_value(),
-            password_file=settings.redis_password_file,
-            sentinel_user=settings.redis_sentinel_user,
-            sentinel_password=settings.redis_sentinel_password.get_secret_value(),
-        ),
+        access=redis_access(settings),
         state_dir=settings.state_dir,
         embedded_limit_bytes=settings.embedded_redis_bytes,
         prefix=settings.redis_prefix,
@@ -316,6 +310,17 @@ def _remote_options(settings: Settings) -> RemoteOptions:
         # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
         turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,
         write_queue_bytes=settings.write_queue_bytes,
+    )
+
+
+def redis_access(settings: Settings) -> RedisAccess:
+    """Answer what it takes to be let in by Redis, beside the URL."""
+    return RedisAccess(
+        ca_file=settings.redis_ca_file,
+        password=settings.redis_password.get_secret_value(),
+        password_file=settings.redis_password_file,
+        sentinel_user=settings.redis_sentinel_user,
+        sentinel_password=settings.redis_sentinel_password.get_secret_value(),
     )
 
 

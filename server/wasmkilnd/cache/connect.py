@@ -160,6 +160,9 @@ class _Credentials(CredentialProvider):
         password = self._password()
         return (self._user, password) if self._user else (password,)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
 
 def _password(address: RedisAddress, access: RedisAccess) -> Callable[[], str]:
     if not access.password_file:

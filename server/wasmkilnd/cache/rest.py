@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +36,7 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
 
 _SCAN_COUNT = 1000
+_USAGE_AGE_S = 300.0
 _SYNC_TOKEN = "Upstash-Sync-Token"  # noqa: S105 - the name of a header
 # Below this, handing an answer to a thread costs more than reading it.
 _INLINE_BYTES = 64 * 1024
@@ -71,6 +73,8 @@ class RestServer:
         )
         self._session: aiohttp.ClientSession | None = None
         self._sync_token = ""
+        self._usage: TierUsage | None = None
+        self._usage_at = 0.0
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """As RedisServer: one request, but one for each command with a binary argument."""
@@ -96,10 +100,13 @@ class RestServer:
                 return
 
     async def usage(self) -> TierUsage:
-        """As RedisServer."""
-        told = await self._pipeline([["DBSIZE"], ["INFO", "memory"], ["INFO", "stats"]])
-        entries, memory, stats = (None if isinstance(each, Exception) else each for each in told)
-        return usage_of(entries, _info(memory), _info(stats))
+        """As RedisServer, but up to _USAGE_AGE_S old: every question is paid for."""
+        if self._usage is None or time.monotonic() - self._usage_at > _USAGE_AGE_S:
+            told = await self._pipeline([["DBSIZE"], ["INFO", "memory"], ["INFO", "stats"]])
+            entries, memory, stats = (None if isinstance(it, Exception) else it for it in told)
+            self._usage = usage_of(entries, _info(memory), _info(stats))
+            self._usage_at = time.monotonic()
+        return self._usage
 
     async def probe(self) -> None:
         """As RedisServer."""
