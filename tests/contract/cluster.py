@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +31,13 @@ class Cluster:
 
     def owner_of(self, key: bytes) -> int:
         """Answer the port of the primary that serves ``key``."""
+        return self.shard_of(key)[0]
+
+    def shard_of(self, key: bytes) -> list[int]:
+        """Answer the ports of all that hold ``key``, the primary first."""
         slot = key_slot(key)
-        for start, end, (_, port, *_), *_ in self._slots():
-            if start <= slot <= end:
-                return int(port)
-        raise AssertionError("nobody serves it")
+        [shard] = [nodes for start, end, *nodes in self._slots() if start <= slot <= end]
+        return [int(port) for _, port, *_ in shard]
 
     def kill(self, port: int) -> None:
         """Kill a node."""
@@ -45,16 +47,17 @@ class Cluster:
         self.killed.append(port)
 
     def wait_until_replaced(self, port: int) -> None:
-        """Return when every living node says that another node has the slots of ``port``."""
+        """Return when every other living node says that another has the slots of ``port``."""
+        others = [each for each in self._alive() if each != port]
         wait_until(
-            lambda: all(
-                port not in {int(entry[2][1]) for entry in self._slots(asked)}
-                and self._state(asked) == "ok"
-                for asked in self.nodes
-                if asked not in self.killed
-            ),
-            "no replica took over",
+            lambda: all(self._is_without(port, asked) for asked in others), "no replica took over"
         )
+
+    def wait_until_whole(self) -> None:
+        """Return when every primary has a replica."""
+        for port in self._alive():
+            with redis.Redis(port=port) as client:
+                wait_until(partial(_whole, client), "the cluster does not become whole")
 
     def fail_over(self) -> None:
         """Kill the primary of slot 0, and wait until its replica serves its slots."""
@@ -62,14 +65,41 @@ class Cluster:
         self.kill(port)
         self.wait_until_replaced(port)
 
+    @contextmanager
+    def moving(self, key: bytes) -> Iterator[Callable[[], None]]:
+        """Move the slot of ``key`` to another primary, which has it in the end.
+
+        What is answered moves the keys in the slot.
+        """
+        slot, source = key_slot(key), self.owner_of(key)
+        target = next(port for _, _, (_, port, *_), *_ in self._slots() if port != source)
+        with ExitStack() as stack:
+            clients = {port: stack.enter_context(redis.Redis(port=port)) for port in self._alive()}
+            ids = {port: _told(clients[port], "CLUSTER", "MYID") for port in (source, target)}
+            _told(clients[target], "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+            _told(clients[source], "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+
+            def move_keys() -> None:
+                keys = _told(clients[source], "CLUSTER", "GETKEYSINSLOT", slot, 100)
+                assert keys
+                where = ("127.0.0.1", target, "", 0, 5000)
+                _told(clients[source], "MIGRATE", *where, "KEYS", *keys)
+
+            yield move_keys
+            for port in (target, source):
+                _told(clients[port], "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+    def _alive(self) -> list[int]:
+        return [port for port in self.nodes if port not in self.killed]
+
     def _slots(self, asked: int = 0) -> list[Any]:
-        port = asked or next(port for port in self.nodes if port not in self.killed)
-        with redis.Redis(port=port) as client:
+        with redis.Redis(port=asked or self._alive()[0]) as client:
             return sorted(_told(client, "CLUSTER", "SLOTS"))
 
-    def _state(self, asked: int) -> str:
+    def _is_without(self, port: int, asked: int) -> bool:
         with redis.Redis(port=asked) as client:
-            return str(client.cluster("INFO")["cluster_state"])
+            state = client.cluster("INFO")["cluster_state"]
+        return state == "ok" and port not in {int(entry[2][1]) for entry in self._slots(asked)}
 
 
 @contextmanager
@@ -124,12 +154,14 @@ def _knows(client: redis.Redis, node: bytes) -> bool:
 
 
 def _whole(client: redis.Redis) -> bool:
-    slots = _told(client, "CLUSTER", "SLOTS")
+    shards = {
+        tuple(str(node[1]) for node in nodes) for _, _, *nodes in _told(client, "CLUSTER", "SLOTS")
+    }
     replication = client.info("replication")
     return (
         client.cluster("INFO")["cluster_state"] == "ok"
-        and len(slots) == _PRIMARIES
-        and all(len(entry) == 4 for entry in slots)  # Each with a replica.
+        and len(shards) == _PRIMARIES
+        and all(len(shard) == 2 for shard in shards)
         and replication.get("master_link_status", "up") == "up"
     )
 

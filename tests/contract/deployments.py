@@ -34,6 +34,8 @@ class Deployment:
     access: RedisAccess = NO_ACCESS
     raw: Sequence[Callable[[], redis.Redis]] = ()
     """Make clients of somebody else's, with all rights, of each of its servers."""
+    stranger: tuple[str, RedisAccess] | None = None
+    """The same with a wrong password, which is ``wrong-secret``; None where there is none."""
     fail_over: Callable[[], None] = lambda: None
     """Kills a primary with SIGKILL and returns when another has taken over."""
     parts: Any = None
@@ -66,10 +68,12 @@ def _tls(folder: Path) -> Iterator[Deployment]:
     tls += f" --tls-cert-file {pems.cert_file} --tls-key-file {pems.key_file}"
     settings = [*tls.split(), "--requirepass", "pass/word"]
     with redis_server(binary_of("redis-server"), folder, settings) as running:
+        access = RedisAccess(ca_file=str(pems.ca_file))
         yield Deployment(
             f"rediss://default:pass%2Fword@127.0.0.1:{port}",
-            RedisAccess(ca_file=str(pems.ca_file)),
+            access,
             [_client(running.url, password="pass/word")],
+            (f"rediss://default:wrong-secret@127.0.0.1:{port}", access),
         )
 
 
@@ -90,10 +94,12 @@ def _acl(folder: Path) -> Iterator[Deployment]:
     ) as running:
         password_file = folder / "password"
         password_file.write_text("secret\n")
+        url = f"redis://wasmkiln@127.0.0.1:{port}"
         yield Deployment(
-            f"redis://wasmkiln@127.0.0.1:{port}",
+            url,
             RedisAccess(password_file=str(password_file)),
             [_client(running.url)],
+            (url, RedisAccess(password="wrong-secret")),
         )
 
 
@@ -102,7 +108,10 @@ def _sentinel(folder: Path) -> Iterator[Deployment]:
     with sentinels(binary_of("valkey"), folder) as running:
         yield Deployment(
             running.url,
-            RedisAccess(sentinel_password=running.sentinel_password),
+            RedisAccess(
+                sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password
+            ),
+            stranger=(running.url, RedisAccess(sentinel_password="wrong-secret")),
             fail_over=running.fail_over,
             parts=running,
         )
@@ -113,6 +122,7 @@ def _cluster(folder: Path) -> Iterator[Deployment]:
     with cluster(binary_of("valkey"), folder, [documented_user()]) as running:
         yield Deployment(
             running.url.replace("://", "://wasmkiln:secret@"),
+            stranger=(running.url.replace("://", "://wasmkiln:wrong-secret@"), NO_ACCESS),
             raw=[_client(node.url) for node in running.nodes.values()],
             fail_over=running.fail_over,
             parts=running,
@@ -130,6 +140,7 @@ def _rest(folder: Path) -> Iterator[Deployment]:
             url,
             RedisAccess(ca_file=str(pems.ca_file), password="the-token"),
             [_client(running.url)],
+            (url, RedisAccess(ca_file=str(pems.ca_file), password="wrong-secret")),
             parts=service,
         )
 

@@ -13,7 +13,10 @@ import redis
 
 from tests.contract.servers import RedisServer, free_ports, redis_server, wait_until
 
-_PASSWORD, _SENTINEL_PASSWORD = "the-primary's", "the-sentinels'"
+_PASSWORD = "the-primary's"
+_SENTINEL_USER, _SENTINEL_PASSWORD = "kiln", "the-sentinels'"
+# What docs/operations.md says that it takes.
+_SENTINEL_RIGHTS = "-@all +sentinel|master"
 _DOWN_AFTER_MS = 1000
 
 
@@ -22,7 +25,9 @@ class Sentinels:
     """They run. Ports tell the two servers apart."""
 
     url: str
+    sentinel_user: str
     sentinel_password: str
+    """Of somebody who may ask for the primary, and no more."""
     servers: dict[int, RedisServer]
     sentinels: Sequence[RedisServer]
     sentinel_ports: Sequence[int]
@@ -30,14 +35,23 @@ class Sentinels:
     @property
     def primary_port(self) -> int:
         """Where the Sentinels say that the primary is."""
-        with self._ask(self.sentinel_ports[0]) as client:
-            return int(client.sentinel_get_master_addr_by_name("main")[1])
+        with self.sentinel() as client:
+            return _primary(client)
 
     def wait_until_ready(self) -> None:
-        """Return when each Sentinel knows the others and a replica that could take over."""
-        for port in self.sentinel_ports:
-            with self._ask(port) as client:
-                wait_until(partial(_knows_all, client), "the Sentinels did not meet")
+        """Return when all Sentinels agree about a primary and a replica that could take over."""
+        with ExitStack() as stack:
+            asked = [stack.enter_context(self.sentinel(port)) for port in self.sentinel_ports]
+            wait_until(lambda: self._agreed(asked), "the Sentinels did not agree")
+
+    def _agreed(self, asked: Sequence[redis.Redis]) -> bool:
+        primaries = set(map(_primary, asked))
+        replicas = self.servers.keys() - primaries
+        return (
+            len(primaries) == len(replicas) == 1
+            and all(map(_knows_all, asked))
+            and all(map(_follows, replicas))
+        )
 
     def kill_primary(self) -> int:
         """Kill it; answer its port."""
@@ -51,18 +65,41 @@ class Sentinels:
         """Kill the primary, and wait until the other server is one, by its own word too."""
         self.wait_until_ready()
         old = self.kill_primary()
-        wait_until(lambda: self.primary_port != old, "there was no failover")
-        with redis.Redis(port=self.primary_port, password=_PASSWORD) as client:
+        self.wait_until_replaced(old)
+
+    def wait_until_replaced(self, old: int) -> None:
+        """Return when the other server is the primary, by the word of all."""
+        [new] = self.servers.keys() - {old}
+        for port in self.sentinel_ports:
+            with self.sentinel(port) as sentinel:
+                wait_until(partial(_names, sentinel, new), "there was no failover")
+        with redis.Redis(port=new, password=_PASSWORD) as client:
             wait_until(lambda: client.role()[0] == b"master", "the replica was not promoted")
 
-    def _ask(self, port: int) -> redis.Redis:
-        return redis.Redis(port=port, password=self.sentinel_password)
+    def sentinel(self, port: int = 0) -> redis.Redis:
+        """Answer a client of one of the Sentinels, with all rights."""
+        return redis.Redis(port=port or self.sentinel_ports[0], password=_PASSWORD)
+
+
+def _primary(sentinel: redis.Redis) -> int:
+    address: Any = sentinel.sentinel_get_master_addr_by_name("main")
+    return int(address[1])
+
+
+def _names(sentinel: redis.Redis, port: int) -> bool:
+    state: Any = sentinel.sentinel_master("main")
+    return bool(state["port"] == port and not state["is_sdown"])
 
 
 def _knows_all(client: redis.Redis) -> bool:
     state: Any = client.sentinel_master("main")
     known: bool = state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
     return known and not any(each["is_sdown"] for each in client.sentinel_slaves("main"))
+
+
+def _follows(port: int) -> bool:
+    with redis.Redis(port=port, password=_PASSWORD) as client:
+        return bool(client.info("replication").get("master_link_status") == "up")
 
 
 @contextmanager
@@ -81,11 +118,7 @@ def sentinels(binary: str, folder: Path) -> Iterator[Sentinels]:
                 (replica, ["--replicaof", f"127.0.0.1 {primary}"]),
             )
         }
-        with redis.Redis(port=replica, password=_PASSWORD) as client:
-            wait_until(
-                lambda: client.info("replication")["master_link_status"] == "up",
-                "the replica did not follow",
-            )
+        wait_until(lambda: _follows(replica), "the replica did not follow")
         watching = [
             stack.enter_context(
                 redis_server(
@@ -94,12 +127,13 @@ def sentinels(binary: str, folder: Path) -> Iterator[Sentinels]:
                     ["--sentinel"],
                     port=port,
                     config=[
-                        f'requirepass "{_SENTINEL_PASSWORD}"',
+                        f'requirepass "{_PASSWORD}"',
+                        f'user {_SENTINEL_USER} on ">{_SENTINEL_PASSWORD}" {_SENTINEL_RIGHTS}',
                         f"sentinel monitor main 127.0.0.1 {primary} 2",
                         f'sentinel auth-pass main "{_PASSWORD}"',
-                        f'sentinel sentinel-pass "{_SENTINEL_PASSWORD}"',
+                        f'sentinel sentinel-pass "{_PASSWORD}"',
                         f"sentinel down-after-milliseconds main {_DOWN_AFTER_MS}",
-                        "sentinel failover-timeout main 5000",
+                        "sentinel failover-timeout main 1500",
                     ],
                 )
             )
@@ -108,4 +142,4 @@ def sentinels(binary: str, folder: Path) -> Iterator[Sentinels]:
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         password = _PASSWORD.replace("'", "%27")
         url = f"redis+sentinel://:{password}@{hosts}/main"
-        yield Sentinels(url, _SENTINEL_PASSWORD, servers, watching, ports)
+        yield Sentinels(url, _SENTINEL_USER, _SENTINEL_PASSWORD, servers, watching, ports)

@@ -1,0 +1,107 @@
+"""Who is let in: certificates, users, and what they have to be allowed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.errors import TierUnavailable
+
+from tests.contract.deployments import KINDS_OF_REDIS, Deployment
+from tests.contract.outage import tier_at
+from tests.contract.values import module
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with KINDS_OF_REDIS["rediss"](tmp_path_factory.mktemp("tls")) as running:
+        yield running
+
+
+@pytest.fixture
+async def link(deployment: Deployment) -> AsyncIterator[RedisLink]:
+    opened = RedisLink(connect(deployment.url, deployment.access, timeout_s=5), timeout_s=5)
+    yield opened
+    await opened.close()
+
+
+def denials(deployment: Deployment) -> list[object]:
+    """Answer what the servers refused to anybody so far."""
+    found: list[object] = []
+    for raw in deployment.raw:
+        with raw() as client:
+            try:
+                found += client.acl_log()
+            except redis.ConnectionError:
+                continue  # Killed.
+    return found
+
+
+@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
+async def test_the_documented_commands_are_enough_for_all_that_is_asked(
+    deployment: Deployment, link: RedisLink
+) -> None:
+    one, two = b"wasm:{a}1", b"wasm:{a}2"
+    assert await link.set(one, b"\xffvalue", 60)
+    assert not await link.set(one, b"\xffother", 60, only_new=True)
+    assert await link.get_all([one, two]) == [b"\xffvalue", None]
+    assert (await link.get_with_ttl(one))[0] == b"\xffvalue"
+    assert await link.exists([one, two]) == [True, False]
+    assert await link.lengths([one]) == [6]
+    assert await link.beginnings([one], 3) == [b"\xffva"]
+    await link.prolong([one], 100)
+    assert (await link.ages([one, two]))[1] == -2
+    assert await link.take(two, b"token", 60_000, one) == (True, b"token", True)
+    assert await link.take(two, b"other", 60_000, one) == (False, b"token", True)
+    assert not await link.renew(two, b"other", 60_000)
+    assert await link.renew(two, b"token", 60_000)
+    await link.let_go(two, b"token", b"a note", 60_000)
+    assert await link.get(two) == b"a note"
+    await link.let_go(two, b"a note")
+    assert await link.delete([one, two]) == [True, False]
+    assert [page async for page in link.scan(b"wasm:{a}*")] == []
+    assert (await link.usage()).bytes > 0
+    await link._probe()
+    assert denials(deployment) == []
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(tls: Deployment) -> None:
+    async with tier_at(tls.url) as tier:
+        assert not await tier.start()
+        assert tier.breaker.detail.startswith("the certificate of Redis is not trusted: ")
+
+
+async def test_a_certificate_of_another_host_is_refused(tls: Deployment) -> None:
+    async with tier_at(tls.url.replace("127.0.0.1", "localhost"), tls.access) as tier:
+        assert not await tier.start()
+        assert tier.breaker.detail.startswith("the certificate of Redis is not trusted: ")
+        assert "ostname mismatch" in tier.breaker.detail
+
+
+async def test_certificates_are_not_looked_at_where_the_url_says_so(tls: Deployment) -> None:
+    async with tier_at(f"{tls.url}?ssl_cert_reqs=none") as tier:
+        assert await tier.start()
+
+
+async def test_plain_text_to_a_server_of_tls_fails_with_a_sentence(tls: Deployment) -> None:
+    async with tier_at(tls.url.replace("rediss", "redis")) as tier:
+        assert not await tier.start()
+        assert "Redis" in tier.breaker.detail
+
+
+@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
+async def test_no_secret_is_told_when_one_is_wrong(deployment: Deployment) -> None:
+    if deployment.stranger is None:
+        return  # Nobody is asked for one.
+    with capture_logs() as logs:
+        async with tier_at(*deployment.stranger) as tier:
+            with pytest.raises(TierUnavailable) as raised:
+                await tier.get_module(module(1).sha256)
+            told = f"{raised.value!r} {raised.value.__cause__!r} {logs} {tier.breaker.detail}"
+            assert "the user or password" in told
+            assert "wrong-secret" not in told
+            assert not tier.breaker.up
