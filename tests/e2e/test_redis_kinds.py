@@ -1,0 +1,132 @@
+"""A daemon in front of each kind of Redis, and what it never tells about it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import MessageToJson
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.engines.store import EngineStore
+
+from tests.contract.deployments import KINDS_OF_REDIS, Deployment
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.test_cache import settled
+
+SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
+
+
+def environment(kind: str, running: Deployment) -> dict[str, str]:
+    """Answer the variables that an operator would set."""
+    access = running.access
+    if kind == "rest":
+        return {
+            "UPSTASH_REDIS_URL": running.url,
+            "UPSTASH_REDIS_TOKEN": access.password,
+            "WASMKILN_REDIS_CA_FILE": access.ca_file,
+        }
+    given = {
+        "WASMKILN_REDIS_URL": running.url,
+        "WASMKILN_REDIS_CA_FILE": access.ca_file,
+        "WASMKILN_REDIS_PASSWORD_FILE": access.password_file,
+        "WASMKILN_REDIS_SENTINEL_USER": access.sentinel_user,
+        "WASMKILN_REDIS_SENTINEL_PASSWORD": access.sentinel_password,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+@pytest.fixture(params=["acl", "rest", "sentinel"])
+def environ(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    with KINDS_OF_REDIS[request.param](tmp_path / "redis") as running:
+        yield environment(request.param, running)
+
+
+def shown_configuration(environ: Mapping[str, str]) -> str:
+    """Answer what ``wasmkilnd config`` prints, in both its forms."""
+    forms: tuple[list[str], ...] = ([], ["--json"])
+    return "".join(
+        subprocess.run(
+            [sys.executable, "-m", "wasmkilnd", "config", *form],
+            env={"HOME": "/h", **environ},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for form in forms
+    )
+
+
+def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
+    engines: EngineStore, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
+        first = client.compile(wasm.adder(1))
+        settled(client)
+        assert client.stats().redis_up
+    told = one.banner + one.log
+    with Daemon(fresh_state(tmp_path / "b"), environ=environ) as two, two.client() as client:
+        second = client.compile(first.header.module_sha256)
+        assert second.header.origin == types_pb2.ORIGIN_REDIS
+        assert second.bytes == first.bytes
+        stats = client.stats()
+        assert stats.redis_mode == "external"
+        told += MessageToJson(stats)
+    told += two.banner + two.log + shown_configuration(environ)
+    assert not [secret for secret in SECRETS if secret in told]
+    assert "tier is down" not in told
+
+
+def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    with KINDS_OF_REDIS["rediss"](tmp_path / "redis") as running:
+        assert running.stranger
+        url, access = running.stranger
+        environ = {"WASMKILN_REDIS_URL": url, "WASMKILN_REDIS_CA_FILE": access.ca_file}
+        with Daemon(fresh_state(tmp_path / "a"), environ=environ) as daemon:
+            assert "which does not answer yet" in daemon.banner
+            with daemon.client() as client:
+                assert client.compile(wasm.adder(1)).header.origin == types_pb2.ORIGIN_COMPILED
+                stats = client.stats()
+                assert stats.redis_detail == "Redis refuses the user or password"
+        line = daemon.wait_for_log("tier is down")
+        assert json.loads(line)["detail"] == "Redis refuses the user or password"
+        assert "wrong-secret" not in daemon.banner + daemon.log + MessageToJson(stats)
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({"WASMKILN_REDIS_URL": "redis+sentinel://:hunter2@h"}, "which primary"),
+        ({"WASMKILN_REDIS_URL": "https://x.example"}, "needs a token"),
+        (
+            {"WASMKILN_REDIS_URL": "rediss://h", "WASMKILN_REDIS_CA_FILE": "/nowhere.pem"},
+            "redis_ca_file: /nowhere.pem: No such file or directory",
+        ),
+    ],
+)
+def test_what_cannot_be_used_ends_the_start_with_one_sentence(
+    engines: EngineStore, tmp_path: Path, environ: dict[str, str], sentence: str
+) -> None:
+    state = fresh_state(tmp_path / "state")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
+        ],
+        env={"HOME": "/h", "PATH": "/usr/bin:/bin", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode in (1, 2)
+    [error] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert sentence in error
+    assert "hunter2" not in ended.stderr
+    assert "Traceback" not in ended.stderr
