@@ -1,4 +1,4 @@
-"""``wasmkilnd keys``: make, list, replace and trust the keys that artifacts are signed with."""
+"""``wasmkilnd keys``: make, list, replace, trust and distrust the keys that sign artifacts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group(context_settings=_HELP)
 def keys() -> None:
-    """Make, list, replace and trust the keys that artifacts are signed with."""
+    """Make, list, replace, trust and distrust the keys that artifacts are signed with."""
 
 
 @keys.command(context_settings=_HELP)
@@ -92,8 +92,8 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
 def rotate(keys_dir: str | None, state_dir: str | None) -> None:
     """Replace the signing key. The old one stays trusted, so no artifact is lost.
 
-    Daemons sign with the new key once they are restarted; those that share the directory
-    trust it at once.
+    Daemons sign with the new key once they are reloaded (SIGHUP) or restarted; those that
+    share the directory trust it at once.
     """
     settings = _settings(keys_dir, state_dir)
     if settings.signing_key.get_secret_value():
@@ -101,7 +101,7 @@ def rotate(keys_dir: str | None, state_dir: str | None) -> None:
             "WASMKILN_SIGNING_KEY is what signs: see docs/verification.md for how to replace it"
         )
     key = KeyStore(settings.effective_keys_dir).rotate()
-    click.echo(f"{key.public.id} signs once daemons are restarted; the old key stays trusted")
+    click.echo(f"{key.public.id} signs once daemons are reloaded; the old key stays trusted")
 
 
 @keys.command(context_settings=_HELP)
@@ -119,6 +119,20 @@ def trust(public_keys: tuple[str, ...], keys_dir: str | None, state_dir: str | N
     for key in trusted.values():
         store.trust(key)
         click.echo(f"{key.id} is trusted")
+
+
+@keys.command(context_settings=_HELP)
+@click.argument("key_ids", nargs=-1, required=True, metavar="KEYID...")
+@_where
+def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
+    """Trust keys no more, by the ids that `keys list` shows.
+
+    What they signed is rejected when it is read. Running daemons forget them on SIGHUP.
+    """
+    store = _store(keys_dir, state_dir)
+    for key_id in key_ids:
+        store.distrust(key_id)
+        click.echo(f"{key_id} is not trusted any more; running daemons forget it on SIGHUP")
 
 
 def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:

@@ -92,6 +92,28 @@ class KeyStore:
         with self._locked():
             self._trust(key)
 
+    def distrust(self, key_id: str) -> None:
+        """Trust a key no more. Raises KeysUnusable, also for one that is not trusted here."""
+        with self._locked():
+            signing = self.signing_key()
+            if signing and signing.public.id == key_id:
+                raise KeysUnusable(
+                    f"{key_id} is what signs here: `wasmkilnd keys rotate` replaces it first"
+                )
+            # By content and not by name: somebody may have put a file there by hand.
+            held = {file: _read_trusted(file) for file in self._trusted.glob("*.pem")}
+            files = [file for file, keys in held.items() if key_id in keys]
+            if not files:
+                raise KeysUnusable(
+                    f"{key_id} is no id of a key in {self._trusted}: `wasmkilnd keys list` shows"
+                    " them; one of WASMKILN_TRUSTED_KEYS has to be taken out there"
+                )
+            for file in files:
+                if len(held[file]) > 1:
+                    raise KeysUnusable(f"{file} holds other keys too: take it out there by hand")
+            for file in files:
+                file.unlink()
+
     def trusted(self) -> TrustedKeys:
         """Answer the public keys that are trusted. Raises KeysUnusable."""
         with _told(self._trusted):
@@ -99,10 +121,7 @@ class KeyStore:
                 return TrustedKeys()
             # Who may add a key here may sign what every daemon believes.
             _refuse_open(self._trusted, _OTHERS_WRITE, "chmod 700")
-            try:
-                return TrustedKeys.read(self._trusted)
-            except ValueError as error:
-                raise KeysUnusable(str(error)) from None
+            return _read_trusted(self._trusted)
 
     def find(self, key_id: str) -> PublicKey | None:
         """Answer the trusted key with this id, if it lies here. Raises KeysUnusable."""
@@ -141,6 +160,13 @@ class KeyStore:
                 yield
             finally:
                 os.close(lock)
+
+
+def _read_trusted(path: Path) -> TrustedKeys:
+    try:
+        return TrustedKeys.read(path)
+    except ValueError as error:
+        raise KeysUnusable(str(error)) from None
 
 
 @contextlib.contextmanager

@@ -86,3 +86,30 @@ def test_no_command_shows_a_private_key_unasked(keys: Command) -> None:
     told = keys("list").output + keys("list", "--json").output + keys("rotate").output
     assert key.base64 not in told
     assert "PRIVATE" not in told
+
+
+def test_distrust(keys: Command) -> None:
+    keys("generate")
+    other = PrivateKey.generate()
+    keys("trust", other.public.hex)
+    assert "forget it on SIGHUP" in keys("distrust", other.public.id).stdout
+    [signing] = keys.rows()
+    for key_id, words in ((other.public.id, "is no id of a key"), (signing["id"], "rotate")):
+        with pytest.raises(KeysUnusable, match=words):
+            keys("distrust", key_id)
+    keys("rotate")
+    keys("distrust", signing["id"])
+    assert [row["role"] for row in keys.rows()] == ["signing"]
+
+
+def test_distrust_finds_a_key_whatever_its_file_is_called(keys: Command) -> None:
+    keys("generate")
+    alice, bob = PrivateKey.generate().public, PrivateKey.generate().public
+    trusted = keys.folder / "trusted"
+    (trusted / "alice.pem").write_text(alice.pem)
+    keys("distrust", alice.id)
+    assert not (trusted / "alice.pem").exists()
+    (trusted / "both.pem").write_text(alice.pem + bob.pem)
+    with pytest.raises(KeysUnusable, match="holds other keys too"):
+        keys("distrust", alice.id)
+    assert {alice.id, bob.id} < {row["id"] for row in keys.rows()}
