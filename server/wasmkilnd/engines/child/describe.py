@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from . import cpu, features
+from . import confine, cpu, features
 from .engine import Engine, interpreter
 
 _PROBE_SECONDS = 10
@@ -103,8 +103,10 @@ def _validates(engine: Engine, host: str, wasm: bytes) -> bool:
 def _in_a_child(question: Callable[[], bytes]) -> bytes:
     """Answer what ``question`` answers in a fork, or b"" if it fails in whatever way."""
     readable, writable = os.pipe()
+    asking = os.getpid()
     pid = os.fork()
     if pid == 0:
+        confine.die_with_parent(asking)
         _answer_and_exit(question, readable, writable)
     os.close(writable)
     with os.fdopen(readable, "rb") as answers:
