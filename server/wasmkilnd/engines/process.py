@@ -21,6 +21,8 @@ _START_TIMEOUT_S = 30.0
 # fork before, a word after. Past it the worker itself is sick, and is replaced.
 _WORKER_GRACE_S = 10.0
 _LAST_WORDS_BYTES = 4096
+# For a worker that closed its socket, to write why and to be gone.
+_LAST_MOMENTS_S = 1.0
 _BOOT = (
     "import sys; sys.path.append(sys.argv[3]);"
     " from child.worker import main; main(sys.argv[1], int(sys.argv[2]))"
@@ -96,14 +98,16 @@ class Worker:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 ready = await worker._control_frame(Type.READY)
         except (TimeoutError, WorkerDied, OSError) as failure:
-            words = await worker._words_at_death()
-            raise WorkerDied(f"a {engine} worker did not start: {words or failure}") from None
+            words = await worker._words_at_death() or str(failure) or "it said nothing in time"
+            raise WorkerDied(f"a {engine} worker did not start: {words}") from None
         except BaseException:
             await worker.kill()
             raise
-        if ready["threads"] != 1:
+        if ready.get("threads") != 1:
             await worker.kill()
-            raise WorkerDied(f"a {engine} worker has {ready['threads']} threads: forking is unsafe")
+            raise WorkerDied(
+                f"a {engine} worker has {ready.get('threads')} threads: forking is unsafe"
+            )
         return worker
 
     async def run(self, job: JobOrder) -> JobReport:
@@ -185,7 +189,12 @@ class Worker:
             raise WorkerDied(str(gone) or "it went away") from None
         if kind is not expected:
             raise WorkerDied(f"{kind.name} instead of {expected.name}")
-        answer: dict[str, Any] = json.loads(payload)
+        try:
+            answer = json.loads(payload)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise WorkerDied(f"its {kind.name} frame holds no JSON object")
         return answer
 
     async def wait(self) -> None:
@@ -202,11 +211,22 @@ class Worker:
         await self.process.wait()
 
     async def _words_at_death(self) -> str:
+        """End it, unless it is ending by itself; answer the last line that it wrote, or its signal.
+
+        Nothing where neither tells anything.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_MOMENTS_S):
+                await self.process.wait()
+        code = self.process.returncode
         await self.kill()
         stderr = self.process.stderr
         words = await stderr.read() if stderr else b""
-        lines = words.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        if lines := words.decode(errors="replace").strip().splitlines():
+            return lines[-1]
+        if code is None or code >= 0:
+            return ""
+        return f"it was ended by signal {-code} ({signal.strsignal(-code)})"
 
 
 async def _converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
