@@ -19,6 +19,8 @@ from wasmkilnd.ports import Tier
 log = structlog.get_logger("wasmkilnd.cache")
 
 _MAX_WAITING = 10_000
+# How long a tier that is down may keep the daemon from ending.
+_OUTAGE_S = 0.5
 
 
 class WriteBehind:
@@ -107,14 +109,30 @@ class WriteBehind:
         async with self._one_write:
             pass
 
-    async def close(self, timeout_s: float) -> None:
-        """Write what waits for at most ``timeout_s``, give up the rest, and stop."""
-        if self._writer is None:
-            return
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``, and only as long as the tier takes writes.
+
+        An outage is given a moment to pass.
+        """
+        idle = asyncio.create_task(self._idle.wait())
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                while not idle.done():
+                    async with asyncio.timeout(_OUTAGE_S):
+                        await self._ready()
+                    await asyncio.wait((idle,), timeout=_OUTAGE_S)
         except TimeoutError:
+            pass  # What is left waits on.
+        finally:
+            idle.cancel()
+
+    async def close(self, timeout_s: float) -> None:
+        """Write what waits as flush does, give up the rest, and stop."""
+        if self._writer is None:
+            return
+        if timeout_s:
+            await self.flush(timeout_s)
+        if self.pending:
             log.warning("cache writes given up", writes=self.pending)
             self._drop(self.pending)
         self._writer.cancel()

@@ -118,6 +118,21 @@ async def test_closing_gives_up_in_time(slow: SlowTier) -> None:
     assert writes.dropped == 2
 
 
+async def test_an_outage_at_the_end_is_not_waited_for(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, asyncio.Event().wait)  # type: ignore[arg-type]
+    writes.add(artifact(1))
+    await asyncio.wait_for(writes.close(3600), 20)
+    assert writes.dropped == 1
+
+
+async def test_a_slow_tier_is_waited_for(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes.add(artifact(1))
+    asyncio.get_running_loop().call_later(1.2, slow.gate.set)
+    await asyncio.wait_for(writes.close(3600), 20)
+    assert (slow.written, writes.dropped) == ([artifact(1).spec.fingerprint], 0)
+
+
 async def test_forgetting_is_limited_to_its_scope(slow: SlowTier) -> None:
     writes = WriteBehind(slow, 10_000, slow.always_ready)
     for tag in (1, 2):
