@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from wasmkilnd.model import (
@@ -93,6 +93,26 @@ class MemoryTier:
         """Answer the exact figures."""
         return TierUsage(len(self._entries), self._bytes, self._limit_bytes, self._evictions)
 
+    def resize(self, limit_bytes: int) -> None:
+        """Hold ``limit_bytes`` from now on; what was used least makes room if it is less."""
+        self._limit_bytes = limit_bytes
+        self._make_room(0)
+
+    def artifacts(self) -> Sequence[Artifact]:
+        """Answer every artifact, without making any recent."""
+        values = (entry.value for entry in self._entries.values())
+        return [value for value in values if isinstance(value, Artifact)]
+
+    def drop(self, artifacts: Iterable[Artifact]) -> int:
+        """Remove those of ``artifacts`` that are still here; answer how many."""
+        dropped = 0
+        for artifact in artifacts:
+            entry = self._entries.get(artifact.key)
+            if entry is not None and entry.value is artifact:
+                self._remove(artifact.key)
+                dropped += 1
+        return dropped
+
     async def close(self) -> None:
         """Let go of everything."""
         self._entries.clear()
@@ -123,13 +143,16 @@ class MemoryTier:
             return  # For ever too large: not even an old entry of the same key makes way.
         if key in self._entries:
             self._remove(key)  # Before making room, so that an overwrite counts the difference.
-        while self._bytes + size_bytes > self._limit_bytes:
-            self._remove(next(iter(self._entries)))
-            self._evictions += 1
+        self._make_room(size_bytes)
         self._entries[key] = _Entry(value, size_bytes)
         self._bytes += size_bytes
         if isinstance(key, CacheKey):
             self._keys_of.setdefault(key.module_sha256, {})[key] = None
+
+    def _make_room(self, size_bytes: int) -> None:
+        while self._bytes + size_bytes > self._limit_bytes:
+            self._remove(next(iter(self._entries)))
+            self._evictions += 1
 
     def _remove(self, key: CacheKey | str) -> _Entry:
         entry = self._entries.pop(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -10,7 +11,7 @@ from wasmkilnd.cache.turns import Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
-from wasmkilnd.ports import Tier
+from wasmkilnd.ports import Sealer, Tier
 from wasmkilnd.singleflight import SingleFlight
 
 
@@ -122,6 +123,19 @@ class TieredCache:
             except TierUnavailable:
                 unreachable.append(candidate.name)
         return gone, unreachable
+
+    async def recheck(self, sealer: Sealer) -> int:
+        """Drop from memory what ``sealer`` does not vouch for; answer how much that was.
+
+        For the day on which a key is trusted no more: what it signed was verified when
+        it came from the shared tier, and never again.
+        """
+        self._evictions += 1  # What is being fetched was perhaps verified by the old keys.
+        held = self._memory.artifacts()
+        refused = await asyncio.to_thread(
+            lambda: [artifact for artifact in held if sealer.verify(artifact, artifact.key)]
+        )
+        return self._memory.drop(refused)
 
     async def _fetch(self, key: CacheKey) -> Artifact | None:
         evictions = self._evictions

@@ -13,7 +13,9 @@ from tests.contract.values import artifact, module
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "module", "get", "evict"]), st.integers(0, 8), st.integers(0, 9000)
+        st.sampled_from(["put", "module", "get", "evict", "resize", "drop"]),
+        st.integers(0, 8),
+        st.integers(0, 9000),
     ),
     max_size=60,
 )
@@ -22,7 +24,8 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_books_balance_after_every_step(steps: list[tuple[str, int, int]]) -> None:
     async def run() -> None:
-        tier = MemoryTier(20_000)
+        limit_bytes = 20_000
+        tier = MemoryTier(limit_bytes)
         for what, tag, size_bytes in steps:
             if what == "put":
                 await tier.put(artifact(tag, size_bytes))
@@ -30,10 +33,16 @@ def test_the_books_balance_after_every_step(steps: list[tuple[str, int, int]]) -
                 await tier.put_module(module(tag, size_bytes))
             elif what == "get":
                 await tier.get(artifact(tag).key)
+            elif what == "resize":
+                limit_bytes = 4 * size_bytes
+                tier.resize(limit_bytes)
+            elif what == "drop":
+                held = tier.artifacts()
+                assert tier.drop(held[::2]) == len(held[::2])
             else:
                 await tier.evict(EvictScope(module_sha256=module(tag).sha256))
             tier.check()
-            assert tier.usage().bytes <= 20_000
+            assert tier.usage().bytes <= limit_bytes
 
     asyncio.run(run())
 
@@ -65,3 +74,12 @@ async def test_an_overwrite_counts_the_difference() -> None:
     assert tier.usage().entries == 1
     assert 2000 <= tier.usage().bytes - before < 2100
     tier.check()
+
+
+async def test_only_the_very_same_artifact_is_dropped() -> None:
+    tier = MemoryTier(100_000)
+    old, new = artifact(1), artifact(1)
+    await tier.put(old)
+    await tier.put(new)
+    assert tier.drop([old]) == 0
+    assert await tier.get(old.key) is new

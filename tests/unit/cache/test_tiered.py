@@ -21,6 +21,7 @@ from wasmkilnd.model import (
     Origin,
 )
 
+from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module
 
 
@@ -35,9 +36,11 @@ class Far(MemoryTier):
         self.gate.set()
         self.down = False
         self.gets = 0
+        self.asked = asyncio.Event()
 
     async def _answer(self) -> None:
         self.gets += 1
+        self.asked.set()
         await self.gate.wait()
         if self.down:
             raise TierUnavailable("down")
@@ -172,3 +175,27 @@ async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None
     await tiers.writes.close(5)
     assert tiers.far.usage().entries == 0
     assert tiers.near.usage().entries == 0
+
+
+async def test_what_the_keys_of_today_do_not_vouch_for_is_dropped(tiers: Tiers) -> None:
+    good, bad = sealer(OURS).seal(artifact(1)), sealer(THEIRS).seal(artifact(2))
+    await tiers.near.put(good)
+    await tiers.near.put(bad)
+    await tiers.near.put_module(module(2))
+    assert await tiers.cache.recheck(sealer(OURS, THEIRS)) == 0
+    assert await tiers.cache.recheck(sealer(OURS)) == 1
+    assert await tiers.near.get(good.key) is good
+    assert await tiers.near.get(bad.key) is None
+    assert await tiers.near.get_module(module(2).sha256) == module(2)
+
+
+async def test_a_fetch_from_before_the_keys_changed_is_not_kept(tiers: Tiers) -> None:
+    one = artifact(1)
+    await MemoryTier.put(tiers.far, one)
+    tiers.far.gate.clear()
+    fetch = asyncio.create_task(tiers.cache.get(one.key))
+    await tiers.far.asked.wait()
+    await tiers.cache.recheck(sealer(OURS))
+    tiers.far.gate.set()
+    assert await fetch == (one, Origin.REDIS)
+    assert await tiers.near.get(one.key) is None
