@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from wasmkilnd.config.address import Address
@@ -25,6 +26,9 @@ _DAY_S = 86400
 _YEARS_S = 10 * 366 * _DAY_S
 _MAX_SIZE = 2**50
 
+_LIVE: Final[JsonDict] = {"live": True}
+"""Of a setting that a running daemon takes over when it reloads; the others need a restart."""
+
 
 def env_name(field: str) -> str:
     """Answer the environment variable of a setting."""
@@ -39,6 +43,12 @@ def flag_name(field: str) -> str:
 def has_flag(field: str) -> bool:
     """Whether a setting has a command line flag: a secret has none, everybody could read it."""
     return Settings.model_fields[field].annotation is not SecretStr
+
+
+def is_live(field: str) -> bool:
+    """Whether a running daemon takes the setting over when it reloads."""
+    extra = Settings.model_fields[field].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("live"))
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -186,17 +196,20 @@ class Settings(BaseModel):
         default="",
         description="Where the signing key and the trusted keys are; empty for keys below the"
         " state directory. A fleet on one Redis may share it.",
+        json_schema_extra=_LIVE,
     )
     signing_key: Annotated[SecretStr, BeforeValidator(_secret)] = Field(
         default=SecretStr(""),
         description="The Ed25519 private key that artifacts are signed with, instead of the one"
         " in keys_dir: PKCS #8 PEM, or base64 of its 32 bytes. `wasmkilnd keys generate --print`"
         " makes one.",
+        json_schema_extra=_LIVE,
     )
     trusted_keys: Annotated[tuple[str, ...], BeforeValidator(_texts)] = Field(
         default=(),
         description="Public keys that are trusted beside those in keys_dir: hex, base64, or the"
         " path of a PEM file or of a folder of such; several are separated by commas.",
+        json_schema_extra=_LIVE,
     )
     redis_url: Annotated[RedisUrl, BeforeValidator(parse_redis_url)] = Field(
         default=RedisUrl(""),
@@ -245,7 +258,7 @@ class Settings(BaseModel):
         default=_GIB,
         ge=4 * _MIB,
         description="Memory that the embedded server may fill; the least recently used entries"
-        " then make room.",
+        " then make room. The daemon that starts the server decides it, for all that share it.",
     )
     cache_ttl_s: WholeSeconds = Field(
         default=7 * _DAY_S, gt=0, description="How long an entry stays in Redis."
@@ -272,15 +285,20 @@ class Settings(BaseModel):
         default=256 * _MIB,
         ge=0,
         description="Memory that the daemon's own tier may fill; 0 keeps nothing.",
+        json_schema_extra=_LIVE,
     )
     max_module_bytes: Size = Field(
         default=5 * _MIB,
         gt=0,
         le=_GIB,
         description="The largest module that is accepted.",
+        json_schema_extra=_LIVE,
     )
     max_artifact_bytes: Size = Field(
-        default=256 * _MIB, gt=0, description="The largest artifact that is kept and sent."
+        default=256 * _MIB,
+        gt=0,
+        description="The largest artifact that is kept and sent.",
+        json_schema_extra=_LIVE,
     )
     default_engine: Annotated[str, BeforeValidator(_engine)] = Field(
         default="",
@@ -299,23 +317,27 @@ class Settings(BaseModel):
         gt=0,
         le=1_000_000,
         description="Calls that may wait for a worker, for each engine; more are refused.",
+        json_schema_extra=_LIVE,
     )
     compile_timeout_s: Seconds = Field(
         default=30.0,
         gt=0,
         description="How long one compilation may take before it is killed.",
+        json_schema_extra=_LIVE,
     )
     compile_cpu_s: Seconds = Field(
         default=0.0,
         ge=0,
         description="CPU time, of all its threads together, that one compilation may use before"
         " it is killed; 0 for compile_timeout_s times the number of CPUs.",
+        json_schema_extra=_LIVE,
     )
     compile_memory_bytes: Size = Field(
         default=0,
         ge=0,
         description="Memory that one compilation may use before it is killed; 0 for 4 GiB, or"
         " half of the machine's or control group's memory where that is less.",
+        json_schema_extra=_LIVE,
     )
     quarantine_s: Seconds = Field(
         default=600.0,
@@ -328,14 +350,20 @@ class Settings(BaseModel):
         default=30.0,
         ge=0,
         description="How long calls in progress may go on after the daemon was told to stop.",
+        json_schema_extra=_LIVE,
     )
     log_format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_word)] = Field(
         default="auto",
         description="How log lines look: text, json, or auto for text on a terminal and json"
         " elsewhere.",
+        json_schema_extra=_LIVE,
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_word)] = (
-        Field(default="info", description="The least important log lines that are written.")
+        Field(
+            default="info",
+            description="The least important log lines that are written.",
+            json_schema_extra=_LIVE,
+        )
     )
 
     @property

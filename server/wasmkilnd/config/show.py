@@ -9,14 +9,14 @@ from pydantic import SecretStr
 
 from wasmkilnd.config.load import CONFIG_ENV, Loaded
 from wasmkilnd.config.quantity import written
-from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
+from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag, is_live
 
 
 def render(loaded: Loaded) -> str:
     """Answer one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
     lines = []
     for field, origin in loaded.origins.items():
-        value = _toml(_written(field, getattr(loaded.settings, field)))
+        value = _toml(shown_value(loaded.settings, field))
         effective = _in_force(loaded.settings, field)
         note = "" if effective is None else f"; {_written(field, effective)} in force"
         lines.append(f"{field} = {value}  # {_one_line(origin)}{note}\n")
@@ -46,17 +46,25 @@ def reference() -> str:
         meaning = (info.description or "").replace("|", "\\|")
         default_cell = f"`{default}`" if default else "(empty)"
         flag_cell = f"`{flag_name(field)}`" if has_flag(field) else "none: it is a secret"
+        live_cell = "yes" if is_live(field) else ""
         rows.append(
-            f"| `{field}` | `{env_name(field)}` | {flag_cell} | {default_cell} | {meaning} |\n"
+            f"| `{field}` | `{env_name(field)}` | {flag_cell} | {default_cell} | {live_cell} |"
+            f" {meaning} |\n"
         )
     return _REFERENCE_HEAD + "".join(rows)
+
+
+def shown_value(settings: Settings, field: str) -> object:
+    """Answer a setting's value as a person writes it, secrets masked."""
+    return _written(field, getattr(settings, field))
 
 
 def shown_default(field: str) -> str:
     """Answer a setting's default as the documentation writes it, the same on every machine."""
     info = Settings.model_fields[field]
-    if isinstance(info.json_schema_extra, dict):
-        return str(info.json_schema_extra["shown_default"])
+    extra = info.json_schema_extra
+    if isinstance(extra, dict) and "shown_default" in extra:
+        return str(extra["shown_default"])
     value = _written(field, info.default)
     if isinstance(value, tuple):
         return ",".join(str(each) for each in value)
@@ -76,8 +84,11 @@ keys, unknown `WASMKILN_*` variables and impossible values are refused at start.
 Sizes (`_bytes`) are bytes, or take a suffix: `KB`, `MB`, `GB` (powers of 1,000), `KiB`, `MiB`,
 `GiB` (powers of 1,024). Durations (`_s`) are seconds, or take a suffix: `ms`, `s`, `m`, `h`, `d`.
 
-| key | environment | flag | default | meaning |
-|---|---|---|---|---|
+A running daemon reads all of it again on `SIGHUP`, and takes over what says *live*; the rest
+needs a restart ([operations.md](operations.md#reloading)).
+
+| key | environment | flag | default | live | meaning |
+|---|---|---|---|---|---|
 """
 
 

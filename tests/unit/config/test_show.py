@@ -71,5 +71,5 @@ def test_the_reference_names_every_setting_three_ways_and_no_machine() -> None:
         assert (f"`{flag_name(field)}`" in row) is has_flag(field)
         assert info.description
         assert info.description in row
-        assert row.count("|") == 6
+        assert row.count("|") == 7
     assert str(Path.home()) not in page

@@ -1,0 +1,50 @@
+"""What differs between two configurations, told without secrets."""
+
+from __future__ import annotations
+
+from wasmkilnd.config.changes import changes, take_over
+from wasmkilnd.config.load import load
+from wasmkilnd.config.schema import Settings, is_live
+
+HOME = {"HOME": "/home/kiln"}
+
+
+def settings(**environ: str) -> Settings:
+    return load({}, {**HOME, **environ}).settings
+
+
+def test_only_what_differs_and_as_a_person_writes_it() -> None:
+    old = settings(WASMKILN_MEMORY_BYTES="64MiB", WASMKILN_WORKERS="2")
+    new = settings(WASMKILN_MEMORY_BYTES="1GiB", WASMKILN_WORKERS="3")
+    assert changes(old, old) == []
+    found = [(each.field, each.old, each.new, each.live) for each in changes(old, new)]
+    assert found == [("memory_bytes", "64MiB", "1GiB", True), ("workers", 2, 3, False)]
+
+
+def test_secrets_are_compared_and_never_shown() -> None:
+    old = settings(
+        WASMKILN_REDIS_URL="redis://me:hunter2@host", WASMKILN_SIGNING_KEY="c2VjcmV0MQ=="
+    )
+    new = settings(
+        WASMKILN_REDIS_URL="redis://me:hunter3@host", WASMKILN_SIGNING_KEY="c2VjcmV0Mg=="
+    )
+    found = changes(old, new)
+    assert [each.field for each in found] == ["signing_key", "redis_url"]
+    told = repr(found)
+    for secret in ("hunter", "c2VjcmV0"):
+        assert secret not in told
+
+
+def test_only_the_named_fields_are_taken_over() -> None:
+    old = settings()
+    new = settings(WASMKILN_MEMORY_BYTES="1GiB", WASMKILN_WORKERS="3")
+    merged = take_over(old, new, ["memory_bytes"])
+    assert (merged.memory_bytes, merged.workers) == (2**30, 0)
+    assert old.memory_bytes == 256 * 2**20
+
+
+def test_what_was_decided_at_start_needs_a_restart() -> None:
+    for field in ("listen", "admin_listen", "state_dir", "redis_url", "workers", "allow_remote"):
+        assert not is_live(field)
+    for field in ("trusted_keys", "compile_memory_bytes", "queue_length", "log_level"):
+        assert is_live(field)
