@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -15,117 +14,74 @@ import structlog
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.banner import banner
-from wasmkilnd.cache.connect import RedisAccess
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions, open_remote
+from wasmkilnd.cache.remote import CannotOpenRemote, RemoteTier, open_remote
 from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.compile_service import MAX_FIND_MISSING_KEYS, CompileService
+from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.start import serve_engines
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.store import EngineStore, InstalledEngine
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.keys.ring import open_ring
+from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
-from wasmkilnd.model import Limits
-from wasmkilnd.ports import Sealer
+from wasmkilnd.model import DrainState, UnservedEngine
+from wasmkilnd.options import limits_of, remote_options
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.rpc import messages
+from wasmkilnd.readiness import Readiness
+from wasmkilnd.reload import Reloader
 from wasmkilnd.rpc.admin_servicer import AdminServicer
+from wasmkilnd.rpc.capabilities import capabilities_response
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer
 from wasmkilnd.rpc.stats import stats_response
-from wasmkilnd.seal import DsseSealer
-from wasmkilnd.telemetry import logs
+from wasmkilnd.shutdown import Shutdown, until
+from wasmkilnd.signing import SealerInForce, Signing, open_signing, tell_signing
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.snapshot import EngineUsage
-from wasmkilnd.wire import CHUNK_BYTES
 
 log = structlog.get_logger("wasmkilnd")
 
 _FLUSH_S = 5.0
-_LAST_WORDS_S = 1.0
 
 
 class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
     """The daemon cannot start; the message says why and what to do."""
 
 
-async def run(loaded: Loaded) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and end. Raises CannotStart."""
-    settings = loaded.settings
-    logs.configure(settings.log_format, settings.log_level, sys.stderr)
-    asked_to_stop, asked_to_hurry = _listen_for_signals()
-    daemon = Daemon(loaded)
-    try:
-        if await _unless(asked_to_stop, daemon.start()):
-            print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
-            await asked_to_stop.wait()
-    finally:
-        await daemon.stop(asked_to_hurry)
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do ``work`` until ``event`` happens; answer whether it was done before."""
-    working = asyncio.create_task(work)
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-    done = working.done()
-    for task in (working, waiting):
-        task.cancel()
-    await asyncio.gather(working, waiting, return_exceptions=True)
-    if done:
-        await working  # Raises what it raised.
-    return done
-
-
-def _listen_for_signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Answer the event of the first signal to stop, and that of the second."""
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def received(name: str) -> None:
-        log.info("hurrying" if stop.is_set() else "stopping", signal=name)
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received, number.name)
-    return stop, hurry
-
-
 class Daemon:
     """All parts of one daemon."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, shutdown: Shutdown) -> None:
         self._loaded = loaded
-        self._settings = loaded.settings
+        self._settings = InForce(loaded.settings)
+        self._limits = InForce(limits_of(loaded.settings))
+        self._shutdown = shutdown
         self._version = version("wasmkiln")
         self._metrics = Metrics(self._version, METHODS)
-        self._limits = _limits(loaded.settings)
+        self._readiness = Readiness()
+        self._unserved: list[UnservedEngine] = []
         self._started = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._service: CompileService | None = None
-        self._ready = False
+        self._engines: EngineRegistry | None = None
+        self._reloader: Reloader | None = None
         self.banner = ""
 
     async def start(self) -> None:
         """Start every part; serve last, when all else works. Raises CannotStart."""
-        settings = self._settings
+        settings = self._settings.now
         _make_state_dir(settings)
-        engines = await self._start_engines()
+        installed = self._installed_engines(settings)
+        signing = await self._open_signing(settings)
+        sealer = SealerInForce(signing)
+        engines = await self._start_engines(installed, settings)
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.watch_tier("memory", memory.usage)
-        sealer = await self._open_sealer()
-        try:
-            remote = await open_remote(_remote_options(settings), sealer, self._metrics)
-        except CannotOpenRemote as failure:
-            raise CannotStart(str(failure)) from None
-        self._started.push_async_callback(remote.close, _FLUSH_S)
-        self._metrics.watch_tier("redis", remote.tier.usage)
-        self._metrics.watch_remote(remote.status)
+        remote = await self._open_remote(settings, sealer)
         cache = TieredCache(
             memory,
             ObservedTier(memory, self._metrics),
@@ -146,98 +102,156 @@ class Daemon:
                 lambda: self._capabilities(engines),
                 self._metrics.bytes_sent,
             ),
-            AdminServicer(service, quarantine),
+            AdminServicer(service, quarantine, self.drain),
             self._metrics.rpc,
             settings.max_module_bytes,
         )
-        admin_address = await self._start_admin()
+        self._reloader = Reloader(
+            self._settings,
+            self._limits,
+            signing,
+            memory,
+            cache,
+            largest_module_bytes=rpc.largest_module_bytes,
+            daemon_version=self._version,
+        )
+        admin_address = await self._start_admin(settings)
+        self._readiness.started(engines.served, self._unserved)
+        rpc.health.set(self._readiness.now()[0])
+        self._rpc = rpc
         self._started.push_async_callback(rpc.stop)
         try:
             addresses = await rpc.start(settings.listen)
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
-        self._rpc = rpc
+        self._in_the_background(self._readiness.follow(rpc.health.set))
         # All that lives now lives to the end: let no collection look at it again, for
         # a full one would hold every caller up.
         gc.collect()
         gc.freeze()
-        self._ready = bool(engines.served)
-        await rpc.health.set(self._ready)
         self.banner = banner(
-            self._version, self._loaded, addresses, admin_address, engines, remote.description
+            self._version,
+            self._loaded,
+            addresses,
+            admin_address,
+            engines,
+            self._unserved,
+            remote.description,
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
 
-    async def stop(self, hurry: asyncio.Event) -> None:
-        """End in phases: refuse, finish, flush, close. ``hurry`` cuts the waiting short."""
-        self._ready = False
-        drained = asyncio.create_task(self._drain(self._settings.shutdown_grace_s))
-        hurried = asyncio.create_task(hurry.wait())
-        await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
-        for task in (drained, hurried):
-            task.cancel()
-        await asyncio.gather(drained, hurried, return_exceptions=True)
-        if self._service:
+    async def reload(self, read: Callable[[], Loaded]) -> None:
+        """Take over what ``read`` answers, as far as a running daemon can."""
+        if self._reloader is None or self._shutdown.asked.is_set():
+            log.warning("not reloaded: the daemon is starting or ending")
+            return
+        await self._reloader.reload(read)
+
+    @property
+    def detail(self) -> str:
+        """How the daemon is, in a sentence."""
+        return self._readiness.now()[1]
+
+    def drain(self, grace_s: float | None = None) -> DrainState:
+        """Begin to end: refuse new calls from now on; answer what is waited for.
+
+        ``grace_s`` is for what is under way; None for what the settings say.
+        """
+        first = not self._shutdown.asked.is_set()
+        self._shutdown.ask(self._settings.now.shutdown_grace_s if grace_s is None else grace_s)
+        self._readiness.draining()
+        if not (self._rpc and self._service):
+            return DrainState(0.0, 0, 0)  # It was still starting.
+        self._rpc.refuse_calls()
+        state = DrainState(self._shutdown.left_s, self._rpc.running_calls, self._service.flights)
+        if first:
+            log.info("draining", **asdict(state))
+        return state
+
+    async def stop(self) -> None:
+        """End in phases: refuse, finish, give up, flush, close."""
+        self.drain()
+        if self._service and not await until(self._shutdown.overdue, self._finish()):
+            log.warning(
+                "given up, as the grace is over",
+                calls=self._rpc.running_calls if self._rpc else 0,
+                flights=self._service.flights,
+            )
             await self._service.settle(0)
+        if self._engines:
+            # Before the connections go, so that who waits for a worker is told why.
+            await self._engines.close()
         await self._started.aclose()
         log.info("stopped")
 
-    async def _drain(self, grace_s: float) -> None:
-        if self._rpc is None or self._service is None:
-            return
-        log.info("draining", calls=self._rpc.running_calls, flights=self._service.flights)
-        deadline = asyncio.get_running_loop().time() + grace_s
-        if not await self._rpc.drain(grace_s):
-            log.warning("calls did not end in time", calls=self._rpc.running_calls)
-        left_s = max(0.0, deadline - asyncio.get_running_loop().time())
-        given_up = await self._service.settle(left_s)
-        if given_up:
-            log.warning("compilations did not end in time", flights=given_up)
+    async def _finish(self) -> None:
+        if self._rpc and self._service:
+            await self._rpc.idle()
+            await self._service.settle()
 
-    async def _open_sealer(self) -> Sealer:
-        settings = self._settings
+    async def _open_signing(self, settings: Settings) -> InForce[Signing]:
         try:
-            ring = await asyncio.to_thread(
-                open_ring,
-                settings.effective_keys_dir,
-                settings.signing_key.get_secret_value(),
-                settings.trusted_keys,
-            )
+            signing = await asyncio.to_thread(open_signing, settings, self._version)
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
-        log.info("signing artifacts", key_id=ring.signing.public.id, trusted_keys=len(ring.trusted))
-        return DsseSealer(ring.signing.signer(), ring, self._version)
+        tell_signing(signing)
+        return InForce(signing)
 
-    async def _start_engines(self) -> EngineRegistry:
-        settings = self._settings
+    def _installed_engines(self, settings: Settings) -> list[InstalledEngine]:
         store = EngineStore(settings.state_dir)
+        self._unserved = [
+            UnservedEngine(folder.name, "it is damaged: install it again")
+            for folder in store.damaged()
+        ]
         installed = store.installed()
-        for folder in store.damaged():
-            log.error("engine is damaged: install it again", folder=str(folder))
         if not installed:
             raise CannotStart(
                 f"no engine is installed under {settings.state_dir}: run"
                 " `wasmkilnd engine install wasmtime` (and wasmer, where CPython 3.10 is) first"
             )
-        served = await serve_engines(
-            installed,
-            settings.effective_workers,
-            settings.queue_length,
-            self._metrics.worker_replaced,
+        return installed
+
+    async def _start_engines(
+        self, installed: list[InstalledEngine], settings: Settings
+    ) -> EngineRegistry:
+        served, broken = await serve_engines(
+            installed, settings.effective_workers, self._limits, self._metrics.worker_replaced
         )
+        self._unserved += broken
+        for one in self._unserved:
+            log.error("engine is not served", engine=one.id, cause=one.cause)
         for engine in served:
             self._metrics.add_engine(engine.id)
             self._metrics.watch_engine(engine.id, _usage_of(engine))
             self._started.push_async_callback(engine.pool.close)
         try:
-            return EngineRegistry(served, settings.default_engine, self._limits, self._metrics)
+            self._engines = EngineRegistry(
+                served,
+                settings.default_engine,
+                self._limits,
+                self._metrics,
+                [one.id for one in self._unserved],
+            )
         except WasmkilnError as failure:
             raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
+        return self._engines
 
-    async def _start_admin(self) -> str:
-        if self._settings.admin_listen == "none":
+    async def _open_remote(self, settings: Settings, sealer: SealerInForce) -> RemoteTier:
+        try:
+            remote = await open_remote(remote_options(settings), sealer, self._metrics)
+        except CannotOpenRemote as failure:
+            raise CannotStart(str(failure)) from None
+        self._started.push_async_callback(self._unless_hurried, remote.leave)
+        self._started.push_async_callback(remote.close)
+        self._started.push_async_callback(self._unless_hurried, remote.flush, _FLUSH_S)
+        self._metrics.watch_tier("redis", remote.tier.usage)
+        self._metrics.watch_remote(remote.status)
+        return remote
+
+    async def _start_admin(self, settings: Settings) -> str:
+        if settings.admin_listen == "none":
             return ""
-        admin = AdminServer(self._settings.admin_listen, self._metrics.registry, self._readiness)
+        admin = AdminServer(settings.admin_listen, self._metrics.registry, self._readiness.now)
         try:
             address = await admin.start()
         except AddressInUse as failure:
@@ -245,34 +259,29 @@ class Daemon:
         self._started.push_async_callback(admin.stop)
         return address
 
-    def _readiness(self) -> tuple[bool, str]:
-        if self._ready:
-            return True, "ready"
-        return False, "starting or draining, or no engine works"
-
     def _capabilities(self, engines: EngineRegistry) -> pb.GetCapabilitiesResponse:
-        limits = self._limits
-        return pb.GetCapabilitiesResponse(
-            version=self._version,
-            engines=[
-                messages.engine_capabilities(
-                    engine.capabilities,
-                    engines.spec(engine.id, "", "", {}).fingerprint,
-                    engine.id == engines.default,
-                )
+        return capabilities_response(
+            self._version,
+            [
+                (engine.capabilities, engines.spec(engine.id, "", "", {}).fingerprint)
                 for engine in engines.served
             ],
-            limits=pb.Limits(
-                module_bytes=limits.module_bytes,
-                compile_time=messages.duration(limits.compile_timeout_s),
-                compile_cpu_time=messages.duration(limits.compile_cpu_s),
-                compile_memory_bytes=limits.compile_memory_bytes,
-                artifact_bytes=limits.artifact_bytes,
-                chunk_bytes=CHUNK_BYTES,
-                queue_length=limits.queue_length,
-                find_missing_keys=MAX_FIND_MISSING_KEYS,
-            ),
+            engines.default,
+            self._unserved,
+            self._limits.now,
         )
+
+    def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._started.push_async_callback(end)
+
+    async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
+        await until(self._shutdown.hurried, work(*arguments))
 
 
 def _make_state_dir(settings: Settings) -> None:
@@ -283,45 +292,6 @@ def _make_state_dir(settings: Settings) -> None:
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
             " choose another with --state-dir or WASMKILN_STATE_DIR"
         ) from None
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(
-        module_bytes=settings.max_module_bytes,
-        artifact_bytes=settings.max_artifact_bytes,
-        compile_timeout_s=settings.compile_timeout_s,
-        compile_cpu_s=settings.effective_compile_cpu_s,
-        compile_memory_bytes=settings.effective_compile_memory_bytes,
-        queue_length=settings.queue_length,
-    )
-
-
-def _remote_options(settings: Settings) -> RemoteOptions:
-    return RemoteOptions(
-        url=settings.redis_url.get_secret_value(),
-        access=redis_access(settings),
-        state_dir=settings.state_dir,
-        embedded_limit_bytes=settings.embedded_redis_bytes,
-        prefix=settings.redis_prefix,
-        ttl_s=settings.cache_ttl_s,
-        ttl_refresh=settings.cache_ttl_refresh,
-        timeout_s=settings.redis_timeout_s,
-        lease_s=settings.compile_lease_s,
-        # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
-        turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,
-        write_queue_bytes=settings.write_queue_bytes,
-    )
-
-
-def redis_access(settings: Settings) -> RedisAccess:
-    """Answer what it takes to be let in by Redis, beside the URL."""
-    return RedisAccess(
-        ca_file=settings.redis_ca_file,
-        password=settings.redis_password.get_secret_value(),
-        password_file=settings.redis_password_file,
-        sentinel_user=settings.redis_sentinel_user,
-        sentinel_password=settings.redis_sentinel_password.get_secret_value(),
-    )
 
 
 def _usage_of(engine: ServedEngine) -> Callable[[], EngineUsage]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.model import UnservedEngine
 
 
 def banner(
@@ -14,6 +15,7 @@ def banner(
     addresses: Sequence[str],
     admin_address: str,
     engines: EngineRegistry,
+    unserved: Sequence[UnservedEngine],
     redis: str,
 ) -> str:
     """Answer address, engines, tiers, state, and one command to try in another terminal."""
@@ -31,7 +33,8 @@ def banner(
             )
         )
     if not engines.served:
-        rows.append(("engines", "none works: see the log above"))
+        rows.append(("engines", "none works: no call is served"))
+    rows.extend(("", f"{one.id} is not served: {one.cause}") for one in unserved)
     rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {redis}"))
     rows.append(("state", str(settings.state_dir)))
     address = addresses[0]

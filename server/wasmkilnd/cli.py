@@ -7,19 +7,21 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import structlog
 
-from wasmkilnd import app
+from wasmkilnd.app import CannotStart
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
 from wasmkilnd.engines.store import KINDS, EngineInstallError, EngineStore, InstalledEngine
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.keys_command import keys
+from wasmkilnd.run import run
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -40,7 +42,7 @@ def main() -> None:
         sys.exit(130)
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
-    except (EngineInstallError, KeysUnusable, app.CannotStart) as failure:
+    except (EngineInstallError, KeysUnusable, CannotStart) as failure:
         _fail(str(failure), EXIT_FAILED)
     except Exception as defect:
         structlog.get_logger("wasmkilnd").exception("the daemon failed")
@@ -57,8 +59,7 @@ def command() -> None:
 @options
 def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C."""
-    loaded = load(flags, os.environ, config)
-    asyncio.run(app.run(loaded))
+    asyncio.run(run(partial(load, flags, os.environ, config)))
 
 
 @command.command(name="config", context_settings=_HELP)

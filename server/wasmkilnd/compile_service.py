@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from wasmkilnd import errors, wire
 from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -90,7 +91,7 @@ class CompileService:
         sealer: Sealer,
         quarantine: Quarantine,
         recorder: Recorder,
-        limits: Limits,
+        limits: InForce[Limits],
     ) -> None:
         self._cache = cache
         self._engines = engines
@@ -148,14 +149,18 @@ class CompileService:
             check_sha256(scope.module_sha256, "module_sha256")
         return await self._cache.evict(scope, tier)
 
-    async def settle(self, timeout_s: float) -> int:
-        """Let compilations finish, then give the rest up; answer how many were given up."""
+    async def settle(self, timeout_s: float | None = None) -> int:
+        """Let compilations finish, then give the rest up; answer how many were given up.
+
+        Without ``timeout_s``, let them take as long as they need.
+        """
         return await self._flights.settle(timeout_s)
 
     async def _admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
-        if len(wasm) <= _HASH_INLINE_BYTES or len(wasm) > self._limits.module_bytes:
-            return admit(wasm, self._limits.module_bytes, expected_sha256)
-        return await asyncio.to_thread(admit, wasm, self._limits.module_bytes, expected_sha256)
+        limit_bytes = self._limits.now.module_bytes
+        if len(wasm) <= _HASH_INLINE_BYTES or len(wasm) > limit_bytes:
+            return admit(wasm, limit_bytes, expected_sha256)
+        return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
 
     def _spec(self, order: CompileOrder, module: Module | None) -> CompileSpec:
         engine_id = self._engines.choose(order.engine, module.kind if module else None)

@@ -226,8 +226,25 @@ class EngineCapabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class UnservedEngine:
+    """An engine that is installed and does not work."""
+
+    id: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainState:
+    """What a daemon that is ending still waits for."""
+
+    left_s: float
+    calls: int
+    flights: int
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits in force."""
+    """What a caller's module, its compilation and the queue are held to."""
 
     module_bytes: int
     artifact_bytes: int

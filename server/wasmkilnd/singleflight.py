@@ -46,8 +46,11 @@ class SingleFlight(Generic[K, V]):
         if not flight.cancelled():
             flight.exception()  # Every caller may be gone: then nobody else looks at it.
 
-    async def settle(self, timeout_s: float) -> int:
-        """Wait for the flights under way, then cancel the rest; answer how many were cancelled."""
+    async def settle(self, timeout_s: float | None) -> int:
+        """Wait for the flights under way, then cancel the rest; answer how many were cancelled.
+
+        Without ``timeout_s``, wait as long as it takes.
+        """
         if not self._flights:
             return 0
         _, late = await asyncio.wait(list(self._flights.values()), timeout=timeout_s)

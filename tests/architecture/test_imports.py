@@ -13,7 +13,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission", "singleflight", "seal"),
-    "redis_address",
+    *("redis_address", "in_force"),
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "admission": {"model", "errors"},
     "singleflight": set(),
     "seal": {"model"},
+    "in_force": set(),
     "quarantine": {"model", "errors", "ports"},
     "compile_service": CORE | {"quarantine"},
     "cache": CORE,
@@ -35,20 +36,18 @@ MAY_IMPORT = {
     "keys": set(),
     "keys_command": {"keys", "config"},
     "rpc": CORE | {"compile_service", "quarantine", "telemetry"},
+    "shutdown": set(),
+    "readiness": CORE | {"engines"},
+    "signing": CORE | {"config", "keys"},
+    "options": CORE | {"cache", "config"},
+    "reload": CORE | {"cache", "config", "keys", "options", "signing", "telemetry"},
     "app": CORE
-    | {
-        "compile_service",
-        "quarantine",
-        "cache",
-        "engines",
-        "telemetry",
-        "config",
-        "rpc",
-        "banner",
-        "keys",
-    },
+    | {"compile_service", "quarantine", "cache", "engines", "telemetry", "config", "rpc"}
+    | {"banner", "keys", "options", "shutdown", "readiness", "signing", "reload"},
     "banner": CORE | {"engines", "config"},
-    "cli": CORE | {"app", "engines", "config", "keys", "keys_command"},
+    "service_manager": set(),
+    "run": {"app", "config", "shutdown", "service_manager", "telemetry"},
+    "cli": CORE | {"app", "run", "engines", "config", "keys", "keys_command"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -17,6 +17,7 @@ from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifact
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
 from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quarantine import Quarantine
@@ -85,7 +86,7 @@ class Rig:
         cache = TieredCache(self.memory, self.memory, far, writes, EveryTurn())
         self.quarantine = Quarantine(NoStrikes(), self.recorder, 600.0)
         self.service = CompileService(
-            cache, self.engines, NoSealer(), self.quarantine, self.recorder, LIMITS
+            cache, self.engines, NoSealer(), self.quarantine, self.recorder, InForce(LIMITS)
         )
 
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fwasmkiln/v1/admin_service.proto\x12\x0bwasmkiln.v1\x1a\x1egoogle/protobuf/duration.proto\"\x17\n\x15ListQuarantineRequest\"I\n\x16ListQuarantineResponse\x12/\n\x07modules\x18\x01 \x03(\x0b\x32\x1e.wasmkiln.v1.QuarantinedModule\"\xaf\x01\n\x11QuarantinedModule\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07strikes\x18\x06 \x01(\r\x12,\n\ttime_left\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18ReleaseQuarantineRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x07\n\x05scope\"H\n\x19ReleaseQuarantineResponse\x12\x10\n\x08released\x18\x01 \x01(\r\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"r\n\x0c\x45victRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x65ngine\x18\x02 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x03 \x01(\x08H\x00\x12\x1f\n\x04tier\x18\x04 \x01(\x0e\x32\x11.wasmkiln.v1.TierB\x07\n\x05scope\"]\n\rEvictResponse\x12\x11\n\tartifacts\x18\x01 \x01(\x04\x12\x0f\n\x07modules\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x19\n\x11unreachable_tiers\x18\x04 \x03(\t*=\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_MEMORY\x10\x01\x12\x0e\n\nTIER_REDIS\x10\x02\x32\x8d\x02\n\x0c\x41\x64minService\x12>\n\x05\x45vict\x12\x19.wasmkiln.v1.EvictRequest\x1a\x1a.wasmkiln.v1.EvictResponse\x12Y\n\x0eListQuarantine\x12\".wasmkiln.v1.ListQuarantineRequest\x1a#.wasmkiln.v1.ListQuarantineResponse\x12\x62\n\x11ReleaseQuarantine\x12%.wasmkiln.v1.ReleaseQuarantineRequest\x1a&.wasmkiln.v1.ReleaseQuarantineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fwasmkiln/v1/admin_service.proto\x12\x0bwasmkiln.v1\x1a\x1egoogle/protobuf/duration.proto\"\x17\n\x15ListQuarantineRequest\"I\n\x16ListQuarantineResponse\x12/\n\x07modules\x18\x01 \x03(\x0b\x32\x1e.wasmkiln.v1.QuarantinedModule\"\xaf\x01\n\x11QuarantinedModule\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07strikes\x18\x06 \x01(\r\x12,\n\ttime_left\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x18ReleaseQuarantineRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x07\n\x05scope\"H\n\x19ReleaseQuarantineResponse\x12\x10\n\x08released\x18\x01 \x01(\r\x12\x19\n\x11redis_unreachable\x18\x02 \x01(\x08\"r\n\x0c\x45victRequest\x12\x17\n\rmodule_sha256\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x65ngine\x18\x02 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x03 \x01(\x08H\x00\x12\x1f\n\x04tier\x18\x04 \x01(\x0e\x32\x11.wasmkiln.v1.TierB\x07\n\x05scope\"]\n\rEvictResponse\x12\x11\n\tartifacts\x18\x01 \x01(\x04\x12\x0f\n\x07modules\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x19\n\x11unreachable_tiers\x18\x04 \x03(\t\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"Y\n\rDrainResponse\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\r\x12\x0f\n\x07\x66lights\x18\x03 \x01(\r*=\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_MEMORY\x10\x01\x12\x0e\n\nTIER_REDIS\x10\x02\x32\xcd\x02\n\x0c\x41\x64minService\x12>\n\x05\x45vict\x12\x19.wasmkiln.v1.EvictRequest\x1a\x1a.wasmkiln.v1.EvictResponse\x12Y\n\x0eListQuarantine\x12\".wasmkiln.v1.ListQuarantineRequest\x1a#.wasmkiln.v1.ListQuarantineResponse\x12\x62\n\x11ReleaseQuarantine\x12%.wasmkiln.v1.ReleaseQuarantineRequest\x1a&.wasmkiln.v1.ReleaseQuarantineResponse\x12>\n\x05\x44rain\x12\x19.wasmkiln.v1.DrainRequest\x1a\x1a.wasmkiln.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wasmkiln.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=720
-  _globals['_TIER']._serialized_end=781
+  _globals['_TIER']._serialized_start=869
+  _globals['_TIER']._serialized_end=930
   _globals['_LISTQUARANTINEREQUEST']._serialized_start=80
   _globals['_LISTQUARANTINEREQUEST']._serialized_end=103
   _globals['_LISTQUARANTINERESPONSE']._serialized_start=105
@@ -48,6 +48,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVICTREQUEST']._serialized_end=623
   _globals['_EVICTRESPONSE']._serialized_start=625
   _globals['_EVICTRESPONSE']._serialized_end=718
-  _globals['_ADMINSERVICE']._serialized_start=784
-  _globals['_ADMINSERVICE']._serialized_end=1053
+  _globals['_DRAINREQUEST']._serialized_start=720
+  _globals['_DRAINREQUEST']._serialized_end=776
+  _globals['_DRAINRESPONSE']._serialized_start=778
+  _globals['_DRAINRESPONSE']._serialized_end=867
+  _globals['_ADMINSERVICE']._serialized_start=933
+  _globals['_ADMINSERVICE']._serialized_end=1266
 # @@protoc_insertion_point(module_scope)

@@ -86,3 +86,19 @@ class EvictResponse(_message.Message):
     bytes: int
     unreachable_tiers: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, artifacts: _Optional[int] = ..., modules: _Optional[int] = ..., bytes: _Optional[int] = ..., unreachable_tiers: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("grace",)
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    grace: _duration_pb2.Duration
+    def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("grace", "calls", "flights")
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    FLIGHTS_FIELD_NUMBER: _ClassVar[int]
+    grace: _duration_pb2.Duration
+    calls: int
+    flights: int
+    def __init__(self, grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., calls: _Optional[int] = ..., flights: _Optional[int] = ...) -> None: ...

@@ -50,6 +50,11 @@ class AdminServiceStub(object):
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
                 response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/Drain',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -85,6 +90,25 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Ends the daemon, as SIGTERM does. Answers at once and not when it has ended: by
+        then health says NOT_SERVING, and new calls get SERVER_DRAINING. Calls under way,
+        and compilations that nobody waits for any more, may go on until `grace` has
+        passed; those that are not done by then get SERVER_DRAINING too. After that the
+        daemon closes its ports, writes to Redis what waits, ends its workers and, if no
+        other daemon uses it, its embedded server, and exits with status 0.
+
+        May be called again while the daemon drains, as the only call of this service and
+        of ModuleService. The earliest deadline counts: a second Drain can shorten the
+        first one's grace, and no call can lengthen it.
+
+        Errors: never SERVER_DRAINING; and
+        INVALID_ARGUMENT INVALID_REQUEST  a negative or malformed grace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -102,6 +126,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReleaseQuarantine,
                     request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.FromString,
                     response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,6 +215,33 @@ class AdminService(object):
             '/wasmkiln.v1.AdminService/ReleaseQuarantine',
             wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
             wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/Drain',
+            wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

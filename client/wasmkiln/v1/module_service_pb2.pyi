@@ -252,15 +252,25 @@ class Limits(_message.Message):
     find_missing_keys: int
     def __init__(self, module_bytes: _Optional[int] = ..., compile_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile_memory_bytes: _Optional[int] = ..., artifact_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., compile_cpu_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_length: _Optional[int] = ..., find_missing_keys: _Optional[int] = ...) -> None: ...
 
+class UnservedEngine(_message.Message):
+    __slots__ = ("id", "cause")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    cause: str
+    def __init__(self, id: _Optional[str] = ..., cause: _Optional[str] = ...) -> None: ...
+
 class GetCapabilitiesResponse(_message.Message):
-    __slots__ = ("version", "engines", "limits")
+    __slots__ = ("version", "engines", "limits", "unserved_engines")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_ENGINES_FIELD_NUMBER: _ClassVar[int]
     version: str
     engines: _containers.RepeatedCompositeFieldContainer[EngineCapabilities]
     limits: Limits
-    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    unserved_engines: _containers.RepeatedCompositeFieldContainer[UnservedEngine]
+    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ...) -> None: ...
 
 class FindMissingRequest(_message.Message):
     __slots__ = ("keys",)

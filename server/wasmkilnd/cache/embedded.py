@@ -67,8 +67,19 @@ class EmbeddedServer:
         await asyncio.to_thread(self._ensure)
 
     async def stop(self) -> None:
-        """Leave the server to other daemons, or wait for its end if there are none."""
-        await asyncio.to_thread(self._stop)
+        """Leave the server to other daemons, or wait for its end if there are none.
+
+        Cancelled, it leaves the server all the same, and does not wait.
+        """
+        if self._users is None:
+            return
+        self._users.release()
+        self._users = None
+        try:
+            await asyncio.to_thread(self._await_end)
+        except asyncio.CancelledError:
+            self._abandoned.set()
+            raise
 
     def _start(self) -> str:
         with _told_to_the_operator(self._folder.path):
@@ -145,13 +156,11 @@ class EmbeddedServer:
             + (f', which ends with "{words}"' if words else "")
         )
 
-    def _stop(self) -> None:
-        if self._users is None:
-            return
-        self._users.release()
-        self._users = None
+    def _await_end(self) -> None:
         deadline = time.monotonic() + _END_TIMEOUT_S
         while self._guarded():
+            if self._abandoned.is_set():
+                return
             if self._used():
                 _log.info("the embedded server stays: another daemon uses it", **self._where())
                 return

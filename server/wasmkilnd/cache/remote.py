@@ -99,9 +99,9 @@ class RemoteTier:
             return f"takes no writes: {self._redis.write_refusal}"
         return self._redis.breaker.detail
 
-    async def close(self, flush_s: float) -> None:
-        """Write what waits, for at most ``flush_s``; close; let the embedded server go."""
-        await self.write_behind.close(flush_s)
+    async def close(self) -> None:
+        """Give up writes that still wait, and close. Waits for nobody; see flush and leave."""
+        await self.write_behind.close(0)
         await self.turns.close()
         if self._renewals:
             await self._renewals.close()
@@ -109,6 +109,16 @@ class RemoteTier:
             self._reviver.cancel()
             await asyncio.gather(self._reviver, return_exceptions=True)
         await self.tier.close()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``."""
+        await self.write_behind.flush(timeout_s)
+
+    async def leave(self) -> None:
+        """Leave the embedded server to other daemons, or wait for its end if there are none.
+
+        Cancelled, it does not wait: the server ends by itself.
+        """
         if self._embedded:
             await self._embedded.stop()
 

@@ -13,6 +13,8 @@ import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Limits
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -25,7 +27,7 @@ _TYPICAL_JOB_S = 0.5  # before anything is known
 class WorkerPool:
     """Runs jobs on a fixed number of workers, first come, first served.
 
-    For one event loop. At most ``queue_length`` callers wait; one more is
+    For one event loop. At most ``limits.now.queue_length`` callers wait; one more is
     refused at once rather than made to wait.
     """
 
@@ -36,14 +38,14 @@ class WorkerPool:
         engine_name: str,
         *,
         size: int,
-        queue_length: int,
+        limits: InForce[Limits],
         on_replaced: Callable[[str], None],
     ) -> None:
         self.engine_id = engine_id
         self.size = size
-        self.queue_length = queue_length
         self.replaced = 0
         self.busy = 0
+        self._limits = limits
         self._interpreter = interpreter
         self._engine_name = engine_name
         self._on_replaced = on_replaced
@@ -63,6 +65,11 @@ class WorkerPool:
     def alive(self) -> int:
         """How many workers are there, idle or busy."""
         return len(self._idle) + self.busy
+
+    @property
+    def down(self) -> str:
+        """Why no worker is there and none starts; empty while there is one, or soon will be."""
+        return "" if self.alive else self._broken
 
     async def start(self) -> None:
         """Start all workers. Raises WorkerDied when the first does not come up."""
@@ -108,14 +115,14 @@ class WorkerPool:
     async def _take(self, *, again: bool = False) -> Worker:
         if self._closed:
             raise errors.server_draining()
-        if self._broken and not self.alive:
+        if self.down:
             raise self._no_worker()
         while self._idle:
             worker = self._idle.popleft()
             if worker.process.returncode is None:
                 self.busy += 1
                 return worker
-        if len(self._waiting) >= self.queue_length and not again:
+        if len(self._waiting) >= self._limits.now.queue_length and not again:
             raise errors.compile_queue_full(self.engine_id, self.waiting, self._expected_wait_s())
         turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         if again:

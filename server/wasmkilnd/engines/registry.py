@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from wasmkilnd import errors
-from wasmkilnd.engines import verdict
+from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import JobOrder, JobReport
+from wasmkilnd.engines.process import JobReport
 from wasmkilnd.engines.verdict import Opinion, Verdict
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.fingerprint import fingerprint
+from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EngineCapabilities, Kind, Limits, Module, TargetInfo
 from wasmkilnd.ports import CompiledCode, Recorder
 
@@ -53,19 +54,23 @@ class EngineRegistry:
         self,
         served: Sequence[ServedEngine],
         default_engine: str,
-        limits: Limits,
+        limits: InForce[Limits],
         recorder: Recorder,
+        unserved: Sequence[str] = (),
     ) -> None:
         """Serve ``served``; ``default_engine`` is an id, a name, or empty for the usual.
 
-        Raises ENGINE_UNKNOWN when the default is not among them.
+        ``unserved`` are the ids of installed engines that do not work. If the default is
+        one of them, requests that name none are refused: no other takes its place unasked.
+        Raises ENGINE_UNKNOWN when the default is neither here nor there.
         """
         self._served = {engine.id: engine for engine in served}
         self._limits = limits
         self._recorder = recorder
         self._specs: OrderedDict[tuple[object, ...], CompileSpec] = OrderedDict()
         self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
-        self._default = self._resolve(default_engine) if default_engine else self._usual_default()
+        self._wanted_default = default_engine
+        self._default = self._choose_default(default_engine, unserved)
 
     @property
     def served(self) -> Sequence[ServedEngine]:
@@ -74,8 +79,18 @@ class EngineRegistry:
 
     @property
     def default(self) -> str:
-        """The id of the engine for requests that name none; empty when nothing is served."""
+        """The id of the engine for requests that name none; empty when it is not served."""
         return self._default
+
+    def _choose_default(self, wanted: str, unserved: Sequence[str]) -> str:
+        if not wanted:
+            return self._usual_default()
+        try:
+            return self._resolve(wanted)
+        except WasmkilnError:
+            if any(wanted in (engine_id, engine_id.partition("-")[0]) for engine_id in unserved):
+                return ""
+            raise
 
     def _usual_default(self) -> str:
         names = {engine.capabilities.identity.name for engine in self._served.values()}
@@ -97,7 +112,7 @@ class EngineRegistry:
         if engine:
             return self._resolve(engine)
         if not self._default:
-            raise errors.engine_unknown(engine, self._served)
+            raise errors.engine_unknown(self._wanted_default, self._served)
         if kind is None or kind in self._served[self._default].capabilities.kinds:
             return self._default
         for candidate in self._served.values():
@@ -168,13 +183,16 @@ class EngineRegistry:
     ) -> tuple[JobReport, float, Verdict]:
         """Have one engine compile, and record how it went, without what others say of it."""
         started = time.monotonic()
+        limits = self._limits.now
         queued_s = 0.0
         outcome: Reason | None = Reason.INTERNAL
         try:
             report, queued_s = await engine.pool.run(
-                self._order("compile", module, spec.target, spec.cpu, spec.changed_settings)
+                orders.on_module(
+                    "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
+                )
             )
-            said = verdict.read(report, engine.id, "compiling", self._limits)
+            said = verdict.read(report, engine.id, "compiling", limits)
             outcome = _REASONS.get(said.opinion)
             return report, queued_s, said
         except WasmkilnError as failure:
@@ -207,8 +225,11 @@ class EngineRegistry:
             self._verdicts.move_to_end((module.sha256, engine_id))
             return remembered
         host = next(target for target in engine.capabilities.targets if target.host)
-        report, _ = await engine.pool.run(self._order("validate", module, host.triple, NATIVE, {}))
-        opinion = verdict.read(report, engine_id, "validating", self._limits)
+        limits = self._limits.now
+        report, _ = await engine.pool.run(
+            orders.on_module("validate", module, host.triple, NATIVE, {}, limits)
+        )
+        opinion = verdict.read(report, engine_id, "validating", limits)
         _remember(self._verdicts, (module.sha256, engine_id), opinion, _REMEMBERED_VERDICTS)
         return opinion
 
@@ -234,24 +255,6 @@ class EngineRegistry:
         if accepted_by or said.opinion is Opinion.UNSUPPORTED:
             return errors.engine_lacks_feature(engine_id, said.message, accepted_by)
         return errors.module_invalid(engine_id, said.message, said.offset)
-
-    def _order(
-        self, op: str, module: Module, target: str, cpu: str, settings: Mapping[str, str]
-    ) -> JobOrder:
-        return JobOrder(
-            order={
-                "op": op,
-                "kind": module.kind.value,
-                "target": target,
-                "cpu": cpu,
-                "settings": dict(settings),
-            },
-            wasm=module.wasm,
-            timeout_s=self._limits.compile_timeout_s,
-            cpu_s=self._limits.compile_cpu_s,
-            memory_bytes=self._limits.compile_memory_bytes,
-            artifact_limit_bytes=self._limits.artifact_bytes,
-        )
 
     async def close(self) -> None:
         """End every worker."""

@@ -3,79 +3,108 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import JobOrder, WorkerDied
+from wasmkilnd.engines.process import WorkerDied
 from wasmkilnd.engines.registry import ServedEngine
+from wasmkilnd.engines.self_test import LIMITS, SelfTestFailed, self_test
 from wasmkilnd.engines.store import InstalledEngine
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import EngineCapabilities, EngineIdentity, Kind, SettingInfo, TargetInfo
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import (
+    EngineCapabilities,
+    EngineIdentity,
+    Kind,
+    Limits,
+    SettingInfo,
+    TargetInfo,
+    UnservedEngine,
+)
 
 log = structlog.get_logger("wasmkilnd.engines")
 
-_DESCRIBE_TIMEOUT_S = 60.0
-_DESCRIBE_MEMORY_BYTES = 4 * 1024**3
+_DESCRIBE_LIMITS = replace(LIMITS, compile_timeout_s=60.0, compile_cpu_s=60.0)
 
 
 class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
     """An installed engine does not work; the message says why."""
 
 
-async def serve_engine(
-    engine: InstalledEngine, size: int, queue_length: int, on_replaced: Callable[[str], None]
+async def serve_engines(
+    engines: Sequence[InstalledEngine],
+    size: int,
+    limits: InForce[Limits],
+    on_replaced: Callable[[str], None],
+) -> tuple[list[ServedEngine], list[UnservedEngine]]:
+    """Start all; answer those that work, and those that do not with the reason.
+
+    Whatever is wrong with one engine stops no other.
+    """
+    outcomes = await asyncio.gather(
+        *(_serve_engine(engine, size, limits, on_replaced) for engine in engines),
+        return_exceptions=True,
+    )
+    served, unserved = [], []
+    for engine, outcome in zip(engines, outcomes, strict=True):
+        if isinstance(outcome, ServedEngine):
+            served.append(outcome)
+        elif isinstance(outcome, EngineUnusable):
+            unserved.append(UnservedEngine(engine.id, str(outcome)))
+        else:
+            raise outcome
+    return served, unserved
+
+
+async def _serve_engine(
+    engine: InstalledEngine,
+    size: int,
+    limits: InForce[Limits],
+    on_replaced: Callable[[str], None],
 ) -> ServedEngine:
-    """Start an engine's workers and ask it what it can do. Raises EngineUnusable."""
+    """Start an engine's workers, ask it what it can do, and test it. Raises EngineUnusable."""
     pool = WorkerPool(
         engine.id,
         engine.interpreter,
         engine.name,
         size=size,
-        queue_length=queue_length,
+        limits=limits,
         on_replaced=on_replaced,
     )
     try:
         await pool.start()
-        report, _ = await pool.run(
-            JobOrder(
-                order={"op": "describe"},
-                wasm=None,
-                timeout_s=_DESCRIBE_TIMEOUT_S,
-                cpu_s=_DESCRIBE_TIMEOUT_S,
-                memory_bytes=_DESCRIBE_MEMORY_BYTES,
-            )
-        )
-        if not report.result:
-            raise EngineUnusable(report.last_words or "it did not say what it can do")
-        return ServedEngine(_capabilities(report.result["capabilities"]), pool)
-    except (WorkerDied, WasmkilnError, OSError, KeyError, TypeError, ValueError) as failure:
+        capabilities = await _ask(pool)
+        if capabilities.identity.id != engine.id:
+            raise EngineUnusable(f"it says that it is {capabilities.identity.id}")
+        await self_test(capabilities, pool)
+        return ServedEngine(capabilities, pool)
+    except BaseException as failure:
         await pool.close()
-        raise EngineUnusable(str(failure)) from None
-    except BaseException:
-        await pool.close()
-        raise
+        if isinstance(failure, EngineUnusable) or not isinstance(failure, Exception):
+            raise
+        raise EngineUnusable(_in_words(failure)) from None
 
 
-async def serve_engines(
-    engines: list[InstalledEngine], size: int, queue_length: int, on_replaced: Callable[[str], None]
-) -> list[ServedEngine]:
-    """Start all; leave out, with a line in the log, those that do not work."""
-    outcomes = await asyncio.gather(
-        *(serve_engine(engine, size, queue_length, on_replaced) for engine in engines),
-        return_exceptions=True,
-    )
-    served = []
-    for engine, outcome in zip(engines, outcomes, strict=True):
-        if isinstance(outcome, ServedEngine):
-            served.append(outcome)
-        elif isinstance(outcome, EngineUnusable):
-            log.error("engine is not served", engine=engine.id, cause=str(outcome))
-        else:
-            raise outcome
-    return served
+async def _ask(pool: WorkerPool) -> EngineCapabilities:
+    report, _ = await pool.run(orders.describe(_DESCRIBE_LIMITS))
+    if not report.result:
+        words = verdict.one_line(report.last_words)
+        raise EngineUnusable(words or "it did not say what it can do")
+    return _capabilities(report.result["capabilities"])
+
+
+def _in_words(failure: Exception) -> str:
+    if isinstance(failure, SelfTestFailed):
+        return f"the self-test failed: {failure}"
+    if isinstance(failure, WorkerDied | WasmkilnError | OSError):
+        return str(failure)
+    # Whatever else an engine makes of the protocol.
+    return f"it makes no sense ({type(failure).__name__}: {failure})"
 
 
 def _capabilities(said: dict[str, Any]) -> EngineCapabilities:

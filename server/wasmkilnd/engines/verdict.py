@@ -72,7 +72,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     if not report.configured and not report.protocol_error:
         # An engine that dies before it took the settings dies of them: they abort
         # on combinations that they do not take.
-        raise errors.settings_refused(engine_id, _one_line(report.last_words))
+        raise errors.settings_refused(engine_id, one_line(report.last_words))
     raise _crash(report, engine_id)
 
 
@@ -80,9 +80,9 @@ def _crash(report: JobReport, engine_id: str) -> errors.WasmkilnError:
     if report.signal is not None:
         name = signal.Signals(report.signal).name
         return errors.compiler_crashed(
-            engine_id, f"was ended by {name}", _one_line(report.last_words), name
+            engine_id, f"was ended by {name}", one_line(report.last_words), name
         )
-    why = report.protocol_error or _one_line(report.last_words)
+    why = report.protocol_error or one_line(report.last_words)
     return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", why)
 
 
@@ -91,7 +91,7 @@ def _ran_out_of_memory(words: str) -> bool:
     return any(sign in said for sign in _OUT_OF_MEMORY)
 
 
-def _one_line(words: str) -> str:
+def one_line(words: str) -> str:
     """Answer the telling line of a panic's message or a traceback."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("note:")]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wasmkiln.v1 import admin_service_pb2 as pb
 
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import invalid_request
+from wasmkilnd.model import DrainState
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context
@@ -15,9 +18,15 @@ from wasmkilnd.rpc.calls import CallNote, Context
 class AdminServicer:
     """Translates; decides nothing."""
 
-    def __init__(self, service: CompileService, quarantine: Quarantine) -> None:
+    def __init__(
+        self,
+        service: CompileService,
+        quarantine: Quarantine,
+        drain: Callable[[float | None], DrainState],
+    ) -> None:
         self._service = service
         self._quarantine = quarantine
+        self._drain = drain
 
     async def evict(
         self, request: pb.EvictRequest, context: Context, note: CallNote
@@ -66,3 +75,13 @@ class AdminServicer:
             raise invalid_request("name a module_sha256, or set all", "scope")
         released, told = await self._quarantine.release(request.module_sha256)
         return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not told)
+
+    async def drain(
+        self, request: pb.DrainRequest, context: Context, note: CallNote
+    ) -> pb.DrainResponse:
+        """Begin to end the daemon, and answer what it still waits for."""
+        grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
+        state = self._drain(grace_s)
+        return pb.DrainResponse(
+            grace=messages.duration(state.left_s), calls=state.calls, flights=state.flights
+        )

@@ -69,15 +69,13 @@ class CallGate:
         if not self.running:
             self._idle.set()
 
-    async def close(self, timeout_s: float) -> bool:
-        """Refuse new calls and wait for the running ones; answer whether all ended in time."""
+    def close(self) -> None:
+        """Refuse new calls from now on."""
         self._closed = True
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+
+    async def idle(self) -> None:
+        """Wait until no call runs."""
+        await self._idle.wait()
 
 
 Behavior = Callable[[Any, Context, CallNote], Awaitable[Any]]

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Any
 
+import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-class Health:
-    """The health of each service and of the whole, which here are one."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio ships no types
+    """The health of each service and of the whole, which here are one. For one event loop.
+
+    grpcio-health-checking's own servicer forgets every other watcher of a service
+    when one of them leaves, and waits for the slowest when the health changes.
+    """
 
     def __init__(self, server: aio.Server, services: Sequence[str]) -> None:
-        self._servicer = health.aio.HealthServicer()
-        self._names = ("", *services)
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._names = frozenset(("", *services))
+        self._serving = False
+        # Set at the next change, and then replaced: a watcher waits for the one that was
+        # there when it looked, so it misses no change.
+        self._changed = asyncio.Event()
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
-    async def set(self, serving: bool) -> None:
+    def set(self, serving: bool) -> None:
         """Tell callers and watchers whether calls are served."""
-        for name in self._names:
-            await self._servicer.set(name, SERVING if serving else NOT_SERVING)
+        if serving != self._serving:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the RPC's name
+        """Answer the health of a service."""
+        if request.service not in self._names:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the RPC's name
+        """Send the health of a service now and whenever it changes."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
+
+    def _status(self, service: str) -> int:
+        if service not in self._names:
+            return SERVICE_UNKNOWN  # type: ignore[no-any-return]
+        return SERVING if self._serving else NOT_SERVING  # type: ignore[no-any-return]

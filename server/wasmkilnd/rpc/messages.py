@@ -44,6 +44,9 @@ TIERS = {
     admin_service_pb2.TIER_REDIS: "redis",
 }
 
+# What duration.proto allows.
+_MAX_DURATION_S = 315_576_000_000
+
 _ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
 
 
@@ -52,6 +55,13 @@ def duration(seconds: float) -> duration_pb2.Duration:
     message = duration_pb2.Duration()
     message.FromNanoseconds(int(seconds * 1e9))
     return message
+
+
+def seconds(message: duration_pb2.Duration, field: str) -> float:
+    """Answer a caller's Duration. Raises INVALID_REQUEST for a negative or malformed one."""
+    if not 0 <= message.seconds <= _MAX_DURATION_S or not 0 <= message.nanos < 1_000_000_000:
+        raise invalid_request(f"{field} is no duration of 0 s or more", field)
+    return message.seconds + message.nanos / 1e9
 
 
 def engine(identity: EngineIdentity) -> types_pb2.Engine:

@@ -58,6 +58,8 @@ class RpcServer:
         max_module_bytes: int,
     ) -> None:
         receive = max(_LEAST_MESSAGE_BYTES, max_module_bytes + _MESSAGE_OVERHEAD_BYTES)
+        self.largest_module_bytes = receive - _MESSAGE_OVERHEAD_BYTES
+        """What the transport lets in, whatever the limit on modules becomes."""
         self._gate = CallGate()
         self._server = aio.server(
             options=[
@@ -86,6 +88,7 @@ class RpcServer:
                 "Evict": admin_servicer.evict,
                 "ListQuarantine": admin_servicer.list_quarantine,
                 "ReleaseQuarantine": admin_servicer.release_quarantine,
+                "Drain": admin_servicer.drain,
             },
             record,
         )
@@ -98,7 +101,10 @@ class RpcServer:
     ) -> None:
         handlers = {}
         for method in descriptor.methods:
-            call = observed(f"/{service}/{method.name}", behaviors[method.name], record, self._gate)
+            # Drain is let in while the daemon drains: it may hurry, and who tries again
+            # because the first answer was lost gets one.
+            gate = CallGate() if method.name == "Drain" else self._gate
+            call = observed(f"/{service}/{method.name}", behaviors[method.name], record, gate)
             deserialize = method.input_type._concrete_class.FromString
             if method.server_streaming:
                 # These answer messages that are serialized already.
@@ -147,13 +153,14 @@ class RpcServer:
         """How many calls are being answered."""
         return self._gate.running
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Say that nothing is served any more, refuse new calls, wait for the running ones.
+    def refuse_calls(self) -> None:
+        """Answer new calls with SERVER_DRAINING, and watchers of the health that so it is."""
+        self.health.set(False)
+        self._gate.close()
 
-        Answers whether all ended in time.
-        """
-        await self.health.set(False)
-        return await self._gate.close(timeout_s)
+    async def idle(self) -> None:
+        """Wait until no call runs."""
+        await self._gate.idle()
 
     async def stop(self) -> None:
         """Close every connection, ending what still runs a moment later.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd import wire
 from wasmkilnd.compile_service import Served
@@ -72,3 +73,16 @@ def test_an_order_needs_a_source() -> None:
     ):
         with pytest.raises(WasmkilnError):
             messages.compile_order(request)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(-1, 0), (0, -1), (-1, 1), (0, 10**9), (315_576_000_001, 0)]
+)
+def test_a_duration_that_is_none_is_refused(seconds: int, nanos: int) -> None:
+    with pytest.raises(WasmkilnError, match="grace is no duration"):
+        messages.seconds(duration_pb2.Duration(seconds=seconds, nanos=nanos), "grace")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.25, 30.0, 315_576_000_000.0])
+def test_durations_survive_the_way_there_and_back(seconds: float) -> None:
+    assert messages.seconds(messages.duration(seconds), "grace") == seconds

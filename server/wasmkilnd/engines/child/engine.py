@@ -77,6 +77,12 @@ class Engine(Protocol):
         """List imports and exports in the module's order. May abort: call it last."""
         ...
 
+    def call(
+        self, configured: Any, artifact: bytearray, kind: str, export: str, arguments: list[int]
+    ) -> Any:
+        """Load an artifact that is known to be good, and answer what its function answers."""
+        ...
+
 
 _OFFSET = re.compile(r"\(at offset (0x[0-9a-fA-F]+|\d+)\)")
 

@@ -30,6 +30,12 @@ def run(engine: Engine, sock: socket.socket) -> None:
     try:
         configured = engine.configure(order["target"], order["cpu"], order["settings"])
         frames.send(sock, frames.Type.CONFIGURED)
+        if order["op"] == "call":
+            value = engine.call(
+                configured, wasm, order["kind"], order["export"], order["arguments"]
+            )
+            _answer(sock, outcome="ok", value=value)
+            return
         if order["op"] == "validate":
             engine.validate(configured, wasm, order["kind"])
             _answer(sock, outcome="ok", seconds=time.perf_counter() - started)

@@ -133,6 +133,18 @@ class WasmerEngine:
             [Extern("", e.name, *_kind_and_type(e.type)) for e in module.exports],
         )
 
+    def call(
+        self,
+        configured: wasmer.Store,
+        artifact: bytearray,
+        kind: str,
+        export: str,
+        arguments: list[int],
+    ) -> Any:
+        """Load an artifact, and answer what its function answers."""
+        module = wasmer.Module.deserialize(configured, bytes(artifact))
+        return getattr(wasmer.Instance(module).exports, export)(*arguments)
+
     @staticmethod
     def _why_invalid(store: wasmer.Store, data: bytes) -> str:
         # validate() answers only yes or no; compile stops at the same place, with words.

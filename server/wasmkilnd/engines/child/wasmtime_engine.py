@@ -155,6 +155,26 @@ class WasmtimeEngine:
             [Extern("", e.name, *_kind_and_type(e.type)) for e in module.exports],
         )
 
+    def call(
+        self,
+        configured: wasmtime.Engine,
+        artifact: bytearray,
+        kind: str,
+        export: str,
+        arguments: list[int],
+    ) -> Any:
+        """Load an artifact, and answer what its function answers."""
+        store = wasmtime.Store(configured)
+        function: Any
+        if kind == "core":
+            module = wasmtime.Module.deserialize(configured, artifact)
+            function = wasmtime.Instance(store, module, []).exports(store)[export]
+        else:
+            loaded = component.Component.deserialize(configured, artifact)
+            instance = component.Linker(configured).instantiate(store, loaded)
+            function = instance.get_func(store, export)
+        return function(store, *arguments)
+
 
 def _plain(message: str) -> str:
     """Take the engine's own sentence out of its chain of causes."""

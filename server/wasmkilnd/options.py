@@ -1,0 +1,49 @@
+"""What the settings come to for the daemon's parts."""
+
+from __future__ import annotations
+
+from wasmkilnd.cache.connect import RedisAccess
+from wasmkilnd.cache.remote import RemoteOptions
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.model import Limits
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Answer the limits that ``settings`` stand for on this machine."""
+    return Limits(
+        module_bytes=settings.max_module_bytes,
+        artifact_bytes=settings.max_artifact_bytes,
+        compile_timeout_s=settings.compile_timeout_s,
+        compile_cpu_s=settings.effective_compile_cpu_s,
+        compile_memory_bytes=settings.effective_compile_memory_bytes,
+        queue_length=settings.queue_length,
+    )
+
+
+def remote_options(settings: Settings) -> RemoteOptions:
+    """Answer what decides the shared tier."""
+    return RemoteOptions(
+        url=settings.redis_url.get_secret_value(),
+        access=redis_access(settings),
+        state_dir=settings.state_dir,
+        embedded_limit_bytes=settings.embedded_redis_bytes,
+        prefix=settings.redis_prefix,
+        ttl_s=settings.cache_ttl_s,
+        ttl_refresh=settings.cache_ttl_refresh,
+        timeout_s=settings.redis_timeout_s,
+        lease_s=settings.compile_lease_s,
+        # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
+        turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,
+        write_queue_bytes=settings.write_queue_bytes,
+    )
+
+
+def redis_access(settings: Settings) -> RedisAccess:
+    """Answer what it takes to be let in by Redis, beside the URL."""
+    return RedisAccess(
+        ca_file=settings.redis_ca_file,
+        password=settings.redis_password.get_secret_value(),
+        password_file=settings.redis_password_file,
+        sentinel_user=settings.redis_sentinel_user,
+        sentinel_password=settings.redis_sentinel_password.get_secret_value(),
+    )

@@ -1,0 +1,63 @@
+"""Whether calls are served, and why not: one answer for /readyz, gRPC health and the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from wasmkilnd.engines.registry import ServedEngine
+from wasmkilnd.model import UnservedEngine
+
+log = structlog.get_logger("wasmkilnd")
+
+_INTERVAL_S = 0.25
+
+
+class Readiness:
+    """Follows the engines: calls are served while at least one of them works.
+
+    For one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._engines: Sequence[ServedEngine] = ()
+        self._unserved: Sequence[UnservedEngine] = ()
+        self._phase = "starting"
+
+    def started(self, engines: Sequence[ServedEngine], unserved: Sequence[UnservedEngine]) -> None:
+        """From now on the engines decide."""
+        self._engines, self._unserved, self._phase = engines, unserved, ""
+
+    def draining(self) -> None:
+        """From now on nothing is served, whatever the engines do."""
+        self._phase = "draining"
+
+    def now(self) -> tuple[bool, str]:
+        """Answer whether calls are served, and a sentence that says what is wrong, if anything."""
+        if self._phase:
+            return False, self._phase
+        wrong = [f"{one.id} is not served: {one.cause}" for one in self._unserved]
+        wrong += [
+            f"{engine.id} has no worker: {engine.pool.down}"
+            for engine in self._engines
+            if engine.pool.down
+        ]
+        ready = len(wrong) < len(self._engines) + len(self._unserved)
+        return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
+
+    async def follow(self, tell: Callable[[bool], None]) -> None:
+        """Tell of every change until cancelled."""
+        told, _ = self.now()
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            ready, why = self.now()
+            if ready == told or self._phase:
+                continue
+            told = ready
+            if ready:
+                log.info("serving again", detail=why)
+            else:
+                log.error("not serving", cause=why)
+            tell(ready)

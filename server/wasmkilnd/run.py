@@ -1,0 +1,75 @@
+"""The life of a daemon: start, obey signals, end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+
+import structlog
+
+from wasmkilnd import service_manager
+from wasmkilnd.app import Daemon
+from wasmkilnd.config.load import Loaded
+from wasmkilnd.shutdown import Shutdown, until
+from wasmkilnd.telemetry import logs
+
+log = structlog.get_logger("wasmkilnd")
+
+
+async def run(read: Callable[[], Loaded]) -> None:
+    """Serve until SIGTERM, SIGINT or Drain, then drain and end.
+
+    ``read`` answers the configuration, now and again at each SIGHUP. Raises
+    ConfigError and CannotStart.
+    """
+    loaded = read()
+    logs.configure(loaded.settings.log_format, loaded.settings.log_level, sys.stderr)
+    shutdown = Shutdown()
+    daemon = Daemon(loaded, shutdown)
+    hung_up = asyncio.Event()
+    _obey_signals(daemon, shutdown, hung_up)
+    try:
+        if await until(shutdown.asked, daemon.start()):
+            print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
+            service_manager.ready(daemon.detail)
+            await until(shutdown.asked, _reload_at_each(hung_up, daemon, read))
+    finally:
+        service_manager.stopping()
+        await daemon.stop()
+
+
+def _obey_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) -> None:
+    stops = 0
+
+    def stop(name: str) -> None:
+        nonlocal stops
+        stops += 1
+        # Signals are counted apart from Drain: a container's supervisor sends its SIGTERM
+        # right after the hook that drained, and hurries nobody by that.
+        if stops == 1:
+            log.info("stopping", signal=name)
+            daemon.drain()
+        else:
+            log.info("hurrying", signal=name)
+            shutdown.hurry()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+
+
+async def _reload_at_each(
+    hung_up: asyncio.Event, daemon: Daemon, read: Callable[[], Loaded]
+) -> None:
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        service_manager.reloading()
+        try:
+            await daemon.reload(read)
+        except Exception:  # A defect, which is no reason to end what runs.
+            log.exception("not reloaded: a defect of the daemon")
+        service_manager.ready(daemon.detail)

@@ -1,0 +1,68 @@
+"""When the daemon ends, and how long what is under way may still take."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from typing import Any
+
+
+class Shutdown:
+    """Asked for by a signal or by Drain, with a deadline that can only come nearer.
+
+    For one event loop, which has to run already.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.overdue = asyncio.Event()
+        """Set when what is under way has had its time."""
+        self.hurried = asyncio.Event()
+        """Set when nothing at all is to be waited for any more."""
+        self._loop = asyncio.get_running_loop()
+        self._deadline = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until what is under way is given up; infinite before anybody asked."""
+        return max(0.0, self._deadline - self._loop.time())
+
+    def ask(self, grace_s: float) -> None:
+        """Have the daemon end, giving what is under way ``grace_s`` at most.
+
+        Of several deadlines the earliest counts.
+        """
+        self.asked.set()
+        deadline = self._loop.time() + grace_s
+        if deadline < self._deadline:
+            self._deadline = deadline
+            if self._alarm:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(deadline, self.overdue.set)
+
+    def hurry(self) -> None:
+        """Have the daemon end without waiting for anything."""
+        self.ask(0.0)
+        self.overdue.set()
+        self.hurried.set()
+
+
+async def until(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do ``work`` until ``event`` happens; answer whether it was done before.
+
+    Raises what ``work`` raises.
+    """
+    working = asyncio.create_task(work)
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        done = working.done()
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+    if done:
+        await working
+    return done
