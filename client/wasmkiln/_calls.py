@@ -21,6 +21,7 @@ from wasmkiln._progress import Phase, Progress
 from wasmkiln._requests import (
     artifact_keys,
     compile_request,
+    drain_request,
     evict_request,
     in_batches,
     release_request,
@@ -64,6 +65,7 @@ LIST_QUARANTINE = Method("/wasmkiln.v1.AdminService/ListQuarantine", admin.ListQ
 RELEASE_QUARANTINE = Method(
     "/wasmkiln.v1.AdminService/ReleaseQuarantine", admin.ReleaseQuarantineResponse
 )
+DRAIN = Method("/wasmkiln.v1.AdminService/Drain", admin.DrainResponse)
 # On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1}
 # are these wrappers, so that the client needs no package for them.
 HEALTH = Method("/grpc.health.v1.Health/Check", Int32Value)
@@ -224,6 +226,9 @@ class Calls:
     ) -> Flow[admin.ReleaseQuarantineResponse]:
         request = release_request(module_sha256, everything)
         return self._unary(RELEASE_QUARANTINE, request, self._deadline(timeout_s))
+
+    def drain(self, grace_s: float | None, timeout_s: float | None) -> Flow[admin.DrainResponse]:
+        return self._unary(DRAIN, drain_request(grace_s), self._deadline(timeout_s))
 
     def health(self, service: str, timeout_s: float | None) -> Flow[str]:
         request = StringValue(value=service)

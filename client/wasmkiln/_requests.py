@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # The daemon refuses more in one call; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
 
+# A year: more than anybody waits, and less than a Duration holds.
+_LONGEST_GRACE_S = 365 * 24 * 3600
+
 _TIERS: dict[str | None, admin.Tier] = {
     None: admin.TIER_UNSPECIFIED,
     "memory": admin.TIER_MEMORY,
@@ -93,3 +96,13 @@ def release_request(module_sha256: str | None, everything: bool) -> admin.Releas
     if not is_digest(module_sha256):
         raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
     return admin.ReleaseQuarantineRequest(module_sha256=module_sha256)
+
+
+def drain_request(grace_s: float | None) -> admin.DrainRequest:
+    """A DrainRequest. Raises ValueError for a grace that is no duration."""
+    request = admin.DrainRequest()
+    if grace_s is not None:
+        if not 0 <= grace_s <= _LONGEST_GRACE_S:
+            raise ValueError("grace_s is a number of seconds, 0 or more")
+        request.grace.FromNanoseconds(int(grace_s * 1e9))
+    return request

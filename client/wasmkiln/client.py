@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
     from wasmkiln.v1.admin_service_pb2 import (
+        DrainResponse,
         EvictResponse,
         ListQuarantineResponse,
         ReleaseQuarantineResponse,
@@ -188,6 +189,17 @@ class Client:
         Raises ValueError unless exactly one scope is given.
         """
         return self._run(self._calls.release(module_sha256, everything, timeout_s))
+
+    def drain(
+        self, grace_s: float | None = None, *, timeout_s: float | None = None
+    ) -> DrainResponse:
+        """Ends the daemon, as SIGTERM does; answers at once and not when it has ended.
+
+        From then on new calls raise ServerDraining. What is under way may take `grace_s`
+        seconds more; without it, as long as the daemon is configured to wait. Called again
+        it can only shorten that: 0 hurries. Raises ValueError for a negative grace.
+        """
+        return self._run(self._calls.drain(grace_s, timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """The daemon's, or one service's, health: "SERVING", "NOT_SERVING" or "UNKNOWN".

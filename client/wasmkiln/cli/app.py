@@ -10,6 +10,7 @@ import click
 
 from wasmkiln import __version__
 from wasmkiln.cli.commands.compile import compile_
+from wasmkiln.cli.commands.drain import drain
 from wasmkiln.cli.commands.engines import engines
 from wasmkiln.cli.commands.evict import evict
 from wasmkiln.cli.commands.find_missing import find_missing
@@ -71,6 +72,6 @@ def app() -> None:
 
 for command in (
     *(load, compile_, stats, engines, find_missing, evict, warm, verify, health),
-    quarantine,
+    *(quarantine, drain),
 ):
     app.add_command(command)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from wasmkiln.attestation import Statement
     from wasmkiln.cli.commands.compile import Compiled
-    from wasmkiln.v1.admin_service_pb2 import EvictResponse, ListQuarantineResponse
+    from wasmkiln.v1.admin_service_pb2 import (
+        DrainResponse,
+        EvictResponse,
+        ListQuarantineResponse,
+    )
     from wasmkiln.v1.module_service_pb2 import (
         GetCapabilitiesResponse,
         LatencySummary,
@@ -132,6 +136,13 @@ def quarantined(answer: ListQuarantineResponse) -> RenderableType:
     return table
 
 
+def draining(answer: DrainResponse) -> RenderableType:
+    """What `drain` began."""
+    left = elapsed(seconds(answer.grace)) if answer.calls or answer.flights else "-"
+    wait = f"for at most {left}" if left != "-" else "for nothing more"
+    return f"draining: {answer.calls} calls, {answer.flights} compilations; it waits {wait}"
+
+
 def warmed(
     files: int, warm_before: int, warm_now: Sequence[tuple[str, ArtifactHeader]], failed: int
 ) -> RenderableType:
@@ -227,6 +238,7 @@ def engines(answer: GetCapabilitiesResponse) -> RenderableType:
     limits = answer.limits
     return Group(
         table,
+        *(one_line(f"not served: {one.id}: {one.cause}") for one in answer.unserved_engines),
         f"limits: module {size(limits.module_bytes)}, "
         f"compile {elapsed(seconds(limits.compile_time))} and "
         f"{size(limits.compile_memory_bytes)} of memory, "

@@ -208,6 +208,7 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
                     ],
                 )
             ],
+            unserved_engines=[modules.UnservedEngine(id="wasmtime-1.0.0", cause="it is\nbroken")],
         )
 
     def FindMissing(  # noqa: N802
@@ -223,6 +224,12 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         return admin.EvictResponse(
             artifacts=2, modules=1, bytes=2048, unreachable_tiers=self.unreachable_tiers
         )
+
+    def Drain(self, request: admin.DrainRequest, context: Any) -> admin.DrainResponse:  # noqa: N802
+        self._begin("Drain", request, context)
+        answer = admin.DrainResponse(calls=3, flights=1)
+        answer.grace.CopyFrom(request.grace)
+        return answer
 
 
 @pytest.fixture

@@ -153,6 +153,7 @@ def test_engines(run: Callable[..., Result]) -> None:
     result = run("engines")
     assert "wasmer-1.1.0 (default)" in result.stdout
     assert "x86_64-unknown-linux-gnu (host)" in result.stdout
+    assert "not served: wasmtime-1.0.0: it is broken\n" in result.stdout
     result = run("engines", "--settings")
     assert "opt_level" in result.stdout
     assert "none, speed" in result.stdout
@@ -202,6 +203,15 @@ def test_evict_with_a_tier_that_did_not_answer(
     result = run("evict", "--all", "--yes")
     assert result.exit_code == Exit.NOT_NOW
     assert "redis did not answer" in result.stderr
+
+
+def test_drain(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    result = run("drain", "--grace", "30")
+    assert result.stdout == "draining: 3 calls, 1 compilations; it waits for at most 30.00 s\n"
+    answer = document(run("drain", "--json", "--grace", "0.5"))
+    assert answer == {"grace_s": 0.5, "calls": 3, "flights": 1}
+    assert run("drain", "--grace", "-1").exit_code == Exit.USAGE
+    assert len(daemon.requests("Drain")) == 2
 
 
 def test_warm_compiles_only_what_is_missing(
@@ -395,7 +405,17 @@ def test_help_tells_every_exit_code_and_command(run: Callable[..., Result]) -> N
     for code in Exit:
         assert f"\n    {code.value} " in text
     assert isinstance(app, click.Group)
-    for name in ("load", "compile", "stats", "engines", "find-missing", "evict", "warm", "health"):
+    for name in (
+        "load",
+        "compile",
+        "stats",
+        "engines",
+        "find-missing",
+        "evict",
+        "warm",
+        "drain",
+        "health",
+    ):
         assert f"\n  {name} " in text
         assert "--json" in run(name, "--help").stdout
 

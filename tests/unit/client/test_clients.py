@@ -222,6 +222,21 @@ def test_evict_refuses_what_is_ambiguous(
     assert not daemon.calls
 
 
+def test_drain_sends_the_grace_that_was_given(daemon: FakeDaemon, client: Any) -> None:
+    assert client.drain().calls == 3
+    client.drain(0)
+    client.drain(grace_s=2.5)
+    sent = [(r.HasField("grace"), r.grace.ToMilliseconds()) for r in daemon.requests("Drain")]
+    assert sent == [(False, 0), (True, 0), (True, 2500)]
+
+
+@pytest.mark.parametrize("grace_s", [-1, float("nan"), float("inf"), 1e300])
+def test_drain_refuses_what_is_no_duration(daemon: FakeDaemon, client: Any, grace_s: float) -> None:
+    with pytest.raises(ValueError, match="grace_s"):
+        client.drain(grace_s)
+    assert not daemon.calls
+
+
 def test_health_speaks_the_standard_protocol(daemon: FakeDaemon, client: Any) -> None:
     daemon.health.set("", health_pb2.HealthCheckResponse.SERVING)
     daemon.health.set("wasmkiln.v1.ModuleService", health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -1,0 +1,33 @@
+"""`wasmkiln drain`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from wasmkiln.cli import tables
+from wasmkiln.cli.json_output import to_document
+from wasmkiln.cli.options import MAX_TIMEOUT_S, connection_options
+
+if TYPE_CHECKING:
+    from wasmkiln.cli.session import Session
+
+
+@click.command()
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0, max=MAX_TIMEOUT_S),
+    metavar="SECONDS",
+    help="How long what is under way may take; 0 hurries.  [default: the daemon's own]",
+)
+@connection_options
+@click.pass_obj
+def drain(session: Session, grace: float | None) -> None:
+    """End the daemon: it refuses new calls, finishes what is under way, and exits.
+
+    Answers at once. `wasmkiln health` exits with 3 when the daemon has ended.
+    """
+    with session.client() as client:
+        answer = client.drain(grace)
+    session.emit(to_document(answer), tables.draining(answer))
