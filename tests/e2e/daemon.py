@@ -37,16 +37,20 @@ def installed_engines() -> EngineStore:
     return store
 
 
-def fresh_state(path: Path, *, own_keys: bool = False) -> Path:
-    """Make a state directory at ``path`` that shares the tests' engines.
+def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = ()) -> Path:
+    """Make a state directory at ``path`` that shares the tests' engines, or those named.
 
     Unless it is to have its own keys, it shares those of its neighbours, the state
     directories beside it: they are one fleet.
     """
     path.mkdir(parents=True, exist_ok=True)
-    engines = path / "engines"
-    if not engines.exists():
-        engines.symlink_to(test_state_dir() / "engines")
+    shared_engines = test_state_dir() / "engines"
+    if engines:
+        (path / "engines").mkdir()
+        for engine in engines:
+            (path / "engines" / engine).symlink_to(shared_engines / engine)
+    elif not (path / "engines").exists():
+        (path / "engines").symlink_to(shared_engines)
     if not own_keys and not (path / "keys").exists():
         shared = path.parent / "keys"
         shared.mkdir(mode=0o700, exist_ok=True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from wasmkiln import Client, ConnectionFailed, ServerDraining, WasmkilnError
+from wasmkiln import Client, WasmkilnError
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
@@ -104,25 +101,6 @@ def test_no_engine_installed(tmp_path: Path) -> None:
     assert "wasmkilnd engine install" in done.stderr
 
 
-def test_an_engine_that_does_not_work_is_not_served(state_dir: Path, tmp_path: Path) -> None:
-    engines = tmp_path / "engines"
-    engines.mkdir()
-    for engine in (state_dir / "engines").iterdir():
-        (engines / engine.name).symlink_to(engine.resolve())
-    broken = engines / "wasmtime-1.0.0"
-    (broken / "bin").mkdir(parents=True)
-    (broken / "bin" / "python").symlink_to(sys.executable)
-    (broken / "engine.json").write_text(
-        json.dumps({"name": "wasmtime", "version": "1.0.0", "python": "CPython 3"})
-    )
-    (state_dir / "engines").unlink()
-    (state_dir / "engines").symlink_to(engines)
-    with Daemon(state_dir, ["--redis-url", "none"]) as daemon, daemon.client() as client:
-        assert "wasmtime-1.0.0" in daemon.wait_for_log("engine is not served")
-        served = [engine.engine.id for engine in client.capabilities().engines]
-        assert served == ["wasmer-1.1.0", "wasmtime-50.0.1", "wasmtime-49.0.0"]
-
-
 def test_a_unix_socket_beside_a_port(state_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "kiln.sock"
     with (
@@ -149,44 +127,6 @@ def test_a_unix_socket_beside_a_port(state_dir: Path, tmp_path: Path) -> None:
         Client(f"unix:{path}") as client,
     ):
         assert client.health() == "SERVING"
-
-
-def test_sigterm_lets_running_calls_finish(state_dir: Path) -> None:
-    with (
-        Daemon(state_dir, ["--redis-url", "none", "--workers", "1"]) as daemon,
-        daemon.client(max_attempts=1) as client,
-        ThreadPoolExecutor(1) as caller,
-    ):
-        blocks = wasm.nested_blocks(120_000)
-        running = caller.submit(client.compile, blocks, engine="wasmer")
-        deadline = time.monotonic() + 20
-        while not client.stats().busy_workers:
-            assert time.monotonic() < deadline
-        daemon.process.send_signal(signal.SIGTERM)
-        daemon.wait_for_log("draining")
-        with pytest.raises((ServerDraining, ConnectionFailed)):
-            client.compile(wasm.adder(31))
-        assert running.result().header.size_bytes
-        assert daemon.stop() == 0
-    assert "did not end in time" not in daemon.log
-
-
-def test_a_second_signal_hurries(state_dir: Path) -> None:
-    with (
-        Daemon(state_dir, ["--redis-url", "none"]) as daemon,
-        daemon.client(max_attempts=1) as client,
-        ThreadPoolExecutor(1) as caller,
-    ):
-        running = caller.submit(client.compile, wasm.nested_blocks(1_000_000), engine="wasmer")
-        deadline = time.monotonic() + 20
-        while not client.stats().busy_workers:
-            assert time.monotonic() < deadline
-        daemon.process.send_signal(signal.SIGTERM)
-        daemon.wait_for_log("draining")
-        daemon.process.send_signal(signal.SIGTERM)
-        assert daemon.process.wait(15) == 0
-        with pytest.raises(WasmkilnError):
-            running.result()
 
 
 def test_metrics_and_stats_agree(state_dir: Path) -> None:
@@ -233,29 +173,6 @@ def test_the_daemon_survives_garbage_on_its_port(daemon: Daemon, client: Client)
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(garbage)
     assert client.health() == "SERVING"
-
-
-def test_a_signal_while_starting_is_heard(state_dir: Path) -> None:
-    """The embedded server is held up by somebody who keeps its lock."""
-    folder = state_dir / "redis"
-    folder.mkdir(mode=0o700)
-    with (folder / "users.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state_dir)),
-                *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        time.sleep(3)  # Past the engines, into the wait for the server.
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
-    assert process.returncode == 0, err
-    assert "is ready" not in out
-    assert '"stopped"' in err
 
 
 def test_a_damaged_password_costs_nothing(state_dir: Path) -> None:

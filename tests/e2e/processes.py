@@ -1,0 +1,69 @@
+"""Which processes belong to a daemon, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def eventually(check: Callable[[], object], what: str, timeout_s: float = 20) -> None:
+    """Wait until ``check`` answers something true."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def parent_of(pid: int) -> int:
+    """Answer who started a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[1])
+
+
+def workers_and_jobs(daemon_pid: int) -> set[int]:
+    """Answer the workers of a daemon and all that they started, whoever their parent is now.
+
+    They are known by their environment, which a fork inherits.
+    """
+    return _found("environ", f"WASMKILN_DAEMON_PID={daemon_pid}\0".encode())
+
+
+def embedded(state_dir: Path) -> dict[str, int]:
+    """Answer the guardian and the server of a state directory, as far as they run."""
+    folder = str(state_dir / "redis").encode()
+    found = {}
+    for pid in _found("cmdline", folder):
+        words = _read(pid, "cmdline")
+        if b"guardian.py" in words or b"valkey-server" in words:
+            found["guardian" if b"guardian.py" in words else "server"] = pid
+    return found
+
+
+def send(signal_number: signal.Signals, *pids: int) -> None:
+    """Signal processes that may be gone already."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal_number)
+        except ProcessLookupError:
+            continue
+
+
+def _found(what: str, words: bytes) -> set[int]:
+    return {
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and words in _read(int(entry.name), what)
+    }
+
+
+def _read(pid: int, what: str) -> bytes:
+    """Answer a file of a process; nothing of one that is gone, or dead and not yet reaped."""
+    try:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return b""
+        return Path(f"/proc/{pid}/{what}").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""

@@ -1,0 +1,285 @@
+"""Ending in good order: by signal, by Drain, and in a hurry."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from wasmkiln import Artifact, Client, ServerDraining
+from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
+from wasmkilnd.engines.store import EngineStore
+
+from tests.contract.servers import binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.processes import embedded, eventually, send, workers_and_jobs
+from tests.e2e.test_grpcurl import Grpcurl
+
+ENDLESS = wasm.nested_blocks(1_000_000)
+SOME_SECONDS = wasm.nested_blocks(40_000)
+NO_REDIS = ["--redis-url", "none", "--workers", "1"]
+
+
+@pytest.fixture
+def state(engines: EngineStore, tmp_path: Path) -> Path:
+    """A state directory with wasmer alone: a daemon that starts soon."""
+    return fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
+
+
+@contextmanager
+def compiling(daemon: Daemon, module: bytes) -> Iterator[Future[Artifact]]:
+    """A call that the daemon is at work on."""
+    with daemon.client(max_attempts=1) as client, ThreadPoolExecutor(1) as caller:
+        call = caller.submit(client.compile, module)
+        eventually(lambda: client.stats().busy_workers, "no job started")
+        yield call
+
+
+def has_open(pid: int, name: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return any(fd.readlink().name == name for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def readiness(daemon: Daemon) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"{daemon.admin_url}/readyz") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as failure:
+        with failure:
+            return failure.code, failure.read().decode()
+
+
+def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(state: Path) -> None:
+    with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
+        with compiling(daemon, SOME_SECONDS) as running:
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for_log("draining")
+            assert client.health() == "NOT_SERVING"
+            assert readiness(daemon) == (503, "draining\n")
+            with pytest.raises(ServerDraining):
+                client.compile(wasm.adder(31))
+            assert running.result().header.size_bytes
+        assert daemon.process.wait(30) == 0
+    assert "given up" not in daemon.log
+
+
+def test_drain_answers_at_once_and_ends_the_daemon(state: Path) -> None:
+    with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
+        with compiling(daemon, SOME_SECONDS) as running:
+            answer = client.drain()
+            assert not running.done()
+            assert (answer.calls, answer.flights) == (1, 1)
+            assert 25 < answer.grace.seconds <= 30
+            # By the time of the answer, not some time later.
+            assert client.health() == "NOT_SERVING"
+            with pytest.raises(ServerDraining):
+                client.compile(wasm.adder(31))
+            # A container's supervisor signals as soon as its hook, which drained, is done: that
+            # is the first signal, and hurries nobody.
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for_log("stopping")
+            assert running.result().header.size_bytes
+        assert daemon.process.wait(30) == 0
+    assert "given up" not in daemon.log
+
+
+def test_what_outlives_the_grace_is_told_so(state: Path) -> None:
+    with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
+        processes = workers_and_jobs(daemon.pid)
+        with (
+            compiling(daemon, ENDLESS) as running,
+            ThreadPoolExecutor(1) as caller,
+            daemon.client(max_attempts=1) as another,
+        ):
+            waiting = caller.submit(another.load, wasm.adder(32))  # No flight, and in the queue.
+            eventually(lambda: client.stats().queue_depth, "nobody waits")
+            processes |= workers_and_jobs(daemon.pid)
+            assert client.drain(1).calls == 2
+            for call in (running, waiting):
+                with pytest.raises(ServerDraining):
+                    call.result()
+        assert daemon.process.wait(30) == 0
+        assert len(processes) == 2
+        assert not workers_and_jobs(daemon.pid)
+    assert "given up, as the grace is over" in daemon.log
+
+
+def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:
+    with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
+        with compiling(daemon, ENDLESS) as running:
+            assert client.drain(3600).grace.seconds >= 3599
+            assert client.drain(60).grace.seconds <= 60
+            assert client.drain(600).grace.seconds <= 60
+            assert client.drain().grace.seconds <= 30
+            client.drain(0)
+            with pytest.raises(ServerDraining):
+                running.result()
+        assert daemon.process.wait(30) == 0
+
+
+def test_a_second_signal_hurries(state: Path) -> None:
+    with Daemon(state, NO_REDIS) as daemon, compiling(daemon, ENDLESS) as running:
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for_log("draining")
+        daemon.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ServerDraining):
+            running.result()
+        assert daemon.process.wait(30) == 0
+
+
+def test_a_second_signal_waits_for_no_embedded_server_either(state: Path) -> None:
+    with Daemon(state, ["--workers", "1"]) as daemon:
+        guardian = embedded(state)["guardian"]
+        send(signal.SIGSTOP, guardian)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for_log("draining")
+        with pytest.raises(subprocess.TimeoutExpired):
+            daemon.process.wait(1)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(20) == 0
+    send(signal.SIGCONT, guardian)
+    eventually(lambda: not embedded(state), "the embedded server did not end by itself")
+
+
+def test_a_signal_while_starting_is_heard(state: Path) -> None:
+    """The embedded server is held up by somebody who keeps its lock."""
+    folder = state / "redis"
+    folder.mkdir(mode=0o700)
+    with (folder / "users.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
+                *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # Past the engines, into the wait for the server.
+        eventually(lambda: has_open(process.pid, "users.lock"), "it does not wait")
+        process.send_signal(signal.SIGHUP)  # Which would end a process that does not expect it.
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "is ready" not in out
+    assert '"stopped"' in err
+
+
+def test_cache_writes_are_flushed(state: Path) -> None:
+    with Daemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
+        headers = [client.compile(wasm.adder(tag)).header for tag in range(40, 46)]
+        assert client.stats().pending_writes
+        client.drain()
+        assert daemon.process.wait(30) == 0
+    assert "given up" not in daemon.log
+    with Daemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
+        for header in headers:
+            assert client.compile(header.module_sha256).header.origin == 2
+
+
+def test_a_redis_that_is_down_holds_nobody_up(state: Path, tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path / "server") as server:
+        environ = {"WASMKILN_REDIS_URL": server.url}
+        with Daemon(state, ["--workers", "1"], environ) as daemon, daemon.client() as client:
+            server.process.kill()
+            server.process.wait()
+            client.compile(wasm.adder(47))
+            daemon.wait_for_log("tier is down")
+            assert client.stats().pending_writes
+            assert daemon.stop() == 0
+    events = [json.loads(line) for line in daemon.log_lines]
+    assert [event["event"] for event in events].count("cache writes given up") == 1
+
+
+def test_every_watcher_of_the_health_hears_of_it(state: Path) -> None:
+    """Also those that stay when another leaves."""
+    with Daemon(state, NO_REDIS) as daemon:
+        heard: queue.Queue[int] = queue.Queue()
+        channels = [grpc.insecure_channel(daemon.address) for _ in range(3)]
+        streams = [
+            health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(service="wasmkiln.v1.ModuleService")
+            )
+            for channel in channels
+        ]
+
+        def listen(stream: grpc.Call) -> None:
+            try:
+                for answer in stream:
+                    heard.put(answer.status)
+            except grpc.RpcError:
+                return
+
+        listeners = [threading.Thread(target=listen, args=(stream,)) for stream in streams]
+        for listener in listeners:
+            listener.start()
+        assert [heard.get(timeout=10) for _ in streams] == [1, 1, 1]
+        streams[0].cancel()
+        listeners[0].join(10)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert [heard.get(timeout=10) for _ in streams[1:]] == [2, 2]
+        assert daemon.process.wait(30) == 0
+        for listener in listeners:
+            listener.join(10)
+        for channel in channels:
+            channel.close()
+
+
+def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:
+    with Daemon(state, NO_REDIS) as daemon, compiling(daemon, ENDLESS) as running:
+        grpcurl = Grpcurl(daemon.address)
+        [answer] = grpcurl.json("wasmkiln.v1.AdminService/Drain", {"grace": "100s"})
+        assert (answer["calls"], answer["flights"]) == (1, 1)
+        module = base64.b64encode(wasm.adder(48)).decode()
+        for method, request in (
+            ("ModuleService/Load", {"module": module}),
+            ("ModuleService/Compile", {"module": module}),
+            ("ModuleService/Stats", {}),
+            ("ModuleService/GetCapabilities", {}),
+            ("ModuleService/FindMissing", {}),
+            ("AdminService/Evict", {"all": True}),
+        ):
+            done = grpcurl(f"wasmkiln.v1.{method}", request=request)
+            assert done.returncode != 0
+            assert "Code: Unavailable" in done.stderr
+            assert '"reason":"SERVER_DRAINING"' in done.stderr.replace(" ", "")
+        for service in ("", "wasmkiln.v1.ModuleService", "wasmkiln.v1.AdminService"):
+            [health] = grpcurl.json("grpc.health.v1.Health/Check", {"service": service})
+            assert health == {"status": "NOT_SERVING"}
+        [answer] = grpcurl.json("wasmkiln.v1.AdminService/Drain", {"grace": "0s"})
+        with pytest.raises(ServerDraining):
+            running.result()
+        assert daemon.process.wait(30) == 0
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(-1, 0), (0, -1), (1, -1), (10**12, 0)])
+def test_a_grace_that_is_no_duration_ends_nothing(
+    daemon: Daemon, client: Client, seconds: int, nanos: int
+) -> None:
+    request = admin_service_pb2.DrainRequest()
+    request.grace.seconds, request.grace.nanos = seconds, nanos
+    with (
+        grpc.insecure_channel(daemon.address) as channel,
+        pytest.raises(grpc.RpcError) as failure,
+    ):
+        admin_service_pb2_grpc.AdminServiceStub(channel).Drain(request)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert client.health() == "SERVING"

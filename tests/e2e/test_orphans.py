@@ -1,0 +1,193 @@
+"""SIGKILL at many moments: nothing is left behind, and the next start works."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from wasmkiln import Client, ConnectionFailed, WasmkilnError
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.engines.store import EngineStore
+
+from tests.corpus.fetch import fetch
+from tests.corpus.modules import BY_NAME
+from tests.e2e import wasm
+from tests.e2e.broken_engines import SLOW, copy_engine
+from tests.e2e.daemon import fresh_state
+from tests.e2e.processes import embedded, eventually, parent_of, workers_and_jobs
+from tests.e2e.test_cache import settled
+
+ENDLESS = wasm.nested_blocks(1_000_000)
+ENGINE = "wasmer-1.1.0"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Victim:
+    """A daemon on a port, a socket file and a state directory that the next one wants too."""
+
+    def __init__(self, state: Path, port: int) -> None:
+        self.state = state
+        self.port = port
+        self.socket = state / "kiln.sock"
+        self.address = f"127.0.0.1:{port}"
+        with (state / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
+                    *("--listen", f"{self.address},unix:{self.socket}", "--admin-listen", "none"),
+                    *("--workers", "1", "--log-format", "json"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def serves(self) -> bool:
+        with Client(self.address, max_attempts=1, timeout_s=5) as client:
+            try:
+                return client.health() == "SERVING"
+            except ConnectionFailed:
+                return False
+
+    def jobs(self) -> list[int]:
+        """The processes that a worker forked."""
+        return [pid for pid in workers_and_jobs(self.pid) if self._has_a_worker_for_parent(pid)]
+
+    def _has_a_worker_for_parent(self, pid: int) -> bool:
+        try:
+            return parent_of(pid) != self.pid
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def kill(self) -> None:
+        """Kill the daemon alone; everything that belonged to it has to go by itself."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        # Sooner than any of them would end because its own time is over.
+        eventually(lambda: not workers_and_jobs(self.pid), "it left workers or jobs behind", 8)
+        with socket.socket() as port, socket.socket(socket.AF_UNIX) as path:
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port.bind(("127.0.0.1", self.port))
+            if self.socket.exists():
+                assert path.connect_ex(str(self.socket)) != 0, "somebody holds the socket"
+        eventually(lambda: not embedded(self.state), "the embedded server outlived the daemon")
+
+
+class Bench:
+    """One daemon after the other, each killed at another moment."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._port = free_port()
+
+    def kill_when(self, moment: Callable[[Victim], object], what: str) -> None:
+        victim = Victim(self._state, self._port)
+        try:
+            eventually(lambda: moment(victim), f"no moment of: {what}; see {self._state}/log", 60)
+        finally:
+            victim.kill()
+
+    def run(self, work: Callable[[Victim, Client], None]) -> None:
+        """Have a daemon serve; kill it after ``work``."""
+        victim = Victim(self._state, self._port)
+        try:
+            eventually(victim.serves, f"it does not start; see {self._state}/log", 60)
+            with Client(victim.address, max_attempts=1) as client:
+                work(victim, client)
+        finally:
+            victim.kill()
+
+
+def test_killed_while_it_starts(engines: EngineStore, tmp_path: Path) -> None:
+    bench = Bench(fresh_state(tmp_path / "state", engines=[ENGINE]))
+    bench.kill_when(lambda victim: workers_and_jobs(victim.pid), "the first worker")
+    bench.kill_when(lambda victim: victim.jobs(), "the first job")
+    bench.kill_when(lambda victim: "guardian" in embedded(victim.state), "the guardian")
+    bench.kill_when(lambda victim: "server" in embedded(victim.state), "the embedded server")
+    for delay_s in (0.1, 0.6, 0.9, 1.2):
+        started = time.monotonic()
+        bench.kill_when(lambda _: time.monotonic() - started > delay_s, "time")  # noqa: B023
+    bench.kill_when(lambda victim: victim.serves(), "the first answer")
+    bench.run(lambda _, client: check(client.compile(wasm.adder(1)).header.size_bytes))
+
+
+def test_killed_while_an_engine_is_asked_what_it_can_do(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    """Each question is asked in a fork of a job; this engine thinks long about it."""
+    state = tmp_path / "state"
+    copy_engine(state, "50.0.90", patch=SLOW)
+    Bench(state).kill_when(lambda victim: len(victim.jobs()) > 1, "a fork of a job")
+
+
+def test_killed_while_it_works(engines: EngineStore, tmp_path: Path) -> None:
+    bench = Bench(fresh_state(tmp_path / "state", engines=[ENGINE]))
+    real = fetch(BY_NAME["itk-downsample-sigma"]).read_bytes()
+    known: list[tuple[str, bytes]] = []
+
+    def store(victim: Victim, client: Client) -> None:
+        for module in (wasm.adder(1), real):
+            artifact = client.compile(module)
+            known.append((artifact.header.module_sha256, artifact.bytes))
+        settled(client)
+        time.sleep(1.2)  # The embedded server writes to its file every second.
+
+    def look(client: Client) -> None:
+        """What was stored before the kills is there, and right."""
+        for sha256, content in known:
+            found = client.compile(sha256)
+            assert found.header.origin == types_pb2.ORIGIN_REDIS
+            assert found.bytes == content
+
+    def compile_something(victim: Victim, client: Client) -> None:
+        look(client)
+        with ThreadPoolExecutor(1) as caller:
+            call = caller.submit(client.compile, ENDLESS)
+            eventually(victim.jobs, "no job started")
+            victim.process.kill()
+            check(isinstance(call.exception(), WasmkilnError))
+
+    def load_from_redis(victim: Victim, client: Client) -> None:
+        with ThreadPoolExecutor(8) as callers:
+            calls = [callers.submit(client.compile, sha256) for sha256, _ in known * 8]
+            eventually(lambda: any(call.done() for call in calls), "no answer")
+            victim.process.kill()
+            for call in calls:
+                check(call.exception() is None or isinstance(call.exception(), WasmkilnError))
+
+    def drain(victim: Victim, client: Client) -> None:
+        look(client)
+        with ThreadPoolExecutor(1) as caller:
+            call = caller.submit(client.compile, ENDLESS)
+            eventually(victim.jobs, "no job started")
+            client.drain()
+            victim.process.kill()
+            check(isinstance(call.exception(), WasmkilnError))
+
+    def write(victim: Victim, client: Client) -> None:
+        look(client)
+        client.compile(wasm.many_functions(3000))
+
+    bench.run(store)
+    for work in (compile_something, load_from_redis, drain, write):
+        bench.run(work)
+    bench.run(lambda _, client: look(client))
+
+
+def check(condition: object) -> None:
+    assert condition

@@ -1,0 +1,268 @@
+"""SIGHUP: what a running daemon takes over, what it says of it, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkiln import AttestationInvalid, Client, CompileTimeout, ModuleTooLarge
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.keys.private import PrivateKey
+from wasmkilnd.keys.store import KeyStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.processes import eventually
+from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
+
+MIB = 2**20
+
+
+class Configured:
+    """A daemon whose settings are in a file."""
+
+    def __init__(self, folder: Path, *flags: str, **settings: object) -> None:
+        self.state = fresh_state(folder / "state", own_keys=True, engines=["wasmer-1.1.0"])
+        self.file = folder / "wasmkilnd.toml"
+        self._settings: dict[str, object] = {"workers": 1, "redis_url": "none", **settings}
+        self.write()
+        self.daemon = Daemon(self.state, ["--config", str(self.file), *flags])
+
+    def write(self, **settings: object) -> None:
+        """Change settings in the file."""
+        self._settings |= settings
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in self._settings.items()]
+        self.file.write_text("".join(lines))
+
+    def reload(self) -> list[dict[str, Any]]:
+        """Send SIGHUP; answer the lines of the log that this made."""
+        self.daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
+        seen = len(self.daemon.log_lines)
+        self.daemon.process.send_signal(signal.SIGHUP)
+
+        def answered() -> bool:
+            return bool(re.search(r'"(not )?reloaded\W', "".join(self.daemon.log_lines[seen:])))
+
+        eventually(answered, "no answer to SIGHUP")
+        lines = [json.loads(line) for line in self.daemon.log_lines[seen:]]
+        # An earlier call's line is written after its answer.
+        return [line for line in lines if line["event"] != "call"]
+
+
+@pytest.fixture
+def configured(engines: EngineStore, tmp_path: Path) -> Iterator[Configured]:
+    """A daemon with small limits."""
+    one = Configured(
+        tmp_path,
+        *("--queue-length", "7"),
+        max_module_bytes="512",
+        compile_timeout_s=61,
+        memory_bytes="64MiB",
+    )
+    with one.daemon:
+        yield one
+    assert one.daemon.process.returncode == 0
+
+
+def changes(lines: list[dict[str, Any]], event: str) -> dict[str, tuple[object, object]]:
+    return {line["setting"]: (line["old"], line["new"]) for line in lines if line["event"] == event}
+
+
+def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> None:
+    too_large, too_slow = wasm.many_functions(500), wasm.nested_blocks(1_000_000)
+    with configured.daemon.client(max_attempts=1) as client:
+        with pytest.raises(ModuleTooLarge):
+            client.compile(too_large)
+        configured.write(
+            max_module_bytes="5MiB",
+            max_artifact_bytes="8MiB",
+            compile_timeout_s=2,
+            compile_cpu_s="90s",
+            compile_memory_bytes="1GiB",
+            memory_bytes="32MiB",
+            queue_length=9,  # A flag says otherwise, then as now.
+            workers=3,
+            redis_prefix="other:",
+        )
+        lines = configured.reload()
+        assert changes(lines, "setting changed") == {
+            "max_module_bytes": (512, "5MiB"),
+            "max_artifact_bytes": ("256MiB", "8MiB"),
+            "compile_timeout_s": (61, 2),
+            "compile_cpu_s": (0, 90),
+            "compile_memory_bytes": (0, "1GiB"),
+            "memory_bytes": ("64MiB", "32MiB"),
+        }
+        assert changes(lines, "setting needs a restart") == {
+            "workers": (1, 3),
+            "redis_prefix": ("wasm:", "other:"),
+        }
+        limits = client.capabilities().limits
+        assert limits.module_bytes == 5 * MIB
+        assert limits.artifact_bytes == 8 * MIB
+        assert limits.compile_time.seconds == 2
+        assert limits.compile_cpu_time.seconds == 90
+        assert limits.compile_memory_bytes == 1024 * MIB
+        assert limits.queue_length == 7
+        assert client.compile(too_large).header.size_bytes
+        with pytest.raises(CompileTimeout, match="within 2 s"):
+            client.compile(too_slow)
+        [memory] = [tier for tier in client.stats().tiers if tier.tier == "memory"]
+        assert memory.limit_bytes == 32 * MIB
+        # Once more changes nothing, and what needs a restart is told again; so is a module
+        # that would not fit into a message.
+        configured.write(max_module_bytes="100MiB")
+        lines = configured.reload()
+        assert changes(lines, "setting changed") == {}
+        assert changes(lines, "setting needs a restart").keys() == {
+            *("workers", "redis_prefix", "max_module_bytes")
+        }
+        assert client.capabilities().limits.module_bytes == 5 * MIB
+
+
+def test_a_smaller_memory_tier_makes_room_at_once(configured: Configured) -> None:
+    def used(client: Client) -> int:
+        return next(tier.bytes for tier in client.stats().tiers if tier.tier == "memory")
+
+    with configured.daemon.client() as client:
+        for tag in range(4):
+            client.compile(wasm.adder(tag))
+        assert used(client) > 4096
+        configured.write(memory_bytes=4096)
+        configured.reload()
+        assert used(client) <= 4096
+        configured.write(memory_bytes=0)
+        configured.reload()
+        assert used(client) == 0
+        assert client.compile(wasm.adder(3)).header.origin == COMPILED
+
+
+BROKEN = {
+    "compile_timeout_s = ": "not valid TOML",
+    'compile_timeout_s = "soon"\nworkers = -1': "soon",
+    "compile_timeout = 3": "did you mean compile_timeout_s",
+    'compile_timeout_s = 9\nsigning_key = "secret-nonsense"': "WASMKILN_SIGNING_KEY",
+    'compile_timeout_s = 9\ntrusted_keys = ["nobody"]': "WASMKILN_TRUSTED_KEYS",
+    "": "cannot be read",
+}
+
+
+def test_a_broken_configuration_changes_nothing(configured: Configured) -> None:
+    with configured.daemon.client() as client:
+        for content, words in BROKEN.items():
+            configured.file.write_text(content)
+            if not content:
+                configured.file.unlink()
+            [line] = configured.reload()
+            assert line["level"] == "error"
+            assert line["event"] == "not reloaded: all stays as it was"
+            assert words in line["cause"]
+            assert "\n" not in line["cause"]
+            assert client.capabilities().limits.compile_time.seconds == 61
+        assert client.compile(wasm.adder(1)).header.size_bytes
+        configured.write(compile_timeout_s=4)
+        assert changes(configured.reload(), "setting changed") == {"compile_timeout_s": (61, 4)}
+    assert "secret-nonsense" not in configured.daemon.log
+
+
+def test_the_log_and_the_grace(configured: Configured) -> None:
+    configured.write(log_level="debug", shutdown_grace_s=0)
+    configured.reload()
+    configured.write(log_level="error", log_format="text")
+    seen = len(configured.daemon.log_lines)
+    configured.daemon.process.send_signal(signal.SIGHUP)
+    with configured.daemon.client(max_attempts=1) as client:
+        eventually(
+            lambda: "setting changed" in "".join(configured.daemon.log_lines[seen:]), "not heard"
+        )
+        # Neither the call nor its compilation is logged any more.
+        header = client.compile(wasm.adder(2)).header
+        assert client.drain().grace.ToNanoseconds() == 0
+    assert configured.daemon.process.wait(30) == 0
+    assert header.module_sha256 not in configured.daemon.log
+
+
+def test_a_reload_under_load_fails_no_call(configured: Configured) -> None:
+    with configured.daemon.client(max_attempts=1) as client, ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(client.compile, wasm.adder(tag)) for tag in range(60)]
+        for timeout_s in range(20, 26):
+            configured.write(compile_timeout_s=timeout_s, memory_bytes=timeout_s * 1000)
+            configured.reload()
+        assert all(call.result().header.size_bytes for call in calls)
+
+
+def signing_key(state: Path) -> PrivateKey:
+    key = KeyStore(state / "keys").signing_key()
+    assert key
+    return key
+
+
+def test_a_stolen_key_is_replaced_and_forgotten(engines: EngineStore, tmp_path: Path) -> None:
+    """What it signed is dropped, wherever it is: nobody can tell it from what a thief signed."""
+    one = Configured(tmp_path, redis_url="")
+    with one.daemon, one.daemon.client() as client:
+        stolen = signing_key(one.state)
+        held, stored = wasm.adder(60), wasm.adder(61)
+        client.compile(held)
+        client.compile(stored)
+        settled(client)
+        client.evict(everything=True, tier="memory")
+        assert client.compile(held).header.origin == REDIS
+
+        # Rotated alone: nothing is lost, and the new key signs.
+        store = KeyStore(one.state / "keys")
+        store.rotate()
+        lines = one.reload()
+        fresh = signing_key(one.state)
+        assert {line["event"] for line in lines} == {
+            "signing key changed",
+            "a key was added",
+            "reloaded",
+        }
+        assert client.compile(held).header.origin == MEMORY
+        with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
+            assert strict.compile(wasm.adder(62)).header.origin == COMPILED
+            with pytest.raises(AttestationInvalid):
+                strict.compile(held)
+
+        store.distrust(stolen.public.id)
+        lines = one.reload()
+        [forgotten] = [line for line in lines if "not trusted any more" in line["event"]]
+        assert forgotten["key_id"] == stolen.public.id
+        with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
+            assert origin(strict, held) == COMPILED
+            assert origin(strict, stored) == COMPILED
+            assert origin(strict, wasm.adder(62)) == MEMORY
+    for secret in (stolen, fresh):
+        assert secret.base64 not in one.daemon.log
+        assert secret.pem.decode() not in one.daemon.log
+
+
+def origin(client: Client, module: bytes) -> types_pb2.Origin:
+    return client.compile(module).header.origin
+
+
+def test_a_key_in_the_file_takes_over_without_being_shown(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    first, second = PrivateKey.generate(), PrivateKey.generate()
+    one = Configured(tmp_path, signing_key=first.base64)
+    with one.daemon, one.daemon.client(trusted_keys=second.public.hex) as client:
+        with pytest.raises(AttestationInvalid):
+            client.compile(wasm.adder(1))
+        one.write(signing_key=second.base64, trusted_keys=[first.public.hex])
+        lines = one.reload()
+        [signing] = [line for line in lines if line["event"] == "signing key changed"]
+        assert (signing["old"], signing["new"]) == (first.public.id, second.public.id)
+        assert "signing_key" in changes(lines, "setting changed")
+        assert client.compile(wasm.adder(2)).header.size_bytes
+    for secret in (first.base64, second.base64):
+        assert secret not in one.daemon.log
+        assert secret not in one.daemon.banner
