@@ -116,14 +116,14 @@ class Daemon:
             daemon_version=self._version,
         )
         admin_address = await self._start_admin(settings)
-        self._readiness.started(engines.served, self._unserved)
-        rpc.health.set(self._readiness.now()[0])
         self._rpc = rpc
         self._started.push_async_callback(rpc.stop)
         try:
             addresses = await rpc.start(settings.listen)
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
+        self._readiness.started(engines.served, self._unserved)
+        rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
         # All that lives now lives to the end: let no collection look at it again, for
         # a full one would hold every caller up.
@@ -199,10 +199,8 @@ class Daemon:
 
     def _installed_engines(self, settings: Settings) -> list[InstalledEngine]:
         store = EngineStore(settings.state_dir)
-        self._unserved = [
-            UnservedEngine(folder.name, "it is damaged: install it again")
-            for folder in store.damaged()
-        ]
+        for folder in store.damaged():
+            self._leave_out(UnservedEngine(folder.name, "it is damaged: install it again"))
         installed = store.installed()
         if not installed:
             raise CannotStart(
@@ -217,9 +215,8 @@ class Daemon:
         served, broken = await serve_engines(
             installed, settings.effective_workers, self._limits, self._metrics.worker_replaced
         )
-        self._unserved += broken
-        for one in self._unserved:
-            log.error("engine is not served", engine=one.id, cause=one.cause)
+        for one in broken:
+            self._leave_out(one)
         for engine in served:
             self._metrics.add_engine(engine.id)
             self._metrics.watch_engine(engine.id, _usage_of(engine))
@@ -235,6 +232,10 @@ class Daemon:
         except WasmkilnError as failure:
             raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
         return self._engines
+
+    def _leave_out(self, engine: UnservedEngine) -> None:
+        log.error("engine is not served", engine=engine.id, cause=engine.cause)
+        self._unserved.append(engine)
 
     async def _open_remote(self, settings: Settings, sealer: SealerInForce) -> RemoteTier:
         try:

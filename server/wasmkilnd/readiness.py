@@ -13,6 +13,7 @@ from wasmkilnd.model import UnservedEngine
 log = structlog.get_logger("wasmkilnd")
 
 _INTERVAL_S = 0.25
+_STARTING = "starting"
 
 
 class Readiness:
@@ -24,11 +25,13 @@ class Readiness:
     def __init__(self) -> None:
         self._engines: Sequence[ServedEngine] = ()
         self._unserved: Sequence[UnservedEngine] = ()
-        self._phase = "starting"
+        self._phase = _STARTING
 
     def started(self, engines: Sequence[ServedEngine], unserved: Sequence[UnservedEngine]) -> None:
-        """From now on the engines decide."""
-        self._engines, self._unserved, self._phase = engines, unserved, ""
+        """From now on the engines decide, unless the daemon drains already."""
+        self._engines, self._unserved = engines, unserved
+        if self._phase == _STARTING:
+            self._phase = ""
 
     def draining(self) -> None:
         """From now on nothing is served, whatever the engines do."""
