@@ -101,6 +101,22 @@ def test_no_engine_installed(tmp_path: Path) -> None:
     assert "wasmkilnd engine install" in done.stderr
 
 
+def test_a_bad_signing_key_is_told_before_any_engine_starts(tmp_path: Path) -> None:
+    engine = tmp_path / "engines" / "wasmtime-1.0.0"
+    python = engine / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ntouch "$0.ran"\n')
+    python.chmod(0o700)
+    marker = {"name": "wasmtime", "version": "1.0.0", "python": "CPython 3"}
+    (engine / "engine.json").write_text(json.dumps(marker))
+    flags = ("serve", "--state-dir", str(tmp_path), "--redis-url", "none")
+    done = wasmkilnd(*flags, WASMKILN_SIGNING_KEY="secret-nonsense")
+    assert done.returncode == 1
+    assert "WASMKILN_SIGNING_KEY" in done.stderr
+    assert "secret-nonsense" not in done.stderr
+    assert not python.with_name("python.ran").exists()
+
+
 def test_a_unix_socket_beside_a_port(state_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "kiln.sock"
     with (

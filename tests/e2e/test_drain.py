@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import embedded, eventually, send, workers_and_jobs
+from tests.e2e.test_daemon import get
 from tests.e2e.test_grpcurl import Grpcurl
 
 ENDLESS = wasm.nested_blocks(1_000_000)
@@ -57,22 +56,13 @@ def has_open(pid: int, name: str) -> bool:
     return False
 
 
-def readiness(daemon: Daemon) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"{daemon.admin_url}/readyz") as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as failure:
-        with failure:
-            return failure.code, failure.read().decode()
-
-
 def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(state: Path) -> None:
     with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
         with compiling(daemon, SOME_SECONDS) as running:
             daemon.process.send_signal(signal.SIGTERM)
             daemon.wait_for_log("draining")
             assert client.health() == "NOT_SERVING"
-            assert readiness(daemon) == (503, "draining\n")
+            assert get(f"{daemon.admin_url}/readyz") == (503, "draining\n")
             with pytest.raises(ServerDraining):
                 client.compile(wasm.adder(31))
             assert running.result().header.size_bytes

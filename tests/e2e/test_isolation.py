@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,20 +20,9 @@ from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
+from tests.e2e.processes import eventually, parent_of
 
 SLOW = wasm.nested_blocks(1_000_000)
-
-
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def parent_of(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[1])
 
 
 def jobs_of(daemon: Daemon) -> list[int]:

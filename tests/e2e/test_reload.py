@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,6 +197,21 @@ def test_a_reload_under_load_fails_no_call(configured: Configured) -> None:
             configured.write(compile_timeout_s=timeout_s, memory_bytes=timeout_s * 1000)
             configured.reload()
         assert all(call.result().header.size_bytes for call in calls)
+
+
+def test_systemd_hears_of_start_reload_and_end(engines: EngineStore, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60)
+        state = fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
+        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with Daemon(state, ["--redis-url", "none", "--workers", "1"], environ) as daemon:
+            assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
+            daemon.process.send_signal(signal.SIGHUP)
+            assert systemd.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
+            daemon.process.send_signal(signal.SIGTERM)
+            assert systemd.recv(4096).startswith(b"STOPPING=1\n")
 
 
 def signing_key(state: Path) -> PrivateKey:

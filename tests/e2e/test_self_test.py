@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,9 @@ from tests.e2e import wasm
 from tests.e2e.broken_engines import DIES, GARBAGE, WRONG_CODE, copy_engine, replace
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually, workers_and_jobs
-from tests.e2e.test_daemon import wasmkilnd
+from tests.e2e.test_daemon import get, wasmkilnd
 
 FLAGS = ["--redis-url", "none", "--workers", "1"]
-
-
-def readiness(daemon: Daemon) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"{daemon.admin_url}/readyz") as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as failure:
-        with failure:
-            return failure.code, failure.read().decode()
 
 
 def break_six(state: Path) -> dict[str, str]:
@@ -60,7 +49,7 @@ def test_engines_that_fail_are_left_out_and_told_of(engines: EngineStore, tmp_pa
         assert [engine.engine.id for engine in capabilities.engines] == ["wasmer-1.1.0"]
         unserved = {engine.id: engine.cause for engine in capabilities.unserved_engines}
         assert unserved.keys() == blamed.keys()
-        status, detail = readiness(daemon)
+        status, detail = get(f"{daemon.admin_url}/readyz")
         assert status == 200
         assert detail.startswith("ready; ")
         for engine, words in blamed.items():
@@ -86,7 +75,7 @@ def test_no_engine_that_works_is_not_ready(engines: EngineStore, tmp_path: Path)
     with Daemon(state, FLAGS) as daemon, daemon.client(max_attempts=1) as client:
         assert client.health() == "NOT_SERVING"
         assert client.health("wasmkiln.v1.ModuleService") == "NOT_SERVING"
-        status, detail = readiness(daemon)
+        status, detail = get(f"{daemon.admin_url}/readyz")
         assert status == 503
         assert detail.startswith("no engine works; wasmtime-50.0.91 is not served: the self-test")
         assert "none works" in daemon.banner
@@ -114,7 +103,7 @@ def test_the_health_follows_the_workers(engines: EngineStore, tmp_path: Path) ->
             [worker] = workers_and_jobs(daemon.pid)
             os.kill(worker, signal.SIGKILL)
             eventually(lambda: client.health() == "NOT_SERVING", "still serving")
-            status, detail = readiness(daemon)
+            status, detail = get(f"{daemon.admin_url}/readyz")
             assert status == 503
             assert "no engine works; wasmtime-50.0.90 has no worker: " in detail
             with pytest.raises(CompilerCrashed, match="operator"):
@@ -123,7 +112,7 @@ def test_the_health_follows_the_workers(engines: EngineStore, tmp_path: Path) ->
             assert client.compile(first.header.module_sha256).header.origin == 1
             python.with_name("gone").rename(python)
             eventually(lambda: client.health() == "SERVING", "not serving again", 60)
-            assert readiness(daemon) == (200, "ready\n")
+            assert get(f"{daemon.admin_url}/readyz") == (200, "ready\n")
             assert client.compile(wasm.adder(3), skip_cache_lookup=True).header.size_bytes
             python.rename(python.with_name("gone"))
         events = [line for line in daemon.log_lines if '"not serving"' in line]
