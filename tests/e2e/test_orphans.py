@@ -23,7 +23,6 @@ from tests.e2e.daemon import fresh_state
 from tests.e2e.processes import embedded, eventually, parent_of, workers_and_jobs
 from tests.e2e.test_cache import settled
 
-ENDLESS = wasm.nested_blocks(1_000_000)
 ENGINE = "wasmer-1.1.0"
 
 
@@ -157,7 +156,8 @@ def test_killed_while_it_works(engines: EngineStore, tmp_path: Path) -> None:
     def compile_something(victim: Victim, client: Client) -> None:
         look(client)
         with ThreadPoolExecutor(1) as caller:
-            call = caller.submit(client.compile, ENDLESS)
+            # Each another: a killed daemon's turn to compile one expires only after a while.
+            call = caller.submit(client.compile, wasm.nested_blocks(1_000_000, 1))
             eventually(victim.jobs, "no job started")
             victim.process.kill()
             check(isinstance(call.exception(), WasmkilnError))
@@ -173,7 +173,7 @@ def test_killed_while_it_works(engines: EngineStore, tmp_path: Path) -> None:
     def drain(victim: Victim, client: Client) -> None:
         look(client)
         with ThreadPoolExecutor(1) as caller:
-            call = caller.submit(client.compile, ENDLESS)
+            call = caller.submit(client.compile, wasm.nested_blocks(1_000_000, 2))
             eventually(victim.jobs, "no job started")
             client.drain()
             victim.process.kill()
