@@ -134,7 +134,10 @@ class WriteBehind:
             await self.flush(timeout_s)
         if self.pending:
             log.warning("cache writes given up", writes=self.pending)
-            self._drop(self.pending)
+            given_up = self.pending
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._drop(given_up)
         self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
 
