@@ -111,6 +111,7 @@ class Daemon:
             self._limits,
             signing,
             memory,
+            remote,
             cache,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.remote import CannotOpenRemote, RemoteTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.config.changes import Change, changes, take_over
 from wasmkilnd.config.load import ConfigError, Loaded
@@ -16,7 +17,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import Limits
-from wasmkilnd.options import limits_of
+from wasmkilnd.options import limits_of, redis_access
 from wasmkilnd.signing import Signing, open_signing, tell_changes
 from wasmkilnd.telemetry import logs
 
@@ -36,6 +37,7 @@ class Reloader:
         limits: InForce[Limits],
         signing: InForce[Signing],
         memory: MemoryTier,
+        remote: RemoteTier,
         cache: TieredCache,
         *,
         largest_module_bytes: int,
@@ -46,6 +48,7 @@ class Reloader:
         self._limits = limits
         self._signing = signing
         self._memory = memory
+        self._remote = remote
         self._cache = cache
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
@@ -59,7 +62,8 @@ class Reloader:
             live = [change for change in found if self._is_live(change, wanted)]
             new = take_over(old, wanted, [change.field for change in live])
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
-        except (ConfigError, KeysUnusable) as failure:
+            use_redis_anew = self._remote.reopened(redis_access(new))
+        except (ConfigError, KeysUnusable, CannotOpenRemote) as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("not reloaded: all stays as it was", cause=cause)
             return
@@ -70,6 +74,7 @@ class Reloader:
                 log.warning(
                     "setting needs a restart", setting=change.field, old=change.old, new=change.new
                 )
+        use_redis_anew()
         await self._apply(new, signing)
         log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.keys.store import KeyStore
 
+from tests.contract.certificates import Certificates, certificates
+from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
@@ -197,6 +201,43 @@ def test_a_reload_under_load_fails_no_call(configured: Configured) -> None:
             configured.write(compile_timeout_s=timeout_s, memory_bytes=timeout_s * 1000)
             configured.reload()
         assert all(call.result().header.size_bytes for call in calls)
+
+
+def test_a_new_certificate_authority_of_redis_is_taken_over(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    old, new = certificates(tmp_path / "old"), certificates(tmp_path / "new")
+    ca_file = tmp_path / "ca.crt"
+    ca_file.write_bytes(old.ca_file.read_bytes())
+    [port] = free_ports(1)
+
+    def server(pems: Certificates, name: str) -> AbstractContextManager[RedisServer]:
+        tls = f"--tls-port {port} --tls-auth-clients no --tls-ca-cert-file {pems.ca_file}"
+        tls += f" --tls-cert-file {pems.cert_file} --tls-key-file {pems.key_file}"
+        return redis_server(binary_of("redis-server"), tmp_path / name, tls.split())
+
+    url = f"rediss://127.0.0.1:{port}"
+    with contextlib.ExitStack() as stack:
+        before = stack.enter_context(server(old, "before"))
+        one = Configured(tmp_path, redis_url=url, redis_ca_file=str(ca_file))
+        with one.daemon, one.daemon.client() as client:
+            client.compile(wasm.adder(70))
+            settled(client)
+            before.process.kill()
+            before.process.wait()
+            stack.enter_context(server(new, "after"))
+            # Whom it does not know it does not trust.
+            eventually(lambda: "certificate" in client.stats().redis_detail, "it is believed", 30)
+            ca_file.write_text("no certificate")
+            [line] = one.reload()
+            assert "holds no certificate" in line["cause"]
+            ca_file.write_bytes(new.ca_file.read_bytes())
+            one.reload()
+            eventually(lambda: client.stats().redis_up, "the new authority is not believed", 30)
+            client.compile(wasm.adder(71))
+            settled(client)
+            client.evict(everything=True, tier="memory")
+            assert client.compile(wasm.adder(71)).header.origin == REDIS
 
 
 def test_systemd_hears_of_start_reload_and_end(engines: EngineStore, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class RedisLink:
         longest_wait_s: float = 10.0,
     ) -> None:
         self._server = server
+        self._retiring: set[asyncio.Task[None]] = set()
         self.timeout_s = timeout_s
         self._store_timeout_s = max(timeout_s, store_timeout_s)
         self.breaker = Breaker(
@@ -135,10 +136,27 @@ class RedisLink:
         """Answer what the server says about itself; zeros for what it does not tell."""
         return await self._call(self._server.usage)
 
+    def replace(self, server: RedisServer) -> None:
+        """Speak to ``server`` from now on; calls under way end with the one before."""
+        retiring = asyncio.create_task(self._retire(self._server))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        self._server = server
+
     async def close(self) -> None:
         """Close every connection; never raises."""
         await self.breaker.close()
+        for retiring in self._retiring:
+            retiring.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         await self._server.close()
+
+    async def _retire(self, server: RedisServer) -> None:
+        try:
+            # No call takes longer, but for a scan, which is then told that the tier fails.
+            await asyncio.sleep(self._store_timeout_s)
+        finally:
+            await server.close()
 
     async def _call(self, work: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
         async def bounded() -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,7 @@ class RemoteTier:
         embedded: EmbeddedServer | None = None,
         renewals: Renewals | None = None,
         detail: str = "",
+        reopen: Callable[[RedisAccess], RedisServer] | None = None,
     ) -> None:
         self.tier = tier
         self.write_behind = write_behind
@@ -79,6 +81,7 @@ class RemoteTier:
         self._embedded = embedded
         self._renewals = renewals
         self._detail = detail
+        self._reopen = reopen
         self._reviver = asyncio.create_task(self._revive()) if embedded else None
 
     def status(self) -> RemoteStatus:
@@ -98,6 +101,17 @@ class RemoteTier:
         if self._redis.breaker.up and self._redis.write_refusal:
             return f"takes no writes: {self._redis.write_refusal}"
         return self._redis.breaker.detail
+
+    def reopened(self, access: RedisAccess) -> Callable[[], None]:
+        """Read what lets the daemon in anew; answer what has it used from then on.
+
+        Certificates are read when a connection is made, and kept with it: so all are made
+        anew, also when only a file's content may have changed. Raises CannotOpenRemote.
+        """
+        if self._redis is None or self._reopen is None:
+            return lambda: None
+        server, link = self._reopen(access), self._redis.link
+        return lambda: link.replace(server)
 
     async def close(self) -> None:
         """Give up writes that still wait, and close. Waits for nobody; see flush and leave."""
@@ -159,12 +173,15 @@ async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder
 
 
 async def _external(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
-    try:
-        where = f"Redis at {RedisAddress.parse(options.url)}"
-        server = _open(options, options.url, options.access)
-    except (BadRedisUrl, AccessUnusable) as failure:
-        raise CannotOpenRemote(str(failure)) from None
-    return await _with(options, server, where, sealer, recorder)
+    def reopen(access: RedisAccess) -> RedisServer:
+        try:
+            return _open(options, options.url, access)
+        except (BadRedisUrl, AccessUnusable) as failure:
+            raise CannotOpenRemote(str(failure)) from None
+
+    server = reopen(options.access)
+    where = f"Redis at {RedisAddress.parse(options.url)}"
+    return await _with(options, server, where, sealer, recorder, reopen=reopen)
 
 
 async def _with(
@@ -174,6 +191,7 @@ async def _with(
     sealer: Sealer,
     recorder: Recorder,
     embedded: EmbeddedServer | None = None,
+    reopen: Callable[[RedisAccess], RedisServer] | None = None,
 ) -> RemoteTier:
     redis = RedisTier(
         server,
@@ -208,6 +226,7 @@ async def _with(
         redis,
         embedded,
         Renewals(redis.renew, options.ttl_s) if options.ttl_refresh else None,
+        reopen=reopen,
     )
 
 

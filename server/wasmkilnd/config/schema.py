@@ -225,25 +225,30 @@ class Settings(BaseModel):
         description="The password of the URL's user, or the token of an https:// URL, where the"
         " URL does not hold it. For an https:// URL, UPSTASH_REDIS_TOKEN or"
         " UPSTASH_REDIS_REST_TOKEN is taken where it is not set.",
+        json_schema_extra=_LIVE,
     )
     redis_password_file: Annotated[str, BeforeValidator(_file_or_none)] = Field(
         default="",
         description="A file that holds the password or token instead. It is read again for"
         " each connection, so that it can change while the daemon runs.",
+        json_schema_extra=_LIVE,
     )
     redis_ca_file: Annotated[str, BeforeValidator(_file_or_none)] = Field(
         default="",
         description="Certificates in PEM of the authorities that Redis's certificate is checked"
         " against; empty for the system's.",
+        json_schema_extra=_LIVE,
     )
     redis_sentinel_user: Annotated[str, BeforeValidator(_one_word)] = Field(
         default="",
         description="The user to be at the Sentinels, where they ask for one: the URL's is that"
         " at the primary.",
+        json_schema_extra=_LIVE,
     )
     redis_sentinel_password: Annotated[SecretStr, BeforeValidator(_secret)] = Field(
         default=SecretStr(""),
         description="The password at the Sentinels, where they ask for one.",
+        json_schema_extra=_LIVE,
     )
     redis_timeout_s: Seconds = Field(
         default=1.0,
