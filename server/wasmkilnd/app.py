@@ -132,6 +132,7 @@ class Daemon:
             remote.write_behind,
             remote.turns,
             remote.used,
+            patience_s=settings.redis_timeout_s,
         )
         quarantine = Quarantine(remote.strikes, self._metrics, settings.quarantine_s)
         self._metrics.watch_quarantine(lambda: quarantine.size)
