@@ -63,6 +63,10 @@ class TierUnavailable(Exception):  # noqa: N818 - a state of the tier, and no fa
     """A cache tier did not do what was asked of it. Never reaches a caller."""
 
 
+class WrongType(TierUnavailable):
+    """A key holds another type of value than ours, which nobody of us put there."""
+
+
 def invalid_request(message: str, field: str) -> WasmkilnError:
     """The request itself is malformed."""
     return WasmkilnError(Reason.INVALID_REQUEST, message, field=field)

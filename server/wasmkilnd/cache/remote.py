@@ -177,6 +177,7 @@ async def _with(
         turns = FleetTurns(
             redis.link,
             redis.names,
+            sealer,
             recorder,
             writes.settled,
             lease_s=options.lease_s,
