@@ -17,7 +17,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.banner import banner
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions, open_remote
+from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions, RemoteTier, open_remote
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.compile_service import MAX_FIND_MISSING_KEYS, CompileService
 from wasmkilnd.config.load import Loaded
@@ -107,6 +107,7 @@ class Daemon:
         self._started = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._service: CompileService | None = None
+        self._remote: RemoteTier | None = None
         self._ready = False
         self.banner = ""
 
@@ -122,6 +123,7 @@ class Daemon:
             remote = await open_remote(_remote_options(settings), sealer, self._metrics)
         except CannotOpenRemote as failure:
             raise CannotStart(str(failure)) from None
+        self._remote = remote
         self._started.push_async_callback(remote.close, _FLUSH_S)
         self._metrics.watch_tier("redis", remote.tier.usage)
         self._metrics.watch_remote(remote.status)
@@ -246,9 +248,11 @@ class Daemon:
         return address
 
     def _readiness(self) -> tuple[bool, str]:
-        if self._ready:
-            return True, "ready"
-        return False, "starting or draining, or no engine works"
+        if not self._ready:
+            return False, "starting or draining, or no engine works"
+        # A sick Redis makes no call fail, so the daemon is ready, and says what it lacks.
+        detail = self._remote.status().detail if self._remote else ""
+        return True, f"ready; {detail}" if detail else "ready"
 
     def _capabilities(self, engines: EngineRegistry) -> pb.GetCapabilitiesResponse:
         limits = self._limits
@@ -305,6 +309,7 @@ def _remote_options(settings: Settings) -> RemoteOptions:
         ttl_s=settings.cache_ttl_s,
         ttl_refresh=settings.cache_ttl_refresh,
         timeout_s=settings.redis_timeout_s,
+        retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
         turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,

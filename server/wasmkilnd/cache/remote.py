@@ -43,6 +43,7 @@ class RemoteOptions:
     ttl_s: int
     ttl_refresh: bool
     timeout_s: float
+    retry_max_s: float
     write_queue_bytes: int
     lease_s: float
     """0 for no agreement with other daemons about who compiles."""
@@ -166,6 +167,7 @@ async def _with(
         prefix=options.prefix,
         ttl_s=options.ttl_s,
         timeout_s=options.timeout_s,
+        longest_wait_s=options.retry_max_s,
     )
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)
