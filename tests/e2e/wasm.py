@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import subprocess
 import sys
@@ -96,3 +97,8 @@ def with_data(size_bytes: int, tag: int) -> bytes:
         + _section(5, b"\x01\0" + leb128(pages))
         + _section(11, b"\x01\0\x41\0\x0b" + leb128(size_bytes) + data)
     )
+
+
+def digest(module: bytes) -> str:
+    """A module's identity."""
+    return hashlib.sha256(module).hexdigest()

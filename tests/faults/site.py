@@ -15,7 +15,7 @@ from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.keys.store import KeyStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
-from tests.e2e.daemon import Daemon, installed_engines
+from tests.e2e.daemon import Daemon, state_with
 from tests.faults.callers import Caller
 from tests.faults.material import ENGINE
 from tests.faults.proxy import Proxy
@@ -105,7 +105,7 @@ async def running_site(folder: Path, *, by_proxy: bool) -> AsyncIterator[Site]:
             "WASMKILN_KEYS_DIR": str(folder / "keys"),
         }
         keys = KeyStore(folder / "keys").ensure()
-        states = [state_with_one_engine(folder / f"d{number}") for number in range(DAEMONS)]
+        states = [state_with(folder / f"d{number}", ENGINE) for number in range(DAEMONS)]
         daemons = await asyncio.gather(
             *(asyncio.to_thread(Daemon, state, environ=environ) for state in states)
         )
@@ -117,12 +117,3 @@ async def running_site(folder: Path, *, by_proxy: bool) -> AsyncIterator[Site]:
             for number, daemon in enumerate(daemons)
         ]
         yield Site(server, admin, proxy, list(daemons), callers, keys, folder)
-
-
-def state_with_one_engine(path: Path) -> Path:
-    """Make a state directory whose daemon starts soon: it serves one engine."""
-    engines = path / "engines"
-    engines.mkdir(parents=True)
-    [engine] = [one for one in installed_engines().installed() if one.id == ENGINE]
-    (engines / engine.id).symlink_to(engine.path.resolve())
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import urllib.request
@@ -14,10 +13,10 @@ from wasmkiln.v1 import types_pb2
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.test_cache import settled
+from tests.faults.material import ENGINE
 from tests.faults.proxy import GOOD, Line, Proxy
-from tests.faults.site import state_with_one_engine
 
 LINES = {
     "refuses": (Line(refuse=True), "cannot be reached"),
@@ -52,7 +51,7 @@ def test_a_daemon_starts_without_redis_says_so_once_and_takes_it_back(
         "WASMKILN_REDIS_RETRY_MAX_S": "0.5",
     }
     with (
-        Daemon(state_with_one_engine(tmp_path / "state"), environ=environ) as daemon,
+        Daemon(state_with(tmp_path / "state", ENGINE), environ=environ) as daemon,
         daemon.client() as client,
     ):
         assert "which does not answer yet" in daemon.banner
@@ -74,9 +73,7 @@ def test_a_daemon_starts_without_redis_says_so_once_and_takes_it_back(
             time.sleep(0.02)
         settled(client)
         for tag in range(20):
-            client.evict(
-                module_sha256=hashlib.sha256(wasm.constant(tag)).hexdigest(), tier="memory"
-            )
+            client.evict(module_sha256=wasm.digest(wasm.constant(tag)), tier="memory")
             header = client.compile(wasm.constant(tag)).header
             assert header.origin == types_pb2.ORIGIN_REDIS
         with urllib.request.urlopen(f"{daemon.admin_url}/readyz") as answer:
