@@ -11,7 +11,7 @@ ENGINES ?= wasmer wasmtime
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test check format protos docs bench clean
+.PHONY: help install engines run demo test check format protos docs bench faults clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ docs: $(VENV)/.dev ## generate docs/configuration.md from the schema
 
 bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 	@$(BIN)/python -m bench $(ARGS)
+
+faults: $(VENV)/.dev ## make Redis sick in every way under load, and count what callers notice
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

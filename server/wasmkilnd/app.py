@@ -89,6 +89,7 @@ class Daemon:
             remote.write_behind,
             remote.turns,
             remote.used,
+            patience_s=settings.redis_timeout_s,
         )
         quarantine = Quarantine(remote.strikes, self._metrics, settings.quarantine_s)
         self._metrics.watch_quarantine(lambda: quarantine.size)
@@ -123,7 +124,7 @@ class Daemon:
             addresses = await rpc.start(settings.listen)
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
-        self._readiness.started(engines.served, self._unserved)
+        self._readiness.started(engines.served, self._unserved, lambda: _what_ails(remote))
         rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
         # All that lives now lives to the end: let no collection look at it again, for
@@ -294,6 +295,11 @@ def _make_state_dir(settings: Settings) -> None:
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
             " choose another with --state-dir or WASMKILN_STATE_DIR"
         ) from None
+
+
+def _what_ails(remote: RemoteTier) -> str:
+    status = remote.status()
+    return "" if status.switched_off else status.detail
 
 
 def _usage_of(engine: ServedEngine) -> Callable[[], EngineUsage]:

@@ -67,6 +67,10 @@ class PartUnavailable(TierUnavailable):
     """What was asked concerns a part of a tier that is down; the rest of it answers."""
 
 
+class WrongType(TierUnavailable):
+    """A key holds another type of value than ours, which nobody of us put there."""
+
+
 def invalid_request(message: str, field: str) -> WasmkilnError:
     """The request itself is malformed."""
     return WasmkilnError(Reason.INVALID_REQUEST, message, field=field)

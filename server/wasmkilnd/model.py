@@ -179,6 +179,10 @@ class TierUsage:
     evictions: int = 0
 
 
+SWITCHED_OFF = "switched off"
+"""The detail of a shared tier that is not wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteStatus:
     """Whether the shared tier answers, in words that hold no secret."""
@@ -189,6 +193,11 @@ class RemoteStatus:
     detail: str = ""
     pending_writes: int = 0
     dropped_writes: int = 0
+
+    @property
+    def switched_off(self) -> bool:
+        """Whether there is none because nobody wants one."""
+        return self.mode == "none" and self.detail == SWITCHED_OFF
 
 
 @dataclass(frozen=True, slots=True)

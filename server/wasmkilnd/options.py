@@ -31,6 +31,7 @@ def remote_options(settings: Settings) -> RemoteOptions:
         ttl_s=settings.cache_ttl_s,
         ttl_refresh=settings.cache_ttl_refresh,
         timeout_s=settings.redis_timeout_s,
+        retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
         turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,

@@ -19,17 +19,27 @@ _STARTING = "starting"
 class Readiness:
     """Follows the engines: calls are served while at least one of them works.
 
-    For one event loop.
+    A sick Redis makes no call fail: it is told of, and changes nothing. For one event loop.
     """
 
     def __init__(self) -> None:
+        self._redis_detail: Callable[[], str] = str
         self._engines: Sequence[ServedEngine] = ()
         self._unserved: Sequence[UnservedEngine] = ()
         self._phase = _STARTING
 
-    def started(self, engines: Sequence[ServedEngine], unserved: Sequence[UnservedEngine]) -> None:
-        """From now on the engines decide, unless the daemon drains already."""
+    def started(
+        self,
+        engines: Sequence[ServedEngine],
+        unserved: Sequence[UnservedEngine],
+        redis_detail: Callable[[], str],
+    ) -> None:
+        """From now on the engines decide, unless the daemon drains already.
+
+        ``redis_detail`` says what is wrong with Redis, if anything.
+        """
         self._engines, self._unserved = engines, unserved
+        self._redis_detail = redis_detail
         if self._phase == _STARTING:
             self._phase = ""
 
@@ -48,6 +58,8 @@ class Readiness:
             if engine.pool.down
         ]
         ready = len(wrong) < len(self._engines) + len(self._unserved)
+        if detail := self._redis_detail():
+            wrong.append(detail)
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
     async def follow(self, tell: Callable[[bool], None]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.link import TOKEN_BYTES, RedisLink
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
@@ -46,8 +46,7 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     deployment: Deployment, link: RedisLink
 ) -> None:
     one, two = b"wasm:{a}1", b"wasm:{a}2"
-    assert await link.set(one, b"\xffvalue", 60)
-    assert not await link.set(one, b"\xffother", 60, only_new=True)
+    await link.set(one, b"\xffvalue", 60)
     assert await link.get_all([one, two]) == [b"\xffvalue", None]
     assert (await link.get_with_ttl(one))[0] == b"\xffvalue"
     assert await link.exists([one, two]) == [True, False]
@@ -55,13 +54,15 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     assert await link.beginnings([one], 3) == [b"\xffva"]
     await link.prolong([one], 100)
     assert (await link.ages([one, two]))[1] == -2
-    assert await link.take(two, b"token", 60_000, one) == (True, b"token", True)
-    assert await link.take(two, b"other", 60_000, one) == (False, b"token", True)
-    assert not await link.renew(two, b"other", 60_000)
-    assert await link.renew(two, b"token", 60_000)
-    await link.let_go(two, b"token", b"a note", 60_000)
-    assert await link.get(two) == b"a note"
-    await link.let_go(two, b"a note")
+    mine, other = b"m" * TOKEN_BYTES, b"o" * TOKEN_BYTES
+    assert await link.take(two, mine + b"1", 60_000, one) == (True, mine + b"1", True)
+    assert await link.take(two, other, 60_000, one) == (False, mine + b"1", True)
+    assert not await link.keep(two, other, other, 60_000)
+    assert await link.keep(two, mine, mine + b"2", 60_000)
+    assert await link.get(two) == mine + b"2"
+    await link.let_go(two, other)
+    assert await link.exists([two]) == [True]
+    await link.let_go(two, mine)
     assert await link.delete([one, two]) == [True, False]
     assert [page async for page in link.scan(b"wasm:{a}*")] == []
     assert (await link.usage()).bytes > 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
+from wasmkilnd.cache import keys
 from wasmkilnd.cache.connect import connect
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
@@ -224,16 +225,48 @@ async def test_what_nobody_trusted_vouches_for_is_rejected(
     assert await tier.held([good.key, bad.key]) == {good.key}
 
 
-async def test_a_key_of_another_type_is_an_error_and_healed_by_the_next_put(
-    tier: RedisTier, raw: Redis, prefix: str
+async def test_a_key_of_another_type_is_rejected_and_gone(
+    tier: RedisTier, raw: Redis, prefix: str, notes: Notes
 ) -> None:
-    one = artifact()
-    await raw.lpush(name_of(one, prefix), "x")
-    with pytest.raises(TierUnavailable):
-        await tier.get(one.key)
-    assert tier.breaker.up  # The server answers: no reason to stop asking it.
+    one, wasm = artifact(size_bytes=1_500_000), module(5)
     await tier.put(one)
-    assert same(await tier.get(one.key), one)
+    await tier.put_module(wasm)
+    # The value itself, a piece of it, and a module.
+    ours, theirs = tier.names.artifact(one.key), tier.names.module(wasm.sha256)
+    names = [ours, *await pieces_of(raw, prefix), theirs]
+    for name in names:
+        await tier.put(one)
+        await raw.delete(name)
+        await raw.lpush(name, "x")
+        found: object = await tier.get(one.key)
+        if name == names[-1]:
+            assert same(await tier.get(one.key), one)
+            found = await tier.get_module(wasm.sha256)
+        assert found is None
+        assert not await raw.exists(name)
+    assert notes.rejected == ["format"] * len(names)
+    assert tier.breaker.up  # The server answers: no reason to stop asking it.
+
+
+async def pieces_of(raw: Redis, prefix: str) -> list[bytes]:
+    """Answer the names of all pieces under a prefix; there are some."""
+    found = [name async for name in raw.scan_iter() if name.startswith(f"{prefix}part:".encode())]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("scope", [EvictScope(), EvictScope(engine_id="wasmtime-1.0")])
+async def test_keys_of_another_type_keep_no_eviction_from_its_work(
+    tier: RedisTier, raw: Redis, scope: EvictScope
+) -> None:
+    stored = [artifact(tag) for tag in range(5)]
+    for one in stored:
+        await tier.put(one)
+    wrong = tier.names.artifact(artifact(9).key)
+    await raw.lpush(wrong, "x")
+    assert (await tier.evict(scope)).artifacts >= len(stored)
+    assert await tier.held([one.key for one in stored]) == frozenset()
+    assert bool(await raw.exists(wrong)) is bool(scope.engine_id)
 
 
 async def test_an_outage_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
@@ -457,15 +490,22 @@ async def test_evicting_takes_every_piece(tier: RedisTier, raw: Redis, prefix: s
         assert len(await mine()) == left
 
 
-async def test_a_module_in_another_format_is_left_alone(
-    tier: RedisTier, raw: Redis, prefix: str, notes: Notes
+async def test_another_format_has_other_names_for_modules(
+    tier: RedisTier, raw: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wasm = module(1)
-    name = f"{prefix}module:{{{wasm.sha256}}}"
-    theirs = b"WKLN\x63" + b"of a version to come"
-    await raw.set(name, theirs)
+    wasm = module(1, 1_200_000)
+    await tier.put_module(wasm)
+    ours = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
+    monkeypatch.setattr(keys, "_SUFFIX", "v3")
     assert await tier.get_module(wasm.sha256) is None
     await tier.put_module(wasm)
-    assert await raw.get(name) == theirs
-    assert await raw.ttl(name) > 0
-    assert notes.rejected == ["version"]
+    assert await tier.get_module(wasm.sha256) == wasm
+    both = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
+    assert ours < both
+    assert len(both) == 2 * len(ours)
+    monkeypatch.undo()
+    assert await tier.get_module(wasm.sha256) == wasm
+    # Who evicts a module means all of it.
+    gone = await tier.evict(EvictScope(module_sha256=wasm.sha256))
+    assert gone.modules == 2
+    assert await raw.exists(*both) == 0

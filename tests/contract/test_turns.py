@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.lease import Lease
+from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
 from wasmkilnd.cache.turns import FleetTurns
 from wasmkilnd.model import EvictScope
 
-from tests.contract.sealing import sealer
+from tests.contract.sealing import THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact
 
@@ -48,6 +50,7 @@ class Daemon:
         self.turns = FleetTurns(
             self.tier.link,
             self.tier.names,
+            sealer(),
             self.outcomes,
             lambda key: self._stored(),
             lease_s=LEASE_S,
@@ -162,9 +165,13 @@ async def test_who_lost_its_lease_leaves_the_next_holders_alone(valkey: RedisSer
             await raw.delete(lease)  # As if it had been stopped for longer than the lease.
             async with quick.turns.take(ONE.key) as ours:
                 assert ours
-                token = await raw.get(lease)
+                held = await raw.get(lease)
+                assert held
                 await asyncio.sleep(LEASE_S)
-                assert await raw.get(lease) == token
+                renewed = await raw.get(lease)
+                assert renewed
+                assert renewed[:32] == held[:32]
+                assert renewed != held
         await slow.turns.close()
         assert slow.outcomes.turns == quick.outcomes.turns == ["taken"]
 
@@ -181,6 +188,54 @@ async def test_patience_ends(valkey: RedisServer) -> None:
         async with one.turns.take(ONE.key):
             assert await two.compile()
         assert two.outcomes.turns == ["late"]
+
+
+NAME = KeyNames(DEFAULT_PREFIX).lease(ONE.key)
+OTHERS = KeyNames(DEFAULT_PREFIX).lease(artifact(2).key)
+HOUR_MS = 3_600_000
+FORGERIES = {
+    "of another shape": b"mine",
+    "empty": b"",
+    "signed by a stranger": Lease.new(HOUR_MS).written(NAME, sealer(THEIRS).stamp),
+    "signed for another key": Lease.new(HOUR_MS).written(OTHERS, sealer().stamp),
+    "signed, then changed": Lease.new(1000)
+    .written(NAME, sealer().stamp)
+    .replace(b".1000.", b".9000."),
+}
+
+
+@pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
+async def test_a_forged_lease_holds_nobody_up(valkey: RedisServer, value: bytes) -> None:
+    async with fleet(valkey, 3) as daemons, Redis.from_url(valkey.url) as raw:
+        await raw.set(NAME, value)  # And it never expires.
+        began = asyncio.get_running_loop().time()
+        compiled = await asyncio.gather(*(daemon.compile(0.1) for daemon in daemons))
+        assert asyncio.get_running_loop().time() - began < 10
+        # One took it over, and the others believe that one again.
+        assert sorted(compiled) == [False, False, True]
+        turns = [turn for daemon in daemons for turn in daemon.outcomes.turns]
+        assert sorted(turns) == ["made", "made", "seized"]
+
+
+async def test_a_lease_of_another_type_holds_nobody_up(valkey: RedisServer) -> None:
+    async with fleet(valkey, 1) as [one], Redis.from_url(valkey.url) as raw:
+        await raw.lpush(NAME, "x")
+        assert await one.compile()
+        assert one.outcomes.turns == ["taken"]
+
+
+async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_lease(
+    valkey: RedisServer,
+) -> None:
+    async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:
+        async with one.turns.take(ONE.key):
+            copied = await raw.get(NAME)
+            assert copied
+        await one.turns.close()
+        await one.tier.evict(EvictScope())
+        await raw.set(NAME, copied)
+        assert await asyncio.wait_for(two.compile(), 20 * LEASE_S)
+        assert two.outcomes.turns == ["seized"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

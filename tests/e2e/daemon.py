@@ -58,17 +58,32 @@ def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = 
     return path
 
 
+def state_with(path: Path, *engine_ids: str) -> Path:
+    """Make a state directory at ``path`` with some of the tests' engines, and nothing else."""
+    engines = path / "engines"
+    engines.mkdir(parents=True)
+    installed = {engine.id: engine for engine in installed_engines().installed()}
+    for engine_id in engine_ids:
+        (engines / engine_id).symlink_to(installed[engine_id].path.resolve())
+    return path
+
+
 class Daemon:
     """One ``wasmkilnd serve``, ready once this is made; ends with the context."""
 
     def __init__(
-        self, state_dir: Path, flags: Sequence[str] = (), environ: Mapping[str, str] | None = None
+        self,
+        state_dir: Path,
+        flags: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "wasmkilnd"),
     ) -> None:
+        """Start it; ``program`` is what Python runs instead of the daemon as it is."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         self.state_dir = state_dir
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state_dir)),
+                *(sys.executable, *program, "serve", "--state-dir", str(state_dir)),
                 *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
                 *("--log-format", "json"),
                 *flags,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +65,40 @@ def many_functions(count: int) -> bytes:
         + _section(3, leb128(count) + b"\0" * count)
         + _section(10, leb128(count) + b"\x02\0\x0b" * count)
     )
+
+
+def constant(value: int) -> bytes:
+    """A valid module that exports one function, which answers ``value``."""
+    body = b"\0\x41" + signed_leb128(value) + b"\x0b"
+    return (
+        CORE_PREAMBLE
+        + _section(1, b"\x01\x60\0\x01\x7f")
+        + _section(3, b"\x01\0")
+        + _section(7, b"\x01\x01c\0\0")
+        + _section(10, b"\x01" + leb128(len(body)) + body)
+    )
+
+
+def signed_leb128(number: int) -> bytes:
+    """Encode a number as WebAssembly does."""
+    out = bytearray()
+    while not -64 <= number < 64:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number & 0x7F])
+
+
+def with_data(size_bytes: int, tag: int) -> bytes:
+    """A valid module with that much data in it: large, and compiled in no time."""
+    data = random.Random(tag).randbytes(size_bytes)
+    pages = -(-size_bytes // 65536)
+    return (
+        CORE_PREAMBLE
+        + _section(5, b"\x01\0" + leb128(pages))
+        + _section(11, b"\x01\0\x41\0\x0b" + leb128(size_bytes) + data)
+    )
+
+
+def digest(module: bytes) -> str:
+    """A module's identity."""
+    return hashlib.sha256(module).hexdigest()

@@ -48,14 +48,14 @@ class Breaker:
         self._probe = probe
         self._is_outage = is_outage
         self._explain = explain
-        self._first_wait_s = first_wait_s
+        self._first_wait_s = min(first_wait_s, longest_wait_s)
         self._longest_wait_s = longest_wait_s
         self._sleep = sleep
         self._clock = clock
         self._closed = asyncio.Event()
         self._closed.set()
         self._closed_at = -longest_wait_s
-        self._wait_s = first_wait_s
+        self._wait_s = self._first_wait_s
         self._prober: asyncio.Task[None] | None = None
         self._proven = False
         self._detail = "not asked yet"

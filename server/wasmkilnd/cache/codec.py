@@ -19,8 +19,8 @@ believed before it was checked, in this order: magic, version, bounds, the diges
 tells damage from forgery), the stamp, the header's shape, that it belongs to the key asked
 for, the attestation, and then each piece before it is decompressed.
 
-The format's version is part of every fingerprint, so that daemons with different formats
-have different artifacts. Modules they share: one in another format is left alone.
+The format's version is part of every fingerprint, and of the names of modules, so that
+daemons with different formats never meet each other's values.
 """
 
 from __future__ import annotations

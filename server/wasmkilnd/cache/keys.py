@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 
+from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import CacheKey
 
 _GLOB = re.compile(rb"[][*?\\^-]")
+
+# Daemons of two versions on one server must not undo each other's work. In an artifact's
+# name the fingerprint tells formats apart; of modules, the first format's names say nothing.
+_FIRST_FORMAT = 2
+_SUFFIX = "" if CACHE_FORMAT == _FIRST_FORMAT else f"v{CACHE_FORMAT}"
 
 
 class KeyNames:
     """``<prefix>compiled:{<module>}:<fingerprint>`` and ``<prefix>module:{<module>}``.
 
     A value's further pieces are at ``<prefix>part:{<module>}:<fingerprint>:<digest>``, with
-    ``module`` for the fingerprint of a module's; who compiles an artifact holds
-    ``<prefix>lease:{<module>}:<fingerprint>``; ``<prefix>strike:{<module>}:<fingerprint>`` tells
-    of a compile that broke the compiler. The braces keep all keys of a module in one
-    slot of a cluster.
+    ``module`` for the fingerprint of a module's. From format 3 on, a module is at
+    ``<prefix>module:{<module>}v3``, and ``modulev3`` is in the names of its pieces. Who
+    compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
+    ``<prefix>strike:{<module>}:<fingerprint>`` tells of a compile that broke the compiler.
+    The braces keep all keys of a module in one slot of a cluster.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -53,11 +60,11 @@ class KeyNames:
 
     def module_part(self, sha256: str, digest: str) -> bytes:
         """Answer under which name a piece of a module is stored."""
-        return self.artifact_part(CacheKey(sha256, "module"), digest)
+        return self.artifact_part(CacheKey(sha256, f"module{_SUFFIX}"), digest)
 
     def module(self, sha256: str) -> bytes:
         """Answer under which name a module is stored."""
-        return b"%b{%b}" % (self._module, sha256.encode())
+        return b"%b{%b}%b" % (self._module, sha256.encode(), _SUFFIX.encode())
 
     def is_artifact(self, name: bytes) -> bool:
         """Whether ``name`` is that of an artifact."""
@@ -79,9 +86,11 @@ class KeyNames:
         """Answer a pattern that matches the artifacts of one module, or all."""
         return _pattern(self._compiled, module_sha256)
 
-    def modules_pattern(self) -> bytes:
-        """Answer a pattern that matches every module."""
-        return _literal(self._module) + b"*"
+    def modules_pattern(self, module_sha256: str = "") -> bytes:
+        """Answer a pattern that matches one module in every format, or every module."""
+        if not module_sha256:
+            return _literal(self._module) + b"*"
+        return b"%b{%b}*" % (_literal(self._module), _literal(module_sha256.encode()))
 
     def parts_pattern(self, module_sha256: str) -> bytes:
         """Answer a pattern that matches the pieces of one module and its artifacts."""
@@ -95,7 +104,7 @@ class KeyNames:
         """Answer which module ``name`` is that of, None if it is no module's."""
         if not self.is_module(name):
             return None
-        return name[len(self._module) :].decode(errors="replace").strip("{}")
+        return name[len(self._module) + 1 :].decode(errors="replace").partition("}")[0]
 
 
 def _of_key(kind: bytes, key: CacheKey) -> bytes:

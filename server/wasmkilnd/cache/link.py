@@ -6,12 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from redis.exceptions import ResponseError
+
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.explain import explain, is_outage
 from wasmkilnd.cache.server import Command, RedisServer
+from wasmkilnd.errors import WrongType
 from wasmkilnd.model import TierUsage
 
 T = TypeVar("T")
+
+TOKEN_BYTES = 32
+"""By so many first bytes a lease's holders are told apart."""
+
+_WRONG_TYPE = "WRONGTYPE"
 
 # For a write nobody waits: it may take what a slow line needs for one piece.
 STORE_TIMEOUT_S = 10.0
@@ -22,7 +30,8 @@ class RedisLink:
 
     Safe for concurrent use from one event loop. Every method raises TierUnavailable,
     and no other error, when the server does not do its part within ``timeout_s`` (for
-    writes ``store_timeout_s``, or ``timeout_s`` where that is longer).
+    writes ``store_timeout_s``, or ``timeout_s`` where that is longer): WrongType, where a
+    key holds something else than a string.
     """
 
     def __init__(
@@ -51,28 +60,18 @@ class RedisLink:
         """Answer the whole value under ``key``."""
         return (await self.get_all([key]))[0]
 
-    async def get_all(
-        self, keys: Sequence[bytes], timeout_s: float | None = None
-    ) -> list[bytes | None]:
-        """Answer the whole value under each of ``keys``, within ``timeout_s`` if that is less."""
-        return await self._each(_value, [("GET", key) for key in keys], timeout_s)
+    async def get_all(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Answer the whole value under each of ``keys``."""
+        return await self._each(_value, [("GET", key) for key in keys])
 
     async def get_with_ttl(self, key: bytes) -> tuple[bytes | None, int]:
         """Answer the value under ``key``, and the seconds that it has left (-1 for ever)."""
         value, ttl_s = await self._each(_any, [("GET", key), ("TTL", key)])
         return value, int(ttl_s)
 
-    async def set(self, key: bytes, value: bytes, ttl_s: int, *, only_new: bool = False) -> bool:
-        """Store ``value`` under ``key`` for ``ttl_s`` seconds; answer whether that was done.
-
-        With ``only_new``, what is there already stays, for ``ttl_s`` from now on.
-        """
-        store: Command = ("SET", key, value, "EX", ttl_s)
-        if not only_new:
-            await self._each(_stored, [store], self._store_timeout_s)
-            return True
-        commands = [(*store, "NX"), ("EXPIRE", key, ttl_s)]
-        return (await self._each(_done, commands, self._store_timeout_s))[0]
+    async def set(self, key: bytes, value: bytes, ttl_s: int) -> None:
+        """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
+        await self._each(_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
 
     async def delete(self, keys: Sequence[bytes]) -> list[bool]:
         """Delete each of ``keys``; answer which existed."""
@@ -99,29 +98,32 @@ class RedisLink:
         await self._each(bool, [("EXPIRE", key, ttl_s) for key in keys])
 
     async def take(
-        self, lease: bytes, token: bytes, ttl_ms: int, wanted: bytes
-    ) -> tuple[bool, bytes, bool]:
-        """Put ``token`` under ``lease`` for a time, if nothing is there.
+        self, lease: bytes, value: bytes, ttl_ms: int, wanted: bytes
+    ) -> tuple[bool, bytes | None, bool]:
+        """Put ``value`` under ``lease`` for a time, if nothing is there.
 
         Answers whether that was done, what is there now, and whether ``wanted`` exists: as
         it was after the lease was taken.
         """
         commands: list[Command] = [
-            ("SET", lease, token, "PX", ttl_ms, "NX"),
+            ("SET", lease, value, "PX", ttl_ms, "NX"),
             ("GET", lease),
             ("EXISTS", wanted),
         ]
         taken, holder, exists = await self._each(_any, commands)
-        return _done(taken), holder or b"", bool(exists)
+        return _done(taken), holder, bool(exists)
 
-    async def renew(self, lease: bytes, token: bytes, ttl_ms: int) -> bool:
-        """Keep ``token`` under ``lease`` for ``ttl_ms`` more; answer whether it was still there."""
-        [kept] = await self._each(bool, [("EVAL", _RENEW, 1, lease, token, ttl_ms)])
+    async def keep(self, lease: bytes, token: bytes, value: bytes, ttl_ms: int) -> bool:
+        """Put ``value`` under ``lease`` for a time, in the place of what begins as ``token`` does.
+
+        Answers whether that was there. The first ``TOKEN_BYTES`` bytes are compared.
+        """
+        [kept] = await self._each(bool, [("EVAL", _KEEP, 1, lease, token, value, ttl_ms)])
         return kept
 
-    async def let_go(self, lease: bytes, token: bytes, note: bytes = b"", ttl_ms: int = 0) -> None:
-        """Remove ``token`` from under ``lease``, or leave ``note`` for a time in its place."""
-        await self._each(bool, [("EVAL", _LET_GO, 1, lease, token, note, ttl_ms)])
+    async def let_go(self, lease: bytes, token: bytes) -> None:
+        """Remove what is under ``lease``, if it begins as ``token`` does."""
+        await self._each(bool, [("EVAL", _LET_GO, 1, lease, token)])
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """Answer the keys that match, batch by batch, some perhaps twice.
@@ -171,13 +173,23 @@ class RedisLink:
         commands: Sequence[Command],
         timeout_s: float | None = None,
     ) -> list[T]:
-        async def run() -> list[T]:
+        async def run() -> list[T] | None:
+            try:
+                answers = await self._server.run(commands)
+            except ResponseError as error:
+                if _WRONG_TYPE in str(error):
+                    return None
+                raise
             # Converted inside the guarded call: a server that answers garbage is as good
             # as down, and the breaker must see it.
-            answers = await self._server.run(commands)
             return [convert(answer) for answer in answers]
 
-        return await self._call(run, timeout_s) if commands else []
+        if not commands:
+            return []
+        answers = await self._call(run, timeout_s)
+        if answers is None:
+            raise WrongType("a key holds another type of value than a string")
+        return answers
 
     async def _probe(self) -> None:
         async with asyncio.timeout(self.timeout_s):
@@ -185,15 +197,16 @@ class RedisLink:
 
 
 # Whoever lost its lease must not touch the next holder's: compare and act are one step.
-_RENEW = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('pexpire', KEYS[1], ARGV[2])
-"""
-_LET_GO = """
-if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then return redis.call('del', KEYS[1]) end
+_KEEP = f"""
+local held = redis.call('get', KEYS[1])
+if not held or held:sub(1, {TOKEN_BYTES}) ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
 redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
+"""
+_LET_GO = f"""
+local held = redis.call('get', KEYS[1])
+if not held or held:sub(1, {TOKEN_BYTES}) ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
+return redis.call('del', KEYS[1])
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,13 +13,14 @@ import structlog
 from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.codec import Opened
+from wasmkilnd.cache.fetches import allow
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.pieces import Body, Piece, codec_for, cut, pack
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.sweep import heads, kind_at, sweep
-from wasmkilnd.errors import PartUnavailable, TierUnavailable
+from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -44,6 +44,7 @@ _INLINE_BYTES = 64 * 1024
 # 2 MiB of an artifact that compresses as most do: other clients of the server wait for
 # one batch at most (docs/performance.md).
 _PIECES_AT_ONCE = 8
+# What is slower makes a look-up slow, whatever its value's size.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024
 _PARTS_OUTLIVE_S = 3600
 _LOOK_EVERY_S = 5.0
@@ -77,8 +78,8 @@ class RedisTier:
     ) -> None:
         """Store on ``server``, which this tier owns from now on.
 
-        ``timeout_s`` bounds each look-up as a whole; the waits are the breaker's,
-        from one question whether a silent server is back to the next.
+        ``timeout_s`` bounds each answer; the waits are the breaker's, from one question
+        whether a silent server is back to the next.
         """
         self.link = RedisLink(
             server,
@@ -136,17 +137,12 @@ class RedisTier:
         )
 
     async def put_module(self, module: Module) -> None:
-        """Store ``module`` for the time to live. Raises TierUnavailable.
-
-        One that is there already stays as it is, for that time: a daemon with another
-        format may have stored it, and neither is to undo the other's work.
-        """
+        """Store ``module`` for the time to live. Raises TierUnavailable."""
         await self._write(
             self.names.module(module.sha256),
             cut(module.wasm),
             lambda digest: self.names.module_part(module.sha256, digest),
             lambda body: codec.write_module_head(module, body, self._sealer.stamp),
-            only_new=True,
         )
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
@@ -216,33 +212,36 @@ class RedisTier:
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
     ) -> V | None:
-        value = await self.link.get(name)
-        if value is None:
-            return None
         parts: list[bytes] = []
         try:
+            value = await self.link.get(name)
+            if value is None:
+                return None
             opened = await _off_loop(len(value), open_head, value)
             parts = [part_name(piece.sha256) for piece in opened.body.pieces[1:]]
-            raw = await self._unpacked(opened, parts)
+            moving_s = opened.body.stored_bytes / _LEAST_BYTES_PER_S
+            allow(moving_s)
+            async with asyncio.timeout(self.link.timeout_s + moving_s):
+                raw = await self._unpacked(opened, parts)
             return await _off_loop(opened.body.size_bytes, complete, opened.what, raw)
+        except TimeoutError:
+            # Each answer came in time, so that the server is no outage.
+            raise TierUnavailable("Redis takes too long for a value of this size") from None
+        except WrongType as wrong:
+            await self._discard(name, parts, ValueRejected(Cause.FORMAT, str(wrong)))
         except ValueRejected as rejected:
             await self._discard(name, parts, rejected)
-            return None
+        return None
 
     async def _unpacked(self, opened: Opened[V], parts: Sequence[bytes]) -> list[bytes]:
         """Answer a value's pieces: some are checked and unpacked while the next are read."""
         body = opened.body
-        # As long as one answer may take, and beyond it what a slow line needs for the bytes.
-        deadline = time.monotonic() + self.link.timeout_s + body.stored_bytes / _LEAST_BYTES_PER_S
         at_hand: Sequence[bytes | memoryview | None] = [opened.first] if body.pieces else []
         unpacked: list[bytes] = []
         for start in range(0, len(parts), _PIECES_AT_ONCE):
-            left_s = max(0.0, deadline - time.monotonic())
             more, at_hand = await asyncio.gather(
                 self._unpack(body, len(unpacked), at_hand),
-                self.link.get_all(
-                    parts[start : start + _PIECES_AT_ONCE], min(self.link.timeout_s, left_s)
-                ),
+                self.link.get_all(parts[start : start + _PIECES_AT_ONCE]),
             )
             unpacked += more
         return unpacked + await self._unpack(body, len(unpacked), at_hand)
@@ -262,8 +261,6 @@ class RedisTier:
         elif self._was_told(rejected):
             tell = _log.debug
         tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
-        if rejected.cause is Cause.VERSION and self.names.is_module(name):
-            return  # It may be good to the daemons that stored it.
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
             await self.link.delete([name, *parts])
 
@@ -282,8 +279,6 @@ class RedisTier:
         payload: Sequence[memoryview],
         part_name: Callable[[str], bytes],
         write_head: Callable[[Body], bytes],
-        *,
-        only_new: bool = False,
     ) -> None:
         """Store all pieces but the first under names of their own, then the value itself.
 
@@ -303,7 +298,7 @@ class RedisTier:
                     first = stored
                 pieces.append(piece)
             body = Body(chosen, sum(len(raw) for raw in payload), tuple(pieces))
-            await self.link.set(name, write_head(body) + first, self._ttl_s, only_new=only_new)
+            await self.link.set(name, write_head(body) + first, self._ttl_s)
         except PartUnavailable:
             raise  # The rest takes writes.
         except TierUnavailable as refusal:

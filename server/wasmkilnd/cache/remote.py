@@ -19,7 +19,7 @@ from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.strikes import NoStrikes, RedisStrikes
 from wasmkilnd.cache.turns import EveryTurn, FleetTurns, Turns
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.model import RemoteStatus
+from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
 from wasmkilnd.redis_address import BadRedisUrl, RedisAddress
 
@@ -47,6 +47,7 @@ class RemoteOptions:
     ttl_s: int
     ttl_refresh: bool
     timeout_s: float
+    retry_max_s: float
     write_queue_bytes: int
     lease_s: float
     """0 for no agreement with other daemons about who compiles."""
@@ -200,6 +201,7 @@ async def _with(
         prefix=options.prefix,
         ttl_s=options.ttl_s,
         timeout_s=options.timeout_s,
+        longest_wait_s=options.retry_max_s,
     )
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)
@@ -211,6 +213,7 @@ async def _with(
         turns = FleetTurns(
             redis.link,
             redis.names,
+            sealer,
             recorder,
             writes.settled,
             lease_s=options.lease_s,
@@ -244,5 +247,5 @@ def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTie
         NoStrikes(),
         description,
         "none",
-        detail=detail or "switched off",
+        detail=detail or SWITCHED_OFF,
     )

@@ -14,6 +14,7 @@ import structlog
 
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.patience import Patience
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Sealer
@@ -56,6 +57,9 @@ class RedisStrikes:
 
     async def get(self, key: CacheKey) -> Strike | None:
         """Answer the strike against ``key``, with the time that its quarantine has left."""
+        return await self._patience.spend_on(self._get(key))
+
+    async def _get(self, key: CacheKey) -> Strike | None:
         record, ttl_s = await self._link.get_with_ttl(self._names.strike(key))
         return self._read(key, record, ttl_s) if record else None
 
@@ -75,14 +79,16 @@ class RedisStrikes:
             sort_keys=True,
         ).encode()
         stamp = self._sealer.stamp(_PURPOSE + record)
-        await self._link.set(self._names.strike(strike.key), stamp + record, max(1, round(ttl_s)))
+        name = self._names.strike(strike.key)
+        storing = self._link.set(name, stamp + record, max(1, round(ttl_s)))
+        await self._patience.spend_on(storing)
 
     async def all(self) -> Sequence[Strike]:
         """Answer all strikes, 10,000 at most."""
         found: dict[CacheKey, Strike] = {}
         async for page in self._link.scan(self._names.strikes_pattern()):
             for key in map(self._names.strike_key, page):
-                strike = await self.get(key) if key and key not in found else None
+                strike = await self._get(key) if key and key not in found else None
                 if strike:
                     found[strike.key] = strike
             if len(found) >= _MAX_LISTED:
@@ -99,6 +105,10 @@ class RedisStrikes:
                 keys = [self._names.strike_key(name) for name in names]
                 gone += [key for key, did in zip(keys, existed, strict=True) if did and key]
         return gone
+
+    @property
+    def _patience(self) -> Patience:
+        return Patience.of_this_call(self._link.timeout_s)
 
     def _read(self, key: CacheKey, record: bytes, ttl_s: int) -> Strike | None:
         stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]

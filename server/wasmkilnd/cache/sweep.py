@@ -9,6 +9,7 @@ from wasmkilnd.cache.codec import CheckStamp, head_end, open_artifact
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.rejected import ValueRejected
+from wasmkilnd.errors import WrongType
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 
 # Holds the header of nearly every artifact; whole values are never read.
@@ -19,8 +20,9 @@ _BATCH = 128
 async def sweep(link: RedisLink, names: KeyNames, scope: EvictScope) -> Evicted:
     """Delete all in ``scope``: only keys of ours, by SCAN, in batches. Raises TierUnavailable."""
     if scope.module_sha256:
-        gone = await _delete(link, names, [names.module(scope.module_sha256)])
+        gone = Evicted()
         for pattern in (
+            names.modules_pattern(scope.module_sha256),
             names.artifacts_pattern(scope.module_sha256),
             names.parts_pattern(scope.module_sha256),
         ):
@@ -84,7 +86,10 @@ async def _take_all(keys: Sequence[bytes]) -> Sequence[bytes]:
 
 
 async def _delete(link: RedisLink, names: KeyNames, keys: Sequence[bytes]) -> Evicted:
-    lengths = await link.lengths(keys)
+    try:
+        lengths = await link.lengths(keys)
+    except WrongType:
+        lengths = [0] * len(keys)  # What somebody else put under our names goes too, uncounted.
     existed = await link.delete(keys)
     gone = Evicted()
     for key, length, did in zip(keys, lengths, existed, strict=True):
@@ -101,7 +106,7 @@ async def _made_by(
     Their stamps are not looked at: who could forge one could delete the value just as well.
     """
     chosen = []
-    for name, head in zip(keys, await heads(link, keys), strict=True):
+    for name, head in zip(keys, await _heads_of_strings(link, keys), strict=True):
         key = names.artifact_key(name)
         # What cannot be opened is nobody's that can be told: whoever reads it deletes it.
         with contextlib.suppress(ValueRejected):
@@ -112,6 +117,20 @@ async def _made_by(
                 digests = [piece.sha256 for piece in opened.body.pieces[1:]]
                 chosen += [name, *(names.artifact_part(key, digest) for digest in digests)]
     return chosen
+
+
+async def _heads_of_strings(link: RedisLink, keys: Sequence[bytes]) -> list[bytes]:
+    """As heads; nothing for a key that holds something else than a string."""
+    try:
+        return await heads(link, keys)
+    except WrongType:
+        if len(keys) == 1:
+            return [b""]
+    middle = len(keys) // 2
+    return [
+        *await _heads_of_strings(link, keys[:middle]),
+        *await _heads_of_strings(link, keys[middle:]),
+    ]
 
 
 def _anyone(message: bytes, stamp: bytes) -> None:

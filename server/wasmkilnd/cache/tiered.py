@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from wasmkilnd.cache.fetches import Fetches
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.patience import Patience
 from wasmkilnd.cache.turns import Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
 from wasmkilnd.ports import Sealer, Tier
-from wasmkilnd.singleflight import SingleFlight
 
 
 class TieredCache:
@@ -30,26 +32,34 @@ class TieredCache:
         writes: WriteBehind,
         turns: Turns,
         used: Callable[[CacheKey], None] | None = None,
+        *,
+        patience_s: float = math.inf,
     ) -> None:
-        """``used`` is told of every artifact that was found."""
+        """``used`` is told of every artifact that was found.
+
+        One call waits for ``far`` no longer than ``patience_s`` in all, beside what moving
+        the bytes takes.
+        """
         self._used = used
+        self._patience_s = patience_s
         self._turns = turns
         self._memory = memory
         self._near = near
         self._far = far
         self._writes = writes
-        # A hundred callers of one artifact fetch it once, not a hundred times 40 MB.
-        self._artifact_fetches: SingleFlight[CacheKey, Artifact | None] = SingleFlight()
-        self._module_fetches: SingleFlight[str, Module | None] = SingleFlight()
+        self._artifact_fetches: Fetches[CacheKey, Artifact] = Fetches()
+        self._module_fetches: Fetches[str, Module] = Fetches()
         self._evictions = 0
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
         origin = Origin.MEMORY
-        artifact = await self._near.get(key)
+        artifact = await self._here(key)
         if artifact is None:
             origin = Origin.REDIS
-            artifact, _ = await self._artifact_fetches.run(key, lambda: self._fetch(key))
+            artifact = await self._artifact_fetches.get(
+                key, lambda: self._fetch(key), self._patience
+            )
         if artifact is None:
             return None
         if self._used:
@@ -61,7 +71,7 @@ class TieredCache:
         """Wait until it is this daemon's turn, in the whole fleet, to compile ``key``."""
         # Another flight of this key may have landed since the caller looked. Without this
         # second look, that interleaving would compile the same module twice.
-        artifact = await self._near.get(key)
+        artifact = await self._here(key)
         if artifact:
             yield artifact, Origin.MEMORY
             return
@@ -75,9 +85,11 @@ class TieredCache:
 
     async def get_module(self, sha256: str) -> Module | None:
         """Answer the module from the nearest tier that has it, and keep it nearer."""
-        module = await self._near.get_module(sha256)
+        module = await self._near.get_module(sha256) or self._writes.waiting(sha256)
         if module is None:
-            module, _ = await self._module_fetches.run(sha256, lambda: self._fetch_module(sha256))
+            module = await self._module_fetches.get(
+                sha256, lambda: self._fetch_module(sha256), self._patience
+            )
         return module
 
     async def put_module(self, module: Module) -> None:
@@ -137,22 +149,27 @@ class TieredCache:
         )
         return self._memory.drop(refused)
 
+    async def _here(self, key: CacheKey) -> Artifact | None:
+        artifact = await self._near.get(key)
+        if artifact is None and (artifact := self._writes.waiting(key)):
+            # It had to make room before it was written, and may have to be written for long.
+            await self._near.put(artifact)
+        return artifact
+
+    @property
+    def _patience(self) -> Patience:
+        return Patience.of_this_call(self._patience_s)
+
     async def _fetch(self, key: CacheKey) -> Artifact | None:
         evictions = self._evictions
-        try:
-            artifact = await self._far.get(key)
-        except TierUnavailable:
-            return None
+        artifact = await self._far.get(key)
         if artifact and evictions == self._evictions:
             await self._near.put(artifact)
         return artifact
 
     async def _fetch_module(self, sha256: str) -> Module | None:
         evictions = self._evictions
-        try:
-            module = await self._far.get_module(sha256)
-        except TierUnavailable:
-            return None
+        module = await self._far.get_module(sha256)
         if module and evictions == self._evictions:
             await self._near.put_module(module)
         return module

@@ -1,9 +1,9 @@
 """One compile in the whole fleet: daemons on one shared tier agree whose turn it is.
 
-Who compiles holds a lease in the shared tier: a token that expires unless it is renewed. The
-others look again and again until the artifact is there, and take it. It is an agreement to
-save work, no lock that anything's truth depends on: when in doubt a daemon compiles by
-itself, and at worst the same artifact is made twice.
+Who compiles holds a lease in the shared tier (:mod:`wasmkilnd.cache.lease`) that expires
+unless it is renewed. The others look again and again until the artifact is there, and take
+it. It is an agreement to save work, no lock that anything's truth depends on: when in doubt a
+daemon compiles by itself, and at worst the same artifact is made twice.
 
 Times are durations, measured by the server or by this daemon's monotonic clock; no two
 clocks are compared.
@@ -13,29 +13,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from typing import Protocol
 
+import structlog
+
 from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.lease import Lease, Pulse, read_lease
 from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.cache.patience import Patience
+from wasmkilnd.errors import TierUnavailable, WrongType
 from wasmkilnd.model import CacheKey
-from wasmkilnd.ports import Recorder
+from wasmkilnd.ports import Recorder, Sealer
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
 _RENEWALS_PER_LEASE = 3
 _LAST_WORDS_S = 1.0
 
-# Left by a holder whose compile failed: each of the others finds out for itself, now,
-# rather than one after the other.
-_FAILED = b"failed"
+# A note left by a holder whose compile failed, for long enough that all see it: each of the
+# others finds out for itself, now, rather than one after the other.
 _FAILED_MS = 2000
+
+_log = structlog.get_logger("wasmkilnd.cache")
 
 
 class Turn(Enum):
@@ -43,6 +48,8 @@ class Turn(Enum):
 
     TAKEN = "taken"
     """It is ours: compile."""
+    SEIZED = "seized"
+    """The lease was held by nobody of the fleet. It is ours now: compile."""
     MADE = "made"
     """Another daemon stored the artifact meanwhile."""
     FAILED = "failed"
@@ -87,6 +94,7 @@ class FleetTurns:
         self,
         link: RedisLink,
         names: KeyNames,
+        sealer: Sealer,
         recorder: Recorder,
         stored: Callable[[CacheKey], Awaitable[None]],
         *,
@@ -96,10 +104,11 @@ class FleetTurns:
         """Keep a lease until ``stored`` returns, so that the artifact is there before it ends.
 
         A holder that dies is replaced after ``lease_s``; one that lives is waited for no
-        longer than ``patience_s``.
+        longer than ``patience_s``. Who is no daemon of the fleet is not waited for.
         """
         self._link = link
         self._names = names
+        self._sealer = sealer
         self._recorder = recorder
         self._stored = stored
         self._lease_s = lease_s
@@ -109,14 +118,14 @@ class FleetTurns:
     @contextlib.asynccontextmanager
     async def take(self, key: CacheKey) -> AsyncIterator[bool]:
         """As Turns."""
-        token = secrets.token_hex(16).encode()
-        turn = await self._wait(key, token)
+        lease = Lease.new(round(self._lease_s * 1000))
+        turn = await self._wait(key, lease)
         self._recorder.fleet_turn(turn.value)
-        if turn is not Turn.TAKEN:
+        if turn not in (Turn.TAKEN, Turn.SEIZED):
             yield turn is not Turn.MADE
             return
         ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        holding = asyncio.create_task(self._hold(key, token, ended))
+        holding = asyncio.create_task(self._hold(key, lease, ended))
         self._holding.add(holding)
         holding.add_done_callback(self._holding.discard)
         try:
@@ -134,53 +143,84 @@ class FleetTurns:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _wait(self, key: CacheKey, token: bytes) -> Turn:
-        lease, artifact = self._names.lease(key), self._names.artifact(key)
+    async def _wait(self, key: CacheKey, ours: Lease) -> Turn:
+        patience = Patience.of_this_call(self._link.timeout_s)
+        value = ours.written(self._names.lease(key), self._sealer.stamp)
+        pulse = Pulse()
         give_up = time.monotonic() + self._patience_s
         pause_s = _FIRST_PAUSE_S
+        first = True
         while True:
             try:
-                taken, holder, made = await self._link.take(lease, token, self._lease_ms, artifact)
-                if made and taken:
-                    await self._link.let_go(lease, token)
+                # While another compiles, looking again takes no time of the caller's.
+                turn = await patience.spend_on(self._look(key, ours, value, pulse), charged=first)
             except TierUnavailable:
                 return Turn.ALONE
-            if made:
-                return Turn.MADE
-            if taken:
-                return Turn.TAKEN
-            if holder == _FAILED:
-                return Turn.FAILED
+            if turn:
+                return turn
             if time.monotonic() > give_up:
                 return Turn.LATE
+            first = False
             # Waiters that came together are not to ask together for ever.
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
-    async def _hold(self, key: CacheKey, token: bytes, ended: asyncio.Future[bool]) -> None:
+    async def _look(self, key: CacheKey, ours: Lease, value: bytes, pulse: Pulse) -> Turn | None:
+        """Look once; answer None if there is somebody to wait for. Raises TierUnavailable."""
+        name = self._names.lease(key)
+        take = functools.partial(
+            self._link.take, name, value, ours.lasts_ms, self._names.artifact(key)
+        )
+        try:
+            taken, held, made = await take()
+        except WrongType:
+            await self._link.delete([name])
+            taken, held, made = await take()
+        if made:
+            if taken:
+                await self._link.let_go(name, ours.token)
+            return Turn.MADE
+        if taken:
+            return Turn.TAKEN
+        if held is None:
+            return None  # It was let go this moment.
+        theirs = read_lease(held, name, self._sealer.check_stamp)
+        if theirs and theirs.failed:
+            return Turn.FAILED
+        if theirs and pulse.lives(theirs, time.monotonic()):
+            return None
+        seized = await self._link.keep(name, held, value, ours.lasts_ms)
+        if seized:
+            _log.warning("a lease of nobody in the fleet was taken over", key=name.decode())
+        return Turn.SEIZED if seized else None
+
+    async def _hold(self, key: CacheKey, lease: Lease, ended: asyncio.Future[bool]) -> None:
         """Renew the lease until the compile has ended and what it made is stored."""
-        lease = self._names.lease(key)
         settled = asyncio.create_task(self._settled(key, ended))
         try:
             while not settled.done():
                 await asyncio.wait((settled,), timeout=self._lease_s / _RENEWALS_PER_LEASE)
                 if not settled.done():
+                    lease = lease.next()
                     # A server that is away for a moment: the lease may outlast that.
                     with contextlib.suppress(TierUnavailable):
-                        if not await self._link.renew(lease, token, self._lease_ms):
+                        if not await self._keep(key, lease, lease.lasts_ms):
                             return  # It expired, and may be another's by now.
-            note = b"" if settled.result() else _FAILED
             with contextlib.suppress(TierUnavailable):
-                await self._link.let_go(lease, token, note, _FAILED_MS)
+                if settled.result():
+                    await self._link.let_go(self._names.lease(key), lease.token)
+                else:
+                    await self._keep(key, lease.after_failure(), _FAILED_MS)
         finally:
             settled.cancel()
+
+    async def _keep(self, key: CacheKey, lease: Lease, ttl_ms: int) -> bool:
+        name = self._names.lease(key)
+        value = lease.written(name, self._sealer.stamp)
+        return await self._link.keep(name, lease.token, value, ttl_ms)
 
     async def _settled(self, key: CacheKey, ended: asyncio.Future[bool]) -> bool:
         well = await asyncio.shield(ended)
         if well:
             await self._stored(key)
         return well
-
-    @property
-    def _lease_ms(self) -> int:
-        return round(self._lease_s * 1000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import overload
 
 import structlog
 
@@ -50,7 +51,7 @@ class WriteBehind:
         self._limit_bytes = limit_bytes
         self._waiting: OrderedDict[CacheKey | str, Artifact | Module] = OrderedDict()
         self._waiting_bytes = 0
-        self._under_way: CacheKey | str | None = None
+        self._under_way: dict[CacheKey | str, Artifact | Module] = {}  # One at most.
         self._one_done = asyncio.Event()
         self._one_write = asyncio.Lock()
         self._dropped = 0
@@ -62,7 +63,7 @@ class WriteBehind:
     @property
     def pending(self) -> int:
         """Writes that wait or are under way."""
-        return len(self._waiting) + (self._under_way is not None)
+        return len(self._waiting) + len(self._under_way)
 
     @property
     def dropped(self) -> int:
@@ -89,13 +90,17 @@ class WriteBehind:
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
 
+    @overload
+    def waiting(self, key: CacheKey) -> Artifact | None: ...
+    @overload
+    def waiting(self, key: str) -> Module | None: ...
     def waiting(self, key: CacheKey | str) -> Artifact | Module | None:
-        """Answer what waits under ``key``: it is as good as stored."""
-        return self._waiting.get(key)
+        """Answer what waits, or is under way, under ``key``: it is as good as stored."""
+        return self._waiting.get(key) or self._under_way.get(key)
 
     async def settled(self, key: CacheKey | str) -> None:
         """Return when nothing is to be written under ``key`` any more: it was, or was given up."""
-        while key in self._waiting or key == self._under_way:
+        while key in self._waiting or key in self._under_way:
             await self._one_done.wait()
 
     async def forget(self, scope: EvictScope) -> None:
@@ -151,7 +156,8 @@ class WriteBehind:
                 await self._ready()
                 if not self._waiting:
                     break
-                self._under_way, item = self._waiting.popitem(last=False)
+                key, item = self._waiting.popitem(last=False)
+                self._under_way[key] = item
                 self._waiting_bytes -= _size(item)
                 try:
                     async with self._one_write:
@@ -165,7 +171,7 @@ class WriteBehind:
                     self._drop(1)
                     log.exception("cache write failed")
                 finally:
-                    self._under_way = None
+                    self._under_way.clear()
                     self._tell_one_done()
             self._work.clear()
             self._idle.set()

@@ -256,6 +256,12 @@ class Settings(BaseModel):
         description="How long to wait for Redis to accept a connection, to answer, or to take a"
         " write. A call that meets a sick Redis waits about this long; those after it do not.",
     )
+    redis_retry_max_s: Seconds = Field(
+        default=10.0,
+        gt=0,
+        description="While Redis does not answer, it is asked whether it is back after 0.25 s, and"
+        " then twice as long each time, up to this.",
+    )
     redis_prefix: Annotated[str, BeforeValidator(_prefix)] = Field(
         default="wasm:", description="What every key in Redis begins with."
     )

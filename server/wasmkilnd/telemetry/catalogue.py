@@ -185,6 +185,6 @@ class Catalogue:
             self.served.add(origin.value)
         self.flights_joined.add()
         self.quarantine_refused.add()
-        for outcome in ("taken", "made", "failed", "late", "alone"):
+        for outcome in ("taken", "seized", "made", "failed", "late", "alone"):
             self.fleet_turns.add(outcome)
         self.sent_bytes.add()

@@ -199,3 +199,48 @@ async def test_a_fetch_from_before_the_keys_changed_is_not_kept(tiers: Tiers) ->
     tiers.far.gate.set()
     assert await fetch == (one, Origin.REDIS)
     assert await tiers.near.get(one.key) is None
+
+
+async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_it(
+    tiers: Tiers,
+) -> None:
+    one, wasm = artifact(1), module(1)
+    tiers.far.gate.clear()
+    await tiers.cache.put(one)
+    await tiers.cache.put_module(wasm)
+    await asyncio.sleep(0)  # One of them is under way now.
+    await tiers.near.evict(EvictScope())
+    assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
+    assert await tiers.cache.get_module(wasm.sha256) == wasm
+    await tiers.near.evict(EvictScope())
+    async with tiers.cache.turn(one.key) as found:
+        assert found == (one, Origin.MEMORY)
+    assert tiers.far.gets == 1  # The write.
+    assert await tiers.cache.missing([one.key]) == frozenset()
+    tiers.far.gate.set()
+    await tiers.writes.close(5)
+
+
+async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> None:
+    tiers.cache = TieredCache(
+        tiers.near, tiers.near, tiers.far, tiers.writes, EveryTurn(), patience_s=0.2
+    )
+    one = artifact(1)
+    await tiers.far.put(one)
+    tiers.far.gate.clear()
+    began = asyncio.get_running_loop().time()
+
+    async def call() -> None:
+        assert await tiers.cache.get(one.key) is None
+        assert await tiers.cache.get(artifact(2).key) is None
+        assert await tiers.cache.get_module(one.module_sha256) is None
+
+    await asyncio.gather(*(asyncio.create_task(call()) for _ in range(20)))
+    assert asyncio.get_running_loop().time() - began < 10
+    assert tiers.far.gets == 2  # The first put, and one look-up for all.
+    # It goes on without them, and whoever comes later finds it.
+    tiers.far.gate.set()
+    found = await asyncio.create_task(tiers.cache.get(one.key))
+    assert found
+    assert found[0] is one
+    assert await tiers.near.get(one.key) is one

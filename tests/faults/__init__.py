@@ -1,0 +1,1 @@
+"""Redis made sick in every way, under load: what callers notice of it."""

@@ -1,0 +1,39 @@
+"""``python -m tests.faults``: the faults under load, and a table of what callers noticed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.machine import describe
+from tests.faults.report import markdown, report
+from tests.faults.suite import Plan, run
+
+
+def main() -> int:
+    """Run, and print the table as Markdown. Answers 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="of every sickness (3)")
+    parser.add_argument("--tamperings", type=int, default=10, help="of every sort (10)")
+    options = parser.parse_args()
+    plan = Plan(options.rounds, options.tamperings, quiet_s=6.0)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-faults-") as folder:
+        outcomes = asyncio.run(run(Path(folder), plan, _tell))
+    made = report(outcomes)
+    print(f"{markdown(made)}\n\n{describe()}; {time.monotonic() - began:.0f} s.")
+    for what in (*made.wrong, *made.failed):
+        print(f"faults: {what}", file=sys.stderr)
+    return int(bool(made.wrong or made.failed))
+
+
+def _tell(what: str) -> None:
+    print(f"faults: {what}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Modules, each with the artifact that the engine makes of it without any daemon."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+
+import wasmtime
+
+from tests.e2e import wasm
+
+ENGINE = f"wasmtime-{importlib.metadata.version('wasmtime')}"
+# What the engine chooses by itself, which is what this process compiles for below.
+CPU = "native"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A module, and the artifact that every caller has to get."""
+
+    wasm: bytes
+    sha256: str
+    artifact: bytes
+
+
+def known(module: bytes) -> Known:
+    """Compile ``module`` here, with the engine itself."""
+    artifact = wasmtime.Module(wasmtime.Engine(), module).serialize()
+    return Known(module, hashlib.sha256(module).hexdigest(), bytes(artifact))
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What callers ask for again and again."""
+
+    hot: list[Known]
+    """So often that they stay in memory."""
+    warm: list[Known]
+    """More than memory holds: they are fetched from Redis each time."""
+    small: list[Known]
+    large: list[Known]
+    """What is tampered with; stored in one piece each, and in two."""
+
+
+def make_material() -> Material:
+    """Make it all: a few seconds."""
+    return Material(
+        hot=[known(wasm.constant(-1 - tag)) for tag in range(2)],
+        # 140 KB, of which compiling takes 60 ms; 0.6 MB in two pieces and 1.2 in three, which
+        # are data.
+        warm=[
+            *(known(wasm.many_functions(1000 + tag)) for tag in range(3)),
+            *(known(wasm.with_data(size, size)) for size in (600_000, 600_001)),
+            *(known(wasm.with_data(size, size)) for size in (1_200_000, 1_200_001)),
+        ],
+        small=[known(wasm.with_data(20_000, tag)) for tag in range(5)],
+        large=[known(wasm.with_data(600_000, tag)) for tag in range(4)],
+    )
+
+
+def cold(tag: int) -> Known:
+    """A module that nobody asked for yet; each ``tag`` makes another."""
+    return known(wasm.constant(tag))

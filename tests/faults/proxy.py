@@ -1,0 +1,178 @@
+"""A line to Redis that can be made bad: slow, thin, silent, cut, or lying."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+_READ_BYTES = 64 * 1024
+# No fault may hold a byte back for longer, whatever was asked for.
+_LONGEST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """How the line is. All of it is about what comes from the server."""
+
+    delay_s: float = 0.0
+    """Before each chunk of bytes."""
+    bytes_per_s: float = 0.0
+    """0 for as fast as it can be."""
+    swallow: bool = False
+    """Takes what is sent, and passes nothing on in either direction."""
+    garbage: bytes = b""
+    """Answered in the place of whatever the server would say."""
+    flip_one_in: int = 0
+    """Of so many bytes one is changed; 0 for none."""
+    cut_after_bytes: int = 0
+    """The connection ends after so many; 0 for never."""
+    refuse: bool = False
+    """Nobody listens."""
+
+
+GOOD = Line()
+
+
+class Proxy:
+    """Passes connections to 127.0.0.1:``port`` on to a Unix socket. In a thread of its own."""
+
+    def __init__(self, target: Path, seed: int = 0) -> None:
+        self._target = target
+        self._random = random.Random(seed)
+        self._line = GOOD
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    def set(self, line: Line) -> None:
+        """Make the line so, for the connections that there are and for new ones."""
+        self._do(self._set(line))
+
+    def cut(self) -> None:
+        """End every connection."""
+        self._do(self._cut())
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        self._do(self._listen())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._do(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: asyncio.coroutines.Coroutine[object, object, None]) -> None:  # type: ignore[name-defined]
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    async def _set(self, line: Line) -> None:
+        was, self._line = self._line, line
+        if line.refuse and not was.refuse:
+            await self._close()
+        if was.refuse and not line.refuse:
+            await self._listen()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, reuse_address=True
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server:
+            self._server.close()
+            self._server = None
+        await self._cut()
+
+    async def _cut(self) -> None:
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._connections.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                back, forth = await asyncio.open_unix_connection(self._target)
+                try:
+                    await self._carry(reader, forth, back, writer)
+                finally:
+                    forth.transport.abort()
+        finally:
+            writer.transport.abort()
+            self._connections.discard(task)
+
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        forth: asyncio.StreamWriter,
+        back: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        ways = [
+            asyncio.create_task(self._carry_forth(reader, forth, writer)),
+            asyncio.create_task(self._carry_back(back, writer)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _carry_forth(
+        self,
+        reader: asyncio.StreamReader,
+        forth: asyncio.StreamWriter,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        while chunk := await reader.read(_READ_BYTES):
+            if self._line.garbage:
+                writer.write(self._line.garbage)
+                await writer.drain()
+            elif not self._line.swallow:
+                forth.write(chunk)
+                await forth.drain()
+
+    async def _carry_back(self, back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        carried = 0
+        while chunk := await back.read(_READ_BYTES):
+            line = self._line
+            pause_s = line.delay_s
+            if line.bytes_per_s:
+                pause_s += len(chunk) / line.bytes_per_s
+            if pause_s:
+                await asyncio.sleep(min(pause_s, _LONGEST_PAUSE_S))
+            if line.swallow or line.garbage:
+                continue
+            if line.flip_one_in:
+                chunk = self._flipped(chunk, line.flip_one_in)
+            carried += len(chunk)
+            if line.cut_after_bytes and carried > line.cut_after_bytes:
+                writer.write(chunk[: len(chunk) // 2])
+                return
+            writer.write(chunk)
+            await writer.drain()
+
+    def _flipped(self, chunk: bytes, one_in: int) -> bytes:
+        changed = bytearray(chunk)
+        expected = len(chunk) / one_in
+        count = int(expected) + (self._random.random() < expected % 1)
+        for _ in range(count):
+            changed[self._random.randrange(len(changed))] ^= 1 << self._random.randrange(8)
+        return bytes(changed)

@@ -1,0 +1,37 @@
+"""Redis made sick in every way while daemons are called: no call is wrong, lost, or held up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kinds import KINDS
+from tests.faults.report import markdown, report
+from tests.faults.site import LEASE_S, TIMEOUT_S
+from tests.faults.suite import Plan, run
+from tests.faults.tampering import TAMPERINGS
+
+# What a machine that is busy with other things may add. A call that hangs takes far longer;
+# how long the waits are on a machine of one's own is in docs/reliability.md.
+_BUSY_S = 5.0
+
+
+@pytest.mark.timeout(400)
+async def test_two_hundred_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> None:
+    plan = Plan(rounds=2, tamperings=9, quiet_s=2.0, together=True)
+    made = report(await asyncio.wait_for(run(tmp_path, plan), 380))
+    print(f"\n{markdown(made)}")
+    assert {row.fault for row in made.rows} == {kind.name for kind in KINDS} | {*TAMPERINGS}
+    assert made.injected >= 200
+    assert made.calls > 10 * made.injected
+    assert made.wrong == []
+    assert made.failed == []
+    assert made.longest_added_s < TIMEOUT_S + LEASE_S + _BUSY_S
+    # That nobody believed what was tampered with shows that it was met at all.
+    assert sum(made.rejected.values()) > 5 * len(TAMPERINGS)
+    assert {cause for cause, count in made.rejected.items() if count} >= {
+        *("digest", "format", "incomplete", "mismatch", "stranger", "truncated", "version"),
+        "wrong_key",
+    }

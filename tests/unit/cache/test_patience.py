@@ -1,0 +1,141 @@
+"""One call waits for the shared tier for one time-out in all, however many things it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from wasmkilnd.cache.fetches import Fetches, allow
+from wasmkilnd.cache.patience import Patience
+from wasmkilnd.errors import TierUnavailable
+
+HANG_S = 60.0
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def passes(self, seconds: float) -> str:
+        self.now += seconds
+        await asyncio.sleep(0)
+        return "answer"
+
+
+async def test_what_is_asked_one_after_the_other_shares_one_time_out() -> None:
+    clock = Clock()
+    patience = Patience(1.0, clock)
+    assert await patience.spend_on(clock.passes(0.6)) == "answer"
+    clock.now += 100  # The call's own work.
+    assert await patience.spend_on(clock.passes(0.3)) == "answer"
+    assert not patience.spent
+    assert await patience.spend_on(clock.passes(0.2)) == "answer"
+    assert patience.spent
+    with pytest.raises(TierUnavailable):
+        await patience.spend_on(clock.passes(0.0))
+
+
+async def test_what_is_free_of_charge_takes_nothing_and_is_bounded_all_the_same() -> None:
+    clock = Clock()
+    patience = Patience(0.1, clock)
+    for _ in range(5):
+        await patience.spend_on(clock.passes(0.09), charged=False)
+    assert not patience.spent
+    cancelled = asyncio.Event()
+    with pytest.raises(TierUnavailable):
+        await asyncio.wait_for(Patience(0.05).spend_on(hang(cancelled), charged=False), 10)
+    await asyncio.wait_for(cancelled.wait(), 10)
+
+
+async def hang(cancelled: asyncio.Event) -> None:
+    try:
+        await asyncio.sleep(HANG_S)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+
+
+async def test_each_call_has_its_own_and_its_tasks_share_it() -> None:
+    async def call() -> tuple[Patience, Patience]:
+        mine = Patience.of_this_call(1.0)
+        return mine, await asyncio.create_task(of_a_task())
+
+    async def of_a_task() -> Patience:
+        return Patience.of_this_call(1.0)
+
+    one, two = await asyncio.gather(asyncio.create_task(call()), asyncio.create_task(call()))
+    assert one[0] is one[1]
+    assert two[0] is two[1]
+    assert one[0] is not two[0]
+
+
+def looking_up(
+    answer: str, *, allowed_s: float = 0.0, gate: asyncio.Event
+) -> Callable[[], Awaitable[str]]:
+    async def look_up() -> str:
+        allow(allowed_s)
+        await gate.wait()
+        return answer
+
+    return look_up
+
+
+async def test_many_share_one_look_up() -> None:
+    fetches: Fetches[str, str] = Fetches()
+    gate = asyncio.Event()
+    waiting = [
+        asyncio.create_task(fetches.get("k", looking_up(str(n), gate=gate), Patience(HANG_S)))
+        for n in range(5)
+    ]
+    await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(*waiting) == ["0"] * 5
+    assert await fetches.get("k", looking_up("later", gate=gate), Patience(HANG_S)) == "later"
+
+
+async def test_who_runs_out_of_patience_leaves_and_the_others_are_served() -> None:
+    fetches: Fetches[str, str] = Fetches()
+    gate = asyncio.Event()
+    look_up = looking_up("found", gate=gate)
+    patient = asyncio.create_task(fetches.get("k", look_up, Patience(HANG_S)))
+    hurried = Patience(0.05)
+    assert await asyncio.wait_for(fetches.get("k", look_up, hurried), 10) is None
+    assert hurried.spent
+    # Nor does it ask for anything else.
+    assert await fetches.get("other", look_up, hurried) is None
+    gate.set()
+    assert await patient == "found"
+
+
+async def test_who_waits_for_bytes_may_wait_longer_whoever_began() -> None:
+    fetches: Fetches[str, str] = Fetches()
+    gate = asyncio.Event()
+    look_up = looking_up("large", allowed_s=HANG_S, gate=gate)
+    patience = Patience(0.05)
+    waiting = [
+        asyncio.create_task(fetches.get("k", look_up, each)) for each in (Patience(0.05), patience)
+    ]
+    await asyncio.sleep(0.2)
+    gate.set()
+    assert await asyncio.gather(*waiting) == ["large"] * 2
+    assert not patience.spent
+
+
+async def test_a_tier_that_does_not_answer_is_no_error_and_others_are() -> None:
+    async def unavailable() -> str:
+        raise TierUnavailable("down")
+
+    async def broken() -> str:
+        raise ZeroDivisionError
+
+    fetches: Fetches[str, str] = Fetches()
+    assert await fetches.get("k", unavailable, Patience(1)) is None
+    with pytest.raises(ZeroDivisionError):
+        await fetches.get("k", broken, Patience(1))
+    assert await fetches.get("k", unavailable, Patience(1)) is None
