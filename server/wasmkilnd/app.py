@@ -21,9 +21,11 @@ from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions, open_remote
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.compile_service import MAX_FIND_MISSING_KEYS, CompileService
 from wasmkilnd.config.load import Loaded
+from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.isolation import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
-from wasmkilnd.engines.start import serve_engines
+from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.keys.ring import open_ring
@@ -104,6 +106,7 @@ class Daemon:
         self._version = version("wasmkiln")
         self._metrics = Metrics(self._version, METHODS)
         self._limits = _limits(loaded.settings)
+        self._isolation = IsolationGuard(required=loaded.settings.isolation == "required")
         self._started = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._service: CompileService | None = None
@@ -163,7 +166,13 @@ class Daemon:
         self._ready = bool(engines.served)
         await rpc.health.set(self._ready)
         self.banner = banner(
-            self._version, self._loaded, addresses, admin_address, engines, remote.description
+            self._version,
+            self._loaded,
+            addresses,
+            admin_address,
+            engines,
+            self._isolation.summary,
+            remote.description,
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
 
@@ -220,9 +229,13 @@ class Daemon:
             )
         served = await serve_engines(
             installed,
-            settings.effective_workers,
-            settings.queue_length,
-            self._metrics.worker_replaced,
+            WorkerOptions(
+                size=settings.effective_workers,
+                queue_length=settings.queue_length,
+                threads=cpu_count(),
+                on_replaced=self._metrics.worker_replaced,
+                guard=self._isolation,
+            ),
         )
         for engine in served:
             self._metrics.add_engine(engine.id)
@@ -253,11 +266,13 @@ class Daemon:
         limits = self._limits
         return pb.GetCapabilitiesResponse(
             version=self._version,
+            isolation_required=self._isolation.required,
             engines=[
                 messages.engine_capabilities(
                     engine.capabilities,
                     engines.spec(engine.id, "", "", {}).fingerprint,
                     engine.id == engines.default,
+                    self._isolation.of(engine.id),
                 )
                 for engine in engines.served
             ],

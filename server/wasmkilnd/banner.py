@@ -14,9 +14,10 @@ def banner(
     addresses: Sequence[str],
     admin_address: str,
     engines: EngineRegistry,
+    isolation: str,
     redis: str,
 ) -> str:
-    """Answer address, engines, tiers, state, and one command to try in another terminal."""
+    """Answer address, engines, isolation, tiers, state, and one command for another terminal."""
     settings = loaded.settings
     rows = [("serving", ", ".join(addresses))]
     if admin_address:
@@ -32,6 +33,8 @@ def banner(
         )
     if not engines.served:
         rows.append(("engines", "none works: see the log above"))
+    else:
+        rows.append(("jobs", isolation))
     rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {redis}"))
     rows.append(("state", str(settings.state_dir)))
     address = addresses[0]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from wasmkilnd.engines.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import JobOrder, WorkerDied
+from wasmkilnd.engines.process import JobOrder, Worker, WorkerDied
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.store import InstalledEngine
 from wasmkilnd.errors import WasmkilnError
@@ -25,17 +27,37 @@ class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
     """An installed engine does not work; the message says why."""
 
 
-async def serve_engine(
-    engine: InstalledEngine, size: int, queue_length: int, on_replaced: Callable[[str], None]
-) -> ServedEngine:
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How each engine's workers are run."""
+
+    size: int
+    """Workers per engine."""
+    queue_length: int
+    threads: int
+    """Threads of one compilation."""
+    on_replaced: Callable[[str], None]
+    guard: IsolationGuard
+
+
+async def serve_engine(engine: InstalledEngine, options: WorkerOptions) -> ServedEngine:
     """Start an engine's workers and ask it what it can do. Raises EngineUnusable."""
+
+    async def start_worker() -> Worker:
+        worker = await Worker.start(engine.interpreter, engine.name, options.threads)
+        try:
+            options.guard.admit(engine.id, worker.isolation)
+        except NotConfined as failure:
+            await worker.kill()
+            raise WorkerDied(str(failure)) from None
+        return worker
+
     pool = WorkerPool(
         engine.id,
-        engine.interpreter,
-        engine.name,
-        size=size,
-        queue_length=queue_length,
-        on_replaced=on_replaced,
+        start_worker,
+        size=options.size,
+        queue_length=options.queue_length,
+        on_replaced=options.on_replaced,
     )
     try:
         await pool.start()
@@ -60,11 +82,11 @@ async def serve_engine(
 
 
 async def serve_engines(
-    engines: list[InstalledEngine], size: int, queue_length: int, on_replaced: Callable[[str], None]
+    engines: list[InstalledEngine], options: WorkerOptions
 ) -> list[ServedEngine]:
     """Start all; leave out, with a line in the log, those that do not work."""
     outcomes = await asyncio.gather(
-        *(serve_engine(engine, size, queue_length, on_replaced) for engine in engines),
+        *(serve_engine(engine, options) for engine in engines),
         return_exceptions=True,
     )
     served = []
