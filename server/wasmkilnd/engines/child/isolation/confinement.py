@@ -93,7 +93,7 @@ class Confinement:
 
     def _namespaces(self, entered: namespaces.Entered) -> Layer:
         if entered.namespaces:
-            return Layer("namespaces", MISSING, entered.namespaces)
+            return Layer("namespaces", MISSING, f"they are refused: {entered.namespaces}")
         reachable = namespaces.interfaces()
         if reachable:
             return Layer("namespaces", PARTIAL, f"network interfaces are there: {reachable}")
@@ -103,7 +103,7 @@ class Confinement:
 
     def _root(self, entered: namespaces.Entered) -> Layer:
         if entered.root:
-            return Layer("root", MISSING, entered.root)
+            return Layer("root", MISSING, f"it cannot be changed: {entered.root}")
         seen = os.listdir("/")
         if seen or not os.statvfs("/").f_flag & os.ST_RDONLY:
             return Layer("root", MISSING, "the new root is not empty, or can be written to")
@@ -130,11 +130,13 @@ class Confinement:
             privileges.drop_capabilities(self._machine)
             privileges.leave_no_traces()
             kept = privileges.left_over(self._machine)
+            if entered.nobody:
+                # In a user namespace without a mapping it would look like nobody all the same.
+                kept.append(f"the user root ({entered.nobody})")
         except OSError as failure:
             return Layer("privileges", MISSING, str(failure))
         if kept:
-            why = f" ({entered.nobody})" if entered.nobody else ""
-            return Layer("privileges", PARTIAL, f"kept: {kept}{why}")
+            return Layer("privileges", PARTIAL, f"kept: {', '.join(kept)}")
         user = f"user {os.geteuid()}"
         return Layer("privileges", ENFORCED, f"{user}, no capabilities, no core dumps")
 
@@ -144,12 +146,10 @@ class Confinement:
         _lower(resource.RLIMIT_NOFILE, _MOST_DESCRIPTORS)
         if too_many:
             return Layer("limits", PARTIAL, f"descriptors that stay open in jobs: {too_many}")
-        if entered.user or kernel.release() < _PROCESSES_COUNTED_APART:
-            return Layer(
-                "limits",
-                PARTIAL,
-                "threads are not limited: that takes a user namespace and Linux 5.14",
-            )
+        counted_apart = kernel.release() >= _PROCESSES_COUNTED_APART
+        if entered.user or entered.nobody or not counted_apart:
+            needed = "a user namespace, a user other than root, and Linux 5.14"
+            return Layer("limits", PARTIAL, f"threads are not limited: that takes {needed}")
         threads = max(_MOST_THREADS, _THREADS_PER_CPU * (os.cpu_count() or 1))
         _lower(resource.RLIMIT_NPROC, threads)
         return Layer("limits", ENFORCED, f"{threads} threads, {_MOST_DESCRIPTORS} descriptors")

@@ -50,14 +50,18 @@ def enter(machine: str) -> Entered:
     if by_root:
         entered.user = _why_not(lambda: kernel.unshare(_NEW_USER))
     else:
-        entered.namespaces = entered.user = _why_not(_enter_as_ordinary_user)
-        entered.root = entered.namespaces or _why_not(lambda: _empty_root(machine))
+        user, group = os.geteuid(), os.getegid()
+        entered.namespaces = entered.user = _why_not(lambda: kernel.unshare(_NEW_USER | _NEW_REST))
+        entered.root = entered.namespaces
+        if not entered.namespaces:
+            unmapped = _why_not(lambda: _map_user(user, group))
+            failed = _why_not(lambda: _empty_root(machine))
+            entered.root = failed and (unmapped or failed)  # The first cause.
     return entered
 
 
-def _enter_as_ordinary_user() -> None:
-    user, group = os.geteuid(), os.getegid()
-    kernel.unshare(_NEW_USER | _NEW_REST)
+def _map_user(user: int, group: int) -> None:
+    """Be the same user and group in the new namespace."""
     # The files under /proc/self belong to root after the user changed, unless one is dumpable.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     for name, text in (
@@ -117,6 +121,6 @@ def _hold(holder_writes: int) -> None:
 def _why_not(step: Callable[[], None]) -> str:
     try:
         step()
-    except (OSError, ValueError) as failure:
-        return str(failure) or type(failure).__name__
+    except OSError as failure:
+        return failure.strerror or type(failure).__name__
     return ""

@@ -41,17 +41,16 @@ def leave_no_traces() -> None:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
-def left_over(machine: str) -> str:
-    """Say what is not given up; empty for nothing. Raises OSError."""
+def left_over(machine: str) -> list[str]:
+    """Name what is not given up. Raises OSError."""
     sets = ctypes.create_string_buffer(_CAPABILITY_SETS_BYTES)
     syscalls.make("capget", machine, _capability_head(), sets)
     kept = {
         "capabilities": any(sets.raw),
         "new privileges": kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) != 1,
         "core dumps": kernel.prctl(kernel.PR_GET_DUMPABLE) != 0,
-        "the user root": os.geteuid() == 0,
     }
-    return ", ".join(what for what, is_kept in kept.items() if is_kept)
+    return [what for what, is_kept in kept.items() if is_kept]
 
 
 def _capability_head() -> ctypes.Array[ctypes.c_char]:
