@@ -20,9 +20,11 @@ from wasmkilnd.cache.remote import CannotOpenRemote, RemoteTier, open_remote
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import Loaded
+from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.isolation import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
-from wasmkilnd.engines.start import serve_engines
+from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore, InstalledEngine
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.in_force import InForce
@@ -64,6 +66,7 @@ class Daemon:
         self._metrics = Metrics(self._version, METHODS)
         self._readiness = Readiness()
         self._unserved: list[UnservedEngine] = []
+        self._isolation = IsolationGuard(required=loaded.settings.isolation == "required")
         self._started = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._service: CompileService | None = None
@@ -138,6 +141,7 @@ class Daemon:
             admin_address,
             engines,
             self._unserved,
+            self._isolation.summary,
             remote.description,
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
@@ -215,7 +219,14 @@ class Daemon:
         self, installed: list[InstalledEngine], settings: Settings
     ) -> EngineRegistry:
         served, broken = await serve_engines(
-            installed, settings.effective_workers, self._limits, self._metrics.worker_replaced
+            installed,
+            WorkerOptions(
+                size=settings.effective_workers,
+                limits=self._limits,
+                threads=cpu_count(),
+                on_replaced=self._metrics.worker_replaced,
+                guard=self._isolation,
+            ),
         )
         for one in broken:
             self._leave_out(one)
@@ -266,12 +277,17 @@ class Daemon:
         return capabilities_response(
             self._version,
             [
-                (engine.capabilities, engines.spec(engine.id, "", "", {}).fingerprint)
+                (
+                    engine.capabilities,
+                    engines.spec(engine.id, "", "", {}).fingerprint,
+                    self._isolation.of(engine.id),
+                )
                 for engine in engines.served
             ],
             engines.default,
             self._unserved,
             self._limits.now,
+            isolation_required=self._isolation.required,
         )
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:

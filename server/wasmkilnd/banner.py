@@ -16,9 +16,10 @@ def banner(
     admin_address: str,
     engines: EngineRegistry,
     unserved: Sequence[UnservedEngine],
+    isolation: str,
     redis: str,
 ) -> str:
-    """Answer address, engines, tiers, state, and one command to try in another terminal."""
+    """Answer address, engines, isolation, tiers, state, and one command for another terminal."""
     settings = loaded.settings
     rows = [("serving", ", ".join(addresses))]
     if admin_address:
@@ -35,6 +36,8 @@ def banner(
     if not engines.served:
         rows.append(("engines", "none works: no call is served"))
     rows.extend(("", f"{one.id} is not served: {one.cause}") for one in unserved)
+    if engines.served:
+        rows.append(("jobs", isolation))
     rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {redis}"))
     rows.append(("state", str(settings.state_dir)))
     address = addresses[0]

@@ -220,6 +220,48 @@ class TargetInfo:
     host: bool
 
 
+class LayerState(Enum):
+    """Whether a layer of isolation is in force."""
+
+    ENFORCED = "enforced"
+    PARTIAL = "partial"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationLayer:
+    """One thing that confines a worker and its jobs."""
+
+    name: str
+    state: LayerState
+    detail: str
+    """What it is, or what is missing and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What confines a worker and its jobs, as it found out itself by trying to break out."""
+
+    layers: Sequence[IsolationLayer] = ()
+    attempts: Mapping[str, bool] = field(default_factory=dict)
+    """What it tried, and whether that was refused."""
+
+    @property
+    def holes(self) -> Sequence[str]:
+        """What a job could do that it should not."""
+        return [name for name, refused in self.attempts.items() if not refused]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every attempt was refused, by whichever layer."""
+        return bool(self.attempts) and not self.holes
+
+    @property
+    def gaps(self) -> Sequence[IsolationLayer]:
+        """The layers that are not all there."""
+        return [layer for layer in self.layers if layer.state is not LayerState.ENFORCED]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
     """What one engine version can do on this host, asked from the engine at start."""

@@ -95,7 +95,7 @@ def test_the_daemon_imports_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((SERVER / "engines" / "child").glob("*.py")), ids=lambda path: path.name
+    "path", sorted((SERVER / "engines" / "child").rglob("*.py")), ids=lambda path: path.name
 )
 def test_a_worker_imports_the_standard_library_and_its_engine_only(path: Path) -> None:
     import sys

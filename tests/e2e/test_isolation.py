@@ -26,14 +26,15 @@ SLOW = wasm.nested_blocks(1_000_000)
 
 
 def jobs_of(daemon: Daemon) -> list[int]:
-    """Answer the jobs: the children of the daemon's children that run an engine."""
+    """Answer the jobs: those of the workers' children that lead a process group."""
     workers = set(workers_of(daemon))
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
-                if parent_of(int(process.name)) in workers:
-                    found.append(int(process.name))
+                pid = int(process.name)
+                if parent_of(pid) in workers and os.getpgid(pid) == pid:
+                    found.append(pid)
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return found

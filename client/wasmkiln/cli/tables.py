@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 
 from wasmkiln.cli.text import elapsed, one_line, seconds, size
+from wasmkiln.v1.module_service_pb2 import IsolationLayer
 from wasmkiln.v1.types_pb2 import Kind, Origin
 
 if TYPE_CHECKING:
@@ -258,5 +259,26 @@ def settings(answer: GetCapabilitiesResponse) -> RenderableType:
                 ", ".join(setting.allowed_values),
                 setting.description,
             )
+        table.add_section()
+    return table
+
+
+def isolation(answer: GetCapabilitiesResponse) -> RenderableType:
+    """What `engines --isolation` shows."""
+    table = _table("engine", "jobs are", "layer", "state", "detail")
+    for one in answer.engines:
+        found = one.isolation
+        holes = [attempt.name for attempt in found.attempts if not attempt.refused]
+        could = f"not confined: they could {', '.join(holes) or 'do anything'}"
+        for index, layer in enumerate(found.layers):
+            table.add_row(
+                "" if index else one.engine.id,
+                "" if index else "confined" if found.holds else could,
+                layer.name,
+                IsolationLayer.State.Name(layer.state).removeprefix("STATE_").lower(),
+                one_line(layer.detail),
+            )
+        if not found.layers:
+            table.add_row(one.engine.id, could)
         table.add_section()
     return table

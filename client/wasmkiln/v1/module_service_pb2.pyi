@@ -4,6 +4,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from wasmkiln.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -208,8 +209,46 @@ class Target(_message.Message):
     host: bool
     def __init__(self, triple: _Optional[str] = ..., cpus: _Optional[_Iterable[str]] = ..., host: bool = ...) -> None: ...
 
+class IsolationLayer(_message.Message):
+    __slots__ = ("name", "state", "detail")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[IsolationLayer.State]
+        STATE_ENFORCED: _ClassVar[IsolationLayer.State]
+        STATE_PARTIAL: _ClassVar[IsolationLayer.State]
+        STATE_MISSING: _ClassVar[IsolationLayer.State]
+    STATE_UNSPECIFIED: IsolationLayer.State
+    STATE_ENFORCED: IsolationLayer.State
+    STATE_PARTIAL: IsolationLayer.State
+    STATE_MISSING: IsolationLayer.State
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: IsolationLayer.State
+    detail: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[IsolationLayer.State, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class BreakOutAttempt(_message.Message):
+    __slots__ = ("name", "refused")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    refused: bool
+    def __init__(self, name: _Optional[str] = ..., refused: bool = ...) -> None: ...
+
+class Isolation(_message.Message):
+    __slots__ = ("holds", "layers", "attempts")
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    holds: bool
+    layers: _containers.RepeatedCompositeFieldContainer[IsolationLayer]
+    attempts: _containers.RepeatedCompositeFieldContainer[BreakOutAttempt]
+    def __init__(self, holds: bool = ..., layers: _Optional[_Iterable[_Union[IsolationLayer, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[BreakOutAttempt, _Mapping]]] = ...) -> None: ...
+
 class EngineCapabilities(_message.Message):
-    __slots__ = ("engine", "fingerprint", "targets", "settings", "wasm_features", "kinds", "default", "interpreter", "host_triple", "host_cpu_features")
+    __slots__ = ("engine", "fingerprint", "targets", "settings", "wasm_features", "kinds", "default", "interpreter", "host_triple", "host_cpu_features", "isolation")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +259,7 @@ class EngineCapabilities(_message.Message):
     INTERPRETER_FIELD_NUMBER: _ClassVar[int]
     HOST_TRIPLE_FIELD_NUMBER: _ClassVar[int]
     HOST_CPU_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_FIELD_NUMBER: _ClassVar[int]
     engine: _types_pb2.Engine
     fingerprint: str
     targets: _containers.RepeatedCompositeFieldContainer[Target]
@@ -230,7 +270,8 @@ class EngineCapabilities(_message.Message):
     interpreter: str
     host_triple: str
     host_cpu_features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, engine: _Optional[_Union[_types_pb2.Engine, _Mapping]] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ..., wasm_features: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[_Union[_types_pb2.Kind, str]]] = ..., default: bool = ..., interpreter: _Optional[str] = ..., host_triple: _Optional[str] = ..., host_cpu_features: _Optional[_Iterable[str]] = ...) -> None: ...
+    isolation: Isolation
+    def __init__(self, engine: _Optional[_Union[_types_pb2.Engine, _Mapping]] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ..., wasm_features: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[_Union[_types_pb2.Kind, str]]] = ..., default: bool = ..., interpreter: _Optional[str] = ..., host_triple: _Optional[str] = ..., host_cpu_features: _Optional[_Iterable[str]] = ..., isolation: _Optional[_Union[Isolation, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("module_bytes", "compile_time", "compile_memory_bytes", "artifact_bytes", "chunk_bytes", "compile_cpu_time", "queue_length", "find_missing_keys")
@@ -261,16 +302,18 @@ class UnservedEngine(_message.Message):
     def __init__(self, id: _Optional[str] = ..., cause: _Optional[str] = ...) -> None: ...
 
 class GetCapabilitiesResponse(_message.Message):
-    __slots__ = ("version", "engines", "limits", "unserved_engines")
+    __slots__ = ("version", "engines", "limits", "unserved_engines", "isolation_required")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_ENGINES_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     version: str
     engines: _containers.RepeatedCompositeFieldContainer[EngineCapabilities]
     limits: Limits
     unserved_engines: _containers.RepeatedCompositeFieldContainer[UnservedEngine]
-    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ...) -> None: ...
+    isolation_required: bool
+    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ..., isolation_required: bool = ...) -> None: ...
 
 class FindMissingRequest(_message.Message):
     __slots__ = ("keys",)

@@ -357,6 +357,11 @@ class Settings(BaseModel):
         " ran past its time or memory; twice as long each time it does so again, up to a day. 0"
         " refuses nothing.",
     )
+    isolation: Annotated[Literal["required", "best-effort"], BeforeValidator(_word)] = Field(
+        default="required",
+        description="What becomes of an engine whose jobs are not confined on this machine, as its"
+        " workers find out by trying to break out: required does not serve it, best-effort warns.",
+    )
     shutdown_grace_s: Seconds = Field(
         default=30.0,
         ge=0,

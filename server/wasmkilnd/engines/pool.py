@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -34,8 +33,7 @@ class WorkerPool:
     def __init__(
         self,
         engine_id: str,
-        interpreter: Path,
-        engine_name: str,
+        start_worker: Callable[[], Awaitable[Worker]],
         *,
         size: int,
         limits: InForce[Limits],
@@ -46,8 +44,7 @@ class WorkerPool:
         self.replaced = 0
         self.busy = 0
         self._limits = limits
-        self._interpreter = interpreter
-        self._engine_name = engine_name
+        self._start_worker = start_worker
         self._on_replaced = on_replaced
         self._idle: deque[Worker] = deque()
         self._waiting: deque[asyncio.Future[Worker]] = deque()
@@ -73,7 +70,7 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Start all workers. Raises WorkerDied when the first does not come up."""
-        first = await Worker.start(self._interpreter, self._engine_name)
+        first = await self._start_worker()
         self._keepers = [asyncio.create_task(self._keep(first))]
         self._keepers += [asyncio.create_task(self._keep(None)) for _ in range(self.size - 1)]
 
@@ -160,7 +157,7 @@ class WorkerPool:
         while not self._closed:
             if worker is None:
                 try:
-                    worker = await Worker.start(self._interpreter, self._engine_name)
+                    worker = await self._start_worker()
                 except (WorkerDied, OSError) as failure:
                     self._give_up_waiting(str(failure))
                     log.error(

@@ -13,8 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
+from wasmkilnd.model import Isolation, IsolationLayer, LayerState
+
+log = structlog.get_logger("wasmkilnd.engines")
 
 _START_TIMEOUT_S = 30.0
 # How long a healthy worker takes for its own part of a job, at the very most: a
@@ -69,11 +74,16 @@ class Worker:
     process: asyncio.subprocess.Process
     control: socket.socket
     pid: int
+    isolation: Isolation = field(default_factory=Isolation)
+    """What it found when it tried to break out, before its first job."""
     _closing: bool = field(default=False)
 
     @classmethod
-    async def start(cls, interpreter: Path, engine: str) -> Worker:
-        """Start a worker and wait until its engine is imported. Raises WorkerDied."""
+    async def start(cls, interpreter: Path, engine: str, threads: int) -> Worker:
+        """Start a worker and wait until its engine is imported and it is confined.
+
+        Its engine compiles with at most ``threads`` threads, if it has any. Raises WorkerDied.
+        """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
@@ -90,14 +100,15 @@ class Worker:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
-                env=_environment(),
+                env=_environment(threads),
                 cwd="/",
             )
         worker = cls(process, ours, process.pid)
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 ready = await worker._control_frame(Type.READY)
-        except (TimeoutError, WorkerDied, OSError) as failure:
+            worker.isolation = _isolation(ready)
+        except (TimeoutError, WorkerDied, OSError, LookupError, TypeError, ValueError) as failure:
             words = await worker._words_at_death() or str(failure) or "it said nothing in time"
             raise WorkerDied(f"a {engine} worker did not start: {words}") from None
         except BaseException:
@@ -153,6 +164,8 @@ class Worker:
                 _kill_group(pid)
                 report.signal, report.exit_code = ended["signal"], ended["exit_code"]
                 report.last_words = _read_last_words(words_out)
+                if report.signal == signal.SIGSYS:
+                    log.error("a job was killed for a system call that no compiler makes", pid=pid)
             finally:
                 os.close(words_out)
         await self._send_control(frames.HEADER.pack(Type.REAP, 0))
@@ -304,11 +317,23 @@ def _read_last_words(fd: int) -> str:
     return words.decode(errors="replace").strip()
 
 
-def _environment() -> dict[str, str]:
+def _isolation(ready: Mapping[str, Any]) -> Isolation:
+    return Isolation(
+        layers=tuple(
+            IsolationLayer(str(each["name"]), LayerState(each["state"]), str(each["detail"]))
+            for each in ready["layers"]
+        ),
+        attempts={str(each["name"]): each["refused"] is True for each in ready["attempts"]},
+    )
+
+
+def _environment(threads: int) -> dict[str, str]:
     """Answer a worker's whole environment: nothing of the daemon's, which may hold secrets."""
     return {
         "WASMKILN_DAEMON_PID": str(os.getpid()),
         "LC_ALL": "C.UTF-8",
+        # wasmtime's own count looks at files that a confined job does not have.
+        "RAYON_NUM_THREADS": str(threads),
         "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
         "PYTHONDONTWRITEBYTECODE": "1",
     }

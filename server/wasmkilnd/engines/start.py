@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from wasmkilnd.engines import orders, verdict
+from wasmkilnd.engines.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import WorkerDied
+from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.self_test import LIMITS, SelfTestFailed, self_test
 from wasmkilnd.engines.store import InstalledEngine
@@ -36,19 +37,28 @@ class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
     """An installed engine does not work; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How each engine's workers are run."""
+
+    size: int
+    """Workers per engine."""
+    limits: InForce[Limits]
+    threads: int
+    """Threads of one compilation."""
+    on_replaced: Callable[[str], None]
+    guard: IsolationGuard
+
+
 async def serve_engines(
-    engines: Sequence[InstalledEngine],
-    size: int,
-    limits: InForce[Limits],
-    on_replaced: Callable[[str], None],
+    engines: Sequence[InstalledEngine], options: WorkerOptions
 ) -> tuple[list[ServedEngine], list[UnservedEngine]]:
     """Start all; answer those that work, and those that do not with the reason.
 
     Whatever is wrong with one engine stops no other.
     """
     outcomes = await asyncio.gather(
-        *(_serve_engine(engine, size, limits, on_replaced) for engine in engines),
-        return_exceptions=True,
+        *(_serve_engine(engine, options) for engine in engines), return_exceptions=True
     )
     served, unserved = [], []
     for engine, outcome in zip(engines, outcomes, strict=True):
@@ -61,20 +71,24 @@ async def serve_engines(
     return served, unserved
 
 
-async def _serve_engine(
-    engine: InstalledEngine,
-    size: int,
-    limits: InForce[Limits],
-    on_replaced: Callable[[str], None],
-) -> ServedEngine:
+async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> ServedEngine:
     """Start an engine's workers, ask it what it can do, and test it. Raises EngineUnusable."""
+
+    async def start_worker() -> Worker:
+        worker = await Worker.start(engine.interpreter, engine.name, options.threads)
+        try:
+            options.guard.admit(engine.id, worker.isolation)
+        except NotConfined as failure:
+            await worker.kill()
+            raise WorkerDied(str(failure)) from None
+        return worker
+
     pool = WorkerPool(
         engine.id,
-        engine.interpreter,
-        engine.name,
-        size=size,
-        limits=limits,
-        on_replaced=on_replaced,
+        start_worker,
+        size=options.size,
+        limits=options.limits,
+        on_replaced=options.on_replaced,
     )
     try:
         await pool.start()

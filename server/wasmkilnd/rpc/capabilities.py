@@ -7,28 +7,33 @@ from collections.abc import Sequence
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.compile_service import MAX_FIND_MISSING_KEYS
-from wasmkilnd.model import EngineCapabilities, Limits, UnservedEngine
+from wasmkilnd.model import EngineCapabilities, Isolation, Limits, UnservedEngine
 from wasmkilnd.rpc import messages
 from wasmkilnd.wire import CHUNK_BYTES
 
 
 def capabilities_response(
     version: str,
-    engines: Sequence[tuple[EngineCapabilities, str]],
+    engines: Sequence[tuple[EngineCapabilities, str, Isolation]],
     default: str,
     unserved: Sequence[UnservedEngine],
     limits: Limits,
+    *,
+    isolation_required: bool,
 ) -> pb.GetCapabilitiesResponse:
     """Answer GetCapabilities' message.
 
     ``engines`` are those that are served, each with the fingerprint of its default target,
-    cpu and settings; ``default`` is the id of the one for requests that name none.
+    cpu and settings, and what confines its jobs; ``default`` is the id of the one for
+    requests that name none.
     """
     return pb.GetCapabilitiesResponse(
         version=version,
         engines=[
-            messages.engine_capabilities(engine, fingerprint, engine.identity.id == default)
-            for engine, fingerprint in engines
+            messages.engine_capabilities(
+                engine, fingerprint, engine.identity.id == default, isolation
+            )
+            for engine, fingerprint, isolation in engines
         ],
         limits=pb.Limits(
             module_bytes=limits.module_bytes,
@@ -40,5 +45,6 @@ def capabilities_response(
             queue_length=limits.queue_length,
             find_missing_keys=MAX_FIND_MISSING_KEYS,
         ),
+        isolation_required=isolation_required,
         unserved_engines=[pb.UnservedEngine(id=one.id, cause=one.cause) for one in unserved],
     )

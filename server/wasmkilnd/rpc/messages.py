@@ -17,7 +17,9 @@ from wasmkilnd.model import (
     EngineIdentity,
     EvictScope,
     ExternType,
+    Isolation,
     Kind,
+    LayerState,
     Origin,
 )
 
@@ -37,6 +39,11 @@ EXTERN_KINDS = {
     "table": types_pb2.EXTERN_KIND_TABLE,
     "memory": types_pb2.EXTERN_KIND_MEMORY,
     "tag": types_pb2.EXTERN_KIND_TAG,
+}
+LAYER_STATES = {
+    LayerState.ENFORCED: module_service_pb2.IsolationLayer.STATE_ENFORCED,
+    LayerState.PARTIAL: module_service_pb2.IsolationLayer.STATE_PARTIAL,
+    LayerState.MISSING: module_service_pb2.IsolationLayer.STATE_MISSING,
 }
 TIERS = {
     admin_service_pb2.TIER_UNSPECIFIED: "",
@@ -145,7 +152,7 @@ def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
 
 
 def engine_capabilities(
-    capabilities: EngineCapabilities, fingerprint: str, is_default: bool
+    capabilities: EngineCapabilities, fingerprint: str, is_default: bool, isolation: Isolation
 ) -> module_service_pb2.EngineCapabilities:
     """Answer one engine's entry of GetCapabilities."""
     return module_service_pb2.EngineCapabilities(
@@ -170,6 +177,19 @@ def engine_capabilities(
         interpreter=capabilities.interpreter,
         host_triple=capabilities.host_triple,
         host_cpu_features=capabilities.host_cpu_features,
+        isolation=module_service_pb2.Isolation(
+            holds=isolation.holds,
+            layers=[
+                module_service_pb2.IsolationLayer(
+                    name=layer.name, state=LAYER_STATES[layer.state], detail=layer.detail
+                )
+                for layer in isolation.layers
+            ],
+            attempts=[
+                module_service_pb2.BreakOutAttempt(name=name, refused=refused)
+                for name, refused in isolation.attempts.items()
+            ],
+        ),
     )
 
 

@@ -194,6 +194,19 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
                     engine=types.Engine(id="wasmer-1.1.0", name="wasmer", version="1.1.0"),
                     default=True,
                     kinds=[types.KIND_CORE_MODULE],
+                    isolation=modules.Isolation(
+                        layers=[
+                            modules.IsolationLayer(
+                                name="seccomp",
+                                state=modules.IsolationLayer.STATE_MISSING,
+                                detail="the kernel has none",
+                            )
+                        ],
+                        attempts=[
+                            modules.BreakOutAttempt(name="connect", refused=True),
+                            modules.BreakOutAttempt(name="fork", refused=False),
+                        ],
+                    ),
                     targets=[
                         modules.Target(
                             triple="x86_64-unknown-linux-gnu", cpus=["x86-64-v3"], host=True

@@ -157,6 +157,10 @@ def test_engines(run: Callable[..., Result]) -> None:
     result = run("engines", "--settings")
     assert "opt_level" in result.stdout
     assert "none, speed" in result.stdout
+    result = run("engines", "--isolation")
+    assert "not confined: they could fork" in result.stdout
+    assert "missing" in result.stdout
+    assert "the kernel has none" in result.stdout
     assert document(run("engines", "--json"))["engines"][0]["kinds"] == ["KIND_CORE_MODULE"]
 
 

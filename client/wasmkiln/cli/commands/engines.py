@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--settings", is_flag=True, help="List settings with their allowed values instead.")
+@click.option("--isolation", is_flag=True, help="List what confines their jobs instead.")
 @connection_options
 @click.pass_obj
-def engines(session: Session, settings: bool) -> None:
+def engines(session: Session, settings: bool, isolation: bool) -> None:
     """Show what can be asked for: engines, targets, cpus, settings, limits."""
+    show = tables.settings if settings else tables.isolation if isolation else tables.engines
     with session.client() as client:
         answer = client.capabilities()
-    shown = tables.settings(answer) if settings else tables.engines(answer)
-    session.emit(to_document(answer), shown)
+    session.emit(to_document(answer), show(answer))

@@ -7,6 +7,8 @@ can make use of.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 BASELINE = "baseline"
 NATIVE = "native"
 
@@ -20,6 +22,7 @@ X86_64_LEVELS = {BASELINE: (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": 
 _CPUINFO_NAMES = {"pni": "sse3", "abm": "lzcnt"}
 
 
+@lru_cache(maxsize=None)
 def host_features() -> frozenset[str]:
     """Answer this machine's CPU features; empty where the kernel does not list them."""
     try:

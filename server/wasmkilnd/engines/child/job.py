@@ -11,6 +11,7 @@ from typing import Any
 from . import frames
 from .describe import describe
 from .engine import Engine, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
+from .isolation.confinement import Confinement
 
 # What a header may hold of a module's imports and exports: a hostile module has
 # hundreds of thousands, and a client reads messages of at most 4 MiB.
@@ -18,13 +19,17 @@ _MAX_TYPES = 1_000
 _MAX_TYPES_CHARACTERS = 256 * 1024
 
 
-def run(engine: Engine, sock: socket.socket) -> None:
-    """Take the order from ``sock``, do it, and answer on ``sock``."""
+def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
+    """Take the order from ``sock``, do it, and answer on ``sock``.
+
+    It is sealed before it sees a byte of a module.
+    """
     _, order_json = frames.receive(sock, frames.SMALL_FRAME_BYTES)
     order = json.loads(order_json)
     if order["op"] == "describe":
-        _answer(sock, outcome="ok", capabilities=describe(engine))
+        _answer(sock, outcome="ok", capabilities=describe(engine, confinement))
         return
+    confinement.seal()
     _, wasm = frames.receive(sock, int(order["module_bytes"]))
     started = time.perf_counter()
     try:

@@ -62,18 +62,21 @@ class WasmtimeEngine:
 
     name = "wasmtime"
 
+    def __init__(self) -> None:
+        # Read now: a job has no files.
+        self._version = importlib.metadata.version("wasmtime")
+
     def describe(self) -> Description:
         """Say what it is: the triple and the CPU features are read off a compiled module."""
         probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
         triple = _TRIPLE.search(probe)
         host = triple.group().decode() if triple else ""
-        version = importlib.metadata.version("wasmtime")
         settings = {name: allowed for name, (allowed, _) in _SETTINGS.items() if _has_setting(name)}
         proposals = {name: _BOOL for name in dir(wasmtime.Config) if name.startswith("wasm_")}
         return Description(
             name=self.name,
-            version=version,
-            core_version=_core_version(probe, host) or version,
+            version=self._version,
+            core_version=_core_version(probe, host) or self._version,
             compiler="cranelift",
             host_triple=host,
             host_cpu_features=sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),

@@ -14,8 +14,10 @@ import socket
 import sys
 from typing import Any
 
-from . import confine, frames, job
+from . import cpu, frames, job
 from .engine import Engine, load
+from .isolation import limits, probe
+from .isolation.confinement import Confinement
 
 _CONTROL_FRAME_BYTES = 64 * 1024
 _NICENESS = 5
@@ -23,7 +25,8 @@ _NICENESS = 5
 
 def main(engine_name: str, control_fd: int) -> None:
     """Serve orders from the daemon's end of ``control_fd`` until it closes."""
-    confine.die_with_parent(int(os.environ["WASMKILN_DAEMON_PID"]))
+    daemon = int(os.environ["WASMKILN_DAEMON_PID"])
+    limits.die_with_parent(daemon)
     # Ctrl-C, and service managers, signal the whole group: it is the daemon that decides,
     # and jobs that callers wait for may finish. A worker ends when its socket closes.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -31,13 +34,24 @@ def main(engine_name: str, control_fd: int) -> None:
     os.nice(_NICENESS)
     control = socket.socket(fileno=control_fd)
     engine = load(engine_name)
-    _send(control, frames.Type.READY, pid=os.getpid(), threads=len(os.listdir("/proc/self/task")))
+    threads = len(os.listdir("/proc/self/task"))
+    cpu.host_features()  # Remembered, for a confined worker has no file to read.
+    confinement = Confinement()
+    limits.die_with_parent(daemon)
+    _send(
+        control,
+        frames.Type.READY,
+        pid=os.getpid(),
+        threads=threads,
+        layers=confinement.report(),
+        attempts=probe.try_all(confinement),
+    )
     while True:
         try:
-            limits, fds = _next_order(control)
+            wanted, fds = _next_order(control)
         except EOFError:
             return
-        pid = _start_job(engine, limits, fds, control)
+        pid = _start_job(engine, confinement, wanted, fds, control)
         for fd in fds:
             os.close(fd)
         _send(control, frames.Type.STARTED, pid=pid)
@@ -61,12 +75,16 @@ def _next_order(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     if not head:
         raise EOFError
     _, size = frames.parse_header(head, _CONTROL_FRAME_BYTES)
-    limits: dict[str, Any] = json.loads(frames.receive_exactly(control, size))
-    return limits, fds
+    wanted: dict[str, Any] = json.loads(frames.receive_exactly(control, size))
+    return wanted, fds
 
 
 def _start_job(
-    engine: Engine, limits: dict[str, Any], fds: list[int], control: socket.socket
+    engine: Engine,
+    confinement: Confinement,
+    wanted: dict[str, Any],
+    fds: list[int],
+    control: socket.socket,
 ) -> int:
     worker = os.getpid()
     pid = os.fork()
@@ -74,15 +92,12 @@ def _start_job(
         _own_group(pid)
         return pid
     try:
-        control.close()
         _own_group(0)
-        confine.die_with_parent(worker)
-        sock = socket.socket(fileno=fds[0])
-        os.dup2(fds[1], 1)
-        os.dup2(fds[1], 2)
-        os.close(fds[1])
-        confine.limit(limits)
-        job.run(engine, sock)
+        limits.die_with_parent(worker)
+        control.detach()  # Closed by its number, with all that is not the job's.
+        sock = socket.socket(fileno=confinement.enter_job(*fds))
+        limits.limit(wanted, confinement.mapped_bytes)
+        job.run(engine, sock, confinement)
         sock.close()
     except BaseException as failure:  # A panic derives from BaseException.
         os.write(2, f"{type(failure).__name__}: {failure}\n".encode(errors="replace"))

@@ -1,0 +1,1 @@
+"""What keeps a worker and its jobs from doing anything but compile, in layers."""

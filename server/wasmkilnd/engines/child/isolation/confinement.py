@@ -1,0 +1,191 @@
+"""The layers around a worker, put up once its engine is imported, and drawn closer by each job.
+
+Each is tried as soon as it is up, by something that it is to stop: that was possible a
+moment before, so whatever refuses it is this layer. One that the kernel does not have is
+reported, and the others are put up all the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from . import kernel, landlock, namespaces, privileges, seccomp
+
+ENFORCED, PARTIAL, MISSING = "enforced", "partial", "missing"
+
+_MOST_DESCRIPTORS = 32
+_JOB_SOCKET = 3
+_FIRST_CLOSED = 4
+_LIMITED_TO_NOTHING = (
+    resource.RLIMIT_CORE,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_MEMLOCK,
+    resource.RLIMIT_MSGQUEUE,
+)
+# Engines start a thread for each CPU.
+_MOST_THREADS = 256
+_THREADS_PER_CPU = 4
+# Since Linux 5.14 each user namespace counts for itself. Before, the limit was one for all of
+# a user's processes, and would have hit whoever came last.
+_PROCESSES_COUNTED_APART = (5, 14)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, and whether it is in force."""
+
+    name: str
+    state: str
+    detail: str = ""
+    """What is missing and why; of one that is enforced, what it is."""
+
+
+class Confinement:
+    """What this worker is confined by, and what its jobs add."""
+
+    def __init__(self) -> None:
+        """Put up everything that the kernel has. For a process with one thread."""
+        self._machine = kernel.machine()
+        self._job_program = seccomp.job_program(self._machine) if self._machine else b""
+        self._ruleset = -1
+        self.mapped_bytes = _mapped_bytes()
+        """What a job has mapped when it starts."""
+        too_many = _open_descriptors_from(_MOST_DESCRIPTORS)
+        entered = namespaces.enter(self._machine)
+        self.layers = [
+            self._namespaces(entered),
+            self._root(entered),
+            self._landlock(),
+            self._privileges(entered),
+            self._limits(entered, too_many),
+            self._seccomp(),
+        ]
+        if not entered.namespaces:
+            namespaces.hold_processes()
+
+    def report(self) -> list[dict[str, str]]:
+        """Answer every layer as JSON-ready data."""
+        return [asdict(layer) for layer in self.layers]
+
+    def enter_job(self, job_socket: int, words: int) -> int:
+        """Confine this process, a job that was just forked; answer its socket's descriptor.
+
+        It keeps its socket and standard streams, and may still fork: see :meth:`seal`.
+        Raises OSError.
+        """
+        if self._ruleset >= 0:
+            landlock.restrict(self._ruleset)  # So that it is below the worker, not beside it.
+        os.dup2(words, 1)
+        os.dup2(words, 2)
+        os.dup2(job_socket, _JOB_SOCKET)
+        os.closerange(_FIRST_CLOSED, _MOST_DESCRIPTORS)
+        return _JOB_SOCKET
+
+    def seal(self) -> None:
+        """Take from this job all that compiling does not need. Raises OSError."""
+        if self._job_program:
+            seccomp.install(seccomp.for_process(self._job_program, os.getpid()), self._machine)
+
+    def _namespaces(self, entered: namespaces.Entered) -> Layer:
+        if entered.namespaces:
+            return Layer("namespaces", MISSING, f"they are refused: {entered.namespaces}")
+        reachable = namespaces.interfaces()
+        if reachable:
+            return Layer("namespaces", PARTIAL, f"network interfaces are there: {reachable}")
+        if entered.user:
+            return Layer("namespaces", PARTIAL, f"no user namespace: {entered.user}")
+        return Layer("namespaces", ENFORCED, "user, mount, network, IPC, PID")
+
+    def _root(self, entered: namespaces.Entered) -> Layer:
+        if entered.root:
+            return Layer("root", MISSING, f"it cannot be changed: {entered.root}")
+        seen = os.listdir("/")
+        if seen or not os.statvfs("/").f_flag & os.ST_RDONLY:
+            return Layer("root", MISSING, "the new root is not empty, or can be written to")
+        return Layer("root", ENFORCED, "an empty folder, read-only")
+
+    def _landlock(self) -> Layer:
+        try:
+            abi = landlock.abi()
+            privileges.forbid_new_ones()
+            self._ruleset = landlock.closed_ruleset(abi)
+            landlock.restrict(self._ruleset)
+        except OSError as failure:
+            return Layer("landlock", MISSING, landlock.why_none(failure))
+        if _refusal_of(lambda: os.close(os.open("/", os.O_RDONLY))) != errno.EACCES:
+            return Layer("landlock", MISSING, "a folder could be opened all the same")
+        gaps = landlock.missing(abi)
+        if gaps:
+            return Layer("landlock", PARTIAL, f"ABI {abi} does not cover {gaps}")
+        return Layer("landlock", ENFORCED, f"ABI {abi}")
+
+    def _privileges(self, entered: namespaces.Entered) -> Layer:
+        try:
+            privileges.forbid_new_ones()
+            privileges.drop_capabilities(self._machine)
+            privileges.leave_no_traces()
+            kept = privileges.left_over(self._machine)
+            if entered.nobody:
+                # In a user namespace without a mapping it would look like nobody all the same.
+                kept.append(f"the user root ({entered.nobody})")
+        except OSError as failure:
+            return Layer("privileges", MISSING, str(failure))
+        if kept:
+            return Layer("privileges", PARTIAL, f"kept: {', '.join(kept)}")
+        user = f"user {os.geteuid()}"
+        return Layer("privileges", ENFORCED, f"{user}, no capabilities, no core dumps")
+
+    def _limits(self, entered: namespaces.Entered, too_many: list[int]) -> Layer:
+        for what in _LIMITED_TO_NOTHING:
+            _lower(what, 0)
+        _lower(resource.RLIMIT_NOFILE, _MOST_DESCRIPTORS)
+        if too_many:
+            return Layer("limits", PARTIAL, f"descriptors that stay open in jobs: {too_many}")
+        counted_apart = kernel.release() >= _PROCESSES_COUNTED_APART
+        if entered.user or entered.nobody or not counted_apart:
+            needed = "a user namespace, a user other than root, and Linux 5.14"
+            return Layer("limits", PARTIAL, f"threads are not limited: that takes {needed}")
+        threads = max(_MOST_THREADS, _THREADS_PER_CPU * (os.cpu_count() or 1))
+        _lower(resource.RLIMIT_NPROC, threads)
+        return Layer("limits", ENFORCED, f"{threads} threads, {_MOST_DESCRIPTORS} descriptors")
+
+    def _seccomp(self) -> Layer:
+        if not self._machine:
+            return Layer("seccomp", MISSING, f"no list of system calls for {os.uname().machine}")
+        try:
+            seccomp.install(seccomp.worker_program(self._machine), self._machine)
+        except OSError as failure:
+            self._job_program = b""
+            return Layer("seccomp", MISSING, str(failure))
+        if _refusal_of(lambda: socket.socket().close()) != errno.EPERM:
+            return Layer("seccomp", MISSING, "a socket could be made all the same")
+        return Layer("seccomp", ENFORCED, "what is not listed is refused")
+
+
+def _lower(what: int, value: int) -> None:
+    _, hard = resource.getrlimit(what)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (value, value))
+
+
+def _refusal_of(attempt: Callable[[], None]) -> int:
+    """Answer the number of the error that ``attempt`` meets; 0 if it succeeds."""
+    try:
+        attempt()
+    except OSError as failure:
+        return failure.errno or 0
+    return 0
+
+
+def _mapped_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
+def _open_descriptors_from(first: int) -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd") if int(name) >= first]

@@ -1,0 +1,126 @@
+"""Namespaces: no network but an empty one, no files but an empty folder, no process but its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import kernel, privileges, syscalls
+
+_NEW_USER = 0x10000000
+# mounts, network, System V and POSIX message queues, processes
+_NEW_REST = 0x00020000 | 0x40000000 | 0x08000000 | 0x20000000
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MNT_DETACH = 2
+
+# Some folder that is there on every Linux; the new root is mounted over it.
+_MOUNT_POINT = "/proc"
+
+
+@dataclass
+class Entered:
+    """How far this process got: for each part why it did not get there, empty if it did."""
+
+    namespaces: str = ""
+    root: str = ""
+    """An empty root folder."""
+    user: str = ""
+    """A user namespace of its own."""
+    nobody: str = ""
+
+
+def enter(machine: str) -> Entered:
+    """Leave the machine's network, files and processes, and stop being root.
+
+    Root makes the namespaces before it stops being root, since ordinary users are forbidden
+    to on some systems; anybody else makes a user namespace first, in which it may.
+    Only children see no other process: see :func:`hold_processes`.
+    """
+    entered = Entered()
+    by_root = os.geteuid() == 0 and not _why_not(lambda: kernel.unshare(_NEW_REST))
+    if by_root:
+        entered.root = _why_not(lambda: _empty_root(machine))
+    entered.nobody = _why_not(privileges.become_nobody)
+    if by_root:
+        entered.user = _why_not(lambda: kernel.unshare(_NEW_USER))
+    else:
+        user, group = os.geteuid(), os.getegid()
+        entered.namespaces = entered.user = _why_not(lambda: kernel.unshare(_NEW_USER | _NEW_REST))
+        entered.root = entered.namespaces
+        if not entered.namespaces:
+            unmapped = _why_not(lambda: _map_user(user, group))
+            failed = _why_not(lambda: _empty_root(machine))
+            entered.root = failed and (unmapped or failed)  # The first cause.
+    return entered
+
+
+def _map_user(user: int, group: int) -> None:
+    """Be the same user and group in the new namespace."""
+    # The files under /proc/self belong to root after the user changed, unless one is dumpable.
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _empty_root(machine: str) -> None:
+    kernel.mount("/", "", _MS_REC | _MS_PRIVATE)
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    kernel.mount(_MOUNT_POINT, "tmpfs", flags, "size=4k,nr_inodes=2,mode=555")
+    os.chdir(_MOUNT_POINT)
+    # The old root comes to lie over the new one, and is taken away.
+    syscalls.make("pivot_root", machine, b".", b".")
+    kernel.unmount(".", _MNT_DETACH)
+    os.chdir("/")
+
+
+def interfaces() -> list[str]:
+    """List the network interfaces other than loopback that this process could use."""
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
+def hold_processes() -> None:
+    """Start the first process of the new namespace, which does nothing but stay.
+
+    Without it the first job would be that: signals that a process sends to itself
+    have no effect on the first of a namespace. When it goes, the kernel kills all others.
+    Raises OSError.
+    """
+    worker_reads, holder_writes = os.pipe()
+    if os.fork() == 0:
+        _hold(holder_writes)
+    os.close(holder_writes)
+    stays = os.read(worker_reads, 1)
+    os.close(worker_reads)
+    if not stays:
+        raise OSError("the holder of the process namespace did not start")
+
+
+def _hold(holder_writes: int) -> None:
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Orphans leave no zombies.
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.write(holder_writes, b"1")  # Fails if the worker is gone already.
+        os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)
+
+
+def _why_not(step: Callable[[], None]) -> str:
+    try:
+        step()
+    except OSError as failure:
+        return failure.strerror or type(failure).__name__
+    return ""

@@ -1,0 +1,57 @@
+"""What a process may do beyond an ordinary user's, given up for good."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from . import kernel, syscalls
+
+NOBODY = 65534  # the user and the group that own nothing, by the kernel's own convention
+
+# From linux/capability.h: two sets of three words.
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_SETS_BYTES = 24
+
+
+def become_nobody() -> None:
+    """Stop being root. Does nothing for other users. Raises OSError where there is no nobody."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def drop_capabilities(machine: str) -> None:
+    """Give every capability up. Raises OSError."""
+    syscalls.make("capset", machine, _capability_head(), bytes(_CAPABILITY_SETS_BYTES))
+
+
+def forbid_new_ones() -> None:
+    """Have no program that is executed from now on gain a privilege. Raises OSError."""
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def leave_no_traces() -> None:
+    """Write no core dump, not even into a pipe, and let no equal look into memory.
+
+    RLIMIT_CORE does not hold where /proc/sys/kernel/core_pattern names a program.
+    """
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+
+
+def left_over(machine: str) -> list[str]:
+    """Name what is not given up. Raises OSError."""
+    sets = ctypes.create_string_buffer(_CAPABILITY_SETS_BYTES)
+    syscalls.make("capget", machine, _capability_head(), sets)
+    kept = {
+        "capabilities": any(sets.raw),
+        "new privileges": kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) != 1,
+        "core dumps": kernel.prctl(kernel.PR_GET_DUMPABLE) != 0,
+    }
+    return [what for what, is_kept in kept.items() if is_kept]
+
+
+def _capability_head() -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), 8)

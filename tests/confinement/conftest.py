@@ -1,0 +1,70 @@
+"""Workers with the hostile engine, and a machine for it to attack."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from wasmkilnd.engines import interpreters
+from wasmkilnd.engines.interpreters import PythonRange
+from wasmkilnd.engines.process import Worker
+
+from tests.confinement import workers
+from tests.confinement.catalogue import Machine
+from tests.confinement.workers import EVERYTHING
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("machine")
+    with ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unix.bind(str(folder / "socket"))
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind(f"\0wasmkiln-test-{os.getpid()}")
+        for listener in (unix, abstract):
+            listener.listen()
+        machine = Machine(folder, tcp, udp, unix, abstract)
+        stack.callback(machine.clean)
+        yield machine
+
+
+@pytest.fixture(scope="module", params=["the daemon's Python", "CPython 3.10"])
+def confined_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The hostile engine in each of the interpreters that engines live in."""
+    python = sys.executable
+    if request.param == "CPython 3.10":
+        found = interpreters.find(PythonRange((3, 10), (3, 10)))
+        if found is None:
+            pytest.skip("no CPython 3.10 is installed")
+        python = str(found.path)
+    return workers.environment(tmp_path_factory.mktemp("confined"), python=python)
+
+
+@pytest.fixture(scope="module")
+def bare_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workers.environment(tmp_path_factory.mktemp("bare"), EVERYTHING)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def confined(confined_engine: Path) -> AsyncIterator[Worker]:
+    async with workers.running(confined_engine) as worker:
+        yield worker
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bare(bare_engine: Path) -> AsyncIterator[Worker]:
+    """A worker that is confined by nothing, for the controls."""
+    async with workers.running(bare_engine) as worker:
+        yield worker

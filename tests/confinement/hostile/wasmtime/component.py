@@ -1,0 +1,5 @@
+"""No components."""
+
+
+class Component:
+    pass

@@ -1,0 +1,42 @@
+"""Limits hold, and honest work fits within them."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from wasmkilnd.engines.process import Worker
+
+from tests.confinement.workers import attempt
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_memory_above_the_limit_is_not_to_be_had(confined: Worker) -> None:
+    size = 200 * 2**20
+    assert (await attempt(confined, "fill_memory", size, memory_bytes=2 * size)).got == size
+    outcome = await attempt(confined, "fill_memory", size, memory_bytes=size // 2)
+    assert outcome.got is None
+    assert outcome.report.exit_code == 0  # Told by MemoryError.
+
+
+async def test_cpu_time_runs_out(confined: Worker) -> None:
+    outcome = await attempt(confined, "burn_cpu", cpu_s=1)
+    assert outcome.report.signal == signal.SIGXCPU
+    assert not outcome.report.timed_out
+
+
+async def test_threads_for_every_cpu_start(confined: Worker) -> None:
+    assert (await attempt(confined, "exhaust_threads", 128)).got == 128
+
+
+async def test_an_abort_is_an_abort(confined: Worker) -> None:
+    """It signals itself: the first process of a namespace could not."""
+    assert (await attempt(confined, "abort")).report.signal == signal.SIGABRT
+
+
+async def test_a_job_that_hangs_is_killed(confined: Worker) -> None:
+    outcome = await attempt(confined, "burn_cpu", timeout_s=0.5)
+    assert outcome.report.timed_out
+    assert outcome.report.signal == signal.SIGKILL
+    assert (await attempt(confined, "find")).got

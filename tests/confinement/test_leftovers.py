@@ -1,0 +1,98 @@
+"""What one job leaves behind for the next: nothing. And what is left when a worker ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines.process import Worker, WorkerDied
+
+from tests.confinement import workers
+from tests.confinement.catalogue import Machine
+from tests.confinement.workers import attempt
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_the_next_job_finds_no_state_of_the_last(confined: Worker) -> None:
+    assert (await attempt(confined, "leave_behind", "mark")).got == "left"
+    found = (await attempt(confined, "find")).got
+    assert found.pop("environ").keys() <= {
+        *("WASMKILN_DAEMON_PID", "LC_ALL", "RUST_BACKTRACE", "PYTHONDONTWRITEBYTECODE"),
+        "RAYON_NUM_THREADS",
+    }
+    assert found == {
+        "environment": None,
+        "module": None,
+        "standard library": None,
+        "threads": 1,
+    }
+
+
+async def test_shared_memory_and_names_do_not_reach_the_next_job(
+    bare: Worker, confined: Worker, machine: Machine
+) -> None:
+    key = machine.keys["IPC"]
+    for worker, reaches in ((bare, True), (confined, False)):
+        await attempt(worker, "share_memory", key)
+        assert bool((await attempt(worker, "find_shared_memory", key)).got) == reaches
+
+
+async def test_a_job_has_its_socket_and_its_streams_and_nothing_else(
+    confined: Worker, bare: Worker
+) -> None:
+    assert (await attempt(confined, "descriptors")).got == [0, 1, 2, 3]
+    assert len((await attempt(bare, "descriptors")).got) > 4
+
+
+async def test_a_worker_shares_no_memory_with_its_jobs(confined: Worker) -> None:
+    permissions = memory_of(confined.pid)
+    assert "rw-p" in permissions
+    assert "rw-s" not in permissions
+
+
+async def test_nothing_outlives_a_worker(confined_engine: Path) -> None:
+    async with workers.running(confined_engine) as worker:
+        processes = [worker.pid, *children_of(worker.pid)]
+        assert len(processes) == 2  # It and the one that holds its process namespace.
+        os.kill(worker.pid, signal.SIGKILL)
+    await end_of(*processes)
+
+
+async def test_a_worker_whose_process_namespace_has_gone_does_not_go_on(
+    confined_engine: Path,
+) -> None:
+    async with workers.running(confined_engine) as worker:
+        [holder] = children_of(worker.pid)
+        os.kill(holder, signal.SIGKILL)
+        await end_of(holder)
+        with pytest.raises(WorkerDied):
+            await attempt(worker, "find")
+
+
+async def end_of(*pids: int) -> None:
+    """Wait until processes do not run; one may still wait for its parent to take note of it."""
+    deadline = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def memory_of(pid: int) -> set[str]:
+    """Answer the permissions of a process's memory: ``p`` is private, ``s`` shared."""
+    return {line.split()[1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

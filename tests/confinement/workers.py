@@ -1,0 +1,116 @@
+"""Real workers with the hostile engine, in virtual environments made for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wasmkilnd.engines.process import JobOrder, JobReport, Worker
+
+HOSTILE = Path(__file__).parent / "hostile"
+PREAMBLE = b"\0asm\x01\0\0\0"
+TRIPLE = "x86_64-unknown-linux-gnu"
+# Without any of these a job is what it was before there was isolation, but for its user.
+EVERYTHING = ("namespaces", "landlock", "seccomp", "privileges", "limits", "descriptors")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt went."""
+
+    report: JobReport
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the code in the job said, if it lived to."""
+        artifact = self.report.artifact
+        said: dict[str, Any] = json.loads(bytes(artifact)) if artifact is not None else {}
+        return said
+
+    @property
+    def got(self) -> Any:
+        """What it got, None if it was refused."""
+        if "executed" in self.report.last_words:
+            return "executed"
+        return self.said.get("got")
+
+    @property
+    def refused(self) -> str:
+        """What said no: an error's name, or SIGSYS; empty if nothing did."""
+        if self.report.signal == 31:
+            return "SIGSYS"
+        return str(self.said.get("refused", ""))
+
+
+def module(attempt: str, *arguments: object) -> bytes:
+    """Answer the "module" that makes the hostile engine try ``attempt``."""
+    return PREAMBLE + json.dumps({"attempt": attempt, "arguments": arguments}).encode()
+
+
+def environment(
+    folder: Path, left_out: Sequence[str] = (), python: str = "", name: str = "wasmtime-0.0.1"
+) -> Path:
+    """Make an engine's environment with the hostile engine in it; answer its folder."""
+    python = python or str(Path(sys.executable).resolve())
+    probe = "import sys; print(sys.base_prefix, '%d.%d' % sys.version_info[:2])"
+    said = subprocess.run([python, "-I", "-c", probe], capture_output=True, text=True, check=True)
+    base, version = said.stdout.split()
+    engine = folder / name
+    packages = engine / "lib" / f"python{version}" / "site-packages"
+    (engine / "bin").mkdir(parents=True)
+    (engine / "bin" / "python").symlink_to(Path(base) / "bin" / f"python{version}")
+    (engine / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
+    info = packages / "wasmtime-0.0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wasmtime\nVersion: 0.0.1\n")
+    (packages / "hostile.pth").write_text(f"{HOSTILE}\n")
+    (engine / "engine.json").write_text(
+        json.dumps({"name": "wasmtime", "version": "0.0.1", "python": f"CPython {version}"})
+    )
+    if left_out:
+        (engine / "left-out.json").write_text(json.dumps(left_out))
+    return engine
+
+
+@asynccontextmanager
+async def running(engine: Path) -> AsyncIterator[Worker]:
+    """A worker in an environment."""
+    worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2)
+    try:
+        yield worker
+    finally:
+        await worker.kill()
+
+
+async def attempt(
+    worker: Worker,
+    name: str,
+    *arguments: object,
+    memory_bytes: int = 2**31,
+    cpu_s: float = 20,
+    timeout_s: float = 30,
+) -> Outcome:
+    """Have the code in a job try something."""
+    report = await worker.run(
+        JobOrder(
+            order={
+                "op": "compile",
+                "kind": "core",
+                "target": TRIPLE,
+                "cpu": "native",
+                "settings": {},
+            },
+            wasm=module(name, *arguments),
+            timeout_s=timeout_s,
+            cpu_s=cpu_s,
+            memory_bytes=memory_bytes,
+            artifact_limit_bytes=2**20,
+        )
+    )
+    return Outcome(report)

@@ -1,0 +1,162 @@
+"""Confinement in a whole daemon: the real engines' workers, and what callers and operators see."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from wasmkiln import Client, CompilerCrashed
+from wasmkiln.v1 import module_service_pb2 as pb
+
+from tests.confinement import workers
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon
+from tests.e2e.processes import eventually
+from tests.e2e.test_isolation import SLOW, jobs_of, workers_of
+
+LAYERS = {"namespaces", "root", "landlock", "privileges", "limits", "seccomp"}
+
+
+@contextmanager
+def daemon_with_a_hostile_engine(
+    state_dir: Path, left_out: list[str], *flags: str
+) -> Iterator[Daemon]:
+    """A daemon that serves wasmtime 50, and the hostile engine as wasmtime 0.0.1."""
+    installed = (state_dir / "engines").resolve()
+    (state_dir / "engines").unlink()
+    (state_dir / "engines").mkdir()
+    real = installed / "wasmtime-50.0.1"
+    (state_dir / "engines" / real.name).symlink_to(real)
+    workers.environment(state_dir / "engines", left_out)
+    with Daemon(state_dir, ["--redis-url", "none", "--workers", "1", *flags]) as daemon:
+        yield daemon
+
+
+def layers_of(engine: pb.EngineCapabilities) -> dict[str, pb.IsolationLayer]:
+    return {layer.name: layer for layer in engine.isolation.layers}
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_capabilities_tell_how_each_engine_is_confined(client: Client) -> None:
+    capabilities = client.capabilities()
+    assert capabilities.isolation_required
+    assert len(capabilities.engines) == 3
+    for engine in capabilities.engines:
+        assert engine.isolation.holds
+        assert layers_of(engine).keys() == LAYERS
+        assert all(layer.state and layer.detail for layer in engine.isolation.layers)
+        assert len(engine.isolation.attempts) == 12
+        assert all(attempt.refused for attempt in engine.isolation.attempts)
+
+
+def test_the_banner_tells_it_too(daemon: Daemon) -> None:
+    assert "jobs     confined by namespaces" in daemon.banner
+
+
+def test_the_kernel_says_the_same_of_every_worker(daemon: Daemon, client: Client) -> None:
+    enforced = {
+        layer.name
+        for layer in client.capabilities().engines[0].isolation.layers
+        if layer.state == pb.IsolationLayer.STATE_ENFORCED
+    }
+    for worker in workers_of(daemon):
+        status = status_of(worker)
+        if "seccomp" in enforced:
+            assert status["Seccomp"] == "2"
+        if "privileges" in enforced:
+            assert status["NoNewPrivs"] == "1"
+            assert int(status["CapEff"], 16) == 0
+            assert "0" not in status["Uid"].split()
+        if "root" in enforced:
+            assert list(Path(f"/proc/{worker}/root").iterdir()) == []
+        if "namespaces" in enforced:
+            for name in ("net", "mnt", "ipc", "user", "pid_for_children"):
+                ours, theirs = (
+                    Path(f"/proc/{pid}/ns/{name}").readlink() for pid in (daemon.pid, worker)
+                )
+                assert ours != theirs, name
+
+
+def test_workers_share_no_memory_that_a_job_could_leave_something_in(daemon: Daemon) -> None:
+    for worker in workers_of(daemon):
+        maps = Path(f"/proc/{worker}/maps").read_text().splitlines()
+        assert not [line for line in maps if line.split()[1] == "rw-s"]
+
+
+def test_a_running_job_has_its_socket_and_its_streams_only(state_dir: Path) -> None:
+    with (
+        Daemon(state_dir, ["--redis-url", "none", "--workers", "1"]) as daemon,
+        daemon.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as caller,
+    ):
+        call = caller.submit(client.compile, SLOW, engine="wasmer")
+        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        [job] = jobs_of(daemon)
+        eventually(lambda: status_of(job)["Seccomp_filters"] == "2", "it was not sealed")
+        assert {fd.name for fd in Path(f"/proc/{job}/fd").iterdir()} == {"0", "1", "2", "3"}
+        assert Path(f"/proc/{job}/fd/0").readlink() == Path("/dev/null")
+        limits = Path(f"/proc/{job}/limits").read_text()
+        for what in ("core file size", "file size", "locked memory", "msgqueue size"):
+            line = next(line for line in limits.splitlines() if line.startswith(f"Max {what} "))
+            assert line.split()[-3:-1] == ["0", "0"], line
+        os.kill(job, 9)
+        with pytest.raises(CompilerCrashed):
+            call.result()
+
+
+def test_an_engine_whose_jobs_are_not_confined_is_not_served(state_dir: Path) -> None:
+    with (
+        daemon_with_a_hostile_engine(state_dir, ["seccomp"]) as daemon,
+        daemon.client() as client,
+    ):
+        line = daemon.wait_for_log("engine is not served")
+        for words in ("wasmtime-0.0.1", "could fork", "seccomp", "WASMKILN_ISOLATION=best-effort"):
+            assert words in line
+        assert "a layer of isolation is not in force" in daemon.log
+        served = [engine.engine.id for engine in client.capabilities().engines]
+        assert served == ["wasmtime-50.0.1"]
+        assert client.compile(wasm.adder(60)).header.size_bytes
+
+
+def test_best_effort_serves_it_and_says_so_everywhere(state_dir: Path) -> None:
+    flags = ("--isolation", "best-effort")
+    with (
+        daemon_with_a_hostile_engine(state_dir, ["seccomp"], *flags) as daemon,
+        daemon.client() as client,
+    ):
+        assert "wasmtime-0.0.1" in daemon.wait_for_log("jobs are not confined")
+        assert "jobs     not confined: they could fork" in daemon.banner
+        capabilities = client.capabilities()
+        assert not capabilities.isolation_required
+        hostile = next(e for e in capabilities.engines if e.engine.id == "wasmtime-0.0.1")
+        assert not hostile.isolation.holds
+        assert layers_of(hostile)["seccomp"].state == pb.IsolationLayer.STATE_MISSING
+        refused = {attempt.name: attempt.refused for attempt in hostile.isolation.attempts}
+        assert not refused["fork"]
+        assert refused["read"]
+        artifact = client.compile(workers.module("fork"), engine="wasmtime-0.0.1")
+        assert artifact.bytes == b'{"got": "forked"}'
+
+
+def test_a_job_that_tries_to_break_out_is_killed_and_named(state_dir: Path) -> None:
+    with (
+        daemon_with_a_hostile_engine(state_dir, []) as daemon,
+        daemon.client(max_attempts=1) as client,
+    ):
+        with pytest.raises(CompilerCrashed) as failure:
+            client.compile(workers.module("fork"), engine="wasmtime-0.0.1")
+        assert failure.value.metadata["signal"] == "SIGSYS"
+        assert "no compiler makes" in daemon.wait_for_log("a job was killed")
+        refused = client.compile(
+            workers.module("read_file", str(state_dir / "keys")), engine="wasmtime-0.0.1"
+        )
+        assert refused.bytes == b'{"refused": "EPERM"}'
+        assert client.compile(wasm.adder(61), engine="wasmtime-50.0.1").header.size_bytes
