@@ -1,8 +1,9 @@
 """An engine that does what a module tells it to: what a compiler does that was taken over.
 
 It stands in for PyPI's wasmtime, so that the worker, the job and its confinement are the
-real ones. A "module" is a preamble and JSON: the name of an attempt, and its arguments.
-Runs on CPython 3.9 and newer, like any engine.
+real ones. A "module" is a preamble and JSON: the name of an attempt, and its arguments. Any
+other it takes for the self-test's, and passes that. Runs on CPython 3.9 and newer, like any
+engine.
 """
 
 import errno
@@ -21,7 +22,8 @@ class WasmtimeError(Exception):
 
 
 class Config:
-    pass
+    def cranelift_flag_enable(self, flag):
+        pass
 
 
 class Engine:
@@ -33,8 +35,15 @@ class Module:
     imports = exports = ()
 
     def __init__(self, engine, wasm):
-        wanted = json.loads(bytes(wasm[PREAMBLE_BYTES:]) or "{}")
-        self.said = TRIPLE if not wanted else json.dumps(outcome(wanted)).encode()
+        body = bytes(wasm[PREAMBLE_BYTES:])
+        if body.startswith(b"{"):
+            self.said = json.dumps(outcome(json.loads(body))).encode()
+        else:
+            self.said = TRIPLE
+
+    @classmethod
+    def deserialize(cls, engine, artifact):
+        return cls(engine, b"")
 
     @staticmethod
     def validate(engine, wasm):
@@ -52,6 +61,23 @@ def outcome(wanted):
     except (ValueError, MemoryError, RuntimeError) as refusal:
         # setrlimit's and the threads' words for it
         return {"refused": str(refusal)}
+
+
+class Store:
+    def __init__(self, engine):
+        pass
+
+
+class Instance:
+    def __init__(self, store, module, imports):
+        pass
+
+    def exports(self, store):
+        return {"add": add}
+
+
+def add(store, left, right):
+    return left + right
 
 
 class FuncType:
