@@ -86,9 +86,14 @@ class RedisLink:
         """Answer the bytes of each value; 0 where there is none."""
         return await self._each(int, [("STRLEN", key) for key in keys])
 
-    async def beginnings(self, keys: Sequence[bytes], length: int) -> list[bytes]:
-        """Answer the first ``length`` bytes of each value."""
-        return await self._each(_text, [("GETRANGE", key, 0, length - 1) for key in keys])
+    async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
+        """Answer the beginning of each value, of the length that stands at its place."""
+        wanted = zip(keys, lengths, strict=True)
+        return await self._each(_text, [("GETRANGE", key, 0, most - 1) for key, most in wanted])
+
+    async def types(self, keys: Sequence[bytes]) -> list[str]:
+        """Answer of what type each of ``keys`` is, ``none`` if it is not there."""
+        return await self._each(_word, [("TYPE", key) for key in keys])
 
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
         """Answer how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
@@ -211,6 +216,10 @@ def _any(answer: object) -> Any:
     if answer is None or isinstance(answer, bytes | str | int):
         return answer
     raise TypeError("the server answered with something else than a value")
+
+
+def _word(answer: object) -> str:
+    return answer if isinstance(answer, str) else _text(answer).decode()
 
 
 def _stored(answer: object) -> None:
