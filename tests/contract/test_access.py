@@ -52,7 +52,7 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     assert (await link.get_with_ttl(one))[0] == b"\xffvalue"
     assert await link.exists([one, two]) == [True, False]
     assert await link.lengths([one]) == [6]
-    assert await link.beginnings([one], 3) == [b"\xffva"]
+    assert await link.beginnings([one], [3]) == [b"\xffva"]
     await link.prolong([one], 100)
     assert (await link.ages([one, two]))[1] == -2
     assert await link.take(two, b"token", 60_000, one) == (True, b"token", True)

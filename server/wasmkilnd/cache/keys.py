@@ -54,6 +54,10 @@ class KeyNames:
         """Answer under which name who compiles an artifact is told."""
         return _of_key(self._lease, key)
 
+    def lease_key(self, name: bytes) -> CacheKey | None:
+        """Answer for what ``name`` is a lease, None if it is none."""
+        return _key_of(self._lease, name)
+
     def strike(self, key: CacheKey) -> bytes:
         """Answer under which name a strike against a module is stored."""
         return _of_key(self._strike, key)
@@ -130,10 +134,6 @@ class KeyNames:
             return None
         module, fingerprint, _ = found
         return ValueKey(module, "" if fingerprint == _MODULE else fingerprint)
-
-    def is_lease(self, name: bytes) -> bool:
-        """Whether ``name`` is that of a lease."""
-        return _key_of(self._lease, name) is not None
 
 
 def _of_key(kind: bytes, key: CacheKey) -> bytes:

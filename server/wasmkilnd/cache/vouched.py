@@ -76,10 +76,13 @@ class WholeCheck:
         """Check what all pieces make up. Raises ValueRejected."""
         if self._next < len(self._body.pieces):
             raise ValueRejected(Cause.INCOMPLETE, f"piece {self._next} is gone")
-        if self._digest.hexdigest() != self._what.sha256:
-            raise ValueRejected(Cause.MISMATCH, "the bytes are not those of the signed digest")
+        differs = self._digest.hexdigest() != self._what.sha256
         if isinstance(self._what, Module):
+            if differs:
+                raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
             codec.check_kind(self._what.kind, self._beginning)
+        elif differs:
+            raise ValueRejected(Cause.MISMATCH, "the bytes are not those of the signed digest")
 
 
 def _check_attestation(artifact: Artifact, key: CacheKey, verifier: Verifier) -> None:

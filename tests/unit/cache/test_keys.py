@@ -22,7 +22,7 @@ def test_each_name_tells_what_it_is_of(module: str, fingerprint: str, digest: st
     assert NAMES.part_at(part) == key
     assert NAMES.value_at(part) is None
     assert NAMES.part_at(value) is None
-    assert not NAMES.is_lease(value)
+    assert NAMES.lease_key(value) is NAMES.strike_key(value) is None
 
 
 def test_names_are_those_that_daemons_use() -> None:
@@ -31,7 +31,8 @@ def test_names_are_those_that_daemons_use() -> None:
     assert NAMES.value(ValueKey(A)) == NAMES.module(A)
     assert NAMES.part(ValueKey(A, B), C) == NAMES.artifact_part(key, C)
     assert NAMES.part(ValueKey(A), C) == NAMES.module_part(A, C)
-    assert NAMES.is_lease(NAMES.lease(key))
+    assert NAMES.lease_key(NAMES.lease(key)) == key
+    assert NAMES.strike_key(NAMES.strike(key)) == key
 
 
 @pytest.mark.parametrize(
@@ -57,4 +58,4 @@ def test_other_names_are_nobody_s(name: str) -> None:
     given_name = name.encode(errors="surrogateescape")
     assert NAMES.value_at(given_name) is None
     assert NAMES.part_at(given_name) is None
-    assert not NAMES.is_lease(given_name)
+    assert NAMES.lease_key(given_name) is NAMES.strike_key(given_name) is None
