@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 from click.testing import CliRunner, Result
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache_command.session import BadValuesFound, CacheCommandFailed
@@ -93,9 +95,15 @@ class Command:
 
 @pytest.fixture
 def cache(server: redis.Redis, valkey: RedisServer, tmp_path: Path) -> Iterator[Command]:
-    before = signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    handler, structured = signal.getsignal(signal.SIGTERM), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
     yield Command(valkey.url, tmp_path / "state")
-    signal.signal(signal.SIGTERM, before)
+    # What a command sets up for its own process stays here.
+    signal.signal(signal.SIGTERM, handler)
+    structlog.configure(**structured)
+    root.handlers[:] = handlers
+    root.setLevel(level)
     assert not (tmp_path / "state").exists()  # Looking makes neither keys nor anything else.
 
 
