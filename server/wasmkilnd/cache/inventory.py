@@ -18,7 +18,7 @@ from wasmkilnd.cache import codec
 from wasmkilnd.cache.keys import KeyNames, ValueKey
 from wasmkilnd.cache.leftovers import Mentions
 from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.reader import not_a_string
+from wasmkilnd.cache.reader import no_string
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.cache.sweep import heads
@@ -100,7 +100,7 @@ class Inventory:
             if ages[name] == -2:
                 continue
             if name in others:
-                listed.append(Listed(key, 0, ages[name], not_a_string(others[name])))
+                listed.append(Listed(key, 0, ages[name], no_string()))
             else:
                 listed.append(self._listed(key, found[name], lengths[name], ages[name], mentions))
         return listed

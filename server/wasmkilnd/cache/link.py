@@ -91,10 +91,6 @@ class RedisLink:
         wanted = zip(keys, lengths, strict=True)
         return await self._each(_text, [("GETRANGE", key, 0, most - 1) for key, most in wanted])
 
-    async def types(self, keys: Sequence[bytes]) -> list[str]:
-        """Answer of what type each of ``keys`` is, ``none`` if it is not there."""
-        return await self._each(_word, [("TYPE", key) for key in keys])
-
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
         """Answer how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
         return await self._each(int, [("TTL", key) for key in keys])
@@ -216,10 +212,6 @@ def _any(answer: object) -> Any:
     if answer is None or isinstance(answer, bytes | str | int):
         return answer
     raise TypeError("the server answered with something else than a value")
-
-
-def _word(answer: object) -> str:
-    return answer if isinstance(answer, str) else _text(answer).decode()
 
 
 def _stored(answer: object) -> None:

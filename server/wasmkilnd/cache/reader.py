@@ -132,8 +132,8 @@ class ValueReader:
             return await self._link.beginnings(names, [wanted[name] for name in names])
 
         found, others = await read_strings(self._link, list(wanted), read)
-        for kind in others.values():
-            raise not_a_string(kind)
+        if others:
+            raise no_string()
         size_bytes = sum(map(len, found.values()))
         self.bytes_read += size_bytes
         await self._pace.spent(size_bytes)
@@ -149,6 +149,6 @@ def check_size(body: Body, limit_bytes: int) -> None:
         )
 
 
-def not_a_string(kind: str) -> ValueRejected:
-    """Answer why a value of another type is none."""
-    return ValueRejected(Cause.FORMAT, f"it is a {kind}, no string")
+def no_string() -> ValueRejected:
+    """Answer why what is of another of the server's types is no value."""
+    return ValueRejected(Cause.FORMAT, "it is a list, a hash or the like, and no string")

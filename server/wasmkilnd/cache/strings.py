@@ -10,27 +10,30 @@ from wasmkilnd.errors import TierUnavailable
 
 T = TypeVar("T")
 
-_STRINGS = frozenset({"string", "none"})
+_WRONG_TYPE = "WRONGTYPE"
+"""The code of the server's error, which is in what is said of a single command."""
 
 
 async def read_strings(
     link: RedisLink,
     names: Sequence[bytes],
     read: Callable[[Sequence[bytes]], Awaitable[list[T]]],
-) -> tuple[dict[bytes, T], dict[bytes, str]]:
-    """Answer what ``read`` reads from those of ``names`` that hold strings, by name.
+) -> tuple[dict[bytes, T], frozenset[bytes]]:
+    """Answer what ``read`` reads from the strings among ``names``, by name, and what are none.
 
-    And of what type the others are: one of them lets a read of many fail. Raises
+    One of the others lets a read of many fail: it is found by halves. Raises
     TierUnavailable.
     """
     try:
-        return dict(zip(names, await read(names), strict=True)), {}
-    except TierUnavailable:
+        return dict(zip(names, await read(names), strict=True)), frozenset()
+    except TierUnavailable as refusal:
         if link.breaker.open:
             raise
-        types = dict(zip(names, await link.types(names), strict=True))
-        others = {name: kind for name, kind in types.items() if kind not in _STRINGS}
-        if not others:
+        if len(names) == 1:
+            if _WRONG_TYPE in str(refusal):
+                return {}, frozenset(names)
             raise
-    found, more = await read_strings(link, [name for name in names if name not in others], read)
-    return found, others | more
+    middle = len(names) // 2
+    found, others = await read_strings(link, names[:middle], read)
+    more, other = await read_strings(link, names[middle:], read)
+    return found | more, others | other
