@@ -255,6 +255,21 @@ def test_what_is_left_out_is_told_with_advice(
     assert "values that were left out: 4 truncated" in str(result.exception)
 
 
+def test_a_server_that_is_full_is_told_with_what_was_done(
+    cache: Command, server: redis.Redis, tmp_path: Path
+) -> None:
+    file = tmp_path / "warm.tar"
+    cache.good("export", str(file))
+    server.flushall()
+    server.config_set("maxmemory", "1mb")
+    try:
+        told = cache.refusal("import", str(file))
+    finally:
+        server.config_set("maxmemory", "0")
+    assert "Redis says no: " in told
+    assert told.endswith("0 values were imported before")
+
+
 def test_values_in_another_format_are_left_out_without_blame(
     cache: Command, server: redis.Redis, tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,6 +195,21 @@ async def test_who_signed_what_is_told(shared: Shared) -> None:
         key_of(forged): Trust.FORGED,
     }
     assert listed[key_of(strange)].signer == THEIRS.public.id
+
+
+async def test_a_stranger_s_words_are_taken_for_words_only(shared: Shared) -> None:
+    odd: list[object] = [7, None, ["x"], {}, "\ud800"]
+    for tag, finished_on in enumerate(odd):
+        one = STRANGER.seal(artifact(tag))
+        envelope = json.loads(one.attestation)
+        said = json.loads(base64.b64decode(envelope["payload"]))
+        said["predicate"]["runDetails"]["metadata"]["finishedOn"] = finished_on
+        envelope["payload"] = base64.b64encode(json.dumps(said).encode()).decode()
+        forged = replace(one, attestation=json.dumps(envelope).encode())
+        await shared.put(forged, signer=STRANGER)
+    listed = (await shared.listed()).values()
+    assert sorted(one.finished_on for one in listed) == ["", "", "", "", "\ud800"]
+    assert all(one.trust is Trust.STRANGER for one in listed)
 
 
 async def test_what_cannot_be_read_is_listed_with_the_cause(shared: Shared) -> None:

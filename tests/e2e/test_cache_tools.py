@@ -446,6 +446,17 @@ def test_a_terminal_shows_progress_and_the_time_left(site: Site) -> None:
     assert answer.startswith(b"4 artifacts and 3 modules are good")
 
 
+def test_an_export_whose_reader_is_gone_has_failed(site: Site) -> None:
+    running = begin(site, "export", "-", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout
+    running.stdout.close()
+    _, told = running.communicate(timeout=60)
+    assert (running.returncode, told) == (
+        1,
+        b"error: standard output cannot be written: Broken pipe\n",
+    )
+
+
 def test_whoever_reads_enough_may_stop(site: Site) -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", f"{' '.join(site.command('cache', 'ls', '--json'))} | head -c 10"],

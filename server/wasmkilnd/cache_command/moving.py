@@ -35,6 +35,7 @@ from wasmkilnd.cache_command.session import (
 )
 from wasmkilnd.cache_command.text import bar, document, say_json
 from wasmkilnd.config.load import FlagValue
+from wasmkilnd.errors import TierUnavailable
 
 _TOLD = 20
 """Of values that are left out, so many are told one by one; an archive may hold any number."""
@@ -139,10 +140,11 @@ def import_values(
         try:
             with bar("importing", size_bytes, of_bytes=True) as advance:
                 await taking.run(ArchiveReader(read_from), advance)
-        except ArchiveBroken as broken:
-            raise CacheCommandFailed(
-                f"{_shown(file)}: {broken}; {taking.moved.values} values were imported before"
-            ) from None
+        except (ArchiveBroken, TierUnavailable) as failure:
+            why = f"{failure}; {taking.moved.values} values were imported before"
+            if isinstance(failure, TierUnavailable):
+                raise TierUnavailable(why) from None
+            raise CacheCommandFailed(f"{_shown(file)}: {why}") from None
         return taking.moved
 
     with _read(file) as (read_from, size_bytes):
@@ -215,8 +217,15 @@ def _written(file: str, force: bool) -> Iterator[BinaryIO]:
     if file == "-":
         if sys.stdout.isatty():
             raise click.UsageError("an archive is nothing to look at: send it to a file or a pipe")
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except OSError as failure:
+            # Python would complain once more when it flushes standard output at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise CacheCommandFailed(
+                f"standard output cannot be written: {failure.strerror}"
+            ) from None
         return
     path = Path(file)
     if path.exists() and not force:
