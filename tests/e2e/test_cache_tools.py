@@ -273,18 +273,23 @@ def test_recompiling_finds_code_that_a_trusted_key_signed_and_no_engine_made(
         size_bytes=len(code),
         frames=wire.to_frames(code),
     )
-    name = value_name(warm.made["wasmtime"])
+    # And one that names a level at which nobody would look for it.
+    honest = stored_artifact(site, warm, "wasmer")
+    hidden = replace(honest, spec=replace(honest.spec, cpu="baseline"))
+    names = {value_name(warm.made[which]) for which in ("wasmtime", "wasmer")}
     with direct(site) as client:
-        [lie] = stored(thief.seal(evil), thief).values()
-        client.set(name, lie, ex=1000)
-    assert site.scrub(0)[1]["artifacts"] == 4  # To a daemon, it is as good as any.
+        for lie in (evil, hidden):
+            for name, value in stored(thief.seal(lie), thief).items():
+                client.set(name, value, ex=1000)
+    assert site.scrub(0)[1]["artifacts"] == 4  # To a daemon, they are as good as any.
     findings, summary = site.scrub(3, "--recompile")
-    [finding] = findings
-    assert (finding["name"], finding["cause"], finding["deleted"]) == (name, "other_code", True)
-    assert site.key.public.id in finding["why"]
-    assert summary["recompiled"] == {"same": 3, "other": 1, "unchecked": {}}
-    with site.daemon() as daemon, daemon.client() as client:
-        again = client.compile(wasm.adder(1), engine="wasmtime")
+    assert {finding["name"] for finding in findings} == names
+    assert all(finding["cause"] == "other_code" for finding in findings)
+    assert all(site.key.public.id in finding["why"] for finding in findings)
+    assert (summary["artifacts"], summary["bad"]) == (2, {"other_code": 2})
+    assert summary["recompiled"] == {"same": 2, "other": 2, "unchecked": {}}
+    with site.daemon() as daemon, daemon.client() as caller:
+        again = caller.compile(wasm.adder(1), engine="wasmtime")
         assert (again.header.origin, again.bytes) == (COMPILED, warm.made["wasmtime"].bytes)
 
 

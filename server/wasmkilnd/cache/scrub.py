@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from wasmkilnd.cache.at_once import each
 from wasmkilnd.cache.inventory import Inventory
 from wasmkilnd.cache.keys import KeyNames, ValueKey
 from wasmkilnd.cache.leftovers import Leftovers, Orphan
@@ -15,11 +15,13 @@ from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S
 from wasmkilnd.cache.reader import ValueReader
 from wasmkilnd.cache.rejected import Cause, ValueRejected
-from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact
 
 # Enough to hide the way to the server; each holds some pieces of one value in memory.
 _AT_ONCE = 4
+
+OTHER_CODE = "other_code"
+"""The cause of an artifact that is not what its engine makes of the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Finding:
 
     name: bytes
     cause: str
-    """Of :class:`Cause`, or ``other_code``: what a recompilation found."""
+    """Of :class:`Cause`, or ``OTHER_CODE``."""
     why: str
     deleted: bool
 
@@ -105,7 +107,7 @@ class Scrub:
         strangers, self._strangers = self._strangers, []
         await self._verify_all(strangers, lambda: None)
         for key in self._strangers:
-            await self.condemn(key, Cause.STRANGER.value, _KEPT, delete=False)
+            await self._condemn(key, Cause.STRANGER.value, _KEPT, delete=False)
 
     async def sweep_orphans(self, older_than_s: float, ttl_s: int) -> None:
         """Delete the pieces that no value mentions and that are older than ``older_than_s``.
@@ -129,7 +131,13 @@ class Scrub:
             if old and not self._dry_run:
                 await self._link.delete([orphan.name for orphan in old])
 
-    async def condemn(self, key: ValueKey, cause: str, why: str, *, delete: bool = True) -> None:
+    async def retract(self, key: ValueKey, why: str) -> None:
+        """Count, tell and delete as bad what was found good: it is of other code."""
+        del self.good[key]
+        self.report.artifacts -= 1
+        await self._condemn(key, OTHER_CODE, why)
+
+    async def _condemn(self, key: ValueKey, cause: str, why: str, *, delete: bool = True) -> None:
         """Count and tell that a value is bad; delete it, unless this is a dry run."""
         name = self._names.value(key)
         delete = delete and not self._dry_run
@@ -141,19 +149,11 @@ class Scrub:
         self._tell(Finding(name, cause, why, delete))
 
     async def _verify_all(self, keys: Sequence[ValueKey], advance: Callable[[], None]) -> None:
-        waiting = iter(keys)
+        async def verify(key: ValueKey) -> None:
+            await self._verify(key)
+            advance()
 
-        async def work() -> None:
-            for key in waiting:
-                await self._verify(key)
-                advance()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_AT_ONCE):
-                    group.create_task(work())
-        except* TierUnavailable as failures:
-            raise TierUnavailable(str(failures.exceptions[0])) from None
+        await each(keys, verify, _AT_ONCE)
 
     async def _verify(self, key: ValueKey) -> None:
         rejected = await self._rejection(key)
@@ -166,7 +166,7 @@ class Scrub:
         elif rejected.cause is Cause.STRANGER and not self.report.good:
             self._strangers.append(key)
         else:
-            await self.condemn(key, rejected.cause.value, rejected.why)
+            await self._condemn(key, rejected.cause.value, rejected.why)
 
     async def _rejection(self, key: ValueKey) -> ValueRejected | None:
         """Verify one value, and count it if it is good or gone."""

@@ -15,23 +15,24 @@ from typing import Any, cast
 
 from wasmkiln.attestation import peek
 
+from wasmkilnd.cache.at_once import each
 from wasmkilnd.cache.keys import ValueKey
 from wasmkilnd.cache.reader import ValueReader
 from wasmkilnd.cache.rejected import ValueRejected
 from wasmkilnd.cache.scrub import Scrub
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.start import serve_engines
 from wasmkilnd.engines.store import EngineStore
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Artifact, CompileSpec, Module
 from wasmkilnd.options import limits_of
 from wasmkilnd.ports import Recorder
 
-OTHER_CODE = "other_code"
-"""The cause of a value that is found here."""
-
+_REPLACED = "it went, or was replaced, meanwhile"
 # What an engine says of a module of which it cannot have made an artifact.
 _CANNOT_BE = frozenset({Reason.MODULE_INVALID, Reason.ENGINE_LACKS_FEATURE})
 
@@ -77,38 +78,37 @@ class Recompiler:
 
     async def check(self, keys: Sequence[ValueKey], advance: Callable[[int], None]) -> None:
         """Compile the artifacts under ``keys`` again. Raises TierUnavailable."""
-        waiting = iter(keys)
 
-        async def work() -> None:
-            for key in waiting:
+        async def check(key: ValueKey) -> None:
+            try:
                 await self._check(key)
-                advance(1)
+            except _NotCheckable as reason:
+                self.report.unchecked[str(reason)] += 1
+            advance(1)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self._at_once):
-                    group.create_task(work())
-        except* TierUnavailable as failures:
-            raise TierUnavailable(str(failures.exceptions[0])) from None
+        await each(keys, check, self._at_once)
 
     async def _check(self, key: ValueKey) -> None:
+        artifact = await self._artifact(key)
+        try:
+            await self._compare(artifact)
+        except _OtherCode as other:
+            # Compiling took its time: a daemon may have stored another by now.
+            if (await self._artifact(key)).sha256 != artifact.sha256:
+                raise _NotCheckable(_REPLACED) from None
+            self.report.other += 1
+            await self._scrub.retract(key, f"{other}; {_said_by(artifact)}")
+        else:
+            self.report.same += 1
+
+    async def _artifact(self, key: ValueKey) -> Artifact:
         try:
             opened = await self._reader.open(key)
         except ValueRejected:
             opened = None
         if opened is None or not isinstance(opened.what, Artifact):
-            self.report.unchecked["it went, or was replaced, meanwhile"] += 1
-            return
-        artifact = opened.what
-        try:
-            await self._compare(artifact)
-        except _NotCheckable as reason:
-            self.report.unchecked[str(reason)] += 1
-        except _OtherCode as other:
-            self.report.other += 1
-            await self._scrub.condemn(key, OTHER_CODE, f"{other}; {_said_by(artifact)}")
-        else:
-            self.report.same += 1
+            raise _NotCheckable(_REPLACED)
+        return opened.what
 
     async def _compare(self, artifact: Artifact) -> None:
         spec = self._spec_of(artifact)
@@ -123,12 +123,18 @@ class Recompiler:
 
     def _spec_of(self, artifact: Artifact) -> CompileSpec:
         said = artifact.spec
+        # What a daemon asks for is the fingerprint. Were all else to be believed, whoever
+        # signed it could name settings under which nobody looks.
+        if said.cpu != NATIVE and said.fingerprint != fingerprint(
+            said.engine, said.target, said.cpu, (), said.settings
+        ):
+            raise _OtherCode("its fingerprint is not that of the settings that it names")
         if cause := self._broken.get(said.engine.id):
             raise _NotCheckable(f"{said.engine.id} does not work here: {cause}")
         if said.engine.id not in self._served:
             raise _NotCheckable(f"{said.engine.id} is not installed here")
         try:
-            spec = self._engines.spec(said.engine.id, said.target, said.cpu, said.changed_settings)
+            spec = self._engines.spec(said.engine.id, said.target, said.cpu, said.settings)
         except WasmkilnError as refusal:
             raise _NotCheckable(refusal.message) from None
         if spec.fingerprint != said.fingerprint:
