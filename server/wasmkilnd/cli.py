@@ -15,6 +15,8 @@ import click
 import structlog
 
 from wasmkilnd.app import CannotStart
+from wasmkilnd.cache_command import cache
+from wasmkilnd.cache_command.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
@@ -25,6 +27,8 @@ from wasmkilnd.run import run
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_FOUND = 3
+EXIT_INTERRUPTED = 130
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -39,11 +43,17 @@ def main() -> None:
         mistake.show()
         sys.exit(EXIT_USAGE)
     except click.Abort:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more when it
+        # flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
-    except (EngineInstallError, KeysUnusable, CannotStart) as failure:
+    except (EngineInstallError, KeysUnusable, CacheCommandFailed, CannotStart) as failure:
         _fail(str(failure), EXIT_FAILED)
+    except BadValuesFound as found:
+        _fail(str(found), EXIT_FOUND)
     except Exception as defect:
         structlog.get_logger("wasmkilnd").exception("the daemon failed")
         _fail(f"the daemon failed ({type(defect).__name__}): this is a defect", EXIT_FAILED)
@@ -83,6 +93,7 @@ def engine() -> None:
 
 
 command.add_command(keys)
+command.add_command(cache)
 
 
 _state_dir = click.option(

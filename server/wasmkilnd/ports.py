@@ -161,29 +161,33 @@ class Engines(Protocol):
         ...
 
 
-class Sealer(Protocol):
-    """Binds artifacts to their keys, and stored values to those who stored them.
+class Verifier(Protocol):
+    """Says who vouches for what comes from the shared tier.
 
-    Safe for use from any thread, and never raises. The two checks are made of every
+    Safe for use from any thread, and never raises. Both checks are made of every
     value from the shared tier before anything else looks at it, and never of one from
     memory. ``verify`` believes ``artifact.sha256``, which the stamp vouches for: the
     bytes are hashed once, as they are stored.
     """
 
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` with its attestation."""
-        ...
-
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Answer None if the attestation vouches for ``artifact`` under ``key``, else why not."""
         ...
 
-    def stamp(self, message: bytes) -> bytes:
-        """Answer ``STAMP_BYTES`` by which others know who vouches for ``message``."""
-        ...
-
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
         """Answer None if a trusted key's ``stamp`` vouches for ``message``, else why not."""
+        ...
+
+
+class Sealer(Verifier, Protocol):
+    """Binds artifacts to their keys, and stored values to those who stored them."""
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Answer ``artifact`` with its attestation."""
+        ...
+
+    def stamp(self, message: bytes) -> bytes:
+        """Answer ``STAMP_BYTES`` by which others know who vouches for ``message``."""
         ...
 
 

@@ -40,37 +40,15 @@ _ADVICE = {
 }
 
 
-class DsseSealer:
-    """Signs every artifact that is compiled here, and believes the trusted keys only.
+class DsseVerifier:
+    """Believes the trusted keys only.
 
     An attestation binds what its claims hold, and beyond them the compile time and a
     digest over imports and exports. A stamp binds whatever it is put on.
     """
 
-    def __init__(
-        self,
-        signer: Signer,
-        trusted: KeyLookup,
-        daemon_version: str,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._signer = signer
+    def __init__(self, trusted: KeyLookup) -> None:
         self._trusted = trusted
-        self._daemon_version = daemon_version
-        self._now = now
-
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` with an envelope by the signing key."""
-        statement = Statement(
-            _claims(artifact),
-            daemon_version=self._daemon_version,
-            finished_on=datetime.fromtimestamp(int(self._now()), UTC).strftime(
-                "%Y-%m-%dT%H:%M:%SZ"
-            ),
-            compile_time_s=float(artifact.compile_time_s),
-            types_sha256=_types_sha256(artifact),
-        )
-        return replace(artifact, attestation=sign(statement, self._signer))
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Answer why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
@@ -88,11 +66,6 @@ class DsseSealer:
             return Refusal(MISMATCH, "the attestation is about another compile time or other types")
         return None
 
-    def stamp(self, message: bytes) -> bytes:
-        """Answer the signing key's id and its signature of ``message``."""
-        signature = self._signer.sign(message)
-        return bytes.fromhex(signature.keyid) + bytes.fromhex(signature.signature)
-
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
         """Answer why no trusted key vouches for ``message``, None if one does."""
         key_id, signature = stamp[:_KEY_ID_BYTES].hex(), stamp[_KEY_ID_BYTES:]
@@ -105,6 +78,40 @@ class DsseSealer:
         except InvalidSignature:
             return Refusal(MISMATCH, "the value's signature is not that of its key")
         return None
+
+
+class DsseSealer(DsseVerifier):
+    """Signs every artifact that is compiled here."""
+
+    def __init__(
+        self,
+        signer: Signer,
+        trusted: KeyLookup,
+        daemon_version: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(trusted)
+        self._signer = signer
+        self._daemon_version = daemon_version
+        self._now = now
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Answer ``artifact`` with an envelope by the signing key."""
+        statement = Statement(
+            _claims(artifact),
+            daemon_version=self._daemon_version,
+            finished_on=datetime.fromtimestamp(int(self._now()), UTC).strftime(
+                "%Y-%m-%dT%H:%M:%SZ"
+            ),
+            compile_time_s=float(artifact.compile_time_s),
+            types_sha256=_types_sha256(artifact),
+        )
+        return replace(artifact, attestation=sign(statement, self._signer))
+
+    def stamp(self, message: bytes) -> bytes:
+        """Answer the signing key's id and its signature of ``message``."""
+        signature = self._signer.sign(message)
+        return bytes.fromhex(signature.keyid) + bytes.fromhex(signature.signature)
 
 
 class NoSealer:

@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "banner": CORE | {"engines", "config"},
     "service_manager": set(),
     "run": {"app", "config", "shutdown", "service_manager", "telemetry"},
-    "cli": CORE | {"app", "run", "engines", "config", "keys", "keys_command"},
+    "cache_command": CORE | {"cache", "engines", "config", "keys", "options", "telemetry"},
+    "cli": CORE | {"app", "run", "engines", "config", "keys", "keys_command", "cache_command"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -14,6 +14,9 @@ from wasmkilnd.ports import Sealer
 
 from tests.contract.notes import Notes
 
+TTL_S = 1000
+"""What every value has left to live."""
+
 
 class Shelf:
     """A RedisServer that keeps values in a dictionary, and forgets times to live."""
@@ -42,6 +45,8 @@ class Shelf:
                 return int(self.values.pop(key, None) is not None)
             case "EXISTS" | "EXPIRE":
                 return int(value is not None)
+            case "TTL":
+                return -2 if value is None else TTL_S
         raise AssertionError(name)
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:

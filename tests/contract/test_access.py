@@ -47,11 +47,12 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
 ) -> None:
     one, two = b"wasm:{a}1", b"wasm:{a}2"
     await link.set(one, b"\xffvalue", 60)
+    assert not await link.add(one, b"\xffother", 60)
     assert await link.get_all([one, two]) == [b"\xffvalue", None]
     assert (await link.get_with_ttl(one))[0] == b"\xffvalue"
     assert await link.exists([one, two]) == [True, False]
     assert await link.lengths([one]) == [6]
-    assert await link.beginnings([one], 3) == [b"\xffva"]
+    assert await link.beginnings([one], [3]) == [b"\xffva"]
     await link.prolong([one], 100)
     assert (await link.ages([one, two]))[1] == -2
     mine, other = b"m" * TOKEN_BYTES, b"o" * TOKEN_BYTES

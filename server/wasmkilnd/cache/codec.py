@@ -32,22 +32,27 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from wasmkilnd.cache import headers
-from wasmkilnd.cache.pieces import Body
+from wasmkilnd.cache.pieces import MAX_PIECE_BYTES, Body
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Kind, Module, Refusal
 
-V = TypeVar("V", Artifact, Module)
+V_co = TypeVar("V_co", bound=Artifact | Module, covariant=True)
 
 MAGIC = b"WKLN"
 
 _START = struct.Struct(">4sBI")
 _DIGEST_BYTES = 32
-HEADER_OFFSET = _START.size + _DIGEST_BYTES + STAMP_BYTES
+_KEY_ID_BYTES = 32
+_STAMP_AT = _START.size + _DIGEST_BYTES
+HEADER_OFFSET = _STAMP_AT + STAMP_BYTES
 
 # Imports and exports are cut at 256 KiB of text (types.proto), which JSON can
 # make six times as long; all else together is a few KiB.
 MAX_HEADER_BYTES = 4 * 1024 * 1024
+
+MAX_VALUE_BYTES = HEADER_OFFSET + MAX_HEADER_BYTES + MAX_PIECE_BYTES
+"""More than any value takes under its own name, further pieces left aside."""
 
 # What a stamp is over, so that no signature of another purpose can be taken for one.
 _PURPOSE = b"wasmkiln stored value\0"
@@ -63,10 +68,10 @@ CheckStamp = Callable[[bytes, bytes], Refusal | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened(Generic[V]):
+class Opened(Generic[V_co]):
     """A value whose head was verified, and whose pieces were not looked at yet."""
 
-    what: V
+    what: V_co
     """The artifact or module; without its bytes."""
     body: Body
     first: memoryview
@@ -92,11 +97,12 @@ def open_artifact(value: bytes, key: CacheKey, check: CheckStamp) -> Opened[Arti
     The artifact has no frames yet; its attestation is not looked at. Raises
     ValueRejected, and nothing else, whatever the bytes.
     """
-    end = head_end(value)
-    artifact, body = headers.read_artifact_header(_header_of(value, end, check))
-    if artifact.key != key:
+    opened = open_any(value, check)
+    if not isinstance(opened.what, Artifact):
+        raise ValueRejected(Cause.WRONG_KEY, "the value holds no artifact")
+    if opened.what.key != key:
         raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-    return _opened(artifact, body, value, end)
+    return Opened(opened.what, opened.body, opened.first)
 
 
 def open_module(value: bytes, sha256: str, check: CheckStamp) -> Opened[Module]:
@@ -104,21 +110,46 @@ def open_module(value: bytes, sha256: str, check: CheckStamp) -> Opened[Module]:
 
     The module has no bytes yet. Raises ValueRejected, and nothing else, whatever the bytes.
     """
-    end = head_end(value)
-    module, body = headers.read_module_header(_header_of(value, end, check))
-    if module.sha256 != sha256:
+    opened = open_any(value, check)
+    if not isinstance(opened.what, Module):
+        raise ValueRejected(Cause.WRONG_KEY, "the value holds no module")
+    if opened.what.sha256 != sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
-    return _opened(module, body, value, end)
+    return Opened(opened.what, opened.body, opened.first)
+
+
+def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:
+    """Verify the head of ``value``, whatever it is of: its key is for the caller to look at.
+
+    Raises ValueRejected, and nothing else, whatever the bytes.
+    """
+    end = head_end(value)
+    what, body = headers.read_header(_header_of(value, end, check))
+    body.check()
+    first = memoryview(value)[end:]
+    if first and not body.pieces:
+        raise ValueRejected(Cause.FORMAT, "the value is longer than its header says")
+    return Opened(what, body, first)
+
+
+def stamped_by(value: bytes) -> str:
+    """Answer the id of the key that a value's stamp says it is of; proves nothing."""
+    return value[_STAMP_AT : _STAMP_AT + _KEY_ID_BYTES].hex()
 
 
 def check_module(module: Module) -> Module:
     """Answer ``module``, now with its bytes, if they are it. Raises ValueRejected."""
     if hashlib.sha256(module.wasm).hexdigest() != module.sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
-    is_component = module.wasm[6:8] == _COMPONENT_LAYER
-    if module.wasm.startswith(_PREAMBLE) and is_component != (module.kind is Kind.COMPONENT):
-        raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
+    check_kind(module.kind, module.wasm)
     return module
+
+
+def check_kind(kind: Kind, wasm: bytes) -> None:
+    """Raise ValueRejected if ``wasm``, or the beginning of it, is of another ``kind``."""
+    is_component = wasm[6:8] == _COMPONENT_LAYER
+    if wasm.startswith(_PREAMBLE) and is_component != (kind is Kind.COMPONENT):
+        raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
 
 
 def head_end(start: bytes) -> int:
@@ -139,14 +170,6 @@ def head_end(start: bytes) -> int:
     return HEADER_OFFSET + int(header_bytes)
 
 
-def _opened(what: V, body: Body, value: bytes, end: int) -> Opened[V]:
-    body.check()
-    first = memoryview(value)[end:]
-    if first and not body.pieces:
-        raise ValueRejected(Cause.FORMAT, "the value is longer than its header says")
-    return Opened(what, body, first)
-
-
 def _head(header: bytes, stamp: Stamp) -> bytes:
     start = _START.pack(MAGIC, CACHE_FORMAT, len(header))
     digest = hashlib.sha256(start + header).digest()
@@ -158,10 +181,9 @@ def _header_of(value: bytes, end: int, check: CheckStamp) -> bytes:
     if len(header) < end - HEADER_OFFSET:
         raise ValueRejected(Cause.TRUNCATED, "the header is cut off")
     digest = hashlib.sha256(value[: _START.size] + header).digest()
-    stamp_at = _START.size + _DIGEST_BYTES
-    if digest != value[_START.size : stamp_at]:
+    if digest != value[_START.size : _STAMP_AT]:
         raise ValueRejected(Cause.DIGEST, "the header is damaged")
-    refusal = check(_PURPOSE + digest, value[stamp_at:HEADER_OFFSET])
+    refusal = check(_PURPOSE + digest, value[_STAMP_AT:HEADER_OFFSET])
     if refusal:
         raise ValueRejected(Cause(refusal.cause), refusal.why)
     return header

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import CacheKey
-
-_GLOB = re.compile(rb"[][*?\\^-]")
 
 # Daemons of two versions on one server must not undo each other's work. In an artifact's
 # name the fingerprint tells formats apart; of modules, the first format's names say nothing.
 _FIRST_FORMAT = 2
 _SUFFIX = "" if CACHE_FORMAT == _FIRST_FORMAT else f"v{CACHE_FORMAT}"
+
+_GLOB = re.compile(rb"[][*?\\^-]")
+_HEX = "[0-9a-f]{64}"
+_MODULE = f"module{_SUFFIX}"
+_OF_ARTIFACT = re.compile(rf"{{({_HEX})}}:({_HEX})".encode())
+_OF_MODULE = re.compile(rf"{{({_HEX})}}{_SUFFIX}".encode())
+_OF_PART = re.compile(rf"{{({_HEX})}}:({_HEX}|{_MODULE}):({_HEX})".encode())
+
+
+@dataclass(frozen=True, slots=True)
+class ValueKey:
+    """What a stored value is: an artifact, or a module, which has no fingerprint."""
+
+    module_sha256: str
+    fingerprint: str = ""
+
+    @property
+    def artifact(self) -> CacheKey | None:
+        """The artifact's key, None for a module."""
+        return CacheKey(self.module_sha256, self.fingerprint) if self.fingerprint else None
 
 
 class KeyNames:
@@ -42,6 +61,10 @@ class KeyNames:
         """Answer under which name who compiles an artifact is told."""
         return _of_key(self._lease, key)
 
+    def lease_key(self, name: bytes) -> CacheKey | None:
+        """Answer for what ``name`` is a lease, None if it is none."""
+        return _key_of(self._lease, name)
+
     def strike(self, key: CacheKey) -> bytes:
         """Answer under which name a strike against a module is stored."""
         return _of_key(self._strike, key)
@@ -60,7 +83,7 @@ class KeyNames:
 
     def module_part(self, sha256: str, digest: str) -> bytes:
         """Answer under which name a piece of a module is stored."""
-        return self.artifact_part(CacheKey(sha256, f"module{_SUFFIX}"), digest)
+        return self.artifact_part(CacheKey(sha256, _MODULE), digest)
 
     def module(self, sha256: str) -> bytes:
         """Answer under which name a module is stored."""
@@ -92,19 +115,34 @@ class KeyNames:
             return _literal(self._module) + b"*"
         return b"%b{%b}*" % (_literal(self._module), _literal(module_sha256.encode()))
 
-    def parts_pattern(self, module_sha256: str) -> bytes:
-        """Answer a pattern that matches the pieces of one module and its artifacts."""
+    def parts_pattern(self, module_sha256: str = "") -> bytes:
+        """Answer a pattern that matches the pieces of one module and its artifacts, or all."""
         return _pattern(self._part, module_sha256)
 
     def artifact_key(self, name: bytes) -> CacheKey | None:
         """Answer which artifact ``name`` is that of, None if it is no artifact's."""
         return _key_of(self._compiled, name)
 
-    def module_sha256(self, name: bytes) -> str | None:
-        """Answer which module ``name`` is that of, None if it is no module's."""
-        if not self.is_module(name):
+    def value(self, key: ValueKey) -> bytes:
+        """Answer under which name a value is stored."""
+        return self.artifact(key.artifact) if key.artifact else self.module(key.module_sha256)
+
+    def part(self, key: ValueKey, digest: str) -> bytes:
+        """Answer under which name a piece of a value is stored."""
+        return self.artifact_part(CacheKey(key.module_sha256, key.fingerprint or _MODULE), digest)
+
+    def value_at(self, name: bytes) -> ValueKey | None:
+        """Answer what value is stored under ``name``, None if it is no value's name."""
+        found = _after(self._compiled, name, _OF_ARTIFACT) or _after(self._module, name, _OF_MODULE)
+        return ValueKey(*found) if found else None
+
+    def part_at(self, name: bytes) -> ValueKey | None:
+        """Answer of what value a piece is stored under ``name``, None if it is no piece's name."""
+        found = _after(self._part, name, _OF_PART)
+        if not found:
             return None
-        return name[len(self._module) + 1 :].decode(errors="replace").partition("}")[0]
+        module, fingerprint, _ = found
+        return ValueKey(module, "" if fingerprint == _MODULE else fingerprint)
 
 
 def _of_key(kind: bytes, key: CacheKey) -> bytes:
@@ -116,10 +154,15 @@ def _literal(name: bytes) -> bytes:
 
 
 def _key_of(kind: bytes, name: bytes) -> CacheKey | None:
-    if not name.startswith(kind):
+    found = _after(kind, name, _OF_ARTIFACT)
+    return CacheKey(*found) if found else None
+
+
+def _after(prefix: bytes, name: bytes, shape: re.Pattern[bytes]) -> tuple[str, ...] | None:
+    if not name.startswith(prefix):
         return None
-    module, _, fingerprint = name[len(kind) :].decode(errors="replace").partition(":")
-    return CacheKey(module.strip("{}"), fingerprint)
+    found = shape.fullmatch(name, len(prefix))
+    return tuple(group.decode() for group in found.groups()) if found else None
 
 
 def _pattern(kind: bytes, module_sha256: str) -> bytes:

@@ -73,6 +73,11 @@ class RedisLink:
         """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
         await self._each(_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
 
+    async def add(self, key: bytes, value: bytes, ttl_s: int) -> bool:
+        """Store ``value`` for ``ttl_s`` seconds if nothing is there; answer whether that was so."""
+        store: Command = ("SET", key, value, "EX", ttl_s, "NX")
+        return (await self._each(_done, [store], self._store_timeout_s))[0]
+
     async def delete(self, keys: Sequence[bytes]) -> list[bool]:
         """Delete each of ``keys``; answer which existed."""
         return await self._each(bool, [("UNLINK", key) for key in keys])
@@ -85,9 +90,10 @@ class RedisLink:
         """Answer the bytes of each value; 0 where there is none."""
         return await self._each(int, [("STRLEN", key) for key in keys])
 
-    async def beginnings(self, keys: Sequence[bytes], length: int) -> list[bytes]:
-        """Answer the first ``length`` bytes of each value."""
-        return await self._each(_text, [("GETRANGE", key, 0, length - 1) for key in keys])
+    async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
+        """Answer the beginning of each value, of the length that stands at its place."""
+        wanted = zip(keys, lengths, strict=True)
+        return await self._each(_text, [("GETRANGE", key, 0, most - 1) for key, most in wanted])
 
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
         """Answer how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""

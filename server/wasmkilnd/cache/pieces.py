@@ -20,6 +20,12 @@ from wasmkilnd.wire import CHUNK_BYTES
 RAW, ZSTD = "raw", "zstd"
 CODECS = (RAW, ZSTD)
 
+PARTS_OUTLIVE_S = 3600
+"""How much longer than its value a piece of it lives, so that none goes before its value."""
+
+MAX_PIECE_BYTES = CHUNK_BYTES + CHUNK_BYTES // 64
+"""More than any piece takes as it is stored: zstd adds at most 1/256, and a header."""
+
 # Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/performance.md).
 _LEVEL = 1
 # What shrinks less than this costs its readers more time than the bytes saved.
@@ -55,6 +61,8 @@ class Body:
             raise ValueRejected(Cause.VERSION, "the value has a codec that is not known here")
         if len(self.pieces) != -(-self.size_bytes // CHUNK_BYTES):
             raise ValueRejected(Cause.FORMAT, "the value has pieces too few or too many")
+        if not all(0 < piece.size_bytes <= MAX_PIECE_BYTES for piece in self.pieces):
+            raise ValueRejected(Cause.FORMAT, "the value has a piece of a size that none has")
 
     def unpack(self, first: int, stored: Sequence[bytes | memoryview | None]) -> list[bytes]:
         """Answer the bytes that the pieces from number ``first`` on stand for.

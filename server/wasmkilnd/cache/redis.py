@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -16,10 +16,12 @@ from wasmkilnd.cache.codec import Opened
 from wasmkilnd.cache.fetches import allow
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.pieces import Body, Piece, codec_for, cut, pack
+from wasmkilnd.cache.off_loop import off_loop
+from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S, Body, Piece, codec_for, cut, pack
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.sweep import heads, kind_at, sweep
+from wasmkilnd.cache.vouched import open_artifact
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.model import (
     Artifact,
@@ -33,20 +35,16 @@ from wasmkilnd.model import (
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
-T = TypeVar("T")
 V = TypeVar("V", Artifact, Module)
 
 DEFAULT_PREFIX = "wasm:"
 DEFAULT_TTL_S = 7 * 24 * 3600
 
-# Below this, handing a value to a thread costs more than checking it.
-_INLINE_BYTES = 64 * 1024
 # 2 MiB of an artifact that compresses as most do: other clients of the server wait for
 # one batch at most (docs/performance.md).
 _PIECES_AT_ONCE = 8
 # What is slower makes a look-up slow, whatever its value's size.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024
-_PARTS_OUTLIVE_S = 3600
 _LOOK_EVERY_S = 5.0
 _HELD_BATCH = 1000
 _ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
@@ -113,7 +111,7 @@ class RedisTier:
         """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
         return await self._read(
             self.names.artifact(key),
-            lambda value: self._open_artifact(value, key),
+            lambda value: open_artifact(value, key, self._sealer),
             lambda digest: self.names.artifact_part(key, digest),
             _with_frames,
         )
@@ -175,7 +173,7 @@ class RedisTier:
             parts += [
                 self.names.module_part(key.module_sha256, one.sha256) for one in body.pieces[1:]
             ]
-        await self.link.prolong(parts, self._ttl_s + _PARTS_OUTLIVE_S)
+        await self.link.prolong(parts, self._ttl_s + PARTS_OUTLIVE_S)
         await self.link.prolong([artifact, module], self._ttl_s)
 
     async def evict(self, scope: EvictScope) -> Evicted:
@@ -193,18 +191,6 @@ class RedisTier:
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self.link.close()
 
-    def _open_artifact(self, value: bytes, key: CacheKey) -> Opened[Artifact]:
-        opened = codec.open_artifact(value, key, self._sealer.check_stamp)
-        try:
-            refusal = self._sealer.verify(opened.what, key)
-        except Exception as error:
-            # An envelope that its reader trips over is vouched for by nobody.
-            why = f"the attestation cannot be read ({type(error).__name__})"
-            raise ValueRejected(Cause.MISMATCH, why) from None
-        if refusal:
-            raise ValueRejected(Cause(refusal.cause), refusal.why)
-        return opened
-
     async def _read(
         self,
         name: bytes,
@@ -217,13 +203,13 @@ class RedisTier:
             value = await self.link.get(name)
             if value is None:
                 return None
-            opened = await _off_loop(len(value), open_head, value)
+            opened = await off_loop(len(value), open_head, value)
             parts = [part_name(piece.sha256) for piece in opened.body.pieces[1:]]
             moving_s = opened.body.stored_bytes / _LEAST_BYTES_PER_S
             allow(moving_s)
             async with asyncio.timeout(self.link.timeout_s + moving_s):
                 raw = await self._unpacked(opened, parts)
-            return await _off_loop(opened.body.size_bytes, complete, opened.what, raw)
+            return await off_loop(opened.body.size_bytes, complete, opened.what, raw)
         except TimeoutError:
             # Each answer came in time, so that the server is no outage.
             raise TierUnavailable("Redis takes too long for a value of this size") from None
@@ -250,7 +236,7 @@ class RedisTier:
         self, body: Body, first: int, stored: Sequence[bytes | memoryview | None]
     ) -> list[bytes]:
         size_bytes = sum(len(piece) for piece in stored if piece is not None)
-        return await _off_loop(size_bytes, body.unpack, first, stored)
+        return await off_loop(size_bytes, body.unpack, first, stored)
 
     async def _discard(self, name: bytes, parts: Sequence[bytes], rejected: ValueRejected) -> None:
         cause = rejected.cause.value
@@ -284,15 +270,15 @@ class RedisTier:
 
         So a value is never there before its pieces; they outlive it a little.
         """
-        chosen = await _off_loop(len(payload) * CHUNK_BYTES, codec_for, payload)
+        chosen = await off_loop(len(payload) * CHUNK_BYTES, codec_for, payload)
         pieces: list[Piece] = []
         first = b""
         try:
             for raw in payload:
-                stored, piece = await _off_loop(len(raw), pack, chosen, raw)
+                stored, piece = await off_loop(len(raw), pack, chosen, raw)
                 if pieces:
                     await self.link.set(
-                        part_name(piece.sha256), stored, self._ttl_s + _PARTS_OUTLIVE_S
+                        part_name(piece.sha256), stored, self._ttl_s + PARTS_OUTLIVE_S
                     )
                 else:
                     first = stored
@@ -320,13 +306,6 @@ class RedisTier:
         # If the server is down, the breaker said so, and goes on asking by itself.
         with contextlib.suppress(TierUnavailable):
             self._usage = await self.link.usage()
-
-
-async def _off_loop(size_bytes: int, work: Callable[..., T], *args: Any) -> T:
-    """Do ``work``, which takes as long as its ``size_bytes``, where it holds nobody up."""
-    if size_bytes < _INLINE_BYTES:
-        return work(*args)
-    return await asyncio.to_thread(work, *args)
 
 
 def _with_frames(artifact: Artifact, raw: list[bytes]) -> Artifact:

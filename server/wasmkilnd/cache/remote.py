@@ -169,26 +169,20 @@ async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder
     except EmbeddedUnavailable as failure:
         log.error("no Redis tier: the embedded server does not start", cause=str(failure))
         return _without(options, "no Redis tier: the embedded server does not start", str(failure))
-    server = _open(options, url, NO_ACCESS)
-    return await _with(options, server, "embedded Valkey", sealer, recorder, embedded)
+    server = connected(options, url, NO_ACCESS, options.timeout_s)
+    return await _with(options, server, sealer, recorder, embedded)
 
 
 async def _external(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
     def reopen(access: RedisAccess) -> RedisServer:
-        try:
-            return _open(options, options.url, access)
-        except (BadRedisUrl, AccessUnusable) as failure:
-            raise CannotOpenRemote(str(failure)) from None
+        return connected(options, options.url, access, options.timeout_s)
 
-    server = reopen(options.access)
-    where = f"Redis at {RedisAddress.parse(options.url)}"
-    return await _with(options, server, where, sealer, recorder, reopen=reopen)
+    return await _with(options, reopen(options.access), sealer, recorder, reopen=reopen)
 
 
 async def _with(
     options: RemoteOptions,
     server: RedisServer,
-    where: str,
     sealer: Sealer,
     recorder: Recorder,
     embedded: EmbeddedServer | None = None,
@@ -224,7 +218,7 @@ async def _with(
         writes,
         turns,
         RedisStrikes(redis.link, redis.names, sealer),
-        where if answers else f"{where}, which does not answer yet",
+        where(options) if answers else f"{where(options)}, which does not answer yet",
         "embedded" if embedded else "external",
         redis,
         embedded,
@@ -233,9 +227,22 @@ async def _with(
     )
 
 
-def _open(options: RemoteOptions, url: str, access: RedisAccess) -> RedisServer:
-    timeout_s = options.timeout_s
-    return connect(url, access, connect_timeout_s=timeout_s, timeout_s=timeout_s)
+def connected(
+    options: RemoteOptions, url: str, access: RedisAccess, timeout_s: float
+) -> RedisServer:
+    """Answer the server at ``url``, to which it connects when it is first used.
+
+    ``timeout_s`` bounds each write and each read by itself. Raises CannotOpenRemote.
+    """
+    try:
+        return connect(url, access, connect_timeout_s=options.timeout_s, timeout_s=timeout_s)
+    except (BadRedisUrl, AccessUnusable) as failure:
+        raise CannotOpenRemote(str(failure)) from None
+
+
+def where(options: RemoteOptions) -> str:
+    """Answer what server ``options`` mean, in words without a secret."""
+    return f"Redis at {RedisAddress.parse(options.url)}" if options.url else "embedded Valkey"
 
 
 def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTier:

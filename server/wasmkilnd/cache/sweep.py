@@ -13,7 +13,8 @@ from wasmkilnd.errors import WrongType
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 
 # Holds the header of nearly every artifact; whole values are never read.
-_BEGINNING_BYTES = 4096
+_BEGINNING_BYTES = 8192
+_BYTES_AT_ONCE = 4 * 1024 * 1024
 _BATCH = 128
 
 
@@ -56,12 +57,26 @@ async def heads(link: RedisLink, keys: Sequence[bytes]) -> list[bytes]:
 
     Raises TierUnavailable.
     """
-    found = await link.beginnings(keys, _BEGINNING_BYTES)
+    found = await link.beginnings(keys, [_BEGINNING_BYTES] * len(keys))
+    longer: dict[int, int] = {}
     for index, start in enumerate(found):
         with contextlib.suppress(ValueRejected):
             if (end := head_end(start)) > len(start):
-                [found[index]] = await link.beginnings([keys[index]], end)
+                longer[index] = end
+                if sum(longer.values()) > _BYTES_AT_ONCE:
+                    await _read_again(link, keys, longer, found)
+    await _read_again(link, keys, longer, found)
     return found
+
+
+async def _read_again(
+    link: RedisLink, keys: Sequence[bytes], longer: dict[int, int], found: list[bytes]
+) -> None:
+    """Put into ``found`` the beginnings that are ``longer``, by index; there are none then."""
+    again = await link.beginnings([keys[index] for index in longer], list(longer.values()))
+    for index, start in zip(longer, again, strict=True):
+        found[index] = start
+    longer.clear()
 
 
 async def _sweep(

@@ -14,40 +14,50 @@ from wasmkilnd.config.load import CONFIG_ENV, FlagValue
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 from wasmkilnd.config.show import shown_default
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add a flag for every setting, and ``--config``, to a click command.
+    """Add a flag for every setting, and ``--config``, to a click command."""
+    return some_options(lambda field: True)(command)
+
+
+def some_options(chosen: Callable[[str], bool]) -> Decorator:
+    """Answer what adds flags for ``chosen`` settings, and ``--config``, to a click command.
 
     The command receives ``flags``, a dict by field name of those that were given,
     and ``config``, a path or None: the first and last arguments of
     :func:`wasmkilnd.config.load.load`. Values are not looked at here, so that
     every layer's mistakes are told in the same words.
     """
+    fields = [field for field in Settings.model_fields if has_flag(field) and chosen(field)]
 
-    @functools.wraps(command)
-    def with_flags(*args: Any, **given: Any) -> Any:
-        flags: dict[str, FlagValue] = {}
-        for field in filter(has_flag, Settings.model_fields):
-            value = given.pop(field)
-            if value is not None and value != ():
-                flags[field] = value
-        return command(*args, flags=flags, **given)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_flags(*args: Any, **given: Any) -> Any:
+            flags: dict[str, FlagValue] = {}
+            for field in fields:
+                value = given.pop(field)
+                if value is not None and value != ():
+                    flags[field] = value
+            return command(*args, flags=flags, **given)
 
-    decorated: Callable[..., Any] = with_flags
-    # A decorator that comes later shows earlier in the help.
-    for field, info in reversed(Settings.model_fields.items()):
-        if has_flag(field):
-            decorated = _option(field, info)(decorated)
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        default=None,
-        metavar="FILE",
-        help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
-    )(decorated)
+        decorated: Callable[..., Any] = with_flags
+        # A decorator that comes later shows earlier in the help.
+        for field in reversed(fields):
+            decorated = _option(field, Settings.model_fields[field])(decorated)
+        return click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            default=None,
+            metavar="FILE",
+            help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
+        )(decorated)
+
+    return decorate
 
 
-def _option(field: str, info: FieldInfo) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _option(field: str, info: FieldInfo) -> Decorator:
     flag = flag_name(field)
     text = f"{info.description}  [env: {env_name(field)}; default: {shown_default(field) or '-'}]"
     if info.annotation is bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import structlog
@@ -14,20 +14,17 @@ from wasmkilnd.keys.store import KeyStore, KeysUnusable
 log = structlog.get_logger("wasmkilnd.keys")
 
 
-class KeyRing:
-    """Safe for use from any thread.
+class TrustRing:
+    """The keys that are believed. Safe for use from any thread.
 
     A key that is not known is looked for in the key directory once more: another daemon of
     the fleet may have rotated since this one started, and its values must not be taken for a
     stranger's and deleted.
     """
 
-    def __init__(self, signing: PrivateKey, trusted: TrustedKeys, store: KeyStore) -> None:
-        self.signing = signing
+    def __init__(self, given: Iterable[PublicKey], store: KeyStore) -> None:
         self._store = store
-        self._trusted = {
-            key.id: key for key in (signing.public, *trusted.values(), *store.trusted().values())
-        }
+        self._trusted = {key.id: key for key in (*given, *store.trusted().values())}
 
     @property
     def trusted(self) -> TrustedKeys:
@@ -48,23 +45,45 @@ class KeyRing:
         return key
 
 
+class KeyRing(TrustRing):
+    """The keys that are believed, and the one to sign with."""
+
+    def __init__(self, signing: PrivateKey, trusted: TrustedKeys, store: KeyStore) -> None:
+        super().__init__((signing.public, *trusted.values()), store)
+        self.signing = signing
+
+
+def open_trust(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> TrustRing:
+    """Open the keys that a daemon with these settings believes; make none. Raises KeysUnusable."""
+    store = KeyStore(folder)
+    signing = _parsed(signing_key) if signing_key else store.signing_key()
+    own = (signing.public,) if signing else ()
+    return TrustRing((*own, *_read(trusted_keys).values()), store)
+
+
 def open_ring(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> KeyRing:
     """Open a daemon's keys as its settings say. Raises KeysUnusable.
 
     Without ``signing_key``, the key directory's is used, and made at first start.
     """
     store = KeyStore(folder)
+    trusted = _read(trusted_keys)
+    return KeyRing(_parsed(signing_key) if signing_key else store.ensure(), trusted, store)
+
+
+def _read(trusted_keys: Sequence[str]) -> TrustedKeys:
     try:
-        trusted = TrustedKeys.read(trusted_keys)
+        return TrustedKeys.read(trusted_keys)
     except ValueError as error:
         raise KeysUnusable(f"WASMKILN_TRUSTED_KEYS: {error}") from None
     except OSError as error:
         raise KeysUnusable(
             f"WASMKILN_TRUSTED_KEYS: {error.filename} cannot be read: {error.strerror}"
         ) from None
-    if not signing_key:
-        return KeyRing(store.ensure(), trusted, store)
+
+
+def _parsed(signing_key: str) -> PrivateKey:
     try:
-        return KeyRing(PrivateKey.parse(signing_key), trusted, store)
+        return PrivateKey.parse(signing_key)
     except ValueError as error:
         raise KeysUnusable(f"WASMKILN_SIGNING_KEY: {error}") from None

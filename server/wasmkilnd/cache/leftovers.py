@@ -1,0 +1,157 @@
+"""What there is in a shared tier beside values: their pieces, orphans among them, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from wasmkilnd.cache import codec
+from wasmkilnd.cache.keys import KeyNames, ValueKey
+from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.pieces import Body
+from wasmkilnd.cache.rejected import Cause, ValueRejected
+from wasmkilnd.cache.strings import read_strings
+from wasmkilnd.cache.sweep import heads
+
+_BATCH = 256
+_GONE = -2
+
+
+@dataclass(slots=True)
+class Rest:
+    """What there is beside values."""
+
+    parts: int = 0
+    part_bytes: int = 0
+    orphans: int = 0
+    """Those of the pieces that no value mentions."""
+    orphan_bytes: int = 0
+    leases: int = 0
+    strikes: int = 0
+    unknown: int = 0
+    """Keys under the prefix that no daemon of this version makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A piece that no value mentions."""
+
+    name: bytes
+    size_bytes: int
+    ttl_s: int
+    """How long it has left; -1 for ever."""
+
+
+class Mentions:
+    """Remembers which pieces the heads that were seen mention."""
+
+    def __init__(self, names: KeyNames) -> None:
+        self._names = names
+        # Of names only their hashes: there can be a hundred pieces for each value.
+        self._hashes: set[int] = set()
+
+    def add(self, key: ValueKey, body: Body) -> None:
+        """Take note of the pieces of one value."""
+        self._hashes.update(hash(self._names.part(key, p.sha256)) for p in body.pieces[1:])
+
+    def __contains__(self, name: bytes) -> bool:
+        return hash(name) in self._hashes
+
+
+class Leftovers:
+    """Looks through all keys under the prefix but values. Raises TierUnavailable.
+
+    ``mentions`` saves looking at heads again: a piece that is not in it is looked for in
+    the head of its value before it is called an orphan.
+    """
+
+    def __init__(self, link: RedisLink, names: KeyNames, mentions: Mentions) -> None:
+        self._link = link
+        self._names = names
+        self._mentions = mentions
+
+    async def count(self) -> Rest:
+        """Count all there is beside values."""
+        rest, seen = Rest(), set[int]()
+        async for page in self._link.scan(self._names.all_pattern()):
+            new = [name for name in dict.fromkeys(page) if hash(name) not in seen]
+            seen.update(map(hash, new))
+            parts = [name for name in new if self._names.part_at(name)]
+            leases = sum(self._names.lease_key(name) is not None for name in new)
+            strikes = sum(self._names.strike_key(name) is not None for name in new)
+            values = sum(self._names.value_at(name) is not None for name in new)
+            rest.leases += leases
+            rest.strikes += strikes
+            rest.unknown += len(new) - len(parts) - leases - strikes - values
+            sizes = await self._sizes(parts)
+            rest.parts += len(parts)
+            rest.part_bytes += sum(sizes.values())
+            orphans = await self._orphans_of(parts)
+            rest.orphans += len(orphans)
+            rest.orphan_bytes += sum(sizes.get(name, 0) for name in orphans)
+        return rest
+
+    async def orphans(self) -> AsyncIterator[list[Orphan]]:
+        """Answer the pieces that no value mentions, batch by batch, some perhaps twice."""
+        async for page in self._link.scan(self._names.parts_pattern()):
+            found = await self._orphans_of([name for name in page if self._names.part_at(name)])
+            sizes, ages = await self._sizes(found), await self._link.ages(found)
+            yield [
+                Orphan(name, sizes.get(name, 0), ttl_s)
+                for name, ttl_s in zip(found, ages, strict=True)
+                if ttl_s != _GONE
+            ]
+
+    async def parts_of(self, key: ValueKey) -> list[bytes]:
+        """Answer the names of the pieces that the value under ``key`` mentions, if any."""
+        [head] = await self._heads([key])
+        try:
+            opened = codec.open_any(head, _anyone)
+        except ValueRejected:
+            return []
+        return [self._names.part(key, piece.sha256) for piece in opened.body.pieces[1:]]
+
+    async def _orphans_of(self, parts: Sequence[bytes]) -> list[bytes]:
+        """Answer which of ``parts`` no value mentions now."""
+        suspects = {
+            name: key
+            for name in parts
+            if name not in self._mentions and (key := self._names.part_at(name))
+        }
+        # A value may have come since its head was looked for, and one in another format
+        # mentions what cannot be told here.
+        untold = await self._look_again(list(dict.fromkeys(suspects.values())))
+        return [
+            name
+            for name, key in suspects.items()
+            if name not in self._mentions and key not in untold
+        ]
+
+    async def _look_again(self, keys: Sequence[ValueKey]) -> set[ValueKey]:
+        """Take note of what the values under ``keys`` mention; answer those in another format."""
+        untold: set[ValueKey] = set()
+        for start in range(0, len(keys), _BATCH):
+            batch = keys[start : start + _BATCH]
+            for key, head in zip(batch, await self._heads(batch), strict=True):
+                try:
+                    self._mentions.add(key, codec.open_any(head, _anyone).body)
+                except ValueRejected as rejected:
+                    if rejected.cause is Cause.VERSION:
+                        untold.add(key)
+        return untold
+
+    async def _heads(self, keys: Sequence[ValueKey]) -> list[bytes]:
+        """Answer the heads of values; empty for what is not there or no string."""
+        names = [self._names.value(key) for key in keys]
+        found, _ = await read_strings(self._link, names, partial(heads, self._link))
+        return [found.get(name, b"") for name in names]
+
+    async def _sizes(self, names: Sequence[bytes]) -> dict[bytes, int]:
+        """Answer the bytes of each; nothing for what is no string."""
+        found, _ = await read_strings(self._link, names, self._link.lengths)
+        return found
+
+
+def _anyone(message: bytes, stamp: bytes) -> None:
+    return None

@@ -1,0 +1,98 @@
+"""The tools on every kind of Redis, as the user that docs/operations.md describes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from wasmkilnd.cache.archive import ArchiveReader, ArchiveWriter
+from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.inventory import Inventory, Listed
+from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.leftovers import Leftovers, Mentions
+from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.moving import Import, export
+from wasmkilnd.cache.reader import ValueReader
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.scrub import Finding, Scrub
+from wasmkilnd.model import Artifact, Module
+from wasmkilnd.wire import CHUNK_BYTES
+
+from tests.contract.deployments import KINDS_OF_REDIS, Deployment
+from tests.contract.notes import Notes
+from tests.contract.sealing import OURS, sealer
+from tests.contract.values import artifact, module
+
+SEALER = sealer(OURS)
+PREFIX = "wasm:tools:"
+NAMES = KeyNames(PREFIX)
+
+VALUES: list[Artifact | Module] = [
+    *(module(tag) for tag in range(5)),
+    *(SEALER.seal(artifact(tag, 2 * CHUNK_BYTES + tag + 1)) for tag in range(5)),
+]
+
+
+async def listed(link: RedisLink) -> list[Listed]:
+    return [one async for one in Inventory(link, NAMES, SEALER).values()]
+
+
+@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
+async def test_values_are_listed_verified_and_moved(deployment: Deployment) -> None:
+    tier = RedisTier(
+        connect(deployment.url, deployment.access), SEALER, Notes(), prefix=PREFIX, timeout_s=5
+    )
+    link, findings = tier.link, list[Finding]()
+    try:
+        for one in VALUES:
+            await (tier.put(one) if isinstance(one, Artifact) else tier.put_module(one))
+        assert len(await listed(link)) == len(VALUES)
+        rest = await Leftovers(link, NAMES, Mentions(NAMES)).count()
+        assert (rest.parts, rest.orphans, rest.unknown) == (10, 0, 0)
+        for name in (NAMES.artifact(artifact(0).key), NAMES.module(module(0).sha256)):
+            value = await link.get(name)
+            assert value
+            await link.set(name, value[:-1] + bytes([value[-1] ^ 1]), 1000)
+        reader = ValueReader(link, NAMES, SEALER)
+        scrub = Scrub(
+            link,
+            NAMES,
+            reader,
+            Inventory(link, NAMES, SEALER),
+            Leftovers(link, NAMES, Mentions(NAMES)),
+            dry_run=False,
+            tell=findings.append,
+        )
+        await scrub.verify(await scrub.keys(), lambda: None)
+        await scrub.sweep_orphans(600, 7 * 24 * 3600)
+        assert (scrub.report.good, scrub.report.bad) == (8, {"digest": 2})
+        file = io.BytesIO()
+        chosen = await listed(link)
+        moved = await export(
+            chosen,
+            reader,
+            NAMES,
+            ArchiveWriter(file.write, 1_800_000_000, "a test"),
+            10 * CHUNK_BYTES,
+            lambda name, rejected: None,
+            lambda one: None,
+        )
+        assert (moved.values, moved.refused) == (8, {})
+        names = [name async for page in link.scan(NAMES.all_pattern()) for name in page]
+        before = dict(zip(names, await link.get_all(names), strict=True))
+        await link.delete(names)
+        assert await listed(link) == []
+        file.seek(0)
+        taking = Import(
+            link,
+            NAMES,
+            SEALER,
+            limit_bytes=10 * CHUNK_BYTES,
+            ttl_s=1000,
+            tell=lambda name, rejected: None,
+        )
+        await taking.run(ArchiveReader(file), lambda size_bytes: None)
+        assert taking.moved.values == 8
+        assert dict(zip(names, await link.get_all(names), strict=True)) == before
+    finally:
+        await tier.close()
