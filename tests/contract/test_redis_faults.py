@@ -497,6 +497,7 @@ async def test_another_format_has_other_names_for_modules(
     await tier.put_module(wasm)
     ours = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
     monkeypatch.setattr(keys, "_SUFFIX", "v3")
+    monkeypatch.setattr(keys, "_MODULE", "modulev3")
     assert await tier.get_module(wasm.sha256) is None
     await tier.put_module(wasm)
     assert await tier.get_module(wasm.sha256) == wasm

@@ -91,8 +91,8 @@ class Inventory:
     async def _look(self, keys: Sequence[ValueKey], mentions: Mentions | None) -> list[Listed]:
         """Answer what the heads under ``keys`` say; nothing for what is gone by now."""
         names = {self._names.value(key): key for key in keys}
-        found, others = await read_strings(self._link, list(names), partial(heads, self._link))
-        lengths, more = await read_strings(self._link, list(found), self._link.lengths)
+        found, others = await read_strings(list(names), partial(heads, self._link))
+        lengths, more = await read_strings(list(found), self._link.lengths)
         others |= more
         ages = dict(zip(names, await self._link.ages(list(names)), strict=True))
         listed = []

@@ -144,12 +144,12 @@ class Leftovers:
     async def _heads(self, keys: Sequence[ValueKey]) -> list[bytes]:
         """Answer the heads of values; empty for what is not there or no string."""
         names = [self._names.value(key) for key in keys]
-        found, _ = await read_strings(self._link, names, partial(heads, self._link))
+        found, _ = await read_strings(names, partial(heads, self._link))
         return [found.get(name, b"") for name in names]
 
     async def _sizes(self, names: Sequence[bytes]) -> dict[bytes, int]:
         """Answer the bytes of each; nothing for what is no string."""
-        found, _ = await read_strings(self._link, names, self._link.lengths)
+        found, _ = await read_strings(names, self._link.lengths)
         return found
 
 
