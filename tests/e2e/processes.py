@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -18,9 +19,36 @@ def eventually(check: Callable[[], object], what: str, timeout_s: float = 20) ->
 
 
 def parent_of(pid: int) -> int:
-    """Answer who started a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[1])
+    """Answer the parent of a process; 0 of one that is gone, or dead and not yet reaped."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if state == "Z" else int(parent)
+
+
+def children_of(*parents: int) -> list[int]:
+    """Answer the children of processes."""
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and parent_of(int(entry.name)) in parents
+    ]
+
+
+def workers_of(daemon_pid: int) -> list[int]:
+    """Answer the workers of a daemon."""
+    return [pid for pid in children_of(daemon_pid) if b"child.worker" in _read(pid, "cmdline")]
+
+
+def jobs_of(daemon_pid: int) -> list[int]:
+    """Answer the jobs of a daemon: those of its workers' children that lead a process group."""
+    jobs = []
+    for pid in children_of(*workers_of(daemon_pid)):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(pid) == pid:
+                jobs.append(pid)
+    return jobs
 
 
 def workers_and_jobs(daemon_pid: int) -> set[int]:
@@ -61,9 +89,9 @@ def _found(what: str, words: bytes) -> set[int]:
 
 def _read(pid: int, what: str) -> bytes:
     """Answer a file of a process; nothing of one that is gone, or dead and not yet reaped."""
+    if not parent_of(pid):
+        return b""
     try:
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return b""
         return Path(f"/proc/{pid}/{what}").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""

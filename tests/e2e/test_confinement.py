@@ -15,8 +15,8 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.confinement import workers
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import eventually
-from tests.e2e.test_isolation import SLOW, jobs_of, workers_of
+from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.test_isolation import SLOW
 
 LAYERS = {"namespaces", "root", "landlock", "privileges", "limits", "seccomp"}
 
@@ -67,7 +67,7 @@ def test_the_kernel_says_the_same_of_every_worker(daemon: Daemon, client: Client
         for layer in client.capabilities().engines[0].isolation.layers
         if layer.state == pb.IsolationLayer.STATE_ENFORCED
     }
-    for worker in workers_of(daemon):
+    for worker in workers_of(daemon.pid):
         status = status_of(worker)
         if "seccomp" in enforced:
             assert status["Seccomp"] == "2"
@@ -86,7 +86,7 @@ def test_the_kernel_says_the_same_of_every_worker(daemon: Daemon, client: Client
 
 
 def test_workers_share_no_memory_that_a_job_could_leave_something_in(daemon: Daemon) -> None:
-    for worker in workers_of(daemon):
+    for worker in workers_of(daemon.pid):
         maps = Path(f"/proc/{worker}/maps").read_text().splitlines()
         assert not [line for line in maps if line.split()[1] == "rw-s"]
 
@@ -98,8 +98,8 @@ def test_a_running_job_has_its_socket_and_its_streams_only(state_dir: Path) -> N
         ThreadPoolExecutor(1) as caller,
     ):
         call = caller.submit(client.compile, SLOW, engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        [job] = jobs_of(daemon)
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        [job] = jobs_of(daemon.pid)
         eventually(lambda: status_of(job)["Seccomp_filters"] == "2", "it was not sealed")
         assert {fd.name for fd in Path(f"/proc/{job}/fd").iterdir()} == {"0", "1", "2", "3"}
         assert Path(f"/proc/{job}/fd/0").readlink() == Path("/dev/null")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -20,35 +19,9 @@ from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import eventually, parent_of
+from tests.e2e.processes import eventually, jobs_of, parent_of, send, workers_of
 
 SLOW = wasm.nested_blocks(1_000_000)
-
-
-def jobs_of(daemon: Daemon) -> list[int]:
-    """Answer the jobs: those of the workers' children that lead a process group."""
-    workers = set(workers_of(daemon))
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                pid = int(process.name)
-                if parent_of(pid) in workers and os.getpgid(pid) == pid:
-                    found.append(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
-
-
-def workers_of(daemon: Daemon) -> list[int]:
-    found = []
-    for child in daemon.children():
-        try:
-            if b"child.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(child)
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def test_no_engine_in_the_daemon(daemon: Daemon, client: Client) -> None:
@@ -62,7 +35,7 @@ def test_no_engine_in_the_daemon(daemon: Daemon, client: Client) -> None:
 
 def test_workers_stay_single_threaded_and_see_no_module(daemon: Daemon, client: Client) -> None:
     client.compile(wasm.adder(21), engine="wasmtime")
-    workers = workers_of(daemon)
+    workers = workers_of(daemon.pid)
     assert len(workers) == 3 * (os.cpu_count() or 1)
     for worker in workers:
         assert len(list(Path(f"/proc/{worker}/task").iterdir())) == 1
@@ -80,16 +53,16 @@ def test_a_killed_job_costs_only_its_own_call(state_dir: Path) -> None:
         ThreadPoolExecutor(2) as callers,
     ):
         slow = callers.submit(client.compile, SLOW, engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        workers = workers_of(daemon)
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        workers = workers_of(daemon.pid)
         waiting = callers.submit(client.compile, wasm.adder(22), engine="wasmer")
-        os.kill(jobs_of(daemon)[0], signal.SIGKILL)
+        os.kill(jobs_of(daemon.pid)[0], signal.SIGKILL)
         with pytest.raises(CompilerCrashed) as failure:
             slow.result()
         assert failure.value.code is grpc.StatusCode.INTERNAL
         assert failure.value.metadata["signal"] == "SIGKILL"
         assert waiting.result().header.size_bytes
-        assert workers_of(daemon) == workers
+        assert workers_of(daemon.pid) == workers
 
 
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
@@ -100,14 +73,12 @@ def test_a_crash_is_named_by_its_signal(state_dir: Path, how: signal.Signals) ->
         ThreadPoolExecutor(1) as callers,
     ):
         slow = callers.submit(client.compile, SLOW, engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        [job] = jobs_of(daemon)
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
         time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
         # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
-        with contextlib.suppress(ProcessLookupError):
-            while not slow.done():
-                os.kill(job, how)
-                time.sleep(0.05)
+        while not slow.done():
+            send(how, *jobs_of(daemon.pid))
+            time.sleep(0.05)
         with pytest.raises(CompilerCrashed) as failure:
             slow.result()
         assert failure.value.metadata["signal"] == how.name
@@ -124,15 +95,15 @@ def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path
     ):
         module = fetch(BY_NAME["itk-downsample-bin-shrink"])
         call = callers.submit(client.compile, module, engine="wasmtime-50.0.1")
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        job = jobs_of(daemon)[0]
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        job = jobs_of(daemon.pid)[0]
         worker = parent_of(job)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: not Path(f"/proc/{job}").exists(), "the job outlived its worker")
         assert call.result().header.origin == types_pb2.ORIGIN_COMPILED
         replaced = {w.engine: w.replaced for w in client.stats().workers}
         assert replaced["wasmtime-50.0.1"] == 1
-        eventually(lambda: len(workers_of(daemon)) == 3, "the worker was not replaced")
+        eventually(lambda: len(workers_of(daemon.pid)) == 3, "the worker was not replaced")
 
 
 def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Path) -> None:
@@ -143,8 +114,8 @@ def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Pa
         ThreadPoolExecutor(1) as callers,
     ):
         call = callers.submit(client.compile, SLOW, engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        job = jobs_of(daemon)[0]
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        job = jobs_of(daemon.pid)[0]
         os.kill(job, signal.SIGSTOP)
         with pytest.raises(CompileTimeout):
             call.result()
@@ -156,7 +127,7 @@ def test_a_stopped_worker_does_not_hold_its_caller_for_ever(state_dir: Path) -> 
     flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "1"]
     with Daemon(state_dir, flags) as daemon, daemon.client(timeout_s=100) as client:
         client.compile(wasm.adder(24), engine="wasmer")
-        for worker in workers_of(daemon):
+        for worker in workers_of(daemon.pid):
             os.kill(worker, signal.SIGSTOP)
         # It is given up after its grace, and the job done by its successor.
         assert client.compile(wasm.adder(25), engine="wasmer").header.size_bytes

@@ -20,7 +20,13 @@ from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.broken_engines import SLOW, copy_engine
 from tests.e2e.daemon import fresh_state
-from tests.e2e.processes import embedded, eventually, parent_of, workers_and_jobs
+from tests.e2e.processes import (
+    children_of,
+    embedded,
+    eventually,
+    jobs_of,
+    workers_and_jobs,
+)
 from tests.e2e.test_cache import settled
 
 ENGINE = "wasmer-1.1.0"
@@ -64,14 +70,7 @@ class Victim:
                 return False
 
     def jobs(self) -> list[int]:
-        """The processes that a worker forked."""
-        return [pid for pid in workers_and_jobs(self.pid) if self._has_a_worker_for_parent(pid)]
-
-    def _has_a_worker_for_parent(self, pid: int) -> bool:
-        try:
-            return parent_of(pid) != self.pid
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        return jobs_of(self.pid)
 
     def kill(self) -> None:
         """Kill the daemon alone; everything that belonged to it has to go by itself."""
@@ -131,7 +130,7 @@ def test_killed_while_an_engine_is_asked_what_it_can_do(
     """Each question is asked in a fork of a job; this engine thinks long about it."""
     state = tmp_path / "state"
     copy_engine(state, "50.0.90", patch=SLOW)
-    Bench(state).kill_when(lambda victim: len(victim.jobs()) > 1, "a fork of a job")
+    Bench(state).kill_when(lambda victim: children_of(*victim.jobs()), "a fork of a job")
 
 
 def test_killed_while_it_works(engines: EngineStore, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from wasmkilnd.engines.store import EngineStore
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.processes import eventually
-from tests.e2e.test_isolation import jobs_of
+from tests.e2e.processes import eventually, jobs_of
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
@@ -90,9 +89,9 @@ def test_a_job_that_an_operator_kills_condemns_nobody_at_once(tmp_path: Path, va
     ):
         for _ in range(2):
             slow = callers.submit(client.compile, SLOW, engine=ENGINE)
-            eventually(lambda: len(jobs_of(one)) == 1, "no job started")
+            eventually(lambda: len(jobs_of(one.pid)) == 1, "no job started")
             time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
-            os.kill(jobs_of(one)[0], signal.SIGKILL)
+            os.kill(jobs_of(one.pid)[0], signal.SIGKILL)
             with pytest.raises(CompilerCrashed):
                 slow.result()
         with pytest.raises(ModuleQuarantined, match="SIGKILL"):

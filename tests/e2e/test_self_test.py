@@ -13,7 +13,7 @@ from wasmkilnd.engines.store import EngineStore
 from tests.e2e import wasm
 from tests.e2e.broken_engines import DIES, GARBAGE, WRONG_CODE, copy_engine, replace
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.processes import eventually, workers_and_jobs
+from tests.e2e.processes import eventually, workers_and_jobs, workers_of
 from tests.e2e.test_daemon import get, wasmkilnd
 
 FLAGS = ["--redis-url", "none", "--workers", "1"]
@@ -100,7 +100,7 @@ def test_the_health_follows_the_workers(engines: EngineStore, tmp_path: Path) ->
         assert client.health() == "SERVING"
         python.rename(python.with_name("gone"))
         for _ in range(2):
-            [worker] = workers_and_jobs(daemon.pid)
+            [worker] = workers_of(daemon.pid)
             os.kill(worker, signal.SIGKILL)
             eventually(lambda: client.health() == "NOT_SERVING", "still serving")
             status, detail = get(f"{daemon.admin_url}/readyz")
