@@ -23,7 +23,7 @@ def explain(error: Exception) -> str:
             return "Redis refuses the user or password"
         if isinstance(link, exceptions.BusyLoadingError):
             return "Redis is loading its data"
-    if any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in chain):
+    if is_timeout(error):
         return "Redis does not answer in time"
     if isinstance(error, exceptions.ResponseError):
         # The server's own word, which may quote arguments: only its beginning is told.
@@ -34,6 +34,11 @@ def explain(error: Exception) -> str:
     if isinstance(error, exceptions.ConnectionError | OSError):
         return f"Redis cannot be reached ({type(chain[-1]).__name__})"
     return f"what answers does not speak the Redis protocol ({type(error).__name__})"
+
+
+def is_timeout(error: Exception) -> bool:
+    """Tell whether nobody answered in time, perhaps while connecting."""
+    return any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
 
 from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.explain import explain, is_outage
+from wasmkilnd.cache.explain import explain, is_outage, is_timeout
 from wasmkilnd.cache.server import Command, RedisServer
 from wasmkilnd.errors import WrongType
 from wasmkilnd.model import TierUsage
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 TOKEN_BYTES = 32
 """By so many first bytes a lease's holders are told apart."""
+
+# Who answers in a quarter of the time-out is no reason to wait.
+_PROMPT = 4
 
 _WRONG_TYPE = "WRONGTYPE"
 
@@ -46,14 +50,22 @@ class RedisLink:
         self._server = server
         self.timeout_s = timeout_s
         self._store_timeout_s = max(timeout_s, store_timeout_s)
+        self._answered_at_s = -timeout_s
+        self._answer_took_s = timeout_s
         self.breaker = Breaker(
             "redis",
             self._probe,
-            is_outage,
+            self._is_outage,
             explain,
             first_wait_s=first_wait_s,
             longest_wait_s=longest_wait_s,
         )
+
+    @property
+    def prompt(self) -> bool:
+        """Whether the server answers far within the time-out, now: it makes nobody wait."""
+        soon_s = self.timeout_s / _PROMPT
+        return self._answer_took_s < soon_s and time.monotonic() - self._answered_at_s < soon_s
 
     async def get(self, key: bytes) -> bytes | None:
         """Answer the whole value under ``key``."""
@@ -165,7 +177,10 @@ class RedisLink:
     ) -> list[T]:
         async def run() -> list[T] | None:
             try:
+                began = time.monotonic()
                 answers = await self._server.run(commands)
+                self._answered_at_s = time.monotonic()
+                self._answer_took_s = self._answered_at_s - began
             except ResponseError as error:
                 if _WRONG_TYPE in str(error):
                     return None
@@ -180,6 +195,11 @@ class RedisLink:
         if answers is None:
             raise WrongType("a key holds another type of value than a string")
         return answers
+
+    def _is_outage(self, error: Exception) -> bool:
+        if is_timeout(error) and time.monotonic() - self._answered_at_s < self.timeout_s / 2:
+            return False  # Others were answered meanwhile: it is we, or one answer, that is slow.
+        return is_outage(error)
 
     async def _probe(self) -> None:
         async with asyncio.timeout(self.timeout_s):
