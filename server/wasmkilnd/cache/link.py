@@ -53,6 +53,7 @@ class RedisLink:
         self._server = server
         self.timeout_s = timeout_s
         self._store_timeout_s = max(timeout_s, store_timeout_s)
+        self._asked_at_s: dict[object, float] = {}
         self._answered_at_s = -timeout_s
         self._answer_took_s = timeout_s
         self.breaker = Breaker(
@@ -66,9 +67,14 @@ class RedisLink:
 
     @property
     def prompt(self) -> bool:
-        """Whether the server answers far within the time-out, now: it makes nobody wait."""
-        soon_s = self.timeout_s / _PROMPT
-        return self._answer_took_s < soon_s and time.monotonic() - self._answered_at_s < soon_s
+        """Whether the server answers far within the time-out, now, whatever it is asked."""
+        now = time.monotonic()
+        longest_s = max(
+            self._answer_took_s,
+            now - self._answered_at_s,
+            now - min(self._asked_at_s.values(), default=now),
+        )
+        return longest_s < self.timeout_s / _PROMPT
 
     async def get(self, key: bytes) -> bytes | None:
         """Answer the whole value under ``key``."""
@@ -191,13 +197,16 @@ class RedisLink:
         """Run commands in one round trip; answer what their answers are converted to."""
 
         async def run() -> list[Any] | None:
-            began = time.monotonic()
+            this, began = object(), time.monotonic()
+            self._asked_at_s[this] = began
             try:
                 answers = await self._server.run([command for _, command in asked])
             except ResponseError as error:
                 if _WRONG_TYPE in str(error):
                     return None
                 raise
+            finally:
+                del self._asked_at_s[this]
             self._answered_at_s = time.monotonic()
             self._answer_took_s = self._answered_at_s - began
             # Converted inside the guarded call: a server that answers garbage is as good
