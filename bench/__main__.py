@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from bench import compiles, hits, loads, stalls
+from bench import compiles, hits, loads, neighbours, redis_hits, stalls
 from bench.lab import BenchError
 from bench.machine import describe
 from bench.results import Row, as_json, markdown, print_table
@@ -19,7 +19,8 @@ from bench.setting import Setting, setting
 MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "cold": compiles.cold,
     "memory": hits.memory,
-    "redis": hits.redis,
+    "redis": redis_hits.in_redis,
+    "neighbours": neighbours.beside_large_values,
     "warm": loads.warm,
     "callers": compiles.callers,
     "stalls": stalls.under_load,

@@ -1,4 +1,4 @@
-"""Hits: from memory beside servers that do nothing but send, and from Redis beside memory."""
+"""Hits in memory, beside servers that do nothing but send."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wasmkiln import Client
-from wasmkiln.v1 import types_pb2
-
 from bench.bare import METHOD
-from bench.lab import BenchError, start_server
+from bench.lab import Daemon, start_server
 from bench.modules import Module
-from bench.raw import COMPILE, RawStream, by_digest, origin
+from bench.raw import COMPILE, RawStream, by_digest
 from bench.results import Row, compare
 from bench.setting import Setting
-from bench.timing import Action, collect, in_turns, timed
+from bench.timing import Action, in_turns
 from bench.valkey import redis_with
 
 KIB = 1024
@@ -53,10 +50,10 @@ def memory(given: Setting) -> Iterator[Row]:
         yield from _memory(given, hold(given, getattr(given.modules, name)), goal)
 
 
-def hold(given: Setting, module: Module) -> Held:
-    """Have the daemon hold the artifact."""
+def hold(given: Setting, module: Module, daemon: Daemon | None = None) -> Held:
+    """Have the daemon of the setting, or another, hold the artifact."""
     engine_id = given.wasmtime.engine.id
-    with given.daemon.client() as client:
+    with (daemon or given.daemon).client() as client:
         artifact = client.compile(module.path, engine=engine_id)
     file = given.folder / f"{module.name}.artifact"
     file.write_bytes(artifact.bytes)
@@ -108,49 +105,6 @@ def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
     yield compare(
         "memory hit", f"{what}, wasmkiln.Client", series["client"], "the same call, raw", hit
     )
-
-
-def redis(given: Setting) -> Iterator[Row]:
-    """Hits in Redis, the memory tier evicted before each."""
-    for name in GOALS:
-        held = hold(given, getattr(given.modules, name))
-        yield _redis(given, held)
-
-
-def _redis(given: Setting, held: Held) -> Row:
-    with ExitStack() as stack:
-        stream = _stream(stack, given.daemon.address, COMPILE)
-        client = stack.enter_context(given.daemon.client())
-        _wait_for_writes(client)
-
-        def from_redis() -> float:
-            client.evict(module_sha256=held.module.sha256, tier="memory")
-            return _timed_from(stream, held, types_pb2.ORIGIN_REDIS)
-
-        def from_memory() -> float:
-            stream.drain(held.request)
-            return _timed_from(stream, held, types_pb2.ORIGIN_MEMORY)
-
-        series = collect(
-            {"redis": from_redis, "memory": from_memory}, given.rounds(100, 30), warm_up=5
-        )
-    what = f"{held.what} artifact"
-    return compare("Redis hit", what, series["redis"], "memory hit", series["memory"])
-
-
-def _timed_from(stream: RawStream, held: Held, expected: int) -> float:
-    answer: list[bytes] = []
-    seconds = timed(lambda: answer.extend(stream.messages(held.request)))
-    if origin(answer) != expected:
-        raise BenchError(f"a call was answered from another place than origin {expected}")
-    return seconds
-
-
-def _wait_for_writes(client: Client) -> None:
-    for _ in range(1000):
-        if not client.stats().pending_writes:
-            return
-    raise BenchError("the daemon did not finish its writes to Redis")
 
 
 def _best_bare(given: Setting, held: Held) -> tuple[str, int]:

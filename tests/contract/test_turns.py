@@ -108,6 +108,17 @@ async def test_one_of_many_compiles_and_the_others_wait_for_what_it_stored(
         assert sorted(turns) == ["made"] * 4 + ["taken"]
 
 
+async def test_what_was_made_and_is_not_stored_is_waited_for_no_longer_than_a_time_out(
+    valkey: RedisServer,
+) -> None:
+    async with fleet(valkey, 2) as (one, two):
+        one.writes.clear()  # As if it stood in a long queue to a slow server.
+        assert await one.compile(2 * LEASE_S)
+        assert await asyncio.wait_for(asyncio.create_task(two.compile()), 15)
+        assert two.outcomes.turns == ["late"]
+        one.writes.set()
+
+
 async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
     valkey: RedisServer,
 ) -> None:
@@ -115,7 +126,7 @@ async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
         one.writes.clear()
         assert await one.compile()
         waiting = asyncio.create_task(two.compile())
-        await asyncio.sleep(2 * LEASE_S)
+        await asyncio.sleep(LEASE_S)
         assert not waiting.done()
         one.writes.set()
         assert not await waiting

@@ -20,15 +20,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of every sickness (3)")
     parser.add_argument("--tamperings", type=int, default=10, help="of every sort (10)")
     options = parser.parse_args()
-    plan = Plan(options.rounds, options.tamperings, quiet_s=6.0)
+    plan = Plan(options.rounds, options.tamperings, quiet_s=6.0, long=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="wasmkiln-faults-") as folder:
         outcomes = asyncio.run(run(Path(folder), plan, _tell))
     made = report(outcomes)
     print(f"{markdown(made)}\n\n{describe()}; {time.monotonic() - began:.0f} s.")
-    for what in (*made.wrong, *made.failed):
+    broken = [*made.wrong, *made.failed, *made.errors]
+    for what in broken:
         print(f"faults: {what}", file=sys.stderr)
-    return int(bool(made.wrong or made.failed))
+    return int(bool(broken))
 
 
 def _tell(what: str) -> None:

@@ -12,6 +12,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from wasmkilnd.cache.link import STORE_TIMEOUT_S
+
 from tests.contract.servers import binary_of, redis_server
 from tests.faults.proxy import GOOD, Line
 from tests.faults.site import PASSWORD, TIMEOUT_S, Site
@@ -29,6 +31,8 @@ class Kind:
     lasts_s: float
     takes_reads: bool = False
     """It goes on being read, and only refuses writes."""
+    takes_long: bool = False
+    """It is for the command, and not for the tests."""
 
 
 @asynccontextmanager
@@ -118,6 +122,8 @@ def garbage() -> Line:
 KINDS = (
     Kind("killed with SIGKILL, restarted", killed, False, 0.8),
     Kind("stopped with SIGSTOP, continued", stopped, False, 3 * TIMEOUT_S),
+    # What is written may take up to 10 s, if a socket takes the bytes at all.
+    Kind("the same for 12 s", stopped, False, STORE_TIMEOUT_S + 2, takes_long=True),
     Kind("out of memory, noeviction", full, False, 0.8, takes_reads=True),
     Kind("read-only replica after failover", demoted, False, 0.8, takes_reads=True),
     Kind("password changed", other_password, False, 0.8),

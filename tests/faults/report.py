@@ -42,6 +42,8 @@ class Report:
     quiet_longest_s: float
     """The longest that a call without faults took, beside compiling."""
     rejected: Counter[str]
+    errors: list[str]
+    """What the daemons logged as errors."""
 
 
 def report(outcomes: Sequence[Outcome]) -> Report:
@@ -60,6 +62,7 @@ def report(outcomes: Sequence[Outcome]) -> Report:
         quiet_calls=len(quiet),
         quiet_longest_s=max(call.waited_s for call in quiet),
         rejected=sum((outcome.rejected for outcome in outcomes), Counter()),
+        errors=[error for outcome in outcomes for error in outcome.errors],
     )
 
 

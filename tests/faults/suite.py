@@ -34,6 +34,8 @@ class Plan:
     """How often each way of tampering is tried."""
     quiet_s: float
     """How long the load runs without faults, to compare with."""
+    long: bool = False
+    """Also what takes long, once."""
     together: bool = False
     """Both sites at the same time: it takes less, and waits for the CPU are in the figures."""
 
@@ -59,6 +61,8 @@ class Outcome:
     calls: list[Call]
     rejected: Counter[str]
     """Values that the daemons found and did not believe, by cause."""
+    errors: list[str]
+    """What the daemons logged as errors: none is expected."""
 
 
 async def run(
@@ -76,7 +80,11 @@ async def run(
 async def _run_at(
     folder: Path, by_proxy: bool, material: Material, plan: Plan, tell: Callable[[str], None]
 ) -> Outcome:
-    kinds = [kind for kind in KINDS if kind.by_proxy == by_proxy]
+    befalls = [
+        kind
+        for number, kind in itertools.product(range(plan.rounds), KINDS)
+        if kind.by_proxy == by_proxy and (not kind.takes_long or (plan.long and number == 0))
+    ]
     injections: list[Injection] = []
     async with running_site(folder, by_proxy=by_proxy) as site:
         async with Load(site.callers, material) as load:
@@ -84,13 +92,19 @@ async def _run_at(
             began = time.monotonic()
             await asyncio.sleep(plan.quiet_s)
             quiet = [call for call in load.calls if call.began_s >= began]
-            for number, kind in itertools.product(range(plan.rounds), kinds):
-                tell(f"{kind.name} ({number + 1} of {plan.rounds})")
+            for kind in befalls:
+                tell(kind.name)
                 injections.append(await _befall(site, kind))
             if not by_proxy:
                 injections += await _tamper_with_all(site, material, plan.tamperings, tell)
         calls = [call for call in with_shared_work(load.calls) if call.began_s >= began]
-        return Outcome(injections, with_shared_work(quiet), calls, rejected_values(site))
+        errors = [
+            line
+            for daemon in site.daemons
+            for line in daemon.log_lines
+            if '"level": "error"' in line
+        ]
+        return Outcome(injections, with_shared_work(quiet), calls, rejected_values(site), errors)
 
 
 async def _befall(site: Site, kind: Kind) -> Injection:

@@ -23,11 +23,12 @@ async def test_two_hundred_faults_under_load_cost_no_call_and_no_truth(tmp_path:
     plan = Plan(rounds=2, tamperings=9, quiet_s=2.0, together=True)
     made = report(await asyncio.wait_for(run(tmp_path, plan), 380))
     print(f"\n{markdown(made)}")
-    assert {row.fault for row in made.rows} == {kind.name for kind in KINDS} | {*TAMPERINGS}
+    kinds = {kind.name for kind in KINDS if not kind.takes_long}
+    assert {row.fault for row in made.rows} == kinds | {*TAMPERINGS}
     assert made.injected >= 200
     assert made.calls > 10 * made.injected
     assert made.wrong == []
-    assert made.failed == []
+    assert (made.failed, made.errors) == ([], [])
     assert made.longest_added_s < TIMEOUT_S + LEASE_S + _BUSY_S
     # That nobody believed what was tampered with shows that it was met at all.
     assert sum(made.rejected.values()) > 5 * len(TAMPERINGS)

@@ -19,7 +19,7 @@ from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifa
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
-from wasmkilnd.ports import CompiledCode
+from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer
 
@@ -77,16 +77,21 @@ class Recorder:
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, far: Tier | None = None, sealer: Sealer | None = None) -> None:
         self.engines = Engines()
         self.recorder = Recorder()
         self.memory = MemoryTier(1_000_000)
-        far = NoTier("redis")
-        writes = WriteBehind(far, 1000, far.always_ready)
-        cache = TieredCache(self.memory, self.memory, far, writes, EveryTurn())
+        far = far or NoTier("redis")
+        self.writes = WriteBehind(far, 1000, NoTier("").always_ready)
+        cache = TieredCache(self.memory, self.memory, far, self.writes, EveryTurn())
         self.quarantine = Quarantine(NoStrikes(), self.recorder, 600.0)
         self.service = CompileService(
-            cache, self.engines, NoSealer(), self.quarantine, self.recorder, InForce(LIMITS)
+            cache,
+            self.engines,
+            sealer or NoSealer(),
+            self.quarantine,
+            self.recorder,
+            InForce(LIMITS),
         )
 
 

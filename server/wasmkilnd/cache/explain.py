@@ -37,7 +37,7 @@ def explain(error: Exception) -> str:
             return "Redis is loading its data"
         if isinstance(link, ssl.SSLError):
             return _explain_tls(link)
-    if any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in chain):
+    if is_timeout(error):
         return "Redis does not answer in time"
     if isinstance(error, exceptions.ResponseError):
         # The server's own word, which may quote arguments: only its beginning is told.
@@ -65,6 +65,11 @@ def _explain_tls(error: ssl.SSLError) -> str:
         why = getattr(error, "verify_message", "") or "it cannot be checked"
         return f"the certificate of Redis is not trusted: {why}"
     return f"Redis cannot be reached: TLS fails ({getattr(error, 'reason', None) or 'no reason'})"
+
+
+def is_timeout(error: Exception) -> bool:
+    """Tell whether nobody answered in time, perhaps while connecting."""
+    return any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from wasmkilnd.cache.patience import Patience
@@ -15,9 +17,29 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-@dataclass(slots=True)
 class _Allowance:
-    seconds: float = 0.0
+    """What a look-up may take on top of its callers' patience."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._since_s = 0.0
+        self._is_free: Callable[[], bool] = lambda: False
+
+    def add(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    def seconds(self) -> float:
+        if self._is_free():
+            return self._seconds + time.monotonic() - self._since_s
+        return self._seconds
+
+    @contextlib.contextmanager
+    def while_free(self, is_free: Callable[[], bool]) -> Iterator[None]:
+        self._since_s, self._is_free = time.monotonic(), is_free
+        try:
+            yield
+        finally:
+            self._seconds, self._is_free = self.seconds(), lambda: False
 
 
 _of_this_fetch: ContextVar[_Allowance | None] = ContextVar("allowance", default=None)
@@ -28,9 +50,15 @@ def allow(seconds: float) -> None:
 
     For what a value's bytes may take on a slow line: that is work, and no illness.
     """
-    allowance = _of_this_fetch.get()
-    if allowance is not None:
-        allowance.seconds += seconds
+    (_of_this_fetch.get() or _Allowance()).add(seconds)
+
+
+def waiting_in_line(is_free: Callable[[], bool]) -> AbstractContextManager[None]:
+    """Let those wait as long as this context lasts, unless ``is_free`` answers False by its end.
+
+    For what a look-up waits for that is this daemon's own.
+    """
+    return (_of_this_fetch.get() or _Allowance()).while_free(is_free)
 
 
 class Fetches(Generic[K, V]):
@@ -55,7 +83,7 @@ class Fetches(Generic[K, V]):
             self._under_way[key] = task, allowance
         task, allowance = self._under_way[key]
         try:
-            return await patience.share(task, lambda: allowance.seconds)
+            return await patience.share(task, allowance.seconds)
         except TierUnavailable:
             return None
 

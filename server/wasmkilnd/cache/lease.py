@@ -1,9 +1,9 @@
 """What stands in a lease: who holds it, and signs of its life.
 
 ``<holder>.<beat>.<lasts, ms>.<state>.<stamp>`` in ASCII: 16 random bytes in hexadecimal, a
-number that grows by one with each renewal, for how long it is good, ``compiling`` or
-``failed``, and a stamp over all of that and the lease's own name. So nobody without a key of
-the fleet can make others wait, and what was copied from an old lease does not stay alive.
+number that grows by one with each renewal, for how long it is good, what the holder does, and
+a stamp over all of that and the lease's own name. So nobody without a key of the fleet can
+make others wait, and what was copied from an old lease does not stay alive.
 """
 
 from __future__ import annotations
@@ -11,17 +11,28 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from wasmkilnd.cache.codec import CheckStamp, Stamp
 from wasmkilnd.cache.link import TOKEN_BYTES
 from wasmkilnd.model import STAMP_BYTES
 
 _SHAPE = re.compile(
-    rb"([0-9a-f]{%d})\.([0-9]{1,15})\.([0-9]{1,15})\.(compiling|failed)\.([0-9a-f]{%d})"
+    rb"([0-9a-f]{%d})\.([0-9]{1,15})\.([0-9]{1,15})\.([a-z]+)\.([0-9a-f]{%d})"
     % (TOKEN_BYTES, 2 * STAMP_BYTES)
 )
 # What a stamp is over, so that no signature of another purpose can be taken for one.
 _PURPOSE = b"wasmkiln lease\0"
+
+
+class State(Enum):
+    """What a holder does."""
+
+    COMPILING = "compiling"
+    STORING = "storing"
+    """It has compiled, and the artifact waits to be stored: what takes long now is Redis."""
+    FAILED = "failed"
+    """It could not compile, and has let go; a note for who waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class Lease:
     holder: str
     lasts_ms: int
     beat: int = 0
-    failed: bool = False
+    state: State = State.COMPILING
 
     @classmethod
     def new(cls, lasts_ms: int) -> Lease:
@@ -43,18 +54,13 @@ class Lease:
         """With what every state of this holder's lease begins, and of nobody else's."""
         return self.holder.encode()
 
-    def next(self) -> Lease:
+    def next(self, state: State = State.COMPILING) -> Lease:
         """Answer the lease as it is renewed."""
-        return replace(self, beat=self.beat + 1)
-
-    def after_failure(self) -> Lease:
-        """Answer the lease as it is left by a holder that could not compile."""
-        return replace(self, beat=self.beat + 1, failed=True)
+        return replace(self, beat=self.beat + 1, state=state)
 
     def written(self, name: bytes, stamp: Stamp) -> bytes:
         """Answer what to store under ``name``."""
-        state = "failed" if self.failed else "compiling"
-        text = f"{self.holder}.{self.beat}.{self.lasts_ms}.{state}".encode()
+        text = f"{self.holder}.{self.beat}.{self.lasts_ms}.{self.state.value}".encode()
         return b"%b.%b" % (text, stamp(_message(name, text)).hex().encode())
 
 
@@ -65,9 +71,12 @@ def read_lease(value: bytes, name: bytes, check: CheckStamp) -> Lease | None:
         return None
     holder, beat, lasts_ms, state, stamp = (group.decode() for group in found.groups())
     text = value[: found.end(4)]
-    if check(_message(name, text), bytes.fromhex(stamp)):
+    if state not in _STATES or check(_message(name, text), bytes.fromhex(stamp)):
         return None
-    return Lease(holder, int(lasts_ms), int(beat), state == "failed")
+    return Lease(holder, int(lasts_ms), int(beat), State(state))
+
+
+_STATES = {state.value for state in State}
 
 
 class Pulse:
@@ -80,6 +89,11 @@ class Pulse:
     def __init__(self) -> None:
         self._seen: Lease | None = None
         self._since_s = 0.0
+
+    @property
+    def state(self) -> State:
+        """What the holder was seen to do last."""
+        return self._seen.state if self._seen else State.COMPILING
 
     def lives(self, lease: Lease, now_s: float) -> bool:
         """Whether to go on waiting, given what the lease is at ``now_s``."""

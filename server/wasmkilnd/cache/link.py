@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis.exceptions import ResponseError
 
 from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.explain import explain, is_outage
+from wasmkilnd.cache.explain import explain, is_outage, is_timeout
 from wasmkilnd.cache.server import Command, RedisServer
 from wasmkilnd.errors import WrongType
 from wasmkilnd.model import TierUsage
 
 T = TypeVar("T")
 
+# A command, and what makes sure that its answer is one: it raises for what is none.
+_Asked: TypeAlias = "tuple[Callable[[object], Any], Command]"
+
 TOKEN_BYTES = 32
 """By so many first bytes a lease's holders are told apart."""
+
+# Who answers in a quarter of the time-out is no reason to wait.
+_PROMPT = 4
 
 _WRONG_TYPE = "WRONGTYPE"
 
@@ -47,14 +54,28 @@ class RedisLink:
         self._retiring: set[asyncio.Task[None]] = set()
         self.timeout_s = timeout_s
         self._store_timeout_s = max(timeout_s, store_timeout_s)
+        self._asked_at_s: dict[object, float] = {}
+        self._answered_at_s = -timeout_s
+        self._answer_took_s = timeout_s
         self.breaker = Breaker(
             "redis",
             self._probe,
-            is_outage,
+            self._is_outage,
             explain,
             first_wait_s=first_wait_s,
             longest_wait_s=longest_wait_s,
         )
+
+    @property
+    def prompt(self) -> bool:
+        """Whether the server answers far within the time-out, now, whatever it is asked."""
+        now = time.monotonic()
+        longest_s = max(
+            self._answer_took_s,
+            now - self._answered_at_s,
+            now - min(self._asked_at_s.values(), default=now),
+        )
+        return longest_s < self.timeout_s / _PROMPT
 
     async def get(self, key: bytes) -> bytes | None:
         """Answer the whole value under ``key``."""
@@ -66,8 +87,8 @@ class RedisLink:
 
     async def get_with_ttl(self, key: bytes) -> tuple[bytes | None, int]:
         """Answer the value under ``key``, and the seconds that it has left (-1 for ever)."""
-        value, ttl_s = await self._each(_any, [("GET", key), ("TTL", key)])
-        return value, int(ttl_s)
+        value, ttl_s = await self._run([(_value, ("GET", key)), (_whole, ("TTL", key))])
+        return value, ttl_s
 
     async def set(self, key: bytes, value: bytes, ttl_s: int) -> None:
         """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
@@ -76,19 +97,19 @@ class RedisLink:
     async def add(self, key: bytes, value: bytes, ttl_s: int) -> bool:
         """Store ``value`` for ``ttl_s`` seconds if nothing is there; answer whether that was so."""
         store: Command = ("SET", key, value, "EX", ttl_s, "NX")
-        return (await self._each(_done, [store], self._store_timeout_s))[0]
+        return bool((await self._each(_done, [store], self._store_timeout_s))[0])
 
     async def delete(self, keys: Sequence[bytes]) -> list[bool]:
         """Delete each of ``keys``; answer which existed."""
-        return await self._each(bool, [("UNLINK", key) for key in keys])
+        return await self._each(_flag, [("UNLINK", key) for key in keys])
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]:
         """Answer for each of ``keys`` whether it is stored."""
-        return await self._each(bool, [("EXISTS", key) for key in keys])
+        return await self._each(_flag, [("EXISTS", key) for key in keys])
 
     async def lengths(self, keys: Sequence[bytes]) -> list[int]:
         """Answer the bytes of each value; 0 where there is none."""
-        return await self._each(int, [("STRLEN", key) for key in keys])
+        return await self._each(_whole, [("STRLEN", key) for key in keys])
 
     async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
         """Answer the beginning of each value, of the length that stands at its place."""
@@ -97,11 +118,11 @@ class RedisLink:
 
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
         """Answer how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
-        return await self._each(int, [("TTL", key) for key in keys])
+        return await self._each(_whole, [("TTL", key) for key in keys])
 
     async def prolong(self, keys: Sequence[bytes], ttl_s: int) -> None:
         """Let each of ``keys`` that is stored live ``ttl_s`` seconds from now on."""
-        await self._each(bool, [("EXPIRE", key, ttl_s) for key in keys])
+        await self._each(_flag, [("EXPIRE", key, ttl_s) for key in keys])
 
     async def take(
         self, lease: bytes, value: bytes, ttl_ms: int, wanted: bytes
@@ -111,25 +132,26 @@ class RedisLink:
         Answers whether that was done, what is there now, and whether ``wanted`` exists: as
         it was after the lease was taken.
         """
-        commands: list[Command] = [
-            ("SET", lease, value, "PX", ttl_ms, "NX"),
-            ("GET", lease),
-            ("EXISTS", wanted),
-        ]
-        taken, holder, exists = await self._each(_any, commands)
-        return _done(taken), holder, bool(exists)
+        taken, held, exists = await self._run(
+            [
+                (_done, ("SET", lease, value, "PX", ttl_ms, "NX")),
+                (_value, ("GET", lease)),
+                (_flag, ("EXISTS", wanted)),
+            ]
+        )
+        return taken, held, exists
 
     async def keep(self, lease: bytes, token: bytes, value: bytes, ttl_ms: int) -> bool:
         """Put ``value`` under ``lease`` for a time, in the place of what begins as ``token`` does.
 
         Answers whether that was there. The first ``TOKEN_BYTES`` bytes are compared.
         """
-        [kept] = await self._each(bool, [("EVAL", _KEEP, 1, lease, token, value, ttl_ms)])
+        [kept] = await self._each(_flag, [("EVAL", _KEEP, 1, lease, token, value, ttl_ms)])
         return kept
 
     async def let_go(self, lease: bytes, token: bytes) -> None:
         """Remove what is under ``lease``, if it begins as ``token`` does."""
-        await self._each(bool, [("EVAL", _LET_GO, 1, lease, token)])
+        await self._each(_flag, [("EVAL", _LET_GO, 1, lease, token)])
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """Answer the keys that match, batch by batch, some perhaps twice.
@@ -137,8 +159,13 @@ class RedisLink:
         Each that is there from begin to end is among them.
         """
         pages = self._server.scan(pattern)
-        while (page := await self._call(lambda: anext(pages, None))) is not None:
-            yield [bytes(key) for key in page]
+
+        async def next_page() -> list[bytes] | None:
+            page = await anext(pages, None)
+            return None if page is None else [_text(key) for key in page]
+
+        while (page := await self._call(next_page)) is not None:
+            yield page
 
     async def usage(self) -> TierUsage:
         """Answer what the server says about itself; zeros for what it does not tell."""
@@ -175,27 +202,44 @@ class RedisLink:
 
     async def _each(
         self,
-        convert: Callable[[Any], T],
+        convert: Callable[[object], T],
         commands: Sequence[Command],
         timeout_s: float | None = None,
     ) -> list[T]:
-        async def run() -> list[T] | None:
+        return await self._run([(convert, command) for command in commands], timeout_s)
+
+    async def _run(self, asked: Sequence[_Asked], timeout_s: float | None = None) -> list[Any]:
+        """Run commands in one round trip; answer what their answers are converted to."""
+
+        async def run() -> list[Any] | None:
+            this, began = object(), time.monotonic()
+            self._asked_at_s[this] = began
             try:
-                answers = await self._server.run(commands)
+                answers = await self._server.run([command for _, command in asked])
             except ResponseError as error:
                 if _WRONG_TYPE in str(error):
                     return None
                 raise
+            finally:
+                del self._asked_at_s[this]
+            self._answered_at_s = time.monotonic()
+            self._answer_took_s = self._answered_at_s - began
             # Converted inside the guarded call: a server that answers garbage is as good
             # as down, and the breaker must see it.
-            return [convert(answer) for answer in answers]
+            pairs = zip(asked, answers, strict=True)
+            return [convert(answer) for (convert, _), answer in pairs]
 
-        if not commands:
+        if not asked:
             return []
-        answers = await self._call(run, timeout_s)
-        if answers is None:
+        converted = await self._call(run, timeout_s)
+        if converted is None:
             raise WrongType("a key holds another type of value than a string")
-        return answers
+        return converted
+
+    def _is_outage(self, error: Exception) -> bool:
+        if is_timeout(error) and time.monotonic() - self._answered_at_s < self.timeout_s / 2:
+            return False  # Others were answered meanwhile: it is we, or one answer, that is slow.
+        return is_outage(error)
 
     async def _probe(self) -> None:
         async with asyncio.timeout(self.timeout_s):
@@ -226,10 +270,14 @@ def _text(answer: object) -> bytes:
     raise TypeError("the server answered with something else than bytes")
 
 
-def _any(answer: object) -> Any:
-    if answer is None or isinstance(answer, bytes | str | int):
-        return answer
-    raise TypeError("the server answered with something else than a value")
+def _whole(answer: object) -> int:
+    if isinstance(answer, int):
+        return int(answer)
+    raise TypeError("the server answered with something else than a number")
+
+
+def _flag(answer: object) -> bool:
+    return bool(_whole(answer))
 
 
 def _stored(answer: object) -> None:
@@ -238,8 +286,8 @@ def _stored(answer: object) -> None:
 
 
 def _done(answer: object) -> bool:
-    if answer in (b"OK", "OK", True):  # 1 too: what EXPIRE and EXISTS answer.
+    if answer in (b"OK", "OK") or answer is True:
         return True
-    if answer in (None, False):
+    if answer is None or answer is False:
         return False
     raise TypeError("the server answered with something else than OK")

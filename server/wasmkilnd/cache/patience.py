@@ -44,6 +44,10 @@ class Patience:
         """Whether nothing is left."""
         return self._left_s <= 0
 
+    def charge(self, seconds: float) -> None:
+        """Take ``seconds`` off what is left."""
+        self._left_s -= seconds
+
     async def spend_on(self, work: Coroutine[Any, Any, V], *, charged: bool = True) -> V:
         """Answer what ``work`` answers, and take the time that it took off what is left.
 

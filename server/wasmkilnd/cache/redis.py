@@ -13,7 +13,7 @@ import structlog
 from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.codec import Opened
-from wasmkilnd.cache.fetches import allow
+from wasmkilnd.cache.fetches import allow, waiting_in_line
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.off_loop import off_loop
@@ -45,6 +45,8 @@ DEFAULT_TTL_S = 7 * 24 * 3600
 _PIECES_AT_ONCE = 8
 # What is slower makes a look-up slow, whatever its value's size.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024
+READS_AT_ONCE = 8
+"""Look-ups that read at the same time; the others stand in line."""
 _LOOK_EVERY_S = 5.0
 _HELD_BATCH = 1000
 _ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
@@ -73,6 +75,7 @@ class RedisTier:
         timeout_s: float = 2.0,
         first_wait_s: float = 0.25,
         longest_wait_s: float = 10.0,
+        reads_at_once: int = READS_AT_ONCE,
     ) -> None:
         """Store on ``server``, which this tier owns from now on.
 
@@ -92,6 +95,7 @@ class RedisTier:
         self._usage = TierUsage()
         self._watcher: asyncio.Task[None] | None = None
         self._told: set[str] = set()
+        self._reading = asyncio.Semaphore(reads_at_once)
         self.write_refusal = ""
         """Why the server, which answers, takes no writes; empty while it does."""
 
@@ -192,6 +196,22 @@ class RedisTier:
         await self.link.close()
 
     async def _read(
+        self,
+        name: bytes,
+        open_head: Callable[[bytes], Opened[V]],
+        part_name: Callable[[str], bytes],
+        complete: Callable[[V, list[bytes]], V],
+    ) -> V | None:
+        # What many ask for at once is read in turns: the server's answers would otherwise
+        # seem late, while it is this daemon that has no more hands.
+        with waiting_in_line(lambda: self.link.prompt):
+            await self._reading.acquire()
+        try:
+            return await self._read_now(name, open_head, part_name, complete)
+        finally:
+            self._reading.release()
+
+    async def _read_now(
         self,
         name: bytes,
         open_head: Callable[[bytes], Opened[V]],

@@ -104,7 +104,8 @@ class TieredCache:
         if missing:
             # A tier that does not answer is not known to hold them: they may have to be compiled.
             with contextlib.suppress(TierUnavailable):
-                missing -= await self._far.held(sorted(missing, key=_in_order))
+                asked = sorted(missing, key=_in_order)
+                missing -= await self._patience.spend_on(self._far.held(asked))
         return missing
 
     async def kind_of(self, key: CacheKey) -> Kind | None:

@@ -24,7 +24,7 @@ from typing import Protocol
 import structlog
 
 from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.lease import Lease, Pulse, read_lease
+from wasmkilnd.cache.lease import Lease, Pulse, State, read_lease
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.patience import Patience
 from wasmkilnd.errors import TierUnavailable, WrongType
@@ -35,6 +35,8 @@ _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
 _RENEWALS_PER_LEASE = 3
 _LAST_WORDS_S = 1.0
+# What is stored sooner than this needs no word about it.
+_STORED_SOON_S = 0.2
 
 # A note left by a holder whose compile failed, for long enough that all see it: each of the
 # others finds out for itself, now, rather than one after the other.
@@ -55,7 +57,7 @@ class Turn(Enum):
     FAILED = "failed"
     """Another daemon tried and failed: compile, and see."""
     LATE = "late"
-    """Another daemon takes too long: compile."""
+    """Another daemon takes too long to compile, or to store what it made: compile."""
     ALONE = "alone"
     """The shared tier does not answer: compile."""
 
@@ -151,18 +153,24 @@ class FleetTurns:
         pause_s = _FIRST_PAUSE_S
         first = True
         while True:
+            # While another compiles, waiting is work, which this call would do itself. What it
+            # takes to store what was made is Redis's time, like that of the first look.
+            storing = pulse.state is State.STORING
+            looking = self._look(key, ours, value, pulse)
             try:
-                # While another compiles, looking again takes no time of the caller's.
-                turn = await patience.spend_on(self._look(key, ours, value, pulse), charged=first)
+                turn = await patience.spend_on(looking, charged=first or storing)
             except TierUnavailable:
-                return Turn.ALONE
+                return Turn.LATE if storing else Turn.ALONE
             if turn:
                 return turn
             if time.monotonic() > give_up:
                 return Turn.LATE
             first = False
             # Waiters that came together are not to ask together for ever.
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
+            paused_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+            await asyncio.sleep(paused_s)
+            if storing:
+                patience.charge(paused_s)
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
     async def _look(self, key: CacheKey, ours: Lease, value: bytes, pulse: Pulse) -> Turn | None:
@@ -185,7 +193,7 @@ class FleetTurns:
         if held is None:
             return None  # It was let go this moment.
         theirs = read_lease(held, name, self._sealer.check_stamp)
-        if theirs and theirs.failed:
+        if theirs and theirs.state is State.FAILED:
             return Turn.FAILED
         if theirs and pulse.lives(theirs, time.monotonic()):
             return None
@@ -197,20 +205,28 @@ class FleetTurns:
     async def _hold(self, key: CacheKey, lease: Lease, ended: asyncio.Future[bool]) -> None:
         """Renew the lease until the compile has ended and what it made is stored."""
         settled = asyncio.create_task(self._settled(key, ended))
+        beat_s = self._lease_s / _RENEWALS_PER_LEASE
         try:
             while not settled.done():
-                await asyncio.wait((settled,), timeout=self._lease_s / _RENEWALS_PER_LEASE)
-                if not settled.done():
-                    lease = lease.next()
-                    # A server that is away for a moment: the lease may outlast that.
-                    with contextlib.suppress(TierUnavailable):
-                        if not await self._keep(key, lease, lease.lasts_ms):
-                            return  # It expired, and may be another's by now.
+                was_made = ended.done()
+                tell_soon = was_made and lease.state is not State.STORING
+                await asyncio.wait(
+                    (settled,) if was_made else (settled, ended),
+                    timeout=min(beat_s, _STORED_SOON_S) if tell_soon else beat_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if settled.done() or ended.done() is not was_made:
+                    continue
+                lease = lease.next(State.STORING if was_made else State.COMPILING)
+                # A server that is away for a moment: the lease may outlast that.
+                with contextlib.suppress(TierUnavailable):
+                    if not await self._keep(key, lease, lease.lasts_ms):
+                        return  # It expired, and may be another's by now.
             with contextlib.suppress(TierUnavailable):
                 if settled.result():
                     await self._link.let_go(self._names.lease(key), lease.token)
                 else:
-                    await self._keep(key, lease.after_failure(), _FAILED_MS)
+                    await self._keep(key, lease.next(State.FAILED), _FAILED_MS)
         finally:
             settled.cancel()
 

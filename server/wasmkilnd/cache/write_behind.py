@@ -104,15 +104,16 @@ class WriteBehind:
             await self._one_done.wait()
 
     async def forget(self, scope: EvictScope) -> None:
-        """Give up what waits in ``scope``, and see a write under way to its end.
+        """Give up what waits in ``scope``, and see what is being written to its end.
 
         So an eviction that comes after is not undone by a write from before.
         """
         for key in [key for key, item in self._waiting.items() if _in_scope(item, scope)]:
             self._waiting_bytes -= _size(self._waiting.pop(key))
         self._tell_one_done()
-        async with self._one_write:
-            pass
+        if any(_in_scope(item, scope) for item in self._under_way.values()):
+            async with self._one_write:
+                pass
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``, and only as long as the tier takes writes.

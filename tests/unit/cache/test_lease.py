@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.cache.lease import Lease, Pulse, read_lease
+from wasmkilnd.cache.lease import Lease, Pulse, State, read_lease
 
 from tests.contract.sealing import THEIRS, sealer
 
@@ -15,7 +15,7 @@ LEASE = Lease.new(1000)
 VALUE = LEASE.written(NAME, SEALER.stamp)
 
 
-@pytest.mark.parametrize("lease", [LEASE, LEASE.next(), LEASE.next().after_failure()])
+@pytest.mark.parametrize("lease", [LEASE, *(LEASE.next(state) for state in State)])
 def test_what_is_written_is_read(lease: Lease) -> None:
     value = lease.written(NAME, SEALER.stamp)
     assert value.startswith(lease.token)

@@ -1,0 +1,143 @@
+"""Hits in Redis: beside hits in memory, beside reading the bytes alone, and what checks cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from wasmkiln import Client
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.cache.codec import open_artifact
+from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.redis import DEFAULT_PREFIX
+from wasmkilnd.keys.ring import open_ring
+from wasmkilnd.model import CacheKey
+from wasmkilnd.seal import DsseSealer
+
+from bench.hits import GOALS, Held, hold
+from bench.lab import BenchError, Daemon, make_state
+from bench.raw import COMPILE, RawStream, origin
+from bench.results import Row, compare
+from bench.setting import Setting
+from bench.timing import collect, timed
+from bench.valkey import start_valkey
+
+CHECKS_GOAL = 0.25
+_GROUP = "Redis hit"
+
+
+def in_redis(given: Setting) -> Iterator[Row]:
+    """Hits in a Redis of their own, the memory tier evicted before each."""
+    with ExitStack() as stack:
+        valkey = start_valkey(stack, given.folder)
+        state = make_state(given.folder / "redis-hits", {"wasmtime": given.wasmtime.engine})
+        daemon = stack.enter_context(Daemon(state, "--redis-url", f"unix://{valkey.socket}"))
+        client = stack.enter_context(daemon.client())
+        direct = valkey.client(stack)
+        ring = open_ring(state / "keys", "", ())
+        sealer = DsseSealer(ring.signing.signer(), ring, "bench")
+        for name in GOALS:
+            held = hold(given, getattr(given.modules, name), daemon)
+            fingerprint = client.compile(held.module.sha256, engine=given.wasmtime.engine.id)
+            key = CacheKey(held.module.sha256, fingerprint.header.fingerprint)
+            _wait_for_writes(client)
+            stream = RawStream(daemon.address, COMPILE)
+            stack.callback(stream.close)
+            yield from _rows(given, held, client, stream, _Stored(direct, key, sealer))
+
+
+class _Stored:
+    """What Redis holds of an artifact, as somebody reads it who has nothing but redis-py."""
+
+    def __init__(self, direct: Any, key: CacheKey, sealer: DsseSealer) -> None:
+        names = KeyNames(DEFAULT_PREFIX)
+        self._key = key
+        self._sealer = sealer
+        self._direct = direct
+        self._value: bytes = self._direct.get(names.artifact(key))
+        opened = open_artifact(self._value, key, sealer.check_stamp)
+        self._names = [
+            names.artifact(key),
+            *(names.artifact_part(key, piece.sha256) for piece in opened.body.pieces[1:]),
+        ]
+        self._pieces: list[bytes | memoryview] = [opened.first, *self.get()[1:]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all values together."""
+        return len(self._value) + sum(map(len, self._pieces[1:]))
+
+    def get(self) -> Sequence[bytes]:
+        """Read all of it in one round trip."""
+        pipeline = self._direct.pipeline(transaction=False)
+        for name in self._names:
+            pipeline.get(name)
+        answers: Sequence[bytes] = pipeline.execute()
+        return answers
+
+    def check(self) -> None:
+        """Do what the daemon does before it believes it: both signatures, and every digest.
+
+        Reading the header is part of it, since what it says is checked. Raises BenchError.
+        """
+        opened = open_artifact(self._value, self._key, self._sealer.check_stamp)
+        refused = self._sealer.verify(opened.what, self._key)
+        for piece, stored in zip(opened.body.pieces, self._pieces, strict=True):
+            if hashlib.sha256(stored).hexdigest() != piece.sha256:
+                raise BenchError("a stored piece is not what its head says")
+        if refused:
+            raise BenchError(f"a stored value does not verify: {refused.why}")
+
+
+def _rows(
+    given: Setting, held: Held, client: Client, stream: RawStream, stored: _Stored
+) -> Iterator[Row]:
+    def from_redis() -> float:
+        client.evict(module_sha256=held.module.sha256, tier="memory")
+        return _timed_from(stream, held, types_pb2.ORIGIN_REDIS)
+
+    def from_memory() -> float:
+        stream.drain(held.request)
+        return _timed_from(stream, held, types_pb2.ORIGIN_MEMORY)
+
+    series = collect(
+        {
+            "redis": from_redis,
+            "memory": from_memory,
+            "get": lambda: timed(stored.get),
+            "check": lambda: timed(stored.check),
+        },
+        given.rounds(150, 40),
+        warm_up=5,
+    )
+    what = f"{held.what} artifact"
+    hit = series["redis"]
+    yield compare(_GROUP, what, hit, "memory hit", series["memory"])
+    against = f"redis-py GET of the {stored.size_bytes / 1e3:,.0f} KB stored (hiredis)"
+    yield compare(_GROUP, what, hit, against, series["get"])
+    yield compare(
+        _GROUP,
+        f"{what}: its checks alone",
+        series["check"],
+        "the whole call",
+        hit,
+        # What is fixed of it, two signatures, is a great part of a call for next to nothing.
+        CHECKS_GOAL if held.size_bytes > 1_000_000 else None,
+    )
+
+
+def _timed_from(stream: RawStream, held: Held, expected: int) -> float:
+    answer: list[bytes] = []
+    seconds = timed(lambda: answer.extend(stream.messages(held.request)))
+    if origin(answer) != expected:
+        raise BenchError(f"a call was answered from another place than origin {expected}")
+    return seconds
+
+
+def _wait_for_writes(client: Client) -> None:
+    for _ in range(10_000):
+        if not client.stats().pending_writes:
+            return
+    raise BenchError("the daemon did not finish its writes to Redis")

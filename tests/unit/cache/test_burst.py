@@ -1,0 +1,58 @@
+"""More look-ups at once than a daemon can make: they stand in line, unless Redis is slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.server import Command
+from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.turns import EveryTurn
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.seal import NoSealer
+
+from tests.contract.notes import Notes
+from tests.contract.shelf import Shelf
+from tests.contract.values import artifact
+
+TIMEOUT_S = 1.0
+MANY = [artifact(tag) for tag in range(60)]
+
+
+class SlowShelf(Shelf):
+    """A server that takes its time for each answer."""
+
+    seconds = 0.0
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        await asyncio.sleep(self.seconds)
+        return await super().run(commands)
+
+
+async def found(seconds: float) -> tuple[int, bool]:
+    """Answer how many of many look-ups found something, and whether Redis is thought to be up."""
+    shelf = SlowShelf()
+    tier = RedisTier(shelf, NoSealer(), Notes(), timeout_s=TIMEOUT_S, reads_at_once=1)
+    for one in MANY:
+        await tier.put(one)
+    near = MemoryTier(1_000_000)
+    writes = WriteBehind(tier, 1000, NoTier("").always_ready)
+    cache = TieredCache(near, near, tier, writes, EveryTurn(), patience_s=TIMEOUT_S)
+    shelf.seconds = seconds
+    calls = [asyncio.create_task(cache.get(one.key)) for one in MANY]
+    answers = await asyncio.wait_for(asyncio.gather(*calls), 20)
+    return sum(answer is not None for answer in answers), tier.breaker.up
+
+
+async def test_a_burst_is_served_from_redis_though_it_takes_longer_than_a_time_out() -> None:
+    # 60 times 25 ms, one after the other: half as long again as a call waits for Redis.
+    assert await found(0.025) == (len(MANY), True)
+
+
+async def test_nobody_stands_in_line_for_a_server_that_is_slow() -> None:
+    some, _ = await found(0.4)
+    assert some < 10

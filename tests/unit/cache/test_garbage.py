@@ -1,0 +1,132 @@
+"""Whatever a server answers, to whatever it is asked: it is unavailable, and nothing worse."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.server import Command
+from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.cache.turns import FleetTurns
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import CacheKey, EvictScope, Strike, TierUsage
+
+from tests.contract.notes import Notes
+from tests.contract.sealing import sealer
+from tests.contract.values import artifact, module
+
+ANSWERS: list[Any] = [None, True, False, 0, 7, -1, b"", b"OK", "OK", b"\xff" * 50, 1.5, [], [b"a"]]
+ANSWERS += [{b"a": 1}, ValueError("no"), ...]
+ONE = artifact(1)
+KEY = ONE.key
+
+
+class Babbler:
+    """A server that answers one thing to everything, and perhaps too often or too seldom."""
+
+    def __init__(self, answer: Any, more: int) -> None:
+        self._answer = answer
+        self._more = more
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        return [self._answer] * max(0, len(commands) + self._more)
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        yield self._answer
+
+    async def usage(self) -> TierUsage:
+        return TierUsage()
+
+    async def probe(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+
+def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
+    async def scan() -> None:
+        async for _ in link.scan(b"*"):
+            pass
+
+    return [
+        lambda: link.get(b"k"),
+        lambda: link.get_all([b"k", b"l"]),
+        lambda: link.get_with_ttl(b"k"),
+        lambda: link.set(b"k", b"v", 1),
+        lambda: link.add(b"k", b"v", 1),
+        lambda: link.delete([b"k", b"l"]),
+        lambda: link.exists([b"k"]),
+        lambda: link.lengths([b"k"]),
+        lambda: link.beginnings([b"k"], [10]),
+        lambda: link.ages([b"k"]),
+        lambda: link.prolong([b"k"], 1),
+        lambda: link.take(b"k", b"v", 1, b"w"),
+        lambda: link.keep(b"k", b"v", b"w", 1),
+        lambda: link.let_go(b"k", b"v"),
+        scan,
+        link.usage,
+    ]
+
+
+def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
+    tier = RedisTier(link._server, sealer(), Notes())
+    strikes = RedisStrikes(link, KeyNames("p:"), sealer())
+    turns = FleetTurns(link, KeyNames("p:"), sealer(), Notes(), never, lease_s=0.1, patience_s=0.0)
+
+    async def take() -> None:
+        async with turns.take(KEY):
+            pass
+        await turns.close()
+
+    return [
+        lambda: tier.get(KEY),
+        lambda: tier.put(ONE),
+        lambda: tier.get_module(module(1).sha256),
+        lambda: tier.put_module(module(1)),
+        lambda: tier.held([KEY]),
+        lambda: tier.kind_of(KEY),
+        lambda: tier.renew(KEY),
+        lambda: tier.evict(EvictScope()),
+        lambda: tier.evict(EvictScope(module_sha256=KEY.module_sha256)),
+        lambda: tier.evict(EvictScope(engine_id="wasmtime-1.0")),
+        lambda: strikes.get(KEY),
+        lambda: strikes.put(Strike(KEY, "e", "r", "m", 1, 1.0), 1.0),
+        lambda: strikes.all(),
+        lambda: strikes.remove(""),
+        take,
+    ]
+
+
+async def never(key: CacheKey) -> None:
+    return None
+
+
+def test_every_method_of_a_link_is_asked_below() -> None:
+    public = {
+        name for name, _ in inspect.getmembers(RedisLink, inspect.isfunction) if name[0] != "_"
+    }
+    source = inspect.getsource(asked_of_a_link)
+    assert {name for name in public if f"link.{name}" not in source} == {"close"}
+
+
+@pytest.mark.parametrize("asked", [asked_of_a_link, asked_of_what_is_built_on_it])
+@pytest.mark.parametrize("answer", ANSWERS, ids=repr)
+@pytest.mark.parametrize("more", [0, 1, -1])
+async def test_garbage_is_an_outage_and_no_error(
+    asked: Callable[[RedisLink], list[Callable[[], Awaitable[object]]]], answer: Any, more: int
+) -> None:
+    for number in range(len(asked(RedisLink(Babbler(answer, more))))):
+        link = RedisLink(Babbler(answer, more))  # Whose breaker is closed.
+        try:
+            await asyncio.wait_for(asked(link)[number](), 10)
+        except TierUnavailable:
+            pass
+        finally:
+            await link.close()

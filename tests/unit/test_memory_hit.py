@@ -1,0 +1,94 @@
+"""A memory hit does no hashing and no signature work: counted, down to the C functions."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.model import EvictScope
+from wasmkilnd.rpc.calls import CallNote
+from wasmkilnd.rpc.module_servicer import ModuleServicer
+
+from tests.contract.notes import Notes
+from tests.contract.sealing import sealer
+from tests.contract.shelf import Shelf
+from tests.unit.test_compile_service import CORE, Rig
+
+# hashlib's digests, whatever they are called in which OpenSSL, and cryptography's signatures.
+_WORK = ("sha", "md5", "blake", "hash_", "verify", "sign")
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Count the calls of C functions that hash, sign or verify, in every thread."""
+    calls: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, function: Any) -> None:
+        if event == "c_call":
+            name = getattr(function, "__name__", "")
+            if any(work in name.lower() for work in _WORK):
+                calls[name] += 1
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+class Context:
+    """Takes what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    async def write(self, message: bytes) -> None:
+        self.sent.append(message)
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -> None:
+    ours = sealer()
+    rig = Rig(RedisTier(Shelf(), ours, Notes()), ours)
+    usual = rig.engines.spec("usual", "", "", {})
+    # As the registry of engines does, which computes a fingerprint once.
+    rig.engines.spec = lambda *wishes: usual  # type: ignore[method-assign]
+    servicer = ModuleServicer(
+        rig.service, pb.StatsResponse, pb.GetCapabilitiesResponse, lambda size_bytes: None
+    )
+
+    async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
+        context = Context()
+        with counted() as calls:
+            await servicer.compile(request, context, CallNote(context))
+        assert len(context.sent) == 2
+        return pb.CompileResponse.FromString(context.sent[0]).header.origin, calls
+
+    origin, work = await call(pb.CompileRequest(module=CORE))
+    assert origin == types_pb2.ORIGIN_COMPILED
+    assert work.total() > 0
+    by_digest = pb.CompileRequest(sha256=hashlib.sha256(CORE).hexdigest())
+    await rig.writes.close(10)
+    await rig.memory.evict(EvictScope())
+    origin, work = await call(by_digest)
+    assert origin == types_pb2.ORIGIN_REDIS
+    # Both signatures, the head, and the one piece.
+    assert work["verify"] == 2
+    assert work["openssl_sha256"] >= 2
+    for _ in range(3):
+        origin, work = await call(by_digest)
+        assert origin == types_pb2.ORIGIN_MEMORY
+        assert not work
