@@ -70,12 +70,15 @@ class Inventory:
         self._link = link
         self._names = names
         self._verifier = verifier
+        self.other_format: set[bytes] = set()
+        """Names of modules in another version's format, as far as they were seen."""
 
     async def key_pages(self) -> AsyncIterator[list[ValueKey]]:
         """Answer the keys of all values, modules first, batch by batch, each once."""
         seen: set[ValueKey] = set()
         for pattern in (self._names.modules_pattern(), self._names.artifacts_pattern()):
             async for page in self._link.scan(pattern):
+                self.other_format.update(filter(self._names.is_of_other_format, page))
                 found = dict.fromkeys(filter(None, map(self._names.value_at, page)))
                 new = [key for key in found if key not in seen]
                 seen.update(new)
@@ -91,8 +94,8 @@ class Inventory:
     async def _look(self, keys: Sequence[ValueKey], mentions: Mentions | None) -> list[Listed]:
         """Answer what the heads under ``keys`` say; nothing for what is gone by now."""
         names = {self._names.value(key): key for key in keys}
-        found, others = await read_strings(self._link, list(names), partial(heads, self._link))
-        lengths, more = await read_strings(self._link, list(found), self._link.lengths)
+        found, others = await read_strings(list(names), partial(heads, self._link))
+        lengths, more = await read_strings(list(found), self._link.lengths)
         others |= more
         ages = dict(zip(names, await self._link.ages(list(names)), strict=True))
         listed = []

@@ -29,6 +29,8 @@ class Rest:
     orphan_bytes: int = 0
     leases: int = 0
     strikes: int = 0
+    other_format: int = 0
+    """Modules and pieces of modules that daemons of another version made."""
     unknown: int = 0
     """Keys under the prefix that no daemon of this version makes."""
 
@@ -83,7 +85,9 @@ class Leftovers:
             values = sum(self._names.value_at(name) is not None for name in new)
             rest.leases += leases
             rest.strikes += strikes
-            rest.unknown += len(new) - len(parts) - leases - strikes - values
+            others = sum(map(self._names.is_of_other_format, new))
+            rest.other_format += others
+            rest.unknown += len(new) - len(parts) - leases - strikes - others - values
             sizes = await self._sizes(parts)
             rest.parts += len(parts)
             rest.part_bytes += sum(sizes.values())
@@ -144,12 +148,12 @@ class Leftovers:
     async def _heads(self, keys: Sequence[ValueKey]) -> list[bytes]:
         """Answer the heads of values; empty for what is not there or no string."""
         names = [self._names.value(key) for key in keys]
-        found, _ = await read_strings(self._link, names, partial(heads, self._link))
+        found, _ = await read_strings(names, partial(heads, self._link))
         return [found.get(name, b"") for name in names]
 
     async def _sizes(self, names: Sequence[bytes]) -> dict[bytes, int]:
         """Answer the bytes of each; nothing for what is no string."""
-        found, _ = await read_strings(self._link, names, self._link.lengths)
+        found, _ = await read_strings(names, self._link.lengths)
         return found
 
 

@@ -131,7 +131,7 @@ class ValueReader:
         async def read(names: Sequence[bytes]) -> list[bytes]:
             return await self._link.beginnings(names, [wanted[name] for name in names])
 
-        found, others = await read_strings(self._link, list(wanted), read)
+        found, others = await read_strings(list(wanted), read)
         if others:
             raise no_string()
         size_bytes = sum(map(len, found.values()))

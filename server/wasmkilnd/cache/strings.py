@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import WrongType
 
 T = TypeVar("T")
 
-_WRONG_TYPE = "WRONGTYPE"
-"""The code of the server's error, which is in what is said of a single command."""
-
 
 async def read_strings(
-    link: RedisLink,
-    names: Sequence[bytes],
-    read: Callable[[Sequence[bytes]], Awaitable[list[T]]],
+    names: Sequence[bytes], read: Callable[[Sequence[bytes]], Awaitable[list[T]]]
 ) -> tuple[dict[bytes, T], frozenset[bytes]]:
     """Answer what ``read`` reads from the strings among ``names``, by name, and what are none.
 
@@ -26,14 +20,10 @@ async def read_strings(
     """
     try:
         return dict(zip(names, await read(names), strict=True)), frozenset()
-    except TierUnavailable as refusal:
-        if link.breaker.open:
-            raise
+    except WrongType:
         if len(names) == 1:
-            if _WRONG_TYPE in str(refusal):
-                return {}, frozenset(names)
-            raise
+            return {}, frozenset(names)
     middle = len(names) // 2
-    found, others = await read_strings(link, names[:middle], read)
-    more, other = await read_strings(link, names[middle:], read)
+    found, others = await read_strings(names[:middle], read)
+    more, other = await read_strings(names[middle:], read)
     return found | more, others | other

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from wasmkilnd.cache.codec import CheckStamp, head_end, open_artifact
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.errors import WrongType
+from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 
 # Holds the header of nearly every artifact; whole values are never read.
@@ -101,15 +102,14 @@ async def _take_all(keys: Sequence[bytes]) -> Sequence[bytes]:
 
 
 async def _delete(link: RedisLink, names: KeyNames, keys: Sequence[bytes]) -> Evicted:
-    try:
-        lengths = await link.lengths(keys)
-    except WrongType:
-        lengths = [0] * len(keys)  # What somebody else put under our names goes too, uncounted.
+    lengths, _ = await read_strings(keys, link.lengths)
     existed = await link.delete(keys)
     gone = Evicted()
-    for key, length, did in zip(keys, lengths, existed, strict=True):
+    for key, did in zip(keys, existed, strict=True):
         if did:
-            gone += Evicted(int(names.is_artifact(key)), int(names.is_module(key)), length)
+            # What somebody else put under our names goes too.
+            size_bytes = lengths.get(key, 0)
+            gone += Evicted(int(names.is_artifact(key)), int(names.is_module(key)), size_bytes)
     return gone
 
 
@@ -121,7 +121,8 @@ async def _made_by(
     Their stamps are not looked at: who could forge one could delete the value just as well.
     """
     chosen = []
-    for name, head in zip(keys, await _heads_of_strings(link, keys), strict=True):
+    found, _ = await read_strings(keys, partial(heads, link))
+    for name, head in found.items():
         key = names.artifact_key(name)
         # What cannot be opened is nobody's that can be told: whoever reads it deletes it.
         with contextlib.suppress(ValueRejected):
@@ -132,20 +133,6 @@ async def _made_by(
                 digests = [piece.sha256 for piece in opened.body.pieces[1:]]
                 chosen += [name, *(names.artifact_part(key, digest) for digest in digests)]
     return chosen
-
-
-async def _heads_of_strings(link: RedisLink, keys: Sequence[bytes]) -> list[bytes]:
-    """As heads; nothing for a key that holds something else than a string."""
-    try:
-        return await heads(link, keys)
-    except WrongType:
-        if len(keys) == 1:
-            return [b""]
-    middle = len(keys) // 2
-    return [
-        *await _heads_of_strings(link, keys[:middle]),
-        *await _heads_of_strings(link, keys[middle:]),
-    ]
 
 
 def _anyone(message: bytes, stamp: bytes) -> None:
