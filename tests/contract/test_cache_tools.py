@@ -372,10 +372,16 @@ async def test_values_in_another_format_are_left_alone_and_counted(shared: Share
     await shared.put(one, wasm, good)
     for each in (one, wasm):
         await shared.edit(shared.name(each), lambda value: value[:4] + b"\x03" + value[5:])
+    later = [f"{shared.prefix}{name}" for name in (f"module:{{{'a' * 64}}}v9",)]
+    later.append(f"{shared.prefix}part:{{{'a' * 64}}}:modulev9:{'b' * 64}")
+    for name in later:
+        await shared.raw.set(name, "who knows")
     before = await shared.everything()
     report = await shared.scrub(older_than_s=-1e9)
-    assert (report.good, report.other_format, report.bad.total()) == (1, 2, 0)
+    assert (report.good, report.other_format, report.bad.total()) == (1, 3, 0)
     assert await shared.everything() == before
+    rest = await shared.rest()
+    assert (rest.other_format, rest.unknown, rest.orphans) == (2, 0, 0)
 
 
 async def test_with_the_wrong_keys_nothing_is_deleted(shared: Shared) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache import keys
 from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Refusal
 from wasmkilnd.seal import NoSealer
 
@@ -491,20 +492,19 @@ async def test_evicting_takes_every_piece(tier: RedisTier, raw: Redis, prefix: s
 
 
 async def test_another_format_has_other_names_for_modules(
-    tier: RedisTier, raw: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+    tier: RedisTier, raw: Redis, prefix: str
 ) -> None:
     wasm = module(1, 1_200_000)
     await tier.put_module(wasm)
     ours = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
-    monkeypatch.setattr(keys, "_SUFFIX", "v3")
-    monkeypatch.setattr(keys, "_MODULE", "modulev3")
+    own, tier.names = tier.names, KeyNames(prefix, CACHE_FORMAT + 1)
     assert await tier.get_module(wasm.sha256) is None
     await tier.put_module(wasm)
     assert await tier.get_module(wasm.sha256) == wasm
     both = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
     assert ours < both
     assert len(both) == 2 * len(ours)
-    monkeypatch.undo()
+    tier.names = own
     assert await tier.get_module(wasm.sha256) == wasm
     # Who evicts a module means all of it.
     gone = await tier.evict(EvictScope(module_sha256=wasm.sha256))

@@ -70,12 +70,15 @@ class Inventory:
         self._link = link
         self._names = names
         self._verifier = verifier
+        self.other_format: set[bytes] = set()
+        """Names of modules in another version's format, as far as they were seen."""
 
     async def key_pages(self) -> AsyncIterator[list[ValueKey]]:
         """Answer the keys of all values, modules first, batch by batch, each once."""
         seen: set[ValueKey] = set()
         for pattern in (self._names.modules_pattern(), self._names.artifacts_pattern()):
             async for page in self._link.scan(pattern):
+                self.other_format.update(filter(self._names.is_of_other_format, page))
                 found = dict.fromkeys(filter(None, map(self._names.value_at, page)))
                 new = [key for key in found if key not in seen]
                 seen.update(new)

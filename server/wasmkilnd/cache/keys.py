@@ -11,14 +11,12 @@ from wasmkilnd.model import CacheKey
 # Daemons of two versions on one server must not undo each other's work. In an artifact's
 # name the fingerprint tells formats apart; of modules, the first format's names say nothing.
 _FIRST_FORMAT = 2
-_SUFFIX = "" if CACHE_FORMAT == _FIRST_FORMAT else f"v{CACHE_FORMAT}"
 
 _GLOB = re.compile(rb"[][*?\\^-]")
 _HEX = "[0-9a-f]{64}"
-_MODULE = f"module{_SUFFIX}"
 _OF_ARTIFACT = re.compile(rf"{{({_HEX})}}:({_HEX})".encode())
-_OF_MODULE = re.compile(rf"{{({_HEX})}}{_SUFFIX}".encode())
-_OF_PART = re.compile(rf"{{({_HEX})}}:({_HEX}|{_MODULE}):({_HEX})".encode())
+_OF_MODULE = re.compile(rf"{{({_HEX})}}(v[0-9]+)?".encode())
+_OF_PART = re.compile(rf"{{({_HEX})}}:(?:({_HEX})|module(v[0-9]+)?):{_HEX}".encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,9 @@ class KeyNames:
     The braces keep all keys of a module in one slot of a cluster.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, cache_format: int = CACHE_FORMAT) -> None:
+        """Name keys below ``prefix``, as daemons with this format of values do."""
+        self._suffix = "" if cache_format == _FIRST_FORMAT else f"v{cache_format}"
         self._compiled = f"{prefix}compiled:".encode()
         self._module = f"{prefix}module:".encode()
         self._part = f"{prefix}part:".encode()
@@ -83,11 +83,11 @@ class KeyNames:
 
     def module_part(self, sha256: str, digest: str) -> bytes:
         """Answer under which name a piece of a module is stored."""
-        return self.artifact_part(CacheKey(sha256, _MODULE), digest)
+        return self.artifact_part(CacheKey(sha256, f"module{self._suffix}"), digest)
 
     def module(self, sha256: str) -> bytes:
         """Answer under which name a module is stored."""
-        return b"%b{%b}%b" % (self._module, sha256.encode(), _SUFFIX.encode())
+        return b"%b{%b}%b" % (self._module, sha256.encode(), self._suffix.encode())
 
     def is_artifact(self, name: bytes) -> bool:
         """Whether ``name`` is that of an artifact."""
@@ -129,20 +129,31 @@ class KeyNames:
 
     def part(self, key: ValueKey, digest: str) -> bytes:
         """Answer under which name a piece of a value is stored."""
-        return self.artifact_part(CacheKey(key.module_sha256, key.fingerprint or _MODULE), digest)
+        if key.artifact:
+            return self.artifact_part(key.artifact, digest)
+        return self.module_part(key.module_sha256, digest)
 
     def value_at(self, name: bytes) -> ValueKey | None:
         """Answer what value is stored under ``name``, None if it is no value's name."""
-        found = _after(self._compiled, name, _OF_ARTIFACT) or _after(self._module, name, _OF_MODULE)
-        return ValueKey(*found) if found else None
+        if artifact := self.artifact_key(name):
+            return ValueKey(artifact.module_sha256, artifact.fingerprint)
+        module, suffix = _after(self._module, name, _OF_MODULE) or ("", "")
+        return ValueKey(module) if module and suffix == self._suffix else None
 
     def part_at(self, name: bytes) -> ValueKey | None:
         """Answer of what value a piece is stored under ``name``, None if it is no piece's name."""
-        found = _after(self._part, name, _OF_PART)
-        if not found:
+        module, fingerprint, suffix = _after(self._part, name, _OF_PART) or ("", "", "")
+        if not module or (not fingerprint and suffix != self._suffix):
             return None
-        module, fingerprint, _ = found
-        return ValueKey(module, "" if fingerprint == _MODULE else fingerprint)
+        return ValueKey(module, fingerprint)
+
+    def is_of_other_format(self, name: bytes) -> bool:
+        """Whether ``name`` is that of a module, or of a piece of one, in another format.
+
+        Of artifacts, names do not tell.
+        """
+        shaped = _after(self._module, name, _OF_MODULE) or _after(self._part, name, _OF_PART)
+        return bool(shaped) and not self.value_at(name) and not self.part_at(name)
 
 
 def _of_key(kind: bytes, key: CacheKey) -> bytes:
@@ -162,7 +173,7 @@ def _after(prefix: bytes, name: bytes, shape: re.Pattern[bytes]) -> tuple[str, .
     if not name.startswith(prefix):
         return None
     found = shape.fullmatch(name, len(prefix))
-    return tuple(group.decode() for group in found.groups()) if found else None
+    return tuple(group.decode() for group in found.groups(b"")) if found else None
 
 
 def _pattern(kind: bytes, module_sha256: str) -> bytes:

@@ -29,6 +29,8 @@ class Rest:
     orphan_bytes: int = 0
     leases: int = 0
     strikes: int = 0
+    other_format: int = 0
+    """Modules and pieces of modules that daemons of another version made."""
     unknown: int = 0
     """Keys under the prefix that no daemon of this version makes."""
 
@@ -83,7 +85,9 @@ class Leftovers:
             values = sum(self._names.value_at(name) is not None for name in new)
             rest.leases += leases
             rest.strikes += strikes
-            rest.unknown += len(new) - len(parts) - leases - strikes - values
+            others = sum(map(self._names.is_of_other_format, new))
+            rest.other_format += others
+            rest.unknown += len(new) - len(parts) - leases - strikes - others - values
             sizes = await self._sizes(parts)
             rest.parts += len(parts)
             rest.part_bytes += sum(sizes.values())

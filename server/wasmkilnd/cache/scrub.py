@@ -99,7 +99,9 @@ class Scrub:
 
     async def keys(self) -> list[ValueKey]:
         """Answer all values that there are now."""
-        return [key async for page in self._inventory.key_pages() for key in page]
+        found = [key async for page in self._inventory.key_pages() for key in page]
+        self.report.other_format += len(self._inventory.other_format)
+        return found
 
     async def verify(self, keys: Sequence[ValueKey], advance: Callable[[], None]) -> None:
         """Verify the values under ``keys``, some at a time; tell ``advance`` of each."""

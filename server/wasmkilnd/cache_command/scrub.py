@@ -29,7 +29,9 @@ from wasmkilnd.cache_command.session import (
 from wasmkilnd.cache_command.text import bar, document, duration, say, say_json
 from wasmkilnd.config.load import FlagValue
 
-_COMPILING = ("workers", "compile_timeout_s", "compile_cpu_s", "compile_memory_bytes")
+_COMPILING = (
+    *("workers", "compile_timeout_s", "compile_cpu_s", "compile_memory_bytes", "isolation"),
+)
 
 
 @click.command(context_settings=HELP)

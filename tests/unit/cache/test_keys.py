@@ -35,6 +35,15 @@ def test_names_are_those_that_daemons_use() -> None:
     assert NAMES.strike_key(NAMES.strike(key)) == key
 
 
+def test_modules_of_other_formats_are_told_by_their_names() -> None:
+    for name in (f"module:{{{A}}}v9", f"part:{{{A}}}:modulev9:{C}"):
+        assert NAMES.is_of_other_format(f"[a]*:{name}".encode())
+        assert NAMES.value_at(f"[a]*:{name}".encode()) is None
+        assert NAMES.part_at(f"[a]*:{name}".encode()) is None
+    for own in (NAMES.module(A), NAMES.module_part(A, C), NAMES.artifact(CacheKey(A, B))):
+        assert not NAMES.is_of_other_format(own)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -59,3 +68,4 @@ def test_other_names_are_nobody_s(name: str) -> None:
     assert NAMES.value_at(given_name) is None
     assert NAMES.part_at(given_name) is None
     assert NAMES.lease_key(given_name) is NAMES.strike_key(given_name) is None
+    assert not NAMES.is_of_other_format(given_name)
