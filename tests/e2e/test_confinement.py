@@ -15,8 +15,8 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.confinement import workers
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import eventually
-from tests.e2e.test_isolation import SLOW, jobs_of, workers_of
+from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.test_isolation import SLOW
 
 LAYERS = {"namespaces", "root", "landlock", "privileges", "limits", "seccomp"}
 

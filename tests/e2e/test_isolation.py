@@ -20,35 +20,9 @@ from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import eventually, parent_of
+from tests.e2e.processes import eventually, jobs_of, parent_of, workers_of
 
 SLOW = wasm.nested_blocks(1_000_000)
-
-
-def jobs_of(daemon: Daemon) -> list[int]:
-    """Answer the jobs: those of the workers' children that lead a process group."""
-    workers = set(workers_of(daemon))
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                pid = int(process.name)
-                if parent_of(pid) in workers and os.getpgid(pid) == pid:
-                    found.append(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
-
-
-def workers_of(daemon: Daemon) -> list[int]:
-    found = []
-    for child in daemon.children():
-        try:
-            if b"child.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(child)
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def test_no_engine_in_the_daemon(daemon: Daemon, client: Client) -> None:
@@ -207,7 +181,7 @@ def test_callers_that_hang_up_hurt_nobody(client: Client, daemon: Daemon) -> Non
             assert sum(len(part.chunk) for part in parts[1:]) == parts[0].header.size_bytes
 
 
-def test_work_that_nobody_waits_for_still_lands_in_the_cache(
+def test_running_work_that_nobody_waits_for_still_lands_in_the_cache(
     client: Client, daemon: Daemon
 ) -> None:
     request = pb.CompileRequest(
@@ -215,7 +189,7 @@ def test_work_that_nobody_waits_for_still_lands_in_the_cache(
     )
     with grpc.insecure_channel(daemon.address) as channel:
         hasty = module_service_pb2_grpc.ModuleServiceStub(channel).Compile(request, timeout=60)
-        eventually(lambda: client.stats().flights >= 1, "no flight began")
+        eventually(lambda: client.stats().busy_workers > 0, "no worker began")
         hasty.cancel()
     sha256 = BY_NAME["itk-resample-bounding-box"].sha256
 

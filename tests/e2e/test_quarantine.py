@@ -18,8 +18,7 @@ from wasmkilnd.engines.store import EngineStore
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.processes import eventually
-from tests.e2e.test_isolation import jobs_of
+from tests.e2e.processes import eventually, jobs_of
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
