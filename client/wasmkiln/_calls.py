@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Metadata = tuple[tuple[str, str], ...]
+# See the comment on ModuleService in module_service.proto.
+_IN_THE_BACKGROUND: Metadata = (("wasmkiln-priority", "background"),)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -79,6 +83,7 @@ class Unary:
     method: Method
     request: Message
     timeout_s: float
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Stream:
     request: Message
     timeout_s: float
     sink: Callable[[Any], None]
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Calls:
         *,
         expected_sha256: str | None,
         engine: str | None,
+        background: bool,
         timeout_s: float | None,
     ) -> Flow[modules.LoadResponse]:
         deadline = self._deadline(timeout_s)
@@ -141,7 +148,9 @@ class Calls:
         request = modules.LoadRequest(
             module=identified.module, expected_sha256=expected_sha256 or "", engine=engine or ""
         )
-        answer: modules.LoadResponse = yield from self._unary(LOAD, request, deadline)
+        answer: modules.LoadResponse = yield from self._unary(
+            LOAD, request, deadline, _priority(background)
+        )
         return answer
 
     def compile(
@@ -154,6 +163,7 @@ class Calls:
         settings: Mapping[str, str] | None,
         skip_cache_lookup: bool,
         omit_artifact: bool,
+        background: bool,
         timeout_s: float | None,
         on_progress: ProgressCallback | None,
     ) -> Flow[Artifact]:
@@ -178,13 +188,13 @@ class Calls:
         request.sha256 = identified.sha256
         report(Progress(Phase.ASKING))
         try:
-            return (yield from self._artifact(request, deadline, assemble))
+            return (yield from self._artifact(request, deadline, assemble, background))
         except ModuleNotLoaded:
             if identified.module is None:
                 raise
         request.module = identified.module
         report(Progress(Phase.UPLOADING, 0, len(identified.module)))
-        return (yield from self._artifact(request, deadline, assemble))
+        return (yield from self._artifact(request, deadline, assemble, background))
 
     def stats(self, timeout_s: float | None) -> Flow[modules.StatsResponse]:
         return self._unary(STATS, modules.StatsRequest(), self._deadline(timeout_s))
@@ -239,11 +249,18 @@ class Calls:
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
 
-    def _unary(self, method: Method, request: Message, deadline: Deadline) -> Flow[Any]:
-        return (yield from self._attempts(deadline, partial(Unary, method, request)))
+    def _unary(
+        self, method: Method, request: Message, deadline: Deadline, metadata: Metadata = ()
+    ) -> Flow[Any]:
+        step = partial(Unary, method, request, metadata=metadata)
+        return (yield from self._attempts(deadline, step))
 
     def _artifact(
-        self, request: Message, deadline: Deadline, assemble: Callable[[], Assembly]
+        self,
+        request: Message,
+        deadline: Deadline,
+        assemble: Callable[[], Assembly],
+        background: bool,
     ) -> Flow[Artifact]:
         # Each attempt starts from nothing: a stream that broke has left half an artifact.
         assembly = assemble()
@@ -251,7 +268,7 @@ class Calls:
         def attempt(timeout_s: float) -> Stream:
             nonlocal assembly
             assembly = assemble()
-            return Stream(COMPILE, request, timeout_s, assembly.add)
+            return Stream(COMPILE, request, timeout_s, assembly.add, _priority(background))
 
         yield from self._attempts(deadline, attempt)
         return assembly.finish()
@@ -269,3 +286,7 @@ class Calls:
             if pause_s is None:
                 raise error
             yield Pause(pause_s)
+
+
+def _priority(background: bool) -> Metadata:
+    return _IN_THE_BACKGROUND if background else ()

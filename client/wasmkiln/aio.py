@@ -68,18 +68,25 @@ class AsyncClient:
         *,
         expected_sha256: str | None = None,
         engine: str | None = None,
+        background: bool = False,
         timeout_s: float | None = None,
     ) -> LoadResponse:
         """Uploads a module, which the daemon validates and stores. Idempotent.
 
-        `source` is a path or the module's bytes. Raises OSError when the path can't be read,
+        `source` is a path or the module's bytes. With `background` it yields to calls without.
+
+        Raises OSError when the path can't be read,
         and NotWasm, ModuleTooLarge, DigestMismatch, ModuleInvalid, EngineUnknown,
         EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull or
         CompilerCrashed.
         """
         return await self._run(
             self._calls.load(
-                source, expected_sha256=expected_sha256, engine=engine, timeout_s=timeout_s
+                source,
+                expected_sha256=expected_sha256,
+                engine=engine,
+                background=background,
+                timeout_s=timeout_s,
             )
         )
 
@@ -93,6 +100,7 @@ class AsyncClient:
         settings: Mapping[str, str] | None = None,
         skip_cache_lookup: bool = False,
         omit_artifact: bool = False,
+        background: bool = False,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> Artifact:
@@ -101,7 +109,9 @@ class AsyncClient:
         `source` is a path, the module's bytes, or a SHA-256 of 64 lowercase hexadecimal
         digits. The daemon is asked by digest first; the module is uploaded only when it
         isn't known there. What is not given is the daemon's default. With `omit_artifact`
-        the artifact has a header and no bytes. `on_progress` is called in the event loop.
+        the artifact has a header and no bytes. With `background`, for warming, the compilation
+        yields to calls without, until one of those asks for the same artifact. `on_progress`
+        is called in the event loop.
 
         Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
         ArtifactMismatch when what arrives isn't what its header says, AttestationInvalid when
@@ -118,6 +128,7 @@ class AsyncClient:
                 settings=settings,
                 skip_cache_lookup=skip_cache_lookup,
                 omit_artifact=omit_artifact,
+                background=background,
                 timeout_s=timeout_s,
                 on_progress=on_progress,
             )
@@ -246,11 +257,11 @@ class AsyncClient:
             raise RuntimeError("this client is closed")
         if isinstance(step, Unary):
             return await self._callable(self._channel.unary_unary, step)(
-                step.request, timeout=step.timeout_s
+                step.request, timeout=step.timeout_s, metadata=step.metadata
             )
         if isinstance(step, Stream):
             call = self._callable(self._channel.unary_stream, step)(
-                step.request, timeout=step.timeout_s
+                step.request, timeout=step.timeout_s, metadata=step.metadata
             )
             try:
                 async for message in call:

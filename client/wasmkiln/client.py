@@ -76,18 +76,25 @@ class Client:
         *,
         expected_sha256: str | None = None,
         engine: str | None = None,
+        background: bool = False,
         timeout_s: float | None = None,
     ) -> LoadResponse:
         """Uploads a module, which the daemon validates and stores. Idempotent.
 
-        `source` is a path or the module's bytes. Raises OSError when the path can't be read,
+        `source` is a path or the module's bytes. With `background` it yields to calls without.
+
+        Raises OSError when the path can't be read,
         and NotWasm, ModuleTooLarge, DigestMismatch, ModuleInvalid, EngineUnknown,
         EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull or
         CompilerCrashed.
         """
         return self._run(
             self._calls.load(
-                source, expected_sha256=expected_sha256, engine=engine, timeout_s=timeout_s
+                source,
+                expected_sha256=expected_sha256,
+                engine=engine,
+                background=background,
+                timeout_s=timeout_s,
             )
         )
 
@@ -101,6 +108,7 @@ class Client:
         settings: Mapping[str, str] | None = None,
         skip_cache_lookup: bool = False,
         omit_artifact: bool = False,
+        background: bool = False,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> Artifact:
@@ -109,7 +117,9 @@ class Client:
         `source` is a path, the module's bytes, or a SHA-256 of 64 lowercase hexadecimal
         digits. The daemon is asked by digest first; the module is uploaded only when it
         isn't known there. What is not given is the daemon's default. With `omit_artifact`
-        the artifact has a header and no bytes. `on_progress` is called in this thread.
+        the artifact has a header and no bytes. With `background`, for warming, the compilation
+        yields to calls without, until one of those asks for the same artifact. `on_progress`
+        is called in this thread.
 
         Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
         ArtifactMismatch when what arrives isn't what its header says, AttestationInvalid when
@@ -126,6 +136,7 @@ class Client:
                 settings=settings,
                 skip_cache_lookup=skip_cache_lookup,
                 omit_artifact=omit_artifact,
+                background=background,
                 timeout_s=timeout_s,
                 on_progress=on_progress,
             )
@@ -246,11 +257,11 @@ class Client:
             raise RuntimeError("this client is closed")
         if isinstance(step, Unary):
             return self._callable(self._channel.unary_unary, step)(
-                step.request, timeout=step.timeout_s
+                step.request, timeout=step.timeout_s, metadata=step.metadata
             )
         if isinstance(step, Stream):
             call = self._callable(self._channel.unary_stream, step)(
-                step.request, timeout=step.timeout_s
+                step.request, timeout=step.timeout_s, metadata=step.metadata
             )
             try:
                 for message in call:

@@ -23,10 +23,11 @@ from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.isolation import IsolationGuard
-from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
+from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore, InstalledEngine
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.gauges import usage_of_engine, usage_of_traffic
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import DrainState, UnservedEngine
@@ -37,13 +38,13 @@ from wasmkilnd.reload import Reloader
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.capabilities import capabilities_response
 from wasmkilnd.rpc.module_servicer import ModuleServicer
-from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer
+from wasmkilnd.rpc.send import SendLimits
+from wasmkilnd.rpc.server import METHODS, CannotListen, RpcLimits, RpcServer
 from wasmkilnd.rpc.stats import stats_response
 from wasmkilnd.shutdown import Shutdown, until
 from wasmkilnd.signing import SealerInForce, Signing, open_signing, tell_signing
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.telemetry.snapshot import EngineUsage
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -104,12 +105,12 @@ class Daemon:
                 service,
                 lambda: stats_response(self._metrics.snapshot()),
                 lambda: self._capabilities(engines),
-                self._metrics.bytes_sent,
             ),
             AdminServicer(service, quarantine, self.drain),
-            self._metrics.rpc,
-            settings.max_module_bytes,
+            self._metrics,
+            _rpc_limits(settings),
         )
+        self._metrics.watch_traffic(usage_of_traffic(rpc.traffic))
         self._reloader = Reloader(
             self._settings,
             self._limits,
@@ -224,7 +225,7 @@ class Daemon:
                 size=settings.effective_workers,
                 limits=self._limits,
                 threads=cpu_count(),
-                on_replaced=self._metrics.worker_replaced,
+                recorder=self._metrics,
                 guard=self._isolation,
             ),
         )
@@ -232,7 +233,7 @@ class Daemon:
             self._leave_out(one)
         for engine in served:
             self._metrics.add_engine(engine.id)
-            self._metrics.watch_engine(engine.id, _usage_of(engine))
+            self._metrics.watch_engine(engine.id, usage_of_engine(engine))
             self._started.push_async_callback(engine.pool.close)
         try:
             self._engines = EngineRegistry(
@@ -313,11 +314,17 @@ def _make_state_dir(settings: Settings) -> None:
         ) from None
 
 
+def _rpc_limits(settings: Settings) -> RpcLimits:
+    return RpcLimits(
+        module_bytes=settings.max_module_bytes,
+        calls=settings.max_calls,
+        connections=settings.max_connections,
+        streams=settings.max_streams,
+        receive_bytes=settings.receive_bytes,
+        send=SendLimits(settings.send_bytes, settings.send_pinned_bytes, settings.caller_timeout_s),
+    )
+
+
 def _what_ails(remote: RemoteTier) -> str:
     status = remote.status()
     return "" if status.switched_off else status.detail
-
-
-def _usage_of(engine: ServedEngine) -> Callable[[], EngineUsage]:
-    pool = engine.pool
-    return lambda: EngineUsage(workers=pool.alive, busy=pool.busy, queued=pool.waiting)

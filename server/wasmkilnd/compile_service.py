@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wasmkilnd import errors, wire
 from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
     Artifact,
@@ -29,7 +30,7 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.singleflight import SingleFlight
+from wasmkilnd.singleflight import Seat, SingleFlight
 
 MAX_FIND_MISSING_KEYS = 10_000
 
@@ -38,8 +39,23 @@ _HASH_INLINE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a call is served."""
+
+    wish: Wish = field(default_factory=Wish)
+    deadline_s: float | None = None
+    """When its caller goes away, by the event loop's clock."""
+    let_go: Callable[[], None] = lambda: None
+    """Called when the call does not hold the module's bytes any more."""
+
+
+@dataclass(slots=True)
 class CompileOrder:
-    """What a caller of Compile wants. Exactly one of ``sha256`` and ``wasm`` is set."""
+    """What a caller of Compile wants. Exactly one of ``sha256`` and ``wasm`` is set.
+
+    Once the module is admitted its digest stands for it, so that a call that waits
+    for others' work does not hold megabytes.
+    """
 
     sha256: str = ""
     wasm: bytes = b""
@@ -48,6 +64,7 @@ class CompileOrder:
     cpu: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     skip_cache_lookup: bool = False
+    terms: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +124,27 @@ class CompileService:
         """How many compilations are under way or waiting for a worker."""
         return len(self._flights)
 
-    async def load(self, wasm: bytes, expected_sha256: str, engine: str) -> Loaded:
+    async def load(
+        self, wasm: bytes, expected_sha256: str, engine: str, terms: Terms | None = None
+    ) -> Loaded:
         """Admit, validate and store a module. Raises the errors of Load."""
+        terms = terms or Terms()
         module = await self._admit(wasm, expected_sha256)
         engine_id = self._engines.choose(engine, module.kind)
         already_loaded = await self._cache.get_module(module.sha256) is not None
-        await self._engines.validate(engine_id, module)
+        if not already_loaded:
+            self._refuse_if_late(engine_id, terms, None)
+        terms.let_go()  # What waits for a worker is counted by the queue.
+        await self._engines.validate(engine_id, module, Demand.of(terms.wish))
         if not already_loaded:
             await self._cache.put_module(module)
         return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
 
     async def compile(self, order: CompileOrder) -> Served:
         """Answer the artifact, from the nearest place that has it. Raises the errors of Compile."""
-        module = await self._admit(order.wasm) if order.wasm or not order.sha256 else None
-        sha256 = module.sha256 if module else check_sha256(order.sha256, "sha256")
-        spec = self._spec(order, module)
-        served = await self._look_up(sha256, spec, order)
-        if served is None:
-            served = await self._make(sha256, module, spec, order)
+        found = await self._find_or_board(order)
+        order.terms.let_go()
+        served = found if isinstance(found, Served) else await self._land(found)
         self._recorder.served(served.origin)
         return served
 
@@ -193,15 +213,17 @@ class CompileService:
         spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)
         return spec.fingerprint
 
-    async def _look_up(self, sha256: str, spec: CompileSpec, order: CompileOrder) -> Served | None:
-        if order.skip_cache_lookup:
-            return None
-        found = await self._cache.get(CacheKey(sha256, spec.fingerprint))
-        return Served(*found) if found else None
-
-    async def _make(
-        self, sha256: str, module: Module | None, spec: CompileSpec, order: CompileOrder
-    ) -> Served:
+    async def _find_or_board(self, order: CompileOrder) -> Served | Seat[Served]:
+        """Look the artifact up, or take a seat in the flight that makes it."""
+        module = None
+        if order.wasm or not order.sha256:
+            module = await self._admit(order.wasm)
+            order.sha256, order.wasm = module.sha256, b""
+        sha256 = check_sha256(order.sha256, "sha256")
+        spec = self._spec(order, module)
+        served = await self._look_up(sha256, spec, order)
+        if served:
+            return served
         uploaded = module is not None
         if module is None:
             module = await self._cache.get_module(sha256)
@@ -215,17 +237,40 @@ class CompileService:
                 served = await self._look_up(sha256, spec, order)
                 if served:
                     return served
-        return await self._fly(module, uploaded, spec, order.skip_cache_lookup)
+        return self._board(module, uploaded, spec, order)
 
-    async def _fly(
-        self, module: Module, uploaded: bool, spec: CompileSpec, skip_cache_lookup: bool
-    ) -> Served:
+    async def _look_up(self, sha256: str, spec: CompileSpec, order: CompileOrder) -> Served | None:
+        if order.skip_cache_lookup:
+            return None
+        found = await self._cache.get(CacheKey(sha256, spec.fingerprint))
+        return Served(*found) if found else None
+
+    def _board(
+        self, module: Module, uploaded: bool, spec: CompileSpec, order: CompileOrder
+    ) -> Seat[Served]:
         key = CacheKey(module.sha256, spec.fingerprint)
-        served, joined = await self._flights.run(
-            (key, skip_cache_lookup),
-            lambda: self._compile(key, module, uploaded, spec, skip_cache_lookup),
+        flight = key, order.skip_cache_lookup
+        self._refuse_if_late(spec.engine.id, order.terms, self._flights.demand(flight))
+        return self._flights.board(
+            flight,
+            order.terms.wish,
+            lambda demand: self._compile(
+                key, module, uploaded, spec, order.skip_cache_lookup, demand
+            ),
         )
-        if not joined:
+
+    def _refuse_if_late(self, engine_id: str, terms: Terms, demand: Demand | None) -> None:
+        """Refuse a call whose turn would come after its deadline, rather than let it wait."""
+        if terms.deadline_s is None:
+            return
+        wait_s = self._engines.expected_wait_s(engine_id, terms.wish, demand)
+        left_s = terms.deadline_s - asyncio.get_running_loop().time()
+        if wait_s > left_s:
+            raise errors.deadline_too_near(engine_id, wait_s, left_s)
+
+    async def _land(self, seat: Seat[Served]) -> Served:
+        served = await seat.wait()
+        if not seat.joined:
             return served
         self._recorder.flight_joined()
         return Served(served.artifact, Origin.JOINED_FLIGHT)
@@ -237,6 +282,7 @@ class CompileService:
         uploaded: bool,
         spec: CompileSpec,
         skip_cache_lookup: bool,
+        demand: Demand,
     ) -> Served:
         """Do the one compilation of a flight."""
         turn = contextlib.nullcontext() if skip_cache_lookup else self._cache.turn(key)
@@ -246,10 +292,11 @@ class CompileService:
                     return Served(*made_meanwhile)
                 await self._quarantine.check(key)
                 try:
-                    code = await self._engines.compile(spec, module)
+                    code = await self._engines.compile(spec, module, demand)
                 except errors.WasmkilnError as failure:
                     await self._quarantine.report(key, spec, failure)
                     raise
+                demand.kept = True  # What is there is stored, whoever left.
                 artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
                 if uploaded:
                     # The engine accepted it, which is what Load would have asked.
@@ -257,7 +304,7 @@ class CompileService:
                 await self._cache.put(artifact)
                 return Served(artifact, Origin.COMPILED, code.queue_time_s)
         except asyncio.CancelledError:
-            # Nobody cancels a flight but the daemon that ends.
+            # Either nobody waits, or the daemon ends.
             raise errors.server_draining() from None
 
     async def _as_artifact(self, module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:

@@ -283,13 +283,68 @@ def no_worker(engine_id: str, why: str) -> WasmkilnError:
 
 def compile_queue_full(engine_id: str, waiting: int, retry_after_s: float) -> WasmkilnError:
     """Too many compilations wait already."""
-    return WasmkilnError(
-        Reason.COMPILE_QUEUE_FULL,
-        f"{waiting} compilations already wait for {engine_id}: try again in {retry_after_s:.1f} s",
-        retry_after_s=retry_after_s,
+    return _overloaded(
+        "queue",
+        f"{waiting} compilations already wait for {engine_id}",
+        retry_after_s,
         engine=engine_id,
         waiting=waiting,
     )
+
+
+def deadline_too_near(engine_id: str, wait_s: float, left_s: float) -> WasmkilnError:
+    """The caller would be gone before its turn comes."""
+    return _overloaded(
+        "deadline",
+        f"a worker of {engine_id} would be free in about {wait_s:.1f} s,"
+        f" and the call's deadline is in {max(0.0, left_s):.1f} s",
+        wait_s,
+        engine=engine_id,
+        expected_wait_s=round(wait_s, 3),
+    )
+
+
+def too_many_calls(running: int, yours: int) -> WasmkilnError:
+    """The daemon answers as many calls as it may, or too many of this caller."""
+    return _overloaded(
+        "calls", f"{running} calls are being answered, {yours} of them yours", 1.0, calls=running
+    )
+
+
+def receiving_too_much(held_bytes: int) -> WasmkilnError:
+    """Requests that are still being sent fill what they may fill."""
+    return _overloaded(
+        "receive", f"requests that arrive slowly hold {held_bytes:,} bytes already", 1.0
+    )
+
+
+def sending_too_much(held_bytes: int) -> WasmkilnError:
+    """Answers that are not being read fill what they may fill."""
+    return _overloaded("send", f"answers that are not read hold {held_bytes:,} bytes already", 1.0)
+
+
+def request_too_slow(limit_s: float) -> WasmkilnError:
+    """The caller did not send its request."""
+    return _overloaded("receive", f"the request did not arrive within {limit_s:g} s", 1.0)
+
+
+def reader_too_slow(limit_s: float) -> WasmkilnError:
+    """The caller does not read its answer."""
+    return _overloaded("send", f"the answer was not read for {limit_s:g} s", 1.0)
+
+
+def _overloaded(
+    limit: str, what: str, retry_after_s: float, **metadata: str | int | float
+) -> WasmkilnError:
+    """A limit is met that protects the others: refused now, welcome later."""
+    error = WasmkilnError(
+        Reason.COMPILE_QUEUE_FULL,
+        f"{what}: try again in {retry_after_s:.1f} s",
+        retry_after_s=retry_after_s,
+        limit=limit,
+    )
+    error.metadata |= {name: str(value) for name, value in metadata.items()}
+    return error
 
 
 def server_draining() -> WasmkilnError:

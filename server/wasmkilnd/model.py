@@ -293,6 +293,17 @@ class DrainState:
     flights: int
 
 
+class Abandoned(Enum):
+    """What becomes of a job that runs when nobody waits for it any more."""
+
+    FINISH = "finish"
+    """It runs to its end, and its artifact is kept."""
+    YIELD = "yield"
+    """The same, as long as no other job waits for a worker; then it is ended."""
+    KILL = "kill"
+    """It is ended at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a caller's module, its compilation and the queue are held to."""
@@ -303,3 +314,5 @@ class Limits:
     compile_cpu_s: float
     compile_memory_bytes: int
     queue_length: int
+    queue_bytes: int
+    abandoned: Abandoned = Abandoned.FINISH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wasmkilnd.cache.connect import RedisAccess
 from wasmkilnd.cache.remote import RemoteOptions
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.model import Limits
+from wasmkilnd.model import Abandoned, Limits
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -17,6 +17,8 @@ def limits_of(settings: Settings) -> Limits:
         compile_cpu_s=settings.effective_compile_cpu_s,
         compile_memory_bytes=settings.effective_compile_memory_bytes,
         queue_length=settings.queue_length,
+        queue_bytes=settings.queue_bytes,
+        abandoned=Abandoned(settings.abandoned_compiles),
     )
 
 

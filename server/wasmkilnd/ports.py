@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -152,12 +153,19 @@ class Engines(Protocol):
         """Resolve a request's wishes. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
         ...
 
-    async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
-        """Compile in a worker. Raises the errors of Compile."""
+    async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
+        """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
         ...
 
-    async def validate(self, engine_id: str, module: Module) -> None:
-        """Validate in a worker. Raises the errors of Load."""
+    async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
+        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
+        ...
+
+    def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
+        """Answer how long a caller would wait for a worker, 0 where one is free.
+
+        ``demand`` is that of the work which the caller would join; None for new work.
+        """
         ...
 
 
@@ -240,6 +248,10 @@ class Recorder(Protocol):
 
     def fleet_turn(self, outcome: str) -> None:
         """A daemon waited for its turn to compile. ``outcome`` is one of a small set."""
+        ...
+
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        """Work was ended that nobody waited for. ``stage`` is ``queued`` or ``running``."""
         ...
 
     def quarantine_refused(self) -> None:

@@ -41,6 +41,16 @@ def frame(chunk: bytes | memoryview) -> bytes:
     return b"".join((_CHUNK_TAG, varint(len(chunk)), chunk))
 
 
+def cut(message: bytes, limit_bytes: int) -> Iterable[bytes]:
+    """Cut a chunk message into chunk messages of about ``limit_bytes``; leave others whole."""
+    if not message.startswith(_CHUNK_TAG):
+        return (message,)
+    (chunk,) = payload_views((message,))
+    return (
+        frame(chunk[start : start + limit_bytes]) for start in range(0, len(chunk), limit_bytes)
+    )
+
+
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
     """Answer the payload's pieces inside ``frames``, without copying."""
     views = []

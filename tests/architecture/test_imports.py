@@ -12,8 +12,8 @@ SERVER = ROOT / "server" / "wasmkilnd"
 CLIENT = ROOT / "client" / "wasmkiln"
 
 CORE = {
-    *("model", "errors", "ports", "wire", "fingerprint", "admission", "singleflight", "seal"),
-    *("redis_address", "in_force"),
+    *("model", "errors", "ports", "wire", "fingerprint", "admission"),
+    *("demand", "singleflight", "seal", "redis_address", "in_force"),
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "wire": set(),
     "fingerprint": {"model"},
     "redis_address": set(),
-    "ports": {"model", "errors"},
+    "demand": set(),
+    "ports": {"model", "errors", "demand"},
     "admission": {"model", "errors"},
-    "singleflight": set(),
+    "singleflight": {"demand"},
     "seal": {"model"},
     "in_force": set(),
     "quarantine": {"model", "errors", "ports"},
@@ -39,11 +40,12 @@ MAY_IMPORT = {
     "shutdown": set(),
     "readiness": CORE | {"engines"},
     "signing": CORE | {"config", "keys"},
+    "gauges": CORE | {"engines", "rpc", "telemetry"},
     "options": CORE | {"cache", "config"},
     "reload": CORE | {"cache", "config", "keys", "options", "signing", "telemetry"},
     "app": CORE
     | {"compile_service", "quarantine", "cache", "engines", "telemetry", "config", "rpc"}
-    | {"banner", "keys", "options", "shutdown", "readiness", "signing", "reload"},
+    | {"banner", "gauges", "keys", "options", "shutdown", "readiness", "signing", "reload"},
     "banner": CORE | {"engines", "config"},
     "service_manager": set(),
     "run": {"app", "config", "shutdown", "service_manager", "telemetry"},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -126,6 +127,18 @@ class Daemon:
     def admin_url(self) -> str:
         """Where it serves metrics and health over HTTP."""
         return f"http://{self._row('metrics').split('/')[0]}"
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Answer a metric's value; 0 if there is none."""
+        wanted = f"wasmkiln_{name}"
+        if labels:
+            pairs = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+            wanted += "{" + pairs + "}"
+        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=30) as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith(f"{wanted} "):
+                    return float(line.rpartition(" ")[2])
+        return 0.0
 
     def client(self, **options: Any) -> Client:
         """Answer a new client of this daemon; the caller closes it."""

@@ -57,12 +57,13 @@ def nested_blocks(depth: int, tag: int = 0) -> bytes:
     )
 
 
-def many_functions(count: int) -> bytes:
+def many_functions(count: int, tag: int = 0) -> bytes:
     """A valid module of ``count`` empty functions: small, with a large artifact."""
     return (
         CORE_PREAMBLE
         + _section(1, b"\x01\x60\0\0")
         + _section(3, leb128(count) + b"\0" * count)
+        + (_section(6, b"\x01\x7f\0\x41" + signed_leb128(tag) + b"\x0b") if tag else b"")
         + _section(10, leb128(count) + b"\x02\0\x0b" * count)
     )
 

@@ -15,7 +15,8 @@ from wasmkilnd.cache.strikes import NoStrikes
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifact
+from wasmkilnd.compile_service import CompileOrder, CompileService, Terms, WantedArtifact
+from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
@@ -25,7 +26,7 @@ from wasmkilnd.seal import NoSealer
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
-LIMITS = Limits(1000, 1000, 1, 1, 1, 1)
+LIMITS = Limits(1000, 1000, 1, 1, 1, 1, 1)
 
 
 class Engines:
@@ -37,6 +38,9 @@ class Engines:
         self.release = asyncio.Event()
         self.release.set()
         self.failure: WasmkilnError | None = None
+        self.keep = True
+        self.wait_s = 0.0
+        self.asked: list[tuple[str, Wish, Demand | None]] = []
 
     def choose(self, engine: str, kind: Kind | None) -> str:
         return engine or ("other" if kind is Kind.COMPONENT else "usual")
@@ -48,17 +52,22 @@ class Engines:
         print_ = hashlib.sha256(f"{engine_id}/{target}/{cpu}/{dict(settings)}".encode()).hexdigest()
         return CompileSpec(identity, target, cpu, settings, {}, print_)
 
-    async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
+    async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
         self.compiles += 1
         self.started.set()
+        demand.kept = self.keep
         await self.release.wait()
         if self.failure:
             raise self.failure
         return CompiledCode(b"code of " + spec.engine.name.encode(), 0.5, 0.1, [], [], False)
 
-    async def validate(self, engine_id: str, module: Module) -> None:
+    async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
         if self.failure:
             raise self.failure
+
+    def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
+        self.asked.append((engine_id, wish, demand))
+        return self.wait_s
 
 
 class Recorder:
@@ -203,3 +212,74 @@ async def test_a_module_that_broke_the_compiler_is_refused_the_next_time(rig: Ri
     rig.engines.failure = None
     await rig.quarantine.release("")
     assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+
+
+A = Wish("a")
+
+
+def in_time(seconds: float, wish: Wish = A) -> Terms:
+    return Terms(wish, asyncio.get_running_loop().time() + seconds)
+
+
+async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig) -> None:
+    rig.engines.wait_s = 10.0
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(0.05)))
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.metadata["limit"] == "deadline"
+    assert failure.value.retry_after_s == 10.0
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.service.load(CORE, "", "", in_time(0.05))
+    assert failure.value.metadata["limit"] == "deadline"
+    assert rig.engines.compiles == 0
+    assert rig.service.flights == 0
+    # Who has the time waits, and so does who set no deadline.
+    await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(60)))
+    # What is there is given to whoever asks.
+    served = await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(0.05)))
+    assert served.origin is Origin.MEMORY
+
+
+async def test_who_joins_others_is_told_their_wait(rig: Rig) -> None:
+    rig.engines.release.clear()
+    first = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE, terms=Terms(A))))
+    await rig.engines.started.wait()
+    rig.engines.wait_s = 10.0
+    with pytest.raises(WasmkilnError):
+        await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(1, Wish("b"))))
+    engine_id, wish, demand = rig.engines.asked[-1]
+    assert (engine_id, wish) == ("usual-1", Wish("b"))
+    assert demand is not None
+    assert demand.wishes() == {A}
+    rig.engines.release.set()
+    await first
+
+
+async def test_work_that_nobody_waits_for_is_dropped_unless_it_is_kept(rig: Rig) -> None:
+    rig.engines.release.clear()
+    rig.engines.keep = False
+    call = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    await rig.engines.started.wait()
+    call.cancel()
+    await asyncio.sleep(0)
+    assert rig.service.flights == 0
+    await rig.service.settle(5)
+    assert rig.memory.usage().entries == 0
+
+
+async def test_what_waits_holds_no_module(rig: Rig) -> None:
+    """A hundred callers of one module hold one copy of its bytes, not a hundred."""
+    rig.engines.release.clear()
+    let_go: list[int] = []
+    orders = [
+        CompileOrder(wasm=CORE, terms=Terms(A, None, lambda number=n: let_go.append(number)))  # type: ignore[misc]
+        for n in range(3)
+    ]
+    calls = [asyncio.create_task(rig.service.compile(order)) for order in orders]
+    await rig.engines.started.wait()
+    await asyncio.sleep(0)
+    assert let_go == [0, 1, 2]
+    assert [order.wasm for order in orders] == [b""] * 3
+    assert {order.sha256 for order in orders} == {hashlib.sha256(CORE).hexdigest()}
+    rig.engines.release.set()
+    await asyncio.gather(*calls)

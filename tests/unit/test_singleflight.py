@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.singleflight import SingleFlight
 
 
@@ -93,3 +94,77 @@ async def test_settle_gives_up_what_does_not_end() -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     assert len(flights) == 0
+
+
+A, B = Wish("a"), Wish("b")
+
+
+async def test_a_flight_that_everybody_leaves_is_dropped_and_its_key_free_at_once() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    ended = []
+
+    async def work(demand: Demand) -> object:
+        try:
+            return await asyncio.Future()
+        finally:
+            await asyncio.sleep(0)  # It takes a moment to clean up.
+            ended.append("cleaned up")
+
+    calls = [asyncio.create_task(flights.board("k", A, work).wait()) for _ in range(2)]
+    await asyncio.sleep(0)
+    calls[0].cancel()
+    await asyncio.sleep(0)
+    assert len(flights) == 1
+    calls[1].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(flights) == 0
+    healthy = Work()
+    healthy.release.set()
+    assert await flights.run("k", healthy) == ("made", False)
+    await flights.settle(5)
+    assert ended == ["cleaned up"]
+
+
+async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    finished = []
+
+    async def work(demand: Demand) -> object:
+        demand.kept = True
+        await asyncio.sleep(0.01)
+        finished.append("finished")
+        return "made"
+
+    call = asyncio.create_task(flights.board("k", A, work).wait())
+    await asyncio.sleep(0)
+    call.cancel()
+    await flights.settle(5)
+    assert finished == ["finished"]
+
+
+async def test_the_demand_of_a_flight_knows_who_waits() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    work = Work()
+    changes: list[set[Wish]] = []
+
+    async def watched(demand: Demand) -> object:
+        demand.watch(lambda: changes.append(demand.wishes()))
+        return await work()
+
+    warming = Wish("w", background=True)
+    calls = [asyncio.create_task(flights.board("k", warming, watched).wait())]
+    await work.started.wait()
+    calls += [asyncio.create_task(flights.board("k", wish, watched).wait()) for wish in (A, B)]
+    await asyncio.sleep(0)
+    demand = flights.demand("k")
+    assert demand is not None
+    # While a caller waits, it is no background work.
+    assert changes == [{A}, {A, B}]
+    calls[1].cancel()
+    calls[2].cancel()
+    await asyncio.sleep(0)
+    assert changes[2:] == [{B}, {warming}]
+    work.release.set()
+    assert await calls[0] == "made"
+    assert flights.demand("k") is None

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkiln.v1 import module_service_pb2
+from wasmkiln.v1 import module_service_pb2, types_pb2
 from wasmkilnd import wire
 
 SIZES = [0, 1, 127, 128, 16383, 16384, wire.CHUNK_BYTES, wire.CHUNK_BYTES + 1, 3 * wire.CHUNK_BYTES]
@@ -37,3 +37,22 @@ def test_varint_is_protobufs(number: int) -> None:
     message = module_service_pb2.LoadResponse(size_bytes=number)
     serialized = message.SerializeToString()
     assert serialized[1:] == (wire.varint(number) if number else b"")
+
+
+@pytest.mark.parametrize("limit", [1, 1000, wire.CHUNK_BYTES - 1, wire.CHUNK_BYTES])
+def test_a_frame_cut_smaller_is_the_same_bytes(limit: int) -> None:
+    payload = hashlib.shake_128(b"payload").digest(3000)
+    (whole,) = wire.to_frames(payload)
+    pieces = list(wire.cut(whole, limit))
+    assert wire.payload_of(pieces) == payload
+    assert all(len(view) <= limit for view in wire.payload_views(pieces))
+    assert [
+        module_service_pb2.CompileResponse.FromString(p).WhichOneof("part") for p in pieces
+    ] == ["chunk"] * len(pieces)
+
+
+def test_a_header_is_never_cut() -> None:
+    header = module_service_pb2.CompileResponse(
+        header=types_pb2.ArtifactHeader(module_sha256="a" * 64)
+    ).SerializeToString()
+    assert list(wire.cut(header, 1)) == [header]

@@ -33,7 +33,26 @@ class ModuleServiceStub(object):
     it applies, a BadRequest that names the field, or a RetryInfo that says when
     to try again. In the grpc-status-details-bin trailer, as usual.
 
+    Overload. Compilations and validations that wait for a worker take turns
+    between callers: a caller is an address, on loopback a connection, and all of
+    a Unix socket. Calls of Load and Compile with the metadata
+    wasmkiln-priority: background
+    wait behind all that have none (or "interactive"), until a call without joins
+    the same compilation. When a limit is met that protects other callers, the
+    answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
+    queue     too many or too large modules wait for the engine;
+    deadline  the call's own deadline would pass before its turn comes: it is
+    refused at once; RetryInfo is the expected wait;
+    calls     the daemon, or this caller, has too many calls under way;
+    receive   requests that arrive slowly fill their budget, or this one did
+    not arrive in time;
+    send      answers that are not read fill their budget, or this one was not
+    read in time.
+    Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
+    metadata (RESOURCE_EXHAUSTED without a reason).
+
     Beside the reasons named at each RPC, every RPC may answer:
+    RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has more,
     under the request_id in the metadata.
@@ -83,7 +102,26 @@ class ModuleServiceServicer(object):
     it applies, a BadRequest that names the field, or a RetryInfo that says when
     to try again. In the grpc-status-details-bin trailer, as usual.
 
+    Overload. Compilations and validations that wait for a worker take turns
+    between callers: a caller is an address, on loopback a connection, and all of
+    a Unix socket. Calls of Load and Compile with the metadata
+    wasmkiln-priority: background
+    wait behind all that have none (or "interactive"), until a call without joins
+    the same compilation. When a limit is met that protects other callers, the
+    answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
+    queue     too many or too large modules wait for the engine;
+    deadline  the call's own deadline would pass before its turn comes: it is
+    refused at once; RetryInfo is the expected wait;
+    calls     the daemon, or this caller, has too many calls under way;
+    receive   requests that arrive slowly fill their budget, or this one did
+    not arrive in time;
+    send      answers that are not read fill their budget, or this one was not
+    read in time.
+    Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
+    metadata (RESOURCE_EXHAUSTED without a reason).
+
     Beside the reasons named at each RPC, every RPC may answer:
+    RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has more,
     under the request_id in the metadata.
@@ -108,7 +146,8 @@ class ModuleServiceServicer(object):
         engine, accepted_by.
         DEADLINE_EXCEEDED   COMPILE_TIMEOUT       validation ran past its limit.
         RESOURCE_EXHAUSTED  COMPILE_MEMORY_LIMIT  validation ran past its memory limit.
-        RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo.
+        RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
+        the limits queue and deadline.
         INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -121,7 +160,9 @@ class ModuleServiceServicer(object):
         artifact in chunks of at most 1 MiB.
 
         Concurrent calls for one artifact share one compilation, which belongs to
-        the daemon: a caller that goes away does not end it.
+        the daemon: a caller that goes away does not end it. When the last of them
+        has gone, a compilation that still waits is dropped; one that runs is
+        finished for the cache, unless the daemon is configured otherwise.
 
         Errors: those of Load but DIGEST_MISMATCH, with COMPILE_TIMEOUT and
         COMPILE_MEMORY_LIMIT telling of the compilation (metadata: engine,
@@ -217,7 +258,26 @@ class ModuleService(object):
     it applies, a BadRequest that names the field, or a RetryInfo that says when
     to try again. In the grpc-status-details-bin trailer, as usual.
 
+    Overload. Compilations and validations that wait for a worker take turns
+    between callers: a caller is an address, on loopback a connection, and all of
+    a Unix socket. Calls of Load and Compile with the metadata
+    wasmkiln-priority: background
+    wait behind all that have none (or "interactive"), until a call without joins
+    the same compilation. When a limit is met that protects other callers, the
+    answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
+    queue     too many or too large modules wait for the engine;
+    deadline  the call's own deadline would pass before its turn comes: it is
+    refused at once; RetryInfo is the expected wait;
+    calls     the daemon, or this caller, has too many calls under way;
+    receive   requests that arrive slowly fill their budget, or this one did
+    not arrive in time;
+    send      answers that are not read fill their budget, or this one was not
+    read in time.
+    Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
+    metadata (RESOURCE_EXHAUSTED without a reason).
+
     Beside the reasons named at each RPC, every RPC may answer:
+    RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has more,
     under the request_id in the metadata.

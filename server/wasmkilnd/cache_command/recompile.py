@@ -22,6 +22,7 @@ from wasmkilnd.cache.rejected import ValueRejected
 from wasmkilnd.cache.scrub import Scrub
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.isolation import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry
@@ -158,7 +159,7 @@ class Recompiler:
 
     async def _compile(self, spec: CompileSpec, module: Module) -> str:
         try:
-            code = await self._engines.compile(spec, module)
+            code = await self._engines.compile(spec, module, Demand.of(Wish()))
         except WasmkilnError as refusal:
             if refusal.reason in _CANNOT_BE:
                 raise _OtherCode(f"{spec.engine.id} makes nothing of the module") from None
@@ -173,17 +174,18 @@ async def recompiler(
     """Start those of the engines that are installed, for as long as the context lasts."""
     installed = EngineStore(settings.state_dir).installed()
     limits = InForce(limits_of(settings))
+    unrecorded = cast(Recorder, _Unrecorded())
     served, unserved = await serve_engines(
         [engine for engine in installed if engine.id in engine_ids],
         WorkerOptions(
             size=settings.effective_workers,
             limits=limits,
             threads=cpu_count(),
-            on_replaced=lambda _: None,
+            recorder=unrecorded,
             guard=IsolationGuard(required=settings.isolation == "required"),
         ),
     )
-    engines = EngineRegistry(served, "", limits, cast(Recorder, _Unrecorded()))
+    engines = EngineRegistry(served, "", limits, unrecorded)
     broken = {engine.id: engine.cause for engine in unserved}
     try:
         yield Recompiler(engines, broken, reader, scrub, settings)

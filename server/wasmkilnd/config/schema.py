@@ -330,6 +330,61 @@ class Settings(BaseModel):
         description="Calls that may wait for a worker, for each engine; more are refused.",
         json_schema_extra=_LIVE,
     )
+    queue_bytes: Size = Field(
+        default=256 * _MIB,
+        gt=0,
+        description="Modules that may wait for a worker, in bytes, for each engine; more are"
+        " refused.",
+        json_schema_extra=_LIVE,
+    )
+    abandoned_compiles: Annotated[Literal["finish", "yield", "kill"], BeforeValidator(_word)] = (
+        Field(
+            default="finish",
+            description="What becomes of a compilation that runs when its last caller has gone:"
+            " finish it for the cache, let it yield to others that wait for its worker, or kill"
+            " it. One that still waits is always dropped.",
+            json_schema_extra=_LIVE,
+        )
+    )
+    max_calls: Count = Field(
+        default=2048,
+        gt=0,
+        le=1_000_000,
+        description="Calls that may be under way, each waiting, receiving or being answered. No"
+        " caller gets more of them than it leaves to others.",
+    )
+    max_connections: Count = Field(
+        default=1024,
+        gt=0,
+        le=1_000_000,
+        description="Connections, for each address of listen; more are closed at once.",
+    )
+    max_streams: Count = Field(
+        default=256, gt=0, le=100_000, description="Calls under way on one connection."
+    )
+    receive_bytes: Size = Field(
+        default=512 * _MIB,
+        ge=_MIB,
+        description="Memory for requests that arrive or are being looked at. One that arrives"
+        " slowly counts as large as a message may be.",
+    )
+    send_bytes: Size = Field(
+        default=128 * _MIB,
+        ge=8 * _MIB,
+        description="Memory for copies of answers that their callers have not read yet.",
+    )
+    send_pinned_bytes: Size = Field(
+        default=512 * _MIB,
+        gt=0,
+        description="Artifacts that may be on their way at once, in bytes, each counted once; they"
+        " stay in memory until they are sent.",
+    )
+    caller_timeout_s: Seconds = Field(
+        default=60.0,
+        gt=0,
+        description="How long a caller may take to send its request, and how long it may take"
+        " nothing of its answer, before its call is ended.",
+    )
     compile_timeout_s: Seconds = Field(
         default=30.0,
         gt=0,

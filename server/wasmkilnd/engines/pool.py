@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from wasmkilnd import errors
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.dispatch import Dispatch, Turn
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
+from wasmkilnd.ports import Recorder
 
 log = structlog.get_logger("wasmkilnd.engines")
 
 _FIRST_RESTART_DELAY_S = 0.1
 _MAX_RESTART_DELAY_S = 30.0
 _HEALTHY_LIFE_S = 5.0
-_TYPICAL_JOB_S = 0.5  # before anything is known
 
 
 class WorkerPool:
-    """Runs jobs on a fixed number of workers, first come, first served.
+    """Runs jobs on a fixed number of workers, in the order that their demands say.
 
-    For one event loop. At most ``limits.now.queue_length`` callers wait; one more is
-    refused at once rather than made to wait.
+    For one event loop. What waits is bounded: one more is refused at once rather
+    than made to wait.
     """
 
     def __init__(
@@ -37,31 +37,51 @@ class WorkerPool:
         *,
         size: int,
         limits: InForce[Limits],
-        on_replaced: Callable[[str], None],
+        recorder: Recorder,
     ) -> None:
         self.engine_id = engine_id
         self.size = size
         self.replaced = 0
-        self.busy = 0
-        self._limits = limits
         self._start_worker = start_worker
-        self._on_replaced = on_replaced
-        self._idle: deque[Worker] = deque()
-        self._waiting: deque[asyncio.Future[Worker]] = deque()
+        self._recorder = recorder
+        self._dispatch = Dispatch[Worker](engine_id, limits, recorder, _lives)
         self._keepers: list[asyncio.Task[None]] = []
         self._closed = False
-        self._recent_job_s = _TYPICAL_JOB_S
         self._broken = ""
 
     @property
-    def waiting(self) -> int:
-        """How many callers wait for a worker."""
-        return len(self._waiting)
+    def busy(self) -> int:
+        """How many workers have a job."""
+        return self._dispatch.busy
 
     @property
     def alive(self) -> int:
         """How many workers are there, idle or busy."""
-        return len(self._idle) + self.busy
+        return self._dispatch.idle + self._dispatch.busy
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a worker."""
+        return len(self._dispatch.queue)
+
+    @property
+    def waiting_in_background(self) -> int:
+        """How many of them nobody waits for."""
+        return self._dispatch.queue.background
+
+    @property
+    def waiting_callers(self) -> int:
+        """How many callers take turns."""
+        return self._dispatch.queue.callers
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of the modules that wait."""
+        return self._dispatch.queue.size_bytes
+
+    def expected_wait_s(self, wish: Wish, demand: Demand | None = None) -> float:
+        """Answer how long a caller would wait for a worker; see Dispatch."""
+        return self._dispatch.expected_wait_s(wish, demand)
 
     @property
     def down(self) -> str:
@@ -74,82 +94,55 @@ class WorkerPool:
         self._keepers = [asyncio.create_task(self._keep(first))]
         self._keepers += [asyncio.create_task(self._keep(None)) for _ in range(self.size - 1)]
 
-    async def run(self, job: JobOrder) -> tuple[JobReport, float]:
+    async def run(self, job: JobOrder, demand: Demand | None = None) -> tuple[JobReport, float]:
         """Run ``job``; answer its report and how long it waited for a worker, in seconds.
 
+        Without ``demand`` it is the daemon's own, and waits like a caller's.
         A job that loses its worker through no fault of its own is run once more.
-        Raises COMPILE_QUEUE_FULL, COMPILER_CRASHED when two workers died under
-        the job, or SERVER_DRAINING.
+        Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL,
+        COMPILER_CRASHED when two workers died under the job, or SERVER_DRAINING.
         """
-        asked = time.monotonic()
-        worker = await self._take()
-        queued_s = time.monotonic() - asked
+        self._refuse_if_useless()
+        demand = demand or Demand.of(Wish())
+        turn = await self._dispatch.take(demand, str(job.order["op"]), len(job.wasm or b""))
         try:
-            return await self._run_on(worker, job), queued_s
+            return await self._run_on(turn, job), turn.queued_s
         except WorkerDied as death:
             log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
-        worker = await self._take(again=True)
-        queued_s = time.monotonic() - asked
+        self._refuse_if_useless()
+        await self._dispatch.take_again(turn)
         try:
-            return await self._run_on(worker, job), queued_s
+            return await self._run_on(turn, job), turn.queued_s
         except WorkerDied as death:
             raise errors.compiler_crashed(
                 self.engine_id, "lost its worker process twice", str(death)
             ) from None
 
-    async def _run_on(self, worker: Worker, job: JobOrder) -> JobReport:
-        started = time.monotonic()
+    async def _run_on(self, turn: Turn[Worker], job: JobOrder) -> JobReport:
+        worker = turn.worker
+        # A task of its own: when the job is given up, its worker is not.
+        work = asyncio.create_task(worker.run(job))
+        work.add_done_callback(lambda done: self._back(turn, worker, done))
         try:
-            report = await worker.run(job)
-        except BaseException:
-            self.busy -= 1  # Its keeper sees it end, and starts another.
-            raise
-        self.busy -= 1
-        self._recent_job_s += (time.monotonic() - started - self._recent_job_s) / 8
-        self._offer(worker)
-        return report
-
-    async def _take(self, *, again: bool = False) -> Worker:
-        if self._closed:
-            raise errors.server_draining()
-        if self.down:
-            raise self._no_worker()
-        while self._idle:
-            worker = self._idle.popleft()
-            if worker.process.returncode is None:
-                self.busy += 1
-                return worker
-        if len(self._waiting) >= self._limits.now.queue_length and not again:
-            raise errors.compile_queue_full(self.engine_id, self.waiting, self._expected_wait_s())
-        turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        if again:
-            self._waiting.appendleft(turn)
-        else:
-            self._waiting.append(turn)
-        try:
-            return await turn
+            return await asyncio.shield(work)
         except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(turn)
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.busy -= 1
-                self._offer(turn.result())
+            if not work.done():
+                turn.given_up = True
+                worker.end_job()
+            self._recorder.abandoned(self.engine_id, "running")
             raise
+
+    def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
+        """See what became of a worker: a lost one's keeper starts another."""
+        if work.cancelled() or work.exception() is not None:
+            self._dispatch.lost(turn)
+        else:
+            self._dispatch.done(turn)
+            self._offer(worker)
 
     def _offer(self, worker: Worker) -> None:
-        if self._closed or worker.process.returncode is not None:
-            return
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self.busy += 1
-                turn.set_result(worker)
-                return
-        self._idle.append(worker)
-
-    def _expected_wait_s(self) -> float:
-        """When the caller at the end of the queue would have had its turn."""
-        return max(0.1, self._recent_job_s * (len(self._waiting) + 1) / self.size)
+        if not self._closed and _lives(worker):
+            self._dispatch.offer(worker)
 
     async def _keep(self, worker: Worker | None) -> None:
         """Keep one place filled: wait for its worker's end, and start the next."""
@@ -175,13 +168,12 @@ class WorkerPool:
             try:
                 await worker.wait()
             finally:
-                with contextlib.suppress(ValueError):
-                    self._idle.remove(worker)
+                self._dispatch.withdraw(worker)
                 await worker.kill()
             if self._closed:
                 return
             self.replaced += 1
-            self._on_replaced(self.engine_id)
+            self._recorder.worker_replaced(self.engine_id)
             log.warning("worker replaced", engine=self.engine_id, pid=worker.pid)
             worker = None
             if time.monotonic() - began > _HEALTHY_LIFE_S:
@@ -193,23 +185,26 @@ class WorkerPool:
     def _give_up_waiting(self, why: str) -> None:
         """Refuse whoever waits when no worker is left that could take a turn."""
         self._broken = why
-        if not self.alive:
-            self._refuse_waiting(self._no_worker())
+        if self.down:
+            self._dispatch.refuse_waiting(self._no_worker())
+
+    def _refuse_if_useless(self) -> None:
+        if self._closed:
+            raise errors.server_draining()
+        if self.down:
+            raise self._no_worker()
 
     def _no_worker(self) -> errors.WasmkilnError:
         return errors.no_worker(self.engine_id, self._broken)
 
-    def _refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
-        for turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(refusal)
-        self._waiting.clear()
-
     async def close(self) -> None:
         """End every worker, and refuse whoever waits."""
         self._closed = True
-        self._refuse_waiting(errors.server_draining())
+        self._dispatch.refuse_waiting(errors.server_draining())
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        self._idle.clear()
+
+
+def _lives(worker: Worker) -> bool:
+    return worker.process.returncode is None

@@ -77,6 +77,8 @@ class Worker:
     isolation: Isolation = field(default_factory=Isolation)
     """What it found when it tried to break out, before its first job."""
     _closing: bool = field(default=False)
+    _job_pid: int = 0
+    _job_is_over: bool = False
 
     @classmethod
     async def start(cls, interpreter: Path, engine: str, threads: int) -> Worker:
@@ -149,7 +151,9 @@ class Worker:
                     theirs.close()
                     os.close(words_in)
                 started = await self._soon(Type.STARTED)
-                pid = int(started["pid"])
+                pid = self._job_pid = int(started["pid"])
+                if self._job_is_over:
+                    _kill_group(pid)
                 try:
                     async with asyncio.timeout(job.timeout_s):
                         await _converse(sock, job, report)
@@ -168,8 +172,16 @@ class Worker:
                     log.error("a job was killed for a system call that no compiler makes", pid=pid)
             finally:
                 os.close(words_out)
+                self._job_pid = 0
         await self._send_control(frames.HEADER.pack(Type.REAP, 0))
+        self._job_is_over = False
         return report
+
+    def end_job(self) -> None:
+        """Kill the job that ``run`` is about, be it not started yet; the worker goes on."""
+        self._job_is_over = True
+        if self._job_pid:
+            _kill_group(self._job_pid)
 
     def _send_run(self, job: JobOrder, theirs: socket.socket, words_in: int) -> None:
         limits = json.dumps({"memory_bytes": job.memory_bytes, "cpu_s": max(1, round(job.cpu_s))})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from wasmkilnd import errors
+from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.pool import WorkerPool
@@ -168,30 +169,30 @@ class EngineRegistry:
             capabilities.identity.id, target, [t.triple for t in capabilities.targets]
         )
 
-    async def compile(self, spec: CompileSpec, module: Module) -> CompiledCode:
-        """Compile in a worker. Raises the errors of Compile."""
+    async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
+        """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
         engine = self._served[spec.engine.id]
         said = _no_such_kind(module.kind)
         if module.kind in engine.capabilities.kinds:
-            report, queued_s, said = await self._compile_on(engine, spec, module)
+            report, queued_s, said = await self._compile_on(engine, spec, module, demand)
             if said.opinion is Opinion.VALID:
                 return _code(report, engine.id, queued_s)
-        raise await self._refusal(engine.id, module, said)
+        raise await self._refusal(engine.id, module, said, demand)
 
     async def _compile_on(
-        self, engine: ServedEngine, spec: CompileSpec, module: Module
+        self, engine: ServedEngine, spec: CompileSpec, module: Module, demand: Demand
     ) -> tuple[JobReport, float, Verdict]:
         """Have one engine compile, and record how it went, without what others say of it."""
         started = time.monotonic()
         limits = self._limits.now
         queued_s = 0.0
+        given_up = False
         outcome: Reason | None = Reason.INTERNAL
         try:
-            report, queued_s = await engine.pool.run(
-                orders.on_module(
-                    "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
-                )
+            order = orders.on_module(
+                "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
             )
+            report, queued_s = await engine.pool.run(order, demand)
             said = verdict.read(report, engine.id, "compiling", limits)
             outcome = _REASONS.get(said.opinion)
             return report, queued_s, said
@@ -199,23 +200,28 @@ class EngineRegistry:
             outcome = failure.reason
             raise
         except asyncio.CancelledError:
-            outcome = Reason.SERVER_DRAINING  # Nobody else cancels a compilation.
+            given_up = True  # It did not end, and may never have begun.
             raise
         finally:
-            self._recorder.compiled(
-                engine.id,
-                outcome.value.lower() if outcome else "ok",
-                time.monotonic() - started - queued_s,
-                queued_s,
-            )
+            if not given_up:
+                self._recorder.compiled(
+                    engine.id,
+                    outcome.value.lower() if outcome else "ok",
+                    time.monotonic() - started - queued_s,
+                    queued_s,
+                )
 
-    async def validate(self, engine_id: str, module: Module) -> None:
-        """Validate in a worker. Raises the errors of Load."""
-        opinion = await self._opinion(engine_id, module)
+    def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
+        """Answer how long a caller would wait for a worker, 0 where one is free."""
+        return self._served[engine_id].pool.expected_wait_s(wish, demand)
+
+    async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
+        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
+        opinion = await self._opinion(engine_id, module, demand)
         if opinion.opinion is not Opinion.VALID:
-            raise await self._refusal(engine_id, module, opinion)
+            raise await self._refusal(engine_id, module, opinion, demand)
 
-    async def _opinion(self, engine_id: str, module: Module) -> Verdict:
+    async def _opinion(self, engine_id: str, module: Module, demand: Demand) -> Verdict:
         """Answer what an engine with its default settings says of a module."""
         engine = self._served[engine_id]
         if module.kind not in engine.capabilities.kinds:
@@ -226,21 +232,22 @@ class EngineRegistry:
             return remembered
         host = next(target for target in engine.capabilities.targets if target.host)
         limits = self._limits.now
-        report, _ = await engine.pool.run(
-            orders.on_module("validate", module, host.triple, NATIVE, {}, limits)
-        )
+        order = orders.on_module("validate", module, host.triple, NATIVE, {}, limits)
+        report, _ = await engine.pool.run(order, demand)
         opinion = verdict.read(report, engine_id, "validating", limits)
         _remember(self._verdicts, (module.sha256, engine_id), opinion, _REMEMBERED_VERDICTS)
         return opinion
 
-    async def _refusal(self, engine_id: str, module: Module, said: Verdict) -> WasmkilnError:
+    async def _refusal(
+        self, engine_id: str, module: Module, said: Verdict, demand: Demand
+    ) -> WasmkilnError:
         """Tell an invalid module from one that only this engine cannot take."""
         others = [other for other in self._served if other != engine_id]
         if said.opinion is Opinion.INVALID:
             # With settings that switch a proposal off, the engine itself is another.
             others.append(engine_id)
         opinions = await asyncio.gather(
-            *(self._opinion(other, module) for other in others), return_exceptions=True
+            *(self._opinion(other, module, demand) for other in others), return_exceptions=True
         )
         pairs = [
             (other, opinion)

@@ -24,6 +24,7 @@ LIMITS = Limits(
     compile_cpu_s=30.0,
     compile_memory_bytes=4 * 1024**3,
     queue_length=1,
+    queue_bytes=1024**2,
 )
 
 # (module (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add))

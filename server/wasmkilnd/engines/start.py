@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from wasmkilnd.model import (
     TargetInfo,
     UnservedEngine,
 )
+from wasmkilnd.ports import Recorder
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -46,7 +47,7 @@ class WorkerOptions:
     limits: InForce[Limits]
     threads: int
     """Threads of one compilation."""
-    on_replaced: Callable[[str], None]
+    recorder: Recorder
     guard: IsolationGuard
 
 
@@ -88,7 +89,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         start_worker,
         size=options.size,
         limits=options.limits,
-        on_replaced=options.on_replaced,
+        recorder=options.recorder,
     )
     try:
         await pool.start()

@@ -1,4 +1,4 @@
-"""What every call gets: an id, a log line, a place in the metrics, and errors that make sense."""
+"""What every call gets: a place, an id, a log line, a count, and errors that make sense."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import chain
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
-from wasmkilnd.errors import Reason, WasmkilnError, server_draining
+from wasmkilnd import wire
+from wasmkilnd.errors import (
+    Reason,
+    WasmkilnError,
+    invalid_request,
+    server_draining,
+    too_many_calls,
+)
 from wasmkilnd.rpc import status
+from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
+from wasmkilnd.rpc.ledger import Ledger
+from wasmkilnd.rpc.receive import Receiver
+from wasmkilnd.rpc.send import Sender
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -28,9 +41,13 @@ Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
 @dataclass(slots=True)
 class CallNote:
-    """What a call turned out to be about, for its log line."""
+    """What a call turned out to be about, for its log line, and on what terms it is served."""
 
     context: Context
+    caller: str = ""
+    """Whose turn it takes."""
+    let_go: Callable[[], None] = lambda: None
+    """To be called when the request's bytes are not held any more; again does nothing."""
     module: str = ""
     engine: str = ""
     origin: str = ""
@@ -43,29 +60,54 @@ class CallNote:
     def request_id(self) -> str:
         """The caller's own id for the call if it sent a sensible one, else a new one."""
         if not self._request_id:
-            self._request_id = _request_id(self.context)
+            sent = _metadata(self.context, _REQUEST_ID_KEY)
+            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex[:16]
         return self._request_id
+
+    @property
+    def background(self) -> bool:
+        """Whether the caller asked to yield to others. Raises INVALID_REQUEST."""
+        return is_background(_metadata(self.context, PRIORITY_KEY))
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """An answer that is serialized already: a header, and perhaps an artifact."""
+
+    header: bytes
+    artifact: Sequence[bytes] = ()
+    artifact_bytes: int = 0
 
 
 class CallGate:
-    """Counts the calls that run, and can be closed to new ones. For one event loop."""
+    """Counts the calls that run, at most ``limit``, and can be closed to new ones.
 
-    def __init__(self) -> None:
-        self.running = 0
+    For one event loop. No caller gets more of the limit than it leaves to others.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._ledger = Ledger(limit)
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def enter(self) -> None:
-        """Let a call in. Raises SERVER_DRAINING once closed."""
+    @property
+    def running(self) -> int:
+        """How many calls run."""
+        return self._ledger.total
+
+    def enter(self, caller: str) -> None:
+        """Let a call in. Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed."""
         if self._closed:
             raise server_draining()
-        self.running += 1
+        if self._ledger.room(caller) < 1:
+            raise too_many_calls(self.running, self._ledger.held(caller))
+        self._ledger.add(caller, 1)
         self._idle.clear()
 
-    def leave(self) -> None:
+    def leave(self, caller: str) -> None:
         """Note that a call has ended."""
-        self.running -= 1
+        self._ledger.add(caller, -1)
         if not self.running:
             self._idle.set()
 
@@ -78,49 +120,105 @@ class CallGate:
         await self._idle.wait()
 
 
-Behavior = Callable[[Any, Context, CallNote], Awaitable[Any]]
-RecordCall = Callable[[str, str, float], None]
+class CallRecorder(Protocol):
+    """Takes note of calls. Fast, and never raises."""
+
+    def rpc(self, method: str, code: str, seconds: float, limit: str) -> None:
+        """A call ended with a gRPC code; ``limit`` names the one that it met, if any."""
+        ...
+
+    def bytes_sent(self, size_bytes: int) -> None:
+        """Artifact bytes went to a caller."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What every call passes: the gate, then the receiver, and in the end the sender."""
+
+    gate: CallGate
+    foreign: CallGate
+    """Of calls that are not our own services'."""
+    receiver: Receiver
+    sender: Sender
+    recorder: CallRecorder
+
+
+Behavior = Callable[[Any, Context, CallNote], Awaitable["Message | Frames"]]
 
 
 def observed(
-    method: str, behavior: Behavior, record: RecordCall, gate: CallGate
-) -> Callable[..., Awaitable[Any]]:
-    """Wrap the behavior of one RPC.
+    method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
+) -> Callable[..., Awaitable[None]]:
+    """Answer what gRPC calls for one RPC, always as one of streams both ways.
 
-    A WasmkilnError becomes its row of the error table; anything else that is
-    raised becomes INTERNAL with the request id, and goes to the log whole. What
-    is counted and logged of a call is so right after its answer, not before it:
+    On the wire there is no difference; here it lets a request be read when there is
+    room for it. A WasmkilnError becomes its row of the error table; anything else
+    that is raised becomes INTERNAL with the request id, and goes to the log whole.
+    What is counted and logged of a call is so right after its answer, not before it:
     the caller does not wait for our diary.
     """
 
-    def ended(note: CallNote, code: grpc.StatusCode, reason: str, seconds: float) -> None:
-        record(method, code.name, seconds)
+    def ended(
+        note: CallNote, code: grpc.StatusCode, reason: str, limit: str, seconds: float
+    ) -> None:
+        traffic.recorder.rpc(method, code.name, seconds, limit)
         _log_call(method, note, code.name, reason, seconds)
 
-    async def call(request: Any, context: Context) -> Any:
-        started = time.perf_counter()
-        note = CallNote(context)
-        code = grpc.StatusCode.OK
-        reason = ""
+    async def request(note: CallNote) -> Message:
+        message, note.let_go = await traffic.receiver.read(note.context, note.caller)
         try:
-            gate.enter()
+            return parse(message or b"")
+        except DecodeError:
+            raise invalid_request("the request's bytes are no message of this call", "") from None
+
+    async def answer(note: CallNote) -> None:
+        # Nobody up here keeps the request: it may be megabytes, and the call may wait long.
+        found = await behavior(await request(note), note.context, note)
+        if isinstance(found, Frames):
+            await traffic.sender.send(
+                note.context,
+                note.caller,
+                chain((found.header,), found.artifact),
+                cut=wire.cut,
+                pinned=found.artifact,
+            )
+            traffic.recorder.bytes_sent(found.artifact_bytes)
+        else:
+            message = found.SerializeToString()
+            await traffic.sender.send(note.context, note.caller, (message,))
+
+    async def call(_: Any, context: Context) -> None:
+        started = time.perf_counter()
+        note = CallNote(context, caller_of(context.peer()))
+        code = grpc.StatusCode.OK
+        reason = limit = ""
+        try:
+            traffic.gate.enter(note.caller)
             try:
-                return await behavior(request, context, note)
+                await answer(note)
             finally:
-                gate.leave()
+                note.let_go()
+                traffic.gate.leave(note.caller)
         except WasmkilnError as failure:
             code, reason = status.CODES[failure.reason], failure.reason.value
-            await _abort(context, failure)
+            limit = failure.metadata.get("limit", "")
+            if not context.done():
+                await abort(context, failure)
         except asyncio.CancelledError:
             # The caller hung up, or its deadline passed; grpcio tells it which.
             code = grpc.StatusCode.CANCELLED
             raise
         except aio.AbortError:
             raise
+        except aio.InternalError:
+            # gRPC could not send or receive: the connection has gone, and with it the caller.
+            code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from None
         except Exception:
             code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
             log.exception("call failed", method=method, request_id=note.request_id)
-            await _abort(
+            await abort(
                 context,
                 WasmkilnError(
                     Reason.INTERNAL,
@@ -130,12 +228,13 @@ def observed(
             )
         finally:
             seconds = time.perf_counter() - started
-            asyncio.get_running_loop().call_soon(ended, note, code, reason, seconds)
+            asyncio.get_running_loop().call_soon(ended, note, code, reason, limit, seconds)
 
     return call
 
 
-async def _abort(context: Context, failure: WasmkilnError) -> None:
+async def abort(context: Context, failure: WasmkilnError) -> None:
+    """End a call with its row of the error table. Raises grpcio's AbortError."""
     answer = status.to_status(failure)
     await context.abort(
         status.CODES[failure.reason],
@@ -144,11 +243,11 @@ async def _abort(context: Context, failure: WasmkilnError) -> None:
     )
 
 
-def _request_id(context: Context) -> str:
+def _metadata(context: Context, wanted: str) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == _REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+        if key == wanted and isinstance(value, str):
             return value
-    return uuid.uuid4().hex[:16]
+    return ""
 
 
 def _log_call(method: str, note: CallNote, code: str, reason: str, seconds: float) -> None:

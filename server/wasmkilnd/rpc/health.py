@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
-from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -22,7 +21,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio sh
     when one of them leaves, and waits for the slowest when the health changes.
     """
 
-    def __init__(self, server: aio.Server, services: Sequence[str]) -> None:
+    def __init__(self, server: Any, services: Sequence[str]) -> None:
         self._names = frozenset(("", *services))
         self._serving = False
         # Set at the next change, and then replaced: a watcher waits for the one that was

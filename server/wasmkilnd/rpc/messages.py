@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 
 from wasmkilnd.admission import check_sha256
-from wasmkilnd.compile_service import CompileOrder, Loaded, Served, WantedArtifact
+from wasmkilnd.compile_service import CompileOrder, Loaded, Served, Terms, WantedArtifact
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import (
     Artifact,
@@ -82,7 +82,7 @@ def engine(identity: EngineIdentity) -> types_pb2.Engine:
     )
 
 
-def compile_order(request: module_service_pb2.CompileRequest) -> CompileOrder:
+def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> CompileOrder:
     """Answer what a CompileRequest asks for. Raises INVALID_REQUEST."""
     source = request.WhichOneof("source")
     if source is None:
@@ -97,6 +97,7 @@ def compile_order(request: module_service_pb2.CompileRequest) -> CompileOrder:
         cpu=request.cpu,
         settings=dict(request.settings),
         skip_cache_lookup=request.skip_cache_lookup,
+        terms=terms,
     )
 
 

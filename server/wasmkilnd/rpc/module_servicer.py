@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.compile_service import CompileService
+from wasmkilnd.compile_service import CompileService, Terms
+from wasmkilnd.demand import Wish
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.rpc import messages
-from wasmkilnd.rpc.calls import CallNote, Context
+from wasmkilnd.rpc.calls import CallNote, Context, Frames
 
 # What is larger was refused for its size, and hashing it would only hold others up.
 _MAX_LOGGED_MODULE_BYTES = 8 * 1024 * 1024
-
-RecordBytes = Callable[[int], None]
 
 
 class ModuleServicer:
@@ -26,36 +26,36 @@ class ModuleServicer:
         service: CompileService,
         stats: Callable[[], pb.StatsResponse],
         capabilities: Callable[[], pb.GetCapabilitiesResponse],
-        sent: RecordBytes,
     ) -> None:
         self._service = service
         self._stats = stats
         self._capabilities = capabilities
-        self._sent = sent
         self._headers = messages.HeaderFrames()
 
     async def load(
         self, request: pb.LoadRequest, context: Context, note: CallNote
     ) -> pb.LoadResponse:
         """Admit, validate and store a module."""
-        note.engine = request.engine
+        wasm, sha256, note.engine = request.module, request.expected_sha256, request.engine
+        del request  # It may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._service.load(
-                request.module, request.expected_sha256, request.engine
-            )
+            loaded = await self._service.load(wasm, sha256, note.engine, _terms(context, note))
         except WasmkilnError:
-            note.module = _digest_for_the_log(request.module)
+            note.module = _digest_for_the_log(wasm)
             raise
         note.module, note.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
 
-    async def compile(self, request: pb.CompileRequest, context: Context, note: CallNote) -> None:
-        """Stream the header, then the artifact, both serialized before."""
+    async def compile(self, request: pb.CompileRequest, context: Context, note: CallNote) -> Frames:
+        """Answer the header, then the artifact, both serialized before."""
         note.module, note.engine = request.sha256, request.engine
+        omit_artifact = request.omit_artifact
+        order = messages.compile_order(request, _terms(context, note))
+        del request  # It may wait long, and one copy of the module is enough.
         try:
-            served = await self._service.compile(messages.compile_order(request))
+            served = await self._service.compile(order)
         except WasmkilnError:
-            note.module = note.module or _digest_for_the_log(request.module)
+            note.module = order.sha256 or _digest_for_the_log(order.wasm)
             raise
         artifact = served.artifact
         note.module, note.engine = artifact.module_sha256, artifact.spec.engine.id
@@ -63,11 +63,10 @@ class ModuleServicer:
         if served.queue_time_s:
             note.queue_ms = round(served.queue_time_s * 1e3, 3)
         note.compile_ms = round(artifact.compile_time_s * 1e3, 3)
-        await context.write(self._headers.frame(served))
-        if not request.omit_artifact:
-            for frame in artifact.frames:
-                await context.write(frame)
-            self._sent(artifact.size_bytes)
+        header = self._headers.frame(served)
+        if omit_artifact:
+            return Frames(header)
+        return Frames(header, artifact.frames, artifact.size_bytes)
 
     async def stats(
         self, request: pb.StatsRequest, context: Context, note: CallNote
@@ -87,6 +86,16 @@ class ModuleServicer:
         """Answer those keys that no tier holds, as they were asked."""
         missing = await self._service.find_missing([messages.wanted(key) for key in request.keys])
         return pb.FindMissingResponse(missing=[request.keys[index] for index in missing])
+
+
+def _terms(context: Context, note: CallNote) -> Terms:
+    """Answer on what terms a call is served. Raises INVALID_REQUEST."""
+    left_s = context.time_remaining()
+    return Terms(
+        Wish(note.caller, note.background),
+        None if left_s is None else asyncio.get_running_loop().time() + left_s,
+        note.let_go,
+    )
 
 
 def _digest_for_the_log(module: bytes) -> str:

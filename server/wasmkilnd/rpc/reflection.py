@@ -8,24 +8,24 @@ descriptor is made from v1alpha's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc import aio
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _V1_SERVICE = f"{_V1}.ServerReflection"
 
 
-def add_reflection(server: aio.Server, services: Sequence[str]) -> None:
+def add_reflection(server: Any, services: Sequence[str]) -> None:
     """Serve reflection of ``services`` and of itself, as v1 and v1alpha."""
     _describe_v1()
     names = (*services, reflection.SERVICE_NAME, _V1_SERVICE)
-    reflection.enable_server_reflection(names, server)
-    # The same servicer again, under its other name.
     servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    # The same servicer again, under its other name.
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import resource
 import socket
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc import aio
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
+from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.admin_servicer import AdminServicer
-from wasmkilnd.rpc.calls import Behavior, CallGate, RecordCall, observed
+from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
+from wasmkilnd.rpc.foreign import LimitedServer
 from wasmkilnd.rpc.health import Health
 from wasmkilnd.rpc.module_servicer import ModuleServicer
+from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.reflection import add_reflection
+from wasmkilnd.rpc.send import Sender, SendLimits
 
 MODULE_SERVICE = "wasmkiln.v1.ModuleService"
 ADMIN_SERVICE = "wasmkiln.v1.AdminService"
@@ -38,13 +45,53 @@ METHODS = (
 
 # A module above its limit should get the daemon's own answer, which says so, rather
 # than the transport's; a message above this gets the transport's.
-_LEAST_MESSAGE_BYTES = 64 * 1024 * 1024
+_LEAST_MESSAGE_BYTES = 16 * 1024 * 1024
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+_METADATA_BYTES = 16 * 1024
 _LAST_ANSWERS_S = 0.5
+# Descriptors for all but connections: tiers, workers, files.
+_OTHER_DESCRIPTORS = 512
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # A second daemon on one port is a mistake: say so.
+    ("grpc.max_send_message_length", -1),
+    # The hard limit too: between the two, gRPC refuses at random.
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
+    # Only messages as they are: of a compressed one gRPC 1.76 looks at the size when it
+    # has been unpacked whole, and 600 KB become 600 MB.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # A connection that pings more often than this without any calls is ended (GOAWAY,
+    # "too_many_pings") at the third time.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # A peer that vanished without a word is noticed, and its calls end.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # One that says nothing, or has nothing to say any more, makes room for others.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 15 * 60_000),
+)
 
 
 class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
     """An address cannot be listened on; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RpcLimits:
+    """What callers may have under way, all together unless it says otherwise."""
+
+    module_bytes: int
+    """Of one module; messages may be a little larger."""
+    calls: int
+    connections: int
+    """Per address."""
+    streams: int
+    """Calls per connection."""
+    receive_bytes: int
+    send: SendLimits
 
 
 class RpcServer:
@@ -54,21 +101,32 @@ class RpcServer:
         self,
         module_servicer: ModuleServicer,
         admin_servicer: AdminServicer,
-        record: RecordCall,
-        max_module_bytes: int,
+        recorder: CallRecorder,
+        limits: RpcLimits,
     ) -> None:
-        receive = max(_LEAST_MESSAGE_BYTES, max_module_bytes + _MESSAGE_OVERHEAD_BYTES)
-        self.largest_module_bytes = receive - _MESSAGE_OVERHEAD_BYTES
+        message = max(_LEAST_MESSAGE_BYTES, limits.module_bytes + _MESSAGE_OVERHEAD_BYTES)
+        self.largest_module_bytes = message - _MESSAGE_OVERHEAD_BYTES
         """What the transport lets in, whatever the limit on modules becomes."""
-        self._gate = CallGate()
+        self._limits = limits
+        self._ports: set[int] = set()
+        self._gate = CallGate(limits.calls)
+        self._traffic = Traffic(
+            self._gate,
+            CallGate(limits.calls),
+            Receiver(limits.receive_bytes, message, limits.send.timeout_s),
+            Sender(limits.send, abort, self._close_connection),
+            recorder,
+        )
+        self._ungated = replace(self._traffic, gate=CallGate(limits.calls))
         self._server = aio.server(
             options=[
-                ("grpc.max_receive_message_length", receive),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # A second daemon on one port is a mistake: say so.
-                ("grpc.max_metadata_size", 16 * 1024),
+                *_OPTIONS,
+                ("grpc.max_receive_message_length", message),
+                ("grpc.max_concurrent_streams", limits.streams),
+                ("grpc.max_allowed_incoming_connections", limits.connections),
             ]
         )
+        limited = LimitedServer(self._server, self._traffic)
         self._add(
             MODULE_SERVICE,
             module_service_pb2.DESCRIPTOR.services_by_name["ModuleService"],
@@ -79,7 +137,6 @@ class RpcServer:
                 "GetCapabilities": module_servicer.get_capabilities,
                 "FindMissing": module_servicer.find_missing,
             },
-            record,
         )
         self._add(
             ADMIN_SERVICE,
@@ -90,39 +147,32 @@ class RpcServer:
                 "ReleaseQuarantine": admin_servicer.release_quarantine,
                 "Drain": admin_servicer.drain,
             },
-            record,
         )
-        self.health = Health(self._server, (MODULE_SERVICE, ADMIN_SERVICE))
-        channelz.add_channelz_servicer(self._server)
-        add_reflection(self._server, SERVICES)
+        self.health = Health(limited, (MODULE_SERVICE, ADMIN_SERVICE))
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), limited)
+        add_reflection(limited, SERVICES)
 
-    def _add(
-        self, service: str, descriptor: Any, behaviors: dict[str, Behavior], record: RecordCall
-    ) -> None:
-        handlers = {}
-        for method in descriptor.methods:
-            # Drain is let in while the daemon drains: it may hurry, and who tries again
-            # because the first answer was lost gets one.
-            gate = CallGate() if method.name == "Drain" else self._gate
-            call = observed(f"/{service}/{method.name}", behaviors[method.name], record, gate)
-            deserialize = method.input_type._concrete_class.FromString
-            if method.server_streaming:
-                # These answer messages that are serialized already.
-                handlers[method.name] = grpc.unary_stream_rpc_method_handler(
-                    call, request_deserializer=deserialize, response_serializer=None
+    def _add(self, service: str, descriptor: Any, behaviors: dict[str, Behavior]) -> None:
+        handlers = {
+            method.name: grpc.stream_stream_rpc_method_handler(
+                observed(
+                    f"/{service}/{method.name}",
+                    method.input_type._concrete_class.FromString,
+                    behaviors[method.name],
+                    # Drain is let in while the daemon drains: it may hurry, and who tries
+                    # again because the first answer was lost gets one.
+                    self._ungated if method.name == "Drain" else self._traffic,
                 )
-            else:
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                    call,
-                    request_deserializer=deserialize,
-                    response_serializer=method.output_type._concrete_class.SerializeToString,
-                )
+            )
+            for method in descriptor.methods
+        }
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, handlers),)
         )
 
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen and serve; answer the addresses with the real ports. Raises CannotListen."""
+        _allow_descriptors(self._limits.connections * len(addresses) + _OTHER_DESCRIPTORS)
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         return bound
@@ -146,7 +196,16 @@ class RpcServer:
             with contextlib.suppress(OSError):
                 os.chmod(path, 0o600)  # noqa: PTH101
             return address
+        self._ports.add(port)
         return f"{address.rpartition(':')[0]}:{port}"
+
+    async def _close_connection(self, peer: str) -> None:
+        await asyncio.to_thread(connections.close, peer, frozenset(self._ports))
+
+    @property
+    def traffic(self) -> Traffic:
+        """What calls hold now."""
+        return self._traffic
 
     @property
     def running_calls(self) -> int:
@@ -192,3 +251,11 @@ def _refuse_live_socket(address: str, path: str) -> None:
                 f"cannot listen on {address}: another process serves there;"
                 " choose another with --listen or WASMKILN_LISTEN"
             )
+
+
+def _allow_descriptors(count: int) -> None:
+    """Let the process have as many descriptors open as it needs, and may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -48,6 +48,9 @@ _RPC_BOUNDS = (
     *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+# The limits that protect callers from each other; see errors.py.
+LIMITS: Final = ("queue", "deadline", "calls", "receive", "send")
+ABANDONED_STAGES: Final = ("queued", "running")
 # How many causes of rejection are told apart, all tiers together.
 _MAX_CAUSES = 32
 
@@ -95,6 +98,15 @@ class Catalogue:
         self.workers_replaced = Family(
             "workers_replaced", "Workers that died and were replaced.", ("engine",), Count
         )
+        self.abandoned = Family(
+            "abandoned",
+            "Jobs that were ended because nobody waited for them.",
+            ("engine", "stage"),
+            Count,
+        )
+        self.refused = Family(
+            "refused", "Calls that met a limit which protects the others.", ("limit",), Count
+        )
         self.served = Family(
             "served", "Compile calls that were answered, by where from.", ("origin",), Count
         )
@@ -132,6 +144,8 @@ class Catalogue:
             self.rejected,
             self.compiles,
             self.workers_replaced,
+            self.abandoned,
+            self.refused,
             self.served,
             self.flights_joined,
             self.fleet_turns,
@@ -164,6 +178,8 @@ class Catalogue:
         self.compile_durations.add(engine_id, OK)
         self.queue_waits.add(engine_id)
         self.workers_replaced.add(engine_id)
+        for stage in ABANDONED_STAGES:
+            self.abandoned.add(engine_id, stage)
 
     def add_method(self, method: str) -> None:
         """Make an RPC known by its full name. Doing so again changes nothing."""
@@ -181,6 +197,8 @@ class Catalogue:
             for outcome in (OK, ERROR):
                 self.stores.add(tier, outcome)
             self.rejected.add(tier, OTHER)
+        for limit in LIMITS:
+            self.refused.add(limit)
         for origin in Origin:
             self.served.add(origin.value)
         self.flights_joined.add()

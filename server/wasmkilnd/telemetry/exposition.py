@@ -45,6 +45,7 @@ class Exposition(Collector):
         yield from self._tiers()
         yield from self._engines()
         yield _gauge("flights", "Compilations under way.", self._watched.flights())
+        yield from self._traffic()
         yield _gauge(
             "quarantined_modules",
             "Modules that this daemon knows to be refused.",
@@ -77,12 +78,43 @@ class Exposition(Collector):
         queued = GaugeMetricFamily(
             f"{_PREFIX}queue_depth", "Calls that wait for a worker.", labels=labels
         )
+        background = GaugeMetricFamily(
+            f"{_PREFIX}queue_background", "Those of them that nobody waits for.", labels=labels
+        )
+        callers = GaugeMetricFamily(
+            f"{_PREFIX}queue_callers", "Callers whose jobs take turns.", labels=labels
+        )
+        size = GaugeMetricFamily(
+            f"{_PREFIX}queue_bytes", "The modules that wait for a worker.", labels=labels
+        )
+        wait = GaugeMetricFamily(
+            f"{_PREFIX}queue_expected_wait_seconds",
+            "How long one more caller would wait for a worker.",
+            labels=labels,
+        )
         for engine_id in self._catalogue.engine_ids:
             usage = self._watched.engine(engine_id)
             workers.add_metric([engine_id], usage.workers)
             busy.add_metric([engine_id], usage.busy)
             queued.add_metric([engine_id], usage.queued)
-        yield from (workers, busy, queued)
+            background.add_metric([engine_id], usage.queued_in_background)
+            callers.add_metric([engine_id], usage.queued_callers)
+            size.add_metric([engine_id], usage.queued_bytes)
+            wait.add_metric([engine_id], usage.expected_wait_s)
+        yield from (workers, busy, queued, background, callers, size, wait)
+
+    def _traffic(self) -> Iterator[Metric]:
+        usage = self._watched.traffic()
+        yield _gauge("calls", "Calls under way.", usage.calls)
+        yield _gauge(
+            "receive_bytes",
+            "Requests in memory, those that arrive slowly counted in full.",
+            usage.receive_bytes,
+        )
+        yield _gauge(
+            "send_bytes", "Copies of answers that callers have not read.", usage.send_bytes
+        )
+        yield _gauge("send_pinned_bytes", "Artifacts that are on their way.", usage.pinned_bytes)
 
     def _remote(self) -> Iterator[Metric]:
         status = self._watched.remote()

@@ -91,14 +91,23 @@ class Metrics(Watched):
         """See :meth:`wasmkilnd.ports.Recorder.flight_joined`."""
         self._joined.add()
 
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        """See :meth:`wasmkilnd.ports.Recorder.abandoned`."""
+        self._catalogue.abandoned.at(engine_id, stage).add()
+
     def worker_replaced(self, engine_id: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.worker_replaced`."""
         self._catalogue.workers_replaced.at(engine_id).add()
 
-    def rpc(self, method: str, code: str, seconds: float) -> None:
-        """An RPC ended. ``method`` is its full name, ``code`` a gRPC code's name in capitals."""
+    def rpc(self, method: str, code: str, seconds: float, limit: str = "") -> None:
+        """An RPC ended. ``method`` is its full name, ``code`` a gRPC code's name in capitals.
+
+        ``limit`` names the one that the call met, of those that protect other callers.
+        """
         self._rpcs.at(method, code).add()
         self._rpc_durations.at(method).add(seconds)
+        if limit:
+            self._catalogue.refused.at(limit).add()
 
     def bytes_sent(self, size_bytes: int) -> None:
         """Artifact bytes went to a caller."""

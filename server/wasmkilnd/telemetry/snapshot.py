@@ -44,6 +44,27 @@ class EngineUsage:
     busy: int = 0
     queued: int = 0
     """Calls that wait for a worker."""
+    queued_in_background: int = 0
+    """Those of them that nobody waits for."""
+    queued_callers: int = 0
+    """Callers who take turns."""
+    queued_bytes: int = 0
+    """The size of the modules that wait."""
+    expected_wait_s: float = 0.0
+    """How long one more caller would wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficUsage:
+    """What calls hold now."""
+
+    calls: int = 0
+    receive_bytes: int = 0
+    """Requests, those that arrive slowly counted in full."""
+    send_bytes: int = 0
+    """Copies of answers that callers have not read."""
+    pinned_bytes: int = 0
+    """Artifacts that are on their way."""
 
 
 @dataclass(frozen=True, slots=True)

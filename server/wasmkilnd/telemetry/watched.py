@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 
 from wasmkilnd.model import RemoteStatus, TierUsage
-from wasmkilnd.telemetry.snapshot import EngineUsage
+from wasmkilnd.telemetry.snapshot import EngineUsage, TrafficUsage
 
 T = TypeVar("T")
 
@@ -20,6 +20,7 @@ class Watched:
         self._tiers: dict[str, Callable[[], TierUsage]] = {}
         self._engines: dict[str, Callable[[], EngineUsage]] = {}
         self._flights: Callable[[], int] = lambda: 0
+        self._traffic: Callable[[], TrafficUsage] = TrafficUsage
         self._quarantined: Callable[[], int] = lambda: 0
         self._remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
 
@@ -38,6 +39,10 @@ class Watched:
     def watch_quarantine(self, size: Callable[[], int]) -> None:
         """Read how many modules are refused from ``size``."""
         self._quarantined = size
+
+    def watch_traffic(self, usage: Callable[[], TrafficUsage]) -> None:
+        """Read what calls hold from ``usage``."""
+        self._traffic = usage
 
     def watch_remote(self, status: Callable[[], RemoteStatus]) -> None:
         """Read whether Redis answers, and what waits to go there, from ``status``."""
@@ -59,6 +64,10 @@ class Watched:
     def quarantined(self) -> int:
         """Answer how many modules are refused."""
         return _read("quarantine", self._quarantined, 0)
+
+    def traffic(self) -> TrafficUsage:
+        """Answer what calls hold now."""
+        return _read("traffic", self._traffic, TrafficUsage())
 
     def remote(self) -> RemoteStatus:
         """Answer how the shared tier is."""

@@ -232,6 +232,9 @@ def test_warm_compiles_only_what_is_missing(
     requests = daemon.requests("Compile")
     assert all(request.omit_artifact for request in requests)
     assert len({(r.sha256, r.engine) for r in requests if r.sha256}) == 5
+    compiling = [method == "Compile" for method, _ in daemon.calls]
+    assert [bool(priority) for priority in daemon.priorities] == compiling
+    assert set(daemon.priorities) == {"", "background"}
     result = run("warm", ".", "--recursive")
     assert "4 files: 0 warm before, 4 compiled, 0 failed" in result.stdout
 

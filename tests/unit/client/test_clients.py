@@ -31,6 +31,15 @@ def test_load_sends_the_module_and_what_is_expected_of_it(daemon: FakeDaemon, cl
     assert (request.module, request.expected_sha256, request.engine) == (WASM, DIGEST, "wasmtime")
 
 
+def test_background_work_says_so_with_every_attempt(daemon: FakeDaemon, client: Any) -> None:
+    client.compile(WASM, background=True)
+    client.load(WASM, background=True)
+    client.compile(WASM)
+    client.load(WASM)
+    client.stats()
+    assert daemon.priorities == ["background"] * 3 + [""] * 3
+
+
 @pytest.mark.parametrize("kind", [str, Path, bytes, bytearray, memoryview])
 def test_a_module_is_a_path_or_its_bytes(client: Any, tmp_path: Path, kind: Any) -> None:
     path = tmp_path / "m.wasm"

@@ -19,6 +19,7 @@ LIMITS = Limits(
     compile_cpu_s=60,
     compile_memory_bytes=4096,
     queue_length=1,
+    queue_bytes=1,
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd import wire
-from wasmkilnd.compile_service import Served
+from wasmkilnd.compile_service import Served, Terms
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Origin
 from wasmkilnd.rpc import messages
@@ -72,7 +72,7 @@ def test_an_order_needs_a_source() -> None:
         module_service_pb2.CompileRequest(sha256=""),
     ):
         with pytest.raises(WasmkilnError):
-            messages.compile_order(request)
+            messages.compile_order(request, Terms())
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_details() -> None:
     assert answer.details[1].Unpack(retry)
     assert answer.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert (info.domain, info.reason) == ("wasmkiln", "COMPILE_QUEUE_FULL")
-    assert dict(info.metadata) == {"engine": "wasmtime-1", "waiting": "7"}
+    assert dict(info.metadata) == {"engine": "wasmtime-1", "limit": "queue", "waiting": "7"}
     assert retry.retry_delay.ToMilliseconds() == 1500
 
 

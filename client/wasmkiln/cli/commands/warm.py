@@ -115,6 +115,7 @@ def _compile(client: Client, one: Wanted) -> ArtifactHeader:
         cpu=one.key.cpu,
         settings=one.key.settings,
         omit_artifact=True,
+        background=True,
     ).header
 
 

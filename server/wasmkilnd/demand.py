@@ -1,0 +1,80 @@
+"""Who wants a piece of work: in whose turn it is done, how urgent it is, and whether at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One caller's interest in a piece of work."""
+
+    caller: str = ""
+    """Who takes turns with others; equal texts share one turn."""
+    background: bool = False
+    """Nobody waits for the result: whoever does goes first."""
+
+
+class Demand:
+    """The wishes that one piece of work has now. For one event loop.
+
+    Many callers may wait for the same work. When the last of them leaves, the work
+    is dropped, unless it is to be ``kept``.
+    """
+
+    def __init__(self, drop: Callable[[], None] | None = None) -> None:
+        """``drop`` ends the work; None for work that ends with its only caller."""
+        self.kept = False
+        """Whether the work goes on when nobody wants it any more."""
+        self._drop = drop
+        self._wishes: dict[Wish, int] = {}
+        self._watchers: list[Callable[[], None]] = []
+
+    @classmethod
+    def of(cls, wish: Wish) -> Demand:
+        """Answer the demand of one caller, who takes the work along when it leaves."""
+        demand = cls()
+        demand.join(wish)
+        return demand
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._wishes)
+
+    def wishes(self) -> set[Wish]:
+        """Answer the wishes that count: as long as a caller waits, none in the background do."""
+        urgent = {wish for wish in self._wishes if not wish.background}
+        return urgent or set(self._wishes)
+
+    def join(self, wish: Wish) -> None:
+        """Note that one more caller waits."""
+        self._wishes[wish] = self._wishes.get(wish, 0) + 1
+        self._tell()
+
+    def leave(self, wish: Wish) -> None:
+        """Note that a caller waits no more; the last one's leaving drops what is not kept."""
+        self._wishes[wish] -= 1
+        if not self._wishes[wish]:
+            del self._wishes[wish]
+        self._tell()
+        if not self._wishes and not self.kept:
+            self.drop()
+
+    def drop(self) -> None:
+        """End the work."""
+        if self._drop:
+            self._drop()
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` whenever the wishes change."""
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` no more."""
+        self._watchers.remove(watcher)
+
+    def _tell(self) -> None:
+        for watcher in list(self._watchers):
+            watcher()

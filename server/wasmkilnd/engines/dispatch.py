@@ -1,0 +1,223 @@
+"""Hands workers to jobs: who gets the next free one, who waits, and who is sent away."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from wasmkilnd import errors
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.estimate import Estimate
+from wasmkilnd.engines.queue import Entry, FairQueue
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Abandoned, Limits
+from wasmkilnd.ports import Recorder
+
+W = TypeVar("W")
+
+_LEAST_RETRY_S = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Turn(Generic[W]):
+    """A job's claim to a worker, from when it asks until its worker is done with it."""
+
+    demand: Demand
+    kind: str
+    entry: Entry
+    asked_s: float
+    started_s: float = 0.0
+    granted: asyncio.Future[W] = field(default_factory=lambda: asyncio.Future())
+    given_up: bool = False
+    """Whether its job was ended from outside, so that its time says nothing."""
+    watcher: Callable[[], None] = lambda: None
+
+    @property
+    def worker(self) -> W:
+        """The worker that it got."""
+        return self.granted.result()
+
+    @property
+    def queued_s(self) -> float:
+        """How long it waited for that worker."""
+        return self.started_s - self.asked_s
+
+
+class Dispatch(Generic[W]):
+    """Workers that are idle, jobs that wait, and jobs that run. For one event loop.
+
+    A job waits as its demand says: in turn with those of other callers, behind all of
+    them while it is background work, and in the turn of whoever begins to want it.
+    """
+
+    def __init__(
+        self,
+        engine_id: str,
+        limits: InForce[Limits],
+        recorder: Recorder,
+        usable: Callable[[W], bool] = lambda _: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``usable`` tells whether an idle worker still lives; ``clock`` answers seconds."""
+        self.queue = FairQueue()
+        self._engine_id = engine_id
+        self._limits = limits
+        self._recorder = recorder
+        self._usable = usable
+        self._clock = clock
+        self._estimate = Estimate()
+        self._idle: deque[W] = deque()
+        self._waiting: dict[Entry, Turn[W]] = {}
+        self._running: dict[Turn[W], None] = {}
+
+    @property
+    def busy(self) -> int:
+        """How many workers have a job."""
+        return len(self._running)
+
+    @property
+    def idle(self) -> int:
+        """How many workers have none."""
+        return len(self._idle)
+
+    async def take(self, demand: Demand, kind: str, size_bytes: int) -> Turn[W]:
+        """Wait for a worker, and answer the turn, to be given to ``done`` in the end.
+
+        Raises COMPILE_QUEUE_FULL: at once, or later in favour of a caller that holds
+        less of the queue.
+        """
+        cost_s = self._estimate.expected_s(kind, size_bytes)
+        turn = Turn[W](demand, kind, Entry(demand.wishes(), size_bytes, cost_s), self._clock())
+        turn.watcher = lambda: self._wishes_changed(turn)
+        demand.watch(turn.watcher)
+        if not self._start_on_idle(turn):
+            limits = self._limits.now
+            for gone in self.queue.add(turn.entry, limits.queue_length, limits.queue_bytes):
+                refusal = self._full(gone.wishes)
+                if gone is turn.entry:
+                    demand.unwatch(turn.watcher)
+                    raise refusal
+                self._refuse(gone, refusal)
+            await self._wait(turn)
+        return turn
+
+    async def take_again(self, turn: Turn[W]) -> None:
+        """Wait for another worker for a turn whose worker was lost, before everybody else."""
+        turn.granted = asyncio.Future()
+        if not self._start_on_idle(turn):
+            self.queue.add_again(turn.entry)
+            await self._wait(turn)
+
+    def offer(self, worker: W) -> None:
+        """Give a free worker to whoever is next."""
+        while (entry := self.queue.pop()) is not None:
+            turn = self._waiting.pop(entry)
+            if not turn.granted.done():  # It is, in the moment in which its job is given up.
+                self._start(turn, worker)
+                return
+        self._idle.append(worker)
+
+    def withdraw(self, worker: W) -> None:
+        """Forget an idle worker that died."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+
+    def lost(self, turn: Turn[W]) -> None:
+        """Note that a turn's worker died under its job."""
+        self._running.pop(turn, None)
+
+    def done(self, turn: Turn[W]) -> None:
+        """Note that a turn is over, and learn how long its job took. Offers no worker."""
+        del self._running[turn]
+        turn.demand.unwatch(turn.watcher)
+        if not turn.given_up:
+            took_s = self._clock() - turn.started_s
+            self._estimate.took(turn.kind, turn.entry.size_bytes, took_s)
+
+    def refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
+        """Send everybody away who waits."""
+        for entry in self.queue.drain():
+            self._refuse(entry, refusal)
+
+    def expected_wait_s(self, wish: Wish, demand: Demand | None) -> float:
+        """Answer how long a caller would wait for a worker: for one of its own, or, when it
+        joins others who wait with the same ``demand``, for theirs. 0 when their job runs.
+        """
+        if demand is None:
+            return 0.0 if self._idle else self._wait_s({wish})
+        for turn in self._waiting.values():
+            if turn.demand is demand:
+                return self._wait_s({wish, *turn.entry.wishes}, turn.entry)
+        return 0.0
+
+    def _wait_s(self, wishes: set[Wish], entry: Entry | None = None) -> float:
+        """Answer when a worker is free and all that goes before has begun."""
+        ahead_s = self.queue.ahead_s(wishes, entry)
+        now = self._clock()
+        # A job that is late by some time is expected to need as much time once more.
+        free_s = sorted(abs(t.entry.cost_s - (now - t.started_s)) for t in self._running)
+        # The first ``count`` workers share what is ahead, unless one more is free before.
+        shared_s = (
+            ((ahead_s + sum(free_s[:count])) / count, next_free_s)
+            for count, next_free_s in enumerate([*free_s[1:], math.inf], 1)
+        )
+        return next(wait_s for wait_s, next_free_s in shared_s if wait_s <= next_free_s)
+
+    async def _wait(self, turn: Turn[W]) -> None:
+        self._waiting[turn.entry] = turn
+        self._reclaim()
+        try:
+            await turn.granted
+        except BaseException as failure:
+            turn.demand.unwatch(turn.watcher)
+            if turn in self._running:  # Given up in the moment in which it got a worker.
+                del self._running[turn]
+                self.offer(turn.worker)
+            self.queue.discard(turn.entry)
+            self._waiting.pop(turn.entry, None)
+            if isinstance(failure, asyncio.CancelledError):
+                self._recorder.abandoned(self._engine_id, "queued")
+            raise
+
+    def _start_on_idle(self, turn: Turn[W]) -> bool:
+        while self._idle:
+            worker = self._idle.popleft()
+            if self._usable(worker):
+                self._start(turn, worker)
+                return True
+        return False
+
+    def _start(self, turn: Turn[W], worker: W) -> None:
+        turn.started_s = self._clock()
+        turn.demand.kept = self._limits.now.abandoned is not Abandoned.KILL
+        self._running[turn] = None
+        turn.granted.set_result(worker)
+
+    def _wishes_changed(self, turn: Turn[W]) -> None:
+        if turn in self._running:
+            if not turn.demand.wanted and len(self.queue):
+                self._reclaim()
+        else:
+            self.queue.move(turn.entry, turn.demand.wishes())
+
+    def _reclaim(self) -> None:
+        """End a job that nobody waits for, since another waits for its worker."""
+        if self._limits.now.abandoned is Abandoned.YIELD:
+            for turn in self._running:
+                if not turn.demand.wanted:
+                    turn.demand.drop()
+                    return
+
+    def _refuse(self, entry: Entry, refusal: errors.WasmkilnError) -> None:
+        turn = self._waiting.pop(entry)
+        if not turn.granted.done():
+            turn.granted.set_exception(refusal)
+
+    def _full(self, wishes: set[Wish]) -> errors.WasmkilnError:
+        wait_s = max(_LEAST_RETRY_S, self._wait_s(wishes))
+        return errors.compile_queue_full(self._engine_id, len(self.queue), wait_s)

@@ -1,0 +1,45 @@
+"""Who calls, and how urgent it is."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import unquote
+
+from wasmkilnd.errors import invalid_request
+
+PRIORITY_KEY = "wasmkiln-priority"
+_PRIORITIES = {"": False, "interactive": False, "background": True}
+
+
+def caller_of(peer: str) -> str:
+    """Answer whose turn a call takes, from gRPC's name of its peer.
+
+    Another machine is one caller, however many connections it opens: its address,
+    and of IPv6 the network of 64 bits that one machine commonly owns. On loopback
+    each connection is one, since every caller has the same address there. All that
+    comes by Unix sockets is one caller: gRPC does not tell them apart.
+    """
+    kind, _, rest = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    host = unquote(rest).rpartition(":")[0].strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            address = address.ipv4_mapped
+        elif not address.is_loopback:
+            return str(ipaddress.ip_network((address.packed, 64), strict=False))
+    return peer if address.is_loopback else str(address)
+
+
+def is_background(priority: str) -> bool:
+    """Answer whether a call asked to yield to others. Raises INVALID_REQUEST."""
+    if priority not in _PRIORITIES:
+        raise invalid_request(
+            f"the metadata {PRIORITY_KEY} is 'background' or 'interactive', not {priority!r}",
+            PRIORITY_KEY,
+        )
+    return _PRIORITIES[priority]

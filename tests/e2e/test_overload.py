@@ -1,0 +1,197 @@
+"""More work than workers: who waits how long, who is sent away, and what is dropped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkilnd.engines.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.callers import (
+    BACKGROUND,
+    ENGINE,
+    Caller,
+    failure_of,
+    header_of,
+    held_worker,
+    modules,
+    outcome_of,
+)
+from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.processes import eventually, jobs_of, workers_of
+
+ONE_WORKER = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "120"]
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
+    """Answer the names of ``count`` calls in the order in which they were answered."""
+
+    def order() -> list[str]:
+        ids = [json.loads(line).get("request_id") for line in list(daemon.log_lines)]
+        return [name for name in ids if name in names]
+
+    eventually(lambda: len(order()) == count, "the log does not tell of all calls")
+    return order()
+
+
+@pytest.fixture(scope="module")
+def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with one worker, and a queue that a flood can fill."""
+    with Daemon(
+        state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE), ONE_WORKER
+    ) as daemon:
+        yield daemon
+    assert daemon.process.returncode == 0
+
+
+def compiled(daemon: Daemon) -> int:
+    return int(daemon.metric("compiles_total", engine=ENGINE, outcome="ok"))
+
+
+def queued(daemon: Daemon) -> int:
+    return int(daemon.metric("queue_depth", engine=ENGINE))
+
+
+def abandoned(daemon: Daemon, stage: str) -> int:
+    return int(daemon.metric("abandoned_total", engine=ENGINE, stage=stage))
+
+
+def test_a_flood_of_200_keeps_another_waiting_for_a_job_or_two(kiln: Daemon) -> None:
+    with Caller(kiln) as flooding, Caller(kiln) as other:
+        with held_worker(kiln):
+            flood = [flooding.compile(module, name="flood") for module in modules(200)]
+            eventually(lambda: queued(kiln) == 200, "the flood does not wait")
+            assert kiln.metric("queue_callers", engine=ENGINE) == 1
+            single = other.compile(*modules(1), name="single")
+            eventually(lambda: queued(kiln) == 201, "the single call does not wait")
+        for call in (single, *flood):
+            header_of(call)
+    order = answered(kiln, 201, "flood", "single")
+    assert order.index("single") <= 2
+
+
+def test_background_work_waits_for_callers_and_takes_their_turn(kiln: Daemon) -> None:
+    with Caller(kiln) as warming, Caller(kiln) as other:
+        wanted = modules(30)
+        with held_worker(kiln):
+            warm = [warming.compile(one, name="warm", metadata=BACKGROUND) for one in wanted]
+            eventually(lambda: queued(kiln) == 30, "the warming does not wait")
+            assert kiln.metric("queue_background", engine=ENGINE) == 30
+            calls = [other.compile(module, name="call") for module in modules(3)]
+            # Somebody waits now for what was to be warmed last.
+            calls.append(other.compile(wanted[-1], name="call"))
+            eventually(
+                lambda: kiln.metric("queue_background", engine=ENGINE) == 29, "it was not promoted"
+            )
+        for call in (*calls, *warm):
+            header_of(call)
+    order = answered(kiln, 34, "warm", "call")
+    # The one that was promoted answers both who waited for it and who warmed it.
+    assert order[:5].count("call") == 4
+
+
+def test_an_unknown_priority_is_refused(kiln: Daemon) -> None:
+    with Caller(kiln) as caller:
+        call = caller.compile(*modules(1), metadata=(("wasmkiln-priority", "urgent"),))
+        code, reason, _, _ = failure_of(call)
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
+def test_a_call_whose_deadline_cannot_be_met_is_refused_at_once(kiln: Daemon) -> None:
+    with Caller(kiln) as flooding, Caller(kiln) as other, held_worker(kiln):
+        flood = [flooding.compile(module) for module in modules(20)]
+        eventually(lambda: queued(kiln) == 20, "the flood does not wait")
+        time.sleep(1.0)  # The job that runs is late by now, and expected to be later.
+        # The client gives up by itself after 50 ms; the daemon is faster.
+        for timeout_s in (0.05, 0.4):
+            call = other.compile(*modules(1), timeout=timeout_s)
+            code, reason, metadata, retry_s = failure_of(call)
+            if code is EXHAUSTED:
+                break
+        assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "deadline")
+        assert retry_s > timeout_s
+        patient = other.compile(*modules(1), timeout=120)
+        eventually(lambda: queued(kiln) == 21, "who has time is refused too")
+        for one in (*flood, patient):
+            one.cancel()
+        eventually(lambda: queued(kiln) == 0, "abandoned calls still wait")
+
+
+def test_queued_work_whose_callers_all_hung_up_never_starts(kiln: Daemon) -> None:
+    dropped = abandoned(kiln, "queued")
+    with Caller(kiln) as first, Caller(kiln) as second:
+        with held_worker(kiln):
+            before = compiled(kiln)
+            shared, *lonely = modules(6)
+            gone = [first.compile(module) for module in (shared, *lonely)]
+            eventually(lambda: queued(kiln) == 6, "the calls do not wait")
+            stays = second.compile(shared)
+            eventually(lambda: kiln.metric("calls") == 8, "the second caller has not come")
+            for call in gone:
+                call.cancel()
+            eventually(lambda: queued(kiln) == 1, "abandoned calls still wait")
+            # What another still waits for stays.
+        header_of(stays)
+        eventually(lambda: compiled(kiln) == before + 2, "more or less was compiled")
+    assert abandoned(kiln, "queued") == dropped + 5
+
+
+@pytest.fixture
+def lean(engines: EngineStore, tmp_path: Path) -> Path:
+    return state_with(tmp_path / "state", ENGINE)
+
+
+def test_a_full_queue_refuses_with_the_real_wait_and_lets_another_caller_in(lean: Path) -> None:
+    with (
+        Daemon(lean, [*ONE_WORKER, "--queue-length", "8"]) as daemon,
+        Caller(daemon) as flooding,
+        Caller(daemon) as other,
+    ):
+        for number in range(4):  # It learns how long such modules take.
+            header_of(flooding.compile(wasm.many_functions(2500, 1 + number)))
+        flood = [flooding.compile(wasm.many_functions(2500, 10 + number)) for number in range(9)]
+        eventually(lambda: queued(daemon) == 8, "the queue does not fill")
+        began = time.monotonic()
+        refused = flooding.compile(wasm.many_functions(2500, 30))
+        code, reason, metadata, retry_s = failure_of(refused)
+        assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "queue")
+        single = other.compile(wasm.many_functions(2500, 31))
+        outcomes = [outcome_of(call) for call in flood]
+        waited_s = time.monotonic() - began
+        header_of(single)
+        print(f"told to wait {retry_s:.2f} s; the queue took {waited_s:.2f} s")
+        assert waited_s / 3 < retry_s < waited_s * 3
+        # The last of the flood made room for the other caller, and was told.
+        assert outcomes.count(EXHAUSTED) <= 1
+        assert daemon.metric("refused_total", limit="queue") == 1 + outcomes.count(EXHAUSTED)
+
+
+@pytest.mark.parametrize("policy", ["yield", "kill"])
+def test_running_work_that_nobody_waits_for_can_be_ended(lean: Path, policy: str) -> None:
+    with (
+        Daemon(lean, [*ONE_WORKER, "--abandoned-compiles", policy]) as daemon,
+        Caller(daemon) as caller,
+    ):
+        workers = workers_of(daemon)
+        call = caller.compile(wasm.many_functions(20_000))
+        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
+        [job] = jobs_of(daemon)
+        os.kill(job, signal.SIGSTOP)  # It would never end by itself.
+        call.cancel()
+        if policy == "yield":
+            # Nobody waits for its worker, so it may go on.
+            eventually(lambda: daemon.metric("flights") == 1, "it was ended")
+            assert jobs_of(daemon) == [job]
+        header_of(caller.compile(*modules(1)))
+        assert not Path(f"/proc/{job}").exists()
+        assert abandoned(daemon, "running") == 1
+        assert daemon.metric("compiles_total", engine=ENGINE, outcome="ok") == 1
+        assert workers_of(daemon) == workers  # The job was killed, its worker was not.

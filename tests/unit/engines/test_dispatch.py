@@ -1,0 +1,313 @@
+"""Who gets a worker and when, in a time that tests make pass themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.dispatch import Dispatch, Turn
+from wasmkilnd.engines.estimate import Estimate
+from wasmkilnd.errors import Reason, WasmkilnError, server_draining
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Abandoned, Limits
+
+A, B = Wish("a"), Wish("b")
+WARMING = Wish("w", background=True)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        self.dropped.append(stage)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+class Rig:
+    """An engine with workers that are but names."""
+
+    def __init__(
+        self, workers: int = 1, length: int = 100, abandoned: Abandoned = Abandoned.FINISH
+    ) -> None:
+        self.now = 0.0
+        self.running: list[Turn[str]] = []
+        self.recorder = Recorder()
+        self.dispatch = Dispatch[str](
+            "engine-1",
+            InForce(Limits(1, 1, 1, 1, 1, length, 10**9, abandoned)),
+            self.recorder,
+            clock=lambda: self.now,
+        )
+        for number in range(workers):
+            self.dispatch.offer(f"worker {number}")
+
+    def ask(
+        self, wish: Wish, size: int = 1000, demand: Demand | None = None
+    ) -> asyncio.Task[Turn[str]]:
+        return asyncio.create_task(self._take(demand or Demand.of(wish), size))
+
+    async def _take(self, demand: Demand, size: int) -> Turn[str]:
+        turn = await self.dispatch.take(demand, "compile", size)
+        self.running.append(turn)
+        return turn
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let every job that runs end after ``seconds``."""
+        self.now += seconds
+        for turn in list(self.running):
+            await self.work(turn, 0.0)
+
+    async def work(self, turn: Turn[str], seconds: float) -> None:
+        self.now += seconds
+        self.running.remove(turn)
+        self.dispatch.done(turn)
+        self.dispatch.offer(turn.worker)
+        await settled()
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_free_worker_is_given_at_once() -> None:
+    rig = Rig()
+    turn = await rig.ask(A)
+    assert turn.worker == "worker 0"
+    assert turn.queued_s == 0.0
+    assert (rig.dispatch.busy, rig.dispatch.idle) == (1, 0)
+
+
+async def test_a_flood_and_a_single_call_and_warming() -> None:
+    rig = Rig()
+    await rig.ask(A)
+    flood = [rig.ask(A) for _ in range(50)]
+    warming = rig.ask(WARMING)
+    await settled()
+    single = rig.ask(B)
+    await settled()
+    while not warming.done():
+        await rig.pass_time(1.0)
+    assert flood[0].result().queued_s == 1.0
+    assert single.result().queued_s == 2.0
+    assert warming.result().queued_s == 52.0
+
+
+async def test_a_full_queue_tells_how_long_the_wait_would_really_have_been() -> None:
+    rig = Rig(workers=2, length=10)
+    for _ in range(2):
+        await rig.ask(A)
+    await rig.pass_time(3.0)  # It learns what such jobs take.
+    for _ in range(2):
+        await rig.ask(A)
+    waiting = [rig.ask(A) for _ in range(10)]
+    await settled()
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.ask(A)
+    promised = failure.value.retry_after_s
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.metadata["limit"] == "queue"
+    while not all(task.done() for task in waiting):
+        await rig.pass_time(3.0)
+    # It would have been the next.
+    assert promised == pytest.approx(waiting[-1].result().queued_s + 3.0, rel=0.2)
+
+
+async def test_a_caller_pushed_out_by_another_is_told_so() -> None:
+    rig = Rig(length=2)
+    running = await rig.ask(A)
+    flood = [rig.ask(A), rig.ask(A)]
+    await settled()
+    single = rig.ask(B)
+    await settled()
+    with pytest.raises(WasmkilnError) as failure:
+        await flood[1]
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert (failure.value.retry_after_s or 0) > 0
+    await rig.work(running, 1.0)
+    await rig.work(await flood[0], 1.0)
+    await rig.work(await single, 1.0)
+
+
+async def test_a_wait_is_expected_before_it_begins() -> None:
+    rig = Rig()
+    assert rig.dispatch.expected_wait_s(A, None) == 0.0
+    await rig.work(await rig.ask(A), 4.0)
+    running = await rig.ask(A)
+    rig.now += 1.0
+    assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(3.0)
+    demand = Demand.of(A)
+    waiting = rig.ask(A, demand=demand)
+    await settled()
+    assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(7.0)
+    assert rig.dispatch.expected_wait_s(B, None) == pytest.approx(7.0)
+    # Who joins what waits already gets it when that gets its turn.
+    assert rig.dispatch.expected_wait_s(B, demand) == pytest.approx(3.0)
+    # A job that is late by a second is expected to take one more.
+    rig.now += 4.0
+    assert rig.dispatch.expected_wait_s(B, demand) == pytest.approx(1.0)
+    await rig.work(running, 0.0)
+    assert rig.dispatch.expected_wait_s(B, demand) == 0.0  # It runs.
+    await rig.work(await waiting, 1.0)
+
+
+async def test_a_wait_ends_with_the_first_worker_that_is_free() -> None:
+    rig = Rig(workers=2)
+    rig.dispatch._estimate.took("compile", 1000, 2.0)
+    rig.dispatch._estimate.took("compile", 5_000_000, 100.0)
+    await rig.ask(A, size=5_000_000)
+    await rig.ask(A)
+    assert rig.dispatch.expected_wait_s(B, None) == pytest.approx(2.0)
+    rig.ask(A)
+    await settled()
+    assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(4.0)
+    rig.ask(A, size=5_000_000)
+    await settled()
+    # 204 seconds of work for two workers, of which one is busy for 100 with the rest.
+    assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(102.0)
+    rig.dispatch.refuse_waiting(server_draining())
+
+
+async def test_a_call_that_is_given_up_leaves_the_queue_and_never_gets_a_worker() -> None:
+    rig = Rig()
+    running = await rig.ask(A)
+    gone, next_ = rig.ask(A), rig.ask(A)
+    await settled()
+    gone.cancel()
+    await settled()
+    assert len(rig.dispatch.queue) == 1
+    assert rig.recorder.dropped == ["queued"]
+    await rig.work(running, 1.0)
+    await rig.work(await next_, 1.0)
+    assert (rig.dispatch.idle, rig.dispatch.busy) == (1, 0)
+
+
+async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next() -> None:
+    rig = Rig()
+    running = await rig.ask(A)
+    gone, next_ = rig.ask(A), rig.ask(A)
+    await settled()
+    rig.dispatch.done(running)
+    rig.dispatch.offer(running.worker)
+    gone.cancel()  # Before it could notice.
+    turn = await next_
+    await rig.work(turn, 1.0)
+    assert (rig.dispatch.idle, rig.dispatch.busy) == (1, 0)
+
+
+async def test_a_call_given_up_in_the_same_moment_is_passed_over() -> None:
+    rig = Rig()
+    running = await rig.ask(A)
+    gone, next_ = rig.ask(A), rig.ask(A)
+    await settled()
+    gone.cancel()
+    rig.dispatch.done(running)
+    rig.dispatch.offer(running.worker)  # Before it could leave the queue.
+    await rig.work(await next_, 1.0)
+    assert (rig.dispatch.idle, rig.dispatch.busy) == (1, 0)
+
+
+async def test_warming_takes_the_turn_of_who_begins_to_wait_for_it() -> None:
+    rig = Rig()
+    running = await rig.ask(A)
+    demand = Demand.of(WARMING)
+    warming = rig.ask(WARMING, demand=demand)
+    calls = [rig.ask(A) for _ in range(5)]
+    await settled()
+    demand.join(B)
+    await rig.work(running, 1.0)
+    await rig.work(calls[0].result(), 1.0)
+    assert warming.done()
+    await rig.work(warming.result(), 1.0)
+    for call in calls[1:]:
+        await rig.work(await call, 1.0)
+
+
+async def test_a_job_whose_worker_died_is_next() -> None:
+    rig = Rig()
+    turn = await rig.ask(A)
+    others = [rig.ask(B) for _ in range(3)]
+    await settled()
+    rig.dispatch.lost(turn)
+    again = asyncio.create_task(rig.dispatch.take_again(turn))
+    await settled()
+    rig.dispatch.offer("another worker")
+    await again
+    assert turn.worker == "another worker"
+    await rig.work(turn, 1.0)
+    for other in others:
+        await rig.work(await other, 1.0)
+
+
+async def test_whoever_waits_when_it_ends_is_told() -> None:
+    rig = Rig()
+    await rig.ask(A)
+    waiting = [rig.ask(A), rig.ask(WARMING)]
+    await settled()
+    rig.dispatch.refuse_waiting(server_draining())
+    for task in waiting:
+        with pytest.raises(WasmkilnError) as failure:
+            await task
+        assert failure.value.reason is Reason.SERVER_DRAINING
+
+
+@pytest.mark.parametrize(
+    ("policy", "dropped_alone", "dropped_when_another_waits"),
+    [
+        (Abandoned.FINISH, False, False),
+        (Abandoned.YIELD, False, True),
+        (Abandoned.KILL, True, True),
+    ],
+)
+async def test_a_running_job_that_nobody_wants(
+    policy: Abandoned, dropped_alone: bool, dropped_when_another_waits: bool
+) -> None:
+    rig = Rig(abandoned=policy)
+    drops: list[str] = []
+    demand = Demand(lambda: drops.append("dropped"))
+    demand.join(A)
+    turn = await rig.ask(A, demand=demand)
+    demand.leave(A)
+    assert bool(drops) is dropped_alone
+    waiting = rig.ask(B)
+    await settled()
+    assert bool(drops) is dropped_when_another_waits
+    await rig.work(turn, 1.0)
+    await rig.work(await waiting, 1.0)
+
+
+async def test_a_job_that_is_left_while_another_waits_yields() -> None:
+    rig = Rig(abandoned=Abandoned.YIELD)
+    drops: list[str] = []
+    demand = Demand(lambda: drops.append("dropped"))
+    demand.join(A)
+    turn = await rig.ask(A, demand=demand)
+    waiting = rig.ask(B)
+    await settled()
+    assert not drops
+    demand.leave(A)
+    assert drops
+    await rig.work(turn, 1.0)
+    await rig.work(await waiting, 1.0)
+
+
+def test_jobs_are_expected_to_take_what_their_like_took() -> None:
+    estimate = Estimate()
+    assert 0 < estimate.expected_s("compile", 10) < 0.1
+    assert 1 < estimate.expected_s("compile", 2_500_000) < 3
+    for _ in range(30):
+        estimate.took("compile", 3_000_000, 30.0)
+        estimate.took("compile", 100, 0.004)
+        estimate.took("validate", 3_000_000, 0.1)
+    assert estimate.expected_s("compile", 2_900_000) == pytest.approx(30.0)
+    assert estimate.expected_s("compile", 90) == pytest.approx(0.004)
+    assert estimate.expected_s("validate", 2_900_000) == pytest.approx(0.1)
+    # One that nothing is known of takes after the nearest, in proportion.
+    assert estimate.expected_s("compile", 400) == pytest.approx(0.016)
+    estimate.took("compile", 100, 0.008)
+    assert 0.004 < estimate.expected_s("compile", 100) < 0.008

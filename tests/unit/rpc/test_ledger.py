@@ -1,0 +1,69 @@
+"""A limit shared so that nobody takes it all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkilnd import wire
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.rpc.calls import CallGate
+from wasmkilnd.rpc.ledger import Ledger
+from wasmkilnd.rpc.pins import Pins
+
+
+def fill(ledger: Ledger, caller: str) -> int:
+    while ledger.room(caller) >= 1:
+        ledger.add(caller, 1)
+    return ledger.held(caller)
+
+
+def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
+    ledger = Ledger(1200)
+    assert [fill(ledger, caller) for caller in "abcd"] == [600, 300, 150, 75]
+    assert ledger.heaviest() == "a"
+    ledger.add("a", -600)
+    assert fill(ledger, "b") > 300
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
+def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, int]]) -> None:
+    ledger = Ledger(100)
+    for caller, amount in steps:
+        before = ledger.total, ledger.held(caller)
+        ledger.add(caller, amount)
+        assert (ledger.total, ledger.held(caller)) == (before[0] + amount, before[1] + amount)
+    for caller in "abc":
+        ledger.add(caller, -ledger.held(caller))
+    assert ledger.total == 0
+    assert ledger.heaviest() == ""
+
+
+def test_the_gate_keeps_room_for_others() -> None:
+    gate = CallGate(8)
+    for _ in range(4):
+        gate.enter("a")
+    with pytest.raises(WasmkilnError) as failure:
+        gate.enter("a")
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.metadata["limit"] == "calls"
+    assert failure.value.retry_after_s
+    gate.enter("b")
+    gate.leave("a")
+    gate.leave("a")
+    gate.enter("a")
+    assert gate.running == 4
+
+
+def test_an_artifact_is_counted_once_however_many_send_it() -> None:
+    pins = Pins(100)
+    one, other = wire.to_frames(b"x" * 60), wire.to_frames(b"y" * 60)
+    for _ in range(3):
+        assert pins.fits(one)
+        pins.add(one)
+    assert pins.total_bytes == sum(map(len, one))
+    assert not pins.fits(other)
+    for _ in range(3):
+        pins.remove(one)
+    assert pins.total_bytes == 0
+    assert pins.fits(wire.to_frames(b"z" * 1000))  # alone

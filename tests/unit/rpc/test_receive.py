@@ -1,0 +1,165 @@
+"""Requests that arrive at once, slowly, or never, and a budget that holds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from grpc import aio
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.rpc import receive
+from wasmkilnd.rpc.receive import Receiver
+
+MESSAGE = 1000
+
+
+class Caller:
+    """One end of a call: what it sends arrives when it says so."""
+
+    def __init__(self, message: bytes = b"x") -> None:
+        self.arrived = asyncio.Event()
+        self.message = message
+
+    async def read(self) -> Any:
+        await self.arrived.wait()
+        return self.message or aio.EOF
+
+
+def arriving(message: bytes = b"x") -> Caller:
+    caller = Caller(message)
+    caller.arrived.set()
+    return caller
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "_QUICK_S", 0.02)
+
+
+def read(receiver: Receiver, caller: Caller, name: str, patient: bool = False) -> asyncio.Task[Any]:
+    return asyncio.create_task(receiver.read(caller, name, patient=patient))
+
+
+async def test_what_arrives_at_once_is_held_until_it_is_let_go() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    message, let_go = await receiver.read(arriving(b"hello"), "a")
+    assert message == b"hello"
+    assert receiver.held_bytes == 5
+    let_go()
+    let_go()
+    assert receiver.held_bytes == 0
+    assert (await receiver.read(arriving(b""), "a"))[0] is None
+
+
+async def test_what_arrives_slowly_counts_in_full_until_it_is_there() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    caller = Caller()
+    call = read(receiver, caller, "a")
+    await asyncio.sleep(0)
+    assert receiver.held_bytes == 0
+    await asyncio.sleep(0.1)
+    assert receiver.held_bytes == MESSAGE
+    caller.arrived.set()
+    message, let_go = await call
+    assert receiver.held_bytes == len(message)
+    let_go()
+
+
+async def test_a_caller_that_sends_nothing_is_refused_in_the_end() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 0.2)
+    with pytest.raises(WasmkilnError) as failure:
+        await receiver.read(Caller(), "a")
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.metadata["limit"] == "receive"
+    assert "did not arrive within 0.2 s" in failure.value.message
+    assert receiver.held_bytes == 0
+
+
+async def test_a_stream_that_may_be_silent_stays() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 0.05)
+    caller = Caller()
+    call = read(receiver, caller, "a", patient=True)
+    await asyncio.sleep(0.3)
+    assert not call.done()
+    caller.arrived.set()
+    assert (await call)[0] == b"x"
+
+
+async def test_slow_ones_beyond_the_budget_are_refused_and_quick_ones_never_wait() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)  # room for four
+    slow = [Caller() for _ in range(10)]
+    calls = [read(receiver, caller, f"slow {n}") for n, caller in enumerate(slow)]
+    await asyncio.sleep(0.2)
+    refused = [call for call in calls if call.done()]
+    assert len(refused) == 6
+    for call in refused:
+        with pytest.raises(WasmkilnError) as failure:
+            await call
+        assert failure.value.metadata["limit"] == "receive"
+        assert failure.value.retry_after_s
+    assert receiver.held_bytes == 4 * MESSAGE
+    for _ in range(100):
+        _, let_go = await receiver.read(arriving(), "quick")
+        let_go()
+    for caller in slow:
+        caller.arrived.set()
+    for call in calls:
+        if call not in refused:
+            (await call)[1]()
+    assert receiver.held_bytes == 0
+
+
+async def test_a_caller_with_many_slow_ones_makes_room_for_another() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    flood = [read(receiver, Caller(), "flood") for _ in range(10)]
+    await asyncio.sleep(0.1)
+    # No more than it leaves to others.
+    assert sum(not call.done() for call in flood) == 2
+    others = [read(receiver, Caller(), f"other {number}") for number in range(3)]
+    await asyncio.sleep(0.1)
+    assert sum(not call.done() for call in flood) == 1
+    assert not any(call.done() for call in others)
+    for call in (*flood, *others):
+        call.cancel()
+    await asyncio.gather(*flood, *others, return_exceptions=True)
+    assert receiver.held_bytes == 0
+
+
+async def test_a_silent_stream_makes_room_first() -> None:
+    receiver = Receiver(4 * MESSAGE, MESSAGE, 60)  # room for two
+    silent = read(receiver, Caller(), "silent", patient=True)
+    slow = read(receiver, Caller(), "slow")
+    await asyncio.sleep(0.1)
+    other = read(receiver, Caller(), "other")
+    await asyncio.sleep(0.1)
+    assert (silent.done(), slow.done(), other.done()) == (True, False, False)
+    for call in (slow, other):
+        call.cancel()
+    await asyncio.gather(silent, slow, other, return_exceptions=True)
+
+
+async def test_while_too_much_is_looked_at_a_caller_that_holds_much_of_it_waits() -> None:
+    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    held = [(await receiver.read(arriving(bytes(MESSAGE)), "flood"))[1] for _ in range(2)]
+    waiting = read(receiver, arriving(bytes(MESSAGE)), "flood")
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    _, let_go = await receiver.read(arriving(), "other")
+    let_go()
+    held.pop()()
+    _, let_go = await waiting
+    for each in (let_go, *held):
+        each()
+    assert receiver.held_bytes == 0
+
+
+async def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
+    receiver = Receiver(4 * MESSAGE, MESSAGE, 60)
+    _, let_go = await receiver.read(arriving(bytes(MESSAGE)), "a")
+    waiting = [read(receiver, arriving(), "a") for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    let_go()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [call.cancelled() for call in waiting] == [True, False, False]

@@ -1,0 +1,241 @@
+"""Callers that read, callers that do not, and a budget that holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from wasmkilnd import wire
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.rpc import send
+from wasmkilnd.rpc.send import Sender, SendLimits
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Caller:
+    """One end of a call: takes what is written when it reads, as gRPC's flow control does."""
+
+    def __init__(self, name: str, reads: bool = True, takes_refusals: bool = True) -> None:
+        self.name = name
+        self.got: list[bytes] = []
+        self.refusal: WasmkilnError | None = None
+        self.takes_refusals = takes_refusals
+        self.reads = asyncio.Event()
+        if reads:
+            self.reads.set()
+
+    async def write(self, message: bytes) -> None:
+        await self.reads.wait()
+        self.got.append(message)
+
+    def peer(self) -> str:
+        return f"peer of {self.name}"
+
+
+class Rig:
+    def __init__(self, unread: int = 8 * MIB, pinned: int = 100 * MIB, timeout: float = 60) -> None:
+        self.closed: list[str] = []
+        self.artifacts: dict[bytes, Sequence[bytes]] = {}
+        self.tasks: list[asyncio.Task[None]] = []
+        limits = SendLimits(unread_bytes=unread, pinned_bytes=pinned, timeout_s=timeout)
+        self.sender = Sender(limits, self._abort, self._close)
+
+    async def _abort(self, context: Any, failure: WasmkilnError) -> None:
+        if not context.takes_refusals:
+            await asyncio.Future()
+        context.refusal = failure
+        raise RuntimeError("aborted")  # as grpcio's AbortError
+
+    async def _close(self, peer: str) -> None:
+        self.closed.append(peer)
+
+    def send(self, caller: Caller, payload: bytes) -> asyncio.Task[None]:
+        """Send an artifact: equal payloads are the same artifact."""
+        frames = self.artifacts.setdefault(payload, wire.to_frames(payload))
+        task = asyncio.create_task(self._send(caller, frames))
+        self.tasks.append(task)
+        return task
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert self.sender.unread_bytes == self.sender.pinned_bytes == 0
+
+    async def _send(self, caller: Caller, frames: Sequence[bytes]) -> None:
+        await self.sender.send(caller, caller.name, frames, cut=wire.cut, pinned=frames)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send, "_SWEEP_S", 0.01)
+    monkeypatch.setattr(send, "_STALLED_S", 0.05)
+
+
+async def eventually(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.005)
+
+
+async def test_who_reads_gets_everything_in_whole_frames() -> None:
+    rig = Rig(unread=128 * MIB)
+    caller = Caller("a")
+    await rig.send(caller, bytes(3 * MIB))
+    assert wire.payload_of(caller.got) == bytes(3 * MIB)
+    assert len(caller.got) == 6
+    assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
+
+
+async def test_many_who_read_nothing_stay_within_the_budget_and_hold_up_nobody() -> None:
+    rig = Rig()
+    slow = [Caller(f"slow {n}", reads=False) for n in range(400)]
+    payload = bytes(MIB)
+    calls = [rig.send(caller, payload) for caller in slow]
+    await asyncio.sleep(0)
+    assert rig.sender.unread_bytes <= 8 * MIB
+    assert MIB <= rig.sender.pinned_bytes < 1.1 * MIB  # once, not 400 times
+    quick_ = Caller("quick")
+    async with asyncio.timeout(30):
+        await rig.send(quick_, payload)
+    assert wire.payload_of(quick_.got) == payload
+    assert rig.sender.unread_bytes <= 8 * MIB
+    for caller in slow:
+        caller.reads.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    whole = [wire.payload_of(caller.got) == payload for caller in slow]
+    assert whole == [caller.refusal is None for caller in slow]  # each got all, or was told
+    await rig.close()
+
+
+async def test_pieces_grow_smaller_as_less_is_left() -> None:
+    rig = Rig(unread=64 * MIB)
+    for number in range(200):
+        rig.send(Caller(f"slow {number}", reads=False), bytes(MIB))
+    await asyncio.sleep(0)
+    caller = Caller("a")
+    await rig.send(caller, bytes(MIB))
+    assert 2 < len(caller.got) < 1 + MIB // (16 * KIB)
+    assert wire.payload_of(caller.got) == bytes(MIB)
+    await rig.close()
+
+
+async def test_a_caller_with_many_unread_answers_holds_up_itself() -> None:
+    rig = Rig()
+    for _ in range(300):
+        rig.send(Caller("flood", reads=False), bytes(MIB))
+    await asyncio.sleep(0)
+    assert rig.sender.unread_bytes <= 4 * MIB
+    other = Caller("other")
+    await rig.send(other, bytes(MIB))
+    assert wire.payload_of(other.got) == bytes(MIB)
+    # It pushed nobody out, itself included: its calls wait.
+    await asyncio.sleep(0.2)
+    assert rig.sender.unread_bytes > 3 * MIB
+    await rig.close()
+
+
+async def test_when_nothing_is_left_those_who_read_nothing_make_room() -> None:
+    rig = Rig()
+    slow = [Caller(f"slow {number}", reads=False) for number in range(2000)]
+    for one in slow:
+        rig.send(one, bytes(64 * KIB))
+    await asyncio.sleep(0)
+    caller = Caller("quick")
+    async with asyncio.timeout(20):
+        await rig.send(caller, bytes(MIB))
+    ended = [one for one in slow if one.refusal]
+    assert 0 < len(ended) < len(slow)
+    assert ended[0].refusal is not None
+    assert ended[0].refusal.reason is Reason.COMPILE_QUEUE_FULL
+    assert ended[0].refusal.metadata["limit"] == "send"
+    await rig.close()
+
+
+async def test_who_takes_nothing_for_too_long_is_told() -> None:
+    rig = Rig(timeout=0.1)
+    caller = Caller("slow", reads=False)
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.send(caller, bytes(MIB))
+    assert caller.refusal is failure.value
+    assert "not read for 0.1 s" in failure.value.message
+    assert failure.value.retry_after_s
+    assert rig.closed == []
+    assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
+
+
+async def test_who_does_not_take_even_that_loses_the_connection() -> None:
+    rig = Rig(timeout=0.1)
+    caller = Caller("dead", reads=False, takes_refusals=False)
+    call = rig.send(caller, bytes(MIB))
+    await eventually(lambda: rig.closed)
+    with pytest.raises(WasmkilnError):
+        await call
+    assert rig.closed == ["peer of dead"]
+    assert rig.sender.unread_bytes == 0
+
+
+async def test_who_reads_slowly_but_reads_is_left_alone() -> None:
+    rig = Rig(timeout=0.3)
+    caller = Caller("slow", reads=False)
+    call = rig.send(caller, bytes(2 * MIB))
+    while not call.done():
+        caller.reads.set()
+        await asyncio.sleep(0)
+        caller.reads.clear()
+        await asyncio.sleep(0.02)
+    await call
+    assert wire.payload_of(caller.got) == bytes(2 * MIB)
+
+
+async def test_who_hangs_up_frees_what_it_held() -> None:
+    rig = Rig()
+    call = rig.send(Caller("a", reads=False), bytes(MIB))
+    await asyncio.sleep(0)
+    assert rig.sender.unread_bytes
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
+
+
+async def test_artifacts_that_nobody_reads_make_room_for_others() -> None:
+    rig = Rig(unread=128 * MIB, pinned=3 * MIB)
+    slow = [Caller(f"slow {number}", reads=False) for number in range(3)]
+    for number, caller in enumerate(slow):
+        rig.send(caller, bytes([number]) * MIB)
+    await asyncio.sleep(0)
+    assert rig.sender.pinned_bytes <= 3 * MIB
+    caller = Caller("quick")
+    async with asyncio.timeout(20):
+        await rig.send(caller, b"x" * MIB)
+    assert wire.payload_of(caller.got) == b"x" * MIB
+    assert any(one.refusal for one in slow)
+    await rig.close()
+
+
+async def test_who_waits_too_long_for_room_is_refused() -> None:
+    rig = Rig(unread=128 * MIB, pinned=MIB, timeout=0.3)
+    trickle = Caller("trickle", reads=False)
+    frames = wire.to_frames(bytes(MIB))
+    pieces = [piece for frame in frames for piece in wire.cut(frame, 1000)]
+    sending = asyncio.create_task(rig.sender.send(trickle, "trickle", pieces, pinned=frames))
+
+    async def read_now_and_then() -> None:
+        while True:  # Never stalled, and never done.
+            trickle.reads.set()
+            trickle.reads.clear()
+            await asyncio.sleep(0.02)
+
+    reading = asyncio.create_task(read_now_and_then())
+    await asyncio.sleep(0)
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.send(Caller("other"), b"x" * MIB)
+    assert failure.value.metadata["limit"] == "send"
+    for task in (sending, reading):
+        task.cancel()
+    await asyncio.gather(sending, reading, return_exceptions=True)
+    await rig.close()
