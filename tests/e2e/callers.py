@@ -98,8 +98,8 @@ def held_worker(daemon: Daemon) -> Iterator[None]:
     """Keep the daemon's only worker busy with one job until the end of the context."""
     with Caller(daemon) as holder:
         call = holder.compile(wasm.many_functions(5_000, tag=next(_tags)))
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        [job] = jobs_of(daemon)
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        [job] = jobs_of(daemon.pid)
         os.kill(job, signal.SIGSTOP)
         try:
             yield

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.daemon import Daemon
-
 
 def eventually(check: Callable[[], object], what: str, timeout_s: float = 20) -> None:
     """Wait until ``check`` answers something true."""
@@ -51,33 +49,6 @@ def jobs_of(daemon_pid: int) -> list[int]:
             if os.getpgid(pid) == pid:
                 jobs.append(pid)
     return jobs
-
-
-def jobs_of(daemon: Daemon) -> list[int]:
-    """Answer the jobs: those of the workers' children that lead a process group."""
-    workers = set(workers_of(daemon))
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                pid = int(process.name)
-                if parent_of(pid) in workers and os.getpgid(pid) == pid:
-                    found.append(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
-
-
-def workers_of(daemon: Daemon) -> list[int]:
-    """Answer a daemon's workers."""
-    found = []
-    for child in daemon.children():
-        try:
-            if b"child.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(child)
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def memory_of(pid: int) -> int:

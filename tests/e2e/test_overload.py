@@ -180,18 +180,18 @@ def test_running_work_that_nobody_waits_for_can_be_ended(lean: Path, policy: str
         Daemon(lean, [*ONE_WORKER, "--abandoned-compiles", policy]) as daemon,
         Caller(daemon) as caller,
     ):
-        workers = workers_of(daemon)
+        workers = workers_of(daemon.pid)
         call = caller.compile(wasm.many_functions(20_000))
-        eventually(lambda: len(jobs_of(daemon)) == 1, "no job started")
-        [job] = jobs_of(daemon)
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        [job] = jobs_of(daemon.pid)
         os.kill(job, signal.SIGSTOP)  # It would never end by itself.
         call.cancel()
         if policy == "yield":
             # Nobody waits for its worker, so it may go on.
             eventually(lambda: daemon.metric("flights") == 1, "it was ended")
-            assert jobs_of(daemon) == [job]
+            assert jobs_of(daemon.pid) == [job]
         header_of(caller.compile(*modules(1)))
         assert not Path(f"/proc/{job}").exists()
         assert abandoned(daemon, "running") == 1
         assert daemon.metric("compiles_total", engine=ENGINE, outcome="ok") == 1
-        assert workers_of(daemon) == workers  # The job was killed, its worker was not.
+        assert workers_of(daemon.pid) == workers  # The job was killed, its worker was not.

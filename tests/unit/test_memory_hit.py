@@ -48,16 +48,13 @@ def counted() -> Iterator[Counter[str]]:
 
 
 class Context:
-    """Takes what is sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-
-    async def write(self, message: bytes) -> None:
-        self.sent.append(message)
+    """A call without metadata and deadline."""
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
+
+    def time_remaining(self) -> None:
+        return None
 
 
 async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -> None:
@@ -66,16 +63,14 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
     usual = rig.engines.spec("usual", "", "", {})
     # As the registry of engines does, which computes a fingerprint once.
     rig.engines.spec = lambda *wishes: usual  # type: ignore[method-assign]
-    servicer = ModuleServicer(
-        rig.service, pb.StatsResponse, pb.GetCapabilitiesResponse, lambda size_bytes: None
-    )
+    servicer = ModuleServicer(rig.service, pb.StatsResponse, pb.GetCapabilitiesResponse)
 
     async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
         context = Context()
         with counted() as calls:
-            await servicer.compile(request, context, CallNote(context))
-        assert len(context.sent) == 2
-        return pb.CompileResponse.FromString(context.sent[0]).header.origin, calls
+            frames = await servicer.compile(request, context, CallNote(context))
+        assert len(frames.artifact) == 1
+        return pb.CompileResponse.FromString(frames.header).header.origin, calls
 
     origin, work = await call(pb.CompileRequest(module=CORE))
     assert origin == types_pb2.ORIGIN_COMPILED
