@@ -23,7 +23,8 @@ from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.isolation import IsolationGuard
-from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
+from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore, InstalledEngine
 from wasmkilnd.errors import WasmkilnError

@@ -160,6 +160,10 @@ class Engines(Protocol):
         """Validate in a worker. Raises the errors of Load."""
         ...
 
+    def forget(self, scope: EvictScope) -> None:
+        """Forget what engines said of what ``scope`` names."""
+        ...
+
 
 class Sealer(Protocol):
     """Binds artifacts to their keys, and stored values to those who stored them.

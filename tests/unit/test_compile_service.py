@@ -18,7 +18,7 @@ from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileOrder, CompileService, WantedArtifact
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
-from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
+from wasmkilnd.model import CompileSpec, EngineIdentity, EvictScope, Kind, Limits, Module, Origin
 from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer
@@ -37,6 +37,7 @@ class Engines:
         self.release = asyncio.Event()
         self.release.set()
         self.failure: WasmkilnError | None = None
+        self.forgotten: list[EvictScope] = []
 
     def choose(self, engine: str, kind: Kind | None) -> str:
         return engine or ("other" if kind is Kind.COMPONENT else "usual")
@@ -59,6 +60,9 @@ class Engines:
     async def validate(self, engine_id: str, module: Module) -> None:
         if self.failure:
             raise self.failure
+
+    def forget(self, scope: EvictScope) -> None:
+        self.forgotten.append(scope)
 
 
 class Recorder:
