@@ -167,6 +167,8 @@ class CompileService:
         """Remove what ``scope`` names; answer what went and which tiers did not answer."""
         if scope.module_sha256:
             check_sha256(scope.module_sha256, "module_sha256")
+        if not tier:
+            self._engines.forget(scope)
         return await self._cache.evict(scope, tier)
 
     async def settle(self, timeout_s: float | None = None) -> int:

@@ -48,6 +48,11 @@ class Demand:
         urgent = {wish for wish in self._wishes if not wish.background}
         return urgent or set(self._wishes)
 
+    @property
+    def wish(self) -> Wish:
+        """One of the wishes that count, for work that has to be done on the way."""
+        return next(iter(self.wishes()), Wish())
+
     def join(self, wish: Wish) -> None:
         """Note that one more caller waits."""
         self._wishes[wish] = self._wishes.get(wish, 0) + 1

@@ -195,17 +195,22 @@ def settings_refused(engine_id: str, message: str) -> WasmkilnError:
     )
 
 
-def engine_lacks_feature(engine_id: str, message: str, accepted_by: Iterable[str]) -> WasmkilnError:
-    """The module is valid, but this engine cannot compile it."""
+def engine_lacks_feature(
+    engine_id: str, message: str, accepted_by: Iterable[str], offset: int | None = None
+) -> WasmkilnError:
+    """The module is valid, but this engine cannot compile it. ``message`` is the engine's own."""
     others = ", ".join(accepted_by)
     advice = f"engines here that accept it: {others}" if others else "no engine here accepts it"
-    return WasmkilnError(
+    error = WasmkilnError(
         Reason.ENGINE_LACKS_FEATURE,
         f"{engine_id} cannot compile this module ({message}); {advice}",
         field="engine",
         engine=engine_id,
         accepted_by=others,
     )
+    if offset is not None:
+        error.metadata["offset"] = str(offset)
+    return error
 
 
 def module_not_loaded(sha256: str) -> WasmkilnError:
@@ -222,7 +227,19 @@ def compile_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnError:
     """The job ran past its limit of time and was killed."""
     return WasmkilnError(
         Reason.COMPILE_TIMEOUT,
-        f"{engine_id} did not finish within {limit_s:g} s of {what} and was stopped",
+        f"{engine_id} did not finish within {limit_s:g} s of {what} and was stopped: simplify the"
+        " module, or raise WASMKILN_COMPILE_TIMEOUT_S",
+        engine=engine_id,
+        limit_s=limit_s,
+    )
+
+
+def compile_cpu_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnError:
+    """The job used up its limit of CPU time and was stopped."""
+    return WasmkilnError(
+        Reason.COMPILE_TIMEOUT,
+        f"{engine_id} did not finish within {limit_s:g} s of CPU time, {what}, and was stopped:"
+        " simplify the module, or raise WASMKILN_COMPILE_CPU_S",
         engine=engine_id,
         limit_s=limit_s,
     )
@@ -232,7 +249,8 @@ def compile_memory_limit(engine_id: str, limit_bytes: int) -> WasmkilnError:
     """The job ran past its limit of memory."""
     return WasmkilnError(
         Reason.COMPILE_MEMORY_LIMIT,
-        f"{engine_id} needed more than {limit_bytes:,} bytes of memory and was stopped",
+        f"{engine_id} needed more than {limit_bytes:,} bytes of memory and was stopped: simplify"
+        " the module, or raise WASMKILN_COMPILE_MEMORY_BYTES",
         engine=engine_id,
         limit_bytes=limit_bytes,
     )
@@ -242,7 +260,8 @@ def artifact_too_large(engine_id: str, size_bytes: int, limit_bytes: int) -> Was
     """The artifact is above its size limit."""
     return WasmkilnError(
         Reason.ARTIFACT_TOO_LARGE,
-        f"{engine_id} made an artifact of {size_bytes:,} bytes and the limit is {limit_bytes:,}",
+        f"{engine_id} made an artifact of {size_bytes:,} bytes and the limit is {limit_bytes:,}:"
+        " send a smaller module, or raise WASMKILN_MAX_ARTIFACT_BYTES",
         engine=engine_id,
         size_bytes=size_bytes,
         limit_bytes=limit_bytes,

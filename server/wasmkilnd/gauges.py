@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wasmkilnd.demand import Wish
-from wasmkilnd.engines.registry import ServedEngine
+from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.rpc.calls import Traffic
 from wasmkilnd.telemetry.snapshot import EngineUsage, TrafficUsage
 

@@ -168,6 +168,10 @@ class Engines(Protocol):
         """
         ...
 
+    def forget(self, scope: EvictScope) -> None:
+        """Forget what engines said of what ``scope`` names."""
+        ...
+
 
 class Verifier(Protocol):
     """Says who vouches for what comes from the shared tier.

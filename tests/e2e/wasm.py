@@ -37,7 +37,8 @@ def leb128(number: int) -> bytes:
             return bytes(out)
 
 
-def _section(number: int, body: bytes) -> bytes:
+def section(number: int, body: bytes) -> bytes:
+    """Answer one section of a module."""
     return bytes([number]) + leb128(len(body)) + body
 
 
@@ -50,10 +51,10 @@ def nested_blocks(depth: int, tag: int = 0) -> bytes:
     body = b"\0" + b"\x02\x40" * depth + b"\x0b" * depth + b"\x0b"
     return (
         CORE_PREAMBLE
-        + _section(1, b"\x01\x60\0\0")
-        + _section(3, b"\x01\0")
-        + _section(6, b"\x01\x7f\0\x41" + bytes([tag & 0x3F]) + b"\x0b")
-        + _section(10, b"\x01" + leb128(len(body)) + body)
+        + section(1, b"\x01\x60\0\0")
+        + section(3, b"\x01\0")
+        + section(6, b"\x01\x7f\0\x41" + bytes([tag & 0x3F]) + b"\x0b")
+        + section(10, b"\x01" + leb128(len(body)) + body)
     )
 
 
@@ -61,10 +62,10 @@ def many_functions(count: int, tag: int = 0) -> bytes:
     """A valid module of ``count`` empty functions: small, with a large artifact."""
     return (
         CORE_PREAMBLE
-        + _section(1, b"\x01\x60\0\0")
-        + _section(3, leb128(count) + b"\0" * count)
-        + (_section(6, b"\x01\x7f\0\x41" + signed_leb128(tag) + b"\x0b") if tag else b"")
-        + _section(10, leb128(count) + b"\x02\0\x0b" * count)
+        + section(1, b"\x01\x60\0\0")
+        + section(3, leb128(count) + b"\0" * count)
+        + (section(6, b"\x01\x7f\0\x41" + signed_leb128(tag) + b"\x0b") if tag else b"")
+        + section(10, leb128(count) + b"\x02\0\x0b" * count)
     )
 
 
@@ -73,10 +74,10 @@ def constant(value: int) -> bytes:
     body = b"\0\x41" + signed_leb128(value) + b"\x0b"
     return (
         CORE_PREAMBLE
-        + _section(1, b"\x01\x60\0\x01\x7f")
-        + _section(3, b"\x01\0")
-        + _section(7, b"\x01\x01c\0\0")
-        + _section(10, b"\x01" + leb128(len(body)) + body)
+        + section(1, b"\x01\x60\0\x01\x7f")
+        + section(3, b"\x01\0")
+        + section(7, b"\x01\x01c\0\0")
+        + section(10, b"\x01" + leb128(len(body)) + body)
     )
 
 
@@ -95,8 +96,8 @@ def with_data(size_bytes: int, tag: int) -> bytes:
     pages = -(-size_bytes // 65536)
     return (
         CORE_PREAMBLE
-        + _section(5, b"\x01\0" + leb128(pages))
-        + _section(11, b"\x01\0\x41\0\x0b" + leb128(size_bytes) + data)
+        + section(5, b"\x01\0" + leb128(pages))
+        + section(11, b"\x01\0\x41\0\x0b" + leb128(size_bytes) + data)
     )
 
 

@@ -19,7 +19,7 @@ from wasmkilnd.compile_service import CompileOrder, CompileService, Terms, Wante
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
-from wasmkilnd.model import CompileSpec, EngineIdentity, Kind, Limits, Module, Origin
+from wasmkilnd.model import CompileSpec, EngineIdentity, EvictScope, Kind, Limits, Module, Origin
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer
@@ -41,6 +41,7 @@ class Engines:
         self.keep = True
         self.wait_s = 0.0
         self.asked: list[tuple[str, Wish, Demand | None]] = []
+        self.forgotten: list[EvictScope] = []
 
     def choose(self, engine: str, kind: Kind | None) -> str:
         return engine or ("other" if kind is Kind.COMPONENT else "usual")
@@ -68,6 +69,9 @@ class Engines:
     def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
         self.asked.append((engine_id, wish, demand))
         return self.wait_s
+
+    def forget(self, scope: EvictScope) -> None:
+        self.forgotten.append(scope)
 
 
 class Recorder:

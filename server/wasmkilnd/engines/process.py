@@ -59,6 +59,8 @@ class JobReport:
     artifact: bytearray | None = None
     configured: bool = False
     """Whether the engine took the settings before whatever happened."""
+    compiled: bool = False
+    """Whether the engine had made its code before whatever happened."""
     timed_out: bool = False
     signal: int | None = None
     exit_code: int | None = None
@@ -151,7 +153,10 @@ class Worker:
                     theirs.close()
                     os.close(words_in)
                 started = await self._soon(Type.STARTED)
-                pid = self._job_pid = int(started["pid"])
+                pid = _number(started, "pid")
+                if pid <= 1:  # To kill group 0 would be to kill our own.
+                    raise WorkerDied(f"{pid} as a job's pid")
+                self._job_pid = pid
                 if self._job_is_over:
                     _kill_group(pid)
                 try:
@@ -166,7 +171,10 @@ class Worker:
                     ended = await self._soon(Type.ENDED)
                 # Threads or children that it left behind go before its pid is given back.
                 _kill_group(pid)
-                report.signal, report.exit_code = ended["signal"], ended["exit_code"]
+                if ended.get("signal") is None:
+                    report.exit_code = _number(ended, "exit_code")
+                else:
+                    report.signal = _number(ended, "signal")
                 report.last_words = _read_last_words(words_out)
                 if report.signal == signal.SIGSYS:
                     log.error("a job was killed for a system call that no compiler makes", pid=pid)
@@ -216,7 +224,7 @@ class Worker:
             raise WorkerDied(f"{kind.name} instead of {expected.name}")
         try:
             answer = json.loads(payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise WorkerDied(f"its {kind.name} frame holds no JSON object")
@@ -269,6 +277,8 @@ async def _converse(sock: socket.socket, job: JobOrder, report: JobReport) -> No
             kind, payload = await _receive(sock, limit)
             if kind is Type.CONFIGURED:
                 report.configured = True
+            elif kind is Type.COMPILED:
+                report.compiled = True
             elif kind is Type.ARTIFACT:
                 report.artifact = payload
             elif kind is Type.RESULT:
@@ -280,7 +290,7 @@ async def _converse(sock: socket.socket, job: JobOrder, report: JobReport) -> No
         return
     except ConnectionError:
         return
-    except (frames.FrameError, ValueError) as broken:
+    except (frames.FrameError, ValueError, RecursionError) as broken:
         report.protocol_error = str(broken)
 
 
@@ -314,6 +324,13 @@ async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:
             raise frames.FrameError("it went away in the middle of a frame")
         filled += received
     return buffer
+
+
+def _number(answer: Mapping[str, Any], name: str) -> int:
+    value = answer.get(name)
+    if type(value) is not int:
+        raise WorkerDied(f"{name} is {value!r:.50}")
+    return value
 
 
 def _kill_group(pid: int) -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines import orders, verdict
-from wasmkilnd.engines.child.cpu import NATIVE
-from wasmkilnd.engines.pool import WorkerPool
+from wasmkilnd.engines.opinions import Opinions
 from wasmkilnd.engines.process import JobReport
-from wasmkilnd.engines.verdict import Opinion, Verdict
+from wasmkilnd.engines.resolve import resolve
+from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.verdict import Compiled, Opinion, Verdict
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.in_force import InForce
-from wasmkilnd.model import CompileSpec, EngineCapabilities, Kind, Limits, Module, TargetInfo
+from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder
 
 _REASONS = {
@@ -27,25 +25,8 @@ _REASONS = {
     Opinion.UNSUPPORTED: Reason.ENGINE_LACKS_FEATURE,
 }
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-_REMEMBERED_VERDICTS = 4096
 # Services ask for the same few again and again, and a fingerprint costs as much as a hit.
 _REMEMBERED_SPECS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ServedEngine:
-    """One engine version with its workers."""
-
-    capabilities: EngineCapabilities
-    pool: WorkerPool
-
-    @property
-    def id(self) -> str:
-        """What a request writes to choose it."""
-        return self.capabilities.identity.id
 
 
 class EngineRegistry:
@@ -69,7 +50,7 @@ class EngineRegistry:
         self._limits = limits
         self._recorder = recorder
         self._specs: OrderedDict[tuple[object, ...], CompileSpec] = OrderedDict()
-        self._verdicts: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._opinions = Opinions(self._served, limits)
         self._wanted_default = default_engine
         self._default = self._choose_default(default_engine, unserved)
 
@@ -128,61 +109,27 @@ class EngineRegistry:
         wishes = (engine_id, target, cpu, *sorted(settings.items()))
         known = self._specs.get(wishes)
         if known is None:
-            known = self._resolve_spec(engine_id, target, cpu, settings)
-            _remember(self._specs, wishes, known, _REMEMBERED_SPECS)
+            known = resolve(self._served[engine_id].capabilities, target, cpu, settings)
+            self._specs[wishes] = known
+            if len(self._specs) > _REMEMBERED_SPECS:
+                self._specs.popitem(last=False)
         return known
-
-    def _resolve_spec(
-        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
-    ) -> CompileSpec:
-        capabilities = self._served[engine_id].capabilities
-        chosen = self._target(capabilities, target)
-        cpu = cpu or chosen.cpus[0]
-        if cpu not in chosen.cpus:
-            raise errors.cpu_unsupported(engine_id, chosen.triple, cpu, chosen.cpus)
-        in_force = {setting.name: setting.default for setting in capabilities.settings}
-        allowed = {setting.name: setting.allowed for setting in capabilities.settings}
-        changed = {}
-        for name, value in settings.items():
-            if name not in in_force:
-                raise errors.setting_unknown(engine_id, name, in_force)
-            if value not in allowed[name]:
-                raise errors.setting_value_unknown(engine_id, name, value, allowed[name])
-            if value != in_force[name]:
-                in_force[name] = changed[name] = value
-        features = capabilities.host_cpu_features if cpu == NATIVE else ()
-        return CompileSpec(
-            engine=capabilities.identity,
-            target=chosen.triple,
-            cpu=cpu,
-            settings=in_force,
-            changed_settings=changed,
-            fingerprint=fingerprint(capabilities.identity, chosen.triple, cpu, features, in_force),
-        )
-
-    @staticmethod
-    def _target(capabilities: EngineCapabilities, target: str) -> TargetInfo:
-        for candidate in capabilities.targets:
-            if candidate.triple == target or (not target and candidate.host):
-                return candidate
-        raise errors.target_unsupported(
-            capabilities.identity.id, target, [t.triple for t in capabilities.targets]
-        )
 
     async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
         """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
-        engine = self._served[spec.engine.id]
-        said = _no_such_kind(module.kind)
-        if module.kind in engine.capabilities.kinds:
-            report, queued_s, said = await self._compile_on(engine, spec, module, demand)
+        said = self._opinions.refusal_known(spec, module)
+        if said is None:
+            report, queued_s, said = await self._compile_on(spec, module, demand)
+            self._opinions.compiled(spec, module, said)
             if said.opinion is Opinion.VALID:
-                return _code(report, engine.id, queued_s)
-        raise await self._refusal(engine.id, module, said, demand)
+                return _code(verdict.compiled(report, spec.engine.id), queued_s)
+        raise await self._opinions.refusal(spec.engine.id, module, said, demand.wish)
 
     async def _compile_on(
-        self, engine: ServedEngine, spec: CompileSpec, module: Module, demand: Demand
+        self, spec: CompileSpec, module: Module, demand: Demand
     ) -> tuple[JobReport, float, Verdict]:
         """Have one engine compile, and record how it went, without what others say of it."""
+        engine = self._served[spec.engine.id]
         started = time.monotonic()
         limits = self._limits.now
         queued_s = 0.0
@@ -217,85 +164,27 @@ class EngineRegistry:
 
     async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
         """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
-        opinion = await self._opinion(engine_id, module, demand)
-        if opinion.opinion is not Opinion.VALID:
-            raise await self._refusal(engine_id, module, opinion, demand)
+        said = await self._opinions.of(engine_id, module, demand.wish)
+        if said.opinion is not Opinion.VALID:
+            raise await self._opinions.refusal(engine_id, module, said, demand.wish)
 
-    async def _opinion(self, engine_id: str, module: Module, demand: Demand) -> Verdict:
-        """Answer what an engine with its default settings says of a module."""
-        engine = self._served[engine_id]
-        if module.kind not in engine.capabilities.kinds:
-            return _no_such_kind(module.kind)
-        remembered = self._verdicts.get((module.sha256, engine_id))
-        if remembered is not None:
-            self._verdicts.move_to_end((module.sha256, engine_id))
-            return remembered
-        host = next(target for target in engine.capabilities.targets if target.host)
-        limits = self._limits.now
-        order = orders.on_module("validate", module, host.triple, NATIVE, {}, limits)
-        report, _ = await engine.pool.run(order, demand)
-        opinion = verdict.read(report, engine_id, "validating", limits)
-        _remember(self._verdicts, (module.sha256, engine_id), opinion, _REMEMBERED_VERDICTS)
-        return opinion
-
-    async def _refusal(
-        self, engine_id: str, module: Module, said: Verdict, demand: Demand
-    ) -> WasmkilnError:
-        """Tell an invalid module from one that only this engine cannot take."""
-        others = [other for other in self._served if other != engine_id]
-        if said.opinion is Opinion.INVALID:
-            # With settings that switch a proposal off, the engine itself is another.
-            others.append(engine_id)
-        opinions = await asyncio.gather(
-            *(self._opinion(other, module, demand) for other in others), return_exceptions=True
-        )
-        pairs = [
-            (other, opinion)
-            for other, opinion in zip(others, opinions, strict=True)
-            if isinstance(opinion, Verdict)
-        ]
-        accepted_by = [other for other, opinion in pairs if opinion.opinion is Opinion.VALID]
-        if not accepted_by and module.kind not in self._served[engine_id].capabilities.kinds:
-            for other, opinion in pairs:
-                if opinion.opinion is Opinion.INVALID:
-                    return errors.module_invalid(other, opinion.message, opinion.offset)
-        if accepted_by or said.opinion is Opinion.UNSUPPORTED:
-            return errors.engine_lacks_feature(engine_id, said.message, accepted_by)
-        return errors.module_invalid(engine_id, said.message, said.offset)
+    def forget(self, scope: EvictScope) -> None:
+        """Forget what engines said of what ``scope`` names."""
+        self._opinions.forget(scope)
 
     async def close(self) -> None:
         """End every worker."""
         await asyncio.gather(*(engine.pool.close() for engine in self._served.values()))
 
 
-def _remember(memory: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
-    memory[key] = value
-    while len(memory) > limit:
-        memory.popitem(last=False)
-
-
-def _no_such_kind(kind: Kind) -> Verdict:
-    if kind is Kind.COMPONENT:
-        return Verdict(
-            Opinion.UNSUPPORTED, "it is a component, and this engine runs core modules only"
-        )
-    return Verdict(Opinion.UNSUPPORTED, "this engine does not run core modules")
-
-
-def _code(report: JobReport, engine_id: str, queued_s: float) -> CompiledCode:
-    result = report.result or {}
-    if report.artifact is None:
-        raise errors.compiler_crashed(engine_id, "sent no artifact", report.last_words)
+def _code(compiled: Compiled, queued_s: float) -> CompiledCode:
+    answer = compiled.answer
     return CompiledCode(
-        payload=report.artifact,
-        compile_time_s=float(result.get("seconds", 0.0)),
+        payload=compiled.payload,
+        compile_time_s=answer.seconds if answer else 0.0,
         queue_time_s=queued_s,
-        imports=_rows(result.get("imports", ())),
-        exports=_rows(result.get("exports", ())),
-        # Without a result the engine died while it named the types of a complete artifact.
-        types_truncated=bool(result.get("types_truncated", report.result is None)),
+        imports=answer.imports if answer else (),
+        exports=answer.exports if answer else (),
+        # Without an answer the engine died while it named the types of a complete artifact.
+        types_truncated=answer.types_truncated if answer else True,
     )
-
-
-def _rows(items: Iterable[Sequence[str]]) -> list[tuple[str, str, str, str]]:
-    return [(str(i[0]), str(i[1]), str(i[2]), str(i[3])) for i in items]

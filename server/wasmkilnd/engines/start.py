@@ -13,8 +13,8 @@ from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
-from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.self_test import LIMITS, SelfTestFailed, self_test
+from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.store import InstalledEngine
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.in_force import InForce

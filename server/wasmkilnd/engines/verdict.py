@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from wasmkilnd import errors
+from wasmkilnd.engines import answer
+from wasmkilnd.engines.answer import Answer
 from wasmkilnd.engines.process import JobReport
 from wasmkilnd.model import Limits
 
@@ -20,7 +22,17 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "failed to allocate",
     "failed to spawn thread",
+    "threadpoolbuilderror",
 )
+
+# How a process ends itself, rather than being ended by somebody else.
+_OWN_ENDS = frozenset(
+    {signal.SIGABRT, signal.SIGILL, signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}
+)
+
+# Engines quote the module's names, which may be long, and end with where they stopped.
+_MAX_MESSAGE = 400
+_MAX_MESSAGE_END = 60
 
 
 class Opinion(Enum):
@@ -38,7 +50,17 @@ class Verdict:
 
     opinion: Opinion
     message: str = ""
+    """The engine's own words, on one line and not endless."""
     offset: int | None = None
+    """Where in the module the engine stopped, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a job made of a valid module; ``answer`` is missing if it died naming its types."""
+
+    payload: bytearray
+    answer: Answer | None
 
 
 def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdict:
@@ -51,39 +73,70 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     if report.timed_out:
         raise errors.compile_timeout(engine_id, what, limits.compile_timeout_s)
     if report.signal == signal.SIGXCPU:
-        raise errors.compile_timeout(engine_id, f"{what} (CPU time)", limits.compile_cpu_s)
-    result = report.result or {}
-    outcome = result.get("outcome")
-    message = str(result.get("message", ""))
-    if outcome == "ok" or report.artifact is not None:
+        raise errors.compile_cpu_timeout(engine_id, what, limits.compile_cpu_s)
+    said = _answer(report, engine_id)
+    if report.artifact is not None or (said and said.outcome == "ok"):
         return Verdict(Opinion.VALID)
-    if outcome == "invalid" or outcome == "unsupported":
-        if _ran_out_of_memory(message):
-            raise errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
-        offset = result.get("offset")
-        return Verdict(Opinion(outcome), message, offset if isinstance(offset, int) else None)
-    if outcome == "settings_refused":
-        raise errors.settings_refused(engine_id, message)
-    if outcome == "too_large":
-        size = int(result.get("size_bytes", 0))
-        raise errors.artifact_too_large(engine_id, size, limits.artifact_bytes)
-    if outcome == "out_of_memory" or _ran_out_of_memory(report.last_words):
+    if said is None:
+        raise _no_answer(report, engine_id, limits)
+    if said.outcome == "settings_refused":
+        raise errors.settings_refused(engine_id, one_sentence(said.message))
+    if said.outcome == "too_large":
+        raise errors.artifact_too_large(engine_id, said.size_bytes, limits.artifact_bytes)
+    if said.outcome == "out_of_memory" or _ran_out_of_memory(said.message):
         raise errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
-    if not report.configured and not report.protocol_error:
+    return Verdict(Opinion(said.outcome), one_sentence(said.message), said.offset)
+
+
+def compiled(report: JobReport, engine_id: str) -> Compiled:
+    """Answer what a job whose verdict is VALID has made. Raises COMPILER_CRASHED."""
+    if report.artifact is None:
+        raise errors.compiler_crashed(engine_id, "sent no artifact", one_line(report.last_words))
+    return Compiled(report.artifact, _answer(report, engine_id))
+
+
+def _answer(report: JobReport, engine_id: str) -> Answer | None:
+    if report.result is None:
+        return None
+    try:
+        return answer.parse(report.result)
+    except ValueError as nonsense:
+        why = f"{nonsense}"
+        raise errors.compiler_crashed(engine_id, "gave an answer that is none", why) from None
+
+
+def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.WasmkilnError:
+    own_end = report.signal in _OWN_ENDS or (report.signal is None and bool(report.exit_code))
+    # All that is left once the code is made is to copy it, and wasmer looks at a copy that it
+    # did not get: it ends by SIGSEGV where others say that memory has run out.
+    if _ran_out_of_memory(report.last_words) or (own_end and report.compiled):
+        return errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
+    words = one_line(report.last_words)
+    if own_end and not report.configured and not report.protocol_error:
         # An engine that dies before it took the settings dies of them: they abort
         # on combinations that they do not take.
-        raise errors.settings_refused(engine_id, one_line(report.last_words))
-    raise _crash(report, engine_id)
-
-
-def _crash(report: JobReport, engine_id: str) -> errors.WasmkilnError:
+        return errors.settings_refused(engine_id, words)
     if report.signal is not None:
-        name = signal.Signals(report.signal).name
-        return errors.compiler_crashed(
-            engine_id, f"was ended by {name}", one_line(report.last_words), name
-        )
-    why = report.protocol_error or one_line(report.last_words)
+        name = _name_of(report.signal)
+        return errors.compiler_crashed(engine_id, f"was ended by {name}", words, name)
+    why = one_sentence(report.protocol_error) or words
     return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", why)
+
+
+def one_sentence(words: str) -> str:
+    """Answer ``words`` on one line, without what a terminal would obey, cut in the middle."""
+    line = " ".join(words.split())
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
+    if len(line) <= _MAX_MESSAGE:
+        return line
+    return f"{line[: _MAX_MESSAGE - _MAX_MESSAGE_END]} … {line[-_MAX_MESSAGE_END:]}"
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # A real-time signal, which a job can send to itself.
+        return f"signal {number}"
 
 
 def _ran_out_of_memory(words: str) -> bool:
@@ -95,4 +148,4 @@ def one_line(words: str) -> str:
     """Answer the telling line of a panic's message or a traceback."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("note:")]
-    return (lines[-1] if lines else "")[:500]
+    return one_sentence(lines[-1]) if lines else ""

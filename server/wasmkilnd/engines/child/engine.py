@@ -62,7 +62,7 @@ class Engine(Protocol):
         ...
 
     def validate(self, configured: Any, wasm: bytearray, kind: str) -> None:
-        """Raise ModuleRefused unless ``wasm`` is valid."""
+        """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking where compiling tells."""
         ...
 
     def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any:
@@ -84,12 +84,13 @@ class Engine(Protocol):
         ...
 
 
-_OFFSET = re.compile(r"\(at offset (0x[0-9a-fA-F]+|\d+)\)")
+# The last one counts: a message quotes names of the module before it says where.
+_OFFSET = re.compile(r".*\bat offset (0x[0-9a-fA-F]{1,16}|[0-9]{1,19})\b", re.DOTALL)
 
 
 def offset_in(message: str) -> int | None:
     """Answer the byte offset that an engine's message names."""
-    found = _OFFSET.search(message)
+    found = _OFFSET.match(message)
     return int(found.group(1), 0) if found else None
 
 

@@ -37,6 +37,7 @@ class Type(IntEnum):
     CONFIGURED = 8  # empty: the engine took the settings; what fails now is the module's
     RESULT = 9  # JSON
     ARTIFACT = 10  # the artifact's bytes
+    COMPILED = 11  # empty: the code is made, and what is left is to copy it
 
 
 class FrameError(Exception):

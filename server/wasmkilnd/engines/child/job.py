@@ -15,8 +15,8 @@ from .isolation.confinement import Confinement
 
 # What a header may hold of a module's imports and exports: a hostile module has
 # hundreds of thousands, and a client reads messages of at most 4 MiB.
-_MAX_TYPES = 1_000
-_MAX_TYPES_CHARACTERS = 256 * 1024
+MAX_TYPES = 1_000
+MAX_TYPES_CHARACTERS = 256 * 1024
 
 
 def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
@@ -46,6 +46,7 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
             _answer(sock, outcome="ok", seconds=time.perf_counter() - started)
             return
         module = engine.compile(configured, wasm, order["kind"])
+        frames.send(sock, frames.Type.COMPILED)
         artifact = engine.serialize(module)
     except SettingsRefused as refusal:
         _answer(sock, outcome="settings_refused", message=str(refusal))
@@ -53,7 +54,8 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
         message = str(refusal)
         _answer(sock, outcome="invalid", message=message, offset=offset_in(message))
     except FeatureLacking as refusal:
-        _answer(sock, outcome="unsupported", message=str(refusal))
+        message = str(refusal)
+        _answer(sock, outcome="unsupported", message=message, offset=offset_in(message))
     except MemoryError:
         _answer(sock, outcome="out_of_memory")
     else:
@@ -74,10 +76,10 @@ def _answer(sock: socket.socket, **result: Any) -> None:
 
 def _types(engine: Engine, configured: Any, module: Any) -> dict[str, Any]:
     imports, exports = engine.externs(configured, module)
-    budget = _MAX_TYPES_CHARACTERS
+    budget = MAX_TYPES_CHARACTERS
     kept: dict[str, list[list[str]]] = {"imports": [], "exports": []}
-    truncated = len(imports) + len(exports) > _MAX_TYPES
-    room = _MAX_TYPES
+    truncated = len(imports) + len(exports) > MAX_TYPES
+    room = MAX_TYPES
     for name, items in (("imports", imports), ("exports", exports)):
         for item in items[:room]:
             row = [item.module, item.name, item.kind, item.type]

@@ -115,7 +115,8 @@ class WasmerEngine:
             raise
         except BaseException as failure:  # A panic derives from BaseException.
             message = str(failure)
-        if wasmer.Module.validate(configured, data):
+        # A panic leaves locks of its store poisoned: another one has to answer.
+        if wasmer.Module.validate(wasmer.Store(wasmer_engines.Universal(Compiler)), data):
             raise FeatureLacking(message)
         raise ModuleRefused(_without_prefix(message))
 
@@ -150,7 +151,9 @@ class WasmerEngine:
         # validate() answers only yes or no; compile stops at the same place, with words.
         try:
             wasmer.Module(store, data)
-        except BaseException as failure:
+        except MemoryError:
+            raise
+        except BaseException as failure:  # A panic derives from BaseException.
             return _without_prefix(str(failure))
         return "not a valid module"
 

@@ -14,7 +14,14 @@ import wasmtime
 from wasmtime import component
 
 from .cpu import NATIVE, X86_64_LEVELS
-from .engine import Description, Extern, FeatureLacking, ModuleRefused, SettingsRefused
+from .engine import (
+    Description,
+    Extern,
+    FeatureLacking,
+    ModuleRefused,
+    SettingsRefused,
+    offset_in,
+)
 from .features import CORE_PREAMBLE
 
 _BOOL = ["false", "true"]
@@ -54,7 +61,11 @@ _TRIPLE = re.compile(rb"(?:x86_64|aarch64|riscv64gc|s390x)(?:-[a-z0-9_]+){2,3}")
 # Cranelift's names for the features of /proc/cpuinfo, where they differ.
 _FLAG_NAMES = {"sse4_1": "sse41", "sse4_2": "sse42", "cx16": "cmpxchg16b"}
 
-_PARSE_PREFIX = re.compile(r"^failed to (?:parse|compile)[^\n]*\n+Caused by:\s*", re.DOTALL)
+_CAUSES = re.compile(r"\n+Caused by:\n")
+_LACKING = re.compile(
+    r"\b(?:not (?:yet )?(?:supported|implemented)|unsupported|unimplemented)\b", re.I
+)
+_CAUSE_NUMBER = re.compile(r"^ +\d+: ", re.MULTILINE)
 
 
 class WasmtimeEngine:
@@ -112,7 +123,7 @@ class WasmtimeEngine:
             raise SettingsRefused(str(refusal)) from None
 
     def validate(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> None:
-        """Raise ModuleRefused unless ``wasm`` is valid.
+        """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking too, for a component.
 
         The package validates core modules only; a component is compiled, which
         is the one way to its verdict.
@@ -123,7 +134,7 @@ class WasmtimeEngine:
             else:
                 component.Component(configured, wasm)
         except wasmtime.WasmtimeError as refusal:
-            raise ModuleRefused(_plain(str(refusal))) from None
+            raise _refusal(_plain(str(refusal)), kind) from None
 
     def compile(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> Any:
         """Compile. Raises ModuleRefused, or FeatureLacking for what is valid all the same."""
@@ -136,7 +147,7 @@ class WasmtimeEngine:
         if kind == "core":
             self.validate(configured, wasm, kind)
             raise FeatureLacking(message)
-        raise ModuleRefused(message)
+        raise _refusal(message, kind)
 
     def serialize(self, module: Any) -> bytearray:
         """Answer the artifact."""
@@ -179,9 +190,17 @@ class WasmtimeEngine:
         return function(store, *arguments)
 
 
+def _refusal(message: str, kind: str) -> Exception:
+    # What a component asks for and the engine does not have is no fault at some place in it.
+    if kind == "component" and offset_in(message) is None and _LACKING.search(message):
+        return FeatureLacking(message)
+    return ModuleRefused(message)
+
+
 def _plain(message: str) -> str:
-    """Take the engine's own sentence out of its chain of causes."""
-    return _PARSE_PREFIX.sub("", message.strip()).strip()
+    """Take the first cause, which is the engine's own sentence, out of its chain of causes."""
+    causes = _CAUSES.split(message.strip(), maxsplit=1)[-1]
+    return _CAUSE_NUMBER.split(causes)[-1].strip()
 
 
 def _has_setting(name: str) -> bool:

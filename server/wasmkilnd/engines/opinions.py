@@ -1,0 +1,202 @@
+"""What the served engines think of a module: each asked once, and the answer remembered.
+
+An engine's refusal alone does not tell a broken module from one that is ahead of the engine.
+So the others are asked as well, and if one of them accepts the module, it is the engine that
+lacks something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+
+from wasmkilnd import errors
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines import orders, verdict
+from wasmkilnd.engines.child.cpu import NATIVE
+from wasmkilnd.engines.resolve import resolve
+from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.verdict import Opinion, Verdict
+from wasmkilnd.engines.verdict_memory import Key, VerdictMemory
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
+from wasmkilnd.singleflight import SingleFlight
+
+# Validating the worst of 280 hostile files took 0.22 s. Only components, whose validation is a
+# compilation, need more; and one whose second opinion costs more than this has to do without.
+_SECOND_OPINION_CPU_S = 2.0
+# How long an engine that came to no opinion of a module is not asked again.
+_NO_OPINION_S = 600.0
+_MAX_NO_OPINIONS = 4096
+
+# The engine was not heard: that says nothing about the module.
+_NOT_HEARD = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
+
+
+class Opinions:
+    """Every engine's opinions. For one event loop."""
+
+    def __init__(self, served: Mapping[str, ServedEngine], limits: InForce[Limits]) -> None:
+        self._served = served
+        self._limits = limits
+        self._memory = VerdictMemory()
+        # By question and limit: who asks for itself must not get the end of a shorter one.
+        self._flights: SingleFlight[tuple[Key, float], Verdict] = SingleFlight()
+        self._no_opinions: OrderedDict[Key, float] = OrderedDict()
+        # Second opinions take half of an engine's workers at most, or one caller's refused
+        # modules would keep all of them.
+        self._rooms = {
+            engine.id: asyncio.Semaphore(max(1, engine.pool.size // 2))
+            for engine in served.values()
+        }
+
+    async def of(self, engine_id: str, module: Module, wish: Wish) -> Verdict:
+        """Answer what an engine with its default settings says of a module.
+
+        Raises the errors of Load for an engine that came to no verdict.
+        """
+        return await self._validated(engine_id, module, self._limits.now, wish)
+
+    def refusal_known(self, spec: CompileSpec, module: Module) -> Verdict | None:
+        """Answer why this module does not compile so, if that needs no worker to tell."""
+        engine = self._served[spec.engine.id]
+        if not engine.takes(module.kind):
+            return _no_such_kind(module.kind)
+        said = self._memory.get((module.sha256, engine.id, spec.fingerprint))
+        if said is None and not spec.changed_settings:
+            said = self._memory.get((module.sha256, engine.id, ""))
+        return said if said and said.opinion is not Opinion.VALID else None
+
+    def compiled(self, spec: CompileSpec, module: Module, said: Verdict) -> None:
+        """Take note of what a compilation said."""
+        if said.opinion is not Opinion.VALID:
+            self._memory.put((module.sha256, spec.engine.id, spec.fingerprint), said)
+        if said.opinion is not Opinion.UNSUPPORTED and not spec.changed_settings:
+            self._memory.put((module.sha256, spec.engine.id, ""), said)
+
+    async def refusal(
+        self, engine_id: str, module: Module, said: Verdict, wish: Wish
+    ) -> WasmkilnError:
+        """Tell an invalid module from one that only this engine cannot take.
+
+        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no other accepts the module, and
+        one that might could not be asked: a verdict without it could be wrong.
+        """
+        others = [other for other in self._served if other != engine_id]
+        if said.opinion is Opinion.INVALID:
+            # With settings that switch a proposal off, the engine itself is another.
+            others.append(engine_id)
+        opinions = dict(
+            zip(
+                others,
+                await asyncio.gather(
+                    *(self._second(other, engine_id, module, said, wish) for other in others)
+                ),
+                strict=True,
+            )
+        )
+        takes_kind = self._served[engine_id].takes(module.kind)
+        accepted_by = [
+            other
+            for other, opinion in opinions.items()
+            if (isinstance(opinion, Verdict) and opinion.opinion is Opinion.VALID)
+            # Nothing is known against it, and it is the kind of engine that is needed.
+            or (opinion is None and not takes_kind and self._served[other].takes(module.kind))
+        ]
+        for opinion in opinions.values():
+            if isinstance(opinion, WasmkilnError) and not accepted_by:
+                raise opinion
+        if not accepted_by and not takes_kind:
+            for other, opinion in opinions.items():
+                if isinstance(opinion, Verdict) and opinion.opinion is Opinion.INVALID:
+                    return errors.module_invalid(other, opinion.message, opinion.offset)
+        if accepted_by or said.opinion is Opinion.UNSUPPORTED:
+            return errors.engine_lacks_feature(engine_id, said.message, accepted_by, said.offset)
+        return errors.module_invalid(engine_id, said.message, said.offset)
+
+    def forget(self, scope: EvictScope) -> None:
+        """Forget what engines said of what ``scope`` names."""
+        for key in [*self._memory, *self._no_opinions]:
+            if scope.module_sha256 in ("", key[0]) and scope.engine_id in ("", key[1]):
+                self._memory.forget(key)
+                self._no_opinions.pop(key, None)
+
+    async def _validated(
+        self, engine_id: str, module: Module, limits: Limits, wish: Wish
+    ) -> Verdict:
+        engine = self._served[engine_id]
+        if not engine.takes(module.kind):
+            return _no_such_kind(module.kind)
+        key = (module.sha256, engine_id, "")
+
+        async def ask(demand: Demand) -> Verdict:
+            host = engine.capabilities.host_triple
+            order = orders.on_module("validate", module, host, NATIVE, {}, limits)
+            report, _ = await engine.pool.run(order, demand)
+            said = verdict.read(report, engine_id, "validating", limits)
+            self._memory.put(key, said)
+            return said
+
+        known = self._memory.get(key)
+        return known or await self._flights.board((key, limits.compile_cpu_s), wish, ask).wait()
+
+    async def _compiles(
+        self, engine: ServedEngine, module: Module, spec: CompileSpec, limits: Limits, wish: Wish
+    ) -> Verdict:
+        async def ask(demand: Demand) -> Verdict:
+            order = orders.on_module("compile", module, spec.target, spec.cpu, {}, limits)
+            report, _ = await engine.pool.run(order, demand)
+            said = verdict.read(report, engine.id, "compiling", limits)
+            self.compiled(spec, module, said)
+            return said
+
+        key = (module.sha256, engine.id, spec.fingerprint)
+        return await self._flights.board((key, limits.compile_cpu_s), wish, ask).wait()
+
+    async def _second(
+        self, other: str, engine_id: str, module: Module, said: Verdict, wish: Wish
+    ) -> Verdict | WasmkilnError | None:
+        """Answer another engine's opinion, None if it has none, an error if it was not heard."""
+        engine = self._served[other]
+        if not engine.takes(module.kind):
+            return None
+        spec = resolve(engine.capabilities, "", "", {})
+        refused = self.refusal_known(spec, module)
+        if refused is not None:
+            return refused
+        # What validates there and then does not compile does so in other versions too: to
+        # name one that compiles it, it has to be tried.
+        by_compiling = (
+            said.opinion is Opinion.UNSUPPORTED
+            and engine.capabilities.identity.name
+            == self._served[engine_id].capabilities.identity.name
+        )
+        key = (module.sha256, other, spec.fingerprint if by_compiling else "")
+        if self._no_opinions.get(key, 0.0) > time.monotonic():
+            return None
+        limits = self._limits.now
+        limits = replace(limits, compile_cpu_s=min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S))
+        try:
+            async with self._rooms[other]:
+                if by_compiling:
+                    return await self._compiles(engine, module, spec, limits, wish)
+                return await self._validated(other, module, limits, wish)
+        except WasmkilnError as failure:
+            if failure.reason in _NOT_HEARD:
+                return failure
+        self._no_opinions[key] = time.monotonic() + _NO_OPINION_S
+        if len(self._no_opinions) > _MAX_NO_OPINIONS:
+            self._no_opinions.popitem(last=False)
+        return None
+
+
+def _no_such_kind(kind: Kind) -> Verdict:
+    if kind is Kind.COMPONENT:
+        return Verdict(
+            Opinion.UNSUPPORTED, "it is a component, and this engine runs core modules only"
+        )
+    return Verdict(Opinion.UNSUPPORTED, "this engine does not run core modules")

@@ -1,0 +1,44 @@
+"""What fuzzing starts from: a corpus of inputs that are valid or once were trouble, and changes.
+
+`tests/fuzz/corpus/TARGET/` has one input a file. Each is tried as it is, and hypothesis changes
+them further. An input that broke something is put there, so that it is tried for ever.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+CORPUS = Path(__file__).with_name("corpus")
+
+
+def corpus(target: str) -> list[bytes]:
+    """Answer the kept inputs of one target, in the order of their names."""
+    return [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]
+
+
+@st.composite
+def changed(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """One of ``seeds`` with some of its bytes replaced, removed, repeated or added."""
+    data = bytearray(draw(st.sampled_from(seeds)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        length = draw(st.integers(0, 16))
+        match draw(st.integers(0, 4)):
+            case 0:
+                data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+            case 1:
+                del data[at : at + length]
+            case 2:
+                del data[at:]
+            case 3:
+                data[at:at] = data[at : at + length]
+            case _:
+                data[at:at] = draw(st.binary(max_size=16))
+    return bytes(data)
+
+
+def anything(target: str) -> st.SearchStrategy[bytes]:
+    """Changed inputs of the corpus, and bytes out of the blue."""
+    return st.one_of(changed(corpus(target)), st.binary(max_size=256))

@@ -1,0 +1,14 @@
+"""How long fuzzing lasts: a moment in the tests, as long as one likes by `make fuzz`."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+# The default profile is that of all tests; this one is chosen by `--hypothesis-profile fuzz`.
+settings.register_profile(
+    "fuzz",
+    max_examples=50_000,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)

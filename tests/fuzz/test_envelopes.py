@@ -1,0 +1,66 @@
+"""Whatever is offered as an attestation: nothing but what a trusted key signed is believed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkiln import AttestationInvalid, PublicKey
+from wasmkiln.attestation import open_envelope
+
+from tests.attesting import Attester
+from tests.fuzz.bytes_from_outside import changed, corpus
+from tests.unit.client.test_attestation import make
+
+ATTESTER = Attester()
+GENUINE = make(by=ATTESTER).header.attestation
+SEEDS = [GENUINE, *corpus("envelopes")]
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+class Trusted:
+    """Trusts one key."""
+
+    def get(self, key_id: str, /) -> PublicKey | None:
+        return ATTESTER.key if key_id == ATTESTER.key.id else None
+
+
+def check(envelope: bytes) -> None:
+    if envelope == GENUINE:
+        assert open_envelope(envelope, Trusted())[1] == ATTESTER.key.id
+        return
+    with pytest.raises(AttestationInvalid) as refused:
+        open_envelope(envelope, Trusted())
+    assert refused.value.metadata["cause"] in {"unsigned", "stranger", "mismatch"}
+
+
+@given(changed(SEEDS) | st.binary(max_size=256))
+def test_any_bytes_are_refused_unless_they_are_what_was_signed(envelope: bytes) -> None:
+    check(envelope)
+
+
+@given(st.sampled_from(["payload", "payloadType", "signatures", "other"]), json_values)
+def test_any_value_in_place_of_a_field(name: str, value: Any) -> None:
+    said = json.loads(GENUINE)
+    said[name] = value
+    check(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+@given(st.sampled_from(["keyid", "sig", "other"]), json_values)
+def test_any_value_in_the_signature(name: str, value: Any) -> None:
+    said = json.loads(GENUINE)
+    said["signatures"][0][name] = value
+    check(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("envelope", SEEDS)
+def test_kept_envelopes(envelope: bytes) -> None:
+    check(envelope)

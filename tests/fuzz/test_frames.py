@@ -1,0 +1,184 @@
+"""Whatever a job or a worker sends, the daemon comes to an answer, and one that it can send.
+
+A job runs a compiler over a stranger's module: it has to be taken for somebody who speaks the
+protocol and means harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkilnd.engines import process, registry, verdict
+from wasmkilnd.engines.child import frames
+from wasmkilnd.engines.child.frames import HEADER, Type
+from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.verdict import Opinion
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import ExternType, Limits
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.status import to_status
+
+from tests.fuzz.bytes_from_outside import anything, corpus
+
+ARTIFACT_LIMIT = 1000
+LIMITS = Limits(1, ARTIFACT_LIMIT, 30, 60, 4096, 1, 1000)
+ORDER = JobOrder(
+    order={"op": "compile"},
+    wasm=b"\0asm",
+    timeout_s=30,
+    cpu_s=60,
+    memory_bytes=4096,
+    artifact_limit_bytes=ARTIFACT_LIMIT,
+)
+
+# All that JSON can say, and what Python's reader takes beyond it.
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=20),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=10,
+)
+rows = st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=5), max_size=4)
+results = st.fixed_dictionaries(
+    {},
+    optional={
+        "outcome": st.sampled_from(
+            ["ok", "invalid", "unsupported", "settings_refused", "too_large", "out_of_memory"]
+        )
+        | json_values,
+        "message": st.text(st.characters(exclude_categories=()), max_size=600) | json_values,
+        "offset": st.integers() | json_values,
+        "seconds": st.floats() | json_values,
+        "size_bytes": st.integers() | json_values,
+        "imports": rows | json_values,
+        "exports": rows | json_values,
+        "types_truncated": st.booleans() | json_values,
+    },
+)
+payloads = st.one_of(
+    st.builds(lambda value: json.dumps(value).encode(), results | json_values),
+    st.binary(max_size=64),
+)
+framed = st.builds(
+    lambda kind, payload: HEADER.pack(kind, len(payload)) + payload,
+    st.sampled_from([*Type]) | st.integers(0, 255),
+    payloads,
+)
+streams = st.lists(framed, max_size=5).map(b"".join) | anything("frames")
+
+
+async def send_and_go(sock: socket.socket, stream: bytes) -> None:
+    with contextlib.suppress(OSError):  # The other side may have heard enough.
+        await asyncio.get_running_loop().sock_sendall(sock, stream)
+        sock.shutdown(socket.SHUT_WR)
+
+
+def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
+    """Have the daemon converse with a job that sends ``stream`` and goes."""
+
+    async def converse() -> JobReport:
+        report = JobReport(**ended)  # type: ignore[arg-type]
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            await asyncio.gather(
+                process._converse(ours, ORDER, report), send_and_go(theirs, stream)
+            )
+        return report
+
+    return asyncio.run(converse())
+
+
+def check_error(failure: WasmkilnError) -> None:
+    assert failure.reason in {
+        Reason.COMPILER_CRASHED,
+        Reason.COMPILE_MEMORY_LIMIT,
+        Reason.COMPILE_TIMEOUT,
+        Reason.ARTIFACT_TOO_LARGE,
+        Reason.SETTING_UNKNOWN,
+    }
+    assert "\n" not in failure.message
+    assert len(to_status(failure).SerializeToString()) < 8000
+
+
+def check(report: JobReport) -> None:
+    """A verdict, or an error of the contract, and both can be sent to a caller."""
+    try:
+        said = verdict.read(report, "wasmtime-1", "compiling", LIMITS)
+        made = verdict.compiled(report, "wasmtime-1") if said.opinion is Opinion.VALID else None
+    except WasmkilnError as failure:
+        check_error(failure)
+        return
+    assert len(said.message) < 500
+    assert said.message.isprintable()
+    if made:
+        code = registry._code(made, 0.0)
+        assert len(code.payload) <= max(ARTIFACT_LIMIT, frames.SMALL_FRAME_BYTES)
+        for row in [*code.imports, *code.exports]:
+            messages._import(ExternType(*row)).SerializeToString()
+
+
+ends = st.sampled_from(
+    [
+        {"exit_code": 0},
+        {"exit_code": 70},
+        {"signal": 6},
+        {"signal": 9},
+        {"signal": 24},
+        {"signal": 40},
+    ]
+)
+
+
+@given(streams, ends)
+def test_whatever_a_job_sends_ends_in_a_verdict_or_an_error_of_the_contract(
+    stream: bytes, ended: dict[str, int | None]
+) -> None:
+    check(what_comes_of(stream, ended))
+
+
+@pytest.mark.parametrize("stream", corpus("frames"))
+def test_kept_streams_of_a_job(stream: bytes) -> None:
+    check(what_comes_of(stream, {"exit_code": 0}))
+
+
+@given(streams)
+def test_whatever_a_worker_sends_it_is_understood_or_given_up(stream: bytes) -> None:
+    async def listen() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            theirs.setblocking(False)
+            sending = asyncio.create_task(send_and_go(theirs, stream))
+            worker = Worker(process=None, control=ours, pid=1)  # type: ignore[arg-type]
+            with pytest.raises(WorkerDied):
+                while True:
+                    answer = await worker._control_frame(Type.ENDED)
+                    process._number(answer, "exit_code")
+            sending.cancel()
+
+    asyncio.run(listen())
+
+
+@given(streams, st.integers(0, 4096))
+def test_whatever_a_daemon_sends_a_job_reads_frames_or_stops(stream: bytes, limit: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # As much as there is room for.
+            theirs.send(stream)
+        theirs.close()
+        with pytest.raises((EOFError, frames.FrameError)):
+            while True:
+                _, payload = frames.receive(ours, limit)
+                assert len(payload) <= limit

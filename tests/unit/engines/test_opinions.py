@@ -1,0 +1,302 @@
+"""Whom an engine's refusal is blamed on: the module, or the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from wasmkilnd import errors
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.process import JobOrder, JobReport
+from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import (
+    EngineCapabilities,
+    EngineIdentity,
+    EvictScope,
+    Kind,
+    Limits,
+    Module,
+    SettingInfo,
+    TargetInfo,
+)
+from wasmkilnd.ports import CompiledCode
+
+HOST = "x86_64-unknown-linux-gnu"
+LIMITS = Limits(1000, 1000, 30, 60, 4096, 10, 10_000)
+MODULE = Module("a" * 64, Kind.CORE_MODULE, b"\0asm\x01\0\0\0")
+COMPONENT = Module("b" * 64, Kind.COMPONENT, b"\0asm\x0d\0\x01\0")
+
+VALID = {"outcome": "ok"}
+INVALID = {"outcome": "invalid", "message": "bad (at offset 9)", "offset": 9}
+UNSUPPORTED = {"outcome": "unsupported", "message": "no simd"}
+
+Said = Mapping[str, Any] | WasmkilnError | str
+
+
+class Pool:
+    """Answers each order as it is told, and counts them."""
+
+    def __init__(self, validate: Said, compile_: Said) -> None:
+        self.says: dict[str, Said] = {"validate": validate, "compile": compile_}
+        self.size = 2
+        self.orders: Counter[str] = Counter()
+        self.limits: list[float] = []
+        self.at_once = self.most_at_once = 0
+
+    async def run(self, job: JobOrder, demand: Demand) -> tuple[JobReport, float]:
+        op = job.order["op"]
+        self.orders[op] += 1
+        self.limits.append(job.cpu_s)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.001)
+        self.at_once -= 1
+        said = self.says[op]
+        if isinstance(said, WasmkilnError):
+            raise said
+        if isinstance(said, str):  # Killed at its limit.
+            return JobReport(configured=True, timed_out=True, signal=9), 0.0
+        report = JobReport(configured=True, result=dict(said))
+        if op == "compile" and said is VALID:
+            report.artifact = bytearray(b"code")
+        return report, 0.0
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
+        self.outcomes.append(outcome)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+class Rig:
+    """Engines by id, each with what it says to validate and to compile."""
+
+    def __init__(self, engines: Mapping[str, tuple[Said, Said]]) -> None:
+        self.pools = {engine_id: Pool(*says) for engine_id, says in engines.items()}
+        self.recorder = Recorder()
+        served = [
+            ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
+            for engine_id, pool in self.pools.items()
+        ]
+        self.registry = EngineRegistry(served, "", InForce(LIMITS), self.recorder)
+
+    async def load(self, engine: str, module: Module = MODULE) -> None:
+        await self.registry.validate(engine, module, Demand.of(Wish()))
+
+    async def compile(
+        self, engine: str, module: Module = MODULE, settings: Mapping[str, str] | None = None
+    ) -> CompiledCode:
+        spec = self.registry.spec(engine, "", "", settings or {})
+        return await self.registry.compile(spec, module, Demand.of(Wish()))
+
+
+def capabilities(engine_id: str) -> EngineCapabilities:
+    name, _, version = engine_id.partition("-")
+    return EngineCapabilities(
+        identity=EngineIdentity(name, version, version, "c"),
+        interpreter="CPython 3",
+        host_triple=HOST,
+        host_cpu_features=(),
+        targets=(TargetInfo(HOST, ("native",), True),),
+        settings=(SettingInfo("wasm_simd", "true", ("true", "false"), ""),),
+        wasm_features=(),
+        kinds=frozenset({Kind.CORE_MODULE} | ({Kind.COMPONENT} if name == "new" else set())),
+    )
+
+
+async def refused(call: Any) -> WasmkilnError:
+    with pytest.raises(WasmkilnError) as failure:
+        await call
+    return failure.value
+
+
+async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:
+    rig = Rig(
+        {
+            "old-1": (INVALID, INVALID),
+            "new-1": ({**INVALID, "message": "else", "offset": 3}, INVALID),
+        }
+    )
+    failure = await refused(rig.load("old-1"))
+    assert failure.reason is Reason.MODULE_INVALID
+    assert "old-1 says that the module is invalid: bad (at offset 9)" in failure.message
+    assert failure.metadata["offset"] == "9"
+
+
+async def test_what_another_accepts_is_lacking_and_the_other_is_named() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    for call in (rig.load("old-1"), rig.compile("old-1")):
+        failure = await refused(call)
+        assert failure.reason is Reason.ENGINE_LACKS_FEATURE
+        assert failure.metadata["accepted_by"] == "new-1"
+        assert failure.metadata["offset"] == "9"
+        assert "bad (at offset 9)" in failure.message
+
+
+async def test_what_validates_and_does_not_compile_is_lacking_whoever_else_is_there() -> None:
+    rig = Rig({"old-1": (VALID, UNSUPPORTED)})
+    await rig.load("old-1")
+    failure = await refused(rig.compile("old-1"))
+    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
+    assert failure.metadata["accepted_by"] == ""
+    assert "no simd" in failure.message
+
+
+async def test_another_version_is_named_only_if_it_compiles_what_this_one_only_validates() -> None:
+    """To validate is no proof in that engine: the other version would do it, too."""
+    rig = Rig(
+        {"old-1": (VALID, UNSUPPORTED), "old-2": (VALID, UNSUPPORTED), "new-1": (VALID, VALID)}
+    )
+    failure = await refused(rig.compile("old-1"))
+    assert failure.metadata["accepted_by"] == "new-1"
+    assert rig.pools["old-2"].orders == {"compile": 1}
+    assert rig.pools["new-1"].orders == {"validate": 1}
+
+
+async def test_an_engine_that_is_known_not_to_compile_it_is_not_named() -> None:
+    rig = Rig({"old-1": (VALID, UNSUPPORTED), "new-1": (INVALID, INVALID)})
+    await refused(rig.compile("old-1"))
+    assert (await refused(rig.load("new-1"))).reason is Reason.MODULE_INVALID
+
+
+async def test_settings_that_switch_something_off_are_told_from_the_engine() -> None:
+    rig = Rig({"old-1": (VALID, INVALID)})
+    failure = await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
+    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
+    assert failure.metadata["accepted_by"] == "old-1"
+
+
+async def test_a_component_for_an_engine_without_them() -> None:
+    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
+    failure = await refused(rig.load("old-1", COMPONENT))
+    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
+    assert failure.metadata["accepted_by"] == "new-1"
+    assert not rig.pools["old-1"].orders
+
+
+async def test_a_broken_component_is_invalid_whichever_engine_is_asked() -> None:
+    rig = Rig({"old-1": (VALID, VALID), "new-1": (INVALID, INVALID)})
+    failure = await refused(rig.load("old-1", COMPONENT))
+    assert failure.reason is Reason.MODULE_INVALID
+    assert failure.metadata["engine"] == "new-1"
+
+
+async def test_a_component_whose_second_opinion_takes_too_long_goes_by_its_kind() -> None:
+    rig = Rig({"old-1": (VALID, VALID), "new-1": ("killed at its limit", VALID)})
+    failure = await refused(rig.load("old-1", COMPONENT))
+    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
+    assert failure.metadata["accepted_by"] == "new-1"
+
+
+# --- What is remembered -------------------------------------------------------------------
+
+
+async def test_verdicts_are_remembered_good_and_bad() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    for _ in range(3):
+        await refused(rig.load("old-1"))
+        await refused(rig.compile("old-1"))
+        await rig.load("new-1")
+    assert rig.pools["old-1"].orders == {"validate": 1}
+    assert rig.pools["new-1"].orders == {"validate": 1}
+    assert rig.recorder.outcomes == []
+
+
+async def test_a_refusal_to_compile_is_remembered_by_fingerprint() -> None:
+    rig = Rig({"old-1": (VALID, UNSUPPORTED)})
+    for _ in range(3):
+        await refused(rig.compile("old-1"))
+    assert rig.pools["old-1"].orders == {"compile": 1}
+    await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
+    assert rig.pools["old-1"].orders == {"compile": 2}
+
+
+async def test_to_compile_by_itself_is_to_validate() -> None:
+    rig = Rig({"old-1": (VALID, VALID)})
+    await rig.compile("old-1")
+    await rig.load("old-1")
+    assert rig.pools["old-1"].orders == {"compile": 1}
+
+
+async def test_callers_of_one_moment_share_one_validation() -> None:
+    rig = Rig({"old-1": (VALID, VALID)})
+    await asyncio.gather(*(rig.load("old-1") for _ in range(20)))
+    assert rig.pools["old-1"].orders == {"validate": 1}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "killed at its limit",
+        errors.compiler_crashed("old-1", "was ended by SIGSEGV", "", "SIGSEGV"),
+        errors.compile_queue_full("old-1", 10, 1.0),
+    ],
+)
+async def test_what_is_no_verdict_is_not_remembered_as_one(end: Said) -> None:
+    rig = Rig({"old-1": (end, end)})
+    for _ in range(2):
+        await refused(rig.load("old-1"))
+        await refused(rig.compile("old-1"))
+    assert rig.pools["old-1"].orders == {"validate": 2, "compile": 2}
+
+
+@pytest.mark.parametrize(
+    ("scope", "asked_again"),
+    [
+        (EvictScope(), True),
+        (EvictScope(module_sha256=MODULE.sha256), True),
+        (EvictScope(engine_id="old-1"), True),
+        (EvictScope(module_sha256="f" * 64), False),
+        (EvictScope(engine_id="new-1"), False),
+    ],
+)
+async def test_evicting_forgets_verdicts(scope: EvictScope, asked_again: bool) -> None:
+    rig = Rig({"old-1": (INVALID, INVALID)})
+    await refused(rig.load("old-1"))
+    rig.registry.forget(scope)
+    await refused(rig.load("old-1"))
+    assert rig.pools["old-1"].orders["validate"] == 1 + asked_again
+
+
+# --- What a refused module costs the other engines ----------------------------------------
+
+
+async def test_a_second_opinion_has_little_time_and_is_not_asked_for_twice() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": ("killed at its limit", VALID)})
+    for _ in range(3):
+        assert (await refused(rig.load("old-1"))).reason is Reason.MODULE_INVALID
+    assert rig.pools["new-1"].orders == {"validate": 1}
+    assert rig.pools["new-1"].limits == [2.0]
+    await refused(rig.load("new-1"))  # Who asks for the engine itself is given all its time.
+    assert rig.pools["new-1"].limits == [2.0, 60]
+
+
+async def test_second_opinions_leave_half_of_the_workers_to_others() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (INVALID, INVALID)})
+    modules = [Module(f"{n:064}", Kind.CORE_MODULE, b"") for n in range(10)]
+    await asyncio.gather(*(refused(rig.load("old-1", module)) for module in modules))
+    assert rig.pools["new-1"].orders == {"validate": 10}
+    assert rig.pools["new-1"].most_at_once == 1
+
+
+async def test_no_verdict_is_made_of_a_full_queue() -> None:
+    """Without the other engine's word, a module that is ahead would be called invalid."""
+    rig = Rig(
+        {"old-1": (INVALID, INVALID), "new-1": (errors.compile_queue_full("new-1", 10, 1.5), VALID)}
+    )
+    failure = await refused(rig.load("old-1"))
+    assert failure.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.retry_after_s == 1.5
+    rig.pools["new-1"].says["validate"] = VALID
+    assert (await refused(rig.load("old-1"))).reason is Reason.ENGINE_LACKS_FEATURE
