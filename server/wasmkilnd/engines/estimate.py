@@ -13,7 +13,8 @@ class Estimate:
     """Expects of a job what jobs of the same kind and about the same size took lately.
 
     Sizes are told apart by powers of 4: within one, times are alike enough, and a few
-    jobs are enough to know all of them. Until then the nearest one is taken in proportion.
+    jobs are enough to know all of them. Until then the nearest one says by how much the
+    first guess is wrong: a job of a few bytes takes no time for its size at all.
     """
 
     def __init__(self) -> None:
@@ -24,15 +25,22 @@ class Estimate:
         wanted = _class_of(size_bytes)
         known = [size for of_kind, size in self._recent_s if of_kind == kind]
         if not known:
-            return _FIRST_GUESS_S + _FIRST_GUESS_S_PER_BYTE * size_bytes
+            return _guess_s(size_bytes)
         nearest = min(known, key=lambda size: abs(size - wanted))
-        return self._recent_s[kind, nearest] * 4.0 ** (wanted - nearest)
+        recent_s = self._recent_s[kind, nearest]
+        if nearest == wanted:
+            return recent_s
+        return recent_s * _guess_s(size_bytes) / _guess_s(4**nearest)
 
     def took(self, kind: str, size_bytes: int, seconds: float) -> None:
         """Learn from a job that has ended."""
         like = kind, _class_of(size_bytes)
         before = self._recent_s.get(like, seconds)
         self._recent_s[like] = before + (seconds - before) * _WEIGHT
+
+
+def _guess_s(size_bytes: int) -> float:
+    return _FIRST_GUESS_S + _FIRST_GUESS_S_PER_BYTE * size_bytes
 
 
 def _class_of(size_bytes: int) -> int:
