@@ -80,7 +80,7 @@ async def crowd(stage: Stage, dice: random.Random) -> None:
 
 async def fickle(stage: Stage, dice: random.Random) -> None:
     """Hang up at some moment."""
-    known = stage.fresh(dice) if dice.random() < 0.5 else dice.choice(stage.regulars)
+    known = stage.fresh(dice) if dice.random() < 0.4 else dice.choice(stage.regulars)
     life = stage.fleet.any_life(dice)
     engine = dice.choice(list(known.artifacts))
     with stage.ledger.call("cancelled", life, TIMEOUT_S, _CANCELLED_OR_DONE) as call:
@@ -199,15 +199,15 @@ def actors() -> list[Actor]:
         Actor("hit", hit, 4, 0.1),
         Actor("regular", regular, 2, 0.25),
         Actor("evicted", evicted, 1, 0.6),
-        Actor("fresh", fresh, 2, 0.6),
-        Actor("crowd", crowd, 1, 3.0),
-        Actor("fickle", fickle, 2, 0.5),
-        Actor("impatient", impatient, 1, 0.6),
+        Actor("fresh", fresh, 2, 1.0),
+        Actor("crowd", crowd, 1, 4.0),
+        Actor("fickle", fickle, 2, 0.8),
+        Actor("impatient", impatient, 1, 1.2),
         Actor("slow reader", slow_reader, 3, 0.3),
         Actor("operator", operator, 1, 0.5),
         Actor("mistaken", mistaken, 1, 0.5),
-        Actor("hostile", sending(lambda stage: hostile.cheap(stage.moulds)), 2, 0.5),
-        Actor("costly", sending(lambda _: hostile.costly()), 1, 5.0),
+        Actor("hostile", sending(lambda stage: hostile.cheap(stage.moulds)), 2, 0.6),
+        Actor("costly", sending(lambda _: hostile.costly()), 1, 8.0),
     ]
 
 

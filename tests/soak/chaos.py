@@ -10,7 +10,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from tests.soak import processes
-from tests.soak.fleet import Fleet, Life, Member
+from tests.soak.fleet import WORKERS, Fleet, Life, Member
+from tests.soak.modules import ENGINES
 
 WORKER_KILLED = "worker killed"
 JOB_KILLED = "job killed"
@@ -21,6 +22,8 @@ DAEMON_ENDED = "daemon ended with SIGTERM, started again"
 KINDS = (WORKER_KILLED, JOB_KILLED, REDIS_KILLED, REDIS_STOPPED, DAEMON_KILLED, DAEMON_ENDED)
 
 _POLL_S = 0.05
+# Within that a worker that is there has begun with the job that waits for it.
+_FORK_S = 0.5
 # On average, in a long run; in a short one all of it comes sooner.
 _WORKER_S, _JOB_S, _REDIS_S, _DAEMON_S = 3.0, 8.0, 12.0, 25.0
 _LEAST_PER_RUN = 4
@@ -66,7 +69,9 @@ class Chaos:
 
     async def _kill_workers(self, dice: random.Random) -> None:
         while await self._rest(dice, _WORKER_S):
-            await self._kill_one(dice, WORKER_KILLED, processes.workers)
+            life = await self._kill_one(dice, WORKER_KILLED, processes.workers)
+            if life:
+                await self._made_up_for(life)
 
     async def _kill_jobs(self, dice: random.Random) -> None:
         while await self._rest(dice, _JOB_S):
@@ -77,17 +82,33 @@ class Chaos:
 
     async def _kill_one(
         self, dice: random.Random, kind: str, choose: Callable[[int], list[int]]
-    ) -> bool:
+    ) -> Life | None:
         life = self._fleet.any_life(dice)
         if not life.lives:
-            return False
+            return None
         pid = life.daemon.pid
         found = await asyncio.to_thread(choose, pid)
         at_s = time.monotonic()
         if not found or not await asyncio.to_thread(processes.kill, pid, dice.choice(found)):
-            return False
+            return None
         self.blows.append(Blow(kind, at_s, life))
-        return True
+        return life
+
+    async def _made_up_for(self, life: Life) -> None:
+        """Wait until the worker was replaced, and its job done by another.
+
+        That a job is done again is promised; that it is when it loses its next worker too
+        is not, and on a busy machine a job takes so long that it often would.
+        """
+        pid = life.daemon.pid
+        await self._while(life, lambda: len(processes.workers(pid)) < WORKERS * len(ENGINES))
+        await self._sleep(_FORK_S)
+        at_work = set(await asyncio.to_thread(processes.jobs, pid))
+        await self._while(life, lambda: bool(at_work.intersection(processes.jobs(pid))))
+
+    async def _while(self, life: Life, check: Callable[[], bool]) -> None:
+        while life.lives and not self._over.is_set() and await asyncio.to_thread(check):
+            await self._sleep(_POLL_S)
 
     async def _trouble_redis(self, dice: random.Random) -> None:
         server = self._fleet.server
