@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from tests.soak import processes
+from tests.e2e.processes import jobs_of, workers_of
 from tests.soak.fleet import WORKERS, Fleet, Life, Member
 from tests.soak.modules import ENGINES
+from tests.soak.processes import kill
 
 WORKER_KILLED = "worker killed"
 JOB_KILLED = "job killed"
@@ -69,15 +70,13 @@ class Chaos:
 
     async def _kill_workers(self, dice: random.Random) -> None:
         while await self._rest(dice, _WORKER_S):
-            life = await self._kill_one(dice, WORKER_KILLED, processes.workers)
+            life = await self._kill_one(dice, WORKER_KILLED, workers_of)
             if life:
                 await self._made_up_for(life)
 
     async def _kill_jobs(self, dice: random.Random) -> None:
         while await self._rest(dice, _JOB_S):
-            while not self._over.is_set() and not await self._kill_one(
-                dice, JOB_KILLED, processes.jobs
-            ):
+            while not self._over.is_set() and not await self._kill_one(dice, JOB_KILLED, jobs_of):
                 await self._sleep(_POLL_S)
 
     async def _kill_one(
@@ -89,7 +88,7 @@ class Chaos:
         pid = life.daemon.pid
         found = await asyncio.to_thread(choose, pid)
         at_s = time.monotonic()
-        if not found or not await asyncio.to_thread(processes.kill, pid, dice.choice(found)):
+        if not found or not await asyncio.to_thread(kill, pid, dice.choice(found)):
             return None
         self.blows.append(Blow(kind, at_s, life))
         return life
@@ -101,10 +100,10 @@ class Chaos:
         is not, and on a busy machine a job takes so long that it often would.
         """
         pid = life.daemon.pid
-        await self._while(life, lambda: len(processes.workers(pid)) < WORKERS * len(ENGINES))
+        await self._while(life, lambda: len(workers_of(pid)) < WORKERS * len(ENGINES))
         await self._sleep(_FORK_S)
-        at_work = set(await asyncio.to_thread(processes.jobs, pid))
-        await self._while(life, lambda: bool(at_work.intersection(processes.jobs(pid))))
+        at_work = set(await asyncio.to_thread(jobs_of, pid))
+        await self._while(life, lambda: bool(at_work.intersection(jobs_of(pid))))
 
     async def _while(self, life: Life, check: Callable[[], bool]) -> None:
         while life.lives and not self._over.is_set() and await asyncio.to_thread(check):

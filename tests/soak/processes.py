@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.processes import parent_of, workers_and_jobs
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from tests.e2e.processes import jobs_of, memory_of, workers_and_jobs, workers_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +17,7 @@ class Holdings:
     processes: int
     """Its workers, and whatever belongs to them."""
     descriptors: int
-    """Its own, without what it has connected to Redis: those it keeps, up to a number."""
+    """Its own, idle connections to Redis included."""
     memory_bytes: int
     """Its own resident memory."""
 
@@ -31,25 +27,8 @@ def holdings(daemon_pid: int) -> Holdings:
     return Holdings(
         len(workers_and_jobs(daemon_pid)),
         len(list(Path(f"/proc/{daemon_pid}/fd").iterdir())),
-        memory_bytes(daemon_pid),
+        memory_of(daemon_pid),
     )
-
-
-def memory_bytes(pid: int) -> int:
-    """Answer the resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-
-
-def workers(daemon_pid: int) -> list[int]:
-    """Answer the workers of a daemon."""
-    return sorted(pid for pid in _with_parent(workers_and_jobs(daemon_pid), {daemon_pid}))
-
-
-def jobs(daemon_pid: int) -> list[int]:
-    """Answer the jobs of a daemon: what its workers forked, and leads a process group."""
-    mine = workers_and_jobs(daemon_pid)
-    found = _with_parent(mine, set(_with_parent(mine, {daemon_pid})))
-    return sorted(pid for pid in found if _leads_a_group(pid))
 
 
 def kill(daemon_pid: int, pid: int) -> bool:
@@ -62,26 +41,13 @@ def kill(daemon_pid: int, pid: int) -> bool:
     except ProcessLookupError:
         return False
     try:
-        # It has the number for as long as the handle is open.
-        if pid not in workers_and_jobs(daemon_pid):
+        # Whoever this is, it stays the same from here on.
+        if pid not in (*workers_of(daemon_pid), *jobs_of(daemon_pid)):
             return False
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            return True
-        return False
-    finally:
-        os.close(handle)
-
-
-def _with_parent(pids: set[int], parents: set[int]) -> Iterator[int]:
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if parent_of(pid) in parents:
-                yield pid
-
-
-def _leads_a_group(pid: int) -> bool:
-    try:
-        return os.getpgid(pid) == pid
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
     except ProcessLookupError:
         return False
+    else:
+        return True
+    finally:
+        os.close(handle)

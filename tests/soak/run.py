@@ -14,13 +14,13 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e.daemon import installed_engines
-from tests.e2e.processes import workers_and_jobs
+from tests.e2e.processes import memory_of, workers_and_jobs
 from tests.soak.actors import Actor, actors, slow_reader
 from tests.soak.chaos import Blow, Chaos
 from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Life, Member, running_fleet
 from tests.soak.ledger import Call, Ledger
 from tests.soak.modules import ENGINES, make_moulds
-from tests.soak.processes import Holdings, holdings, memory_bytes
+from tests.soak.processes import Holdings, holdings
 from tests.soak.stage import TIMEOUT_S, Stage
 
 _SAMPLE_S = 1.0
@@ -187,8 +187,8 @@ async def _sampled(fleet: Fleet) -> AsyncIterator[None]:
             for life in (member.life for member in fleet.members):
                 if life.lives:
                     try:
-                        held = memory_bytes(life.daemon.pid)
-                    except (FileNotFoundError, ProcessLookupError):
+                        held = memory_of(life.daemon.pid)
+                    except (FileNotFoundError, ProcessLookupError, AssertionError):
                         continue
                     life.rss.append((time.monotonic(), held))
             await asyncio.sleep(_SAMPLE_S)

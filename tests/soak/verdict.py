@@ -174,9 +174,12 @@ def _memory_is_bounded(figures: Figures) -> Check:
         # A fifth to three tenths of its life under load are over: it has all that it needs.
         warm = statistics.median(held[len(held) // 5 : len(held) * 3 // 10 + 1])
         kept &= after.memory_bytes <= warm * _MEMORY_GROWTH + _MEMORY_SLACK_BYTES
-        seen.append(f"{after.memory_bytes / 2**20:.0f} MiB (warm {warm / 2**20:.0f})")
+        course = ", ".join(f"{each / 2**20:.0f}" for each in held[:: max(1, len(held) // 10)])
+        seen.append(
+            f"{after.memory_bytes / 2**20:.0f} MiB (warm {warm / 2**20:.0f}; under load {course})"
+        )
     return Check(
         "memory of each daemon that lived long: bounded once it is warm",
-        ", ".join(seen) or "none lived long",
+        "; ".join(seen) or "none lived long",
         kept and bool(seen),
     )
