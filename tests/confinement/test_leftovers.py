@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ async def test_a_job_has_its_socket_and_its_streams_and_nothing_else(
 ) -> None:
     assert (await attempt(confined, "descriptors")).got == [0, 1, 2, 3]
     assert len((await attempt(bare, "descriptors")).got) > 4
+
+
+async def test_how_many_descriptors_the_daemon_has_open_changes_nothing(
+    confined_engine: Path,
+) -> None:
+    """A daemon has one for each connection, and a worker may have to be replaced at any time."""
+    with ExitStack() as opened:
+        for _ in range(100):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        async with workers.running(confined_engine) as worker:
+            [limits] = [layer for layer in worker.isolation.layers if layer.name == "limits"]
+            assert "descriptors that stay open" not in limits.detail
+            assert (await attempt(worker, "descriptors")).got == [0, 1, 2, 3]
 
 
 async def test_a_worker_shares_no_memory_with_its_jobs(confined: Worker) -> None:

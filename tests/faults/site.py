@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,9 @@ SETTINGS = {
 class Server:
     """A Valkey that can be killed and started again with what it had stored."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._settings = ["--requirepass", PASSWORD, "--appendonly", "yes", *settings]
         self._stack = ExitStack()
         self._running: RedisServer | None = None
         self.start()
@@ -57,9 +58,8 @@ class Server:
 
     def start(self) -> None:
         """Start it, anew or again."""
-        settings = ["--requirepass", PASSWORD, "--appendonly", "yes"]
         self._running = self._stack.enter_context(
-            redis_server(binary_of("valkey"), self._folder, settings)
+            redis_server(binary_of("valkey"), self._folder, self._settings)
         )
 
     def signal(self, number: signal.Signals) -> None:

@@ -13,8 +13,10 @@ class Estimate:
     """Expects of a job what jobs of the same kind and about the same size took lately.
 
     Sizes are told apart by powers of 4: within one, times are alike enough, and a few
-    jobs are enough to know all of them. Until then the nearest one says by how much the
-    first guess is wrong: a job of a few bytes takes no time for its size at all.
+    jobs are enough to know all of them. Until then the nearest one is taken: in proportion
+    for less, and with what is usual added for more. Much of what a small job takes has
+    nothing to do with its size, and a small module may be made to take long: in proportion,
+    one that took seconds would have any larger one expected to take hours.
     """
 
     def __init__(self) -> None:
@@ -28,9 +30,10 @@ class Estimate:
             return _guess_s(size_bytes)
         nearest = min(known, key=lambda size: abs(size - wanted))
         recent_s = self._recent_s[kind, nearest]
-        if nearest == wanted:
-            return recent_s
-        return recent_s * _guess_s(size_bytes) / _guess_s(4**nearest)
+        if nearest > wanted:
+            return recent_s / 4.0 ** (nearest - wanted)
+        more_bytes = size_bytes * (1 - 0.25 ** (wanted - nearest))
+        return recent_s + _FIRST_GUESS_S_PER_BYTE * more_bytes
 
     def took(self, kind: str, size_bytes: int, seconds: float) -> None:
         """Learn from a job that has ended."""

@@ -307,9 +307,8 @@ def test_jobs_are_expected_to_take_what_their_like_took() -> None:
     assert estimate.expected_s("compile", 2_900_000) == pytest.approx(30.0)
     assert estimate.expected_s("compile", 90) == pytest.approx(0.004)
     assert estimate.expected_s("validate", 2_900_000) == pytest.approx(0.1)
-    # One that nothing is known of takes after the nearest, as far as size decides.
-    assert 0.004 < estimate.expected_s("compile", 400) < 0.016
-    assert 60 < estimate.expected_s("compile", 12_000_000) < 130
+    # One that nothing is known of takes after the nearest: in proportion, if that is larger.
+    assert estimate.expected_s("compile", 40_000) == pytest.approx(30.0 / 4**3)
     estimate.took("compile", 100, 0.008)
     assert 0.004 < estimate.expected_s("compile", 100) < 0.008
 
@@ -318,4 +317,12 @@ def test_small_jobs_say_little_about_large_ones() -> None:
     estimate = Estimate()
     # Most of these is what any job takes, and no machine is as slow as they make it look.
     estimate.took("compile", 40, 0.08)
-    assert 1 < estimate.expected_s("compile", 1_200_000) < 10
+    assert 0.5 < estimate.expected_s("compile", 1_200_000) < 10
+
+
+def test_a_small_module_that_takes_long_says_little_about_large_ones() -> None:
+    """Or whoever sends one could have the daemon refuse everybody else's."""
+    estimate = Estimate()
+    estimate.took("compile", 8_000, 20.0)
+    assert estimate.expected_s("compile", 8_000) == pytest.approx(20.0)
+    assert 20.0 < estimate.expected_s("compile", 4_000_000) < 25.0

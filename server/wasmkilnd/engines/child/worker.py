@@ -32,7 +32,10 @@ def main(engine_name: str, control_fd: int) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     os.nice(_NICENESS)
-    control = socket.socket(fileno=control_fd)
+    # It came under the number that it has in the daemon, which grows with the daemon's
+    # callers; a job closes what may be open, and no more than that may be.
+    control = socket.socket(fileno=os.dup(control_fd))
+    os.close(control_fd)
     engine = load(engine_name)
     threads = len(os.listdir("/proc/self/task"))
     cpu.host_features()  # Remembered, for a confined worker has no file to read.

@@ -1,0 +1,216 @@
+"""The callers: each kind does one thing again and again, at moments and in ways drawn by lot."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from wasmkiln import Artifact
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
+
+from tests.soak import hostile
+from tests.soak.fleet import Life
+from tests.soak.hostile import Hostile
+from tests.soak.ledger import CANCELLED, OK
+from tests.soak.modules import CPU, Known
+from tests.soak.stage import TIMEOUT_S, Stage, difference
+
+_IN_A_HURRY = frozenset({OK, "DEADLINE_EXCEEDED", "COMPILE_QUEUE_FULL"})
+_CANCELLED_OR_DONE = frozenset({OK, CANCELLED})
+_CROWD = 6
+# Of the costly modules, how many are sent a second time: soon enough to be in quarantine.
+_REPEATED = 0.4
+
+Act = Callable[[Stage, random.Random], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A kind of caller."""
+
+    name: str
+    act: Act
+    tasks: int
+    """How many of them there are."""
+    pause_s: float
+    """How long they rest between two acts, on average."""
+
+
+async def hit(stage: Stage, dice: random.Random) -> None:
+    """Ask for what is asked for all the time."""
+    await _ask_regular(stage, dice, "hit", dice.choice(stage.hot))
+
+
+async def regular(stage: Stage, dice: random.Random) -> None:
+    """Ask for any of more modules than memory holds."""
+    await _ask_regular(stage, dice, "regular", dice.choice(stage.regulars))
+
+
+async def evicted(stage: Stage, dice: random.Random) -> None:
+    """Have a module forgotten by memory, or by all tiers, and ask for it."""
+    life = stage.fleet.any_life(dice)
+    known = dice.choice(stage.regulars)
+    tier: Literal["memory"] | None = "memory" if dice.random() < 0.8 else None
+    with stage.ledger.call("operator", life, TIMEOUT_S):
+        await life.regulars.evict(module_sha256=known.sha256, tier=tier, timeout_s=TIMEOUT_S)
+    await stage.ask("after an eviction", life, known, dice.choice(list(known.artifacts)))
+
+
+async def fresh(stage: Stage, dice: random.Random) -> None:
+    """Ask for a module that nobody has seen yet, or for one as if nobody had."""
+    known = stage.fresh(dice)
+    engine = dice.choice(list(known.artifacts))
+    life = stage.fleet.any_life(dice)
+    await stage.ask("miss", life, known, engine)
+    if len(known.wasm) < 50_000 and dice.random() < 0.3:
+        await stage.ask("made anew", life, known, engine, skip_cache_lookup=True)
+
+
+async def crowd(stage: Stage, dice: random.Random) -> None:
+    """Ask for one new module from all sides at once."""
+    known = stage.fresh(dice)
+    engine = dice.choice(list(known.artifacts))
+    lives = [stage.fleet.any_life(dice) for _ in range(_CROWD)]
+    await asyncio.gather(*(stage.ask("crowd", life, known, engine) for life in lives))
+
+
+async def fickle(stage: Stage, dice: random.Random) -> None:
+    """Hang up at some moment."""
+    known = stage.fresh(dice) if dice.random() < 0.4 else dice.choice(stage.regulars)
+    life = stage.fleet.any_life(dice)
+    engine = dice.choice(list(known.artifacts))
+    with stage.ledger.call("cancelled", life, TIMEOUT_S, _CANCELLED_OR_DONE) as call:
+        asked = asyncio.create_task(
+            life.regulars.compile(known.wasm, engine=engine, cpu=CPU, timeout_s=TIMEOUT_S)
+        )
+        # Half of them early: while it is sent, looked up, or waits for a worker.
+        done, _ = await asyncio.wait([asked], timeout=dice.choice((0.1, 1.0)) * dice.random())
+        if not done:
+            call.hurry()
+            asked.cancel()
+            await asyncio.wait([asked])
+        if asked.cancelled():
+            call.outcome = CANCELLED
+            return
+        answer = asked.result()
+    if call.outcome == OK:
+        call.wrong = difference(answer, known, engine)
+
+
+async def impatient(stage: Stage, dice: random.Random) -> None:
+    """Give it less time than it may need."""
+    known = stage.fresh(dice)
+    life = stage.fleet.any_life(dice)
+    engine = dice.choice(list(known.artifacts))
+    timeout_s = dice.choice((0.02, 0.2, 2.0)) * dice.uniform(0.2, 1)
+    await stage.ask("impatient", life, known, engine, timeout_s=timeout_s, expected=_IN_A_HURRY)
+
+
+async def slow_reader(stage: Stage, dice: random.Random) -> None:
+    """Read an answer with long pauses, and perhaps not to its end."""
+    known = max(dice.sample(stage.regulars, 3), key=lambda known: len(known.wasm))
+    engine = dice.choice(list(known.artifacts))
+    life = stage.fleet.any_life(dice)
+    leaves_after = dice.randrange(1, 8) if dice.random() < 0.3 else None
+    header, chunks = types_pb2.ArtifactHeader(), []
+    with stage.ledger.call("slow reader", life, TIMEOUT_S, _CANCELLED_OR_DONE) as call:
+        request = pb.CompileRequest(module=known.wasm, engine=engine, cpu=CPU)
+        stream = life.slow.Compile(request, timeout=TIMEOUT_S)
+        try:
+            async for part in stream:
+                if part.HasField("header"):
+                    header = part.header
+                else:
+                    chunks.append(part.chunk)
+                if leaves_after is not None and len(chunks) >= leaves_after:
+                    call.outcome = CANCELLED
+                    break
+                await asyncio.sleep(dice.uniform(0, 0.6))
+        finally:
+            stream.cancel()
+        call.origin = header.origin
+    if call.outcome == OK:
+        answer = Artifact(b"".join(chunks), header)
+        with stage.ledger.verified(call):
+            answer.verify(stage.fleet.trusted)
+        call.wrong = call.wrong or difference(answer, known, engine)
+
+
+async def operator(stage: Stage, dice: random.Random) -> None:
+    """Look at what a daemon says of itself."""
+    life = stage.fleet.any_life(dice)
+    client = life.strangers
+    questions: list[Callable[[], Awaitable[object]]] = [
+        lambda: client.stats(timeout_s=TIMEOUT_S),
+        lambda: client.capabilities(timeout_s=TIMEOUT_S),
+        lambda: client.quarantined(timeout_s=TIMEOUT_S),
+        lambda: client.health(timeout_s=TIMEOUT_S),
+        lambda: client.find_missing(
+            [known.sha256 for known in stage.regulars], timeout_s=TIMEOUT_S
+        ),
+        lambda: client.load(dice.choice(stage.hot).wasm, timeout_s=TIMEOUT_S),
+    ]
+    with stage.ledger.call("operator", life, TIMEOUT_S):
+        await dice.choice(questions)()
+
+
+async def mistaken(stage: Stage, dice: random.Random) -> None:
+    """Ask for what there is not."""
+    life = stage.fleet.any_life(dice)
+    client, known = life.strangers, dice.choice(stage.hot)
+    nothing = f"{dice.getrandbits(256):064x}"
+    questions: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+        ("MODULE_NOT_LOADED", lambda: client.compile(nothing)),
+        ("DIGEST_MISMATCH", lambda: client.load(known.wasm, expected_sha256=nothing)),
+        ("ENGINE_UNKNOWN", lambda: client.compile(known.wasm, engine="wasmtime-1.2.3")),
+        ("TARGET_UNSUPPORTED", lambda: client.compile(known.wasm, target="pdp11-dec-unix")),
+        ("SETTING_UNKNOWN", lambda: client.compile(known.wasm, settings={"fast": "true"})),
+    ]
+    reason, question = dice.choice(questions)
+    with stage.ledger.call("mistaken", life, TIMEOUT_S, frozenset({reason})):
+        await question()
+
+
+def sending(choose: Callable[[Stage], list[Hostile]]) -> Act:
+    """Answer what sends the hostile modules that ``choose`` answers, some of them twice."""
+    sent: list[tuple[Hostile, str, bytes]] = []
+
+    async def send(stage: Stage, dice: random.Random) -> None:
+        if sent and dice.random() < _REPEATED:
+            what, engine, module = dice.choice(sent[-3:])
+        else:
+            what = dice.choice(choose(stage))
+            engine, module = dice.choice(what.engines), what.make(dice)
+            sent[:] = [*sent[-3:], (what, engine, module)]
+        life = stage.fleet.any_life(dice)
+        with stage.ledger.call(f"hostile: {what.name}", life, TIMEOUT_S, what.expected):
+            await life.strangers.compile(module, engine=engine, cpu=CPU, timeout_s=TIMEOUT_S)
+
+    return send
+
+
+def actors() -> list[Actor]:
+    """Answer all of them."""
+    return [
+        Actor("hit", hit, 4, 0.1),
+        Actor("regular", regular, 2, 0.25),
+        Actor("evicted", evicted, 1, 0.6),
+        Actor("fresh", fresh, 2, 1.0),
+        Actor("crowd", crowd, 1, 4.0),
+        Actor("fickle", fickle, 2, 0.8),
+        Actor("impatient", impatient, 1, 1.2),
+        Actor("slow reader", slow_reader, 3, 0.3),
+        Actor("operator", operator, 1, 0.5),
+        Actor("mistaken", mistaken, 1, 0.5),
+        Actor("hostile", sending(lambda stage: hostile.cheap(stage.moulds)), 2, 0.6),
+        Actor("costly", sending(lambda _: hostile.costly()), 1, 8.0),
+    ]
+
+
+async def _ask_regular(stage: Stage, dice: random.Random, kind: str, known: Known) -> None:
+    life: Life = stage.fleet.any_life(dice)
+    await stage.ask(kind, life, known, dice.choice(list(known.artifacts)))

@@ -1,0 +1,180 @@
+"""Daemons on one Valkey, each of which may die and come back, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grpc import aio
+from wasmkiln import AsyncClient
+from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.v1 import module_service_pb2_grpc
+from wasmkilnd.keys.store import KeyStore
+
+from tests.e2e.daemon import Daemon, state_with
+from tests.faults.site import PASSWORD, Server
+from tests.soak.modules import ENGINES
+
+DAEMONS = 2
+WORKERS = 2
+LEASE_S = 2.0
+MODULE_LIMIT_BYTES = 4 * 2**20
+SETTINGS = {
+    "WASMKILN_REDIS_TIMEOUT_S": "0.5",
+    "WASMKILN_REDIS_RETRY_MAX_S": "1",
+    "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
+    # Less than the artifacts of all modules: some are always evicted, and fetched from Redis.
+    "WASMKILN_MEMORY_BYTES": "32MiB",
+    "WASMKILN_WORKERS": str(WORKERS),
+    "WASMKILN_MAX_MODULE_BYTES": str(MODULE_LIMIT_BYTES),
+    # More than any of the real modules needs, and less than the hostile ones take. CPU time
+    # is what ends those: a limit on the clock would end honest ones on a busy machine.
+    "WASMKILN_COMPILE_CPU_S": "6",
+    "WASMKILN_COMPILE_TIMEOUT_S": "50",
+    "WASMKILN_COMPILE_MEMORY_BYTES": "640MiB",
+    "WASMKILN_MAX_ARTIFACT_BYTES": "20MiB",
+    # So short that quarantines end, and are doubled, within a run.
+    "WASMKILN_QUARANTINE_S": "5",
+    "WASMKILN_SHUTDOWN_GRACE_S": "10",
+}
+# How often a caller tries a daemon without looking whether it is there.
+_STUBBORN = 0.05
+_VALKEY_SETTINGS = ("--maxmemory", "128mb", "--maxmemory-policy", "allkeys-lru")
+
+
+@dataclass(eq=False)
+class Life:
+    """One process of a daemon, and those who got to know it."""
+
+    daemon: Daemon
+    socket: Path
+    """Where it listens beside its port."""
+    regulars: AsyncClient = field(init=False)
+    strangers: AsyncClient = field(init=False)
+    """Come by another way, so that the daemon does not take them for the same caller."""
+    slow: module_service_pb2_grpc.ModuleServiceStub = field(init=False)
+    born_s: float = field(default_factory=time.monotonic)
+    doomed_s: float = float("inf")
+    rss: list[tuple[float, int]] = field(default_factory=list)
+    """How much memory it had, in bytes, and when."""
+
+    @property
+    def lives(self) -> bool:
+        """Whether nobody has ended it yet."""
+        return self.doomed_s == float("inf")
+
+
+class Member:
+    """One place in the fleet: a state directory, and one process after the other."""
+
+    def __init__(
+        self, number: int, state: Path, environ: Mapping[str, str], trusted: TrustedKeys
+    ) -> None:
+        self.number = number
+        self.lives: list[Life] = []
+        self.exit_codes: list[int] = []
+        """Of those that were ended with SIGTERM."""
+        self._state = state
+        self._environ = environ
+        self._trusted = trusted
+        self._known = AsyncExitStack()
+
+    @property
+    def life(self) -> Life:
+        """The process that is, or was last."""
+        return self.lives[-1]
+
+    async def start(self) -> Life:
+        """Start a process, and make its acquaintance."""
+        path = self._state / f"{len(self.lives)}.sock"
+        flags = ["--listen", f"unix:{path}"]
+        life = Life(await asyncio.to_thread(Daemon, self._state, flags, self._environ), path)
+        await self._meet(life)
+        self.lives.append(life)
+        return life
+
+    async def meet_again(self) -> None:
+        """Connect to the process once more."""
+        await self._meet(self.life)
+
+    async def _meet(self, life: Life) -> None:
+        address = life.daemon.address
+        life.regulars = self._client(address)
+        life.strangers = self._client(f"unix:{life.socket}")
+        # Or it would share the regulars' connection.
+        channel = aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+        life.slow = module_service_pb2_grpc.ModuleServiceStub(channel)
+        for each in (life.regulars, life.strangers, channel):
+            await self._known.enter_async_context(each)
+
+    async def kill(self) -> None:
+        """End the process with SIGKILL."""
+        self.life.doomed_s = time.monotonic()
+        await asyncio.to_thread(self.life.daemon.kill)
+
+    async def stop(self) -> None:
+        """End the process with SIGTERM."""
+        self.life.doomed_s = time.monotonic()
+        self.exit_codes.append(await asyncio.to_thread(self.life.daemon.stop))
+
+    async def hang_up(self) -> None:
+        """Close all connections to all processes."""
+        await self._known.aclose()
+
+    async def end(self) -> None:
+        """End whatever is left, however it is."""
+        await self.hang_up()
+        if self.lives:
+            await asyncio.to_thread(self.life.daemon.end)
+
+    def _client(self, address: str) -> AsyncClient:
+        # A second attempt would hide what became of the first.
+        return AsyncClient(address, max_attempts=1, trusted_keys=self._trusted)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All of it, running."""
+
+    server: Server
+    members: list[Member]
+    trusted: TrustedKeys
+
+    def any_life(self, dice: random.Random) -> Life:
+        """Answer the process of some member: nearly always of one that lives, if any does."""
+        lives = [member.life for member in self.members]
+        if dice.random() > _STUBBORN:
+            lives = [life for life in lives if life.lives] or lives
+        return dice.choice(lives)
+
+    @property
+    def lives(self) -> list[Life]:
+        """All processes that there were."""
+        return [life for member in self.members for life in member.lives]
+
+
+@asynccontextmanager
+async def running_fleet(folder: Path) -> AsyncIterator[Fleet]:
+    """Start everything; it ends with the context."""
+    async with AsyncExitStack() as stack:
+        server = await asyncio.to_thread(Server, folder / "redis", _VALKEY_SETTINGS)
+        stack.callback(server.close)
+        trusted = TrustedKeys([KeyStore(folder / "keys").ensure().public])
+        environ = {
+            **SETTINGS,
+            "WASMKILN_REDIS_URL": f"unix://:{PASSWORD}@{server.socket}",
+            "WASMKILN_KEYS_DIR": str(folder / "keys"),
+        }
+        members = [
+            Member(number, state_with(folder / f"d{number}", *ENGINES), environ, trusted)
+            for number in range(DAEMONS)
+        ]
+        for member in members:
+            stack.push_async_callback(member.end)
+        await asyncio.gather(*(member.start() for member in members))
+        yield Fleet(server, members, trusted)

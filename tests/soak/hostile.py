@@ -1,0 +1,97 @@
+"""What strangers send: each has an answer that it must get."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.e2e import wasm
+from tests.soak.fleet import MODULE_LIMIT_BYTES
+from tests.soak.modules import WASMER, WASMTIME, Mould
+
+# By design: there is no room for it, or no time.
+_NOT_NOW = frozenset({"COMPILE_QUEUE_FULL", "DEADLINE_EXCEEDED"})
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One way to be a nuisance."""
+
+    name: str
+    reason: str
+    engines: Sequence[str]
+    make: Callable[[random.Random], bytes]
+    """Answers another module for each tag that is drawn."""
+    condemned: bool = False
+    """Whether it goes into quarantine for what it does."""
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """The answers that are right."""
+        return _NOT_NOW | {self.reason} | ({"MODULE_QUARANTINED"} if self.condemned else set())
+
+
+def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
+    """Answer those that a daemon refuses at next to no cost."""
+    real = {mould.name: mould for mould in moulds}
+    both = (WASMER, WASMTIME)
+    victim = real["itk-downsample-sigma"]
+
+    def truncated(dice: random.Random) -> bytes:
+        module = victim.cast(_tag(dice)).wasm
+        return module[: dice.randrange(len(module) // 8, len(module) // 2)]
+
+    def artifact(dice: random.Random) -> bytes:
+        return real["rabin"].cast(_tag(dice)).artifacts[dice.choice(both)]
+
+    def too_large(dice: random.Random) -> bytes:
+        return wasm.CORE_PREAMBLE + bytes(MODULE_LIMIT_BYTES + dice.randrange(1, 100_000))
+
+    return [
+        Hostile("garbage", "NOT_WASM", both, lambda dice: dice.randbytes(dice.randrange(1, 9999))),
+        Hostile("text", "NOT_WASM", both, lambda dice: b"(module)" * dice.randrange(1, 99_999)),
+        Hostile("an artifact", "NOT_WASM", both, artifact),
+        Hostile("truncated", "MODULE_INVALID", both, truncated),
+        Hostile("too large", "MODULE_TOO_LARGE", both, too_large),
+        Hostile(
+            "component for wasmer",
+            "ENGINE_LACKS_FEATURE",
+            [WASMER],
+            lambda dice: real["component"].cast(_tag(dice)).wasm,
+        ),
+    ]
+
+
+def costly() -> list[Hostile]:
+    """Answer those of which only a limit protects: time, memory, size of the artifact."""
+    return [
+        Hostile(
+            "nested blocks, too slow for wasmer",
+            "COMPILE_TIMEOUT",
+            [WASMER],
+            lambda dice: wasm.nested_blocks(300_000) + _tag_section(dice),
+            condemned=True,
+        ),
+        Hostile(
+            "nested blocks, too large for wasmtime",
+            "COMPILE_MEMORY_LIMIT",
+            [WASMTIME],
+            lambda dice: wasm.nested_blocks(1_000_000) + _tag_section(dice),
+            condemned=True,
+        ),
+        Hostile(
+            "small module, large artifact",
+            "ARTIFACT_TOO_LARGE",
+            [WASMER],
+            lambda dice: wasm.many_functions(100_000) + _tag_section(dice),
+        ),
+    ]
+
+
+def _tag(dice: random.Random) -> int:
+    return dice.randrange(10**15)
+
+
+def _tag_section(dice: random.Random) -> bytes:
+    return wasm.section(0, b"\x03tag" + dice.randbytes(16))

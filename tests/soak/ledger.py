@@ -1,0 +1,122 @@
+"""Every call of a soak: when it began, when it had to end, when it did, and how."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from grpc import aio
+from wasmkiln import ArtifactMismatch, AttestationInvalid, WasmkilnError
+from wasmkiln._status import error_from_rpc
+
+OK = "OK"
+CANCELLED = "CANCELLED"
+WRONG = "WRONG"
+ONLY_OK = frozenset({OK})
+
+
+class Mortal(Protocol):
+    """A process of a daemon, as far as the fate of a call depends on it."""
+
+    @property
+    def doomed_s(self) -> float:
+        """When it was told to end, or was killed; infinite while it lives."""
+        ...
+
+
+@dataclass(eq=False)
+class Call:
+    """One call to one process of a daemon. Times are on the monotonic clock."""
+
+    kind: str
+    life: Mortal
+    expected: frozenset[str]
+    """The outcomes that are right, ``OK`` or reasons."""
+    timeout_s: float
+    began_s: float = field(default_factory=time.monotonic)
+    deadline_s: float = 0.0
+    """When it had to have ended: its own deadline, or the moment at which it was cancelled."""
+    ended_s: float = float("inf")
+    outcome: str = ""
+    said: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    origin: int = 0
+    wrong: str = ""
+    """In what way an artifact that it was given is not the right one."""
+
+    def __post_init__(self) -> None:
+        self.deadline_s = self.began_s + self.timeout_s
+
+    def hurry(self) -> None:
+        """Note that it was cancelled, and has to end now."""
+        self.deadline_s = time.monotonic()
+
+    @property
+    def group(self) -> str:
+        """What kind of kind it is: all hostile calls are one."""
+        return self.kind.partition(":")[0]
+
+    @property
+    def seconds(self) -> float:
+        """What it took."""
+        return self.ended_s - self.began_s
+
+    @property
+    def unaffected(self) -> bool:
+        """Whether the process that it called lived from its beginning to its end.
+
+        Nothing else excuses a call: not the death of workers, of Redis, or of another daemon.
+        """
+        return self.ended_s < self.life.doomed_s
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether it came to an end that is right for it."""
+        return self.outcome in self.expected and not self.wrong
+
+
+class Ledger:
+    """Keeps the calls, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    @contextmanager
+    def call(
+        self, kind: str, life: Mortal, timeout_s: float, expected: frozenset[str] = ONLY_OK
+    ) -> Iterator[Call]:
+        """Note a call, which is what the context does. An error of it ends here."""
+        call = Call(kind, life, expected, timeout_s)
+        self.calls.append(call)
+        try:
+            yield call
+            call.outcome = call.outcome or OK
+        except asyncio.CancelledError:
+            call.outcome = CANCELLED
+            raise
+        except (ArtifactMismatch, AttestationInvalid) as untrue:
+            call.outcome, call.wrong = WRONG, str(untrue)
+        except aio.AioRpcError as failure:
+            _note(call, error_from_rpc(failure, address="the daemon", timeout_s=timeout_s))
+        except WasmkilnError as failure:
+            _note(call, failure)
+        finally:
+            call.ended_s = time.monotonic()
+
+    @contextmanager
+    def verified(self, call: Call) -> Iterator[None]:
+        """Note what the context finds untrue in the answer to ``call``, which has ended."""
+        try:
+            yield
+        except AttestationInvalid as untrue:
+            call.outcome, call.wrong = WRONG, str(untrue)
+
+
+def _note(call: Call, failure: WasmkilnError) -> None:
+    call.outcome = failure.reason or failure.code.name
+    call.said = failure.message
+    call.metadata = dict(failure.metadata)

@@ -1,0 +1,77 @@
+"""What every actor works with, and the one way in which a call is made and its answer checked."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from wasmkiln import Artifact, AsyncClient
+
+from tests.soak.fleet import Fleet, Life
+from tests.soak.ledger import OK, ONLY_OK, Call, Ledger
+from tests.soak.modules import CPU, Known, Mould
+
+TIMEOUT_S = 120.0
+"""The deadline of a call that is in no hurry."""
+_HOT_BYTES = 150_000
+
+
+@dataclass
+class Stage:
+    """The fleet, the modules, and the ledger."""
+
+    fleet: Fleet
+    moulds: list[Mould]
+    ledger: Ledger
+    regulars: list[Known] = field(init=False)
+    """Modules that are asked for again and again."""
+    hot: list[Known] = field(init=False)
+    """Those of them that are asked for so often that they stay in memory."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nobody is to begin anything any more."""
+    _tags: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        self.regulars = [mould.cast(0) for mould in self.moulds]
+        self.hot = [known for known in self.regulars if len(known.wasm) < _HOT_BYTES]
+
+    def fresh(self, dice: random.Random) -> Known:
+        """Answer a module that nobody has seen yet, a large one less often than a small one."""
+        weights = [1 / max(50_000, mould.size_bytes) for mould in self.moulds]
+        [mould] = dice.choices(self.moulds, weights)
+        return mould.cast(next(self._tags))
+
+    async def ask(
+        self,
+        kind: str,
+        life: Life,
+        module: Known,
+        engine: str,
+        *,
+        client: AsyncClient | None = None,
+        timeout_s: float = TIMEOUT_S,
+        expected: frozenset[str] = ONLY_OK,
+        **options: Any,
+    ) -> Call:
+        """Ask for an artifact, as a service does, and compare it with the engine's own."""
+        with self.ledger.call(kind, life, timeout_s, expected) as call:
+            answer = await (client or life.regulars).compile(
+                module.wasm, engine=engine, cpu=CPU, timeout_s=timeout_s, **options
+            )
+            call.origin = answer.header.origin
+        if call.outcome == OK:
+            call.wrong = difference(answer, module, engine)
+        return call
+
+
+def difference(answer: Artifact, module: Known, engine: str) -> str:
+    """Answer in what way an artifact, whose attestation was verified, is not the right one."""
+    if answer.header.module_sha256 != module.sha256 or answer.header.engine.id != engine:
+        return f"{answer!r} instead of {module.name} for {engine}"
+    if answer.bytes != module.artifacts[engine]:
+        return f"{answer!r} is not what the engine itself makes of {module.name}"
+    return ""
