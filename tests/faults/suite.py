@@ -22,6 +22,8 @@ from tests.faults.tampering import OF_ANY, OF_PIECES, TAMPERINGS, Target
 _POLL_S = 0.02
 _REJECTED = re.compile(r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', re.MULTILINE)
 _RECOVERY_S = 30.0
+_BETWEEN_S = 0.3
+"""So that hardly a call meets two sicknesses."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ async def _befall(site: Site, kind: Kind) -> Injection:
         healed = time.monotonic()
     well = _takes_writes if kind.takes_reads else _answered_from_redis(healed)
     await _until(well, site, kind.name)
-    return Injection(kind.name, began, healed, time.monotonic())
+    recovered = time.monotonic()
+    await asyncio.sleep(_BETWEEN_S)
+    return Injection(kind.name, began, healed, recovered)
 
 
 async def _takes_writes(site: Site) -> bool:
