@@ -11,7 +11,7 @@ ENGINES ?= wasmer wasmtime
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test check format protos docs bench faults clean
+.PHONY: help install engines run demo test check format protos docs bench faults soak fuzz verdicts hostile clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,18 @@ bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 
 faults: $(VENV)/.dev ## make Redis sick in every way under load, and count what callers notice
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+soak: $(VENV)/.dev ## everything at once, and everything killed, for five minutes (ARGS="--seconds N")
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz: $(VENV)/.dev ## feed 20,000 inputs to each reader of bytes from outside (ARGS="-k …")
+	@$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --timeout 0 $(ARGS)
+
+verdicts: $(VENV)/.dev ## hold verdicts on 5,000 generated modules against the engines' own (ARGS=FOLDER)
+	@$(BIN)/python -m tests.verdicts $(or $(ARGS),--generate 1000)
+
+hostile: $(VENV)/.dev ## show what modules that are made to hurt come to in each engine
+	@$(BIN)/python -m tests.hostile $(ARGS)
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

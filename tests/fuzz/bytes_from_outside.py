@@ -13,6 +13,18 @@ from hypothesis import strategies as st
 CORPUS = Path(__file__).with_name("corpus")
 
 
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=20),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=10,
+)
+"""All that JSON can say, and what Python's reader takes beyond it."""
+
+
 def corpus(target: str) -> list[bytes]:
     """Answer the kept inputs of one target, in the order of their names."""
     return [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]

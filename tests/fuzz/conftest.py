@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 # The default profile is that of all tests; this one is chosen by `--hypothesis-profile fuzz`.
 settings.register_profile(
     "fuzz",
-    max_examples=50_000,
+    max_examples=20_000,
     deadline=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),

@@ -24,7 +24,7 @@ from wasmkilnd.model import ExternType, Limits
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.status import to_status
 
-from tests.fuzz.bytes_from_outside import anything, corpus
+from tests.fuzz.bytes_from_outside import anything, corpus, json_values
 
 ARTIFACT_LIMIT = 1000
 LIMITS = Limits(1, ARTIFACT_LIMIT, 30, 60, 4096, 1, 1000)
@@ -37,16 +37,6 @@ ORDER = JobOrder(
     artifact_limit_bytes=ARTIFACT_LIMIT,
 )
 
-# All that JSON can say, and what Python's reader takes beyond it.
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(exclude_categories=()), max_size=20),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=10,
-)
 rows = st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=5), max_size=4)
 results = st.fixed_dictionaries(
     {},

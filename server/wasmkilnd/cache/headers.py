@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,9 @@ from wasmkilnd.model import (
     Kind,
     Module,
 )
+
+# More than any compile may take; NaN is not within it.
+_MAX_S = 1e9
 
 
 def write_artifact_header(artifact: Artifact, body: Body, with_types: bool = True) -> bytes:
@@ -207,7 +209,7 @@ class _Fields:
         return int(self._take(name, int, _is_size))
 
     def seconds(self, name: str) -> float:
-        return float(self._take(name, float, lambda value: math.isfinite(value) and value >= 0))
+        return float(self._take(name, float, lambda value: 0 <= value <= _MAX_S))
 
     def flag(self, name: str) -> bool:
         return bool(self._take(name, bool))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from wasmkilnd.cache.codec import CheckStamp, Stamp
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.patience import Patience
@@ -21,6 +22,18 @@ from wasmkilnd.ports import Sealer
 
 _PURPOSE = b"wasmkiln strike\0"
 _MAX_BYTES = 16 * 1024
+_MAX_COUNT = 1_000_000
+_MAX_S = 100 * 365 * 24 * 3600
+_FIELDS = {
+    "count": int,
+    "engine": str,
+    "fingerprint": str,
+    "message": str,
+    "module": str,
+    "quarantine_s": float,
+    "reason": str,
+    "ttl_s": int,
+}
 _MAX_LISTED = 10_000
 _BATCH = 100
 
@@ -61,27 +74,20 @@ class RedisStrikes:
 
     async def _get(self, key: CacheKey) -> Strike | None:
         record, ttl_s = await self._link.get_with_ttl(self._names.strike(key))
-        return self._read(key, record, ttl_s) if record else None
+        if not record:
+            return None
+        strike = read_strike(key, record, ttl_s, self._sealer.check_stamp)
+        if strike is None:
+            _log.warning("a quarantine record is not believed", module=key.module_sha256)
+        return strike
 
     async def put(self, strike: Strike, ttl_s: float) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
-        record = json.dumps(
-            {
-                "count": strike.count,
-                "engine": strike.engine_id,
-                "fingerprint": strike.key.fingerprint,
-                "message": strike.message,
-                "module": strike.key.module_sha256,
-                "quarantine_s": strike.left_s,
-                "reason": strike.reason,
-                "ttl_s": max(1, round(ttl_s)),
-            },
-            sort_keys=True,
-        ).encode()
-        stamp = self._sealer.stamp(_PURPOSE + record)
-        name = self._names.strike(strike.key)
-        storing = self._link.set(name, stamp + record, max(1, round(ttl_s)))
-        await self._patience.spend_on(storing)
+        whole_s = max(1, round(ttl_s))
+        record = write_strike(strike, whole_s, self._sealer.stamp)
+        await self._patience.spend_on(
+            self._link.set(self._names.strike(strike.key), record, whole_s)
+        )
 
     async def all(self) -> Sequence[Strike]:
         """Answer all strikes, 10,000 at most."""
@@ -110,24 +116,59 @@ class RedisStrikes:
     def _patience(self) -> Patience:
         return Patience.of_this_call(self._link.timeout_s)
 
-    def _read(self, key: CacheKey, record: bytes, ttl_s: int) -> Strike | None:
-        stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
-        try:
-            if len(record) > _MAX_BYTES or self._sealer.check_stamp(_PURPOSE + text, stamp):
-                raise ValueError
-            said = json.loads(text)
-            if (said["module"], said["fingerprint"]) != (key.module_sha256, key.fingerprint):
-                raise ValueError
-            # One that lives longer than it was written for was tampered with: it ends at once.
-            age_s = said["ttl_s"] - ttl_s if 0 <= ttl_s <= said["ttl_s"] else said["ttl_s"]
-            return Strike(
-                key=key,
-                engine_id=said["engine"],
-                reason=said["reason"],
-                message=said["message"],
-                count=int(said["count"]),
-                left_s=max(0.0, float(said["quarantine_s"]) - age_s),
-            )
-        except (ValueError, KeyError, TypeError):
-            _log.warning("a quarantine record is not believed", module=key.module_sha256)
-            return None
+
+def write_strike(strike: Strike, ttl_s: int, stamp: Stamp) -> bytes:
+    """Answer the record of ``strike``, which is to live for ``ttl_s`` seconds."""
+    text = json.dumps(
+        {
+            "count": strike.count,
+            "engine": strike.engine_id,
+            "fingerprint": strike.key.fingerprint,
+            "message": strike.message,
+            "module": strike.key.module_sha256,
+            "quarantine_s": float(strike.left_s),
+            "reason": strike.reason,
+            "ttl_s": ttl_s,
+        },
+        sort_keys=True,
+    ).encode()
+    return stamp(_PURPOSE + text) + text
+
+
+def read_strike(key: CacheKey, record: bytes, ttl_s: int, check: CheckStamp) -> Strike | None:
+    """Answer what a record says that was stored for ``key`` and has ``ttl_s`` left to live.
+
+    None if nobody trusted vouches for it, or if it says what no daemon writes.
+    """
+    stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
+    if len(record) > _MAX_BYTES or check(_PURPOSE + text, stamp):
+        return None
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not _is_record(said):
+        return None
+    if (said["module"], said["fingerprint"]) != (key.module_sha256, key.fingerprint):
+        return None
+    # One that lives longer than it was written for was tampered with: it ends at once.
+    age_s = said["ttl_s"] - ttl_s if 0 <= ttl_s <= said["ttl_s"] else said["ttl_s"]
+    return Strike(
+        key=key,
+        engine_id=said["engine"],
+        reason=said["reason"],
+        message=said["message"],
+        count=said["count"],
+        left_s=max(0.0, said["quarantine_s"] - age_s),
+    )
+
+
+def _is_record(said: object) -> bool:
+    return (
+        isinstance(said, dict)
+        and {name: type(value) for name, value in said.items()} == _FIELDS
+        and all(value.isprintable() for value in said.values() if isinstance(value, str))
+        and 0 < said["count"] <= _MAX_COUNT
+        and 0 < said["ttl_s"] <= _MAX_S
+        and 0 <= said["quarantine_s"] <= _MAX_S
+    )

@@ -50,18 +50,7 @@ class AdminServicer:
     ) -> pb.ListQuarantineResponse:
         """List what is refused."""
         return pb.ListQuarantineResponse(
-            modules=[
-                pb.QuarantinedModule(
-                    module_sha256=strike.key.module_sha256,
-                    fingerprint=strike.key.fingerprint,
-                    engine=strike.engine_id,
-                    reason=strike.reason,
-                    message=strike.message,
-                    strikes=strike.count,
-                    time_left=messages.duration(strike.left_s),
-                )
-                for strike in await self._quarantine.listed()
-            ]
+            modules=map(messages.quarantined_module, await self._quarantine.listed())
         )
 
     async def release_quarantine(

@@ -21,6 +21,7 @@ from wasmkilnd.model import (
     Kind,
     LayerState,
     Origin,
+    Strike,
 )
 
 KINDS = {
@@ -150,6 +151,19 @@ def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
     if scope == "all" and request.all:
         return EvictScope()
     raise invalid_request("no scope: set module_sha256, engine, or all to true", "scope")
+
+
+def quarantined_module(strike: Strike) -> admin_service_pb2.QuarantinedModule:
+    """Answer one entry of ListQuarantine."""
+    return admin_service_pb2.QuarantinedModule(
+        module_sha256=strike.key.module_sha256,
+        fingerprint=strike.key.fingerprint,
+        engine=strike.engine_id,
+        reason=strike.reason,
+        message=strike.message,
+        strikes=strike.count,
+        time_left=duration(strike.left_s),
+    )
 
 
 def engine_capabilities(
