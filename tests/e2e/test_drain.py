@@ -26,9 +26,9 @@ from wasmkilnd.engines.store import EngineStore
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
 from tests.e2e.test_daemon import get
-from tests.e2e.test_grpcurl import Grpcurl
 
 ENDLESS = wasm.nested_blocks(1_000_000)
 SOME_SECONDS = wasm.nested_blocks(40_000)

@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-
-GRPCURL = Path(sys.executable).with_name("grpcurl")
-
-
-class Grpcurl:
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __call__(self, *words: str, request: object = None) -> subprocess.CompletedProcess[str]:
-        data = [] if request is None else ["-d", json.dumps(request)]
-        flags = ["-plaintext", "-max-time", "60", "-max-msg-sz", str(64 * 1024 * 1024)]
-        return subprocess.run(
-            [str(GRPCURL), *flags, *data, self._address, *words],
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-
-    def json(self, method: str, request: object) -> list[Any]:
-        done = self(method, request=request)
-        assert done.returncode == 0, done.stderr
-        decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
-        while text:
-            value, end = decoder.raw_decode(text)
-            found.append(value)
-            text = text[end:].strip()
-        return found
+from tests.e2e.grpcurl import Grpcurl
 
 
 @pytest.fixture
@@ -108,11 +76,3 @@ def test_health_of_each_service_and_overall(grpcurl: Grpcurl) -> None:
 def test_channelz(grpcurl: Grpcurl) -> None:
     [servers] = grpcurl.json("grpc.channelz.v1.Channelz/GetServers", {})
     assert int(servers["server"][0]["data"]["calls_started"]) > 0
-
-
-def test_errors_carry_reason_and_metadata(grpcurl: Grpcurl) -> None:
-    done = grpcurl("wasmkiln.v1.ModuleService/Compile", request={"sha256": "0" * 64})
-    assert done.returncode != 0
-    assert "NotFound" in done.stderr
-    assert "MODULE_NOT_LOADED" in done.stderr
-    assert '"domain":"wasmkiln"' in done.stderr.replace(" ", "")

@@ -143,7 +143,8 @@ class ModuleServiceServicer(object):
         offset (where the engine says one).
         INVALID_ARGUMENT    ENGINE_UNKNOWN        metadata: engines (the valid ones).
         FAILED_PRECONDITION ENGINE_LACKS_FEATURE  valid, but not for this engine; metadata:
-        engine, accepted_by.
+        engine, accepted_by, offset (where the engine says
+        one).
         DEADLINE_EXCEEDED   COMPILE_TIMEOUT       validation ran past its limit.
         RESOURCE_EXHAUSTED  COMPILE_MEMORY_LIMIT  validation ran past its memory limit.
         RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for

@@ -1,0 +1,269 @@
+"""The rows of the error table: how each is met by grpcurl, and what it then promises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wasmkilnd.errors import Reason
+
+from tests.e2e import wasm
+from tests.e2e.callers import ENGINE
+from tests.e2e.refusals import (
+    Meet,
+    come_too_late,
+    compile_,
+    crash,
+    drain,
+    fill_the_queue,
+    load,
+    repeat_what_was_refused,
+    request,
+)
+from tests.hostile.catalogue import many_locals
+
+MIB = 1024 * 1024
+TIMEOUT_S = 3
+MEMORY_BYTES = 300 * MIB
+ARTIFACT_BYTES = 2 * MIB
+STRICT = (
+    *("--compile-timeout-s", str(TIMEOUT_S), "--compile-memory-bytes", str(MEMORY_BYTES)),
+    *("--max-artifact-bytes", str(ARTIFACT_BYTES), "--workers", "1", "--redis-url", "none"),
+)
+"""A daemon with limits that are met within seconds."""
+CROWDED = ("--workers", "1", "--queue-length", "1", "--redis-url", "none")
+"""A daemon whose one worker can be held up for as long as a row needs; it serves ``ENGINE``."""
+
+WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
+TARGET = r"\w+-unknown-linux-gnu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to meet a reason, and all that the answer has to hold."""
+
+    name: str
+    reason: Reason
+    meet: Meet
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Each name with what its value matches; there are no others."""
+    at_fault: str = ""
+    """The field that a BadRequest names; empty if there is none."""
+    says: str = ""
+    """What the message holds."""
+    retry: bool = False
+    crowded: bool = False
+    """Whether it takes the crowded daemon instead of the strict one."""
+
+    def __str__(self) -> str:
+        return f"{self.reason.name}-{self.name}"
+
+
+_NO_MODULE = wasm.CORE_PREAMBLE + b"\x01\x02\x03"
+_DIGEST = "0" * 64
+_ENGINES = re.escape("wasmer-1.1.0, wasmtime-50.0.1, wasmtime-49.0.0")
+_OTHERS = re.escape("wasmtime-50.0.1, wasmtime-49.0.0")
+_LOADED = wasm.constant(2)
+
+ROWS = [
+    Row("empty", Reason.NOT_WASM, load(b""), at_fault="module", says="empty"),
+    Row("text", Reason.NOT_WASM, load(b"(module)"), at_fault="module", says="WebAssembly text"),
+    Row(
+        "compiled",
+        Reason.NOT_WASM,
+        compile_(b"\x7fELF" + bytes(99)),
+        at_fault="module",
+        says="compiled",
+    ),
+    Row(
+        "text-compiled",
+        Reason.NOT_WASM,
+        compile_(b"(module)"),
+        at_fault="module",
+        says="WebAssembly text",
+    ),
+    Row("other", Reason.NOT_WASM, load(b"%PDF-1.7"), at_fault="module", says="no WebAssembly"),
+    Row(
+        "malformed",
+        Reason.MODULE_INVALID,
+        load(_NO_MODULE, engine="wasmer"),
+        {"engine": WASMER, "offset": r"\d+"},
+        at_fault="module",
+        says="at offset",
+    ),
+    Row(
+        "malformed-compiled",
+        Reason.MODULE_INVALID,
+        compile_(_NO_MODULE, engine="wasmtime"),
+        {"engine": WASMTIME, "offset": r"\d+"},
+        at_fault="module",
+        says="at offset",
+    ),
+    Row(
+        "invalid",
+        Reason.MODULE_INVALID,
+        compile_("(module (func (result i32) i64.const 0))", engine="wasmtime"),
+        {"engine": WASMTIME, "offset": r"\d+"},
+        at_fault="module",
+        says="type mismatch",
+    ),
+    Row(
+        "size",
+        Reason.MODULE_TOO_LARGE,
+        load(wasm.CORE_PREAMBLE + bytes(5 * MIB)),
+        {"size_bytes": str(5 * MIB + 8), "limit_bytes": str(5 * MIB)},
+        at_fault="module",
+        says="5,242,880",
+    ),
+    Row(
+        "digest",
+        Reason.DIGEST_MISMATCH,
+        load(_LOADED, expected_sha256=_DIGEST),
+        {"expected_sha256": _DIGEST, "actual_sha256": wasm.digest(_LOADED)},
+        at_fault="expected_sha256",
+        says=_DIGEST,
+    ),
+    Row(
+        "no-source",
+        Reason.INVALID_REQUEST,
+        request("ModuleService/Compile", {}),
+        at_fault="source",
+    ),
+    Row("no-scope", Reason.INVALID_REQUEST, request("AdminService/Evict", {}), at_fault="scope"),
+    Row(
+        "engine",
+        Reason.ENGINE_UNKNOWN,
+        compile_(_LOADED, engine="v8"),
+        {"engine": "v8", "engines": _ENGINES},
+        at_fault="engine",
+        says=WASMTIME,
+    ),
+    Row(
+        "target",
+        Reason.TARGET_UNSUPPORTED,
+        compile_(_LOADED, engine="wasmtime", target="z80-unknown-none"),
+        {"engine": WASMTIME, "target": "z80-unknown-none", "targets": TARGET},
+        at_fault="target",
+        says="linux-gnu",
+    ),
+    Row(
+        "cpu",
+        Reason.TARGET_UNSUPPORTED,
+        compile_(_LOADED, engine="wasmtime", cpu="z80"),
+        {"engine": WASMTIME, "target": TARGET, "cpu": "z80", "cpus": ".*baseline.*native.*"},
+        at_fault="cpu",
+        says="baseline",
+    ),
+    Row(
+        "name",
+        Reason.SETTING_UNKNOWN,
+        compile_(_LOADED, engine="wasmtime", settings={"speed": "max"}),
+        {"engine": WASMTIME, "setting": "speed", "allowed": ".*consume_fuel, .*"},
+        at_fault="settings",
+        says="consume_fuel",
+    ),
+    Row(
+        "value",
+        Reason.SETTING_UNKNOWN,
+        compile_(_LOADED, engine="wasmtime", settings={"consume_fuel": "9"}),
+        {
+            "engine": WASMTIME,
+            "setting": "consume_fuel",
+            "value": "9",
+            "allowed": "false, true",
+        },
+        at_fault="settings",
+        says="false, true",
+    ),
+    Row(
+        "component",
+        Reason.ENGINE_LACKS_FEATURE,
+        compile_("(component)", engine="wasmer"),
+        {"engine": WASMER, "accepted_by": _OTHERS},
+        at_fault="engine",
+        says=WASMTIME,
+    ),
+    Row(
+        "proposal",
+        Reason.ENGINE_LACKS_FEATURE,
+        load("(module (memory i64 1))", engine="wasmer"),
+        {"engine": WASMER, "accepted_by": _OTHERS, "offset": r"\d+"},
+        at_fault="engine",
+        says=WASMTIME,
+    ),
+    Row(
+        "digest",
+        Reason.MODULE_NOT_LOADED,
+        request("ModuleService/Compile", {"sha256": _DIGEST}),
+        {"sha256": _DIGEST},
+        at_fault="sha256",
+        says="send the module",
+    ),
+    Row(
+        "time",
+        Reason.COMPILE_TIMEOUT,
+        compile_(many_locals(10_000), engine="wasmer"),
+        {"engine": WASMER, "limit_s": rf"{TIMEOUT_S}\.0"},
+        says=f"within {TIMEOUT_S} s",
+    ),
+    Row(
+        "memory",
+        Reason.COMPILE_MEMORY_LIMIT,
+        compile_(wasm.nested_blocks(1_000_000), engine="wasmer"),
+        {"engine": WASMER, "limit_bytes": str(MEMORY_BYTES)},
+        says=f"{MEMORY_BYTES:,}",
+    ),
+    Row(
+        "size",
+        Reason.ARTIFACT_TOO_LARGE,
+        compile_(wasm.many_functions(20_000), engine="wasmer"),
+        {"engine": WASMER, "size_bytes": r"\d{7}", "limit_bytes": str(ARTIFACT_BYTES)},
+        says=f"{ARTIFACT_BYTES:,}",
+    ),
+    Row(
+        "again",
+        Reason.MODULE_QUARANTINED,
+        repeat_what_was_refused,
+        {
+            "engine": WASMER,
+            "first_reason": "COMPILE_MEMORY_LIMIT",
+            "seconds_left": r"(600|5\d\d)(\.\d)?",
+        },
+        says=f"{MEMORY_BYTES:,}",
+    ),
+    Row(
+        "abort",
+        Reason.COMPILER_CRASHED,
+        crash,
+        {"engine": ENGINE, "signal": "SIGABRT"},
+        says="SIGABRT",
+        crowded=True,
+    ),
+    Row(
+        "queue",
+        Reason.COMPILE_QUEUE_FULL,
+        fill_the_queue,
+        {"limit": "queue", "engine": ENGINE, "waiting": "1"},
+        retry=True,
+        crowded=True,
+    ),
+    Row(
+        "deadline",
+        Reason.COMPILE_QUEUE_FULL,
+        come_too_late,
+        {"limit": "deadline", "engine": ENGINE, "expected_wait_s": r"\d+(\.\d+)?"},
+        retry=True,
+        crowded=True,
+    ),
+    Row(
+        "defect",
+        Reason.INTERNAL,
+        request("ModuleService/FindMissing", {}),
+        {"request_id": "[0-9a-f]{16}"},
+        says="the daemon failed",
+        crowded=True,
+    ),
+    # The last one, since it ends its daemon.
+    Row("drain", Reason.SERVER_DRAINING, drain, says="shutting down", crowded=True),
+]

@@ -1,0 +1,82 @@
+"""grpcurl as a stranger in any language would use it: without any proto file."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_GRPCURL = Path(sys.executable).with_name("grpcurl")
+_CODE = re.compile(r"^  Code: (\w+)$", re.MULTILINE)
+_MESSAGE = re.compile(r"^  Message: (.*)$", re.MULTILINE)
+_DETAIL = re.compile(r"^  \d+\)\t(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error as grpcurl prints it."""
+
+    code: str
+    message: str
+    details: Mapping[str, Any]
+    """By their types, such as ``ErrorInfo``."""
+    text: str
+    """All that was printed."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the ErrorInfo says beside its reason."""
+        return dict(self.details["ErrorInfo"].get("metadata", {}))
+
+
+class Grpcurl:
+    """Calls one daemon, each time by a new process."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __call__(
+        self, *words: str, request: object = None, max_time_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it; a request goes in by standard input, where there is room for any module."""
+        data = [] if request is None else ["-d", "@"]
+        flags = ["-plaintext", "-max-time", str(max_time_s), "-max-msg-sz", str(64 * 1024 * 1024)]
+        return subprocess.run(
+            [str(_GRPCURL), *flags, *data, self._address, *words],
+            input="" if request is None else json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=max_time_s + 30,
+            check=False,
+        )
+
+    def json(self, method: str, request: object) -> list[Any]:
+        """Answer the messages that a call that succeeds is answered with."""
+        done = self(method, request=request)
+        assert done.returncode == 0, done.stderr
+        decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
+        while text:
+            value, end = decoder.raw_decode(text)
+            found.append(value)
+            text = text[end:].strip()
+        return found
+
+    def refused(self, method: str, request: object, max_time_s: float = 60) -> Refusal:
+        """Answer the error of a call that has to fail."""
+        done = self(method, request=request, max_time_s=max_time_s)
+        assert done.returncode != 0, done.stdout[:1000]
+        code, message = _CODE.search(done.stderr), _MESSAGE.search(done.stderr)
+        assert code, done.stderr
+        assert message, done.stderr
+        details = [json.loads(detail) for detail in _DETAIL.findall(done.stderr)]
+        return Refusal(
+            code.group(1),
+            message.group(1),
+            {detail.pop("@type").rpartition("google.rpc.")[2]: detail for detail in details},
+            done.stdout + done.stderr,
+        )

@@ -1,0 +1,101 @@
+"""How each error is brought about, by grpcurl as far as its caller goes."""
+
+from __future__ import annotations
+
+import base64
+import signal
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tests.e2e import wasm
+from tests.e2e.callers import ENGINE, Caller, held_worker, modules
+from tests.e2e.daemon import Daemon
+from tests.e2e.grpcurl import Grpcurl, Refusal
+from tests.e2e.processes import eventually, jobs_of, send
+
+LOAD, COMPILE = "wasmkiln.v1.ModuleService/Load", "wasmkiln.v1.ModuleService/Compile"
+
+Meet = Callable[[Daemon], Refusal]
+
+
+def load(source: bytes | str, **wishes: object) -> Meet:
+    """Load a module, which is bytes or made from a text."""
+    return _call(LOAD, source, wishes)
+
+
+def compile_(source: bytes | str, **wishes: object) -> Meet:
+    """Compile a module, which is bytes or made from a text."""
+    return _call(COMPILE, source, wishes)
+
+
+def _call(method: str, source: bytes | str, wishes: Mapping[str, object]) -> Meet:
+    def meet(daemon: Daemon) -> Refusal:
+        module = source if isinstance(source, bytes) else wasm.from_text(source)
+        return Grpcurl(daemon.address).refused(method, {"module": _module(module), **wishes})
+
+    return meet
+
+
+def _module(wasm_bytes: bytes) -> str:
+    return base64.b64encode(wasm_bytes).decode()
+
+
+def request(method: str, message: Mapping[str, Any]) -> Meet:
+    """Call a method with a message as it is."""
+    return lambda daemon: Grpcurl(daemon.address).refused(f"wasmkiln.v1.{method}", message)
+
+
+def repeat_what_was_refused(daemon: Daemon) -> Refusal:
+    """Have a module fail, and send it again."""
+    again = compile_(wasm.nested_blocks(1_000_000, tag=7), engine="wasmer")
+    assert again(daemon).details["ErrorInfo"]["reason"] == "COMPILE_MEMORY_LIMIT"
+    return again(daemon)
+
+
+def crash(daemon: Daemon) -> Refusal:
+    """Kill the job of a call."""
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(compile_(wasm.many_functions(200_000)), daemon)
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
+        # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
+        while not call.done():
+            send(signal.SIGABRT, *jobs_of(daemon.pid))
+            time.sleep(0.05)
+        return call.result()
+
+
+def fill_the_queue(daemon: Daemon) -> Refusal:
+    """Come when one job runs and another waits, for which the queue has room."""
+    with held_worker(daemon), Caller(daemon) as another:
+        waiting = another.compile(*modules(1))
+        eventually(lambda: daemon.metric("queue_depth", engine=ENGINE) == 1, "nobody waits")
+        refused = compile_("(module (memory 1))")(daemon)
+        waiting.cancel()
+        return refused
+
+
+def come_too_late(daemon: Daemon) -> Refusal:
+    """Come with little time when the job that runs is late, and expected to be as late again."""
+    with held_worker(daemon):
+        began = time.monotonic()
+        refused = None
+        while refused is None or refused.code == "DeadlineExceeded":
+            assert time.monotonic() - began < 20, refused
+            time.sleep(0.5)
+            # Near enough to be refused, and far enough for grpcurl to come to its call.
+            refused = Grpcurl(daemon.address).refused(
+                COMPILE,
+                {"module": _module(wasm.constant(1))},
+                max_time_s=(time.monotonic() - began) / 2,
+            )
+    return refused
+
+
+def drain(daemon: Daemon) -> Refusal:
+    """Call a daemon that is drained, and still there for the sake of a call that runs."""
+    with held_worker(daemon):
+        Grpcurl(daemon.address).json("wasmkiln.v1.AdminService/Drain", {"grace": "100s"})
+        return compile_("(module (memory 1))")(daemon)

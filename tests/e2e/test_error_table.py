@@ -1,0 +1,100 @@
+"""Each row of the error table through grpcurl, and that no row is without a test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.errors import Reason
+from wasmkilnd.rpc.status import CODES
+
+from tests.e2e import wasm
+from tests.e2e.callers import ENGINE
+from tests.e2e.daemon import ROOT, Daemon, fresh_state, state_with
+from tests.e2e.error_rows import CROWDED, ROWS, STRICT, Row
+
+FLAWED = Path(__file__).with_name("flawed.py")
+
+
+@pytest.fixture(scope="module")
+def strict(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = fresh_state(tmp_path_factory.mktemp("strict") / "state")
+    with Daemon(state, STRICT) as daemon:
+        yield daemon
+    assert daemon.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def crowded(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = state_with(tmp_path_factory.mktemp("crowded") / "state", ENGINE)
+    with Daemon(state, CROWDED, program=[str(FLAWED)]) as daemon:
+        yield daemon
+    assert daemon.process.returncode == 0
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_row(row: Row, request: pytest.FixtureRequest) -> None:
+    daemon: Daemon = request.getfixturevalue("crowded" if row.crowded else "strict")
+    refused = row.meet(daemon)
+    info = refused.details["ErrorInfo"]
+    assert (info["domain"], info["reason"]) == ("wasmkiln", row.reason.name), refused
+    assert refused.code == _as_grpcurl_says(CODES[row.reason])
+    assert row.says in refused.message
+    assert refused.metadata.keys() == row.metadata.keys()
+    for name, pattern in row.metadata.items():
+        assert re.fullmatch(pattern, refused.metadata[name]), (name, refused.metadata[name])
+    violations = refused.details.get("BadRequest", {}).get("field_violations", [])
+    assert [one["field"] for one in violations] == ([row.at_fault] if row.at_fault else [])
+    delay_s = float(refused.details.get("RetryInfo", {}).get("retry_delay", "0s").rstrip("s"))
+    assert (delay_s > 0) == row.retry
+    # For people who call, and not about files and lines.
+    for trace in ("Traceback", 'File "', ".py", "Error:", "planted"):
+        assert trace not in refused.text
+    if row.reason is not Reason.SERVER_DRAINING:
+        with daemon.client() as client:
+            assert client.compile(wasm.constant(4711), skip_cache_lookup=True).bytes
+
+
+@dataclass(frozen=True)
+class Documented:
+    """What docs/api.md says of a reason."""
+
+    code: str
+    words: frozenset[str]
+    """Names of its metadata, and values where they tell cases apart."""
+
+
+def _documented() -> dict[str, Documented]:
+    """Answer the rows of docs/api.md by their reasons."""
+    page = (ROOT / "docs" / "api.md").read_text()
+    cells = r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|(?: [^|]* \|){2} ?([^|]*) ?\|$"
+    return {
+        reason: Documented(code, frozenset(re.findall(r"`(\w+)`", metadata)))
+        for reason, code, metadata in re.findall(cells, page, re.MULTILINE)
+    }
+
+
+def test_every_reason_is_documented_and_met() -> None:
+    reasons = {reason.value for reason in Reason}
+    assert set(_documented()) == reasons
+    assert {row.reason.value for row in ROWS} == reasons
+
+
+@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
+def test_what_is_documented_is_what_is_met(reason: Reason) -> None:
+    documented = _documented()[reason.value]
+    assert documented.code == CODES[reason].name
+    rows = [row for row in ROWS if row.reason is reason]
+    names = {name for row in rows for name in row.metadata}
+    values = {value for row in rows for value in row.metadata.values()}
+    assert names <= documented.words, "met, and not documented"
+    assert documented.words <= names | values, "documented, and not met"
+
+
+def _as_grpcurl_says(code: grpc.StatusCode) -> str:
+    return "".join(word.title() for word in code.name.split("_"))
