@@ -38,6 +38,7 @@ async def run(read: Callable[[], Loaded]) -> None:
     finally:
         service_manager.stopping()
         await daemon.stop()
+        _obey_no_more()
 
 
 def _obey_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) -> None:
@@ -59,6 +60,17 @@ def _obey_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+
+
+def _obey_no_more() -> None:
+    """Let signals pass: by its own handlers alone, what has stopped well would die of one.
+
+    The event loop takes those away as it closes, before the interpreter is gone.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _reload_at_each(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -120,6 +121,19 @@ def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:
             with pytest.raises(ServerDraining):
                 running.result()
         assert daemon.process.wait(30) == 0
+
+
+def test_a_signal_after_all_is_stopped_is_no_failure(state: Path) -> None:
+    """As of a supervisor that signals while the daemon that was drained is about to be gone."""
+    with Daemon(state, NO_REDIS) as daemon:
+        with daemon.client() as client:
+            client.drain(0)
+        while daemon.process.poll() is None:
+            # It is gone some 20 ms after this line.
+            if any('"stopped"' in line for line in list(daemon.log_lines)):
+                daemon.process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        assert daemon.process.returncode == 0
 
 
 def test_a_second_signal_hurries(state: Path) -> None:
