@@ -1,6 +1,6 @@
 """What Load and Compile say of a module is what the engine says of it, asked by itself.
 
-`make hostile` does the same with thousands of generated modules, and `python -m tests.verdicts`
+`make verdicts` does the same with thousands of generated modules, and `python -m tests.verdicts`
 with any folder, such as the official test suite's.
 """
 
