@@ -335,15 +335,3 @@ CATALOGUE = [
     )
 ]
 BY_NAME = {one.name: one for one in CATALOGUE}
-
-CLEAR_ANSWERS = frozenset(
-    {
-        "OK",
-        "ARTIFACT_TOO_LARGE",
-        "COMPILE_MEMORY_LIMIT",
-        "COMPILE_TIMEOUT",
-        "ENGINE_LACKS_FEATURE",
-        "MODULE_INVALID",
-    }
-)
-"""What a module of the catalogue may get; ``OK`` stands for an artifact."""

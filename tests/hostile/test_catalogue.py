@@ -1,0 +1,70 @@
+"""Every module that is made to hurt, and a daemon with small limits that has to outlive all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.processes import jobs_of, workers_of
+from tests.hostile.answers import CLEAR_ANSWERS, answer, highest_memory_bytes
+from tests.hostile.catalogue import CATALOGUE
+
+ENGINES = ("wasmer-1.1.0", "wasmtime-50.0.1")
+LIMITS = (
+    *("--compile-timeout-s", "2", "--compile-memory-bytes", "300MiB"),
+    *("--max-artifact-bytes", "2MiB"),
+)
+# What was known of from the first.
+KNOWN = ("nested-blocks", "live-locals", "many-functions")
+EVERYWHERE = {"OK", "ARTIFACT_TOO_LARGE", "COMPILE_MEMORY_LIMIT", "COMPILE_TIMEOUT"}
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """One worker for each engine; nothing is refused for what it did before."""
+    flags = [*LIMITS, "--workers", "1", "--redis-url", "none", "--quarantine-s", "0"]
+    with Daemon(state_with(tmp_path / "state", *ENGINES), flags) as daemon:
+        yield daemon
+    assert daemon.process.returncode == 0
+
+
+def test_each_gets_a_clear_answer_and_the_daemon_serves_as_before(daemon: Daemon) -> None:
+    """The engines beside each other, each with one module after the other."""
+    workers = set(workers_of(daemon.pid))
+
+    def try_all(engine: str) -> dict[str, str]:
+        with daemon.client(max_attempts=1, timeout_s=60) as client:
+
+            def honest() -> str:
+                made = client.compile(wasm.constant(1), engine=engine, skip_cache_lookup=True)
+                return hashlib.sha256(made.bytes).hexdigest()
+
+            before, answers = honest(), {}
+            for hostile in CATALOGUE:
+                answers[hostile.name], _ = answer(client, hostile.build(), engine)
+                assert honest() == before, hostile
+        return answers
+
+    with ThreadPoolExecutor(len(ENGINES)) as callers:
+        answers = dict(zip(ENGINES, callers.map(try_all, ENGINES), strict=True))
+    print(json.dumps(answers, indent=1))
+    for given in answers.values():
+        assert {name: said for name, said in given.items() if said not in CLEAR_ANSWERS} == {}
+        # All limits are met, and more than one module is let through.
+        assert set(given.values()) >= EVERYWHERE
+        assert given["endless-vector"] == "MODULE_INVALID"
+        assert all(given[name] in EVERYWHERE - {"OK"} for name in KNOWN)
+    assert answers["wasmer-1.1.0"]["many-instances"] == "ENGINE_LACKS_FEATURE"
+    assert set(workers_of(daemon.pid)) == workers
+    assert jobs_of(daemon.pid) == []
+    # Most of it are the modules, which its memory tier keeps.
+    assert highest_memory_bytes(daemon.pid) < 300 * MIB
+    assert [line for line in daemon.log_lines if json.loads(line)["level"] == "error"] == []
