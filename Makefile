@@ -68,16 +68,16 @@ bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 faults: $(VENV)/.dev ## make Redis sick in every way under load, and count what callers notice
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-soak: $(VENV)/.dev ## everything at once, and everything killed, for five minutes (ARGS="--seconds N")
+soak: $(VENV)/.dev ## do everything at once and kill everything, for five minutes (ARGS="--seconds N")
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 fuzz: $(VENV)/.dev ## feed 20,000 inputs to each reader of bytes from outside (ARGS="-k …")
 	@$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --timeout 0 $(ARGS)
 
-verdicts: $(VENV)/.dev ## hold verdicts on 5,000 generated modules against the engines' own (ARGS=FOLDER)
+verdicts: $(VENV)/.dev ## compare verdicts on 5,000 generated modules with the engines' own (ARGS=FOLDER)
 	@$(BIN)/python -m tests.verdicts $(or $(ARGS),--generate 1000)
 
-hostile: $(VENV)/.dev ## show what modules that are made to hurt come to in each engine
+hostile: $(VENV)/.dev ## compile modules that are made to hurt, for nine minutes (ARGS="--only NAME")
 	@$(BIN)/python -m tests.hostile $(ARGS)
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
