@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker
+from wasmkilnd.engines.conversation import JobOrder, JobReport
+from wasmkilnd.engines.process import Worker
 
 HOSTILE = Path(__file__).parent / "hostile"
 PREAMBLE = b"\0asm\x01\0\0\0"

@@ -14,10 +14,11 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.engines import process, registry, verdict
+from wasmkilnd.engines import conversation, process, registry, verdict
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.conversation import JobOrder, JobReport
+from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.verdict import Opinion
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
@@ -82,7 +83,7 @@ def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
             ours.setblocking(False)
             theirs.setblocking(False)
             await asyncio.gather(
-                process._converse(ours, ORDER, report), send_and_go(theirs, stream)
+                conversation.converse(ours, ORDER, report), send_and_go(theirs, stream)
             )
         return report
 

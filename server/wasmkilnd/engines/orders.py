@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from wasmkilnd.engines.child.cpu import NATIVE
-from wasmkilnd.engines.process import JobOrder
+from wasmkilnd.engines.conversation import JobOrder
 from wasmkilnd.model import Kind, Limits, Module
 
 

@@ -10,8 +10,9 @@ import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.dispatch import Dispatch, Turn
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import structlog
 
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
+from wasmkilnd.engines.conversation import JobOrder, JobReport, converse, receive
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -36,37 +37,6 @@ _BOOT = (
 
 class WorkerDied(Exception):  # noqa: N818 - an event, not a mistake
     """The worker itself ended or stopped answering; its job is lost with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobOrder:
-    """What a job is to do, and within which limits."""
-
-    order: Mapping[str, Any]
-    wasm: bytes | None
-    timeout_s: float
-    cpu_s: float
-    memory_bytes: int
-    artifact_limit_bytes: int = 0
-
-
-@dataclass(slots=True)
-class JobReport:
-    """How a job ended."""
-
-    result: dict[str, Any] | None = None
-    """What it answered last, if it answered."""
-    artifact: bytearray | None = None
-    configured: bool = False
-    """Whether the engine took the settings before whatever happened."""
-    compiled: bool = False
-    """Whether the engine had made its code before whatever happened."""
-    timed_out: bool = False
-    signal: int | None = None
-    exit_code: int | None = None
-    last_words: str = ""
-    """The end of what it wrote to standard error, such as a panic's message."""
-    protocol_error: str = ""
 
 
 @dataclass(slots=True)
@@ -161,7 +131,7 @@ class Worker:
                     _kill_group(pid)
                 try:
                     async with asyncio.timeout(job.timeout_s):
-                        await _converse(sock, job, report)
+                        await converse(sock, job, report)
                         if report.protocol_error:
                             _kill_group(pid)
                         ended = await self._control_frame(Type.ENDED)
@@ -217,7 +187,7 @@ class Worker:
 
     async def _control_frame(self, expected: Type) -> dict[str, Any]:
         try:
-            kind, payload = await _receive(self.control, frames.SMALL_FRAME_BYTES)
+            kind, payload = await receive(self.control, frames.SMALL_FRAME_BYTES)
         except (EOFError, frames.FrameError, OSError) as gone:
             raise WorkerDied(str(gone) or "it went away") from None
         if kind is not expected:
@@ -260,70 +230,6 @@ class Worker:
         if code is None or code >= 0:
             return ""
         return f"it was ended by signal {-code} ({signal.strsignal(-code)})"
-
-
-async def _converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
-    """Send the order and collect answers until the job closes its end."""
-    loop = asyncio.get_running_loop()
-    try:
-        for asked, message in _messages(job):
-            await loop.sock_sendall(sock, frames.HEADER.pack(asked, len(message)))
-            await loop.sock_sendall(sock, message)
-    except OSError:
-        pass  # It ended already: what it said and how it ended tells why.
-    limit = max(frames.SMALL_FRAME_BYTES, job.artifact_limit_bytes)
-    try:
-        while True:
-            kind, payload = await _receive(sock, limit)
-            if kind is Type.CONFIGURED:
-                report.configured = True
-            elif kind is Type.COMPILED:
-                report.compiled = True
-            elif kind is Type.ARTIFACT:
-                report.artifact = payload
-            elif kind is Type.RESULT:
-                result = json.loads(payload)
-                if not isinstance(result, dict):
-                    raise frames.FrameError("the result is no object")
-                report.result = result
-    except EOFError:
-        return
-    except ConnectionError:
-        return
-    except (frames.FrameError, ValueError, RecursionError) as broken:
-        report.protocol_error = str(broken)
-
-
-def _messages(job: JobOrder) -> Sequence[tuple[Type, bytes]]:
-    order = dict(job.order, artifact_limit_bytes=job.artifact_limit_bytes)
-    if job.wasm is None:
-        return [(Type.ORDER, json.dumps(order).encode())]
-    order["module_bytes"] = len(job.wasm)
-    return [(Type.ORDER, json.dumps(order).encode()), (Type.MODULE, job.wasm)]
-
-
-async def _receive(sock: socket.socket, limit_bytes: int) -> tuple[Type, bytearray]:
-    head = await _receive_exactly(sock, frames.HEADER.size)
-    kind, size = frames.parse_header(head, limit_bytes)
-    try:
-        return kind, await _receive_exactly(sock, size)
-    except EOFError:
-        raise frames.FrameError("it went away in the middle of a frame") from None
-
-
-async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:
-    loop = asyncio.get_running_loop()
-    buffer = bytearray(size)
-    view = memoryview(buffer)
-    filled = 0
-    while filled < size:
-        received = await loop.sock_recv_into(sock, view[filled:])
-        if received == 0:
-            if filled == 0:
-                raise EOFError
-            raise frames.FrameError("it went away in the middle of a frame")
-        filled += received
-    return buffer
 
 
 def _number(answer: Mapping[str, Any], name: str) -> int:

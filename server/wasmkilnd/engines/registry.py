@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines import orders, verdict
+from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.engines.opinions import Opinions
-from wasmkilnd.engines.process import JobReport
 from wasmkilnd.engines.resolve import resolve
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdict import Compiled, Opinion, Verdict

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from wasmkilnd.admission import admit
 from wasmkilnd.engines import orders, verdict
+from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import JobOrder, JobReport
 from wasmkilnd.engines.verdict import Opinion
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import EngineCapabilities, Kind, Limits, TargetInfo

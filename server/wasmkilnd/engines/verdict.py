@@ -9,7 +9,7 @@ from enum import Enum
 from wasmkilnd import errors
 from wasmkilnd.engines import answer
 from wasmkilnd.engines.answer import Answer
-from wasmkilnd.engines.process import JobReport
+from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.model import Limits
 
 # What engines, their allocators and Python say when RLIMIT_AS stops them. Rust's

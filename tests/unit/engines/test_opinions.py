@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines.process import JobOrder, JobReport
+from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.errors import Reason, WasmkilnError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.engines import verdict
-from wasmkilnd.engines.process import JobReport
+from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.engines.verdict import Opinion
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
