@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.process import Worker
 
 from tests.confinement.workers import attempt
@@ -39,4 +40,20 @@ async def test_a_job_that_hangs_is_killed(confined: Worker) -> None:
     outcome = await attempt(confined, "burn_cpu", timeout_s=0.5)
     assert outcome.report.timed_out
     assert outcome.report.signal == signal.SIGKILL
+    assert (await attempt(confined, "find")).got
+
+
+async def test_a_job_that_floods_the_daemon_with_frames_is_killed(confined: Worker) -> None:
+    frame = HEADER.pack(Type.CONFIGURED, 0)
+    outcome = await attempt(confined, "flood", frame.hex(), (frame * 1000).hex())
+    assert outcome.report.protocol_error == "a CONFIGURED frame out of turn"
+    assert outcome.report.signal == signal.SIGKILL
+    assert (await attempt(confined, "find")).got
+
+
+async def test_a_job_that_floods_the_daemon_within_one_frame_is_killed(confined: Worker) -> None:
+    head = HEADER.pack(Type.ARTIFACT, 2**20)
+    outcome = await attempt(confined, "flood", head.hex(), "00", timeout_s=0.2)
+    assert outcome.report.timed_out
+    assert outcome.report.artifact is None
     assert (await attempt(confined, "find")).got

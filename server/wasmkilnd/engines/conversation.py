@@ -12,6 +12,10 @@ from typing import Any
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 
+# What a job may say: each once at most and in this order, so none can go on without end.
+_ANSWERS = (Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
+_ONE_READ_BYTES = 256 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
@@ -42,10 +46,11 @@ class JobReport:
     last_words: str = ""
     """The end of what it wrote to standard error, such as a panic's message."""
     protocol_error: str = ""
+    """What it said that no job of ours says; it was killed for it."""
 
 
 async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
-    """Send the order and collect answers until the job closes its end."""
+    """Send the order and collect answers until the job closes its end, or breaks the protocol."""
     loop = asyncio.get_running_loop()
     try:
         for asked, message in _messages(job):
@@ -54,23 +59,25 @@ async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
     except OSError:
         pass  # It ended already: what it said and how it ended tells why.
     limit = max(frames.SMALL_FRAME_BYTES, job.artifact_limit_bytes)
+    expected = iter(_ANSWERS)
     try:
         while True:
-            kind, payload = await receive(sock, limit)
+            kind, size = await _receive_header(sock, limit)
+            if kind not in expected:  # Which forgets those before it, too.
+                raise frames.FrameError(f"a {kind.name} frame out of turn")
+            payload = await _receive_exactly(sock, size)
             if kind is Type.CONFIGURED:
                 report.configured = True
             elif kind is Type.COMPILED:
                 report.compiled = True
             elif kind is Type.ARTIFACT:
                 report.artifact = payload
-            elif kind is Type.RESULT:
+            else:
                 result = json.loads(payload)
                 if not isinstance(result, dict):
                     raise frames.FrameError("the result is no object")
                 report.result = result
-    except EOFError:
-        return
-    except ConnectionError:
+    except (EOFError, ConnectionError):
         return
     except (frames.FrameError, ValueError, RecursionError) as broken:
         report.protocol_error = str(broken)
@@ -85,24 +92,26 @@ def _messages(job: JobOrder) -> Sequence[tuple[Type, bytes]]:
 
 
 async def receive(sock: socket.socket, limit_bytes: int) -> tuple[Type, bytearray]:
-    head = await _receive_exactly(sock, frames.HEADER.size)
-    kind, size = frames.parse_header(head, limit_bytes)
-    try:
-        return kind, await _receive_exactly(sock, size)
-    except EOFError:
-        raise frames.FrameError("it went away in the middle of a frame") from None
+    """Wait for one frame. Raises EOFError, FrameError, OSError."""
+    kind, size = await _receive_header(sock, limit_bytes)
+    return kind, await _receive_exactly(sock, size)
+
+
+async def _receive_header(sock: socket.socket, limit_bytes: int) -> tuple[Type, int]:
+    return frames.parse_header(await _receive_exactly(sock, frames.HEADER.size), limit_bytes)
 
 
 async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:
     loop = asyncio.get_running_loop()
-    buffer = bytearray(size)
-    view = memoryview(buffer)
-    filled = 0
-    while filled < size:
-        received = await loop.sock_recv_into(sock, view[filled:])
-        if received == 0:
-            if filled == 0:
-                raise EOFError
-            raise frames.FrameError("it went away in the middle of a frame")
-        filled += received
-    return buffer
+    # It grows with what arrives: to clear as much as a header announces takes time, too.
+    received = bytearray()
+    while len(received) < size:
+        if received:
+            # What is there already is read without waiting. Who sends as fast as this reads
+            # would let nobody else run, nor its own time limit.
+            await asyncio.sleep(0)
+        piece = await loop.sock_recv(sock, min(size - len(received), _ONE_READ_BYTES))
+        if not piece:
+            raise EOFError
+        received += piece
+    return received

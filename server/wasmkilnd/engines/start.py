@@ -107,8 +107,8 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
 
 async def _ask(pool: WorkerPool) -> EngineCapabilities:
     report, _ = await pool.run(orders.describe(_DESCRIBE_LIMITS))
-    if not report.result:
-        words = verdict.one_line(report.last_words)
+    if report.protocol_error or not report.result:
+        words = report.protocol_error or verdict.one_line(report.last_words)
         raise EngineUnusable(words or "it did not say what it can do")
     return _capabilities(report.result["capabilities"])
 

@@ -74,6 +74,9 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         raise errors.compile_timeout(engine_id, what, limits.compile_timeout_s)
     if report.signal == signal.SIGXCPU:
         raise errors.compile_cpu_timeout(engine_id, what, limits.compile_cpu_s)
+    if report.protocol_error:
+        why = one_sentence(report.protocol_error)
+        raise errors.compiler_crashed(engine_id, "said what no compiler says", why)
     said = _answer(report, engine_id)
     if report.artifact is not None or (said and said.outcome == "ok"):
         return Verdict(Opinion.VALID)
@@ -112,15 +115,14 @@ def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.Wasm
     if _ran_out_of_memory(report.last_words) or (own_end and report.compiled):
         return errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
     words = one_line(report.last_words)
-    if own_end and not report.configured and not report.protocol_error:
+    if own_end and not report.configured:
         # An engine that dies before it took the settings dies of them: they abort
         # on combinations that they do not take.
         return errors.settings_refused(engine_id, words)
     if report.signal is not None:
         name = _name_of(report.signal)
         return errors.compiler_crashed(engine_id, f"was ended by {name}", words, name)
-    why = one_sentence(report.protocol_error) or words
-    return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", why)
+    return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", words)
 
 
 def one_sentence(words: str) -> str:

@@ -424,6 +424,15 @@ def burn_cpu():
         pass
 
 
+def flood(begin, piece):
+    """Send the daemon ``begin`` and then ``piece`` without end, each in hexadecimal."""
+    job_socket = 3
+    os.write(job_socket, bytes.fromhex(begin))
+    piece = bytes.fromhex(piece)
+    while True:
+        os.write(job_socket, piece)
+
+
 def abort():
     os.abort()
 

@@ -1,0 +1,150 @@
+"""What a job says: a short sequence, whatever it tries, and never at the cost of others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from wasmkilnd.engines.child.frames import HEADER, Type
+from wasmkilnd.engines.conversation import JobOrder, JobReport, converse
+
+FLOOD = """
+import socket, sys
+sock = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    sock.sendall(bytes.fromhex(sys.argv[2]) * 10_000)
+"""
+
+
+def order(artifact_limit_bytes: int = 1000) -> JobOrder:
+    return JobOrder({"op": "compile"}, b"\0asm", 30, 60, 4096, artifact_limit_bytes)
+
+
+def frame(kind: Type, payload: bytes = b"") -> bytes:
+    return HEADER.pack(kind, len(payload)) + payload
+
+
+OK = json.dumps({"outcome": "ok"}).encode()
+CONFIGURED, COMPILED = frame(Type.CONFIGURED), frame(Type.COMPILED)
+ARTIFACT, RESULT = frame(Type.ARTIFACT, b"code"), frame(Type.RESULT, OK)
+
+
+async def report_of(said: bytes) -> JobReport:
+    """Answer what the daemon makes of a job that says this and ends."""
+    report = JobReport()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.sendall(said)
+        theirs.shutdown(socket.SHUT_WR)
+        await converse(ours, order(), report)
+    return report
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [RESULT],
+        [CONFIGURED, RESULT],
+        [CONFIGURED, COMPILED, RESULT],
+        [CONFIGURED, COMPILED, ARTIFACT, RESULT],
+    ],
+)
+async def test_what_jobs_say(said: Sequence[bytes]) -> None:
+    report = await report_of(b"".join(said))
+    assert report.protocol_error == ""
+    assert report.result == {"outcome": "ok"}
+    assert report.configured == (CONFIGURED in said)
+    assert report.compiled == (COMPILED in said)
+    assert report.artifact == (b"code" if ARTIFACT in said else None)
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ([CONFIGURED, CONFIGURED], "CONFIGURED"),
+        ([CONFIGURED, COMPILED, COMPILED], "COMPILED"),
+        ([COMPILED, CONFIGURED], "CONFIGURED"),
+        ([ARTIFACT, ARTIFACT], "ARTIFACT"),
+        ([ARTIFACT, COMPILED], "COMPILED"),
+        ([RESULT, RESULT], "RESULT"),
+        ([RESULT, ARTIFACT], "ARTIFACT"),
+        ([frame(Type.READY, b"{}")], "READY"),
+        ([CONFIGURED, frame(Type.MODULE, b"\0asm")], "MODULE"),
+    ],
+)
+async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> None:
+    report = await report_of(b"".join(said))
+    assert report.protocol_error == f"a {named} frame out of turn"
+
+
+@pytest.mark.parametrize("cut", [1, 3, len(HEADER.pack(0, 0)) + 2])
+async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
+    """An engine may be killed at any moment, and how it ended tells why."""
+    report = await report_of(CONFIGURED + ARTIFACT[:cut])
+    assert report == JobReport(configured=True)
+
+
+@contextmanager
+def flooded(piece: bytes) -> Iterator[socket.socket]:
+    """A socket whose other end is kept full by a process of its own."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    fd = theirs.fileno()
+    command = [sys.executable, "-I", "-S", "-c", FLOOD, str(fd), piece.hex()]
+    with ours, subprocess.Popen(command, pass_fds=[fd]) as sender:
+        theirs.close()
+        try:
+            yield ours
+        finally:
+            sender.kill()
+
+
+async def test_a_flood_of_frames_ends_at_the_first_that_is_too_much() -> None:
+    with flooded(CONFIGURED) as sock:
+        report = JobReport()
+        async with asyncio.timeout(30):
+            await converse(sock, order(), report)
+    assert report == JobReport(configured=True, protocol_error="a CONFIGURED frame out of turn")
+
+
+class AlwaysReady(socket.socket):
+    """A socket whose other end sends as fast as it is read, in little pieces."""
+
+    begin = HEADER.pack(Type.ARTIFACT, 2**28)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        piece, self.begin = self.begin[:size], self.begin[size:]
+        return piece or bytes(min(size, 20))
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        piece = self.recv(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+async def test_a_flood_within_one_frame_stops_nobody_else_and_ends_in_time() -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticker = asyncio.create_task(tick())
+    with AlwaysReady(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                # No order is sent: the other end is nobody's.
+                await converse(sock, order(2**28), JobReport())
+    ticker.cancel()
+    assert ticks >= 5
