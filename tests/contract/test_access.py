@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.contract.outage import tier_at
+from tests.contract.servers import KINDS, binary_of, free_ports, redis_server
 from tests.contract.values import module
 
 
@@ -107,3 +109,19 @@ async def test_no_secret_is_told_when_one_is_wrong(deployment: Deployment) -> No
             assert "the user or password" in told
             assert "wrong-secret" not in told
             assert not tier.breaker.up
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_quotes_the_password_back_is_not_quoted(
+    kind: str, tmp_path: Path
+) -> None:
+    [port] = free_ports(1)
+    renamed = ['rename-command AUTH ""']
+    with redis_server(binary_of(kind), tmp_path, port=port, config=renamed), capture_logs() as logs:
+        async with tier_at(f"redis://app:hunter2@127.0.0.1:{port}") as tier:
+            assert not await tier.start()
+            with pytest.raises(TierUnavailable) as raised:
+                await tier.put_module(module(1))
+            told = f"{raised.value!r} {logs} {tier.breaker.detail} {tier.write_refusal}"
+    assert "the user or password" in told
+    assert "hunter2" not in told

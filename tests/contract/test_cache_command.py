@@ -266,7 +266,7 @@ def test_a_server_that_is_full_is_told_with_what_was_done(
         told = cache.refusal("import", str(file))
     finally:
         server.config_set("maxmemory", "0")
-    assert "Redis says no: " in told
+    assert "Redis says no: it is out of memory" in told
     assert told.endswith("0 values were imported before")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
 
 from wasmkilnd.cache.cluster import ClusterServer
 from wasmkilnd.cache.rest import RestServer
@@ -35,6 +36,7 @@ _MAX_CONNECTIONS = 32
 # One node of a cluster has to be found down before the time of the whole call is over,
 # or it would pass for an outage of all.
 _NODE_SHARE = 0.75
+_AUTH_UNKNOWN = re.compile(r"unknown command ['`]?AUTH\b", re.IGNORECASE)
 
 
 class AccessUnusable(ValueError):  # noqa: N818 - reads as what it is
@@ -200,7 +202,13 @@ def _check_files(access: RedisAccess) -> None:
 
 
 async def _introduce(connection: AbstractConnection) -> None:
-    await connection.on_connect()
+    try:
+        await connection.on_connect()
+    except ResponseError as refusal:
+        if not _AUTH_UNKNOWN.search(str(refusal)):
+            raise
+        # Nobody gets in here, and what it says quotes the password.
+        raise AuthenticationError from None
     await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME)
     # A name is a courtesy to operators; some services and ACLs refuse CLIENT.
     with contextlib.suppress(ResponseError):

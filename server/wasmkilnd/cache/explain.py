@@ -11,10 +11,30 @@ from redis.asyncio.sentinel import MasterNotFoundError
 
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
-_QUOTED_CHARS = 120
-
+# A server's own words are told to nobody: they may hold what it was sent, a password among it.
+_REFUSALS: dict[type[exceptions.ResponseError], str] = {
+    exceptions.NoPermissionError: "this user may not do that",
+    exceptions.OutOfMemoryError: "it is out of memory",
+    exceptions.ReadOnlyError: "it is read-only",
+    exceptions.ClusterDownError: "the cluster is down",
+    exceptions.MasterDownError: "it is a replica that has lost its primary",
+}
 # https://upstash.com/docs/redis/troubleshooting: for the rest of the day or month.
 _USED_UP = re.compile(r"max (daily )?requests? limit exceeded")
+_REFUSALS_BY_TEXT = {
+    "the requests of the plan are used up": _USED_UP,
+    "this is too large for one request": re.compile(r"max request size exceeded"),
+    "it does not know this command": re.compile(r"unknown command"),
+    "it cannot save what it holds": re.compile(r"MISCONF"),
+    "too few of its replicas follow": re.compile(r"NOREPLICAS"),
+}
+# But for a command's name, where it is one that we send.
+_COMMAND = re.compile(
+    r"(?:unknown command|to run the) ['`]"
+    r"(asking|cluster|dbsize|del|eval|exists|expire|get|getrange|hello|info|ping|scan|select"
+    r"|set|strlen|ttl|unlink)\b",
+    re.IGNORECASE,
+)
 
 _WRONG_CREDENTIALS = (
     exceptions.AuthenticationError,
@@ -40,14 +60,26 @@ def explain(error: Exception) -> str:
     if is_timeout(error):
         return "Redis does not answer in time"
     if isinstance(error, exceptions.ResponseError):
-        # The server's own word, which may quote arguments: only its beginning is told.
-        return f"Redis says no: {str(error)[:_QUOTED_CHARS]}"
+        return f"Redis says no: {_explain_refusal(error)}"
     for link in chain:
         if isinstance(link, OSError) and link.strerror:
             return f"Redis cannot be reached: {link.strerror}"
     if isinstance(error, exceptions.ConnectionError | OSError):
         return f"Redis cannot be reached ({type(chain[-1]).__name__})"
     return f"what answers does not speak the Redis protocol ({type(error).__name__})"
+
+
+def _explain_refusal(error: exceptions.ResponseError) -> str:
+    text = str(error)
+    command = _COMMAND.search(text)
+    about = f" ({command[1].upper()})" if command else ""
+    for kind, why in _REFUSALS.items():
+        if isinstance(error, kind):
+            return why + about
+    for why, pattern in _REFUSALS_BY_TEXT.items():
+        if pattern.search(text):
+            return why + about
+    return f"it does not say why in words that are known ({type(error).__name__})"
 
 
 def _explain_no_primary(chain: list[BaseException]) -> str:
