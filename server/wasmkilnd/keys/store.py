@@ -36,7 +36,12 @@ class KeysUnusable(Exception):  # noqa: N818 - a state, told to the operator
 
 
 class KeyStore:
-    """A key directory. Safe for use by several processes at once; every method may block."""
+    """A key directory. Safe for use by several processes at once; every method may block.
+
+    Whoever may change something in it decides whose native code is run. So every method raises
+    KeysUnusable where the directory, ``trusted/`` or a key in it belongs to another user than
+    this one or root, or may be written by others.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,12 +51,10 @@ class KeyStore:
     def signing_key(self) -> PrivateKey | None:
         """Answer the signing key, None if there is none. Raises KeysUnusable."""
         with _told(self.folder):
-            try:
-                text = self._signing.read_text()
-            except FileNotFoundError:
-                return None
-            _refuse_open(self.folder, _OTHERS_WRITE, "chmod 700")
-            _refuse_open(self._signing, _PRIVATE_KEY_OPEN, "chmod 600")
+            self._refuse_open_folders()
+            text = _read(self._signing, _PRIVATE_KEY_OPEN)
+        if text is None:
+            return None
         try:
             return PrivateKey.parse(text)
         except ValueError as error:
@@ -117,20 +120,20 @@ class KeyStore:
     def trusted(self) -> TrustedKeys:
         """Answer the public keys that are trusted. Raises KeysUnusable."""
         with _told(self._trusted):
+            self._refuse_open_folders()
             if not self._trusted.is_dir():
                 return TrustedKeys()
-            # Who may add a key here may sign what every daemon believes.
-            _refuse_open(self._trusted, _OTHERS_WRITE, "chmod 700")
+            for file in self._trusted.rglob("*.pem"):
+                _refuse_open(file, _OTHERS_WRITE)
             return _read_trusted(self._trusted)
 
     def find(self, key_id: str) -> PublicKey | None:
         """Answer the trusted key with this id, if it lies here. Raises KeysUnusable."""
         with _told(self._trusted):
-            try:
-                text = (self._trusted / f"{key_id}.pem").read_text()
-            except FileNotFoundError:
-                return None
-            _refuse_open(self._trusted, _OTHERS_WRITE, "chmod 700")
+            self._refuse_open_folders()
+            text = _read(self._trusted / f"{key_id}.pem", _OTHERS_WRITE)
+        if text is None:
+            return None
         with contextlib.suppress(ValueError):
             key = PublicKey.parse(text)
             if key.id == key_id:
@@ -149,11 +152,17 @@ class KeyStore:
             self._trusted.mkdir(mode=0o700, exist_ok=True)
             _write(path, key.pem.encode())
 
+    def _refuse_open_folders(self) -> None:
+        # Before anything in them is looked at: from then on only we and root can change it.
+        for folder in (self.folder, self._trusted):
+            with contextlib.suppress(FileNotFoundError):
+                _refuse_open(folder, _OTHERS_WRITE)
+
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with _told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _refuse_open(self.folder, _OTHERS_WRITE, "chmod 700")
+            self._refuse_open_folders()
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -178,9 +187,27 @@ def _told(path: Path) -> Iterator[None]:
         raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
 
 
-def _refuse_open(path: Path, forbidden: int, advice: str) -> None:
-    if stat.S_IMODE(path.stat().st_mode) & forbidden:
-        raise KeysUnusable(f"{path} is open to other users: {advice} {path}")
+def _read(path: Path, forbidden: int) -> str | None:
+    """Answer a key file's text, None if there is none.
+
+    What is no text is none of a key's either: whoever parses it will say so.
+    """
+    try:
+        _refuse_open(path, forbidden)
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_open(path: Path, forbidden: int) -> None:
+    found = path.stat()
+    mode = "700" if stat.S_ISDIR(found.st_mode) else "600"
+    if stat.S_IMODE(found.st_mode) & forbidden:
+        raise KeysUnusable(f"{path} is open to other users: chmod {mode} {path}")
+    if found.st_uid not in (os.geteuid(), 0):
+        raise KeysUnusable(
+            f"{path} belongs to another user, {found.st_uid}: chown {os.geteuid()} {path}"
+        )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -62,17 +62,64 @@ def test_generate_replaces_nothing(store: KeyStore) -> None:
     assert store.ensure().public == key.public
 
 
+OTHERS = 54321
+
+
+def file_called(store: KeyStore, name: str) -> Path:
+    """Answer a file or folder of the key directory; ``*`` stands for the key's id."""
+    [path] = store.folder.glob(name) if "*" in name else [store.folder / name]
+    return path
+
+
+@pytest.mark.parametrize("signing_key", ["", PrivateKey.generate().base64], ids=["own", "given"])
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [("signing.pem", 0o604), ("signing.pem", 0o620), (".", 0o770), ("trusted", 0o707)],
+    [(".", 0o770), ("trusted", 0o707), ("trusted/*.pem", 0o622), ("trusted/*.pem", 0o660)],
 )
-def test_keys_that_others_could_read_or_replace_are_refused(
-    store: KeyStore, name: str, bits: int
+def test_keys_that_others_could_add_or_replace_are_refused(
+    store: KeyStore, name: str, bits: int, signing_key: str
 ) -> None:
     store.ensure()
-    (store.folder / name).chmod(bits)
+    file_called(store, name).chmod(bits)
     with pytest.raises(KeysUnusable, match="open to other users: chmod"):
+        open_ring(store.folder, signing_key, ())
+
+
+@pytest.mark.parametrize("bits", [0o604, 0o620])
+def test_a_private_key_that_others_could_read_or_replace_is_refused(
+    store: KeyStore, bits: int
+) -> None:
+    store.ensure()
+    file_called(store, "signing.pem").chmod(bits)
+    with pytest.raises(KeysUnusable, match="open to other users: chmod 600"):
         open_ring(store.folder, "", ())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", [".", "signing.pem", "trusted", "trusted/*.pem"])
+def test_what_belongs_to_another_user_is_refused(store: KeyStore, name: str) -> None:
+    store.ensure()
+    os.chown(file_called(store, name), OTHERS, -1)
+    with pytest.raises(KeysUnusable, match=f"belongs to another user, {OTHERS}: chown"):
+        open_ring(store.folder, "", ())
+
+
+def test_root_may_own_the_keys_of_others(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = store.ensure()
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: OTHERS)
+    if mine == 0:
+        assert open_ring(store.folder, "", ()).signing.public == key.public
+        return
+    with pytest.raises(KeysUnusable, match=f"belongs to another user, {mine}: chown"):
+        open_ring(store.folder, "", ())
+
+
+def test_an_open_directory_is_refused_before_there_is_anything_in_it(store: KeyStore) -> None:
+    store.folder.mkdir(parents=True)
+    store.folder.chmod(0o777)
+    with pytest.raises(KeysUnusable, match="open to other users"):
+        open_ring(store.folder, PrivateKey.generate().base64, ())
 
 
 def test_a_group_may_read_a_mounted_secret(store: KeyStore) -> None:
@@ -169,6 +216,37 @@ def test_a_trusted_key_file_that_lies_about_its_name_is_not_believed(store: KeyS
     assert refusal.cause == "stranger"
     path.write_text(key.pem)
     assert running.verify(stranger, stranger.key) is None
+
+
+@pytest.mark.parametrize("kind", ["no text", "open", "a folder"])
+def test_a_file_that_cannot_be_believed_is_no_key_for_a_running_daemon(
+    store: KeyStore, kind: str
+) -> None:
+    running = sealer(store)
+    other = sealer(KeyStore(store.folder.parent / "other"))
+    stranger = other.seal(artifact(1))
+    key = KeyStore(store.folder.parent / "other").ensure().public
+    path = store.folder / "trusted" / f"{key.id}.pem"
+    if kind == "no text":
+        path.write_bytes(b"\xff\xfe\x00")
+    elif kind == "open":
+        path.write_text(key.pem)
+        path.chmod(0o666)
+    else:
+        path.mkdir()
+    refusal = running.verify(stranger, stranger.key)
+    assert refusal is not None
+    assert refusal.cause == "stranger"
+    refusal = running.check_stamp(b"head", other.stamp(b"head"))
+    assert refusal is not None
+    assert refusal.cause == "stranger"
+
+
+def test_a_signing_key_that_is_no_text_is_told(store: KeyStore) -> None:
+    store.ensure()
+    (store.folder / "signing.pem").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(KeysUnusable, match=r"signing\.pem: it is no Ed25519"):
+        store.ensure()
 
 
 def test_a_fleet_shares_a_key_by_environment_and_makes_none(tmp_path: Path) -> None:
