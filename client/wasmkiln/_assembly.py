@@ -11,8 +11,10 @@ from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.trusted_keys import TrustedKeys
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from wasmkiln._progress import ProgressCallback
-    from wasmkiln.v1.module_service_pb2 import CompileResponse
+    from wasmkiln.v1.module_service_pb2 import CompileRequest, CompileResponse
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 
@@ -26,14 +28,14 @@ class Assembly:
     def __init__(
         self,
         module_sha256: str,
+        asked: CompileRequest,
         *,
-        omit_artifact: bool = False,
         on_progress: ProgressCallback | None = None,
         trusted_keys: TrustedKeys | None = None,
     ) -> None:
         self._module_sha256 = module_sha256
+        self._asked = asked
         self._trusted_keys = trusted_keys or TrustedKeys()
-        self._omit_artifact = omit_artifact
         self._on_progress = on_progress
         self._header: ArtifactHeader | None = None
         self._chunks: list[bytes] = []
@@ -56,7 +58,7 @@ class Assembly:
         header = self._header
         if header is None:
             raise ArtifactMismatch("the daemon's answer ended before its header")
-        if self._omit_artifact:
+        if self._asked.omit_artifact:
             return self._attested(Artifact(b"", header, self._trusted_keys))
         if self._received_bytes != header.size_bytes:
             raise ArtifactMismatch(
@@ -85,6 +87,9 @@ class Assembly:
                 f"asked for an artifact of module {self._module_sha256}, got one of "
                 f"{header.module_sha256 or 'no module'}"
             )
+        # A signature says that it is what it is called, not that it is what this call is for.
+        for what, asked, got in _differences(self._asked, header):
+            raise ArtifactMismatch(f"asked for {what} {asked}, got {got or 'none'}")
         self._header = header
         self._report()
 
@@ -104,3 +109,24 @@ class Assembly:
         if self._on_progress is not None and self._header is not None:
             total_bytes = self._header.size_bytes
             self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, total_bytes))
+
+
+def _differences(asked: CompileRequest, header: ArtifactHeader) -> Iterator[tuple[str, str, str]]:
+    """What was asked for in words, as it was asked for and as it came, where these differ.
+
+    Of the engine, only what is attested is looked at, which its id is not.
+    """
+    engine = f"{header.engine.name}-{header.engine.version}"
+    if asked.engine and asked.engine not in (header.engine.name, engine):
+        yield "engine", asked.engine, engine
+    if asked.target and asked.target != header.target:
+        yield "target", asked.target, header.target
+    if asked.cpu and asked.cpu != header.cpu:
+        yield "cpu", asked.cpu, header.cpu
+    for name, value in asked.settings.items():
+        if value != header.settings.get(name):
+            yield f"setting {name}", value, header.settings.get(name, "")
+    # What nobody asked for is as the engine has it by default.
+    for name, value in header.changed_settings.items():
+        if value != asked.settings.get(name):
+            yield f"setting {name}", asked.settings.get(name, "as the engine has it"), value

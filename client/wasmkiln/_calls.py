@@ -181,7 +181,7 @@ class Calls:
         assemble = partial(
             Assembly,
             identified.sha256,
-            omit_artifact=omit_artifact,
+            request,
             on_progress=on_progress,
             trusted_keys=self._trusted_keys,
         )

@@ -114,8 +114,8 @@ class AsyncClient:
         is called in the event loop.
 
         Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
-        ArtifactMismatch when what arrives isn't what its header says, AttestationInvalid when
-        there are trusted keys and none vouches for it, the errors of `load`
+        ArtifactMismatch when what arrives isn't what was asked for or what its header says,
+        AttestationInvalid when there are trusted keys and none vouches for it, the errors of `load`
         but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
         ArtifactTooLarge or ModuleQuarantined.
         """

@@ -122,8 +122,8 @@ class Client:
         is called in this thread.
 
         Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
-        ArtifactMismatch when what arrives isn't what its header says, AttestationInvalid when
-        there are trusted keys and none vouches for it, the errors of `load`
+        ArtifactMismatch when what arrives isn't what was asked for or what its header says,
+        AttestationInvalid when there are trusted keys and none vouches for it, the errors of `load`
         but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
         ArtifactTooLarge or ModuleQuarantined.
         """

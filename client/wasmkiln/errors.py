@@ -213,7 +213,7 @@ class DeadlineExceeded(WasmkilnError):
 
 
 class ArtifactMismatch(WasmkilnError):
-    """An artifact's bytes are not those that its header describes."""
+    """An artifact is not what its header says, or its header not about what was asked for."""
 
     CODE = grpc.StatusCode.DATA_LOSS
     REASON = "ARTIFACT_MISMATCH"

@@ -108,14 +108,17 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         return [request for name, request in self.calls if name == method]
 
     def header(self, sha256: str, request: modules.CompileRequest) -> types.ArtifactHeader:
+        name, _, version = (request.engine or "wasmtime").partition("-")
+        version = version or {"wasmer": "1.1.0", "wasmtime": "50.0.1"}[name]
         header = types.ArtifactHeader(
             module_sha256=sha256,
             artifact_sha256=hashlib.sha256(self.artifact).hexdigest(),
             size_bytes=len(self.artifact),
-            engine=types.Engine(id="wasmtime-50.0.1", name="wasmtime", version="50.0.1"),
+            engine=types.Engine(id=f"{name}-{version}", name=name, version=version),
             target=request.target or "x86_64-unknown-linux-gnu",
             cpu=request.cpu or "baseline",
-            settings=request.settings,
+            settings={"consume_fuel": "false", **request.settings},
+            changed_settings=request.settings,
             origin=types.ORIGIN_COMPILED,
             kind=types.KIND_CORE_MODULE,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from wasmkiln import Artifact, ArtifactHeader, AttestationInvalid
+from wasmkiln import Artifact, ArtifactHeader, ArtifactMismatch, AttestationInvalid
 from wasmkiln.cli.app import app
 from wasmkiln.v1 import types_pb2 as types
 
@@ -179,6 +179,65 @@ def test_a_client_with_trusted_keys_takes_only_what_they_vouch_for(
     artifact = client.compile(WASM, omit_artifact=omit_artifact)
     assert artifact.trusted_keys.get(OURS.key.id) == OURS.key
     assert artifact.verify().daemon_version == "1.2.3"
+
+
+ASKED = {
+    "engine": "wasmtime-50.0.1",
+    "target": "x86_64-unknown-linux-gnu",
+    "cpu": "x86-64-v3",
+    "settings": {"consume_fuel": "true"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda h: setattr(h.engine, "version", "49.0.0"), "engine wasmtime-50.0.1, got wasmtime-"),
+        (lambda h: setattr(h.engine, "name", "wasmer"), "engine wasmtime-50.0.1, got wasmer-"),
+        (lambda h: setattr(h, "target", "aarch64-apple-darwin"), "target x86_64-"),
+        (lambda h: setattr(h, "cpu", "native"), "cpu x86-64-v3, got native"),
+        (
+            lambda h: h.settings.update({"consume_fuel": "false"}),
+            "setting consume_fuel true, got f",
+        ),
+        (lambda h: h.settings.clear(), "setting consume_fuel true, got none"),
+        (lambda h: h.changed_settings.update({"nan": "true"}), "setting nan as the engine has it"),
+    ],
+)
+@pytest.mark.parametrize("keys", [OURS.key.hex, None], ids=["trusted", "unverified"])
+def test_an_honest_artifact_that_nobody_asked_for_is_refused(
+    daemon: FakeDaemon,
+    make_client: Callable[..., Any],
+    change: Callable[[ArtifactHeader], Any],
+    says: str,
+    keys: str | None,
+) -> None:
+    client = make_client(daemon.address, timeout_s=10, trusted_keys=keys)
+    daemon.tamper = signed_by(OURS)
+    assert client.compile(WASM, **ASKED).verify(OURS.key.hex)
+
+    def another(messages: list[Any]) -> list[Any]:
+        change(messages[0].header)
+        return signed_by(OURS)(messages)
+
+    daemon.tamper = another
+    with pytest.raises(ArtifactMismatch, match=f"asked for {says}"):
+        client.compile(WASM, **ASKED)
+
+
+def test_the_id_of_an_engine_is_not_believed(
+    daemon: FakeDaemon, make_client: Callable[..., Any]
+) -> None:
+    client = make_client(daemon.address, timeout_s=10, trusted_keys=OURS.key.hex)
+
+    def disguised(messages: list[Any]) -> list[Any]:
+        messages[0].header.engine.version = "49.0.0"
+        return signed_by(OURS)(messages)
+
+    daemon.tamper = disguised
+    assert client.compile(WASM, engine="wasmtime").header.engine.id == "wasmtime-50.0.1"
+    with pytest.raises(ArtifactMismatch, match=r"got wasmtime-49\.0\.0"):
+        client.compile(WASM, engine="wasmtime-50.0.1")
 
 
 def test_a_client_without_trusted_keys_asks_for_nothing(daemon: FakeDaemon, client: Any) -> None:
