@@ -118,6 +118,8 @@ def cluster(binary: str, folder: Path, config: Sequence[str] = ()) -> Iterator[C
                         *("--cluster-node-timeout", str(_NODE_TIMEOUT_MS)),
                         *("--cluster-replica-validity-factor", "0"),
                         *("--repl-diskless-sync-delay", "0"),
+                        # A replica that was sent nothing yet is not among those of its slots.
+                        *("--repl-ping-replica-period", "1"),
                     ],
                     port=port,
                     config=config,

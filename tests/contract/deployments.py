@@ -105,7 +105,7 @@ def _acl(folder: Path) -> Iterator[Deployment]:
 
 @contextmanager
 def _sentinel(folder: Path) -> Iterator[Deployment]:
-    with sentinels(binary_of("valkey"), folder) as running:
+    with sentinels(binary_of("redis-server"), folder) as running:
         yield Deployment(
             running.url,
             RedisAccess(
@@ -119,7 +119,7 @@ def _sentinel(folder: Path) -> Iterator[Deployment]:
 
 @contextmanager
 def _cluster(folder: Path) -> Iterator[Deployment]:
-    with cluster(binary_of("valkey"), folder, [documented_user()]) as running:
+    with cluster(binary_of("redis-server"), folder, [documented_user()]) as running:
         yield Deployment(
             running.url.replace("://", "://wasmkiln:secret@"),
             stranger=(running.url.replace("://", "://wasmkiln:wrong-secret@"), NO_ACCESS),

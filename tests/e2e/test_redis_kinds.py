@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from google.protobuf.json_format import MessageToJson
+from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.engines.store import EngineStore
 
@@ -40,10 +42,12 @@ def environment(kind: str, running: Deployment) -> dict[str, str]:
     return {name: value for name, value in given.items() if value}
 
 
-@pytest.fixture(params=["acl", "rest", "sentinel"])
-def environ(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(params=["acl", "rest", "sentinel", "cluster"])
+def deployed(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Deployment, dict[str, str]]]:
     with KINDS_OF_REDIS[request.param](tmp_path / "redis") as running:
-        yield environment(request.param, running)
+        yield running, environment(request.param, running)
 
 
 def shown_configuration(environ: Mapping[str, str]) -> str:
@@ -61,24 +65,43 @@ def shown_configuration(environ: Mapping[str, str]) -> str:
     )
 
 
+def store(client: Client, tag: int) -> str:
+    """Compile a module until Redis has taken it; answer its digest."""
+    deadline = time.monotonic() + 30
+    while True:
+        dropped = client.stats().dropped_writes
+        header = client.compile(wasm.adder(tag), skip_cache_lookup=True).header
+        settled(client)
+        if client.stats().dropped_writes == dropped:
+            return header.module_sha256
+        assert time.monotonic() < deadline, "Redis took nothing in time"
+
+
 def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
-    engines: EngineStore, tmp_path: Path, environ: dict[str, str]
+    engines: EngineStore, tmp_path: Path, deployed: tuple[Deployment, dict[str, str]]
 ) -> None:
+    running, environ = deployed
     with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
         first = client.compile(wasm.adder(1))
         settled(client)
+        assert client.stats().redis_up
+        assert "tier is down" not in one.log
+        running.fail_over()  # Where there is somebody to take over; the daemon goes on.
+        stored = [store(client, tag) for tag in range(2, 10)]
         assert client.stats().redis_up
     told = one.banner + one.log
     with Daemon(fresh_state(tmp_path / "b"), environ=environ) as two, two.client() as client:
         second = client.compile(first.header.module_sha256)
         assert second.header.origin == types_pb2.ORIGIN_REDIS
         assert second.bytes == first.bytes
+        for sha256 in stored:
+            assert client.compile(sha256).header.origin == types_pb2.ORIGIN_REDIS
         stats = client.stats()
         assert stats.redis_mode == "external"
         told += MessageToJson(stats)
+    assert "tier is down" not in two.log
     told += two.banner + two.log + shown_configuration(environ)
     assert not [secret for secret in SECRETS if secret in told]
-    assert "tier is down" not in told
 
 
 def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
