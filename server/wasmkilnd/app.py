@@ -31,15 +31,14 @@ from wasmkilnd.gauges import usage_of_engine, usage_of_traffic
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import DrainState, UnservedEngine
-from wasmkilnd.options import limits_of, remote_options
+from wasmkilnd.options import limits_of, remote_options, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.readiness import Readiness
 from wasmkilnd.reload import Reloader
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.capabilities import capabilities_response
 from wasmkilnd.rpc.module_servicer import ModuleServicer
-from wasmkilnd.rpc.send import SendLimits
-from wasmkilnd.rpc.server import METHODS, CannotListen, RpcLimits, RpcServer
+from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimits
 from wasmkilnd.rpc.stats import stats_response
 from wasmkilnd.shutdown import Shutdown, until
 from wasmkilnd.signing import SealerInForce, Signing, open_signing, tell_signing
@@ -62,6 +61,7 @@ class Daemon:
         self._loaded = loaded
         self._settings = InForce(loaded.settings)
         self._limits = InForce(limits_of(loaded.settings))
+        self._traffic_limits = InForce(traffic_limits(loaded.settings))
         self._shutdown = shutdown
         self._version = version("wasmkiln")
         self._metrics = Metrics(self._version, METHODS)
@@ -85,7 +85,7 @@ class Daemon:
         engines = await self._start_engines(installed, settings)
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.watch_tier("memory", memory.usage)
-        remote = await self._open_remote(settings, sealer)
+        remote = await self._open_remote(sealer)
         cache = TieredCache(
             memory,
             ObservedTier(memory, self._metrics),
@@ -95,7 +95,9 @@ class Daemon:
             remote.used,
             patience_s=settings.redis_timeout_s,
         )
-        quarantine = Quarantine(remote.strikes, self._metrics, settings.quarantine_s)
+        quarantine = Quarantine(
+            remote.strikes, self._metrics, lambda: self._settings.now.quarantine_s
+        )
         self._metrics.watch_quarantine(lambda: quarantine.size)
         service = CompileService(cache, engines, sealer, quarantine, self._metrics, self._limits)
         self._service = service
@@ -108,12 +110,14 @@ class Daemon:
             ),
             AdminServicer(service, quarantine, self.drain),
             self._metrics,
-            _rpc_limits(settings),
+            _transport_limits(settings),
+            self._traffic_limits,
         )
         self._metrics.watch_traffic(usage_of_traffic(rpc.traffic))
         self._reloader = Reloader(
             self._settings,
             self._limits,
+            self._traffic_limits,
             signing,
             memory,
             remote,
@@ -251,9 +255,9 @@ class Daemon:
         log.error("engine is not served", engine=engine.id, cause=engine.cause)
         self._unserved.append(engine)
 
-    async def _open_remote(self, settings: Settings, sealer: SealerInForce) -> RemoteTier:
+    async def _open_remote(self, sealer: SealerInForce) -> RemoteTier:
         try:
-            remote = await open_remote(remote_options(settings), sealer, self._metrics)
+            remote = await open_remote(remote_options(self._settings), sealer, self._metrics)
         except CannotOpenRemote as failure:
             raise CannotStart(str(failure)) from None
         self._started.push_async_callback(self._unless_hurried, remote.leave)
@@ -314,14 +318,11 @@ def _make_state_dir(settings: Settings) -> None:
         ) from None
 
 
-def _rpc_limits(settings: Settings) -> RpcLimits:
-    return RpcLimits(
+def _transport_limits(settings: Settings) -> TransportLimits:
+    return TransportLimits(
         module_bytes=settings.max_module_bytes,
-        calls=settings.max_calls,
         connections=settings.max_connections,
         streams=settings.max_streams,
-        receive_bytes=settings.receive_bytes,
-        send=SendLimits(settings.send_bytes, settings.send_pinned_bytes, settings.caller_timeout_s),
     )
 
 

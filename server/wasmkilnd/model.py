@@ -316,3 +316,18 @@ class Limits:
     queue_length: int
     queue_bytes: int
     abandoned: Abandoned = Abandoned.FINISH
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficLimits:
+    """What callers may have under way, all together."""
+
+    calls: int
+    receive_bytes: int
+    """Requests that arrive or are looked at."""
+    send_bytes: int
+    """Copies of answers that wait to be read."""
+    send_pinned_bytes: int
+    """Artifacts that are being sent."""
+    caller_timeout_s: float
+    """For a caller to send its request, and to take something of its answer."""

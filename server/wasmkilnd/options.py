@@ -5,7 +5,8 @@ from __future__ import annotations
 from wasmkilnd.cache.connect import RedisAccess
 from wasmkilnd.cache.remote import RemoteOptions
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.model import Abandoned, Limits
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Abandoned, Limits, TrafficLimits
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -22,8 +23,20 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def remote_options(settings: Settings) -> RemoteOptions:
+def traffic_limits(settings: Settings) -> TrafficLimits:
+    """Answer what callers may have under way."""
+    return TrafficLimits(
+        calls=settings.max_calls,
+        receive_bytes=settings.receive_bytes,
+        send_bytes=settings.send_bytes,
+        send_pinned_bytes=settings.send_pinned_bytes,
+        caller_timeout_s=settings.caller_timeout_s,
+    )
+
+
+def remote_options(in_force: InForce[Settings]) -> RemoteOptions:
     """Answer what decides the shared tier."""
+    settings = in_force.now
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
         access=redis_access(settings),
@@ -36,7 +49,7 @@ def remote_options(settings: Settings) -> RemoteOptions:
         retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
-        turn_patience_s=settings.compile_timeout_s + settings.compile_lease_s,
+        turn_patience_s=lambda: in_force.now.compile_timeout_s + settings.compile_lease_s,
         write_queue_bytes=settings.write_queue_bytes,
     )
 

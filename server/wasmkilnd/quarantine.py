@@ -44,10 +44,10 @@ class Quarantine:
         self,
         store: StrikeStore,
         recorder: Recorder,
-        first_s: float,
+        first_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Refuse for ``first_s`` at first; 0 refuses nobody."""
+        """Refuse for ``first_s`` at first, as it is then; 0 refuses nobody."""
         self._store = store
         self._recorder = recorder
         self._first_s = first_s
@@ -61,7 +61,7 @@ class Quarantine:
 
     async def check(self, key: CacheKey) -> None:
         """Raise MODULE_QUARANTINED if ``key`` is to be refused."""
-        if not self._first_s:
+        if not self._first_s():
             return
         strike = await self._find(key)
         if strike and strike.left_s > 0:
@@ -72,7 +72,7 @@ class Quarantine:
 
     async def report(self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError) -> None:
         """Take note of a compile of ``key`` that failed."""
-        if not self._first_s or failure.reason not in _CONDEMNING:
+        if not self._first_s() or failure.reason not in _CONDEMNING:
             return
         before = await self._find(key)
         count = before.count + 1 if before else 1
@@ -155,7 +155,8 @@ class Quarantine:
             strikes -= 1
         if strikes < 1:
             return 0.0
-        return float(min(self._first_s * 2 ** min(strikes - 1, 32), max(_LONGEST_S, self._first_s)))
+        first_s = self._first_s()
+        return float(min(first_s * 2 ** min(strikes - 1, 32), max(_LONGEST_S, first_s)))
 
 
 class _Known:

@@ -16,8 +16,8 @@ from wasmkilnd.config.load import ConfigError, Loaded
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
-from wasmkilnd.model import Limits
-from wasmkilnd.options import limits_of, redis_access
+from wasmkilnd.model import Limits, TrafficLimits
+from wasmkilnd.options import limits_of, redis_access, traffic_limits
 from wasmkilnd.signing import Signing, open_signing, tell_changes
 from wasmkilnd.telemetry import logs
 
@@ -35,6 +35,7 @@ class Reloader:
         self,
         settings: InForce[Settings],
         limits: InForce[Limits],
+        traffic: InForce[TrafficLimits],
         signing: InForce[Signing],
         memory: MemoryTier,
         remote: RemoteTier,
@@ -46,6 +47,7 @@ class Reloader:
         """Replace what these hold. Modules above ``largest_module_bytes`` need a restart."""
         self._settings = settings
         self._limits = limits
+        self._traffic = traffic
         self._signing = signing
         self._memory = memory
         self._remote = remote
@@ -87,6 +89,7 @@ class Reloader:
     async def _apply(self, new: Settings, signing: Signing) -> None:
         self._settings.now = new
         self._limits.now = limits_of(new)
+        self._traffic.now = traffic_limits(new)
         self._memory.resize(new.memory_bytes)
         before, self._signing.now = self._signing.now, signing
         logs.configure(new.log_format, new.log_level, sys.stderr)

@@ -523,7 +523,7 @@ def options(url: str, state_dir: Path) -> RemoteOptions:
         timeout_s=1.0,
         retry_max_s=1.0,
         lease_s=0.0,
-        turn_patience_s=0.0,
+        turn_patience_s=lambda: 0.0,
         write_queue_bytes=1000,
     )
 

@@ -44,6 +44,7 @@ class Daemon:
 
     def __init__(self, url: str, patience_s: float = 20) -> None:
         self.outcomes = Outcomes()
+        self.patience_s = patience_s
         self.tier = RedisTier(connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1)
         self.writes = asyncio.Event()
         self.writes.set()
@@ -54,7 +55,7 @@ class Daemon:
             self.outcomes,
             lambda key: self._stored(),
             lease_s=LEASE_S,
-            patience_s=patience_s,
+            patience_s=lambda: self.patience_s,
         )
         self.compiles = 0
 
@@ -199,6 +200,17 @@ async def test_patience_ends(valkey: RedisServer) -> None:
         async with one.turns.take(ONE.key):
             assert await two.compile()
         assert two.outcomes.turns == ["late"]
+
+
+async def test_patience_that_grows_counts_for_who_waits_already(valkey: RedisServer) -> None:
+    async with fleet(valkey, 2, patience_s=0.5) as (one, two):
+        async with one.turns.take(ONE.key):
+            waiting = asyncio.create_task(two.compile())
+            await asyncio.sleep(0.1)
+            two.patience_s = 60
+            await asyncio.sleep(1.5)
+        assert not await waiting
+        assert two.outcomes.turns == ["made"]
 
 
 NAME = KeyNames(DEFAULT_PREFIX).lease(ONE.key)

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkiln import AttestationInvalid, Client, CompileTimeout, ModuleTooLarge
+from wasmkiln import (
+    AttestationInvalid,
+    Client,
+    CompileTimeout,
+    ModuleQuarantined,
+    ModuleTooLarge,
+)
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.engines.store import EngineStore
 from wasmkilnd.keys.private import PrivateKey
@@ -23,6 +29,7 @@ from wasmkilnd.keys.store import KeyStore
 from tests.contract.certificates import Certificates, certificates
 from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.e2e import wasm
+from tests.e2e.callers import COMPILE, RawCaller
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
@@ -130,6 +137,31 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
             *("workers", "redis_prefix", "max_module_bytes")
         }
         assert client.capabilities().limits.module_bytes == 5 * MIB
+
+
+def test_limits_on_traffic_and_the_quarantine_are_taken_over(configured: Configured) -> None:
+    daemon = configured.daemon
+    configured.write(max_calls=1, caller_timeout_s=5, compile_timeout_s=1, max_module_bytes="5MiB")
+    lines = configured.reload()
+    assert changes(lines, "setting needs a restart") == {}
+    with RawCaller(daemon) as slow, RawCaller(daemon) as other:
+        stream = slow.begin(COMPILE, MIB)
+        eventually(lambda: daemon.metric("calls") == 1, "it does not begin")
+        refused = other.wait(other.begin(COMPILE, MIB))
+        assert "1 calls are being answered" in refused["grpc-message"]
+        assert "did not arrive within 5 s" in slow.wait(stream)["grpc-message"]
+    configured.write(send_bytes="16MiB", send_pinned_bytes="32MiB", receive_bytes="64MiB")
+    assert len(changes(configured.reload(), "setting changed")) == 3
+    harmful = wasm.nested_blocks(1_000_000)
+    with daemon.client(max_attempts=1) as client:
+        with pytest.raises(CompileTimeout):
+            client.compile(harmful)
+        with pytest.raises(ModuleQuarantined):
+            client.compile(harmful)
+        configured.write(quarantine_s=0)
+        configured.reload()
+        with pytest.raises(CompileTimeout):
+            client.compile(harmful)
 
 
 def test_a_smaller_memory_tier_makes_room_at_once(configured: Configured) -> None:

@@ -97,7 +97,7 @@ class Rig:
         far = far or NoTier("redis")
         self.writes = WriteBehind(far, 1000, NoTier("").always_ready)
         cache = TieredCache(self.memory, self.memory, far, self.writes, EveryTurn())
-        self.quarantine = Quarantine(NoStrikes(), self.recorder, 600.0)
+        self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
         self.service = CompileService(
             cache,
             self.engines,

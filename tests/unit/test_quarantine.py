@@ -80,7 +80,10 @@ class Fleet:
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = Store(self.clock)
-        self.one, self.two = (Quarantine(self.store, Silent(), 600.0, self.clock) for _ in range(2))
+        self.first_s = 600.0
+        self.one, self.two = (
+            Quarantine(self.store, Silent(), lambda: self.first_s, self.clock) for _ in range(2)
+        )
 
 
 @pytest.fixture
@@ -202,10 +205,17 @@ async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> N
     assert await refusal(fleet.one) is None
 
 
-async def test_it_can_be_switched_off(fleet: Fleet) -> None:
-    off = Quarantine(fleet.store, Silent(), 0, fleet.clock)
-    await off.report(KEY, SPEC, CRASH)
-    assert await refusal(off) is None
+async def test_it_can_be_switched_off_and_on_while_it_runs(fleet: Fleet) -> None:
+    fleet.first_s = 0
+    await fleet.one.report(KEY, SPEC, CRASH)
+    assert await refusal(fleet.one) is None
+    fleet.first_s = 60
+    await fleet.one.report(KEY, SPEC, CRASH)
+    error = await refusal(fleet.one)
+    assert error
+    assert error.metadata["seconds_left"] == "60.0"
+    fleet.first_s = 0
+    assert await refusal(fleet.one) is None
 
 
 async def test_memory_is_bounded(fleet: Fleet) -> None:

@@ -51,7 +51,7 @@ class RemoteOptions:
     write_queue_bytes: int
     lease_s: float
     """0 for no agreement with other daemons about who compiles."""
-    turn_patience_s: float
+    turn_patience_s: Callable[[], float]
 
 
 class RemoteTier:

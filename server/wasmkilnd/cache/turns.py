@@ -101,12 +101,12 @@ class FleetTurns:
         stored: Callable[[CacheKey], Awaitable[None]],
         *,
         lease_s: float,
-        patience_s: float,
+        patience_s: Callable[[], float],
     ) -> None:
         """Keep a lease until ``stored`` returns, so that the artifact is there before it ends.
 
         A holder that dies is replaced after ``lease_s``; one that lives is waited for no
-        longer than ``patience_s``. Who is no daemon of the fleet is not waited for.
+        longer than ``patience_s`` says by then. Who is no daemon of the fleet is not waited for.
         """
         self._link = link
         self._names = names
@@ -149,7 +149,7 @@ class FleetTurns:
         patience = Patience.of_this_call(self._link.timeout_s)
         value = ours.written(self._names.lease(key), self._sealer.stamp)
         pulse = Pulse()
-        give_up = time.monotonic() + self._patience_s
+        began = time.monotonic()
         pause_s = _FIRST_PAUSE_S
         first = True
         while True:
@@ -163,7 +163,7 @@ class FleetTurns:
                 return Turn.LATE if storing else Turn.ALONE
             if turn:
                 return turn
-            if time.monotonic() > give_up:
+            if time.monotonic() - began > self._patience_s():
                 return Turn.LATE
             first = False
             # Waiters that came together are not to ask together for ever.

@@ -23,6 +23,7 @@ from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.quantity import parse_bytes, parse_seconds
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.ring import TrustRing, open_trust
 from wasmkilnd.options import remote_options
 from wasmkilnd.seal import DsseVerifier
@@ -108,7 +109,7 @@ def run(
         settings.signing_key.get_secret_value(),
         settings.trusted_keys,
     )
-    options = remote_options(settings)
+    options = remote_options(InForce(settings))
 
     async def with_cache() -> T:
         async with open_link(options, make=make) as link:

@@ -352,6 +352,7 @@ class Settings(BaseModel):
         le=1_000_000,
         description="Calls that may be under way, each waiting, receiving or being answered. No"
         " caller gets more of them than it leaves to others.",
+        json_schema_extra=_LIVE,
     )
     max_connections: Count = Field(
         default=1024,
@@ -367,23 +368,27 @@ class Settings(BaseModel):
         ge=_MIB,
         description="Memory for requests that arrive or are being looked at. One that arrives"
         " slowly counts as large as a message may be.",
+        json_schema_extra=_LIVE,
     )
     send_bytes: Size = Field(
         default=128 * _MIB,
         ge=8 * _MIB,
         description="Memory for copies of answers that their callers have not read yet.",
+        json_schema_extra=_LIVE,
     )
     send_pinned_bytes: Size = Field(
         default=512 * _MIB,
         gt=0,
         description="Artifacts that may be on their way at once, in bytes, each counted once; they"
         " stay in memory until they are sent.",
+        json_schema_extra=_LIVE,
     )
     caller_timeout_s: Seconds = Field(
         default=60.0,
         gt=0,
         description="How long a caller may take to send its request, and how long it may take"
         " nothing of its answer, before its call is ended.",
+        json_schema_extra=_LIVE,
     )
     compile_timeout_s: Seconds = Field(
         default=30.0,
@@ -411,6 +416,7 @@ class Settings(BaseModel):
         description="How long a module is refused for an engine that it crashed, or with which it"
         " ran past its time or memory; twice as long each time it does so again, up to a day. 0"
         " refuses nothing.",
+        json_schema_extra=_LIVE,
     )
     isolation: Annotated[Literal["required", "best-effort"], BeforeValidator(_word)] = Field(
         default="required",

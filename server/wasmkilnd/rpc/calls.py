@@ -85,7 +85,7 @@ class CallGate:
     For one event loop. No caller gets more of the limit than it leaves to others.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: Callable[[], int]) -> None:
         self._ledger = Ledger(limit)
         self._closed = False
         self._idle = asyncio.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Ledger:
     """Shares a limit: each caller may hold as much as is left free.
@@ -12,10 +14,16 @@ class Ledger:
     nothing are not remembered.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: Callable[[], int]) -> None:
+        """``limit`` is asked at each use; while more than it is held, nobody has room."""
+        self._limit = limit
         self.total = 0
         self._held: dict[str, int] = {}
+
+    @property
+    def free(self) -> int:
+        """How much is left, less than nothing if the limit has become smaller."""
+        return self._limit() - self.total
 
     def held(self, caller: str) -> int:
         """Answer what ``caller`` holds."""
@@ -23,7 +31,7 @@ class Ledger:
 
     def room(self, caller: str) -> int:
         """Answer how much more ``caller`` could hold, less than nothing if it holds too much."""
-        return self.limit - self.total - self.held(caller)
+        return self.free - self.held(caller)
 
     def add(self, caller: str, amount: int) -> None:
         """Note that ``caller`` holds ``amount`` more, or less."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class Pins:
     """Counts each artifact once, however many answers send it."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: Callable[[], int]) -> None:
         self.total_bytes = 0
         self._limit_bytes = limit_bytes
         self._answers: dict[int, int] = {}
@@ -17,7 +17,7 @@ class Pins:
         """Answer whether there is room for one more; one alone always fits."""
         if id(frames) in self._answers or not self._answers:
             return True
-        return self.total_bytes + _size(frames) <= self._limit_bytes
+        return self.total_bytes + _size(frames) <= self._limit_bytes()
 
     def add(self, frames: Sequence[bytes]) -> None:
         """Note that an answer begins. Whoever calls holds ``frames`` until ``remove``."""

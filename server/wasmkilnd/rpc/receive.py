@@ -16,6 +16,8 @@ from typing import Any
 from grpc import aio
 
 from wasmkilnd import errors
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import TrafficLimits
 from wasmkilnd.rpc.heap import Peak
 from wasmkilnd.rpc.ledger import Ledger
 
@@ -47,12 +49,12 @@ class Receiver:
     room, which flow control tells their callers.
     """
 
-    def __init__(self, limit_bytes: int, message_bytes: int, timeout_s: float) -> None:
-        """Take in messages of up to ``message_bytes``, each within ``timeout_s``."""
-        self._arriving = Ledger(max(limit_bytes // 2, message_bytes))
-        self._arrived = Ledger(max(limit_bytes // 2, message_bytes))
+    def __init__(self, limits: InForce[TrafficLimits], message_bytes: int) -> None:
+        """Take in messages of up to ``message_bytes``."""
+        self._arriving = Ledger(self._half)
+        self._arrived = Ledger(self._half)
         self._message_bytes = message_bytes
-        self._timeout_s = timeout_s
+        self._limits = limits
         self._reads: dict[_Read, None] = {}
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -94,6 +96,9 @@ class Receiver:
             return None, _nothing
         return message, self._hold(caller, len(message))
 
+    def _half(self) -> int:
+        return max(self._limits.now.receive_bytes // 2, self._message_bytes)
+
     def _hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
         self._arrived.add(caller, size_bytes)
         held = [size_bytes]
@@ -128,14 +133,14 @@ class Receiver:
     def _sweep(self) -> None:
         """Count what turned out to be slow, and end what is too slow."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        now, timeout_s = loop.time(), self._limits.now.caller_timeout_s
         for read in list(self._reads):
             if read.refusal:
                 continue
             if not read.held_bytes and now - read.since_s >= _QUICK_S:
                 self._admit(read)
-            if not read.patient and now - read.since_s >= self._timeout_s:
-                self._refuse(read, errors.request_too_slow(self._timeout_s))
+            if not read.patient and now - read.since_s >= timeout_s:
+                self._refuse(read, errors.request_too_slow(timeout_s))
         self._timer = loop.call_later(_QUICK_S, self._sweep) if self._reads else None
         self._peak.holds(self.held_bytes)
         if not self._reads:

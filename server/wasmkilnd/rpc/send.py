@@ -17,6 +17,8 @@ import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import TrafficLimits
 from wasmkilnd.rpc.heap import Peak
 from wasmkilnd.rpc.ledger import Ledger
 from wasmkilnd.rpc.pins import Pins
@@ -35,18 +37,6 @@ _SWEEP_S = 0.25
 # Who waits for room may have that of an answer of which nothing was taken for so long.
 _STALLED_S = 1.0
 _MOST_ENDED = 128  # in one sweep
-
-
-@dataclass(frozen=True, slots=True)
-class SendLimits:
-    """How much of answers may be held, and for how long."""
-
-    unread_bytes: int
-    """Copies that wait to be read."""
-    pinned_bytes: int
-    """Artifacts that are being sent."""
-    timeout_s: float
-    """For a caller to take something."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,16 +65,16 @@ class Sender:
 
     def __init__(
         self,
-        limits: SendLimits,
+        limits: InForce[TrafficLimits],
         abort: Callable[[Context, WasmkilnError], Awaitable[None]],
         close: Callable[[str], Awaitable[object]],
     ) -> None:
         """``abort`` ends a call with an error; ``close`` ends a peer's connection, if the
         caller does not take even that.
         """
-        self._unread = Ledger(limits.unread_bytes)
-        self._pins = Pins(limits.pinned_bytes)
-        self._timeout_s = limits.timeout_s
+        self._limits = limits
+        self._unread = Ledger(lambda: limits.now.send_bytes)
+        self._pins = Pins(lambda: limits.now.send_pinned_bytes)
         self._abort = abort
         self._close = close
         self._answers: dict[_Answer, None] = {}
@@ -172,7 +162,7 @@ class Sender:
 
     async def _pin(self, frames: Sequence[bytes]) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._limits.now.caller_timeout_s):
                 while not self._pins.fits(frames):
                     turn = asyncio.get_running_loop().create_future()
                     self._wait_to_pin[turn] = None
@@ -186,7 +176,7 @@ class Sender:
 
     def _wake(self) -> None:
         """Let those go on who wait and have room; whoever had not waits again."""
-        free_bytes = self._unread.limit - self._unread.total
+        free_bytes = self._unread.free
         for answer, turn in self._wait_to_send.items():
             if free_bytes < _SHARE * _LEAST_PIECE_BYTES:
                 break
@@ -201,10 +191,11 @@ class Sender:
     def _sweep(self) -> None:
         """End what nobody takes, and make room for those who wait."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        now, timeout_s = loop.time(), self._limits.now.caller_timeout_s
         for answer in list(self._answers):
-            if answer.unread_bytes and now - answer.since_s >= self._timeout_s:
-                self._end(answer, errors.reader_too_slow(self._timeout_s), now)
+            if answer.unread_bytes and now - answer.since_s >= timeout_s:
+                self._end(answer, errors.reader_too_slow(timeout_s), now)
+        self._wake()  # A reload may have made room.
         if self._wait_to_send or self._wait_to_pin:
             self._make_room(now)
         self._timer = loop.call_later(_SWEEP_S, self._sweep) if self._answers else None

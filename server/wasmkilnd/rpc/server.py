@@ -18,6 +18,8 @@ from grpc import aio
 from grpc_channelz.v1 import channelz, channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import TrafficLimits
 from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
@@ -26,7 +28,7 @@ from wasmkilnd.rpc.health import Health
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.reflection import add_reflection
-from wasmkilnd.rpc.send import Sender, SendLimits
+from wasmkilnd.rpc.send import Sender
 
 MODULE_SERVICE = "wasmkiln.v1.ModuleService"
 ADMIN_SERVICE = "wasmkiln.v1.AdminService"
@@ -80,18 +82,15 @@ class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
 
 
 @dataclass(frozen=True, slots=True)
-class RpcLimits:
-    """What callers may have under way, all together unless it says otherwise."""
+class TransportLimits:
+    """What gRPC's core lets in, decided when it is opened."""
 
     module_bytes: int
     """Of one module; messages may be a little larger."""
-    calls: int
     connections: int
     """Per address."""
     streams: int
     """Calls per connection."""
-    receive_bytes: int
-    send: SendLimits
 
 
 class RpcServer:
@@ -102,28 +101,33 @@ class RpcServer:
         module_servicer: ModuleServicer,
         admin_servicer: AdminServicer,
         recorder: CallRecorder,
-        limits: RpcLimits,
+        transport: TransportLimits,
+        limits: InForce[TrafficLimits],
     ) -> None:
-        message = max(_LEAST_MESSAGE_BYTES, limits.module_bytes + _MESSAGE_OVERHEAD_BYTES)
+        message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
         self.largest_module_bytes = message - _MESSAGE_OVERHEAD_BYTES
         """What the transport lets in, whatever the limit on modules becomes."""
-        self._limits = limits
+        self._transport = transport
         self._ports: set[int] = set()
-        self._gate = CallGate(limits.calls)
+
+        def gate() -> CallGate:
+            return CallGate(lambda: limits.now.calls)
+
+        self._gate = gate()
         self._traffic = Traffic(
             self._gate,
-            CallGate(limits.calls),
-            Receiver(limits.receive_bytes, message, limits.send.timeout_s),
-            Sender(limits.send, abort, self._close_connection),
+            gate(),
+            Receiver(limits, message),
+            Sender(limits, abort, self._close_connection),
             recorder,
         )
-        self._ungated = replace(self._traffic, gate=CallGate(limits.calls))
+        self._ungated = replace(self._traffic, gate=gate())
         self._server = aio.server(
             options=[
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", message),
-                ("grpc.max_concurrent_streams", limits.streams),
-                ("grpc.max_allowed_incoming_connections", limits.connections),
+                ("grpc.max_concurrent_streams", transport.streams),
+                ("grpc.max_allowed_incoming_connections", transport.connections),
             ]
         )
         limited = LimitedServer(self._server, self._traffic)
@@ -172,7 +176,7 @@ class RpcServer:
 
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen and serve; answer the addresses with the real ports. Raises CannotListen."""
-        _allow_descriptors(self._limits.connections * len(addresses) + _OTHER_DESCRIPTORS)
+        _allow_descriptors(self._transport.connections * len(addresses) + _OTHER_DESCRIPTORS)
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         return bound

@@ -78,7 +78,9 @@ def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
 def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
     tier = RedisTier(link._server, sealer(), Notes())
     strikes = RedisStrikes(link, KeyNames("p:"), sealer())
-    turns = FleetTurns(link, KeyNames("p:"), sealer(), Notes(), never, lease_s=0.1, patience_s=0.0)
+    turns = FleetTurns(
+        link, KeyNames("p:"), sealer(), Notes(), never, lease_s=0.1, patience_s=lambda: 0
+    )
 
     async def take() -> None:
         async with turns.take(KEY):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from wasmkilnd.config.changes import changes, take_over
 from wasmkilnd.config.load import load
 from wasmkilnd.config.schema import Settings, is_live
@@ -48,3 +51,11 @@ def test_what_was_decided_at_start_needs_a_restart() -> None:
         assert not is_live(field)
     for field in ("trusted_keys", "compile_memory_bytes", "queue_length", "log_level"):
         assert is_live(field)
+
+
+def test_the_documentation_names_all_that_needs_a_restart() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    told = page.partition("- **Needs a restart**")[2].partition("The old value")[0]
+    assert set(re.findall(r"`(\w+)`", told)) == {
+        field for field in Settings.model_fields if not is_live(field)
+    }

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
 from wasmkilnd.rpc.calls import CallGate
 from wasmkilnd.rpc.ledger import Ledger
 from wasmkilnd.rpc.pins import Pins
@@ -19,7 +20,7 @@ def fill(ledger: Ledger, caller: str) -> int:
 
 
 def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
-    ledger = Ledger(1200)
+    ledger = Ledger(lambda: 1200)
     assert [fill(ledger, caller) for caller in "abcd"] == [600, 300, 150, 75]
     assert ledger.heaviest() == "a"
     ledger.add("a", -600)
@@ -28,7 +29,7 @@ def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
 def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, int]]) -> None:
-    ledger = Ledger(100)
+    ledger = Ledger(lambda: 100)
     for caller, amount in steps:
         before = ledger.total, ledger.held(caller)
         ledger.add(caller, amount)
@@ -40,7 +41,8 @@ def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, 
 
 
 def test_the_gate_keeps_room_for_others() -> None:
-    gate = CallGate(8)
+    limits = InForce(8)
+    gate = CallGate(lambda: limits.now)
     for _ in range(4):
         gate.enter("a")
     with pytest.raises(WasmkilnError) as failure:
@@ -53,10 +55,15 @@ def test_the_gate_keeps_room_for_others() -> None:
     gate.leave("a")
     gate.enter("a")
     assert gate.running == 4
+    limits.now = 2
+    with pytest.raises(WasmkilnError):
+        gate.enter("c")
+    limits.now = 16
+    gate.enter("a")
 
 
 def test_an_artifact_is_counted_once_however_many_send_it() -> None:
-    pins = Pins(100)
+    pins = Pins(lambda: 100)
     one, other = wire.to_frames(b"x" * 60), wire.to_frames(b"y" * 60)
     for _ in range(3):
         assert pins.fits(one)

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from grpc import aio
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
 from wasmkilnd.rpc import receive
 from wasmkilnd.rpc.receive import Receiver
+
+from tests.unit.rpc.limits import limits
 
 MESSAGE = 1000
 
@@ -37,12 +40,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "_QUICK_S", 0.02)
 
 
+def receiving(limit_bytes: int, timeout_s: float = 60) -> Receiver:
+    return Receiver(InForce(limits(receive_bytes=limit_bytes, caller_timeout_s=timeout_s)), MESSAGE)
+
+
 def read(receiver: Receiver, caller: Caller, name: str, patient: bool = False) -> asyncio.Task[Any]:
     return asyncio.create_task(receiver.read(caller, name, patient=patient))
 
 
 async def test_what_arrives_at_once_is_held_until_it_is_let_go() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    receiver = receiving(8 * MESSAGE)
     message, let_go = await receiver.read(arriving(b"hello"), "a")
     assert message == b"hello"
     assert receiver.held_bytes == 5
@@ -53,7 +60,7 @@ async def test_what_arrives_at_once_is_held_until_it_is_let_go() -> None:
 
 
 async def test_what_arrives_slowly_counts_in_full_until_it_is_there() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    receiver = receiving(8 * MESSAGE)
     caller = Caller()
     call = read(receiver, caller, "a")
     await asyncio.sleep(0)
@@ -67,7 +74,7 @@ async def test_what_arrives_slowly_counts_in_full_until_it_is_there() -> None:
 
 
 async def test_a_caller_that_sends_nothing_is_refused_in_the_end() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 0.2)
+    receiver = receiving(8 * MESSAGE, 0.2)
     with pytest.raises(WasmkilnError) as failure:
         await receiver.read(Caller(), "a")
     assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
@@ -77,7 +84,7 @@ async def test_a_caller_that_sends_nothing_is_refused_in_the_end() -> None:
 
 
 async def test_a_stream_that_may_be_silent_stays() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 0.05)
+    receiver = receiving(8 * MESSAGE, 0.05)
     caller = Caller()
     call = read(receiver, caller, "a", patient=True)
     await asyncio.sleep(0.3)
@@ -87,7 +94,7 @@ async def test_a_stream_that_may_be_silent_stays() -> None:
 
 
 async def test_slow_ones_beyond_the_budget_are_refused_and_quick_ones_never_wait() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)  # room for four
+    receiver = receiving(8 * MESSAGE)  # room for four
     slow = [Caller() for _ in range(10)]
     calls = [read(receiver, caller, f"slow {n}") for n, caller in enumerate(slow)]
     await asyncio.sleep(0.2)
@@ -111,7 +118,7 @@ async def test_slow_ones_beyond_the_budget_are_refused_and_quick_ones_never_wait
 
 
 async def test_a_caller_with_many_slow_ones_makes_room_for_another() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    receiver = receiving(8 * MESSAGE)
     flood = [read(receiver, Caller(), "flood") for _ in range(10)]
     await asyncio.sleep(0.1)
     # No more than it leaves to others.
@@ -127,7 +134,7 @@ async def test_a_caller_with_many_slow_ones_makes_room_for_another() -> None:
 
 
 async def test_a_silent_stream_makes_room_first() -> None:
-    receiver = Receiver(4 * MESSAGE, MESSAGE, 60)  # room for two
+    receiver = receiving(4 * MESSAGE)  # room for two
     silent = read(receiver, Caller(), "silent", patient=True)
     slow = read(receiver, Caller(), "slow")
     await asyncio.sleep(0.1)
@@ -140,7 +147,7 @@ async def test_a_silent_stream_makes_room_first() -> None:
 
 
 async def test_while_too_much_is_looked_at_a_caller_that_holds_much_of_it_waits() -> None:
-    receiver = Receiver(8 * MESSAGE, MESSAGE, 60)
+    receiver = receiving(8 * MESSAGE)
     held = [(await receiver.read(arriving(bytes(MESSAGE)), "flood"))[1] for _ in range(2)]
     waiting = read(receiver, arriving(bytes(MESSAGE)), "flood")
     await asyncio.sleep(0.05)
@@ -155,7 +162,7 @@ async def test_while_too_much_is_looked_at_a_caller_that_holds_much_of_it_waits(
 
 
 async def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
-    receiver = Receiver(4 * MESSAGE, MESSAGE, 60)
+    receiver = receiving(4 * MESSAGE)
     _, let_go = await receiver.read(arriving(bytes(MESSAGE)), "a")
     waiting = [read(receiver, arriving(), "a") for _ in range(3)]
     await asyncio.sleep(0)
@@ -163,3 +170,19 @@ async def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
     let_go()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert [call.cancelled() for call in waiting] == [True, False, False]
+
+
+async def test_other_limits_are_in_force_at_once() -> None:
+    in_force = InForce(limits(receive_bytes=2 * MESSAGE))
+    receiver = Receiver(in_force, MESSAGE)
+    _, let_go = await receiver.read(arriving(b"x" * MESSAGE), "a")
+    call = read(receiver, Caller(), "b")
+    await asyncio.sleep(0)
+    assert not receiver._reads  # It waits for room.
+    in_force.now = limits(receive_bytes=8 * MESSAGE, caller_timeout_s=0.05)
+    other = read(receiver, Caller(), "c")
+    with pytest.raises(WasmkilnError, match=r"did not arrive within 0.05 s"):
+        await other
+    let_go()
+    with pytest.raises(WasmkilnError, match=r"did not arrive within 0.05 s"):
+        await call

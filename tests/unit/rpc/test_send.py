@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
 from wasmkilnd.rpc import send
-from wasmkilnd.rpc.send import Sender, SendLimits
+from wasmkilnd.rpc.send import Sender
+
+from tests.unit.rpc.limits import limits
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -40,8 +43,10 @@ class Rig:
         self.closed: list[str] = []
         self.artifacts: dict[bytes, Sequence[bytes]] = {}
         self.tasks: list[asyncio.Task[None]] = []
-        limits = SendLimits(unread_bytes=unread, pinned_bytes=pinned, timeout_s=timeout)
-        self.sender = Sender(limits, self._abort, self._close)
+        self.limits = InForce(
+            limits(send_bytes=unread, send_pinned_bytes=pinned, caller_timeout_s=timeout)
+        )
+        self.sender = Sender(self.limits, self._abort, self._close)
 
     async def _abort(self, context: Any, failure: WasmkilnError) -> None:
         if not context.takes_refusals:
@@ -238,4 +243,20 @@ async def test_who_waits_too_long_for_room_is_refused() -> None:
     for task in (sending, reading):
         task.cancel()
     await asyncio.gather(sending, reading, return_exceptions=True)
+    await rig.close()
+
+
+async def test_other_limits_are_in_force_at_once() -> None:
+    rig = Rig(unread=8 * MIB, pinned=100 * MIB)
+    slow = Caller("slow", reads=False)
+    for _ in range(300):
+        rig.send(slow, bytes(MIB))
+    await asyncio.sleep(0)
+    before = rig.sender.unread_bytes
+    rig.limits.now = limits(send_bytes=16 * MIB)
+    await eventually(lambda: rig.sender.unread_bytes > before)
+    rig.limits.now = limits(caller_timeout_s=0.05)
+    await eventually(lambda: slow.refusal)
+    assert slow.refusal
+    assert "not read for 0.05 s" in slow.refusal.message
     await rig.close()
