@@ -112,6 +112,7 @@ class Daemon:
             self._metrics,
             _transport_limits(settings),
             self._traffic_limits,
+            memory.holds,
         )
         self._metrics.watch_traffic(usage_of_traffic(rpc.traffic))
         self._reloader = Reloader(

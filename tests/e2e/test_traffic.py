@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import h2.events
@@ -184,6 +186,51 @@ def test_one_that_pings_without_end_is_sent_away(kiln: Daemon) -> None:
             caller.receive(0.02)
     away = [e for e in caller.events if isinstance(e, h2.events.ConnectionTerminated)]
     assert [event.additional_data for event in away] == [b"too_many_pings"]
+
+
+@pytest.fixture
+def forgetful(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon whose artifacts are in memory only while they are sent."""
+    flags = ["--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"]
+    flags += ["--memory-bytes", "0", "--send-pinned-bytes", "100MiB", "--caller-timeout-s", "20"]
+    with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
+        yield daemon
+
+
+def test_who_reads_just_enough_keeps_nobody_out(forgetful: Daemon) -> None:
+    """Three take 0.6 MB/s of 30 MiB each, for a minute; somebody wants 25 MiB meanwhile."""
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(Caller(forgetful)) for _ in range(3)]
+        threads = stack.enter_context(ThreadPoolExecutor(3))
+
+        def trickle(call: Any) -> grpc.StatusCode:
+            with contextlib.suppress(grpc.RpcError):
+                for _ in call:
+                    time.sleep(0.9)
+            code: grpc.StatusCode = call.code()
+            return code
+
+        calls = [
+            caller.compile(wasm.with_data(30 * MIB, tag=tag), omit_artifact=False)
+            for tag, caller in enumerate(callers)
+        ]
+        trickling = [threads.submit(trickle, call) for call in calls]
+        # The third would leave the next less than it would hold itself.
+        eventually(lambda: forgetful.metric("send_pinned_bytes") > 60 * MIB, "they do not begin")
+        other = stack.enter_context(Caller(forgetful))
+        small = other.compile(wasm.with_data(10 * MIB, tag=8), omit_artifact=False)
+        assert sum(len(part.chunk) for part in small) > 10 * MIB
+        assert not any(call.done() for call in calls)
+        lighter = other.compile(wasm.with_data(25 * MIB, tag=9), omit_artifact=False)
+        assert sum(len(part.chunk) for part in lighter) > 25 * MIB
+        ended = [call for call in calls if call.done()]
+        for call in set(calls) - set(ended):
+            call.cancel()
+        assert ended
+        assert {call.code() for call in ended} == {EXHAUSTED}
+        for each in trickling:
+            each.result()
+    eventually(lambda: quiet(forgetful), "something is held for nobody")
 
 
 @pytest.fixture

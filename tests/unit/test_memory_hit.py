@@ -69,7 +69,8 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
         context = Context()
         with counted() as calls:
             frames = await servicer.compile(request, context, CallNote(context))
-        assert len(frames.artifact) == 1
+        assert frames.artifact
+        assert len(frames.artifact.frames) == 1
         return pb.CompileResponse.FromString(frames.header).header.origin, calls
 
     origin, work = await call(pb.CompileRequest(module=CORE))

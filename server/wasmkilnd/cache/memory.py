@@ -98,6 +98,11 @@ class MemoryTier:
         self._limit_bytes = limit_bytes
         self._make_room(0)
 
+    def holds(self, artifact: Artifact) -> bool:
+        """Tell whether this very object is here, without making it recent."""
+        entry = self._entries.get(artifact.key)
+        return entry is not None and entry.value is artifact
+
     def artifacts(self) -> Sequence[Artifact]:
         """Answer every artifact, without making any recent."""
         values = (entry.value for entry in self._entries.values())
@@ -107,8 +112,7 @@ class MemoryTier:
         """Remove those of ``artifacts`` that are still here; answer how many."""
         dropped = 0
         for artifact in artifacts:
-            entry = self._entries.get(artifact.key)
-            if entry is not None and entry.value is artifact:
+            if self.holds(artifact):
                 self._remove(artifact.key)
                 dropped += 1
         return dropped

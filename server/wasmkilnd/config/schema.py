@@ -379,8 +379,9 @@ class Settings(BaseModel):
     send_pinned_bytes: Size = Field(
         default=512 * _MIB,
         gt=0,
-        description="Artifacts that may be on their way at once, in bytes, each counted once; they"
-        " stay in memory until they are sent.",
+        description="Artifacts that may be on their way at once, in bytes, each counted once,"
+        " beside those in the memory tier; they stay in memory until they are sent. No caller gets"
+        " more of it than it leaves to others.",
         json_schema_extra=_LIVE,
     )
     caller_timeout_s: Seconds = Field(

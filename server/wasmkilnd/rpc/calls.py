@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, TypeAlias
@@ -24,6 +24,7 @@ from wasmkilnd.errors import (
     server_draining,
     too_many_calls,
 )
+from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
 from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
 from wasmkilnd.rpc.ledger import Ledger
@@ -75,8 +76,7 @@ class Frames:
     """An answer that is serialized already: a header, and perhaps an artifact."""
 
     header: bytes
-    artifact: Sequence[bytes] = ()
-    artifact_bytes: int = 0
+    artifact: Artifact | None = None
 
 
 class CallGate:
@@ -176,14 +176,16 @@ def observed(
         # Nobody up here keeps the request: it may be megabytes, and the call may wait long.
         found = await behavior(await request(note), note.context, note)
         if isinstance(found, Frames):
+            artifact = found.artifact
             await traffic.sender.send(
                 note.context,
                 note.caller,
-                chain((found.header,), found.artifact),
+                chain((found.header,), artifact.frames if artifact else ()),
                 cut=wire.cut,
-                pinned=found.artifact,
+                artifact=artifact,
             )
-            traffic.recorder.bytes_sent(found.artifact_bytes)
+            if artifact:
+                traffic.recorder.bytes_sent(artifact.size_bytes)
         else:
             message = found.SerializeToString()
             await traffic.sender.send(note.context, note.caller, (message,))

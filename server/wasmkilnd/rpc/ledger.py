@@ -33,6 +33,10 @@ class Ledger:
         """Answer how much more ``caller`` could hold, less than nothing if it holds too much."""
         return self.free - self.held(caller)
 
+    def fits(self, caller: str, amount: int) -> bool:
+        """Tell whether ``caller`` with ``amount`` more would hold no more than is left free."""
+        return 2 * amount <= self.room(caller)
+
     def add(self, caller: str, amount: int) -> None:
         """Note that ``caller`` holds ``amount`` more, or less."""
         self.total += amount

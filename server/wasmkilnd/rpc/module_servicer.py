@@ -63,10 +63,7 @@ class ModuleServicer:
         if served.queue_time_s:
             note.queue_ms = round(served.queue_time_s * 1e3, 3)
         note.compile_ms = round(artifact.compile_time_s * 1e3, 3)
-        header = self._headers.frame(served)
-        if omit_artifact:
-            return Frames(header)
-        return Frames(header, artifact.frames, artifact.size_bytes)
+        return Frames(self._headers.frame(served), None if omit_artifact else artifact)
 
     async def stats(
         self, request: pb.StatsRequest, context: Context, note: CallNote

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,8 +19,9 @@ import structlog
 from wasmkilnd import errors
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.in_force import InForce
-from wasmkilnd.model import TrafficLimits
+from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.rpc.heap import Peak
+from wasmkilnd.rpc.in_the_way import in_the_way
 from wasmkilnd.rpc.ledger import Ledger
 from wasmkilnd.rpc.pins import Pins
 
@@ -46,11 +48,15 @@ class _Answer:
     context: Context
     caller: str
     task: asyncio.Task[Any]
-    pinned: Sequence[bytes]
+    artifact: Artifact | None
     unread_bytes: int = 0
     """Given to gRPC, and not known to be on its way."""
     since_s: float = 0.0
     """Since when."""
+    taken_bytes: int = 0
+    """Since ``counts_since_s``."""
+    counts_since_s: float = 0.0
+    """When it began, or when somebody came to want room."""
     refusal: WasmkilnError | None = None
     parting: bool = False
     given_up: bool = False
@@ -68,18 +74,19 @@ class Sender:
         limits: InForce[TrafficLimits],
         abort: Callable[[Context, WasmkilnError], Awaitable[None]],
         close: Callable[[str], Awaitable[object]],
+        in_memory: Callable[[Artifact], bool],
     ) -> None:
         """``abort`` ends a call with an error; ``close`` ends a peer's connection, if the
-        caller does not take even that.
+        caller does not take even that. ``in_memory`` tells what needs no room.
         """
         self._limits = limits
         self._unread = Ledger(lambda: limits.now.send_bytes)
-        self._pins = Pins(lambda: limits.now.send_pinned_bytes)
+        self._pins = Pins(limits, in_memory)
+        self._room_is_wanted = False
         self._abort = abort
         self._close = close
         self._answers: dict[_Answer, None] = {}
         self._wait_to_send: dict[_Answer, asyncio.Future[None]] = {}
-        self._wait_to_pin: dict[asyncio.Future[None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._peak = Peak()
 
@@ -100,18 +107,18 @@ class Sender:
         messages: Iterable[bytes],
         *,
         cut: Cut | None = None,
-        pinned: Sequence[bytes] = (),
+        artifact: Artifact | None = None,
     ) -> None:
         """Send serialized messages.
 
-        ``cut`` cuts one that is larger than wanted; ``pinned`` is the artifact that they
-        keep in memory. Raises COMPILE_QUEUE_FULL, perhaps after having told the caller so.
+        ``cut`` cuts one that is larger than wanted; ``artifact`` is what they keep in
+        memory. Raises COMPILE_QUEUE_FULL, perhaps after having told the caller so.
         """
-        if pinned:
-            await self._pin(pinned)
-        answer = _Answer(context, caller, _current_task(), pinned)
-        self._answers[answer] = None
+        if artifact:
+            await self._pins.take(caller, artifact)
         loop = asyncio.get_running_loop()
+        answer = _Answer(context, caller, _current_task(), artifact, counts_since_s=loop.time())
+        self._answers[answer] = None
         if self._timer is None:
             self._timer = loop.call_later(_SWEEP_S, self._sweep)
         try:
@@ -131,8 +138,9 @@ class Sender:
         finally:
             del self._answers[answer]
             self._unread.add(caller, -answer.unread_bytes)
-            if pinned:
-                self._pins.remove(pinned)
+            if artifact:
+                self._pins.drop(caller, artifact)
+                self._pins.wake()
             self._wake()
 
     async def _write(self, answer: _Answer, message: bytes, now: float) -> None:
@@ -142,6 +150,7 @@ class Sender:
         # Not in a finally: what was not taken is held until the call has ended.
         self._unread.add(answer.caller, -len(message))
         answer.unread_bytes = 0
+        answer.taken_bytes += len(message)
         if self._wait_to_send:
             self._wake()
 
@@ -160,20 +169,6 @@ class Sender:
         finally:
             self._wait_to_send.pop(answer, None)
 
-    async def _pin(self, frames: Sequence[bytes]) -> None:
-        try:
-            async with asyncio.timeout(self._limits.now.caller_timeout_s):
-                while not self._pins.fits(frames):
-                    turn = asyncio.get_running_loop().create_future()
-                    self._wait_to_pin[turn] = None
-                    try:
-                        await turn
-                    finally:
-                        self._wait_to_pin.pop(turn, None)
-        except TimeoutError:
-            raise errors.sending_too_much(self._pins.total_bytes) from None
-        self._pins.add(frames)
-
     def _wake(self) -> None:
         """Let those go on who wait and have room; whoever had not waits again."""
         free_bytes = self._unread.free
@@ -184,9 +179,6 @@ class Sender:
             if piece_bytes and not turn.done():
                 turn.set_result(None)
                 free_bytes -= piece_bytes
-        for turn in list(self._wait_to_pin):
-            if not turn.done():
-                turn.set_result(None)
 
     def _sweep(self) -> None:
         """End what nobody takes, and make room for those who wait."""
@@ -195,9 +187,12 @@ class Sender:
         for answer in list(self._answers):
             if answer.unread_bytes and now - answer.since_s >= timeout_s:
                 self._end(answer, errors.reader_too_slow(timeout_s), now)
-        self._wake()  # A reload may have made room.
-        if self._wait_to_send or self._wait_to_pin:
+        # A reload may have made room.
+        self._wake()
+        self._pins.wake()
+        if self._wait_to_send:
             self._make_room(now)
+        self._make_room_for_artifacts(now)
         self._timer = loop.call_later(_SWEEP_S, self._sweep) if self._answers else None
         self._peak.holds(self._unread.total)
         if not self._answers:
@@ -216,9 +211,28 @@ class Sender:
         for waiting, answer in zip(islice(self._wait_to_send, _MOST_ENDED), stalled, strict=False):
             if held(answer.caller) > held(waiting.caller):
                 self._end(answer, errors.sending_too_much(self._unread.total), now)
-        pinning = [answer for answer in stalled if answer.pinned]
-        for _, answer in zip(islice(self._wait_to_pin, _MOST_ENDED), pinning, strict=False):
-            self._end(answer, errors.sending_too_much(self._pins.total_bytes), now)
+
+    def _make_room_for_artifacts(self, now: float) -> None:
+        """End the answers with an artifact that is in the way: all, for one would keep it."""
+        was_wanted, self._room_is_wanted = self._room_is_wanted, bool(self._pins.waiting)
+        if not self._room_is_wanted:
+            return
+        if not was_wanted:
+            # How fast they were before, when nobody minded, says nothing.
+            for answer in self._answers:
+                answer.taken_bytes, answer.counts_since_s = 0, now
+        answers: dict[Artifact, list[_Answer]] = {}
+        for answer in self._answers:
+            if answer.artifact:
+                answers.setdefault(answer.artifact, []).append(answer)
+        paces = {
+            artifact: max(_pace(answer, now) for answer in those)
+            for artifact, those in answers.items()
+        }
+        for artifact in in_the_way(self._pins, paces, now):
+            for answer in answers[artifact]:
+                if not answer.parting or now - answer.since_s >= _STALLED_S:
+                    self._end(answer, errors.sending_too_much(self._pins.total_bytes), now)
 
     def _end(self, answer: _Answer, refusal: WasmkilnError, now: float) -> None:
         """End the call with a word; if that is not taken either, the connection."""
@@ -250,6 +264,14 @@ def _is_stalled(answer: _Answer, now: float) -> bool:
     if not answer.unread_bytes or answer.given_up:
         return False
     return now - answer.since_s >= (_SWEEP_S if answer.parting else _STALLED_S)
+
+
+def _pace(answer: _Answer, now: float) -> float:
+    """Answer how many bytes are taken in a second; of an answer that just began, any number."""
+    if answer.parting:
+        return 0.0
+    seconds = now - answer.counts_since_s
+    return answer.taken_bytes / seconds if seconds >= _STALLED_S else math.inf
 
 
 def _current_task() -> asyncio.Task[Any]:

@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
 from wasmkilnd.in_force import InForce
-from wasmkilnd.model import TrafficLimits
+from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
@@ -103,7 +103,9 @@ class RpcServer:
         recorder: CallRecorder,
         transport: TransportLimits,
         limits: InForce[TrafficLimits],
+        in_memory: Callable[[Artifact], bool],
     ) -> None:
+        """``in_memory`` tells what the memory tier holds, whether it is being sent or not."""
         message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
         self.largest_module_bytes = message - _MESSAGE_OVERHEAD_BYTES
         """What the transport lets in, whatever the limit on modules becomes."""
@@ -118,7 +120,7 @@ class RpcServer:
             self._gate,
             gate(),
             Receiver(limits, message),
-            Sender(limits, abort, self._close_connection),
+            Sender(limits, abort, self._close_connection, in_memory),
             recorder,
         )
         self._ungated = replace(self._traffic, gate=gate())

@@ -76,6 +76,17 @@ async def test_an_overwrite_counts_the_difference() -> None:
     tier.check()
 
 
+async def test_it_holds_the_very_same_artifact_and_none_that_is_equal() -> None:
+    tier = MemoryTier(10_000)
+    one, equal = artifact(1), artifact(1)
+    assert not tier.holds(one)
+    await tier.put(one)
+    assert tier.holds(one)
+    assert not tier.holds(equal)
+    await tier.evict(EvictScope())
+    assert not tier.holds(one)
+
+
 async def test_only_the_very_same_artifact_is_dropped() -> None:
     tier = MemoryTier(100_000)
     old, new = artifact(1), artifact(1)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.rpc.calls import CallGate
 from wasmkilnd.rpc.ledger import Ledger
-from wasmkilnd.rpc.pins import Pins
 
 
 def fill(ledger: Ledger, caller: str) -> int:
@@ -25,6 +23,17 @@ def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
     assert ledger.heaviest() == "a"
     ledger.add("a", -600)
     assert fill(ledger, "b") > 300
+
+
+def test_what_fits_leaves_as_much_free() -> None:
+    ledger = Ledger(lambda: 100)
+    assert ledger.fits("a", 50)
+    assert not ledger.fits("a", 51)
+    ledger.add("a", 40)
+    assert ledger.fits("a", 10)
+    assert not ledger.fits("a", 11)
+    assert ledger.fits("b", 30)
+    assert not ledger.fits("b", 31)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
@@ -60,17 +69,3 @@ def test_the_gate_keeps_room_for_others() -> None:
         gate.enter("c")
     limits.now = 16
     gate.enter("a")
-
-
-def test_an_artifact_is_counted_once_however_many_send_it() -> None:
-    pins = Pins(lambda: 100)
-    one, other = wire.to_frames(b"x" * 60), wire.to_frames(b"y" * 60)
-    for _ in range(3):
-        assert pins.fits(one)
-        pins.add(one)
-    assert pins.total_bytes == sum(map(len, one))
-    assert not pins.fits(other)
-    for _ in range(3):
-        pins.remove(one)
-    assert pins.total_bytes == 0
-    assert pins.fits(wire.to_frames(b"z" * 1000))  # alone

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import send
 from wasmkilnd.rpc.send import Sender
 
+from tests.contract.values import artifact
 from tests.unit.rpc.limits import limits
 
 KIB, MIB = 1024, 1024 * 1024
@@ -41,12 +43,13 @@ class Caller:
 class Rig:
     def __init__(self, unread: int = 8 * MIB, pinned: int = 100 * MIB, timeout: float = 60) -> None:
         self.closed: list[str] = []
-        self.artifacts: dict[bytes, Sequence[bytes]] = {}
+        self.artifacts: dict[bytes, Artifact] = {}
+        self.memory: set[bytes] = set()
         self.tasks: list[asyncio.Task[None]] = []
         self.limits = InForce(
             limits(send_bytes=unread, send_pinned_bytes=pinned, caller_timeout_s=timeout)
         )
-        self.sender = Sender(self.limits, self._abort, self._close)
+        self.sender = Sender(self.limits, self._abort, self._close, self._in_memory)
 
     async def _abort(self, context: Any, failure: WasmkilnError) -> None:
         if not context.takes_refusals:
@@ -59,8 +62,11 @@ class Rig:
 
     def send(self, caller: Caller, payload: bytes) -> asyncio.Task[None]:
         """Send an artifact: equal payloads are the same artifact."""
-        frames = self.artifacts.setdefault(payload, wire.to_frames(payload))
-        task = asyncio.create_task(self._send(caller, frames))
+        if payload not in self.artifacts:
+            self.artifacts[payload] = replace(
+                artifact(), size_bytes=len(payload), frames=wire.to_frames(payload)
+            )
+        task = asyncio.create_task(self._send(caller, self.artifacts[payload]))
         self.tasks.append(task)
         return task
 
@@ -70,8 +76,11 @@ class Rig:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         assert self.sender.unread_bytes == self.sender.pinned_bytes == 0
 
-    async def _send(self, caller: Caller, frames: Sequence[bytes]) -> None:
-        await self.sender.send(caller, caller.name, frames, cut=wire.cut, pinned=frames)
+    async def _send(self, caller: Caller, one: Artifact) -> None:
+        await self.sender.send(caller, caller.name, one.frames, cut=wire.cut, artifact=one)
+
+    def _in_memory(self, one: Artifact) -> bool:
+        return any(self.artifacts.get(payload) is one for payload in self.memory)
 
 
 @pytest.fixture(autouse=True)
@@ -222,27 +231,49 @@ async def test_artifacts_that_nobody_reads_make_room_for_others() -> None:
     await rig.close()
 
 
-async def test_who_waits_too_long_for_room_is_refused() -> None:
-    rig = Rig(unread=128 * MIB, pinned=MIB, timeout=0.3)
-    trickle = Caller("trickle", reads=False)
-    frames = wire.to_frames(bytes(MIB))
-    pieces = [piece for frame in frames for piece in wire.cut(frame, 1000)]
-    sending = asyncio.create_task(rig.sender.send(trickle, "trickle", pieces, pinned=frames))
+async def test_who_keeps_others_out_and_takes_no_refusal_loses_the_connection() -> None:
+    rig = Rig(unread=128 * MIB, pinned=3 * MIB)
+    dead = Caller("dead", reads=False, takes_refusals=False)
+    rig.send(dead, bytes(2 * MIB))
+    caller = Caller("quick")
+    async with asyncio.timeout(20):
+        await rig.send(caller, b"x" * MIB)
+    assert wire.payload_of(caller.got) == b"x" * MIB
+    assert rig.closed == ["peer of dead"]
+    await rig.close()
 
-    async def read_now_and_then() -> None:
-        while True:  # Never stalled, and never done.
-            trickle.reads.set()
-            trickle.reads.clear()
-            await asyncio.sleep(0.02)
 
-    reading = asyncio.create_task(read_now_and_then())
-    await asyncio.sleep(0)
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.send(Caller("other"), b"x" * MIB)
-    assert failure.value.metadata["limit"] == "send"
-    for task in (sending, reading):
+async def trickle(caller: Caller, pause_s: float) -> None:
+    """Take a message now and then: never stalled, and never done."""
+    while True:
+        caller.reads.set()
+        caller.reads.clear()
+        await asyncio.sleep(pause_s)
+
+
+async def test_who_takes_just_enough_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send, "_STALLED_S", 1.5)
+    rig = Rig(pinned=40 * MIB)
+    trickling = [Caller(f"trickle {number}", reads=False) for number in range(3)]
+    reading = [asyncio.create_task(trickle(caller, 0.9)) for caller in trickling]
+    for number, caller in enumerate(trickling):
+        rig.send(caller, bytes([number]) * 12 * MIB)
+    await asyncio.sleep(0.1)
+    assert rig.sender.pinned_bytes == 24 * MIB  # The third would leave less than it holds.
+    small, larger, held = Caller("small"), Caller("larger"), Caller("held")
+    rig.memory.add(b"held" * 5 * MIB)
+    async with asyncio.timeout(30):
+        await rig.send(small, b"small" * MIB)
+        await rig.send(held, b"held" * 5 * MIB)
+        assert not any(one.refusal for one in trickling)
+        await rig.send(larger, b"large" * 2 * MIB)
+    for caller, payload in ((small, b"small"), (held, b"held" * 5), (larger, b"large" * 2)):
+        assert wire.payload_of(caller.got) == payload * MIB
+    ended = next(one.refusal for one in trickling if one.refusal)
+    assert ended.metadata["limit"] == "send"
+    assert ended.retry_after_s
+    for task in reading:
         task.cancel()
-    await asyncio.gather(sending, reading, return_exceptions=True)
     await rig.close()
 
 

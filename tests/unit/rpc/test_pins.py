@@ -1,0 +1,179 @@
+"""Artifacts on their way: what counts for whom, who waits, and who goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Artifact
+from wasmkilnd.rpc.in_the_way import LEAST_PACE, in_the_way
+from wasmkilnd.rpc.pins import Pins
+
+from tests.contract.values import artifact
+from tests.unit.rpc.limits import limits
+
+
+class Rig:
+    def __init__(self, limit: int = 1000, timeout: float = 60) -> None:
+        self.memory: set[Artifact] = set()
+        self.limits = InForce(limits(send_pinned_bytes=limit, caller_timeout_s=timeout))
+        self.pins = Pins(self.limits, self.memory.__contains__)
+        self.waiting: list[asyncio.Task[None]] = []
+
+    async def takes(self, caller: str, one: Artifact) -> bool:
+        """Answer whether there is room at once; if not, a task waits for it."""
+        task = asyncio.create_task(self.pins.take(caller, one))
+        await asyncio.sleep(0)
+        if task.done():
+            await task
+            return True
+        self.waiting.append(task)
+        return False
+
+    def going(self, paces: Mapping[Artifact, float], waited_s: float = 0.0) -> list[Artifact]:
+        return in_the_way(self.pins, paces, asyncio.get_running_loop().time() + waited_s)
+
+    async def close(self) -> None:
+        for task in self.waiting:
+            task.cancel()
+        await asyncio.gather(*self.waiting, return_exceptions=True)
+        assert not list(self.pins.waiting)
+
+
+def artifacts(*sizes: int) -> list[Artifact]:
+    return [artifact(tag, size) for tag, size in enumerate(sizes)]
+
+
+async def test_an_artifact_counts_once_for_who_has_sent_it_longest() -> None:
+    rig = Rig()
+    one, other = artifacts(400, 400)
+    for caller in ("a", "a", "b"):
+        assert await rig.takes(caller, one)
+    assert rig.pins.total_bytes == 400
+    assert rig.pins.payers() == {one: "a"}
+    rig.pins.drop("a", one)
+    assert rig.pins.payers() == {one: "a"}
+    rig.pins.drop("a", one)
+    assert rig.pins.payers() == {one: "b"}
+    rig.pins.drop("b", one)
+    assert rig.pins.total_bytes == 0
+    assert await rig.takes("a", other)
+
+
+async def test_nobody_gets_more_than_is_left_free_so_the_next_finds_room() -> None:
+    rig = Rig()
+    big, more, middle, small = artifacts(400, 200, 250, 100)
+    assert await rig.takes("a", big)
+    assert not await rig.takes("a", more)
+    assert await rig.takes("b", middle)
+    assert await rig.takes("c", small)
+    await rig.close()
+
+
+async def test_one_alone_always_fits() -> None:
+    rig = Rig()
+    (large,) = artifacts(5000)
+    assert await rig.takes("a", large)
+
+
+async def test_what_memory_holds_needs_no_room() -> None:
+    rig = Rig()
+    big, held, more, other = artifacts(900, 500, 500, 500)
+    rig.memory.update((held, more))
+    assert await rig.takes("a", big)
+    assert await rig.takes("b", held)
+    assert await rig.takes("b", more)
+    assert not await rig.takes("c", other)
+    rig.memory.clear()  # Now it is held for answers alone: that much more, and no more than that.
+    rig.memory.add(other)
+    assert not await rig.takes("d", other)
+    await rig.close()
+
+
+async def test_who_waits_goes_on_when_there_is_room() -> None:
+    rig = Rig()
+    one, other, small = artifacts(600, 500, 100)
+    assert await rig.takes("a", one)
+    assert not await rig.takes("b", other)
+    assert await rig.takes("c", small)  # It is in nobody's way.
+    rig.pins.drop("a", one)
+    rig.pins.wake()
+    await asyncio.sleep(0)
+    assert not rig.waiting[0].done()
+    rig.limits.now = limits(send_pinned_bytes=2000)
+    rig.pins.wake()
+    await rig.waiting[0]
+    assert rig.pins.total_bytes == 600
+
+
+async def test_as_much_as_may_be_sent_may_wait_and_no_more() -> None:
+    rig = Rig()
+    first, *others = artifacts(900, *[200] * 5)
+    assert await rig.takes("a", first)
+    for caller, one in zip("bbbc", others[:4], strict=True):
+        assert not await rig.takes(caller, one)
+    for caller in "bc":
+        with pytest.raises(WasmkilnError) as failure:
+            await rig.takes(caller, others[4])
+        assert failure.value.metadata["limit"] == "send"
+    assert sum(waiting.size_bytes for waiting in rig.pins.waiting) == 800
+    await rig.close()
+
+
+async def test_who_waits_too_long_is_refused() -> None:
+    rig = Rig(timeout=0.05)
+    one, other = artifacts(900, 900)
+    assert await rig.takes("a", one)
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.pins.take("b", other)
+    assert failure.value.metadata["limit"] == "send"
+    assert not list(rig.pins.waiting)
+
+
+async def test_the_slowest_of_the_heaviest_goes_and_no_more_than_has_to() -> None:
+    rig = Rig()
+    fast, slow, light, wanted, less = artifacts(200, 150, 150, 300, 260)
+    for caller, one in (("a", fast), ("a", slow), ("b", light)):
+        assert await rig.takes(caller, one)
+    paces = {fast: 1e9, slow: 1.0, light: 0.0}
+    assert rig.going(paces) == []  # Nobody waits.
+    assert not await rig.takes("c", wanted)
+    assert rig.going(paces) == [slow]
+    assert not await rig.takes("d", less)
+    assert rig.going(paces) == [slow, light]
+    assert rig.going({fast: 1e9, slow: 1e9, light: 1e9}) == []
+    await rig.close()
+
+
+async def test_who_takes_just_enough_has_to_take_more_the_longer_a_lighter_one_waits() -> None:
+    rig = Rig()
+    big, wanted = artifacts(900, 100)
+    assert await rig.takes("a", big)
+    assert not await rig.takes("b", wanted)
+    pace = 2.5 * LEAST_PACE
+    assert rig.going({big: pace}, waited_s=2) == []
+    assert rig.going({big: pace}, waited_s=3) == [big]
+    await rig.close()
+
+
+async def test_who_would_hold_as_much_pushes_out_only_who_is_slow() -> None:
+    rig = Rig()
+    big, wanted = artifacts(600, 600)
+    assert await rig.takes("a", big)
+    assert not await rig.takes("b", wanted)
+    assert rig.going({big: 1.1 * LEAST_PACE}, waited_s=50) == []
+    assert rig.going({big: 0.9 * LEAST_PACE}) == [big]
+    await rig.close()
+
+
+async def test_nobody_pushes_itself_out_but_for_what_it_takes_nothing_of() -> None:
+    rig = Rig()
+    one, other = artifacts(500, 500)
+    assert await rig.takes("a", one)
+    assert not await rig.takes("a", other)
+    assert rig.going({one: 10.0}, waited_s=50) == []
+    assert rig.going({one: 0.0}) == [one]
+    await rig.close()
