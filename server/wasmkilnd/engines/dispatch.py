@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 from wasmkilnd import errors
@@ -35,6 +36,8 @@ class Turn(Generic[W]):
     granted: asyncio.Future[W] = field(default_factory=lambda: asyncio.Future())
     given_up: bool = False
     """Whether its job was ended from outside, so that its time says nothing."""
+    reclaimed: bool = False
+    """Whether its worker was asked back for another."""
     watcher: Callable[[], None] = lambda: None
 
     @property
@@ -200,18 +203,21 @@ class Dispatch(Generic[W]):
 
     def _wishes_changed(self, turn: Turn[W]) -> None:
         if turn in self._running:
-            if not turn.demand.wanted and len(self.queue):
+            if not turn.demand.wanted:
                 self._reclaim()
         else:
             self.queue.move(turn.entry, turn.demand.wishes())
 
     def _reclaim(self) -> None:
-        """End a job that nobody waits for, since another waits for its worker."""
-        if self._limits.now.abandoned is Abandoned.YIELD:
-            for turn in self._running:
-                if not turn.demand.wanted:
-                    turn.demand.drop()
-                    return
+        """End jobs that nobody waits for, one for each that waits for a worker."""
+        if self._limits.now.abandoned is not Abandoned.YIELD:
+            return
+        # Until its worker is back, a job that was ended is among those that run.
+        missing = len(self._waiting) - sum(turn.reclaimed for turn in self._running)
+        unwanted = (t for t in self._running if not (t.demand.wanted or t.reclaimed))
+        for turn in islice(unwanted, max(0, missing)):
+            turn.reclaimed = True
+            turn.demand.drop()
 
     def _refuse(self, entry: Entry, refusal: errors.WasmkilnError) -> None:
         turn = self._waiting.pop(entry)

@@ -296,6 +296,46 @@ async def test_a_job_that_is_left_while_another_waits_yields() -> None:
     await rig.work(await waiting, 1.0)
 
 
+@pytest.mark.parametrize("callers", [1, 2, 3])
+async def test_each_that_waits_has_one_unwanted_job_ended(callers: int) -> None:
+    rig = Rig(workers=2, abandoned=Abandoned.YIELD)
+    drops: list[int] = []
+    turns = []
+    for number in range(2):
+        demand = Demand(lambda number=number: drops.append(number))  # type: ignore[misc]
+        demand.join(A)
+        turns.append(await rig.ask(A, demand=demand))
+        demand.leave(A)
+    # Their workers are not back yet.
+    waiting = [rig.ask(B) for _ in range(callers)]
+    await settled()
+    assert drops == [0, 1][:callers]
+    for turn in turns:
+        await rig.work(turn, 1.0)
+    for call in waiting:
+        await rig.work(await call, 1.0)
+
+
+async def test_a_job_left_later_is_ended_only_for_one_that_still_misses_a_worker() -> None:
+    rig = Rig(workers=2, abandoned=Abandoned.YIELD)
+    drops: list[int] = []
+    demands = [Demand(lambda number=number: drops.append(number)) for number in range(2)]  # type: ignore[misc]
+    for demand in demands:
+        demand.join(A)
+        await rig.ask(A, demand=demand)
+    first = rig.ask(B)
+    await settled()
+    demands[0].leave(A)
+    demands[1].leave(A)
+    assert drops == [0]
+    second = rig.ask(B)
+    await settled()
+    assert drops == [0, 1]
+    await rig.pass_time(1.0)
+    await asyncio.gather(first, second)
+    await rig.pass_time(1.0)
+
+
 def test_jobs_are_expected_to_take_what_their_like_took() -> None:
     estimate = Estimate()
     assert 0 < estimate.expected_s("compile", 10) < 0.1
