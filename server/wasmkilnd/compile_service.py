@@ -67,6 +67,18 @@ class CompileOrder:
     terms: Terms = field(default_factory=Terms)
 
 
+@dataclass(slots=True)
+class LoadOrder:
+    """What a caller of Load wants."""
+
+    wasm: bytes
+    expected_sha256: str = ""
+    engine: str = ""
+    terms: Terms = field(default_factory=Terms)
+    sha256: str = ""
+    """The module's digest, once it is admitted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """An artifact, and how this call came by it."""
@@ -124,18 +136,16 @@ class CompileService:
         """How many compilations are under way or waiting for a worker."""
         return len(self._flights)
 
-    async def load(
-        self, wasm: bytes, expected_sha256: str, engine: str, terms: Terms | None = None
-    ) -> Loaded:
+    async def load(self, order: LoadOrder) -> Loaded:
         """Admit, validate and store a module. Raises the errors of Load."""
-        terms = terms or Terms()
-        module = await self._admit(wasm, expected_sha256)
-        engine_id = self._engines.choose(engine, module.kind)
+        module = await self._admit(order.wasm, order.expected_sha256)
+        order.sha256 = module.sha256
+        engine_id = self._engines.choose(order.engine, module.kind)
         already_loaded = await self._cache.get_module(module.sha256) is not None
         if not already_loaded:
-            self._refuse_if_late(engine_id, terms, None)
-        terms.let_go()  # What waits for a worker is counted by the queue.
-        await self._engines.validate(engine_id, module, Demand.of(terms.wish))
+            self._refuse_if_late(engine_id, order.terms, None)
+        order.terms.let_go()  # What waits for a worker is counted by the queue.
+        await self._engines.validate(engine_id, module, Demand.of(order.terms.wish))
         if not already_loaded:
             await self._cache.put_module(module)
         return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))

@@ -15,7 +15,13 @@ from wasmkilnd.cache.strikes import NoStrikes
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.compile_service import CompileOrder, CompileService, Terms, WantedArtifact
+from wasmkilnd.compile_service import (
+    CompileOrder,
+    CompileService,
+    LoadOrder,
+    Terms,
+    WantedArtifact,
+)
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
@@ -137,7 +143,7 @@ async def test_an_unknown_digest(rig: Rig) -> None:
 
 
 async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) -> None:
-    loaded = await rig.service.load(COMPONENT, "", "")
+    loaded = await rig.service.load(LoadOrder(COMPONENT))
     served = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
     assert served.artifact.spec.engine.name == "other"
     again = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
@@ -160,15 +166,15 @@ async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
     with pytest.raises(WasmkilnError):
         await rig.service.compile(CompileOrder(wasm=CORE))
     with pytest.raises(WasmkilnError):
-        await rig.service.load(CORE, "", "")
+        await rig.service.load(LoadOrder(CORE))
     assert rig.memory.usage().entries == 0
     assert rig.service.flights == 0
 
 
 async def test_load_is_idempotent_and_tells_what_is_there(rig: Rig) -> None:
-    first = await rig.service.load(CORE, "", "")
+    first = await rig.service.load(LoadOrder(CORE))
     await rig.service.compile(CompileOrder(sha256=first.module.sha256))
-    again = await rig.service.load(CORE, first.module.sha256, "")
+    again = await rig.service.load(LoadOrder(CORE, first.module.sha256))
     assert (first.already_loaded, again.already_loaded) == (False, True)
     assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
 
@@ -233,7 +239,7 @@ async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig
     assert failure.value.metadata["limit"] == "deadline"
     assert failure.value.retry_after_s == 10.0
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.load(CORE, "", "", in_time(0.05))
+        await rig.service.load(LoadOrder(CORE, terms=in_time(0.05)))
     assert failure.value.metadata["limit"] == "deadline"
     assert rig.engines.compiles == 0
     assert rig.service.flights == 0

@@ -9,7 +9,14 @@ from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 
 from wasmkilnd.admission import check_sha256
-from wasmkilnd.compile_service import CompileOrder, Loaded, Served, Terms, WantedArtifact
+from wasmkilnd.compile_service import (
+    CompileOrder,
+    Loaded,
+    LoadOrder,
+    Served,
+    Terms,
+    WantedArtifact,
+)
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import (
     Artifact,
@@ -100,6 +107,11 @@ def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> C
         skip_cache_lookup=request.skip_cache_lookup,
         terms=terms,
     )
+
+
+def load_order(request: module_service_pb2.LoadRequest, terms: Terms) -> LoadOrder:
+    """Answer what a LoadRequest asks for."""
+    return LoadOrder(request.module, request.expected_sha256, request.engine, terms)
 
 
 def load_response(loaded: Loaded) -> module_service_pb2.LoadResponse:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.compile_service import CompileService, Terms
+from wasmkilnd.compile_service import CompileOrder, CompileService, LoadOrder, Terms
 from wasmkilnd.demand import Wish
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context, Frames
-
-# What is larger was refused for its size, and hashing it would only hold others up.
-_MAX_LOGGED_MODULE_BYTES = 8 * 1024 * 1024
 
 
 class ModuleServicer:
@@ -36,12 +32,13 @@ class ModuleServicer:
         self, request: pb.LoadRequest, context: Context, note: CallNote
     ) -> pb.LoadResponse:
         """Admit, validate and store a module."""
-        wasm, sha256, note.engine = request.module, request.expected_sha256, request.engine
+        note.engine = request.engine
+        order = messages.load_order(request, _terms(context, note))
         del request  # It may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._service.load(wasm, sha256, note.engine, _terms(context, note))
-        except WasmkilnError:
-            note.module = _digest_for_the_log(wasm)
+            loaded = await self._service.load(order)
+        except WasmkilnError as failure:
+            note.module = _refused_module(order, failure)
             raise
         note.module, note.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
@@ -54,8 +51,8 @@ class ModuleServicer:
         del request  # It may wait long, and one copy of the module is enough.
         try:
             served = await self._service.compile(order)
-        except WasmkilnError:
-            note.module = order.sha256 or _digest_for_the_log(order.wasm)
+        except WasmkilnError as failure:
+            note.module = _refused_module(order, failure)
             raise
         artifact = served.artifact
         note.module, note.engine = artifact.module_sha256, artifact.spec.engine.id
@@ -95,8 +92,9 @@ def _terms(context: Context, note: CallNote) -> Terms:
     )
 
 
-def _digest_for_the_log(module: bytes) -> str:
-    """Answer which module was refused, so that an operator can tell."""
-    if not module or len(module) > _MAX_LOGGED_MODULE_BYTES:
-        return ""
-    return hashlib.sha256(module).hexdigest()
+def _refused_module(order: CompileOrder | LoadOrder, failure: WasmkilnError) -> str:
+    """Answer which module was refused, so that an operator can tell, if admission found out.
+
+    What is no module, or too large for one, is not worth hashing.
+    """
+    return order.sha256 or failure.metadata.get("actual_sha256", "")

@@ -1,0 +1,102 @@
+"""Which module was refused, as the log tells it, and what it costs to know."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import Any
+
+import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkilnd import errors
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import Limits
+from wasmkilnd.rpc.calls import CallNote
+from wasmkilnd.rpc.module_servicer import ModuleServicer
+
+from tests.unit import test_compile_service
+from tests.unit.test_compile_service import CORE, Rig
+
+LARGE = CORE + bytes(1_000_000)
+SHA256 = hashlib.sha256
+
+
+class Context:
+    """A call without metadata and deadline."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+
+class Kiln:
+    """A servicer, and all that was hashed for its calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            test_compile_service, "LIMITS", Limits(2_000_000, 1000, 1, 1, 1, 1, 10**9)
+        )
+        self.rig = Rig()
+        self.rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
+        self.hashed: list[tuple[int, bool]] = []
+        self._servicer = ModuleServicer(
+            self.rig.service, pb.StatsResponse, pb.GetCapabilitiesResponse
+        )
+        monkeypatch.setattr(hashlib, "sha256", self._sha256)
+
+    def _sha256(self, data: bytes) -> Any:
+        self.hashed.append((len(data), threading.current_thread() is threading.main_thread()))
+        return SHA256(data)
+
+    async def refused(self, request: pb.LoadRequest | pb.CompileRequest) -> tuple[Reason, str]:
+        """Answer why a call is refused, and which module its log line names."""
+        note = CallNote(Context())
+        call: Any = self._servicer.compile
+        if isinstance(request, pb.LoadRequest):
+            call = self._servicer.load
+        with pytest.raises(WasmkilnError) as failure:
+            await call(request, note.context, note)
+        return failure.value.reason, note.module
+
+
+@pytest.fixture
+def kiln(monkeypatch: pytest.MonkeyPatch) -> Kiln:
+    return Kiln(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [pb.LoadRequest(module=LARGE), pb.CompileRequest(module=LARGE)],
+    ids=["Load", "Compile"],
+)
+async def test_a_refused_module_is_named_and_was_hashed_once_and_in_a_thread(
+    kiln: Kiln, request_: pb.LoadRequest | pb.CompileRequest
+) -> None:
+    digest = SHA256(LARGE).hexdigest()
+    assert await kiln.refused(request_) == (Reason.MODULE_INVALID, digest)
+    assert [hashed for hashed in kiln.hashed if hashed[0] == len(LARGE)] == [(len(LARGE), False)]
+
+
+async def test_another_module_than_expected_is_named(kiln: Kiln) -> None:
+    wrong = pb.LoadRequest(module=LARGE, expected_sha256="0" * 64)
+    digest = SHA256(LARGE).hexdigest()
+    assert await kiln.refused(wrong) == (Reason.DIGEST_MISMATCH, digest)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"%PDF-1.7" + LARGE, Reason.NOT_WASM), (LARGE * 3, Reason.MODULE_TOO_LARGE)],
+)
+async def test_what_admission_did_not_hash_is_not_hashed_for_the_log(
+    kiln: Kiln, content: bytes, reason: Reason
+) -> None:
+    for request in (pb.LoadRequest(module=content), pb.CompileRequest(module=content)):
+        assert await kiln.refused(request) == (reason, "")
+    assert kiln.hashed == []
+
+
+async def test_a_module_by_its_digest_is_named(kiln: Kiln) -> None:
+    unknown = pb.CompileRequest(sha256="1" * 64)
+    assert await kiln.refused(unknown) == (Reason.MODULE_NOT_LOADED, "1" * 64)
