@@ -143,7 +143,7 @@ class CompileService:
         engine_id = self._engines.choose(order.engine, module.kind)
         already_loaded = await self._cache.get_module(module.sha256) is not None
         if not already_loaded:
-            self._refuse_if_late(engine_id, order.terms, None)
+            self._refuse_if_late(engine_id, module, order.terms, None)
         order.terms.let_go()  # What waits for a worker is counted by the queue.
         await self._engines.validate(engine_id, module, Demand.of(order.terms.wish))
         if not already_loaded:
@@ -262,20 +262,23 @@ class CompileService:
     ) -> Seat[Served]:
         key = CacheKey(module.sha256, spec.fingerprint)
         flight = key, order.skip_cache_lookup
-        self._refuse_if_late(spec.engine.id, order.terms, self._flights.demand(flight))
+        boarding = self._flights.demand(flight)
+        self._refuse_if_late(spec.engine.id, module, order.terms, boarding)
         return self._flights.board(
             flight,
-            order.terms.wish,
+            Demand.of(order.terms.wish),
             lambda demand: self._compile(
                 key, module, uploaded, spec, order.skip_cache_lookup, demand
             ),
         )
 
-    def _refuse_if_late(self, engine_id: str, terms: Terms, demand: Demand | None) -> None:
+    def _refuse_if_late(
+        self, engine_id: str, module: Module, terms: Terms, demand: Demand | None
+    ) -> None:
         """Refuse a call whose turn would come after its deadline, rather than let it wait."""
         if terms.deadline_s is None:
             return
-        wait_s = self._engines.expected_wait_s(engine_id, terms.wish, demand)
+        wait_s = self._engines.expected_wait_s(engine_id, module, terms.wish, demand)
         left_s = terms.deadline_s - asyncio.get_running_loop().time()
         if wait_s > left_s:
             raise errors.deadline_too_near(engine_id, wait_s, left_s)

@@ -48,11 +48,6 @@ class Demand:
         urgent = {wish for wish in self._wishes if not wish.background}
         return urgent or set(self._wishes)
 
-    @property
-    def wish(self) -> Wish:
-        """One of the wishes that count, for work that has to be done on the way."""
-        return next(iter(self.wishes()), Wish())
-
     def join(self, wish: Wish) -> None:
         """Note that one more caller waits."""
         self._wishes[wish] = self._wishes.get(wish, 0) + 1
@@ -64,7 +59,40 @@ class Demand:
         if not self._wishes[wish]:
             del self._wishes[wish]
         self._tell()
-        if not self._wishes and not self.kept:
+        if not self.kept:
+            self.release()
+
+    def follow(self, other: Demand) -> Callable[[], None]:
+        """Have the wishes of ``other`` that count, whenever they change; answer what ends that.
+
+        For work that is done on the way to what ``other`` is about.
+        """
+        followed: set[Wish] = set()
+
+        def catch_up(wishes: set[Wish]) -> None:
+            nonlocal followed
+            before, followed = followed, wishes
+            # Who comes joins first: with nobody left in between, the work would be dropped.
+            for wish in wishes - before:
+                self.join(wish)
+            for wish in before - wishes:
+                self.leave(wish)
+
+        def changed() -> None:
+            catch_up(other.wishes())
+
+        def end() -> None:
+            other.unwatch(changed)
+            catch_up(set())
+
+        other.watch(changed)
+        changed()
+        return end
+
+    def release(self) -> None:
+        """Keep the work no more: it is dropped at once if nobody waits for it."""
+        self.kept = False
+        if not self._wishes:
             self.drop()
 
     def drop(self) -> None:

@@ -161,7 +161,9 @@ class Engines(Protocol):
         """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
         ...
 
-    def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
+    def expected_wait_s(
+        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+    ) -> float:
         """Answer how long a caller would wait for a worker, 0 where one is free.
 
         ``demand`` is that of the work which the caller would join; None for new work.

@@ -24,8 +24,7 @@ class Seat(Generic[V]):
     joined: bool
     """Whether another caller started the flight."""
     _flight: asyncio.Task[V]
-    _demand: Demand
-    _wish: Wish
+    _leave: Callable[[], None]
 
     async def wait(self) -> V:
         """Answer what the flight's work answers, or raise what it raises.
@@ -36,7 +35,11 @@ class Seat(Generic[V]):
         try:
             return await asyncio.shield(self._flight)
         finally:
-            self._demand.leave(self._wish)
+            self._leave()
+
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Call ``call`` when the flight has ended, whoever waits for it."""
+        self._flight.add_done_callback(lambda _: call())
 
 
 class SingleFlight(Generic[K, V]):
@@ -56,13 +59,16 @@ class SingleFlight(Generic[K, V]):
         return flight[1] if flight else None
 
     def board(
-        self, key: K, wish: Wish, work: Callable[[Demand], Coroutine[Any, Any, V]]
+        self, key: K, demand: Demand, work: Callable[[Demand], Coroutine[Any, Any, V]]
     ) -> Seat[V]:
-        """Answer a seat in the flight of ``key``, which ``work`` starts if there is none."""
+        """Answer a seat in the flight of ``key``, which ``work`` starts if there is none.
+
+        The flight is wanted by those who want what ``demand`` is about, as long as the
+        seat is taken.
+        """
         joined = key in self._flights
-        task, demand = self._flights[key] if joined else self._take_off(key, work)
-        demand.join(wish)
-        return Seat(joined, task, demand, wish)
+        task, of_flight = self._flights[key] if joined else self._take_off(key, work)
+        return Seat(joined, task, of_flight.follow(demand))
 
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> tuple[V, bool]:
         """Answer what ``work`` answers, and whether another caller's flight was joined.
@@ -73,8 +79,8 @@ class SingleFlight(Generic[K, V]):
         async def kept(demand: Demand) -> V:
             return await work()
 
-        seat = self.board(key, Wish(), kept)
-        seat._demand.kept = True
+        seat = self.board(key, Demand.of(Wish()), kept)
+        self._flights[key][1].kept = True
         return await seat.wait(), seat.joined
 
     def _take_off(

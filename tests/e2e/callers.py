@@ -46,10 +46,10 @@ class Caller:
     def compile(self, module: bytes | str, **options: Any) -> Any:
         """Begin a call for a module's bytes or digest; answer it without waiting."""
         source = {"sha256": module} if isinstance(module, str) else {"module": module}
-        omit = options.pop("omit_artifact", True)
+        omit, engine = options.pop("omit_artifact", True), options.pop("engine", ENGINE)
         if name := options.pop("name", ""):
             options["metadata"] = (*options.get("metadata", ()), ("x-request-id", name))
-        request = pb.CompileRequest(**source, engine=ENGINE, omit_artifact=omit)
+        request = pb.CompileRequest(**source, engine=engine, omit_artifact=omit)
         return self.stub.Compile(request, **{"timeout": 120, **options})
 
     def __enter__(self) -> Caller:

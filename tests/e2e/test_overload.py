@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,6 +29,7 @@ from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually, jobs_of, workers_of
 
 ONE_WORKER = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "120"]
+OTHER = "wasmer-1.1.0"
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -172,6 +174,49 @@ def test_a_full_queue_refuses_with_the_real_wait_and_lets_another_caller_in(lean
         # The last of the flood made room for the other caller, and was told.
         assert outcomes.count(EXHAUSTED) <= 1
         assert daemon.metric("refused_total", limit="queue") == 1 + outcomes.count(EXHAUSTED)
+
+
+@pytest.fixture
+def two_engines(engines: EngineStore, tmp_path: Path) -> Path:
+    return state_with(tmp_path / "state", ENGINE, OTHER)
+
+
+def test_what_another_engine_is_asked_about_waits_in_turn_too(two_engines: Path) -> None:
+    """A component for an engine without them needs none of its workers, but one of another's."""
+    with (
+        Daemon(two_engines, [*ONE_WORKER, "--queue-length", "8"]) as daemon,
+        Caller(daemon) as flooding,
+        Caller(daemon) as other,
+    ):
+
+        def refused(caller: Caller, tag: int, name: str = "", timeout_s: float = 120) -> Any:
+            component = wasm.empty_component(tag)
+            return caller.compile(component, name=name, engine=OTHER, timeout=timeout_s)
+
+        with held_worker(daemon):
+            flood = [refused(flooding, tag, "flood") for tag in range(8)]
+            eventually(lambda: queued(daemon) == 8, "the flood does not wait")
+            code, reason, metadata, retry_s = failure_of(refused(flooding, 8))
+            assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "queue")
+            assert metadata["engine"] == ENGINE
+            assert retry_s > 0
+            single = refused(other, 9, "single")
+            eventually(
+                lambda: any(call.done() for call in flood), "nobody makes room for another caller"
+            )
+            time.sleep(1.0)  # The job that runs is late by now, and expected to be later.
+            # The client gives up by itself after 50 ms; the daemon is faster.
+            for timeout_s in (0.05, 0.4):
+                code, reason, metadata, _ = failure_of(refused(other, 10, timeout_s=timeout_s))
+                if code is EXHAUSTED:
+                    break
+            assert (code, reason) == (EXHAUSTED, "COMPILE_QUEUE_FULL")
+            assert metadata["limit"] == "deadline"
+        assert failure_of(single)[1] == "ENGINE_LACKS_FEATURE"
+        reasons = sorted(failure_of(call)[1] for call in flood)
+        assert reasons == ["COMPILE_QUEUE_FULL"] + ["ENGINE_LACKS_FEATURE"] * 7
+        # One of the flood made room, and one or two went before.
+        assert answered(daemon, 9, "flood", "single").index("single") <= 3
 
 
 @pytest.mark.parametrize("policy", ["yield", "kill"])

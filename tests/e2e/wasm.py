@@ -10,6 +10,7 @@ from pathlib import Path
 
 WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
 CORE_PREAMBLE = b"\0asm\x01\0\0\0"
+COMPONENT_PREAMBLE = b"\0asm\x0d\0\x01\0"
 
 
 def from_text(text: str) -> bytes:
@@ -99,6 +100,11 @@ def with_data(size_bytes: int, tag: int) -> bytes:
         + section(5, b"\x01\0" + leb128(pages))
         + section(11, b"\x01\0\x41\0\x0b" + leb128(size_bytes) + data)
     )
+
+
+def empty_component(tag: int) -> bytes:
+    """A valid component that does nothing."""
+    return COMPONENT_PREAMBLE + section(0, b"\x04" + tag.to_bytes(4, "big"))
 
 
 def digest(module: bytes) -> str:

@@ -72,7 +72,9 @@ class Engines:
         if self.failure:
             raise self.failure
 
-    def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
+    def expected_wait_s(
+        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+    ) -> float:
         self.asked.append((engine_id, wish, demand))
         return self.wait_s
 

@@ -110,7 +110,7 @@ async def test_a_flight_that_everybody_leaves_is_dropped_and_its_key_free_at_onc
             await asyncio.sleep(0)  # It takes a moment to clean up.
             ended.append("cleaned up")
 
-    calls = [asyncio.create_task(flights.board("k", A, work).wait()) for _ in range(2)]
+    calls = [asyncio.create_task(flights.board("k", Demand.of(A), work).wait()) for _ in range(2)]
     await asyncio.sleep(0)
     calls[0].cancel()
     await asyncio.sleep(0)
@@ -136,7 +136,7 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
         finished.append("finished")
         return "made"
 
-    call = asyncio.create_task(flights.board("k", A, work).wait())
+    call = asyncio.create_task(flights.board("k", Demand.of(A), work).wait())
     await asyncio.sleep(0)
     call.cancel()
     await flights.settle(5)
@@ -153,9 +153,11 @@ async def test_the_demand_of_a_flight_knows_who_waits() -> None:
         return await work()
 
     warming = Wish("w", background=True)
-    calls = [asyncio.create_task(flights.board("k", warming, watched).wait())]
+    calls = [asyncio.create_task(flights.board("k", Demand.of(warming), watched).wait())]
     await work.started.wait()
-    calls += [asyncio.create_task(flights.board("k", wish, watched).wait()) for wish in (A, B)]
+    calls += [
+        asyncio.create_task(flights.board("k", Demand.of(wish), watched).wait()) for wish in (A, B)
+    ]
     await asyncio.sleep(0)
     demand = flights.demand("k")
     assert demand is not None

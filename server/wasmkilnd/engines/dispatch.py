@@ -56,6 +56,8 @@ class Dispatch(Generic[W]):
 
     A job waits as its demand says: in turn with those of other callers, behind all of
     them while it is background work, and in the turn of whoever begins to want it.
+    Second opinions wait like any job, but only some of them run at once: or one caller's
+    refused modules would keep all workers.
     """
 
     def __init__(
@@ -65,14 +67,19 @@ class Dispatch(Generic[W]):
         recorder: Recorder,
         usable: Callable[[W], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
+        second_limit: int = 1,
     ) -> None:
-        """``usable`` tells whether an idle worker still lives; ``clock`` answers seconds."""
+        """``usable`` tells whether an idle worker still lives; ``clock`` answers seconds.
+
+        Up to ``second_limit`` second opinions run at once.
+        """
         self.queue = FairQueue()
         self._engine_id = engine_id
         self._limits = limits
         self._recorder = recorder
         self._usable = usable
         self._clock = clock
+        self._second_limit = second_limit
         self._estimate = Estimate()
         self._idle: deque[W] = deque()
         self._waiting: dict[Entry, Turn[W]] = {}
@@ -88,20 +95,23 @@ class Dispatch(Generic[W]):
         """How many workers have none."""
         return len(self._idle)
 
-    async def take(self, demand: Demand, kind: str, size_bytes: int) -> Turn[W]:
+    async def take(
+        self, demand: Demand, kind: str, size_bytes: int, *, second: bool = False
+    ) -> Turn[W]:
         """Wait for a worker, and answer the turn, to be given to ``done`` in the end.
 
         Raises COMPILE_QUEUE_FULL: at once, or later in favour of a caller that holds
         less of the queue.
         """
         cost_s = self._estimate.expected_s(kind, size_bytes)
-        turn = Turn[W](demand, kind, Entry(demand.wishes(), size_bytes, cost_s), self._clock())
+        entry = Entry(demand.wishes(), size_bytes, cost_s, second)
+        turn = Turn[W](demand, kind, entry, self._clock())
         turn.watcher = lambda: self._wishes_changed(turn)
         demand.watch(turn.watcher)
-        if not self._start_on_idle(turn):
+        if not (self._may_start(entry) and self._start_on_idle(turn)):
             limits = self._limits.now
             for gone in self.queue.add(turn.entry, limits.queue_length, limits.queue_bytes):
-                refusal = self._full(gone.wishes)
+                refusal = self._full(gone)
                 if gone is turn.entry:
                     demand.unwatch(turn.watcher)
                     raise refusal
@@ -118,12 +128,8 @@ class Dispatch(Generic[W]):
 
     def offer(self, worker: W) -> None:
         """Give a free worker to whoever is next."""
-        while (entry := self.queue.pop()) is not None:
-            turn = self._waiting.pop(entry)
-            if not turn.granted.done():  # It is, in the moment in which its job is given up.
-                self._start(turn, worker)
-                return
         self._idle.append(worker)
+        self._fill()
 
     def withdraw(self, worker: W) -> None:
         """Forget an idle worker that died."""
@@ -133,6 +139,7 @@ class Dispatch(Generic[W]):
     def lost(self, turn: Turn[W]) -> None:
         """Note that a turn's worker died under its job."""
         self._running.pop(turn, None)
+        self._fill()
 
     def done(self, turn: Turn[W]) -> None:
         """Note that a turn is over, and learn how long its job took. Offers no worker."""
@@ -141,29 +148,34 @@ class Dispatch(Generic[W]):
         if not turn.given_up:
             took_s = self._clock() - turn.started_s
             self._estimate.took(turn.kind, turn.entry.size_bytes, took_s)
+        self._fill()
 
     def refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
         """Send everybody away who waits."""
         for entry in self.queue.drain():
             self._refuse(entry, refusal)
 
-    def expected_wait_s(self, wish: Wish, demand: Demand | None) -> float:
+    def expected_wait_s(self, wish: Wish, demand: Demand | None, *, second: bool = False) -> float:
         """Answer how long a caller would wait for a worker: for one of its own, or, when it
         joins others who wait with the same ``demand``, for theirs. 0 when their job runs.
         """
         if demand is None:
-            return 0.0 if self._idle else self._wait_s({wish})
+            entry = Entry({wish}, second=second)
+            return 0.0 if self._idle and self._may_start(entry) else self._wait_s(entry)
         for turn in self._waiting.values():
             if turn.demand is demand:
-                return self._wait_s({wish, *turn.entry.wishes}, turn.entry)
+                return self._wait_s(turn.entry, {wish, *turn.entry.wishes})
         return 0.0
 
-    def _wait_s(self, wishes: set[Wish], entry: Entry | None = None) -> float:
-        """Answer when a worker is free and all that goes before has begun."""
-        ahead_s = self.queue.ahead_s(wishes, entry)
+    def _wait_s(self, entry: Entry, wishes: set[Wish] | None = None) -> float:
+        """Answer when a worker is free for ``entry``, and all that goes before has begun."""
+        second = entry.second or self._second_may_start
+        ahead_s = self.queue.ahead_s(wishes or entry.wishes, entry, second=second)
         now = self._clock()
+        # What may not start now waits for the end of one of its kind.
+        running = [t for t in self._running if t.entry.second or self._may_start(entry)]
         # A job that is late by some time is expected to need as much time once more.
-        free_s = sorted(abs(t.entry.cost_s - (now - t.started_s)) for t in self._running)
+        free_s = sorted(abs(t.entry.cost_s - (now - t.started_s)) for t in running)
         # The first ``count`` workers share what is ahead, unless one more is free before.
         shared_s = (
             ((ahead_s + sum(free_s[:count])) / count, next_free_s)
@@ -187,13 +199,46 @@ class Dispatch(Generic[W]):
                 self._recorder.abandoned(self._engine_id, "queued")
             raise
 
+    @property
+    def _second_room(self) -> int:
+        """How many second opinions more may run."""
+        return max(0, self._second_limit - sum(turn.entry.second for turn in self._running))
+
+    @property
+    def _second_may_start(self) -> bool:
+        return self._second_room > 0
+
+    def _may_start(self, entry: Entry) -> bool:
+        return not entry.second or self._second_may_start
+
+    def _fill(self) -> None:
+        """Give idle workers to whoever is next."""
+        while (worker := self._idle_worker()) is not None:
+            turn = self._next()
+            if turn is None:
+                self._idle.appendleft(worker)
+                return
+            self._start(turn, worker)
+
+    def _next(self) -> Turn[W] | None:
+        while (entry := self.queue.pop(second=self._second_may_start)) is not None:
+            turn = self._waiting.pop(entry)
+            if not turn.granted.done():  # It is, in the moment in which its job is given up.
+                return turn
+        return None
+
     def _start_on_idle(self, turn: Turn[W]) -> bool:
+        worker = self._idle_worker()
+        if worker is not None:
+            self._start(turn, worker)
+        return worker is not None
+
+    def _idle_worker(self) -> W | None:
         while self._idle:
             worker = self._idle.popleft()
             if self._usable(worker):
-                self._start(turn, worker)
-                return True
-        return False
+                return worker
+        return None
 
     def _start(self, turn: Turn[W], worker: W) -> None:
         turn.started_s = self._clock()
@@ -213,7 +258,9 @@ class Dispatch(Generic[W]):
         if self._limits.now.abandoned is not Abandoned.YIELD:
             return
         # Until its worker is back, a job that was ended is among those that run.
-        missing = len(self._waiting) - sum(turn.reclaimed for turn in self._running)
+        coming = sum(turn.reclaimed for turn in self._running)
+        held_back = sum(entry.second for entry in self._waiting) - self._second_room
+        missing = len(self._waiting) - max(0, held_back) - coming
         unwanted = (t for t in self._running if not (t.demand.wanted or t.reclaimed))
         for turn in islice(unwanted, max(0, missing)):
             turn.reclaimed = True
@@ -224,6 +271,6 @@ class Dispatch(Generic[W]):
         if not turn.granted.done():
             turn.granted.set_exception(refusal)
 
-    def _full(self, wishes: set[Wish]) -> errors.WasmkilnError:
-        wait_s = max(_LEAST_RETRY_S, self._wait_s(wishes))
+    def _full(self, entry: Entry) -> errors.WasmkilnError:
+        wait_s = max(_LEAST_RETRY_S, self._wait_s(entry))
         return errors.compile_queue_full(self._engine_id, len(self.queue), wait_s)

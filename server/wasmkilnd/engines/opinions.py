@@ -44,22 +44,33 @@ class Opinions:
         self._served = served
         self._limits = limits
         self._memory = VerdictMemory()
-        # By question and limit: who asks for itself must not get the end of a shorter one.
-        self._flights: SingleFlight[tuple[Key, float], Verdict] = SingleFlight()
+        # By question, and whether it is a second opinion: who asks for itself must not get the
+        # end of one that has less time, nor wait for its turn.
+        self._flights: SingleFlight[tuple[Key, bool], Verdict] = SingleFlight()
         self._no_opinions: OrderedDict[Key, float] = OrderedDict()
-        # Second opinions take half of an engine's workers at most, or one caller's refused
-        # modules would keep all of them.
-        self._rooms = {
-            engine.id: asyncio.Semaphore(max(1, engine.pool.size // 2))
-            for engine in served.values()
-        }
 
-    async def of(self, engine_id: str, module: Module, wish: Wish) -> Verdict:
+    async def of(self, engine_id: str, module: Module, demand: Demand) -> Verdict:
         """Answer what an engine with its default settings says of a module.
 
         Raises the errors of Load for an engine that came to no verdict.
         """
-        return await self._validated(engine_id, module, self._limits.now, wish)
+        return await self._validated(engine_id, module, demand)
+
+    def expected_wait_s(
+        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+    ) -> float:
+        """Answer how long a caller would wait until an engine's worker looks at its module.
+
+        One that the engine does not take is for the others' workers.
+        """
+        if self._served[engine_id].takes(module.kind):
+            return self._served[engine_id].pool.expected_wait_s(wish, demand)
+        waits_s = (
+            other.pool.expected_wait_s(wish, demand, second=True)
+            for other in self._served.values()
+            if other.takes(module.kind) and not self._memory.get((module.sha256, other.id, ""))
+        )
+        return max(waits_s, default=0.0)
 
     def refusal_known(self, spec: CompileSpec, module: Module) -> Verdict | None:
         """Answer why this module does not compile so, if that needs no worker to tell."""
@@ -79,12 +90,13 @@ class Opinions:
             self._memory.put((module.sha256, spec.engine.id, ""), said)
 
     async def refusal(
-        self, engine_id: str, module: Module, said: Verdict, wish: Wish
+        self, engine_id: str, module: Module, said: Verdict, demand: Demand
     ) -> WasmkilnError:
         """Tell an invalid module from one that only this engine cannot take.
 
-        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no other accepts the module, and
-        one that might could not be asked: a verdict without it could be wrong.
+        The others are asked in the turn that ``demand`` gives. Raises COMPILE_QUEUE_FULL or
+        SERVER_DRAINING where no other accepts the module, and one that might could not be
+        asked: a verdict without it could be wrong.
         """
         others = [other for other in self._served if other != engine_id]
         if said.opinion is Opinion.INVALID:
@@ -94,7 +106,7 @@ class Opinions:
             zip(
                 others,
                 await asyncio.gather(
-                    *(self._second(other, engine_id, module, said, wish) for other in others)
+                    *(self._second(other, engine_id, module, said, demand) for other in others)
                 ),
                 strict=True,
             )
@@ -126,7 +138,7 @@ class Opinions:
                 self._no_opinions.pop(key, None)
 
     async def _validated(
-        self, engine_id: str, module: Module, limits: Limits, wish: Wish
+        self, engine_id: str, module: Module, demand: Demand, *, second: bool = False
     ) -> Verdict:
         engine = self._served[engine_id]
         if not engine.takes(module.kind):
@@ -135,30 +147,37 @@ class Opinions:
 
         async def ask(demand: Demand) -> Verdict:
             host = engine.capabilities.host_triple
+            limits = self._limits_of(second)
             order = orders.on_module("validate", module, host, NATIVE, {}, limits)
-            report, _ = await engine.pool.run(order, demand)
+            report, _ = await engine.pool.run(order, demand, second=second)
             said = verdict.read(report, engine_id, "validating", limits)
             self._memory.put(key, said)
             return said
 
         known = self._memory.get(key)
-        return known or await self._flights.board((key, limits.compile_cpu_s), wish, ask).wait()
+        return known or await self._flights.board((key, second), demand, ask).wait()
 
     async def _compiles(
-        self, engine: ServedEngine, module: Module, spec: CompileSpec, limits: Limits, wish: Wish
+        self, engine: ServedEngine, module: Module, spec: CompileSpec, demand: Demand
     ) -> Verdict:
         async def ask(demand: Demand) -> Verdict:
+            limits = self._limits_of(second=True)
             order = orders.on_module("compile", module, spec.target, spec.cpu, {}, limits)
-            report, _ = await engine.pool.run(order, demand)
+            report, _ = await engine.pool.run(order, demand, second=True)
             said = verdict.read(report, engine.id, "compiling", limits)
             self.compiled(spec, module, said)
             return said
 
         key = (module.sha256, engine.id, spec.fingerprint)
-        return await self._flights.board((key, limits.compile_cpu_s), wish, ask).wait()
+        return await self._flights.board((key, True), demand, ask).wait()
+
+    def _limits_of(self, second: bool) -> Limits:
+        limits = self._limits.now
+        cpu_s = min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S)
+        return replace(limits, compile_cpu_s=cpu_s) if second else limits
 
     async def _second(
-        self, other: str, engine_id: str, module: Module, said: Verdict, wish: Wish
+        self, other: str, engine_id: str, module: Module, said: Verdict, demand: Demand
     ) -> Verdict | WasmkilnError | None:
         """Answer another engine's opinion, None if it has none, an error if it was not heard."""
         engine = self._served[other]
@@ -178,13 +197,10 @@ class Opinions:
         key = (module.sha256, other, spec.fingerprint if by_compiling else "")
         if self._no_opinions.get(key, 0.0) > time.monotonic():
             return None
-        limits = self._limits.now
-        limits = replace(limits, compile_cpu_s=min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S))
         try:
-            async with self._rooms[other]:
-                if by_compiling:
-                    return await self._compiles(engine, module, spec, limits, wish)
-                return await self._validated(other, module, limits, wish)
+            if by_compiling:
+                return await self._compiles(engine, module, spec, demand)
+            return await self._validated(other, module, demand, second=True)
         except WasmkilnError as failure:
             if failure.reason in _NOT_HEARD:
                 return failure

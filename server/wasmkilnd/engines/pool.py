@@ -45,7 +45,9 @@ class WorkerPool:
         self.replaced = 0
         self._start_worker = start_worker
         self._recorder = recorder
-        self._dispatch = Dispatch[Worker](engine_id, limits, recorder, _lives)
+        self._dispatch = Dispatch[Worker](
+            engine_id, limits, recorder, _lives, second_limit=max(1, size // 2)
+        )
         self._keepers: list[asyncio.Task[None]] = []
         self._closed = False
         self._broken = ""
@@ -80,9 +82,11 @@ class WorkerPool:
         """The size of the modules that wait."""
         return self._dispatch.queue.size_bytes
 
-    def expected_wait_s(self, wish: Wish, demand: Demand | None = None) -> float:
+    def expected_wait_s(
+        self, wish: Wish, demand: Demand | None = None, *, second: bool = False
+    ) -> float:
         """Answer how long a caller would wait for a worker; see Dispatch."""
-        return self._dispatch.expected_wait_s(wish, demand)
+        return self._dispatch.expected_wait_s(wish, demand, second=second)
 
     @property
     def down(self) -> str:
@@ -95,17 +99,21 @@ class WorkerPool:
         self._keepers = [asyncio.create_task(self._keep(first))]
         self._keepers += [asyncio.create_task(self._keep(None)) for _ in range(self.size - 1)]
 
-    async def run(self, job: JobOrder, demand: Demand | None = None) -> tuple[JobReport, float]:
+    async def run(
+        self, job: JobOrder, demand: Demand | None = None, *, second: bool = False
+    ) -> tuple[JobReport, float]:
         """Run ``job``; answer its report and how long it waited for a worker, in seconds.
 
-        Without ``demand`` it is the daemon's own, and waits like a caller's.
+        Without ``demand`` it is the daemon's own, and waits like a caller's. Those that are
+        ``second`` opinions get half of the workers at most.
         A job that loses its worker through no fault of its own is run once more.
         Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL,
         COMPILER_CRASHED when two workers died under the job, or SERVER_DRAINING.
         """
         self._refuse_if_useless()
         demand = demand or Demand.of(Wish())
-        turn = await self._dispatch.take(demand, str(job.order["op"]), len(job.wasm or b""))
+        op, size_bytes = str(job.order["op"]), len(job.wasm or b"")
+        turn = await self._dispatch.take(demand, op, size_bytes, second=second)
         try:
             return await self._run_on(turn, job), turn.queued_s
         except WorkerDied as death:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from wasmkilnd.demand import Wish
 
@@ -19,6 +20,8 @@ class Entry:
     size_bytes: int = 0
     cost_s: float = 0.0
     """How long it is expected to take."""
+    second: bool = False
+    """It is a second opinion, which others pass while enough of them run."""
 
 
 @dataclass(slots=True)
@@ -85,16 +88,18 @@ class FairQueue:
             self._stand(entry, wishes - entry.wishes)
             entry.wishes = wishes
 
-    def pop(self) -> Entry | None:
-        """Answer the next entry, None when nothing waits."""
+    def pop(self, *, second: bool = True) -> Entry | None:
+        """Answer the next entry, None when nothing waits.
+
+        Without ``second``, second opinions are passed over and stay where they are.
+        """
         entry = next(iter(self._again), None)
         if entry is None:
-            wish = next(self._by_turn(), None)
-            if wish is None:
+            wish, entry = next(self._by_turn(second), (None, None))
+            if wish is None or entry is None:
                 return None
             line = self._lines.pop(wish)
             self._lines[wish] = line  # Its next turn comes after everybody else's.
-            entry = next(iter(line.entries))
         self.discard(entry)
         return entry
 
@@ -111,24 +116,27 @@ class FairQueue:
         while (entry := self.pop()) is not None:
             yield entry
 
-    def ahead_s(self, wishes: Iterable[Wish], entry: Entry | None = None) -> float:
+    def ahead_s(
+        self, wishes: Iterable[Wish], entry: Entry | None = None, *, second: bool = True
+    ) -> float:
         """Answer the cost of what goes before an entry with these wishes.
 
-        That is ``entry``, or else one that is added now. Near enough rather than exact:
-        of each other line as many entries count as go before in its own, at that
-        line's average cost.
+        That is ``entry``, or else one that is added now; without ``second``, one that
+        passes second opinions. Near enough rather than exact: of each other line as many
+        entries count as go before in its own, at that line's average cost.
         """
         return sum(each.cost_s for each in self._again) + min(
-            (self._ahead_of(wish, entry) for wish in wishes), default=0.0
+            (self._ahead_of(wish, entry, second) for wish in wishes), default=0.0
         )
 
-    def _ahead_of(self, wish: Wish, entry: Entry | None) -> float:
+    def _ahead_of(self, wish: Wish, entry: Entry | None, second: bool) -> float:
         before, cost_s = 0, 0.0
         own = self._lines.get(wish)
         for other in own.entries if own else ():
             if other is entry:
                 break
-            before, cost_s = before + 1, cost_s + other.cost_s
+            if second or not other.second:
+                before, cost_s = before + 1, cost_s + other.cost_s
         for theirs, line in self._lines.items():
             if theirs == wish or theirs.background > wish.background:
                 continue
@@ -138,9 +146,12 @@ class FairQueue:
             cost_s += turns * line.cost_s / len(line.entries)
         return cost_s
 
-    def _by_turn(self) -> Iterator[Wish]:
+    def _by_turn(self, second: bool) -> Iterator[tuple[Wish, Entry]]:
         for background in (False, True):
-            yield from (wish for wish in self._lines if wish.background is background)
+            for wish, line in self._lines.items():
+                if wish.background is background:
+                    entries = (each for each in line.entries if second or not each.second)
+                    yield from ((wish, entry) for entry in islice(entries, 1))
 
     def _stand(self, entry: Entry, wishes: Iterable[Wish]) -> None:
         for wish in wishes:

@@ -123,7 +123,10 @@ class EngineRegistry:
             self._opinions.compiled(spec, module, said)
             if said.opinion is Opinion.VALID:
                 return _code(verdict.compiled(report, spec.engine.id), queued_s)
-        raise await self._opinions.refusal(spec.engine.id, module, said, demand.wish)
+        demand.release()  # There is nothing to keep: if all have left, this ends here.
+        if not demand.wanted:
+            raise asyncio.CancelledError
+        raise await self._opinions.refusal(spec.engine.id, module, said, demand)
 
     async def _compile_on(
         self, spec: CompileSpec, module: Module, demand: Demand
@@ -158,15 +161,17 @@ class EngineRegistry:
                     queued_s,
                 )
 
-    def expected_wait_s(self, engine_id: str, wish: Wish, demand: Demand | None) -> float:
+    def expected_wait_s(
+        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+    ) -> float:
         """Answer how long a caller would wait for a worker, 0 where one is free."""
-        return self._served[engine_id].pool.expected_wait_s(wish, demand)
+        return self._opinions.expected_wait_s(engine_id, module, wish, demand)
 
     async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
         """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
-        said = await self._opinions.of(engine_id, module, demand.wish)
+        said = await self._opinions.of(engine_id, module, demand)
         if said.opinion is not Opinion.VALID:
-            raise await self._opinions.refusal(engine_id, module, said, demand.wish)
+            raise await self._opinions.refusal(engine_id, module, said, demand)
 
     def forget(self, scope: EvictScope) -> None:
         """Forget what engines said of what ``scope`` names."""

@@ -32,7 +32,11 @@ class Rig:
     """An engine with workers that are but names."""
 
     def __init__(
-        self, workers: int = 1, length: int = 100, abandoned: Abandoned = Abandoned.FINISH
+        self,
+        workers: int = 1,
+        length: int = 100,
+        abandoned: Abandoned = Abandoned.FINISH,
+        second_limit: int = 1,
     ) -> None:
         self.now = 0.0
         self.running: list[Turn[str]] = []
@@ -42,17 +46,18 @@ class Rig:
             InForce(Limits(1, 1, 1, 1, 1, length, 10**9, abandoned)),
             self.recorder,
             clock=lambda: self.now,
+            second_limit=second_limit,
         )
         for number in range(workers):
             self.dispatch.offer(f"worker {number}")
 
     def ask(
-        self, wish: Wish, size: int = 1000, demand: Demand | None = None
+        self, wish: Wish, size: int = 1000, demand: Demand | None = None, second: bool = False
     ) -> asyncio.Task[Turn[str]]:
-        return asyncio.create_task(self._take(demand or Demand.of(wish), size))
+        return asyncio.create_task(self._take(demand or Demand.of(wish), size, second))
 
-    async def _take(self, demand: Demand, size: int) -> Turn[str]:
-        turn = await self.dispatch.take(demand, "compile", size)
+    async def _take(self, demand: Demand, size: int, second: bool) -> Turn[str]:
+        turn = await self.dispatch.take(demand, "compile", size, second=second)
         self.running.append(turn)
         return turn
 
@@ -334,6 +339,80 @@ async def test_a_job_left_later_is_ended_only_for_one_that_still_misses_a_worker
     await rig.pass_time(1.0)
     await asyncio.gather(first, second)
     await rig.pass_time(1.0)
+
+
+async def test_second_opinions_leave_workers_to_others() -> None:
+    rig = Rig(workers=4, second_limit=2)
+    flood = [rig.ask(A, second=True) for _ in range(5)]
+    await settled()
+    assert (rig.dispatch.busy, rig.dispatch.idle) == (2, 2)
+    first = await rig.ask(A)  # Though second opinions wait before it.
+    assert first.queued_s == 0.0
+    other = rig.ask(B, second=True)
+    await settled()
+    await rig.work(flood[0].result(), 1.0)
+    assert rig.dispatch.busy == 3
+    await rig.work(flood[1].result(), 1.0)
+    assert other.done()  # They take turns like any other.
+    await rig.work(first, 1.0)
+    while not all(task.done() for task in flood):
+        await rig.pass_time(1.0)
+    await rig.pass_time(1.0)
+    assert (rig.dispatch.busy, rig.dispatch.idle) == (0, 4)
+
+
+async def test_a_second_opinion_that_waits_gets_an_idle_worker_when_one_of_its_like_is_lost() -> (
+    None
+):
+    rig = Rig(workers=2)
+    lost, waiting = await rig.ask(A, second=True), rig.ask(A, second=True)
+    await settled()
+    assert not waiting.done()
+    rig.dispatch.lost(lost)
+    await rig.work(await waiting, 1.0)
+
+
+async def test_a_full_queue_refuses_second_opinions_and_tells_their_wait() -> None:
+    rig = Rig(workers=2, length=2)
+    rig.dispatch._estimate.took("compile", 1000, 3.0)
+    running = await rig.ask(A, second=True)
+    waiting = [rig.ask(A, second=True) for _ in range(2)]
+    await settled()
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.ask(A, second=True)
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.retry_after_s == pytest.approx(9.0)
+    assert rig.dispatch.expected_wait_s(A, None, second=True) == pytest.approx(9.0)
+    # Others have an idle worker, or pass them.
+    assert rig.dispatch.expected_wait_s(A, None) == 0.0
+    busy = await rig.ask(B)
+    assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(3.0)
+    await rig.work(running, 3.0)
+    await rig.work(busy, 0.0)
+    for task in waiting:
+        await rig.work(await task, 3.0)
+
+
+async def test_no_job_is_ended_for_a_second_opinion_that_may_not_start() -> None:
+    rig = Rig(workers=2, abandoned=Abandoned.YIELD)
+    drops: list[str] = []
+    for _ in range(2):
+        demand = Demand(lambda: drops.append("dropped"))
+        demand.join(A)
+        await rig.ask(A, demand=demand)
+        demand.leave(A)
+    waiting = [rig.ask(B, second=True) for _ in range(3)]
+    await settled()
+    assert drops == ["dropped"]
+    await rig.work(rig.running[0], 1.0)
+    first = await waiting[0]
+    assert drops == ["dropped"]
+    await rig.pass_time(1.0)
+    while not waiting[2].done():
+        assert first not in rig.running
+        await rig.pass_time(1.0)
+    await rig.pass_time(1.0)
+    assert (rig.dispatch.busy, rig.dispatch.idle) == (0, 2)
 
 
 def test_jobs_are_expected_to_take_what_their_like_took() -> None:

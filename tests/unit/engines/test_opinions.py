@@ -44,19 +44,28 @@ class Pool:
 
     def __init__(self, validate: Said, compile_: Said) -> None:
         self.says: dict[str, Said] = {"validate": validate, "compile": compile_}
-        self.size = 2
         self.orders: Counter[str] = Counter()
         self.limits: list[float] = []
-        self.at_once = self.most_at_once = 0
+        self.second: list[bool] = []
+        self.demands: list[Demand] = []
+        self.ended = 0
+        self.wait_s = {False: 0.0, True: 0.0}
+        self.free = asyncio.Event()
+        self.free.set()
 
-    async def run(self, job: JobOrder, demand: Demand) -> tuple[JobReport, float]:
+    async def run(
+        self, job: JobOrder, demand: Demand, *, second: bool = False
+    ) -> tuple[JobReport, float]:
         op = job.order["op"]
         self.orders[op] += 1
         self.limits.append(job.cpu_s)
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(0.001)
-        self.at_once -= 1
+        self.second.append(second)
+        self.demands.append(demand)
+        try:
+            await asyncio.sleep(0.001)
+            await self.free.wait()
+        finally:
+            self.ended += 1
         said = self.says[op]
         if isinstance(said, WasmkilnError):
             raise said
@@ -66,6 +75,9 @@ class Pool:
         if op == "compile" and said is VALID:
             report.artifact = bytearray(b"code")
         return report, 0.0
+
+    def expected_wait_s(self, wish: Wish, demand: Demand | None, *, second: bool = False) -> float:
+        return self.wait_s[second]
 
 
 class Recorder:
@@ -95,10 +107,14 @@ class Rig:
         await self.registry.validate(engine, module, Demand.of(Wish()))
 
     async def compile(
-        self, engine: str, module: Module = MODULE, settings: Mapping[str, str] | None = None
+        self,
+        engine: str,
+        module: Module = MODULE,
+        settings: Mapping[str, str] | None = None,
+        demand: Demand | None = None,
     ) -> CompiledCode:
         spec = self.registry.spec(engine, "", "", settings or {})
-        return await self.registry.compile(spec, module, Demand.of(Wish()))
+        return await self.registry.compile(spec, module, demand or Demand.of(Wish()))
 
 
 def capabilities(engine_id: str) -> EngineCapabilities:
@@ -282,12 +298,95 @@ async def test_a_second_opinion_has_little_time_and_is_not_asked_for_twice() -> 
     assert rig.pools["new-1"].limits == [2.0, 60]
 
 
-async def test_second_opinions_leave_half_of_the_workers_to_others() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (INVALID, INVALID)})
-    modules = [Module(f"{n:064}", Kind.CORE_MODULE, b"") for n in range(10)]
-    await asyncio.gather(*(refused(rig.load("old-1", module)) for module in modules))
-    assert rig.pools["new-1"].orders == {"validate": 10}
-    assert rig.pools["new-1"].most_at_once == 1
+async def test_the_pool_is_told_which_are_second_opinions() -> None:
+    """So that it bounds them; who asks for the engine itself shares no flight with them."""
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    rig.pools["new-1"].free.clear()
+    call = asyncio.create_task(refused(rig.load("old-1")))
+    await asyncio.sleep(0.01)
+    own = asyncio.create_task(rig.load("new-1"))
+    await asyncio.sleep(0.01)
+    assert rig.pools["old-1"].second == [False]
+    assert rig.pools["new-1"].second == [True, False]
+    rig.pools["new-1"].free.set()
+    await asyncio.gather(call, own)
+
+
+async def test_second_opinions_stand_in_the_line_of_whoever_waits_for_them() -> None:
+    warming, caller = Wish("w", background=True), Wish("c")
+    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
+    rig.pools["new-1"].free.clear()
+    demand = Demand.of(warming)
+    call = asyncio.create_task(refused(rig.compile("old-1", COMPONENT, demand=demand)))
+    await asyncio.sleep(0.01)
+    [asked] = rig.pools["new-1"].demands
+    assert asked.wishes() == {warming}
+    demand.join(caller)
+    assert asked.wishes() == {caller}
+    demand.leave(caller)
+    assert asked.wishes() == {warming}
+    rig.pools["new-1"].free.set()
+    assert (await call).reason is Reason.ENGINE_LACKS_FEATURE
+    assert not asked.wanted
+    demand.join(caller)
+    assert not asked.wanted
+
+
+async def test_a_second_opinion_that_nobody_waits_for_any_more_is_dropped() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    rig.pools["new-1"].free.clear()
+    flights: list[asyncio.Task[CompiledCode]] = []
+
+    def drop() -> None:
+        flights[0].cancel()
+
+    demand = Demand(drop)
+    demand.join(Wish("a"))
+    flights.append(asyncio.create_task(rig.compile("old-1", demand=demand)))
+    demand.kept = True  # As from when the first job began.
+    await asyncio.sleep(0.01)
+    demand.leave(Wish("a"))
+    with pytest.raises(asyncio.CancelledError):
+        await flights[0]
+    await asyncio.sleep(0)
+    assert rig.pools["new-1"].ended == 1
+
+
+async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    rig.pools["old-1"].free.clear()
+    drops: list[str] = []
+    demand = Demand(lambda: drops.append("dropped"))
+    demand.join(Wish("a"))
+    demand.kept = True
+    flight = asyncio.create_task(rig.compile("old-1", demand=demand))
+    await asyncio.sleep(0.01)
+    demand.leave(Wish("a"))
+    assert not drops
+    rig.pools["old-1"].free.set()
+    with pytest.raises(asyncio.CancelledError):
+        await flight
+    assert drops  # Before anybody could join what tells nothing.
+    assert not rig.pools["new-1"].orders
+    # What the engine itself said is remembered.
+    assert (await refused(rig.compile("old-1"))).reason is Reason.ENGINE_LACKS_FEATURE
+    assert rig.pools["old-1"].orders == {"compile": 1}
+
+
+async def test_the_wait_for_a_module_that_is_for_others_to_judge_is_theirs() -> None:
+    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID), "new-2": (VALID, VALID)})
+    for number, pool in enumerate(rig.pools.values(), 1):
+        pool.wait_s = {False: number, True: 10.0 * number}
+
+    def expected_s(module: Module) -> float:
+        return rig.registry.expected_wait_s("old-1", module, Wish(), None)
+
+    assert expected_s(MODULE) == 1.0
+    assert expected_s(COMPONENT) == 30.0
+    await rig.load("new-2", COMPONENT)
+    assert expected_s(COMPONENT) == 20.0
+    await rig.load("new-1", COMPONENT)
+    assert expected_s(COMPONENT) == 0.0  # Both have said what they think.
 
 
 async def test_no_verdict_is_made_of_a_full_queue() -> None:

@@ -11,8 +11,8 @@ A, B, C = Wish("a"), Wish("b"), Wish("c")
 WARMING = Wish("w", background=True)
 
 
-def entry(*wishes: Wish, size: int = 1, cost: float = 1.0) -> Entry:
-    return Entry(set(wishes), size, cost)
+def entry(*wishes: Wish, size: int = 1, cost: float = 1.0, second: bool = False) -> Entry:
+    return Entry(set(wishes), size, cost, second)
 
 
 class Queue(FairQueue):
@@ -53,6 +53,18 @@ def test_a_flood_keeps_another_waiting_for_one_job_only() -> None:
 def test_callers_take_turns() -> None:
     a, b, c = ([entry(wish) for _ in range(3)] for wish in (A, B, C))
     assert popped(queue_of(*a, *b, *c)) == [x for turns in zip(a, b, c, strict=True) for x in turns]
+
+
+def test_second_opinions_are_passed_over_and_keep_their_place() -> None:
+    a, b = [entry(A, second=True), entry(A), entry(A)], [entry(B, second=True)]
+    queue = queue_of(*a, *b)
+    assert queue.ahead_s({A}, a[2]) == 3.0
+    assert queue.ahead_s({A}, a[2], second=False) == 2.0  # One of its own line, one of the other.
+    assert queue.pop(second=False) is a[1]
+    assert queue.pop() is b[0]  # It is that line's turn.
+    assert queue.pop() is a[0]
+    assert queue.pop(second=False) is a[2]
+    assert queue.pop(second=False) is None
 
 
 def test_a_caller_that_comes_back_does_not_jump_ahead() -> None:
