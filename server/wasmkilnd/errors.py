@@ -33,6 +33,20 @@ class Reason(Enum):
     INTERNAL = "INTERNAL"
 
 
+class Fault(Enum):
+    """Whose doing a failure was: what counts against a module, and how much."""
+
+    NONE = "none"
+    """No job about the module broke."""
+    UNSURE = "unsure"
+    """A job broke, and it may have been the machine's doing, or an operator's."""
+    MODULE = "module"
+
+
+# Sent by operators, and by a kernel that is out of memory: it may have met the wrong one.
+_FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
+
+
 class WasmkilnError(Exception):
     """A request that cannot be served, and why."""
 
@@ -43,19 +57,22 @@ class WasmkilnError(Exception):
         *,
         field: str = "",
         retry_after_s: float | None = None,
+        fault: Fault = Fault.NONE,
         **metadata: str | int | float,
     ) -> None:
         """Describe the failure.
 
         ``message`` is one sentence that says what is wrong and what to do.
         ``field`` names the request's field at fault; ``retry_after_s`` is set
-        where waiting helps; the rest goes into the error's metadata.
+        where waiting helps; ``fault`` where a job broke; the rest goes into the
+        error's metadata.
         """
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+        self.fault = fault
         self.metadata = {name: str(value) for name, value in metadata.items()}
 
 
@@ -223,12 +240,18 @@ def module_not_loaded(sha256: str) -> WasmkilnError:
     )
 
 
-def compile_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnError:
-    """The job ran past its limit of time and was killed."""
+def compile_timeout(
+    engine_id: str, what: str, limit_s: float, fault: Fault = Fault.MODULE
+) -> WasmkilnError:
+    """The job ran past its limit of time and was killed. UNSURE: without having had a CPU."""
+    why, advice = "", "simplify the module"
+    if fault is Fault.UNSURE:
+        why, advice = ", most of it without a CPU,", "try again when the machine is less busy"
     return WasmkilnError(
         Reason.COMPILE_TIMEOUT,
-        f"{engine_id} did not finish within {limit_s:g} s of {what} and was stopped: simplify the"
-        " module, or raise WASMKILN_COMPILE_TIMEOUT_S",
+        f"{engine_id} did not finish within {limit_s:g} s of {what}{why} and was stopped:"
+        f" {advice}, or raise WASMKILN_COMPILE_TIMEOUT_S",
+        fault=fault,
         engine=engine_id,
         limit_s=limit_s,
     )
@@ -240,17 +263,27 @@ def compile_cpu_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnEr
         Reason.COMPILE_TIMEOUT,
         f"{engine_id} did not finish within {limit_s:g} s of CPU time, {what}, and was stopped:"
         " simplify the module, or raise WASMKILN_COMPILE_CPU_S",
+        fault=Fault.MODULE,
         engine=engine_id,
         limit_s=limit_s,
     )
 
 
-def compile_memory_limit(engine_id: str, limit_bytes: int) -> WasmkilnError:
-    """The job ran past its limit of memory."""
+def compile_memory_limit(
+    engine_id: str, limit_bytes: int, fault: Fault = Fault.MODULE
+) -> WasmkilnError:
+    """The job ran past its limit of memory. UNSURE: it may be the machine that had no more."""
+    what = f"needed more than {limit_bytes:,} bytes of memory and was stopped"
+    if fault is Fault.UNSURE:
+        what = (
+            f"was refused memory or a thread with less than half of its {limit_bytes:,} bytes"
+            " in use: the machine may have had no more, or it asked for too much at once"
+        )
+    advice = "simplify the module, or raise WASMKILN_COMPILE_MEMORY_BYTES"
     return WasmkilnError(
         Reason.COMPILE_MEMORY_LIMIT,
-        f"{engine_id} needed more than {limit_bytes:,} bytes of memory and was stopped: simplify"
-        " the module, or raise WASMKILN_COMPILE_MEMORY_BYTES",
+        f"{engine_id} {what}; {advice}",
+        fault=fault,
         engine=engine_id,
         limit_bytes=limit_bytes,
     )
@@ -274,6 +307,7 @@ def compiler_crashed(engine_id: str, how: str, last_words: str, signal: str = ""
         Reason.COMPILER_CRASHED,
         f"{engine_id} {how} while it worked on this module"
         + (f": {last_words}" if last_words else ""),
+        fault=Fault.UNSURE if signal in _FROM_OUTSIDE else Fault.MODULE,
         engine=engine_id,
         signal=signal,
     )

@@ -2,7 +2,8 @@
 
 A compile that crashed, ran past its time or past its memory would do so again, at the
 same price. So what it was about is remembered: the module, and the fingerprint, so that
-another engine, setting or version starts clean. Each strike more doubles the time.
+another engine, setting or version starts clean. Each strike more doubles the time. Where
+it may have been the machine's doing, the first strike brings no quarantine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 import structlog
 
 from wasmkilnd import errors
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.errors import Fault, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
 from wasmkilnd.ports import Recorder, StrikeStore
 
@@ -25,12 +26,6 @@ log = structlog.get_logger("wasmkilnd")
 MEMORY_S = 24 * 3600
 _LONGEST_S = 24 * 3600
 _MAX_KNOWN = 10_000
-
-_CONDEMNING = frozenset(
-    {Reason.COMPILE_TIMEOUT, Reason.COMPILE_MEMORY_LIMIT, Reason.COMPILER_CRASHED}
-)
-# Sent by operators, and by a kernel that is out of memory: it may have met the wrong one.
-_FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
 
 
 class Quarantine:
@@ -72,7 +67,7 @@ class Quarantine:
 
     async def report(self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError) -> None:
         """Take note of a compile of ``key`` that failed."""
-        if not self._first_s() or failure.reason not in _CONDEMNING:
+        if not self._first_s() or failure.fault is Fault.NONE:
             return
         before = await self._find(key)
         count = before.count + 1 if before else 1
@@ -83,7 +78,7 @@ class Quarantine:
             reason=before.reason if before else failure.reason.value,
             message=before.message if before else failure.message,
             count=count,
-            left_s=self._sentence_s(count, _is_own_fault(failure)),
+            left_s=self._sentence_s(count, failure.fault),
         )
         if strike.left_s:
             log.warning(
@@ -150,8 +145,8 @@ class Quarantine:
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
 
-    def _sentence_s(self, strikes: int, own_fault: bool) -> float:
-        if not own_fault:
+    def _sentence_s(self, strikes: int, fault: Fault) -> float:
+        if fault is Fault.UNSURE:
             strikes -= 1
         if strikes < 1:
             return 0.0
@@ -172,10 +167,3 @@ class _Known:
 
     def strike_at(self, now: float) -> Strike:
         return replace(self._strike, left_s=self.left_s(now))
-
-
-def _is_own_fault(failure: WasmkilnError) -> bool:
-    """Tell a module that broke its compiler from one whose compiler was killed by others."""
-    if failure.reason is not Reason.COMPILER_CRASHED:
-        return True
-    return failure.metadata.get("signal", "") not in _FROM_OUTSIDE

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.errors import Fault, Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.quarantine import MEMORY_S, Quarantine
 
@@ -22,6 +22,8 @@ TIMEOUT = errors.compile_timeout("e-1", "compiling", 30)
 MEMORY = errors.compile_memory_limit("e-1", 1000)
 CRASH = errors.compiler_crashed("e-1", "was ended by SIGSEGV", "", "SIGSEGV")
 KILLED = errors.compiler_crashed("e-1", "was ended by SIGKILL", "", "SIGKILL")
+STARVED = errors.compile_timeout("e-1", "compiling", 30, Fault.UNSURE)
+REFUSED = errors.compile_memory_limit("e-1", 1000, Fault.UNSURE)
 LOST = errors.compiler_crashed("e-1", "lost its worker process twice", "gone")
 
 
@@ -128,10 +130,12 @@ async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
         errors.compile_queue_full("e-1", 1, 1),
         errors.server_draining(),
         errors.engine_lacks_feature("e-1", "simd", []),
+        errors.no_worker("e-1", "its interpreter is gone"),
     ],
 )
 async def test_other_failures_are_no_strikes(fleet: Fleet, failure: WasmkilnError) -> None:
-    await fleet.one.report(KEY, SPEC, failure)
+    for _ in range(2):
+        await fleet.one.report(KEY, SPEC, failure)
     assert await refusal(fleet.one) is None
     assert await fleet.store.all() == []
 
@@ -158,7 +162,7 @@ async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
     assert (strike.count, strike.left_s) == (1, 600)
 
 
-@pytest.mark.parametrize("failure", [KILLED, LOST])
+@pytest.mark.parametrize("failure", [KILLED, LOST, STARVED, REFUSED])
 async def test_a_death_by_another_s_hand_condemns_at_the_second_time_only(
     fleet: Fleet, failure: WasmkilnError
 ) -> None:
