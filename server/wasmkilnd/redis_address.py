@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 
 class BadRedisUrl(ValueError):  # noqa: N818 - reads as what it is
@@ -66,6 +66,11 @@ _ENCODE = "percent-encode special characters of user and password"
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _SERVICE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _DB = re.compile(r"[0-9]{1,6}")
+# Python's own parser takes one host only, and from 3.13.5 on no IPv6 address among several.
+_PARTS = re.compile(
+    r"[^:/?]+://(?P<authority>(?:(?![/?])[!-~])*)(?P<path>(?:/[^?\x00-\x20\x7f]*)?)"
+    r"(?:\?(?P<query>[^\x00-\x20\x7f]*))?"
+)
 _CERT_REQS = ("required", "optional", "none")
 
 
@@ -105,16 +110,16 @@ class RedisAddress:
             raise BadRedisUrl(f"it has no scheme that is known here: it takes {SCHEMES}")
         if "#" in url:
             raise BadRedisUrl(f"it has a '#': {_ENCODE}")
-        try:
-            parts = urlsplit(url)
-        except ValueError:  # Its own text quotes what may be the password.
-            raise BadRedisUrl(f"it is no valid URL: {_ENCODE}; {_expected(scheme)}") from None
-        if "@" in parts.path + parts.query:  # What looks like a path is the rest of a password.
+        parts = _PARTS.fullmatch(url)
+        if parts is None:
+            raise BadRedisUrl(f"it is no valid URL: {_ENCODE}; {_expected(scheme)}")
+        authority, path, query = parts["authority"], parts["path"], parts["query"] or ""
+        if "@" in path + query:  # What looks like a path is the rest of a password.
             raise BadRedisUrl(f"it has an '@' after its host: {_ENCODE} (there, %40)")
-        credentials, _, hosts = parts.netloc.rpartition("@")
+        credentials, _, hosts = authority.rpartition("@")
         user, _, password = credentials.partition(":")
-        options = _options(parts.query, scheme)
-        path, service, db = _path(parts.path, options.pop("db", ""), scheme)
+        options = _options(query, scheme)
+        path, service, db = _path(path, options.pop("db", ""), scheme)
         address = cls(
             scheme=name,
             hosts=_hosts(hosts, scheme),
