@@ -16,6 +16,7 @@ from wasmkilnd import errors, wire
 from wasmkilnd.admission import admit, check_sha256
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.in_force import InForce
+from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -46,7 +47,7 @@ class Terms:
     deadline_s: float | None = None
     """When its caller goes away, by the event loop's clock."""
     let_go: Callable[[], None] = lambda: None
-    """Called when the call does not hold the module's bytes any more."""
+    """Called when the call does not hold the module's bytes, or the service counts them."""
 
 
 @dataclass(slots=True)
@@ -130,6 +131,9 @@ class CompileService:
         self._limits = limits
         # Who wants it compiled anew must not be given what another found in a tier.
         self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
+        # The modules of all work under way, in bytes, whatever it waits for: another daemon's
+        # lease, a worker, or others' work.
+        self._modules = Ledger(lambda: 2 * limits.now.queue_bytes)
 
     @property
     def flights(self) -> int:
@@ -144,8 +148,12 @@ class CompileService:
         already_loaded = await self._cache.get_module(module.sha256) is not None
         if not already_loaded:
             self._refuse_if_late(engine_id, module, order.terms, None)
-        order.terms.let_go()  # What waits for a worker is counted by the queue.
-        await self._engines.validate(engine_id, module, Demand.of(order.terms.wish))
+        put_down = self._hold(engine_id, module, order.terms.wish)
+        order.terms.let_go()
+        try:
+            await self._engines.validate(engine_id, module, Demand.of(order.terms.wish))
+        finally:
+            put_down()
         if not already_loaded:
             await self._cache.put_module(module)
         return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
@@ -264,13 +272,28 @@ class CompileService:
         flight = key, order.skip_cache_lookup
         boarding = self._flights.demand(flight)
         self._refuse_if_late(spec.engine.id, module, order.terms, boarding)
-        return self._flights.board(
+        put_down = None if boarding else self._hold(spec.engine.id, module, order.terms.wish)
+        seat = self._flights.board(
             flight,
             Demand.of(order.terms.wish),
             lambda demand: self._compile(
                 key, module, uploaded, spec, order.skip_cache_lookup, demand
             ),
         )
+        if put_down:
+            seat.when_over(put_down)
+        return seat
+
+    def _hold(self, engine_id: str, module: Module, wish: Wish) -> Callable[[], None]:
+        """Count a module that work begins with; answer what ends that.
+
+        Raises COMPILE_QUEUE_FULL. A caller alone may hold as much as may wait for an engine.
+        """
+        if self._modules.room(wish.caller) <= 0:
+            wait_s = self._engines.expected_wait_s(engine_id, module, wish, None)
+            raise errors.modules_held(engine_id, self._modules.total, wait_s)
+        self._modules.add(wish.caller, len(module.wasm))
+        return lambda: self._modules.add(wish.caller, -len(module.wasm))
 
     def _refuse_if_late(
         self, engine_id: str, module: Module, terms: Terms, demand: Demand | None

@@ -345,6 +345,16 @@ def compile_queue_full(engine_id: str, waiting: int, retry_after_s: float) -> Wa
     )
 
 
+def modules_held(engine_id: str, held_bytes: int, retry_after_s: float) -> WasmkilnError:
+    """Too much work is under way already, whatever it waits for."""
+    return _overloaded(
+        "queue",
+        f"the modules of all that is under way hold {held_bytes:,} bytes already",
+        max(1.0, retry_after_s),
+        engine=engine_id,
+    )
+
+
 def deadline_too_near(engine_id: str, wait_s: float, left_s: float) -> WasmkilnError:
     """The caller would be gone before its turn comes."""
     return _overloaded(

@@ -13,7 +13,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
-    *("demand", "singleflight", "seal", "redis_address", "in_force"),
+    *("demand", "singleflight", "seal", "redis_address", "in_force", "ledger"),
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "singleflight": {"demand"},
     "seal": {"model"},
     "in_force": set(),
+    "ledger": set(),
     "quarantine": {"model", "errors", "ports"},
     "compile_service": CORE | {"quarantine"},
     "cache": CORE,

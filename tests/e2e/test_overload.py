@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.engines.store import EngineStore
 
 from tests.e2e import wasm
@@ -217,6 +218,29 @@ def test_what_another_engine_is_asked_about_waits_in_turn_too(two_engines: Path)
         assert reasons == ["COMPILE_QUEUE_FULL"] + ["ENGINE_LACKS_FEATURE"] * 7
         # One of the flood made room, and one or two went before.
         assert answered(daemon, 9, "flood", "single").index("single") <= 3
+
+
+def test_modules_are_bounded_also_where_calls_wait_for_another_calls_answer(lean: Path) -> None:
+    """They stand in no queue: one of them does, for all."""
+    module = wasm.with_data(1024 * 1024, tag=1)
+    with (
+        Daemon(lean, [*ONE_WORKER, "--queue-bytes", "4MiB"]) as daemon,
+        Caller(daemon) as flooding,
+        Caller(daemon) as other,
+    ):
+        with held_worker(daemon):
+            request = pb.LoadRequest(module=module)
+            loads = [flooding.stub.Load.future(request, timeout=120) for _ in range(12)]
+            eventually(lambda: sum(load.done() for load in loads) == 8, "too few are refused")
+            assert queued(daemon) == 1
+            refused = [load for load in loads if load.done()]
+            assert {load.code() for load in refused} == {EXHAUSTED}
+            assert daemon.metric("refused_total", limit="queue") == 8
+            loads.append(other.stub.Load.future(request, timeout=120))
+            eventually(lambda: daemon.metric("calls") == 6, "the other caller has not come")
+        sha256 = wasm.digest(module)
+        assert [one.result().sha256 for one in loads if one not in refused] == [sha256] * 5
+        assert flooding.stub.Load(request, timeout=120).already_loaded
 
 
 @pytest.mark.parametrize("policy", ["yield", "kill"])

@@ -32,7 +32,7 @@ from wasmkilnd.seal import NoSealer
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
-LIMITS = Limits(1000, 1000, 1, 1, 1, 1, 1)
+LIMITS = Limits(1000, 1000, 1, 1, 1, 1, 100)
 
 
 class Engines:
@@ -45,6 +45,7 @@ class Engines:
         self.release.set()
         self.failure: WasmkilnError | None = None
         self.keep = True
+        self.validating = 0
         self.wait_s = 0.0
         self.asked: list[tuple[str, Wish, Demand | None]] = []
         self.forgotten: list[EvictScope] = []
@@ -69,6 +70,9 @@ class Engines:
         return CompiledCode(b"code of " + spec.engine.name.encode(), 0.5, 0.1, [], [], False)
 
     async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
+        self.validating += 1
+        await self.release.wait()
+        self.validating -= 1
         if self.failure:
             raise self.failure
 
@@ -293,5 +297,82 @@ async def test_what_waits_holds_no_module(rig: Rig) -> None:
     assert let_go == [0, 1, 2]
     assert [order.wasm for order in orders] == [b""] * 3
     assert {order.sha256 for order in orders} == {hashlib.sha256(CORE).hexdigest()}
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
+
+
+def sized(number: int, size_bytes: int = 60) -> bytes:
+    """Answer a module unlike others."""
+    return CORE + number.to_bytes(size_bytes - len(CORE), "big")
+
+
+async def refused(call: Any) -> WasmkilnError:
+    with pytest.raises(WasmkilnError) as failure:
+        await call
+    return failure.value
+
+
+async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None:
+    """Whatever a flight waits for, it holds a module: its limit is twice that of a queue."""
+    rig.engines.release.clear()
+    b = Terms(Wish("b"))
+    calls = [
+        asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(0), terms=Terms(A)))),
+        asyncio.create_task(rig.service.load(LoadOrder(sized(1), terms=Terms(A)))),
+    ]
+    await asyncio.sleep(0.01)
+    rig.engines.wait_s = 7.0
+    for call in (
+        rig.service.compile(CompileOrder(wasm=sized(2), terms=Terms(A))),
+        rig.service.load(LoadOrder(sized(2), terms=Terms(A))),
+    ):
+        failure = await refused(call)
+        assert failure.reason is Reason.COMPILE_QUEUE_FULL
+        assert failure.metadata["limit"] == "queue"
+        assert failure.retry_after_s == 7.0
+    # Who joins holds nothing, and there is room for another caller.
+    calls.append(asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(0), terms=b))))
+    calls.append(asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(3), terms=b))))
+    await asyncio.sleep(0.01)
+    assert (rig.engines.compiles, rig.engines.validating) == (2, 1)
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
+    # All is put down, whatever became of it.
+    rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
+    for _ in range(5):
+        assert (await refused(rig.service.load(LoadOrder(sized(4))))) is rig.engines.failure
+        order = CompileOrder(wasm=sized(4))
+        assert (await refused(rig.service.compile(order))) is rig.engines.failure
+
+
+async def test_a_call_given_up_at_any_moment_holds_nothing(rig: Rig) -> None:
+    rig.engines.release.clear()
+    rig.engines.keep = False
+    for moment in range(10):
+        call = asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(moment))))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.sleep(0)
+        await rig.service.settle(5)
+    rig.engines.release.set()
+    await rig.service.compile(CompileOrder(wasm=sized(11)))
+
+
+async def test_what_is_counted_here_is_let_go_by_who_counted_it_before(rig: Rig) -> None:
+    rig.engines.release.clear()
+    let_go: list[str] = []
+    load = LoadOrder(sized(0), terms=Terms(A, None, lambda: let_go.append("load")))
+    compile_ = CompileOrder(wasm=sized(1), terms=Terms(A, None, lambda: let_go.append("compile")))
+    calls = [
+        asyncio.create_task(rig.service.load(load)),
+        asyncio.create_task(rig.service.compile(compile_)),
+    ]
+    await asyncio.sleep(0.01)
+    assert sorted(let_go) == ["compile", "load"]
+    # Not so what finds no room.
+    full = CompileOrder(wasm=sized(2), terms=Terms(A, None, lambda: let_go.append("full")))
+    await refused(rig.service.compile(full))
+    assert len(let_go) == 2
     rig.engines.release.set()
     await asyncio.gather(*calls)

@@ -40,7 +40,8 @@ class ModuleServiceStub(object):
     wait behind all that have none (or "interactive"), until a call without joins
     the same compilation. When a limit is met that protects other callers, the
     answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
-    queue     too many or too large modules wait for the engine;
+    queue     too many or too large modules wait for the engine, or are held by
+    all that is under way;
     deadline  the call's own deadline would pass before its turn comes: it is
     refused at once; RetryInfo is the expected wait;
     calls     the daemon, or this caller, has too many calls under way;
@@ -109,7 +110,8 @@ class ModuleServiceServicer(object):
     wait behind all that have none (or "interactive"), until a call without joins
     the same compilation. When a limit is met that protects other callers, the
     answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
-    queue     too many or too large modules wait for the engine;
+    queue     too many or too large modules wait for the engine, or are held by
+    all that is under way;
     deadline  the call's own deadline would pass before its turn comes: it is
     refused at once; RetryInfo is the expected wait;
     calls     the daemon, or this caller, has too many calls under way;
@@ -266,7 +268,8 @@ class ModuleService(object):
     wait behind all that have none (or "interactive"), until a call without joins
     the same compilation. When a limit is met that protects other callers, the
     answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
-    queue     too many or too large modules wait for the engine;
+    queue     too many or too large modules wait for the engine, or are held by
+    all that is under way;
     deadline  the call's own deadline would pass before its turn comes: it is
     refused at once; RetryInfo is the expected wait;
     calls     the daemon, or this caller, has too many calls under way;

@@ -334,7 +334,7 @@ class Settings(BaseModel):
         default=256 * _MIB,
         gt=0,
         description="Modules that may wait for a worker, in bytes, for each engine; more are"
-        " refused.",
+        " refused. All work under way may hold twice that.",
         json_schema_extra=_LIVE,
     )
     abandoned_compiles: Annotated[Literal["finish", "yield", "kill"], BeforeValidator(_word)] = (

@@ -24,10 +24,10 @@ from wasmkilnd.errors import (
     server_draining,
     too_many_calls,
 )
+from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
 from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
-from wasmkilnd.rpc.ledger import Ledger
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.send import Sender
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from wasmkilnd import errors
 from wasmkilnd.in_force import InForce
+from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact, TrafficLimits
-from wasmkilnd.rpc.ledger import Ledger
 
 
 @dataclass(slots=True, eq=False)

@@ -17,9 +17,9 @@ from grpc import aio
 
 from wasmkilnd import errors
 from wasmkilnd.in_force import InForce
+from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import TrafficLimits
 from wasmkilnd.rpc.heap import Peak
-from wasmkilnd.rpc.ledger import Ledger
 
 Context = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 

@@ -19,10 +19,10 @@ import structlog
 from wasmkilnd import errors
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.in_force import InForce
+from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.rpc.heap import Peak
 from wasmkilnd.rpc.in_the_way import in_the_way
-from wasmkilnd.rpc.ledger import Ledger
 from wasmkilnd.rpc.pins import Pins
 
 log = structlog.get_logger("wasmkilnd.rpc")

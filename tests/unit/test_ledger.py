@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
+from wasmkilnd.ledger import Ledger
 from wasmkilnd.rpc.calls import CallGate
-from wasmkilnd.rpc.ledger import Ledger
 
 
 def fill(ledger: Ledger, caller: str) -> int:
