@@ -33,14 +33,14 @@ BACKGROUND = (("wasmkiln-priority", "background"),)
 class Caller:
     """A gRPC client with a connection that it shares with nobody."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, address: str = "") -> None:
         options = (
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_send_message_length", -1),
             # It takes in no more ahead of its reader than HTTP/2's first 64 KiB.
             ("grpc.http2.bdp_probe", 0),
         )
-        self.channel = grpc.insecure_channel(daemon.address, options)
+        self.channel = grpc.insecure_channel(address or daemon.address, options)
         self.stub = module_service_pb2_grpc.ModuleServiceStub(self.channel)
 
     def compile(self, module: bytes | str, **options: Any) -> Any:

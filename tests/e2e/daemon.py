@@ -121,7 +121,12 @@ class Daemon:
     @property
     def address(self) -> str:
         """Where it serves gRPC; the first of several."""
-        return self._row("serving").split(", ")[0]
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Everywhere where it serves gRPC."""
+        return self._row("serving").split(", ")
 
     @property
     def admin_url(self) -> str:

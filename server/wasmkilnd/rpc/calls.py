@@ -28,6 +28,7 @@ from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
 from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
+from wasmkilnd.rpc.idle import IdleConnections
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.send import Sender
 
@@ -141,6 +142,7 @@ class Traffic:
     """Of calls that are not our own services'."""
     receiver: Receiver
     sender: Sender
+    connections: IdleConnections
     recorder: CallRecorder
 
 
@@ -192,15 +194,18 @@ def observed(
 
     async def call(_: Any, context: Context) -> None:
         started = time.perf_counter()
-        note = CallNote(context, caller_of(context.peer()))
+        peer = context.peer()
+        note = CallNote(context, caller_of(peer))
         code = grpc.StatusCode.OK
         reason = limit = ""
         try:
             traffic.gate.enter(note.caller)
+            traffic.connections.begin(peer)
             try:
                 await answer(note)
             finally:
                 note.let_go()
+                traffic.connections.end(peer)
                 traffic.gate.leave(note.caller)
         except WasmkilnError as failure:
             code, reason = status.CODES[failure.reason], failure.reason.value

@@ -1,4 +1,4 @@
-"""Ends a connection when there is no gentler way: grpc.aio cannot cancel a single call."""
+"""Finds connections, and ends them when grpc.aio has no gentler way, such as to cancel a call."""
 
 from __future__ import annotations
 
@@ -6,28 +6,43 @@ import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from urllib.parse import unquote
 
-_Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
 
 
-def close(peer: str, ports: frozenset[int]) -> bool:
-    """Shut the connection from ``peer`` down, given gRPC's name of it; answer if there was one.
+def close(peers: Collection[Address], ports: frozenset[int]) -> int:
+    """Shut the connections from ``peers`` down; answer how many there were.
 
-    Only a connection to one of this daemon's own ``ports`` is meant. gRPC finds it
-    closed, and lets go of all that it held for it. Unix sockets have no names to be
+    Only connections to one of this daemon's own ``ports`` are meant. gRPC finds them
+    closed, and lets go of all that it held for them. Unix sockets have no names to be
     found by. Looks at every open descriptor: call it in a thread.
     """
-    wanted = _parse(peer)
-    if wanted is None:
-        return False
+    closed = 0
     for sock in _sockets():
         with sock, contextlib.suppress(OSError):
-            if sock.getsockname()[1] in ports and _address(sock.getpeername()) == wanted:
+            if sock.getsockname()[1] in ports and address(sock.getpeername()) in peers:
                 sock.shutdown(socket.SHUT_RDWR)
-                return True
-    return False
+                closed += 1
+    return closed
+
+
+def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
+    """Answer who is connected, and to which of ``ports``.
+
+    Nobody at all, and sooner, unless more descriptors are open than ``more_than``.
+    Looking at 1,000 takes some 10 ms: call it in a thread.
+    """
+    peers: dict[Address, int] = {}
+    if len(os.listdir("/proc/self/fd")) <= more_than:  # noqa: PTH208 - names are enough
+        return peers
+    for sock in _sockets():
+        with sock, contextlib.suppress(OSError):
+            port = sock.getsockname()[1]
+            if port in ports:
+                peers[address(sock.getpeername())] = port
+    return peers
 
 
 def _sockets() -> Iterator[socket.socket]:
@@ -48,16 +63,18 @@ def _sockets() -> Iterator[socket.socket]:
                 sock.close()
 
 
-def _parse(peer: str) -> _Address | None:
+def parse(peer: str) -> Address | None:
+    """Answer where a peer is, given gRPC's name of it; None for a Unix socket."""
     kind, _, rest = peer.partition(":")
     host, _, port = unquote(rest).rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():
         return None
-    return _address((host.strip("[]"), int(port)))
+    return address((host.strip("[]"), int(port)))
 
 
-def _address(name: tuple[object, ...]) -> _Address:
-    address = ipaddress.ip_address(str(name[0]))
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address, int(str(name[1]))
+def address(name: tuple[object, ...]) -> Address:
+    """Answer where a peer is, given a socket's name of it."""
+    host = ipaddress.ip_address(str(name[0]))
+    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped:
+        host = host.ipv4_mapped
+    return host, int(str(name[1]))

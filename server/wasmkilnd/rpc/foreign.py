@@ -78,13 +78,16 @@ def _limited(handler: Any, traffic: Traffic) -> Any:
         return message if isinstance(message, bytes) else handler.response_serializer(message)
 
     async def call(_: Any, context: Context) -> None:
-        caller = caller_of(context.peer())
+        peer = context.peer()
+        caller = caller_of(peer)
         try:
             traffic.foreign.enter(caller)
+            traffic.connections.begin(peer)
             try:
                 async for answer in answers(context, caller):
                     await traffic.sender.send(context, caller, (serialized(answer),))
             finally:
+                traffic.connections.end(peer)
                 traffic.foreign.leave(caller)
         except WasmkilnError as failure:
             if not context.done():

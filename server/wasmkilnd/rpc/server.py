@@ -25,6 +25,7 @@ from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
 from wasmkilnd.rpc.foreign import LimitedServer
 from wasmkilnd.rpc.health import Health
+from wasmkilnd.rpc.idle import IdleConnections
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.reflection import add_reflection
@@ -111,6 +112,7 @@ class RpcServer:
         """What the transport lets in, whatever the limit on modules becomes."""
         self._transport = transport
         self._ports: set[int] = set()
+        self._making_way: asyncio.Task[None] | None = None
 
         def gate() -> CallGate:
             return CallGate(lambda: limits.now.calls)
@@ -121,6 +123,7 @@ class RpcServer:
             gate(),
             Receiver(limits, message),
             Sender(limits, abort, self._close_connection, in_memory),
+            IdleConnections(transport.connections),
             recorder,
         )
         self._ungated = replace(self._traffic, gate=gate())
@@ -181,6 +184,9 @@ class RpcServer:
         _allow_descriptors(self._transport.connections * len(addresses) + _OTHER_DESCRIPTORS)
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
+        self._making_way = asyncio.create_task(
+            self._traffic.connections.make_way(frozenset(self._ports))
+        )
         return bound
 
     def _bind(self, address: str) -> str:
@@ -206,7 +212,8 @@ class RpcServer:
         return f"{address.rpartition(':')[0]}:{port}"
 
     async def _close_connection(self, peer: str) -> None:
-        await asyncio.to_thread(connections.close, peer, frozenset(self._ports))
+        if address := connections.parse(peer):
+            await asyncio.to_thread(connections.close, (address,), frozenset(self._ports))
 
     @property
     def traffic(self) -> Traffic:
@@ -233,6 +240,9 @@ class RpcServer:
         The moment is for answers that are on their way, such as that of a
         compilation that was just given up.
         """
+        if self._making_way:
+            self._making_way.cancel()
+            await asyncio.gather(self._making_way, return_exceptions=True)
         await self._server.stop(_LAST_ANSWERS_S)
 
 

@@ -30,7 +30,9 @@ def peer_of(client: socket.socket) -> str:
 
 def test_the_peers_connection_is_shut(pair: tuple[socket.socket, socket.socket, int]) -> None:
     client, _, port = pair
-    assert connections.close(peer_of(client), frozenset({port}))
+    peer = connections.parse(peer_of(client))
+    assert peer
+    assert connections.close({peer}, frozenset({port})) == 1
     assert client.recv(1) == b""
 
 
@@ -40,9 +42,10 @@ def test_no_other_connection_is_touched(pair: tuple[socket.socket, socket.socket
         (peer_of(client), frozenset({port + 1})),  # another's, such as Redis'
         (f"ipv4:127.0.0.1:{port}", frozenset({port})),
         ("ipv4:192.0.2.1:1", frozenset({port})),
-        ("unix:", frozenset({port})),
-        ("", frozenset({port})),
     ):
-        assert not connections.close(peer, ports)
+        address = connections.parse(peer)
+        assert address
+        assert connections.close({address}, ports) == 0
+    assert connections.parse("unix:") is connections.parse("") is None
     accepted.sendall(b"x")
     assert client.recv(1) == b"x"
