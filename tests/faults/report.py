@@ -11,6 +11,8 @@ from tests.faults.callers import Call
 from tests.faults.site import TIMEOUT_S
 from tests.faults.suite import Injection, Outcome, during
 
+_MOST = 0.8
+
 
 @dataclass(frozen=True)
 class Row:
@@ -22,6 +24,8 @@ class Row:
     wrong: int
     failed: int
     longest_added_s: float
+    waited_out_s: float
+    """The median wait of the calls that waited for most of a time-out or longer; else 0."""
     recovery_s: float
     """The median, from the cause's end until all was well."""
     longest_recovery_s: float
@@ -76,6 +80,7 @@ def _rows(outcome: Outcome) -> list[Row]:
 
 def _row(fault: str, injections: list[Injection], calls: list[Call], usual_s: float) -> Row:
     met = [call for injection in injections for call in during(calls, injection)]
+    waited_out = [call.waited_s for call in met if call.waited_s > _MOST * TIMEOUT_S]
     recoveries = [injection.recovered_s - injection.healed_s for injection in injections]
     return Row(
         fault=fault,
@@ -84,6 +89,7 @@ def _row(fault: str, injections: list[Injection], calls: list[Call], usual_s: fl
         wrong=sum(bool(call.wrong) for call in met),
         failed=sum(bool(call.failure) for call in met),
         longest_added_s=max((call.waited_s for call in met), default=usual_s) - usual_s,
+        waited_out_s=statistics.median(waited_out) if waited_out else 0.0,
         recovery_s=statistics.median(recoveries),
         longest_recovery_s=max(recoveries),
     )

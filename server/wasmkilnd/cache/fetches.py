@@ -18,9 +18,10 @@ V = TypeVar("V")
 
 
 class _Allowance:
-    """What a look-up may take on top of its callers' patience."""
+    """When a look-up began, and what it may take on top of its callers' patience."""
 
     def __init__(self) -> None:
+        self.began_s = time.monotonic()
         self._seconds = 0.0
         self._since_s = 0.0
         self._is_free: Callable[[], bool] = lambda: False
@@ -83,7 +84,7 @@ class Fetches(Generic[K, V]):
             self._under_way[key] = task, allowance
         task, allowance = self._under_way[key]
         try:
-            return await patience.share(task, allowance.seconds)
+            return await patience.share(task, allowance.began_s, allowance.seconds)
         except TierUnavailable:
             return None
 

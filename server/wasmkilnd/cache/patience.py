@@ -51,38 +51,44 @@ class Patience:
     async def spend_on(self, work: Coroutine[Any, Any, V], *, charged: bool = True) -> V:
         """Answer what ``work`` answers, and take the time that it took off what is left.
 
-        Without ``charged`` nothing is taken off. Raises TierUnavailable when patience ends
-        first; ``work`` is cancelled then.
+        Without ``charged`` nothing is taken off for an answer. Raises TierUnavailable when
+        patience ends first; ``work`` is cancelled then.
         """
         task = asyncio.create_task(work)
         try:
-            return await self._wait(task, charged=charged)
+            return await self._wait(task, self._clock(), charged=charged)
         finally:
             task.cancel()
 
-    async def share(self, task: asyncio.Task[V], more_s: Callable[[], float]) -> V:
+    async def share(self, task: asyncio.Task[V], began_s: float, more_s: Callable[[], float]) -> V:
         """As spend_on, for a task that others wait for too: it goes on.
 
-        ``more_s`` answers how long it may take on top, free of charge; that may grow
-        meanwhile.
+        All pay for it from when it began: who comes late to one that hangs would else have a
+        time-out left for what comes next, and hold up those who waited all along and then
+        share that too. ``more_s`` answers how long it may take on top, free of charge; that
+        may grow meanwhile.
         """
-        return await self._wait(task, more_s)
+        return await self._wait(task, began_s, more_s)
 
     async def _wait(
         self,
         task: asyncio.Task[V],
+        began_s: float,
         more_s: Callable[[], float] = lambda: 0.0,
         *,
         charged: bool = True,
     ) -> V:
-        began = self._clock()
         try:
             while not task.done():
-                left_s = self._left_s + more_s() - (self._clock() - began)
+                left_s = self._left_s + more_s() - (self._clock() - began_s)
                 if left_s <= 0:
                     raise TierUnavailable("Redis took longer than one call waits for it")
                 await asyncio.wait((task,), timeout=left_s)
             return task.result()
+        except TierUnavailable:
+            # Who waited in vain does not wait again: it would be for a second time-out.
+            charged = True
+            raise
         finally:
             if charged:
-                self._left_s -= max(0.0, self._clock() - began - more_s())
+                self._left_s -= max(0.0, self._clock() - began_s - more_s())

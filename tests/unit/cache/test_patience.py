@@ -53,6 +53,26 @@ async def test_what_is_free_of_charge_takes_nothing_and_is_bounded_all_the_same(
     await asyncio.wait_for(cancelled.wait(), 10)
 
 
+@pytest.mark.parametrize("charged", [True, False])
+async def test_who_waited_in_vain_does_not_wait_again(charged: bool) -> None:
+    patience = Patience(0.05)
+    cancelled = asyncio.Event()
+    with pytest.raises(TierUnavailable):
+        await asyncio.wait_for(patience.spend_on(hang(cancelled), charged=charged), 10)
+    assert patience.spent
+
+    async def in_vain(clock: Clock) -> None:
+        await clock.passes(0.9)
+        raise TierUnavailable("it timed out by itself")
+
+    clock = Clock()
+    patience = Patience(1.0, clock)
+    with pytest.raises(TierUnavailable):
+        await patience.spend_on(in_vain(clock), charged=charged)
+    await patience.spend_on(clock.passes(0.1))
+    assert patience.spent
+
+
 async def hang(cancelled: asyncio.Event) -> None:
     try:
         await asyncio.sleep(HANG_S)
@@ -111,6 +131,23 @@ async def test_who_runs_out_of_patience_leaves_and_the_others_are_served() -> No
     assert await fetches.get("other", look_up, hurried) is None
     gate.set()
     assert await patient == "found"
+
+
+async def test_who_comes_late_to_a_look_up_has_no_more_left_than_those_who_began_it() -> None:
+    async def look_up() -> None:
+        await gate.wait()
+
+    fetches: Fetches[str, str] = Fetches()
+    gate = asyncio.Event()
+    waiting = asyncio.create_task(fetches.get("k", look_up, Patience(HANG_S)))
+    await asyncio.sleep(0.3)
+    late = Patience(0.4)
+    joining = asyncio.create_task(fetches.get("k", look_up, late))
+    await asyncio.sleep(0)
+    gate.set()
+    assert not any(await asyncio.gather(waiting, joining))
+    late.charge(0.2)  # What it asks for next.
+    assert late.spent
 
 
 async def test_who_waits_for_bytes_may_wait_longer_whoever_began() -> None:
