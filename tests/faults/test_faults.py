@@ -16,11 +16,12 @@ from tests.faults.tampering import TAMPERINGS
 # What a machine that is busy with other things may add. A call that hangs takes far longer;
 # how long the waits are on a machine of one's own is in docs/reliability.md.
 _BUSY_S = 5.0
-# In these nobody says a word, so that many calls wait for one time-out. What a busy machine
-# adds to some of them does not double what most of them take; a second time-out would.
-_SILENCE = (
+# In these many calls wait for all of one time-out, for one answer or for several. What a
+# busy machine adds to some does not double what most of them take; a second time-out would.
+_WAITED_OUT = (
     "stopped with SIGSTOP, continued",
     "accepts and never answers",
+    "answers late, within the time-out",
     "answers later than that",
 )
 
@@ -38,8 +39,8 @@ async def test_two_hundred_faults_under_load_cost_no_call_and_no_truth(tmp_path:
     assert (made.failed, made.errors) == ([], [])
     assert made.longest_added_s < TIMEOUT_S + LEASE_S + _BUSY_S
     waited_out = {row.fault: row.waited_out_s for row in made.rows}
-    for fault in _SILENCE:
-        assert 0 < waited_out[fault] < 2 * TIMEOUT_S, fault
+    for fault in _WAITED_OUT:
+        assert 0 < waited_out[fault] < 1.5 * TIMEOUT_S, fault
     # That nobody believed what was tampered with shows that it was met at all.
     assert sum(made.rejected.values()) > 5 * len(TAMPERINGS)
     assert {cause for cause, count in made.rejected.items() if count} >= {
