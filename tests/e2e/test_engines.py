@@ -149,6 +149,15 @@ def test_types_are_listed(client: Client) -> None:
         assert not header.types_truncated
 
 
+@pytest.mark.parametrize("engine", ["wasmer", "wasmtime"])
+def test_a_thousand_long_names_in_any_script_are_listed(client: Client, engine: str) -> None:
+    names = [f"{'鳥🔥' * 30}{number}" for number in range(1000)]
+    exports = "".join(f'(export "{name}" (func 0))' for name in names)
+    header = client.compile(wasm.from_text(f"(module (func) {exports})"), engine=engine).header
+    assert [export.name for export in header.exports] == names
+    assert not header.types_truncated
+
+
 def test_a_flood_of_types_is_cut_off(client: Client) -> None:
     exports = "".join(f'(export "e{number}" (func 0))' for number in range(5000))
     header = client.compile(wasm.from_text(f"(module (func) {exports})"), engine="wasmtime").header

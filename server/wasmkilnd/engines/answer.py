@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wasmkilnd.engines.child.job import MAX_TYPES, MAX_TYPES_CHARACTERS
+from wasmkilnd.engines.child.job import MAX_TYPES
 
 OUTCOMES = frozenset(
     {"ok", "invalid", "unsupported", "settings_refused", "too_large", "out_of_memory"}
@@ -40,7 +40,7 @@ def parse(result: Mapping[str, Any]) -> Answer:
     if not isinstance(outcome, str) or outcome not in OUTCOMES:
         raise ValueError("its answer has no known outcome")
     imports, exports = _rows(result, "imports"), _rows(result, "exports")
-    if len(imports) + len(exports) > MAX_TYPES or _length(imports + exports) > MAX_TYPES_CHARACTERS:
+    if len(imports) + len(exports) > MAX_TYPES:
         raise ValueError("its answer has more types than a job sends")
     offset = result.get("offset")
     return Answer(
@@ -67,10 +67,6 @@ def _row(row: object) -> Row:
         raise ValueError("a type is not of four parts")
     module, name, kind, of = map(_text, row)
     return module, name, kind, of
-
-
-def _length(rows: tuple[Row, ...]) -> int:
-    return sum(len(part) for row in rows for part in row)
 
 
 def _text(value: object) -> str:

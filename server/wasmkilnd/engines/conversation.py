@@ -58,11 +58,10 @@ async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
             await loop.sock_sendall(sock, message)
     except OSError:
         pass  # It ended already: what it said and how it ended tells why.
-    limit = max(frames.SMALL_FRAME_BYTES, job.artifact_limit_bytes)
     expected = iter(_ANSWERS)
     try:
         while True:
-            kind, size = await _receive_header(sock, limit)
+            kind, size = await _receive_header(sock, job.artifact_limit_bytes)
             if kind not in expected:  # Which forgets those before it, too.
                 raise frames.FrameError(f"a {kind.name} frame out of turn")
             payload = await _receive_exactly(sock, size)
@@ -91,14 +90,14 @@ def _messages(job: JobOrder) -> Sequence[tuple[Type, bytes]]:
     return [(Type.ORDER, json.dumps(order).encode()), (Type.MODULE, job.wasm)]
 
 
-async def receive(sock: socket.socket, limit_bytes: int) -> tuple[Type, bytearray]:
-    """Wait for one frame. Raises EOFError, FrameError, OSError."""
-    kind, size = await _receive_header(sock, limit_bytes)
+async def receive(sock: socket.socket) -> tuple[Type, bytearray]:
+    """Wait for one frame without code in it. Raises EOFError, FrameError, OSError."""
+    kind, size = await _receive_header(sock, 0)
     return kind, await _receive_exactly(sock, size)
 
 
-async def _receive_header(sock: socket.socket, limit_bytes: int) -> tuple[Type, int]:
-    return frames.parse_header(await _receive_exactly(sock, frames.HEADER.size), limit_bytes)
+async def _receive_header(sock: socket.socket, code_bytes: int) -> tuple[Type, int]:
+    return frames.parse_header(await _receive_exactly(sock, frames.HEADER.size), code_bytes)
 
 
 async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:

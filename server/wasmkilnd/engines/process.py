@@ -187,7 +187,7 @@ class Worker:
 
     async def _control_frame(self, expected: Type) -> dict[str, Any]:
         try:
-            kind, payload = await receive(self.control, frames.SMALL_FRAME_BYTES)
+            kind, payload = await receive(self.control)
         except (EOFError, frames.FrameError, OSError) as gone:
             raise WorkerDied(str(gone) or "it went away") from None
         if kind is not expected:

@@ -85,6 +85,16 @@ async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> N
     assert report.protocol_error == f"a {named} frame out of turn"
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(Type.CONFIGURED, 1), (Type.COMPILED, 1), (Type.ARTIFACT, 1001), (Type.RESULT, 2**20)],
+)
+async def test_a_frame_is_as_large_as_its_type_may_be(kind: Type, size: int) -> None:
+    """JSON is read while everything else waits, and 8 MiB of it for a second."""
+    report = await report_of(HEADER.pack(kind, size) + b"[" + b"{}," * 30)
+    assert "above its limit" in report.protocol_error
+
+
 @pytest.mark.parametrize("cut", [1, 3, len(HEADER.pack(0, 0)) + 2])
 async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
     """An engine may be killed at any moment, and how it ended tells why."""

@@ -42,9 +42,12 @@ def test_an_end_in_the_middle(sent: bytes) -> None:
             frames.receive(theirs, 10)
 
 
-def test_too_long_is_refused_before_it_is_read() -> None:
+@pytest.mark.parametrize("kind", Type)
+def test_too_long_is_refused_before_it_is_read(kind: Type) -> None:
+    limit = 2**28 if kind in (Type.MODULE, Type.ARTIFACT) else frames.LIMITS_BYTES[kind]
+    assert frames.parse_header(frames.HEADER.pack(kind, limit), 2**28) == (kind, limit)
     with pytest.raises(frames.FrameError, match="above its limit"):
-        frames.parse_header(frames.HEADER.pack(Type.ARTIFACT, 11), 10)
+        frames.parse_header(frames.HEADER.pack(kind, limit + 1), 2**28)
 
 
 @given(st.binary(min_size=5, max_size=5))

@@ -14,9 +14,7 @@ from enum import IntEnum
 
 HEADER = struct.Struct(">BI")
 
-# A control frame or an answer without its artifact: nothing near this size is legitimate.
-SMALL_FRAME_BYTES = 2 * 1024 * 1024
-
+_SMALL_BYTES = 64 * 1024
 _ONE_SEND_BYTES = 64 * 1024
 
 
@@ -40,6 +38,22 @@ class Type(IntEnum):
     COMPILED = 11  # empty: the code is made, and what is left is to copy it
 
 
+# What a frame may hold at most; a module's and an artifact's may be as large as the order says.
+# The daemon reads JSON while everything else waits: 8 MiB of it can take a second.
+LIMITS_BYTES = {
+    Type.READY: _SMALL_BYTES,
+    Type.STARTED: _SMALL_BYTES,
+    Type.ENDED: _SMALL_BYTES,
+    Type.RUN: _SMALL_BYTES,
+    Type.REAP: 0,
+    Type.ORDER: _SMALL_BYTES,
+    Type.CONFIGURED: 0,
+    Type.COMPILED: 0,
+    # Imports and exports, an engine's message, and some numbers: see job.py.
+    Type.RESULT: 320 * 1024,
+}
+
+
 class FrameError(Exception):
     """The other side broke the protocol, or went away in the middle of a frame."""
 
@@ -55,25 +69,29 @@ def send(sock: socket.socket, kind: Type, payload: bytes | bytearray = b"") -> N
         sock.sendall(payload)
 
 
-def receive(sock: socket.socket, limit_bytes: int) -> tuple[Type, bytearray]:
-    """Wait for one frame. Raises EOFError at a clean end, FrameError, OSError."""
+def receive(sock: socket.socket, code_bytes: int = 0) -> tuple[Type, bytearray]:
+    """Wait for one frame. Raises EOFError at a clean end, FrameError, OSError.
+
+    ``code_bytes`` is how large a module or an artifact may be.
+    """
     head = receive_exactly(sock, HEADER.size)
-    kind, size = parse_header(head, limit_bytes)
+    kind, size = parse_header(head, code_bytes)
     try:
         return kind, receive_exactly(sock, size)
     except EOFError:
         raise FrameError("the other side went away in the middle of a frame") from None
 
 
-def parse_header(head: bytes | bytearray, limit_bytes: int) -> tuple[Type, int]:
+def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, int]:
     """Answer type and length. Raises FrameError for an unknown type or too long a frame."""
     number, size = HEADER.unpack(head)
     try:
         kind = Type(number)
     except ValueError:
         raise FrameError(f"unknown frame type {number}") from None
-    if size > limit_bytes:
-        raise FrameError(f"a {kind.name} frame of {size} bytes is above its limit of {limit_bytes}")
+    limit = LIMITS_BYTES.get(kind, code_bytes)
+    if size > limit:
+        raise FrameError(f"a {kind.name} frame of {size} bytes is above its limit of {limit}")
     return kind, size
 
 

@@ -14,9 +14,13 @@ from .engine import Engine, FeatureLacking, ModuleRefused, SettingsRefused, offs
 from .isolation.confinement import Confinement
 
 # What a header may hold of a module's imports and exports: a hostile module has
-# hundreds of thousands, and a client reads messages of at most 4 MiB.
+# hundreds of thousands, and a client reads messages of at most 4 MiB. Counted as they are
+# sent, so that a RESULT frame never passes its limit.
 MAX_TYPES = 1_000
-MAX_TYPES_CHARACTERS = 256 * 1024
+_MAX_TYPES_BYTES = 256 * 1024
+# Of an engine's message, which quotes names of the module, at either end. JSON needs six
+# bytes for a character at most.
+_MAX_MESSAGE_END = 4096
 
 
 def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
@@ -24,7 +28,7 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
 
     It is sealed before it sees a byte of a module.
     """
-    _, order_json = frames.receive(sock, frames.SMALL_FRAME_BYTES)
+    _, order_json = frames.receive(sock)
     order = json.loads(order_json)
     if order["op"] == "describe":
         _answer(sock, outcome="ok", capabilities=describe(engine, confinement))
@@ -49,13 +53,13 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
         frames.send(sock, frames.Type.COMPILED)
         artifact = engine.serialize(module)
     except SettingsRefused as refusal:
-        _answer(sock, outcome="settings_refused", message=str(refusal))
+        _answer(sock, outcome="settings_refused", message=_cut(str(refusal)))
     except ModuleRefused as refusal:
         message = str(refusal)
-        _answer(sock, outcome="invalid", message=message, offset=offset_in(message))
+        _answer(sock, outcome="invalid", message=_cut(message), offset=offset_in(message))
     except FeatureLacking as refusal:
         message = str(refusal)
-        _answer(sock, outcome="unsupported", message=message, offset=offset_in(message))
+        _answer(sock, outcome="unsupported", message=_cut(message), offset=offset_in(message))
     except MemoryError:
         _answer(sock, outcome="out_of_memory")
     else:
@@ -71,19 +75,30 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
 
 def _answer(sock: socket.socket, **result: Any) -> None:
     result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    frames.send(sock, frames.Type.RESULT, json.dumps(result).encode())
+    frames.send(sock, frames.Type.RESULT, _json(result))
+
+
+def _json(value: Any) -> bytes:
+    # Most names are shorter so than as escapes; a lone surrogate is no name's.
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")
+
+
+def _cut(message: str) -> str:
+    if len(message) <= 2 * _MAX_MESSAGE_END:
+        return message
+    return f"{message[:_MAX_MESSAGE_END]} … {message[-_MAX_MESSAGE_END:]}"
 
 
 def _types(engine: Engine, configured: Any, module: Any) -> dict[str, Any]:
     imports, exports = engine.externs(configured, module)
-    budget = MAX_TYPES_CHARACTERS
+    budget = _MAX_TYPES_BYTES
     kept: dict[str, list[list[str]]] = {"imports": [], "exports": []}
     truncated = len(imports) + len(exports) > MAX_TYPES
     room = MAX_TYPES
     for name, items in (("imports", imports), ("exports", exports)):
         for item in items[:room]:
             row = [item.module, item.name, item.kind, item.type]
-            budget -= sum(map(len, row))
+            budget -= len(_json(row)) + len(", ")
             if budget < 0:
                 truncated = True
                 break

@@ -19,7 +19,6 @@ from .engine import Engine, load
 from .isolation import limits, probe
 from .isolation.confinement import Confinement
 
-_CONTROL_FRAME_BYTES = 64 * 1024
 _NICENESS = 5
 
 
@@ -68,7 +67,7 @@ def main(engine_name: str, control_fd: int) -> None:
             exit_code=None if by_signal else ended.si_status if ended else 0,
             signal=ended.si_status if by_signal and ended else None,
         )
-        frames.receive(control, _CONTROL_FRAME_BYTES)  # REAP
+        frames.receive(control)  # REAP
         os.waitpid(pid, 0)
 
 
@@ -77,7 +76,7 @@ def _next_order(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     head, fds, _, _ = socket.recv_fds(control, frames.HEADER.size, 2)
     if not head:
         raise EOFError
-    _, size = frames.parse_header(head, _CONTROL_FRAME_BYTES)
+    _, size = frames.parse_header(head)
     wanted: dict[str, Any] = json.loads(frames.receive_exactly(control, size))
     return wanted, fds
 
