@@ -87,6 +87,16 @@ CASES = [
     _nowhere("unknown-label", "(module (func br 7))"),
     _nowhere("unknown-function", "(module (func call 7))"),
     _nowhere("duplicate-export", '(module (func (export "a")) (func (export "a")))'),
+    # Names that sound like what engines say when memory has run out.
+    _nowhere("duplicate-out-of-memory",
+             '(module (func (export "out of memory")) (func (export "out of memory")))'),
+    _nowhere("duplicate-on-memory-error",
+             '(module (func (export "onMemoryError")) (func (export "onMemoryError")))'),
+    _nowhere("duplicate-with-quotation-marks",
+             '(module (func (export "a` os error 12 `")) (func (export "a` os error 12 `")))'),
+    _not_compiled_by_wasmer("signature-called-memory-error",
+                            '(module (func (export "MemoryError") (import "out of memory"'
+                            f' "os error 12") (param {"i64 " * 999})))'),
     _nowhere("memory-too-large", "(module (memory 65537))"),
     _nowhere("limits-reversed", "(module (memory 2 1))"),
     _nowhere("start-with-parameters", "(module (func (param i32)) (start 0))"),

@@ -7,23 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from wasmkilnd import errors
-from wasmkilnd.engines import answer
+from wasmkilnd.engines import answer, out_of_memory
 from wasmkilnd.engines.answer import Answer
 from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.model import Limits
-
-# What engines, their allocators and Python say when RLIMIT_AS stops them. Rust's
-# allocator aborts with the first; mmap's failure arrives as one of the others.
-_OUT_OF_MEMORY = (
-    "memory allocation of",
-    "cannot allocate memory",
-    "os error 12",
-    "memoryerror",
-    "out of memory",
-    "failed to allocate",
-    "failed to spawn thread",
-    "threadpoolbuilderror",
-)
 
 # How a process ends itself, rather than being ended by somebody else.
 _OWN_ENDS = frozenset(
@@ -86,7 +73,10 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         raise errors.settings_refused(engine_id, one_sentence(said.message))
     if said.outcome == "too_large":
         raise errors.artifact_too_large(engine_id, said.size_bytes, limits.artifact_bytes)
-    if said.outcome == "out_of_memory" or _ran_out_of_memory(said.message):
+    # Only a validator says where in the module it stopped.
+    if said.outcome == "out_of_memory" or (
+        said.offset is None and out_of_memory.is_said_in(said.message)
+    ):
         raise errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
     return Verdict(Opinion(said.outcome), one_sentence(said.message), said.offset)
 
@@ -112,7 +102,8 @@ def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.Wasm
     own_end = report.signal in _OWN_ENDS or (report.signal is None and bool(report.exit_code))
     # All that is left once the code is made is to copy it, and wasmer looks at a copy that it
     # did not get: it ends by SIGSEGV where others say that memory has run out.
-    if _ran_out_of_memory(report.last_words) or (own_end and report.compiled):
+    ran_out = any(map(out_of_memory.is_said_in, report.last_words.splitlines()))
+    if ran_out or (own_end and report.compiled):
         return errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
     words = one_line(report.last_words)
     if own_end and not report.configured:
@@ -139,11 +130,6 @@ def _name_of(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # A real-time signal, which a job can send to itself.
         return f"signal {number}"
-
-
-def _ran_out_of_memory(words: str) -> bool:
-    said = words.lower()
-    return any(sign in said for sign in _OUT_OF_MEMORY)
 
 
 def one_line(words: str) -> str:

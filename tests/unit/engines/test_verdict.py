@@ -85,5 +85,29 @@ def test_verdicts() -> None:
     assert (lacking.opinion, lacking.offset) == (Opinion.UNSUPPORTED, None)
 
 
+@pytest.mark.parametrize("outcome", ["invalid", "unsupported"])
+@pytest.mark.parametrize(
+    ("message", "offset"),
+    [
+        ("duplicate export name `onMemoryError` already defined (at offset 0x20)", 32),
+        ("import `out of memory` is not supported", None),
+        # With a place in the module it is the validator who speaks, however he puts it.
+        ("section out of memory order (at offset 0x8)", 8),
+    ],
+)
+def test_a_name_that_speaks_of_memory_is_a_name(
+    outcome: str, message: str, offset: int | None
+) -> None:
+    said = read(result={"outcome": outcome, "message": message, "offset": offset})
+    assert (said.opinion.value, said.message, said.offset) == (outcome, message, offset)
+
+
+def test_a_panic_that_quotes_a_name_is_a_crash() -> None:
+    words = "thread '<unnamed>' panicked at 'no type of `out of memory`', a.rs:1:2\nnote: run with"
+    with pytest.raises(WasmkilnError) as failure:
+        read(signal=6, last_words=words)
+    assert failure.value.reason is Reason.COMPILER_CRASHED
+
+
 def test_an_artifact_counts_even_when_the_engine_dies_of_its_types() -> None:
     assert read(artifact=bytearray(b"code"), signal=6).opinion is Opinion.VALID
