@@ -386,6 +386,13 @@ def sending_too_much(held_bytes: int) -> WasmkilnError:
     return _overloaded("send", f"answers that are not read hold {held_bytes:,} bytes already", 1.0)
 
 
+def out_of_descriptors() -> WasmkilnError:
+    """The daemon has too many files and connections open to begin anything."""
+    return _overloaded(
+        "descriptors", "the daemon has no file descriptors left for a compilation", 1.0
+    )
+
+
 def request_too_slow(limit_s: float) -> WasmkilnError:
     """The caller did not send its request."""
     return _overloaded("receive", f"the request did not arrive within {limit_s:g} s", 1.0)

@@ -35,7 +35,7 @@ class Turn(Generic[W]):
     started_s: float = 0.0
     granted: asyncio.Future[W] = field(default_factory=lambda: asyncio.Future())
     given_up: bool = False
-    """Whether its job was ended from outside, so that its time says nothing."""
+    """Whether its job was ended from outside or never begun, so that its time says nothing."""
     reclaimed: bool = False
     """Whether its worker was asked back for another."""
     watcher: Callable[[], None] = lambda: None

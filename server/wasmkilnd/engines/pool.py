@@ -12,6 +12,7 @@ from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.dispatch import Dispatch, Turn
+from wasmkilnd.engines.job_ends import OutOfDescriptors
 from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
@@ -107,8 +108,9 @@ class WorkerPool:
         Without ``demand`` it is the daemon's own, and waits like a caller's. Those that are
         ``second`` opinions get half of the workers at most.
         A job that loses its worker through no fault of its own is run once more.
-        Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL,
-        COMPILER_CRASHED when two workers died under the job, or SERVER_DRAINING.
+        Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL, also
+        where the daemon has no file descriptors left; COMPILER_CRASHED when two workers
+        died under the job; or SERVER_DRAINING.
         """
         self._refuse_if_useless()
         demand = demand or Demand.of(Wish())
@@ -140,12 +142,17 @@ class WorkerPool:
                 worker.end_job()
             self._recorder.abandoned(self.engine_id, "running")
             raise
+        except OutOfDescriptors as shortage:
+            log.warning("no job", engine=self.engine_id, cause=str(shortage))
+            raise errors.out_of_descriptors() from None
 
     def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
         """See what became of a worker: a lost one's keeper starts another."""
-        if work.cancelled() or work.exception() is not None:
+        failure = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if failure and not isinstance(failure, OutOfDescriptors):
             self._dispatch.lost(turn)
         else:
+            turn.given_up |= failure is not None
             self._dispatch.done(turn)
             self._offer(worker)
 

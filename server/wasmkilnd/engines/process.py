@@ -18,6 +18,7 @@ import structlog
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.conversation import JobOrder, JobReport, converse, receive
+from wasmkilnd.engines.job_ends import JobEnds, job_ends
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -26,7 +27,6 @@ _START_TIMEOUT_S = 30.0
 # How long a healthy worker takes for its own part of a job, at the very most: a
 # fork before, a word after. Past it the worker itself is sick, and is replaced.
 _WORKER_GRACE_S = 10.0
-_LAST_WORDS_BYTES = 4096
 # For a worker that closed its socket, to write why and to be gone.
 _LAST_MOMENTS_S = 1.0
 _BOOT = (
@@ -98,61 +98,55 @@ class Worker:
     async def run(self, job: JobOrder) -> JobReport:
         """Have the worker do one job, and wait for its end.
 
-        A job past its time is killed with its process group. Raises WorkerDied
-        when the worker itself fails: it is of no use any more then.
+        A job past its time is killed with its process group. Raises OutOfDescriptors
+        before anything has begun, with the worker as good as before; WorkerDied when
+        the worker itself fails: it is of no use any more then.
         """
         try:
-            return await self._run(job)
-        except BaseException:
-            # Whatever interrupts a job leaves the worker in the middle of one.
-            await self.kill()
-            raise
+            with job_ends() as ends:
+                try:
+                    return await self._run(job, ends)
+                except BaseException:
+                    # Whatever interrupts a job leaves the worker in the middle of one.
+                    await self.kill()
+                    raise
+        finally:
+            self._job_is_over = False
 
-    async def _run(self, job: JobOrder) -> JobReport:
+    async def _run(self, job: JobOrder, ends: JobEnds) -> JobReport:
         report = JobReport()
-        sock, theirs = socket.socketpair()
-        words_out, words_in = os.pipe()
-        os.set_blocking(words_out, False)
-        os.set_blocking(words_in, False)  # A flood of words is cut off, and stops nobody.
-        sock.setblocking(False)
-        with sock:
-            try:
-                try:
-                    self._send_run(job, theirs, words_in)
-                finally:
-                    theirs.close()
-                    os.close(words_in)
-                started = await self._soon(Type.STARTED)
-                pid = _number(started, "pid")
-                if pid <= 1:  # To kill group 0 would be to kill our own.
-                    raise WorkerDied(f"{pid} as a job's pid")
-                self._job_pid = pid
-                if self._job_is_over:
-                    _kill_group(pid)
-                try:
-                    async with asyncio.timeout(job.timeout_s):
-                        await converse(sock, job, report)
-                        if report.protocol_error:
-                            _kill_group(pid)
-                        ended = await self._control_frame(Type.ENDED)
-                except TimeoutError:
-                    report.timed_out = True
-                    _kill_group(pid)
-                    ended = await self._soon(Type.ENDED)
-                # Threads or children that it left behind go before its pid is given back.
+        try:
+            self._send_run(job, ends)
+            ends.close_jobs()
+            started = await self._soon(Type.STARTED)
+            pid = _number(started, "pid")
+            if pid <= 1:  # To kill group 0 would be to kill our own.
+                raise WorkerDied(f"{pid} as a job's pid")
+            self._job_pid = pid
+            if self._job_is_over:
                 _kill_group(pid)
-                if ended.get("signal") is None:
-                    report.exit_code = _number(ended, "exit_code")
-                else:
-                    report.signal = _number(ended, "signal")
-                report.last_words = _read_last_words(words_out)
-                if report.signal == signal.SIGSYS:
-                    log.error("a job was killed for a system call that no compiler makes", pid=pid)
-            finally:
-                os.close(words_out)
-                self._job_pid = 0
+            try:
+                async with asyncio.timeout(job.timeout_s):
+                    await converse(ends.sock, job, report)
+                    if report.protocol_error:
+                        _kill_group(pid)
+                    ended = await self._control_frame(Type.ENDED)
+            except TimeoutError:
+                report.timed_out = True
+                _kill_group(pid)
+                ended = await self._soon(Type.ENDED)
+            # Threads or children that it left behind go before its pid is given back.
+            _kill_group(pid)
+            if ended.get("signal") is None:
+                report.exit_code = _number(ended, "exit_code")
+            else:
+                report.signal = _number(ended, "signal")
+            report.last_words = ends.last_words()
+            if report.signal == signal.SIGSYS:
+                log.error("a job was killed for a system call that no compiler makes", pid=pid)
+        finally:
+            self._job_pid = 0
         await self._send_control(frames.HEADER.pack(Type.REAP, 0))
-        self._job_is_over = False
         return report
 
     def end_job(self) -> None:
@@ -161,12 +155,13 @@ class Worker:
         if self._job_pid:
             _kill_group(self._job_pid)
 
-    def _send_run(self, job: JobOrder, theirs: socket.socket, words_in: int) -> None:
+    def _send_run(self, job: JobOrder, ends: JobEnds) -> None:
         limits = json.dumps({"memory_bytes": job.memory_bytes, "cpu_s": max(1, round(job.cpu_s))})
         message = frames.HEADER.pack(Type.RUN, len(limits)) + limits.encode()
         try:
             # Small, and to an empty socket: it is taken whole and at once.
-            sent = socket.send_fds(self.control, [message], [theirs.fileno(), words_in])
+            given = [ends.jobs_sock.fileno(), ends.jobs_words.fileno()]
+            sent = socket.send_fds(self.control, [message], given)
         except OSError as gone:
             raise WorkerDied(str(gone)) from None
         if sent != len(message):
@@ -242,14 +237,6 @@ def _number(answer: Mapping[str, Any], name: str) -> int:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _read_last_words(fd: int) -> str:
-    words = b""
-    with contextlib.suppress(BlockingIOError):
-        while piece := os.read(fd, 65536):
-            words = (words + piece)[-_LAST_WORDS_BYTES:]
-    return words.decode(errors="replace").strip()
 
 
 def _isolation(ready: Mapping[str, Any]) -> Isolation:

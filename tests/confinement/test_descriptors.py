@@ -1,0 +1,82 @@
+"""A daemon that has no file descriptors left says so, and loses no worker over it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines import orders
+from wasmkilnd.engines.pool import WorkerPool
+from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.self_test import LIMITS
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Kind
+from wasmkilnd.telemetry.metrics import Metrics
+
+from tests.confinement.workers import PREAMBLE, TRIPLE
+
+# A job's socket and the pipe for its last words, two ends each.
+NEEDED = 4
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Let this process open ``count`` descriptors and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd.name) for fd in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
+    fillers = []
+    try:
+        while True:
+            try:
+                fillers.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                break
+        for _ in range(count):
+            os.close(fillers.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for filler in fillers:
+            os.close(filler)
+
+
+def how_many_are_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine: Path) -> None:
+    python = confined_engine / "bin" / "python"
+    started: list[Worker] = []
+
+    async def start_worker() -> Worker:
+        started.append(await Worker.start(python, "wasmtime", 2))
+        return started[-1]
+
+    pool = WorkerPool(
+        "wasmtime-0.0.1", start_worker, size=1, limits=InForce(LIMITS), recorder=Metrics("test")
+    )
+    order = orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
+    await pool.start()
+    try:
+        for count in range(NEEDED):
+            before = how_many_are_open()
+            with descriptors_left(count), pytest.raises(WasmkilnError) as failure:
+                await pool.run(order)
+            assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+            assert failure.value.metadata["limit"] == "descriptors"
+            assert failure.value.retry_after_s
+            assert how_many_are_open() == before
+            assert (pool.alive, pool.busy) == (1, 0)
+        with descriptors_left(NEEDED):
+            report, _ = await pool.run(order)
+        assert report.result
+        assert report.result["value"] == 5
+        assert len(started) == 1
+    finally:
+        await pool.close()
