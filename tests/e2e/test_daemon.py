@@ -201,3 +201,26 @@ def test_a_damaged_password_costs_nothing(state_dir: Path) -> None:
     with Daemon(state_dir) as daemon, daemon.client() as client:
         assert client.compile(header.module_sha256).header.origin == 2
     assert not list((state_dir / "redis").glob("broken-*"))
+
+
+FEW_DESCRIPTORS = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (700, 700))
+from wasmkilnd.cli import main
+main()
+"""
+
+
+def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:
+    """It counts for nothing at first: the daemon serves, and says what to do."""
+    flags = ["--workers", "1", "--redis-url", "none"]
+    with Daemon(state_dir, flags, program=["-c", FEW_DESCRIPTORS]) as daemon:
+        with daemon.client() as client:
+            assert client.compile(wasm.adder(41), engine="wasmtime").header.size_bytes
+        [said] = [
+            line
+            for line in map(json.loads, list(daemon.log_lines))
+            if line["event"] == "too few file descriptors"
+        ]
+    assert (said["level"], said["allowed"], said["needed"]) == ("warning", 700, 1024 + 512)
+    assert "max_connections" in said["advice"]

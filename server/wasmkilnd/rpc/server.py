@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 from grpc import aio
 from grpc_channelz.v1 import channelz, channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
@@ -30,6 +31,8 @@ from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.reflection import add_reflection
 from wasmkilnd.rpc.send import Sender
+
+log = structlog.get_logger("wasmkilnd.rpc")
 
 MODULE_SERVICE = "wasmkiln.v1.ModuleService"
 ADMIN_SERVICE = "wasmkiln.v1.AdminService"
@@ -270,8 +273,16 @@ def _refuse_live_socket(address: str, path: str) -> None:
 
 
 def _allow_descriptors(count: int) -> None:
-    """Let the process have as many descriptors open as it needs, and may."""
+    """Let the process have as many descriptors open as it needs, and may; say if it may not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if wanted < count:
+        log.warning(
+            "too few file descriptors",
+            allowed=hard,
+            needed=count,
+            advice="raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd),"
+            " or lower max_connections",
+        )
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
