@@ -123,6 +123,30 @@ def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Pa
         assert client.compile(wasm.adder(23), engine="wasmer").header.size_bytes
 
 
+def test_the_slot_of_a_compile_past_its_limit_is_free_at_once(state_dir: Path) -> None:
+    limit_s = 2.0
+    flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", f"{limit_s:g}"]
+    with (
+        Daemon(state_dir, flags) as daemon,
+        daemon.client(max_attempts=1, timeout_s=60) as client,
+        ThreadPoolExecutor(2) as callers,
+    ):
+        tiny = wasm.adder(27)
+        began = time.monotonic()
+        slow = callers.submit(client.compile, SLOW, engine="wasmer")
+        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
+        workers = workers_of(daemon.pid)
+        waiting = callers.submit(client.compile, tiny, engine="wasmer")
+        with pytest.raises(CompileTimeout):
+            slow.result()
+        assert waiting.result().header.size_bytes
+        late_s = time.monotonic() - began - limit_s
+        # Far below the 10 s after which a worker is given up, on a machine that is busy.
+        print(f"the next was answered {1000 * late_s:.0f} ms after the limit")
+        assert late_s < 5
+        assert workers_of(daemon.pid) == workers
+
+
 def test_a_stopped_worker_does_not_hold_its_caller_for_ever(state_dir: Path) -> None:
     flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "1"]
     with Daemon(state_dir, flags) as daemon, daemon.client(timeout_s=100) as client:
