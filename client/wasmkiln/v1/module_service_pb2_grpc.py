@@ -48,7 +48,9 @@ class ModuleServiceStub(object):
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
     send      answers that are not read fill their budget, or this one was not
-    read in time.
+    read in time;
+    descriptors  the daemon has too many files and connections open to begin a
+    job.
     Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
@@ -118,7 +120,9 @@ class ModuleServiceServicer(object):
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
     send      answers that are not read fill their budget, or this one was not
-    read in time.
+    read in time;
+    descriptors  the daemon has too many files and connections open to begin a
+    job.
     Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
@@ -276,7 +280,9 @@ class ModuleService(object):
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
     send      answers that are not read fill their budget, or this one was not
-    read in time.
+    read in time;
+    descriptors  the daemon has too many files and connections open to begin a
+    job.
     Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
