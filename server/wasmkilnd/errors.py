@@ -277,7 +277,7 @@ def compile_memory_limit(
     if fault is Fault.UNSURE:
         what = (
             f"was refused memory or a thread with less than half of its {limit_bytes:,} bytes"
-            " in use: the machine may have had no more, or it asked for too much at once"
+            " in use: the machine may have had no more"
         )
     advice = "simplify the module, or raise WASMKILN_COMPILE_MEMORY_BYTES"
     return WasmkilnError(

@@ -57,3 +57,13 @@ async def test_a_job_that_floods_the_daemon_within_one_frame_is_killed(confined:
     assert outcome.report.timed_out
     assert outcome.report.artifact is None
     assert (await attempt(confined, "find")).got
+
+
+async def test_what_a_job_used_is_known_whatever_its_end(confined: Worker) -> None:
+    size = 200 * 2**20
+    filled = await attempt(confined, "fill_memory", size)
+    assert size < filled.report.peak_memory_bytes < 2 * size
+    assert filled.report.cpu_s < 10
+    burnt = await attempt(confined, "burn_cpu", cpu_s=1)
+    assert 0.9 < burnt.report.cpu_s < 2.5  # The kernel looks when it accounts.
+    assert 0 < burnt.report.peak_memory_bytes < size

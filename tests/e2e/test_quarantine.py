@@ -18,7 +18,7 @@ from wasmkilnd.engines.store import EngineStore
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.processes import eventually, jobs_of, parent_of
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
@@ -31,11 +31,13 @@ def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
         yield running.url
 
 
-def daemon(tmp_path: Path, name: str, url: str, timeout: str = "1") -> Daemon:
+def daemon(tmp_path: Path, name: str, url: str, **limits: str) -> Daemon:
+    # CPU time runs out at the same point however busy the machine is.
+    limits = {"COMPILE_TIMEOUT_S": "60", **limits}
     environ = {
         "WASMKILN_REDIS_URL": url,
         "WASMKILN_WORKERS": "1",
-        "WASMKILN_COMPILE_TIMEOUT_S": timeout,
+        **{f"WASMKILN_{name}": value for name, value in limits.items()},
     }
     return Daemon(fresh_state(tmp_path / name), environ=environ)
 
@@ -44,8 +46,8 @@ def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
     tmp_path: Path, valkey: str
 ) -> None:
     with (
-        daemon(tmp_path, "a", valkey) as one,
-        daemon(tmp_path, "b", valkey) as two,
+        daemon(tmp_path, "a", valkey, COMPILE_CPU_S="1") as one,
+        daemon(tmp_path, "b", valkey, COMPILE_CPU_S="1") as two,
         one.client() as here,
         two.client() as there,
     ):
@@ -83,7 +85,7 @@ def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
 
 def test_a_job_that_an_operator_kills_condemns_nobody_at_once(tmp_path: Path, valkey: str) -> None:
     with (
-        daemon(tmp_path, "a", valkey, "60") as one,
+        daemon(tmp_path, "a", valkey) as one,
         one.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):
@@ -95,4 +97,25 @@ def test_a_job_that_an_operator_kills_condemns_nobody_at_once(tmp_path: Path, va
             with pytest.raises(CompilerCrashed):
                 slow.result()
         with pytest.raises(ModuleQuarantined, match="SIGKILL"):
+            client.compile(SLOW, engine=ENGINE)
+
+
+def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
+    tmp_path: Path, valkey: str
+) -> None:
+    with (
+        daemon(tmp_path, "a", valkey, COMPILE_TIMEOUT_S="5") as one,
+        one.client(max_attempts=1) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        for _ in range(2):
+            slow = callers.submit(client.compile, SLOW, engine=ENGINE)
+            eventually(lambda: len(jobs_of(one.pid)) == 1, "no job started")
+            os.kill(stopped := jobs_of(one.pid)[0], signal.SIGSTOP)
+            with pytest.raises(CompileTimeout, match="without a CPU"):
+                slow.result()
+            # It is killed all the same, and its worker goes on.
+            eventually(lambda: not parent_of(stopped), "the job is still there")
+            assert client.compile(wasm.adder(1), engine=ENGINE).bytes
+        with pytest.raises(ModuleQuarantined, match="COMPILE_TIMEOUT"):
             client.compile(SLOW, engine=ENGINE)

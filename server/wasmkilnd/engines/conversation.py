@@ -47,6 +47,10 @@ class JobReport:
     """The end of what it wrote to standard error, such as a panic's message."""
     protocol_error: str = ""
     """What it said that no job of ours says; it was killed for it."""
+    cpu_s: float = 0.0
+    """CPU time that all its threads used; 0 where the kernel does not tell."""
+    peak_memory_bytes: int = 0
+    """The most memory that it had resident; 0 where the kernel does not tell."""
 
 
 async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:

@@ -23,6 +23,7 @@ _PANIC = re.compile(
     r"^(?:thread '[^']*'(?: \(\d+\))? panicked at '?)?"
     r"(?:called `Result::unwrap\(\)` on an `Err` value: )?"
 )
+_REFUSED = re.compile(r"memory allocation of (\d{1,19}) bytes")
 # An apostrophe within a word quotes nothing.
 _QUOTATION = re.compile(r"[`\"]|(?<!\w)'")
 
@@ -35,3 +36,12 @@ def is_said_in(words: str) -> bool:
     """
     own = _QUOTATION.split(_PANIC.sub("", words), maxsplit=1)[0].lower()
     return any(sign in own for sign in _SIGNS)
+
+
+def refused_bytes(words: str) -> int:
+    """Answer how much was asked for and not given, as far as the words tell; else 0.
+
+    It can be most of what a job wanted: a table that grows is refused when half of it is there.
+    """
+    refused = _REFUSED.search(words)
+    return int(refused[1]) if refused else 0

@@ -141,6 +141,8 @@ class Worker:
                 report.exit_code = _number(ended, "exit_code")
             else:
                 report.signal = _number(ended, "signal")
+            report.cpu_s = _number(ended, "cpu_ms") / 1000
+            report.peak_memory_bytes = _number(ended, "peak_memory_bytes")
             report.last_words = ends.last_words()
             if report.signal == signal.SIGSYS:
                 log.error("a job was killed for a system call that no compiler makes", pid=pid)

@@ -10,6 +10,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines import answer, out_of_memory
 from wasmkilnd.engines.answer import Answer
 from wasmkilnd.engines.conversation import JobReport
+from wasmkilnd.errors import Fault
 from wasmkilnd.model import Limits
 
 # How a process ends itself, rather than being ended by somebody else.
@@ -58,7 +59,8 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     ``what`` says what the job did, for a message: "compiling" or "validating".
     """
     if report.timed_out:
-        raise errors.compile_timeout(engine_id, what, limits.compile_timeout_s)
+        fault = _fault(report.cpu_s, limits.compile_timeout_s)
+        raise errors.compile_timeout(engine_id, what, limits.compile_timeout_s, fault)
     if report.signal == signal.SIGXCPU:
         raise errors.compile_cpu_timeout(engine_id, what, limits.compile_cpu_s)
     if report.protocol_error:
@@ -77,7 +79,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     if said.outcome == "out_of_memory" or (
         said.offset is None and out_of_memory.is_said_in(said.message)
     ):
-        raise errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
+        raise _no_memory(report, said.message, engine_id, limits)
     return Verdict(Opinion(said.outcome), one_sentence(said.message), said.offset)
 
 
@@ -104,7 +106,7 @@ def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.Wasm
     # did not get: it ends by SIGSEGV where others say that memory has run out.
     ran_out = any(map(out_of_memory.is_said_in, report.last_words.splitlines()))
     if ran_out or (own_end and report.compiled):
-        return errors.compile_memory_limit(engine_id, limits.compile_memory_bytes)
+        return _no_memory(report, report.last_words, engine_id, limits)
     words = one_line(report.last_words)
     if own_end and not report.configured:
         # An engine that dies before it took the settings dies of them: they abort
@@ -114,6 +116,24 @@ def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.Wasm
         name = _name_of(report.signal)
         return errors.compiler_crashed(engine_id, f"was ended by {name}", words, name)
     return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", words)
+
+
+def _no_memory(
+    report: JobReport, words: str, engine_id: str, limits: Limits
+) -> errors.WasmkilnError:
+    limit_bytes = limits.compile_memory_bytes
+    wanted_bytes = report.peak_memory_bytes + out_of_memory.refused_bytes(words)
+    return errors.compile_memory_limit(engine_id, limit_bytes, _fault(wanted_bytes, limit_bytes))
+
+
+def _fault(used: float, limit: float) -> Fault:
+    """Tell a job that used up what it may have from one that did not get it.
+
+    Nothing that compiles sleeps: one that had half of a CPU at the most shared it with
+    others, was stopped, or its machine was. And memory and threads run out below a job's
+    limit where the machine, or a control group, has no more.
+    """
+    return Fault.MODULE if used >= limit / 2 else Fault.UNSURE
 
 
 def one_sentence(words: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from wasmkilnd.engines import verdict
 from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.engines.verdict import Opinion
-from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Limits
 
 LIMITS = Limits(
@@ -75,6 +75,44 @@ def test_ends_without_a_verdict(report: dict[str, Any], reason: Reason, words: s
         read(**report)
     assert failure.value.reason is reason
     assert words in failure.value.message
+
+
+MEMORY_WORDS = "memory allocation of 99 bytes failed"
+ASKED_TOO_MUCH = "memory allocation of 8589934592 bytes failed"
+NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailable) }"
+
+
+@pytest.mark.parametrize(
+    ("report", "fault"),
+    [
+        # Busy in one thread, and in two that shared their CPU with another.
+        ({"timed_out": True, "signal": 9, "cpu_s": 29.9}, Fault.MODULE),
+        ({"timed_out": True, "signal": 9, "cpu_s": 15.0}, Fault.MODULE),
+        # Starved on a crowded machine, stopped, and where the kernel does not tell.
+        ({"timed_out": True, "signal": 9, "cpu_s": 14.9}, Fault.UNSURE),
+        ({"timed_out": True, "signal": 9, "cpu_s": 0.1}, Fault.UNSURE),
+        ({"timed_out": True, "signal": 9}, Fault.UNSURE),
+        ({"signal": int(signal.SIGXCPU)}, Fault.MODULE),
+        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1949}, Fault.MODULE),
+        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948}, Fault.UNSURE),
+        ({"result": {"outcome": "invalid", "message": ASKED_TOO_MUCH}}, Fault.MODULE),
+        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100}, Fault.UNSURE),
+        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100}, Fault.UNSURE),
+        ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({"signal": 11}, Fault.MODULE),
+        ({"signal": 9}, Fault.UNSURE),
+        ({"result": {"outcome": "too_large", "size_bytes": 5000}}, Fault.NONE),
+        ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
+    ],
+)
+def test_what_a_job_used_tells_its_own_fault_from_the_machine_s(
+    report: dict[str, Any], fault: Fault
+) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        read(**report)
+    assert failure.value.fault is fault
 
 
 def test_verdicts() -> None:

@@ -24,7 +24,7 @@ class Type(IntEnum):
     # Control socket, worker to daemon.
     READY = 1  # JSON: pid, threads
     STARTED = 2  # JSON: pid of the job
-    ENDED = 3  # JSON: exit code, or signal number
+    ENDED = 3  # JSON: exit code, or signal number; what it used
     # Control socket, daemon to worker.
     RUN = 4  # JSON: limits; with it travel the job's socket and its standard error
     REAP = 5  # empty: the job's pid may be given back to the system

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import cpu, frames, job
 from .engine import Engine, load
-from .isolation import limits, probe
+from .isolation import kernel, limits, probe
 from .isolation.confinement import Confinement
 
 _NICENESS = 5
@@ -36,6 +36,7 @@ def main(engine_name: str, control_fd: int) -> None:
     control = socket.socket(fileno=os.dup(control_fd))
     os.close(control_fd)
     engine = load(engine_name)
+    machine = kernel.machine()
     threads = len(os.listdir("/proc/self/task"))
     cpu.host_features()  # Remembered, for a confined worker has no file to read.
     confinement = Confinement()
@@ -66,6 +67,7 @@ def main(engine_name: str, control_fd: int) -> None:
             frames.Type.ENDED,
             exit_code=None if by_signal else ended.si_status if ended else 0,
             signal=ended.si_status if by_signal and ended else None,
+            **limits.used_by(pid, machine),
         )
         frames.receive(control)  # REAP
         os.waitpid(pid, 0)

@@ -1,16 +1,20 @@
-"""How long a process may live, and how much of the machine a job may use."""
+"""How long a process may live, and how much of the machine a job may use, and did."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
 from typing import Any
 
-from . import kernel
+from . import kernel, syscalls
 
 # What getppid answers when the parent is outside of the process namespace.
 _OUT_OF_SIGHT = 0
+# A struct rusage is all longs: seconds and microseconds as a user and in the kernel, the most
+# kibibytes resident, and more.
+_USAGE_LONGS = 18
 
 
 def die_with_parent(parent: int) -> None:
@@ -34,3 +38,18 @@ def limit(wanted: dict[str, Any], mapped_bytes: int) -> None:
     cpu = int(wanted["cpu_s"])
     # The hard limit a second later kills a process that does not die of SIGXCPU.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+
+
+def used_by(pid: int, machine: str) -> dict[str, int]:
+    """Answer what a child that has ended, and is not reaped, used: ``cpu_ms`` of all its threads,
+    and ``peak_memory_bytes`` resident. Zeros where the kernel does not tell.
+    """
+    usage = (ctypes.c_long * _USAGE_LONGS)()
+    try:
+        # The library's waitid leaves this out, and its wait4 reaps.
+        syscalls.make("waitid", machine, os.P_PID, pid, None, os.WEXITED | os.WNOWAIT, usage)
+    except OSError:
+        return {"cpu_ms": 0, "peak_memory_bytes": 0}
+    user_s, user_us, kernel_s, kernel_us, peak_kib = usage[:5]
+    cpu_ms = (user_s + kernel_s) * 1000 + (user_us + kernel_us) // 1000
+    return {"cpu_ms": cpu_ms, "peak_memory_bytes": peak_kib * 1024}
