@@ -77,8 +77,8 @@ class AsyncClient:
 
         Raises OSError when the path can't be read,
         and NotWasm, ModuleTooLarge, DigestMismatch, ModuleInvalid, EngineUnknown,
-        EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull or
-        CompilerCrashed.
+        EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull,
+        CompilerCrashed or, for a component, ModuleQuarantined.
         """
         return await self._run(
             self._calls.load(

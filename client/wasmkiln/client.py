@@ -85,8 +85,8 @@ class Client:
 
         Raises OSError when the path can't be read,
         and NotWasm, ModuleTooLarge, DigestMismatch, ModuleInvalid, EngineUnknown,
-        EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull or
-        CompilerCrashed.
+        EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull,
+        CompilerCrashed or, for a component, ModuleQuarantined.
         """
         return self._run(
             self._calls.load(

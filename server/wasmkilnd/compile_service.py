@@ -148,10 +148,12 @@ class CompileService:
         already_loaded = await self._cache.get_module(module.sha256) is not None
         if not already_loaded:
             self._refuse_if_late(engine_id, module, order.terms, None)
+        spec = self._engines.spec(engine_id, "", "", {})
+        watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec)
         put_down = self._hold(engine_id, module, order.terms.wish)
         order.terms.let_go()
         try:
-            await self._engines.validate(engine_id, module, Demand.of(order.terms.wish))
+            await self._engines.validate(engine_id, module, Demand.of(order.terms.wish), watch)
         finally:
             put_down()
         if not already_loaded:
@@ -328,12 +330,8 @@ class CompileService:
             async with turn as made_meanwhile:
                 if made_meanwhile:
                     return Served(*made_meanwhile)
-                await self._quarantine.check(key)
-                try:
+                async with self._quarantine.watch(key, spec):
                     code = await self._engines.compile(spec, module, demand)
-                except errors.WasmkilnError as failure:
-                    await self._quarantine.report(key, spec, failure)
-                    raise
                 demand.kept = True  # What is there is stored, whoever left.
                 artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
                 if uploaded:

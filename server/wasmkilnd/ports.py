@@ -157,8 +157,17 @@ class Engines(Protocol):
         """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
         ...
 
-    async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
-        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
+    async def validate(
+        self,
+        engine_id: str,
+        module: Module,
+        demand: Demand,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
+        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load.
+
+        ``watch`` is entered for a job that compiles to validate, once however many ask for it.
+        """
         ...
 
     def expected_wait_s(

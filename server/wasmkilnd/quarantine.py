@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
@@ -53,6 +54,16 @@ class Quarantine:
     def size(self) -> int:
         """How many modules this daemon knows to be in quarantine now."""
         return sum(1 for known in self._known.values() if known.left_s(self._clock()) > 0)
+
+    @asynccontextmanager
+    async def watch(self, key: CacheKey, spec: CompileSpec) -> AsyncIterator[None]:
+        """Surround a compile of ``key``: raise MODULE_QUARANTINED instead, or note its failure."""
+        await self.check(key)
+        try:
+            yield
+        except WasmkilnError as failure:
+            await self.report(key, spec, failure)
+            raise
 
     async def check(self, key: CacheKey) -> None:
         """Raise MODULE_QUARANTINED if ``key`` is to be refused."""

@@ -23,6 +23,7 @@ from tests.e2e.processes import eventually, jobs_of, parent_of
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
 SLOW = wasm.nested_blocks(1_000_000)
+SLOW_COMPONENT = wasm.component(wasm.many_functions(600_000))
 
 
 @pytest.fixture
@@ -83,21 +84,25 @@ def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
         assert there.compile(wasm.adder(1), engine=ENGINE).bytes
 
 
-def test_a_job_that_an_operator_kills_condemns_nobody_at_once(tmp_path: Path, valkey: str) -> None:
+@pytest.mark.parametrize("call", ["compile", "load"])
+def test_a_job_that_an_operator_kills_condemns_nobody_at_once(
+    tmp_path: Path, valkey: str, call: str
+) -> None:
+    module, engine = (SLOW, ENGINE) if call == "compile" else (SLOW_COMPONENT, "wasmtime")
     with (
         daemon(tmp_path, "a", valkey) as one,
         one.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):
         for _ in range(2):
-            slow = callers.submit(client.compile, SLOW, engine=ENGINE)
+            slow = callers.submit(getattr(client, call), module, engine=engine)
             eventually(lambda: len(jobs_of(one.pid)) == 1, "no job started")
             time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
             os.kill(jobs_of(one.pid)[0], signal.SIGKILL)
             with pytest.raises(CompilerCrashed):
                 slow.result()
         with pytest.raises(ModuleQuarantined, match="SIGKILL"):
-            client.compile(SLOW, engine=ENGINE)
+            getattr(client, call)(module, engine=engine)
 
 
 def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
@@ -119,3 +124,27 @@ def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
             assert client.compile(wasm.adder(1), engine=ENGINE).bytes
         with pytest.raises(ModuleQuarantined, match="COMPILE_TIMEOUT"):
             client.compile(SLOW, engine=ENGINE)
+
+
+def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
+    tmp_path: Path, valkey: str
+) -> None:
+    """It is validated by compiling it: each Load would cost what its compile costs."""
+    with (
+        daemon(tmp_path, "a", valkey, COMPILE_CPU_S="1") as one,
+        daemon(tmp_path, "b", valkey, COMPILE_CPU_S="1") as two,
+        one.client(max_attempts=1) as here,
+        two.client(max_attempts=1) as there,
+    ):
+        with pytest.raises(CompileTimeout):
+            here.load(SLOW_COMPONENT)
+        for client in (here, there):
+            for attempt in (client.load, client.compile):
+                with pytest.raises(ModuleQuarantined, match="COMPILE_TIMEOUT"):
+                    attempt(SLOW_COMPONENT)
+        assert there.load(wasm.component(wasm.adder(1))).sha256
+        assert here.release(wasm.digest(SLOW_COMPONENT)).released == 1
+        with pytest.raises(CompileTimeout):
+            there.compile(SLOW_COMPONENT)
+        with pytest.raises(ModuleQuarantined):
+            here.load(SLOW_COMPONENT)

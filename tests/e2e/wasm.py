@@ -70,6 +70,11 @@ def many_functions(count: int, tag: int = 0) -> bytes:
     )
 
 
+def component(core: bytes) -> bytes:
+    """A component that holds a core module, and does nothing with it."""
+    return COMPONENT_PREAMBLE + section(1, core)
+
+
 def constant(value: int) -> bytes:
     """A valid module that exports one function, which answers ``value``."""
     body = b"\0\x41" + signed_leb128(value) + b"\x0b"

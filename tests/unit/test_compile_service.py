@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -69,12 +70,19 @@ class Engines:
             raise self.failure
         return CompiledCode(b"code of " + spec.engine.name.encode(), 0.5, 0.1, [], [], False)
 
-    async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
+    async def validate(
+        self,
+        engine_id: str,
+        module: Module,
+        demand: Demand,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
         self.validating += 1
         await self.release.wait()
         self.validating -= 1
-        if self.failure:
-            raise self.failure
+        async with watch if module.kind is Kind.COMPONENT else nullcontext():
+            if self.failure:
+                raise self.failure
 
     def expected_wait_s(
         self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
@@ -228,6 +236,24 @@ async def test_a_module_that_broke_the_compiler_is_refused_the_next_time(rig: Ri
     rig.engines.failure = None
     await rig.quarantine.release("")
     assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+
+
+async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(rig: Rig) -> None:
+    rig.engines.failure = errors.compile_timeout("other-1", "validating", 30)
+    for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
+        with pytest.raises(WasmkilnError) as raised:
+            await rig.service.load(LoadOrder(COMPONENT))
+        assert raised.value.reason is reason
+    with pytest.raises(WasmkilnError, match="is refused for"):
+        await rig.service.compile(CompileOrder(wasm=COMPONENT))
+    # With another target its compile is another matter.
+    with pytest.raises(WasmkilnError, match="did not finish"):
+        await rig.service.compile(CompileOrder(wasm=COMPONENT, target="elsewhere"))
+    await rig.quarantine.release("")
+    with pytest.raises(WasmkilnError, match="did not finish"):
+        await rig.service.compile(CompileOrder(wasm=COMPONENT))
+    with pytest.raises(WasmkilnError, match="is refused for"):
+        await rig.service.load(LoadOrder(COMPONENT))
 
 
 A = Wish("a")

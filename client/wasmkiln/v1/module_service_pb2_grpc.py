@@ -151,6 +151,9 @@ class ModuleServiceServicer(object):
         FAILED_PRECONDITION ENGINE_LACKS_FEATURE  valid, but not for this engine; metadata:
         engine, accepted_by, offset (where the engine says
         one).
+        FAILED_PRECONDITION MODULE_QUARANTINED    a component, which is validated by compiling
+        it, that broke this engine as in Compile;
+        metadata: engine, first_reason, seconds_left.
         DEADLINE_EXCEEDED   COMPILE_TIMEOUT       validation ran past its limit.
         RESOURCE_EXHAUSTED  COMPILE_MEMORY_LIMIT  validation ran past its memory limit.
         RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 
 from wasmkilnd import errors
@@ -26,8 +27,10 @@ from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.singleflight import SingleFlight
 
-# Validating the worst of 280 hostile files took 0.22 s. Only components, whose validation is a
-# compilation, need more; and one whose second opinion costs more than this has to do without.
+# wasmtime's package has no other way to validate them.
+_VALIDATED_BY_COMPILING = frozenset({Kind.COMPONENT})
+# Validating the worst of 280 hostile core modules took 0.22 s. Only components need more;
+# and one whose second opinion costs more than this has to do without.
 _SECOND_OPINION_CPU_S = 2.0
 # How long an engine that came to no opinion of a module is not asked again.
 _NO_OPINION_S = 600.0
@@ -49,12 +52,19 @@ class Opinions:
         self._flights: SingleFlight[tuple[Key, bool], Verdict] = SingleFlight()
         self._no_opinions: OrderedDict[Key, float] = OrderedDict()
 
-    async def of(self, engine_id: str, module: Module, demand: Demand) -> Verdict:
+    async def of(
+        self,
+        engine_id: str,
+        module: Module,
+        demand: Demand,
+        watch: AbstractAsyncContextManager[None],
+    ) -> Verdict:
         """Answer what an engine with its default settings says of a module.
 
-        Raises the errors of Load for an engine that came to no verdict.
+        ``watch`` is entered for a job that compiles to find out. Raises what it raises, and
+        the errors of Load for an engine that came to no verdict.
         """
-        return await self._validated(engine_id, module, demand)
+        return await self._validated(engine_id, module, demand, watch)
 
     def expected_wait_s(
         self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
@@ -138,7 +148,13 @@ class Opinions:
                 self._no_opinions.pop(key, None)
 
     async def _validated(
-        self, engine_id: str, module: Module, demand: Demand, *, second: bool = False
+        self,
+        engine_id: str,
+        module: Module,
+        demand: Demand,
+        watch: AbstractAsyncContextManager[None],
+        *,
+        second: bool = False,
     ) -> Verdict:
         engine = self._served[engine_id]
         if not engine.takes(module.kind):
@@ -149,8 +165,10 @@ class Opinions:
             host = engine.capabilities.host_triple
             limits = self._limits_of(second)
             order = orders.on_module("validate", module, host, NATIVE, {}, limits)
-            report, _ = await engine.pool.run(order, demand, second=second)
-            said = verdict.read(report, engine_id, "validating", limits)
+            # Within the flight: a failure that many callers are told is one strike.
+            async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
+                report, _ = await engine.pool.run(order, demand, second=second)
+                said = verdict.read(report, engine_id, "validating", limits)
             self._memory.put(key, said)
             return said
 
@@ -200,7 +218,7 @@ class Opinions:
         try:
             if by_compiling:
                 return await self._compiles(engine, module, spec, demand)
-            return await self._validated(other, module, demand, second=True)
+            return await self._validated(other, module, demand, nullcontext(), second=True)
         except WasmkilnError as failure:
             if failure.reason in _NOT_HEARD:
                 return failure

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
@@ -167,9 +168,18 @@ class EngineRegistry:
         """Answer how long a caller would wait for a worker, 0 where one is free."""
         return self._opinions.expected_wait_s(engine_id, module, wish, demand)
 
-    async def validate(self, engine_id: str, module: Module, demand: Demand) -> None:
-        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load."""
-        said = await self._opinions.of(engine_id, module, demand)
+    async def validate(
+        self,
+        engine_id: str,
+        module: Module,
+        demand: Demand,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
+        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load.
+
+        ``watch`` is entered for a job that compiles to validate, once however many ask for it.
+        """
+        said = await self._opinions.of(engine_id, module, demand, watch)
         if said.opinion is not Opinion.VALID:
             raise await self._opinions.refusal(engine_id, module, said, demand)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -97,6 +98,7 @@ class Rig:
     def __init__(self, engines: Mapping[str, tuple[Said, Said]]) -> None:
         self.pools = {engine_id: Pool(*says) for engine_id, says in engines.items()}
         self.recorder = Recorder()
+        self.watched = 0
         served = [
             ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
             for engine_id, pool in self.pools.items()
@@ -104,7 +106,12 @@ class Rig:
         self.registry = EngineRegistry(served, "", InForce(LIMITS), self.recorder)
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
-        await self.registry.validate(engine, module, Demand.of(Wish()))
+        await self.registry.validate(engine, module, Demand.of(Wish()), self._watch())
+
+    @asynccontextmanager
+    async def _watch(self) -> AsyncIterator[None]:
+        self.watched += 1
+        yield
 
     async def compile(
         self,
@@ -213,6 +220,24 @@ async def test_a_component_whose_second_opinion_takes_too_long_goes_by_its_kind(
     failure = await refused(rig.load("old-1", COMPONENT))
     assert failure.reason is Reason.ENGINE_LACKS_FEATURE
     assert failure.metadata["accepted_by"] == "new-1"
+
+
+# --- What is watched for the quarantine ----------------------------------------------------
+
+
+async def test_a_job_that_compiles_to_validate_is_watched_once_for_all_who_ask() -> None:
+    rig = Rig({"new-1": ("killed at its limit", VALID)})
+    await asyncio.gather(*(refused(rig.load("new-1", COMPONENT)) for _ in range(20)))
+    assert rig.pools["new-1"].orders == {"validate": 1}
+    assert rig.watched == 1
+
+
+async def test_what_needs_no_compiling_is_not_watched() -> None:
+    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
+    await rig.load("new-1")
+    await refused(rig.load("old-1", COMPONENT))  # A second opinion, which has limits of its own.
+    await rig.load("new-1", COMPONENT)  # Known by now.
+    assert rig.watched == 0
 
 
 # --- What is remembered -------------------------------------------------------------------
