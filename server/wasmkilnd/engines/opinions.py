@@ -92,9 +92,17 @@ class Opinions:
             said = self._memory.get((module.sha256, engine.id, ""))
         return said if said and said.opinion is not Opinion.VALID else None
 
+    def oversize_known(self, spec: CompileSpec, module: Module) -> int:
+        """Answer the size in bytes of an artifact that was above its limit; 0 of others.
+
+        It is the same each time: only a higher limit is worth another compilation.
+        """
+        said = self._memory.get((module.sha256, spec.engine.id, spec.fingerprint))
+        return said.oversize_bytes or 0 if said else 0
+
     def compiled(self, spec: CompileSpec, module: Module, said: Verdict) -> None:
         """Take note of what a compilation said."""
-        if said.opinion is not Opinion.VALID:
+        if said.opinion is not Opinion.VALID or said.oversize_bytes is not None:
             self._memory.put((module.sha256, spec.engine.id, spec.fingerprint), said)
         if said.opinion is not Opinion.UNSUPPORTED and not spec.changed_settings:
             self._memory.put((module.sha256, spec.engine.id, ""), said)

@@ -120,8 +120,11 @@ class EngineRegistry:
         """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
         said = self._opinions.refusal_known(spec, module)
         if said is None:
+            size = self._opinions.oversize_known(spec, module)
+            limit = self._limits.now.artifact_bytes
+            if size > limit:
+                raise errors.artifact_too_large(spec.engine.id, size, limit)
             report, queued_s, said = await self._compile_on(spec, module, demand)
-            self._opinions.compiled(spec, module, said)
             if said.opinion is Opinion.VALID:
                 return _code(verdict.compiled(report, spec.engine.id), queued_s)
         demand.release()  # There is nothing to keep: if all have left, this ends here.
@@ -132,7 +135,7 @@ class EngineRegistry:
     async def _compile_on(
         self, spec: CompileSpec, module: Module, demand: Demand
     ) -> tuple[JobReport, float, Verdict]:
-        """Have one engine compile, and record how it went, without what others say of it."""
+        """Have one engine compile, and note how it went, without what others say of it."""
         engine = self._served[spec.engine.id]
         started = time.monotonic()
         limits = self._limits.now
@@ -145,6 +148,11 @@ class EngineRegistry:
             )
             report, queued_s = await engine.pool.run(order, demand)
             said = verdict.read(report, engine.id, "compiling", limits)
+            self._opinions.compiled(spec, module, said)
+            if said.oversize_bytes is not None:
+                raise errors.artifact_too_large(
+                    engine.id, said.oversize_bytes, limits.artifact_bytes
+                )
             outcome = _REASONS.get(said.opinion)
             return report, queued_s, said
         except WasmkilnError as failure:

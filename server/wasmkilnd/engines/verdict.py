@@ -41,6 +41,8 @@ class Verdict:
     """The engine's own words, on one line and not endless."""
     offset: int | None = None
     """Where in the module the engine stopped, in bytes."""
+    oversize_bytes: int | None = None
+    """The size of its artifact, where that was above the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ class Compiled:
 def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdict:
     """Answer the engine's verdict on the module.
 
-    Raises SETTING_UNKNOWN, COMPILE_TIMEOUT, COMPILE_MEMORY_LIMIT,
-    ARTIFACT_TOO_LARGE or COMPILER_CRASHED for a job that came to no verdict.
+    Raises SETTING_UNKNOWN, COMPILE_TIMEOUT, COMPILE_MEMORY_LIMIT or COMPILER_CRASHED
+    for a job that came to no verdict.
     ``what`` says what the job did, for a message: "compiling" or "validating".
     """
     if report.timed_out:
@@ -74,7 +76,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     if said.outcome == "settings_refused":
         raise errors.settings_refused(engine_id, one_sentence(said.message))
     if said.outcome == "too_large":
-        raise errors.artifact_too_large(engine_id, said.size_bytes, limits.artifact_bytes)
+        return Verdict(Opinion.VALID, oversize_bytes=said.size_bytes)
     # Only a validator says where in the module it stopped.
     if said.outcome == "out_of_memory" or (
         said.offset is None and out_of_memory.is_said_in(said.message)

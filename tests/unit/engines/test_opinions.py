@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ COMPONENT = Module("b" * 64, Kind.COMPONENT, b"\0asm\x0d\0\x01\0")
 
 VALID = {"outcome": "ok"}
 INVALID = {"outcome": "invalid", "message": "bad (at offset 9)", "offset": 9}
+TOO_LARGE = {"outcome": "too_large", "size_bytes": 5000}
 UNSUPPORTED = {"outcome": "unsupported", "message": "no simd"}
 
 Said = Mapping[str, Any] | WasmkilnError | str
@@ -103,7 +105,8 @@ class Rig:
             ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
             for engine_id, pool in self.pools.items()
         ]
-        self.registry = EngineRegistry(served, "", InForce(LIMITS), self.recorder)
+        self.limits = InForce(LIMITS)
+        self.registry = EngineRegistry(served, "", self.limits, self.recorder)
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
         await self.registry.validate(engine, module, Demand.of(Wish()), self._watch())
@@ -261,6 +264,35 @@ async def test_a_refusal_to_compile_is_remembered_by_fingerprint() -> None:
     assert rig.pools["old-1"].orders == {"compile": 1}
     await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
     assert rig.pools["old-1"].orders == {"compile": 2}
+
+
+async def test_the_size_of_an_artifact_that_is_too_large_is_remembered() -> None:
+    rig = Rig({"old-1": (VALID, TOO_LARGE)})
+    for limit_bytes in (1000, 1000, 4999, 10):
+        rig.limits.now = replace(LIMITS, artifact_bytes=limit_bytes)
+        failure = await refused(rig.compile("old-1"))
+        assert failure.reason is Reason.ARTIFACT_TOO_LARGE
+        assert failure.metadata["size_bytes"] == "5000"
+        assert failure.metadata["limit_bytes"] == str(limit_bytes)
+    await rig.load("old-1")  # It is valid all the same.
+    assert rig.pools["old-1"].orders == {"compile": 1}
+    assert rig.recorder.outcomes == ["artifact_too_large"]
+    await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
+    assert rig.pools["old-1"].orders == {"compile": 2}
+    # Now it fits, so it is tried again.
+    rig.limits.now = replace(LIMITS, artifact_bytes=5000)
+    rig.pools["old-1"].says["compile"] = VALID
+    await rig.compile("old-1")
+    rig.registry.forget(EvictScope())
+    rig.limits.now = LIMITS
+    await rig.compile("old-1")
+    assert rig.pools["old-1"].orders == {"compile": 4}
+
+
+async def test_an_artifact_that_is_too_large_is_no_word_against_the_module() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, TOO_LARGE)})
+    await refused(rig.compile("new-1"))
+    assert (await refused(rig.load("old-1"))).metadata["accepted_by"] == "new-1"
 
 
 async def test_to_compile_by_itself_is_to_validate() -> None:

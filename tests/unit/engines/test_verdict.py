@@ -51,11 +51,6 @@ def read(**report: Any) -> verdict.Verdict:
         ),
         ({"result": {"outcome": "out_of_memory"}}, Reason.COMPILE_MEMORY_LIMIT, "4,096"),
         (
-            {"result": {"outcome": "too_large", "size_bytes": 5000}},
-            Reason.ARTIFACT_TOO_LARGE,
-            "5,000 bytes",
-        ),
-        (
             {"result": {"outcome": "settings_refused", "message": "no gc"}},
             Reason.SETTING_UNKNOWN,
             "no gc",
@@ -103,7 +98,6 @@ NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailab
         ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
         ({"signal": 11}, Fault.MODULE),
         ({"signal": 9}, Fault.UNSURE),
-        ({"result": {"outcome": "too_large", "size_bytes": 5000}}, Fault.NONE),
         ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
     ],
 )
@@ -119,6 +113,8 @@ def test_verdicts() -> None:
     assert read(result={"outcome": "ok"}).opinion is Opinion.VALID
     invalid = read(result={"outcome": "invalid", "message": "bad", "offset": 7})
     assert (invalid.opinion, invalid.message, invalid.offset) == (Opinion.INVALID, "bad", 7)
+    large = read(result={"outcome": "too_large", "size_bytes": 5000})
+    assert (large.opinion, large.oversize_bytes) == (Opinion.VALID, 5000)
     lacking = read(result={"outcome": "unsupported", "message": "simd"})
     assert (lacking.opinion, lacking.offset) == (Opinion.UNSUPPORTED, None)
 
