@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wasmkilnd import errors, wire
 from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.anew import Anew
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.in_force import InForce
 from wasmkilnd.ledger import Ledger
@@ -29,7 +31,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
-from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer
+from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer, Turn
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import Seat, SingleFlight
 
@@ -37,6 +39,8 @@ MAX_FIND_MISSING_KEYS = 10_000
 
 # Hashing less than this takes less time than handing it to a thread and back.
 _HASH_INLINE_BYTES = 256 * 1024
+# Who waits longer for a worker looks again whether another broke its compiler meanwhile.
+_STRIKES_ARE_NEWS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,23 +329,44 @@ class CompileService:
         demand: Demand,
     ) -> Served:
         """Do the one compilation of a flight."""
-        turn = contextlib.nullcontext() if skip_cache_lookup else self._cache.turn(key)
+        turns = contextlib.nullcontext(Anew()) if skip_cache_lookup else self._cache.turn(key)
         try:
-            async with turn as made_meanwhile:
-                if made_meanwhile:
-                    return Served(*made_meanwhile)
-                async with self._quarantine.watch(key, spec):
-                    code = await self._engines.compile(spec, module, demand)
-                demand.kept = True  # What is there is stored, whoever left.
-                artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
-                if uploaded:
-                    # The engine accepted it, which is what Load would have asked.
-                    await self._cache.put_module(module)
-                await self._cache.put(artifact)
-                return Served(artifact, Origin.COMPILED, code.queue_time_s)
+            async with turns as turn:
+                while (made := await turn.made()) is None:
+                    with contextlib.suppress(errors.DoneElsewhere):
+                        return await self._make(key, module, uploaded, spec, turn, demand)
+                return Served(*made)
         except asyncio.CancelledError:
             # Either nobody waits, or the daemon ends.
             raise errors.server_draining() from None
+
+    async def _make(
+        self,
+        key: CacheKey,
+        module: Module,
+        uploaded: bool,
+        spec: CompileSpec,
+        turn: Turn,
+        demand: Demand,
+    ) -> Served:
+        """Compile and store. Raises DoneElsewhere when another does before a worker is there."""
+
+        async def begin() -> None:
+            if time.monotonic() - checked_s > _STRIKES_ARE_NEWS_S:
+                await self._quarantine.check(key)
+            await turn.begin()
+
+        async with self._quarantine.watch(key, spec):
+            checked_s = time.monotonic()
+            demand.begin, demand.failed = begin, turn.failed
+            code = await turn.unless_made(self._engines.compile(spec, module, demand))
+        demand.kept = True  # What is there is stored, whoever left.
+        artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
+        if uploaded:
+            # The engine accepted it, which is what Load would have asked.
+            await self._cache.put_module(module)
+        await self._cache.put(artifact)
+        return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
     async def _as_artifact(self, module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
         if len(code.payload) <= _HASH_INLINE_BYTES:

@@ -88,6 +88,10 @@ class WrongType(TierUnavailable):
     """A key holds another type of value than ours, which nobody of us put there."""
 
 
+class DoneElsewhere(Exception):  # noqa: N818 - no fault of anybody's
+    """What waited for a worker is done by another, or is done. Never reaches a caller."""
+
+
 def invalid_request(message: str, field: str) -> WasmkilnError:
     """The request itself is malformed."""
     return WasmkilnError(Reason.INVALID_REQUEST, message, field=field)

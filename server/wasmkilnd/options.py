@@ -48,7 +48,7 @@ def remote_options(in_force: InForce[Settings]) -> RemoteOptions:
         timeout_s=settings.redis_timeout_s,
         retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
-        # Whoever compiles has ended by then, well or badly, unless it waits for a worker.
+        # Whoever compiles has ended by then, well or badly.
         turn_patience_s=lambda: in_force.now.compile_timeout_s + settings.compile_lease_s,
         write_queue_bytes=settings.write_queue_bytes,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.model import (
@@ -21,6 +21,8 @@ from wasmkilnd.model import (
     Strike,
     TierUsage,
 )
+
+V = TypeVar("V")
 
 
 class Tier(Protocol):
@@ -75,15 +77,38 @@ class Tier(Protocol):
         ...
 
 
+class Turn(Protocol):
+    """A daemon's part in who compiles one artifact, in the whole fleet.
+
+    It is taken by ``begin``, which is for when a worker is there: what only waits for one
+    keeps no other daemon from compiling.
+    """
+
+    async def made(self) -> tuple[Artifact, Origin] | None:
+        """Answer the artifact if it is there; None when no other daemon is making it either."""
+        ...
+
+    async def unless_made(self, work: Coroutine[Any, Any, V]) -> V:
+        """Answer what ``work`` answers, which calls ``begin`` on its way.
+
+        Raises DoneElsewhere, and cancels it, when another stores the artifact before.
+        """
+        ...
+
+    async def begin(self) -> None:
+        """Take the turn, until what is put is stored. Raises DoneElsewhere if it is another's."""
+        ...
+
+    def failed(self) -> None:
+        """Tell the others, now, that the module does not compile."""
+        ...
+
+
 class Cache(Protocol):
     """The tiers as one. No call raises for a tier's sake: a tier that fails is passed over."""
 
-    def turn(self, key: CacheKey) -> AbstractAsyncContextManager[tuple[Artifact, Origin] | None]:
-        """Wait until it is this daemon's turn, in the whole fleet, to compile ``key``.
-
-        Within the context: None, and the turn lasts until what is put is stored; or the
-        artifact, if another has made it meanwhile.
-        """
+    def turn(self, key: CacheKey) -> AbstractAsyncContextManager[Turn]:
+        """Answer this daemon's part in who compiles ``key``; how the context ends, others hear."""
         ...
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:

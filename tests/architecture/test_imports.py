@@ -13,7 +13,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
-    *("demand", "singleflight", "seal", "redis_address", "in_force", "ledger"),
+    *("anew", "demand", "singleflight", "seal", "redis_address", "in_force", "ledger"),
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "fingerprint": {"model"},
     "redis_address": set(),
     "demand": set(),
+    "anew": {"model"},
     "ports": {"model", "errors", "demand"},
     "admission": {"model", "errors"},
     "singleflight": {"demand"},

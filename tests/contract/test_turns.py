@@ -14,9 +14,17 @@ from redis.asyncio import Redis
 from wasmkilnd.cache.connect import connect
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.lease import Lease
+from wasmkilnd.cache.leases import Leases
 from wasmkilnd.cache.patience import Patience
 from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.turns import FleetTurns
+from wasmkilnd.cache.turns import Claim, FleetTurns
+from wasmkilnd.errors import (
+    DoneElsewhere,
+    WasmkilnError,
+    compile_queue_full,
+    module_invalid,
+    server_draining,
+)
 from wasmkilnd.model import EvictScope
 
 from tests.contract.sealing import THEIRS, sealer
@@ -51,15 +59,11 @@ class Daemon:
         self.tier = RedisTier(connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1)
         self.writes = asyncio.Event()
         self.writes.set()
-        self.turns = FleetTurns(
-            self.tier.link,
-            self.tier.names,
-            sealer(),
-            self.outcomes,
-            lambda key: self._stored(),
-            lease_s=LEASE_S,
-            patience_s=lambda: self.patience_s,
+        leases = Leases(
+            self.tier.link, self.tier.names, sealer(), lambda key: self._stored(), LEASE_S
         )
+        self.turns = FleetTurns(leases, self.outcomes, patience_s=lambda: self.patience_s)
+        self.worker = asyncio.Lock()
         self.compiles = 0
 
     async def _stored(self) -> None:
@@ -68,11 +72,32 @@ class Daemon:
 
     async def compile(self, seconds: float = 0.0) -> bool:
         """Compile when it is this daemon's turn; answer whether it did."""
-        async with self.turns.take(ONE.key) as ours:
-            if ours:
-                self.compiles += 1
-                await asyncio.sleep(seconds)
-            return ours
+        async with self.turns.take(ONE.key) as claim:
+            while not await claim.stored():
+                with contextlib.suppress(DoneElsewhere):
+                    await claim.unless_stored(self._work(claim, seconds))
+                    return True
+            return False
+
+    async def _work(self, claim: Claim, seconds: float) -> None:
+        async with self.worker:
+            await claim.begin()
+            self.compiles += 1
+            await asyncio.sleep(seconds)
+
+    @contextlib.asynccontextmanager
+    async def compiling(self) -> AsyncIterator[None]:
+        """Compile for as long as the context lasts."""
+        async with self.turns.take(ONE.key) as claim:
+            await claim.begin()
+            yield
+
+    async def die(self) -> None:
+        """Be as a process that is gone: nobody renews, and nobody says goodbye."""
+        self.turns._leases._link = None  # type: ignore[assignment]
+        for task in self.turns._under_way:
+            task.cancel()
+        self.turns._under_way.clear()
 
     async def close(self) -> None:
         await self.turns.close()
@@ -143,12 +168,12 @@ async def test_a_compile_that_fails_lets_all_the_others_go_at_once(valkey: Redis
         waiting: list[asyncio.Task[bool]] = []
 
         async def fail() -> None:
-            async with one.turns.take(ONE.key):
+            async with one.compiling():
                 waiting.extend(asyncio.create_task(other.compile(LEASE_S)) for other in others)
                 await asyncio.sleep(0.1)
-                raise ValueError("bad module")
+                raise module_invalid("engine-1", "bad", None)
 
-        with pytest.raises(ValueError, match="bad"):
+        with pytest.raises(WasmkilnError, match="bad"):
             await fail()
         began = asyncio.get_running_loop().time()
         assert all(await asyncio.gather(*waiting))
@@ -157,29 +182,124 @@ async def test_a_compile_that_fails_lets_all_the_others_go_at_once(valkey: Redis
         assert [other.outcomes.turns for other in others] == [["failed"]] * 4
 
 
+@pytest.mark.parametrize(
+    "how", [asyncio.CancelledError(), compile_queue_full("engine-1", 1, 1.0), server_draining()]
+)
+async def test_a_holder_that_gives_up_is_replaced_by_exactly_one(
+    valkey: RedisServer, how: BaseException
+) -> None:
+    async with fleet(valkey, 4) as (one, *others):
+        waiting: list[asyncio.Task[bool]] = []
+
+        async def give_up() -> None:
+            async with one.compiling():
+                waiting.extend(asyncio.create_task(other.compile(0.1)) for other in others)
+                await asyncio.sleep(0.1)
+                raise how
+
+        with pytest.raises(type(how)):
+            await give_up()
+        assert sorted(await asyncio.gather(*waiting)) == [False, False, True]
+        turns = [turn for other in others for turn in other.outcomes.turns]
+        assert sorted(turns) == ["made", "made", "taken"]
+
+
+async def test_what_waits_for_a_worker_keeps_no_other_daemon_waiting(valkey: RedisServer) -> None:
+    async with fleet(valkey, 2) as (busy, idle):
+        async with busy.worker:
+            queued = asyncio.create_task(busy.compile())
+            await asyncio.sleep(0.1)
+            assert await idle.compile()
+            # Nor is it compiled here, nor has its caller to wait for a worker any more.
+            assert not await asyncio.wait_for(queued, 10)
+        assert (busy.compiles, busy.outcomes.turns) == (0, ["made"])
+        assert idle.outcomes.turns == ["taken"]
+
+
+async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compiles(
+    valkey: RedisServer,
+) -> None:
+    async with fleet(valkey, 2) as (one, two):
+        async with one.compiling():
+            waiting = asyncio.create_task(two.compile())
+            await asyncio.sleep(0.1)
+            assert not two.worker.locked()
+            assert not waiting.done()
+        assert not await waiting
+
+
+async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServer) -> None:
+    async with fleet(valkey, 1, patience_s=0.0) as [one]:
+        async with one.turns.take(ONE.key) as claim:
+            await one.tier.put(ONE)
+            with pytest.raises(DoneElsewhere):
+                await claim.begin()
+            assert await claim.stored()
+        # And what is there, but of no use, is made all the same.
+        async with one.turns.take(ONE.key) as claim:
+            claim.insist()
+            await claim.begin()
+
+
+async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServer) -> None:
+    async with (
+        fleet(valkey, 2, patience_s=0.2) as (one, two),
+        one.compiling(),
+        two.turns.take(ONE.key) as claim,
+    ):
+        with pytest.raises(DoneElsewhere):
+            await claim.begin()
+        assert not await claim.stored()  # Its patience is over, and now it stands in a queue.
+        await one.tier.put(ONE)
+        with pytest.raises(DoneElsewhere):
+            await claim.begin()
+        assert await claim.stored()
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
+async def test_a_lease_that_was_taken_for_nobody_is_let_go(
+    valkey: RedisServer, cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:
+        take, taken = one.tier.link.take, asyncio.Event()
+
+        async def unanswered(*asked: Any) -> Any:
+            await take(*asked)
+            taken.set()
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(one.tier.link, "take", unanswered)
+        compiling = asyncio.create_task(one.compile())
+        await taken.wait()
+        assert await raw.persist(NAME)  # So that nothing else ends it.
+        if cancelled:
+            compiling.cancel()
+        await asyncio.gather(compiling, return_exceptions=True)
+        assert one.outcomes.turns == ([] if cancelled else ["alone"])
+        await one.turns.close()
+        assert not await raw.exists(NAME)
+        assert await two.compile()
+        assert two.outcomes.turns == ["taken"]
+
+
 async def test_a_dead_holder_is_replaced_by_exactly_one(valkey: RedisServer) -> None:
     async with fleet(valkey, 4) as (dead, *others):
         holding = asyncio.create_task(dead.compile(60))
         await asyncio.sleep(0.05)
-        # As if its process were gone: nobody renews, and nobody says goodbye.
-        for task in (*dead.turns._holding, holding):
-            task.cancel()
-        dead.turns._link = None  # type: ignore[assignment]
-        await asyncio.gather(holding, return_exceptions=True)
+        await dead.die()
         done = await asyncio.wait_for(
             asyncio.gather(*(other.compile(0.1) for other in others)), A_FEW_LEASES_S
         )
         assert sorted(done) == [False, False, True]
-        dead.turns._holding.clear()
+        holding.cancel()
 
 
 async def test_who_lost_its_lease_leaves_the_next_holders_alone(valkey: RedisServer) -> None:
     async with fleet(valkey, 2) as (slow, quick), Redis.from_url(valkey.url) as raw:
         lease = slow.tier.names.lease(ONE.key)
-        async with slow.turns.take(ONE.key):
+        async with slow.compiling():
             await raw.delete(lease)  # As if it had been stopped for longer than the lease.
-            async with quick.turns.take(ONE.key) as ours:
-                assert ours
+            async with quick.compiling():
                 held = await raw.get(lease)
                 assert held
                 await asyncio.sleep(LEASE_S)
@@ -200,14 +320,14 @@ async def test_an_artifact_that_is_there_is_not_made_again(valkey: RedisServer) 
 
 async def test_patience_ends(valkey: RedisServer) -> None:
     async with fleet(valkey, 2, patience_s=0.2) as (one, two):
-        async with one.turns.take(ONE.key):
+        async with one.compiling():
             assert await two.compile()
         assert two.outcomes.turns == ["late"]
 
 
 async def test_patience_that_grows_counts_for_who_waits_already(valkey: RedisServer) -> None:
     async with fleet(valkey, 2, patience_s=0.5) as (one, two):
-        async with one.turns.take(ONE.key):
+        async with one.compiling():
             waiting = asyncio.create_task(two.compile())
             await asyncio.sleep(0.1)
             two.patience_s = 60
@@ -254,7 +374,7 @@ async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_
     valkey: RedisServer,
 ) -> None:
     async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:
-        async with one.turns.take(ONE.key):
+        async with one.compiling():
             copied = await raw.get(NAME)
             assert copied
         await one.turns.close()
@@ -273,8 +393,7 @@ async def test_without_a_server_everybody_compiles(tmp_path: Path, how: signal.S
             compiled = await two.compile()
             return compiled, Patience.of_this_call(1.0).spent
 
-        async with one.turns.take(ONE.key) as ours:
-            assert ours
+        async with one.compiling():
             waiting = asyncio.create_task(call())
             await asyncio.sleep(0.1)
             running.process.send_signal(how)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from wasmkiln import Artifact, AsyncClient, ConnectionFailed
+from wasmkiln.v1 import types_pb2
 from wasmkilnd.engines.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
+from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.processes import jobs_of
+from tests.e2e.processes import eventually, jobs_of
 
 DAEMONS = 4
 CALLS = 200
@@ -41,6 +45,7 @@ def fleet(tmp_path: Path, valkey: RedisServer) -> Iterator[list[Daemon]]:
         "WASMKILN_WORKERS": "1",
         "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
         "WASMKILN_COMPILE_TIMEOUT_S": "120",
+        "WASMKILN_SHUTDOWN_GRACE_S": "1",
     }
     states = [fresh_state(tmp_path / f"d{number}") for number in range(DAEMONS)]
     with ThreadPoolExecutor(DAEMONS) as threads:
@@ -113,6 +118,51 @@ async def test_redis_lost_in_the_middle_costs_no_call(
     valkey.process.send_signal(how)
     check(await asyncio.wait_for(calling, 150))
     assert sum(map(compiles, fleet)) <= len(MODULES) * DAEMONS
+
+
+def test_what_stands_in_one_queue_is_compiled_by_a_daemon_with_a_free_worker(
+    fleet: list[Daemon],
+) -> None:
+    busy, idle, *_ = fleet
+    wanted = modules(5)
+    with held_worker(busy), Caller(busy) as first, Caller(idle) as second:
+        queued = [first.compile(module) for module in wanted]
+        eventually(lambda: waiting(busy) == 5, "the calls do not wait for the worker")
+        made = [header_of(second.compile(module)) for module in wanted]
+        assert {header.origin for header in made} == {types_pb2.ORIGIN_COMPILED}
+        # And whoever waits in the queue is given it as soon as it is there.
+        taken = [header_of(call) for call in queued]
+        assert {header.origin for header in taken} == {types_pb2.ORIGIN_REDIS}
+        assert waiting(busy) == 0
+    assert (compiles(busy), compiles(idle)) == (1, 5)
+    assert busy.metric("fleet_turns_total", outcome="made") == 5
+
+
+def test_a_daemon_that_ends_leaves_what_it_compiles_to_one_other(fleet: list[Daemon]) -> None:
+    ending, *others = fleet
+    wanted = wasm.many_functions(5_000, tag=-1)
+    with ExitStack() as stack:
+        ended, *callers = [stack.enter_context(Caller(daemon)) for daemon in fleet]
+        call = ended.compile(wanted)
+        eventually(lambda: jobs_of(ending.pid), "no job started")
+        os.kill(jobs_of(ending.pid)[0], signal.SIGSTOP)
+        waits = [caller.compile(wanted) for caller in callers]
+        eventually(lambda: [flights(daemon) for daemon in others] == [1, 1, 1], "they do not wait")
+        assert ending.stop() == 0
+        assert outcome_of(call) is not grpc.StatusCode.OK
+        headers = [header_of(wait) for wait in waits]
+    assert len({header.artifact_sha256 for header in headers}) == 1
+    assert sum(map(compiles, others)) == 1
+
+
+def waiting(daemon: Daemon) -> int:
+    """Answer how many jobs of a daemon wait for a worker."""
+    return int(daemon.metric("queue_depth", engine=ENGINE))
+
+
+def flights(daemon: Daemon) -> int:
+    """Answer how many compilations a daemon has under way, waiting for others included."""
+    return int(daemon.metric("flights"))
 
 
 def first_that_compiles(daemons: Sequence[Daemon]) -> Daemon:

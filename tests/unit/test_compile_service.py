@@ -26,7 +26,16 @@ from wasmkilnd.compile_service import (
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
-from wasmkilnd.model import CompileSpec, EngineIdentity, EvictScope, Kind, Limits, Module, Origin
+from wasmkilnd.model import (
+    CacheKey,
+    CompileSpec,
+    EngineIdentity,
+    EvictScope,
+    Kind,
+    Limits,
+    Module,
+    Origin,
+)
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer
@@ -47,6 +56,8 @@ class Engines:
         self.failure: WasmkilnError | None = None
         self.keep = True
         self.validating = 0
+        self.worker = asyncio.Event()
+        self.worker.set()
         self.wait_s = 0.0
         self.asked: list[tuple[str, Wish, Demand | None]] = []
         self.forgotten: list[EvictScope] = []
@@ -62,8 +73,10 @@ class Engines:
         return CompileSpec(identity, target, cpu, settings, {}, print_)
 
     async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
-        self.compiles += 1
         self.started.set()
+        await self.worker.wait()
+        await demand.begin()
+        self.compiles += 1
         demand.kept = self.keep
         await self.release.wait()
         if self.failure:
@@ -254,6 +267,34 @@ async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(r
         await rig.service.compile(CompileOrder(wasm=COMPONENT))
     with pytest.raises(WasmkilnError, match="is refused for"):
         await rig.service.load(LoadOrder(COMPONENT))
+
+
+async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there(rig: Rig) -> None:
+    rig.engines.worker.clear()
+    waiting = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    await rig.engines.started.wait()
+    await asyncio.sleep(0.2)
+    spec = rig.engines.spec("usual", "", "", {})
+    key = CacheKey(hashlib.sha256(CORE).hexdigest(), spec.fingerprint)
+    await rig.quarantine.report(key, spec, errors.compile_timeout("usual-1", "compiling", 30))
+    rig.engines.worker.set()
+    with pytest.raises(WasmkilnError) as failure:
+        await waiting
+    assert failure.value.reason is Reason.MODULE_QUARANTINED
+    assert rig.engines.compiles == 0
+
+
+async def test_what_is_there_when_a_worker_is_is_not_compiled_again(rig: Rig) -> None:
+    rig.engines.worker.clear()
+    waiting = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    await rig.engines.started.wait()
+    busy, rig.engines.worker = rig.engines.worker, asyncio.Event()
+    rig.engines.worker.set()
+    anew = await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
+    assert anew.origin is Origin.COMPILED
+    busy.set()
+    assert (await waiting).origin is Origin.MEMORY
+    assert rig.engines.compiles == 1
 
 
 A = Wish("a")

@@ -141,6 +141,11 @@ class RedisLink:
         )
         return taken, held, exists
 
+    async def peek(self, lease: bytes, wanted: bytes) -> tuple[bytes | None, bool]:
+        """Answer what is under ``lease``, and whether ``wanted`` exists."""
+        held, exists = await self._run([(_value, ("GET", lease)), (_flag, ("EXISTS", wanted))])
+        return held, exists
+
     async def keep(self, lease: bytes, token: bytes, value: bytes, ttl_ms: int) -> bool:
         """Put ``value`` under ``lease`` for a time, in the place of what begins as ``token`` does.
 

@@ -12,6 +12,7 @@ import structlog
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.leases import Leases
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.renewals import Renewals
@@ -204,15 +205,8 @@ async def _with(
     )
     turns: Turns = EveryTurn()
     if options.lease_s:
-        turns = FleetTurns(
-            redis.link,
-            redis.names,
-            sealer,
-            recorder,
-            writes.settled,
-            lease_s=options.lease_s,
-            patience_s=options.turn_patience_s,
-        )
+        leases = Leases(redis.link, redis.names, sealer, writes.settled, options.lease_s)
+        turns = FleetTurns(leases, recorder, patience_s=options.turn_patience_s)
     return RemoteTier(
         tier,
         writes,

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from wasmkilnd.cache.fetches import Fetches
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.patience import Patience
+from wasmkilnd.cache.tiered_turn import TieredTurn
 from wasmkilnd.cache.turns import Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
-from wasmkilnd.ports import Sealer, Tier
+from wasmkilnd.ports import Sealer, Tier, Turn
 
 
 class TieredCache:
@@ -67,16 +68,15 @@ class TieredCache:
         return artifact, origin
 
     @contextlib.asynccontextmanager
-    async def turn(self, key: CacheKey) -> AsyncIterator[tuple[Artifact, Origin] | None]:
-        """Wait until it is this daemon's turn, in the whole fleet, to compile ``key``."""
-        # Another flight of this key may have landed since the caller looked. Without this
-        # second look, that interleaving would compile the same module twice.
-        artifact = await self._here(key)
-        if artifact:
-            yield artifact, Origin.MEMORY
-            return
-        async with self._turns.take(key) as ours:
-            yield None if ours else await self.get(key)
+    async def turn(self, key: CacheKey) -> AsyncIterator[Turn]:
+        """Answer this daemon's part in who compiles ``key``; how the context ends, others hear."""
+        async with self._turns.take(key) as claim:
+            yield TieredTurn(
+                claim,
+                lambda: self._here(key),
+                lambda: self._is_here(key),
+                lambda: self.get(key),
+            )
 
     async def put(self, artifact: Artifact) -> None:
         """Store in memory now and in the shared tier behind the caller's back."""
@@ -156,6 +156,10 @@ class TieredCache:
             # It had to make room before it was written, and may have to be written for long.
             await self._near.put(artifact)
         return artifact
+
+    async def _is_here(self, key: CacheKey) -> bool:
+        """As _here, touching nothing."""
+        return bool(await self._memory.held([key]) or self._writes.waiting(key))
 
     @property
     def _patience(self) -> Patience:

@@ -150,6 +150,15 @@ class Dispatch(Generic[W]):
             self._estimate.took(turn.kind, turn.entry.size_bytes, took_s)
         self._fill()
 
+    def decline(self, turn: Turn[W]) -> None:
+        """Note that a turn needs no worker after all, and nobody waits any more for those who
+        left while it had one. Offers no worker.
+        """
+        del self._running[turn]
+        turn.demand.unwatch(turn.watcher)
+        turn.demand.release()
+        self._fill()
+
     def refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
         """Send everybody away who waits."""
         for entry in self.queue.drain():
@@ -195,7 +204,7 @@ class Dispatch(Generic[W]):
                 self.offer(turn.worker)
             self.queue.discard(turn.entry)
             self._waiting.pop(turn.entry, None)
-            if isinstance(failure, asyncio.CancelledError):
+            if isinstance(failure, asyncio.CancelledError) and not turn.demand.wanted:
                 self._recorder.abandoned(self._engine_id, "queued")
             raise
 

@@ -110,12 +110,14 @@ class WorkerPool:
         A job that loses its worker through no fault of its own is run once more.
         Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL, also
         where the daemon has no file descriptors left; COMPILER_CRASHED when two workers
-        died under the job; or SERVER_DRAINING.
+        died under the job; SERVER_DRAINING; or what the demand raises when it is asked
+        whether to begin.
         """
         self._refuse_if_useless()
         demand = demand or Demand.of(Wish())
         op, size_bytes = str(job.order["op"]), len(job.wasm or b"")
         turn = await self._dispatch.take(demand, op, size_bytes, second=second)
+        await self._begin(turn)
         try:
             return await self._run_on(turn, job), turn.queued_s
         except WorkerDied as death:
@@ -128,6 +130,15 @@ class WorkerPool:
             raise errors.compiler_crashed(
                 self.engine_id, "lost its worker process twice", str(death)
             ) from None
+
+    async def _begin(self, turn: Turn[Worker]) -> None:
+        """Ask whether the job is still to be done; if not, its worker is for the next."""
+        try:
+            await turn.demand.begin()
+        except BaseException:
+            self._dispatch.decline(turn)
+            self._offer(turn.worker)
+            raise
 
     async def _run_on(self, turn: Turn[Worker], job: JobOrder) -> JobReport:
         worker = turn.worker

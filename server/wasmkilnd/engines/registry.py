@@ -16,7 +16,7 @@ from wasmkilnd.engines.opinions import Opinions
 from wasmkilnd.engines.resolve import resolve
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdict import Compiled, Opinion, Verdict
-from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.errors import DoneElsewhere, Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder
@@ -127,6 +127,8 @@ class EngineRegistry:
             report, queued_s, said = await self._compile_on(spec, module, demand)
             if said.opinion is Opinion.VALID:
                 return _code(verdict.compiled(report, spec.engine.id), queued_s)
+            # What follows may wait for another engine's worker, and explains a refusal only.
+            demand.failed()
         demand.release()  # There is nothing to keep: if all have left, this ends here.
         if not demand.wanted:
             raise asyncio.CancelledError
@@ -157,8 +159,9 @@ class EngineRegistry:
             return report, queued_s, said
         except WasmkilnError as failure:
             outcome = failure.reason
+            given_up = outcome is Reason.MODULE_QUARANTINED  # While it waited for a worker.
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DoneElsewhere):
             given_up = True  # It did not end, and may never have begun.
             raise
         finally:

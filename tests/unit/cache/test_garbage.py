@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from wasmkilnd.cache.keys import KeyNames
+from wasmkilnd.cache.leases import Leases
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.cache.turns import FleetTurns
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoneElsewhere, TierUnavailable
 from wasmkilnd.model import CacheKey, EvictScope, Strike, TierUsage
 
 from tests.contract.notes import Notes
@@ -68,6 +70,7 @@ def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
         lambda: link.ages([b"k"]),
         lambda: link.prolong([b"k"], 1),
         lambda: link.take(b"k", b"v", 1, b"w"),
+        lambda: link.peek(b"k", b"w"),
         lambda: link.keep(b"k", b"v", b"w", 1),
         lambda: link.let_go(b"k", b"v"),
         scan,
@@ -78,13 +81,14 @@ def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
 def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
     tier = RedisTier(link._server, sealer(), Notes())
     strikes = RedisStrikes(link, KeyNames("p:"), sealer())
-    turns = FleetTurns(
-        link, KeyNames("p:"), sealer(), Notes(), never, lease_s=0.1, patience_s=lambda: 0
-    )
+    leases = Leases(link, KeyNames("p:"), sealer(), never, lease_s=0.1)
+    turns = FleetTurns(leases, Notes(), patience_s=lambda: 0.0)
 
     async def take() -> None:
-        async with turns.take(KEY):
-            pass
+        async with turns.take(KEY) as claim:
+            with contextlib.suppress(DoneElsewhere):
+                await claim.begin()
+            await claim.stored()
         await turns.close()
 
     return [

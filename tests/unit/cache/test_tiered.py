@@ -10,7 +10,7 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoneElsewhere, TierUnavailable
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -213,8 +213,10 @@ async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_
     assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
     assert await tiers.cache.get_module(wasm.sha256) == wasm
     await tiers.near.evict(EvictScope())
-    async with tiers.cache.turn(one.key) as found:
-        assert found == (one, Origin.MEMORY)
+    async with tiers.cache.turn(one.key) as turn:
+        with pytest.raises(DoneElsewhere):  # Nobody is to compile it, then.
+            await turn.begin()
+        assert await turn.made() == (one, Origin.MEMORY)
     assert tiers.far.gets == 1  # The write.
     assert await tiers.cache.missing([one.key]) == frozenset()
     tiers.far.gate.set()

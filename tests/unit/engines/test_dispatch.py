@@ -181,8 +181,11 @@ async def test_a_wait_ends_with_the_first_worker_that_is_free() -> None:
 async def test_a_call_that_is_given_up_leaves_the_queue_and_never_gets_a_worker() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    gone, next_ = rig.ask(A), rig.ask(A)
+    demand = Demand()
+    demand.join(A)
+    gone, next_ = rig.ask(A, demand=demand), rig.ask(A)
     await settled()
+    demand.leave(A)
     gone.cancel()
     await settled()
     assert len(rig.dispatch.queue) == 1
@@ -208,8 +211,11 @@ async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next() -> N
 async def test_a_call_given_up_in_the_same_moment_is_passed_over() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    gone, next_ = rig.ask(A), rig.ask(A)
+    demand = Demand()
+    demand.join(A)
+    gone, next_ = rig.ask(A, demand=demand), rig.ask(A)
     await settled()
+    demand.leave(A)
     gone.cancel()
     rig.dispatch.done(running)
     rig.dispatch.offer(running.worker)  # Before it could leave the queue.
@@ -247,6 +253,36 @@ async def test_a_job_whose_worker_died_is_next() -> None:
     await rig.work(turn, 1.0)
     for other in others:
         await rig.work(await other, 1.0)
+
+
+async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_the_next() -> None:
+    rig = Rig()
+    rig.dispatch._estimate.took("compile", 1000, 2.0)
+    drops: list[str] = []
+    demand = Demand(lambda: drops.append("dropped"))
+    demand.join(A)
+    turn = await rig.ask(A, demand=demand)
+    next_ = rig.ask(B)
+    await settled()
+    rig.dispatch.decline(turn)
+    rig.dispatch.offer(turn.worker)
+    await rig.work(await next_, 2.0)
+    assert rig.dispatch._estimate.expected_s("compile", 1000) == pytest.approx(2.0)
+    assert not drops
+    demand.leave(A)  # It is kept no more, as it would be had it begun.
+    assert drops
+
+
+async def test_who_left_while_a_worker_was_asked_for_is_waited_for_no_more() -> None:
+    rig = Rig()
+    drops: list[str] = []
+    demand = Demand(lambda: drops.append("dropped"))
+    demand.join(A)
+    turn = await rig.ask(A, demand=demand)
+    demand.leave(A)
+    assert not drops
+    rig.dispatch.decline(turn)
+    assert drops
 
 
 async def test_whoever_waits_when_it_ends_is_told() -> None:

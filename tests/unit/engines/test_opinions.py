@@ -15,7 +15,7 @@ from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.errors import DoneElsewhere, Reason, WasmkilnError, module_quarantined
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
     EngineCapabilities,
@@ -39,7 +39,7 @@ INVALID = {"outcome": "invalid", "message": "bad (at offset 9)", "offset": 9}
 TOO_LARGE = {"outcome": "too_large", "size_bytes": 5000}
 UNSUPPORTED = {"outcome": "unsupported", "message": "no simd"}
 
-Said = Mapping[str, Any] | WasmkilnError | str
+Said = Mapping[str, Any] | WasmkilnError | DoneElsewhere | str
 
 
 class Pool:
@@ -70,7 +70,7 @@ class Pool:
         finally:
             self.ended += 1
         said = self.says[op]
-        if isinstance(said, WasmkilnError):
+        if isinstance(said, (WasmkilnError, DoneElsewhere)):
             raise said
         if isinstance(said, str):  # Killed at its limit.
             return JobReport(configured=True, timed_out=True, signal=9), 0.0
@@ -145,6 +145,26 @@ async def refused(call: Any) -> WasmkilnError:
     with pytest.raises(WasmkilnError) as failure:
         await call
     return failure.value
+
+
+async def test_who_waits_for_this_compile_hears_of_its_failure_before_others_are_asked() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    asked: list[int] = []
+    demand = Demand.of(Wish())
+    demand.failed = lambda: asked.append(rig.pools["new-1"].orders.total())
+    spec = rig.registry.spec("old-1", "", "", {})
+    await refused(rig.registry.compile(spec, MODULE, demand))
+    assert asked == [0]
+    assert rig.pools["new-1"].orders.total() == 1
+
+
+async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
+    quarantined = module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
+    for end in (DoneElsewhere(), quarantined):
+        rig = Rig({"old-1": (VALID, end)})
+        with pytest.raises(type(end)):
+            await rig.compile("old-1")
+        assert rig.recorder.outcomes == []
 
 
 async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:

@@ -1,0 +1,190 @@
+"""One daemon's claim to compile one artifact, among the daemons of a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from enum import Enum
+from typing import Any, TypeVar
+
+from wasmkilnd.cache.lease import Pulse, State
+from wasmkilnd.cache.leases import End, Leases, Standing
+from wasmkilnd.cache.patience import Patience
+from wasmkilnd.errors import DoneElsewhere, TierUnavailable
+from wasmkilnd.model import CacheKey
+from wasmkilnd.ports import Recorder
+
+V = TypeVar("V")
+
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 0.25
+# Who stands in a queue looks less often, and all of a daemon no more often than this.
+_QUEUED_PAUSE_S = 1.0
+_QUEUED_LOOKS_PER_S = 50
+
+
+class Outcome(Enum):
+    """How a claim ended."""
+
+    TAKEN = "taken"
+    """It was ours: we compiled."""
+    SEIZED = "seized"
+    """As TAKEN; the lease was held by nobody of the fleet."""
+    MADE = "made"
+    """Another daemon stored the artifact."""
+    FAILED = "failed"
+    """Another daemon tried and failed: we tried, and saw."""
+    LATE = "late"
+    """Another daemon took too long to compile, or to store what it made: we compiled."""
+    ALONE = "alone"
+    """The shared tier did not answer: we compiled."""
+
+
+class FleetClaim:
+    """As Claim, by a lease that is taken when work begins. For the tasks of one flight."""
+
+    def __init__(
+        self,
+        key: CacheKey,
+        leases: Leases,
+        recorder: Recorder,
+        patience_s: Callable[[], float],
+        watching: set[FleetClaim],
+        behind: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """``watching`` are the claims of this daemon whose work waits for a worker; ``behind``
+        does work behind the caller's back.
+        """
+        self._key = key
+        self._leases = leases
+        self._recorder = recorder
+        self._patience_s = patience_s
+        self._watching = watching
+        self._behind = behind
+        self._patience = Patience.of_this_call(leases.timeout_s)
+        self._pulse = Pulse()
+        self._waited_s = 0.0
+        self._elsewhere = False
+        self._by_ourselves: Outcome | None = None
+        """Why others are waited for no more."""
+        self._insists = False
+        self._begun = False
+        self._ended: asyncio.Future[End] | None = None
+
+    async def stored(self) -> bool:
+        """As Claim."""
+        if not self._elsewhere:
+            return False
+        self._elsewhere = False
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            # While another compiles, waiting is work, which this call would do itself. What
+            # it takes to store what was made is Redis's time, like that of the first look.
+            storing = self._pulse.state is State.STORING
+            began_s = time.monotonic()
+            looking = self._leases.look(self._key, self._pulse)
+            try:
+                standing = await self._patience.spend_on(looking, charged=storing)
+            except TierUnavailable:
+                if storing:
+                    self._by_ourselves = Outcome.LATE
+                return False
+            if standing is Standing.MADE:
+                self._recorder.fleet_turn(Outcome.MADE.value)
+                return True
+            if standing is Standing.FAILED:
+                self._by_ourselves = Outcome.FAILED
+            if standing is not Standing.HELD:
+                return False
+            if self._waited_s > self._patience_s():
+                self._by_ourselves = Outcome.LATE
+                return False
+            # Waiters that came together are not to ask together for ever.
+            paused_s = _jittered(pause_s)
+            await asyncio.sleep(paused_s)
+            if storing:
+                self._patience.charge(paused_s)
+            self._waited_s += time.monotonic() - began_s
+            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+
+    async def unless_stored(self, work: Coroutine[Any, Any, V]) -> V:
+        """As Claim."""
+        working = asyncio.create_task(work)
+        watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if self._begun or working.done():
+                return await working
+            self._elsewhere = True
+            raise DoneElsewhere
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def begin(self) -> None:
+        """As Claim."""
+        if not self._insists:
+            self._recorder.fleet_turn((await self._take()).value)
+        self._begun = True
+
+    def insist(self) -> None:
+        """As Claim."""
+        self._insists = True
+
+    def failed(self) -> None:
+        """As Claim."""
+        self.end(End.FAILED)
+
+    def end(self, end: End) -> None:
+        """Let go of the lease, if it is held, as ``end`` says. Only the first call counts."""
+        if self._ended and not self._ended.done():
+            self._ended.set_result(end)
+
+    async def _take(self) -> Outcome:
+        ours = self._leases.new()
+        try:
+            standing = await self._patience.spend_on(
+                self._leases.take(self._key, ours, self._pulse)
+            )
+        except (TierUnavailable, asyncio.CancelledError) as failure:
+            # It may have been taken all the same, and then everybody would wait for nobody.
+            self._behind(self._leases.let_go(self._key, ours))
+            if isinstance(failure, TierUnavailable):
+                return self._by_ourselves or Outcome.ALONE
+            raise
+        if standing in (Standing.TAKEN, Standing.SEIZED):
+            self._ended = asyncio.get_running_loop().create_future()
+            self._behind(self._leases.hold(self._key, ours, self._ended))
+            return Outcome.TAKEN if standing is Standing.TAKEN else Outcome.SEIZED
+        if standing is Standing.FAILED:
+            self._by_ourselves = Outcome.FAILED
+        if standing is Standing.MADE or self._by_ourselves is None:
+            self._elsewhere = True
+            raise DoneElsewhere
+        return self._by_ourselves
+
+    async def _watch(self) -> None:
+        """Return when the artifact is stored, or work has begun."""
+        self._watching.add(self)
+        pause_s = _LONGEST_PAUSE_S
+        try:
+            while not self._begun:
+                await asyncio.sleep(_jittered(pause_s))
+                longest_s = max(_QUEUED_PAUSE_S, len(self._watching) / _QUEUED_LOOKS_PER_S)
+                pause_s = min(pause_s * 1.5, longest_s)
+                if self._begun or self._insists:
+                    continue
+                try:
+                    if await self._leases.is_made(self._key):
+                        return
+                except TierUnavailable:
+                    continue  # This costs no call anything: it is waiting anyway.
+        finally:
+            self._watching.discard(self)
+
+
+def _jittered(pause_s: float) -> float:
+    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311
