@@ -138,16 +138,18 @@ class TieredCache:
         return gone, unreachable
 
     async def recheck(self, sealer: Sealer) -> int:
-        """Drop from memory what ``sealer`` does not vouch for; answer how much that was.
+        """Drop what ``sealer`` does not vouch for from memory, where the answer says how much
+        that was, and from what waits to be written, which is served too.
 
         For the day on which a key is trusted no more: what it signed was verified when
         it came from the shared tier, and never again.
         """
         self._evictions += 1  # What is being fetched was perhaps verified by the old keys.
-        held = self._memory.artifacts()
+        held = [*self._memory.artifacts(), *self._writes.artifacts()]
         refused = await asyncio.to_thread(
             lambda: [artifact for artifact in held if sealer.verify(artifact, artifact.key)]
         )
+        self._writes.give_up(refused)
         return self._memory.drop(refused)
 
     async def _here(self, key: CacheKey) -> Artifact | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import overload
 
 import structlog
@@ -97,6 +97,21 @@ class WriteBehind:
     def waiting(self, key: CacheKey | str) -> Artifact | Module | None:
         """Answer what waits, or is under way, under ``key``: it is as good as stored."""
         return self._waiting.get(key) or self._under_way.get(key)
+
+    def artifacts(self) -> list[Artifact]:
+        """Answer the artifacts that wait or are under way."""
+        items = (*self._waiting.values(), *self._under_way.values())
+        return [item for item in items if isinstance(item, Artifact)]
+
+    def give_up(self, refused: Sequence[Artifact]) -> None:
+        """Neither write nor serve ``refused`` any more; what is under way is seen to its end."""
+        for artifact in refused:
+            key = artifact.key
+            if self._waiting.get(key) is artifact:
+                self._waiting_bytes -= _size(self._waiting.pop(key))
+            if self._under_way.get(key) is artifact:
+                del self._under_way[key]
+        self._tell_one_done()
 
     async def settled(self, key: CacheKey | str) -> None:
         """Return when nothing is to be written under ``key`` any more: it was, or was given up."""

@@ -189,6 +189,22 @@ async def test_what_the_keys_of_today_do_not_vouch_for_is_dropped(tiers: Tiers) 
     assert await tiers.near.get_module(module(2).sha256) == module(2)
 
 
+async def test_nor_is_it_served_from_what_waits_to_be_written(tiers: Tiers) -> None:
+    good, bad = sealer(OURS).seal(artifact(1)), sealer(THEIRS).seal(artifact(2))
+    under_way = sealer(THEIRS).seal(artifact(3))
+    tiers.far.gate.clear()  # As if Redis were down.
+    await tiers.cache.put(under_way)
+    await tiers.far.asked.wait()
+    for one in (good, bad):
+        await tiers.cache.put(one)
+    assert await tiers.cache.recheck(sealer(OURS)) == 2
+    assert await tiers.cache.get(good.key) == (good, Origin.MEMORY)
+    assert tiers.writes.waiting(bad.key) is tiers.writes.waiting(under_way.key) is None
+    tiers.far.gate.set()
+    await tiers.writes.close(5)
+    assert await tiers.far.held([good.key, bad.key]) == {good.key}
+
+
 async def test_a_fetch_from_before_the_keys_changed_is_not_kept(tiers: Tiers) -> None:
     one = artifact(1)
     await MemoryTier.put(tiers.far, one)
