@@ -63,6 +63,29 @@ def test_another_daemon_on_the_same_redis_compiles_nothing(
         assert {c.engine: c.count for c in stats.compiles if c.count} == {"wasmer-1.1.0": 1}
 
 
+def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    state = fresh_state(tmp_path / "a")
+    in_the_way = state / "redis"
+    in_the_way.write_text("where its folder is to be")
+    with Daemon(state) as daemon, daemon.client() as client:
+        assert "which does not answer yet" in daemon.banner
+        header = client.compile(wasm.adder(1)).header
+        stats = client.stats()
+        assert not stats.redis_up
+        assert stats.redis_mode == "embedded"
+        assert "the embedded server does not start" in stats.redis_detail
+        in_the_way.unlink()
+        deadline = time.monotonic() + 60
+        while not client.stats().redis_up:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        settled(client)
+        client.evict(everything=True, tier="memory")
+        assert client.compile(header.module_sha256).header.origin == REDIS
+
+
 def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
     with Daemon(fresh_state(tmp_path / "a"), environ=flags) as daemon, daemon.client() as client:

@@ -13,6 +13,7 @@ from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.leases import Leases
+from wasmkilnd.cache.not_started import NotStarted
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.renewals import Renewals
@@ -71,7 +72,9 @@ class RemoteTier:
         renewals: Renewals | None = None,
         detail: str = "",
         reopen: Callable[[RedisAccess], RedisServer] | None = None,
+        open_late: Callable[[str], RedisServer] | None = None,
     ) -> None:
+        """``open_late`` answers the embedded server by its URL, if it could not be started yet."""
         self.tier = tier
         self.write_behind = write_behind
         self.turns = turns
@@ -84,6 +87,7 @@ class RemoteTier:
         self._renewals = renewals
         self._detail = detail
         self._reopen = reopen
+        self._open_late = open_late
         self._reviver = asyncio.create_task(self._revive()) if embedded else None
 
     def status(self) -> RemoteStatus:
@@ -139,7 +143,7 @@ class RemoteTier:
             await self._embedded.stop()
 
     async def _revive(self) -> None:
-        """Bring the embedded server back when it is gone, whoever ended it."""
+        """Bring the embedded server back when it is gone, or to life if it did not start."""
         wait_s, told = _REVIVE_INTERVAL_S, ""
         while True:
             await asyncio.sleep(wait_s)
@@ -147,7 +151,11 @@ class RemoteTier:
                 wait_s, told = _REVIVE_INTERVAL_S, ""
                 continue
             try:
-                await self._embedded.ensure()
+                if self._open_late:
+                    self._redis.link.replace(self._open_late(await self._embedded.start()))
+                    self._open_late = None
+                else:
+                    await self._embedded.ensure()
             except EmbeddedUnavailable as failure:
                 wait_s = min(2 * wait_s, _MAX_REVIVE_INTERVAL_S)
                 if str(failure) != told:  # Once, not each time.
@@ -161,16 +169,23 @@ async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder
     Raises CannotOpenRemote for a URL that cannot be used.
     """
     if options.url == "none":
-        return _without(options, "no Redis tier (WASMKILN_REDIS_URL=none)", "")
+        return _without(options)
     if options.url:
         return await _external(options, sealer, recorder)
+    return await _embedded(options, sealer, recorder)
+
+
+async def _embedded(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
+    def opened(url: str) -> RedisServer:
+        return connected(options, url, NO_ACCESS, options.timeout_s)
+
     embedded = EmbeddedServer(options.state_dir, options.embedded_limit_bytes)
     try:
-        url = await embedded.start()
+        server = opened(await embedded.start())
     except EmbeddedUnavailable as failure:
-        log.error("no Redis tier: the embedded server does not start", cause=str(failure))
-        return _without(options, "no Redis tier: the embedded server does not start", str(failure))
-    server = connected(options, url, NO_ACCESS, options.timeout_s)
+        log.error("the embedded server does not start", cause=str(failure))
+        server = NotStarted(f"the embedded server does not start: {failure}")
+        return await _with(options, server, sealer, recorder, embedded, open_late=opened)
     return await _with(options, server, sealer, recorder, embedded)
 
 
@@ -188,6 +203,7 @@ async def _with(
     recorder: Recorder,
     embedded: EmbeddedServer | None = None,
     reopen: Callable[[RedisAccess], RedisServer] | None = None,
+    open_late: Callable[[str], RedisServer] | None = None,
 ) -> RemoteTier:
     redis = RedisTier(
         server,
@@ -218,6 +234,7 @@ async def _with(
         embedded,
         Renewals(redis.renew, options.ttl_s) if options.ttl_refresh else None,
         reopen=reopen,
+        open_late=open_late,
     )
 
 
@@ -239,14 +256,14 @@ def where(options: RemoteOptions) -> str:
     return f"Redis at {RedisAddress.parse(options.url)}" if options.url else "embedded Valkey"
 
 
-def _without(options: RemoteOptions, description: str, detail: str) -> RemoteTier:
+def _without(options: RemoteOptions) -> RemoteTier:
     tier = NoTier(_NAME)
     return RemoteTier(
         tier,
         WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
         EveryTurn(),
         NoStrikes(),
-        description,
+        "no Redis tier (WASMKILN_REDIS_URL=none)",
         "none",
-        detail=detail or SWITCHED_OFF,
+        detail=SWITCHED_OFF,
     )
