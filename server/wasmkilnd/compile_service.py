@@ -160,7 +160,10 @@ class CompileService:
             await self._engines.validate(engine_id, module, Demand.of(order.terms.wish), watch)
         finally:
             put_down()
-        if not already_loaded:
+        if already_loaded:
+            # This daemon may have it in memory when Redis has lost it, and others ask there.
+            self._cache.restore_module(module)
+        else:
             await self._cache.put_module(module)
         return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
 

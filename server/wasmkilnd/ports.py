@@ -53,6 +53,10 @@ class Tier(Protocol):
         """Store ``module`` under its digest. Raises TierUnavailable."""
         ...
 
+    async def has_module(self, sha256: str) -> bool:
+        """Answer whether the module is stored now, touching nothing. Raises TierUnavailable."""
+        ...
+
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` are stored now, touching nothing. Raises TierUnavailable."""
         ...
@@ -125,6 +129,12 @@ class Cache(Protocol):
 
     async def put_module(self, module: Module) -> None:
         """Store in memory now and in the shared tier behind the caller's back."""
+        ...
+
+    def restore_module(self, module: Module) -> None:
+        """Have a module that this daemon holds stored in the shared tier again if it is gone
+        from there, behind the caller's back.
+        """
         ...
 
     async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:

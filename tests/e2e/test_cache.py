@@ -86,6 +86,30 @@ def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
         assert client.compile(header.module_sha256).header.origin == REDIS
 
 
+def test_loading_again_puts_a_module_back_that_redis_has_lost(
+    engines: EngineStore, tmp_path: Path, redis_url: str
+) -> None:
+    flags = {"WASMKILN_REDIS_URL": redis_url}
+    with (
+        Daemon(fresh_state(tmp_path / "a"), environ=flags) as one,
+        Daemon(fresh_state(tmp_path / "b"), environ=flags) as two,
+        one.client() as here,
+        two.client() as there,
+        redis.Redis.from_url(redis_url) as direct,
+    ):
+        sha256 = here.load(wasm.adder(1)).sha256
+        settled(here)
+        direct.flushall()
+        with pytest.raises(ModuleNotLoaded):
+            there.compile(sha256)
+        assert here.load(wasm.adder(1)).already_loaded
+        deadline = time.monotonic() + 20
+        while not direct.exists(f"wasm:module:{{{sha256}}}"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert there.compile(sha256).header.origin == COMPILED
+
+
 def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
     with Daemon(fresh_state(tmp_path / "a"), environ=flags) as daemon, daemon.client() as client:

@@ -35,6 +35,10 @@ class NoTier:
     async def put_module(self, module: Module) -> None:
         """Do nothing."""
 
+    async def has_module(self, sha256: str) -> bool:
+        """Answer False."""
+        return False
+
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer none of ``keys``."""
         return frozenset()

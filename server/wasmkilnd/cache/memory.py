@@ -66,6 +66,10 @@ class MemoryTier:
         """Store ``module``, unless it is larger than the whole tier."""
         self._store(module.sha256, module, len(module.wasm) + ENTRY_OVERHEAD_BYTES)
 
+    async def has_module(self, sha256: str) -> bool:
+        """Answer whether a module is stored, without making it recent."""
+        return sha256 in self._entries
+
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` are stored, without making them recent."""
         return frozenset(key for key in keys if key in self._entries)

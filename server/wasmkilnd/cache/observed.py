@@ -36,6 +36,10 @@ class ObservedTier:
         """As the tier's; recorded as a store."""
         await self._store(self._tier.put_module(module))
 
+    async def has_module(self, sha256: str) -> bool:
+        """As the tier's."""
+        return await self._tier.has_module(sha256)
+
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """As the tier's."""
         return await self._tier.held(keys)

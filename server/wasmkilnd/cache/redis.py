@@ -147,6 +147,10 @@ class RedisTier:
             lambda body: codec.write_module_head(module, body, self._sealer.stamp),
         )
 
+    async def has_module(self, sha256: str) -> bool:
+        """Answer whether a module is stored; whether it verifies shows when it is read."""
+        return (await self.link.exists([self.names.module(sha256)]))[0]
+
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` are stored; whether they verify shows when they are read."""
         found: set[CacheKey] = set()

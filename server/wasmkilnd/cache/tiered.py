@@ -50,6 +50,7 @@ class TieredCache:
         self._writes = writes
         self._artifact_fetches: Fetches[CacheKey, Artifact] = Fetches()
         self._module_fetches: Fetches[str, Module] = Fetches()
+        self._restoring: dict[str, asyncio.Task[None]] = {}
         self._evictions = 0
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
@@ -97,6 +98,14 @@ class TieredCache:
         await self._near.put_module(module)
         self._writes.add(module)
 
+    def restore_module(self, module: Module) -> None:
+        """Have a module stored in the shared tier again if it is gone from there."""
+        if module.sha256 in self._restoring:
+            return
+        restoring = asyncio.create_task(self._restore(module))
+        self._restoring[module.sha256] = restoring
+        restoring.add_done_callback(lambda _: self._restoring.pop(module.sha256))
+
     async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Answer which of ``keys`` no tier holds."""
         missing = frozenset(keys) - await self._near.held(keys)
@@ -128,6 +137,8 @@ class TieredCache:
             if tier not in ("", candidate.name):
                 continue
             if candidate is self._far:
+                # What was asked about before is not to be written after.
+                await asyncio.gather(*self._restoring.values())
                 await self._writes.forget(scope)
             else:
                 self._evictions += 1  # A fetch from before is not kept nearer any more.
@@ -151,6 +162,12 @@ class TieredCache:
         )
         self._writes.give_up(refused)
         return self._memory.drop(refused)
+
+    async def _restore(self, module: Module) -> None:
+        # While it does not answer there is no telling; whoever loads it next asks again.
+        with contextlib.suppress(TierUnavailable):
+            if not await self._far.has_module(module.sha256):
+                self._writes.add(module)
 
     async def _here(self, key: CacheKey) -> Artifact | None:
         artifact = await self._near.get(key)

@@ -63,6 +63,11 @@ class Far(MemoryTier):
         await self._answer()
         return await super().kind_of(key)
 
+    async def has_module(self, sha256: str) -> bool:
+        found = await super().has_module(sha256)
+        await self._answer()
+        return found
+
     async def held(self, keys: object) -> frozenset[CacheKey]:
         await self._answer()
         return await super().held(list(keys))  # type: ignore[call-overload]
@@ -175,6 +180,35 @@ async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None
     await tiers.writes.close(5)
     assert tiers.far.usage().entries == 0
     assert tiers.near.usage().entries == 0
+
+
+async def test_a_module_is_restored_where_it_is_gone_and_not_after_an_eviction(
+    tiers: Tiers,
+) -> None:
+    lost, there = module(1), module(2)
+    await tiers.far.put_module(there)
+    asked = tiers.far.gets
+    for one in (lost, there, lost):
+        tiers.cache.restore_module(one)
+    await tiers.far.asked.wait()
+    await asyncio.sleep(0.01)
+    await tiers.writes.flush(5)
+    assert await tiers.far.has_module(lost.sha256)
+    assert tiers.far.gets == asked + 3  # Once for each, and the question above.
+    tiers.far.gate.clear()
+    await MemoryTier.evict(tiers.far, EvictScope())
+    tiers.cache.restore_module(lost)
+    await asyncio.sleep(0)
+    evicting = asyncio.create_task(tiers.cache.evict(EvictScope(), ""))
+    await asyncio.sleep(0)
+    tiers.far.gate.set()
+    await evicting
+    await tiers.writes.close(5)
+    assert tiers.far.usage().entries == 0
+    tiers.far.down = True  # No failure of anybody's.
+    tiers.cache.restore_module(lost)
+    await asyncio.sleep(0.01)
+    assert tiers.writes.pending == 0
 
 
 async def test_what_the_keys_of_today_do_not_vouch_for_is_dropped(tiers: Tiers) -> None:
