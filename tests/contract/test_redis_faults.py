@@ -449,6 +449,12 @@ async def test_renewing_prolongs_every_key_of_an_artifact_and_its_module(
         await raw.expire(name, 100)
     await tier.renew(one.key)
     assert all([await raw.ttl(name) >= TTL_S - 60 for name in names])
+    for name in names:
+        await raw.expire(name, 100)
+    await tier.renew(wasm.sha256)
+    renewed = [name for name in names if await raw.ttl(name) >= TTL_S - 60]
+    assert len(renewed) == 3
+    assert not [name for name in renewed if name.startswith(f"{prefix}compiled".encode())]
     await tier.renew(artifact(2).key)  # What is not there is no failure.
 
 

@@ -123,6 +123,43 @@ def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str)
             assert 900 < direct.ttl(module) <= 1000
 
 
+def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
+    engines: EngineStore, tmp_path: Path, redis_url: str
+) -> None:
+    flags = {
+        "WASMKILN_REDIS_URL": redis_url,
+        "WASMKILN_CACHE_TTL_S": "1000",
+        "WASMKILN_CACHE_TTL_REFRESH": "true",
+    }
+    with (
+        Daemon(fresh_state(tmp_path / "a"), environ=flags) as daemon,
+        daemon.client() as client,
+        redis.Redis.from_url(redis_url) as direct,
+    ):
+
+        def lives_on(*names: str) -> bool:
+            deadline = time.monotonic() + 20
+            while not all(direct.ttl(name) > 900 for name in names):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
+            return True
+
+        header = client.compile(wasm.adder(2)).header
+        loaded = client.load(wasm.adder(3)).sha256
+        settled(client)
+        artifact = f"wasm:compiled:{{{header.module_sha256}}}:{header.fingerprint}"
+        module, alone = f"wasm:module:{{{header.module_sha256}}}", f"wasm:module:{{{loaded}}}"
+        for name in (artifact, module, alone):
+            direct.expire(name, 100)
+        assert client.compile(header.module_sha256).header.origin == MEMORY
+        assert lives_on(artifact, module)
+        assert direct.ttl(alone) <= 100
+        # A module that nothing was compiled of is used when it is looked up.
+        assert client.load(wasm.adder(3)).already_loaded
+        assert lives_on(alone)
+
+
 def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with Daemon(fresh_state(tmp_path / "a"), environ=flags) as one, one.client() as client:

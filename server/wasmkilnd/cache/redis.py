@@ -164,25 +164,26 @@ class RedisTier:
         """Answer the kind of module behind an artifact: its header is read, and no more."""
         return await kind_at(self.link, self.names, key, self._sealer.check_stamp)
 
-    async def renew(self, key: CacheKey) -> None:
-        """Let an artifact and its module live for the whole time to live from now on.
-
-        Raises TierUnavailable.
+    async def renew(self, key: CacheKey | str) -> None:
+        """Let an artifact and its module, or a module alone, live for the whole time to live
+        from now on. Raises TierUnavailable.
         """
-        artifact, module = self.names.artifact(key), self.names.module(key.module_sha256)
-        heads_found = await heads(self.link, [artifact, module])
+        sha256 = key if isinstance(key, str) else key.module_sha256
+        names = [self.names.module(sha256)]
+        if isinstance(key, CacheKey):
+            names.append(self.names.artifact(key))
+        module_head, *artifact_head = await heads(self.link, names)
         check = self._sealer.check_stamp
         parts: list[bytes] = []
         with contextlib.suppress(ValueRejected):
-            body = codec.open_artifact(heads_found[0], key, check).body
-            parts += [self.names.artifact_part(key, one.sha256) for one in body.pieces[1:]]
-        with contextlib.suppress(ValueRejected):
-            body = codec.open_module(heads_found[1], key.module_sha256, check).body
-            parts += [
-                self.names.module_part(key.module_sha256, one.sha256) for one in body.pieces[1:]
-            ]
+            body = codec.open_module(module_head, sha256, check).body
+            parts += [self.names.module_part(sha256, one.sha256) for one in body.pieces[1:]]
+        if isinstance(key, CacheKey):
+            with contextlib.suppress(ValueRejected):
+                body = codec.open_artifact(artifact_head[0], key, check).body
+                parts += [self.names.artifact_part(key, one.sha256) for one in body.pieces[1:]]
         await self.link.prolong(parts, self._ttl_s + PARTS_OUTLIVE_S)
-        await self.link.prolong([artifact, module], self._ttl_s)
+        await self.link.prolong(names, self._ttl_s)
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete all in ``scope`` under the prefix. Takes time linear in the server's keys."""

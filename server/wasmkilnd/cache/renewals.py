@@ -26,18 +26,20 @@ class Renewals:
 
     def __init__(
         self,
-        renew: Callable[[CacheKey], Awaitable[None]],
+        renew: Callable[[CacheKey | str], Awaitable[None]],
         ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._renew = renew
         self._interval_s = ttl_s / _PER_LIFE
         self._clock = clock
-        self._renewed: OrderedDict[CacheKey, float] = OrderedDict()
+        self._renewed: OrderedDict[CacheKey | str, float] = OrderedDict()
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def used(self, key: CacheKey) -> None:
-        """Take note of a use. Returns at once and never raises."""
+    def used(self, key: CacheKey | str) -> None:
+        """Take note of a use of an artifact, or of a module by its digest. Returns at once and
+        never raises.
+        """
         now = self._clock()
         if now - self._renewed.get(key, -self._interval_s) < self._interval_s:
             return
@@ -57,7 +59,7 @@ class Renewals:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    async def _try(self, key: CacheKey) -> None:
+    async def _try(self, key: CacheKey | str) -> None:
         try:
             await self._renew(key)
         except TierUnavailable:

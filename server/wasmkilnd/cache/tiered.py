@@ -32,11 +32,11 @@ class TieredCache:
         far: Tier,
         writes: WriteBehind,
         turns: Turns,
-        used: Callable[[CacheKey], None] | None = None,
+        used: Callable[[CacheKey | str], None] | None = None,
         *,
         patience_s: float = math.inf,
     ) -> None:
-        """``used`` is told of every artifact that was found.
+        """``used`` is told of every artifact that was found, and of every module's digest.
 
         One call waits for ``far`` no longer than ``patience_s`` in all, beside what moving
         the bytes takes.
@@ -91,6 +91,8 @@ class TieredCache:
             module = await self._module_fetches.get(
                 sha256, lambda: self._fetch_module(sha256), self._patience
             )
+        if module and self._used:
+            self._used(sha256)
         return module
 
     async def put_module(self, module: Module) -> None:

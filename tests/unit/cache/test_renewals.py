@@ -15,13 +15,13 @@ KEY = CacheKey("m", "f")
 class Rig:
     def __init__(self) -> None:
         self.now = 0.0
-        self.renewed: list[CacheKey] = []
+        self.renewed: list[CacheKey | str] = []
         self.down = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.renewals = Renewals(self._renew, 100.0, lambda: self.now)
 
-    async def _renew(self, key: CacheKey) -> None:
+    async def _renew(self, key: CacheKey | str) -> None:
         await self.gate.wait()
         if self.down:
             raise TierUnavailable("down")
