@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from wasmkilnd.cache.inventory import Inventory, Listed, Trust
 from wasmkilnd.cache.keys import KeyNames, ValueKey
 from wasmkilnd.cache.leftovers import Leftovers, Mentions, Rest
 from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S
 from wasmkilnd.cache.reader import ValueReader
 from wasmkilnd.cache.redis import DEFAULT_TTL_S, RedisTier
 from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions
@@ -104,15 +103,16 @@ class Shared:
         return await Leftovers(self.link, self.names, mentions).count()
 
     async def scrub(
-        self, *, dry_run: bool = False, older_than_s: float = 600, verifier: Sealer = SEALER
+        self, *, dry_run: bool = False, older_than_s: float = 0, verifier: Sealer = SEALER
     ) -> Scrubbed:
         """Scrub; answer the report. ``findings`` has what was told."""
         one = self.scrubber(ValueReader(self.link, self.names, verifier), dry_run=dry_run)
         seen: list[None] = []
+        await one.find_orphans()
         keys = await one.keys()
         await one.verify(keys, lambda: seen.append(None))
         assert len(seen) == len(keys)
-        await one.sweep_orphans(older_than_s, DEFAULT_TTL_S)
+        await one.sweep_orphans(older_than_s)
         return one.report
 
     def scrubber(self, reader: ValueReader, *, dry_run: bool = False) -> Scrub:
@@ -396,21 +396,55 @@ async def test_with_the_wrong_keys_nothing_is_deleted(shared: Shared) -> None:
     assert len(await shared.everything()) == 3
 
 
-async def test_orphans_go_when_they_are_old(shared: Shared) -> None:
-    kept, lost = sealed(1, LARGE_BYTES), sealed(2, LARGE_BYTES)
-    await shared.put(kept, lost)
+async def test_orphans_go_unless_a_daemon_is_at_work_on_them(shared: Shared) -> None:
+    kept, lost, late = (sealed(number, LARGE_BYTES) for number in (1, 2, 3))
+    await shared.put(kept, lost, late)
     await shared.raw.delete(shared.name(lost))
-    report = await shared.scrub()
-    assert (report.orphans, report.young_orphans) == (0, 2)
-    [old, _] = await shared.parts(lost)
-    await shared.raw.expire(old, DEFAULT_TTL_S + PARTS_OUTLIVE_S - 601)
+    head = (await shared.everything())[shared.name(late)]
+    await shared.raw.delete(shared.name(late))
+    # As if they had been written long ago, or by a daemon that gives a shorter life.
+    for part in (*await shared.parts(lost), *await shared.parts(late)):
+        await shared.raw.expire(part, 1000)
     report = await shared.scrub(dry_run=True)
-    assert (report.orphans, report.young_orphans) == (1, 1)
-    assert len(await shared.parts(lost)) == 2
-    report = await shared.scrub()
-    assert (report.orphans, report.young_orphans, report.deleted) == (1, 1, 0)
-    assert old not in await shared.parts(lost)
-    assert len(await shared.parts(kept)) == 2
+    assert (report.orphans, report.young_orphans) == (4, 0)
+    assert len(await shared.parts(lost)) == len(await shared.parts(late)) == 2
+
+    scrub = shared.scrubber(ValueReader(shared.link, shared.names, SEALER))
+    await scrub.find_orphans()
+    await shared.raw.set(shared.name(late), head)  # A value comes after its pieces.
+    [old, anew] = await shared.parts(lost)
+    await asyncio.sleep(3)
+    await shared.raw.expire(anew, 1000)  # And a piece may be written once more.
+    await scrub.sweep_orphans(3)
+    assert (scrub.report.orphans, scrub.report.young_orphans, scrub.report.deleted) == (1, 1, 0)
+    assert await shared.parts(lost) == [anew]
+    assert len(await shared.parts(kept)) == len(await shared.parts(late)) == 2
+    assert old not in await shared.everything()
+    # Nothing is waited for where there is nothing to wait for.
+    await shared.raw.delete(anew)
+    await asyncio.wait_for(shared.scrub(older_than_s=600), 60)
+
+
+async def test_what_took_the_place_of_a_bad_value_stays(shared: Shared) -> None:
+    good, bad = sealed(0, LARGE_BYTES), sealed(1, LARGE_BYTES)
+    await shared.put(good, bad)
+    name = shared.name(bad)
+    stored = (await shared.everything())[name]
+    # Damage at the end, and the same module stored anew, begin alike.
+    await shared.edit(name, lambda value: value[:-1] + bytes([value[-1] ^ 1]))
+    judge = shared.link.delete_if
+
+    async def replaced_first(key: bytes, value: bytes, others: Sequence[bytes]) -> bool:
+        await shared.raw.set(name, stored)
+        return await judge(key, value, others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shared.link, "delete_if", replaced_first)
+        report = await shared.scrub()
+    assert (report.bad.total(), report.deleted) == (1, 0)
+    assert await shared.raw.get(name) == stored
+    assert len(await shared.parts(bad)) == 2
+    assert (await shared.scrub()).good == 2
 
 
 async def test_a_piece_whose_value_comes_late_is_no_orphan(shared: Shared) -> None:
@@ -494,7 +528,7 @@ async def test_an_outage_is_an_outage_and_no_finding(tmp_path: Path) -> None:
 
 
 async def test_a_user_who_may_little_is_enough(shared: Shared) -> None:
-    allowed = "+get +set +unlink +exists +getrange +strlen +scan +ttl"
+    allowed = "+get +set +unlink +exists +getrange +strlen +scan +ttl +eval"
     await shared.raw.execute_command(  # type: ignore[no-untyped-call]
         "ACL", "SETUSER", "tool", "on", ">secret", "~*", "-@all", *allowed.split()
     )

@@ -63,8 +63,9 @@ async def test_values_are_listed_verified_and_moved(deployment: Deployment) -> N
             dry_run=False,
             tell=findings.append,
         )
+        await scrub.find_orphans()
         await scrub.verify(await scrub.keys(), lambda: None)
-        await scrub.sweep_orphans(600, 7 * 24 * 3600)
+        await scrub.sweep_orphans(0)
         assert (scrub.report.good, scrub.report.bad) == (8, {"digest": 2})
         file = io.BytesIO()
         chosen = await listed(link)

@@ -8,6 +8,7 @@ import dataclasses
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -476,6 +477,29 @@ async def test_a_lost_piece_makes_a_miss_and_the_next_put_mends_it(
         assert await tier.get_module(wasm.sha256) is None
         assert await raw.exists(name_of(one, prefix)) == 0
     assert notes.rejected == ["incomplete"] * 4
+
+
+async def test_what_took_the_place_of_a_bad_value_is_not_deleted_with_it(
+    tier: RedisTier, raw: Redis, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasm = module(1, 1_200_000)
+    name = tier.names.module(wasm.sha256)
+    await tier.put_module(wasm)
+    stored = await raw.get(name)
+    assert isinstance(stored, bytes)
+    delete_if = tier.link.delete_if
+
+    async def replaced_first(*asked: Any) -> bool:
+        await tier.put_module(wasm)
+        return await delete_if(*asked)
+
+    monkeypatch.setattr(tier.link, "delete_if", replaced_first)
+    # Damaged in its piece, and cut off: the one that takes its place begins as both do.
+    for bad in (stored[:-1] + bytes([stored[-1] ^ 1]), stored[:100]):
+        await raw.set(name, bad)
+        assert await tier.get_module(wasm.sha256) is None
+        assert await tier.get_module(wasm.sha256) == wasm
+    assert notes.rejected == ["digest", "truncated"]
 
 
 async def test_evicting_takes_every_piece(tier: RedisTier, raw: Redis, prefix: str) -> None:

@@ -17,6 +17,9 @@ from wasmkilnd.cache.sweep import heads
 _BATCH = 256
 _GONE = -2
 
+FOR_EVER = -1
+"""What is left of the life of what has no end."""
+
 
 @dataclass(slots=True)
 class Rest:
@@ -107,11 +110,10 @@ class Leftovers:
                 if ttl_s != _GONE
             ]
 
-    async def parts_of(self, key: ValueKey) -> list[bytes]:
-        """Answer the names of the pieces that the value under ``key`` mentions, if any."""
-        [head] = await self._heads([key])
+    def parts_of(self, key: ValueKey, value: bytes) -> list[bytes]:
+        """Answer the names of the pieces that ``value``, under ``key``, mentions, if any."""
         try:
-            opened = codec.open_any(head, _anyone)
+            opened = codec.open_any(value, _anyone)
         except ValueRejected:
             return []
         return [self._names.part(key, piece.sha256) for piece in opened.body.pieces[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -102,6 +103,15 @@ class RedisLink:
     async def delete(self, keys: Sequence[bytes]) -> list[bool]:
         """Delete each of ``keys``; answer which existed."""
         return await self._each(_flag, [("UNLINK", key) for key in keys])
+
+    async def delete_if(self, key: bytes, value: bytes, others: Sequence[bytes] = ()) -> bool:
+        """Delete ``key`` and ``others`` if exactly ``value`` is under ``key``; answer whether so.
+
+        The others have to be in the same slot of a cluster.
+        """
+        digest = hashlib.sha1(value, usedforsecurity=False).hexdigest()
+        script: Command = ("EVAL", _DELETE_IF, 1 + len(others), key, *others, digest, len(value))
+        return (await self._each(_flag, [script]))[0]
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]:
         """Answer for each of ``keys`` whether it is stored."""
@@ -262,6 +272,13 @@ _LET_GO = f"""
 local held = redis.call('get', KEYS[1])
 if not held or held:sub(1, {TOKEN_BYTES}) ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
 return redis.call('del', KEYS[1])
+"""
+
+# Who judged a value must not delete the one that took its place meanwhile.
+_DELETE_IF = """
+if redis.sha1hex(redis.call('getrange', KEYS[1], 0, ARGV[2])) ~= ARGV[1] then return 0 end
+for _, key in ipairs(KEYS) do redis.call('unlink', key) end
+return 1
 """
 
 

@@ -64,6 +64,10 @@ class ValueReader:
         self._pace = pace or Pace()
         self.bytes_read = 0
 
+    async def raw(self, key: ValueKey) -> bytes | None:
+        """Answer what is under ``key``, unverified, None if nothing is there."""
+        return await self._value(key)
+
     async def open(self, key: ValueKey) -> Opened[Artifact | Module] | None:
         """Answer the value under ``key``, verified up to its first piece, None if none is there."""
         value = await self._value(key)

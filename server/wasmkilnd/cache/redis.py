@@ -224,6 +224,7 @@ class RedisTier:
         complete: Callable[[V, list[bytes]], V],
     ) -> V | None:
         parts: list[bytes] = []
+        value: bytes | None = None
         try:
             value = await self.link.get(name)
             if value is None:
@@ -239,9 +240,9 @@ class RedisTier:
             # Each answer came in time, so that the server is no outage.
             raise TierUnavailable("Redis takes too long for a value of this size") from None
         except WrongType as wrong:
-            await self._discard(name, parts, ValueRejected(Cause.FORMAT, str(wrong)))
+            await self._discard(name, value, parts, ValueRejected(Cause.FORMAT, str(wrong)))
         except ValueRejected as rejected:
-            await self._discard(name, parts, rejected)
+            await self._discard(name, value, parts, rejected)
         return None
 
     async def _unpacked(self, opened: Opened[V], parts: Sequence[bytes]) -> list[bytes]:
@@ -263,7 +264,13 @@ class RedisTier:
         size_bytes = sum(len(piece) for piece in stored if piece is not None)
         return await off_loop(size_bytes, body.unpack, first, stored)
 
-    async def _discard(self, name: bytes, parts: Sequence[bytes], rejected: ValueRejected) -> None:
+    async def _discard(
+        self,
+        name: bytes,
+        value: bytes | None,
+        parts: Sequence[bytes],
+        rejected: ValueRejected,
+    ) -> None:
         cause = rejected.cause.value
         self._recorder.value_rejected(self.name, cause)
         tell = _log.warning
@@ -273,7 +280,10 @@ class RedisTier:
             tell = _log.debug
         tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
-            await self.link.delete([name, *parts])
+            if value is None:  # It is no string, which nobody of us puts there.
+                await self.link.delete([name])
+            else:
+                await self.link.delete_if(name, value, parts)
 
     def _was_told(self, rejected: ValueRejected) -> bool:
         """Whether the same was logged before: a fleet with two keys has it at every value."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +12,17 @@ from dataclasses import dataclass, field
 from wasmkilnd.cache.at_once import each
 from wasmkilnd.cache.inventory import Inventory
 from wasmkilnd.cache.keys import KeyNames, ValueKey
-from wasmkilnd.cache.leftovers import Leftovers, Orphan
+from wasmkilnd.cache.leftovers import FOR_EVER, Leftovers, Orphan
 from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S
 from wasmkilnd.cache.reader import ValueReader
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.model import Artifact
 
 # Enough to hide the way to the server; each holds some pieces of one value in memory.
 _AT_ONCE = 4
+
+# A time to live is told in whole seconds, twice.
+_ROUNDING_S = 2.0
 
 OTHER_CODE = "other_code"
 """The cause of an artifact that is not what its engine makes of the module."""
@@ -53,7 +57,7 @@ class Scrubbed:
     orphans: int = 0
     orphan_bytes: int = 0
     young_orphans: int = 0
-    """Orphans whose value may still be on its way, which are left alone."""
+    """Those whose value may still be on its way, which are left alone."""
 
     @property
     def good(self) -> int:
@@ -64,9 +68,9 @@ class Scrubbed:
 class Scrub:
     """One scrub. Raises TierUnavailable.
 
-    A value is deleted only if it does not verify twice in a row: a daemon may have been
-    replacing it. Where no value at all verifies, those of strangers are kept: the keys at
-    hand are then most likely the wrong ones.
+    A value is deleted only if it does not verify twice in a row, and if it is still the one
+    that was judged: a daemon may have been replacing it. Where no value at all verifies, those
+    of strangers are kept: the keys at hand are then most likely the wrong ones.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Scrub:
         self._dry_run = dry_run
         self._tell = tell
         self._strangers: list[ValueKey] = []
+        self._orphans: dict[bytes, int] = {}
+        self._found_s = 0.0
         self.report = Scrubbed()
         self.good: dict[ValueKey, str] = {}
         """The artifacts that verified, and their engines' ids."""
@@ -109,18 +115,34 @@ class Scrub:
         strangers, self._strangers = self._strangers, []
         await self._verify_all(strangers, lambda: None)
         for key in self._strangers:
-            await self._condemn(key, Cause.STRANGER.value, _KEPT, delete=False)
+            self._count(key, Cause.STRANGER.value, _KEPT, deleted=False)
 
-    async def sweep_orphans(self, older_than_s: float, ttl_s: int) -> None:
-        """Delete the pieces that no value mentions and that are older than ``older_than_s``.
+    async def find_orphans(self) -> None:
+        """Take note of the pieces that no value mentions now."""
+        self._orphans = {
+            orphan.name: orphan.ttl_s
+            async for found in self._leftovers.orphans()
+            for orphan in found
+        }
+        self._found_s = time.monotonic()
 
-        A daemon writes a value after its pieces. How old one is, its time to live tells,
-        of which ``ttl_s`` is what daemons give to values.
+    async def sweep_orphans(self, older_than_s: float) -> None:
+        """Delete the pieces that no value mentions, neither now nor when they were found, which
+        is ``older_than_s`` ago: if it is less, the rest of that is waited for.
+
+        A daemon writes a value after its pieces. One that writes a piece of the same name
+        anew begins its life anew, and that shows.
         """
-        whole_s = ttl_s + PARTS_OUTLIVE_S
+        if not self._orphans:
+            return
+        await asyncio.sleep(max(0.0, self._found_s + older_than_s - time.monotonic()))
+        passed_s = time.monotonic() - self._found_s
 
         def is_old(orphan: Orphan) -> bool:
-            return whole_s - orphan.ttl_s >= older_than_s
+            ttl_s = self._orphans.get(orphan.name)
+            if ttl_s is None or FOR_EVER in (ttl_s, orphan.ttl_s):
+                return ttl_s == orphan.ttl_s
+            return ttl_s - orphan.ttl_s > passed_s - _ROUNDING_S
 
         seen: set[bytes] = set()
         async for found in self._leftovers.orphans():
@@ -133,22 +155,30 @@ class Scrub:
             if old and not self._dry_run:
                 await self._link.delete([orphan.name for orphan in old])
 
-    async def retract(self, key: ValueKey, why: str) -> None:
-        """Count, tell and delete as bad what was found good: it is of other code."""
+    async def retract(self, key: ValueKey, value: bytes | None, why: str) -> None:
+        """Count, tell and delete ``value``, which was found good, as bad: it is of other code."""
         del self.good[key]
         self.report.artifacts -= 1
-        await self._condemn(key, OTHER_CODE, why)
+        await self._condemn(key, value, OTHER_CODE, why)
 
-    async def _condemn(self, key: ValueKey, cause: str, why: str, *, delete: bool = True) -> None:
-        """Count and tell that a value is bad; delete it, unless this is a dry run."""
+    async def _condemn(self, key: ValueKey, value: bytes | None, cause: str, why: str) -> None:
+        """Count and tell that ``value`` is bad; delete it if it is still there, unless this is
+        a dry run. None is for what no daemon stores under any circumstances.
+        """
         name = self._names.value(key)
-        delete = delete and not self._dry_run
-        if delete:
-            parts = await self._leftovers.parts_of(key)
-            await self._link.delete([name, *parts])
+        deleted = False
+        if not self._dry_run:
+            if value is None:
+                [deleted] = await self._link.delete([name])
+            else:
+                parts = self._leftovers.parts_of(key, value)
+                deleted = await self._link.delete_if(name, value, parts)
+        self._count(key, cause, why, deleted=deleted)
+
+    def _count(self, key: ValueKey, cause: str, why: str, *, deleted: bool) -> None:
         self.report.bad[cause] += 1
-        self.report.deleted += delete
-        self._tell(Finding(name, cause, why, delete))
+        self.report.deleted += deleted
+        self._tell(Finding(self._names.value(key), cause, why, deleted))
 
     async def _verify_all(self, keys: Sequence[ValueKey], advance: Callable[[], None]) -> None:
         async def verify(key: ValueKey) -> None:
@@ -158,8 +188,11 @@ class Scrub:
         await each(keys, verify, _AT_ONCE)
 
     async def _verify(self, key: ValueKey) -> None:
+        value: bytes | None = None
         rejected = await self._rejection(key)
         if rejected and rejected.cause is not Cause.VERSION:
+            # What is read between two judgements and is there at the end was judged bad.
+            value = await self._raw(key)
             rejected = await self._rejection(key)
         if rejected is None:
             return
@@ -168,7 +201,13 @@ class Scrub:
         elif rejected.cause is Cause.STRANGER and not self.report.good:
             self._strangers.append(key)
         else:
-            await self._condemn(key, rejected.cause.value, rejected.why)
+            await self._condemn(key, value, rejected.cause.value, rejected.why)
+
+    async def _raw(self, key: ValueKey) -> bytes | None:
+        try:
+            return await self._reader.raw(key)
+        except ValueRejected:
+            return None  # No string, or longer than any.
 
     async def _rejection(self, key: ValueKey) -> ValueRejected | None:
         """Verify one value, and count it if it is good or gone."""

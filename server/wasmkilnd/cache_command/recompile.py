@@ -96,13 +96,23 @@ class Recompiler:
         try:
             await self._compare(artifact)
         except _OtherCode as other:
-            # Compiling took its time: a daemon may have stored another by now.
+            # Compiling took its time: a daemon may have stored another by now, or may soon.
+            value = await self._raw(key)
             if (await self._artifact(key)).sha256 != artifact.sha256:
                 raise _NotCheckable(_REPLACED) from None
             self.report.other += 1
-            await self._scrub.retract(key, f"{other}; {_said_by(artifact)}")
+            await self._scrub.retract(key, value, f"{other}; {_said_by(artifact)}")
         else:
             self.report.same += 1
+
+    async def _raw(self, key: ValueKey) -> bytes:
+        try:
+            value = await self._reader.raw(key)
+        except ValueRejected:
+            value = None
+        if value is None:
+            raise _NotCheckable(_REPLACED)
+        return value
 
     async def _artifact(self, key: ValueKey) -> Artifact:
         try:

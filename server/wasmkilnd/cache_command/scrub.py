@@ -51,9 +51,9 @@ _COMPILING = (
 @duration_option(
     "--orphans-older-than",
     "orphan_age_s",
-    "10m",
-    "Delete pieces that no value mentions once they are older than this: a daemon writes a"
-    " value after its pieces.",
+    "2m",
+    "Delete pieces that no value mentions, neither at first nor this long after, which is waited"
+    " for: a daemon writes a value after its pieces.",
 )
 @rate_option
 @click.option("--json", "as_json", is_flag=True, help="Print an object a line; the last sums up.")
@@ -95,12 +95,14 @@ def scrub(
             dry_run=dry_run,
             tell=tell,
         )
+        with bar("looking for orphans", None):
+            await one.find_orphans()
         with bar("looking", None):
             keys = await one.keys()
         with bar("verifying", len(keys)) as advance:
             await one.verify(keys, lambda: advance(1))
-        with bar("looking for orphans", None):
-            await one.sweep_orphans(orphan_age_s, session.settings.cache_ttl_s)
+        with bar("looking at orphans again", None):
+            await one.sweep_orphans(orphan_age_s)
         recompiled = None
         if recompile:
             chosen = list(one.good)
@@ -162,7 +164,7 @@ def _summary(
     if report.orphans or report.young_orphans:
         lines.append(
             f"{report.orphans} orphaned pieces {gone} ({size(report.orphan_bytes)}),"
-            f" {report.young_orphans} younger than {duration(orphan_age_s)} left alone"
+            f" {report.young_orphans} of less than {duration(orphan_age_s)} left alone"
         )
     if recompiled:
         lines.append(f"compiled again: {recompiled.same} the same, {recompiled.other} other code")

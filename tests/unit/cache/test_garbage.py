@@ -64,6 +64,7 @@ def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
         lambda: link.set(b"k", b"v", 1),
         lambda: link.add(b"k", b"v", 1),
         lambda: link.delete([b"k", b"l"]),
+        lambda: link.delete_if(b"k", b"v", [b"l"]),
         lambda: link.exists([b"k"]),
         lambda: link.lengths([b"k"]),
         lambda: link.beginnings([b"k"], [10]),
