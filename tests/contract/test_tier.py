@@ -117,11 +117,19 @@ async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) 
     with redis_server(binary_of(name), tmp_path) as running:
         tier = redis_tier(running.url)
         client = Redis.from_url(running.url)
-        await client.set("wasm:other", "kept")
-        await client.set("theirs", "kept")
-        await tier.put(artifact(1))
-        await tier.evict(EvictScope())
-        assert sorted(await client.keys()) == [b"theirs", b"wasm:other"]
+        digest = "a" * 64
+        others = [b"theirs", b"wasm:other", b"wasm:module:foo", b"wasm:compiled:", b"wasm:part:x"]
+        others += [
+            f"wasm:{name}".encode()
+            for name in (f"compiled:{{{digest}}}", f"module:{{{digest}}}:x", f"part:{{{digest}}}:x")
+        ]
+        for other in others:
+            await client.set(other, "kept")
+        await tier.put(artifact(1, 2_000_000))
+        await tier.put_module(module(1))
+        gone = await tier.evict(EvictScope())
+        assert (gone.artifacts, gone.modules) == (1, 1)
+        assert sorted(await client.keys()) == sorted(others)
         await client.aclose()
         await tier.close()
 

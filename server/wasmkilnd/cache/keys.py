@@ -98,8 +98,13 @@ class KeyNames:
         return name.startswith(self._module)
 
     def is_value(self, name: bytes) -> bool:
-        """Whether ``name`` is that of an artifact, a module or a piece of one."""
-        return name.startswith((self._compiled, self._module, self._part))
+        """Whether ``name`` is that of an artifact, a module or a piece of one, in any format."""
+        shapes = (
+            (self._compiled, _OF_ARTIFACT),
+            (self._module, _OF_MODULE),
+            (self._part, _OF_PART),
+        )
+        return any(_after(prefix, name, shape) for prefix, shape in shapes)
 
     def all_pattern(self) -> bytes:
         """Answer a pattern that matches every name, and perhaps more under the prefix."""

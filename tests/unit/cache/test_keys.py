@@ -23,6 +23,8 @@ def test_each_name_tells_what_it_is_of(module: str, fingerprint: str, digest: st
     assert NAMES.value_at(part) is None
     assert NAMES.part_at(value) is None
     assert NAMES.lease_key(value) is NAMES.strike_key(value) is None
+    assert NAMES.is_value(value)
+    assert NAMES.is_value(part)
 
 
 def test_names_are_those_that_daemons_use() -> None:
@@ -40,6 +42,7 @@ def test_modules_of_other_formats_are_told_by_their_names() -> None:
         assert NAMES.is_of_other_format(f"[a]*:{name}".encode())
         assert NAMES.value_at(f"[a]*:{name}".encode()) is None
         assert NAMES.part_at(f"[a]*:{name}".encode()) is None
+        assert NAMES.is_value(f"[a]*:{name}".encode())
     for own in (NAMES.module(A), NAMES.module_part(A, C), NAMES.artifact(CacheKey(A, B))):
         assert not NAMES.is_of_other_format(own)
 
@@ -67,5 +70,6 @@ def test_other_names_are_nobody_s(name: str) -> None:
     given_name = name.encode(errors="surrogateescape")
     assert NAMES.value_at(given_name) is None
     assert NAMES.part_at(given_name) is None
+    assert not NAMES.is_value(given_name)
     assert NAMES.lease_key(given_name) is NAMES.strike_key(given_name) is None
     assert not NAMES.is_of_other_format(given_name)
