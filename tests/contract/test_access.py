@@ -67,7 +67,7 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     assert await link.exists([two]) == [True]
     await link.let_go(two, mine)
     assert await link.delete([one, two]) == [True, False]
-    assert [page async for page in link.scan(b"wasm:{a}*")] == []
+    assert [key async for page in link.scan(b"wasm:{a}*") for key in page] == []
     assert (await link.usage()).bytes > 0
     await link._probe()
     assert denials(deployment) == []

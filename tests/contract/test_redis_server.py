@@ -101,7 +101,10 @@ async def test_scan_finds_each_key_that_matches(server: RedisServer) -> None:
         await server.run([("SET", name, b"1", "EX", 60) for name in some])
     found = {key async for page in server.scan(b"wasm:scan:*:x") for key in page}
     assert found == names
-    assert [page async for page in server.scan(b"wasm:nothing:*")] == []
+    # Each round is a page, an empty one too: it has its own time.
+    pages = [page async for page in server.scan(b"wasm:nothing:*")]
+    assert len(pages) > 1
+    assert not any(pages)
     usage = await server.usage()
     assert usage.entries >= 2500
     assert usage.bytes > 0

@@ -79,7 +79,7 @@ class ClusterServer:
         for node in sorted(await self._nodes.primaries()):
             pages = self._nodes.server(node).scan(pattern)
             next_page = partial(_next, pages)
-            while page := await self._nodes.ask(node, next_page):
+            while (page := await self._nodes.ask(node, next_page)) is not None:
                 yield page
 
     async def usage(self) -> TierUsage:

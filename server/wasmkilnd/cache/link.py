@@ -36,10 +36,11 @@ STORE_TIMEOUT_S = 10.0
 class RedisLink:
     """Speaks to ``server``, which it owns from now on.
 
-    Safe for concurrent use from one event loop. Every method raises TierUnavailable,
-    and no other error, when the server does not do its part within ``timeout_s`` (for
-    writes ``store_timeout_s``, or ``timeout_s`` where that is longer): WrongType, where a
-    key holds something else than a string.
+    Others may write to it too: no more is read of a value than the caller asks for. Safe
+    for concurrent use from one event loop. Every method raises TierUnavailable, and no other
+    error, when the server does not do its part within ``timeout_s`` (for writes
+    ``store_timeout_s``, or ``timeout_s`` where that is longer; for a scan each round):
+    WrongType, where a key holds something else than a string.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class RedisLink:
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """Answer the keys that match, batch by batch, some perhaps twice.
 
-        Each that is there from begin to end is among them.
+        Each that is there from begin to end is among them. A batch may be empty.
         """
         pages = self._server.scan(pattern)
 
@@ -211,7 +212,9 @@ class RedisLink:
     async def _call(self, work: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
         async def bounded() -> T:
             async with asyncio.timeout(self.timeout_s if timeout_s is None else timeout_s):
-                return await work()
+                answer = await work()
+            self._answered_at_s = time.monotonic()
+            return answer
 
         return await self.breaker.call(bounded)
 

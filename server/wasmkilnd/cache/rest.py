@@ -94,8 +94,7 @@ class RestServer:
                 [("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)],
             )
             cursor, keys = answer
-            if keys:
-                yield keys
+            yield keys
             if int(cursor) == 0:
                 return
 

@@ -37,7 +37,8 @@ class RedisServer(Protocol):
     def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """Answer the keys that match, batch by batch, some perhaps twice.
 
-        Each that is there from begin to end is among them.
+        Each that is there from begin to end is among them. A batch is what one round trip
+        found, and empty where that was nothing: so each can be bounded in time.
         """
         ...
 
@@ -87,8 +88,7 @@ class SingleServer:
             cursor, keys = await self._ask(
                 "SCAN", cursor or 0, "MATCH", pattern, "COUNT", _SCAN_COUNT
             )
-            if keys:
-                yield keys
+            yield keys
 
     async def usage(self) -> TierUsage:
         """As RedisServer."""
