@@ -323,6 +323,27 @@ async def test_a_write_that_is_cut_off_stores_nothing_and_spoils_no_connection(
             await tier.put(one)
             assert same(await tier.get(one.key), one)
 
+async def test_a_server_with_room_again_is_told_though_nothing_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.redis._LOOK_EVERY_S", 0.05)
+    limits = ["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]
+    with redis_server(binary_of("valkey"), tmp_path, limits) as running:
+        async with tier_over(running.url) as tier, Redis.from_url(running.url) as raw:
+            assert await tier.start()
+            with pytest.raises(TierUnavailable):
+                await tier.put(artifact(1, 2_000_000))
+            await asyncio.sleep(0.5)
+            assert "maxmemory" in tier.write_refusal  # It is asked again and again.
+            await raw.config_set("maxmemory", "64mb")
+            for _ in range(400):
+                await asyncio.sleep(0.05)
+                trials = [name async for name in raw.scan_iter() if b":trial" in name]
+                if not tier.write_refusal and not trials:
+                    break
+            assert (tier.write_refusal, trials) == ("", [])
+
+
 
 async def test_a_full_server_goes_on_being_read(tmp_path: Path) -> None:
     limits = ["--maxmemory", "32mb", "--maxmemory-policy", "noeviction"]

@@ -22,6 +22,7 @@ from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.sweep import heads, kind_at, sweep
 from wasmkilnd.cache.vouched import open_artifact
+from wasmkilnd.cache.writable import Writable
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.model import (
     Artifact,
@@ -96,13 +97,17 @@ class RedisTier:
         self._watcher: asyncio.Task[None] | None = None
         self._told: set[str] = set()
         self._reading = asyncio.Semaphore(reads_at_once)
-        self.write_refusal = ""
-        """Why the server, which answers, takes no writes; empty while it does."""
+        self._writable = Writable(self.name, self.link)
 
     @property
     def breaker(self) -> Breaker:
         """What knows whether the server answers."""
         return self.link.breaker
+
+    @property
+    def write_refusal(self) -> str:
+        """Why the server, which answers, takes no writes; empty while it does."""
+        return self._writable.refusal
 
     async def start(self) -> bool:
         """Ask whether the server answers, and go on looking at it; answer whether it did."""
@@ -323,14 +328,10 @@ class RedisTier:
         except PartUnavailable:
             raise  # The rest takes writes.
         except TierUnavailable as refusal:
-            if not self.breaker.open and not self.write_refusal:
-                # Full, or read-only after a failover: told once, not for each write.
-                _log.warning("tier takes no writes", tier=self.name, detail=str(refusal))
-                self.write_refusal = str(refusal)
+            if not self.breaker.open:
+                self._writable.refused(name, str(refusal))
             raise
-        if self.write_refusal:
-            _log.info("tier takes writes again", tier=self.name)
-            self.write_refusal = ""
+        self._writable.taken()
 
     async def _watch(self) -> None:
         while True:
@@ -341,6 +342,7 @@ class RedisTier:
         # If the server is down, the breaker said so, and goes on asking by itself.
         with contextlib.suppress(TierUnavailable):
             self._usage = await self.link.usage()
+        await self._writable.try_again()
 
 
 def _with_frames(artifact: Artifact, raw: list[bytes]) -> Artifact:
