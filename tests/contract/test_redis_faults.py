@@ -323,6 +323,7 @@ async def test_a_write_that_is_cut_off_stores_nothing_and_spoils_no_connection(
             await tier.put(one)
             assert same(await tier.get(one.key), one)
 
+
 async def test_a_server_with_room_again_is_told_though_nothing_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +343,6 @@ async def test_a_server_with_room_again_is_told_though_nothing_is_stored(
                 if not tier.write_refusal and not trials:
                     break
             assert (tier.write_refusal, trials) == ("", [])
-
 
 
 async def test_a_full_server_goes_on_being_read(tmp_path: Path) -> None:

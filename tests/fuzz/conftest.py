@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-# The default profile is that of all tests; this one is chosen by `--hypothesis-profile fuzz`.
+# The profile of all tests is in tests/conftest.py; this one is chosen by `--hypothesis-profile fuzz`.
 settings.register_profile(
     "fuzz",
     max_examples=20_000,

@@ -226,7 +226,7 @@ def mutations(draw: st.DrawFn) -> bytes:
     return dumped(envelope)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(mutations())
 def test_no_changed_attestation_is_accepted(attestation: bytes) -> None:
     if attestation != ONE.attestation:
@@ -238,7 +238,7 @@ envelopes = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(payload=st.binary(max_size=400), attestation=envelopes, resign=st.booleans())
 def test_no_payload_of_an_attacker_is_accepted(
     payload: bytes, attestation: bytes, resign: bool
@@ -256,7 +256,7 @@ seconds = st.floats(0, 1e6)
 tables = st.dictionaries(texts, texts, max_size=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     changes=st.fixed_dictionaries(
         {},

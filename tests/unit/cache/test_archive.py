@@ -386,7 +386,7 @@ def mutations(draw: st.DrawFn) -> bytes:
     return bytes(archive)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(mutations(), st.booleans())
 def test_no_mutated_archive_has_anything_stored_that_was_not_exported(
     archive: bytes, overwrite: bool
@@ -397,7 +397,7 @@ def test_no_mutated_archive_has_anything_stored_that_was_not_exported(
     assert sum(map(len, shelf.values.values())) == moved.stored_bytes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=3000))
 def test_no_bytes_at_all_do_more_than_be_refused(content: bytes) -> None:
     for archive in (content, ARCHIVE[: MEMBERS[1].offset] + content):

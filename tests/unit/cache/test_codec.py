@@ -137,14 +137,14 @@ def mutations(draw: st.DrawFn) -> tuple[str, dict[bytes, bytes]]:
     return name, values
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(mutations())
 def test_no_mutation_is_ever_served(mutation: tuple[str, dict[bytes, bytes]]) -> None:
     name, values = mutation
     assert is_served(name, values) is (values == STORED[name])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300), names)
 def test_no_bytes_at_all_do_more_than_be_rejected(value: bytes, name: str) -> None:
     [*_, key] = STORED[name]
@@ -201,7 +201,7 @@ def test_a_body_that_cannot_be_is_refused(body: Body, cause: str) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(payload=st.binary(min_size=1, max_size=2000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pieces_round_trip(codec: str, payload: bytes) -> None:
     [raw] = cut(payload)
     packed, piece = pack(codec, raw)
