@@ -25,7 +25,11 @@ def test_pem_is_what_other_tools_write() -> None:
     assert ONE.id == hashlib.sha256(ONE.raw).hexdigest()
 
 
-@pytest.mark.parametrize("text", [ONE.hex, ONE.hex.upper(), BASE64, ONE.pem, f" {ONE.hex}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [ONE.hex, ONE.hex.upper(), BASE64, ONE.pem, f" {ONE.hex}\n"],
+    ids=["hex", "upper-case", "base64", "pem", "spaces"],
+)
 def test_a_key_as_text(text: str) -> None:
     assert PublicKey.parse(text) == ONE
     assert dict(TrustedKeys.read(text)) == {ONE.id: ONE}

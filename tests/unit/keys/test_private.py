@@ -23,6 +23,7 @@ PEM = KEY.pem.decode()
         KEY.base64,
         base64.b64decode(KEY.base64).hex(),
     ],
+    ids=["pem", "on-one-line", "spaces", "base64", "hex"],
 )
 def test_every_way_to_write_a_key(text: str) -> None:
     assert PrivateKey.parse(text).public == KEY.public
