@@ -184,10 +184,20 @@ class CompileService:
             )
         candidates = [self._keys_of(one) for one in wanted]
         missing = await self._cache.missing([key for keys in candidates for key in keys])
+        # Tells a component's artifact from that of a core module for the same engine.
+        kinds = await self._cache.kinds_of(
+            [
+                key
+                for keys in candidates
+                if keys[0] in missing
+                for key in keys[1:]
+                if key not in missing
+            ]
+        )
         return [
             index
             for index, keys in enumerate(candidates)
-            if keys[0] in missing and not await self._is_held_component(keys[1:], missing)
+            if keys[0] in missing and not any(kinds.get(key) is Kind.COMPONENT for key in keys[1:])
         ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
@@ -228,15 +238,6 @@ class CompileService:
             with contextlib.suppress(errors.WasmkilnError):
                 keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
         return keys
-
-    async def _is_held_component(
-        self, keys: Sequence[CacheKey], missing: frozenset[CacheKey]
-    ) -> bool:
-        """Tell a component's artifact from that of a core module for the same engine."""
-        for key in keys:
-            if key not in missing and await self._cache.kind_of(key) is Kind.COMPONENT:
-                return True
-        return False
 
     def _fingerprint(self, engine_id: str, wanted: WantedArtifact) -> str:
         spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)

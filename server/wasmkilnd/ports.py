@@ -61,8 +61,8 @@ class Tier(Protocol):
         """Answer which of ``keys`` are stored now, touching nothing. Raises TierUnavailable."""
         ...
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """Answer from what kind of module an artifact was made, None if it is not there.
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Answer from what kinds of modules those of the artifacts were made that are there.
 
         Reads no more than it must. Raises TierUnavailable.
         """
@@ -141,8 +141,8 @@ class Cache(Protocol):
         """Answer which of ``keys`` no tier holds."""
         ...
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """Answer from what kind of module an artifact was made, None if no tier has it."""
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Answer from what kinds of modules those of the artifacts were made that a tier has."""
         ...
 
     def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:

@@ -152,8 +152,7 @@ async def test_engines_are_found_in_headers_of_any_length(tier: RedisTier) -> No
     assert (await tier.evict(EvictScope(engine_id="wasmer-1.0"))).artifacts == 4
     left = {one.key for one in long if one.spec.engine.name == "wasmtime"}
     assert await tier.held([one.key for one in long]) == left
-    for key in left:
-        assert await tier.kind_of(key) is long[0].kind
+    assert await tier.kinds_of([one.key for one in long]) == dict.fromkeys(left, long[0].kind)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +446,7 @@ async def test_nothing_that_managed_services_refuse_is_asked(
     await tier.start()
     await tier.put(one)
     await tier.get(one.key)
-    await tier.kind_of(one.key)
+    await tier.kinds_of([one.key])
     await tier.held([one.key])
     await tier.evict(EvictScope(engine_id="x-1"))
     await tier.evict(EvictScope())

@@ -50,7 +50,7 @@ async def test_what_was_put_comes_out_whole(tier: Tier) -> None:
         assert await tier.get(one.key) is None
         await tier.put(one)
         assert same(await tier.get(one.key), one)
-        assert await tier.kind_of(one.key) is Kind.CORE_MODULE
+        assert await tier.kinds_of([one.key]) == {one.key: Kind.CORE_MODULE}
 
 
 async def test_modules(tier: Tier) -> None:
@@ -75,7 +75,8 @@ async def test_held(tier: Tier) -> None:
     keys = [one.key for one in held]
     assert await tier.held(keys) == frozenset(keys[::2])
     assert await tier.held([]) == frozenset()
-    assert await tier.kind_of(keys[1]) is None
+    assert await tier.kinds_of(keys) == dict.fromkeys(keys[::2], Kind.CORE_MODULE)
+    assert await tier.kinds_of([]) == {}
 
 
 async def test_evicting_a_module_takes_its_artifacts(tier: Tier) -> None:

@@ -12,6 +12,8 @@ import pytest
 from wasmkilnd import errors
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import NoStrikes
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
@@ -39,6 +41,9 @@ from wasmkilnd.model import (
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer
+
+from tests.contract.notes import Notes
+from tests.contract.shelf import Shelf
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
@@ -122,13 +127,21 @@ class Recorder:
         return lambda *args: None
 
 
+class CountingShelf(Shelf):
+    runs = 0
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        self.runs += 1
+        return await super().run(commands)
+
+
 class Rig:
     def __init__(self, far: Tier | None = None, sealer: Sealer | None = None) -> None:
         self.engines = Engines()
         self.recorder = Recorder()
         self.memory = MemoryTier(1_000_000)
         far = far or NoTier("redis")
-        self.writes = WriteBehind(far, 1000, NoTier("").always_ready)
+        self.writes = WriteBehind(far, 100_000, NoTier("").always_ready)
         cache = TieredCache(self.memory, self.memory, far, self.writes, EveryTurn())
         self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
         self.service = CompileService(
@@ -186,6 +199,20 @@ async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_de
     sha256 = served.artifact.module_sha256
     assert await rig.service.find_missing([WantedArtifact(sha256)]) == [0]
     assert await rig.service.find_missing([WantedArtifact(sha256, engine="other")]) == []
+
+
+async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
+    shelf = CountingShelf()
+    rig = Rig(RedisTier(shelf, NoSealer(), Notes()))
+    wanted = []
+    for tag in range(50):
+        served = await rig.service.compile(CompileOrder(wasm=COMPONENT + bytes([tag])))
+        wanted.append(WantedArtifact(served.artifact.module_sha256))
+    await rig.writes.close(5)
+    await rig.memory.evict(EvictScope())
+    shelf.runs = 0
+    assert await rig.service.find_missing([*wanted, WantedArtifact("1" * 64)]) == [50]
+    assert shelf.runs <= 5
 
 
 async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wasmkilnd.model import (
     Artifact,
@@ -43,9 +43,9 @@ class NoTier:
         """Answer none of ``keys``."""
         return frozenset()
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """Answer None."""
-        return None
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Answer nothing."""
+        return {}
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Answer that nothing went."""

@@ -54,6 +54,9 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024
 MAX_VALUE_BYTES = HEADER_OFFSET + MAX_HEADER_BYTES + MAX_PIECE_BYTES
 """More than any value takes under its own name, further pieces left aside."""
 
+# Nearly every head is far shorter.
+_MAX_STRANGERS_BYTES = 64 * 1024
+
 # What a stamp is over, so that no signature of another purpose can be taken for one.
 _PURPOSE = b"wasmkiln stored value\0"
 
@@ -130,6 +133,24 @@ def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:
     if first and not body.pieces:
         raise ValueRejected(Cause.FORMAT, "the value is longer than its header says")
     return Opened(what, body, first)
+
+
+def open_anyones(
+    value: bytes, check: CheckStamp
+) -> tuple[Opened[Artifact | Module], Refusal | None]:
+    """As open_any, for tools: also opens a stranger's value, and answers what ``check`` says.
+
+    A stranger's long head is rejected all the same: parsing it takes its time and memory.
+    """
+    is_long = head_end(value) > _MAX_STRANGERS_BYTES
+    refusal: Refusal | None = None
+
+    def check_if_long(message: bytes, stamp: bytes) -> Refusal | None:
+        nonlocal refusal
+        refusal = check(message, stamp)
+        return refusal if is_long else None
+
+    return open_any(value, check_if_long), refusal
 
 
 def stamped_by(value: bytes) -> str:

@@ -10,18 +10,17 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
 
 from wasmkiln.attestation import peek
 
 from wasmkilnd.cache import codec
+from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames, ValueKey
 from wasmkilnd.cache.leftovers import Mentions
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.reader import no_string
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.strings import read_strings
-from wasmkilnd.cache.sweep import heads
 from wasmkilnd.model import Artifact, Kind, Refusal
 from wasmkilnd.ports import Verifier
 
@@ -94,7 +93,11 @@ class Inventory:
     async def _look(self, keys: Sequence[ValueKey], mentions: Mentions | None) -> list[Listed]:
         """Answer what the heads under ``keys`` say; nothing for what is gone by now."""
         names = {self._names.value(key): key for key in keys}
-        found, others = await read_strings(list(names), partial(heads, self._link))
+
+        def listed_at(name: bytes, head: bytes) -> Listed:
+            return self._listed(names[name], head, mentions)
+
+        found, others = await look_at_heads(self._link, list(names), listed_at)
         lengths, more = await read_strings(list(found), self._link.lengths)
         others |= more
         ages = dict(zip(names, await self._link.ages(list(names)), strict=True))
@@ -105,33 +108,30 @@ class Inventory:
             if name in others:
                 listed.append(Listed(key, 0, ages[name], no_string()))
             else:
-                listed.append(self._listed(key, found[name], lengths[name], ages[name], mentions))
+                one = found[name]
+                stored_bytes = one.stored_bytes + lengths[name]
+                listed.append(replace(one, stored_bytes=stored_bytes, ttl_s=ages[name]))
         return listed
 
-    def _listed(
-        self, key: ValueKey, head: bytes, length: int, ttl_s: int, mentions: Mentions | None
-    ) -> Listed:
-        refusals: list[Refusal | None] = []
-
-        def take_note(message: bytes, stamp: bytes) -> None:
-            refusals.append(self._verifier.check_stamp(message, stamp))
-
+    def _listed(self, key: ValueKey, head: bytes, mentions: Mentions | None) -> Listed:
+        """Answer what ``head`` says, without the value's own length and its time to live."""
         try:
-            opened = codec.open_any(head, take_note)
+            opened, refusal = codec.open_anyones(head, self._verifier.check_stamp)
         except ValueRejected as rejected:
-            return Listed(key, length, ttl_s, rejected)
+            # Not the exception itself: its traceback holds the head, and callers keep this.
+            return Listed(key, 0, 0, ValueRejected(rejected.cause, rejected.why))
         what = opened.what
         of = what.key if isinstance(what, Artifact) else what.sha256
         if of != (key.artifact or key.module_sha256):
             wrong = ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-            return Listed(key, length, ttl_s, wrong)
+            return Listed(key, 0, 0, wrong)
         if mentions is not None:
             mentions.add(key, opened.body)
         listed = Listed(
             key=key,
-            stored_bytes=length + sum(piece.size_bytes for piece in opened.body.pieces[1:]),
-            ttl_s=ttl_s,
-            trust=_trust(refusals[0]),
+            stored_bytes=sum(piece.size_bytes for piece in opened.body.pieces[1:]),
+            ttl_s=0,
+            trust=_trust(refusal),
             signer=sys.intern(codec.stamped_by(head)),
             raw_bytes=opened.body.size_bytes,
             kind=what.kind,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from wasmkilnd.cache import codec
+from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames, ValueKey
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.pieces import Body
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.strings import read_strings
-from wasmkilnd.cache.sweep import heads
 
-_BATCH = 256
+# A longer head may be anybody's, and takes its time and memory to parse.
+_LONG_HEAD_BYTES = 64 * 1024
 _GONE = -2
 
 FOR_EVER = -1
@@ -125,8 +125,8 @@ class Leftovers:
             for name in parts
             if name not in self._mentions and (key := self._names.part_at(name))
         }
-        # A value may have come since its head was looked for, and one in another format
-        # mentions what cannot be told here.
+        # A value may have come since its head was looked for. What one in another format
+        # mentions cannot be told here, and what one with a long head does is not.
         untold = await self._look_again(list(dict.fromkeys(suspects.values())))
         return [
             name
@@ -135,23 +135,20 @@ class Leftovers:
         ]
 
     async def _look_again(self, keys: Sequence[ValueKey]) -> set[ValueKey]:
-        """Take note of what the values under ``keys`` mention; answer those in another format."""
-        untold: set[ValueKey] = set()
-        for start in range(0, len(keys), _BATCH):
-            batch = keys[start : start + _BATCH]
-            for key, head in zip(batch, await self._heads(batch), strict=True):
-                try:
-                    self._mentions.add(key, codec.open_any(head, _anyone).body)
-                except ValueRejected as rejected:
-                    if rejected.cause is Cause.VERSION:
-                        untold.add(key)
-        return untold
+        """Take note of what the values under ``keys`` mention; answer for which that is untold."""
+        names = {self._names.value(key): key for key in keys}
 
-    async def _heads(self, keys: Sequence[ValueKey]) -> list[bytes]:
-        """Answer the heads of values; empty for what is not there or no string."""
-        names = [self._names.value(key) for key in keys]
-        found, _ = await read_strings(names, partial(heads, self._link))
-        return [found.get(name, b"") for name in names]
+        def is_untold(name: bytes, head: bytes) -> bool:
+            if len(head) > _LONG_HEAD_BYTES:
+                return True
+            try:
+                self._mentions.add(names[name], codec.open_any(head, _anyone).body)
+            except ValueRejected as rejected:
+                return rejected.cause is Cause.VERSION
+            return False
+
+        found, _ = await look_at_heads(self._link, list(names), is_untold)
+        return {names[name] for name, untold in found.items() if untold}
 
     async def _sizes(self, names: Sequence[bytes]) -> dict[bytes, int]:
         """Answer the bytes of each; nothing for what is no string."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wasmkilnd.model import (
@@ -74,10 +74,10 @@ class MemoryTier:
         """Answer which of ``keys`` are stored, without making them recent."""
         return frozenset(key for key in keys if key in self._entries)
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """Answer the kind of module behind an artifact, without making it recent."""
-        entry = self._entries.get(key)
-        return entry.value.kind if entry else None
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Answer the kinds of modules behind artifacts, without making them recent."""
+        found = {key: self._entries.get(key) for key in keys}
+        return {key: entry.value.kind for key, entry in found.items() if entry}
 
     def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:
         """Answer the artifacts of a module, without making them recent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
@@ -41,12 +41,12 @@ class ObservedTier:
         return await self._tier.has_module(sha256)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """As the tier's."""
-        return await self._tier.held(keys)
+        """As the tier's; recorded as a look-up of an artifact if it fails."""
+        return await self._ask(self._tier.held(keys))
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """As the tier's."""
-        return await self._tier.kind_of(key)
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """As the tier's; recorded as a look-up of an artifact if it fails."""
+        return await self._ask(self._tier.kinds_of(keys))
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """As the tier's."""
@@ -62,15 +62,19 @@ class ObservedTier:
 
     async def _look_up(self, what: str, looking: Awaitable[V | None]) -> V | None:
         began = time.perf_counter()
+        found = await self._ask(looking, what)
+        outcome = "miss" if found is None else "hit"
+        self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
+        return found
+
+    async def _ask(self, asking: Awaitable[V], what: str = "artifact") -> V:
+        began = time.perf_counter()
         try:
-            found = await looking
+            return await asking
         except Exception:
             # Not in a `finally`: a caller that went away says nothing about the tier.
             self._recorder.tier_lookup(self.name, what, "error", time.perf_counter() - began)
             raise
-        outcome = "miss" if found is None else "hit"
-        self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
-        return found
 
     async def _store(self, storing: Awaitable[None]) -> None:
         began = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
@@ -14,13 +14,14 @@ from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.codec import Opened
 from wasmkilnd.cache.fetches import allow, waiting_in_line
+from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.off_loop import off_loop
 from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S, Body, Piece, codec_for, cut, pack
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
-from wasmkilnd.cache.sweep import heads, kind_at, sweep
+from wasmkilnd.cache.sweep import kinds_at, sweep
 from wasmkilnd.cache.vouched import open_artifact
 from wasmkilnd.cache.writable import Writable
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
@@ -165,9 +166,9 @@ class RedisTier:
             found.update(key for key, held in zip(batch, stored, strict=True) if held)
         return frozenset(found)
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """Answer the kind of module behind an artifact: its header is read, and no more."""
-        return await kind_at(self.link, self.names, key, self._sealer.check_stamp)
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Answer the kinds of modules behind artifacts: their heads are read, and no more."""
+        return await kinds_at(self.link, self.names, keys, self._sealer.check_stamp)
 
     async def renew(self, key: CacheKey | str) -> None:
         """Let an artifact and its module, or a module alone, live for the whole time to live
@@ -177,22 +178,25 @@ class RedisTier:
         names = [self.names.module(sha256)]
         if isinstance(key, CacheKey):
             names.append(self.names.artifact(key))
-        module_head, *artifact_head = await heads(self.link, names)
         check = self._sealer.check_stamp
-        parts: list[bytes] = []
-        with contextlib.suppress(ValueRejected):
-            body = codec.open_module(module_head, sha256, check).body
-            parts += [self.names.module_part(sha256, one.sha256) for one in body.pieces[1:]]
-        if isinstance(key, CacheKey):
+
+        def parts_of(name: bytes, head: bytes) -> list[bytes]:
             with contextlib.suppress(ValueRejected):
-                body = codec.open_artifact(artifact_head[0], key, check).body
-                parts += [self.names.artifact_part(key, one.sha256) for one in body.pieces[1:]]
+                if isinstance(key, CacheKey) and name == names[-1]:
+                    pieces = codec.open_artifact(head, key, check).body.pieces
+                    return [self.names.artifact_part(key, one.sha256) for one in pieces[1:]]
+                pieces = codec.open_module(head, sha256, check).body.pieces
+                return [self.names.module_part(sha256, one.sha256) for one in pieces[1:]]
+            return []
+
+        found, _ = await look_at_heads(self.link, names, parts_of)
+        parts = [part for parts in found.values() for part in parts]
         await self.link.prolong(parts, self._ttl_s + PARTS_OUTLIVE_S)
         await self.link.prolong(names, self._ttl_s)
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete all in ``scope`` under the prefix. Takes time linear in the server's keys."""
-        return await sweep(self.link, self.names, scope)
+        return await sweep(self.link, self.names, scope, self._sealer.check_stamp)
 
     def usage(self) -> TierUsage:
         """Answer what the server said of itself last, other people's keys included."""

@@ -1,25 +1,21 @@
-"""What is done in the shared tier by headers alone: eviction, and telling a kind."""
+"""What is done in the shared tier by heads alone: eviction, and telling kinds."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 
-from wasmkilnd.cache.codec import CheckStamp, head_end, open_artifact
+from wasmkilnd.cache.codec import CheckStamp, open_artifact
+from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.rejected import ValueRejected
 from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 
-# Holds the header of nearly every artifact; whole values are never read.
-_BEGINNING_BYTES = 8192
-_BYTES_AT_ONCE = 4 * 1024 * 1024
 _BATCH = 128
 
 
-async def sweep(link: RedisLink, names: KeyNames, scope: EvictScope) -> Evicted:
+async def sweep(link: RedisLink, names: KeyNames, scope: EvictScope, check: CheckStamp) -> Evicted:
     """Delete all in ``scope``: only keys of ours, by SCAN, in batches. Raises TierUnavailable."""
     if scope.module_sha256:
         gone = Evicted()
@@ -33,51 +29,29 @@ async def sweep(link: RedisLink, names: KeyNames, scope: EvictScope) -> Evicted:
     if scope.engine_id:
 
         async def made_by_engine(keys: Sequence[bytes]) -> list[bytes]:
-            return await _made_by(link, names, keys, scope.engine_id)
+            return await _made_by(link, names, keys, scope.engine_id, check)
 
         return await _sweep(link, names, names.artifacts_pattern(), made_by_engine)
     return await _sweep(link, names, names.all_pattern(), _take_all)
 
 
-async def kind_at(
-    link: RedisLink, names: KeyNames, key: CacheKey, check: CheckStamp
-) -> Kind | None:
-    """Answer from what kind of module the artifact under ``key`` was made, if one is there.
+async def kinds_at(
+    link: RedisLink, names: KeyNames, keys: Sequence[CacheKey], check: CheckStamp
+) -> dict[CacheKey, Kind]:
+    """Answer from what kinds of modules those of the artifacts were made that are there.
 
     Raises TierUnavailable.
     """
-    [head] = await heads(link, [names.artifact(key)])
-    try:
-        return open_artifact(head, key, check).what.kind
-    except ValueRejected:
-        return None
+    by_name = {names.artifact(key): key for key in keys}
 
+    def kind(name: bytes, head: bytes) -> Kind | None:
+        try:
+            return open_artifact(head, by_name[name], check).what.kind
+        except ValueRejected:
+            return None
 
-async def heads(link: RedisLink, keys: Sequence[bytes]) -> list[bytes]:
-    """Answer the beginning of each value, which holds its whole head if it has one.
-
-    Raises TierUnavailable.
-    """
-    found = await link.beginnings(keys, [_BEGINNING_BYTES] * len(keys))
-    longer: dict[int, int] = {}
-    for index, start in enumerate(found):
-        with contextlib.suppress(ValueRejected):
-            if (end := head_end(start)) > len(start):
-                longer[index] = end
-                if sum(longer.values()) > _BYTES_AT_ONCE:
-                    await _read_again(link, keys, longer, found)
-    await _read_again(link, keys, longer, found)
-    return found
-
-
-async def _read_again(
-    link: RedisLink, keys: Sequence[bytes], longer: dict[int, int], found: list[bytes]
-) -> None:
-    """Put into ``found`` the beginnings that are ``longer``, by index; there are none then."""
-    again = await link.beginnings([keys[index] for index in longer], list(longer.values()))
-    for index, start in zip(longer, again, strict=True):
-        found[index] = start
-    longer.clear()
+    found, _ = await look_at_heads(link, list(by_name), kind)
+    return {by_name[name]: kind for name, kind in found.items() if kind}
 
 
 async def _sweep(
@@ -114,26 +88,23 @@ async def _delete(link: RedisLink, names: KeyNames, keys: Sequence[bytes]) -> Ev
 
 
 async def _made_by(
-    link: RedisLink, names: KeyNames, keys: Sequence[bytes], engine_id: str
+    link: RedisLink, names: KeyNames, keys: Sequence[bytes], engine_id: str, check: CheckStamp
 ) -> list[bytes]:
     """Choose the artifacts of an engine, with all of their pieces.
 
-    Their stamps are not looked at: who could forge one could delete the value just as well.
+    What nobody trusted vouches for is not even parsed, which may take seconds: whoever
+    reads it deletes it.
     """
-    chosen = []
-    found, _ = await read_strings(keys, partial(heads, link))
-    for name, head in found.items():
+
+    def of_engine(name: bytes, head: bytes) -> list[bytes]:
         key = names.artifact_key(name)
-        # What cannot be opened is nobody's that can be told: whoever reads it deletes it.
-        with contextlib.suppress(ValueRejected):
-            if (
-                key
-                and (opened := open_artifact(head, key, _anyone)).what.spec.engine.id == engine_id
-            ):
-                digests = [piece.sha256 for piece in opened.body.pieces[1:]]
-                chosen += [name, *(names.artifact_part(key, digest) for digest in digests)]
-    return chosen
+        try:
+            opened = open_artifact(head, key, check) if key else None
+        except ValueRejected:
+            return []
+        if key is None or opened is None or opened.what.spec.engine.id != engine_id:
+            return []
+        return [name, *(names.artifact_part(key, one.sha256) for one in opened.body.pieces[1:])]
 
-
-def _anyone(message: bytes, stamp: bytes) -> None:
-    return None
+    found, _ = await look_at_heads(link, keys, of_engine)
+    return [name for chosen in found.values() for name in chosen]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from wasmkilnd.cache.fetches import Fetches
 from wasmkilnd.cache.memory import MemoryTier
@@ -50,6 +50,8 @@ class TieredCache:
         self._writes = writes
         self._artifact_fetches: Fetches[CacheKey, Artifact] = Fetches()
         self._module_fetches: Fetches[str, Module] = Fetches()
+        self._held_fetches: Fetches[tuple[CacheKey, ...], frozenset[CacheKey]] = Fetches()
+        self._kind_fetches: Fetches[tuple[CacheKey, ...], Mapping[CacheKey, Kind]] = Fetches()
         self._restoring: dict[str, asyncio.Task[None]] = {}
         self._evictions = 0
 
@@ -113,19 +115,27 @@ class TieredCache:
         missing = frozenset(keys) - await self._near.held(keys)
         missing -= {key for key in missing if self._writes.waiting(key)}
         if missing:
+            asked = tuple(sorted(missing, key=_in_order))
+            held = await self._held_fetches.get(
+                asked, lambda: self._far.held(asked), self._patience
+            )
             # A tier that does not answer is not known to hold them: they may have to be compiled.
-            with contextlib.suppress(TierUnavailable):
-                asked = sorted(missing, key=_in_order)
-                missing -= await self._patience.spend_on(self._far.held(asked))
+            missing -= held or frozenset()
         return missing
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
-        """Answer the kind of module that the artifact under ``key`` was made from."""
-        kind = await self._near.kind_of(key)
-        if kind is None:
-            with contextlib.suppress(TierUnavailable):
-                kind = await self._far.kind_of(key)
-        return kind
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Answer the kinds of modules that those of the artifacts were made from that are held."""
+        kinds = dict(await self._near.kinds_of(keys))
+        for key in keys:
+            if key not in kinds and (artifact := self._writes.waiting(key)):
+                kinds[key] = artifact.kind
+        asked = tuple(sorted({*keys} - kinds.keys(), key=_in_order))
+        if asked:
+            found = await self._kind_fetches.get(
+                asked, lambda: self._far.kinds_of(asked), self._patience
+            )
+            kinds |= found or {}
+        return kinds
 
     def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
         """Answer the artifacts of a module that this daemon's memory holds."""

@@ -98,7 +98,7 @@ def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable
         lambda: tier.get_module(module(1).sha256),
         lambda: tier.put_module(module(1)),
         lambda: tier.held([KEY]),
-        lambda: tier.kind_of(KEY),
+        lambda: tier.kinds_of([KEY]),
         lambda: tier.renew(KEY),
         lambda: tier.evict(EvictScope()),
         lambda: tier.evict(EvictScope(module_sha256=KEY.module_sha256)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 import pytest
 from wasmkilnd.cache.absent import NoTier
@@ -59,9 +60,9 @@ class Far(MemoryTier):
         await self._answer()
         await super().put(artifact)
 
-    async def kind_of(self, key: CacheKey) -> Kind | None:
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
         await self._answer()
-        return await super().kind_of(key)
+        return await super().kinds_of(keys)
 
     async def has_module(self, sha256: str) -> bool:
         found = await super().has_module(sha256)
@@ -98,7 +99,7 @@ async def test_nearest_first_and_kept_nearer(tiers: Tiers) -> None:
     await tiers.far.put(one)
     assert await tiers.cache.get(one.key) == (one, Origin.REDIS)
     assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
-    assert await tiers.cache.kind_of(one.key) is Kind.CORE_MODULE
+    assert await tiers.cache.kinds_of([one.key]) == {one.key: Kind.CORE_MODULE}
     await tiers.far.put_module(module())
     assert await tiers.cache.get_module(module().sha256) == module()
     assert await tiers.near.get_module(module().sha256) == module()
@@ -132,7 +133,7 @@ async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
     assert await tiers.cache.get(one.key) is None
     assert await tiers.cache.get_module(module().sha256) is None
     assert await tiers.cache.missing([one.key]) == {one.key}
-    assert await tiers.cache.kind_of(one.key) is None
+    assert await tiers.cache.kinds_of([one.key]) == {}
     await tiers.cache.put(one)
     await tiers.writes.close(5)
     assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
@@ -296,3 +297,34 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
     assert found
     assert found[0] is one
     assert await tiers.near.get(one.key) is one
+
+
+async def test_what_a_question_for_many_costs_is_one_time_out_too(tiers: Tiers) -> None:
+    tiers.cache = TieredCache(
+        tiers.near, tiers.near, tiers.far, tiers.writes, EveryTurn(), patience_s=0.2
+    )
+    keys = [artifact(tag).key for tag in range(100)]
+    await tiers.far.put(artifact(1))
+    tiers.far.gate.clear()
+
+    async def call() -> None:
+        assert await tiers.cache.missing(keys) == frozenset(keys)
+        assert await tiers.cache.kinds_of(keys) == {}
+
+    await asyncio.wait_for(asyncio.create_task(call()), 10)
+    assert tiers.far.gets == 2  # The put, and what was held.
+    # It goes on: so the metrics and the breaker learn how it ends.
+    tiers.far.gate.set()
+    kinds = await asyncio.create_task(tiers.cache.kinds_of(keys))
+    assert kinds == {artifact(1).key: Kind.CORE_MODULE}
+    assert tiers.far.gets == 3  # All of them at once.
+
+
+async def test_the_kind_of_what_waits_to_be_stored_is_known(tiers: Tiers) -> None:
+    tiers.far.gate.clear()
+    await tiers.cache.put(artifact(1))
+    await tiers.near.evict(EvictScope())
+    kinds = await tiers.cache.kinds_of([artifact(1).key])
+    assert kinds == {artifact(1).key: Kind.CORE_MODULE}
+    tiers.far.gate.set()
+    await tiers.writes.close(5)

@@ -1,0 +1,66 @@
+"""What metrics learn of a tier: each look-up, and of questions whether one was answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.observed import ObservedTier
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import Artifact, CacheKey, Kind, Module
+
+from tests.contract.values import artifact, module
+
+
+class Lookups:
+    """A recorder of look-ups."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
+        self.seen.append((what, outcome))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+class Sick(MemoryTier):
+    """A tier that answers nothing."""
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        raise TierUnavailable("sick")
+
+    async def get_module(self, sha256: str) -> Module | None:
+        raise TierUnavailable("sick")
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        raise TierUnavailable("sick")
+
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        raise TierUnavailable("sick")
+
+
+async def test_each_look_up_is_seen_and_no_answered_question() -> None:
+    lookups = Lookups()
+    tier = ObservedTier(MemoryTier(1_000_000), lookups)
+    one = artifact(1)
+    await tier.get(one.key)
+    await tier.put(one)
+    await tier.get(one.key)
+    await tier.get_module(module(1).sha256)
+    await tier.held([one.key])
+    await tier.kinds_of([one.key])
+    assert lookups.seen == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
+
+
+async def test_each_failure_is_seen() -> None:
+    lookups = Lookups()
+    tier = ObservedTier(Sick(1_000_000), lookups)
+    key = artifact(1).key
+    for asking in (tier.get(key), tier.held([key]), tier.kinds_of([key]), tier.get_module("x")):
+        with pytest.raises(TierUnavailable):
+            await asking
+    assert lookups.seen == [("artifact", "error")] * 3 + [("module", "error")]
