@@ -22,7 +22,7 @@ from wasmkilnd.model import Artifact, CacheKey, EvictScope, Refusal
 from wasmkilnd.seal import NoSealer
 
 from tests.contract.notes import Notes
-from tests.contract.servers import RedisServer, binary_of, redis_server
+from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.contract.values import artifact, module, same
 
 TTL_S = 7 * 24 * 3600
@@ -377,6 +377,18 @@ async def test_a_wrong_password_is_nowhere_in_what_is_told(tmp_path: Path) -> No
             told = f"{error!r} {error.__cause__!r} {logs} {tier.breaker.detail}"
             assert "wrong-secret" not in told
             assert error.__suppress_context__
+
+
+async def test_a_password_that_a_server_repeats_is_nowhere_in_what_is_told(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    settings = ["--rename-command", "AUTH", ""]
+    with redis_server(binary_of("redis-server"), tmp_path, settings, port=port):
+        async with tier_over(f"redis://app:hunter2@127.0.0.1:{port}") as tier:
+            with capture_logs() as logs, pytest.raises(TierUnavailable) as raised:
+                await tier.get(artifact().key)
+            told = f"{raised.value!r} {raised.value.__cause__!r} {logs} {tier.breaker.detail}"
+            assert "hunter2" not in told
+            assert not tier.breaker.up
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b":7\r\n", b"*1\r\n"])
