@@ -265,7 +265,7 @@ def test_a_server_that_is_full_is_told_with_what_was_done(
         told = cache.refusal("import", str(file))
     finally:
         server.config_set("maxmemory", "0")
-    assert "Redis says no: it is out of memory" in told
+    assert "Redis says no: it is full: it has reached its maxmemory" in told
     assert told.endswith("0 values were imported before")
 
 

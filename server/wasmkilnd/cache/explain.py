@@ -14,7 +14,7 @@ from wasmkilnd.errors import PartUnavailable, TierUnavailable
 # A server's own words are told to nobody: they may hold what it was sent, a password among it.
 _REFUSALS: dict[type[exceptions.ResponseError], str] = {
     exceptions.NoPermissionError: "this user may not do that",
-    exceptions.OutOfMemoryError: "it is out of memory",
+    exceptions.OutOfMemoryError: "it is full: it has reached its maxmemory",
     exceptions.ReadOnlyError: "it is read-only",
     exceptions.ClusterDownError: "the cluster is down",
     exceptions.MasterDownError: "it is a replica that has lost its primary",
