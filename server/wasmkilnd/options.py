@@ -50,6 +50,8 @@ def remote_options(in_force: InForce[Settings]) -> RemoteOptions:
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly.
         turn_patience_s=lambda: in_force.now.compile_timeout_s + settings.compile_lease_s,
+        artifact_bytes=lambda: in_force.now.max_artifact_bytes,
+        module_bytes=lambda: in_force.now.max_module_bytes,
         write_queue_bytes=settings.write_queue_bytes,
     )
 

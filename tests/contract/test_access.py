@@ -50,19 +50,20 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     one, two = b"wasm:{a}1", b"wasm:{a}2"
     await link.set(one, b"\xffvalue", 60)
     assert not await link.add(one, b"\xffother", 60)
-    assert await link.get_all([one, two]) == [b"\xffvalue", None]
-    assert (await link.get_with_ttl(one))[0] == b"\xffvalue"
     assert await link.exists([one, two]) == [True, False]
     assert await link.lengths([one]) == [6]
-    assert await link.beginnings([one], [3]) == [b"\xffva"]
+    assert await link.beginnings([one, two], [3, 3]) == [b"\xffva", b""]
+    [(value, ttl_s), nothing] = await link.beginnings_with_ttls([one, two], 9)
+    assert (value, 50 < ttl_s <= 60, nothing) == (b"\xffvalue", True, (b"", -2))
     await link.prolong([one], 100)
     assert (await link.ages([one, two]))[1] == -2
     mine, other = b"m" * TOKEN_BYTES, b"o" * TOKEN_BYTES
     assert await link.take(two, mine + b"1", 60_000, one) == (True, mine + b"1", True)
     assert await link.take(two, other, 60_000, one) == (False, mine + b"1", True)
+    assert await link.peek(two, one) == (mine + b"1", True)
     assert not await link.keep(two, other, other, 60_000)
     assert await link.keep(two, mine, mine + b"2", 60_000)
-    assert await link.get(two) == mine + b"2"
+    assert await link.beginnings([two], [100]) == [mine + b"2"]
     await link.let_go(two, other)
     assert await link.exists([two]) == [True]
     await link.let_go(two, mine)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from wasmkilnd.cache.connect import connect
 from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import CacheKey, EvictScope, Strike
 
@@ -100,6 +103,28 @@ async def test_a_stranger_puts_nobody_into_quarantine(
         await raw.set(name, bad_value, ex=1000)
         assert await strikes.get(KEY) is None
     assert await strikes.all() == []
+
+
+async def test_many_are_listed_in_few_round_trips_whatever_lies_among_them(
+    strikes: RedisStrikes, tier: RedisTier, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_of_them = [replace(STRIKE, key=CacheKey(f"{tag:064x}", "f" * 64)) for tag in range(250)]
+    for strike in all_of_them:
+        await strikes.put(strike, 1000)
+    server = tier.link._server
+    runs: list[int] = []
+
+    async def run(commands: Sequence[Command]) -> list[Any]:
+        runs.append(len(commands))
+        return await genuine(commands)
+
+    genuine = server.run
+    monkeypatch.setattr(server, "run", run)
+    found = await strikes.all()
+    assert sorted(found, key=lambda one: one.key.module_sha256) == all_of_them
+    assert len(runs) <= 5
+    await raw.lpush(tier.names.strike(KEY), "x")
+    assert len(await strikes.all()) == len(all_of_them)
 
 
 async def test_evicting_everything_releases_nobody(strikes: RedisStrikes, tier: RedisTier) -> None:

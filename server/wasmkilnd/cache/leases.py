@@ -98,7 +98,7 @@ class Leases:
             return Standing.FREE  # Whoever takes it puts that away.
         if made:
             return Standing.MADE
-        return Standing.FREE if held is None else self._judged(name, held, pulse)
+        return self._judged(name, held, pulse)
 
     async def take(self, key: CacheKey, ours: Lease, pulse: Pulse) -> Standing:
         """Take the lease if nobody of the fleet has it; answer how it stands then."""
@@ -118,13 +118,11 @@ class Leases:
             return Standing.MADE
         if taken:
             return Standing.TAKEN
-        if held is None:
-            return Standing.HELD  # It was let go this moment: a second look tells.
         standing = self._judged(name, held, pulse)
         if standing is not Standing.FREE:
             return standing
         if not await self._link.keep(name, held, value, ours.lasts_ms):
-            return Standing.HELD
+            return Standing.HELD  # Or it was let go this moment: a second look tells.
         _log.warning("a lease of nobody in the fleet was taken over", key=name.decode())
         return Standing.SEIZED
 

@@ -24,6 +24,9 @@ _Asked: TypeAlias = "tuple[Callable[[object], Any], Command]"
 TOKEN_BYTES = 32
 """By so many first bytes a lease's holders are told apart."""
 
+# More than any lease has. What is longer is none, and as much of it shows that.
+_MAX_LEASE_BYTES = 512
+
 # Who answers in a quarter of the time-out is no reason to wait.
 _PROMPT = 4
 
@@ -79,18 +82,23 @@ class RedisLink:
         )
         return longest_s < self.timeout_s / _PROMPT
 
-    async def get(self, key: bytes) -> bytes | None:
-        """Answer the whole value under ``key``."""
-        return (await self.get_all([key]))[0]
+    async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
+        """Answer the beginning of each value, of the length that stands at its place.
 
-    async def get_all(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Answer the whole value under each of ``keys``."""
-        return await self._each(_value, [("GET", key) for key in keys])
+        It is empty where there is no value.
+        """
+        wanted = zip(keys, lengths, strict=True)
+        return await self._each(_text, [_beginning(key, length) for key, length in wanted])
 
-    async def get_with_ttl(self, key: bytes) -> tuple[bytes | None, int]:
-        """Answer the value under ``key``, and the seconds that it has left (-1 for ever)."""
-        value, ttl_s = await self._run([(_value, ("GET", key)), (_whole, ("TTL", key))])
-        return value, ttl_s
+    async def beginnings_with_ttls(
+        self, keys: Sequence[bytes], length: int
+    ) -> list[tuple[bytes, int]]:
+        """Answer the beginning of each value, and the seconds that it has left (-1 for ever)."""
+        asked: list[_Asked] = []
+        for key in keys:
+            asked += [(_text, _beginning(key, length)), (_whole, ("TTL", key))]
+        told = await self._run(asked)
+        return list(zip(told[::2], told[1::2], strict=True))
 
     async def set(self, key: bytes, value: bytes, ttl_s: int) -> None:
         """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
@@ -122,11 +130,6 @@ class RedisLink:
         """Answer the bytes of each value; 0 where there is none."""
         return await self._each(_whole, [("STRLEN", key) for key in keys])
 
-    async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
-        """Answer the beginning of each value, of the length that stands at its place."""
-        wanted = zip(keys, lengths, strict=True)
-        return await self._each(_text, [("GETRANGE", key, 0, most - 1) for key, most in wanted])
-
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
         """Answer how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
         return await self._each(_whole, [("TTL", key) for key in keys])
@@ -137,24 +140,25 @@ class RedisLink:
 
     async def take(
         self, lease: bytes, value: bytes, ttl_ms: int, wanted: bytes
-    ) -> tuple[bool, bytes | None, bool]:
+    ) -> tuple[bool, bytes, bool]:
         """Put ``value`` under ``lease`` for a time, if nothing is there.
 
-        Answers whether that was done, what is there now, and whether ``wanted`` exists: as
-        it was after the lease was taken.
+        Answers whether that was done, what is there now (empty for nothing), and whether
+        ``wanted`` exists: as it was after the lease was taken.
         """
         taken, held, exists = await self._run(
             [
                 (_done, ("SET", lease, value, "PX", ttl_ms, "NX")),
-                (_value, ("GET", lease)),
+                (_text, _beginning(lease, _MAX_LEASE_BYTES)),
                 (_flag, ("EXISTS", wanted)),
             ]
         )
         return taken, held, exists
 
-    async def peek(self, lease: bytes, wanted: bytes) -> tuple[bytes | None, bool]:
-        """Answer what is under ``lease``, and whether ``wanted`` exists."""
-        held, exists = await self._run([(_value, ("GET", lease)), (_flag, ("EXISTS", wanted))])
+    async def peek(self, lease: bytes, wanted: bytes) -> tuple[bytes, bool]:
+        """Answer what is under ``lease`` (empty for nothing), and whether ``wanted`` exists."""
+        looking = _text, _beginning(lease, _MAX_LEASE_BYTES)
+        held, exists = await self._run([looking, (_flag, ("EXISTS", wanted))])
         return held, exists
 
     async def keep(self, lease: bytes, token: bytes, value: bytes, ttl_ms: int) -> bool:
@@ -265,15 +269,17 @@ class RedisLink:
 
 
 # Whoever lost its lease must not touch the next holder's: compare and act are one step.
-_KEEP = f"""
-local held = redis.call('get', KEYS[1])
-if not held or held:sub(1, {TOKEN_BYTES}) ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
+# What is there may be somebody else's, and huge.
+_IS_HELD = f"""
+if redis.call('exists', KEYS[1]) == 0 then return 0 end
+local held = redis.call('getrange', KEYS[1], 0, {TOKEN_BYTES - 1})
+if held ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
+"""
+_KEEP = f"""{_IS_HELD}
 redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 """
-_LET_GO = f"""
-local held = redis.call('get', KEYS[1])
-if not held or held:sub(1, {TOKEN_BYTES}) ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
+_LET_GO = f"""{_IS_HELD}
 return redis.call('del', KEYS[1])
 """
 
@@ -285,8 +291,8 @@ return 1
 """
 
 
-def _value(answer: object) -> bytes | None:
-    return None if answer is None else _text(answer)
+def _beginning(key: bytes, length: int) -> Command:
+    return "GETRANGE", key, 0, length - 1
 
 
 def _text(answer: object) -> bytes:

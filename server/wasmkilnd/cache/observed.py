@@ -37,8 +37,8 @@ class ObservedTier:
         await self._store(self._tier.put_module(module))
 
     async def has_module(self, sha256: str) -> bool:
-        """As the tier's."""
-        return await self._tier.has_module(sha256)
+        """As the tier's; recorded as a look-up of a module if it fails."""
+        return await self._ask(self._tier.has_module(sha256), "module")
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """As the tier's; recorded as a look-up of an artifact if it fails."""

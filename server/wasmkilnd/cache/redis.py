@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ import structlog
 
 from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.codec import Opened
+from wasmkilnd.cache.codec import MAX_VALUE_BYTES, Opened
 from wasmkilnd.cache.fetches import allow, waiting_in_line
 from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames
@@ -78,8 +79,12 @@ class RedisTier:
         first_wait_s: float = 0.25,
         longest_wait_s: float = 10.0,
         reads_at_once: int = READS_AT_ONCE,
+        artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
+        module_bytes: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         """Store on ``server``, which this tier owns from now on.
+
+        What is larger than ``artifact_bytes`` or ``module_bytes``, unpacked, is not read.
 
         ``timeout_s`` bounds each answer; the waits are the breaker's, from one question
         whether a silent server is back to the next.
@@ -98,6 +103,8 @@ class RedisTier:
         self._watcher: asyncio.Task[None] | None = None
         self._told: set[str] = set()
         self._reading = asyncio.Semaphore(reads_at_once)
+        self._artifact_bytes = artifact_bytes
+        self._module_bytes = module_bytes
         self._writable = Writable(self.name, self.link)
 
     @property
@@ -124,6 +131,7 @@ class RedisTier:
             lambda value: open_artifact(value, key, self._sealer),
             lambda digest: self.names.artifact_part(key, digest),
             _with_frames,
+            self._artifact_bytes(),
         )
 
     async def put(self, artifact: Artifact) -> None:
@@ -142,6 +150,7 @@ class RedisTier:
             lambda value: codec.open_module(value, sha256, self._sealer.check_stamp),
             lambda digest: self.names.module_part(sha256, digest),
             _with_bytes,
+            self._module_bytes(),
         )
 
     async def put_module(self, module: Module) -> None:
@@ -215,13 +224,14 @@ class RedisTier:
         open_head: Callable[[bytes], Opened[V]],
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
+        limit_bytes: int,
     ) -> V | None:
         # What many ask for at once is read in turns: the server's answers would otherwise
         # seem late, while it is this daemon that has no more hands.
         with waiting_in_line(lambda: self.link.prompt):
             await self._reading.acquire()
         try:
-            return await self._read_now(name, open_head, part_name, complete)
+            return await self._read_now(name, open_head, part_name, complete, limit_bytes)
         finally:
             self._reading.release()
 
@@ -231,14 +241,23 @@ class RedisTier:
         open_head: Callable[[bytes], Opened[V]],
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
+        limit_bytes: int,
     ) -> V | None:
         parts: list[bytes] = []
         value: bytes | None = None
         try:
-            value = await self.link.get(name)
-            if value is None:
+            # One byte too many shows what is too long, however long it is.
+            [stored] = await self.link.beginnings([name], [MAX_VALUE_BYTES + 1])
+            if not stored:
                 return None
+            if len(stored) > MAX_VALUE_BYTES:
+                raise ValueRejected(Cause.FORMAT, "the value is longer than any is")
+            value = stored
             opened = await off_loop(len(value), open_head, value)
+            if opened.body.size_bytes > limit_bytes:
+                # Not deleted: daemons with a higher limit use it.
+                _log.info("stored value is larger than the limit", key=name.decode())
+                return None
             parts = [part_name(piece.sha256) for piece in opened.body.pieces[1:]]
             moving_s = opened.body.stored_bytes / _LEAST_BYTES_PER_S
             allow(moving_s)
@@ -259,12 +278,16 @@ class RedisTier:
         body = opened.body
         at_hand: Sequence[bytes | memoryview | None] = [opened.first] if body.pieces else []
         unpacked: list[bytes] = []
+        most = [piece.size_bytes + 1 for piece in body.pieces[1:]]
         for start in range(0, len(parts), _PIECES_AT_ONCE):
-            more, at_hand = await asyncio.gather(
+            these = slice(start, start + _PIECES_AT_ONCE)
+            more, found = await asyncio.gather(
                 self._unpack(body, len(unpacked), at_hand),
-                self.link.get_all(parts[start : start + _PIECES_AT_ONCE]),
+                self.link.beginnings(parts[these], most[these]),
             )
             unpacked += more
+            # What is not there reads as empty, which no piece is.
+            at_hand = [piece or None for piece in found]
         return unpacked + await self._unpack(body, len(unpacked), at_hand)
 
     async def _unpack(
@@ -289,7 +312,7 @@ class RedisTier:
             tell = _log.debug
         tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
         with contextlib.suppress(TierUnavailable):  # Else whoever reads it next rejects it again.
-            if value is None:  # It is no string, which nobody of us puts there.
+            if value is None:  # No string, or longer than any: nobody of us puts that there.
                 await self.link.delete([name])
             else:
                 await self.link.delete_if(name, value, parts)

@@ -54,6 +54,9 @@ class RemoteOptions:
     lease_s: float
     """0 for no agreement with other daemons about who compiles."""
     turn_patience_s: Callable[[], float]
+    artifact_bytes: Callable[[], int]
+    """The largest artifact that is taken from it."""
+    module_bytes: Callable[[], int]
 
 
 class RemoteTier:
@@ -213,6 +216,8 @@ async def _with(
         ttl_s=options.ttl_s,
         timeout_s=options.timeout_s,
         longest_wait_s=options.retry_max_s,
+        artifact_bytes=options.artifact_bytes,
+        module_bytes=options.module_bytes,
     )
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)

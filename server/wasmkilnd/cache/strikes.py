@@ -16,6 +16,7 @@ from wasmkilnd.cache.codec import CheckStamp, Stamp
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.patience import Patience
+from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Sealer
@@ -70,16 +71,8 @@ class RedisStrikes:
 
     async def get(self, key: CacheKey) -> Strike | None:
         """Answer the strike against ``key``, with the time that its quarantine has left."""
-        return await self._patience.spend_on(self._get(key))
-
-    async def _get(self, key: CacheKey) -> Strike | None:
-        record, ttl_s = await self._link.get_with_ttl(self._names.strike(key))
-        if not record:
-            return None
-        strike = read_strike(key, record, ttl_s, self._sealer.check_stamp)
-        if strike is None:
-            _log.warning("a quarantine record is not believed", module=key.module_sha256)
-        return strike
+        [(record, ttl_s)] = await self._patience.spend_on(self._records([self._names.strike(key)]))
+        return self._read(key, record, ttl_s)
 
     async def put(self, strike: Strike, ttl_s: float) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
@@ -93,13 +86,15 @@ class RedisStrikes:
         """Answer all strikes, 10,000 at most."""
         found: dict[CacheKey, Strike] = {}
         async for page in self._link.scan(self._names.strikes_pattern()):
-            for key in map(self._names.strike_key, page):
-                strike = await self._get(key) if key and key not in found else None
-                if strike:
-                    found[strike.key] = strike
+            names = {name: key for name in page if (key := self._names.strike_key(name))}
+            for start in range(0, len(names), _BATCH):
+                some = list(names)[start : start + _BATCH]
+                for name, record in (await read_strings(some, self._records))[0].items():
+                    if strike := self._read(names[name], *record):
+                        found[strike.key] = strike
             if len(found) >= _MAX_LISTED:
                 break
-        return list(found.values())
+        return list(found.values())[:_MAX_LISTED]
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
         """Delete the strikes against a module, against all for an empty digest."""
@@ -111,6 +106,17 @@ class RedisStrikes:
                 keys = [self._names.strike_key(name) for name in names]
                 gone += [key for key, did in zip(keys, existed, strict=True) if did and key]
         return gone
+
+    async def _records(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
+        return await self._link.beginnings_with_ttls(names, _MAX_BYTES + 1)
+
+    def _read(self, key: CacheKey, record: bytes, ttl_s: int) -> Strike | None:
+        if not record:
+            return None
+        strike = read_strike(key, record, ttl_s, self._sealer.check_stamp)
+        if strike is None:
+            _log.warning("a quarantine record is not believed", module=key.module_sha256)
+        return strike
 
     @property
     def _patience(self) -> Patience:

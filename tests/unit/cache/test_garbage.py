@@ -58,16 +58,14 @@ def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
             pass
 
     return [
-        lambda: link.get(b"k"),
-        lambda: link.get_all([b"k", b"l"]),
-        lambda: link.get_with_ttl(b"k"),
         lambda: link.set(b"k", b"v", 1),
         lambda: link.add(b"k", b"v", 1),
         lambda: link.delete([b"k", b"l"]),
         lambda: link.delete_if(b"k", b"v", [b"l"]),
         lambda: link.exists([b"k"]),
         lambda: link.lengths([b"k"]),
-        lambda: link.beginnings([b"k"], [10]),
+        lambda: link.beginnings([b"k", b"l"], [10, 20]),
+        lambda: link.beginnings_with_ttls([b"k", b"l"], 10),
         lambda: link.ages([b"k"]),
         lambda: link.prolong([b"k"], 1),
         lambda: link.take(b"k", b"v", 1, b"w"),

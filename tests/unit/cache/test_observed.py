@@ -36,6 +36,9 @@ class Sick(MemoryTier):
     async def get_module(self, sha256: str) -> Module | None:
         raise TierUnavailable("sick")
 
+    async def has_module(self, sha256: str) -> bool:
+        raise TierUnavailable("sick")
+
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         raise TierUnavailable("sick")
 
@@ -51,6 +54,7 @@ async def test_each_look_up_is_seen_and_no_answered_question() -> None:
     await tier.put(one)
     await tier.get(one.key)
     await tier.get_module(module(1).sha256)
+    await tier.has_module(module(1).sha256)
     await tier.held([one.key])
     await tier.kinds_of([one.key])
     assert lookups.seen == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
@@ -60,7 +64,10 @@ async def test_each_failure_is_seen() -> None:
     lookups = Lookups()
     tier = ObservedTier(Sick(1_000_000), lookups)
     key = artifact(1).key
-    for asking in (tier.get(key), tier.held([key]), tier.kinds_of([key]), tier.get_module("x")):
+    for asking in (tier.get(key), tier.held([key]), tier.kinds_of([key])):
         with pytest.raises(TierUnavailable):
             await asking
-    assert lookups.seen == [("artifact", "error")] * 3 + [("module", "error")]
+    for asking_for_a_module in (tier.get_module("x"), tier.has_module("x")):
+        with pytest.raises(TierUnavailable):
+            await asking_for_a_module
+    assert lookups.seen == [("artifact", "error")] * 3 + [("module", "error")] * 2
