@@ -65,5 +65,5 @@ async def test_what_a_job_used_is_known_whatever_its_end(confined: Worker) -> No
     assert size < filled.report.peak_memory_bytes < 2 * size
     assert filled.report.cpu_s < 10
     burnt = await attempt(confined, "burn_cpu", cpu_s=1)
-    assert 0.9 < burnt.report.cpu_s < 2.5  # The kernel looks when it accounts.
+    assert 0.5 < burnt.report.cpu_s < 2.5  # The kernel looks, and accounts, by its ticks.
     assert 0 < burnt.report.peak_memory_bytes < size

@@ -26,8 +26,9 @@ from tests.e2e.processes import eventually, jobs_of
 DAEMONS = 4
 CALLS = 200
 ENGINE = "wasmtime-50.0.1"
-# Each keeps an engine busy for a good part of a second, so that all calls meet its compile.
-MODULES = [wasm.nested_blocks(4000, tag) for tag in range(10)]
+# Each keeps wasmer busy for a good part of a second, so that all calls meet its compile.
+SLOW_ENGINE = "wasmer-1.1.0"
+MODULES = [wasm.nested_blocks(20_000, tag) for tag in range(10)]
 LEASE_S = 1.0
 
 
@@ -47,7 +48,10 @@ def fleet(tmp_path: Path, valkey: RedisServer) -> Iterator[list[Daemon]]:
         "WASMKILN_COMPILE_TIMEOUT_S": "120",
         "WASMKILN_SHUTDOWN_GRACE_S": "1",
     }
-    states = [fresh_state(tmp_path / f"d{number}") for number in range(DAEMONS)]
+    states = [
+        fresh_state(tmp_path / f"d{number}", engines=(SLOW_ENGINE, ENGINE))
+        for number in range(DAEMONS)
+    ]
     with ThreadPoolExecutor(DAEMONS) as threads:
         daemons = list(threads.map(lambda state: Daemon(state, environ=environ), states))
         try:
@@ -71,7 +75,7 @@ async def call_all(daemons: Sequence[Daemon]) -> list[Artifact]:
             for turn in range(len(clients)):
                 client = clients[(number + turn) % len(clients)]
                 try:
-                    return await client.compile(MODULES[number // 4 % 10], engine=ENGINE)
+                    return await client.compile(MODULES[number // 4 % 10], engine=SLOW_ENGINE)
                 except ConnectionFailed:
                     continue
             raise AssertionError("no daemon is left")

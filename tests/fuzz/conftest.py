@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-# The profile of all tests is in tests/conftest.py; this one is chosen by `--hypothesis-profile fuzz`.
+# That of all tests is in tests/conftest.py. This one is chosen by `--hypothesis-profile fuzz`.
 settings.register_profile(
     "fuzz",
     max_examples=20_000,
