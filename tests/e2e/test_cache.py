@@ -187,7 +187,8 @@ def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_u
                 assert again.header.origin == COMPILED
                 assert again.bytes == good.bytes
                 near = next(t for t in client.stats().tiers if t.tier == "redis")
-                assert near.errors == 1
+                # To a reader of parts of values, an empty string is no value at all.
+                assert near.errors == (1 if damage else 0)
                 settled(client)
                 client.evict(module_sha256=good.header.module_sha256, tier="memory")
                 mended = client.compile(good.header.module_sha256)
