@@ -18,6 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.guardian import GUARDIAN_LOCK
+from wasmkilnd.cache.locks import FileLock
 
 LIMIT_BYTES = 64 * 1024 * 1024
 _PATIENCE_S = 20.0
@@ -209,6 +211,17 @@ def test_one_that_starts_while_the_last_one_stops_gets_a_server(
         until(lambda: answers(url))  # noqa: B023
         assert recall(url) == b"handed over"
         leaver = comer
+
+
+def test_two_that_look_at_once_do_not_take_each_other_for_the_guardian(state: Path) -> None:
+    server = EmbeddedServer(state, LIMIT_BYTES)
+    server._folder.make()
+    with FileLock(server._folder.path / GUARDIAN_LOCK) as other:
+        assert other.try_shared()
+        assert not server._guarded()
+    with FileLock(server._folder.path / GUARDIAN_LOCK) as guardian:
+        assert guardian.try_exclusive()
+        assert server._guarded()
 
 
 def test_a_killed_server_comes_back_with_its_data_however_often(

@@ -132,8 +132,10 @@ class EmbeddedServer:
         )
 
     def _guarded(self) -> bool:
+        # Shared, or two that look at once would take each other for the guardian: one that
+        # starts while another stops would then wait for a server that nobody starts.
         with FileLock(self._folder.path / guardian.GUARDIAN_LOCK) as lock:
-            return not lock.try_exclusive()
+            return not lock.try_shared()
 
     def _wait_until_it_listens(self, address: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
