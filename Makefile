@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 /
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$p" && break; done)
 ENGINES ?= wasmer wasmtime
+# Files of tests that run side by side; each starts its own servers.
+PROCESSES ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -43,7 +45,7 @@ demo: engines ## compile a real module with each engine, and show what each tier
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, and whether generated files are fresh
 	@$(BIN)/ruff format --check --quiet .
