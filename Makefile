@@ -45,7 +45,7 @@ demo: engines ## compile a real module with each engine, and show what each tier
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
-	@$(BIN)/pytest -n $(PROCESSES) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, and whether generated files are fresh
 	@$(BIN)/ruff format --check --quiet .

@@ -46,12 +46,13 @@ def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = 
     """
     path.mkdir(parents=True, exist_ok=True)
     shared_engines = test_state_dir() / "engines"
-    if engines:
-        (path / "engines").mkdir()
-        for engine in engines:
-            (path / "engines" / engine).symlink_to(shared_engines / engine)
-    elif not (path / "engines").exists():
-        (path / "engines").symlink_to(shared_engines)
+    if not (path / "engines").exists():
+        if engines:
+            (path / "engines").mkdir()
+            for engine in engines:
+                (path / "engines" / engine).symlink_to(shared_engines / engine)
+        else:
+            (path / "engines").symlink_to(shared_engines)
     if not own_keys and not (path / "keys").exists():
         shared = path.parent / "keys"
         shared.mkdir(mode=0o700, exist_ok=True)

@@ -19,6 +19,9 @@ from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 
+# Enough where it does not matter which, and soon started.
+ONE_ENGINE = ("wasmer-1.1.0",)
+
 MEMORY, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,
     types_pb2.ORIGIN_REDIS,
@@ -162,7 +165,10 @@ def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
 
 def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
-    with Daemon(fresh_state(tmp_path / "a"), environ=flags) as one, one.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
+        one.client() as client,
+    ):
         good = client.compile(wasm.adder(3))
         other = client.compile(wasm.adder(4))
         settled(client)
@@ -180,7 +186,7 @@ def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_u
         for damage in (b"", b"nonsense", stored[:-1], stored + b"x", bytes(flipped), foreign):
             direct.set(mine, damage)
             with (
-                Daemon(fresh_state(tmp_path / "b"), environ=flags) as two,
+                Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
                 two.client() as client,
             ):
                 again = client.compile(good.header.module_sha256)
