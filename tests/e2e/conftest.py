@@ -9,7 +9,7 @@ import pytest
 from wasmkiln import Client
 from wasmkilnd.engines.store import EngineStore
 
-from tests.e2e.daemon import Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state, installed_engines
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +20,8 @@ def engines() -> EngineStore:
 
 @pytest.fixture
 def state_dir(engines: EngineStore, tmp_path: Path) -> Path:
-    """A state directory of the test's own, with the engines in it."""
-    return fresh_state(tmp_path / "state")
+    """A state directory of the test's own, with two engines in it."""
+    return fresh_state(tmp_path / "state", engines=TWO_ENGINES)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from wasmkilnd.engines.store import EngineStore
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE_SPECS = ("wasmer==1.1.0", "wasmtime==50.0.1", "wasmtime==49.0.0")
+# Enough where versions do not matter: each engine more takes its part of a second to start.
+TWO_ENGINES = ("wasmer-1.1.0", "wasmtime-50.0.1")
 
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 60.0

@@ -29,7 +29,7 @@ from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server
 from tests.contract.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT, Daemon, fresh_state
+from tests.e2e.daemon import ROOT, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
@@ -58,7 +58,10 @@ def rejected(daemon: Daemon) -> dict[str, int]:
 
 def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_path: Path) -> None:
     environ = {"WASMKILN_REDIS_URL": valkey, "WASMKILN_KEYS_DIR": str(tmp_path / "keys")}
-    with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=environ) as one,
+        one.client() as client,
+    ):
         good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
         settled(client)
     ours = KeyStore(tmp_path / "keys").signing_key()
@@ -92,7 +95,7 @@ def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_
             (thief, borrowed),
         ]
         with (
-            Daemon(fresh_state(tmp_path / "b"), environ=environ) as two,
+            Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=environ) as two,
             two.client(trusted_keys=public_key(tmp_path / "b")) as client,
         ):
             for stamper, attack in attacks:
@@ -123,7 +126,9 @@ def origin_for_another(
 ) -> tuple[types_pb2.Origin, str, dict[str, int]]:
     """Compile in one daemon, ask another with keys of its own; answer origin, log, rejections."""
     environ = {"WASMKILN_REDIS_URL": valkey}
-    states = [fresh_state(tmp_path / name, own_keys=True) for name in ("one", "two")]
+    states = [
+        fresh_state(tmp_path / name, own_keys=True, engines=TWO_ENGINES) for name in ("one", "two")
+    ]
     with Daemon(states[0], environ={**environ, **one}) as first, first.client() as client:
         for tag in (1, 2):
             client.compile(wasm.adder(tag))
@@ -187,7 +192,10 @@ def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
     valkey: str, tmp_path: Path
 ) -> None:
     environ = {"WASMKILN_REDIS_URL": valkey}
-    a, b = fresh_state(tmp_path / "a"), fresh_state(tmp_path / "b")
+    a, b = (
+        fresh_state(tmp_path / "a", engines=TWO_ENGINES),
+        fresh_state(tmp_path / "b", engines=TWO_ENGINES),
+    )
     with Daemon(a, environ=environ) as running, running.client() as old:
         old.compile(wasm.adder(1))
         settled(old)
@@ -202,7 +210,7 @@ def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
 def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
     engines: EngineStore, tmp_path: Path
 ) -> None:
-    state = fresh_state(tmp_path / "state", own_keys=True)
+    state = fresh_state(tmp_path / "state", own_keys=True, engines=TWO_ENGINES)
     with Daemon(state, ["--redis-url", "none"]) as daemon:
         assert stat.S_IMODE((state / "keys").stat().st_mode) == 0o700
         assert stat.S_IMODE((state / "keys" / "signing.pem").stat().st_mode) == 0o600

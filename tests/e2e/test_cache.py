@@ -17,10 +17,7 @@ from wasmkilnd.engines.store import EngineStore
 
 from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
-
-# Enough where it does not matter which, and soon started.
-ONE_ENGINE = ("wasmer-1.1.0",)
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 
 MEMORY, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,
@@ -48,12 +45,18 @@ def test_another_daemon_on_the_same_redis_compiles_nothing(
     engines: EngineStore, tmp_path: Path, redis_url: str
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
-    with Daemon(fresh_state(tmp_path / "a"), environ=flags) as one, one.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=flags) as one,
+        one.client() as client,
+    ):
         first = client.compile(wasm.adder(1))
         assert first.header.origin == COMPILED
         assert client.compile(wasm.adder(1)).header.origin == MEMORY
         settled(client)
-    with Daemon(fresh_state(tmp_path / "b"), environ=flags) as two, two.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=flags) as two,
+        two.client() as client,
+    ):
         second = client.compile(first.header.module_sha256)
         assert second.header.origin == REDIS
         assert second.bytes == first.bytes
@@ -69,7 +72,7 @@ def test_another_daemon_on_the_same_redis_compiles_nothing(
 def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
     engines: EngineStore, tmp_path: Path
 ) -> None:
-    state = fresh_state(tmp_path / "a")
+    state = fresh_state(tmp_path / "a", engines=TWO_ENGINES)
     in_the_way = state / "redis"
     in_the_way.write_text("where its folder is to be")
     with Daemon(state) as daemon, daemon.client() as client:
@@ -94,8 +97,8 @@ def test_loading_again_puts_a_module_back_that_redis_has_lost(
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
-        Daemon(fresh_state(tmp_path / "a"), environ=flags) as one,
-        Daemon(fresh_state(tmp_path / "b"), environ=flags) as two,
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=flags) as one,
+        Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=flags) as two,
         one.client() as here,
         two.client() as there,
         redis.Redis.from_url(redis_url) as direct,
@@ -115,7 +118,10 @@ def test_loading_again_puts_a_module_back_that_redis_has_lost(
 
 def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
-    with Daemon(fresh_state(tmp_path / "a"), environ=flags) as daemon, daemon.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=flags) as daemon,
+        daemon.client() as client,
+    ):
         header = client.compile(wasm.adder(2)).header
         settled(client)
         with redis.Redis.from_url(redis_url) as direct:
@@ -135,7 +141,7 @@ def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
         "WASMKILN_CACHE_TTL_REFRESH": "true",
     }
     with (
-        Daemon(fresh_state(tmp_path / "a"), environ=flags) as daemon,
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=flags) as daemon,
         daemon.client() as client,
         redis.Redis.from_url(redis_url) as direct,
     ):
@@ -166,7 +172,7 @@ def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
 def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=flags) as one,
         one.client() as client,
     ):
         good = client.compile(wasm.adder(3))
@@ -186,7 +192,7 @@ def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_u
         for damage in (b"", b"nonsense", stored[:-1], stored + b"x", bytes(flipped), foreign):
             direct.set(mine, damage)
             with (
-                Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
+                Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=flags) as two,
                 two.client() as client,
             ):
                 again = client.compile(good.header.module_sha256)

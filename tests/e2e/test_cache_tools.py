@@ -31,7 +31,7 @@ from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server
 from tests.contract.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 LARGE = wasm.many_functions(8000)
@@ -109,7 +109,7 @@ def warm(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Warm
     """Four artifacts and their three modules."""
     folder = tmp_path_factory.mktemp("warm")
     with redis_server(binary_of("valkey"), folder / "server") as server:
-        site = Site(fresh_state(folder / "state", own_keys=True), server.url)
+        site = Site(fresh_state(folder / "state", own_keys=True, engines=TWO_ENGINES), server.url)
         with site.daemon() as daemon, daemon.client() as client:
             made = {
                 "wasmer": client.compile(wasm.adder(1), engine="wasmer"),
@@ -128,7 +128,7 @@ def warm(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Warm
 def site(warm: Warm, tmp_path: Path) -> Iterator[Site]:
     """A site with a Valkey that holds what was made, and the keys that signed it."""
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
-        site = Site(fresh_state(tmp_path / "site", own_keys=True), running.url)
+        site = Site(fresh_state(tmp_path / "site", own_keys=True, engines=TWO_ENGINES), running.url)
         shutil.copytree(warm.keys, site.state / "keys")
         refill(site, warm)
         yield site
@@ -313,7 +313,7 @@ def test_a_warm_cache_moves_to_another_site(
     assert b"exported 4 artifacts and 3 modules" in done.stdout
     public = site.key.public.hex
     assert public.encode() in done.stderr
-    there = Site(fresh_state(tmp_path / "there", own_keys=True))
+    there = Site(fresh_state(tmp_path / "there", own_keys=True, engines=TWO_ENGINES))
     own = there.key.public
     refused = there("import", str(file))
     assert refused.returncode == 3
@@ -336,7 +336,7 @@ def test_a_warm_cache_moves_to_another_site(
 
 
 def test_a_cache_moves_through_a_pipe(site: Site, warm: Warm, tmp_path: Path) -> None:
-    there = Site(fresh_state(tmp_path / "there", own_keys=True))
+    there = Site(fresh_state(tmp_path / "there", own_keys=True, engines=TWO_ENGINES))
     (there.state / "keys").symlink_to(site.state / "keys")
     take = begin(site, "export", "-", "--engine", "wasmer", stdout=subprocess.PIPE)
     put = begin(there, "import", "-", stdin=take.stdout)

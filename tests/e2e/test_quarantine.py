@@ -17,7 +17,7 @@ from wasmkilnd.engines.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of, parent_of
 
 ENGINE = "wasmer-1.1.0"
@@ -40,7 +40,7 @@ def daemon(tmp_path: Path, name: str, url: str, **limits: str) -> Daemon:
         "WASMKILN_WORKERS": "1",
         **{f"WASMKILN_{name}": value for name, value in limits.items()},
     }
-    return Daemon(fresh_state(tmp_path / name), environ=environ)
+    return Daemon(fresh_state(tmp_path / name, engines=TWO_ENGINES), environ=environ)
 
 
 def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(

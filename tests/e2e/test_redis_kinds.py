@@ -17,7 +17,7 @@ from wasmkilnd.engines.store import EngineStore
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.test_cache import settled
 
 SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
@@ -81,7 +81,10 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
     engines: EngineStore, tmp_path: Path, deployed: tuple[Deployment, dict[str, str]]
 ) -> None:
     running, environ = deployed
-    with Daemon(fresh_state(tmp_path / "a"), environ=environ) as one, one.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=environ) as one,
+        one.client() as client,
+    ):
         first = client.compile(wasm.adder(1))
         settled(client)
         assert client.stats().redis_up
@@ -90,7 +93,10 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
         stored = [store(client, tag) for tag in range(2, 10)]
         assert client.stats().redis_up
     told = one.banner + one.log
-    with Daemon(fresh_state(tmp_path / "b"), environ=environ) as two, two.client() as client:
+    with (
+        Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=environ) as two,
+        two.client() as client,
+    ):
         second = client.compile(first.header.module_sha256)
         assert second.header.origin == types_pb2.ORIGIN_REDIS
         assert second.bytes == first.bytes
@@ -111,7 +117,7 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
         assert running.stranger
         url, access = running.stranger
         environ = {"WASMKILN_REDIS_URL": url, "WASMKILN_REDIS_CA_FILE": access.ca_file}
-        with Daemon(fresh_state(tmp_path / "a"), environ=environ) as daemon:
+        with Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=environ) as daemon:
             assert "which does not answer yet" in daemon.banner
             with daemon.client() as client:
                 assert client.compile(wasm.adder(1)).header.origin == types_pb2.ORIGIN_COMPILED
@@ -136,7 +142,7 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
 def test_what_cannot_be_used_ends_the_start_with_one_sentence(
     engines: EngineStore, tmp_path: Path, environ: dict[str, str], sentence: str
 ) -> None:
-    state = fresh_state(tmp_path / "state")
+    state = fresh_state(tmp_path / "state", engines=TWO_ENGINES)
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
