@@ -305,13 +305,20 @@ def artifact_too_large(engine_id: str, size_bytes: int, limit_bytes: int) -> Was
     )
 
 
-def compiler_crashed(engine_id: str, how: str, last_words: str, signal: str = "") -> WasmkilnError:
-    """The compiler process ended without an answer."""
+def compiler_crashed(
+    engine_id: str, how: str, last_words: str, signal: str = "", fault: Fault | None = None
+) -> WasmkilnError:
+    """The compiler process ended without an answer, or gave one that no compiler gives.
+
+    Without ``fault`` the signal tells whose it was.
+    """
+    if fault is None:
+        fault = Fault.UNSURE if signal in _FROM_OUTSIDE else Fault.MODULE
     return WasmkilnError(
         Reason.COMPILER_CRASHED,
         f"{engine_id} {how} while it worked on this module"
         + (f": {last_words}" if last_words else ""),
-        fault=Fault.UNSURE if signal in _FROM_OUTSIDE else Fault.MODULE,
+        fault=fault,
         engine=engine_id,
         signal=signal,
     )

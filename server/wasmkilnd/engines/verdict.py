@@ -67,7 +67,10 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         raise errors.compile_cpu_timeout(engine_id, what, limits.compile_cpu_s)
     if report.protocol_error:
         why = one_sentence(report.protocol_error)
-        raise errors.compiler_crashed(engine_id, "said what no compiler says", why)
+        # Nobody but the module can have made the compiler do that.
+        raise errors.compiler_crashed(
+            engine_id, "said what no compiler says", why, fault=Fault.MODULE
+        )
     said = _answer(report, engine_id)
     if report.artifact is not None or (said and said.outcome == "ok"):
         return Verdict(Opinion.VALID)
@@ -99,7 +102,9 @@ def _answer(report: JobReport, engine_id: str) -> Answer | None:
         return answer.parse(report.result)
     except ValueError as nonsense:
         why = f"{nonsense}"
-        raise errors.compiler_crashed(engine_id, "gave an answer that is none", why) from None
+        raise errors.compiler_crashed(
+            engine_id, "gave an answer that is none", why, fault=Fault.MODULE
+        ) from None
 
 
 def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.WasmkilnError:

@@ -98,6 +98,8 @@ NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailab
         ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
         ({"signal": 11}, Fault.MODULE),
         ({"signal": 9}, Fault.UNSURE),
+        ({"protocol_error": "unknown frame type 9", "signal": 9}, Fault.MODULE),
+        ({"result": {"outcome": "fine"}}, Fault.MODULE),
         ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
     ],
 )
