@@ -26,11 +26,7 @@ def daemon_with_a_hostile_engine(
     state_dir: Path, left_out: list[str], *flags: str
 ) -> Iterator[Daemon]:
     """A daemon that serves wasmtime 50, and the hostile engine as wasmtime 0.0.1."""
-    installed = (state_dir / "engines").resolve()
-    (state_dir / "engines").unlink()
-    (state_dir / "engines").mkdir()
-    real = installed / "wasmtime-50.0.1"
-    (state_dir / "engines" / real.name).symlink_to(real)
+    (state_dir / "engines" / "wasmer-1.1.0").unlink()
     workers.environment(state_dir / "engines", left_out)
     with Daemon(state_dir, ["--redis-url", "none", "--workers", "1", *flags]) as daemon:
         yield daemon

@@ -103,7 +103,7 @@ def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path
         assert call.result().header.origin == types_pb2.ORIGIN_COMPILED
         replaced = {w.engine: w.replaced for w in client.stats().workers}
         assert replaced["wasmtime-50.0.1"] == 1
-        eventually(lambda: len(workers_of(daemon.pid)) == 3, "the worker was not replaced")
+        eventually(lambda: len(workers_of(daemon.pid)) == 2, "the worker was not replaced")
 
 
 def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Path) -> None:
