@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from wasmkilnd import errors, wire
 from wasmkilnd.admission import admit, check_sha256
@@ -31,6 +30,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
+from wasmkilnd.order import CompileOrder, Loaded, LoadOrder, Served, Terms, WantedArtifact
 from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer, Turn
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import Seat, SingleFlight
@@ -41,78 +41,6 @@ MAX_FIND_MISSING_KEYS = 10_000
 _HASH_INLINE_BYTES = 256 * 1024
 # Who waits longer for a worker looks again whether another broke its compiler meanwhile.
 _STRIKES_ARE_NEWS_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """On what terms a call is served."""
-
-    wish: Wish = field(default_factory=Wish)
-    deadline_s: float | None = None
-    """When its caller goes away, by the event loop's clock."""
-    let_go: Callable[[], None] = lambda: None
-    """Called when the call does not hold the module's bytes, or the service counts them."""
-
-
-@dataclass(slots=True)
-class CompileOrder:
-    """What a caller of Compile wants. Exactly one of ``sha256`` and ``wasm`` is set.
-
-    Once the module is admitted its digest stands for it, so that a call that waits
-    for others' work does not hold megabytes.
-    """
-
-    sha256: str = ""
-    wasm: bytes = b""
-    engine: str = ""
-    target: str = ""
-    cpu: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    skip_cache_lookup: bool = False
-    terms: Terms = field(default_factory=Terms)
-
-
-@dataclass(slots=True)
-class LoadOrder:
-    """What a caller of Load wants."""
-
-    wasm: bytes
-    expected_sha256: str = ""
-    engine: str = ""
-    terms: Terms = field(default_factory=Terms)
-    sha256: str = ""
-    """The module's digest, once it is admitted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """An artifact, and how this call came by it."""
-
-    artifact: Artifact
-    origin: Origin
-    queue_time_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What Load answers."""
-
-    module: Module
-    engine_id: str
-    already_loaded: bool
-    artifacts: Sequence[Artifact]
-
-
-@dataclass(frozen=True, slots=True)
-class WantedArtifact:
-    """What FindMissing asks about."""
-
-    module_sha256: str
-    engine: str = ""
-    target: str = ""
-    cpu: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    fingerprint: str = ""
 
 
 class CompileService:

@@ -18,13 +18,7 @@ from wasmkilnd.cache.strikes import NoStrikes
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.compile_service import (
-    CompileOrder,
-    CompileService,
-    LoadOrder,
-    Terms,
-    WantedArtifact,
-)
+from wasmkilnd.compile_service import CompileService
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
@@ -38,6 +32,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
+from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.seal import NoSealer

@@ -9,14 +9,6 @@ from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 
 from wasmkilnd.admission import check_sha256
-from wasmkilnd.compile_service import (
-    CompileOrder,
-    Loaded,
-    LoadOrder,
-    Served,
-    Terms,
-    WantedArtifact,
-)
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import (
     Artifact,
@@ -30,6 +22,7 @@ from wasmkilnd.model import (
     Origin,
     Strike,
 )
+from wasmkilnd.order import CompileOrder, Loaded, LoadOrder, Served, Terms, WantedArtifact
 
 KINDS = {
     Kind.CORE_MODULE: types_pb2.KIND_CORE_MODULE,

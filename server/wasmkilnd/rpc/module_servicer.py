@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.compile_service import CompileOrder, CompileService, LoadOrder, Terms
+from wasmkilnd.compile_service import CompileService
 from wasmkilnd.demand import Wish
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.order import CompileOrder, LoadOrder, Terms
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context, Frames
 

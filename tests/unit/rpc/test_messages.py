@@ -6,9 +6,9 @@ import pytest
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd import wire
-from wasmkilnd.compile_service import Served, Terms
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Origin
+from wasmkilnd.order import Served, Terms
 from wasmkilnd.rpc import messages
 
 ARTIFACT = Artifact(
