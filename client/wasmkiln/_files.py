@@ -23,7 +23,10 @@ def write_aside(path: Path, content: bytes) -> None:
     target = path.resolve()
     aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     # O_EXCL: never through a link that somebody put there first.
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as failure:  # Under a name that its caller knows.
+        raise OSError(failure.errno, failure.strerror, str(path)) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -81,6 +81,8 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
+    if rows:
+        click.echo(f"{'id':<64}  {'role':<7}  public key")
     for row in rows:
         click.echo(f"{row['id']}  {row['role']:<7}  {row['key']}")
     if not rows:

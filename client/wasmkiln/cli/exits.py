@@ -31,7 +31,7 @@ _MEANING = {
     Exit.USAGE: "wrong usage",
     Exit.UNREACHABLE: "no daemon answers",
     Exit.DEADLINE: "no answer within --timeout",
-    Exit.NOT_NOW: "not now: queue full, draining, quarantined, not healthy",
+    Exit.NOT_NOW: "not now: queue full, draining, quarantined, not healthy, a silent tier",
     Exit.INTERRUPTED: "interrupted",
 }
 

@@ -48,7 +48,11 @@ class Session:
 
     def report(self, error: Exception, source: str | None = None) -> None:
         """Writes a failure to stderr: a sentence, and with --json an object after it."""
-        self.note(f"error: {source}: {error}" if source else f"error: {error}")
+        if isinstance(error, OSError) and error.filename is not None:
+            # Its own text has a number first; and what it was about may be another file.
+            self.note(f"error: {error.filename}: {error.strerror}")
+        else:
+            self.note(f"error: {source}: {error}" if source else f"error: {error}")
         if self.as_json:
             click.echo(dumps(error_document(error, source)), err=True)
 

@@ -109,7 +109,7 @@ class KeyStore:
             if not files:
                 raise KeysUnusable(
                     f"{key_id} is no id of a key in {self._trusted}: `wasmkilnd keys list` shows"
-                    " them; one of WASMKILN_TRUSTED_KEYS has to be taken out there"
+                    " them; a key that WASMKILN_TRUSTED_KEYS names is taken out of that variable"
                 )
             for file in files:
                 if len(held[file]) > 1:

@@ -280,6 +280,18 @@ def test_verify_command(tmp_path: Path) -> None:
     assert run(*key).exit_code == 1
 
 
+def test_verify_tells_what_was_mistaken_for_a_key_or_left_out(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "m.cwasm")
+    runner = CliRunner()
+    mistaken = runner.invoke(app, ["verify", str(path), "--key", OURS.key.id])
+    assert mistaken.exit_code == 1
+    assert "give its public key" in mistaken.stderr
+    (tmp_path / "m.cwasm.dsse.json").unlink()
+    alone = runner.invoke(app, ["verify", str(path), "--key", OURS.key.hex])
+    assert alone.exit_code == 2
+    assert "name the attestation with --attestation" in alone.stderr
+
+
 def test_compile_writes_what_verify_reads(daemon: FakeDaemon, tmp_path: Path) -> None:
     daemon.tamper = signed_by(OURS)
     (tmp_path / "m.wasm").write_bytes(WASM)

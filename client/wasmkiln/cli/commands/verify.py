@@ -55,8 +55,10 @@ def verify(
     """Check that a trusted key vouches for an artifact's file. Asks no daemon."""
     session: Session = context.obj
     trusted = _trusted(keys)
-    envelope = (attestation or attestation_path(artifact)).read_bytes()
-    statement, key_id = open_envelope(envelope, trusted)
+    envelope = attestation or attestation_path(artifact)
+    if not envelope.exists():
+        raise click.UsageError(f"there is no {envelope}: name the attestation with --attestation")
+    statement, key_id = _opened(envelope.read_bytes(), trusted)
     _check(statement, "artifact_sha256", hashlib.sha256(artifact.read_bytes()).hexdigest())
     if module is not None:
         _check(statement, "module_sha256", identify(module).sha256)
@@ -79,6 +81,20 @@ def verify(
         "compile_time_s": statement.compile_time_s,
     }
     session.emit(document, tables.verified(str(artifact), statement, key_id))
+
+
+def _opened(envelope: bytes, trusted: TrustedKeys) -> tuple[Statement, str]:
+    try:
+        return open_envelope(envelope, trusted)
+    except AttestationInvalid as invalid:
+        # The two look alike, and are shown side by side.
+        if any(key.hex in invalid.message for key in trusted.values()):
+            raise AttestationInvalid(
+                "the key that is trusted is the *id* of the one that signed: give its public key,"
+                " the last column of `wasmkilnd keys list`",
+                metadata=invalid.metadata,
+            ) from None
+        raise
 
 
 def _trusted(keys: tuple[str, ...]) -> TrustedKeys:
