@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
+
+_NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
 
 # The contract keeps answers below gRPC's default limit of 4 MiB; a module that is sent may be
 # as large as the daemon allows. The backoff is that of the connection: the default of a
@@ -22,13 +25,25 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 def choose_address(argument: str | None) -> str:
     """`argument`, else WASMKILN_ADDRESS, else 127.0.0.1:50051.
 
-    Raises ValueError for a URL, which gRPC would take for a host's name.
+    Raises ValueError for a URL, which gRPC would take for a host's name, and without a port
+    from 1 to 65535, for which it would take another.
     """
     address = argument or os.environ.get("WASMKILN_ADDRESS") or DEFAULT_ADDRESS
     scheme, separator, _ = address.partition("://")
     if separator and scheme in {"http", "https", "grpc", "grpcs", "tcp"}:
         raise ValueError(f"an address is host:port or unix:/path, without the {scheme}:// in front")
+    # What has a name of gRPC's in front (unix:, dns:, ipv4:) is for gRPC to read.
+    if not _NAMED.match(address) and not _has_port(address):
+        raise ValueError(
+            f"an address is host:port or unix:/path, with a port from 1 to 65535, not {address}"
+        )
     return address
+
+
+def _has_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    return bool(host) and digits and 0 < int(port) < 65536
 
 
 def choose_timeout_s(argument: float | None) -> float:

@@ -29,6 +29,16 @@ _MESSAGE_TOO_LARGE = re.compile(
     r"(?<!CLIENT: )received message larger than max(?: \((\d+) vs\. (\d+)\))?", re.IGNORECASE
 )
 
+# What gRPC's own words come down to, where they tell more than that nobody answers.
+_CAUSES = {
+    "DNS resolution failed": "the host is not known",
+    "Domain name not found": "the host is not known",
+    "Connection refused": "the connection is refused",
+    "No such file or directory": "there is no such socket",
+    "Permission denied": "it may not be used by this user",
+    "Failed parsing HTTP/2": "what answers does not speak gRPC",
+}
+
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnError:
     """Translates a grpc.RpcError of either API, sync or aio. Raises nothing.
@@ -70,7 +80,7 @@ def _without_reason(
     """What gRPC itself reports, without any daemon having decided it."""
     if code is grpc.StatusCode.UNAVAILABLE:
         return ConnectionFailed(
-            f"no daemon answers at {address}: start one with `wasmkilnd serve`, "
+            f"no daemon answers at {address}{_cause(text)}: start one with `wasmkilnd serve`, "
             "or set WASMKILN_ADDRESS",
             metadata={"address": address, "detail": text},
         )
@@ -108,3 +118,7 @@ def _details(failure: Any) -> Iterator[object]:
                         yield message
         except DecodeError:  # not ours, or damaged on the way: code and text still stand
             return
+
+
+def _cause(text: str) -> str:
+    return next((f" ({cause})" for words, cause in _CAUSES.items() if words in text), "")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 import wasmkiln
-from wasmkiln import errors
+from wasmkiln import Client, ConnectionFailed, errors
 from wasmkiln._status import error_from_rpc
 
 if TYPE_CHECKING:
@@ -159,3 +160,15 @@ def test_an_error_survives_pickling() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is errors.CompileQueueFull
     assert (copy.message, copy.metadata, copy.retry_after_s) == ("full", {"a": "b"}, 2.5)
+
+
+def test_nobody_answers_is_told_with_its_cause(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        refused = f"127.0.0.1:{silent.getsockname()[1]}"
+    for address, cause in (
+        (refused, "the connection is refused"),
+        (f"unix:{tmp_path}/none.sock", "there is no such socket"),
+    ):
+        with Client(address, max_attempts=1) as client, pytest.raises(ConnectionFailed) as failure:
+            client.health()
+        assert f"no daemon answers at {address} ({cause})" in failure.value.message

@@ -26,6 +26,19 @@ def test_a_url_is_refused() -> None:
     assert choose_address("unix:///run/kiln.sock") == "unix:///run/kiln.sock"
 
 
+@pytest.mark.parametrize("address", ["localhost", "10.0.0.1", "h:0", "h:99999", "h:http", ":1"])
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="with a port from 1 to 65535"):
+        choose_address(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["[::1]:50051", "dns:///kiln", "ipv4:127.0.0.1:1", "kiln:65535"]
+)
+def test_other_addresses_are_for_grpc(address: str) -> None:
+    assert choose_address(address) == address
+
+
 def test_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_timeout_s(None) == 60
     monkeypatch.setenv("WASMKILN_TIMEOUT_S", "2.5")
