@@ -32,6 +32,7 @@ from tests.contract.servers import binary_of, redis_server
 from tests.contract.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.processes import embedded
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 LARGE = wasm.many_functions(8000)
@@ -185,6 +186,24 @@ def test_the_embedded_cache_is_seen_whether_a_daemon_runs_or_not(state_dir: Path
     assert not (state_dir / "redis" / "valkey.sock").exists()  # As it was found: not running.
     with site.daemon() as daemon, daemon.client() as client:
         assert client.compile(wasm.adder(1), engine="wasmtime").header.origin == REDIS
+
+
+def test_an_embedded_server_that_hangs_is_not_waited_for_as_one_that_loads(
+    state_dir: Path,
+) -> None:
+    site = Site(state_dir)
+    with site.daemon():
+        server = embedded(state_dir)["server"]
+        os.kill(server, signal.SIGSTOP)
+        began_s = time.monotonic()
+        try:
+            told = site("du")
+        finally:
+            os.kill(server, signal.SIGCONT)
+    assert told.returncode == 1
+    assert b"embedded Valkey: Redis does not answer in time" in told.stderr
+    # One time-out of 10 s, where loading is given a minute.
+    assert time.monotonic() - began_s < 45
 
 
 def test_scrub_finds_each_kind_of_tampering(site: Site, warm: Warm) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from wasmkilnd.cache.connect import NO_ACCESS
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.explain import NO_ANSWER
 from wasmkilnd.cache.folder import ServerFolder
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions, connected, where
@@ -74,7 +75,8 @@ async def _answers(link: RedisLink, name: bytes, patience_s: float) -> None:
                     await link.exists([name])
                     return
                 except TierUnavailable:
-                    if not patience_s or not link.breaker.open:
+                    # One that loads its data says so; one that says nothing hangs.
+                    if not patience_s or not link.breaker.open or link.breaker.detail == NO_ANSWER:
                         raise
                 await link.breaker.wait_closed()
     except TimeoutError:

@@ -12,6 +12,9 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
 # A server's own words are told to nobody: they may hold what it was sent, a password among it.
+NO_ANSWER = "Redis does not answer in time"
+"""Of a server that is connected and says nothing."""
+
 _REFUSALS: dict[type[exceptions.ResponseError], str] = {
     exceptions.NoPermissionError: "this user may not do that",
     exceptions.OutOfMemoryError: "it is full: it has reached its maxmemory",
@@ -58,7 +61,7 @@ def explain(error: Exception) -> str:
         if isinstance(link, ssl.SSLError):
             return _explain_tls(link)
     if is_timeout(error):
-        return "Redis does not answer in time"
+        return NO_ANSWER
     if isinstance(error, exceptions.ResponseError):
         return f"Redis says no: {_explain_refusal(error)}"
     for link in chain:

@@ -33,6 +33,7 @@ _BOOT = (
     "import sys; sys.path.append(sys.argv[3]);"
     " from child.worker import main; main(sys.argv[1], int(sys.argv[2]))"
 )
+_GONE = "it ended, or was killed"
 
 
 class WorkerDied(Exception):  # noqa: N818 - an event, not a mistake
@@ -164,16 +165,16 @@ class Worker:
             # Small, and to an empty socket: it is taken whole and at once.
             given = [ends.jobs_sock.fileno(), ends.jobs_words.fileno()]
             sent = socket.send_fds(self.control, [message], given)
-        except OSError as gone:
-            raise WorkerDied(str(gone)) from None
+        except OSError:  # Of a pipe or a descriptor: of no use to who reads the log.
+            raise WorkerDied(_GONE) from None
         if sent != len(message):
             raise WorkerDied("the worker's control socket is full")
 
     async def _send_control(self, message: bytes) -> None:
         try:
             await asyncio.get_running_loop().sock_sendall(self.control, message)
-        except OSError as gone:
-            raise WorkerDied(str(gone)) from None
+        except OSError:
+            raise WorkerDied(_GONE) from None
 
     async def _soon(self, kind: Type) -> dict[str, Any]:
         try:
@@ -185,8 +186,10 @@ class Worker:
     async def _control_frame(self, expected: Type) -> dict[str, Any]:
         try:
             kind, payload = await receive(self.control)
-        except (EOFError, frames.FrameError, OSError) as gone:
-            raise WorkerDied(str(gone) or "it went away") from None
+        except (EOFError, OSError):
+            raise WorkerDied(_GONE) from None
+        except frames.FrameError as nonsense:
+            raise WorkerDied(str(nonsense)) from None
         if kind is not expected:
             raise WorkerDied(f"{kind.name} instead of {expected.name}")
         try:
