@@ -257,6 +257,17 @@ def test_warm_lists_failures_and_goes_on(
     assert "error: b.wasm: it crashed before\n" in result.stderr
 
 
+def test_warm_passes_over_no_module_that_is_not_there(
+    run: Callable[..., Result], modules: list[str]
+) -> None:
+    Path("gone.wasm").symlink_to("nowhere")
+    result = run("warm", ".", "--json")
+    assert result.exit_code == Exit.REFUSED
+    answer = document(result)
+    assert (answer["files"], answer["compiled"], answer["failed"]) == (4, 3, 1)
+    assert "gone.wasm: No such file or directory" in result.stderr
+
+
 def test_warm_of_a_folder_without_modules(run: Callable[..., Result]) -> None:
     result = run("warm", ".")
     assert result.exit_code == Exit.USAGE

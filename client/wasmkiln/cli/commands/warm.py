@@ -66,7 +66,8 @@ def warm(
     files = sorted(
         str(path)
         for path in (folder.rglob("*.wasm") if recursive else folder.glob("*.wasm"))
-        if path.is_file()
+        # A link to nothing counts: whoever deploys has to hear of a module that is not there.
+        if path.is_file() or not path.exists()
     )
     if not files:
         raise click.UsageError(f"no *.wasm file in {folder}")
