@@ -260,7 +260,7 @@ def test_running_work_that_nobody_waits_for_can_be_ended(lean: Path, policy: str
             eventually(lambda: daemon.metric("flights") == 1, "it was ended")
             assert jobs_of(daemon.pid) == [job]
         header_of(caller.compile(*modules(1)))
-        assert not Path(f"/proc/{job}").exists()
+        eventually(lambda: not Path(f"/proc/{job}").exists(), "the job is left")
         assert abandoned(daemon, "running") == 1
         assert daemon.metric("compiles_total", engine=ENGINE, outcome="ok") == 1
         assert workers_of(daemon.pid) == workers  # The job was killed, its worker was not.
