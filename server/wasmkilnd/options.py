@@ -52,7 +52,7 @@ def remote_options(in_force: InForce[Settings]) -> RemoteOptions:
         turn_patience_s=lambda: in_force.now.compile_timeout_s + settings.compile_lease_s,
         artifact_bytes=lambda: in_force.now.max_artifact_bytes,
         module_bytes=lambda: in_force.now.max_module_bytes,
-        write_queue_bytes=settings.write_queue_bytes,
+        write_queue_bytes=lambda: in_force.now.effective_write_queue_bytes,
     )
 
 

@@ -560,7 +560,7 @@ def options(url: str, state_dir: Path) -> RemoteOptions:
         turn_patience_s=lambda: 0.0,
         artifact_bytes=lambda: 1000,
         module_bytes=lambda: 1000,
-        write_queue_bytes=1000,
+        write_queue_bytes=lambda: 1000,
     )
 
 

@@ -101,6 +101,36 @@ async def test_cold_calls_to_all_daemons_compile_each_module_once(fleet: list[Da
     assert sum(map(compiles, fleet)) == len(MODULES)
 
 
+@pytest.mark.parametrize("queue", [{}, {"WASMKILN_WRITE_QUEUE_BYTES": "8MiB"}])
+def test_a_module_with_a_large_artifact_is_there_for_all(
+    tmp_path: Path, valkey: RedisServer, queue: dict[str, str]
+) -> None:
+    """However large both together are, and whatever may wait."""
+    environ = {
+        "WASMKILN_REDIS_URL": valkey.url,
+        "WASMKILN_MAX_MODULE_BYTES": "40MiB",
+        "WASMKILN_MEMORY_BYTES": "0",
+        **queue,
+    }
+    large = wasm.with_data(36 * 1024**2, 7)
+    states = [fresh_state(tmp_path / f"d{number}", engines=(ENGINE,)) for number in range(2)]
+    with (
+        Daemon(states[0], environ=environ) as one,
+        Daemon(states[1], environ=environ) as other,
+        one.client() as client,
+        other.client() as elsewhere,
+    ):
+        made = client.compile(large)
+        assert made.header.size_bytes + len(large) > 64 * 1024**2
+        eventually(lambda: not client.stats().pending_writes, "its writes are done")
+        assert client.stats().dropped_writes == 0
+        found = elsewhere.compile(wasm.digest(large))
+        assert found.header.origin == types_pb2.ORIGIN_REDIS
+        # What is compiled by digest needs the module itself.
+        again = elsewhere.compile(wasm.digest(large), settings={"consume_fuel": "true"})
+        assert again.header.origin == types_pb2.ORIGIN_COMPILED
+
+
 async def test_a_holder_that_is_killed_is_replaced_and_every_call_answered(
     fleet: list[Daemon],
 ) -> None:

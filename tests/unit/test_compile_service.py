@@ -136,7 +136,7 @@ class Rig:
         self.recorder = Recorder()
         self.memory = MemoryTier(1_000_000)
         far = far or NoTier("redis")
-        self.writes = WriteBehind(far, 100_000, NoTier("").always_ready)
+        self.writes = WriteBehind(far, lambda: 100_000, NoTier("").always_ready)
         cache = TieredCache(self.memory, self.memory, far, self.writes, EveryTurn())
         self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
         self.service = CompileService(

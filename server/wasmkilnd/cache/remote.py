@@ -50,7 +50,7 @@ class RemoteOptions:
     ttl_refresh: bool
     timeout_s: float
     retry_max_s: float
-    write_queue_bytes: int
+    write_queue_bytes: Callable[[], int]
     lease_s: float
     """0 for no agreement with other daemons about who compiles."""
     turn_patience_s: Callable[[], float]
@@ -222,7 +222,11 @@ async def _with(
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)
     writes = WriteBehind(
-        tier, options.write_queue_bytes, redis.breaker.wait_closed, _WRITE_HEAD_START_S
+        tier,
+        options.write_queue_bytes,
+        redis.breaker.wait_closed,
+        _WRITE_HEAD_START_S,
+        is_down=lambda: redis.breaker.open,
     )
     turns: Turns = EveryTurn()
     if options.lease_s:

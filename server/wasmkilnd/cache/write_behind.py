@@ -1,61 +1,65 @@
 """Writes to the shared tier, behind the caller's back.
 
-No reply waits for one. What waits is bounded: when it is full the oldest write
-is dropped, since the newest is the likeliest to be asked for, and counted.
+No reply waits for one. What waits is bounded (:mod:`wasmkilnd.cache.write_queue`). Each write
+that is given up is counted, and named in the log.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import overload
 
 import structlog
 
+from wasmkilnd.cache.write_queue import Item, ItemKey, WriteQueue, key_of, module_of, size_of
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Module
 from wasmkilnd.ports import Tier
 
 log = structlog.get_logger("wasmkilnd.cache")
 
-_MAX_WAITING = 10_000
 # How long a tier that is down may keep the daemon from ending.
 _OUTAGE_S = 0.5
+# A value that finds the tier down so often may be what brings it down.
+_MAX_TRIES = 3
 
 
 class WriteBehind:
     """A bounded queue of stores to ``tier``. For one event loop.
 
-    One item is taken whatever its size, if need be alone. A newer write of a key
-    takes the place of the one that waits. A write that
-    fails is given up and counted: the tier's next reader misses, and somebody
-    compiles or loads again.
+    A newer write of a key takes the place of the one that waits. A write that finds the tier
+    down waits again, up to ``_MAX_TRIES`` times; one that fails otherwise is given up: the
+    tier's next reader misses, and somebody compiles or loads again.
     """
 
     def __init__(
         self,
         tier: Tier,
-        limit_bytes: int,
+        limit_bytes: Callable[[], int],
         ready: Callable[[], Awaitable[None]],
         head_start_s: float = 0.0,
+        is_down: Callable[[], bool] = lambda: False,
     ) -> None:
         """Write to ``tier`` whenever ``ready`` returns; until then writes wait their turn.
 
         The first of several waits ``head_start_s`` more: what made it is a reply that is
         still being sent, and megabytes to Redis at the same time would take its CPU.
+        ``is_down`` tells a tier that nobody can use from one that refused a write.
         """
         self._head_start_s = head_start_s
         self._tier = tier
         self._ready = ready
-        self._limit_bytes = limit_bytes
-        self._waiting: OrderedDict[CacheKey | str, Artifact | Module] = OrderedDict()
-        self._waiting_bytes = 0
-        self._under_way: dict[CacheKey | str, Artifact | Module] = {}  # One at most.
+        self._is_down = is_down
+        self._waiting = WriteQueue(limit_bytes)
+        self._under_way: dict[ItemKey, Item] = {}  # One at most.
+        self._tries: dict[ItemKey, int] = {}
         self._one_done = asyncio.Event()
         self._one_write = asyncio.Lock()
         self._dropped = 0
         self._work = asyncio.Event()
+        self._pressing = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._writer: asyncio.Task[None] | None = None
@@ -72,19 +76,11 @@ class WriteBehind:
 
     def add(self, item: Artifact | Module) -> None:
         """Have ``item`` stored soon. Returns at once and never raises."""
-        size_bytes = _size(item)
-        key = item.key if isinstance(item, Artifact) else item.sha256
-        if key in self._waiting:
-            self._waiting_bytes -= _size(self._waiting.pop(key))
-        while self._waiting and (
-            self._waiting_bytes + size_bytes > self._limit_bytes
-            or len(self._waiting) >= _MAX_WAITING
-        ):
-            _, oldest = self._waiting.popitem(last=False)
-            self._waiting_bytes -= _size(oldest)
-            self._drop(1)
-        self._waiting[key] = item
-        self._waiting_bytes += size_bytes
+        for other in self._waiting.add(item):
+            self._drop(other, "newer writes need the room (write_queue_bytes)")
+        self._tries.pop(key_of(item), None)
+        if self._waiting.is_half_full:
+            self._pressing.set()
         self._idle.clear()
         self._work.set()
         if self._writer is None:
@@ -95,12 +91,12 @@ class WriteBehind:
     @overload
     def waiting(self, key: str) -> Module | None: ...
     def waiting(self, key: CacheKey | str) -> Artifact | Module | None:
-        """Answer what waits, or is under way, under ``key``: it is as good as stored."""
+        """Return what waits, or is under way, under ``key``: it is as good as stored."""
         return self._waiting.get(key) or self._under_way.get(key)
 
     def artifacts(self) -> list[Artifact]:
-        """Answer the artifacts that wait or are under way."""
-        items = (*self._waiting.values(), *self._under_way.values())
+        """Return the artifacts that wait or are under way."""
+        items = (*self._waiting, *self._under_way.values())
         return [item for item in items if isinstance(item, Artifact)]
 
     def give_up(self, refused: Sequence[Artifact]) -> None:
@@ -108,14 +104,14 @@ class WriteBehind:
         for artifact in refused:
             key = artifact.key
             if self._waiting.get(key) is artifact:
-                self._waiting_bytes -= _size(self._waiting.pop(key))
+                self._waiting.remove(key)
             if self._under_way.get(key) is artifact:
                 del self._under_way[key]
         self._tell_one_done()
 
     async def settled(self, key: CacheKey | str) -> None:
         """Return when nothing is to be written under ``key`` any more: it was, or was given up."""
-        while key in self._waiting or key in self._under_way:
+        while self.waiting(key):
             await self._one_done.wait()
 
     async def forget(self, scope: EvictScope) -> None:
@@ -123,8 +119,9 @@ class WriteBehind:
 
         So an eviction that comes after is not undone by a write from before.
         """
-        for key in [key for key, item in self._waiting.items() if _in_scope(item, scope)]:
-            self._waiting_bytes -= _size(self._waiting.pop(key))
+        for item in list(self._waiting):
+            if _in_scope(item, scope):
+                self._waiting.remove(key_of(item))
         self._tell_one_done()
         if any(_in_scope(item, scope) for item in self._under_way.values()):
             async with self._one_write:
@@ -155,10 +152,8 @@ class WriteBehind:
             await self.flush(timeout_s)
         if self.pending:
             log.warning("cache writes given up", writes=self.pending)
-            given_up = self.pending
-            self._waiting.clear()
-            self._waiting_bytes = 0
-            self._drop(given_up)
+        for item in (*self._under_way.values(), *self._waiting.clear()):
+            self._drop(item, "the daemon ends before it was written")
         self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
 
@@ -166,34 +161,72 @@ class WriteBehind:
         while True:
             await self._work.wait()
             if self._head_start_s:
-                await asyncio.sleep(self._head_start_s)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._head_start_s):
+                        await self._pressing.wait()
             while self._waiting:
                 # An outage must not burn what waits: some of it is still there afterwards.
                 await self._ready()
                 if not self._waiting:
                     break
-                key, item = self._waiting.popitem(last=False)
+                item = self._waiting.take()
+                key = key_of(item)
                 self._under_way[key] = item
-                self._waiting_bytes -= _size(item)
                 try:
                     async with self._one_write:
-                        if isinstance(item, Artifact):
-                            await self._tier.put(item)
-                        else:
-                            await self._tier.put_module(item)
-                except TierUnavailable:
-                    self._drop(1)  # The tier says why, once; its metrics count each.
+                        await self._store(item)
+                except TierUnavailable as failure:
+                    # One that was given up meanwhile does not come back.
+                    wanted = self._under_way.pop(key, None) is item
+                    if not (wanted and self._is_down() and self._try_again(item)):
+                        self._drop(item, str(failure))
                 except Exception:
-                    self._drop(1)
+                    self._drop(item, "the daemon failed to write it")
                     log.exception("cache write failed")
                 finally:
                     self._under_way.clear()
+                    if not self._waiting.get(key):
+                        self._tries.pop(key, None)
                     self._tell_one_done()
             self._work.clear()
+            self._pressing.clear()
             self._idle.set()
 
-    def _drop(self, count: int) -> None:
-        self._dropped += count
+    async def _store(self, item: Item) -> None:
+        if isinstance(item, Artifact):
+            await self._tier.put(item)
+        else:
+            await self._tier.put_module(item)
+
+    def _try_again(self, item: Item) -> bool:
+        """Have ``item`` wait for the tier's return; return whether it does."""
+        key = key_of(item)
+        tries = self._tries.get(key, 0) + 1
+        if tries >= _MAX_TRIES or not self._waiting.put_back(item):
+            return False
+        self._tries[key] = tries
+        return True
+
+    def _drop(self, item: Item, why: str) -> None:
+        self._dropped += 1
+        if isinstance(item, Artifact):
+            log.warning(
+                "a cache write was dropped",
+                kind="artifact",
+                module=item.module_sha256,
+                engine=item.spec.engine.id,
+                fingerprint=item.spec.fingerprint,
+                bytes=size_of(item),
+                why=why,
+            )
+        else:
+            log.warning(
+                "a cache write was dropped",
+                kind="module",
+                module=item.sha256,
+                bytes=size_of(item),
+                why=why,
+            )
         self._tell_one_done()
 
     def _tell_one_done(self) -> None:
@@ -201,12 +234,7 @@ class WriteBehind:
         self._one_done = asyncio.Event()
 
 
-def _in_scope(item: Artifact | Module, scope: EvictScope) -> bool:
+def _in_scope(item: Item, scope: EvictScope) -> bool:
     if scope.engine_id:
         return isinstance(item, Artifact) and item.spec.engine.id == scope.engine_id
-    sha256 = item.module_sha256 if isinstance(item, Artifact) else item.sha256
-    return scope.everything or sha256 == scope.module_sha256
-
-
-def _size(item: Artifact | Module) -> int:
-    return item.size_bytes if isinstance(item, Artifact) else len(item.wasm)
+    return scope.everything or module_of(item) == scope.module_sha256

@@ -287,10 +287,13 @@ class Settings(BaseModel):
         " compile for itself.",
     )
     write_queue_bytes: Size = Field(
-        default=64 * _MIB,
-        gt=0,
-        description="Bytes that may wait to be written to Redis; what does not fit is not"
-        " written, and counted.",
+        default=0,
+        ge=0,
+        description="Bytes that may wait to be written to Redis; when they are more, the oldest"
+        " artifacts, and then the oldest modules, are not written, which the log tells. 0 for"
+        " max_module_bytes and max_artifact_bytes together, and 64 MiB at least. The newest module"
+        " with its newest artifact waits whatever their sizes.",
+        json_schema_extra=_LIVE,
     )
     memory_bytes: Size = Field(
         default=256 * _MIB,
@@ -465,6 +468,12 @@ class Settings(BaseModel):
         """Bytes of memory of one compilation."""
         # 4 GiB lets the hungriest honest module measured through: tree-sitter-cpp, 2.4 GB.
         return self.compile_memory_bytes or min(4 * _GIB, memory_bytes() // 2)
+
+    @property
+    def effective_write_queue_bytes(self) -> int:
+        """Bytes that may wait to be written to the shared tier."""
+        pair = self.max_module_bytes + self.max_artifact_bytes
+        return self.write_queue_bytes or max(64 * _MIB, pair)
 
     @model_validator(mode="after")
     def _redis_settings_agree(self) -> Self:

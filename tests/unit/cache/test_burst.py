@@ -40,7 +40,7 @@ async def found(seconds: float) -> tuple[int, bool]:
     for one in MANY:
         await tier.put(one)
     near = MemoryTier(1_000_000)
-    writes = WriteBehind(tier, 1000, NoTier("").always_ready)
+    writes = WriteBehind(tier, lambda: 1000, NoTier("").always_ready)
     cache = TieredCache(near, near, tier, writes, EveryTurn(), patience_s=TIMEOUT_S)
     shelf.seconds = seconds
     calls = [asyncio.create_task(cache.get(one.key)) for one in MANY]

@@ -84,7 +84,7 @@ class Tiers:
     def __init__(self) -> None:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
-        self.writes = WriteBehind(self.far, 1_000_000, NoTier("").always_ready)
+        self.writes = WriteBehind(self.far, lambda: 1_000_000, NoTier("").always_ready)
         self.cache = TieredCache(self.near, self.near, self.far, self.writes, EveryTurn())
 
 

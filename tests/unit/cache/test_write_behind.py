@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
@@ -21,10 +23,12 @@ class SlowTier(NoTier):
         self.gate = asyncio.Event()
         self.written: list[str] = []
         self.broken = False
+        self.on_failure: Callable[[], None] = lambda: None
 
     async def put(self, artifact: Artifact) -> None:
         await self.gate.wait()
         if self.broken:
+            self.on_failure()
             raise TierUnavailable("no")
         self.written.append(artifact.spec.fingerprint)
 
@@ -39,7 +43,7 @@ def slow() -> SlowTier:
 
 
 async def test_nothing_is_lost_while_there_is_room(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready)
     for tag in range(5):
         writes.add(artifact(tag, 100))
     writes.add(module(1))
@@ -52,7 +56,7 @@ async def test_nothing_is_lost_while_there_is_room(slow: SlowTier) -> None:
 
 
 async def test_when_full_the_oldest_goes(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 1000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
     writes.add(artifact(0, 400))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # The first is under way, and waits no more.
@@ -64,8 +68,121 @@ async def test_when_full_the_oldest_goes(slow: SlowTier) -> None:
     assert slow.written == [artifact(tag).spec.fingerprint for tag in (0, 3, 4)]
 
 
+async def test_a_module_is_not_dropped_for_its_own_artifact(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
+    of = module(1, 600)
+    for tag in (1, 2):
+        writes.add(of)
+        writes.add(artifact(tag, 5000, of=of))
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [of.sha256, artifact(2).spec.fingerprint]
+    assert writes.dropped == 1
+
+
+async def test_an_artifact_is_not_dropped_for_its_own_module(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
+    of = module(1, 600)
+    writes.add(artifact(2, 400))
+    writes.add(artifact(1, 600, of=of))
+    writes.add(of)
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [artifact(1).spec.fingerprint, of.sha256]
+
+
+async def test_artifacts_make_room_before_modules(slow: SlowTier) -> None:
+    """What misses a module has to ask its caller for it; what misses an artifact compiles."""
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
+    for tag in (1, 2):
+        writes.add(module(tag, 300))
+        writes.add(artifact(tag, 200))
+    writes.add(module(3, 350))
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [
+        module(tag, size).sha256 for tag, size in ((1, 300), (2, 300), (3, 350))
+    ]
+
+
+async def test_the_oldest_module_goes_when_no_artifact_is_left(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
+    for tag in range(1, 6):
+        writes.add(module(tag, 300))
+    slow.gate.set()
+    await writes.close(5)
+    assert slow.written == [module(tag, 300).sha256 for tag in (3, 4, 5)]
+
+
+async def test_what_is_dropped_is_named(slow: SlowTier) -> None:
+    writes = WriteBehind(slow, lambda: 500, slow.always_ready)
+    with capture_logs() as logs:
+        writes.add(artifact(1, 400))
+        writes.add(module(2, 300))
+        slow.broken = True
+        writes.add(artifact(3, 100))
+        writes.add(module(4, 450))
+        await writes.close(0)
+    dropped = [line for line in logs if line["event"] == "a cache write was dropped"]
+    first = dropped[0]
+    assert (first["kind"], first["module"]) == ("artifact", artifact(1).module_sha256)
+    assert (first["engine"], first["bytes"]) == (artifact(1).spec.engine.id, 400)
+    assert first["fingerprint"] == artifact(1).spec.fingerprint
+    assert [line["kind"] for line in dropped] == ["artifact", "artifact", "module", "module"]
+    assert all("write_queue_bytes" in line["why"] for line in dropped[:3])
+    assert "ends" in dropped[3]["why"]
+
+
+async def test_a_bound_that_changes_counts_from_then_on(slow: SlowTier) -> None:
+    limit_bytes = 1000
+    writes = WriteBehind(slow, lambda: limit_bytes, slow.always_ready)
+    for tag in range(1, 6):
+        writes.add(artifact(tag, 200))
+    limit_bytes = 400
+    writes.add(artifact(6, 200))
+    assert writes.pending == 2
+    await writes.close(0)
+
+
+async def test_a_write_that_meets_an_outage_is_tried_again(slow: SlowTier) -> None:
+    up = asyncio.Event()
+    up.set()
+    slow.gate.set()
+    slow.broken = True
+    writes = WriteBehind(
+        slow, lambda: 10_000, _until(up), is_down=lambda: slow.broken and not up.is_set()
+    )
+    slow.on_failure = up.clear
+    writes.add(artifact(1))
+    writes.add(module(1))
+    await asyncio.sleep(0.01)
+    assert (slow.written, writes.pending, writes.dropped) == ([], 2, 0)
+    slow.broken = False
+    up.set()
+    await writes.close(5)
+    assert slow.written == [artifact(1).spec.fingerprint, module(1).sha256]
+
+
+async def test_a_write_that_brings_the_tier_down_each_time_is_given_up(slow: SlowTier) -> None:
+    slow.gate.set()
+    slow.broken = True
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready, is_down=lambda: True)
+    writes.add(artifact(1))
+    writes.add(module(1))
+    await writes.close(5)
+    assert writes.dropped == 1
+    assert slow.written == [module(1).sha256]
+
+
+def _until(event: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    async def wait() -> None:
+        await event.wait()
+
+    return wait
+
+
 async def test_something_larger_than_the_queue_goes_alone(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 1000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
     writes.add(artifact(1, 5000))
     slow.gate.set()
     await writes.close(5)
@@ -73,7 +190,7 @@ async def test_something_larger_than_the_queue_goes_alone(slow: SlowTier) -> Non
 
 
 async def test_the_newest_of_a_key_is_written(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready)
     for _ in range(3):
         writes.add(artifact(1, 100))
     assert writes.pending == 1
@@ -83,7 +200,7 @@ async def test_the_newest_of_a_key_is_written(slow: SlowTier) -> None:
 
 
 async def test_failures_are_counted_and_stop_nothing(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready)
     slow.broken = True
     slow.gate.set()
     writes.add(artifact(1))
@@ -100,7 +217,7 @@ async def test_an_outage_does_not_burn_what_waits(slow: SlowTier) -> None:
         await up.wait()
 
     slow.gate.set()
-    writes = WriteBehind(slow, 10_000, ready)
+    writes = WriteBehind(slow, lambda: 10_000, ready)
     writes.add(artifact(1))
     await asyncio.sleep(0)
     assert (slow.written, writes.dropped) == ([], 0)
@@ -110,7 +227,7 @@ async def test_an_outage_does_not_burn_what_waits(slow: SlowTier) -> None:
 
 
 async def test_closing_gives_up_in_time(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready)
     writes.add(artifact(1))
     writes.add(artifact(2))
     await asyncio.sleep(0)
@@ -119,14 +236,14 @@ async def test_closing_gives_up_in_time(slow: SlowTier) -> None:
 
 
 async def test_an_outage_at_the_end_is_not_waited_for(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, asyncio.Event().wait)  # type: ignore[arg-type]
+    writes = WriteBehind(slow, lambda: 10_000, asyncio.Event().wait)  # type: ignore[arg-type]
     writes.add(artifact(1))
     await asyncio.wait_for(writes.close(3600), 20)
     assert writes.dropped == 1
 
 
 async def test_a_slow_tier_is_waited_for(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready)
     writes.add(artifact(1))
     asyncio.get_running_loop().call_later(1.2, slow.gate.set)
     await asyncio.wait_for(writes.close(3600), 20)
@@ -134,7 +251,7 @@ async def test_a_slow_tier_is_waited_for(slow: SlowTier) -> None:
 
 
 async def test_forgetting_is_limited_to_its_scope(slow: SlowTier) -> None:
-    writes = WriteBehind(slow, 10_000, slow.always_ready)
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready)
     for tag in (1, 2):
         writes.add(module(tag))
         writes.add(artifact(tag))
