@@ -45,6 +45,7 @@ from wasmkiln.errors import (
     TargetUnsupported,
     VerificationNotInstalled,
     WasmkilnError,
+    WorkerUnavailable,
 )
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
@@ -91,5 +92,6 @@ __all__ = [
     "TrustedKeys",
     "VerificationNotInstalled",
     "WasmkilnError",
+    "WorkerUnavailable",
     "__version__",
 ]

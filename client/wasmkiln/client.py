@@ -50,7 +50,8 @@ class Client:
 
     Nothing is dialled before the first call. Raises ValueError for arguments that can't be.
     Every method raises WasmkilnError, by its subclasses in `wasmkiln.errors`: beside those
-    that it names, ConnectionFailed, DeadlineExceeded, ServerDraining and InternalFailure.
+    that it names, ConnectionFailed, DeadlineExceeded, WorkerUnavailable, ServerDraining and
+    InternalFailure.
     """
 
     def __init__(

@@ -188,6 +188,13 @@ class CompileQueueFull(WasmkilnError):
     REASON = "COMPILE_QUEUE_FULL"
 
 
+class WorkerUnavailable(WasmkilnError):
+    """The daemon cannot start a process for this engine now; the module is not at fault."""
+
+    CODE = grpc.StatusCode.UNAVAILABLE
+    REASON = "WORKER_UNAVAILABLE"
+
+
 class ServerDraining(WasmkilnError):
     """The daemon is shutting down."""
 
@@ -273,6 +280,7 @@ BY_REASON: dict[str, type[WasmkilnError]] = {
         InternalFailure,
         ModuleQuarantined,
         CompileQueueFull,
+        WorkerUnavailable,
         ServerDraining,
     )
 }

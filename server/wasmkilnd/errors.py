@@ -29,6 +29,7 @@ class Reason(Enum):
     COMPILER_CRASHED = "COMPILER_CRASHED"
     MODULE_QUARANTINED = "MODULE_QUARANTINED"
     COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL"
+    WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE"
     SERVER_DRAINING = "SERVER_DRAINING"
     INTERNAL = "INTERNAL"
 
@@ -42,6 +43,9 @@ class Fault(Enum):
     """A job broke, and it may have been the machine's doing, or an operator's."""
     MODULE = "module"
 
+
+# By then a worker that ended is replaced.
+_WORKER_RETRY_S = 1.0
 
 # Sent by operators, and by a kernel that is out of memory: it may have met the wrong one.
 _FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
@@ -336,11 +340,13 @@ def module_quarantined(engine_id: str, reason: str, message: str, left_s: float)
     )
 
 
-def no_worker(engine_id: str, why: str) -> WasmkilnError:
-    """No worker of the engine can be started, whatever the module."""
+def worker_unavailable(engine_id: str, why: str) -> WasmkilnError:
+    """The daemon cannot start a worker of the engine, or a job on it, whatever the module."""
     return WasmkilnError(
-        Reason.COMPILER_CRASHED,
-        f"no worker of {engine_id} starts ({why}): an operator has to look at the daemon's log",
+        Reason.WORKER_UNAVAILABLE,
+        f"the daemon cannot run {engine_id} now, whatever the module ({why}): try again or call"
+        " another daemon; if it goes on, an operator has to look at the daemon's log",
+        retry_after_s=_WORKER_RETRY_S,
         engine=engine_id,
     )
 

@@ -53,9 +53,9 @@ class Readiness:
             return False, self._phase
         wrong = [f"{one.id} is not served: {one.cause}" for one in self._unserved]
         wrong += [
-            f"{engine.id} has no worker: {engine.pool.down}"
+            f"{engine.id} has no worker: {engine.pool.ailing}"
             for engine in self._engines
-            if engine.pool.down
+            if engine.pool.ailing
         ]
         ready = len(wrong) < len(self._engines) + len(self._unserved)
         if detail := self._redis_detail():

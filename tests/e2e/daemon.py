@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,15 @@ def state_with(path: Path, *engine_ids: str) -> Path:
     for engine_id in engine_ids:
         (engines / engine_id).symlink_to(installed[engine_id].path.resolve())
     return path
+
+
+def is_ready(daemon: Daemon) -> bool:
+    """Return whether it says that it serves calls."""
+    try:
+        with urllib.request.urlopen(f"{daemon.admin_url}/readyz", timeout=30):
+            return True
+    except urllib.error.HTTPError as no:
+        return no.code != 503
 
 
 class Daemon:

@@ -18,6 +18,7 @@ from tests.e2e.refusals import (
     drain,
     fill_the_queue,
     load,
+    lose_every_worker,
     repeat_what_was_refused,
     request,
 )
@@ -262,6 +263,15 @@ ROWS = [
         request("ModuleService/FindMissing", {}),
         {"request_id": "[0-9a-f]{16}"},
         says="the daemon failed",
+        crowded=True,
+    ),
+    Row(
+        "no-worker",
+        Reason.WORKER_UNAVAILABLE,
+        lose_every_worker,
+        {"engine": ENGINE},
+        says="whatever the module",
+        retry=True,
         crowded=True,
     ),
     # The last one, since it ends its daemon.

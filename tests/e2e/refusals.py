@@ -11,9 +11,9 @@ from typing import Any
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, held_worker, modules
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, is_ready
 from tests.e2e.grpcurl import Grpcurl, Refusal
-from tests.e2e.processes import eventually, jobs_of, send
+from tests.e2e.processes import eventually, jobs_of, send, workers_of
 
 LOAD, COMPILE = "wasmkiln.v1.ModuleService/Load", "wasmkiln.v1.ModuleService/Compile"
 
@@ -92,6 +92,19 @@ def come_too_late(daemon: Daemon) -> Refusal:
                 max_time_s=(time.monotonic() - began) / 2,
             )
     return refused
+
+
+def lose_every_worker(daemon: Daemon) -> Refusal:
+    """Call while the engine's folder is somewhere else, so that no worker starts."""
+    engine = daemon.state_dir / "engines" / ENGINE
+    elsewhere = engine.rename(daemon.state_dir / "elsewhere")
+    try:
+        send(signal.SIGKILL, *workers_of(daemon.pid))
+        eventually(lambda: not is_ready(daemon), "it is ready without a worker")
+        return compile_("(module (memory 1))")(daemon)
+    finally:
+        elsewhere.rename(engine)
+        eventually(lambda: is_ready(daemon), "it does not come back", 60)
 
 
 def drain(daemon: Daemon) -> Refusal:

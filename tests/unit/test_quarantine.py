@@ -130,7 +130,7 @@ async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
         errors.compile_queue_full("e-1", 1, 1),
         errors.server_draining(),
         errors.engine_lacks_feature("e-1", "simd", []),
-        errors.no_worker("e-1", "its interpreter is gone"),
+        errors.worker_unavailable("e-1", "its interpreter is gone"),
     ],
 )
 async def test_other_failures_are_no_strikes(fleet: Fleet, failure: WasmkilnError) -> None:

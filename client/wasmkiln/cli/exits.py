@@ -10,6 +10,7 @@ from wasmkiln.errors import (
     DeadlineExceeded,
     ModuleQuarantined,
     ServerDraining,
+    WorkerUnavailable,
 )
 
 
@@ -31,7 +32,7 @@ _MEANING = {
     Exit.USAGE: "wrong usage",
     Exit.UNREACHABLE: "no daemon answers",
     Exit.DEADLINE: "no answer within --timeout",
-    Exit.NOT_NOW: "not now: queue full, draining, quarantined, not healthy, a silent tier",
+    Exit.NOT_NOW: "not now: queue full, no worker, draining, quarantined, unhealthy, a silent tier",
     Exit.INTERRUPTED: "interrupted",
 }
 
@@ -43,6 +44,7 @@ _BY_ERROR: tuple[tuple[type[Exception], Exit], ...] = (
     (DeadlineExceeded, Exit.DEADLINE),
     (CompileQueueFull, Exit.NOT_NOW),
     (ServerDraining, Exit.NOT_NOW),
+    (WorkerUnavailable, Exit.NOT_NOW),
     (ModuleQuarantined, Exit.NOT_NOW),
 )
 

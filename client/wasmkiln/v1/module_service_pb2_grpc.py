@@ -159,6 +159,9 @@ class ModuleServiceServicer(object):
         RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
         the limits queue and deadline.
         INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
+        UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a process for this
+        engine now, whatever the module; with
+        RetryInfo; metadata: engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

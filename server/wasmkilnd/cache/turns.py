@@ -29,7 +29,9 @@ V = TypeVar("V")
 _LAST_WORDS_S = 1.0
 
 # These say nothing about the module.
-_NOT_TRIED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
+_NOT_TRIED = frozenset(
+    {Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING}
+)
 
 
 class Claim(Protocol):

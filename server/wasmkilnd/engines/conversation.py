@@ -13,7 +13,7 @@ from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 
 # What a job may say: each once at most and in this order, so none can go on without end.
-_ANSWERS = (Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
+_ANSWERS = (Type.SET_UP, Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
 _ONE_READ_BYTES = 256 * 1024
 
 
@@ -36,6 +36,8 @@ class JobReport:
     result: dict[str, Any] | None = None
     """What it answered last, if it answered."""
     artifact: bytearray | None = None
+    set_up: bool = False
+    """Whether the job was confined and had its limits before whatever happened."""
     configured: bool = False
     """Whether the engine took the settings before whatever happened."""
     compiled: bool = False
@@ -69,7 +71,9 @@ async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
             if kind not in expected:  # Which forgets those before it, too.
                 raise frames.FrameError(f"a {kind.name} frame out of turn")
             payload = await _receive_exactly(sock, size)
-            if kind is Type.CONFIGURED:
+            if kind is Type.SET_UP:
+                report.set_up = True
+            elif kind is Type.CONFIGURED:
                 report.configured = True
             elif kind is Type.COMPILED:
                 report.compiled = True

@@ -230,6 +230,8 @@ class Opinions:
         except WasmkilnError as failure:
             if failure.reason in _NOT_HEARD:
                 return failure
+            if failure.reason is Reason.WORKER_UNAVAILABLE:
+                return None  # It may be gone for long, and is asked again when it is there.
         self._no_opinions[key] = time.monotonic() + _NO_OPINION_S
         if len(self._no_opinions) > _MAX_NO_OPINIONS:
             self._no_opinions.popitem(last=False)

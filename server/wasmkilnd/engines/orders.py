@@ -56,9 +56,18 @@ def call(
 
 
 def describe(limits: Limits) -> JobOrder:
-    """Answer an order to find out what the engine can do."""
+    """Return an order to find out what the engine can do."""
+    return _without_module("describe", limits)
+
+
+def nothing(limits: Limits) -> JobOrder:
+    """Return an order to be set up as every job is, and to end."""
+    return _without_module("nothing", limits)
+
+
+def _without_module(op: str, limits: Limits) -> JobOrder:
     return JobOrder(
-        order={"op": "describe"},
+        order={"op": op},
         wasm=None,
         timeout_s=limits.compile_timeout_s,
         cpu_s=limits.compile_cpu_s,

@@ -13,7 +13,7 @@ from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.dispatch import Dispatch, Turn
 from wasmkilnd.engines.job_ends import OutOfDescriptors
-from wasmkilnd.engines.process import Worker, WorkerDied
+from wasmkilnd.engines.process import JobNotSetUp, Worker, WorkerDied
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
@@ -23,6 +23,8 @@ log = structlog.get_logger("wasmkilnd.engines")
 _FIRST_RESTART_DELAY_S = 0.1
 _MAX_RESTART_DELAY_S = 30.0
 _HEALTHY_LIFE_S = 5.0
+# For a worker that is longer in coming nobody is kept waiting.
+_SHORT_DELAY_S = 1.0
 
 
 class WorkerPool:
@@ -52,6 +54,7 @@ class WorkerPool:
         self._keepers: list[asyncio.Task[None]] = []
         self._closed = False
         self._broken = ""
+        self._unfit = ""
 
     @property
     def busy(self) -> int:
@@ -94,6 +97,11 @@ class WorkerPool:
         """Why no worker is there and none starts; empty while there is one, or soon will be."""
         return "" if self.alive else self._broken
 
+    @property
+    def ailing(self) -> str:
+        """Why no job can run now, though that may be over in a moment; empty while one can."""
+        return "" if self.alive else self._broken or self._unfit
+
     async def start(self) -> None:
         """Start all workers. Raises WorkerDied when the first does not come up."""
         first = await self._start_worker()
@@ -107,29 +115,37 @@ class WorkerPool:
 
         Without ``demand`` it is the daemon's own, and waits like a caller's. Those that are
         ``second`` opinions get half of the workers at most.
-        A job that loses its worker through no fault of its own is run once more.
+        A job that loses its worker through no fault of its own is run once more; one that
+        could not be set up, on as many others as there are, and one that is started since.
         Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL, also
-        where the daemon has no file descriptors left; COMPILER_CRASHED when two workers
-        died under the job; SERVER_DRAINING; or what the demand raises when it is asked
-        whether to begin.
+        where the daemon has no file descriptors left; WORKER_UNAVAILABLE when no worker
+        starts, or none could set the job up; COMPILER_CRASHED when two died under it;
+        SERVER_DRAINING; or what the demand raises when it is asked whether to begin.
         """
         self._refuse_if_useless()
         demand = demand or Demand.of(Wish())
         op, size_bytes = str(job.order["op"]), len(job.wasm or b"")
         turn = await self._dispatch.take(demand, op, size_bytes, second=second)
         await self._begin(turn)
-        try:
-            return await self._run_on(turn, job), turn.queued_s
-        except WorkerDied as death:
-            log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
-        self._refuse_if_useless()
-        await self._dispatch.take_again(turn)
-        try:
-            return await self._run_on(turn, job), turn.queued_s
-        except WorkerDied as death:
-            raise errors.compiler_crashed(
-                self.engine_id, "lost its worker process twice", str(death)
-            ) from None
+        # What spoiled one worker may have spoiled all, but none that starts from now on.
+        tries_at_set_up, tries = self.size + 1, 2
+        while True:
+            try:
+                return await self._run_on(turn, job), turn.queued_s
+            except JobNotSetUp as failure:
+                log.warning("worker cannot set up a job", engine=self.engine_id, cause=str(failure))
+                tries_at_set_up -= 1
+                if not tries_at_set_up:
+                    raise errors.worker_unavailable(self.engine_id, str(failure)) from None
+            except WorkerDied as death:
+                log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
+                tries -= 1
+                if not tries:
+                    raise errors.compiler_crashed(
+                        self.engine_id, "lost its worker process twice", str(death)
+                    ) from None
+            self._refuse_if_useless()
+            await self._dispatch.take_again(turn)
 
     async def _begin(self, turn: Turn[Worker]) -> None:
         """Ask whether the job is still to be done; if not, its worker is for the next."""
@@ -160,6 +176,7 @@ class WorkerPool:
     def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
         """See what became of a worker: a lost one's keeper starts another."""
         failure = asyncio.CancelledError() if work.cancelled() else work.exception()
+        self._unfit = str(failure) if isinstance(failure, JobNotSetUp) else ""
         if failure and not isinstance(failure, OutOfDescriptors):
             self._dispatch.lost(turn)
         else:
@@ -206,6 +223,8 @@ class WorkerPool:
             if time.monotonic() - began > _HEALTHY_LIFE_S:
                 delay_s = _FIRST_RESTART_DELAY_S
             else:  # Workers that die young must not keep the machine busy with starting them.
+                if delay_s > _SHORT_DELAY_S:
+                    self._give_up_waiting(self._unfit or "its workers end soon after they start")
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, _MAX_RESTART_DELAY_S)
 
@@ -222,7 +241,7 @@ class WorkerPool:
             raise self._no_worker()
 
     def _no_worker(self) -> errors.WasmkilnError:
-        return errors.no_worker(self.engine_id, self._broken)
+        return errors.worker_unavailable(self.engine_id, self._broken)
 
     async def close(self) -> None:
         """End every worker, and refuse whoever waits."""

@@ -40,6 +40,13 @@ class WorkerDied(Exception):  # noqa: N818 - an event, not a mistake
     """The worker itself ended or stopped answering; its job is lost with it."""
 
 
+class JobNotSetUp(WorkerDied):
+    """A job ended before it was confined and saw its module: nothing of it is the module's doing.
+
+    Its worker has ended too, since each job of it would fare the same.
+    """
+
+
 @dataclass(slots=True)
 class Worker:
     """A long-lived child with one engine imported. One job at a time."""
@@ -100,22 +107,28 @@ class Worker:
         """Have the worker do one job, and wait for its end.
 
         A job past its time is killed with its process group. Raises OutOfDescriptors
-        before anything has begun, with the worker as good as before; WorkerDied when
-        the worker itself fails: it is of no use any more then.
+        before anything has begun, with the worker as good as before; JobNotSetUp or WorkerDied
+        when the worker itself fails: it is of no use any more then.
         """
+        report = JobReport()
         try:
             with job_ends() as ends:
                 try:
-                    return await self._run(job, ends)
-                except BaseException:
+                    await self._run(job, ends, report)
+                    if not (report.set_up or report.timed_out or self._job_is_over):
+                        raise WorkerDied(_how_it_ended(report))
+                except BaseException as failure:
                     # Whatever interrupts a job leaves the worker in the middle of one.
                     await self.kill()
+                    if isinstance(failure, WorkerDied) and not report.set_up:
+                        why = report.last_words or ends.last_words() or str(failure)
+                        raise JobNotSetUp(f"a job cannot be set up: {_last_line(why)}") from None
                     raise
+                return report
         finally:
             self._job_is_over = False
 
-    async def _run(self, job: JobOrder, ends: JobEnds) -> JobReport:
-        report = JobReport()
+    async def _run(self, job: JobOrder, ends: JobEnds, report: JobReport) -> None:
         try:
             self._send_run(job, ends)
             ends.close_jobs()
@@ -150,7 +163,6 @@ class Worker:
         finally:
             self._job_pid = 0
         await self._send_control(frames.HEADER.pack(Type.REAP, 0))
-        return report
 
     def end_job(self) -> None:
         """Kill the job that ``run`` is about, be it not started yet; the worker goes on."""
@@ -225,11 +237,21 @@ class Worker:
         await self.kill()
         stderr = self.process.stderr
         words = await stderr.read() if stderr else b""
-        if lines := words.decode(errors="replace").strip().splitlines():
-            return lines[-1]
+        if line := _last_line(words.decode(errors="replace")):
+            return line
         if code is None or code >= 0:
             return ""
-        return f"it was ended by signal {-code} ({signal.strsignal(-code)})"
+        return _how_it_ended(JobReport(signal=-code))
+
+
+def _last_line(words: str) -> str:
+    return (words.strip().splitlines() or [""])[-1]
+
+
+def _how_it_ended(report: JobReport) -> str:
+    if report.signal is None:
+        return f"it ended with exit code {report.exit_code}"
+    return f"it was ended by signal {report.signal} ({signal.strsignal(report.signal)})"
 
 
 def _number(answer: Mapping[str, Any], name: str) -> int:

@@ -11,6 +11,7 @@ import structlog
 
 from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.isolation import IsolationGuard, NotConfined
+from wasmkilnd.engines.job_ends import OutOfDescriptors
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.self_test import LIMITS, SelfTestFailed, self_test
@@ -79,9 +80,13 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         worker = await Worker.start(engine.interpreter, engine.name, options.threads)
         try:
             options.guard.admit(engine.id, worker.isolation)
-        except NotConfined as failure:
+            await worker.run(orders.nothing(options.limits.now))
+        except (NotConfined, OutOfDescriptors) as failure:
             await worker.kill()
             raise WorkerDied(str(failure)) from None
+        except BaseException:
+            await worker.kill()
+            raise
         return worker
 
     pool = WorkerPool(

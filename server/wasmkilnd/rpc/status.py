@@ -30,6 +30,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.COMPILER_CRASHED: grpc.StatusCode.INTERNAL,
     Reason.MODULE_QUARANTINED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.COMPILE_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.WORKER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }

@@ -32,7 +32,7 @@ def frame(kind: Type, payload: bytes = b"") -> bytes:
 
 
 OK = json.dumps({"outcome": "ok"}).encode()
-CONFIGURED, COMPILED = frame(Type.CONFIGURED), frame(Type.COMPILED)
+SET_UP, CONFIGURED, COMPILED = map(frame, (Type.SET_UP, Type.CONFIGURED, Type.COMPILED))
 ARTIFACT, RESULT = frame(Type.ARTIFACT, b"code"), frame(Type.RESULT, OK)
 
 
@@ -51,7 +51,9 @@ async def report_of(said: bytes) -> JobReport:
 @pytest.mark.parametrize(
     "said",
     [
-        [RESULT],
+        [SET_UP],
+        [SET_UP, RESULT],
+        [SET_UP, CONFIGURED, COMPILED, ARTIFACT, RESULT],
         [CONFIGURED, RESULT],
         [CONFIGURED, COMPILED, RESULT],
         [CONFIGURED, COMPILED, ARTIFACT, RESULT],
@@ -60,7 +62,8 @@ async def report_of(said: bytes) -> JobReport:
 async def test_what_jobs_say(said: Sequence[bytes]) -> None:
     report = await report_of(b"".join(said))
     assert report.protocol_error == ""
-    assert report.result == {"outcome": "ok"}
+    assert report.result == ({"outcome": "ok"} if RESULT in said else None)
+    assert report.set_up == (SET_UP in said)
     assert report.configured == (CONFIGURED in said)
     assert report.compiled == (COMPILED in said)
     assert report.artifact == (b"code" if ARTIFACT in said else None)
@@ -69,6 +72,8 @@ async def test_what_jobs_say(said: Sequence[bytes]) -> None:
 @pytest.mark.parametrize(
     ("said", "named"),
     [
+        ([SET_UP, SET_UP], "SET_UP"),
+        ([CONFIGURED, SET_UP], "SET_UP"),
         ([CONFIGURED, CONFIGURED], "CONFIGURED"),
         ([CONFIGURED, COMPILED, COMPILED], "COMPILED"),
         ([COMPILED, CONFIGURED], "CONFIGURED"),

@@ -36,6 +36,7 @@ class Type(IntEnum):
     RESULT = 9  # JSON
     ARTIFACT = 10  # the artifact's bytes
     COMPILED = 11  # empty: the code is made, and what is left is to copy it
+    SET_UP = 12  # empty: the job is confined and has its limits; what fails now is not the daemon's
 
 
 # What a frame may hold at most; a module's and an artifact's may be as large as the order says.
@@ -47,6 +48,7 @@ LIMITS_BYTES = {
     Type.RUN: _SMALL_BYTES,
     Type.REAP: 0,
     Type.ORDER: _SMALL_BYTES,
+    Type.SET_UP: 0,
     Type.CONFIGURED: 0,
     Type.COMPILED: 0,
     # Imports and exports, an engine's message, and some numbers: see job.py.

@@ -31,9 +31,13 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
     _, order_json = frames.receive(sock)
     order = json.loads(order_json)
     if order["op"] == "describe":
+        frames.send(sock, frames.Type.SET_UP)
         _answer(sock, outcome="ok", capabilities=describe(engine, confinement))
         return
     confinement.seal()
+    frames.send(sock, frames.Type.SET_UP)
+    if order["op"] == "nothing":
+        return
     _, wasm = frames.receive(sock, int(order["module_bytes"]))
     started = time.perf_counter()
     try:

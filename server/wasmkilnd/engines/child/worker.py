@@ -91,7 +91,11 @@ def _start_job(
     control: socket.socket,
 ) -> int:
     worker = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as failure:
+        os.write(fds[1], f"cannot fork a job: {failure.strerror}\n".encode())
+        raise
     if pid:
         _own_group(pid)
         return pid

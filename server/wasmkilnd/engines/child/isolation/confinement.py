@@ -78,10 +78,10 @@ class Confinement:
         It keeps its socket and standard streams, and may still fork: see :meth:`seal`.
         Raises OSError.
         """
-        if self._ruleset >= 0:
-            landlock.restrict(self._ruleset)  # So that it is below the worker, not beside it.
         os.dup2(words, 1)
         os.dup2(words, 2)
+        if self._ruleset >= 0:
+            landlock.restrict(self._ruleset)  # So that it is below the worker, not beside it.
         os.dup2(job_socket, _JOB_SOCKET)
         os.closerange(_FIRST_CLOSED, _MOST_DESCRIPTORS)
         return _JOB_SOCKET

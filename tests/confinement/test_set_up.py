@@ -1,0 +1,94 @@
+"""A job that cannot be set up is the daemon's fault: told apart, and tried elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines import orders
+from wasmkilnd.engines.pool import WorkerPool
+from wasmkilnd.engines.process import JobNotSetUp, Worker
+from wasmkilnd.engines.self_test import LIMITS
+from wasmkilnd.errors import Fault, Reason, WasmkilnError
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import Kind
+from wasmkilnd.telemetry.metrics import Metrics
+
+from tests.confinement import foreign, workers
+from tests.confinement.workers import PREAMBLE, TRIPLE
+
+ORDER = orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
+
+
+async def test_a_worker_whose_jobs_cannot_be_set_up_says_why(confined_engine: Path) -> None:
+    async with workers.running(confined_engine) as worker:
+        await worker.run(orders.nothing(LIMITS))
+        foreign.spoil(worker.pid)
+        with pytest.raises(JobNotSetUp, match="a job cannot be set up"):
+            await worker.run(ORDER)
+        assert worker.process.returncode is not None
+
+
+async def test_a_worker_that_cannot_fork_says_so(confined_engine: Path) -> None:
+    async with workers.running(confined_engine) as worker:
+        foreign.spoil(worker.pid, resource.RLIMIT_NPROC, 1)
+        with pytest.raises(JobNotSetUp, match="cannot fork a job"):
+            await worker.run(ORDER)
+
+
+@asynccontextmanager
+async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIterator[WorkerPool]:
+    """Run a pool of workers, the first ``count`` of which are spoiled once they are started."""
+    left = count
+
+    async def start_worker() -> Worker:
+        nonlocal left
+        worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2)
+        if left:
+            left -= 1
+            foreign.spoil(worker.pid)
+        return worker
+
+    pool = WorkerPool(
+        "wasmtime-0.0.1", start_worker, size=size, limits=InForce(LIMITS), recorder=Metrics("test")
+    )
+    await pool.start()
+    while pool.alive < size:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.01)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def test_the_job_is_done_by_another_worker(confined_engine: Path) -> None:
+    async with pool_with_spoiled(confined_engine, 1) as pool:
+        report, _ = await pool.run(ORDER)
+        assert report.result
+        assert report.result["value"] == 5
+        assert pool.replaced == 1
+
+
+async def test_workers_that_were_spoiled_while_they_were_idle_cost_no_call(
+    confined_engine: Path,
+) -> None:
+    async with pool_with_spoiled(confined_engine, 3, size=3) as pool:
+        report, _ = await pool.run(ORDER)
+        assert report.result
+
+
+async def test_when_two_fail_the_daemon_is_blamed(confined_engine: Path) -> None:
+    async with pool_with_spoiled(confined_engine, 2) as pool:
+        with pytest.raises(WasmkilnError) as failure:
+            await pool.run(ORDER)
+        assert failure.value.reason is Reason.WORKER_UNAVAILABLE
+        assert failure.value.fault is Fault.NONE
+        assert failure.value.retry_after_s
+        assert pool.ailing
+        report, _ = await pool.run(ORDER)
+        assert report.result
+        assert not pool.ailing
