@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.isolation import IsolationGuard
+from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore, InstalledEngine
@@ -78,6 +80,7 @@ class Daemon:
     async def start(self) -> None:
         """Start every part; serve last, when all else works. Raises CannotStart."""
         settings = self._settings.now
+        _check_job_user(settings)
         _make_state_dir(settings)
         installed = self._installed_engines(settings)
         signing = await self._open_signing(settings)
@@ -232,6 +235,7 @@ class Daemon:
                 threads=cpu_count(),
                 recorder=self._metrics,
                 guard=self._isolation,
+                users=JobUsers(settings.job_uid),
             ),
         )
         for one in broken:
@@ -307,6 +311,14 @@ class Daemon:
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
+
+
+def _check_job_user(settings: Settings) -> None:
+    if settings.job_uid and os.geteuid() != 0:
+        raise CannotStart(
+            f"cannot run workers as user {settings.job_uid} (job_uid): only a daemon that is root"
+            " can; run it as root, or leave job_uid out and its workers have the daemon's user"
+        )
 
 
 def _make_state_dir(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines import orders
+from wasmkilnd.engines.job_users import JobUser
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import Worker
 from wasmkilnd.engines.self_test import LIMITS
@@ -55,7 +56,7 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
     started: list[Worker] = []
 
     async def start_worker() -> Worker:
-        started.append(await Worker.start(python, "wasmtime", 2))
+        started.append(await Worker.start(python, "wasmtime", 2, JobUser()))
         return started[-1]
 
     pool = WorkerPool(

@@ -24,7 +24,7 @@ async def test_the_next_job_finds_no_state_of_the_last(confined: Worker) -> None
     found = (await attempt(confined, "find")).got
     assert found.pop("environ").keys() <= {
         *("WASMKILN_DAEMON_PID", "LC_ALL", "RUST_BACKTRACE", "PYTHONDONTWRITEBYTECODE"),
-        "RAYON_NUM_THREADS",
+        *("RAYON_NUM_THREADS", "WASMKILN_JOB_UID", "WASMKILN_JOB_UID_SHARED_WITH"),
     }
     assert found == {
         "environment": None,

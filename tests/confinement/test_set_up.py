@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines import orders
+from wasmkilnd.engines.job_users import JobUser
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import JobNotSetUp, Worker
 from wasmkilnd.engines.self_test import LIMITS
@@ -47,7 +48,7 @@ async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIte
 
     async def start_worker() -> Worker:
         nonlocal left
-        worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2)
+        worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2, JobUser())
         if left:
             left -= 1
             foreign.spoil(worker.pid)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wasmkilnd.engines.conversation import JobOrder, JobReport
+from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.process import Worker
 
 HOSTILE = Path(__file__).parent / "hostile"
@@ -80,9 +81,10 @@ def environment(
 
 
 @asynccontextmanager
-async def running(engine: Path) -> AsyncIterator[Worker]:
-    """A worker in an environment."""
-    worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2)
+async def running(engine: Path, configured_user: int = 0) -> AsyncIterator[Worker]:
+    """A worker in an environment, with a user of its own unless one is configured."""
+    user = await JobUsers(configured_user).pick()
+    worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2, user)
     try:
         yield worker
     finally:

@@ -25,6 +25,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.isolation import IsolationGuard
+from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore
@@ -193,6 +194,7 @@ async def recompiler(
             threads=cpu_count(),
             recorder=unrecorded,
             guard=IsolationGuard(required=settings.isolation == "required"),
+            users=JobUsers(settings.job_uid),
         ),
     )
     engines = EngineRegistry(served, "", limits, unrecorded)

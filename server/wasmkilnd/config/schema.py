@@ -428,6 +428,14 @@ class Settings(BaseModel):
         description="What becomes of an engine whose jobs are not confined on this machine, as its"
         " workers find out by trying to break out: required does not serve it, best-effort warns.",
     )
+    job_uid: Count = Field(
+        default=0,
+        ge=0,
+        le=2**32 - 2,
+        description="The user, and the group of the same number, that workers and jobs run as where"
+        " the daemon is root; no other process should have it. 0 gives each worker a user that is"
+        " free. A daemon that is not root cannot change it.",
+    )
     shutdown_grace_s: Seconds = Field(
         default=30.0,
         ge=0,

@@ -19,6 +19,7 @@ from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.conversation import JobOrder, JobReport, converse, receive
 from wasmkilnd.engines.job_ends import JobEnds, job_ends
+from wasmkilnd.engines.job_users import JobUser
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -61,10 +62,11 @@ class Worker:
     _job_is_over: bool = False
 
     @classmethod
-    async def start(cls, interpreter: Path, engine: str, threads: int) -> Worker:
+    async def start(cls, interpreter: Path, engine: str, threads: int, user: JobUser) -> Worker:
         """Start a worker and wait until its engine is imported and it is confined.
 
-        Its engine compiles with at most ``threads`` threads, if it has any. Raises WorkerDied.
+        Its engine compiles with at most ``threads`` threads, if it has any. It becomes ``user``
+        if the daemon is root. Raises WorkerDied.
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -82,7 +84,7 @@ class Worker:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
-                env=_environment(threads),
+                env=_environment(threads, user),
                 cwd="/",
             )
         worker = cls(process, ours, process.pid)
@@ -276,10 +278,12 @@ def _isolation(ready: Mapping[str, Any]) -> Isolation:
     )
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, user: JobUser) -> dict[str, str]:
     """Answer a worker's whole environment: nothing of the daemon's, which may hold secrets."""
     return {
         "WASMKILN_DAEMON_PID": str(os.getpid()),
+        "WASMKILN_JOB_UID": str(user.uid),
+        "WASMKILN_JOB_UID_SHARED_WITH": user.shared_with,
         "LC_ALL": "C.UTF-8",
         # wasmtime's own count looks at files that a confined job does not have.
         "RAYON_NUM_THREADS": str(threads),

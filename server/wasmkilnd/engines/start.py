@@ -12,6 +12,7 @@ import structlog
 from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.job_ends import OutOfDescriptors
+from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.self_test import LIMITS, SelfTestFailed, self_test
@@ -50,6 +51,7 @@ class WorkerOptions:
     """Threads of one compilation."""
     recorder: Recorder
     guard: IsolationGuard
+    users: JobUsers
 
 
 async def serve_engines(
@@ -77,7 +79,8 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
     """Start an engine's workers, ask it what it can do, and test it. Raises EngineUnusable."""
 
     async def start_worker() -> Worker:
-        worker = await Worker.start(engine.interpreter, engine.name, options.threads)
+        user = await options.users.pick()
+        worker = await Worker.start(engine.interpreter, engine.name, options.threads, user)
         try:
             options.guard.admit(engine.id, worker.isolation)
             await worker.run(orders.nothing(options.limits.now))

@@ -39,7 +39,9 @@ def main(engine_name: str, control_fd: int) -> None:
     machine = kernel.machine()
     threads = len(os.listdir("/proc/self/task"))
     cpu.host_features()  # Remembered, for a confined worker has no file to read.
-    confinement = Confinement()
+    confinement = Confinement(
+        int(os.environ["WASMKILN_JOB_UID"]), os.environ["WASMKILN_JOB_UID_SHARED_WITH"]
+    )
     limits.die_with_parent(daemon)
     _send(
         control,

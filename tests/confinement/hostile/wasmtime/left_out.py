@@ -36,8 +36,8 @@ def _namespaces():
     namespaces = _part("namespaces")
     entered = namespaces.Entered("left out", "left out", "left out")
 
-    def enter(machine):
-        _part("privileges").become_nobody()
+    def enter(machine, user):
+        _part("privileges").become_ordinary(user)
         return entered
 
     namespaces.enter = enter
@@ -53,7 +53,7 @@ def _seccomp():
 
 def _privileges():
     privileges = _part("privileges")
-    privileges.become_nobody = privileges.leave_no_traces = _do_nothing
+    privileges.become_ordinary = privileges.leave_no_traces = _do_nothing
     privileges.drop_capabilities = _refuse
 
 

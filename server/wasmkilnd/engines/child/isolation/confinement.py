@@ -48,20 +48,26 @@ class Layer:
 class Confinement:
     """What this worker is confined by, and what its jobs add."""
 
-    def __init__(self) -> None:
-        """Put up everything that the kernel has. For a process with one thread."""
+    def __init__(self, user: int, shared_with: str) -> None:
+        """Put up everything that the kernel has. For a process with one thread.
+
+        Root becomes ``user``, which is known to be that of ``shared_with`` too, if of anybody.
+        """
+        self._was_root = os.geteuid() == 0
+        # In a user namespace without a mapping every user looks like nobody.
+        self._user = user if self._was_root else os.geteuid()
         self._machine = kernel.machine()
         self._job_program = seccomp.job_program(self._machine) if self._machine else b""
         self._ruleset = -1
         self.mapped_bytes = _mapped_bytes()
         """What a job has mapped when it starts."""
         too_many = _open_descriptors_from(_MOST_DESCRIPTORS)
-        entered = namespaces.enter(self._machine)
+        entered = namespaces.enter(self._machine, user)
         self.layers = [
             self._namespaces(entered),
             self._root(entered),
             self._landlock(),
-            self._privileges(entered),
+            self._privileges(entered, shared_with),
             self._limits(entered, too_many),
             self._seccomp(),
         ]
@@ -123,20 +129,23 @@ class Confinement:
             return Layer("landlock", PARTIAL, f"ABI {abi} does not cover {gaps}")
         return Layer("landlock", ENFORCED, f"ABI {abi}")
 
-    def _privileges(self, entered: namespaces.Entered) -> Layer:
+    def _privileges(self, entered: namespaces.Entered, shared_with: str) -> Layer:
         try:
             privileges.forbid_new_ones()
             privileges.drop_capabilities(self._machine)
             privileges.leave_no_traces()
             kept = privileges.left_over(self._machine)
-            if entered.nobody:
-                # In a user namespace without a mapping it would look like nobody all the same.
-                kept.append(f"the user root ({entered.nobody})")
+            if entered.ordinary:
+                # In a user namespace without a mapping it would look like another all the same.
+                kept.append(f"the user root ({entered.ordinary})")
         except OSError as failure:
             return Layer("privileges", MISSING, str(failure))
         if kept:
             return Layer("privileges", PARTIAL, f"kept: {', '.join(kept)}")
-        user = f"user {os.geteuid()}"
+        if shared_with:
+            return Layer("privileges", PARTIAL, f"user {self._user} is also that of {shared_with}")
+        whose = "" if self._was_root else ", which is the daemon's"
+        user = f"user {self._user}{whose}"
         return Layer("privileges", ENFORCED, f"{user}, no capabilities, no core dumps")
 
     def _limits(self, entered: namespaces.Entered, too_many: list[int]) -> Layer:
@@ -146,7 +155,7 @@ class Confinement:
         if too_many:
             return Layer("limits", PARTIAL, f"descriptors that stay open in jobs: {too_many}")
         counted_apart = kernel.release() >= _PROCESSES_COUNTED_APART
-        if entered.user or entered.nobody or not counted_apart:
+        if entered.user or entered.ordinary or not counted_apart:
             needed = "a user namespace, a user other than root, and Linux 5.14"
             return Layer("limits", PARTIAL, f"threads are not limited: that takes {needed}")
         threads = max(_MOST_THREADS, _THREADS_PER_CPU * (os.cpu_count() or 1))

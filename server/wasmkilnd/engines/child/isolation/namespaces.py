@@ -32,11 +32,12 @@ class Entered:
     """An empty root folder."""
     user: str = ""
     """A user namespace of its own."""
-    nobody: str = ""
+    ordinary: str = ""
+    """Another user than root."""
 
 
-def enter(machine: str) -> Entered:
-    """Leave the machine's network, files and processes, and stop being root.
+def enter(machine: str, user: int) -> Entered:
+    """Leave the machine's network, files and processes, and be ``user`` instead of root.
 
     Root makes the namespaces before it stops being root, since ordinary users are forbidden
     to on some systems; anybody else makes a user namespace first, in which it may.
@@ -46,15 +47,15 @@ def enter(machine: str) -> Entered:
     by_root = os.geteuid() == 0 and not _why_not(lambda: kernel.unshare(_NEW_REST))
     if by_root:
         entered.root = _why_not(lambda: _empty_root(machine))
-    entered.nobody = _why_not(privileges.become_nobody)
+    entered.ordinary = _why_not(lambda: privileges.become_ordinary(user))
     if by_root:
         entered.user = _why_not(lambda: kernel.unshare(_NEW_USER))
     else:
-        user, group = os.geteuid(), os.getegid()
+        own = os.geteuid(), os.getegid()
         entered.namespaces = entered.user = _why_not(lambda: kernel.unshare(_NEW_USER | _NEW_REST))
         entered.root = entered.namespaces
         if not entered.namespaces:
-            unmapped = _why_not(lambda: _map_user(user, group))
+            unmapped = _why_not(lambda: _map_user(*own))
             failed = _why_not(lambda: _empty_root(machine))
             entered.root = failed and (unmapped or failed)  # The first cause.
     return entered

@@ -8,19 +8,20 @@ import struct
 
 from . import kernel, syscalls
 
-NOBODY = 65534  # the user and the group that own nothing, by the kernel's own convention
-
 # From linux/capability.h: two sets of three words.
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITY_SETS_BYTES = 24
 
 
-def become_nobody() -> None:
-    """Stop being root. Does nothing for other users. Raises OSError where there is no nobody."""
+def become_ordinary(user: int) -> None:
+    """Be ``user``, and the group of the same number, instead of root.
+
+    Does nothing for other users. Raises OSError where there is no such user.
+    """
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
 
 
 def drop_capabilities(machine: str) -> None:

@@ -90,8 +90,10 @@ def _write() -> None:
 
 
 def _fork() -> None:
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         os._exit(0)
+    os.waitpid(pid, 0)  # The next attempts are not to find it.
 
 
 def _execute() -> None:

@@ -1,0 +1,140 @@
+"""Run by root, a worker and its jobs have a user that nobody else on the machine has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines.job_users import NOBODY, JobUsers
+from wasmkilnd.engines.process import Worker
+from wasmkilnd.model import LayerState
+
+from tests.confinement import workers
+from tests.confinement.foreign import PYTHON, may_limit, may_signal, user_of
+from tests.confinement.workers import attempt
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
+
+INTERFERENCES = {
+    "kill": lambda user, pid: may_signal(user, pid, signal.SIGKILL),
+    "prlimit": lambda user, pid: may_limit(user, pid, resource.RLIMIT_AS, 2**20),
+}
+
+
+@contextmanager
+def service_of(user: int) -> Iterator[int]:
+    """Another service on the machine; yields its pid."""
+    program = (
+        "import os, time; pid = os.fork(); print(pid) if pid else (os.close(1), time.sleep(60))"
+    )
+    command = [PYTHON, "-ISc", program]
+    pid = int(subprocess.check_output(command, user=user, group=user, extra_groups=[], cwd="/"))
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def job_of(worker: Worker) -> AsyncIterator[int]:
+    """A job that runs; yields its pid."""
+    work = asyncio.create_task(attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30))
+    try:
+        async with asyncio.timeout(20):
+            while not worker._job_pid:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        yield worker._job_pid
+    finally:
+        worker.end_job()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+@pytest.mark.parametrize("how", INTERFERENCES)
+async def test_other_services_cannot_interfere(confined_engine: Path, how: str) -> None:
+    """Those that run as nobody, as many do, and as workers once did."""
+    async with workers.running(confined_engine) as worker, job_of(worker) as job:
+        for pid in (worker.pid, job):
+            assert user_of(pid) not in (0, NOBODY)
+            assert not INTERFERENCES[how](NOBODY, pid)
+
+
+@pytest.mark.parametrize("how", INTERFERENCES)
+async def test_who_has_the_same_user_could(confined_engine: Path, how: str) -> None:
+    """The control, and why no other process is to have it: nothing else stands in its way."""
+    async with workers.running(confined_engine) as worker, job_of(worker) as job:
+        for pid in (job, worker.pid):
+            assert INTERFERENCES[how](user_of(worker.pid), pid)
+
+
+async def test_workers_cannot_interfere_with_each_other(confined_engine: Path) -> None:
+    async with workers.running(confined_engine) as one, workers.running(confined_engine) as other:
+        assert user_of(one.pid) != user_of(other.pid)
+
+
+async def test_a_user_that_somebody_else_has_is_told(confined_engine: Path) -> None:
+    user = 54321
+    async with workers.running(confined_engine, user) as worker:
+        assert user_of(worker.pid) == user
+        assert privileges_of(worker) == (
+            LayerState.ENFORCED,
+            f"user {user}, no capabilities, no core dumps",
+        )
+    with service_of(user) as pid:
+        async with workers.running(confined_engine, user) as worker:
+            state, detail = privileges_of(worker)
+            assert state is LayerState.PARTIAL
+            assert detail.startswith(f"user {user} is also that of process {pid} (")
+            assert worker.isolation.holds
+
+
+async def test_workers_that_have_the_same_user_are_no_others(confined_engine: Path) -> None:
+    user = 54322
+    async with (
+        workers.running(confined_engine, user),
+        workers.running(confined_engine, user) as two,
+    ):
+        assert privileges_of(two)[0] is LayerState.ENFORCED
+
+
+async def test_who_is_in_the_user_database_is_told() -> None:
+    assert (await JobUsers(NOBODY).pick()).shared_with == "the user nobody"
+
+
+@pytest.mark.parametrize(
+    ("mapped", "range_", "shared"),
+    [
+        (("--map-users", "0,0,65536", "--map-groups", "0,0,65536"), range(60_578, 61_184), False),
+        (("--map-root-user",), range(NOBODY, NOBODY + 1), True),
+    ],
+    ids=["65,536 users", "one user"],
+)
+def test_in_a_container(mapped: tuple[str, ...], range_: range, *, shared: bool) -> None:
+    """Where not every user exists another range is taken, and if there is none, it is told."""
+    program = (
+        "import asyncio; from wasmkilnd.engines.job_users import JobUsers;"
+        " user = asyncio.run(JobUsers().pick()); print(user.uid, bool(user.shared_with))"
+    )
+    done = subprocess.run(
+        ["unshare", "--user", *mapped, sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip(f"no such container can be made here: {done.stderr}")
+    uid, is_shared = done.stdout.split()
+    assert int(uid) in range_
+    assert is_shared == str(shared)
+
+
+def privileges_of(worker: Worker) -> tuple[LayerState, str]:
+    [found] = [layer for layer in worker.isolation.layers if layer.name == "privileges"]
+    return found.state, found.detail

@@ -1,0 +1,70 @@
+"""Other processes of the machine interfere with a daemon's workers, as far as they may."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines.job_users import NOBODY
+
+from tests.confinement import foreign
+from tests.e2e import wasm
+from tests.e2e.callers import ENGINE
+from tests.e2e.daemon import Daemon, is_ready, state_with
+from tests.e2e.processes import workers_of
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
+
+FLAGS = ("--workers", "2", "--redis-url", "none")
+
+
+def test_services_that_run_as_nobody_change_nothing(tmp_path: Path) -> None:
+    with Daemon(state_with(tmp_path / "state", ENGINE), FLAGS) as daemon, daemon.client() as client:
+        workers = workers_of(daemon.pid)
+        assert len({foreign.user_of(worker) for worker in workers}) == len(workers) == 2
+        for worker in workers:
+            assert not foreign.may_limit(NOBODY, worker, resource.RLIMIT_AS, 2**20)
+            assert not foreign.may_signal(NOBODY, worker)
+        assert client.compile(wasm.adder(1)).bytes
+        assert workers_of(daemon.pid) == workers
+
+
+def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
+    """All workers are idle, and their limits are lowered: jobs go to workers that start since."""
+    with (
+        Daemon(state_with(tmp_path / "state", ENGINE), FLAGS) as daemon,
+        daemon.client(max_attempts=1) as client,
+    ):
+        spoiled = workers_of(daemon.pid)
+        for worker in spoiled:
+            foreign.spoil(worker)
+        for tag in range(5):
+            assert client.compile(wasm.adder(tag)).bytes
+        assert not set(spoiled) <= set(workers_of(daemon.pid))
+        daemon.wait_for_log("worker cannot set up a job")
+        assert is_ready(daemon)
+
+
+def test_only_root_can_choose_a_user(tmp_path: Path) -> None:
+    """What cannot be had is refused, rather than left out."""
+    command = [sys.executable, "-m", "wasmkilnd", "serve", "--job-uid", "12345"]
+    if subprocess.run(["test", "-r", wasm.__file__], user=12345, check=False).returncode:
+        pytest.skip("an ordinary user cannot read the daemon here")
+    tmp_path.chmod(0o777)
+    done = subprocess.run(
+        [*command, "--state-dir", str(state_with(tmp_path / "state", ENGINE))],
+        user=12346,
+        group=12346,
+        extra_groups=[],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode
+    assert "only a daemon that is root" in done.stderr
