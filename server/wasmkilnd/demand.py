@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+W = TypeVar("W")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Demand:
         """Called when the work failed for good, before anybody looks for reasons."""
         self._drop = drop
         self._wishes: dict[Wish, int] = {}
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: dict[Any, Callable[[Any], None]] = {}
 
     @classmethod
     def of(cls, wish: Wish) -> Demand:
@@ -82,15 +85,17 @@ class Demand:
             for wish in before - wishes:
                 self.leave(wish)
 
-        def changed() -> None:
+        def changed(_: object) -> None:
             catch_up(other.wishes())
 
+        seat = object()
+
         def end() -> None:
-            other.unwatch(changed)
+            other.unwatch(seat)
             catch_up(set())
 
-        other.watch(changed)
-        changed()
+        other.watch(seat, changed)
+        changed(seat)
         return end
 
     def release(self) -> None:
@@ -104,17 +109,21 @@ class Demand:
         if self._drop:
             self._drop()
 
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Call ``watcher`` whenever the wishes change."""
-        self._watchers.append(watcher)
+    def watch(self, watcher: W, tell: Callable[[W], None]) -> None:
+        """Call ``tell`` with ``watcher`` whenever the wishes change, until ``unwatch``.
 
-    def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Call ``watcher`` no more."""
-        self._watchers.remove(watcher)
+        Only this demand keeps the two together: a watcher that kept its own callback would
+        wait for the garbage collector.
+        """
+        self._watchers[watcher] = tell
+
+    def unwatch(self, watcher: object) -> None:
+        """Stop telling ``watcher``; again does nothing."""
+        self._watchers.pop(watcher, None)
 
     def _tell(self) -> None:
-        for watcher in list(self._watchers):
-            watcher()
+        for watcher, tell in list(self._watchers.items()):
+            tell(watcher)
 
 
 async def _always() -> None:

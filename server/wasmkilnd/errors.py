@@ -79,6 +79,25 @@ class WasmkilnError(Exception):
         self.fault = fault
         self.metadata = {name: str(value) for name, value in metadata.items()}
 
+    def again(self) -> WasmkilnError:
+        """Return the same failure for one more caller, without what it went through so far."""
+        copy = WasmkilnError.__new__(WasmkilnError, self.message)
+        vars(copy).update(vars(self))
+        return copy
+
+
+def forget_frames(failure: BaseException | None) -> None:
+    """Let go of the frames that ``failure``, and what it was raised from, went through.
+
+    Frames hold modules, artifacts and often the very task or future that holds the failure:
+    a reference cycle, which would keep all of that until the next garbage collection. To be
+    called where a failure ends its way.
+    """
+    while failure is not None:
+        before = failure.__context__
+        failure.__traceback__ = failure.__cause__ = failure.__context__ = None
+        failure = before
+
 
 class TierUnavailable(Exception):  # noqa: N818 - a state of the tier, and no fault of the caller's
     """A cache tier did not do what was asked of it. Never reaches a caller."""

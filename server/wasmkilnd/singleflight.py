@@ -2,6 +2,9 @@
 
 The flight is a task of its own and belongs to this object, never to a caller:
 whoever waits may be cancelled or time out, and the others, and the work, go on.
+
+A flight's task never fails: how the work failed is a value, and each caller raises its own copy.
+A failed task would keep the frames that it went through, and these the task.
 """
 
 from __future__ import annotations
@@ -12,9 +15,17 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.errors import WasmkilnError, forget_frames
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """How a flight's work failed."""
+
+    failure: Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +34,7 @@ class Seat(Generic[V]):
 
     joined: bool
     """Whether another caller started the flight."""
-    _flight: asyncio.Task[V]
+    _flight: asyncio.Task[V | Failed]
     _leave: Callable[[], None]
 
     async def wait(self) -> V:
@@ -33,9 +44,14 @@ class Seat(Generic[V]):
         the flight, unless its demand says that it is to be kept.
         """
         try:
-            return await asyncio.shield(self._flight)
+            landed = await asyncio.shield(self._flight)
         finally:
             self._leave()
+        if not isinstance(landed, Failed):
+            return landed
+        if isinstance(landed.failure, WasmkilnError):
+            raise landed.failure.again()
+        raise landed.failure
 
     def when_over(self, call: Callable[[], None]) -> None:
         """Call ``call`` when the flight has ended, whoever waits for it."""
@@ -46,8 +62,8 @@ class SingleFlight(Generic[K, V]):
     """Runs at most one piece of work per key at a time. For one event loop."""
 
     def __init__(self) -> None:
-        self._flights: dict[K, tuple[asyncio.Task[V], Demand]] = {}
-        self._dropped: set[asyncio.Task[V]] = set()
+        self._flights: dict[K, tuple[asyncio.Task[V | Failed], Demand]] = {}
+        self._dropped: set[asyncio.Task[V | Failed]] = set()
 
     def __len__(self) -> int:
         """How many flights are under way."""
@@ -85,9 +101,9 @@ class SingleFlight(Generic[K, V]):
 
     def _take_off(
         self, key: K, work: Callable[[Demand], Coroutine[Any, Any, V]]
-    ) -> tuple[asyncio.Task[V], Demand]:
+    ) -> tuple[asyncio.Task[V | Failed], Demand]:
         demand = Demand(lambda: self._drop(key, task))
-        task = asyncio.create_task(work(demand))
+        task = asyncio.create_task(_outcome(work(demand)))
         self._flights[key] = task, demand
         # In a callback, so that the key is free again whatever happened, and only after
         # the work's own last step (its cache write): whoever comes later finds either
@@ -95,7 +111,7 @@ class SingleFlight(Generic[K, V]):
         task.add_done_callback(lambda done: self._land(key, done))
         return task, demand
 
-    def _drop(self, key: K, flight: asyncio.Task[V]) -> None:
+    def _drop(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
         if flight.done() or flight in self._dropped:
             return
         # The key is free at once: whoever comes now must not board what is ending.
@@ -103,13 +119,11 @@ class SingleFlight(Generic[K, V]):
         self._dropped.add(flight)
         flight.cancel()
 
-    def _land(self, key: K, flight: asyncio.Task[V]) -> None:
+    def _land(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
         if flight in self._dropped:
             self._dropped.remove(flight)
         else:
             del self._flights[key]
-        if not flight.cancelled():
-            flight.exception()  # Every caller may be gone: then nobody else looks at it.
 
     async def settle(self, timeout_s: float | None) -> int:
         """Wait for the flights under way, then cancel the rest; answer how many were cancelled.
@@ -124,3 +138,17 @@ class SingleFlight(Generic[K, V]):
             flight.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return len(late)
+
+
+async def _outcome(work: Coroutine[Any, Any, V]) -> V | Failed:
+    """Return what ``work`` returns, or how it failed. Raises CancelledError only."""
+    try:
+        return await work
+    except asyncio.CancelledError:
+        pass  # What is raised below holds none of the frames that this one went through.
+    except WasmkilnError as failure:
+        forget_frames(failure)
+        return Failed(failure)
+    except Exception as defect:
+        return Failed(defect)  # With its frames, which the log is to show.
+    raise asyncio.CancelledError

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "anew": {"model"},
     "ports": {"model", "errors", "demand"},
     "admission": {"model", "errors"},
-    "singleflight": {"demand"},
+    "singleflight": {"demand", "errors"},
     "seal": {"model"},
     "in_force": set(),
     "ledger": set(),

@@ -431,7 +431,7 @@ async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None
     for _ in range(5):
         assert (await refused(rig.service.load(LoadOrder(sized(4))))) is rig.engines.failure
         order = CompileOrder(wasm=sized(4))
-        assert (await refused(rig.service.compile(order))) is rig.engines.failure
+        assert (await refused(rig.service.compile(order))).reason is Reason.MODULE_INVALID
 
 
 async def test_a_call_given_up_at_any_moment_holds_nothing(rig: Rig) -> None:

@@ -149,7 +149,7 @@ async def test_the_demand_of_a_flight_knows_who_waits() -> None:
     changes: list[set[Wish]] = []
 
     async def watched(demand: Demand) -> object:
-        demand.watch(lambda: changes.append(demand.wishes()))
+        demand.watch("test", lambda _: changes.append(demand.wishes()))
         return await work()
 
     warming = Wish("w", background=True)

@@ -38,7 +38,6 @@ class Turn(Generic[W]):
     """Whether its job was ended from outside or never begun, so that its time says nothing."""
     reclaimed: bool = False
     """Whether its worker was asked back for another."""
-    watcher: Callable[[], None] = lambda: None
 
     @property
     def worker(self) -> W:
@@ -106,22 +105,21 @@ class Dispatch(Generic[W]):
         cost_s = self._estimate.expected_s(kind, size_bytes)
         entry = Entry(demand.wishes(), size_bytes, cost_s, second)
         turn = Turn[W](demand, kind, entry, self._clock())
-        turn.watcher = lambda: self._wishes_changed(turn)
-        demand.watch(turn.watcher)
+        demand.watch(turn, self._wishes_changed)
         if not (self._may_start(entry) and self._start_on_idle(turn)):
             limits = self._limits.now
             for gone in self.queue.add(turn.entry, limits.queue_length, limits.queue_bytes):
-                refusal = self._full(gone)
                 if gone is turn.entry:
-                    demand.unwatch(turn.watcher)
-                    raise refusal
-                self._refuse(gone, refusal)
+                    demand.unwatch(turn)
+                    raise self._full(gone)
+                self._refuse(gone, self._full(gone))
             await self._wait(turn)
         return turn
 
     async def take_again(self, turn: Turn[W]) -> None:
         """Wait for another worker for a turn whose worker was lost, before everybody else."""
         turn.granted = asyncio.Future()
+        turn.demand.watch(turn, self._wishes_changed)
         if not self._start_on_idle(turn):
             self.queue.add_again(turn.entry)
             await self._wait(turn)
@@ -139,12 +137,13 @@ class Dispatch(Generic[W]):
     def lost(self, turn: Turn[W]) -> None:
         """Note that a turn's worker died under its job."""
         self._running.pop(turn, None)
+        turn.demand.unwatch(turn)
         self._fill()
 
     def done(self, turn: Turn[W]) -> None:
         """Note that a turn is over, and learn how long its job took. Offers no worker."""
         del self._running[turn]
-        turn.demand.unwatch(turn.watcher)
+        turn.demand.unwatch(turn)
         if not turn.given_up:
             took_s = self._clock() - turn.started_s
             self._estimate.took(turn.kind, turn.entry.size_bytes, took_s)
@@ -155,7 +154,7 @@ class Dispatch(Generic[W]):
         left while it had one. Offers no worker.
         """
         del self._running[turn]
-        turn.demand.unwatch(turn.watcher)
+        turn.demand.unwatch(turn)
         turn.demand.release()
         self._fill()
 
@@ -198,7 +197,7 @@ class Dispatch(Generic[W]):
         try:
             await turn.granted
         except BaseException as failure:
-            turn.demand.unwatch(turn.watcher)
+            turn.demand.unwatch(turn)
             if turn in self._running:  # Given up in the moment in which it got a worker.
                 del self._running[turn]
                 self.offer(turn.worker)

@@ -172,6 +172,8 @@ class WorkerPool:
         except OutOfDescriptors as shortage:
             log.warning("no job", engine=self.engine_id, cause=str(shortage))
             raise errors.out_of_descriptors() from None
+        finally:
+            del work  # A task that failed holds its traceback, and that this frame.
 
     def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
         """See what became of a worker: a lost one's keeper starts another."""
