@@ -20,6 +20,7 @@ from wasmkilnd import wire
 from wasmkilnd.errors import (
     Reason,
     WasmkilnError,
+    forget_frames,
     invalid_request,
     server_draining,
     too_many_calls,
@@ -210,21 +211,22 @@ def observed(
         except WasmkilnError as failure:
             code, reason = status.CODES[failure.reason], failure.reason.value
             limit = failure.metadata.get("limit", "")
+            forget_frames(failure)
             if not context.done():
                 await abort(context, failure)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as gone:
             # The caller hung up, or its deadline passed; grpcio tells it which.
             code = grpc.StatusCode.CANCELLED
-            raise
-        except aio.AbortError:
+            forget_frames(gone)
             raise
         except aio.InternalError:
             # gRPC could not send or receive: the connection has gone, and with it the caller.
             code = grpc.StatusCode.CANCELLED
             raise asyncio.CancelledError from None
-        except Exception:
+        except Exception as defect:
             code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
             log.exception("call failed", method=method, request_id=note.request_id)
+            forget_frames(defect)
             await abort(
                 context,
                 WasmkilnError(
@@ -241,13 +243,20 @@ def observed(
 
 
 async def abort(context: Context, failure: WasmkilnError) -> None:
-    """End a call with its row of the error table. Raises grpcio's AbortError."""
+    """End a call with its row of the error table; its handler has nothing to do any more.
+
+    grpcio ends the handler by an exception, and keeps that for as long as its caller's
+    connection. What its frames hold must not live as long.
+    """
     answer = status.to_status(failure)
-    await context.abort(
-        status.CODES[failure.reason],
-        answer.message,
-        ((status.DETAILS_KEY, answer.SerializeToString()),),
-    )
+    try:
+        await context.abort(
+            status.CODES[failure.reason],
+            answer.message,
+            ((status.DETAILS_KEY, answer.SerializeToString()),),
+        )
+    except aio.AbortError as aborted:
+        forget_frames(aborted)
 
 
 def _metadata(context: Context, wanted: str) -> str:
