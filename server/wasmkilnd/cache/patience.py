@@ -59,6 +59,7 @@ class Patience:
             return await self._wait(task, self._clock(), charged=charged)
         finally:
             task.cancel()
+            del task  # One that failed holds its traceback, and that this frame.
 
     async def share(self, task: asyncio.Task[V], began_s: float, more_s: Callable[[], float]) -> V:
         """As spend_on, for a task that others wait for too: it goes on.
@@ -92,3 +93,4 @@ class Patience:
         finally:
             if charged:
                 self._left_s -= max(0.0, self._clock() - began_s - more_s())
+            del task  # As above.

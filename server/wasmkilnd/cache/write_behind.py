@@ -187,6 +187,7 @@ class WriteBehind:
                     self._under_way.clear()
                     if not self._waiting.get(key):
                         self._tries.pop(key, None)
+                    del item  # The next may be long in coming.
                     self._tell_one_done()
             self._work.clear()
             self._pressing.clear()
