@@ -137,14 +137,15 @@ class RawCaller:
         self._flush()
         return stream
 
-    def send(self, stream: int, size: int, timeout_s: float = 10) -> int:
-        """Send ``size`` zeros of a message, as far as they are taken; answer how many were."""
+    def send(self, stream: int, message: int | bytes, timeout_s: float = 10) -> int:
+        """Send a message, or so many zeros, as far as they are taken; answer how many were."""
+        data = bytes(message) if isinstance(message, int) else message
         sent, deadline = 0, time.monotonic() + timeout_s
-        while sent < size and time.monotonic() < deadline and not self.ended(stream):
+        while sent < len(data) and time.monotonic() < deadline and not self.ended(stream):
             window = self.connection.local_flow_control_window(stream)
-            part = min(window, self.connection.max_outbound_frame_size, size - sent)
+            part = min(window, self.connection.max_outbound_frame_size, len(data) - sent)
             if part > 0:
-                self.connection.send_data(stream, bytes(part))
+                self.connection.send_data(stream, data[sent : sent + part])
                 self._flush()
                 sent += part
             self.receive(0.0 if part > 0 else 0.05)

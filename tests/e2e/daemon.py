@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from wasmkiln import Client
 from wasmkilnd.engines.store import EngineStore
@@ -223,7 +223,7 @@ class Daemon:
         for line in self.process.stderr:
             self.log_lines.append(line)
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
