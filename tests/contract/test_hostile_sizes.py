@@ -12,8 +12,9 @@ import pytest
 from redis.asyncio import Redis
 from wasmkilnd.cache import headers
 from wasmkilnd.cache.connect import connect
+from wasmkilnd.cache.holders import Pulse
 from wasmkilnd.cache.inventory import Inventory
-from wasmkilnd.cache.lease import Lease, Pulse
+from wasmkilnd.cache.lease import Lease
 from wasmkilnd.cache.leases import Leases, Standing
 from wasmkilnd.cache.leftovers import Leftovers, Mentions
 from wasmkilnd.cache.redis import RedisTier

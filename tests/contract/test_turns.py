@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -382,6 +383,81 @@ async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_
         await raw.set(NAME, copied)
         assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
         assert two.outcomes.turns == ["seized"]
+
+
+async def captured(raw: Redis, daemon: Daemon, renewals: int = 0) -> list[bytes]:
+    """What an attacker may copy of a lease while ``daemon`` compiles, if it is renewed so often."""
+    copies: list[bytes] = []
+    async with daemon.compiling():
+        while len(copies) < 1 + renewals:
+            value = await raw.get(NAME)
+            if isinstance(value, bytes) and value not in copies:
+                copies.append(value)
+            await asyncio.sleep(0.01)
+    await daemon.turns.close()
+    await daemon.tier.evict(EvictScope())
+    await raw.delete(NAME)
+    return copies
+
+
+async def put_back(raw: Redis, copies: list[bytes]) -> None:
+    """Put back one lease after the other, for ever."""
+    for copy in itertools.cycle(copies):
+        await raw.set(NAME, copy)
+        await asyncio.sleep(0.4 * LEASE_S)
+
+
+async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
+    valkey: RedisServer,
+) -> None:
+    """Each of them is new to the daemon, once; and none when it is too old."""
+    async with (
+        fleet(valkey, 3, patience_s=60) as (one, two, three),
+        Redis.from_url(valkey.url) as raw,
+    ):
+        copies = [copy for daemon in (one, one, two, two) for copy in await captured(raw, daemon)]
+        attacking = asyncio.create_task(put_back(raw, copies))
+        try:
+            for longest_s in (12 * LEASE_S, 2 * LEASE_S, 2 * LEASE_S):
+                assert await asyncio.wait_for(three.compile(), longest_s)
+                await three.turns.close()
+                await three.tier.evict(EvictScope())
+        finally:
+            attacking.cancel()
+
+
+async def test_a_lease_that_this_daemon_held_is_no_reason_to_wait(valkey: RedisServer) -> None:
+    async with fleet(valkey, 1, patience_s=60) as [one], Redis.from_url(valkey.url) as raw:
+        copies = await captured(raw, one, renewals=2)
+        attacking = asyncio.create_task(put_back(raw, copies))
+        try:
+            assert await asyncio.wait_for(one.compile(), LEASE_S)
+        finally:
+            attacking.cancel()
+
+
+@pytest.mark.parametrize("what", ["lease", "artifact"])
+async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
+    valkey: RedisServer, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is there when it is to be taken, and gone when it is looked at."""
+    async with fleet(valkey, 2, patience_s=60) as (one, two), Redis.from_url(valkey.url) as raw:
+        copies = await captured(raw, one, renewals=3)
+        names, genuine = two.tier.names, two.turns._leases.take
+        lookups = itertools.count()
+
+        async def take(*arguments: Any) -> Any:
+            copy = copies[min(next(lookups), len(copies) - 1)]
+            name, value = (NAME, copy) if what == "lease" else (names.artifact(ONE.key), b"x")
+            await raw.set(name, value)
+            try:
+                return await genuine(*arguments)
+            finally:
+                await raw.delete(name)
+
+        monkeypatch.setattr(two.turns._leases, "take", take)
+        assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
+        assert next(lookups) < 10
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any, TypeVar
 
-from wasmkilnd.cache.lease import Pulse, State
+from wasmkilnd.cache.holders import Pulse
+from wasmkilnd.cache.lease import State
 from wasmkilnd.cache.leases import End, Leases, Standing
 from wasmkilnd.cache.patience import Patience
 from wasmkilnd.errors import DoneElsewhere, TierUnavailable
@@ -23,6 +24,10 @@ _LONGEST_PAUSE_S = 0.25
 # Who stands in a queue looks less often, and all of a daemon no more often than this.
 _QUEUED_PAUSE_S = 1.0
 _QUEUED_LOOKS_PER_S = 50
+# Who can write to the server can have leases and artifacts come and go for ever. An honest
+# fleet has a holder that dies or gives up now and then.
+_MAX_HOLDERS = 4
+_MAX_TIMES_ELSEWHERE = 4
 
 
 class Outcome(Enum):
@@ -64,7 +69,8 @@ class FleetClaim:
         self._watching = watching
         self._behind = behind
         self._patience = Patience.of_this_call(leases.timeout_s)
-        self._pulse = Pulse()
+        self._pulse = Pulse(patience_s)
+        self._times_elsewhere = 0
         self._waited_s = 0.0
         self._elsewhere = False
         self._by_ourselves: Outcome | None = None
@@ -98,7 +104,7 @@ class FleetClaim:
                 self._by_ourselves = Outcome.FAILED
             if standing is not Standing.HELD:
                 return False
-            if self._waited_s > self._patience_s():
+            if self._waited_s > self._patience_s() or self._pulse.holders > _MAX_HOLDERS:
                 self._by_ourselves = Outcome.LATE
                 return False
             # Waiters that came together are not to ask together for ever.
@@ -118,6 +124,7 @@ class FleetClaim:
             if self._begun or working.done():
                 return await working
             self._elsewhere = True
+            self._times_elsewhere += 1
             raise DoneElsewhere
         finally:
             working.cancel()
@@ -128,7 +135,10 @@ class FleetClaim:
     async def begin(self) -> None:
         """As Claim."""
         if not self._insists:
-            self._recorder.fleet_turn((await self._take()).value)
+            outcome = await self._take()
+            self._recorder.fleet_turn(outcome.value)
+            if outcome is Outcome.LATE:
+                self._leases.give_up(self._pulse)
         self._begun = True
 
     def insist(self) -> None:
@@ -162,10 +172,16 @@ class FleetClaim:
             return Outcome.TAKEN if standing is Standing.TAKEN else Outcome.SEIZED
         if standing is Standing.FAILED:
             self._by_ourselves = Outcome.FAILED
-        if standing is Standing.MADE or self._by_ourselves is None:
+        if self._leaves_it and (standing is Standing.MADE or self._by_ourselves is None):
             self._elsewhere = True
+            self._times_elsewhere += 1
             raise DoneElsewhere
-        return self._by_ourselves
+        return self._by_ourselves or Outcome.LATE
+
+    @property
+    def _leaves_it(self) -> bool:
+        """Whether what others are seen to do is still believed."""
+        return not self._insists and self._times_elsewhere < _MAX_TIMES_ELSEWHERE
 
     async def _watch(self) -> None:
         """Return when the artifact is stored, or work has begun."""
@@ -176,7 +192,7 @@ class FleetClaim:
                 await asyncio.sleep(_jittered(pause_s))
                 longest_s = max(_QUEUED_PAUSE_S, len(self._watching) / _QUEUED_LOOKS_PER_S)
                 pause_s = min(pause_s * 1.5, longest_s)
-                if self._begun or self._insists:
+                if self._begun or not self._leaves_it:
                     continue
                 try:
                     if await self._leases.is_made(self._key):

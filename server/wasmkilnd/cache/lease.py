@@ -1,15 +1,19 @@
 """What stands in a lease: who holds it, and signs of its life.
 
-``<holder>.<beat>.<lasts, ms>.<state>.<stamp>`` in ASCII: 16 random bytes in hexadecimal, a
-number that grows by one with each renewal, for how long it is good, what the holder does, and
-a stamp over all of that and the lease's own name. So nobody without a key of the fleet can
-make others wait, and what was copied from an old lease does not stay alive.
+``<holder>.<beat>.<lasts, ms>.<state>.<stamp>`` in ASCII: 16 bytes in hexadecimal, a number that
+grows by one with each renewal, for how long it is good, what the holder does, and a stamp over
+all of that and the lease's own name. So nobody without a key of the fleet can make others wait.
+
+A holder's 16 bytes are a mark (4), when its lease began in milliseconds since 1970 (6), and
+random (6): so a copy of a lease grows old (:mod:`wasmkilnd.cache.holders`). v0.1.0 writes 16
+random bytes there, and takes ours for such.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+import time
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -21,6 +25,9 @@ _SHAPE = re.compile(
     rb"([0-9a-f]{%d})\.([0-9]{1,15})\.([0-9]{1,15})\.([a-z]+)\.([0-9a-f]{%d})"
     % (TOKEN_BYTES, 2 * STAMP_BYTES)
 )
+_DATED = b"wkl2"
+_TIME_BYTES, _RANDOM_BYTES = 6, 6
+
 # What a stamp is over, so that no signature of another purpose can be taken for one.
 _PURPOSE = b"wasmkiln lease\0"
 
@@ -45,9 +52,19 @@ class Lease:
     state: State = State.COMPILING
 
     @classmethod
-    def new(cls, lasts_ms: int) -> Lease:
-        """Answer a lease of a holder that nobody has seen before."""
-        return cls(secrets.token_hex(TOKEN_BYTES // 2), lasts_ms)
+    def new(cls, lasts_ms: int, now_s: float | None = None) -> Lease:
+        """Return a lease of a holder that nobody has seen before, which begins ``now_s``."""
+        began_ms = round(1000 * (time.time() if now_s is None else now_s))
+        dated = _DATED + began_ms.to_bytes(_TIME_BYTES, "big")
+        return cls((dated + secrets.token_bytes(_RANDOM_BYTES)).hex(), lasts_ms)
+
+    @property
+    def began_s(self) -> float | None:
+        """When the holder says that it began, in seconds since 1970; None if it does not say."""
+        holder = bytes.fromhex(self.holder)
+        if not holder.startswith(_DATED):
+            return None
+        return int.from_bytes(holder[len(_DATED) : len(_DATED) + _TIME_BYTES], "big") / 1000
 
     @property
     def token(self) -> bytes:
@@ -77,31 +94,6 @@ def read_lease(value: bytes, name: bytes, check: CheckStamp) -> Lease | None:
 
 
 _STATES = {state.value for state in State}
-
-
-class Pulse:
-    """Tells a holder that lives from a lease that only stays.
-
-    A holder that lives renews its lease with the next number; one that died loses it to the
-    server's clock. What does neither was put there by somebody who only has copies.
-    """
-
-    def __init__(self) -> None:
-        self._seen: Lease | None = None
-        self._since_s = 0.0
-
-    @property
-    def state(self) -> State:
-        """What the holder was seen to do last."""
-        return self._seen.state if self._seen else State.COMPILING
-
-    def lives(self, lease: Lease, now_s: float) -> bool:
-        """Whether to go on waiting, given what the lease is at ``now_s``."""
-        seen = self._seen
-        if seen is None or seen.holder != lease.holder or lease.beat > seen.beat:
-            self._seen, self._since_s = lease, now_s
-            return True
-        return lease == seen and now_s - self._since_s <= lease.lasts_ms / 1000
 
 
 def _message(name: bytes, text: bytes) -> bytes:

@@ -11,8 +11,9 @@ from enum import Enum, auto
 
 import structlog
 
+from wasmkilnd.cache.holders import Holders, Pulse
 from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.lease import Lease, Pulse, State, read_lease
+from wasmkilnd.cache.lease import Lease, State, read_lease
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.errors import TierUnavailable, WrongType
 from wasmkilnd.model import CacheKey
@@ -75,6 +76,7 @@ class Leases:
         self._sealer = sealer
         self._stored = stored
         self._lease_s = lease_s
+        self._holders = Holders()
 
     @property
     def timeout_s(self) -> float:
@@ -97,8 +99,13 @@ class Leases:
         except WrongType:
             return Standing.FREE  # Whoever takes it puts that away.
         if made:
+            self._holders.over(pulse.holder)
             return Standing.MADE
         return self._judged(name, held, pulse)
+
+    def give_up(self, pulse: Pulse) -> None:
+        """Wait no more for who was seen to hold the lease last, in this call or a later one."""
+        self._holders.over(pulse.holder)
 
     async def take(self, key: CacheKey, ours: Lease, pulse: Pulse) -> Standing:
         """Take the lease if nobody of the fleet has it; answer how it stands then."""
@@ -128,6 +135,7 @@ class Leases:
 
     async def let_go(self, key: CacheKey, ours: Lease) -> None:
         """Let the lease go if it is ours."""
+        self._holders.over(ours.holder)
         await self._link.let_go(self._names.lease(key), ours.token)
 
     async def hold(self, key: CacheKey, lease: Lease, ended: asyncio.Future[End]) -> None:
@@ -156,14 +164,17 @@ class Leases:
                 else:
                     await self.let_go(key, lease)
         finally:
+            # What is seen of it from now on is what the server kept, or somebody put back.
+            self._holders.over(lease.holder)
             settled.cancel()
 
     def _judged(self, name: bytes, held: bytes, pulse: Pulse) -> Standing:
         theirs = read_lease(held, name, self._sealer.check_stamp)
         if theirs and theirs.state is State.FAILED:
             return Standing.FAILED
-        if theirs and pulse.lives(theirs, time.monotonic()):
+        if theirs and self._holders.lives(theirs, pulse, time.monotonic()):
             return Standing.HELD
+        self._holders.over(pulse.holder)
         return Standing.FREE
 
     async def _keep(self, key: CacheKey, lease: Lease, ttl_ms: int) -> bool:

@@ -6,8 +6,8 @@ daemon's queue keeps none from compiling. The others look again and again until 
 is there, and take it. It is an agreement to save work, no lock that anything's truth depends
 on: when in doubt a daemon compiles by itself, and at worst the same artifact is made twice.
 
-Times are durations, measured by the server or by this daemon's monotonic clock; no two
-clocks are compared.
+Waits are measured by the server or by this daemon's monotonic clock. The time of day only tells
+copies of old leases (:mod:`wasmkilnd.cache.holders`).
 """
 
 from __future__ import annotations

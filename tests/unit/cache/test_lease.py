@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.cache.lease import Lease, Pulse, State, read_lease
+from wasmkilnd.cache.lease import Lease, State, read_lease
 
 from tests.contract.sealing import THEIRS, sealer
 
@@ -34,30 +37,8 @@ def test_every_byte_counts(position: int, flip: int) -> None:
     assert read_lease(bytes(changed), NAME, SEALER.check_stamp) is None
 
 
-def test_a_holder_that_renews_lives_as_long_as_it_likes() -> None:
-    pulse, lease, now_s = Pulse(), LEASE, 100.0
-    for _ in range(50):
-        assert pulse.lives(lease, now_s)
-        assert pulse.lives(lease, now_s + 0.9)
-        lease, now_s = lease.next(), now_s + 0.9
-
-
-def test_one_that_only_stays_does_not() -> None:
-    pulse = Pulse()
-    assert pulse.lives(LEASE, 100.0)
-    assert pulse.lives(LEASE, 101.0)
-    assert not pulse.lives(LEASE, 101.1)
-
-
-def test_neither_does_one_that_goes_back() -> None:
-    pulse = Pulse()
-    assert pulse.lives(LEASE.next(), 100.0)
-    assert not pulse.lives(LEASE, 100.1)
-
-
-def test_another_holder_is_given_the_same_time() -> None:
-    pulse = Pulse()
-    assert pulse.lives(LEASE.next(), 100.0)
-    other = Lease.new(1000)
-    assert pulse.lives(other, 102.0)
-    assert pulse.lives(other, 102.9)
+def test_it_says_when_it_began_and_v0_1_0_s_do_not() -> None:
+    lease = Lease.new(1000, 1_795_627_309.123)
+    assert lease.next().began_s == 1_795_627_309.123
+    assert re.fullmatch("[0-9a-f]{32}", lease.holder)  # What v0.1.0 takes for a holder.
+    assert Lease(secrets.token_hex(16), 1000).began_s is None
