@@ -70,6 +70,26 @@ def many_functions(count: int, tag: int = 0) -> bytes:
     )
 
 
+def busy_functions(count: int, *, last_is_broken: bool = False) -> bytes:
+    """A module of ``count`` functions that are dear to compile; the last may not be valid.
+
+    A thousand are 0.8 MB and take either engine 0.2 s to compile, 0.006 s to validate.
+    """
+    step = b"\x20\0\x20\0\x6c\x41\x07\x6a\x20\0\x73\x21\0"  # local 0 = local 0 squared + 7, xor
+    good = _sized(b"\0" + step * 60 + b"\x20\0\x0b")
+    broken = _sized(b"\0" + step * 60 + b"\x42\0\x0b")  # An i64 where an i32 is due.
+    return (
+        CORE_PREAMBLE
+        + section(1, b"\x01\x60\x01\x7f\x01\x7f")
+        + section(3, leb128(count) + b"\0" * count)
+        + section(10, leb128(count) + good * (count - 1) + (broken if last_is_broken else good))
+    )
+
+
+def _sized(body: bytes) -> bytes:
+    return leb128(len(body)) + body
+
+
 def component(core: bytes) -> bytes:
     """A component that holds a core module, and does nothing with it."""
     return COMPONENT_PREAMBLE + section(1, core)

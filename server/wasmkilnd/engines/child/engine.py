@@ -66,7 +66,10 @@ class Engine(Protocol):
         ...
 
     def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any:
-        """Answer the engine's own module. Raises ModuleRefused or FeatureLacking."""
+        """Return the engine's own module. Raises ModuleRefused or FeatureLacking.
+
+        A core module is validated first, all of it: an invalid one costs no compile.
+        """
         ...
 
     def serialize(self, module: Any) -> bytes | bytearray:

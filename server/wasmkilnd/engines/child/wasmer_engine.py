@@ -107,7 +107,10 @@ class WasmerEngine:
             raise ModuleRefused(self._why_invalid(configured, data))
 
     def compile(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> wasmer.Module:
-        """Compile. Raises ModuleRefused, or FeatureLacking where wasmer validates but gives up."""
+        """Compile. Raises ModuleRefused, or FeatureLacking where wasmer validates but gives up.
+
+        wasmer itself validates all of a module before it compiles the first function.
+        """
         data = bytes(wasm)
         try:
             return wasmer.Module(configured, data)

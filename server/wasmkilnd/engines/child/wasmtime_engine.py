@@ -137,17 +137,21 @@ class WasmtimeEngine:
             raise _refusal(_plain(str(refusal)), kind) from None
 
     def compile(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> Any:
-        """Compile. Raises ModuleRefused, or FeatureLacking for what is valid all the same."""
+        """Compile. Raises ModuleRefused, or FeatureLacking for what is valid all the same.
+
+        wasmtime validates each function only when its turn to be compiled comes, so a module
+        with an error at its end would cost all of a compile. Validating a core module first
+        costs 1 to 2 % of it; for a component the package has nothing but compiling.
+        """
+        if kind == "core":
+            self.validate(configured, wasm, kind)
         try:
             if kind == "core":
                 return wasmtime.Module(configured, wasm)
             return component.Component(configured, wasm)
         except wasmtime.WasmtimeError as failure:
             message = _plain(str(failure))
-        if kind == "core":
-            self.validate(configured, wasm, kind)
-            raise FeatureLacking(message)
-        raise _refusal(message, kind)
+        raise FeatureLacking(message) if kind == "core" else _refusal(message, kind)
 
     def serialize(self, module: Any) -> bytearray:
         """Answer the artifact."""

@@ -1,0 +1,58 @@
+"""An invalid module costs a validation and no compile, however late its error comes.
+
+The CPU time of the job is what is compared, as the kernel counts it: no clock on the wall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from wasmkilnd.admission import admit
+from wasmkilnd.engines import orders
+from wasmkilnd.engines.conversation import JobReport
+from wasmkilnd.engines.job_users import JobUser
+from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.self_test import LIMITS
+from wasmkilnd.engines.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import ENGINE_SPECS
+
+HOST = "x86_64-unknown-linux-gnu"
+VALID = wasm.busy_functions(1_000)
+BROKEN = wasm.busy_functions(1_000, last_is_broken=True)
+
+
+@asynccontextmanager
+async def worker_of(engines: EngineStore, engine_id: str) -> AsyncIterator[Worker]:
+    [engine] = [engine for engine in engines.installed() if engine.id == engine_id]
+    worker = await Worker.start(engine.interpreter, engine.name, 2, JobUser())
+    try:
+        yield worker
+    finally:
+        await worker.kill()
+
+
+async def done(worker: Worker, op: str, module: bytes) -> JobReport:
+    wasm_module = admit(module, len(module))
+    report = await worker.run(orders.on_module(op, wasm_module, HOST, "native", {}, LIMITS))
+    assert report.result
+    return report
+
+
+@pytest.mark.parametrize("engine_id", [spec.replace("==", "-") for spec in ENGINE_SPECS])
+async def test_an_invalid_module_costs_no_compile(engines: EngineStore, engine_id: str) -> None:
+    async with worker_of(engines, engine_id) as worker:
+        made = await done(worker, "compile", VALID)
+        refused = await done(worker, "compile", BROKEN)
+        validated = await done(worker, "validate", BROKEN)
+    assert made.artifact
+    assert refused.result
+    assert validated.result
+    # The same verdict, the same words, the same place: the end of the module.
+    told = ("outcome", "message", "offset")
+    assert [refused.result[one] for one in told] == [validated.result[one] for one in told]
+    assert refused.result["offset"] > 0.99 * len(BROKEN)
+    assert refused.cpu_s < made.cpu_s / 4
