@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +13,12 @@ from pathlib import Path
 import pytest
 from wasmkiln import Client, CompilerCrashed
 from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkilnd.engines.child.frames import HEADER, Type
+from wasmkilnd.engines.store import EngineStore
 
 from tests.confinement import workers
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of, workers_of
 from tests.e2e.test_isolation import SLOW
 
@@ -29,6 +33,15 @@ def daemon_with_a_hostile_engine(
     (state_dir / "engines" / "wasmer-1.1.0").unlink()
     workers.environment(state_dir / "engines", left_out)
     with Daemon(state_dir, ["--redis-url", "none", "--workers", "1", *flags]) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def hostile_daemon(
+    engines: EngineStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    state = fresh_state(tmp_path_factory.mktemp("hostile") / "state", engines=TWO_ENGINES)
+    with daemon_with_a_hostile_engine(state, []) as daemon:
         yield daemon
 
 
@@ -150,9 +163,26 @@ def test_a_job_that_tries_to_break_out_is_killed_and_named(state_dir: Path) -> N
         with pytest.raises(CompilerCrashed) as failure:
             client.compile(workers.module("fork"), engine="wasmtime-0.0.1")
         assert failure.value.metadata["signal"] == "SIGSYS"
-        assert "no compiler makes" in daemon.wait_for_log("a job was killed")
+        line = json.loads(daemon.wait_for_log("a job was killed for a system call"))
+        assert line["engine"] == "wasmtime-0.0.1"
+        assert line["module"] == hashlib.sha256(workers.module("fork")).hexdigest()
+        # As far as the kernel's log can be read and nobody takes its records away.
+        assert line["call"] in ("clone", "fork", "unknown")
         refused = client.compile(
             workers.module("read_file", str(state_dir / "keys")), engine="wasmtime-0.0.1"
         )
         assert refused.bytes == b'{"refused": "EPERM"}'
         assert client.compile(wasm.adder(61), engine="wasmtime-50.0.1").header.size_bytes
+
+
+@pytest.mark.parametrize("seconds", ["1e300", "1e400", "9" * 400, "NaN", "-1", "31"])
+def test_a_job_cannot_say_that_it_took_longer_than_it_did(
+    hostile_daemon: Daemon, seconds: str
+) -> None:
+    """Times go into the header and the attestation."""
+    said = f'{{"outcome": "ok", "seconds": {seconds}}}'.encode()
+    frames = HEADER.pack(Type.ARTIFACT, 4) + b"code" + HEADER.pack(Type.RESULT, len(said)) + said
+    with hostile_daemon.client(max_attempts=1) as client:
+        with pytest.raises(CompilerCrashed, match="malformed result"):
+            client.compile(workers.module("say", frames.hex()), engine="wasmtime-0.0.1")
+        assert client.compile(wasm.adder(62), engine="wasmtime-50.0.1").header.size_bytes

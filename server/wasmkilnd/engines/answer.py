@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,9 @@ OUTCOMES = frozenset(
 )
 
 Row = tuple[str, str, str, str]
+
+# No number in a result is larger.
+MOST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,13 @@ class Answer:
     types_truncated: bool
 
 
-def parse(result: Mapping[str, Any]) -> Answer:
-    """Answer what ``result`` says. Raises ValueError for what no job of ours says."""
+def parse(
+    result: Mapping[str, Any], *, longest_s: float = MOST, module_bytes: int = MOST
+) -> Answer:
+    """Return what ``result`` says. Raises ValueError for what no job of ours says.
+
+    The job ran for ``longest_s``, by the daemon's own clock, on a module of ``module_bytes``.
+    """
     outcome = result.get("outcome")
     if not isinstance(outcome, str) or outcome not in OUTCOMES:
         raise ValueError("its answer has no known outcome")
@@ -46,9 +53,9 @@ def parse(result: Mapping[str, Any]) -> Answer:
     return Answer(
         outcome=outcome,
         message=_text(result.get("message", "")),
-        offset=None if offset is None else _count(offset),
-        seconds=_seconds(result.get("seconds", 0.0)),
-        size_bytes=_count(result.get("size_bytes", 0)),
+        offset=None if offset is None else _count("offset", offset, module_bytes),
+        seconds=_seconds(result.get("seconds", 0.0), longest_s),
+        size_bytes=_count("size_bytes", result.get("size_bytes", 0), MOST),
         imports=imports,
         exports=exports,
         types_truncated=result.get("types_truncated", False) is True,
@@ -71,21 +78,26 @@ def _row(row: object) -> Row:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("a text is none")
+        raise ValueError(f"expected a text, got {value!r:.50}")
     value.encode()  # A lone surrogate, which JSON can say, is a ValueError of its own.
     return value
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError("a number is none")
+def _count(name: str, value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} is {_shown(value)}, not 0 to {most}")
     return value
 
 
-def _seconds(value: object) -> float:
-    if type(value) not in (int, float):
-        raise ValueError("a time is none")
-    seconds = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError("a time is none")
-    return seconds
+def _seconds(value: object, longest: float) -> float:
+    # Compared before it is converted, which fails for an integer of hundreds of digits. What
+    # is not a number (NaN) is in no range.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= longest:
+        raise ValueError(f"seconds is {_shown(value)}, and the job ran for {longest:g}")
+    return float(value)
+
+
+def _shown(value: object) -> str:
+    """Return a value as text, which for an integer of thousands of digits takes a while."""
+    huge = isinstance(value, int) and value.bit_length() > 64
+    return "a huge number" if huge else f"{value!r:.50}"

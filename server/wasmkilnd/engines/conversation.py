@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wasmkilnd.engines.answer import MOST
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 
@@ -23,10 +24,13 @@ class JobOrder:
 
     order: Mapping[str, Any]
     wasm: bytes | None
+    """The module, or the artifact to run."""
     timeout_s: float
     cpu_s: float
     memory_bytes: int
     artifact_limit_bytes: int = 0
+    module_sha256: str = ""
+    """What the module is called in the log; empty where there is none."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,11 @@ class JobReport:
     """The end of what it wrote to standard error, such as a panic's message."""
     protocol_error: str = ""
     """What it said that no job of ours says; it was killed for it."""
+    pid: int = 0
+    module_bytes: int = MOST
+    """The size of the module that it was about."""
+    elapsed_s: float = MOST
+    """How long it ran, by the daemon's clock."""
     cpu_s: float = 0.0
     """CPU time that all its threads used; 0 where the kernel does not tell."""
     peak_memory_bytes: int = 0

@@ -26,6 +26,7 @@ def on_module(
         cpu_s=limits.compile_cpu_s,
         memory_bytes=limits.compile_memory_bytes,
         artifact_limit_bytes=limits.artifact_bytes,
+        module_sha256=module.sha256,
     )
 
 

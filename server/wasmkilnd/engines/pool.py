@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +14,7 @@ from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.dispatch import Dispatch, Turn
 from wasmkilnd.engines.job_ends import OutOfDescriptors
+from wasmkilnd.engines.kernel_log import refused_call
 from wasmkilnd.engines.process import JobNotSetUp, Worker, WorkerDied
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
@@ -162,7 +164,7 @@ class WorkerPool:
         work = asyncio.create_task(worker.run(job))
         work.add_done_callback(lambda done: self._back(turn, worker, done))
         try:
-            return await asyncio.shield(work)
+            report = await asyncio.shield(work)
         except asyncio.CancelledError:
             if not work.done():
                 turn.given_up = True
@@ -174,6 +176,15 @@ class WorkerPool:
             raise errors.out_of_descriptors() from None
         finally:
             del work  # A task that failed holds its traceback, and that this frame.
+        if report.signal == signal.SIGSYS:
+            log.error(
+                "a job was killed for a system call that no compiler makes",
+                engine=self.engine_id,
+                module=job.module_sha256,
+                pid=report.pid,
+                call=await asyncio.to_thread(refused_call, report.pid) or "unknown",
+            )
+        return report
 
     def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
         """See what became of a worker: a lost one's keeper starts another."""

@@ -8,21 +8,19 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from wasmkilnd.engines.answer import MOST
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.conversation import JobOrder, JobReport, converse, receive
 from wasmkilnd.engines.job_ends import JobEnds, job_ends
 from wasmkilnd.engines.job_users import JobUser
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
-
-log = structlog.get_logger("wasmkilnd.engines")
 
 _START_TIMEOUT_S = 30.0
 # How long a healthy worker takes for its own part of a job, at the very most: a
@@ -112,7 +110,7 @@ class Worker:
         before anything has begun, with the worker as good as before; JobNotSetUp or WorkerDied
         when the worker itself fails: it is of no use any more then.
         """
-        report = JobReport()
+        report = JobReport(module_bytes=len(job.wasm or b""))
         try:
             with job_ends() as ends:
                 try:
@@ -131,6 +129,7 @@ class Worker:
             self._job_is_over = False
 
     async def _run(self, job: JobOrder, ends: JobEnds, report: JobReport) -> None:
+        began = time.monotonic()
         try:
             self._send_run(job, ends)
             ends.close_jobs()
@@ -138,7 +137,7 @@ class Worker:
             pid = _number(started, "pid")
             if pid <= 1:  # To kill group 0 would be to kill our own.
                 raise WorkerDied(f"{pid} as a job's pid")
-            self._job_pid = pid
+            self._job_pid = report.pid = pid
             if self._job_is_over:
                 _kill_group(pid)
             try:
@@ -153,6 +152,7 @@ class Worker:
                 ended = await self._soon(Type.ENDED)
             # Threads or children that it left behind go before its pid is given back.
             _kill_group(pid)
+            report.elapsed_s = time.monotonic() - began
             if ended.get("signal") is None:
                 report.exit_code = _number(ended, "exit_code")
             else:
@@ -160,8 +160,6 @@ class Worker:
             report.cpu_s = _number(ended, "cpu_ms") / 1000
             report.peak_memory_bytes = _number(ended, "peak_memory_bytes")
             report.last_words = ends.last_words()
-            if report.signal == signal.SIGSYS:
-                log.error("a job was killed for a system call that no compiler makes", pid=pid)
         finally:
             self._job_pid = 0
         await self._send_control(frames.HEADER.pack(Type.REAP, 0))
@@ -258,8 +256,8 @@ def _how_it_ended(report: JobReport) -> str:
 
 def _number(answer: Mapping[str, Any], name: str) -> int:
     value = answer.get(name)
-    if type(value) is not int:
-        raise WorkerDied(f"{name} is {value!r:.50}")
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise WorkerDied(f"{name} is no count")
     return value
 
 

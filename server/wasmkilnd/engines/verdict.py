@@ -79,6 +79,8 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     if said.outcome == "settings_refused":
         raise errors.settings_refused(engine_id, one_sentence(said.message))
     if said.outcome == "too_large":
+        if not limits.artifact_bytes < said.size_bytes <= limits.compile_memory_bytes:
+            raise _nonsense(engine_id, f"an artifact of {said.size_bytes} bytes is not too large")
         return Verdict(Opinion.VALID, oversize_bytes=said.size_bytes)
     # Only a validator says where in the module it stopped.
     if said.outcome == "out_of_memory" or (
@@ -99,12 +101,18 @@ def _answer(report: JobReport, engine_id: str) -> Answer | None:
     if report.result is None:
         return None
     try:
-        return answer.parse(report.result)
-    except ValueError as nonsense:
-        why = f"{nonsense}"
-        raise errors.compiler_crashed(
-            engine_id, "gave an answer that is none", why, fault=Fault.MODULE
-        ) from None
+        return answer.parse(
+            report.result, longest_s=report.elapsed_s, module_bytes=report.module_bytes
+        )
+    except ValueError as failure:
+        raise _nonsense(engine_id, str(failure)) from None
+
+
+def _nonsense(engine_id: str, why: str) -> errors.WasmkilnError:
+    """Nobody but the module can have made the compiler say this."""
+    return errors.compiler_crashed(
+        engine_id, "returned a malformed result", one_sentence(why), fault=Fault.MODULE
+    )
 
 
 def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.WasmkilnError:

@@ -30,7 +30,7 @@ from wasmkilnd.model import (
 from wasmkilnd.ports import CompiledCode
 
 HOST = "x86_64-unknown-linux-gnu"
-LIMITS = Limits(1000, 1000, 30, 60, 4096, 10, 10_000)
+LIMITS = Limits(1000, 1000, 30, 60, 8192, 10, 10_000)
 MODULE = Module("a" * 64, Kind.CORE_MODULE, b"\0asm\x01\0\0\0")
 COMPONENT = Module("b" * 64, Kind.COMPONENT, b"\0asm\x0d\0\x01\0")
 

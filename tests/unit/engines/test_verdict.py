@@ -115,8 +115,8 @@ def test_verdicts() -> None:
     assert read(result={"outcome": "ok"}).opinion is Opinion.VALID
     invalid = read(result={"outcome": "invalid", "message": "bad", "offset": 7})
     assert (invalid.opinion, invalid.message, invalid.offset) == (Opinion.INVALID, "bad", 7)
-    large = read(result={"outcome": "too_large", "size_bytes": 5000})
-    assert (large.opinion, large.oversize_bytes) == (Opinion.VALID, 5000)
+    large = read(result={"outcome": "too_large", "size_bytes": 3000})
+    assert (large.opinion, large.oversize_bytes) == (Opinion.VALID, 3000)
     lacking = read(result={"outcome": "unsupported", "message": "simd"})
     assert (lacking.opinion, lacking.offset) == (Opinion.UNSUPPORTED, None)
 

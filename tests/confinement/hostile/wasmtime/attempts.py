@@ -433,6 +433,12 @@ def flood(begin, piece):
         os.write(job_socket, piece)
 
 
+def say(frames):
+    """Send the daemon some frames, in hexadecimal, and end as if all were done."""
+    os.write(3, bytes.fromhex(frames))
+    os._exit(0)
+
+
 def abort():
     os.abort()
 

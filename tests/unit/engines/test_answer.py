@@ -1,0 +1,72 @@
+"""Every number of a job's result is within what can be so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from wasmkilnd.engines import answer, verdict
+from wasmkilnd.engines.conversation import JobReport
+from wasmkilnd.errors import Fault, Reason, WasmkilnError
+from wasmkilnd.model import Limits
+
+LIMITS = Limits(
+    module_bytes=100,
+    artifact_bytes=1000,
+    compile_timeout_s=30,
+    compile_cpu_s=60,
+    compile_memory_bytes=1_000_000,
+    queue_length=1,
+    queue_bytes=1,
+)
+# As JSON says them: a job may write what it likes into its frame.
+NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "-1", "true", "null", '"1"', "[]", "1e400", "9" * 400]
+NONSENSE = {
+    "seconds": [*NO_NUMBERS, "1e300", "2.51", "-0.001"],
+    "offset": [each for each in [*NO_NUMBERS, "1.0", "101", "1e300"] if each != "null"],
+    "size_bytes": [*NO_NUMBERS, "1001.0", "1000", "1000001", str(2**64)],
+}
+
+
+def read(outcome: str, **numbers: Any) -> verdict.Verdict:
+    said = json.loads(json.dumps({"outcome": outcome}))
+    report = JobReport(
+        set_up=True,
+        configured=True,
+        result={**said, **numbers},
+        artifact=bytearray(b"code") if outcome == "ok" else None,
+        module_bytes=100,
+        elapsed_s=2.5,
+    )
+    return verdict.read(report, "wasmtime-1", "compiling", LIMITS)
+
+
+OUTCOMES = {"seconds": "ok", "offset": "invalid", "size_bytes": "too_large"}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, each) for name, all_ in NONSENSE.items() for each in all_]
+)
+def test_a_number_that_cannot_be_is_no_result(name: str, number: str) -> None:
+    with pytest.raises(WasmkilnError) as failure:
+        read(OUTCOMES[name], **{name: json.loads(number)})
+    assert failure.value.reason is Reason.COMPILER_CRASHED
+    assert failure.value.fault is Fault.MODULE
+    assert name in failure.value.message or "not too large" in failure.value.message
+    assert len(failure.value.message) < 300
+
+
+@pytest.mark.parametrize("seconds", [0, 2, 0.5, 2.5])
+def test_times_that_can_be(seconds: float) -> None:
+    assert answer.parse({"outcome": "ok", "seconds": seconds}, longest_s=2.5).seconds == seconds
+
+
+@pytest.mark.parametrize("offset", [None, 0, 100])
+def test_offsets_that_can_be(offset: int | None) -> None:
+    assert read("invalid", offset=offset).offset == offset
+
+
+@pytest.mark.parametrize("size_bytes", [1001, 1_000_000])
+def test_sizes_that_can_be(size_bytes: int) -> None:
+    assert read("too_large", size_bytes=size_bytes).oversize_bytes == size_bytes
