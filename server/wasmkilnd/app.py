@@ -69,7 +69,7 @@ class Daemon:
         self._metrics = Metrics(self._version, METHODS)
         self._readiness = Readiness()
         self._unserved: list[UnservedEngine] = []
-        self._isolation = IsolationGuard(required=loaded.settings.isolation == "required")
+        self._isolation = IsolationGuard(loaded.settings.isolation)
         self._started = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._service: CompileService | None = None
@@ -244,6 +244,9 @@ class Daemon:
             self._metrics.add_engine(engine.id)
             self._metrics.watch_engine(engine.id, usage_of_engine(engine))
             self._started.push_async_callback(engine.pool.close)
+        if self._isolation.level == "strict" and self._isolation.refused:
+            engine_id, why = next(iter(self._isolation.refused.items()))
+            raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
         try:
             self._engines = EngineRegistry(
                 served,

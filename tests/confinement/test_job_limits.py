@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
+from pathlib import Path
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
@@ -57,6 +60,20 @@ async def test_a_job_that_floods_the_daemon_within_one_frame_is_killed(confined:
     assert outcome.report.timed_out
     assert outcome.report.artifact is None
     assert (await attempt(confined, "find")).got
+
+
+async def test_a_kernel_without_memory_kills_jobs_before_anybody_else(confined: Worker) -> None:
+    def score_adj(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    work = asyncio.create_task(attempt(confined, "burn_cpu", timeout_s=30))
+    async with asyncio.timeout(20):
+        while not confined._job_pid:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+    assert score_adj(confined._job_pid) == score_adj(confined.pid) == 1000
+    assert score_adj(os.getpid()) < 1000
+    confined.end_job()
+    await work
 
 
 async def test_what_a_job_used_is_known_whatever_its_end(confined: Worker) -> None:

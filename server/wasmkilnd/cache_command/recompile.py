@@ -193,7 +193,7 @@ async def recompiler(
             limits=limits,
             threads=cpu_count(),
             recorder=unrecorded,
-            guard=IsolationGuard(required=settings.isolation == "required"),
+            guard=IsolationGuard(settings.isolation),
             users=JobUsers(settings.job_uid),
         ),
     )

@@ -423,10 +423,14 @@ class Settings(BaseModel):
         " refuses nothing.",
         json_schema_extra=_LIVE,
     )
-    isolation: Annotated[Literal["required", "best-effort"], BeforeValidator(_word)] = Field(
-        default="required",
-        description="What becomes of an engine whose jobs are not confined on this machine, as its"
-        " workers find out by trying to break out: required does not serve it, best-effort warns.",
+    isolation: Annotated[Literal["strict", "required", "best-effort"], BeforeValidator(_word)] = (
+        Field(
+            default="required",
+            description="What becomes of an engine whose jobs are not confined on this machine, as"
+            " its workers find out by trying to break out: required does not serve it, best-effort"
+            " warns. strict does not start the daemon unless seccomp, Landlock and a changed root"
+            " confine the jobs of every engine, even where two of them refuse all attempts.",
+        )
     )
     job_uid: Count = Field(
         default=0,

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from . import kernel, landlock, namespaces, privileges, seccomp
+from . import kernel, landlock, limits, namespaces, privileges, seccomp
 
 ENFORCED, PARTIAL, MISSING = "enforced", "partial", "missing"
 
@@ -62,13 +62,14 @@ class Confinement:
         self.mapped_bytes = _mapped_bytes()
         """What a job has mapped when it starts."""
         too_many = _open_descriptors_from(_MOST_DESCRIPTORS)
+        spared = kernel.why_not(limits.be_killed_first)
         entered = namespaces.enter(self._machine, user)
         self.layers = [
             self._namespaces(entered),
             self._root(entered),
             self._landlock(),
             self._privileges(entered, shared_with),
-            self._limits(entered, too_many),
+            self._limits(entered, too_many, spared),
             self._seccomp(),
         ]
         if not entered.namespaces:
@@ -118,10 +119,11 @@ class Confinement:
         try:
             abi = landlock.abi()
             privileges.forbid_new_ones()
-            self._ruleset = landlock.closed_ruleset(abi)
-            landlock.restrict(self._ruleset)
+            ruleset = landlock.closed_ruleset(abi)
+            landlock.restrict(ruleset)
         except OSError as failure:
             return Layer("landlock", MISSING, landlock.why_none(failure))
+        self._ruleset = ruleset  # Only one that could be used: jobs fail of any other.
         if _refusal_of(lambda: os.close(os.open("/", os.O_RDONLY))) != errno.EACCES:
             return Layer("landlock", MISSING, "a folder could be opened all the same")
         gaps = landlock.missing(abi)
@@ -148,12 +150,14 @@ class Confinement:
         user = f"user {self._user}{whose}"
         return Layer("privileges", ENFORCED, f"{user}, no capabilities, no core dumps")
 
-    def _limits(self, entered: namespaces.Entered, too_many: list[int]) -> Layer:
+    def _limits(self, entered: namespaces.Entered, too_many: list[int], spared: str) -> Layer:
         for what in _LIMITED_TO_NOTHING:
             _lower(what, 0)
         _lower(resource.RLIMIT_NOFILE, _MOST_DESCRIPTORS)
         if too_many:
             return Layer("limits", PARTIAL, f"descriptors that stay open in jobs: {too_many}")
+        if spared:
+            return Layer("limits", PARTIAL, f"out of memory, the daemon may go first: {spared}")
         counted_apart = kernel.release() >= _PROCESSES_COUNTED_APART
         if entered.user or entered.ordinary or not counted_apart:
             needed = "a user namespace, a user other than root, and Linux 5.14"

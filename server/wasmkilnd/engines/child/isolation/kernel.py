@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +67,15 @@ def mount(target: str, kind: str, flags: int, options: str = "") -> None:
 def unmount(target: str, flags: int) -> None:
     """Unmount. Raises OSError."""
     _checked(int(_libc.umount2(target.encode(), flags)))
+
+
+def why_not(step: Callable[[], None]) -> str:
+    """Take a step; return why it failed with an OSError, nothing if it did not."""
+    try:
+        step()
+    except OSError as failure:
+        return failure.strerror or type(failure).__name__
+    return ""
 
 
 def _checked(answer: int) -> int:

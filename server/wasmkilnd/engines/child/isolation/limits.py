@@ -10,6 +10,9 @@ from typing import Any
 
 from . import kernel, syscalls
 
+# The highest oom_score_adj: as if it had all of the machine's memory.
+_FIRST_TO_GO = 1000
+
 # What getppid answers when the parent is outside of the process namespace.
 _OUT_OF_SIGHT = 0
 # A struct rusage is all longs: seconds and microseconds as a user and in the kernel, the most
@@ -25,6 +28,16 @@ def die_with_parent(parent: int) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() not in (parent, _OUT_OF_SIGHT):
         os._exit(1)  # It ended before the kernel was asked.
+
+
+def be_killed_first() -> None:
+    """Have a kernel that runs out of memory kill this process, and what it starts, before others.
+
+    A compile can be done again, while a daemon that is killed fails all that it serves.
+    Raises OSError.
+    """
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(_FIRST_TO_GO))
 
 
 def limit(wanted: dict[str, Any], mapped_bytes: int) -> None:

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import kernel, privileges, syscalls
@@ -44,19 +43,21 @@ def enter(machine: str, user: int) -> Entered:
     Only children see no other process: see :func:`hold_processes`.
     """
     entered = Entered()
-    by_root = os.geteuid() == 0 and not _why_not(lambda: kernel.unshare(_NEW_REST))
+    by_root = os.geteuid() == 0 and not kernel.why_not(lambda: kernel.unshare(_NEW_REST))
     if by_root:
-        entered.root = _why_not(lambda: _empty_root(machine))
-    entered.ordinary = _why_not(lambda: privileges.become_ordinary(user))
+        entered.root = kernel.why_not(lambda: _empty_root(machine))
+    entered.ordinary = kernel.why_not(lambda: privileges.become_ordinary(user))
     if by_root:
-        entered.user = _why_not(lambda: kernel.unshare(_NEW_USER))
+        entered.user = kernel.why_not(lambda: kernel.unshare(_NEW_USER))
     else:
         own = os.geteuid(), os.getegid()
-        entered.namespaces = entered.user = _why_not(lambda: kernel.unshare(_NEW_USER | _NEW_REST))
+        entered.namespaces = entered.user = kernel.why_not(
+            lambda: kernel.unshare(_NEW_USER | _NEW_REST)
+        )
         entered.root = entered.namespaces
         if not entered.namespaces:
-            unmapped = _why_not(lambda: _map_user(*own))
-            failed = _why_not(lambda: _empty_root(machine))
+            unmapped = kernel.why_not(lambda: _map_user(*own))
+            failed = kernel.why_not(lambda: _empty_root(machine))
             entered.root = failed and (unmapped or failed)  # The first cause.
     return entered
 
@@ -118,11 +119,3 @@ def _hold(holder_writes: int) -> None:
             signal.pause()
     finally:
         os._exit(1)
-
-
-def _why_not(step: Callable[[], None]) -> str:
-    try:
-        step()
-    except OSError as failure:
-        return failure.strerror or type(failure).__name__
-    return ""

@@ -1,0 +1,58 @@
+"""``isolation = "strict"``: no daemon where one of three layers is really missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import wasm
+from tests.e2e.callers import ENGINE
+from tests.e2e.daemon import Daemon, state_with
+
+WITHOUT = Path(__file__).with_name("without.py")
+# Which layer a machine does not have that refuses a call.
+CALLS = {"landlock_restrict_self": "landlock", "pivot_root": "root", "seccomp": "seccomp"}
+FLAGS = ("--redis-url", "none", "--workers", "1")
+
+
+def test_a_machine_that_has_all_is_served(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--isolation", "strict")
+    with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon, daemon.client() as client:
+        assert client.compile(wasm.adder(1)).bytes
+        assert client.capabilities().isolation_required
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_without_a_layer_the_daemon_does_not_start(call: str, tmp_path: Path) -> None:
+    layer = CALLS[call]
+    done = subprocess.run(
+        [
+            *(sys.executable, str(WITHOUT), call, "serve", "--isolation", "strict", *FLAGS),
+            *("--state-dir", str(state_with(tmp_path / "state", ENGINE))),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    last_line = done.stderr.splitlines()[-1]
+    assert f"cannot serve {ENGINE} (isolation = strict)" in last_line
+    assert layer in last_line
+    assert "WASMKILN_ISOLATION=" in last_line
+    assert "is ready" not in done.stdout
+
+
+@pytest.mark.parametrize("call", ["landlock_restrict_self", "pivot_root"])
+def test_required_serves_what_strict_does_not(call: str, tmp_path: Path) -> None:
+    program = (str(WITHOUT), call)
+    with (
+        Daemon(state_with(tmp_path / "state", ENGINE), FLAGS, program=program) as daemon,
+        daemon.client() as client,
+    ):
+        assert client.compile(wasm.adder(1)).bytes
+        assert CALLS[call] in daemon.wait_for_log("a layer of isolation is not in force")
