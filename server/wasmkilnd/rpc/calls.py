@@ -123,10 +123,14 @@ class CallGate:
 
 
 class CallRecorder(Protocol):
-    """Takes note of calls. Fast, and never raises."""
+    """Takes note of calls. Fast, from any thread, and never raises."""
 
     def rpc(self, method: str, code: str, seconds: float, limit: str) -> None:
         """A call ended with a gRPC code; ``limit`` names the one that it met, if any."""
+        ...
+
+    def connections_closed(self, cause: str, count: int) -> None:
+        """The daemon closed ``count`` connections for the others' sake."""
         ...
 
     def bytes_sent(self, size_bytes: int) -> None:

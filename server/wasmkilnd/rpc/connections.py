@@ -6,10 +6,16 @@ import contextlib
 import ipaddress
 import os
 import socket
+import struct
 from collections.abc import Collection, Iterator
 from urllib.parse import unquote
 
 Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+
+# Of struct tcp_info, as far as Linux 4.1 has it; what comes later stands behind.
+_BYTES_RECEIVED = struct.Struct("=Q")
+_BYTES_RECEIVED_AT = 128
+_TCP_INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
 
 
 def close(peers: Collection[Address], ports: frozenset[int]) -> int:
@@ -42,6 +48,21 @@ def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
             port = sock.getsockname()[1]
             if port in ports:
                 peers[address(sock.getpeername())] = port
+    return peers
+
+
+def received(ports: frozenset[int]) -> dict[Address, int]:
+    """Return how many bytes the kernel took in from each peer that is connected to ``ports``.
+
+    Looking at 1,000 takes some 15 ms: call it in a thread.
+    """
+    peers: dict[Address, int] = {}
+    for sock in _sockets():
+        with sock, contextlib.suppress(OSError):
+            if sock.getsockname()[1] in ports:
+                info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                peer = address(sock.getpeername())
+                (peers[peer],) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
     return peers
 
 

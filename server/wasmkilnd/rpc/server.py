@@ -24,6 +24,7 @@ from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
+from wasmkilnd.rpc.flood_guard import FloodGuard
 from wasmkilnd.rpc.foreign import LimitedServer
 from wasmkilnd.rpc.health import Health
 from wasmkilnd.rpc.idle import IdleConnections
@@ -116,6 +117,9 @@ class RpcServer:
         self._transport = transport
         self._ports: set[int] = set()
         self._making_way: asyncio.Task[None] | None = None
+        self._flood_guard: FloodGuard | None = None
+        self._message_bytes = message
+        self._limits = limits
 
         def gate() -> CallGate:
             return CallGate(lambda: limits.now.calls)
@@ -190,6 +194,13 @@ class RpcServer:
         self._making_way = asyncio.create_task(
             self._traffic.connections.make_way(frozenset(self._ports))
         )
+        self._flood_guard = FloodGuard(
+            self._ports,
+            lambda: self._limits.now.calls,
+            self._message_bytes,
+            self._traffic.recorder.connections_closed,
+        )
+        self._flood_guard.start()
         return bound
 
     def _bind(self, address: str) -> str:
@@ -216,7 +227,8 @@ class RpcServer:
 
     async def _close_connection(self, peer: str) -> None:
         if address := connections.parse(peer):
-            await asyncio.to_thread(connections.close, (address,), frozenset(self._ports))
+            closed = await asyncio.to_thread(connections.close, (address,), frozenset(self._ports))
+            self._traffic.recorder.connections_closed("not_read", closed)
 
     @property
     def traffic(self) -> Traffic:
@@ -243,6 +255,8 @@ class RpcServer:
         The moment is for answers that are on their way, such as that of a
         compilation that was just given up.
         """
+        if self._flood_guard:
+            await asyncio.to_thread(self._flood_guard.stop)
         if self._making_way:
             self._making_way.cancel()
             await asyncio.gather(self._making_way, return_exceptions=True)

@@ -50,6 +50,7 @@ _RPC_BOUNDS = (
 )
 # The limits that protect callers from each other; see errors.py.
 LIMITS: Final = ("queue", "deadline", "calls", "receive", "send", "descriptors")
+CLOSED_CAUSES: Final = ("taken_back", "only_frames", "no_room", "not_read")
 ABANDONED_STAGES: Final = ("queued", "running")
 # How many causes of rejection are told apart, all tiers together.
 _MAX_CAUSES = 32
@@ -107,6 +108,12 @@ class Catalogue:
         self.refused = Family(
             "refused", "Calls that met a limit which protects the others.", ("limit",), Count
         )
+        self.connections_closed = Family(
+            "connections_closed",
+            "Connections that the daemon closed for the others' sake.",
+            ("cause",),
+            Count,
+        )
         self.served = Family(
             "served", "Compile calls that were answered, by where from.", ("origin",), Count
         )
@@ -146,6 +153,7 @@ class Catalogue:
             self.workers_replaced,
             self.abandoned,
             self.refused,
+            self.connections_closed,
             self.served,
             self.flights_joined,
             self.fleet_turns,
@@ -199,6 +207,8 @@ class Catalogue:
             self.rejected.add(tier, OTHER)
         for limit in LIMITS:
             self.refused.add(limit)
+        for cause in CLOSED_CAUSES:
+            self.connections_closed.add(cause)
         for origin in Origin:
             self.served.add(origin.value)
         self.flights_joined.add()

@@ -109,6 +109,10 @@ class Metrics(Watched):
         if limit:
             self._catalogue.refused.at(limit).add()
 
+    def connections_closed(self, cause: str, count: int) -> None:
+        """The daemon closed ``count`` connections for the others' sake."""
+        self._catalogue.connections_closed.at(cause).add(count)
+
     def bytes_sent(self, size_bytes: int) -> None:
         """Artifact bytes went to a caller."""
         self._sent.add(size_bytes)

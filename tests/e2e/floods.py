@@ -1,0 +1,275 @@
+"""Raw HTTP/2 connections that send one kind of frame, as fast as asked: ``python -m`` runs one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hpack
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, _, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(
+    10
+)
+END_STREAM = ACK = 0x1
+END_HEADERS = 0x4
+CANCEL = 8
+
+_BATCH = 500  # frames, or pairs of them, in one write
+
+
+def processor_s(pid: int) -> float:
+    """Return how much processor time a process has used, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Return one frame."""
+    head = struct.pack(">IBI", len(payload) << 8 | kind, flags, stream)
+    return head + payload
+
+
+def request_headers(path: str = "/wasmkiln.v1.ModuleService/Stats") -> bytes:
+    """Return the header block of a call, which no dynamic table is needed to read."""
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "daemon"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ]
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    return bytes(encoder.encode(headers))
+
+
+class Flood:
+    """One connection that answers pings and settings as it should, and sends what it is told to."""
+
+    def __init__(self, address: str) -> None:
+        """Connect to ``host:port`` or ``unix:path``."""
+        if address.startswith("unix:"):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.connect(address.removeprefix("unix:"))
+        else:
+            host, _, port = address.rpartition(":")
+            self.socket = socket.create_connection((host, int(port)))
+        # Who is not read any more is not waited for.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 2, 0))
+        self.goaways: list[bytes] = []
+        self.closed = threading.Event()
+        self._lock = threading.Lock()
+        self.send(PREFACE + frame(SETTINGS, 0, 0))
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, data: bytes) -> bool:
+        """Send ``data``; return False if the connection has ended."""
+        try:
+            with self._lock:
+                self.socket.sendall(data)
+        except OSError:
+            self.closed.set()
+        return not self.closed.is_set()
+
+    def run(self, batches: Iterator[bytes], rate: float, seconds: float) -> tuple[int, float]:
+        """Send batches at ``rate`` frames a second; return how many, and for how long."""
+        sent, began = 0, time.monotonic()
+        while (now := time.monotonic() - began) < seconds:
+            if sent > now * rate:
+                time.sleep(min(0.01, sent / rate - now))
+            elif not self.send(next(batches)):
+                break
+            else:
+                sent += _BATCH
+        return sent, time.monotonic() - began
+
+    def __enter__(self) -> Flood:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            # The reader is in recv, and closing alone would not wake it.
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+    def _read(self) -> None:
+        buffer = b""
+        with contextlib.suppress(OSError):
+            while data := self.socket.recv(65536):
+                buffer += data
+                while len(buffer) >= 9:
+                    size = int.from_bytes(buffer[:3])
+                    if len(buffer) < 9 + size:
+                        break
+                    self._react(buffer[3], buffer[4], buffer[9 : 9 + size])
+                    buffer = buffer[9 + size :]
+        self.closed.set()
+
+    def _react(self, kind: int, flags: int, payload: bytes) -> None:
+        if kind == GOAWAY:
+            self.goaways.append(payload[8:])
+        elif kind == PING and not flags & ACK:
+            self.send(frame(PING, ACK, 0, payload))
+        elif kind == SETTINGS and not flags & ACK:
+            self.send(frame(SETTINGS, ACK, 0))
+
+
+def _streams() -> Iterator[int]:
+    return itertools.count(1, 2)
+
+
+def _batches(one: Callable[[], bytes]) -> Iterator[bytes]:
+    while True:
+        yield b"".join(one() for _ in range(_BATCH))
+
+
+def _same(data: bytes) -> Iterator[bytes]:
+    return itertools.repeat(data * _BATCH)
+
+
+def resets(path: str = "/wasmkiln.v1.ModuleService/Stats") -> Iterator[bytes]:
+    """Begin calls and take each back at once."""
+    block = request_headers(path)
+    head = struct.pack(">IB", len(block) << 8 | HEADERS, END_HEADERS)
+    reset = struct.pack(">IB", 4 << 8 | RST_STREAM, 0)
+    why = struct.pack(">I", CANCEL)
+    streams = _streams()
+
+    def one() -> bytes:
+        name = struct.pack(">I", next(streams))
+        return head + name + block + reset + name + why
+
+    return _batches(one)
+
+
+def _window_updates() -> Iterator[bytes]:
+    return _same(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)))
+
+
+def _open_call(flood: Flood, path: str = "/wasmkiln.v1.ModuleService/Stats") -> None:
+    flood.send(frame(HEADERS, END_HEADERS, 1, request_headers(path)))
+
+
+def _empty_data(flood: Flood) -> Iterator[bytes]:
+    _open_call(flood)
+    return _same(frame(DATA, 0, 1))
+
+
+def _continuation(flood: Flood) -> Iterator[bytes]:
+    flood.send(frame(HEADERS, 0, 1, request_headers()))
+    return _same(frame(CONTINUATION, 0, 1))
+
+
+def _many_headers(_: Flood) -> Iterator[bytes]:
+    """Header lists of 15 KiB, each a call that is taken back."""
+    block = request_headers() + b"\x00\x01x\x7f\xf5\x7a" + b"y" * 15_860
+    streams = _streams()
+
+    def one() -> bytes:
+        stream = next(streams)
+        return frame(HEADERS, END_HEADERS, stream, block) + frame(
+            RST_STREAM, 0, stream, struct.pack(">I", CANCEL)
+        )
+
+    return _batches(one)
+
+
+def _hpack_bomb(_: Flood) -> Iterator[bytes]:
+    """One large entry of the dynamic table, named 4,000 times in a header list."""
+    entry = b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4_000
+    streams = _streams()
+    first = [entry]
+
+    def one() -> bytes:
+        stream = next(streams)
+        block = request_headers() + (first.pop() if first else b"") + b"\xbe" * 4_000
+        return frame(HEADERS, END_HEADERS, stream, block)
+
+    return _batches(one)
+
+
+def _unfinished(_: Flood) -> Iterator[bytes]:
+    """Calls that are begun, and never heard of again."""
+    block = request_headers()
+    streams = _streams()
+    return _batches(lambda: frame(HEADERS, END_HEADERS, next(streams), block))
+
+
+def _short_calls(_: Flood) -> Iterator[bytes]:
+    """Whole calls, whose answers nobody waits for."""
+    block = request_headers()
+    streams = _streams()
+
+    def one() -> bytes:
+        stream = next(streams)
+        return frame(HEADERS, END_HEADERS, stream, block) + frame(
+            DATA, END_STREAM, stream, bytes(5)
+        )
+
+    return _batches(one)
+
+
+KINDS: dict[str, Callable[[Flood], Iterator[bytes]]] = {
+    "resets": lambda _: resets(),
+    "resets-of-nothing": lambda _: resets("/x/y"),
+    "resets-of-watches": lambda _: resets("/grpc.health.v1.Health/Watch"),
+    "settings": lambda _: _same(frame(SETTINGS, 0, 0)),
+    "settings-table": lambda _: _same(
+        frame(SETTINGS, 0, 0, b"\x00\x01\x00\x00\x10\x00\x00\x04\x00\x00\xff\xff")
+    ),
+    "pings": lambda _: _same(frame(PING, 0, 0, bytes(8))),
+    "ping-acks": lambda _: _same(frame(PING, ACK, 0, bytes(8))),
+    "window-updates": lambda _: _window_updates(),
+    "priorities": lambda _: _same(frame(PRIORITY, 0, 1, bytes(5))),
+    "unknown-frames": lambda _: _same(frame(0x20, 0, 0, bytes(8))),
+    "empty-data": _empty_data,
+    "continuations": _continuation,
+    "resets-of-large-headers": _many_headers,
+    "hpack-bomb": _hpack_bomb,
+    "unfinished": _unfinished,
+    "short-calls": _short_calls,
+    "goaways": lambda _: _same(frame(GOAWAY, 0, 0, bytes(8))),
+    "late-resets": lambda _: _same(frame(RST_STREAM, 0, 1, bytes(4))),
+}
+
+
+def main() -> None:
+    """Flood an address for some seconds, connecting again whenever the connection ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--rate", type=float, default=50_000)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--once", action="store_true", help="do not connect again")
+    args = parser.parse_args()
+    began = time.monotonic()
+    sent = connections = 0
+    lasted: list[float] = []
+    goaways: set[bytes] = set()
+    while (left := args.seconds - (time.monotonic() - began)) > 0:
+        with Flood(args.address) as flood:
+            count, seconds = flood.run(KINDS[args.kind](flood), args.rate, left)
+        goaways.update(flood.goaways)
+        sent += count
+        connections += 1
+        lasted.append(seconds)
+        if args.once:
+            break
+    print(
+        f"{args.kind}: {sent / (time.monotonic() - began):,.0f} frames a second,"
+        f" {connections} connections, longest {max(lasted):.2f} s, {goaways or 'no GOAWAY'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
