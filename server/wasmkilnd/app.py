@@ -33,7 +33,7 @@ from wasmkilnd.gauges import usage_of_engine, usage_of_traffic
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import DrainState, UnservedEngine
-from wasmkilnd.options import limits_of, remote_options, traffic_limits
+from wasmkilnd.options import limits_of, limits_too_low, remote_options, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.readiness import Readiness
 from wasmkilnd.reload import Reloader
@@ -81,6 +81,8 @@ class Daemon:
         """Start every part; serve last, when all else works. Raises CannotStart."""
         settings = self._settings.now
         _check_job_user(settings)
+        if why := limits_too_low(settings):
+            raise CannotStart(f"cannot run jobs: {why}")
         _make_state_dir(settings)
         installed = self._installed_engines(settings)
         signing = await self._open_signing(settings)

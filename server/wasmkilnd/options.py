@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from wasmkilnd.cache.connect import RedisAccess
 from wasmkilnd.cache.remote import RemoteOptions
+from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.child.isolation import limits
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Abandoned, Limits, TrafficLimits
 
@@ -20,6 +22,15 @@ def limits_of(settings: Settings) -> Limits:
         queue_length=settings.queue_length,
         queue_bytes=settings.queue_bytes,
         abandoned=Abandoned(settings.abandoned_compiles),
+    )
+
+
+def limits_too_low(settings: Settings) -> str:
+    """Say which limits of the process are below what ``settings`` give a job; nothing if none."""
+    return limits.too_low(
+        settings.effective_compile_memory_bytes,
+        max(1, round(settings.effective_compile_cpu_s)),
+        cpu_count(),
     )
 
 

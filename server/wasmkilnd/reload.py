@@ -17,7 +17,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import Limits, TrafficLimits
-from wasmkilnd.options import limits_of, redis_access, traffic_limits
+from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.signing import Signing, open_signing, tell_changes
 from wasmkilnd.telemetry import logs
 
@@ -63,6 +63,8 @@ class Reloader:
             found = changes(old, wanted)
             live = [change for change in found if self._is_live(change, wanted)]
             new = take_over(old, wanted, [change.field for change in live])
+            if why := limits_too_low(new):
+                raise ConfigError(f"cannot run jobs: {why}")
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
             use_redis_anew = self._remote.reopened(redis_access(new))
         except (ConfigError, KeysUnusable, CannotOpenRemote) as failure:

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "readiness": CORE | {"engines"},
     "signing": CORE | {"config", "keys"},
     "gauges": CORE | {"engines", "rpc", "telemetry"},
-    "options": CORE | {"cache", "config"},
+    "options": CORE | {"cache", "config", "engines"},
     "reload": CORE | {"cache", "config", "keys", "options", "signing", "telemetry"},
     "app": CORE
     | {"compile_service", "quarantine", "cache", "engines", "telemetry", "config", "rpc"}

@@ -25,11 +25,24 @@ from tests.confinement.workers import PREAMBLE, TRIPLE
 ORDER = orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
 
 
-async def test_a_worker_whose_jobs_cannot_be_set_up_says_why(confined_engine: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("RLIMIT_AS", 2**30),
+        ("RLIMIT_DATA", 2**30),
+        ("RLIMIT_CPU", 10),
+        ("RLIMIT_STACK", 2**20),
+        ("RLIMIT_NPROC", 4),
+        ("RLIMIT_NOFILE", 10),
+    ],
+)
+async def test_a_worker_whose_jobs_cannot_be_set_up_says_why(
+    confined_engine: Path, name: str, limit: int
+) -> None:
     async with workers.running(confined_engine) as worker:
         await worker.run(orders.nothing(LIMITS))
-        foreign.spoil(worker.pid)
-        with pytest.raises(JobNotSetUp, match="a job cannot be set up"):
+        foreign.spoil(worker.pid, getattr(resource, name), limit)
+        with pytest.raises(JobNotSetUp, match=f"a job cannot be set up: .*{name} is {limit:,} "):
             await worker.run(ORDER)
         assert worker.process.returncode is not None
 

@@ -8,8 +8,11 @@ has to be right.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wasmkilnd.admission import admit
 from wasmkilnd.engines import orders, verdict
+from wasmkilnd.engines.child.isolation import limits
 from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.verdict import Opinion
@@ -20,8 +23,8 @@ from wasmkilnd.model import EngineCapabilities, Kind, Limits, TargetInfo
 LIMITS = Limits(
     module_bytes=1024,
     artifact_bytes=4 * 1024**2,
-    compile_timeout_s=30.0,
-    compile_cpu_s=30.0,
+    compile_timeout_s=60.0,
+    compile_cpu_s=60.0,
     compile_memory_bytes=4 * 1024**3,
     queue_length=1,
     queue_bytes=1024**2,
@@ -45,6 +48,12 @@ class SelfTestFailed(Exception):  # noqa: N818 - an outcome
     """The engine does not do what it is for; the message says what went wrong."""
 
 
+def own_limits() -> Limits:
+    """Return what the daemon's own jobs may use, which is no more than its own limits permit."""
+    memory_bytes, cpu_s = limits.reachable(LIMITS.compile_memory_bytes, LIMITS.compile_cpu_s)
+    return replace(LIMITS, compile_memory_bytes=memory_bytes, compile_cpu_s=cpu_s)
+
+
 async def self_test(capabilities: EngineCapabilities, pool: WorkerPool) -> None:
     """Have the engine compile and run a module of each kind. Raises SelfTestFailed."""
     host = next((target for target in capabilities.targets if target.host), None)
@@ -60,7 +69,7 @@ async def self_test(capabilities: EngineCapabilities, pool: WorkerPool) -> None:
 
 async def _compiled(engine_id: str, kind: Kind, host: TargetInfo, pool: WorkerPool) -> bytearray:
     module = admit(_MODULES[kind], LIMITS.module_bytes)
-    order = orders.on_module("compile", module, host.triple, host.cpus[0], {}, LIMITS)
+    order = orders.on_module("compile", module, host.triple, host.cpus[0], {}, own_limits())
     report = await _done(engine_id, "compiling", order, pool)
     if report.artifact is None:
         raise SelfTestFailed("it sent no artifact")
@@ -70,7 +79,7 @@ async def _compiled(engine_id: str, kind: Kind, host: TargetInfo, pool: WorkerPo
 async def _run(
     engine_id: str, artifact: bytearray, kind: Kind, host: TargetInfo, pool: WorkerPool
 ) -> None:
-    order = orders.call(artifact, kind, host.triple, _EXPORT, _ARGUMENTS, LIMITS)
+    order = orders.call(artifact, kind, host.triple, _EXPORT, _ARGUMENTS, own_limits())
     report = await _done(engine_id, "running what it compiled", order, pool)
     answer = (report.result or {}).get("value")
     if answer != _SUM:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -15,7 +15,7 @@ from wasmkilnd.engines.job_ends import OutOfDescriptors
 from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
-from wasmkilnd.engines.self_test import LIMITS, SelfTestFailed, self_test
+from wasmkilnd.engines.self_test import SelfTestFailed, own_limits, self_test
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.store import InstalledEngine
 from wasmkilnd.errors import WasmkilnError
@@ -32,8 +32,6 @@ from wasmkilnd.model import (
 from wasmkilnd.ports import Recorder
 
 log = structlog.get_logger("wasmkilnd.engines")
-
-_DESCRIBE_LIMITS = replace(LIMITS, compile_timeout_s=60.0, compile_cpu_s=60.0)
 
 
 class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
@@ -114,7 +112,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
 
 
 async def _ask(pool: WorkerPool) -> EngineCapabilities:
-    report, _ = await pool.run(orders.describe(_DESCRIBE_LIMITS))
+    report, _ = await pool.run(orders.describe(own_limits()))
     if report.protocol_error or not report.result:
         words = report.protocol_error or verdict.one_line(report.last_words)
         raise EngineUnusable(words or "it did not say what it can do")

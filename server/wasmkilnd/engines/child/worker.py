@@ -106,7 +106,8 @@ def _start_job(
         limits.die_with_parent(worker)
         control.detach()  # Closed by its number, with all that is not the job's.
         sock = socket.socket(fileno=confinement.enter_job(*fds))
-        limits.limit(wanted, confinement.mapped_bytes)
+        threads = int(os.environ["RAYON_NUM_THREADS"])
+        limits.limit(wanted, confinement.mapped_bytes, threads)
         job.run(engine, sock, confinement)
         sock.close()
     except BaseException as failure:  # A panic derives from BaseException.

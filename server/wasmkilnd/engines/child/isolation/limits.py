@@ -6,7 +6,7 @@ import ctypes
 import os
 import resource
 import signal
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import kernel, syscalls
 
@@ -18,6 +18,12 @@ _OUT_OF_SIGHT = 0
 # A struct rusage is all longs: seconds and microseconds as a user and in the kernel, the most
 # kibibytes resident, and more.
 _USAGE_LONGS = 18
+# What the kernel gives a process where nobody says otherwise, and compilers recurse into.
+_STACK_BYTES = 8 * 1024 * 1024
+# A worker's own, and the job's while it is set up.
+_DESCRIPTORS = 16
+# What a worker has mapped before it does anything, with room to spare.
+_MAPPED_BYTES = 1024**3
 
 
 def die_with_parent(parent: int) -> None:
@@ -40,17 +46,75 @@ def be_killed_first() -> None:
         file.write(str(_FIRST_TO_GO))
 
 
-def limit(wanted: dict[str, Any], mapped_bytes: int) -> None:
-    """Set the limits of a job.
+def limit(wanted: dict[str, Any], mapped_bytes: int, threads: int) -> None:
+    """Set the limits of a job whose engine starts ``threads`` threads.
 
     ``memory_bytes`` counts what the job maps beyond ``mapped_bytes``, what it has when it
-    starts; ``cpu_s`` counts the time of all its threads.
+    starts; ``cpu_s`` counts the time of all its threads. Raises LimitTooLow where the worker
+    itself may not have as much.
     """
-    memory = int(wanted["memory_bytes"]) + mapped_bytes
+    memory, cpu = int(wanted["memory_bytes"]) + mapped_bytes, int(wanted["cpu_s"])
+    if why := too_low(memory, cpu, threads):
+        raise LimitTooLow(why)
+    for need in _needs(memory, cpu, threads):
+        soft, hard = resource.getrlimit(need.what)
+        if 0 <= soft < need.amount:
+            resource.setrlimit(need.what, (need.amount, hard))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    cpu = int(wanted["cpu_s"])
     # The hard limit a second later kills a process that does not die of SIGXCPU.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+
+
+class LimitTooLow(Exception):  # noqa: N818 - says what the limit is
+    """A limit that somebody else has set leaves a job less than it needs; the message says all."""
+
+
+class _Need(NamedTuple):
+    """How high a limit has to be for a job, and who can change what."""
+
+    what: int
+    name: str
+    amount: int
+    flag: str
+    """Of the shell's ``ulimit``."""
+    setting: str
+    """Which the amount follows from; empty for none."""
+
+
+def too_low(memory_bytes: int, cpu_s: int, threads: int) -> str:
+    """Say which limits of this process, which those that it starts inherit, leave a job too
+    little, and what to do; nothing if none does.
+    """
+    return "; ".join(
+        f"{need.name} is {hard:,} and a job needs {need.amount:,}: raise the hard limit"
+        f" (ulimit -H{need.flag}, or Limit{need.name[len('RLIMIT_') :]}= of a systemd unit)"
+        + (f", or lower WASMKILN_{need.setting}" if need.setting else "")
+        for need in _needs(memory_bytes, cpu_s, threads)
+        if 0 <= (hard := resource.getrlimit(need.what)[1]) < need.amount
+    )
+
+
+def reachable(memory_bytes: int, cpu_s: float) -> tuple[int, float]:
+    """Return as much of both as the hard limits of this process leave to a job."""
+    for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        hard = resource.getrlimit(what)[1]
+        if hard >= 0:
+            memory_bytes = min(memory_bytes, max(hard - _MAPPED_BYTES, hard // 2))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    return memory_bytes, min(cpu_s, max(1, hard - 1)) if hard >= 0 else cpu_s
+
+
+def _needs(memory_bytes: int, cpu_s: int, threads: int) -> tuple[_Need, ...]:
+    # Its worker, the holder of the process namespace, and the job count beside the threads.
+    processes = threads + 3
+    return (
+        _Need(resource.RLIMIT_AS, "RLIMIT_AS", memory_bytes, "v", "COMPILE_MEMORY_BYTES"),
+        _Need(resource.RLIMIT_DATA, "RLIMIT_DATA", memory_bytes, "d", "COMPILE_MEMORY_BYTES"),
+        _Need(resource.RLIMIT_CPU, "RLIMIT_CPU", cpu_s + 1, "t", "COMPILE_CPU_S"),
+        _Need(resource.RLIMIT_STACK, "RLIMIT_STACK", _STACK_BYTES, "s", ""),
+        _Need(resource.RLIMIT_NPROC, "RLIMIT_NPROC", processes, "u", ""),
+        _Need(resource.RLIMIT_NOFILE, "RLIMIT_NOFILE", _DESCRIPTORS, "n", ""),
+    )
 
 
 def used_by(pid: int, machine: str) -> dict[str, int]:
