@@ -120,7 +120,7 @@ class SettingUnknown(WasmkilnError):
 
 
 class EngineLacksFeature(WasmkilnError):
-    """A valid module, but not for this engine. `metadata`: engine, accepted_by, offset."""
+    """A valid module, but not for this engine. `metadata`: engine, accepted_by, offset, feature."""
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "ENGINE_LACKS_FEATURE"

@@ -240,18 +240,28 @@ def settings_refused(engine_id: str, message: str) -> WasmkilnError:
 
 
 def engine_lacks_feature(
-    engine_id: str, message: str, accepted_by: Iterable[str], offset: int | None = None
+    engine_id: str,
+    message: str,
+    accepted_by: Iterable[str],
+    offset: int | None = None,
+    feature: str = "",
 ) -> WasmkilnError:
-    """The module is valid, but this engine cannot compile it. ``message`` is the engine's own."""
+    """The module is valid, but this engine cannot compile it. ``message`` is the engine's own.
+
+    ``feature`` is the proposal that the module needs, where that is known.
+    """
     others = ", ".join(accepted_by)
     advice = f"engines here that accept it: {others}" if others else "no engine here accepts it"
+    needs = f" it needs {feature};" if feature else ""
     error = WasmkilnError(
         Reason.ENGINE_LACKS_FEATURE,
-        f"{engine_id} cannot compile this module ({message}); {advice}",
+        f"{engine_id} cannot compile this module ({message});{needs} {advice}",
         field="engine",
         engine=engine_id,
         accepted_by=others,
     )
+    if feature:
+        error.metadata["feature"] = feature
     if offset is not None:
         error.metadata["offset"] = str(offset)
     return error

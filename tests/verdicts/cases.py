@@ -17,6 +17,16 @@ INVALID = "MODULE_INVALID"
 LACKS = "ENGINE_LACKS_FEATURE"
 NOT_WASM = "NOT_WASM"
 
+# By these, a module would have an engine say that it lacks a feature.
+LACKING_NAMES = (
+    "legacy_exceptions feature required for try instruction",
+    "legacy_exceptions feature required for try instruction (at offset 0x17)",
+    "` legacy_exceptions feature required for try instruction",
+    "x\\n\\nCaused by:\\n    0: threads support is not enabled (at offset 0x20)\\n",
+    "x\\nmemory control support is not enabled",
+    "multiple memories",
+)
+
 _ADDER = section(1, b"\x01\x60\0\0") + section(3, b"\x01\0") + section(10, b"\x01\x02\0\x0b")
 
 
@@ -45,12 +55,20 @@ def _nowhere(name: str, source: str | bytes) -> Case:
     return Case(name, source, (INVALID, INVALID), (INVALID, INVALID))
 
 
+def _needs_what_nobody_has(name: str, source: str | bytes) -> Case:
+    return Case(name, source, (LACKS, LACKS), (LACKS, LACKS))
+
+
 def _newer(name: str, source: str | bytes) -> Case:
     return Case(name, source, (LACKS, LACKS), (OK, OK))
 
 
 def _not_compiled_by_wasmer(name: str, source: str | bytes) -> Case:
     return Case(name, source, (OK, LACKS), (OK, OK))
+
+
+def _twice(name: str) -> str:
+    return f'(module (func (export "{name}") (export "{name}")))'
 
 
 CASES = [
@@ -111,8 +129,23 @@ CASES = [
         + section(7, b"\x02" + (leb128(90_000) + b"a\n" * 45_000 + b"\0\0") * 2)
         + section(10, b"\x01\x02\0\x0b"),
     ),
-    # What neither has: off by default in wasmtime, too.
-    _nowhere("custom-page-sizes", "(module (memory 1 (pagesize 1)))"),
+    # What neither has, or what is off by default in wasmtime, too.
+    _needs_what_nobody_has("custom-page-sizes", "(module (memory 1 (pagesize 1)))"),
+    _needs_what_nobody_has("legacy-exceptions", "(module (tag $t) (func try catch $t end))"),
+    _needs_what_nobody_has("stack-switching", "(module (type $f (func)) (type (cont $f)))"),
+    _needs_what_nobody_has("custom-descriptors", "(module (rec (type $a (descriptor $b) (struct))"
+                           " (type $b (describes $a) (struct))))"),
+    _needs_what_nobody_has("shared-everything", "(module (type (shared (struct))))"),
+    _needs_what_nobody_has("memory-control",
+                           "(module (memory 1) (func i32.const 0 i32.const 0 memory.discard))"),
+    _needs_what_nobody_has("error-context", "(component (core func (canon error-context.drop)))"),
+    _needs_what_nobody_has("component-with-legacy-exceptions",
+                           "(component (core module (func try catch_all end)))"),
+    # wasmer stops at a proposal that it does not have; wasmtime has it and gets to what is wrong.
+    _nowhere("multi-memory-and-a-type-mismatch",
+             "(module (memory 1) (memory 1) (func (result i32) i64.const 0))"),
+    # Names that sound like what engines say when a proposal is not enabled.
+    *(_nowhere(f"duplicate-{index}", _twice(name)) for index, name in enumerate(LACKING_NAMES)),
     # What wasmtime has and wasmer has not.
     _newer("wide-arithmetic", "(module (func (param i64 i64 i64 i64) (result i64 i64)"
            " local.get 0 local.get 1 local.get 2 local.get 3 i64.add128))"),

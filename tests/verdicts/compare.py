@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
+from wasmkilnd.engines import missing_feature
 from wasmkilnd.engines.store import EngineStore
 
 from tests.e2e.daemon import Daemon
@@ -49,6 +50,8 @@ class Verdicts:
 
     name: str
     is_component: bool
+    features: Mapping[str, frozenset[str]]
+    """What each engine has, as the daemon lists it."""
     direct: Mapping[str, Direct]
     load: Mapping[str, Answer]
     compile: Mapping[str, Answer]
@@ -77,9 +80,10 @@ class Verdicts:
             # A long message is cut in its middle.
             if words[:_BEGIN] not in answer.message or words[-_END:] not in answer.message:
                 yield f"{answer.message!r} does not hold the engine's words {words!r}"
-            offset = _OFFSET.search(said.says)
-            if offset and answer.offset != str(int(offset.group(1), 0)):
-                yield f"offset {answer.offset!r} instead of {offset.group(1)}"
+            # The last one: names of the module come before it.
+            offsets = _OFFSET.findall(said.says)
+            if offsets and answer.offset != str(int(offsets[-1], 0)):
+                yield f"offset {answer.offset!r} instead of {offsets[-1]}"
         if reason == "ENGINE_LACKS_FEATURE":
             wrongly = [other for other in answer.accepted_by if not self._accepts(other, engine)]
             forgotten = [
@@ -116,10 +120,23 @@ class Verdicts:
             return "ENGINE_LACKS_FEATURE"  # By its own words, for only compiling it tells.
         if not said.valid:
             valid = [direct.valid for direct in self.direct.values()]
-            return "ENGINE_LACKS_FEATURE" if any(valid) else "MODULE_INVALID"
+            lacks = any(valid) or self._needs_what_nobody_has()
+            return "ENGINE_LACKS_FEATURE" if lacks else "MODULE_INVALID"
         if call == "Load" or said.compiles:
             return ""
         return "COMPILER_CRASHED" if said.compiles is None else "ENGINE_LACKS_FEATURE"
+
+    def _needs_what_nobody_has(self) -> bool:
+        """Whether an engine stops at a proposal that no engine has which gets past it."""
+        needs = {
+            engine: missing_feature.named_in(_own_words(said.says))
+            for engine, said in self.direct.items()
+            if not self._has_no_kind(engine)
+        }
+        return any(
+            feature and not any(feature in self.features[other] for other in needs)
+            for feature in needs.values()
+        )
 
 
 def _name(engine_id: str) -> str:
@@ -181,10 +198,15 @@ def compare(store: EngineStore, daemon: Daemon, paths: Sequence[Path]) -> list[V
     engine_ids = [engine.id for engine in store.installed()]
     modules = [path.read_bytes() for path in paths]
     direct = {engine: ask_directly(store, engine, paths) for engine in engine_ids}
+    with daemon.client() as client:
+        features = {
+            one.engine.id: frozenset(one.wasm_features) for one in client.capabilities().engines
+        }
     answers = asyncio.run(ask_daemon(daemon.address, engine_ids, modules))
     return [
         Verdicts(
             name=path.name,
+            features=features,
             is_component=module[6:8] == b"\1\0",
             direct={engine: direct[engine][index] for engine in engine_ids},
             load=answers[index][0],

@@ -149,8 +149,10 @@ class ModuleServiceServicer(object):
         offset (where the engine says one).
         INVALID_ARGUMENT    ENGINE_UNKNOWN        metadata: engines (the valid ones).
         FAILED_PRECONDITION ENGINE_LACKS_FEATURE  valid, but not for this engine; metadata:
-        engine, accepted_by, offset (where the engine says
-        one).
+        engine, accepted_by (empty if no engine here
+        takes it), offset (where the engine says one),
+        feature (the proposal that it needs, where an
+        engine says so).
         FAILED_PRECONDITION MODULE_QUARANTINED    a component, which is validated by compiling
         it, that broke this engine as in Compile;
         metadata: engine, first_reason, seconds_left.

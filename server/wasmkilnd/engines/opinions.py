@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 
@@ -140,13 +140,35 @@ class Opinions:
         for opinion in opinions.values():
             if isinstance(opinion, WasmkilnError) and not accepted_by:
                 raise opinion
-        if not accepted_by and not takes_kind:
-            for other, opinion in opinions.items():
-                if isinstance(opinion, Verdict) and opinion.opinion is Opinion.INVALID:
-                    return errors.module_invalid(other, opinion.message, opinion.offset)
-        if accepted_by or said.opinion is Opinion.UNSUPPORTED:
-            return errors.engine_lacks_feature(engine_id, said.message, accepted_by, said.offset)
+        if accepted_by:
+            return errors.engine_lacks_feature(
+                engine_id, said.message, accepted_by, said.offset, said.feature
+            )
+        heard = [(engine_id, said)] if takes_kind else []
+        heard += [(other, one) for other, one in opinions.items() if isinstance(one, Verdict)]
+        feature = self._lacked_by_all(heard)
+        all_invalid = all(one.opinion is Opinion.INVALID for _, one in heard)
+        if feature or not heard or not all_invalid:
+            return errors.engine_lacks_feature(
+                engine_id, said.message, [], said.offset, feature or said.feature
+            )
+        engine_id, said = heard[0]
         return errors.module_invalid(engine_id, said.message, said.offset)
+
+    def _lacked_by_all(self, heard: Sequence[tuple[str, Verdict]]) -> str:
+        """Return the feature that the module needs and none of the engines has; "" if none.
+
+        An engine that has the feature, and calls the module invalid for another reason, has
+        read past the place where the other stopped: the module is invalid.
+        """
+        features = {one: self._served[one].capabilities.wasm_features for one, _ in heard}
+        for _, said in heard:
+            overruled = any(
+                said.feature in features[other] for other, theirs in heard if theirs is not said
+            )
+            if said.feature and not overruled:
+                return said.feature
+        return ""
 
     def forget(self, scope: EvictScope) -> None:
         """Forget what engines said of what ``scope`` names."""

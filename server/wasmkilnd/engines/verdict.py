@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from wasmkilnd import errors
-from wasmkilnd.engines import answer, out_of_memory
+from wasmkilnd.engines import answer, missing_feature, out_of_memory
 from wasmkilnd.engines.answer import Answer
 from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.errors import Fault
@@ -43,6 +43,8 @@ class Verdict:
     """Where in the module the engine stopped, in bytes."""
     oversize_bytes: int | None = None
     """The size of its artifact, where that was above the limit."""
+    feature: str = ""
+    """The proposal that the module needs and this engine does not enable, where it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,12 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         said.offset is None and out_of_memory.is_said_in(said.message)
     ):
         raise _no_memory(report, said.message, engine_id, limits)
-    return Verdict(Opinion(said.outcome), one_sentence(said.message), said.offset)
+    return Verdict(
+        Opinion(said.outcome),
+        one_sentence(said.message),
+        said.offset,
+        feature=missing_feature.named_in(said.message),
+    )
 
 
 def compiled(report: JobReport, engine_id: str) -> Compiled:

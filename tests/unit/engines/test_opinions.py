@@ -127,6 +127,10 @@ class Rig:
         return await self.registry.compile(spec, module, demand or Demand.of(Wish()))
 
 
+# Which proposals engines of a name have.
+FEATURES = {"old": (), "new": ("simd", "exception-handling")}
+
+
 def capabilities(engine_id: str) -> EngineCapabilities:
     name, _, version = engine_id.partition("-")
     return EngineCapabilities(
@@ -136,7 +140,7 @@ def capabilities(engine_id: str) -> EngineCapabilities:
         host_cpu_features=(),
         targets=(TargetInfo(HOST, ("native",), True),),
         settings=(SettingInfo("wasm_simd", "true", ("true", "false"), ""),),
-        wasm_features=(),
+        wasm_features=FEATURES[name],
         kinds=frozenset({Kind.CORE_MODULE} | ({Kind.COMPONENT} if name == "new" else set())),
     )
 
@@ -213,7 +217,10 @@ async def test_another_version_is_named_only_if_it_compiles_what_this_one_only_v
 async def test_an_engine_that_is_known_not_to_compile_it_is_not_named() -> None:
     rig = Rig({"old-1": (VALID, UNSUPPORTED), "new-1": (INVALID, INVALID)})
     await refused(rig.compile("old-1"))
-    assert (await refused(rig.load("new-1"))).reason is Reason.MODULE_INVALID
+    failure = await refused(rig.load("new-1"))
+    # One finds it valid, so it is not called invalid.
+    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
+    assert failure.metadata["accepted_by"] == ""
 
 
 async def test_settings_that_switch_something_off_are_told_from_the_engine() -> None:

@@ -1,0 +1,74 @@
+"""How one knows by an engine's words that a module needs a proposal that is not enabled.
+
+Engines have a validator in common, wasmparser, each in a version of its own. It knows more
+proposals than an engine enables, and says so in a few forms of words. These were found by giving
+each engine a module for each proposal, with the proposal switched off where that is possible, and
+in the texts that the engines' libraries contain.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The name of a proposal as an engine writes it, and what needs it. Neither holds a line break.
+_NAME = r"(?P<name>[A-Za-z0-9][\w -]{0,40}?)"
+_WHAT = r"[\w`'\[\]<>,. -]{1,100}?"
+
+# Each is the whole message: no text of the module's can stand before it or behind it. Names of
+# the module stand between quotation marks in the middle of a message, so a module that exports
+# "legacy_exceptions feature required" gets a message that begins with "duplicate export name".
+_FORMS = tuple(
+    re.compile(form)
+    for form in (
+        rf"{_NAME} support is not enabled",
+        rf"support for {_NAME} `values?`s is not enabled",
+        rf"{_NAME} feature required for [a-z_]+ instruction",
+        rf"{_NAME} proposal (?:is )?not (?:enabled|supported)",
+        rf"{_NAME} not enabled(?:: zero byte expected)?",
+        rf"(?:the )?{_NAME}(?: proposal)? must be enabled(?: (?:to|for) {_WHAT})?",
+        rf"{_WHAT} requires? the {_NAME} (?:proposal|feature)",
+        rf"{_WHAT} requires? (?:the )?`{_NAME}` (?:proposal|feature)(?: to be enabled)?",
+        rf"the `{_NAME}` feature is not active",
+        rf"{_WHAT} not supported without the {_NAME} feature",
+        rf"cannot define [a-z]+ types when {_NAME}(?: types are| is) disabled",
+        rf"{_WHAT} (?:but the|when) {_NAME}(?: feature)? is not enabled",
+        rf"(?P<name>function references|custom descriptors) required for {_WHAT}",
+        r"(?P<name>gc) types are disallowed but found type which requires gc",
+        rf"unknown type [\w<> ]{{1,30}}: type index out of bounds because the {_NAME}"
+        r" proposal is disabled",
+        rf"invalid leading byte 0x[0-9A-F]+ with {_NAME} proposal disabled",
+        r"multiple (?P<name>memories|tables)",
+    )
+)
+# What a validator puts around its message to say where it stopped.
+_PLACE = re.compile(r"^Invalid input WebAssembly code at offset \d+: | \(at offset \w+\)$")
+# Longer messages quote something.
+_MAX_MESSAGE = 300
+
+# Names that are not the proposal's own, as GetCapabilities lists it.
+_ALIASES = {
+    "cm-gc": "component-model-gc",
+    "component-model": "component-model-values",
+    "custom-descriptors-operations": "custom-descriptors",
+    "exceptions": "exception-handling",
+    "exception": "exception-handling",
+    "legacy-exception-handling": "legacy-exceptions",
+    "memories": "multi-memory",
+    "mutable-global": "mutable-globals",
+    "saturating-float-to-int-conversions": "saturating-float-to-int",
+    "sign-extension-operations": "sign-extension",
+    "tables": "reference-types",
+    "tail-calls": "tail-call",
+}
+
+
+def named_in(message: str) -> str:
+    """Return the proposal that the module needs by the engine's own words; "" for other words."""
+    if len(message) > _MAX_MESSAGE:
+        return ""
+    own = _PLACE.sub("", message.strip())
+    for form in _FORMS:
+        if found := form.fullmatch(own):
+            name = re.sub(r"[ _]", "-", found["name"].lower())
+            return _ALIASES.get(name, name)
+    return ""
