@@ -14,15 +14,17 @@ from typing import Any
 import structlog
 from wasmkiln.v1 import module_service_pb2 as pb
 
+from wasmkilnd import descriptors
 from wasmkilnd.banner import banner
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.remote import CannotOpenRemote, RemoteTier, open_remote
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.compile_service import CompileService
+from wasmkilnd.config.address import Address
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.machine import cpu_count
-from wasmkilnd.config.schema import Settings
+from wasmkilnd.config.schema import NO_ADMIN, Settings
 from wasmkilnd.engines.isolation import IsolationGuard
 from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.registry import EngineRegistry
@@ -45,6 +47,7 @@ from wasmkilnd.rpc.stats import stats_response
 from wasmkilnd.shutdown import Shutdown, until
 from wasmkilnd.signing import SealerInForce, Signing, open_signing, tell_signing
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
+from wasmkilnd.telemetry.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
 from wasmkilnd.telemetry.metrics import Metrics
 
 log = structlog.get_logger("wasmkilnd")
@@ -85,6 +88,7 @@ class Daemon:
             raise CannotStart(f"cannot run jobs: {why}")
         _make_state_dir(settings)
         installed = self._installed_engines(settings)
+        connections = _connections(settings, engines=len(installed))
         signing = await self._open_signing(settings)
         sealer = SealerInForce(signing)
         engines = await self._start_engines(installed, settings)
@@ -115,7 +119,7 @@ class Daemon:
             ),
             AdminServicer(service, quarantine, self.drain),
             self._metrics,
-            _transport_limits(settings),
+            _transport_limits(settings, connections),
             self._traffic_limits,
             memory.holds,
         )
@@ -278,7 +282,7 @@ class Daemon:
         return remote
 
     async def _start_admin(self, settings: Settings) -> str:
-        if settings.admin_listen == "none":
+        if settings.admin_listen == NO_ADMIN:
             return ""
         admin = AdminServer(settings.admin_listen, self._metrics.registry, self._readiness.now)
         try:
@@ -336,10 +340,23 @@ def _make_state_dir(settings: Settings) -> None:
         ) from None
 
 
-def _transport_limits(settings: Settings) -> TransportLimits:
+def _connections(settings: Settings, *, engines: int) -> int:
+    """Return how many connections each address may have, given the descriptors that there are."""
+    return descriptors.share_out(
+        settings.max_connections,
+        sum(Address.parse(address).listeners for address in settings.listen),
+        descriptors.needed(
+            workers=engines * settings.effective_workers,
+            cluster="+cluster:" in settings.redis_url.get_secret_value(),
+            admin=0 if settings.admin_listen == NO_ADMIN else ADMIN_DESCRIPTORS,
+        ),
+    )
+
+
+def _transport_limits(settings: Settings, connections: int) -> TransportLimits:
     return TransportLimits(
         module_bytes=settings.max_module_bytes,
-        connections=settings.max_connections,
+        connections=connections,
         streams=settings.max_streams,
     )
 

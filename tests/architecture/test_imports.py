@@ -13,7 +13,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
-    *("anew", "demand", "singleflight", "seal", "redis_address", "in_force", "ledger"),
+    *("anew", "demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -31,6 +31,8 @@ MAY_IMPORT = {
     "seal": {"model"},
     "in_force": set(),
     "ledger": set(),
+    "network": set(),
+    "descriptors": set(),
     "quarantine": {"model", "errors", "ports"},
     "compile_service": CORE | {"order", "quarantine"},
     "cache": CORE,
@@ -48,7 +50,17 @@ MAY_IMPORT = {
     "reload": CORE | {"cache", "config", "keys", "options", "signing", "telemetry"},
     "app": CORE
     | {"compile_service", "quarantine", "cache", "engines", "telemetry", "config", "rpc"}
-    | {"banner", "gauges", "keys", "options", "shutdown", "readiness", "signing", "reload"},
+    | {
+        "banner",
+        "descriptors",
+        "gauges",
+        "keys",
+        "options",
+        "shutdown",
+        "readiness",
+        "signing",
+        "reload",
+    },
     "banner": CORE | {"engines", "config"},
     "service_manager": set(),
     "run": {"app", "config", "shutdown", "service_manager", "telemetry"},

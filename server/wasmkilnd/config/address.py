@@ -47,6 +47,11 @@ class Address:
         ip = _ip(self.host)
         return ip is not None and ip.is_loopback
 
+    @property
+    def listeners(self) -> int:
+        """How many sockets may listen there: a name may stand for IPv4 and IPv6."""
+        return 1 if self.path or _ip(self.host) else 2
+
     def overlaps(self, other: Address) -> bool:
         """Whether both cannot be listened on at once. Port 0 never overlaps: it is any free one."""
         if self.path or other.path:

@@ -41,7 +41,7 @@ def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
     Looking at 1,000 takes some 10 ms: call it in a thread.
     """
     peers: dict[Address, int] = {}
-    if len(os.listdir("/proc/self/fd")) <= more_than:  # noqa: PTH208 - names are enough
+    if len(_descriptors()) <= more_than:
         return peers
     for sock in _sockets():
         with sock, contextlib.suppress(OSError):
@@ -66,8 +66,15 @@ def received(ports: frozenset[int]) -> dict[Address, int]:
     return peers
 
 
+def _descriptors() -> list[str]:
+    try:
+        return os.listdir("/proc/self/fd")  # noqa: PTH208 - names are enough
+    except OSError:  # No descriptor is left to look with.
+        return []
+
+
 def _sockets() -> Iterator[socket.socket]:
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are enough
+    for name in _descriptors():
         with contextlib.suppress(OSError):  # It was closed meanwhile, or is no socket.
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
                 continue

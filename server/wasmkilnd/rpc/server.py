@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import stat
 from collections.abc import Callable, Sequence
@@ -56,8 +55,6 @@ _LEAST_MESSAGE_BYTES = 16 * 1024 * 1024
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 _METADATA_BYTES = 16 * 1024
 _LAST_ANSWERS_S = 0.5
-# Descriptors for all but connections: tiers, workers, files.
-_OTHER_DESCRIPTORS = 512
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # A second daemon on one port is a mistake: say so.
@@ -188,7 +185,6 @@ class RpcServer:
 
     async def start(self, addresses: Sequence[str]) -> list[str]:
         """Listen and serve; answer the addresses with the real ports. Raises CannotListen."""
-        _allow_descriptors(self._transport.connections * len(addresses) + _OTHER_DESCRIPTORS)
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         self._making_way = asyncio.create_task(
@@ -284,19 +280,3 @@ def _refuse_live_socket(address: str, path: str) -> None:
                 f"cannot listen on {address}: another process serves there;"
                 " choose another with --listen or WASMKILN_LISTEN"
             )
-
-
-def _allow_descriptors(count: int) -> None:
-    """Let the process have as many descriptors open as it needs, and may; say if it may not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if wanted < count:
-        log.warning(
-            "too few file descriptors",
-            allowed=hard,
-            needed=count,
-            advice="raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd),"
-            " or lower max_connections",
-        )
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

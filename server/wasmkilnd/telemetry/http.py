@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-import socket
-import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-_KEEPALIVE_S = 75.0
-"""Longer than Prometheus' usual interval of 15 to 60 s, so that scrapes share a connection."""
-_STOP_S = 1.0
+from wasmkilnd.telemetry.http_connections import IDLE_S, LIMIT, HttpConnections
+from wasmkilnd.telemetry.listener import Listener
+from wasmkilnd.telemetry.rendered import Rendered
 
+_STOP_S = 1.0
+_PROTOCOL_LIMITS: Final[dict[str, Any]] = {
+    # What scrapers and probes send is far smaller.
+    "max_line_size": 4096,
+    "max_field_size": 4096,
+    "max_headers": 64,
+    # No page has a use for a body: one that is longer than what came with the request is not
+    # read, and none is unpacked.
+    "lingering_time": 0.0,
+    "auto_decompress": False,
+}
 
 # Its handler writes a traceback for every byte that is no HTTP, which any scanner sends.
 logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
@@ -40,25 +51,34 @@ class AdminServer:
         self._address = address
         self._registry = registry
         self._ready = ready
-        self._socket_file: tuple[Path, int] | None = None
-        app = web.Application(client_max_size=1024)
+        self._connections = HttpConnections(LIMIT)
+        self._rendered = Rendered()
+        self._listener: Listener | None = None
+        app = web.Application(client_max_size=1024, middlewares=[self._note_request])
         # GET and HEAD; aiohttp answers 405 to the rest, and 404 elsewhere.
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.on_response_prepare.append(_take_banner_away)
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=_KEEPALIVE_S, shutdown_timeout=_STOP_S
+            app,
+            access_log=None,
+            keepalive_timeout=IDLE_S,
+            shutdown_timeout=_STOP_S,
+            **_PROTOCOL_LIMITS,
         )
 
     async def start(self) -> str:
         """Serve; answer the address with its real port. Raises AddressInUse."""
         await self._runner.setup()
+        self._listener = Listener(self._protocol, self._connections)
         try:
             if self._address.startswith("unix:"):
-                return await self._start_unix(Path(self._address.removeprefix("unix:")))
+                path = self._address.removeprefix("unix:")
+                await self._listener.start_unix(Path(path))
+                return self._address
             host, _, port = self._address.rpartition(":")
-            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+            return f"{host}:{await self._listener.start_tcp(host.strip('[]'), int(port))}"
         except OSError as failure:
             await self._runner.cleanup()
             raise AddressInUse(
@@ -66,31 +86,34 @@ class AdminServer:
                 " choose another address with admin_listen (--admin-listen,"
                 " WASMKILN_ADMIN_LISTEN), or switch it off with none"
             ) from None
-        return f"{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
-        """Close every connection, and remove the socket's file if it is still ours."""
+        """Accept no more, and close every connection."""
+        if self._listener:
+            await self._listener.stop()
         await self._runner.cleanup()
-        if self._socket_file:
-            path, inode = self._socket_file
-            # Another daemon may have taken the path over meanwhile.
-            if path.exists() and path.stat().st_ino == inode:
-                path.unlink()
-            self._socket_file = None
 
-    async def _start_unix(self, path: Path) -> str:
-        # asyncio removes a socket that is there, dead or alive: it would take a running
-        # daemon's from it.
-        if _somebody_listens(path):
-            raise OSError(errno.EADDRINUSE, "")
-        await web.UnixSite(self._runner, path).start()
-        path.chmod(0o600)  # noqa: ASYNC240 - one call, on a local file
-        self._socket_file = (path, path.stat().st_ino)  # noqa: ASYNC240
-        return f"unix:{path}"
+    def _protocol(self) -> asyncio.Protocol:
+        server = self._runner.server
+        if server is None:
+            raise ConnectionAbortedError("the admin server has ended")
+        return server()
+
+    @web.middleware
+    async def _note_request(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        with self._connections.answering(request.transport):
+            # Of requests that came together, each lets everybody else have a turn first.
+            await asyncio.sleep(0)
+            return await handler(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        page = await self._rendered.get(content_type, lambda: encode(self._registry))
+        return web.Response(body=page, headers={"Content-Type": content_type})
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="alive\n")
@@ -107,23 +130,6 @@ class AdminServer:
 async def _take_banner_away(_request: web.Request, response: web.StreamResponse) -> None:
     # After aiohttp has set it: setting another beforehand would only change the words.
     response.headers.pop("Server", None)
-
-
-def _somebody_listens(path: Path) -> bool:
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            return False  # a file of another kind: bind will refuse it
-    except FileNotFoundError:
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return False  # left behind by a process that was killed
-        except OSError:
-            return True  # not ours to connect to, or too busy to answer: alive
-    return True
 
 
 def _reason(failure: OSError) -> str:

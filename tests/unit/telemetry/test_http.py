@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from wasmkilnd.telemetry import http_connections, newcomers
 from wasmkilnd.telemetry.http import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
 
@@ -195,3 +197,84 @@ async def test_stop_frees_the_port() -> None:
     again = server(address)
     assert await again.start() == address
     await again.stop()
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+async def ends(sock: socket.socket) -> bool:
+    """Whether the server closes a connection."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(10):
+            while await loop.sock_recv(sock, 65536):
+                pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_who_sends_no_whole_request_in_time_is_shown_out(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newcomers, "_PATIENCE_S", 0.2)
+    with connect(url) as silent, connect(url) as half:
+        half.sendall(b"GET /healthz HTTP/1.1\r\nHost: kiln\r\nX-Half: ")
+        assert await ends(silent)
+        assert await ends(half)
+
+
+async def test_who_takes_no_answer_is_shown_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connections, "_ANSWER_S", 0.2)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        slow.connect((host, int(port)))
+        slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: kiln\r\n\r\n" * 400)
+        await asyncio.sleep(3)
+        assert await ends(slow)
+
+
+async def test_the_halves_of_a_request_are_put_together_and_requests_that_come_at_once_answered(
+    url: str,
+) -> None:
+    loop = asyncio.get_running_loop()
+    with connect(url) as sock:
+        sock.setblocking(False)
+        for part in (
+            b"GET /healthz HT",
+            b"TP/1.1\r\nHo",
+            b"st: kiln\r\n",
+            b"\r\nGET /readyz HTTP/1.1",
+        ):
+            await loop.sock_sendall(sock, part)
+            await asyncio.sleep(0.05)
+        await loop.sock_sendall(sock, b"\r\nHost: kiln\r\nConnection: close\r\n\r\n")
+        got = b""
+        while piece := await loop.sock_recv(sock, 65536):
+            got += piece
+    assert (got.count(b"200 OK"), b"alive" in got, b"ready" in got) == (2, True, True)
+
+
+@pytest.mark.parametrize("length", [1, 10_000_000])
+async def test_a_body_is_not_waited_for(url: str, length: int) -> None:
+    with connect(url) as sock:
+        head = f"POST /healthz HTTP/1.1\r\nHost: kiln\r\nContent-Length: {length}\r\n\r\n"
+        sock.sendall(head.encode())
+        assert await ends(sock)
+
+
+async def test_a_thousand_scrapes_at_once_are_answered(
+    url: str, http: aiohttp.ClientSession
+) -> None:
+    async def scrape() -> int:
+        async with http.get(f"{url}/metrics") as answer:
+            return len(await answer.read())
+
+    sizes = await asyncio.gather(*(scrape() for _ in range(1000)))
+    assert min(sizes) > 1000
