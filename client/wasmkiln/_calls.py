@@ -14,9 +14,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+from google.protobuf.wrappers_pb2 import StringValue
 
+from wasmkiln import _answers
 from wasmkiln._assembly import Assembly
+from wasmkiln._header_fields import Call, kind_of
+from wasmkiln._methods import (
+    CAPABILITIES,
+    COMPILE,
+    DRAIN,
+    EVICT,
+    FIND_MISSING,
+    HEALTH,
+    LIST_QUARANTINE,
+    LOAD,
+    RELEASE_QUARANTINE,
+    STATS,
+    Method,
+    health_status,
+)
 from wasmkiln._progress import Phase, Progress
 from wasmkiln._requests import (
     artifact_keys,
@@ -27,7 +43,7 @@ from wasmkiln._requests import (
     release_request,
 )
 from wasmkiln._retry import Deadline, RetryPolicy
-from wasmkiln._settings import choose_address, choose_timeout_s
+from wasmkiln._settings import choose_address, choose_max_artifact_bytes, choose_timeout_s
 from wasmkiln._source import identify
 from wasmkiln._status import error_from_rpc
 from wasmkiln.errors import ModuleNotLoaded
@@ -52,33 +68,8 @@ _IN_THE_BACKGROUND: Metadata = (("wasmkiln-priority", "background"),)
 
 
 @dataclass(frozen=True)
-class Method:
-    """An RPC: its path, and the class of its answer."""
-
-    path: str
-    answer: type[Message]
-
-
-LOAD = Method("/wasmkiln.v1.ModuleService/Load", modules.LoadResponse)
-COMPILE = Method("/wasmkiln.v1.ModuleService/Compile", modules.CompileResponse)
-STATS = Method("/wasmkiln.v1.ModuleService/Stats", modules.StatsResponse)
-CAPABILITIES = Method("/wasmkiln.v1.ModuleService/GetCapabilities", modules.GetCapabilitiesResponse)
-FIND_MISSING = Method("/wasmkiln.v1.ModuleService/FindMissing", modules.FindMissingResponse)
-EVICT = Method("/wasmkiln.v1.AdminService/Evict", admin.EvictResponse)
-LIST_QUARANTINE = Method("/wasmkiln.v1.AdminService/ListQuarantine", admin.ListQuarantineResponse)
-RELEASE_QUARANTINE = Method(
-    "/wasmkiln.v1.AdminService/ReleaseQuarantine", admin.ReleaseQuarantineResponse
-)
-DRAIN = Method("/wasmkiln.v1.AdminService/Drain", admin.DrainResponse)
-# On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1}
-# are these wrappers, so that the client needs no package for them.
-HEALTH = Method("/grpc.health.v1.Health/Check", Int32Value)
-_HEALTH_STATUS = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
-
-
-@dataclass(frozen=True)
 class Unary:
-    """Call `method`; the outcome is its answer."""
+    """Call `method`; the outcome is what `method.read` made of its answer."""
 
     method: Method
     request: Message
@@ -88,7 +79,7 @@ class Unary:
 
 @dataclass(frozen=True)
 class Stream:
-    """Call `method` and hand each message of its answer to `sink`; the outcome is None."""
+    """Call `method` and hand what `method.read` makes of each message to `sink`."""
 
     method: Method
     request: Message
@@ -124,6 +115,7 @@ class Calls:
         timeout_s: float | None,
         max_attempts: int,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None,
+        max_artifact_bytes: int | None,
     ) -> None:
         if max_attempts < 1:
             raise ValueError("max_attempts has to be at least 1")
@@ -131,6 +123,7 @@ class Calls:
         self._timeout_s = choose_timeout_s(timeout_s)
         self._retry = RetryPolicy(max_attempts)
         self._trusted_keys = TrustedKeys.choose(trusted_keys)
+        self._max_artifact_bytes = choose_max_artifact_bytes(max_artifact_bytes)
 
     def load(
         self,
@@ -151,6 +144,7 @@ class Calls:
         answer: modules.LoadResponse = yield from self._unary(
             LOAD, request, deadline, _priority(background)
         )
+        _answers.check_loaded(answer, identified.sha256, len(identified.module))
         return answer
 
     def compile(
@@ -180,8 +174,8 @@ class Calls:
         )
         assemble = partial(
             Assembly,
-            identified.sha256,
-            request,
+            Call(request, identified.sha256, kind_of(identified.module)),
+            max_bytes=self._max_artifact_bytes,
             on_progress=on_progress,
             trusted_keys=self._trusted_keys,
         )
@@ -210,7 +204,7 @@ class Calls:
         missing: list[ArtifactKey] = []
         for request in in_batches(artifact_keys(keys)):
             answer = yield from self._unary(FIND_MISSING, request, deadline)
-            missing.extend(answer.missing)
+            missing.extend(_answers.still_missing(request.keys, answer.missing))
         return missing
 
     def evict(
@@ -243,8 +237,7 @@ class Calls:
     def health(self, service: str, timeout_s: float | None) -> Flow[str]:
         request = StringValue(value=service)
         answer = yield from self._unary(HEALTH, request, self._deadline(timeout_s))
-        known = 0 <= answer.value < len(_HEALTH_STATUS)
-        return _HEALTH_STATUS[answer.value if known else 0]
+        return health_status(answer.value)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
@@ -253,7 +246,7 @@ class Calls:
         self, method: Method, request: Message, deadline: Deadline, metadata: Metadata = ()
     ) -> Flow[Any]:
         step = partial(Unary, method, request, metadata=metadata)
-        return (yield from self._attempts(deadline, step))
+        return method.usable((yield from self._attempts(deadline, step)))
 
     def _artifact(
         self,
@@ -268,7 +261,11 @@ class Calls:
         def attempt(timeout_s: float) -> Stream:
             nonlocal assembly
             assembly = assemble()
-            return Stream(COMPILE, request, timeout_s, assembly.add, _priority(background))
+
+            def take(message: object) -> None:
+                assembly.add(COMPILE.usable(message))
+
+            return Stream(COMPILE, request, timeout_s, take, _priority(background))
 
         yield from self._attempts(deadline, attempt)
         return assembly.finish()

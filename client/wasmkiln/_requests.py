@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wasmkiln._settings import MAX_TIMEOUT_S
 from wasmkiln._source import is_digest
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
 # The daemon refuses more in one call; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
-
-# A year: more than anybody waits, and less than a Duration holds.
-_LONGEST_GRACE_S = 365 * 24 * 3600
 
 _TIERS: dict[str | None, admin.Tier] = {
     None: admin.TIER_UNSPECIFIED,
@@ -102,7 +100,7 @@ def drain_request(grace_s: float | None) -> admin.DrainRequest:
     """A DrainRequest. Raises ValueError for a grace that is no duration."""
     request = admin.DrainRequest()
     if grace_s is not None:
-        if not 0 <= grace_s <= _LONGEST_GRACE_S:
+        if not 0 <= grace_s <= MAX_TIMEOUT_S:
             raise ValueError("grace_s is a number of seconds, 0 or more")
         request.grace.FromNanoseconds(int(grace_s * 1e9))
     return request

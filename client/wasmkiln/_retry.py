@@ -48,12 +48,14 @@ class RetryPolicy:
         """
         if attempt >= self.max_attempts:
             return None
-        backoff_s = min(self.longest_pause_s, self.first_pause_s * 2 ** (attempt - 1))
+        doublings = min(attempt - 1, 30)
+        backoff_s = min(self.longest_pause_s, self.first_pause_s * 2**doublings)
+        backoff_s *= 0.5 + 0.5 * self.random_unit()  # not all callers at the same moment
         if error.retry_after_s is not None:
-            # Later than asked, never earlier, and not all callers at the same moment.
-            pause_s = error.retry_after_s + backoff_s * self.random_unit()
+            # Later than asked and never earlier, nor at once: a daemon may always say 0.
+            pause_s = max(0.0, error.retry_after_s) + backoff_s
         elif error.code is grpc.StatusCode.UNAVAILABLE:
-            pause_s = backoff_s * (0.5 + 0.5 * self.random_unit())
+            pause_s = backoff_s
         else:
             return None
         return pause_s if pause_s < remaining_s else None

@@ -5,9 +5,28 @@ from __future__ import annotations
 import math
 import os
 import re
+from fractions import Fraction
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
+# Four times what a daemon sends unless it is configured otherwise.
+DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
+
+# A year. gRPC counts nanoseconds in 64 bits, and takes what does not fit for the past.
+MAX_TIMEOUT_S = 365 * 24 * 3600
+
+# As the daemon writes sizes; see its config/quantity.py.
+_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
 
 _NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
 
@@ -49,7 +68,8 @@ def _has_port(address: str) -> bool:
 def choose_timeout_s(argument: float | None) -> float:
     """`argument`, else WASMKILN_TIMEOUT_S, else 60 seconds.
 
-    Raises ValueError unless it is a positive, finite number.
+    More than a year is taken for a year. Raises ValueError unless it is a positive, finite
+    number.
     """
     name, value = "timeout_s", argument
     if argument is None:
@@ -63,4 +83,34 @@ def choose_timeout_s(argument: float | None) -> float:
             value = None
     if value is None or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} has to be a positive number of seconds")
-    return float(value)
+    return min(float(value), MAX_TIMEOUT_S)
+
+
+def choose_max_artifact_bytes(argument: int | None) -> int:
+    """`argument`, else WASMKILN_MAX_ARTIFACT_BYTES, else 1 GiB.
+
+    Raises ValueError unless it is a positive number, in the environment also such as 512MiB.
+    """
+    if argument is not None:
+        if isinstance(argument, bool) or not isinstance(argument, int) or argument <= 0:
+            raise ValueError("max_artifact_bytes has to be a positive number of bytes")
+        return argument
+    text = os.environ.get("WASMKILN_MAX_ARTIFACT_BYTES")
+    if not text:
+        return DEFAULT_MAX_ARTIFACT_BYTES
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"WASMKILN_MAX_ARTIFACT_BYTES: {error}") from None
+
+
+def parse_size(text: str) -> int:
+    """Read a positive size such as 512MiB, 1.5GB or 1048576. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match[2].lower()) if match else None
+    size = Fraction(match[1]) * unit if match and unit else Fraction(0)
+    if size.denominator != 1 or size <= 0:
+        raise ValueError(
+            f"{text[:100]!r} is no size: write bytes as in 268435456, or a suffix as in 256MiB"
+        )
+    return int(size)

@@ -9,12 +9,14 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from wasmkiln._durations import seconds
 from wasmkiln.errors import (
     BY_REASON,
     ConnectionFailed,
     DeadlineExceeded,
     FieldViolation,
     ModuleTooLarge,
+    UnexpectedAnswer,
     WasmkilnError,
 )
 
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DOMAIN = "wasmkiln"
+# Of these an honest error has three.
+_MAX_DETAILS = 100
 _DETAILS_KEY = "grpc-status-details-bin"
 # What gRPC servers say, C core and Go alike, about a request above their message limit. The
 # C core says "CLIENT: Received …" when it is the answer that is too large.
 _MESSAGE_TOO_LARGE = re.compile(
     r"(?<!CLIENT: )received message larger than max(?: \((\d+) vs\. (\d+)\))?", re.IGNORECASE
 )
+_METADATA_TOO_LARGE = "received metadata size exceeds"
 
 # What gRPC's own words come down to, where they tell more than that nobody answers.
 _CAUSES = {
@@ -56,7 +61,7 @@ def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnE
         if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == _DOMAIN:
             reason, metadata = detail.reason, dict(detail.metadata)
         elif isinstance(detail, error_details_pb2.RetryInfo):
-            retry_after_s = detail.retry_delay.ToTimedelta().total_seconds()
+            retry_after_s = max(0.0, seconds(detail.retry_delay))
         elif isinstance(detail, error_details_pb2.BadRequest):
             violations += [FieldViolation(v.field, v.description) for v in detail.field_violations]
     if not reason:
@@ -97,6 +102,12 @@ def _without_reason(
             code=code,
             metadata={"size_bytes": size, "limit_bytes": limit} if size else {},
         )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _METADATA_TOO_LARGE in text:
+        return UnexpectedAnswer(
+            f"{address} answers with more headers, trailers or error details than gRPC takes",
+            code=code,
+            metadata={"detail": text},
+        )
     return None
 
 
@@ -107,7 +118,7 @@ def _details(failure: Any) -> Iterator[object]:
             continue
         try:
             packed = status_pb2.Status.FromString(value).details
-            for item in packed:
+            for item in packed[:_MAX_DETAILS]:
                 for kind in (
                     error_details_pb2.ErrorInfo,
                     error_details_pb2.RetryInfo,

@@ -52,8 +52,9 @@ class AsyncClient:
         timeout_s: float | None = None,
         max_attempts: int = 3,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
+        max_artifact_bytes: int | None = None,
     ) -> None:
-        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys)
+        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
         self._open_channel: Any = None
         self._closed = False
 
@@ -117,7 +118,7 @@ class AsyncClient:
         ArtifactMismatch when what arrives isn't what was asked for or what its header says,
         AttestationInvalid when there are trusted keys and none vouches for it, the errors of `load`
         but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
-        ArtifactTooLarge or ModuleQuarantined.
+        ArtifactTooLarge (by the daemon's limit or `max_artifact_bytes`) or ModuleQuarantined.
         """
         return await self._run(
             self._calls.compile(
@@ -205,7 +206,7 @@ class AsyncClient:
         return await self._run(self._calls.drain(grace_s, timeout_s))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """The daemon's, or one service's, health: "SERVING", "NOT_SERVING" or "UNKNOWN".
+        """The daemon's, or one service's, health: "SERVING", "NOT_SERVING", "UNKNOWN" …
 
         Raises WasmkilnError with the code NOT_FOUND for a service that it doesn't have.
         """
@@ -279,5 +280,5 @@ class AsyncClient:
         return shape(
             step.method.path,
             request_serializer=type(step.request).SerializeToString,
-            response_deserializer=step.method.answer.FromString,
+            response_deserializer=step.method.read,
         )

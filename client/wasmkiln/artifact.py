@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import json_format
 
 from wasmkiln._files import write_aside
+from wasmkiln._header_fields import engine_id
 from wasmkiln.attestation import Claims, verify
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
 from wasmkiln.trusted_keys import TrustedKeys
@@ -18,7 +19,7 @@ from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHead
 if TYPE_CHECKING:
     import builtins
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from wasmkiln.attestation import Statement
     from wasmkiln.trusted_keys import KeySource
@@ -32,16 +33,18 @@ class Artifact:
 
     `bytes` is what the engine deserializes, empty when the call asked for the header alone;
     `header` is the contract's ArtifactHeader; `trusted_keys` are those that `load` asks for,
-    and none where nobody gave any.
+    and none where nobody gave any; `requested_settings` are those of the compile, which an
+    artifact that was read from a file doesn't have.
     """
 
     bytes: builtins.bytes = field(repr=False)
     header: ArtifactHeader = field(repr=False)
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys, repr=False, compare=False)
+    requested_settings: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return (
-            f"<Artifact of {self.header.module_sha256[:12]}… for {self.header.engine.id} "
+            f"<Artifact of {self.header.module_sha256[:12]}… for {engine_id(self.header.engine)} "
             f"on {self.header.target} {self.header.cpu}, {len(self.bytes)} bytes>"
         )
 
@@ -77,26 +80,30 @@ class Artifact:
         """Checks the header alone: what `verify` does, without hashing the bytes."""
         return verify(self.header.attestation, claims_of(self.header), trusted_keys)
 
-    def save(self, path: str | os.PathLike[str], *, header: bool = True) -> Path:
+    def save(
+        self, path: str | os.PathLike[str], *, header: bool = True, follow_link: bool = True
+    ) -> Path:
         """Writes the bytes to `path` and, with `header`, what is known about them beside it.
 
         That is the header as `<path>.json`, and its attestation as `<path>.dsse.json`.
 
         Each file is written aside and renamed, so that a reader sees the old or the new one
-        and never a part; its mode follows the umask. Returns the path. Raises OSError.
+        and never a part; its mode follows the umask. A link at `path` is followed, unless
+        `follow_link` is False; one at the two other names is replaced. Returns the path.
+        Raises OSError.
         """
         target = Path(path)
         if header:
             text = json_format.MessageToJson(
                 self.header, preserving_proto_field_name=True, sort_keys=True
             )
-            write_aside(_header_path(target), text.encode() + b"\n")
+            write_aside(header_path(target), text.encode() + b"\n", follow_link=False)
             if self.header.attestation:
-                write_aside(attestation_path(target), self.header.attestation)
+                write_aside(attestation_path(target), self.header.attestation, follow_link=False)
             else:
                 # Or that of the artifact that was here before would seem to be this one's.
                 attestation_path(target).unlink(missing_ok=True)
-        write_aside(target, self.bytes)
+        write_aside(target, self.bytes, follow_link=follow_link)
         return target
 
     @classmethod
@@ -116,11 +123,11 @@ class Artifact:
         keys = TrustedKeys.choose(trusted_keys)
         source = Path(path)
         header = ArtifactHeader()
-        text = _header_path(source).read_bytes()
+        text = header_path(source).read_bytes()
         try:
             json_format.Parse(text, header, ignore_unknown_fields=True)
         except (json_format.ParseError, UnicodeDecodeError) as error:
-            raise ArtifactMismatch(f"{_header_path(source)} is no artifact's header") from error
+            raise ArtifactMismatch(f"{header_path(source)} is no artifact's header") from error
         artifact = cls(source.read_bytes(), header, keys)
         if not artifact.intact():
             raise ArtifactMismatch(f"{source} doesn't hold the artifact that its header describes")
@@ -131,11 +138,13 @@ class Artifact:
 
         A `wasmtime.Engine` set as the artifact needs it, or a `wasmer.Store`. It is made
         once per process for each set of settings, so that a `wasmtime.Store(artifact.engine())`
-        fits every module loaded with those. Raises EngineNotInstalled or IncompatibleEngine.
+        fits every module loaded with those. Where there are trusted keys, one of them has to
+        vouch for the settings. Raises EngineNotInstalled, IncompatibleEngine or
+        AttestationInvalid.
         """
         from wasmkiln.loading import host_engine
 
-        return host_engine(self.header)
+        return host_engine(self)
 
     def load(self, engine: Any = None) -> Any:
         """Loads the artifact into the engine of this interpreter, without compiling.
@@ -182,5 +191,6 @@ def claims_of(header: ArtifactHeader) -> Claims:
     )
 
 
-def _header_path(path: Path) -> Path:
+def header_path(path: Path) -> Path:
+    """Where `save` puts the header of the artifact at `path`."""
     return path.with_name(path.name + ".json")

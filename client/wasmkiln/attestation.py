@@ -134,21 +134,40 @@ class Statement:
         given = definition["externalParameters"]
         return cls(
             Claims(
-                artifact_sha256=subject["digest"]["sha256"],
-                module_sha256=module["digest"]["sha256"],
-                fingerprint=given["fingerprint"],
-                kind=given["kind"],
-                engine=given["engine"],
-                target=given["target"],
-                cpu=given["cpu"],
-                settings=given["settings"],
-                changed_settings=given["changedSettings"],
+                artifact_sha256=_text(subject["digest"]["sha256"]),
+                module_sha256=_text(module["digest"]["sha256"]),
+                fingerprint=_text(given["fingerprint"]),
+                kind=_text(given["kind"]),
+                engine=_texts(given["engine"]),
+                target=_text(given["target"]),
+                cpu=_text(given["cpu"]),
+                settings=_texts(given["settings"]),
+                changed_settings=_texts(given["changedSettings"]),
             ),
-            daemon_version=details["builder"]["version"]["wasmkiln"],
-            finished_on=details["metadata"]["finishedOn"],
-            compile_time_s=details["metadata"]["wasmkiln_compileTimeS"],
-            types_sha256=types["digest"]["sha256"],
+            daemon_version=_text(details["builder"]["version"]["wasmkiln"]),
+            finished_on=_text(details["metadata"]["finishedOn"]),
+            compile_time_s=_number(details["metadata"]["wasmkiln_compileTimeS"]),
+            types_sha256=_text(types["digest"]["sha256"]),
         )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("expected a string")
+    return value
+
+
+def _texts(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError("expected an object")
+    return {name: _text(each) for name, each in value.items()}
+
+
+def _number(value: Any) -> float:
+    # NaN is smaller than nothing, and a whole number may have a thousand digits.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        raise TypeError("expected a number")
+    return value
 
 
 def sign(statement: Statement, signer: Signer) -> bytes:
@@ -203,9 +222,7 @@ def peek(envelope: bytes) -> tuple[Statement, str] | None:
     try:
         said = json.loads(envelope)
         statement = Statement.parse(base64.b64decode(said["payload"]))
-        told = statement.finished_on, said["signatures"][0]["keyid"]
-        # Nobody has vouched for their types.
-        return (statement, told[1]) if all(isinstance(each, str) for each in told) else None
+        return statement, _text(said["signatures"][0]["keyid"])
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
 

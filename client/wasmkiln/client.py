@@ -48,10 +48,13 @@ class Client:
     of them, both on arrival and when it is loaded: a key is hex, base64 or PEM, a file or
     folder of such, or several of these. Checking needs `wasmkiln[verify]`.
 
+    An artifact above `max_artifact_bytes` is not received: without one, the environment
+    variable WASMKILN_MAX_ARTIFACT_BYTES, which the daemon reads too, else 1 GiB.
+
     Nothing is dialled before the first call. Raises ValueError for arguments that can't be.
     Every method raises WasmkilnError, by its subclasses in `wasmkiln.errors`: beside those
-    that it names, ConnectionFailed, DeadlineExceeded, WorkerUnavailable, ServerDraining and
-    InternalFailure.
+    that it names, ConnectionFailed, DeadlineExceeded, WorkerUnavailable, ServerDraining,
+    UnexpectedAnswer and InternalFailure.
     """
 
     def __init__(
@@ -61,8 +64,9 @@ class Client:
         timeout_s: float | None = None,
         max_attempts: int = 3,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
+        max_artifact_bytes: int | None = None,
     ) -> None:
-        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys)
+        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
         self._channel: Any = grpc.insecure_channel(self._calls.address, CHANNEL_OPTIONS)
         self._closed = threading.Event()
 
@@ -126,7 +130,7 @@ class Client:
         ArtifactMismatch when what arrives isn't what was asked for or what its header says,
         AttestationInvalid when there are trusted keys and none vouches for it, the errors of `load`
         but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
-        ArtifactTooLarge or ModuleQuarantined.
+        ArtifactTooLarge (by the daemon's limit or `max_artifact_bytes`) or ModuleQuarantined.
         """
         return self._run(
             self._calls.compile(
@@ -214,7 +218,7 @@ class Client:
         return self._run(self._calls.drain(grace_s, timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """The daemon's, or one service's, health: "SERVING", "NOT_SERVING" or "UNKNOWN".
+        """The daemon's, or one service's, health: "SERVING", "NOT_SERVING", "UNKNOWN" …
 
         Raises WasmkilnError with the code NOT_FOUND for a service that it doesn't have.
         """
@@ -280,5 +284,5 @@ class Client:
         return shape(
             step.method.path,
             request_serializer=type(step.request).SerializeToString,
-            response_deserializer=step.method.answer.FromString,
+            response_deserializer=step.method.read,
         )

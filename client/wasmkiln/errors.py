@@ -151,7 +151,10 @@ class CompileMemoryLimit(WasmkilnError):
 
 
 class ArtifactTooLarge(WasmkilnError):
-    """The artifact is above the daemon's limit. `metadata`: size_bytes, limit_bytes."""
+    """The artifact is above the daemon's limit, or this client's `max_artifact_bytes`.
+
+    `metadata`: size_bytes, limit_bytes.
+    """
 
     CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
     REASON = "ARTIFACT_TOO_LARGE"
@@ -224,6 +227,13 @@ class ArtifactMismatch(WasmkilnError):
 
     CODE = grpc.StatusCode.DATA_LOSS
     REASON = "ARTIFACT_MISMATCH"
+
+
+class UnexpectedAnswer(WasmkilnError):
+    """A daemon's answer can't be read, or is not about what was asked."""
+
+    CODE = grpc.StatusCode.DATA_LOSS
+    REASON = "UNEXPECTED_ANSWER"
 
 
 class AttestationInvalid(WasmkilnError):

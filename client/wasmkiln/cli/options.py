@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wasmkiln._settings import MAX_TIMEOUT_S, parse_size
 from wasmkiln._source import is_digest
 from wasmkiln.cli.session import Session
 
@@ -17,8 +19,28 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 
-# A year. gRPC counts nanoseconds in 64 bits, and takes what does not fit for the past.
-MAX_TIMEOUT_S = 365 * 24 * 3600
+class Seconds(click.FloatRange):
+    """A number of seconds up to a year, which NaN is not, though it is in every range."""
+
+    def __init__(self, min_s: float = 0, *, min_open: bool = False) -> None:
+        super().__init__(min=min_s, min_open=min_open, max=MAX_TIMEOUT_S)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number. Fails when it is none."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
+def parsed_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """An option's callback: the number of bytes that a size such as 512MiB stands for."""
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
 
 
 def _fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -53,7 +75,7 @@ def connection_options(command: F) -> F:
         json_option,
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True, max=MAX_TIMEOUT_S),
+            type=Seconds(min_open=True),
             metavar="SECONDS",
             expose_value=False,
             callback=_fill("timeout_s"),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console, RenderableType
 
+from wasmkiln._text import one_line
 from wasmkiln.cli.json_output import dumps, error_document
-from wasmkiln.cli.text import one_line
 from wasmkiln.client import Client
 
 if TYPE_CHECKING:
@@ -28,10 +28,15 @@ class Session:
     timeout_s: float | None = None
     as_json: bool = False
 
-    def client(self, *, max_attempts: int = 3) -> Client:
+    def client(self, *, max_attempts: int = 3, max_artifact_bytes: int | None = None) -> Client:
         """A client as the options say. Raises click.UsageError when they can't be."""
         try:
-            return Client(self.address, timeout_s=self.timeout_s, max_attempts=max_attempts)
+            return Client(
+                self.address,
+                timeout_s=self.timeout_s,
+                max_attempts=max_attempts,
+                max_artifact_bytes=max_artifact_bytes,
+            )
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
@@ -40,7 +45,8 @@ class Session:
         if self.as_json:
             click.echo(dumps(document))
         else:
-            console(sys.stdout).print(*tables, sep="\n")
+            lines = [one_line(each) if isinstance(each, str) else each for each in tables]
+            console(sys.stdout).print(*lines, sep="\n")
 
     def note(self, sentence: str) -> None:
         """Tells a person something on stderr."""

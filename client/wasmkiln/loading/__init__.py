@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wasmkiln._text import quoted
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.loading import machine, with_wasmer, with_wasmtime
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         def check_version(self, header: ArtifactHeader) -> None:
             """Raises EngineNotInstalled or IncompatibleEngine."""
 
-        def host_engine(self, header: ArtifactHeader) -> Any:
+        def host_engine(self, artifact: Artifact) -> Any:
             """What the artifact loads into. Raises the same."""
 
         def deserialize(self, artifact: Artifact, engine: Any) -> Any:
@@ -33,11 +34,15 @@ if TYPE_CHECKING:
 _LOADERS: dict[str, Loader] = {"wasmtime": with_wasmtime, "wasmer": with_wasmer}
 
 
-def host_engine(header: ArtifactHeader) -> Any:
-    """What `Artifact.engine` answers. Raises EngineNotInstalled or IncompatibleEngine."""
-    loader = _loader(header)
-    loader.check_version(header)
-    return loader.host_engine(header)
+def host_engine(artifact: Artifact) -> Any:
+    """What `Artifact.engine` answers.
+
+    Raises EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
+    """
+    _verify(artifact)
+    loader = _loader(artifact.header)
+    loader.check_version(artifact.header)
+    return loader.host_engine(artifact)
 
 
 def load_artifact(artifact: Artifact, engine: Any) -> Any:
@@ -51,18 +56,23 @@ def load_artifact(artifact: Artifact, engine: Any) -> Any:
         raise IncompatibleEngine("the artifact has no bytes: it was asked for without them")
     if not artifact.intact():
         raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
-    if artifact.trusted_keys:
-        artifact.verify_header(artifact.trusted_keys)
+    _verify(artifact)
     machine.check(header.target, header.cpu)
     loader.check_version(header)
-    return loader.deserialize(artifact, loader.host_engine(header) if engine is None else engine)
+    return loader.deserialize(artifact, loader.host_engine(artifact) if engine is None else engine)
+
+
+def _verify(artifact: Artifact) -> None:
+    """Without trusted keys the header's word has to do: what it says of the call was compared."""
+    if artifact.trusted_keys:
+        artifact.verify_header(artifact.trusted_keys)
 
 
 def _loader(header: ArtifactHeader) -> Loader:
     loader = _LOADERS.get(header.engine.name)
     if loader is None:
+        name = quoted(header.engine.name) or "an unnamed engine"
         raise EngineNotInstalled(
-            f"this client can't load artifacts of {header.engine.id or 'an unnamed engine'}; "
-            f"it knows {' and '.join(sorted(_LOADERS))}"
+            f"this client can't load artifacts of {name}; it knows {' and '.join(sorted(_LOADERS))}"
         )
     return loader

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from wasmkiln._header_fields import engine_id
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 
 if TYPE_CHECKING:
@@ -24,12 +25,12 @@ def check_version(header: ArtifactHeader) -> None:
         raise EngineNotInstalled(
             f"wasmer can't be imported here: it needs CPython 3.10 or older and "
             f"pip install 'wasmer=={wanted}' ({error})",
-            metadata={"engine": header.engine.id},
+            metadata={"engine": engine_id(header.engine)},
         ) from error
     if installed != wanted:
         raise IncompatibleEngine(
             f"the artifact was made by wasmer {wanted}, and wasmer {installed} is installed here",
-            metadata={"engine": header.engine.id, "installed": installed},
+            metadata={"engine": engine_id(header.engine), "installed": installed},
         )
 
 
@@ -44,7 +45,7 @@ def _store() -> Any:
     return wasmer.Store(wasmer.engine.Universal(Compiler))
 
 
-def host_engine(header: ArtifactHeader) -> Any:
+def host_engine(artifact: Artifact) -> Any:
     """The process's `wasmer.Store`."""
     return _store()
 
@@ -64,5 +65,5 @@ def deserialize(artifact: Artifact, engine: Any) -> Any:
     except BaseException as error:  # a panic arrives as one that is no Exception
         raise IncompatibleEngine(
             f"wasmer {version('wasmer')} refuses the artifact: {' '.join(str(error).split())}",
-            metadata={"engine": artifact.header.engine.id},
+            metadata={"engine": engine_id(artifact.header.engine)},
         ) from error

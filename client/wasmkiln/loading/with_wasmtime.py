@@ -6,6 +6,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from wasmkiln._header_fields import engine_id
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT
 
@@ -24,20 +25,24 @@ def check_version(header: ArtifactHeader) -> None:
     except (ImportError, PackageNotFoundError, OSError) as error:
         raise EngineNotInstalled(
             f"wasmtime can't be imported here: pip install 'wasmtime=={wanted}' ({error})",
-            metadata={"engine": header.engine.id},
+            metadata={"engine": engine_id(header.engine)},
         ) from error
     if installed.split(".")[0] != wanted.split(".")[0]:
         raise IncompatibleEngine(
             f"the artifact was made by wasmtime {wanted}, and wasmtime {installed} is installed "
             f"here: ask the daemon for an engine wasmtime-{installed.split('.')[0]}.…, "
             f"or pip install 'wasmtime=={wanted}'",
-            metadata={"engine": header.engine.id, "installed": installed},
+            metadata={"engine": engine_id(header.engine), "installed": installed},
         )
 
 
-def host_engine(header: ArtifactHeader) -> Any:
+def host_engine(artifact: Artifact) -> Any:
     """A `wasmtime.Engine` with the artifact's settings, one per process for each set."""
-    return _engine(tuple(sorted(header.changed_settings.items())))
+    settings = dict(artifact.header.changed_settings)
+    if not artifact.trusted_keys:
+        # Nobody vouches that what was asked for and is not among these is the engine's default.
+        settings = {**artifact.requested_settings, **settings}
+    return _engine(tuple(sorted(settings.items())))
 
 
 @cache  # a module and its Store have to share their Engine
@@ -88,7 +93,8 @@ def deserialize(artifact: Artifact, engine: Any) -> Any:
     except wasmtime.WasmtimeError as error:
         settings = ", ".join(f"{k}={v}" for k, v in sorted(header.changed_settings.items()))
         raise IncompatibleEngine(
-            f"wasmtime {version('wasmtime')} refuses the artifact of {header.engine.id}, made "
-            f"with {settings or 'default settings'}: {' '.join(str(error).split())}",
+            f"wasmtime {version('wasmtime')} refuses the artifact of "
+            f"{engine_id(header.engine)}, made with {settings or 'default settings'}: "
+            f"{' '.join(str(error).split())}",
             metadata=dict(header.changed_settings),
         ) from error

@@ -86,6 +86,21 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
+def test_a_link_is_not_followed_where_nobody_named_it(tmp_path: Path) -> None:
+    for name in ("m", "m.json"):
+        (tmp_path / f"real-{name}").write_bytes(b"old")
+        (tmp_path / name).symlink_to(f"real-{name}")
+    make(b"new").save(tmp_path / "m", follow_link=False)
+    for name in ("m", "m.json"):
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / f"real-{name}").read_bytes() == b"old"
+
+
+def test_a_name_may_be_as_long_as_file_systems_take(tmp_path: Path) -> None:
+    make().save(tmp_path / ("n" * 255), header=False)
+    assert [len(p.name) for p in tmp_path.iterdir()] == [255]
+
+
 def test_what_is_no_regular_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     # A pipe of our own and never a real device: if the guard broke, this would replace it.
     pipe = tmp_path / "pipe"

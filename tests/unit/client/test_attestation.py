@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 from wasmkiln import Artifact, ArtifactHeader, ArtifactMismatch, AttestationInvalid
+from wasmkiln.attestation import Statement
 from wasmkiln.cli.app import app
 from wasmkiln.v1 import types_pb2 as types
 
@@ -225,7 +226,7 @@ def test_an_honest_artifact_that_nobody_asked_for_is_refused(
         client.compile(WASM, **ASKED)
 
 
-def test_the_id_of_an_engine_is_not_believed(
+def test_the_id_of_an_engine_is_made_of_what_is_attested(
     daemon: FakeDaemon, make_client: Callable[..., Any]
 ) -> None:
     client = make_client(daemon.address, timeout_s=10, trusted_keys=OURS.key.hex)
@@ -235,13 +236,45 @@ def test_the_id_of_an_engine_is_not_believed(
         return signed_by(OURS)(messages)
 
     daemon.tamper = disguised
-    assert client.compile(WASM, engine="wasmtime").header.engine.id == "wasmtime-50.0.1"
-    with pytest.raises(ArtifactMismatch, match=r"got wasmtime-49\.0\.0"):
-        client.compile(WASM, engine="wasmtime-50.0.1")
+    for asked, says in (
+        ("wasmtime", r"calls the engine wasmtime-49\.0\.0 wasmtime-50\.0\.1"),
+        ("wasmtime-50.0.1", r"got wasmtime-49\.0\.0"),
+    ):
+        with pytest.raises(ArtifactMismatch, match=says):
+            client.compile(WASM, engine=asked)
 
 
 def test_a_client_without_trusted_keys_asks_for_nothing(daemon: FakeDaemon, client: Any) -> None:
     assert client.compile(WASM).bytes == daemon.artifact
+
+
+# --- statements of odd types ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, 7, ["a"], {"a": 7}, float("nan"), 10**400, True])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "predicate.buildDefinition.externalParameters.engine",
+        "predicate.buildDefinition.externalParameters.cpu",
+        "predicate.buildDefinition.externalParameters.changedSettings",
+        "predicate.runDetails.builder.version.wasmkiln",
+        "predicate.runDetails.metadata.finishedOn",
+        "predicate.runDetails.metadata.wasmkiln_compileTimeS",
+    ],
+)
+def test_what_was_signed_has_the_types_of_a_statement(path: str, value: Any) -> None:
+    statement = make().verify(OURS.key.hex)
+    said = json.loads(statement.payload())
+    *before, name = path.split(".")
+    owner = said
+    for step in before:
+        owner = owner[step]
+    if value == 7 and "compileTime" in path:
+        value = "7"
+    owner[name] = value
+    with pytest.raises(TypeError, match="expected"):
+        Statement.parse(json.dumps(said).encode())
 
 
 # --- wasmkiln verify ----------------------------------------------------------------------
@@ -258,8 +291,18 @@ def test_verify_command(tmp_path: Path) -> None:
     done = run(*key, "--module", str(tmp_path / "m.wasm"), "--fingerprint", "F" * 64)
     assert done.exit_code == 0, done.output
     assert OURS.key.id in done.stdout
+    assert done.stderr == ""
     answer = json.loads(run(*key, "--json").stdout)
     assert answer["verified"] is True
+    assert answer["not_checked"] == ["module", "fingerprint"]
+    for given, told in (
+        ((), ["give --module", "give --fingerprint"]),
+        (("--fingerprint", "f" * 64), ["give --module"]),
+        (("--module", str(tmp_path / "m.wasm")), ["give --fingerprint"]),
+    ):
+        lines = run(*key, *given).stderr.splitlines()
+        assert [line.split(": ")[-1] for line in lines] == told
+        assert all(line.startswith("not checked: that it is ") for line in lines)
     assert answer["key_id"] == OURS.key.id
     assert answer["engine"]["name"] == "nothing"
     for wrong in (

@@ -139,7 +139,7 @@ class _Endless(list[Any]):
 
 def test_a_call_that_nobody_reads_any_more_is_ended(daemon: FakeDaemon, client: Any) -> None:
     daemon.modules[DIGEST] = WASM
-    daemon.header_changes = {"size_bytes": 2**40}
+    daemon.header_changes = {"size_bytes": 2**30}
     daemon.tamper = _Endless
 
     def enough(progress: wasmkiln.Progress) -> None:

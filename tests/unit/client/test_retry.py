@@ -33,6 +33,18 @@ def test_a_told_delay_is_never_shortened(unit: float) -> None:
     assert 3 <= pause_s <= 3.1
 
 
+@pytest.mark.parametrize("retry_after_s", [0.0, -1.0])
+def test_a_delay_of_nothing_still_backs_off(retry_after_s: float) -> None:
+    full = errors.CompileQueueFull("full", retry_after_s=retry_after_s)
+    pauses = [policy(0, attempts=9).pause_s(full, attempt, 60) for attempt in range(1, 7)]
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.5, 0.5])
+
+
+def test_the_number_of_attempts_may_be_large() -> None:
+    lost = errors.ConnectionFailed("lost")
+    assert policy(attempts=10**6).pause_s(lost, 5_000, 60) == pytest.approx(1.0)
+
+
 def test_the_last_attempt_is_the_last() -> None:
     lost = errors.ConnectionFailed("lost")
     assert policy(attempts=3).pause_s(lost, 2, 60) is not None

@@ -4,13 +4,46 @@ from __future__ import annotations
 
 import pytest
 from wasmkiln import Client
-from wasmkiln._settings import choose_address, choose_timeout_s
+from wasmkiln._settings import (
+    choose_address,
+    choose_max_artifact_bytes,
+    choose_timeout_s,
+    parse_size,
+)
+from wasmkilnd.config.quantity import parse_bytes
 
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WASMKILN_ADDRESS", raising=False)
     monkeypatch.delenv("WASMKILN_TIMEOUT_S", raising=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "256MiB", "1gb", "1.5GiB", " 64 KiB ", "0", "-1", "1.0001KiB", "1TiB", "9" * 30]
+)
+def test_sizes_are_those_of_the_daemon(text: str) -> None:
+    try:
+        expected = parse_bytes(text.strip())
+    except ValueError:
+        expected = 0
+    if expected > 0:
+        assert parse_size(text) == expected
+    else:
+        with pytest.raises(ValueError, match="is no size"):
+            parse_size(text)
+
+
+def test_the_limit_on_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WASMKILN_MAX_ARTIFACT_BYTES", raising=False)
+    assert choose_max_artifact_bytes(None) == 2**30
+    monkeypatch.setenv("WASMKILN_MAX_ARTIFACT_BYTES", "2MiB")
+    assert choose_max_artifact_bytes(None) == 2**21
+    assert choose_max_artifact_bytes(7) == 7
+
+
+def test_more_than_a_year_is_a_year() -> None:
+    assert choose_timeout_s(1e300) == 365 * 24 * 3600
 
 
 def test_address(monkeypatch: pytest.MonkeyPatch) -> None:

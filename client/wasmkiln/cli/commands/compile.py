@@ -11,11 +11,11 @@ import click
 
 from wasmkiln.cli import batch, tables
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import MODULE, artifact_options, connection_options
+from wasmkiln.cli.options import MODULE, artifact_options, connection_options, parsed_size
+from wasmkiln.cli.place import Place
 from wasmkiln.cli.progress import transfer_bars
 
 if TYPE_CHECKING:
-    from wasmkiln.artifact import Artifact
     from wasmkiln.cli.session import Session
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
@@ -42,6 +42,13 @@ class Compiled:
     ".dsse.json. Without -o nothing is written.",
 )
 @artifact_options()
+@click.option(
+    "--max-artifact-bytes",
+    callback=parsed_size,
+    metavar="SIZE",
+    help="Receive no artifact above this, such as 512MiB.  "
+    "[default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]",
+)
 @click.option("--no-cache", is_flag=True, help="Compile even when a tier holds the artifact.")
 @connection_options
 @click.pass_context
@@ -53,12 +60,13 @@ def compile_(
     target: str | None,
     cpu: str | None,
     settings: dict[str, str],
+    max_artifact_bytes: int | None,
     no_cache: bool,
 ) -> None:
     """Get the artifacts of modules, uploading those that the daemon doesn't have."""
     session: Session = context.obj
-    place = _Place(output, sources)
-    with session.client() as client, transfer_bars() as bars:
+    place = Place(output, sources)
+    with session.client(max_artifact_bytes=max_artifact_bytes) as client, transfer_bars() as bars:
 
         def compile_one(source: str) -> Compiled:
             start_s = time.perf_counter()
@@ -92,44 +100,3 @@ def compile_(
     }
     session.emit(document, *([tables.compiled(compiled)] if compiled else []))
     context.exit(batch.report_failures(session, done))
-
-
-class _Place:
-    """Where each artifact goes. Raises click.UsageError when two would go to one file."""
-
-    def __init__(self, output: Path | None, sources: tuple[str, ...]) -> None:
-        self._output = output
-        self._folder = output is not None and (len(sources) > 1 or output.is_dir())
-        if output is None:
-            return
-        if not self._folder:
-            _refuse_as_output(output, sources)
-            return
-        if output.exists() and not output.is_dir():
-            raise click.UsageError(f"{output} is a file; several modules need a folder")
-        names = [_stem(source) for source in sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise click.UsageError(f"several modules would be written as {', '.join(twice)}")
-        output.mkdir(parents=True, exist_ok=True)
-
-    def save(self, source: str, artifact: Artifact) -> Path | None:
-        if self._output is None:
-            return None
-        if not self._folder:
-            return artifact.save(self._output)
-        return artifact.save(self._output / f"{_stem(source)}.{artifact.header.engine.id}.cwasm")
-
-
-def _refuse_as_output(output: Path, sources: tuple[str, ...]) -> None:
-    """Raises click.UsageError for what would be lost, or is no place for two files."""
-    if str(output) == "-":
-        raise click.UsageError("-o takes a file or a folder; artifacts are not written to stdout")
-    if output.exists() and not output.is_file():
-        raise click.UsageError(f"{output} is no regular file: the header could not go beside it")
-    if output.exists() and any(Path(s).exists() and output.samefile(s) for s in sources):
-        raise click.UsageError(f"{output} is the module itself: it would be overwritten")
-
-
-def _stem(source: str) -> str:
-    return Path(source).name.removesuffix(".wasm")

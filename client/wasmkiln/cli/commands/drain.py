@@ -8,7 +8,7 @@ import click
 
 from wasmkiln.cli import tables
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import MAX_TIMEOUT_S, connection_options
+from wasmkiln.cli.options import Seconds, connection_options
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0, max=MAX_TIMEOUT_S),
+    type=Seconds(),
     metavar="SECONDS",
     help="How long what is under way may take; 0 hurries.  [default: the daemon's own]",
 )

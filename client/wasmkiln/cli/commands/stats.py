@@ -11,7 +11,7 @@ from rich.live import Live
 
 from wasmkiln.cli import tables
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import connection_options
+from wasmkiln.cli.options import Seconds, connection_options
 from wasmkiln.cli.session import console
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--watch", is_flag=True, help="Go on until interrupted; with --json, a line each.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(0.1),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

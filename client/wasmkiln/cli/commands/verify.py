@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
+_WITHOUT_MODULE = (
+    "that it is the artifact of the module that you mean, and not another one's with its own"
+    " attestation: give --module"
+)
+_WITHOUT_FINGERPRINT = (
+    "that it is for the engine, target, cpu and settings that you mean: give --fingerprint"
+)
+
 
 @click.command()
 @click.argument("artifact", type=_FILE)
@@ -64,9 +72,14 @@ def verify(
         _check(statement, "module_sha256", identify(module).sha256)
     if fingerprint is not None:
         _check(statement, "fingerprint", fingerprint.lower())
+    unchecked = {
+        "module": None if module is not None else _WITHOUT_MODULE,
+        "fingerprint": None if fingerprint is not None else _WITHOUT_FINGERPRINT,
+    }
     claims = statement.claims
     document = {
         "verified": True,
+        "not_checked": [name for name, why in unchecked.items() if why],
         "key_id": key_id,
         "artifact_sha256": claims.artifact_sha256,
         "module_sha256": claims.module_sha256,
@@ -81,6 +94,8 @@ def verify(
         "compile_time_s": statement.compile_time_s,
     }
     session.emit(document, tables.verified(str(artifact), statement, key_id))
+    for why in filter(None, unchecked.values()):
+        session.note(f"not checked: {why}")
 
 
 def _opened(envelope: bytes, trusted: TrustedKeys) -> tuple[Statement, str]:

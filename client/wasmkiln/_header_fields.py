@@ -1,0 +1,144 @@
+"""Why each field of an ArtifactHeader may be believed: one table, complete by a test.
+
+What the client uses of a header was compared with the call or with the bytes that came, or is
+attested where there are trusted keys. What is only shown is never used: no path, no engine and
+no decision depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import TYPE_CHECKING
+
+from wasmkiln._text import quoted
+from wasmkiln.errors import ArtifactMismatch
+from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHeader, Engine, Kind
+
+if TYPE_CHECKING:
+    from wasmkiln.v1.module_service_pb2 import CompileRequest
+
+# The first eight bytes: a magic number, a version, and the layer that tells a component.
+_KINDS = {
+    b"\0asm\x01\0\0\0": KIND_CORE_MODULE,
+    b"\0asm\x0d\0\x01\0": KIND_COMPONENT,
+}
+
+
+class Basis(Flag):
+    """What vouches for a field."""
+
+    SHOWN = 0
+    """Nothing: it is shown, or is the attestation itself."""
+    CALL = auto()
+    """It is compared with what the call asked for, as far as that said it."""
+    BYTES = auto()
+    """It is compared with the artifact's bytes, where these were asked for."""
+    ATTESTED = auto()
+    """With trusted keys, the attestation has to say the same."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a compile asked for."""
+
+    request: CompileRequest
+    module_sha256: str
+    kind: Kind | None
+    """None where the module's bytes aren't known."""
+
+
+Differences = Iterator[str]
+Comparison = Callable[[Call, ArtifactHeader], Differences]
+
+
+def kind_of(module: bytes | None) -> Kind | None:
+    """Return the kind that a module's preamble tells, None where there is none that is known."""
+    return _KINDS.get(module[:8]) if module is not None else None
+
+
+def engine_id(engine: Engine) -> str:
+    """Return an engine's id made from what is attested of it."""
+    return f"{engine.name}-{engine.version}"
+
+
+def check(call: Call, header: ArtifactHeader) -> None:
+    """Raise ArtifactMismatch when a header is not about what was asked for."""
+    for compare in _COMPARISONS:
+        for difference in compare(call, header):
+            raise ArtifactMismatch(difference)
+
+
+def _differs(what: str, asked: str, got: str) -> str:
+    return f"asked for {what} {quoted(asked)}, got {quoted(got) or 'none'}"
+
+
+def _module(call: Call, header: ArtifactHeader) -> Differences:
+    if header.module_sha256 != call.module_sha256:
+        yield _differs("an artifact of module", call.module_sha256, header.module_sha256)
+
+
+def _engine(call: Call, header: ArtifactHeader) -> Differences:
+    asked, name, full = call.request.engine, header.engine.name, engine_id(header.engine)
+    if asked and asked not in (name, full):
+        yield _differs("engine", asked, full)
+    # No attestation has the id, and callers name files by it.
+    if header.engine.id != full:
+        yield f"the header calls the engine {quoted(full)} {quoted(header.engine.id) or 'nothing'}"
+
+
+def _target(call: Call, header: ArtifactHeader) -> Differences:
+    if call.request.target and call.request.target != header.target:
+        yield _differs("target", call.request.target, header.target)
+
+
+def _cpu(call: Call, header: ArtifactHeader) -> Differences:
+    if call.request.cpu and call.request.cpu != header.cpu:
+        yield _differs("cpu", call.request.cpu, header.cpu)
+
+
+def _settings(call: Call, header: ArtifactHeader) -> Differences:
+    asked: Mapping[str, str] = call.request.settings
+    for name, value in asked.items():
+        if value != header.settings.get(name):
+            yield _differs(f"setting {quoted(name)}", value, header.settings.get(name, ""))
+    # What nobody asked for is as the engine has it by default.
+    for name, value in header.changed_settings.items():
+        if value != asked.get(name):
+            default = asked.get(name, "as the engine has it")
+            yield _differs(f"setting {quoted(name)}", default, value)
+
+
+def _kind(call: Call, header: ArtifactHeader) -> Differences:
+    if call.kind is not None and header.kind != call.kind:
+        yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
+
+
+_COMPARISONS: tuple[Comparison, ...] = (_module, _engine, _target, _cpu, _settings, _kind)
+
+FIELDS: Mapping[str, Basis] = {
+    "module_sha256": Basis.CALL | Basis.ATTESTED,
+    "artifact_sha256": Basis.BYTES | Basis.ATTESTED,
+    "size_bytes": Basis.BYTES,
+    "engine.id": Basis.CALL,  # it has to be made of the two that follow
+    "engine.name": Basis.CALL | Basis.ATTESTED,
+    "engine.version": Basis.CALL | Basis.ATTESTED,
+    "engine.core_version": Basis.ATTESTED,
+    "engine.compiler": Basis.ATTESTED,
+    "target": Basis.CALL | Basis.ATTESTED,
+    "cpu": Basis.CALL | Basis.ATTESTED,
+    "settings": Basis.CALL | Basis.ATTESTED,
+    "changed_settings": Basis.CALL | Basis.ATTESTED,
+    "kind": Basis.CALL | Basis.ATTESTED,
+    "fingerprint": Basis.ATTESTED,
+    "attestation": Basis.SHOWN,
+    "origin": Basis.SHOWN,
+    "queue_time": Basis.SHOWN,
+    "compile_time": Basis.SHOWN,
+    # The attestation has a digest of these three, which a client can't compute: a header has
+    # one kind for all that only components have.
+    "imports": Basis.SHOWN,
+    "exports": Basis.SHOWN,
+    "types_truncated": Basis.SHOWN,
+}

@@ -1,0 +1,191 @@
+"""The table of an ArtifactHeader's fields is complete, and true of each field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from wasmkiln import Artifact, ArtifactHeader, ArtifactMismatch, AttestationInvalid, TrustedKeys
+from wasmkiln._header_fields import FIELDS, Basis
+from wasmkiln.cli.names import file_name
+from wasmkiln.loading import load_artifact, with_wasmtime
+from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1 import types_pb2 as types
+
+from tests.attesting import Attester
+from tests.lying import honest
+from tests.lying.server import LyingServer, lying_server
+
+OURS = Attester()
+ASKED: dict[str, Any] = {
+    "engine": "wasmtime-50.0.1",
+    "target": "x86_64-unknown-linux-gnu",
+    "cpu": "baseline",
+    "settings": {"consume_fuel": "true"},
+}
+
+
+def paths() -> Iterator[str]:
+    """Every field of a header; those of its engine each for itself."""
+    for field in types.ArtifactHeader.DESCRIPTOR.fields:
+        if field.message_type is types.Engine.DESCRIPTOR:
+            yield from (f"{field.name}.{each.name}" for each in field.message_type.fields)
+        else:
+            yield field.name
+
+
+def change(header: ArtifactHeader, path: str) -> None:
+    """Make a field say something else."""
+    owner: Any = header
+    *before, name = path.split(".")
+    for step in before:
+        owner = getattr(owner, step)
+    field = owner.DESCRIPTOR.fields_by_name[name]
+    value = getattr(owner, name)
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        value["consume_fuel"] = "false"
+    elif field.is_repeated:
+        value.add(name="another")
+    elif field.message_type is not None:
+        value.seconds += 1
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        setattr(owner, name, b"other")
+    elif field.type == FieldDescriptor.TYPE_STRING:
+        setattr(owner, name, f"{value[:-1]}0")
+    elif field.type == FieldDescriptor.TYPE_BOOL:
+        setattr(owner, name, not value)
+    else:
+        setattr(owner, name, value + 1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LyingServer]:
+    with lying_server() as liar:
+        yield liar
+
+
+def answer(server: LyingServer, header: ArtifactHeader) -> None:
+    told = modules.CompileResponse(header=header).SerializeToString()
+    server.answers["Compile"] = honest.telling("Compile", told)
+
+
+def true_header() -> ArtifactHeader:
+    header = honest.header(modules.CompileRequest(**ASKED))
+    OURS.attest(header)
+    return header
+
+
+def test_the_table_is_complete() -> None:
+    assert sorted(FIELDS) == sorted(paths())
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_what_is_attested_is_verified(path: str) -> None:
+    header = true_header()
+    change(header, path)
+    artifact = Artifact(b"", header)
+    if path == "attestation" or Basis.ATTESTED in FIELDS[path]:
+        with pytest.raises(AttestationInvalid):
+            artifact.verify(OURS.key.hex)
+    else:
+        artifact.verify(OURS.key.hex)
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_what_is_compared_is_compared_without_any_key(
+    server: LyingServer, make_client: Callable[..., Any], path: str
+) -> None:
+    client = make_client(server.address, timeout_s=30)
+    answer(server, true_header())
+    assert client.compile(honest.WASM, **ASKED).bytes == honest.ARTIFACT
+    header = true_header()
+    change(header, path)
+    answer(server, header)
+    if FIELDS[path] & (Basis.CALL | Basis.BYTES):
+        with pytest.raises(ArtifactMismatch):
+            client.compile(honest.WASM, **ASKED)
+    else:
+        client.compile(honest.WASM, **ASKED)
+
+
+class Recorded:
+    """A message that remembers which of its fields were read."""
+
+    def __init__(self, message: Any, read: set[str], prefix: str = "") -> None:
+        self.__dict__.update(message=message, read=read, prefix=prefix)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["message"], name)
+        if isinstance(value, types.Engine):
+            return Recorded(value, self.__dict__["read"], f"{name}.")
+        self.__dict__["read"].add(self.__dict__["prefix"] + name)
+        return value
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_loading_and_naming_use_nothing_that_is_only_shown(
+    monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    monkeypatch.setattr(with_wasmtime, "check_version", lambda header: header.engine.version)
+    monkeypatch.setattr("wasmkiln.loading.machine.check", lambda target, cpu: None)
+    monkeypatch.setattr(
+        with_wasmtime, "deserialize", lambda artifact, engine: (artifact.header.kind, engine)
+    )
+    monkeypatch.setattr(with_wasmtime, "_engine", lambda settings: dict(settings))
+    read: set[str] = set()
+    header: Any = Recorded(true_header(), read)
+    artifact = Artifact(honest.ARTIFACT, header, TrustedKeys([OURS.key] if trusted else []))
+    assert load_artifact(artifact, None)[1] == {"consume_fuel": "true"}
+    file_name("m.wasm", header)
+    if trusted:  # the proof itself
+        read.discard("attestation")
+    assert read
+    assert [path for path in read if FIELDS[path] is Basis.SHOWN] == []
+
+
+def test_what_was_asked_for_is_set_though_the_header_calls_it_a_default(
+    server: LyingServer, make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(with_wasmtime, "check_version", lambda header: None)
+    monkeypatch.setattr(with_wasmtime, "_engine", lambda settings: dict(settings))
+    header = true_header()
+    header.changed_settings.clear()
+    OURS.attest(header)
+    answer(server, header)
+    artifact = make_client(server.address, timeout_s=30).compile(honest.WASM, **ASKED)
+    assert artifact.engine() == {"consume_fuel": "true"}
+    # Where it is attested that it is the engine's default, that is believed.
+    client = make_client(server.address, timeout_s=30, trusted_keys=OURS.key.hex)
+    assert client.compile(honest.WASM, **ASKED).engine() == {}
+
+
+def test_an_engine_is_made_of_attested_settings_only(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(with_wasmtime, "check_version", lambda header: None)
+    monkeypatch.setattr(with_wasmtime, "_engine", lambda settings: dict(settings))
+    path = Artifact(honest.ARTIFACT, true_header()).save(tmp_path / "m")
+    beside = tmp_path / "m.json"
+    assert Artifact.open(path, trusted_keys=OURS.key.hex).engine() == {"consume_fuel": "true"}
+    beside.write_text(re.sub(r'"consume_fuel": "true"', '"debug_info": "true"', beside.read_text()))
+    with pytest.raises(AttestationInvalid):
+        Artifact.open(path, trusted_keys=OURS.key.hex).engine()
+
+
+@pytest.mark.parametrize("asked_as", [honest.WASM, honest.WASM[:4] + b"\x0d\0\x01\0"])
+def test_the_kind_is_that_of_the_module_s_bytes(
+    server: LyingServer, make_client: Callable[..., Any], asked_as: bytes
+) -> None:
+    client = make_client(server.address, timeout_s=30)
+    header = honest.header(modules.CompileRequest(module=asked_as))
+    for kind in (1, 2, 7, 0):
+        header.MergeFromString(bytes([0x68, kind]))
+        answer(server, header)
+        if kind == (1 if asked_as == honest.WASM else 2):
+            client.compile(asked_as)
+        else:
+            with pytest.raises(ArtifactMismatch, match="of kind"):
+                client.compile(asked_as)
