@@ -1,5 +1,6 @@
 """The `wasmkiln` command. Importing this module needs nothing but the standard library."""
 
+import io
 import sys
 
 
@@ -15,4 +16,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    # What a terminal's encoding does not have is no reason to fail.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="wasmkiln")

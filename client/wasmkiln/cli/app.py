@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from wasmkiln import __version__
+from wasmkiln._text import one_line
 from wasmkiln.cli.commands.compile import compile_
 from wasmkiln.cli.commands.drain import drain
 from wasmkiln.cli.commands.engines import engines
@@ -38,6 +39,8 @@ class Commands(click.Group):
         except click.exceptions.Exit:
             raise
         except click.ClickException as error:
+            # It may quote a file's name.
+            error.message = one_line(error.message)  # type: ignore[misc]
             error.show()
             if session.as_json:
                 click.echo(dumps(error_document(Exception(error.format_message()))), err=True)

@@ -1,13 +1,15 @@
 """The API's messages as JSON for scripts.
 
 Unlike protobuf's own JSON, 64-bit numbers are numbers, a duration is its seconds under a
-name with `_s`, and every field is there, so that `jq` needs no conversions.
+name with `_s`, and every field is there, so that `jq` needs no conversions. A number that JSON
+has no word for is null, and a time that RFC 3339 can't write is "@" and its seconds since 1970.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,12 +18,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from wasmkiln._durations import seconds
 from wasmkiln.errors import WasmkilnError
 
 
 def dumps(document: Any) -> str:
     """One line of JSON, in ASCII: a file's name may hold what is no UTF-8."""
-    return json.dumps(document)
+    return json.dumps(document, allow_nan=False)
 
 
 def to_document(message: Message) -> dict[str, Any]:
@@ -43,9 +46,11 @@ def to_document(message: Message) -> dict[str, Any]:
 
 def _value(value: Any, enum_type: Any) -> Any:
     if isinstance(value, Duration):
-        return value.ToTimedelta().total_seconds()
+        return seconds(value)
     if isinstance(value, Timestamp):
-        return value.ToJsonString()
+        return _time(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, Message):
         return to_document(value)
     if isinstance(value, bytes):
@@ -58,6 +63,13 @@ def _value(value: Any, enum_type: Any) -> Any:
         known = enum_type.values_by_number.get(value)
         return known.name if known is not None else value
     return value
+
+
+def _time(value: Timestamp) -> str:
+    try:
+        return value.ToJsonString()
+    except ValueError:
+        return f"@{value.seconds}"
 
 
 def error_document(error: Exception, source: str | None = None) -> dict[str, Any]:

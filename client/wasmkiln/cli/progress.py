@@ -18,8 +18,9 @@ from rich.progress import (
 
 from wasmkiln._progress import Phase
 from wasmkiln._progress import Progress as CallProgress
+from wasmkiln._text import one_line
 from wasmkiln.cli.session import console
-from wasmkiln.cli.text import one_line, size
+from wasmkiln.cli.text import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from wasmkiln.cli.text import elapsed, one_line, seconds, size
+from wasmkiln._text import one_line
+from wasmkiln.cli.grid import Grid, lines
+from wasmkiln.cli.text import elapsed, share, size, time, word
 from wasmkiln.v1.module_service_pb2 import IsolationLayer
 from wasmkiln.v1.types_pb2 import Kind, Origin
 
@@ -32,68 +33,47 @@ if TYPE_CHECKING:
     )
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
-_RIGHT = ">"
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A table; a column whose name starts with ">" is aligned right."""
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column in columns:
-        right = column.startswith(_RIGHT)
-        table.add_column(
-            column.removeprefix(_RIGHT), justify="right" if right else "left", overflow="fold"
-        )
-    return table
-
-
-def _kind(kind: Kind) -> str:
-    return Kind.Name(kind).removeprefix("KIND_").replace("_", " ").lower()
-
-
-def _origin(origin: Origin) -> str:
-    return Origin.Name(origin).removeprefix("ORIGIN_").replace("_", " ").lower()
-
 
 def loaded(modules: Iterable[tuple[str, LoadResponse]]) -> RenderableType:
     """What `load` did."""
-    table = _table("module", "sha256", ">size", "kind", "validated by", "was there")
+    table = Grid("module", "sha256", ">size", "kind", "validated by", "was there")
     for file, answer in modules:
-        table.add_row(
-            one_line(file),
+        table.row(
+            file,
             answer.sha256,
             size(answer.size_bytes),
-            _kind(answer.kind),
+            word(Kind, answer.kind),
             answer.engine,
             "yes" if answer.already_loaded else "no",
         )
-    return table
+    return table.shown()
 
 
 def compiled(artifacts: Iterable[Compiled]) -> RenderableType:
     """What `compile` got."""
-    table = _table(
+    table = Grid(
         "module", "engine", "target", "cpu", "origin", ">size", ">compile", ">call", "saved to"
     )
     for one in artifacts:
         header = one.header
-        table.add_row(
-            one_line(one.source),
+        table.row(
+            one.source,
             header.engine.id,
             header.target,
             header.cpu,
-            _origin(header.origin),
+            word(Origin, header.origin),
             size(header.size_bytes),
-            elapsed(seconds(header.compile_time)),
+            time(header.compile_time),
             elapsed(one.call_s),
-            one_line(str(one.saved_to)) if one.saved_to else "-",
+            str(one.saved_to) if one.saved_to else "-",
         )
-    return table
+    return table.shown()
 
 
 def verified(artifact: str, statement: Statement, key_id: str) -> RenderableType:
     """What `verify` found."""
     claims = statement.claims
-    table = _table(one_line(artifact), "is vouched for")
+    table = Grid(artifact, "is vouched for")
     for name, text in (
         ("by key", key_id),
         ("module", claims.module_sha256),
@@ -102,18 +82,18 @@ def verified(artifact: str, statement: Statement, key_id: str) -> RenderableType
         ("fingerprint", claims.fingerprint),
         ("made by", f"wasmkilnd {statement.daemon_version}, {statement.finished_on}"),
     ):
-        table.add_row(name, one_line(text))
-    return table
+        table.row(name, text)
+    return table.shown()
 
 
 def missing(rows: Sequence[tuple[str, str, str]], asked: int) -> RenderableType:
     """What `find-missing` found: source, digest and engine of each."""
     if not rows:
         return f"nothing missing of {asked}"
-    table = _table("missing", "sha256", "engine", title=f"{len(rows)} missing of {asked}")
+    table = Grid("missing", "sha256", "engine", title=f"{len(rows)} missing of {asked}")
     for source, digest, engine in rows:
-        table.add_row(one_line(source), digest, engine or "default")
-    return table
+        table.row(source, digest, engine or "default")
+    return table.shown()
 
 
 def evicted(answer: EvictResponse) -> RenderableType:
@@ -125,21 +105,21 @@ def quarantined(answer: ListQuarantineResponse) -> RenderableType:
     """What is in quarantine."""
     if not answer.modules:
         return "no module is in quarantine"
-    table = _table("module", "engine", "why", ">strikes", ">time left")
+    table = Grid("module", "engine", "why", ">strikes", ">time left")
     for one in answer.modules:
-        table.add_row(
+        table.row(
             one.module_sha256,
             one.engine,
-            one_line(one.message),
+            one.message,
             str(one.strikes),
-            elapsed(seconds(one.time_left)),
+            time(one.time_left),
         )
-    return table
+    return table.shown()
 
 
 def draining(answer: DrainResponse) -> RenderableType:
     """What `drain` began."""
-    left = elapsed(seconds(answer.grace)) if answer.calls or answer.flights else "-"
+    left = time(answer.grace) if answer.calls or answer.flights else "-"
     wait = f"for at most {left}" if left != "-" else "for nothing more"
     return f"draining: {answer.calls} calls, {answer.flights} compilations; it waits {wait}"
 
@@ -151,23 +131,23 @@ def warmed(
     summary = f"{files} files: {warm_before} warm before, {len(warm_now)} compiled, {failed} failed"
     if not warm_now:
         return summary
-    table = _table("module", "engine", "origin", ">size", ">compile")
+    table = Grid("module", "engine", "origin", ">size", ">compile")
     for name, header in warm_now:
-        table.add_row(
-            one_line(name),
+        table.row(
+            name,
             header.engine.id,
-            _origin(header.origin),
+            word(Origin, header.origin),
             size(header.size_bytes),
-            elapsed(seconds(header.compile_time)),
+            time(header.compile_time),
         )
-    return Group(table, summary)
+    return Group(table.shown(), summary)
 
 
 def _latency(summary: LatencySummary) -> tuple[str, str, str]:
     return (
-        elapsed(seconds(summary.p50)),
-        elapsed(seconds(summary.p90)),
-        elapsed(seconds(summary.p99)),
+        time(summary.p50),
+        time(summary.p90),
+        time(summary.p99),
     )
 
 
@@ -175,25 +155,25 @@ def stats(answer: StatsResponse) -> RenderableType:
     """Everything that `stats` shows."""
     redis = f"{answer.redis_mode or 'none'} {'up' if answer.redis_up else 'not up'}"
     if answer.redis_detail:
-        redis += f" ({one_line(answer.redis_detail)})"
+        redis += f" ({answer.redis_detail})"
     head = Table.grid(padding=(0, 2))
     for name, value in (
-        ("wasmkilnd", f"{answer.version}, up {elapsed(seconds(answer.uptime))}"),
-        ("hit ratio", f"{answer.hit_ratio:.1%}"),
+        ("wasmkilnd", f"{answer.version}, up {time(answer.uptime)}"),
+        ("hit ratio", share(answer.hit_ratio)),
         ("redis", redis),
         ("now", f"{answer.busy_workers} busy, {answer.queue_depth} queued, "
                 f"{answer.flights} flights"),
         ("so far", f"{answer.flights_joined} flights joined, {answer.dropped_writes} writes "
                    f"dropped, {answer.quarantined_modules} modules in quarantine"),
     ):  # fmt: skip
-        head.add_row(name, value)
+        head.add_row(name, one_line(value))
 
-    tiers = _table(
+    tiers = Grid(
         "tier", ">entries", ">bytes", ">limit", ">hits", ">misses", ">evictions", ">errors",
         ">get p50", ">p90", ">p99",
     )  # fmt: skip
     for tier in answer.tiers:
-        tiers.add_row(
+        tiers.row(
             tier.tier,
             str(tier.entries),
             size(tier.bytes),
@@ -205,43 +185,42 @@ def stats(answer: StatsResponse) -> RenderableType:
             *_latency(tier.get_latency),
         )
 
-    compiles = _table("engine", "outcome", ">compiles", ">p50", ">p90", ">p99")
+    compiles = Grid("engine", "outcome", ">compiles", ">p50", ">p90", ">p99")
     for one in answer.compiles:
         if one.count:
-            compiles.add_row(one.engine, one.outcome, str(one.count), *_latency(one.duration))
+            compiles.row(one.engine, one.outcome, str(one.count), *_latency(one.duration))
 
-    workers = _table("engine", ">workers", ">busy", ">queued", ">replaced")
+    workers = Grid("engine", ">workers", ">busy", ">queued", ">replaced")
     for pool in answer.workers:
-        workers.add_row(
+        workers.row(
             pool.engine, str(pool.workers), str(pool.busy), str(pool.queued), str(pool.replaced)
         )
-    shown = [table for table in (tiers, compiles, workers) if table.row_count]
-    return Group(head, *shown)
+    return Group(head, *(table.shown() for table in (tiers, compiles, workers) if table))
 
 
 def engines(answer: GetCapabilitiesResponse) -> RenderableType:
     """What `engines` shows."""
-    table = _table(
+    table = Grid(
         "engine", "core", "compiler", "accepts", "targets", "cpu levels", "interpreter",
         title=f"wasmkilnd {answer.version}",
     )  # fmt: skip
     for one in answer.engines:
         targets = [f"{t.triple} (host)" if t.host else t.triple for t in one.targets]
-        table.add_row(
+        table.row(
             f"{one.engine.id} (default)" if one.default else one.engine.id,
             one.engine.core_version,
             one.engine.compiler,
-            "\n".join(_kind(kind) for kind in one.kinds),
-            "\n".join(targets),
-            "\n".join(", ".join(target.cpus) for target in one.targets),
+            [word(Kind, kind) for kind in one.kinds],
+            targets,
+            [", ".join(target.cpus) for target in one.targets],
             one.interpreter,
         )
     limits = answer.limits
     return Group(
-        table,
-        *(one_line(f"not served: {one.id}: {one.cause}") for one in answer.unserved_engines),
+        table.shown(),
+        *lines(f"not served: {one.id}: {one.cause}" for one in answer.unserved_engines),
         f"limits: module {size(limits.module_bytes)}, "
-        f"compile {elapsed(seconds(limits.compile_time))} and "
+        f"compile {time(limits.compile_time)} and "
         f"{size(limits.compile_memory_bytes)} of memory, "
         f"artifact {size(limits.artifact_bytes)}, queue {limits.queue_length}",
     )
@@ -249,36 +228,36 @@ def engines(answer: GetCapabilitiesResponse) -> RenderableType:
 
 def settings(answer: GetCapabilitiesResponse) -> RenderableType:
     """What `engines --settings` shows."""
-    table = _table("engine", "setting", "default", "allowed", "what it is")
+    table = Grid("engine", "setting", "default", "allowed", "what it is")
     for one in answer.engines:
         for setting in one.settings:
-            table.add_row(
+            table.row(
                 one.engine.id,
                 setting.name,
                 setting.default_value,
                 ", ".join(setting.allowed_values),
                 setting.description,
             )
-        table.add_section()
-    return table
+        table.section()
+    return table.shown()
 
 
 def isolation(answer: GetCapabilitiesResponse) -> RenderableType:
     """What `engines --isolation` shows."""
-    table = _table("engine", "jobs are", "layer", "state", "detail")
+    table = Grid("engine", "jobs are", "layer", "state", "detail")
     for one in answer.engines:
         found = one.isolation
         holes = [attempt.name for attempt in found.attempts if not attempt.refused]
         could = f"not confined: they could {', '.join(holes) or 'do anything'}"
         for index, layer in enumerate(found.layers):
-            table.add_row(
+            table.row(
                 "" if index else one.engine.id,
                 "" if index else "confined" if found.holds else could,
                 layer.name,
-                IsolationLayer.State.Name(layer.state).removeprefix("STATE_").lower(),
-                one_line(layer.detail),
+                word(IsolationLayer.State, layer.state),
+                layer.detail,
             )
         if not found.layers:
-            table.add_row(one.engine.id, could)
-        table.add_section()
-    return table
+            table.row(one.engine.id, could)
+        table.section()
+    return table.shown()

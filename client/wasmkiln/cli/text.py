@@ -1,18 +1,26 @@
-"""Numbers and messages as people read them."""
+"""Numbers and words as people read them; whatever a daemon sends is shown."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wasmkiln._durations import seconds
+from wasmkiln._text import one_line as one_line  # the daemon's commands have it from here
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from google.protobuf.duration_pb2 import Duration
 
+_YEAR_S = 365 * 24 * 3600
 
-def one_line(text: str) -> str:
-    """One printable line: an engine's message holds line breaks, and names that a module's
-    author chose, which must not steer a terminal."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+def word(enum: Any, value: int) -> str:
+    """An enum's value as a word, such as "core module"; of a newer daemon as "kind 7"."""
+    prefix = enum.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    known = enum.DESCRIPTOR.values_by_number.get(value)
+    name = known.name.removeprefix(prefix) if known is not None else f"{prefix}{value}"
+    return name.replace("_", " ").lower()
 
 
 def size(count_bytes: int) -> str:
@@ -23,20 +31,29 @@ def size(count_bytes: int) -> str:
     return f"{count_bytes / 1024**power:.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
-def seconds(duration: Duration) -> float:
-    """A Duration in seconds."""
-    return duration.ToTimedelta().total_seconds()
+def share(part: float) -> str:
+    """For example "75.0%"; what is no part of a whole as the number that it is."""
+    return f"{part:.1%}" if 0 <= part <= 1 else f"{part:g}"
+
+
+def time(duration: Duration) -> str:
+    """A Duration as `elapsed` shows it."""
+    return elapsed(seconds(duration))
 
 
 def elapsed(duration_s: float) -> str:
     """For example "0.42 ms", "12 ms", "1.30 s", "2 h 5 min"; "-" for nothing."""
-    if duration_s <= 0:
+    if duration_s == 0:
         return "-"
+    if duration_s < 0:
+        return f"-{elapsed(-duration_s)}"
     if duration_s < 0.010:
         return f"{duration_s * 1e3:.2f} ms"
     if duration_s < 1:
         return f"{duration_s * 1e3:.0f} ms"
     if duration_s < 120:
         return f"{duration_s:.2f} s"
+    if duration_s >= _YEAR_S:
+        return f"{duration_s / _YEAR_S:.3g} years"
     hours, minutes = divmod(round(duration_s / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
