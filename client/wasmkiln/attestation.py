@@ -77,6 +77,9 @@ class Statement:
     compile_time_s: float
     types_sha256: str
     """A digest over the module's imports and exports, which the daemon checks."""
+    made_ms: int = 0
+    """When it was made, in milliseconds since 1970, or a moment after the last Evict that the
+    daemon knew of, if that is later; 0 where it does not say (daemons of v0.1.0)."""
 
     def payload(self) -> bytes:
         """The in-toto statement's bytes, which are what is signed."""
@@ -111,6 +114,7 @@ class Statement:
                         "metadata": {
                             "finishedOn": self.finished_on,
                             "wasmkiln_compileTimeS": self.compile_time_s,
+                            **({"wasmkiln_madeMs": self.made_ms} if self.made_ms else {}),
                         },
                     },
                 },
@@ -132,6 +136,9 @@ class Statement:
         [subject], [module] = said["subject"], definition["resolvedDependencies"]
         [types] = details["byproducts"]
         given = definition["externalParameters"]
+        made_ms = details["metadata"].get("wasmkiln_madeMs", 0)
+        if type(made_ms) is not int or made_ms < 0:
+            raise ValueError("its time is no number of milliseconds")
         return cls(
             Claims(
                 artifact_sha256=_text(subject["digest"]["sha256"]),
@@ -148,6 +155,7 @@ class Statement:
             finished_on=_text(details["metadata"]["finishedOn"]),
             compile_time_s=_number(details["metadata"]["wasmkiln_compileTimeS"]),
             types_sha256=_text(types["digest"]["sha256"]),
+            made_ms=made_ms,
         )
 
 

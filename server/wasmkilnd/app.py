@@ -16,6 +16,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd import descriptors
 from wasmkilnd.banner import banner
+from wasmkilnd.cache.marks import Marks
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.remote import CannotOpenRemote, RemoteTier, open_remote
@@ -90,11 +91,12 @@ class Daemon:
         installed = self._installed_engines(settings)
         connections = _connections(settings, engines=len(installed))
         signing = await self._open_signing(settings)
-        sealer = SealerInForce(signing)
+        marks = Marks()
+        sealer = SealerInForce(signing, marks.evicted_ms)
         engines = await self._start_engines(installed, settings)
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.watch_tier("memory", memory.usage)
-        remote = await self._open_remote(sealer)
+        remote = await self._open_remote(sealer, marks)
         cache = TieredCache(
             memory,
             ObservedTier(memory, self._metrics),
@@ -269,9 +271,10 @@ class Daemon:
         log.error("engine is not served", engine=engine.id, cause=engine.cause)
         self._unserved.append(engine)
 
-    async def _open_remote(self, sealer: SealerInForce) -> RemoteTier:
+    async def _open_remote(self, sealer: SealerInForce, marks: Marks) -> RemoteTier:
+        options = remote_options(self._settings)
         try:
-            remote = await open_remote(remote_options(self._settings), sealer, self._metrics)
+            remote = await open_remote(options, sealer, self._metrics, marks)
         except CannotOpenRemote as failure:
             raise CannotStart(str(failure)) from None
         self._started.push_async_callback(self._unless_hurried, remote.leave)

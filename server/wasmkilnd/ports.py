@@ -256,8 +256,16 @@ class StrikeStore(Protocol):
         """Answer the strike against ``key``, with the time that its quarantine has left."""
         ...
 
-    async def put(self, strike: Strike, ttl_s: float) -> None:
-        """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
+    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
+        """Store ``strike``, over what is there, for ``ttl_s`` seconds.
+
+        One that is ``age_s`` old is not stored if it was released since, or if what is there
+        is as heavy.
+        """
+        ...
+
+    async def ready(self) -> None:
+        """Return when the store is believed to answer."""
         ...
 
     async def all(self) -> Sequence[Strike]:

@@ -95,14 +95,16 @@ class DsseSealer(DsseVerifier):
         self._daemon_version = daemon_version
         self._now = now
 
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` with an envelope by the signing key."""
+    def seal(self, artifact: Artifact, after_ms: int = 0) -> Artifact:
+        """Return ``artifact`` with an envelope by the signing key, which says that it was made
+        now, and later than ``after_ms``.
+        """
+        now_s = self._now()
         statement = Statement(
             _claims(artifact),
             daemon_version=self._daemon_version,
-            finished_on=datetime.fromtimestamp(int(self._now()), UTC).strftime(
-                "%Y-%m-%dT%H:%M:%SZ"
-            ),
+            finished_on=datetime.fromtimestamp(int(now_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            made_ms=max(int(now_s * 1000), after_ms + 1),
             compile_time_s=float(artifact.compile_time_s),
             types_sha256=_types_sha256(artifact),
         )

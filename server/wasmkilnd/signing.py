@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -10,7 +11,6 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.ring import KeyRing, open_ring
 from wasmkilnd.model import Artifact, CacheKey, Refusal
-from wasmkilnd.ports import Sealer
 from wasmkilnd.seal import DsseSealer
 
 log = structlog.get_logger("wasmkilnd.keys")
@@ -21,7 +21,7 @@ class Signing:
     """What the settings and the key directory come to, at one moment."""
 
     ring: KeyRing
-    sealer: Sealer
+    sealer: DsseSealer
 
 
 def open_signing(settings: Settings, daemon_version: str) -> Signing:
@@ -37,12 +37,19 @@ def open_signing(settings: Settings, daemon_version: str) -> Signing:
 class SealerInForce:
     """The Sealer port: whatever sealer is in force."""
 
-    def __init__(self, signing: InForce[Signing]) -> None:
+    def __init__(
+        self, signing: InForce[Signing], evicted_ms: Callable[[str, str], int] = lambda *_: 0
+    ) -> None:
+        """``evicted_ms`` returns up to when artifacts of a module and an engine were evicted:
+        those that are sealed now are later, whatever the clock says.
+        """
         self._signing = signing
+        self._evicted_ms = evicted_ms
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Answer ``artifact`` with its attestation."""
-        return self._signing.now.sealer.seal(artifact)
+        evicted_ms = self._evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
+        return self._signing.now.sealer.seal(artifact, evicted_ms)
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Answer why nobody vouches for ``artifact`` under ``key``, None if somebody does."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from wasmkiln.trusted_keys import TrustedKeys
+from wasmkilnd.cache.marks import Marks
 from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.seal import DsseSealer
+
+MADE_S = 1_700_000_000.0
+"""When the artifacts of tests are made, whatever the time is."""
 
 OURS, THEIRS = PrivateKey.generate(), PrivateKey.generate()
 
@@ -12,4 +16,9 @@ OURS, THEIRS = PrivateKey.generate(), PrivateKey.generate()
 def sealer(signing: PrivateKey = OURS, *trusted: PrivateKey) -> DsseSealer:
     """A sealer that signs with ``signing`` and trusts it, and ``trusted`` too."""
     keys = TrustedKeys(key.public for key in (signing, *trusted))
-    return DsseSealer(signing.signer(), keys, "0.0.test", now=lambda: 1_700_000_000.0)
+    return DsseSealer(signing.signer(), keys, "0.0.test", now=lambda: MADE_S)
+
+
+def early_marks() -> Marks:
+    """Marks by a clock before MADE_S: what is evicted can be stored again, as if made anew."""
+    return Marks(lambda: MADE_S - 3600)

@@ -24,6 +24,8 @@ class Shelf:
     def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
         self.values = dict(values or {})
 
+    is_one_place = True
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         return [self._one(*command) for command in commands]
 

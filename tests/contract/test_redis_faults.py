@@ -550,7 +550,7 @@ async def test_evicting_takes_every_piece(tier: RedisTier, raw: Redis, prefix: s
         gone = await tier.evict(scope)
         assert gone.artifacts == 1
         assert gone.bytes > 1_200_000
-        assert len(await mine()) == left
+        assert len([name for name in await mine() if not tier.names.is_mark(name)]) == left
 
 
 async def test_another_format_has_other_names_for_modules(

@@ -12,14 +12,17 @@ from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess, connect
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import EvictScope, Kind
+from wasmkilnd.model import Artifact, EvictScope, Kind, Module
 from wasmkilnd.ports import Tier
-from wasmkilnd.seal import NoSealer
 
 from tests.contract.deployments import Deployment
 from tests.contract.notes import Notes
+from tests.contract.sealing import early_marks, sealer
 from tests.contract.servers import KINDS, binary_of, redis_server
-from tests.contract.values import artifact, module, same
+from tests.contract.values import artifact as unsigned
+from tests.contract.values import module, same
+
+SEALER = sealer()
 
 
 def redis_tier(
@@ -29,7 +32,15 @@ def redis_tier(
     access: RedisAccess = NO_ACCESS,
 ) -> RedisTier:
     server = connect(url, access, connect_timeout_s=timeout_s, timeout_s=timeout_s)
-    return RedisTier(server, NoSealer(), recorder or Notes(), prefix="wasm:", ttl_s=100)
+    return RedisTier(
+        server, SEALER, recorder or Notes(), prefix="wasm:", ttl_s=100, marks=early_marks()
+    )
+
+
+def artifact(
+    tag: int = 0, size_bytes: int = 100, engine: str = "wasmtime", of: Module | None = None
+) -> Artifact:
+    return SEALER.seal(unsigned(tag, size_bytes, engine, of))
 
 
 @pytest.fixture
@@ -130,7 +141,7 @@ async def test_other_users_of_a_redis_are_left_alone(tmp_path: Path, name: str) 
         await tier.put_module(module(1))
         gone = await tier.evict(EvictScope())
         assert (gone.artifacts, gone.modules) == (1, 1)
-        assert sorted(await client.keys()) == sorted(others)
+        assert sorted(await client.keys()) == sorted([*others, b"wasm:mark:all"])
         await client.aclose()
         await tier.close()
 

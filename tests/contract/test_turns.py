@@ -28,7 +28,7 @@ from wasmkilnd.errors import (
 )
 from wasmkilnd.model import EvictScope
 
-from tests.contract.sealing import THEIRS, sealer
+from tests.contract.sealing import THEIRS, early_marks, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact
 
@@ -57,7 +57,9 @@ class Daemon:
     def __init__(self, url: str, patience_s: float = 20) -> None:
         self.outcomes = Outcomes()
         self.patience_s = patience_s
-        self.tier = RedisTier(connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1)
+        self.tier = RedisTier(
+            connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1, marks=early_marks()
+        )
         self.writes = asyncio.Event()
         self.writes.set()
         leases = Leases(

@@ -19,7 +19,7 @@ from wasmkilnd.cache.codec import HEADER_OFFSET, Opened, head_end, open_any
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.lease import Lease, State, read_lease
 from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.cache.strikes import read_strike, write_strike
+from wasmkilnd.cache.strike_record import read_record, write_record
 from wasmkilnd.model import STAMP_BYTES, Artifact, Module, Strike
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.status import to_status
@@ -37,7 +37,8 @@ HEADERS = [json.loads(value[HEADER_OFFSET : head_end(value)]) for value in VALUE
 LEASE_NAME = NAMES.lease(ARTIFACT.key)
 LEASES = [Lease.new(1000).next(state).written(LEASE_NAME, SEALER.stamp) for state in State]
 STRIKE = Strike(ARTIFACT.key, "wasmtime-1.0", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
-RECORD = write_strike(STRIKE, 1000, SEALER.stamp)
+STRUCK_MS = 1_795_627_309_123
+RECORD = write_record(STRIKE, 1000, STRUCK_MS, SEALER.stamp)
 TTLS = st.integers(-2, 2**40)
 
 
@@ -128,14 +129,16 @@ def test_kept_leases(value: bytes) -> None:
 
 @given(changed([RECORD]) | st.binary(max_size=400), TTLS)
 def test_no_strike_is_believed_but_the_fleets_own(record: bytes, ttl_s: int) -> None:
-    strike = read_strike(ARTIFACT.key, record, ttl_s, SEALER.check_stamp)
-    assert (strike is not None) == (record == RECORD)
-    if strike:
-        check_strike(strike)
+    read = read_record(ARTIFACT.key, record, SEALER.check_stamp)
+    assert (read is not None) == (record == RECORD)
+    if read:
+        assert read.struck_ms == STRUCK_MS
+        check_strike(read.strike_at(ttl_s, STRUCK_MS))
 
 
-def check_strike(strike: Strike) -> None:
+def check_strike(strike: Strike | None) -> None:
     """It can be told to callers and operators, and ends some day."""
+    assert strike
     assert strike.key == ARTIFACT.key
     assert 0 <= strike.left_s < 1e12
     refusal = errors.module_quarantined(
@@ -147,9 +150,9 @@ def check_strike(strike: Strike) -> None:
 
 def check_record(text: bytes, ttl_s: int) -> None:
     record = SEALER.stamp(b"wasmkiln strike\0" + text) + text
-    strike = read_strike(ARTIFACT.key, record, ttl_s, SEALER.check_stamp)
-    if strike:
-        check_strike(strike)
+    read = read_record(ARTIFACT.key, record, SEALER.check_stamp)
+    if read:
+        check_strike(read.strike_at(ttl_s, read.struck_ms))
 
 
 @given(altered([json.loads(RECORD[STAMP_BYTES:])]) | json_values.map(as_bytes), TTLS)

@@ -125,6 +125,8 @@ class Recorder:
 class CountingShelf(Shelf):
     runs = 0
 
+    is_one_place = True
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         self.runs += 1
         return await super().run(commands)

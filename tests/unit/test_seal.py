@@ -82,6 +82,7 @@ def test_the_envelope_is_dsse_over_an_in_toto_statement() -> None:
     assert run["metadata"] == {
         "finishedOn": "2023-11-14T22:13:20Z",
         "wasmkiln_compileTimeS": 0.25,
+        "wasmkiln_madeMs": 1_700_000_000_000,
     }
 
 

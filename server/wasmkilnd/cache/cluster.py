@@ -39,6 +39,8 @@ class ClusterServer:
     raised is raised on.
     """
 
+    is_one_place = False
+
     def __init__(self, seeds: Sequence[Node], connect: Callable[[Node], SingleServer]) -> None:
         """``connect`` answers a node's connections, which are closed with this server."""
         self._nodes = ClusterNodes(seeds, connect)

@@ -10,12 +10,13 @@ from wasmkilnd.model import CacheKey
 
 # Daemons of two versions on one server must not undo each other's work. In an artifact's
 # name the fingerprint tells formats apart; of modules, the first format's names say nothing.
-_FIRST_FORMAT = 2
+FIRST_FORMAT = 2
 
 _GLOB = re.compile(rb"[][*?\\^-]")
 _HEX = "[0-9a-f]{64}"
 _OF_ARTIFACT = re.compile(rf"{{({_HEX})}}:({_HEX})".encode())
 _OF_MODULE = re.compile(rf"{{({_HEX})}}(v[0-9]+)?".encode())
+_OF_MARK = re.compile(rf"{{({_HEX})}}|all".encode())
 _OF_PART = re.compile(rf"{{({_HEX})}}:(?:({_HEX})|module(v[0-9]+)?):{_HEX}".encode())
 
 
@@ -40,17 +41,20 @@ class KeyNames:
     ``<prefix>module:{<module>}v3``, and ``modulev3`` is in the names of its pieces. Who
     compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
     ``<prefix>strike:{<module>}:<fingerprint>`` tells of a compile that broke the compiler.
+    ``<prefix>mark:{<module>}`` is left of an Evict or a release, ``<prefix>mark:all`` of one of
+    everything or of an engine.
     The braces keep all keys of a module in one slot of a cluster.
     """
 
     def __init__(self, prefix: str, cache_format: int = CACHE_FORMAT) -> None:
         """Name keys below ``prefix``, as daemons with this format of values do."""
-        self._suffix = "" if cache_format == _FIRST_FORMAT else f"v{cache_format}"
+        self._suffix = "" if cache_format == FIRST_FORMAT else f"v{cache_format}"
         self._compiled = f"{prefix}compiled:".encode()
         self._module = f"{prefix}module:".encode()
         self._part = f"{prefix}part:".encode()
         self._lease = f"{prefix}lease:".encode()
         self._strike = f"{prefix}strike:".encode()
+        self._mark = f"{prefix}mark:".encode()
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
@@ -72,6 +76,14 @@ class KeyNames:
     def strike_key(self, name: bytes) -> CacheKey | None:
         """Answer against what ``name`` is a strike, None if it is none."""
         return _key_of(self._strike, name)
+
+    def mark(self, module_sha256: str) -> bytes:
+        """Answer under which name the mark of a module is stored; "" for that of everything."""
+        return self._mark + (b"{%b}" % module_sha256.encode() if module_sha256 else b"all")
+
+    def is_mark(self, name: bytes) -> bool:
+        """Whether ``name`` is that of a mark."""
+        return _after(self._mark, name, _OF_MARK) is not None
 
     def strikes_pattern(self, module_sha256: str = "") -> bytes:
         """Answer a pattern that matches the strikes against one module, or all."""

@@ -32,6 +32,8 @@ class Rest:
     orphan_bytes: int = 0
     leases: int = 0
     strikes: int = 0
+    marks: int = 0
+    """What Evicts and releases left."""
     other_format: int = 0
     """Modules and pieces of modules that daemons of another version made."""
     unknown: int = 0
@@ -90,7 +92,9 @@ class Leftovers:
             rest.strikes += strikes
             others = sum(map(self._names.is_of_other_format, new))
             rest.other_format += others
-            rest.unknown += len(new) - len(parts) - leases - strikes - others - values
+            marks = sum(map(self._names.is_mark, new))
+            rest.marks += marks
+            rest.unknown += len(new) - len(parts) - leases - strikes - marks - others - values
             sizes = await self._sizes(parts)
             rest.parts += len(parts)
             rest.part_bytes += sum(sizes.values())

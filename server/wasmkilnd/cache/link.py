@@ -72,6 +72,11 @@ class RedisLink:
         )
 
     @property
+    def is_one_place(self) -> bool:
+        """Whether commands on any keys are one round trip, and fail or succeed together."""
+        return self._server.is_one_place
+
+    @property
     def prompt(self) -> bool:
         """Whether the server answers far within the time-out, now, whatever it is asked."""
         now = time.monotonic()

@@ -11,11 +11,13 @@ from wasmkilnd.cache.codec import Opened, head_end
 from wasmkilnd.cache.inventory import Listed
 from wasmkilnd.cache.keys import KeyNames, ValueKey
 from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.marks import EVERYTHING, MAX_MARK_BYTES, Marks, read_mark
 from wasmkilnd.cache.off_loop import off_loop
 from wasmkilnd.cache.pace import Pace
 from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S
 from wasmkilnd.cache.reader import ValueReader, Whole, check_size
 from wasmkilnd.cache.rejected import Cause, ValueRejected
+from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.cache.vouched import WholeCheck, open_unnamed
 from wasmkilnd.model import Artifact, Module
 from wasmkilnd.ports import Verifier
@@ -121,6 +123,7 @@ class Import:
         self._tell = tell
         self._pace = pace or Pace()
         self._seen: set[ValueKey] = set()
+        self._marks = Marks()
         self.moved = Moved()
 
     async def run(self, archive: ArchiveReader, advance: Callable[[int], None]) -> None:
@@ -150,6 +153,8 @@ class Import:
         if member.size_bytes != len(head) + opened.body.stored_bytes:
             raise ValueRejected(Cause.FORMAT, "the value has another length than its head says")
         check_size(opened.body, self._limit_bytes)
+        if isinstance(opened.what, Artifact):
+            await self._refuse_if_evicted(opened.what)
         if key in self._seen:
             self.moved.duplicates += 1
             return
@@ -161,6 +166,19 @@ class Import:
             whole = Whole(key, opened, head + b"".join(pieces[:1]), pieces[1:])
             await self._store(whole, member.ttl_s)
         self._seen.add(key)
+
+    async def _refuse_if_evicted(self, artifact: Artifact) -> None:
+        """Raise ValueRejected for what was evicted here: no daemon would serve it."""
+        by_name = {self._names.mark(whose): whose for whose in (artifact.module_sha256, EVERYTHING)}
+
+        async def read(names: Sequence[bytes]) -> list[bytes]:
+            return await self._link.beginnings(names, [MAX_MARK_BYTES + 1] * len(names))
+
+        found, _ = await read_strings(list(by_name), read)
+        for name, record in found.items():
+            mark = read_mark(name, record, self._verifier.check_stamp)
+            self._marks.learn(by_name[name], mark)
+        self._marks.check(artifact)
 
     async def _pieces_of(self, member: Member, opened: Opened[Artifact | Module]) -> list[bytes]:
         """Read all pieces of a value, and verify them and what they make up."""

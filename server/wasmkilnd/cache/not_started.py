@@ -13,6 +13,8 @@ from wasmkilnd.model import TierUsage
 class NotStarted:
     """A RedisServer that answers nothing but ``why``, until another takes its place."""
 
+    is_one_place = True
+
     def __init__(self, why: str) -> None:
         self._why = why
 

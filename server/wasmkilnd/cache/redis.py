@@ -18,10 +18,14 @@ from wasmkilnd.cache.fetches import allow, waiting_in_line
 from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.mark_store import MarkStore
+from wasmkilnd.cache.marks import MAX_MARK_BYTES, Marks
 from wasmkilnd.cache.off_loop import off_loop
 from wasmkilnd.cache.pieces import PARTS_OUTLIVE_S, Body, Piece, codec_for, cut, pack
+from wasmkilnd.cache.reader import no_string
 from wasmkilnd.cache.rejected import Cause, ValueRejected
 from wasmkilnd.cache.server import RedisServer
+from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.cache.sweep import kinds_at, sweep
 from wasmkilnd.cache.vouched import open_artifact
 from wasmkilnd.cache.writable import Writable
@@ -54,6 +58,7 @@ _LOOK_EVERY_S = 5.0
 _HELD_BATCH = 1000
 _ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
 _MAX_TOLD = 64
+_NO_MARKS: Mapping[bytes, str] = {}
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -81,9 +86,11 @@ class RedisTier:
         reads_at_once: int = READS_AT_ONCE,
         artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
         module_bytes: Callable[[], int] = lambda: sys.maxsize,
+        marks: Marks | None = None,
     ) -> None:
         """Store on ``server``, which this tier owns from now on.
 
+        ``marks`` is what this daemon knows of what was evicted.
         What is larger than ``artifact_bytes`` or ``module_bytes``, unpacked, is not read.
 
         ``timeout_s`` bounds each answer; the waits are the breaker's, from one question
@@ -99,6 +106,7 @@ class RedisTier:
         self._recorder = recorder
         self.names = KeyNames(prefix)
         self._ttl_s = ttl_s
+        self.marks = MarkStore(self.link, self.names, sealer, marks or Marks(), ttl_s)
         self._usage = TierUsage()
         self._watcher: asyncio.Task[None] | None = None
         self._told: set[str] = set()
@@ -126,12 +134,19 @@ class RedisTier:
 
     async def get(self, key: CacheKey) -> Artifact | None:
         """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
+
+        def opened(value: bytes) -> Opened[Artifact]:
+            found = open_artifact(value, key, self._sealer)
+            self.marks.marks.check(found.what)
+            return found
+
         return await self._read(
             self.names.artifact(key),
-            lambda value: open_artifact(value, key, self._sealer),
+            opened,
             lambda digest: self.names.artifact_part(key, digest),
             _with_frames,
             self._artifact_bytes(),
+            self.marks.names_for(key.module_sha256),
         )
 
     async def put(self, artifact: Artifact) -> None:
@@ -204,7 +219,11 @@ class RedisTier:
         await self.link.prolong(names, self._ttl_s)
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Delete all in ``scope`` under the prefix. Takes time linear in the server's keys."""
+        """Delete all in ``scope`` under the prefix, and see that it is not put back.
+
+        Takes time linear in the server's keys.
+        """
+        await self.marks.evict(scope)
         return await sweep(self.link, self.names, scope, self._sealer.check_stamp)
 
     def usage(self) -> TierUsage:
@@ -216,6 +235,7 @@ class RedisTier:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        await self.marks.close()
         await self.link.close()
 
     async def _read(
@@ -225,13 +245,14 @@ class RedisTier:
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
         limit_bytes: int,
+        marks: Mapping[bytes, str] = _NO_MARKS,
     ) -> V | None:
         # What many ask for at once is read in turns: the server's answers would otherwise
         # seem late, while it is this daemon that has no more hands.
         with waiting_in_line(lambda: self.link.prompt):
             await self._reading.acquire()
         try:
-            return await self._read_now(name, open_head, part_name, complete, limit_bytes)
+            return await self._read_now(name, open_head, part_name, complete, limit_bytes, marks)
         finally:
             self._reading.release()
 
@@ -242,12 +263,12 @@ class RedisTier:
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
         limit_bytes: int,
+        marks: Mapping[bytes, str],
     ) -> V | None:
         parts: list[bytes] = []
         value: bytes | None = None
         try:
-            # One byte too many shows what is too long, however long it is.
-            [stored] = await self.link.beginnings([name], [MAX_VALUE_BYTES + 1])
+            stored = await self._with_marks(name, marks)
             if not stored:
                 return None
             if len(stored) > MAX_VALUE_BYTES:
@@ -272,6 +293,23 @@ class RedisTier:
         except ValueRejected as rejected:
             await self._discard(name, value, parts, rejected)
         return None
+
+    async def _with_marks(self, name: bytes, marks: Mapping[bytes, str]) -> bytes:
+        """Return what is stored under ``name``, once ``marks`` were read in the same round trip."""
+
+        async def read(names: Sequence[bytes]) -> list[bytes]:
+            # One byte too many shows what is too long, however long it is.
+            most = [(MAX_MARK_BYTES if each in marks else MAX_VALUE_BYTES) + 1 for each in names]
+            return await self.link.beginnings(names, most)
+
+        found, others = await read_strings([name, *marks], read)
+        await self.marks.discard(others & marks.keys())
+        for each, whose in marks.items():
+            if each in found:
+                self.marks.learn(whose, found[each])
+        if name in others:
+            raise no_string()
+        return found[name]
 
     async def _unpacked(self, opened: Opened[V], parts: Sequence[bytes]) -> list[bytes]:
         """Answer a value's pieces: some are checked and unpacked while the next are read."""
@@ -369,6 +407,8 @@ class RedisTier:
         # If the server is down, the breaker said so, and goes on asking by itself.
         with contextlib.suppress(TierUnavailable):
             self._usage = await self.link.usage()
+            if not self.link.is_one_place:
+                await self.marks.refresh()
         await self._writable.try_again()
 
 

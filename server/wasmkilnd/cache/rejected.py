@@ -26,6 +26,8 @@ class Cause(Enum):
     """Its attestation is signed by a key that is not trusted."""
     MISMATCH = "mismatch"
     """Its attestation is forged, or about something else."""
+    EVICTED = "evicted"
+    """It was made before an Evict that it is in the scope of: somebody has put it back."""
 
 
 class ValueRejected(Exception):  # noqa: N818 - says what happened to the value

@@ -13,6 +13,7 @@ from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.leases import Leases
+from wasmkilnd.cache.marks import Marks
 from wasmkilnd.cache.not_started import NotStarted
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis import RedisTier
@@ -166,19 +167,24 @@ class RemoteTier:
                     log.warning("the embedded server does not come back", cause=told)
 
 
-async def open_remote(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
+async def open_remote(
+    options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
+) -> RemoteTier:
     """Open the shared tier. A server that does not answer yet is no failure.
 
-    Raises CannotOpenRemote for a URL that cannot be used.
+    ``marks`` is what this daemon knows of what was evicted and released. Raises
+    CannotOpenRemote for a URL that cannot be used.
     """
     if options.url == "none":
         return _without(options)
     if options.url:
-        return await _external(options, sealer, recorder)
-    return await _embedded(options, sealer, recorder)
+        return await _external(options, sealer, recorder, marks)
+    return await _embedded(options, sealer, recorder, marks)
 
 
-async def _embedded(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
+async def _embedded(
+    options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
+) -> RemoteTier:
     def opened(url: str) -> RedisServer:
         return connected(options, url, NO_ACCESS, options.timeout_s)
 
@@ -188,15 +194,17 @@ async def _embedded(options: RemoteOptions, sealer: Sealer, recorder: Recorder) 
     except EmbeddedUnavailable as failure:
         log.error("the embedded server does not start", cause=str(failure))
         server = NotStarted(f"the embedded server does not start: {failure}")
-        return await _with(options, server, sealer, recorder, embedded, open_late=opened)
-    return await _with(options, server, sealer, recorder, embedded)
+        return await _with(options, server, sealer, recorder, marks, embedded, open_late=opened)
+    return await _with(options, server, sealer, recorder, marks, embedded)
 
 
-async def _external(options: RemoteOptions, sealer: Sealer, recorder: Recorder) -> RemoteTier:
+async def _external(
+    options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
+) -> RemoteTier:
     def reopen(access: RedisAccess) -> RedisServer:
         return connected(options, options.url, access, options.timeout_s)
 
-    return await _with(options, reopen(options.access), sealer, recorder, reopen=reopen)
+    return await _with(options, reopen(options.access), sealer, recorder, marks, reopen=reopen)
 
 
 async def _with(
@@ -204,6 +212,7 @@ async def _with(
     server: RedisServer,
     sealer: Sealer,
     recorder: Recorder,
+    marks: Marks,
     embedded: EmbeddedServer | None = None,
     reopen: Callable[[RedisAccess], RedisServer] | None = None,
     open_late: Callable[[str], RedisServer] | None = None,
@@ -218,6 +227,7 @@ async def _with(
         longest_wait_s=options.retry_max_s,
         artifact_bytes=options.artifact_bytes,
         module_bytes=options.module_bytes,
+        marks=marks,
     )
     answers = await redis.start()
     tier = ObservedTier(redis, recorder)
@@ -236,7 +246,7 @@ async def _with(
         tier,
         writes,
         turns,
-        RedisStrikes(redis.link, redis.names, sealer),
+        RedisStrikes(redis.link, redis.names, sealer, redis.marks),
         where(options) if answers else f"{where(options)}, which does not answer yet",
         "embedded" if embedded else "external",
         redis,

@@ -54,6 +54,8 @@ _REFUSALS: dict[str, type[ResponseError | AuthenticationError]] = {
 class RestServer:
     """The database at ``url``, asked with the token that ``token`` answers each time."""
 
+    is_one_place = True
+
     def __init__(
         self,
         url: str,

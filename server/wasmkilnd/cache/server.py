@@ -25,6 +25,9 @@ class RedisServer(Protocol):
     goes wrong is raised as the client library raises it.
     """
 
+    is_one_place: bool
+    """Whether commands on any keys are one round trip, and fail or succeed together."""
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Run ``commands`` in one round trip where that is possible; answer their answers.
 
@@ -61,6 +64,8 @@ class SingleServer:
     ``client`` should give up each read and write by itself in time: on Python 3.11
     asyncio can lose a cancellation that meets the end of a write.
     """
+
+    is_one_place = True
 
     def __init__(self, client: Redis) -> None:
         self._client = client

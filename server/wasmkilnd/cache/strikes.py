@@ -1,40 +1,28 @@
-"""Strikes against modules in the shared tier, so that one daemon's harm makes all wise.
+"""Strikes against modules in the shared tier: compile failures, shared between daemons.
 
-A record is stamped like a stored value: nobody but the fleet puts a module into
-quarantine. Its age is the server's word: the time that it has left to live says when it
-was written, so no clocks are compared.
+Records are stamped (:mod:`wasmkilnd.cache.strike_record`): nobody but the fleet puts a module
+into quarantine, and a released strike that somebody puts back is of no use
+(:mod:`wasmkilnd.cache.marks`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from wasmkilnd.cache.codec import CheckStamp, Stamp
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
+from wasmkilnd.cache.mark_store import MarkStore
+from wasmkilnd.cache.marks import Marks
 from wasmkilnd.cache.patience import Patience
+from wasmkilnd.cache.strike_record import MAX_RECORD_BYTES, read_record, write_record
 from wasmkilnd.cache.strings import read_strings
-from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
+from wasmkilnd.errors import TierUnavailable, WrongType
+from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.ports import Sealer
 
-_PURPOSE = b"wasmkiln strike\0"
-_MAX_BYTES = 16 * 1024
-_MAX_COUNT = 1_000_000
-_MAX_S = 100 * 365 * 24 * 3600
-_FIELDS = {
-    "count": int,
-    "engine": str,
-    "fingerprint": str,
-    "message": str,
-    "module": str,
-    "quarantine_s": float,
-    "reason": str,
-    "ttl_s": int,
-}
 _MAX_LISTED = 10_000
 _BATCH = 100
 
@@ -48,9 +36,13 @@ class NoStrikes:
         """Raise TierUnavailable."""
         raise TierUnavailable("there is no shared tier")
 
-    async def put(self, strike: Strike, ttl_s: float) -> None:
+    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
         """Raise TierUnavailable."""
         raise TierUnavailable("there is no shared tier")
+
+    async def ready(self) -> None:
+        """Never return."""
+        await asyncio.Event().wait()
 
     async def all(self) -> Sequence[Strike]:
         """Find nothing."""
@@ -64,23 +56,32 @@ class NoStrikes:
 class RedisStrikes:
     """Records on a server that other daemons share. Every method raises TierUnavailable."""
 
-    def __init__(self, link: RedisLink, names: KeyNames, sealer: Sealer) -> None:
+    def __init__(
+        self, link: RedisLink, names: KeyNames, sealer: Sealer, marks: MarkStore | None = None
+    ) -> None:
+        """``marks`` say what was released."""
         self._link = link
         self._names = names
         self._sealer = sealer
+        self._marks = marks or MarkStore(link, names, sealer, Marks(), 0)
 
     async def get(self, key: CacheKey) -> Strike | None:
         """Answer the strike against ``key``, with the time that its quarantine has left."""
-        [(record, ttl_s)] = await self._patience.spend_on(self._records([self._names.strike(key)]))
-        return self._read(key, record, ttl_s)
+        return await self._patience.spend_on(self._get(key))
 
-    async def put(self, strike: Strike, ttl_s: float) -> None:
-        """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
-        whole_s = max(1, round(ttl_s))
-        record = write_strike(strike, whole_s, self._sealer.stamp)
-        await self._patience.spend_on(
-            self._link.set(self._names.strike(strike.key), record, whole_s)
-        )
+    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
+        """Store ``strike``, over what is there, for ``ttl_s`` seconds.
+
+        One that is ``age_s`` old is not stored if it was released since, or if what is there
+        is as heavy.
+        """
+        putting = self._put(strike, max(1, round(ttl_s)), age_s)
+        # For one that is late no call waits.
+        await (putting if age_s else self._patience.spend_on(putting))
+
+    async def ready(self) -> None:
+        """Return when the server is believed to answer."""
+        await self._link.breaker.wait_closed()
 
     async def all(self) -> Sequence[Strike]:
         """Answer all strikes, 10,000 at most."""
@@ -89,7 +90,8 @@ class RedisStrikes:
             names = {name: key for name in page if (key := self._names.strike_key(name))}
             for start in range(0, len(names), _BATCH):
                 some = list(names)[start : start + _BATCH]
-                for name, record in (await read_strings(some, self._records))[0].items():
+                read, _ = await self._with_marks({name: names[name] for name in some})
+                for name, record in read.items():
                     if strike := self._read(names[name], *record):
                         found[strike.key] = strike
             if len(found) >= _MAX_LISTED:
@@ -97,84 +99,82 @@ class RedisStrikes:
         return list(found.values())[:_MAX_LISTED]
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
-        """Delete the strikes against a module, against all for an empty digest."""
+        """Delete the strikes against a module, against all for an empty digest.
+
+        Whoever puts one of them back has no quarantine by it.
+        """
         gone: list[CacheKey] = []
+        await self._marks.release(module_sha256, 0)
         async for page in self._link.scan(self._names.strikes_pattern(module_sha256)):
             for start in range(0, len(page), _BATCH):
                 names = page[start : start + _BATCH]
+                await self._release_later(module_sha256, names)
                 existed = await self._link.delete(names)
                 keys = [self._names.strike_key(name) for name in names]
                 gone += [key for key, did in zip(keys, existed, strict=True) if did and key]
         return gone
 
+    async def _get(self, key: CacheKey) -> Strike | None:
+        name = self._names.strike(key)
+        read, others = await self._with_marks({name: key})
+        if others:
+            raise WrongType("a key holds another type of value than a string")
+        return self._read(key, *read[name])
+
+    async def _with_marks(
+        self, names: Mapping[bytes, CacheKey]
+    ) -> tuple[dict[bytes, tuple[bytes, int]], frozenset[bytes]]:
+        """Return the records under ``names``, and which are of no strings.
+
+        The marks that are about them are read in the same round trip.
+        """
+        marks: dict[bytes, str] = {}
+        for key in names.values():
+            marks |= self._marks.names_for(key.module_sha256)
+        read, others = await read_strings([*names, *marks], self._records)
+        await self._marks.discard(others & marks.keys())
+        for name, whose in marks.items():
+            if name in read:
+                self._marks.learn(whose, read.pop(name)[0])
+        return read, others & names.keys()
+
+    async def _put(self, strike: Strike, ttl_s: int, age_s: float) -> None:
+        marks, key = self._marks.marks, strike.key
+        struck_ms = marks.now_ms - round(age_s * 1000)
+        released_ms = marks.released_ms(key.module_sha256)
+        if age_s:
+            there = await self._get(key)
+            released_ms = marks.released_ms(key.module_sha256)
+            if struck_ms <= released_ms or (there and there.count >= strike.count):
+                return
+        record = write_record(strike, ttl_s, max(struck_ms, released_ms + 1), self._sealer.stamp)
+        await self._link.set(self._names.strike(key), record, ttl_s)
+
+    async def _release_later(self, module_sha256: str, names: Sequence[bytes]) -> None:
+        """Have the mark be later than strikes by daemons whose clocks are ahead."""
+        found = (await read_strings(names, self._records))[0]
+        keys = {name: key for name in found if (key := self._names.strike_key(name))}
+        check = self._sealer.check_stamp
+        records = [read_record(key, found[name][0], check) for name, key in keys.items()]
+        newest_ms = max((record.struck_ms for record in records if record), default=0)
+        if newest_ms > self._marks.marks.released_ms(module_sha256):
+            await self._marks.release(module_sha256, newest_ms)
+
     async def _records(self, names: Sequence[bytes]) -> list[tuple[bytes, int]]:
-        return await self._link.beginnings_with_ttls(names, _MAX_BYTES + 1)
+        return await self._link.beginnings_with_ttls(names, MAX_RECORD_BYTES + 1)
 
     def _read(self, key: CacheKey, record: bytes, ttl_s: int) -> Strike | None:
         if not record:
             return None
-        strike = read_strike(key, record, ttl_s, self._sealer.check_stamp)
-        if strike is None:
+        read = read_record(key, record, self._sealer.check_stamp)
+        if read is None:
             _log.warning("a quarantine record is not believed", module=key.module_sha256)
-        return strike
+            return None
+        marks = self._marks.marks
+        if read.struck_ms <= (marks.released_ms(key.module_sha256) or -1):
+            return None
+        return read.strike_at(ttl_s, marks.now_ms)
 
     @property
     def _patience(self) -> Patience:
         return Patience.of_this_call(self._link.timeout_s)
-
-
-def write_strike(strike: Strike, ttl_s: int, stamp: Stamp) -> bytes:
-    """Answer the record of ``strike``, which is to live for ``ttl_s`` seconds."""
-    text = json.dumps(
-        {
-            "count": strike.count,
-            "engine": strike.engine_id,
-            "fingerprint": strike.key.fingerprint,
-            "message": strike.message,
-            "module": strike.key.module_sha256,
-            "quarantine_s": float(strike.left_s),
-            "reason": strike.reason,
-            "ttl_s": ttl_s,
-        },
-        sort_keys=True,
-    ).encode()
-    return stamp(_PURPOSE + text) + text
-
-
-def read_strike(key: CacheKey, record: bytes, ttl_s: int, check: CheckStamp) -> Strike | None:
-    """Answer what a record says that was stored for ``key`` and has ``ttl_s`` left to live.
-
-    None if nobody trusted vouches for it, or if it says what no daemon writes.
-    """
-    stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
-    if len(record) > _MAX_BYTES or check(_PURPOSE + text, stamp):
-        return None
-    try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not _is_record(said):
-        return None
-    if (said["module"], said["fingerprint"]) != (key.module_sha256, key.fingerprint):
-        return None
-    # One that lives longer than it was written for was tampered with: it ends at once.
-    age_s = said["ttl_s"] - ttl_s if 0 <= ttl_s <= said["ttl_s"] else said["ttl_s"]
-    return Strike(
-        key=key,
-        engine_id=said["engine"],
-        reason=said["reason"],
-        message=said["message"],
-        count=said["count"],
-        left_s=max(0.0, said["quarantine_s"] - age_s),
-    )
-
-
-def _is_record(said: object) -> bool:
-    return (
-        isinstance(said, dict)
-        and {name: type(value) for name, value in said.items()} == _FIELDS
-        and all(value.isprintable() for value in said.values() if isinstance(value, str))
-        and 0 < said["count"] <= _MAX_COUNT
-        and 0 < said["ttl_s"] <= _MAX_S
-        and 0 <= said["quarantine_s"] <= _MAX_S
-    )

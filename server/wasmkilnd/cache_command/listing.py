@@ -105,7 +105,7 @@ def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> No
     say("")
     say(f"{rest.parts} pieces beside the values' first ones: {size(rest.part_bytes)}")
     say(f"{rest.orphans} of them orphans, which no value mentions: {size(rest.orphan_bytes)}")
-    say(f"{rest.leases} leases, {rest.strikes} strikes")
+    say(f"{rest.leases} leases, {rest.strikes} strikes, {rest.marks} marks")
     say(f"{rest.other_format} keys in another version's format, {rest.unknown} unknown keys")
 
 

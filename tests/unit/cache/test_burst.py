@@ -28,6 +28,8 @@ class SlowShelf(Shelf):
 
     seconds = 0.0
 
+    is_one_place = True
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         await asyncio.sleep(self.seconds)
         return await super().run(commands)

@@ -36,6 +36,8 @@ class Babbler:
         self._answer = answer
         self._more = more
 
+    is_one_place = True
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         return [self._answer] * max(0, len(commands) + self._more)
 

@@ -22,6 +22,8 @@ class Foreign(Shelf):
 
     hangs = False
 
+    is_one_place = True
+
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         if self.hangs:
             await asyncio.Event().wait()
