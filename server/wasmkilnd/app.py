@@ -109,6 +109,7 @@ class Daemon:
         quarantine = Quarantine(
             remote.strikes, self._metrics, lambda: self._settings.now.quarantine_s
         )
+        self._started.push_async_callback(quarantine.close)
         self._metrics.watch_quarantine(lambda: quarantine.size)
         service = CompileService(cache, engines, sealer, quarantine, self._metrics, self._limits)
         self._service = service

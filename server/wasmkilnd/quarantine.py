@@ -8,6 +8,7 @@ it may have been the machine's doing, the first strike brings no quarantine.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,13 +28,16 @@ log = structlog.get_logger("wasmkilnd")
 MEMORY_S = 24 * 3600
 _LONGEST_S = 24 * 3600
 _MAX_KNOWN = 10_000
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+# What is told late is so however soon the store is back.
+_LEAST_AGE_S = 0.001
 
 
 class Quarantine:
     """Decides who is refused. For one event loop.
 
     What the shared ``store`` says goes; this daemon's own memory stands in for it while it
-    does not answer, and for what could not be told to it.
+    does not answer. What could not be told to it is told when it answers again.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Quarantine:
         self._first_s = first_s
         self._clock = clock
         self._known: OrderedDict[CacheKey, _Known] = OrderedDict()
+        self._telling: asyncio.Task[None] | None = None
 
     @property
     def size(self) -> int:
@@ -128,6 +133,12 @@ class Quarantine:
         except TierUnavailable:
             return len(mine), False
 
+    async def close(self) -> None:
+        """Give up what could not be told yet; never raises."""
+        if self._telling:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+
     async def _find(self, key: CacheKey) -> Strike | None:
         known = self._known.get(key)
         try:
@@ -147,8 +158,35 @@ class Quarantine:
         try:
             await self._store.put(strike, strike.left_s + MEMORY_S)
         except TierUnavailable:
+            if self._telling is None or self._telling.done():
+                self._telling = asyncio.create_task(self._tell_late())
             return
         self._keep(strike, shared=True)
+
+    async def _tell_late(self) -> None:
+        """Tell the store what it has not heard, as soon as it answers."""
+        pause_s = _FIRST_PAUSE_S
+        while late := [key for key, known in self._known.items() if not known.shared]:
+            await self._store.ready()
+            try:
+                for key in late:
+                    await self._tell(key)
+            except TierUnavailable:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _tell(self, key: CacheKey) -> None:
+        known = self._known.get(key)
+        if known is None or known.shared:
+            return  # It was released, or heard of from others.
+        now = self._clock()
+        age_s = max(known.age_s(now), _LEAST_AGE_S)
+        ttl_s = known.lasts_s - age_s
+        if ttl_s > 0:
+            await self._store.put(known.strike_at(now), ttl_s, age_s)
+            known.shared = True
+        else:
+            del self._known[key]
 
     def _keep(self, strike: Strike, *, shared: bool) -> None:
         self._known[strike.key] = _Known(strike, self._clock(), shared)
@@ -172,6 +210,14 @@ class _Known:
         self._strike = strike
         self._since = since
         self.shared = shared
+
+    @property
+    def lasts_s(self) -> float:
+        """For how long it counts, from when it was struck."""
+        return self._strike.left_s + MEMORY_S
+
+    def age_s(self, now: float) -> float:
+        return now - self._since
 
     def left_s(self, now: float) -> float:
         return max(0.0, self._strike.left_s - (now - self._since))

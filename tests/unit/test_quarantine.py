@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,12 @@ KILLED = errors.compiler_crashed("e-1", "was ended by SIGKILL", "", "SIGKILL")
 STARVED = errors.compile_timeout("e-1", "compiling", 30, Fault.UNSURE)
 REFUSED = errors.compile_memory_limit("e-1", 1000, Fault.UNSURE)
 LOST = errors.compiler_crashed("e-1", "lost its worker process twice", "gone")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what changes has no event
+            await asyncio.sleep(0.01)
 
 
 class Clock:
@@ -57,7 +64,10 @@ class Store:
             return None
         return replace(strike, left_s=max(0.0, strike.left_s - age_s))
 
-    async def put(self, strike: Strike, ttl_s: float) -> None:
+    async def ready(self) -> None:
+        await until(lambda: not self.down)
+
+    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
         self._check()
         self._strikes[strike.key] = strike, self._clock(), ttl_s
 
@@ -207,6 +217,36 @@ async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> N
     fleet.store.down = True
     assert await fleet.one.release("") == (1, False)
     assert await refusal(fleet.one) is None
+
+
+async def test_what_was_struck_in_an_outage_is_told_when_it_is_over(fleet: Fleet) -> None:
+    fleet.store.down = True
+    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(OTHER, SPEC, CRASH)
+    fleet.clock.now += 10
+    assert await refusal(fleet.two) is None
+    fleet.store.down = False
+    await until(lambda: KEY in fleet.store._strikes and OTHER in fleet.store._strikes)
+    error = await refusal(fleet.two)
+    assert error
+    assert float(error.metadata["seconds_left"]) == fleet.first_s - 10
+    # From now on it is the fleet's: who releases it elsewhere releases it here.
+    assert await fleet.two.release("") == (2, True)
+    assert await refusal(fleet.one) is None
+    await fleet.one.close()
+
+
+async def test_what_ended_or_was_released_in_an_outage_is_not_told(fleet: Fleet) -> None:
+    fleet.store.down = True
+    await fleet.one.report(KEY, SPEC, CRASH)
+    assert await fleet.one.release("") == (1, False)
+    await fleet.one.report(replace(KEY, module_sha256="c" * 64), SPEC, CRASH)
+    fleet.clock.now += MEMORY_S + fleet.first_s + 1
+    fleet.store.down = False
+    await asyncio.sleep(0.1)
+    assert await fleet.two.listed() == []
+    assert await fleet.store.all() == []
+    await fleet.one.close()
 
 
 async def test_it_can_be_switched_off_and_on_while_it_runs(fleet: Fleet) -> None:
