@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from wasmkilnd import service_manager
+from wasmkilnd import allocator, service_manager
 from wasmkilnd.app import Daemon
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.shutdown import Shutdown, until
@@ -24,6 +24,7 @@ async def run(read: Callable[[], Loaded]) -> None:
     ``read`` answers the configuration, now and again at each SIGHUP. Raises
     ConfigError and CannotStart.
     """
+    allocator.keep_little()
     loaded = read()
     logs.configure(loaded.settings.log_format, loaded.settings.log_level, sys.stderr)
     shutdown = Shutdown()
