@@ -14,6 +14,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
     *("anew", "demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
+    "slices",
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "ledger": set(),
     "network": set(),
     "descriptors": set(),
+    "slices": set(),
     "quarantine": {"model", "errors", "ports"},
     "compile_service": CORE | {"order", "quarantine"},
     "cache": CORE,
@@ -63,7 +65,8 @@ MAY_IMPORT = {
     },
     "banner": CORE | {"engines", "config"},
     "service_manager": set(),
-    "run": {"app", "config", "shutdown", "service_manager", "telemetry"},
+    "allocator": set(),
+    "run": {"allocator", "app", "config", "shutdown", "service_manager", "telemetry"},
     "cache_command": CORE | {"cache", "engines", "config", "keys", "options", "telemetry"},
     "cli": CORE | {"app", "run", "engines", "config", "keys", "keys_command", "cache_command"},
     "__main__": {"cli"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from wasmkilnd.model import (
@@ -16,6 +16,7 @@ from wasmkilnd.model import (
     Module,
     TierUsage,
 )
+from wasmkilnd.slices import in_slices
 
 # What an entry costs beside its bytes: objects, digests, settings, the tables here.
 ENTRY_OVERHEAD_BYTES = 1024
@@ -32,9 +33,9 @@ class _Entry:
 class MemoryTier:
     """Keeps what was used last, modules and artifacts in one budget of ``limit_bytes``.
 
-    Every method runs from start to end without giving way to another task, so
-    the port's promise of safe concurrent use costs no lock. get and put take
-    constant time; put also drops as many of the least recently used as it
+    Every method but evict runs from start to end without giving way to another
+    task, so the port's promise of safe concurrent use costs no lock. get and put
+    take constant time; put also drops as many of the least recently used as it
     needs room for.
     """
 
@@ -85,13 +86,20 @@ class MemoryTier:
         return [value for value in values if isinstance(value, Artifact)]
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Remove all in ``scope``."""
-        gone = Evicted()
-        for key in self._in_scope(scope):
-            entry = self._remove(key)
-            is_module = isinstance(entry.value, Module)
-            gone += Evicted(int(not is_module), int(is_module), entry.size_bytes)
-        return gone
+        """Remove all in ``scope`` that is here now; others have their turns meanwhile."""
+
+        def steps() -> Generator[None, None, Evicted]:
+            gone = Evicted()
+            for key in self._candidates(scope):
+                entry = self._entries.get(key)
+                if entry and _is_in(scope, entry):
+                    self._remove(key)
+                    is_module = isinstance(entry.value, Module)
+                    gone += Evicted(int(not is_module), int(is_module), entry.size_bytes)
+                yield
+            return gone
+
+        return await in_slices(steps())
 
     def usage(self) -> TierUsage:
         """Answer the exact figures."""
@@ -172,20 +180,16 @@ class MemoryTier:
                 del self._keys_of[key.module_sha256]
         return entry
 
-    def _in_scope(self, scope: EvictScope) -> list[CacheKey | str]:
+    def _candidates(self, scope: EvictScope) -> list[CacheKey | str]:
         if scope.module_sha256:
-            keys: list[CacheKey | str] = list(self._keys_of.get(scope.module_sha256, ()))
-            if scope.module_sha256 in self._entries:
-                keys.append(scope.module_sha256)
-            return keys
-        if scope.engine_id:
-            return [
-                key
-                for key, entry in self._entries.items()
-                if isinstance(entry.value, Artifact)
-                and entry.value.spec.engine.id == scope.engine_id
-            ]
+            return [*self._keys_of.get(scope.module_sha256, ()), scope.module_sha256]
         return list(self._entries)
+
+
+def _is_in(scope: EvictScope, entry: _Entry) -> bool:
+    if not scope.engine_id:
+        return True
+    return isinstance(entry.value, Artifact) and entry.value.spec.engine.id == scope.engine_id
 
 
 def _artifact_bytes(artifact: Artifact) -> int:

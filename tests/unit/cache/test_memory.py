@@ -94,3 +94,21 @@ async def test_only_the_very_same_artifact_is_dropped() -> None:
     await tier.put(new)
     assert tier.drop([old]) == 0
     assert await tier.get(old.key) is new
+
+
+async def test_others_have_their_turns_while_everything_is_evicted() -> None:
+    tier = MemoryTier(10**9)
+    for tag in range(20_000):
+        await tier.put_module(module(tag))
+    evicting = asyncio.create_task(tier.evict(EvictScope()))
+    turns = 0
+    while not evicting.done():
+        await asyncio.sleep(0)
+        turns += 1
+        tier.check()
+        if turns == 2:
+            await tier.put(artifact(1))
+    assert turns > 3
+    assert (await evicting).modules == 20_000
+    # What was put meanwhile was not there when it began.
+    assert await tier.held([artifact(1).key])

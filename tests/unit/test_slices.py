@@ -1,0 +1,88 @@
+"""Long work is done in slices: others have their turns between, however much of it there is."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Generator
+
+import pytest
+from wasmkilnd.slices import SLICE_S, collect_in_slices, in_slices
+
+
+def busy(slices: int, ran: list[str], name: str = "") -> Generator[None, None, str]:
+    """Work for so many slices, and note each step."""
+    for _ in range(slices * 4):
+        ran.append(name)
+        until = time.perf_counter() + SLICE_S / 4
+        while time.perf_counter() < until:
+            pass
+        yield
+    return f"{name} is done"
+
+
+async def test_work_of_one_step_is_done_at_once() -> None:
+    def step() -> Generator[None, None, int]:
+        return 1
+        yield
+
+    work = in_slices(step())
+    with pytest.raises(StopIteration) as end:  # It never gave way.
+        work.send(None)
+    assert end.value.value == 1
+
+
+async def test_others_have_their_turns_between() -> None:
+    ran: list[str] = []
+    work = asyncio.create_task(in_slices(busy(20, ran)))
+    turns, steps = 0, []
+    while not work.done():
+        await asyncio.sleep(0)
+        turns += 1
+        steps.append(len(ran))
+    # A slice has at most so many steps, and one that began when its time was nearly over.
+    assert max(after - before for before, after in itertools.pairwise(steps)) <= 5
+    assert turns >= 16
+    assert await work == " is done"
+
+
+async def test_much_work_holds_the_loop_no_longer_than_one_piece_of_it() -> None:
+    ran: list[str] = []
+    pieces = [asyncio.create_task(in_slices(busy(4, ran, str(n)))) for n in range(10)]
+    await asyncio.sleep(0)  # Each takes its first step, and one of them goes on.
+    done = len(ran)
+    assert 10 <= done <= 15
+    while not all(piece.done() for piece in pieces):
+        await asyncio.sleep(0)
+        assert len(ran) - done <= 5
+        done = len(ran)
+    # They took turns: no two steps of the last lie further apart than a slice of each other.
+    last = [at for at, name in enumerate(ran) if name == ran[-1]]
+    assert max(after - before for before, after in itertools.pairwise(last)) <= 10 * 5
+    assert [await piece for piece in pieces] == [f"{n} is done" for n in range(10)]
+
+
+async def test_work_that_fails_lets_the_next_go_on() -> None:
+    def failing() -> Generator[None, None, None]:
+        yield
+        yield
+        raise ValueError("as planned")
+
+    ran: list[str] = []
+    other = asyncio.create_task(in_slices(busy(3, ran)))
+    with pytest.raises(ValueError, match="as planned"):
+        await in_slices(failing())
+    cancelled = asyncio.create_task(in_slices(busy(100, [])))
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await other
+
+
+async def test_a_list_is_made_in_slices() -> None:
+    assert await collect_in_slices(str(number) for number in range(10_000)) == [
+        str(number) for number in range(10_000)
+    ]
+    assert await collect_in_slices([]) == []
