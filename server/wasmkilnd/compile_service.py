@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from wasmkilnd import errors, wire
 from wasmkilnd.admission import admit, check_sha256
@@ -34,13 +34,14 @@ from wasmkilnd.order import CompileOrder, Loaded, LoadOrder, Served, Terms, Want
 from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer, Turn
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import Seat, SingleFlight
-
-MAX_FIND_MISSING_KEYS = 10_000
+from wasmkilnd.slices import collect_in_slices
 
 # Hashing less than this takes less time than handing it to a thread and back.
 _HASH_INLINE_BYTES = 256 * 1024
 # Who waits longer for a worker looks again whether another broke its compiler meanwhile.
 _STRIKES_ARE_NEWS_S = 0.1
+# What of FindMissing is looked up at once: a matter of milliseconds for the event loop.
+_LOOKED_UP_AT_ONCE = 1000
 
 
 class CompileService:
@@ -103,14 +104,20 @@ class CompileService:
         self._recorder.served(served.origin)
         return served
 
-    async def find_missing(self, wanted: Sequence[WantedArtifact]) -> list[int]:
-        """Answer the indices of those that no tier holds, in order."""
-        if len(wanted) > MAX_FIND_MISSING_KEYS:
-            raise errors.invalid_request(
-                f"{len(wanted):,} keys are more than {MAX_FIND_MISSING_KEYS:,}: ask in batches",
-                "keys",
-            )
-        candidates = [self._keys_of(one) for one in wanted]
+    async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
+        """Answer the indices of those that no tier holds, in order.
+
+        They may be many: each is made when it is its turn, and others have theirs between.
+        """
+        candidates = await collect_in_slices(map(self._keys_of, wanted))
+        missing: list[int] = []
+        for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
+            some = candidates[start : start + _LOOKED_UP_AT_ONCE]
+            missing += [start + index for index in await self._missing(some)]
+            await asyncio.sleep(0)
+        return missing
+
+    async def _missing(self, candidates: Sequence[Sequence[CacheKey]]) -> list[int]:
         missing = await self._cache.missing([key for keys in candidates for key in keys])
         # Tells a component's artifact from that of a core module for the same engine.
         kinds = await self._cache.kinds_of(

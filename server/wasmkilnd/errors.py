@@ -51,6 +51,10 @@ _WORKER_RETRY_S = 1.0
 _FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
 
 
+# Of a caller's text, in an error or in a log.
+_MAX_QUOTED = 100
+
+
 class WasmkilnError(Exception):
     """A request that cannot be served, and why."""
 
@@ -115,9 +119,18 @@ class DoneElsewhere(Exception):  # noqa: N818 - no fault of anybody's
     """What waited for a worker is done by another, or is done. Never reaches a caller."""
 
 
-def invalid_request(message: str, field: str) -> WasmkilnError:
+def quoted(text: str) -> str:
+    """Quote a text of a caller's, and of a long one its beginning, with what was cut said."""
+    if len(text) <= _MAX_QUOTED:
+        return repr(text)
+    return f"{text[:_MAX_QUOTED]!r}… ({len(text) - _MAX_QUOTED:,} more characters)"
+
+
+def invalid_request(message: str, field: str, **metadata: int) -> WasmkilnError:
     """The request itself is malformed."""
-    return WasmkilnError(Reason.INVALID_REQUEST, message, field=field)
+    error = WasmkilnError(Reason.INVALID_REQUEST, message, field=field)
+    error.metadata |= {name: str(value) for name, value in metadata.items()}
+    return error
 
 
 def not_wasm(what: str) -> WasmkilnError:
@@ -166,7 +179,7 @@ def engine_unknown(engine: str, valid: Iterable[str]) -> WasmkilnError:
     engines = ", ".join(valid)
     return WasmkilnError(
         Reason.ENGINE_UNKNOWN,
-        f"no engine {engine!r} is served here; valid are: {engines or 'none'}",
+        f"no engine {quoted(engine)} is served here; valid are: {engines or 'none'}",
         field="engine",
         engine=engine,
         engines=engines,
@@ -178,7 +191,7 @@ def target_unsupported(engine_id: str, target: str, valid: Iterable[str]) -> Was
     targets = ", ".join(valid)
     return WasmkilnError(
         Reason.TARGET_UNSUPPORTED,
-        f"{engine_id} does not compile for target {target!r}; valid are: {targets}",
+        f"{engine_id} does not compile for target {quoted(target)}; valid are: {targets}",
         field="target",
         engine=engine_id,
         target=target,
@@ -191,7 +204,7 @@ def cpu_unsupported(engine_id: str, target: str, cpu: str, valid: Iterable[str])
     cpus = ", ".join(valid)
     return WasmkilnError(
         Reason.TARGET_UNSUPPORTED,
-        f"{engine_id} has no cpu level {cpu!r} for {target}; valid are: {cpus}",
+        f"{engine_id} has no cpu level {quoted(cpu)} for {target}; valid are: {cpus}",
         field="cpu",
         engine=engine_id,
         target=target,
@@ -205,7 +218,7 @@ def setting_unknown(engine_id: str, setting: str, valid: Iterable[str]) -> Wasmk
     settings = ", ".join(valid)
     return WasmkilnError(
         Reason.SETTING_UNKNOWN,
-        f"{engine_id} has no setting {setting!r}; valid are: {settings or 'none'}",
+        f"{engine_id} has no setting {quoted(setting)}; valid are: {settings or 'none'}",
         field="settings",
         engine=engine_id,
         setting=setting,
@@ -220,7 +233,8 @@ def setting_value_unknown(
     allowed = ", ".join(valid)
     return WasmkilnError(
         Reason.SETTING_UNKNOWN,
-        f"{engine_id} has no value {value!r} for setting {setting!r}; valid are: {allowed}",
+        f"{engine_id} has no value {quoted(value)} for setting {quoted(setting)};"
+        f" valid are: {allowed}",
         field="settings",
         engine=engine_id,
         setting=setting,

@@ -131,6 +131,14 @@ ROWS = [
         request("ModuleService/Compile", {}),
         at_fault="source",
     ),
+    Row(
+        "long-name",
+        Reason.INVALID_REQUEST,
+        compile_(_LOADED, engine="w" * 129),
+        {"at_most": "128", "size_bytes": "129"},
+        at_fault="engine",
+        says="may have at most 128",
+    ),
     Row("no-scope", Reason.INVALID_REQUEST, request("AdminService/Evict", {}), at_fault="scope"),
     Row(
         "engine",

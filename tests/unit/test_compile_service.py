@@ -254,10 +254,9 @@ async def test_shutting_down_ends_flights_with_a_word(rig: Rig) -> None:
     assert failure.value.reason is Reason.SERVER_DRAINING
 
 
-@pytest.mark.parametrize("keys", [[WantedArtifact("x")], [WantedArtifact("0" * 64)] * 10_001])
-async def test_malformed_questions(rig: Rig, keys: Sequence[WantedArtifact]) -> None:
+async def test_malformed_questions(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.find_missing(keys)
+        await rig.service.find_missing([WantedArtifact("x")])
     assert failure.value.reason is Reason.INVALID_REQUEST
 
 

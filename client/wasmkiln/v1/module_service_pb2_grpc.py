@@ -55,6 +55,9 @@ class ModuleServiceStub(object):
     metadata (RESOURCE_EXHAUSTED without a reason).
 
     Beside the reasons named at each RPC, every RPC may answer:
+    INVALID_ARGUMENT INVALID_REQUEST the request has more of a field than it may, or is no
+    message at all; metadata: at_most, size_bytes. At most
+    64 settings, names of 128 bytes, values of 256.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has more,
@@ -127,6 +130,9 @@ class ModuleServiceServicer(object):
     metadata (RESOURCE_EXHAUSTED without a reason).
 
     Beside the reasons named at each RPC, every RPC may answer:
+    INVALID_ARGUMENT INVALID_REQUEST the request has more of a field than it may, or is no
+    message at all; metadata: at_most, size_bytes. At most
+    64 settings, names of 128 bytes, values of 256.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has more,
@@ -295,6 +301,9 @@ class ModuleService(object):
     metadata (RESOURCE_EXHAUSTED without a reason).
 
     Beside the reasons named at each RPC, every RPC may answer:
+    INVALID_ARGUMENT INVALID_REQUEST the request has more of a field than it may, or is no
+    message at all; metadata: at_most, size_bytes. At most
+    64 settings, names of 128 bytes, values of 256.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has more,

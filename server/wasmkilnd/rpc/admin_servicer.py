@@ -13,6 +13,7 @@ from wasmkilnd.model import DrainState
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context
+from wasmkilnd.rpc.parts import repeated
 
 
 class AdminServicer:
@@ -47,10 +48,14 @@ class AdminServicer:
 
     async def list_quarantine(
         self, request: pb.ListQuarantineRequest, context: Context, note: CallNote
-    ) -> pb.ListQuarantineResponse:
+    ) -> bytes:
         """List what is refused."""
-        return pb.ListQuarantineResponse(
-            modules=map(messages.quarantined_module, await self._quarantine.listed())
+        return await repeated(
+            pb.ListQuarantineResponse.MODULES_FIELD_NUMBER,
+            (
+                messages.quarantined_module(strike).SerializeToString()
+                for strike in await self._quarantine.listed()
+            ),
         )
 
     async def release_quarantine(

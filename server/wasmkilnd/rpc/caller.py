@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import unquote
 
-from wasmkilnd.errors import invalid_request
+from wasmkilnd.errors import invalid_request, quoted
 
 PRIORITY_KEY = "wasmkiln-priority"
 _PRIORITIES = {"": False, "interactive": False, "background": True}
@@ -39,7 +39,7 @@ def is_background(priority: str) -> bool:
     """Answer whether a call asked to yield to others. Raises INVALID_REQUEST."""
     if priority not in _PRIORITIES:
         raise invalid_request(
-            f"the metadata {PRIORITY_KEY} is 'background' or 'interactive', not {priority!r}",
+            f"the metadata {PRIORITY_KEY} is 'background' or 'interactive', not {quoted(priority)}",
             PRIORITY_KEY,
         )
     return _PRIORITIES[priority]

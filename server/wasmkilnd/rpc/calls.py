@@ -21,17 +21,20 @@ from wasmkilnd.errors import (
     Reason,
     WasmkilnError,
     forget_frames,
-    invalid_request,
     server_draining,
     too_many_calls,
 )
 from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
+from wasmkilnd.rpc.bounds import plan_of
 from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
 from wasmkilnd.rpc.idle import IdleConnections
+from wasmkilnd.rpc.parts import Parts
 from wasmkilnd.rpc.receive import Receiver
+from wasmkilnd.rpc.scan import not_a_message, scan
 from wasmkilnd.rpc.send import Sender
+from wasmkilnd.slices import in_slices
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -151,7 +154,8 @@ class Traffic:
     recorder: CallRecorder
 
 
-Behavior = Callable[[Any, Context, CallNote], Awaitable["Message | Frames"]]
+Behavior = Callable[[Any, Context, CallNote], Awaitable["Message | Frames | bytes"]]
+"""Takes a request, or its Parts where the table of bounds has such; bytes are a message too."""
 
 
 def observed(
@@ -160,8 +164,9 @@ def observed(
     """Answer what gRPC calls for one RPC, always as one of streams both ways.
 
     On the wire there is no difference; here it lets a request be read when there is
-    room for it. A WasmkilnError becomes its row of the error table; anything else
-    that is raised becomes INTERNAL with the request id, and goes to the log whole.
+    room for it. Nothing is built of a request that is above a bound of the table.
+    A WasmkilnError becomes its row of the error table; anything else that is raised
+    becomes INTERNAL with the request id, and goes to the log whole.
     What is counted and logged of a call is so right after its answer, not before it:
     the caller does not wait for our diary.
     """
@@ -172,12 +177,27 @@ def observed(
         traffic.recorder.rpc(method, code.name, seconds, limit)
         _log_call(method, note, code.name, reason, seconds)
 
-    async def request(note: CallNote) -> Message:
-        message, note.let_go = await traffic.receiver.read(note.context, note.caller)
+    plan = plan_of(method)
+    in_parts = any(row.bound.one_by_one for row in plan.values())
+
+    async def request(note: CallNote) -> Message | Parts:
+        message, let_go_bytes = await traffic.receiver.read(note.context, note.caller)
+        note.let_go = let_go_bytes
+        message = message or b""
+        scanned = await in_slices(scan(message, plan))
+        let_go_built = traffic.receiver.hold(note.caller, scanned.cost_bytes)
+
+        def let_go() -> None:
+            let_go_bytes()
+            let_go_built()
+
+        note.let_go = let_go
+        if in_parts:
+            return Parts(message, scanned.parts)
         try:
-            return parse(message or b"")
+            return parse(message)
         except DecodeError:
-            raise invalid_request("the request's bytes are no message of this call", "") from None
+            raise not_a_message() from None
 
     async def answer(note: CallNote) -> None:
         # Nobody up here keeps the request: it may be megabytes, and the call may wait long.
@@ -194,7 +214,7 @@ def observed(
             if artifact:
                 traffic.recorder.bytes_sent(artifact.size_bytes)
         else:
-            message = found.SerializeToString()
+            message = found if isinstance(found, bytes) else found.SerializeToString()
             await traffic.sender.send(note.context, note.caller, (message,))
 
     async def call(_: Any, context: Context) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.compile_service import MAX_FIND_MISSING_KEYS
 from wasmkilnd.model import EngineCapabilities, Isolation, Limits, UnservedEngine
 from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.bounds import MAX_FIND_MISSING_KEYS
 from wasmkilnd.wire import CHUNK_BYTES
 
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import grpc
+import structlog
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from wasmkilnd.errors import WasmkilnError
+from wasmkilnd import errors
+from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
+from wasmkilnd.rpc.bounds import plan_of
 from wasmkilnd.rpc.caller import caller_of
 from wasmkilnd.rpc.calls import Context, Traffic, abort
+from wasmkilnd.rpc.scan import not_a_message, scan
+from wasmkilnd.slices import in_slices
+
+log = structlog.get_logger("wasmkilnd.rpc")
+
+# What somebody at a terminal asks is done with a few dozen.
+_MAX_REQUESTS = 1000
 
 
 class LimitedServer:
@@ -40,24 +52,35 @@ class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no
     def service(self, handler_call_details: Any) -> Any:
         """Answer the handler of a method, None for one that is not of this service."""
         handler = self._handler.service(handler_call_details)
-        return _limited(handler, self._traffic) if handler else None
+        if not handler:
+            return None
+        return _limited(handler, handler_call_details.method, self._traffic)
 
 
-def _limited(handler: Any, traffic: Traffic) -> Any:
+def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
     """Answer the same handler as one of streams both ways; on the wire there is no difference."""
     behavior = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
+    plan = plan_of(method)
 
     async def requests(context: Context, caller: str) -> AsyncIterator[Any]:
-        patient = False
-        while True:
-            message, let_go = await traffic.receiver.read(context, caller, patient=patient)
-            let_go()  # Messages of these services are small, and are not kept.
+        for number in itertools.count():
+            message, let_go = await traffic.receiver.read(context, caller, patient=number > 0)
+            let_go()  # Messages within the bounds of these services are small, and are not kept.
             if message is None:
                 return
-            yield handler.request_deserializer(message)
-            patient = True
+            if number == _MAX_REQUESTS:
+                raise errors.invalid_request(
+                    f"one call may have {_MAX_REQUESTS:,} requests at most: begin another", ""
+                )
+            await in_slices(scan(message, plan))
+            try:
+                request = handler.request_deserializer(message)
+            except DecodeError:
+                raise not_a_message() from None
+            del message
+            yield request
 
     async def answers(context: Context, caller: str) -> AsyncIterator[Any]:
         asked: Any = requests(context, caller)
@@ -71,7 +94,9 @@ def _limited(handler: Any, traffic: Traffic) -> Any:
         elif handler.response_streaming:
             await behavior(asked, context)
         else:
-            yield await behavior(asked, context)
+            answer = await behavior(asked, context)
+            if answer is not None:  # Else it has set another status than OK, and that is all.
+                yield answer
 
     def serialized(message: Any) -> Any:
         # Some behaviors write to the context, past us.
@@ -90,9 +115,17 @@ def _limited(handler: Any, traffic: Traffic) -> Any:
                 traffic.connections.end(peer)
                 traffic.foreign.leave(caller)
         except WasmkilnError as failure:
+            forget_frames(failure)
             if not context.done():
                 await abort(context, failure)
         except aio.InternalError:  # The connection has gone.
             raise asyncio.CancelledError from None
+        except aio.AbortError as aborted:  # The service said what was to be said.
+            forget_frames(aborted)
+        except Exception as defect:
+            log.exception("call failed", method=method)
+            forget_frames(defect)
+            failed = WasmkilnError(Reason.INTERNAL, "the daemon failed; its log tells more")
+            await abort(context, failed)
 
     return grpc.stream_stream_rpc_method_handler(call, response_serializer=serialized)

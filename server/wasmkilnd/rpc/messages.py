@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 
 from wasmkilnd.admission import check_sha256
-from wasmkilnd.errors import invalid_request
+from wasmkilnd.errors import invalid_request, quoted
 from wasmkilnd.model import (
     Artifact,
     EngineCapabilities,
@@ -51,6 +51,11 @@ TIERS = {
     admin_service_pb2.TIER_MEMORY: "memory",
     admin_service_pb2.TIER_REDIS: "redis",
 }
+
+MAX_CACHED_ARTIFACTS = 1000
+"""Of one module, in Load's answer: they and their settings fit into the 4 MiB that gRPC's
+clients take by default.
+"""
 
 # What duration.proto allows.
 _MAX_DURATION_S = 315_576_000_000
@@ -124,7 +129,7 @@ def load_response(loaded: Loaded) -> module_service_pb2.LoadResponse:
                 size_bytes=artifact.size_bytes,
                 settings=artifact.spec.settings,
             )
-            for artifact in loaded.artifacts
+            for artifact in loaded.artifacts[:MAX_CACHED_ARTIFACTS]
         ],
     )
 
@@ -150,7 +155,8 @@ def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
         # Not one of the served: it may be an engine that was removed.
         if not _ENGINE_ID.fullmatch(request.engine):
             raise invalid_request(
-                f"{request.engine!r} is no engine's id: write one such as wasmtime-50.0.1", "engine"
+                f"{quoted(request.engine)} is no engine's id: write one such as wasmtime-50.0.1",
+                "engine",
             )
         return EvictScope(engine_id=request.engine)
     if scope == "all" and request.all:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from google.protobuf.message import DecodeError
 from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
 
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.demand import Wish
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.order import CompileOrder, LoadOrder, Terms
+from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context, Frames
+from wasmkilnd.rpc.parts import Parts, repeated
+from wasmkilnd.rpc.scan import not_a_message
 
 
 class ModuleServicer:
@@ -75,12 +79,20 @@ class ModuleServicer:
         """Answer what can be asked for."""
         return self._capabilities()
 
-    async def find_missing(
-        self, request: pb.FindMissingRequest, context: Context, note: CallNote
-    ) -> pb.FindMissingResponse:
+    async def find_missing(self, keys: Parts, context: Context, note: CallNote) -> bytes:
         """Answer those keys that no tier holds, as they were asked."""
-        missing = await self._service.find_missing([messages.wanted(key) for key in request.keys])
-        return pb.FindMissingResponse(missing=[request.keys[index] for index in missing])
+        missing = await self._service.find_missing(map(_wanted, keys))
+        return await repeated(
+            pb.FindMissingResponse.MISSING_FIELD_NUMBER, (keys[index] for index in missing)
+        )
+
+
+def _wanted(key: bytes) -> WantedArtifact:
+    """Answer what a serialized ArtifactKey asks about. Raises INVALID_REQUEST."""
+    try:
+        return messages.wanted(types_pb2.ArtifactKey.FromString(key))
+    except DecodeError:
+        raise not_a_message() from None
 
 
 def _terms(context: Context, note: CallNote) -> Terms:

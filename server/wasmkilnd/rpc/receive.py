@@ -94,13 +94,12 @@ class Receiver:
             self._arriving.add(caller, -read.held_bytes)
         if message is aio.EOF:
             return None, _nothing
-        return message, self._hold(caller, len(message))
+        return message, self.hold(caller, len(message))
 
-    def _half(self) -> int:
-        return max(self._limits.now.receive_bytes // 2, self._message_bytes)
-
-    def _hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
+    def hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
+        """Count what a request that has arrived costs; answer what lets go of it."""
         self._arrived.add(caller, size_bytes)
+        self._peak.holds(self.held_bytes)
         held = [size_bytes]
 
         def let_go() -> None:
@@ -109,6 +108,9 @@ class Receiver:
                 self._wake()
 
         return let_go
+
+    def _half(self) -> int:
+        return max(self._limits.now.receive_bytes // 2, self._message_bytes)
 
     async def _wait(self, caller: str) -> None:
         turn = asyncio.get_running_loop().create_future()

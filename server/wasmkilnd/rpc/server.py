@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import structlog
 from grpc import aio
-from grpc_channelz.v1 import channelz, channelz_pb2_grpc
+from grpc_channelz.v1 import channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
 from wasmkilnd.in_force import InForce
@@ -23,6 +23,7 @@ from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
+from wasmkilnd.rpc.channelz import Channelz
 from wasmkilnd.rpc.flood_guard import FloodGuard
 from wasmkilnd.rpc.foreign import LimitedServer
 from wasmkilnd.rpc.health import Health
@@ -162,7 +163,7 @@ class RpcServer:
             },
         )
         self.health = Health(limited, (MODULE_SERVICE, ADMIN_SERVICE))
-        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), limited)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(Channelz(), limited)
         add_reflection(limited, SERVICES)
 
     def _add(self, service: str, descriptor: Any, behaviors: dict[str, Behavior]) -> None:

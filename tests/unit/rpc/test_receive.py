@@ -186,3 +186,21 @@ async def test_other_limits_are_in_force_at_once() -> None:
     let_go()
     with pytest.raises(WasmkilnError, match=r"did not arrive within 0.05 s"):
         await call
+
+
+async def test_what_is_built_of_a_request_counts_beside_its_bytes() -> None:
+    receiver = receiving(8 * MESSAGE)
+    message, let_go = await receiver.read(arriving(bytes(MESSAGE)), "a")
+    assert message
+    built = receiver.hold("a", 2 * MESSAGE)
+    assert receiver.held_bytes == 3 * MESSAGE
+    waiting = read(receiver, arriving(), "a")
+    await asyncio.sleep(0.05)
+    assert not waiting.done()  # One caller holds no more than it leaves to others.
+    built()
+    built()
+    await waiting
+    let_go()
+    assert receiver.held_bytes == 1
+    (await waiting)[1]()
+    assert receiver.held_bytes == 0

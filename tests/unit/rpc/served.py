@@ -1,0 +1,36 @@
+"""Every method that the daemon serves, by its path, with the descriptor of its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from wasmkilnd.rpc import reflection
+from wasmkilnd.rpc.server import SERVICES
+
+reflection._describe_v1()  # As at the daemon's start.
+SERVED = (
+    *SERVICES,
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+
+
+def methods() -> dict[str, Descriptor]:
+    """Answer the request's type of each method."""
+    pool: Any = descriptor_pool.Default()
+    return {
+        f"/{service}/{method.name}": method.input_type
+        for service in SERVED
+        for method in pool.FindServiceByName(service).methods
+    }
+
+
+def fields(message: Descriptor) -> Iterator[FieldDescriptor]:
+    """Answer the fields of a message and of all in it."""
+    for field in message.fields:
+        yield field
+        if field.message_type:
+            yield from fields(field.message_type)
