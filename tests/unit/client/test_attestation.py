@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +17,13 @@ from wasmkiln.attestation import Statement
 from wasmkiln.cli.app import app
 from wasmkiln.v1 import types_pb2 as types
 
-from tests.attesting import Attester
+from tests.attesting import WASM, Attester, attested
 
 if TYPE_CHECKING:
     from tests.unit.client.conftest import FakeDaemon
 
-WASM = b"\0asm\x01\0\0\0"
 OURS, THEIRS = Attester(), Attester()
-
-
-def make(content: bytes = b"code", by: Attester | None = OURS) -> Artifact:
-    header = ArtifactHeader(
-        module_sha256=hashlib.sha256(WASM).hexdigest(),
-        artifact_sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
-        engine=types.Engine(
-            id="nothing-1", name="nothing", version="1", core_version="2", compiler="none"
-        ),
-        target="x86_64-unknown-linux-gnu",
-        cpu="baseline",
-        settings={"fuel": "false"},
-        fingerprint="f" * 64,
-        kind=types.KIND_CORE_MODULE,
-    )
-    if by:
-        by.attest(header)
-    return Artifact(content, header)
+make = partial(attested, by=OURS)
 
 
 def cause(refused: pytest.ExceptionInfo[AttestationInvalid]) -> str:
@@ -277,62 +258,7 @@ def test_what_was_signed_has_the_types_of_a_statement(path: str, value: Any) -> 
         Statement.parse(json.dumps(said).encode())
 
 
-# --- wasmkiln verify ----------------------------------------------------------------------
-
-
-def test_verify_command(tmp_path: Path) -> None:
-    path = str(make().save(tmp_path / "m.cwasm"))
-    (tmp_path / "m.wasm").write_bytes(WASM)
-
-    def run(*arguments: str) -> Any:
-        return CliRunner().invoke(app, ["verify", path, *arguments])
-
-    key = ("--key", OURS.key.hex)
-    done = run(*key, "--module", str(tmp_path / "m.wasm"), "--fingerprint", "F" * 64)
-    assert done.exit_code == 0, done.output
-    assert OURS.key.id in done.stdout
-    assert done.stderr == ""
-    answer = json.loads(run(*key, "--json").stdout)
-    assert answer["verified"] is True
-    assert answer["not_checked"] == ["module", "fingerprint"]
-    for given, told in (
-        ((), ["give --module", "give --fingerprint"]),
-        (("--fingerprint", "f" * 64), ["give --module"]),
-        (("--module", str(tmp_path / "m.wasm")), ["give --fingerprint"]),
-    ):
-        lines = run(*key, *given).stderr.splitlines()
-        assert [line.split(": ")[-1] for line in lines] == told
-        assert all(line.startswith("not checked: that it is ") for line in lines)
-    assert answer["key_id"] == OURS.key.id
-    assert answer["engine"]["name"] == "nothing"
-    for wrong in (
-        ("--key", THEIRS.key.hex),
-        (*key, "--module", "0" * 64),
-        (*key, "--fingerprint", "0" * 64),
-        (*key, "--attestation", path),
-    ):
-        refused = run(*wrong, "--json")
-        assert refused.exit_code == 1
-        assert refused.stdout == ""
-        assert json.loads(refused.stderr.splitlines()[1])["error"]["reason"] == (
-            "ATTESTATION_INVALID"
-        )
-    assert run().exit_code == 2
-    assert run("--key", "nonsense").exit_code == 2
-    Path(path).write_bytes(b"evil")
-    assert run(*key).exit_code == 1
-
-
-def test_verify_tells_what_was_mistaken_for_a_key_or_left_out(tmp_path: Path) -> None:
-    path = make().save(tmp_path / "m.cwasm")
-    runner = CliRunner()
-    mistaken = runner.invoke(app, ["verify", str(path), "--key", OURS.key.id])
-    assert mistaken.exit_code == 1
-    assert "give its public key" in mistaken.stderr
-    (tmp_path / "m.cwasm.dsse.json").unlink()
-    alone = runner.invoke(app, ["verify", str(path), "--key", OURS.key.hex])
-    assert alone.exit_code == 2
-    assert "name the attestation with --attestation" in alone.stderr
+# --- files --------------------------------------------------------------------------------
 
 
 def test_compile_writes_what_verify_reads(daemon: FakeDaemon, tmp_path: Path) -> None:
