@@ -1,18 +1,28 @@
-"""Structured logs: for people on a terminal, JSON lines otherwise, and never a secret."""
+"""Structured logs: for people on a terminal, JSON lines otherwise; never a secret, never a flood.
+
+Every line passes here, whoever wrote it: ``masking`` hides secrets, ``bounds`` says how long
+a line may be, ``repeats`` how many there may be of a kind.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
+import sys
 import traceback
-from threading import Lock
+from collections.abc import Hashable
+from threading import RLock
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from wasmkilnd.telemetry import repeats
+from wasmkilnd.telemetry.bounds import ExcInfo
 from wasmkilnd.telemetry.masking import Masker
+from wasmkilnd.telemetry.repeats import Repeats
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -25,6 +35,8 @@ _LEVELS = {
 def configure(log_format: str, level: str, stream: TextIO) -> None:
     """Send all logs, the libraries' included, to ``stream``, one line each but for tracebacks.
 
+    Of lines that repeat, some are left out and counted, unless ``level`` is ``debug``.
+
     ``log_format`` is ``text``, ``json``, or ``auto`` for text on a terminal and
     JSON otherwise. ``level`` is the least important one that is written; of the
     libraries' lines, warnings at least, and all of them at ``debug``. May be
@@ -34,8 +46,11 @@ def configure(log_format: str, level: str, stream: TextIO) -> None:
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
     render = _text_renderer(colors=terminal) if as_text else _render_json
-    pipeline = _Pipeline(render)
+    flush()
     sink = _Sink(stream)
+    pipeline = _Pipeline(render, sink, limited=level != "debug")
+    global _pipeline
+    _pipeline = pipeline
     structlog.configure(
         processors=[pipeline],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -49,35 +64,94 @@ def configure(log_format: str, level: str, stream: TextIO) -> None:
     root.setLevel(logging.DEBUG if level == "debug" else max(_LEVELS[level], logging.WARNING))
 
 
+_HEAD = ("timestamp", "level", "event")
+# Where a line says of which kind it is, if that is not to be seen of it.
+_KIND = "_kind"
+_pipeline: _Pipeline | None = None
+
+
+def flush() -> None:
+    """Write now what was left out of the lines that repeat."""
+    if _pipeline:
+        _pipeline.repeats.end_intervals(all_of_them=True)
+
+
+atexit.register(flush)
+
+
 class _Pipeline:
     """From an event to the line that is written."""
 
-    def __init__(self, render: Processor) -> None:
+    def __init__(self, render: Processor, sink: _Sink, *, limited: bool) -> None:
         self._render = render
+        self._sink = sink
+        self._limited = limited
         self._stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
         self._masker = Masker()
+        self.repeats = Repeats(self._write)
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
+        """Answer the line. Raises DropEvent where it is one of too many."""
+        written = True
         try:
+            kind = event.pop(_KIND, None) or _kind(method, event)
+            most = repeats.CALL_LINES if event.get("event") == "call" else repeats.LINES
+            written = not self._limited or self.repeats.lets_through(kind, most)
             event = structlog.contextvars.merge_contextvars(logger, method, event)
             # A library's line, or a hand-written one, may have either already.
             event.setdefault("level", "error" if method == "exception" else method)
             event = self._stamp(logger, method, event)
-            if "exc_info" in event:
-                # Before masking: tracebacks quote URLs.
-                event = structlog.processors.format_exc_info(logger, method, event)
-            event = self._masker.mapping(event)
-            return str(self._render(logger, method, event))
+            failure = _exc_info(event.pop("exc_info", None))
+            # What every line has comes first, so that there is room for it.
+            head = {name: event.pop(name) for name in _HEAD if name in event}
+            line = self._masker.line({**head, **event})
+            if written:
+                if failure:
+                    line["exception"] = self._masker.traceback(failure)
+                return str(self._render(logger, method, line))
+            if failure:
+                line["failure"] = failure[0].__name__
+            self.repeats.leave_out(kind, line)
         except Exception as failure:  # a line that cannot be made must not fail a call
-            # Names of types only: the values are what made the trouble, and are not masked.
-            lost = {
-                "timestamp": "",
-                "level": "error",
-                "event": "log line lost",
-                "failure": type(failure).__name__,
-                "where": _where(failure),
-            }
-            return json.dumps(lost)
+            if written:
+                return _lost(failure)
+        raise structlog.DropEvent
+
+    def _write(self, line: dict[str, object]) -> None:
+        try:
+            self._sink.msg(str(self._render(None, str(line.get("level", "")), line)))
+        except Exception as failure:
+            self._sink.msg(_lost(failure))
+
+
+def _kind(method: str, event: EventDict) -> Hashable:
+    # The values that come from short lists of ours, and tell what a caller cannot choose.
+    named = (event.get("event"), event.get("code"), event.get("reason"))
+    return method, *(value[:64] for value in named if isinstance(value, str))
+
+
+def _exc_info(given: object) -> ExcInfo | None:
+    if isinstance(given, BaseException):
+        return type(given), given, given.__traceback__
+    if isinstance(given, tuple):
+        found = given
+    elif given:
+        found = sys.exc_info()
+    else:
+        return None
+    return found if len(found) == 3 and isinstance(found[1], BaseException) else None
+
+
+def _lost(failure: Exception) -> str:
+    # Names of types only: the values are what made the trouble, and are not masked.
+    lost = {
+        "timestamp": "",
+        "level": "error",
+        "event": "log line lost",
+        "failure": type(failure).__name__,
+        "where": _where(failure),
+    }
+    return json.dumps(lost)
 
 
 class _Sink:
@@ -85,7 +159,8 @@ class _Sink:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lock = Lock()
+        # A finalizer that runs in the midst of a line may log another.
+        self._lock = RLock()
 
     def msg(self, line: str) -> None:
         """Write ``line``."""
@@ -117,14 +192,17 @@ class _LibraryHandler(logging.Handler):
         except Exception:  # arguments that do not fit the format: a library's slip
             message = str(record.msg)
         event: dict[str, Any] = {"event": message, "logger": record.name}
+        # By the place in the library's code, since its words may hold what somebody sent.
+        event[_KIND] = (record.name, record.lineno, message[:24])
         if record.exc_info:
             event["exc_info"] = record.exc_info
-        self._sink.msg(self._pipeline(None, record.levelname.lower(), event))
+        with contextlib.suppress(structlog.DropEvent):
+            self._sink.msg(self._pipeline(None, record.levelname.lower(), event))
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     # First what every line has, for eyes that scan the start of lines.
-    head = {name: event.pop(name, "") for name in ("timestamp", "level", "event")}
+    head = {name: event.pop(name, "") for name in _HEAD}
     return json.dumps({**head, **event})
 
 

@@ -1,14 +1,25 @@
-"""No secret gets into a log line."""
+"""No secret gets into a log line, and no more of a value than fits into one."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from functools import lru_cache
+from itertools import islice
 from pathlib import PurePath
 from typing import Final
+
+from wasmkilnd.telemetry.bounds import (
+    ITEMS,
+    KEY_LENGTH,
+    VALUE_LENGTH,
+    ExcInfo,
+    Room,
+    pieces_of_traceback,
+    what_was_cut,
+)
 
 MASK: Final = "***"
 
@@ -22,44 +33,82 @@ _QUERY_CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 _MAX_DEPTH = 4
+_INTEGER = 1 << 128
 
 
 class Masker:
-    """Makes values fit to be shown: plain, without secrets. Thread-safe."""
+    """Makes values fit to be shown: plain, bounded, without secrets. Thread-safe."""
 
     def __init__(self) -> None:
         # Keys are the few words that the code logs under; the bound is for libraries.
         self._is_secret = lru_cache(maxsize=1024)(_is_secret_key)
 
-    def mapping(self, values: Mapping[str, object], depth: int = 0) -> dict[str, object]:
+    def line(self, values: Mapping[str, object]) -> dict[str, object]:
         """Answer a copy of ``values`` that holds texts, numbers, lists and dicts only.
 
-        What a key calls a secret becomes ``***``, and so do credentials in URLs.
-        Raises what the ``repr`` of a value raises.
+        What a key calls a secret becomes ``***``, and so do credentials in URLs. Of what
+        is too long there is the beginning, with a word on what was cut. Raises what the
+        ``repr`` of a value raises.
         """
-        return {
-            key: MASK if self._is_secret(key) and value else self._value(value, depth)
-            for key, value in values.items()
-        }
+        return self._mapping(values, 0, Room())
 
-    def _value(self, value: object, depth: int) -> object:
+    def traceback(self, exc_info: ExcInfo) -> str:
+        """Answer a traceback in the same way."""
+        pieces = pieces_of_traceback(exc_info)
+        return "".join(mask_text(kept) + cut for kept, cut in pieces).rstrip("\n")
+
+    def _mapping(self, values: Mapping[str, object], depth: int, room: Room) -> dict[str, object]:
+        shown: dict[str, object] = {}
+        for key, value in values.items():
+            if len(shown) >= ITEMS or room.used_up:
+                shown["…"] = f"({len(values):,} keys, {len(shown):,} shown)"
+                break
+            name = key if len(key) <= KEY_LENGTH else f"{key[:KEY_LENGTH]}…"
+            secret = self._is_secret(name) and value
+            shown[room.take(name)] = MASK if secret else self._value(value, depth, room)
+        return shown
+
+    def _value(self, value: object, depth: int, room: Room) -> object:
         kind = type(value)
         if kind is str:
-            return mask_text(value)  # type: ignore[arg-type]
-        if kind is int or kind is bool or value is None:
+            return _text(value, room)  # type: ignore[arg-type]
+        if kind is bool or value is None:
+            return value
+        if kind is int and -_INTEGER < value < _INTEGER:  # type: ignore[operator]
             return value
         if kind is float:
             # JSON has no word for the others.
             return value if math.isfinite(value) else str(value)  # type: ignore[arg-type]
         if depth < _MAX_DEPTH:
             if isinstance(value, Mapping):
-                named = {str(key): each for key, each in value.items()}
-                return self.mapping(named, depth + 1)
+                first = islice(value.items(), ITEMS + 1)
+                return self._mapping({str(key): each for key, each in first}, depth + 1, room)
             if isinstance(value, list | tuple | set | frozenset):
-                return [self._value(each, depth + 1) for each in value]
+                return self._items(value, depth, room)
         if isinstance(value, Enum):
-            return self._value(value.value, depth + 1)
-        return mask_text(str(value) if isinstance(value, str | PurePath) else repr(value))
+            return self._value(value.value, depth + 1, room)
+        if isinstance(value, bytes | bytearray):
+            # Not all of it, which would take four times its size for a moment.
+            rest = len(value) - VALUE_LENGTH
+            note = f"… and {rest:,} bytes more" if rest > 0 else ""
+            return _text(repr(value[:VALUE_LENGTH]), room) + note
+        if kind is int:
+            return _text(hex(value), room)  # type: ignore[arg-type]  # str has a limit
+        return _text(str(value) if isinstance(value, str | PurePath) else repr(value), room)
+
+    def _items(self, values: Collection[object], depth: int, room: Room) -> list[object]:
+        shown: list[object] = []
+        for each in values:
+            if len(shown) >= ITEMS or room.used_up:
+                shown.append(f"… ({len(values):,} items, {len(shown):,} shown)")
+                break
+            shown.append(self._value(each, depth + 1, room))
+        return shown
+
+
+def _text(text: str, room: Room) -> str:
+    kept = room.take(text)
+    return mask_text(kept) + what_was_cut(text, kept)
 
 
 def mask_text(text: str) -> str:

@@ -1,0 +1,75 @@
+"""What strangers can make a daemon write to its log is bounded, in length and in number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkilnd.telemetry.repeats import CALL_LINES
+
+from tests.e2e.callers import Caller
+from tests.e2e.daemon import Daemon, fresh_state
+
+MIB = 2**20
+ENGINE = "wasmtime-50.0.1"
+LONGEST = 64 * 1024
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = fresh_state(tmp_path_factory.mktemp("state"), engines=(ENGINE,))
+    with Daemon(state, ("--workers", "1")) as running:
+        yield running
+
+
+def lines(daemon: Daemon) -> list[dict[str, Any]]:
+    """Return the log's lines. Raises ValueError for one that is no JSON."""
+    return [json.loads(line) for line in daemon.log.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.CompileRequest(module=b"\0asm\1\0\0\0", engine="a" * 15 * MIB),
+        pb.CompileRequest(module=b"\0asm\1\0\0\0", target="\0" * MIB),
+        pb.CompileRequest(module=b"\0asm\1\0\0\0", settings={"k" * MIB: "v" * MIB}),
+        pb.CompileRequest(sha256="f" * MIB),
+    ],
+    ids=["engine", "target", "settings", "sha256"],
+)
+def test_a_line_does_not_grow_with_what_a_caller_sends(
+    daemon: Daemon, request_: pb.CompileRequest
+) -> None:
+    before = len(daemon.log_lines)
+    with Caller(daemon) as caller, pytest.raises(grpc.RpcError):
+        list(caller.stub.Compile(request_, timeout=30))
+    daemon.wait_for_log('"event": "call"')
+    assert max(map(len, daemon.log_lines[before:]), default=0) < LONGEST
+    lines(daemon)
+
+
+def test_calls_without_end_have_a_bounded_number_of_lines(daemon: Daemon) -> None:
+    count = 2 * CALL_LINES + 500
+    with Caller(daemon) as caller:
+        for _ in range(count // 100):
+            calls = [
+                caller.stub.GetCapabilities.future(pb.GetCapabilitiesRequest(), timeout=60)
+                for _ in range(100)
+            ]
+            for call in calls:
+                call.result()
+    before = [line for line in lines(daemon) if line["event"] == "call" and line["code"] == "OK"]
+    # However long they took: in each interval no more than this, and one that counts the rest.
+    assert len(before) < count
+    line = json.loads(daemon.wait_for_log('"left_out"', timeout_s=30))
+    assert (line["event"], line["left_out"] > 0) == ("call", True)
+    served = [line for line in lines(daemon) if line.get("code") == "OK"]
+    assert sum(1 + line.get("left_out", 0) for line in served) >= count
+    assert (
+        daemon.metric("rpcs_total", code="OK", method="/wasmkiln.v1.ModuleService/GetCapabilities")
+        >= count
+    )
