@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.process import Worker
 
-from tests.confinement.workers import attempt
+from tests.confinement.workers import attempt, job_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -66,14 +65,9 @@ async def test_a_kernel_without_memory_kills_jobs_before_anybody_else(confined: 
     def score_adj(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
-    work = asyncio.create_task(attempt(confined, "burn_cpu", timeout_s=30))
-    async with asyncio.timeout(20):
-        while not confined._job_pid:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.01)
-    assert score_adj(confined._job_pid) == score_adj(confined.pid) == 1000
+    async with job_of(confined) as job:
+        assert score_adj(job) == score_adj(confined.pid) == 1000
     assert score_adj(os.getpid()) < 1000
-    confined.end_job()
-    await work
 
 
 async def test_what_a_job_used_is_known_whatever_its_end(confined: Worker) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
 from tests.confinement.foreign import PYTHON, may_limit, may_signal, user_of
-from tests.confinement.workers import attempt
+from tests.confinement.workers import job_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
 
@@ -41,20 +40,6 @@ def service_of(user: int) -> Iterator[int]:
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
-
-
-@asynccontextmanager
-async def job_of(worker: Worker) -> AsyncIterator[int]:
-    """A job that runs; yields its pid."""
-    work = asyncio.create_task(attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30))
-    try:
-        async with asyncio.timeout(20):
-            while not worker._job_pid:  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.01)
-        yield worker._job_pid
-    finally:
-        worker.end_job()
-        await asyncio.gather(work, return_exceptions=True)
 
 
 @pytest.mark.parametrize("how", INTERFERENCES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -117,3 +118,22 @@ async def attempt(
         )
     )
     return Outcome(report)
+
+
+@asynccontextmanager
+async def job_of(worker: Worker) -> AsyncIterator[int]:
+    """A job that runs a module; yields its pid."""
+    work = asyncio.create_task(attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30))
+    try:
+        async with asyncio.timeout(20):
+            while "Seccomp_filters:	2" not in status_of(worker._job_pid):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        yield worker._job_pid
+    finally:
+        worker.end_job()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+def status_of(pid: int) -> str:
+    """Return what the kernel says of a process; nothing of one that there is not."""
+    return Path(f"/proc/{pid}/status").read_text() if pid else ""

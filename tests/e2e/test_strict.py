@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
@@ -45,6 +46,24 @@ def test_without_a_layer_the_daemon_does_not_start(call: str, tmp_path: Path) ->
     assert layer in last_line
     assert "WASMKILN_ISOLATION=" in last_line
     assert "is ready" not in done.stdout
+
+
+def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
+    """As systemd does by RestrictNamespaces=user mnt net ipc pid."""
+    uts_and_cgroup = "unshare:0x06000000"
+    with (
+        Daemon(
+            state_with(tmp_path / "state", ENGINE), FLAGS, program=(str(WITHOUT), uts_and_cgroup)
+        ) as daemon,
+        daemon.client() as client,
+    ):
+        assert client.compile(wasm.adder(1)).bytes
+        [engine] = client.capabilities().engines
+        layers = {layer.name: layer for layer in engine.isolation.layers}
+        assert engine.isolation.holds
+        assert layers["namespaces"].state == pb.IsolationLayer.STATE_PARTIAL
+        assert "no UTS and cgroup" in layers["namespaces"].detail
+        assert layers["root"].state == pb.IsolationLayer.STATE_ENFORCED
 
 
 @pytest.mark.parametrize("call", ["landlock_restrict_self", "pivot_root"])

@@ -1,4 +1,6 @@
-"""``python without.py CALL …``: a wasmkilnd on a machine that refuses a system call.
+"""``python without.py CALL[:FLAGS] …``: a wasmkilnd on a machine that refuses a system call.
+
+With FLAGS, only where its first argument has any of them.
 
 The filter is this process's own, and so all that it starts is under it.
 """
@@ -10,13 +12,21 @@ from wasmkilnd.cli import main
 from wasmkilnd.engines.child.isolation import kernel, privileges, seccomp, syscalls
 
 
-def _refuse(call: str) -> None:
+def _refuse(what: str) -> None:
+    call, _, flags = what.partition(":")
     machine = kernel.machine()
     number = syscalls.number(call, machine)
     assert number is not None
     program = [
         (seccomp._LOAD, 0, 0, seccomp._NUMBER),
-        (seccomp._JUMP_EQUAL, 0, 1, number),
+        (seccomp._JUMP_EQUAL, 0, 3, number),
+        (seccomp._LOAD, 0, 0, seccomp._low(0)),
+        (
+            seccomp._JUMP_ANY_BIT if flags else seccomp._JUMP_GREATER_EQUAL,
+            0,
+            1,
+            int(flags or "0", 0),
+        ),
         (seccomp._RETURN, 0, 0, seccomp._ERRNO | errno.EPERM),
         (seccomp._RETURN, 0, 0, seccomp._ALLOW),
     ]

@@ -63,7 +63,7 @@ class Confinement:
         """What a job has mapped when it starts."""
         too_many = _open_descriptors_from(_MOST_DESCRIPTORS)
         spared = kernel.why_not(limits.be_killed_first)
-        entered = namespaces.enter(self._machine, user)
+        self._entered = entered = namespaces.enter(self._machine, user)
         self.layers = [
             self._namespaces(entered),
             self._root(entered),
@@ -74,6 +74,8 @@ class Confinement:
         ]
         if not entered.namespaces:
             namespaces.hold_processes()
+        if entered.job_flags:
+            self.layers[0] = self._of_each_job(self.layers[0])
 
     def report(self) -> list[dict[str, str]]:
         """Answer every layer as JSON-ready data."""
@@ -87,6 +89,7 @@ class Confinement:
         """
         os.dup2(words, 1)
         os.dup2(words, 2)
+        namespaces.leave_workers(self._entered, self._machine)
         if self._ruleset >= 0:
             landlock.restrict(self._ruleset)  # So that it is below the worker, not beside it.
         os.dup2(job_socket, _JOB_SOCKET)
@@ -105,7 +108,26 @@ class Confinement:
             return Layer("namespaces", PARTIAL, "there is a network all the same")
         if entered.user:
             return Layer("namespaces", PARTIAL, f"no user namespace: {entered.user}")
-        return Layer("namespaces", ENFORCED, "user, mount, network, IPC, PID")
+        of_worker = "user, mount, network, IPC, PID"
+        if entered.names:
+            return Layer("namespaces", PARTIAL, f"{of_worker}; no UTS and cgroup: {entered.names}")
+        return Layer("namespaces", ENFORCED, f"{of_worker}, UTS, cgroup")
+
+    def _of_each_job(self, of_worker: Layer) -> Layer:
+        """Return the layer of namespaces once it is tried whether jobs can have some of their own.
+
+        What that takes is given up where they cannot.
+        """
+        why = kernel.why_not(lambda: namespaces.try_as_job(self._entered, self._machine))
+        if why:
+            self._entered.job_flags = 0
+            kernel.why_not(lambda: privileges.drop_capabilities(self._machine))
+        if of_worker.state != ENFORCED:
+            return of_worker
+        if why:
+            return Layer(of_worker.name, PARTIAL, f"{of_worker.detail}; none for each job: {why}")
+        of_job = "for each job all but user and PID"
+        return Layer(of_worker.name, ENFORCED, f"{of_worker.detail}; {of_job}")
 
     def _root(self, entered: namespaces.Entered) -> Layer:
         if entered.root:
@@ -134,9 +156,11 @@ class Confinement:
     def _privileges(self, entered: namespaces.Entered, shared_with: str) -> Layer:
         try:
             privileges.forbid_new_ones()
-            privileges.drop_capabilities(self._machine)
+            # Of the worker's own user namespace, and until its jobs have made their others.
+            needed = privileges.MAKE_NAMESPACES if entered.job_flags else 0
+            privileges.drop_capabilities(self._machine, needed)
             privileges.leave_no_traces()
-            kept = privileges.left_over(self._machine)
+            kept = privileges.left_over(self._machine, needed)
             if entered.ordinary:
                 # In a user namespace without a mapping it would look like another all the same.
                 kept.append(f"the user root ({entered.ordinary})")

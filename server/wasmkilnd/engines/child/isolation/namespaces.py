@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from . import kernel, privileges, syscalls
 
 _NEW_USER = 0x10000000
-# mounts, network, System V and POSIX message queues, processes
-_NEW_REST = 0x00020000 | 0x40000000 | 0x08000000 | 0x20000000
+_NEW_PROCESSES = 0x20000000
+# mounts, network, System V and POSIX message queues
+_NEW_REST = 0x00020000 | 0x40000000 | 0x08000000
+# the host's name, control groups: some service managers allow the others only
+_NEW_NAMES = 0x04000000 | 0x02000000
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
@@ -33,6 +37,10 @@ class Entered:
     """A user namespace of its own."""
     ordinary: str = ""
     """Another user than root."""
+    names: str = ""
+    """Namespaces of its own for the host's name and for control groups."""
+    job_flags: int = 0
+    """What a job unshares: see :func:`leave_workers`. Not processes: it would be the first."""
 
 
 def enter(machine: str, user: int) -> Entered:
@@ -43,7 +51,7 @@ def enter(machine: str, user: int) -> Entered:
     Only children see no other process: see :func:`hold_processes`.
     """
     entered = Entered()
-    by_root = os.geteuid() == 0 and not kernel.why_not(lambda: kernel.unshare(_NEW_REST))
+    by_root = os.geteuid() == 0 and not kernel.why_not(lambda: _unshare(entered, 0))
     if by_root:
         entered.root = kernel.why_not(lambda: _empty_root(machine))
     entered.ordinary = kernel.why_not(lambda: privileges.become_ordinary(user))
@@ -51,15 +59,51 @@ def enter(machine: str, user: int) -> Entered:
         entered.user = kernel.why_not(lambda: kernel.unshare(_NEW_USER))
     else:
         own = os.geteuid(), os.getegid()
-        entered.namespaces = entered.user = kernel.why_not(
-            lambda: kernel.unshare(_NEW_USER | _NEW_REST)
-        )
+        entered.namespaces = entered.user = kernel.why_not(lambda: _unshare(entered, _NEW_USER))
         entered.root = entered.namespaces
         if not entered.namespaces:
             unmapped = kernel.why_not(lambda: _map_user(*own))
             failed = kernel.why_not(lambda: _empty_root(machine))
             entered.root = failed and (unmapped or failed)  # The first cause.
+    if not entered.user:
+        # Capabilities of a user namespace of its own, worth nothing outside, are what it takes.
+        entered.job_flags = _NEW_REST if entered.names else _NEW_REST | _NEW_NAMES
     return entered
+
+
+def _unshare(entered: Entered, user: int) -> None:
+    flags = user | _NEW_REST | _NEW_PROCESSES
+    entered.names = kernel.why_not(lambda: kernel.unshare(flags | _NEW_NAMES))
+    if entered.names:
+        kernel.unshare(flags)
+
+
+def leave_workers(entered: Entered, machine: str) -> None:
+    """Have this process, a job, leave its worker's namespaces for new ones. Raises OSError.
+
+    It has no capability afterwards.
+    """
+    if entered.job_flags:
+        kernel.unshare(entered.job_flags)
+        privileges.drop_capabilities(machine)
+
+
+def try_as_job(entered: Entered, machine: str) -> None:
+    """Leave the worker's namespaces in a process of its own. Raises OSError if a job could not."""
+    pid = os.fork()
+    if pid == 0:
+        failed = errno.EPERM
+        try:
+            leave_workers(entered, machine)
+            failed = errno.EPERM if privileges.has_capabilities(machine) else 0
+        except OSError as failure:
+            failed = failure.errno or failed
+        finally:
+            os._exit(failed)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        number = os.WEXITSTATUS(status) or errno.EPERM
+        raise OSError(number, os.strerror(number))
 
 
 def _map_user(user: int, group: int) -> None:
@@ -111,6 +155,7 @@ def hold_processes() -> None:
 
 def _hold(holder_writes: int) -> None:
     try:
+        kernel.why_not(lambda: privileges.drop_capabilities(kernel.machine()))
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Orphans leave no zombies.
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         os.write(holder_writes, b"1")  # Fails if the worker is gone already.

@@ -8,6 +8,9 @@ import struct
 
 from . import kernel, syscalls
 
+# To make namespaces, in the user namespace that this process is in.
+MAKE_NAMESPACES = 1 << 21  # CAP_SYS_ADMIN
+
 # From linux/capability.h: two sets of three words.
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITY_SETS_BYTES = 24
@@ -24,9 +27,9 @@ def become_ordinary(user: int) -> None:
         os.setresuid(user, user, user)
 
 
-def drop_capabilities(machine: str) -> None:
-    """Give every capability up. Raises OSError."""
-    syscalls.make("capset", machine, _capability_head(), bytes(_CAPABILITY_SETS_BYTES))
+def drop_capabilities(machine: str, kept: int = 0) -> None:
+    """Give every capability up, but for a set of them. Raises OSError."""
+    syscalls.make("capset", machine, _capability_head(), _sets(kept))
 
 
 def forbid_new_ones() -> None:
@@ -42,16 +45,26 @@ def leave_no_traces() -> None:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
-def left_over(machine: str) -> list[str]:
-    """Name what is not given up. Raises OSError."""
+def has_capabilities(machine: str, but: int = 0) -> bool:
+    """Return whether any is left, but for a set of them. Raises OSError."""
     sets = ctypes.create_string_buffer(_CAPABILITY_SETS_BYTES)
     syscalls.make("capget", machine, _capability_head(), sets)
+    return sets.raw != _sets(but)
+
+
+def left_over(machine: str, but: int = 0) -> list[str]:
+    """Name what is not given up, but for a set of capabilities. Raises OSError."""
     kept = {
-        "capabilities": any(sets.raw),
+        "capabilities": has_capabilities(machine, but),
         "new privileges": kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) != 1,
         "core dumps": kernel.prctl(kernel.PR_GET_DUMPABLE) != 0,
     }
     return [what for what, is_kept in kept.items() if is_kept]
+
+
+def _sets(kept: int) -> bytes:
+    """Encode capabilities below the 32nd: those in effect, those permitted, none inherited."""
+    return struct.pack("=6I", kept, kept, 0, 0, 0, 0)
 
 
 def _capability_head() -> ctypes.Array[ctypes.c_char]:

@@ -38,6 +38,7 @@ _CLONE_THREAD = 0x00010000
 # What pthread_create asks for, in glibc and in musl; anything else makes another process.
 _CLONE_OF_THREADS = 0x007D0F00
 _CLONE_NEW_NAMESPACES = 0x7E020000
+_NAMESPACES_OF_JOBS = 0x4E020000
 
 _PR_SET_NAME = 15
 _PR_SET_VMA = 0x53564D41  # naming memory
@@ -80,6 +81,13 @@ def worker_program(machine: str) -> bytes:
                 _answer(_EPERM),
             ],
             "clone3": [_answer(_ERRNO | errno.ENOSYS)],
+            # Its jobs make namespaces of their own, but none of users or processes.
+            "unshare": [
+                (_LOAD, 0, 0, _low(0)),
+                (_JUMP_ANY_BIT, 1, 0, 0xFFFFFFFF & ~_NAMESPACES_OF_JOBS),
+                _answer(_ALLOW),
+                _answer(_EPERM),
+            ],
             "prlimit64": _if_zero_words(_low(0)),
             "sendto": _if_zero_words(_low(4), _high(4)),
         },

@@ -147,7 +147,18 @@ JOB_MAY = (
 # be confined, and an engine to be asked what it can do.
 WORKER_MAY = (
     *JOB_MAY,
-    *("alarm", "close_range", "dup", "dup2", "dup3", "fcntl", "getppid", "getsockname"),
+    *(
+        "alarm",
+        "capget",
+        "capset",
+        "close_range",
+        "dup",
+        "dup2",
+        "dup3",
+        "fcntl",
+        "getppid",
+        "getsockname",
+    ),
     *("getsockopt", "landlock_restrict_self", "pause", "pipe2", "ppoll", "prctl", "read"),
     *("recvmsg", "seccomp", "setitimer", "setpgid", "tgkill", "wait4", "waitid"),
 )
