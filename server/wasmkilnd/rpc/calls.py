@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from grpc import aio
 
 from wasmkilnd import wire
@@ -27,14 +27,12 @@ from wasmkilnd.errors import (
 from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
-from wasmkilnd.rpc.bounds import plan_of
 from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
 from wasmkilnd.rpc.idle import IdleConnections
 from wasmkilnd.rpc.parts import Parts
 from wasmkilnd.rpc.receive import Receiver
-from wasmkilnd.rpc.scan import not_a_message, scan
+from wasmkilnd.rpc.requests import Requests
 from wasmkilnd.rpc.send import Sender
-from wasmkilnd.slices import in_slices
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -177,27 +175,11 @@ def observed(
         traffic.recorder.rpc(method, code.name, seconds, limit)
         _log_call(method, note, code.name, reason, seconds)
 
-    plan = plan_of(method)
-    in_parts = any(row.bound.one_by_one for row in plan.values())
+    requests = Requests(method, parse, traffic.receiver)
 
     async def request(note: CallNote) -> Message | Parts:
-        message, let_go_bytes = await traffic.receiver.read(note.context, note.caller)
-        note.let_go = let_go_bytes
-        message = message or b""
-        scanned = await in_slices(scan(message, plan))
-        let_go_built = traffic.receiver.hold(note.caller, scanned.cost_bytes)
-
-        def let_go() -> None:
-            let_go_bytes()
-            let_go_built()
-
-        note.let_go = let_go
-        if in_parts:
-            return Parts(message, scanned.parts)
-        try:
-            return parse(message)
-        except DecodeError:
-            raise not_a_message() from None
+        message, note.let_go = await requests.read(note.context, note.caller)
+        return message
 
     async def answer(note: CallNote) -> None:
         # Nobody up here keeps the request: it may be megabytes, and the call may wait long.
