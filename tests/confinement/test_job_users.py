@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,13 @@ async def test_workers_that_have_the_same_user_are_no_others(confined_engine: Pa
         workers.running(confined_engine, user) as two,
     ):
         assert privileges_of(two)[0] is LayerState.ENFORCED
+
+
+async def test_to_pick_a_user_looks_once_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    await JobUsers().pick()
+    assert not waits
 
 
 async def test_who_is_in_the_user_database_is_told() -> None:

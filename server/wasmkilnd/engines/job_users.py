@@ -52,10 +52,10 @@ class JobUsers:
         if os.geteuid() != 0:
             return JobUser()  # It stays the daemon's.
         others = dict(_users_of_others())
-        if self._configured in others:
-            time.sleep(_LAST_MOMENTS_S)  # It may be a job of a worker that has just ended.
-            others = dict(_users_of_others())
         if self._configured:
+            if self._configured in others:
+                time.sleep(_LAST_MOMENTS_S)  # It may be a job of a worker that has just ended.
+                others = dict(_users_of_others())
             return JobUser(self._configured, _owner_of(self._configured, others))
         mapped = [_mapped_ids("uid_map"), _mapped_ids("gid_map")]
         for candidates in _RANGES:
