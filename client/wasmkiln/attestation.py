@@ -136,7 +136,7 @@ class Statement:
         [subject], [module] = said["subject"], definition["resolvedDependencies"]
         [types] = details["byproducts"]
         given = definition["externalParameters"]
-        made_ms = details["metadata"].get("wasmkiln_madeMs", 0)
+        made_ms = dict(details["metadata"]).get("wasmkiln_madeMs", 0)
         if type(made_ms) is not int or made_ms < 0:
             raise ValueError("its time is no number of milliseconds")
         return cls(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
+from wasmkiln.attestation import peek
 from wasmkilnd import wire
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
 
@@ -84,6 +85,20 @@ def test_the_envelope_is_dsse_over_an_in_toto_statement() -> None:
         "wasmkiln_compileTimeS": 0.25,
         "wasmkiln_madeMs": 1_700_000_000_000,
     }
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, 7, "x", [], [["a", 1]], {}, {"wasmkiln_madeMs": "1"}, {"wasmkiln_madeMs": -1}],
+)
+def test_metadata_of_any_shape_is_no_error_but_no_statement(metadata: object) -> None:
+    envelope = json.loads(ONE.attestation)
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    details = statement["predicate"]["runDetails"]
+    odd = {**details["metadata"], **metadata} if isinstance(metadata, dict) else metadata
+    details["metadata"] = odd if metadata else metadata
+    envelope["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
+    assert peek(dumped(envelope)) is None
 
 
 def test_what_was_sealed_verifies_and_survives_storing() -> None:

@@ -15,6 +15,8 @@ Node = tuple[str, int]
 """Host and port of a node."""
 
 _SLOTS = 16384
+# What the specification of Redis Cluster recommends at most.
+_MAX_NODES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class SlotMap:
             raise ValueError("the answer to CLUSTER SLOTS cannot be read") from None
         if not ranges:
             raise ValueError("the node belongs to no cluster yet")
+        if len({owner for _, _, owner in ranges}) > _MAX_NODES:
+            raise ValueError("the answer to CLUSTER SLOTS has more nodes than a cluster can have")
         starts, ends, owners = zip(*ranges, strict=True)
         return cls(starts, ends, owners)
 

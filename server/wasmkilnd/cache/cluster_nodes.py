@@ -10,6 +10,7 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import ClusterDownError, NoPermissionError
 
+from wasmkilnd.cache.at_once import each
 from wasmkilnd.cache.cluster_map import Node, SlotMap
 from wasmkilnd.cache.explain import explain, is_outage
 from wasmkilnd.cache.race import first_answer
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 # Nodes that are asked for the slots at once, so that one that hangs costs nothing.
 _ASKED_AT_ONCE = 3
+# A node can name a thousand others, whether they are there or not.
+_LOOKED_AT_AT_ONCE = 32
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 _log = structlog.get_logger("wasmkilnd.cache")
@@ -166,7 +169,7 @@ class ClusterNodes:
 
     async def _look_at(self, nodes: Iterable[Node]) -> None:
         """Find out which of ``nodes`` answer."""
-        await asyncio.gather(*(self._look(node) for node in nodes))
+        await each(nodes, self._look, _LOOKED_AT_AT_ONCE)
 
     async def _look(self, node: Node) -> None:
         try:

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import (
-    AbstractConnection,
-    Connection,
-    SSLConnection,
-    UnixDomainSocketConnection,
-)
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, ResponseError
 
 from wasmkilnd.cache.cluster import ClusterServer
+from wasmkilnd.cache.connections import (
+    WatchedConnection,
+    WatchedSocketConnection,
+    WatchedSSLConnection,
+)
 from wasmkilnd.cache.rest import RestServer
 from wasmkilnd.cache.sentinel import SentinelServer
 from wasmkilnd.cache.server import RedisServer, SingleServer
@@ -102,10 +102,10 @@ def _client(
 ) -> Redis:
     where: dict[str, Any]
     if address.kind is Kind.SOCKET:
-        kind: type[AbstractConnection] = UnixDomainSocketConnection
+        kind: type[AbstractConnection] = WatchedSocketConnection
         where = {"path": address.path}
     else:
-        kind = SSLConnection if address.tls else Connection
+        kind = WatchedSSLConnection if address.tls else WatchedConnection
         host, port = node or address.hosts[0]
         where = {"host": host, "port": port}
     return Redis.from_pool(BlockingConnectionPool(connection_class=kind, **where, **options))
@@ -114,7 +114,6 @@ def _client(
 def _sentinel(
     address: RedisAddress, access: RedisAccess, options: dict[str, Any]
 ) -> SentinelServer:
-    tls = {"ssl": True} if address.tls else {}
     theirs = {
         name: value
         for name, value in options.items()
@@ -123,7 +122,7 @@ def _sentinel(
     if access.sentinel_password:
         theirs["password"] = access.sentinel_password
         theirs["username"] = access.sentinel_user or None
-    return SentinelServer(address.hosts, address.service, {**options, **tls}, {**theirs, **tls})
+    return SentinelServer(address.hosts, address.service, options, theirs, tls=address.tls)
 
 
 def _options(

@@ -31,12 +31,15 @@ from redis.exceptions import (
 )
 from yarl import URL
 
+from wasmkilnd.cache.replies import most_of
 from wasmkilnd.cache.server import Command, usage_of, without_errors
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
 
 _SCAN_COUNT = 1000
 _USAGE_AGE_S = 300.0
+# Of an answer, beside the elements of arrays in it; an error's text may hold some.
+_JSON_ELEMENTS = 200
 _SYNC_TOKEN = "Upstash-Sync-Token"  # noqa: S105 - the name of a header
 # Below this, handing an answer to a thread costs more than reading it.
 _INLINE_BYTES = 64 * 1024
@@ -125,9 +128,9 @@ class RestServer:
 
     async def _pipeline(self, commands: list[list[Any]]) -> list[Any]:
         if len(commands) == 1:
-            return [await self._post("", json.dumps(commands[0]).encode(), _one)]
+            return [await self._post("", json.dumps(commands[0]).encode(), _one, commands)]
         body = json.dumps(commands).encode()
-        answers: list[Any] = await self._post("/pipeline", body, _several)
+        answers: list[Any] = await self._post("/pipeline", body, _several, commands)
         if len(answers) != len(commands):
             raise InvalidResponse("not as many answers as commands")
         return answers
@@ -140,10 +143,17 @@ class RestServer:
             raise DataError("REST cannot carry a command with two binary arguments")
         path = "".join(f"/{quote(str(part), safe='')}" for part in before)
         query = _query(after)
-        return await self._post(f"{path}?{query}" if query else path, body, _one)
+        return await self._post(f"{path}?{query}" if query else path, body, _one, [command])
 
-    async def _post(self, path: str, body: bytes, read: Callable[[Any], Any]) -> Any:
-        headers = {"Authorization": f"Bearer {self._token()}", "Upstash-Encoding": "base64"}
+    async def _post(
+        self, path: str, body: bytes, read: Callable[[Any], Any], commands: Sequence[list[Any]]
+    ) -> Any:
+        headers = {
+            "Authorization": f"Bearer {self._token()}",
+            "Upstash-Encoding": "base64",
+            # A few bytes that are unpacked can be any number of them.
+            "Accept-Encoding": "identity",
+        }
         if self._sync_token:
             headers[_SYNC_TOKEN] = self._sync_token  # So that we read what we wrote.
         # Not followed: it would carry the token to somebody else.
@@ -153,7 +163,7 @@ class RestServer:
         ) as response:
             self._sync_token = response.headers.get(_SYNC_TOKEN, self._sync_token)
             _check(response.status)
-            answer = await response.read()
+            answer = await _read_at_most(response, commands)
         if len(answer) < _INLINE_BYTES:
             return read(_parsed(answer))
         return await asyncio.to_thread(lambda: read(_parsed(answer)))
@@ -161,8 +171,31 @@ class RestServer:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             connector = aiohttp.TCPConnector(limit=self._max_connections, ssl=self._tls)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, auto_decompress=False
+            )
         return self._session
+
+
+async def _read_at_most(
+    response: aiohttp.ClientResponse, commands: Sequence[list[Any]]
+) -> bytearray:
+    """Return the body. Raises InvalidResponse if it is more than ``commands`` ask for."""
+    most = [most_of(command) for command in commands]
+    # Base64 makes four bytes of three, and JSON adds its own to each.
+    most_bytes = sum(size_bytes * 3 // 2 for size_bytes, _ in most)
+    most_elements = sum(_JSON_ELEMENTS + elements for _, elements in most)
+    answer = bytearray()
+    if (response.content_length or 0) > most_bytes:
+        raise InvalidResponse("more than was asked for")
+    async for part in response.content.iter_any():
+        answer += part
+        if len(answer) > most_bytes:
+            raise InvalidResponse("more than was asked for")
+    # Each makes an object, which is far larger than the character.
+    if sum(map(answer.count, (b",", b"[", b"{"))) > most_elements:
+        raise InvalidResponse("an answer of more elements than were asked for")
+    return answer
 
 
 def _texts(command: Command) -> list[Any]:
@@ -203,10 +236,10 @@ def _check(status: int) -> None:
         raise TierUnavailable(f"Redis does not answer over REST: HTTP status {status}")
 
 
-def _parsed(answer: bytes) -> Any:
+def _parsed(answer: bytes | bytearray) -> Any:
     try:
         return json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidResponse("no JSON") from None
 
 

@@ -7,10 +7,16 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from wasmkilnd.cache.connections import (
+    WatchedConnection,
+    WatchedSentinelConnection,
+    WatchedSentinelSSLConnection,
+    WatchedSSLConnection,
+)
 from wasmkilnd.cache.race import first_answer
 from wasmkilnd.cache.server import SingleServer
 
@@ -29,9 +35,12 @@ class SentinelServer(SingleServer):
         service: str,
         options: Mapping[str, Any],
         sentinel_options: Mapping[str, Any],
+        *,
+        tls: bool,
     ) -> None:
-        self._sentinels = _Sentinels(sentinels, sentinel_kwargs=dict(sentinel_options))  # type: ignore[no-untyped-call]
-        pool = _Pool(service, self._sentinels, **options)  # type: ignore[no-untyped-call]
+        self._sentinels = _Sentinels(sentinels, sentinel_options, tls=tls)
+        kind = WatchedSentinelSSLConnection if tls else WatchedSentinelConnection
+        pool = _Pool(service, self._sentinels, connection_class=kind, **options)  # type: ignore[no-untyped-call]
         super().__init__(Redis.from_pool(pool))
 
     async def close(self) -> None:
@@ -47,6 +56,17 @@ class _Pool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 class _Sentinels(Sentinel):
+    def __init__(
+        self, sentinels: Sequence[tuple[str, int]], options: Mapping[str, Any], *, tls: bool
+    ) -> None:
+        super().__init__([])  # type: ignore[no-untyped-call]
+        kind = WatchedSSLConnection if tls else WatchedConnection
+        # redis-py's own connections would take whatever a Sentinel answers.
+        self.sentinels = [
+            Redis.from_pool(ConnectionPool(connection_class=kind, host=host, port=port, **options))
+            for host, port in sentinels
+        ]
+
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Answer where the primary is. Raises MasterNotFoundError.
 

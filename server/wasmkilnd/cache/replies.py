@@ -1,0 +1,139 @@
+"""How much a server may answer: what was asked, and no more.
+
+A client buffers what a server announces, and makes objects of it, however much that is. So each
+piece that arrives is looked at before the client is given it: the lengths and counts that it
+announces are held against what the commands that were sent can be answered with. Nothing of
+the values' own bytes is looked at. See https://valkey.io/topics/protocol/ (RESP2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from redis.exceptions import InvalidResponse
+
+_KIB, _MIB = 2**10, 2**20
+
+Argument: TypeAlias = "bytes | str | int | float | memoryview"
+
+_MAX_LINE_BYTES = 4 * _KIB
+# CLUSTER SLOTS nests four deep.
+_MAX_DEPTH = 6
+_LEAST_REPLY_BYTES = _MAX_LINE_BYTES + 64
+
+# Bytes and elements of what answers with more than a number, a line, or what was asked for.
+_LARGER = {
+    "GET": (6 * _MIB, 0),
+    "SCAN": (4 * _MIB, 100_000),
+    "CLUSTER": (2 * _MIB, 100_000),
+    "INFO": (256 * _KIB, 0),
+    "SENTINEL": (64 * _KIB, 1000),
+    "HELLO": (64 * _KIB, 1000),
+}
+
+
+def most_of(command: Sequence[Argument]) -> tuple[int, int]:
+    """Return how many bytes, and how many elements of arrays, ``command`` may be answered with."""
+    name = _text(command[0]).partition(" ")[0].upper()
+    if name == "GETRANGE":
+        first, last = int(_text(command[2])), int(_text(command[3]))
+        return _LEAST_REPLY_BYTES + max(0, last - first + 1), 0
+    size_bytes, elements = _LARGER.get(name, (0, 0))
+    return _LEAST_REPLY_BYTES + size_bytes, elements
+
+
+class Replies:
+    """Watches what arrives on one connection. ``look`` raises InvalidResponse for too much."""
+
+    def __init__(self) -> None:
+        self._commands = 0
+        """Those whose answers are not there yet."""
+        self._bytes = 0
+        self._elements = 0
+        self._body = 0
+        """Bytes to come of a value that has begun."""
+        self._line = b""
+        """The beginning of a line whose end is to come."""
+        self._open: list[int] = []
+        """How many elements are to come of each array that has begun, the outer first."""
+
+    def expect(self, commands: Iterable[Sequence[Argument]]) -> None:
+        """Allow for the answers to ``commands``, which are about to be sent."""
+        if not self._commands:
+            self._bytes = self._elements = 0  # What was left over is not for these.
+        for command in commands:
+            size_bytes, elements = most_of(command)
+            self._commands += 1
+            self._bytes += size_bytes
+            self._elements += elements
+
+    def look(self, arrived: bytes) -> None:
+        """Take note of what arrived. Raises InvalidResponse if nobody asked for so much."""
+        self._bytes -= len(arrived)
+        if self._bytes < 0:
+            raise InvalidResponse("the server answers with more than it was asked for")
+        if self._line:
+            arrived, self._line = self._line + arrived, b""
+        at = 0
+        while at < len(arrived):
+            if self._body:
+                at, self._body = at + self._body, max(0, self._body - (len(arrived) - at))
+                if not self._body:
+                    self._one_done()
+                continue
+            end = arrived.find(b"\r\n", at)
+            if max(end, len(arrived) if end < 0 else 0) - at > _MAX_LINE_BYTES:
+                raise InvalidResponse("the server sends a line that does not end")
+            if end < 0:
+                self._line = arrived[at:]
+                return
+            self._begin(arrived[at:end], len(arrived) - end - 2)
+            at = end + 2
+
+    def _begin(self, line: bytes, here: int) -> None:
+        """Take note of what ``line`` begins, of which up to ``here`` bytes are there."""
+        match line[:1]:
+            case b"+" | b"-" | b":":
+                self._one_done()
+            case b"$":
+                length = _number(line)
+                if length > self._bytes + here:
+                    raise InvalidResponse("the server announces more than it was asked for")
+                if length < 0:
+                    self._one_done()
+                else:
+                    self._body = length + 2
+            case b"*":
+                count = _number(line)
+                self._elements -= max(0, count)
+                if self._elements < 0 or len(self._open) >= _MAX_DEPTH:
+                    raise InvalidResponse("the server announces an array that nobody asked for")
+                if count <= 0:
+                    self._one_done()
+                else:
+                    self._open.append(count)
+            case _:
+                raise InvalidResponse("the server does not speak version 2 of the protocol")
+
+    def _one_done(self) -> None:
+        """Take note that a value has ended, and with it perhaps the arrays that it is in."""
+        while self._open:
+            self._open[-1] -= 1
+            if self._open[-1]:
+                return
+            self._open.pop()
+        self._commands -= 1
+        if self._commands < 0:
+            raise InvalidResponse("the server answers what nobody asked")
+
+
+def _number(line: bytes) -> int:
+    digits = line[1:]
+    if not digits.removeprefix(b"-").isdigit() or len(digits) > 20:
+        raise InvalidResponse("the server announces a length that is no number")
+    return max(-1, int(digits))
+
+
+def _text(argument: Argument) -> str:
+    return bytes(argument).decode() if isinstance(argument, bytes | memoryview) else str(argument)
