@@ -38,9 +38,9 @@ class Fault(Enum):
     """Whose doing a failure was: what counts against a module, and how much."""
 
     NONE = "none"
-    """No job about the module broke."""
+    """No job about the module broke, or others' work may have broken it."""
     UNSURE = "unsure"
-    """A job broke, and it may have been the machine's doing, or an operator's."""
+    """A job broke that ran alone. It may have been the machine's doing, or an operator's."""
     MODULE = "module"
 
 
@@ -48,7 +48,7 @@ class Fault(Enum):
 _WORKER_RETRY_S = 1.0
 
 # Sent by operators, and by a kernel that is out of memory: it may have met the wrong one.
-_FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
+FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
 
 
 # Of a caller's text, in an error or in a log.
@@ -294,10 +294,10 @@ def module_not_loaded(sha256: str) -> WasmkilnError:
 def compile_timeout(
     engine_id: str, what: str, limit_s: float, fault: Fault = Fault.MODULE
 ) -> WasmkilnError:
-    """The job ran past its limit of time and was killed. UNSURE: without having had a CPU."""
+    """The job ran past its limit of time and was killed; not by its own fault: without a CPU."""
     why, advice = "", "simplify the module"
-    if fault is Fault.UNSURE:
-        why, advice = ", most of it without a CPU,", "try again when the machine is less busy"
+    if fault is not Fault.MODULE:
+        why, advice = ", part of it without a CPU,", "try again when the machine is less busy"
     return WasmkilnError(
         Reason.COMPILE_TIMEOUT,
         f"{engine_id} did not finish within {limit_s:g} s of {what}{why} and was stopped:"
@@ -323,9 +323,9 @@ def compile_cpu_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnEr
 def compile_memory_limit(
     engine_id: str, limit_bytes: int, fault: Fault = Fault.MODULE
 ) -> WasmkilnError:
-    """The job ran past its limit of memory. UNSURE: it may be the machine that had no more."""
+    """The job ran past its limit of memory; not by its own fault: the machine may have none."""
     what = f"needed more than {limit_bytes:,} bytes of memory and was stopped"
-    if fault is Fault.UNSURE:
+    if fault is not Fault.MODULE:
         what = (
             f"was refused memory or a thread with less than half of its {limit_bytes:,} bytes"
             " in use: the machine may have had no more"
@@ -360,7 +360,7 @@ def compiler_crashed(
     Without ``fault`` the signal tells whose it was.
     """
     if fault is None:
-        fault = Fault.UNSURE if signal in _FROM_OUTSIDE else Fault.MODULE
+        fault = Fault.UNSURE if signal in FROM_OUTSIDE else Fault.MODULE
     return WasmkilnError(
         Reason.COMPILER_CRASHED,
         f"{engine_id} {how} while it worked on this module"

@@ -60,6 +60,11 @@ class JobReport:
     """How long it ran, by the daemon's clock."""
     cpu_s: float = 0.0
     """CPU time that all its threads used; 0 where the kernel does not tell."""
+    waited_s: float | None = None
+    """How long its threads were ready and had no CPU, of one that ran past its time; None where
+    the kernel does not tell."""
+    alone: bool = False
+    """Whether no other job of this daemon ran while it did."""
     peak_memory_bytes: int = 0
     """The most memory that it had resident; 0 where the kernel does not tell."""
 

@@ -15,6 +15,7 @@ from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.dispatch import Dispatch, Turn
 from wasmkilnd.engines.job_ends import OutOfDescriptors
 from wasmkilnd.engines.kernel_log import refused_call
+from wasmkilnd.engines.neighbours import Neighbours
 from wasmkilnd.engines.process import JobNotSetUp, Worker, WorkerDied
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
@@ -44,12 +45,14 @@ class WorkerPool:
         size: int,
         limits: InForce[Limits],
         recorder: Recorder,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.engine_id = engine_id
         self.size = size
         self.replaced = 0
         self._start_worker = start_worker
         self._recorder = recorder
+        self._neighbours = neighbours or Neighbours()
         self._dispatch = Dispatch[Worker](
             engine_id, limits, recorder, _lives, second_limit=max(1, size // 2)
         )
@@ -161,7 +164,7 @@ class WorkerPool:
     async def _run_on(self, turn: Turn[Worker], job: JobOrder) -> JobReport:
         worker = turn.worker
         # A task of its own: when the job is given up, its worker is not.
-        work = asyncio.create_task(worker.run(job))
+        work = asyncio.create_task(self._run_beside(worker, job))
         work.add_done_callback(lambda done: self._back(turn, worker, done))
         try:
             report = await asyncio.shield(work)
@@ -184,6 +187,12 @@ class WorkerPool:
                 pid=report.pid,
                 call=await asyncio.to_thread(refused_call, report.pid) or "unknown",
             )
+        return report
+
+    async def _run_beside(self, worker: Worker, job: JobOrder) -> JobReport:
+        with self._neighbours.stay() as stay:
+            report = await worker.run(job)
+        report.alone = stay.alone
         return report
 
     def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:

@@ -18,6 +18,7 @@ from wasmkilnd.engines.answer import MOST
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.conversation import JobOrder, JobReport, converse, receive
+from wasmkilnd.engines.cpu_wait import cpu_wait_s
 from wasmkilnd.engines.job_ends import JobEnds, job_ends
 from wasmkilnd.engines.job_users import JobUser
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
@@ -148,6 +149,7 @@ class Worker:
                     ended = await self._control_frame(Type.ENDED)
             except TimeoutError:
                 report.timed_out = True
+                report.waited_s = cpu_wait_s(pid)
                 _kill_group(pid)
                 ended = await self._soon(Type.ENDED)
             # Threads or children that it left behind go before its pid is given back.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -13,6 +13,7 @@ from wasmkilnd.engines import orders, verdict
 from wasmkilnd.engines.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.job_ends import OutOfDescriptors
 from wasmkilnd.engines.job_users import JobUsers
+from wasmkilnd.engines.neighbours import Neighbours
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.self_test import SelfTestFailed, own_limits, self_test
@@ -50,6 +51,8 @@ class WorkerOptions:
     recorder: Recorder
     guard: IsolationGuard
     users: JobUsers
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    """The jobs of all engines."""
 
 
 async def serve_engines(
@@ -96,6 +99,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         size=options.size,
         limits=options.limits,
         recorder=options.recorder,
+        neighbours=options.neighbours,
     )
     try:
         await pool.start()

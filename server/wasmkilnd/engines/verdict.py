@@ -18,6 +18,9 @@ _OWN_ENDS = frozenset(
     {signal.SIGABRT, signal.SIGILL, signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}
 )
 
+# The least part of the CPU time that it wanted with which a job was as good as alone.
+_FAIR_SHARE = 0.9
+
 # Engines quote the module's names, which may be long, and end with where they stopped.
 _MAX_MESSAGE = 400
 _MAX_MESSAGE_END = 60
@@ -63,7 +66,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     ``what`` says what the job did, for a message: "compiling" or "validating".
     """
     if report.timed_out:
-        fault = _fault(report.cpu_s, limits.compile_timeout_s)
+        fault = _fault_of_time(report, limits.compile_timeout_s)
         raise errors.compile_timeout(engine_id, what, limits.compile_timeout_s, fault)
     if report.signal == signal.SIGXCPU:
         raise errors.compile_cpu_timeout(engine_id, what, limits.compile_cpu_s)
@@ -136,7 +139,8 @@ def _no_answer(report: JobReport, engine_id: str, limits: Limits) -> errors.Wasm
         return errors.settings_refused(engine_id, words)
     if report.signal is not None:
         name = _name_of(report.signal)
-        return errors.compiler_crashed(engine_id, f"was ended by {name}", words, name)
+        fault = _unsure(report) if name in errors.FROM_OUTSIDE else Fault.MODULE
+        return errors.compiler_crashed(engine_id, f"was ended by {name}", words, name, fault)
     return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", words)
 
 
@@ -145,17 +149,30 @@ def _no_memory(
 ) -> errors.WasmkilnError:
     limit_bytes = limits.compile_memory_bytes
     wanted_bytes = report.peak_memory_bytes + out_of_memory.refused_bytes(words)
-    return errors.compile_memory_limit(engine_id, limit_bytes, _fault(wanted_bytes, limit_bytes))
+    # Memory and threads run out below a job's limit where the machine, or a control group,
+    # has no more.
+    fault = Fault.MODULE if wanted_bytes >= limit_bytes / 2 else _unsure(report)
+    return errors.compile_memory_limit(engine_id, limit_bytes, fault)
 
 
-def _fault(used: float, limit: float) -> Fault:
-    """Tell a job that used up what it may have from one that did not get it.
+def _fault_of_time(report: JobReport, limit_s: float) -> Fault:
+    """Tell a job that used its time from one that did not get it.
 
-    Nothing that compiles sleeps: one that had half of a CPU at the most shared it with
-    others, was stopped, or its machine was. And memory and threads run out below a job's
-    limit where the machine, or a control group, has no more.
+    Nothing that compiles sleeps: one that wanted a CPU for less than half of its time was
+    stopped, or its machine was. One that had to wait for a CPU might have been in time without
+    the others, and whoever sends enough work could do that to anybody's module.
     """
-    return Fault.MODULE if used >= limit / 2 else Fault.UNSURE
+    if report.waited_s is None:
+        had_its_time = report.alone and report.cpu_s >= limit_s / 2
+    else:
+        wanted_s = report.cpu_s + report.waited_s
+        had_its_time = wanted_s >= limit_s / 2 and report.cpu_s >= _FAIR_SHARE * wanted_s
+    return Fault.MODULE if had_its_time else _unsure(report)
+
+
+def _unsure(report: JobReport) -> Fault:
+    """Blame a module a little for what the machine may have done; not for its neighbours."""
+    return Fault.UNSURE if report.alone else Fault.NONE
 
 
 def one_sentence(words: str) -> str:

@@ -72,6 +72,7 @@ def test_ends_without_a_verdict(report: dict[str, Any], reason: Reason, words: s
     assert words in failure.value.message
 
 
+TIMED_OUT = {"timed_out": True, "signal": 9}
 MEMORY_WORDS = "memory allocation of 99 bytes failed"
 ASKED_TOO_MUCH = "memory allocation of 8589934592 bytes failed"
 NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailable) }"
@@ -80,24 +81,48 @@ NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailab
 @pytest.mark.parametrize(
     ("report", "fault"),
     [
-        # Busy in one thread, and in two that shared their CPU with another.
-        ({"timed_out": True, "signal": 9, "cpu_s": 29.9}, Fault.MODULE),
-        ({"timed_out": True, "signal": 9, "cpu_s": 15.0}, Fault.MODULE),
-        # Starved on a crowded machine, stopped, and where the kernel does not tell.
-        ({"timed_out": True, "signal": 9, "cpu_s": 14.9}, Fault.UNSURE),
-        ({"timed_out": True, "signal": 9, "cpu_s": 0.1}, Fault.UNSURE),
-        ({"timed_out": True, "signal": 9}, Fault.UNSURE),
+        # Busy all the time in one thread, and in two.
+        ({**TIMED_OUT, "cpu_s": 29.9, "waited_s": 0.1}, Fault.MODULE),
+        ({**TIMED_OUT, "cpu_s": 59.0, "waited_s": 1.0}, Fault.MODULE),
+        ({**TIMED_OUT, "cpu_s": 29.9, "waited_s": 0.1, "alone": True}, Fault.MODULE),
+        # It had to wait for a CPU, for others' jobs or for other processes.
+        ({**TIMED_OUT, "cpu_s": 26.0, "waited_s": 4.0}, Fault.NONE),
+        ({**TIMED_OUT, "cpu_s": 15.0, "waited_s": 45.0}, Fault.NONE),
+        ({**TIMED_OUT, "cpu_s": 1.0, "waited_s": 29.0, "alone": True}, Fault.UNSURE),
+        ({**TIMED_OUT, "cpu_s": 26.0, "waited_s": 4.0, "alone": True}, Fault.UNSURE),
+        # It was stopped.
+        ({**TIMED_OUT, "cpu_s": 0.1, "waited_s": 0.5, "alone": True}, Fault.UNSURE),
+        ({**TIMED_OUT, "cpu_s": 0.1, "waited_s": 0.5}, Fault.NONE),
+        # The kernel does not tell how long it waited, or anything.
+        ({**TIMED_OUT, "cpu_s": 29.9}, Fault.NONE),
+        ({**TIMED_OUT, "cpu_s": 15.0, "alone": True}, Fault.MODULE),
+        ({**TIMED_OUT, "cpu_s": 14.9, "alone": True}, Fault.UNSURE),
+        ({**TIMED_OUT, "alone": True}, Fault.UNSURE),
+        (TIMED_OUT, Fault.NONE),
         ({"signal": int(signal.SIGXCPU)}, Fault.MODULE),
         ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1949}, Fault.MODULE),
-        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948}, Fault.UNSURE),
+        (
+            {"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948, "alone": True},
+            Fault.UNSURE,
+        ),
+        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948}, Fault.NONE),
         ({"result": {"outcome": "invalid", "message": ASKED_TOO_MUCH}}, Fault.MODULE),
-        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100}, Fault.UNSURE),
+        (
+            {"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100, "alone": True},
+            Fault.UNSURE,
+        ),
+        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100}, Fault.NONE),
         ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 4000}, Fault.MODULE),
         ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 4000}, Fault.MODULE),
-        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100}, Fault.UNSURE),
+        (
+            {"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100, "alone": True},
+            Fault.UNSURE,
+        ),
+        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100}, Fault.NONE),
         ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
         ({"signal": 11}, Fault.MODULE),
-        ({"signal": 9}, Fault.UNSURE),
+        ({"signal": 9, "alone": True}, Fault.UNSURE),
+        ({"signal": 9}, Fault.NONE),
         ({"protocol_error": "unknown frame type 9", "signal": 9}, Fault.MODULE),
         ({"result": {"outcome": "fine"}}, Fault.MODULE),
         ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
