@@ -28,6 +28,7 @@ from tests.unit.rpc.served import SERVED
 
 MIB = 1024 * 1024
 MOST_HELD_S = 0.05
+HONEST_S = 10.0
 # Of an attack that once left hundreds: what gRPC keeps of a connection, and the allocator.
 LEFT_BYTES = 24 * MIB
 FIND_MISSING = "/wasmkiln.v1.ModuleService/FindMissing"
@@ -144,8 +145,8 @@ def nobody_notices(kiln: Kiln) -> Iterator[None]:
         f" {most_s * 1e3:.0f} ms; {peak / MIB:.1f} MiB more in memory at the end"
     )
     assert held_s < MOST_HELD_S
-    # By the clock only roughly: on a busy machine every call takes its time.
-    assert most_s < 20 * MOST_HELD_S
+    # By the clock only roughly: on a busy machine every call takes its time. Once it was 66 s.
+    assert most_s < HONEST_S
     eventually(
         lambda: memory_of(kiln.daemon.pid) - before < LEFT_BYTES, "memory does not come back"
     )
