@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd import wire
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Origin
-from wasmkilnd.order import Served, Terms
+from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module, Origin
+from wasmkilnd.order import Loaded, Served, Terms
 from wasmkilnd.rpc import messages
 
 ARTIFACT = Artifact(
@@ -86,3 +88,15 @@ def test_a_duration_that_is_none_is_refused(seconds: int, nanos: int) -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.25, 30.0, 315_576_000_000.0])
 def test_durations_survive_the_way_there_and_back(seconds: float) -> None:
     assert messages.seconds(messages.duration(seconds), "grace") == seconds
+
+
+def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
+    """A caller may have had a small module compiled with thousands of settings."""
+    settings = {f"a_setting_of_an_engine_{number}": "speed_and_size" for number in range(40)}
+    artifact = replace(ARTIFACT, spec=replace(ARTIFACT.spec, settings=settings))
+    loaded = Loaded(
+        Module("a" * 64, Kind.COMPONENT, b""), "wasmtime-50.0.1", True, [artifact] * 3000
+    )
+    response = messages.load_response(loaded)
+    assert len(response.artifacts) == messages.MAX_CACHED_ARTIFACTS == 1000
+    assert response.ByteSize() < 4 * 1024 * 1024
