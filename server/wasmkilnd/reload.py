@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 
 import structlog
@@ -19,7 +18,7 @@ from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.signing import Signing, open_signing, tell_changes
-from wasmkilnd.telemetry import logs
+from wasmkilnd.telemetry import standard_error
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -94,7 +93,7 @@ class Reloader:
         self._traffic.now = traffic_limits(new)
         self._memory.resize(new.memory_bytes)
         before, self._signing.now = self._signing.now, signing
-        logs.configure(new.log_format, new.log_level, sys.stderr)
+        standard_error.configure(new.log_format, new.log_level)
         if tell_changes(before, signing):
             dropped = await self._cache.recheck(signing.sealer)
             if dropped:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import signal
-import sys
 from collections.abc import Callable
 
 import structlog
@@ -13,7 +13,7 @@ from wasmkilnd import allocator, service_manager
 from wasmkilnd.app import Daemon
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.shutdown import Shutdown, until
-from wasmkilnd.telemetry import logs
+from wasmkilnd.telemetry.standard_error import relayed
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -26,7 +26,13 @@ async def run(read: Callable[[], Loaded]) -> None:
     """
     allocator.keep_little()
     loaded = read()
-    logs.configure(loaded.settings.log_format, loaded.settings.log_level, sys.stderr)
+    with relayed(loaded.settings.log_format, loaded.settings.log_level):
+        # What Python says as it dies of a signal is in no other place.
+        faulthandler.enable(file=2)
+        await _live(loaded, read)
+
+
+async def _live(loaded: Loaded, read: Callable[[], Loaded]) -> None:
     shutdown = Shutdown()
     daemon = Daemon(loaded, shutdown)
     hung_up = asyncio.Event()

@@ -91,15 +91,20 @@ class Daemon:
         flags: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "wasmkilnd"),
+        *,
+        log_format: str = "json",
     ) -> None:
-        """Start it; ``program`` is what Python runs instead of the daemon as it is."""
+        """Start it; ``program`` is what Python runs instead of the daemon as it is.
+
+        An empty ``log_format`` leaves that to the flags and the environment.
+        """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         self.state_dir = state_dir
         self.process = subprocess.Popen(
             [
                 *(sys.executable, *program, "serve", "--state-dir", str(state_dir)),
                 *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
-                *("--log-format", "json"),
+                *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
             env={**inherited, **(environ or {})},

@@ -222,5 +222,8 @@ def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None
             for line in map(json.loads, list(daemon.log_lines))
             if line["event"] == "too few file descriptors"
         ]
-    assert (said["level"], said["allowed"], said["needed"]) == ("warning", 700, 1024 + 512)
+    assert (said["level"], said["allowed"]) == ("warning", 700)
+    assert said["needed"] > 1024 + 512
+    # What each address gets instead, so that jobs have theirs.
+    assert 16 <= said["max_connections"] < 100
     assert "max_connections" in said["advice"]

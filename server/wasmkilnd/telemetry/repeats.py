@@ -16,6 +16,8 @@ LINES = 20
 """Of one kind in an interval."""
 CALL_LINES = 1000
 """The same of the line that each call gets, for each way in which calls end."""
+STANDARD_ERROR_LINES = 200
+"""The same of lines that native libraries write: a traceback of Python's takes many."""
 _KINDS = 256
 _OTHERS = "all kinds beyond those that are known apart"
 
