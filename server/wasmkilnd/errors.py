@@ -434,6 +434,13 @@ def too_many_calls(running: int, yours: int) -> WasmkilnError:
     )
 
 
+def too_many_connections() -> WasmkilnError:
+    """The call's connection has to make way for others."""
+    return _overloaded(
+        "connections", "hardly any connections are left, and your host has most of them", 1.0
+    )
+
+
 def receiving_too_much(held_bytes: int) -> WasmkilnError:
     """Requests that are still being sent fill what they may fill."""
     return _overloaded(

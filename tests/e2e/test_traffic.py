@@ -13,7 +13,6 @@ import grpc
 import h2.events
 import h2.exceptions
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.engines.store import EngineStore
 
@@ -236,7 +235,7 @@ def test_who_reads_just_enough_keeps_nobody_out(forgetful: Daemon) -> None:
 
 @pytest.fixture
 def tight(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
-    flags = ["--redis-url", "none", "--workers", "1", "--max-calls", "8", "--max-connections", "6"]
+    flags = ["--redis-url", "none", "--workers", "1", "--max-calls", "8"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
         yield daemon
 
@@ -253,50 +252,3 @@ def test_calls_have_limits_that_leave_room_for_others(tight: Daemon) -> None:
             assert failure_of(other.compile("0" * 64))[1] == "MODULE_NOT_LOADED"
         for call in calls:
             header_of(call)
-
-
-def watching(caller: Caller) -> Any:
-    """Begin a call that lasts as long as its connection does; answer when it has an answer."""
-    watch = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest())
-    next(watch)
-    return watch
-
-
-def test_idle_connections_make_way_and_those_with_calls_stay(tight: Daemon) -> None:
-    def gets_in() -> bool:
-        with Caller(tight) as caller:
-            code = outcome_of(caller.compile("0" * 64, timeout=10))
-        return bool(code is grpc.StatusCode.NOT_FOUND)
-
-    with contextlib.ExitStack() as stack:
-        callers = [stack.enter_context(Caller(tight)) for _ in range(6)]
-        watches = [watching(caller) for caller in callers]
-        for _ in range(6):
-            assert not gets_in()
-        for watch in watches[:3]:
-            watch.cancel()
-        eventually(gets_in, "idle connections stay", 30)
-        assert not any(watch.done() for watch in watches[3:])
-        tight.wait_for_log("idle connections closed")
-        for caller in callers:  # Whoever lost one opens another, if there is room.
-            code = outcome_of(caller.compile("0" * 64, wait_for_ready=True))
-            assert code is grpc.StatusCode.NOT_FOUND
-
-
-def test_an_address_of_its_own_is_not_reached_by_the_others_callers(
-    engines: EngineStore, tmp_path: Path
-) -> None:
-    flags = ["--redis-url", "none", "--workers", "1", "--max-connections", "3"]
-    flags += ["--listen", "127.0.0.1:0"]
-    with (
-        Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon,
-        contextlib.ExitStack() as stack,
-    ):
-        first, second = daemon.addresses
-        callers = [stack.enter_context(Caller(daemon, first)) for _ in range(3)]
-        watches = [watching(caller) for caller in callers]
-        shut_out = stack.enter_context(Caller(daemon, first))
-        assert outcome_of(shut_out.compile("0" * 64)) is grpc.StatusCode.UNAVAILABLE
-        own = stack.enter_context(Caller(daemon, second))
-        assert outcome_of(own.compile("0" * 64)) is grpc.StatusCode.NOT_FOUND
-        assert not any(watch.done() for watch in watches)

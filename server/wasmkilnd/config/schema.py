@@ -361,8 +361,8 @@ class Settings(BaseModel):
         default=1024,
         gt=0,
         le=1_000_000,
-        description="Connections, for each address of listen; more are closed at once. When few are"
-        " left, idle ones are closed for others.",
+        description="Connections, for each address of listen; more are closed at once. An eighth"
+        " is kept free: idle ones are closed, and then those of the host that has most.",
     )
     max_streams: Count = Field(
         default=256, gt=0, le=100_000, description="Calls under way on one connection."

@@ -28,7 +28,7 @@ from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
 from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
-from wasmkilnd.rpc.idle import IdleConnections
+from wasmkilnd.rpc.connection_use import Call, ConnectionUse
 from wasmkilnd.rpc.parts import Parts
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.requests import Requests
@@ -148,7 +148,7 @@ class Traffic:
     """Of calls that are not our own services'."""
     receiver: Receiver
     sender: Sender
-    connections: IdleConnections
+    connections: ConnectionUse
     recorder: CallRecorder
 
 
@@ -177,13 +177,14 @@ def observed(
 
     requests = Requests(method, parse, traffic.receiver)
 
-    async def request(note: CallNote) -> Message | Parts:
+    async def request(note: CallNote, under_way: Call) -> Message | Parts:
         message, note.let_go = await requests.read(note.context, note.caller)
+        under_way.works()
         return message
 
-    async def answer(note: CallNote) -> None:
+    async def answer(note: CallNote, under_way: Call) -> None:
         # Nobody up here keeps the request: it may be megabytes, and the call may wait long.
-        found = await behavior(await request(note), note.context, note)
+        found = await behavior(await request(note, under_way), note.context, note)
         if isinstance(found, Frames):
             artifact = found.artifact
             await traffic.sender.send(
@@ -207,12 +208,11 @@ def observed(
         reason = limit = ""
         try:
             traffic.gate.enter(note.caller)
-            traffic.connections.begin(peer)
             try:
-                await answer(note)
+                with traffic.connections.call(peer) as under_way:
+                    await answer(note, under_way)
             finally:
                 note.let_go()
-                traffic.connections.end(peer)
                 traffic.gate.leave(note.caller)
         except WasmkilnError as failure:
             code, reason = status.CODES[failure.reason], failure.reason.value

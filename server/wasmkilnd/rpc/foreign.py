@@ -107,12 +107,11 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
         caller = caller_of(peer)
         try:
             traffic.foreign.enter(caller)
-            traffic.connections.begin(peer)
             try:
-                async for answer in answers(context, caller):
-                    await traffic.sender.send(context, caller, (serialized(answer),))
+                with traffic.connections.call(peer):
+                    async for answer in answers(context, caller):
+                        await traffic.sender.send(context, caller, (serialized(answer),))
             finally:
-                traffic.connections.end(peer)
                 traffic.foreign.leave(caller)
         except WasmkilnError as failure:
             forget_frames(failure)

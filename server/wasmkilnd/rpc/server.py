@@ -24,10 +24,11 @@ from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.admin_servicer import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
 from wasmkilnd.rpc.channelz import Channelz
+from wasmkilnd.rpc.connection_use import ConnectionUse
 from wasmkilnd.rpc.flood_guard import FloodGuard
 from wasmkilnd.rpc.foreign import LimitedServer
 from wasmkilnd.rpc.health import Health
-from wasmkilnd.rpc.idle import IdleConnections
+from wasmkilnd.rpc.make_way import MakeWay
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 from wasmkilnd.rpc.receive import Receiver
 from wasmkilnd.rpc.reflection import add_reflection
@@ -128,7 +129,7 @@ class RpcServer:
             gate(),
             Receiver(limits, message),
             Sender(limits, abort, self._close_connection, in_memory),
-            IdleConnections(transport.connections),
+            ConnectionUse(remembered=4 * transport.connections),
             recorder,
         )
         self._ungated = replace(self._traffic, gate=gate())
@@ -188,14 +189,14 @@ class RpcServer:
         """Listen and serve; answer the addresses with the real ports. Raises CannotListen."""
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
-        self._making_way = asyncio.create_task(
-            self._traffic.connections.make_way(frozenset(self._ports))
-        )
+        closed = self._traffic.recorder.connections_closed
+        making_way = MakeWay(self._transport.connections, self._traffic.connections, closed)
+        self._making_way = asyncio.create_task(making_way.run(frozenset(self._ports)))
         self._flood_guard = FloodGuard(
             self._ports,
             lambda: self._limits.now.calls,
             self._message_bytes,
-            self._traffic.recorder.connections_closed,
+            closed,
         )
         self._flood_guard.start()
         return bound

@@ -49,7 +49,7 @@ _RPC_BOUNDS = (
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 # The limits that protect callers from each other; see errors.py.
-LIMITS: Final = ("queue", "deadline", "calls", "receive", "send", "descriptors")
+LIMITS: Final = ("queue", "deadline", "calls", "connections", "receive", "send", "descriptors")
 CLOSED_CAUSES: Final = ("taken_back", "only_frames", "no_room", "not_read")
 ABANDONED_STAGES: Final = ("queued", "running")
 # How many causes of rejection are told apart, all tiers together.
