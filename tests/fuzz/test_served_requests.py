@@ -60,11 +60,7 @@ def test_any_request_gets_an_answer_of_the_contract(
         for _ in call:
             pass
     except grpc.RpcError as failure:
-        # grpcio-channelz does not know every field of a socket that a newer grpcio tells of.
-        older = (
-            method.endswith("/GetSocket") and "has no field named" in failure.debug_error_string()
-        )
-        assert failure.code() in EXPECTED or older, failure
+        assert failure.code() in EXPECTED, failure
         assert len(failure.details()) < 1000
         details = dict(failure.trailing_metadata()).get("grpc-status-details-bin")
         # What the services say that come with grpcio is theirs.
