@@ -11,9 +11,13 @@ ENGINES ?= wasmer wasmtime
 # Files of tests that run side by side; each starts its own servers.
 PROCESSES ?= 2
 ARGS ?=
+# Tests that need no engine and no server of their own.
+FAST := tests/unit tests/architecture tests/formats
+# The contract of the last release: what callers were promised.
+RELEASED := v0.1.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test check format protos docs bench faults soak fuzz verdicts hostile clean
+.PHONY: help install engines run demo test unit watch check hooks format protos docs bench faults soak fuzz verdicts hostile clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -47,12 +51,24 @@ demo: engines ## compile a real module with each engine, and show what each tier
 test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
 	@$(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/.dev ## format, lint, types, and whether generated files are fresh
+unit: $(VENV)/.dev ## run the unit and architecture tests alone, in under a minute
+	@$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(FAST) $(ARGS)
+
+watch: $(VENV)/.dev ## run those at every change, what failed last first (ARGS="-k …")
+	@PYTEST_ADDOPTS="$(ARGS)" $(BIN)/watchfiles --verbosity warning --filter python \
+		'$(BIN)/pytest -q -n $(PROCESSES) --ff $(FAST)' client server tests
+
+check: $(VENV)/.dev ## format, lint, types, the contract, and whether generated files are fresh
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+	@cd protos && ../$(BIN)/buf lint
+	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
 	@$(MAKE) --no-print-directory protos docs
 	@git diff --exit-code -- client/wasmkiln/v1 docs/configuration.md || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+
+hooks: $(VENV)/.dev ## have git run `make check` before each commit
+	@$(BIN)/pre-commit install
 
 format: $(VENV)/.dev ## format the code and mend what can be mended
 	@$(BIN)/ruff format --quiet .
