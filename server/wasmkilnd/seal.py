@@ -25,7 +25,7 @@ from wasmkiln.attestation import (
 )
 from wasmkiln.errors import AttestationInvalid
 
-from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Refusal
+from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -114,26 +114,6 @@ class DsseSealer(DsseVerifier):
         """Answer the signing key's id and its signature of ``message``."""
         signature = self._signer.sign(message)
         return bytes.fromhex(signature.keyid) + bytes.fromhex(signature.signature)
-
-
-class NoSealer:
-    """Signs nothing and vouches for everything: for tests of what has nothing to do with keys."""
-
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` as it is."""
-        return artifact
-
-    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Find nothing wrong."""
-        return None
-
-    def stamp(self, message: bytes) -> bytes:
-        """Answer a stamp that says nothing."""
-        return bytes(STAMP_BYTES)
-
-    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Find nothing wrong."""
-        return None
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.demand import Demand
 from wasmkilnd.errors import WasmkilnError, forget_frames
 
 K = TypeVar("K", bound=Hashable)
@@ -85,19 +85,6 @@ class SingleFlight(Generic[K, V]):
         joined = key in self._flights
         task, of_flight = self._flights[key] if joined else self._take_off(key, work)
         return Seat(joined, task, of_flight.follow(demand))
-
-    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, V]]) -> tuple[V, bool]:
-        """Answer what ``work`` answers, and whether another caller's flight was joined.
-
-        Such a flight ends only by itself. Raises what ``work`` raises, to every caller.
-        """
-
-        async def kept(demand: Demand) -> V:
-            return await work()
-
-        seat = self.board(key, Demand.of(Wish()), kept)
-        self._flights[key][1].kept = True
-        return await seat.wait(), seat.joined
 
     def _take_off(
         self, key: K, work: Callable[[Demand], Coroutine[Any, Any, V]]

@@ -62,11 +62,6 @@ def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
     return views
 
 
-def payload_of(frames: Iterable[bytes]) -> bytes:
-    """Join the payload inside ``frames``."""
-    return b"".join(payload_views(frames))
-
-
 def sha256_of(frames: Iterable[bytes]) -> str:
     """Answer the hexadecimal SHA-256 of the payload inside ``frames``."""
     digest = hashlib.sha256()

@@ -12,9 +12,9 @@ from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess, connect
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Module
-from wasmkilnd.seal import NoSealer
 
 from tests.contract.notes import Notes
+from tests.contract.sealing import NoSealer
 from tests.contract.servers import TIMEOUT_S
 
 TIMEOUT_OF_CALLS_S = 2.0

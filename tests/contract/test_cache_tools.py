@@ -31,7 +31,7 @@ from wasmkilnd.wire import CHUNK_BYTES
 from tests.contract.notes import Notes
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
-from tests.contract.values import artifact, module
+from tests.contract.values import artifact, module, payload_of
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 LARGE_BYTES = 2 * CHUNK_BYTES + 10
@@ -279,7 +279,7 @@ async def test_a_good_cache_is_left_as_it_is(shared: Shared) -> None:
 
 def other_code(one: Artifact) -> Artifact:
     """An artifact that says to be ``one``, with code of another."""
-    code = b"!" + wire.payload_of(one.frames)[1:]
+    code = b"!" + payload_of(one.frames)[1:]
     return replace(one, frames=wire.to_frames(code))
 
 

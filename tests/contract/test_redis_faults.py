@@ -19,9 +19,9 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Refusal
-from wasmkilnd.seal import NoSealer
 
 from tests.contract.notes import Notes
+from tests.contract.sealing import NoSealer
 from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.contract.values import artifact, module, same
 

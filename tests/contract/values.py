@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from wasmkilnd import wire
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module
@@ -40,6 +41,11 @@ def artifact(
         imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
         exports=(ExternType("", "größe", "memory", "pages 1.."),),
     )
+
+
+def payload_of(frames: Iterable[bytes]) -> bytes:
+    """Join the payload inside ``frames``."""
+    return b"".join(wire.payload_views(frames))
 
 
 def same(one: Artifact | None, other: Artifact) -> bool:

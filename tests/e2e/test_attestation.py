@@ -23,9 +23,8 @@ from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.keys.store import KeyStore
 from wasmkilnd.model import STAMP_BYTES, CacheKey
 from wasmkilnd.ports import Sealer
-from wasmkilnd.seal import NoSealer
 
-from tests.contract.sealing import sealer
+from tests.contract.sealing import NoSealer, sealer
 from tests.contract.servers import binary_of, redis_server
 from tests.contract.shelf import read, stored
 from tests.e2e import wasm

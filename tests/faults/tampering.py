@@ -17,9 +17,8 @@ from wasmkilnd.cache.rejected import ValueRejected
 from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
 from wasmkilnd.ports import Sealer
-from wasmkilnd.seal import NoSealer
 
-from tests.contract.sealing import THEIRS, sealer
+from tests.contract.sealing import THEIRS, NoSealer, sealer
 from tests.contract.shelf import read, stored
 from tests.faults.material import Known
 

@@ -35,9 +35,9 @@ from wasmkilnd.model import (
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.seal import NoSealer
 
 from tests.contract.notes import Notes
+from tests.contract.sealing import NoSealer
 from tests.contract.shelf import Shelf
 
 CORE = b"\0asm\x01\0\0\0"

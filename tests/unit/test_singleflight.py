@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from wasmkilnd.demand import Demand, Wish
@@ -27,10 +28,25 @@ class Work:
         return self._result
 
 
+async def run(
+    flights: SingleFlight[str, object], key: str, work: Callable[[], Awaitable[object]]
+) -> tuple[object, bool]:
+    """Return what a flight's work answers that ends only by itself, and whether it was joined."""
+
+    async def kept(_: Demand) -> object:
+        return await work()
+
+    seat = flights.board(key, Demand.of(Wish()), kept)
+    demand = flights.demand(key)
+    assert demand
+    demand.kept = True
+    return await seat.wait(), seat.joined
+
+
 async def test_concurrent_callers_share_one_run() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
-    calls = [asyncio.create_task(flights.run("k", work)) for _ in range(100)]
+    calls = [asyncio.create_task(run(flights, "k", work)) for _ in range(100)]
     await work.started.wait()
     assert len(flights) == 1
     work.release.set()
@@ -44,9 +60,9 @@ async def test_concurrent_callers_share_one_run() -> None:
 async def test_the_first_caller_hanging_up_hurts_nobody() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
-    first = asyncio.create_task(flights.run("k", work))
+    first = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()
-    others = [asyncio.create_task(flights.run("k", work)) for _ in range(3)]
+    others = [asyncio.create_task(run(flights, "k", work)) for _ in range(3)]
     await asyncio.sleep(0)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -65,7 +81,7 @@ async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
         stored.append("made")
         return "made"
 
-    call = asyncio.create_task(flights.run("k", work))
+    call = asyncio.create_task(run(flights, "k", work))
     await asyncio.sleep(0)
     call.cancel()
     await flights.settle(5)
@@ -75,20 +91,20 @@ async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
 async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     broken = Work(ValueError("no"))
-    calls = [asyncio.create_task(flights.run("k", broken)) for _ in range(3)]
+    calls = [asyncio.create_task(run(flights, "k", broken)) for _ in range(3)]
     await broken.started.wait()
     broken.release.set()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ValueError] * 3
     healthy = Work()
     healthy.release.set()
-    assert await flights.run("k", healthy) == ("made", False)
+    assert await run(flights, "k", healthy) == ("made", False)
 
 
 async def test_settle_gives_up_what_does_not_end() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
-    call = asyncio.create_task(flights.run("k", work))
+    call = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()
     assert await flights.settle(0.01) == 1
     with pytest.raises(asyncio.CancelledError):
@@ -121,7 +137,7 @@ async def test_a_flight_that_everybody_leaves_is_dropped_and_its_key_free_at_onc
     assert len(flights) == 0
     healthy = Work()
     healthy.release.set()
-    assert await flights.run("k", healthy) == ("made", False)
+    assert await run(flights, "k", healthy) == ("made", False)
     await flights.settle(5)
     assert ended == ["cleaned up"]
 

@@ -13,9 +13,9 @@ from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.seal import NoSealer
 
 from tests.contract.notes import Notes
+from tests.contract.sealing import NoSealer
 from tests.contract.shelf import Shelf
 from tests.contract.values import artifact
 

@@ -16,7 +16,7 @@ from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.shelf import read, stored
-from tests.contract.values import artifact, module, same
+from tests.contract.values import artifact, module, payload_of, same
 
 SEALER = sealer(OURS)
 
@@ -71,8 +71,8 @@ def test_only_what_shrinks_is_compressed() -> None:
     sizes = {name: sum(map(len, values.values())) for name, values in STORED.items()}
     assert sizes["large"] > LARGE.size_bytes
     assert sizes["shrunk"] < SHRUNK.size_bytes / 20
-    assert codec_for(cut(wire.payload_of(SHRUNK.frames))) == ZSTD
-    assert codec_for(cut(wire.payload_of(LARGE.frames))) == RAW
+    assert codec_for(cut(payload_of(SHRUNK.frames))) == ZSTD
+    assert codec_for(cut(payload_of(LARGE.frames))) == RAW
     assert codec_for([]) == RAW
 
 

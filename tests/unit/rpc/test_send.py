@@ -14,7 +14,7 @@ from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import send
 from wasmkilnd.rpc.send import Sender
 
-from tests.contract.values import artifact
+from tests.contract.values import artifact, payload_of
 from tests.unit.rpc.limits import limits
 
 KIB, MIB = 1024, 1024 * 1024
@@ -99,7 +99,7 @@ async def test_who_reads_gets_everything_in_whole_frames() -> None:
     rig = Rig(unread=128 * MIB)
     caller = Caller("a")
     await rig.send(caller, bytes(3 * MIB))
-    assert wire.payload_of(caller.got) == bytes(3 * MIB)
+    assert payload_of(caller.got) == bytes(3 * MIB)
     assert len(caller.got) == 6
     assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
 
@@ -115,12 +115,12 @@ async def test_many_who_read_nothing_stay_within_the_budget_and_hold_up_nobody()
     quick_ = Caller("quick")
     async with asyncio.timeout(30):
         await rig.send(quick_, payload)
-    assert wire.payload_of(quick_.got) == payload
+    assert payload_of(quick_.got) == payload
     assert rig.sender.unread_bytes <= 8 * MIB
     for caller in slow:
         caller.reads.set()
     await asyncio.gather(*calls, return_exceptions=True)
-    whole = [wire.payload_of(caller.got) == payload for caller in slow]
+    whole = [payload_of(caller.got) == payload for caller in slow]
     assert whole == [caller.refusal is None for caller in slow]  # each got all, or was told
     await rig.close()
 
@@ -133,7 +133,7 @@ async def test_pieces_grow_smaller_as_less_is_left() -> None:
     caller = Caller("a")
     await rig.send(caller, bytes(MIB))
     assert 2 < len(caller.got) < 1 + MIB // (16 * KIB)
-    assert wire.payload_of(caller.got) == bytes(MIB)
+    assert payload_of(caller.got) == bytes(MIB)
     await rig.close()
 
 
@@ -145,7 +145,7 @@ async def test_a_caller_with_many_unread_answers_holds_up_itself() -> None:
     assert rig.sender.unread_bytes <= 4 * MIB
     other = Caller("other")
     await rig.send(other, bytes(MIB))
-    assert wire.payload_of(other.got) == bytes(MIB)
+    assert payload_of(other.got) == bytes(MIB)
     # It pushed nobody out, itself included: its calls wait.
     await asyncio.sleep(0.2)
     assert rig.sender.unread_bytes > 3 * MIB
@@ -202,7 +202,7 @@ async def test_who_reads_slowly_but_reads_is_left_alone() -> None:
         caller.reads.clear()
         await asyncio.sleep(0.02)
     await call
-    assert wire.payload_of(caller.got) == bytes(2 * MIB)
+    assert payload_of(caller.got) == bytes(2 * MIB)
 
 
 async def test_who_hangs_up_frees_what_it_held() -> None:
@@ -226,7 +226,7 @@ async def test_artifacts_that_nobody_reads_make_room_for_others() -> None:
     caller = Caller("quick")
     async with asyncio.timeout(20):
         await rig.send(caller, b"x" * MIB)
-    assert wire.payload_of(caller.got) == b"x" * MIB
+    assert payload_of(caller.got) == b"x" * MIB
     assert any(one.refusal for one in slow)
     await rig.close()
 
@@ -238,7 +238,7 @@ async def test_who_keeps_others_out_and_takes_no_refusal_loses_the_connection() 
     caller = Caller("quick")
     async with asyncio.timeout(20):
         await rig.send(caller, b"x" * MIB)
-    assert wire.payload_of(caller.got) == b"x" * MIB
+    assert payload_of(caller.got) == b"x" * MIB
     assert rig.closed == ["peer of dead"]
     await rig.close()
 
@@ -268,7 +268,7 @@ async def test_who_takes_just_enough_keeps_nobody_out(monkeypatch: pytest.Monkey
         assert not any(one.refusal for one in trickling)
         await rig.send(larger, b"large" * 2 * MIB)
     for caller, payload in ((small, b"small"), (held, b"held" * 5), (larger, b"large" * 2)):
-        assert wire.payload_of(caller.got) == payload * MIB
+        assert payload_of(caller.got) == payload * MIB
     ended = next(one.refusal for one in trickling if one.refusal)
     assert ended.metadata["limit"] == "send"
     assert ended.retry_after_s
