@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-def host_of(address: str) -> str:
-    """Return the host that an IP address belongs to. Raises ValueError.
 
-    It is the address, and of IPv6 the network of 64 bits that one machine commonly owns.
-    """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if not ip.ipv4_mapped:
-            return str(ipaddress.ip_network((ip.packed, 64), strict=False))
-        ip = ip.ipv4_mapped
-    return str(ip)
+def address_of(text: str) -> Address:
+    """Return an IP address, and of IPv4 in the clothes of IPv6 that. Raises ValueError."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.ipv4_mapped or address
+    return address
+
+
+def host_of(address: Address) -> str:
+    """Return the host that has an address, and of IPv6 the network that one host commonly owns."""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address.packed, 64), strict=False))
+    return str(address)

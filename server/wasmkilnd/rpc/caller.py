@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import unquote
 
 from wasmkilnd.errors import invalid_request, quoted
+from wasmkilnd.network import address_of, host_of
 
 PRIORITY_KEY = "wasmkiln-priority"
 _PRIORITIES = {"": False, "interactive": False, "background": True}
@@ -24,15 +24,10 @@ def caller_of(peer: str) -> str:
         return kind
     host = unquote(rest).rpartition(":")[0].strip("[]")
     try:
-        address = ipaddress.ip_address(host)
+        address = address_of(host)
     except ValueError:
         return peer
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            address = address.ipv4_mapped
-        elif not address.is_loopback:
-            return str(ipaddress.ip_network((address.packed, 64), strict=False))
-    return peer if address.is_loopback else str(address)
+    return peer if address.is_loopback else host_of(address)
 
 
 def is_background(priority: str) -> bool:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from wasmkilnd.network import host_of
 from wasmkilnd.rpc import connections
 from wasmkilnd.rpc.connections import Address
 
@@ -28,9 +29,7 @@ def _host(peer: Address, users: Mapping[Address, str]) -> str:
     address = peer[0]
     if address.is_loopback:
         return f"user {users[peer]} of this machine" if peer in users else "this machine"
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address.packed, 64), strict=False))
-    return str(address)
+    return host_of(address)
 
 
 def _users(ports: frozenset[int]) -> dict[Address, str]:

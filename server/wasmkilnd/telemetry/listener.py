@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import structlog
 
-from wasmkilnd.network import host_of
+from wasmkilnd.network import address_of, host_of
 from wasmkilnd.telemetry import http_connections, newcomers
 from wasmkilnd.telemetry.http_connections import HttpConnections
 from wasmkilnd.telemetry.newcomers import Newcomer, Newcomers
@@ -174,7 +174,7 @@ class _Paused(asyncio.Protocol):
 def _host(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
         return "unix"
-    return host_of(sock.getpeername()[0])
+    return host_of(address_of(sock.getpeername()[0]))
 
 
 def _listening(family: int, address: object) -> socket.socket:
