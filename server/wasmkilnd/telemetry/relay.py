@@ -22,6 +22,7 @@ from wasmkilnd.telemetry.repeats import STANDARD_ERROR_LINES, Line, Repeats
 EVENT = "standard error"
 
 _LINE_BYTES = 64 * 1024
+_HEAD_LENGTH = 300
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LEVELS = ("debug", "info", "warning", "error")
 # How a line of gRPC's core begins, and where it says that it was written.
@@ -54,7 +55,7 @@ class Relay:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         head = {"timestamp": now, "level": level, "event": EVENT}
         line = self._masker.line({**head, "text": words})
-        place = _PLACE.search(words)
+        place = _PLACE.search(words, 0, _HEAD_LENGTH)
         kind = place[0] if place else ""
         if self._level == "debug" or self._repeats.lets_through(kind, STANDARD_ERROR_LINES):
             self._write_line(line)
