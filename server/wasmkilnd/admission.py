@@ -1,4 +1,5 @@
-"""The first look at a caller's bytes: cheap, pure, before any engine sees them.
+"""The first look at a caller's bytes: cheap, before any engine sees them, and whether work on
+them may begin.
 
 Engines' compile calls accept WebAssembly *text* too, at a cost of seconds and
 gigabytes for a few megabytes, so nothing without the preamble of a binary may
@@ -7,10 +8,20 @@ get that far.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Callable
 
 from wasmkilnd import errors
-from wasmkilnd.model import SHA256_HEX, Kind, Module
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.in_force import InForce
+from wasmkilnd.ledger import Ledger
+from wasmkilnd.model import SHA256_HEX, Kind, Limits, Module
+from wasmkilnd.order import Terms
+from wasmkilnd.ports import Engines
+
+HASH_INLINE_BYTES = 256 * 1024
+"""Hashing less than this takes less time than handing it to a thread and back."""
 
 _MAGIC = b"\0asm"
 _CORE_VERSION_1 = b"\x01\0\0\0"  # version 1, layer 0
@@ -18,6 +29,49 @@ _COMPONENT_LAYER = b"\x01\0"  # bytes 6 and 7 of the preamble
 _COMPONENT_VERSION = b"\x0d\0"  # bytes 4 and 5
 _ELF_MAGIC = b"\x7fELF"
 _WASMER_MAGICS = (b"\0wasmer-universal", b"wasmer")
+
+
+class Admission:
+    """Admits modules, and counts those that work is under way for. For one event loop."""
+
+    def __init__(self, engines: Engines, limits: InForce[Limits]) -> None:
+        self._engines = engines
+        self._limits = limits
+        # The modules of all work under way, in bytes, whatever it waits for: another daemon's
+        # lease, a worker, or others' work.
+        self._modules = Ledger(lambda: 2 * limits.now.queue_bytes)
+
+    async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
+        """As the function ``admit``; large modules are hashed in a thread."""
+        limit_bytes = self._limits.now.module_bytes
+        if len(wasm) <= HASH_INLINE_BYTES or len(wasm) > limit_bytes:
+            return admit(wasm, limit_bytes, expected_sha256)
+        return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
+
+    def hold(self, engine_id: str, module: Module, wish: Wish) -> Callable[[], None]:
+        """Count a module that work begins with; return what ends that.
+
+        Raises COMPILE_QUEUE_FULL. A caller alone may hold as much as may wait for an engine.
+        """
+        if self._modules.room(wish.caller) <= 0:
+            wait_s = self._engines.expected_wait_s(engine_id, module, wish, None)
+            raise errors.modules_held(engine_id, self._modules.total, wait_s)
+        self._modules.add(wish.caller, len(module.wasm))
+        return lambda: self._modules.add(wish.caller, -len(module.wasm))
+
+    def refuse_if_late(
+        self, engine_id: str, module: Module, terms: Terms, demand: Demand | None
+    ) -> None:
+        """Refuse a call that would get its worker after its deadline, rather than let it wait.
+
+        ``demand`` is that of the work which the call would join. Raises COMPILE_QUEUE_FULL.
+        """
+        if terms.deadline_s is None:
+            return
+        wait_s = self._engines.expected_wait_s(engine_id, module, terms.wish, demand)
+        left_s = terms.deadline_s - asyncio.get_running_loop().time()
+        if wait_s > left_s:
+            raise errors.deadline_too_near(engine_id, wait_s, left_s)
 
 
 def admit(wasm: bytes, limit_bytes: int, expected_sha256: str = "") -> Module:

@@ -15,6 +15,7 @@ import structlog
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd import descriptors
+from wasmkilnd.admission import Admission
 from wasmkilnd.banner import banner
 from wasmkilnd.cache.marks import Marks
 from wasmkilnd.cache.memory import MemoryTier
@@ -36,6 +37,7 @@ from wasmkilnd.gauges import usage_of_engine, usage_of_traffic
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.model import DrainState, UnservedEngine
+from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, limits_too_low, remote_options, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.readiness import Readiness
@@ -111,16 +113,19 @@ class Daemon:
         )
         self._started.push_async_callback(quarantine.close)
         self._metrics.watch_quarantine(lambda: quarantine.size)
-        service = CompileService(cache, engines, sealer, quarantine, self._metrics, self._limits)
+        admission = Admission(engines, self._limits)
+        service = CompileService(cache, engines, sealer, quarantine, self._metrics, admission)
+        modules = ModuleService(cache, engines, quarantine, admission)
         self._service = service
         self._metrics.watch_flights(lambda: service.flights)
         rpc = RpcServer(
             ModuleServicer(
                 service,
+                modules,
                 lambda: stats_response(self._metrics.snapshot()),
                 lambda: self._capabilities(engines),
             ),
-            AdminServicer(service, quarantine, self.drain),
+            AdminServicer(modules, quarantine, self.drain),
             self._metrics,
             _transport_limits(settings, connections),
             self._traffic_limits,

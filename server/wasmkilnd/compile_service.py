@@ -1,7 +1,7 @@
-"""The request path: admission, the tiers, one flight per key, the engines.
+"""The request path of Compile: admission, the tiers, one flight per key, the engines.
 
-Every RPC's work happens here, in the order in which it is written. Nothing here
-knows gRPC, Redis or an engine: only the ports.
+Its work happens here, in the order in which it is written. Nothing here knows gRPC, Redis or
+an engine: only the ports.
 """
 
 from __future__ import annotations
@@ -10,42 +10,30 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
 
 from wasmkilnd import errors, wire
-from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.admission import HASH_INLINE_BYTES, Admission, check_sha256
 from wasmkilnd.anew import Anew
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.in_force import InForce
-from wasmkilnd.ledger import Ledger
+from wasmkilnd.demand import Demand
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
     CompileSpec,
-    Evicted,
-    EvictScope,
     ExternType,
-    Kind,
-    Limits,
     Module,
     Origin,
 )
-from wasmkilnd.order import CompileOrder, Loaded, LoadOrder, Served, Terms, WantedArtifact
+from wasmkilnd.order import CompileOrder, Served
 from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer, Turn
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import Seat, SingleFlight
-from wasmkilnd.slices import collect_in_slices
 
-# Hashing less than this takes less time than handing it to a thread and back.
-_HASH_INLINE_BYTES = 256 * 1024
 # Who waits longer for a worker looks again whether another broke its compiler meanwhile.
 _STRIKES_ARE_NEWS_S = 0.1
-# What of FindMissing is looked up at once: a matter of milliseconds for the event loop.
-_LOOKED_UP_AT_ONCE = 1000
 
 
 class CompileService:
-    """Serves every call. For one event loop."""
+    """Serves Compile. For one event loop."""
 
     def __init__(
         self,
@@ -54,47 +42,21 @@ class CompileService:
         sealer: Sealer,
         quarantine: Quarantine,
         recorder: Recorder,
-        limits: InForce[Limits],
+        admission: Admission,
     ) -> None:
         self._cache = cache
         self._engines = engines
         self._sealer = sealer
         self._quarantine = quarantine
         self._recorder = recorder
-        self._limits = limits
+        self._admission = admission
         # Who wants it compiled anew must not be given what another found in a tier.
         self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
-        # The modules of all work under way, in bytes, whatever it waits for: another daemon's
-        # lease, a worker, or others' work.
-        self._modules = Ledger(lambda: 2 * limits.now.queue_bytes)
 
     @property
     def flights(self) -> int:
         """How many compilations are under way or waiting for a worker."""
         return len(self._flights)
-
-    async def load(self, order: LoadOrder) -> Loaded:
-        """Admit, validate and store a module. Raises the errors of Load."""
-        module = await self._admit(order.wasm, order.expected_sha256)
-        order.sha256 = module.sha256
-        engine_id = self._engines.choose(order.engine, module.kind)
-        already_loaded = await self._cache.get_module(module.sha256) is not None
-        if not already_loaded:
-            self._refuse_if_late(engine_id, module, order.terms, None)
-        spec = self._engines.spec(engine_id, "", "", {})
-        watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec)
-        put_down = self._hold(engine_id, module, order.terms.wish)
-        order.terms.let_go()
-        try:
-            await self._engines.validate(engine_id, module, Demand.of(order.terms.wish), watch)
-        finally:
-            put_down()
-        if already_loaded:
-            # This daemon may have it in memory when Redis has lost it, and others ask there.
-            self._cache.restore_module(module)
-        else:
-            await self._cache.put_module(module)
-        return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
 
     async def compile(self, order: CompileOrder) -> Served:
         """Answer the artifact, from the nearest place that has it. Raises the errors of Compile."""
@@ -104,45 +66,6 @@ class CompileService:
         self._recorder.served(served.origin)
         return served
 
-    async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
-        """Answer the indices of those that no tier holds, in order.
-
-        They may be many: each is made when it is its turn, and others have theirs between.
-        """
-        candidates = await collect_in_slices(map(self._keys_of, wanted))
-        missing: list[int] = []
-        for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
-            some = candidates[start : start + _LOOKED_UP_AT_ONCE]
-            missing += [start + index for index in await self._missing(some)]
-            await asyncio.sleep(0)
-        return missing
-
-    async def _missing(self, candidates: Sequence[Sequence[CacheKey]]) -> list[int]:
-        missing = await self._cache.missing([key for keys in candidates for key in keys])
-        # Tells a component's artifact from that of a core module for the same engine.
-        kinds = await self._cache.kinds_of(
-            [
-                key
-                for keys in candidates
-                if keys[0] in missing
-                for key in keys[1:]
-                if key not in missing
-            ]
-        )
-        return [
-            index
-            for index, keys in enumerate(candidates)
-            if keys[0] in missing and not any(kinds.get(key) is Kind.COMPONENT for key in keys[1:])
-        ]
-
-    async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
-        """Remove what ``scope`` names; answer what went and which tiers did not answer."""
-        if scope.module_sha256:
-            check_sha256(scope.module_sha256, "module_sha256")
-        if not tier:
-            self._engines.forget(scope)
-        return await self._cache.evict(scope, tier)
-
     async def settle(self, timeout_s: float | None = None) -> int:
         """Let compilations finish, then give the rest up; answer how many were given up.
 
@@ -150,39 +73,15 @@ class CompileService:
         """
         return await self._flights.settle(timeout_s)
 
-    async def _admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
-        limit_bytes = self._limits.now.module_bytes
-        if len(wasm) <= _HASH_INLINE_BYTES or len(wasm) > limit_bytes:
-            return admit(wasm, limit_bytes, expected_sha256)
-        return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
-
     def _spec(self, order: CompileOrder, module: Module | None) -> CompileSpec:
         engine_id = self._engines.choose(order.engine, module.kind if module else None)
         return self._engines.spec(engine_id, order.target, order.cpu, order.settings)
-
-    def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:
-        """Answer the usual key, and where only the module could tell, also a component's."""
-        sha256 = check_sha256(wanted.module_sha256, "keys.module_sha256")
-        if wanted.fingerprint:
-            return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]
-        usual = self._engines.choose(wanted.engine, None)
-        for_components = self._engines.choose(wanted.engine, Kind.COMPONENT)
-        keys = [CacheKey(sha256, self._fingerprint(usual, wanted))]
-        if for_components != usual:
-            # A target or setting that only the usual engine has: then it is no component.
-            with contextlib.suppress(errors.WasmkilnError):
-                keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
-        return keys
-
-    def _fingerprint(self, engine_id: str, wanted: WantedArtifact) -> str:
-        spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)
-        return spec.fingerprint
 
     async def _find_or_board(self, order: CompileOrder) -> Served | Seat[Served]:
         """Look the artifact up, or take a seat in the flight that makes it."""
         module = None
         if order.wasm or not order.sha256:
-            module = await self._admit(order.wasm)
+            module = await self._admission.admit(order.wasm)
             order.sha256, order.wasm = module.sha256, b""
         sha256 = check_sha256(order.sha256, "sha256")
         spec = self._spec(order, module)
@@ -216,8 +115,10 @@ class CompileService:
         key = CacheKey(module.sha256, spec.fingerprint)
         flight = key, order.skip_cache_lookup
         boarding = self._flights.demand(flight)
-        self._refuse_if_late(spec.engine.id, module, order.terms, boarding)
-        put_down = None if boarding else self._hold(spec.engine.id, module, order.terms.wish)
+        self._admission.refuse_if_late(spec.engine.id, module, order.terms, boarding)
+        put_down = (
+            None if boarding else self._admission.hold(spec.engine.id, module, order.terms.wish)
+        )
         seat = self._flights.board(
             flight,
             Demand.of(order.terms.wish),
@@ -228,28 +129,6 @@ class CompileService:
         if put_down:
             seat.when_over(put_down)
         return seat
-
-    def _hold(self, engine_id: str, module: Module, wish: Wish) -> Callable[[], None]:
-        """Count a module that work begins with; answer what ends that.
-
-        Raises COMPILE_QUEUE_FULL. A caller alone may hold as much as may wait for an engine.
-        """
-        if self._modules.room(wish.caller) <= 0:
-            wait_s = self._engines.expected_wait_s(engine_id, module, wish, None)
-            raise errors.modules_held(engine_id, self._modules.total, wait_s)
-        self._modules.add(wish.caller, len(module.wasm))
-        return lambda: self._modules.add(wish.caller, -len(module.wasm))
-
-    def _refuse_if_late(
-        self, engine_id: str, module: Module, terms: Terms, demand: Demand | None
-    ) -> None:
-        """Refuse a call whose turn would come after its deadline, rather than let it wait."""
-        if terms.deadline_s is None:
-            return
-        wait_s = self._engines.expected_wait_s(engine_id, module, terms.wish, demand)
-        left_s = terms.deadline_s - asyncio.get_running_loop().time()
-        if wait_s > left_s:
-            raise errors.deadline_too_near(engine_id, wait_s, left_s)
 
     async def _land(self, seat: Seat[Served]) -> Served:
         served = await seat.wait()
@@ -308,7 +187,7 @@ class CompileService:
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
     async def _as_artifact(self, module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
-        if len(code.payload) <= _HASH_INLINE_BYTES:
+        if len(code.payload) <= HASH_INLINE_BYTES:
             sha256, frames = _digest(code.payload), wire.to_frames(code.payload)
         else:
             # Digesting lets other threads run, so the two take as long as the longer one.

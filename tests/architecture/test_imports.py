@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "order": {"demand", "model"},
     "anew": {"model"},
     "ports": {"model", "errors", "demand"},
-    "admission": {"model", "errors"},
+    "admission": {"model", "errors", "demand", "in_force", "ledger", "order", "ports"},
     "singleflight": {"demand", "errors"},
     "seal": {"model"},
     "in_force": set(),
@@ -37,13 +37,14 @@ MAY_IMPORT = {
     "slices": set(),
     "quarantine": {"model", "errors", "ports"},
     "compile_service": CORE | {"order", "quarantine"},
+    "module_service": CORE | {"order", "quarantine"},
     "cache": CORE,
     "engines": CORE,
     "telemetry": CORE,
     "config": {"redis_address"},
     "keys": set(),
     "keys_command": {"keys", "config"},
-    "rpc": CORE | {"order", "compile_service", "quarantine", "telemetry"},
+    "rpc": CORE | {"order", "compile_service", "module_service", "quarantine", "telemetry"},
     "shutdown": set(),
     "readiness": CORE | {"engines"},
     "signing": CORE | {"config", "keys"},
@@ -51,7 +52,8 @@ MAY_IMPORT = {
     "options": CORE | {"cache", "config", "engines"},
     "reload": CORE | {"cache", "config", "keys", "options", "signing", "telemetry"},
     "app": CORE
-    | {"compile_service", "quarantine", "cache", "engines", "telemetry", "config", "rpc"}
+    | {"compile_service", "module_service", "quarantine", "cache", "engines", "telemetry"}
+    | {"config", "rpc"}
     | {
         "banner",
         "descriptors",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.admission import Admission
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis import RedisTier
@@ -32,6 +33,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
+from wasmkilnd.module_service import ModuleService
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
@@ -141,13 +143,15 @@ class Rig:
         self.writes = WriteBehind(far, lambda: 100_000, NoTier("").always_ready)
         cache = TieredCache(self.memory, self.memory, far, self.writes, EveryTurn())
         self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
+        admission = Admission(self.engines, InForce(LIMITS))
+        self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
         self.service = CompileService(
             cache,
             self.engines,
             sealer or NoSealer(),
             self.quarantine,
             self.recorder,
-            InForce(LIMITS),
+            admission,
         )
 
 
@@ -180,13 +184,13 @@ async def test_an_unknown_digest(rig: Rig) -> None:
 
 
 async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) -> None:
-    loaded = await rig.service.load(LoadOrder(COMPONENT))
+    loaded = await rig.modules.load(LoadOrder(COMPONENT))
     served = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
     assert served.artifact.spec.engine.name == "other"
     again = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
     assert again.origin is Origin.MEMORY
     wanted = [WantedArtifact(loaded.module.sha256), WantedArtifact("1" * 64)]
-    assert await rig.service.find_missing(wanted) == [1]
+    assert await rig.modules.find_missing(wanted) == [1]
 
 
 async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_default(
@@ -194,8 +198,8 @@ async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_de
 ) -> None:
     served = await rig.service.compile(CompileOrder(wasm=CORE, engine="other"))
     sha256 = served.artifact.module_sha256
-    assert await rig.service.find_missing([WantedArtifact(sha256)]) == [0]
-    assert await rig.service.find_missing([WantedArtifact(sha256, engine="other")]) == []
+    assert await rig.modules.find_missing([WantedArtifact(sha256)]) == [0]
+    assert await rig.modules.find_missing([WantedArtifact(sha256, engine="other")]) == []
 
 
 async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
@@ -208,7 +212,7 @@ async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
     await rig.writes.close(5)
     await rig.memory.evict(EvictScope())
     shelf.runs = 0
-    assert await rig.service.find_missing([*wanted, WantedArtifact("1" * 64)]) == [50]
+    assert await rig.modules.find_missing([*wanted, WantedArtifact("1" * 64)]) == [50]
     assert shelf.runs <= 5
 
 
@@ -217,15 +221,15 @@ async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
     with pytest.raises(WasmkilnError):
         await rig.service.compile(CompileOrder(wasm=CORE))
     with pytest.raises(WasmkilnError):
-        await rig.service.load(LoadOrder(CORE))
+        await rig.modules.load(LoadOrder(CORE))
     assert rig.memory.usage().entries == 0
     assert rig.service.flights == 0
 
 
 async def test_load_is_idempotent_and_tells_what_is_there(rig: Rig) -> None:
-    first = await rig.service.load(LoadOrder(CORE))
+    first = await rig.modules.load(LoadOrder(CORE))
     await rig.service.compile(CompileOrder(sha256=first.module.sha256))
-    again = await rig.service.load(LoadOrder(CORE, first.module.sha256))
+    again = await rig.modules.load(LoadOrder(CORE, first.module.sha256))
     assert (first.already_loaded, again.already_loaded) == (False, True)
     assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
 
@@ -256,7 +260,7 @@ async def test_shutting_down_ends_flights_with_a_word(rig: Rig) -> None:
 
 async def test_malformed_questions(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.find_missing([WantedArtifact("x")])
+        await rig.modules.find_missing([WantedArtifact("x")])
     assert failure.value.reason is Reason.INVALID_REQUEST
 
 
@@ -278,7 +282,7 @@ async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(r
     rig.engines.failure = errors.compile_timeout("other-1", "validating", 30)
     for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
         with pytest.raises(WasmkilnError) as raised:
-            await rig.service.load(LoadOrder(COMPONENT))
+            await rig.modules.load(LoadOrder(COMPONENT))
         assert raised.value.reason is reason
     with pytest.raises(WasmkilnError, match="is refused for"):
         await rig.service.compile(CompileOrder(wasm=COMPONENT))
@@ -289,7 +293,7 @@ async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(r
     with pytest.raises(WasmkilnError, match="did not finish"):
         await rig.service.compile(CompileOrder(wasm=COMPONENT))
     with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.service.load(LoadOrder(COMPONENT))
+        await rig.modules.load(LoadOrder(COMPONENT))
 
 
 async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there(rig: Rig) -> None:
@@ -335,7 +339,7 @@ async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig
     assert failure.value.metadata["limit"] == "deadline"
     assert failure.value.retry_after_s == 10.0
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.load(LoadOrder(CORE, terms=in_time(0.05)))
+        await rig.modules.load(LoadOrder(CORE, terms=in_time(0.05)))
     assert failure.value.metadata["limit"] == "deadline"
     assert rig.engines.compiles == 0
     assert rig.service.flights == 0
@@ -408,13 +412,13 @@ async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None
     b = Terms(Wish("b"))
     calls = [
         asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(0), terms=Terms(A)))),
-        asyncio.create_task(rig.service.load(LoadOrder(sized(1), terms=Terms(A)))),
+        asyncio.create_task(rig.modules.load(LoadOrder(sized(1), terms=Terms(A)))),
     ]
     await asyncio.sleep(0.01)
     rig.engines.wait_s = 7.0
     for call in (
         rig.service.compile(CompileOrder(wasm=sized(2), terms=Terms(A))),
-        rig.service.load(LoadOrder(sized(2), terms=Terms(A))),
+        rig.modules.load(LoadOrder(sized(2), terms=Terms(A))),
     ):
         failure = await refused(call)
         assert failure.reason is Reason.COMPILE_QUEUE_FULL
@@ -430,7 +434,7 @@ async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None
     # All is put down, whatever became of it.
     rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
     for _ in range(5):
-        assert (await refused(rig.service.load(LoadOrder(sized(4))))) is rig.engines.failure
+        assert (await refused(rig.modules.load(LoadOrder(sized(4))))) is rig.engines.failure
         order = CompileOrder(wasm=sized(4))
         assert (await refused(rig.service.compile(order))).reason is Reason.MODULE_INVALID
 
@@ -455,7 +459,7 @@ async def test_what_is_counted_here_is_let_go_by_who_counted_it_before(rig: Rig)
     load = LoadOrder(sized(0), terms=Terms(A, None, lambda: let_go.append("load")))
     compile_ = CompileOrder(wasm=sized(1), terms=Terms(A, None, lambda: let_go.append("compile")))
     calls = [
-        asyncio.create_task(rig.service.load(load)),
+        asyncio.create_task(rig.modules.load(load)),
         asyncio.create_task(rig.service.compile(compile_)),
     ]
     await asyncio.sleep(0.01)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from wasmkiln.v1 import admin_service_pb2 as pb
 
 from wasmkilnd.admission import check_sha256
-from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
+from wasmkilnd.module_service import ModuleService
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context
@@ -21,11 +21,11 @@ class AdminServicer:
 
     def __init__(
         self,
-        service: CompileService,
+        modules: ModuleService,
         quarantine: Quarantine,
         drain: Callable[[float | None], DrainState],
     ) -> None:
-        self._service = service
+        self._modules = modules
         self._quarantine = quarantine
         self._drain = drain
 
@@ -36,7 +36,7 @@ class AdminServicer:
         if request.tier not in messages.TIERS:
             raise invalid_request("no such tier: use TIER_MEMORY or TIER_REDIS", "tier")
         note.module, note.engine = request.module_sha256, request.engine
-        evicted, unreachable = await self._service.evict(
+        evicted, unreachable = await self._modules.evict(
             messages.evict_scope(request), messages.TIERS[request.tier]
         )
         return pb.EvictResponse(

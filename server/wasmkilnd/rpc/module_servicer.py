@@ -12,6 +12,7 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.demand import Wish
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.module_service import ModuleService
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.calls import CallNote, Context, Frames
@@ -25,10 +26,12 @@ class ModuleServicer:
     def __init__(
         self,
         service: CompileService,
+        modules: ModuleService,
         stats: Callable[[], pb.StatsResponse],
         capabilities: Callable[[], pb.GetCapabilitiesResponse],
     ) -> None:
         self._service = service
+        self._modules = modules
         self._stats = stats
         self._capabilities = capabilities
         self._headers = messages.HeaderFrames()
@@ -41,7 +44,7 @@ class ModuleServicer:
         order = messages.load_order(request, _terms(context, note))
         del request  # It may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._service.load(order)
+            loaded = await self._modules.load(order)
         except WasmkilnError as failure:
             note.module = _refused_module(order, failure)
             raise
@@ -81,7 +84,7 @@ class ModuleServicer:
 
     async def find_missing(self, keys: Parts, context: Context, note: CallNote) -> bytes:
         """Answer those keys that no tier holds, as they were asked."""
-        missing = await self._service.find_missing(map(_wanted, keys))
+        missing = await self._modules.find_missing(map(_wanted, keys))
         return await repeated(
             pb.FindMissingResponse.MISSING_FIELD_NUMBER, (keys[index] for index in missing)
         )

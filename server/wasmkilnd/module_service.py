@@ -1,0 +1,111 @@
+"""Load, FindMissing and Evict: what callers do with stored modules and artifacts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+
+from wasmkilnd import errors
+from wasmkilnd.admission import Admission, check_sha256
+from wasmkilnd.demand import Demand
+from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
+from wasmkilnd.order import Loaded, LoadOrder, WantedArtifact
+from wasmkilnd.ports import Cache, Engines
+from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.slices import collect_in_slices
+
+# What of FindMissing is looked up at once: a matter of milliseconds for the event loop.
+_LOOKED_UP_AT_ONCE = 1000
+
+
+class ModuleService:
+    """Serves every call about what is stored. For one event loop."""
+
+    def __init__(
+        self, cache: Cache, engines: Engines, quarantine: Quarantine, admission: Admission
+    ) -> None:
+        self._cache = cache
+        self._engines = engines
+        self._quarantine = quarantine
+        self._admission = admission
+
+    async def load(self, order: LoadOrder) -> Loaded:
+        """Admit, validate and store a module. Raises the errors of Load."""
+        module = await self._admission.admit(order.wasm, order.expected_sha256)
+        order.sha256 = module.sha256
+        engine_id = self._engines.choose(order.engine, module.kind)
+        already_loaded = await self._cache.get_module(module.sha256) is not None
+        if not already_loaded:
+            self._admission.refuse_if_late(engine_id, module, order.terms, None)
+        spec = self._engines.spec(engine_id, "", "", {})
+        watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec)
+        put_down = self._admission.hold(engine_id, module, order.terms.wish)
+        order.terms.let_go()
+        try:
+            await self._engines.validate(engine_id, module, Demand.of(order.terms.wish), watch)
+        finally:
+            put_down()
+        if already_loaded:
+            # This daemon may have it in memory when Redis has lost it, and others ask there.
+            self._cache.restore_module(module)
+        else:
+            await self._cache.put_module(module)
+        return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
+
+    async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
+        """Answer the indices of those that no tier holds, in order.
+
+        They may be many: each is made when it is its turn, and others have theirs between.
+        """
+        candidates = await collect_in_slices(map(self._keys_of, wanted))
+        missing: list[int] = []
+        for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
+            some = candidates[start : start + _LOOKED_UP_AT_ONCE]
+            missing += [start + index for index in await self._missing(some)]
+            await asyncio.sleep(0)
+        return missing
+
+    async def _missing(self, candidates: Sequence[Sequence[CacheKey]]) -> list[int]:
+        missing = await self._cache.missing([key for keys in candidates for key in keys])
+        # Tells a component's artifact from that of a core module for the same engine.
+        kinds = await self._cache.kinds_of(
+            [
+                key
+                for keys in candidates
+                if keys[0] in missing
+                for key in keys[1:]
+                if key not in missing
+            ]
+        )
+        return [
+            index
+            for index, keys in enumerate(candidates)
+            if keys[0] in missing and not any(kinds.get(key) is Kind.COMPONENT for key in keys[1:])
+        ]
+
+    async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
+        """Remove what ``scope`` names; answer what went and which tiers did not answer."""
+        if scope.module_sha256:
+            check_sha256(scope.module_sha256, "module_sha256")
+        if not tier:
+            self._engines.forget(scope)
+        return await self._cache.evict(scope, tier)
+
+    def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:
+        """Answer the usual key, and where only the module could tell, also a component's."""
+        sha256 = check_sha256(wanted.module_sha256, "keys.module_sha256")
+        if wanted.fingerprint:
+            return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]
+        usual = self._engines.choose(wanted.engine, None)
+        for_components = self._engines.choose(wanted.engine, Kind.COMPONENT)
+        keys = [CacheKey(sha256, self._fingerprint(usual, wanted))]
+        if for_components != usual:
+            # A target or setting that only the usual engine has: then it is no component.
+            with contextlib.suppress(errors.WasmkilnError):
+                keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
+        return keys
+
+    def _fingerprint(self, engine_id: str, wanted: WantedArtifact) -> str:
+        spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)
+        return spec.fingerprint
