@@ -36,6 +36,7 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.gauges import usage_of_engine, usage_of_traffic
 from wasmkilnd.in_force import InForce
 from wasmkilnd.keys.store import KeysUnusable
+from wasmkilnd.malloc_trim import MallocTrim
 from wasmkilnd.model import DrainState, UnservedEngine
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, limits_too_low, remote_options, traffic_limits
@@ -153,6 +154,7 @@ class Daemon:
         self._readiness.started(engines.served, self._unserved, lambda: _what_ails(remote))
         rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
+        self._in_the_background(MallocTrim.of_this_process().run())
         # All that lives now lives to the end: let no collection look at it again, for
         # a full one would hold every caller up.
         gc.collect()

@@ -59,6 +59,14 @@ def memory_of(pid: int) -> int:
     raise AssertionError(f"process {pid} has ended")
 
 
+def anonymous_memory_of(pid: int) -> int:
+    """Return the bytes of memory that a process has resident, files apart."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has ended")
+
+
 def workers_and_jobs(daemon_pid: int) -> set[int]:
     """Answer the workers of a daemon and all that they started, whoever their parent is now.
 

@@ -151,7 +151,7 @@ def test_a_caller_that_leaves_while_it_waits(kiln: Watched, how: str) -> None:
     with kiln.leaves_nothing():
         with held_worker(kiln):
             leaving = Caller(kiln)
-            deadline = {"timeout": 0.5} if how == "timed out" else {}
+            deadline = {"timeout": 3} if how == "timed out" else {}
             call = leaving.compile(large(40), omit_artifact=False, **deadline)
             load = leaving.stub.Load.future(pb.LoadRequest(module=large(41), engine=ENGINE))
             eventually(lambda: kiln.metric("calls") == 3, "the calls have not come")

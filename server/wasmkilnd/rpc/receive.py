@@ -19,7 +19,6 @@ from wasmkilnd import errors
 from wasmkilnd.in_force import InForce
 from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import TrafficLimits
-from wasmkilnd.rpc.heap import Peak
 
 Context = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
@@ -58,7 +57,6 @@ class Receiver:
         self._reads: dict[_Read, None] = {}
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._peak = Peak()
 
     @property
     def held_bytes(self) -> int:
@@ -99,7 +97,6 @@ class Receiver:
     def hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
         """Count what a request that has arrived costs; answer what lets go of it."""
         self._arrived.add(caller, size_bytes)
-        self._peak.holds(self.held_bytes)
         held = [size_bytes]
 
         def let_go() -> None:
@@ -144,9 +141,6 @@ class Receiver:
             if not read.patient and now - read.since_s >= timeout_s:
                 self._refuse(read, errors.request_too_slow(timeout_s))
         self._timer = loop.call_later(_QUICK_S, self._sweep) if self._reads else None
-        self._peak.holds(self.held_bytes)
-        if not self._reads:
-            self._peak.over()
 
     def _admit(self, read: _Read) -> None:
         if self._arriving.room(read.caller) < self._message_bytes:

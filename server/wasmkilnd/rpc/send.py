@@ -21,7 +21,6 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.ledger import Ledger
 from wasmkilnd.model import Artifact, TrafficLimits
-from wasmkilnd.rpc.heap import Peak
 from wasmkilnd.rpc.in_the_way import in_the_way
 from wasmkilnd.rpc.pins import Pins
 
@@ -88,7 +87,6 @@ class Sender:
         self._answers: dict[_Answer, None] = {}
         self._wait_to_send: dict[_Answer, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._peak = Peak()
 
     @property
     def unread_bytes(self) -> int:
@@ -194,9 +192,6 @@ class Sender:
             self._make_room(now)
         self._make_room_for_artifacts(now)
         self._timer = loop.call_later(_SWEEP_S, self._sweep) if self._answers else None
-        self._peak.holds(self._unread.total)
-        if not self._answers:
-            self._peak.over()
 
     def _make_room(self, now: float) -> None:
         """End an answer of which nothing is taken for each that waits, the heaviest callers first.
