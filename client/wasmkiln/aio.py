@@ -1,14 +1,11 @@
-"""The client for asyncio: the methods of Client, awaited."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc.aio
-
 from wasmkiln._calls import Calls, Pause, Stream, Unary
-from wasmkiln._settings import CHANNEL_OPTIONS
+from wasmkiln._transports import AsyncTransport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,10 +36,25 @@ T = TypeVar("T")
 class AsyncClient:
     """Calls a wasmkiln daemon from one event loop; safe for use by many of its tasks at once.
 
-    The arguments, methods and errors are those of Client. Nothing is dialled before the
-    first call, so that it can be made before the loop runs. A module's file is read and
-    hashed in a thread. A cancelled task ends its call; what the daemon compiles meanwhile
-    stays compiled.
+    `address` is `host:port` or `unix:/path`; without one, the environment variable
+    WASMKILN_ADDRESS, else 127.0.0.1:50051. Every call ends within `timeout_s` seconds, all
+    attempts included; without one, WASMKILN_TIMEOUT_S, else 60. A call is tried up to
+    `max_attempts` times, and only where the error says that trying again makes sense.
+
+    With `trusted_keys`, or WASMKILN_TRUSTED_KEYS, every artifact needs an attestation by one
+    of them, both on arrival and when it is loaded: a key is hex, base64 or PEM, a file or
+    folder of such, or several of these. Checking needs `wasmkiln[verify]`.
+
+    An artifact above `max_artifact_bytes` is not received: without one, the environment
+    variable WASMKILN_MAX_ARTIFACT_BYTES, which the daemon reads too, else 1 GiB.
+
+    It can be made before the loop runs. A module's file is read and hashed in a thread. A
+    cancelled task ends its call; what the daemon compiles meanwhile stays compiled.
+
+    Nothing is dialled before the first call. Raises ValueError for arguments that can't be.
+    Every method raises WasmkilnError, by its subclasses in `wasmkiln.errors`: beside those
+    that it names, ConnectionFailed, DeadlineExceeded, WorkerUnavailable, ServerDraining,
+    UnexpectedAnswer and InternalFailure.
     """
 
     def __init__(
@@ -55,8 +67,7 @@ class AsyncClient:
         max_artifact_bytes: int | None = None,
     ) -> None:
         self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
-        self._open_channel: Any = None
-        self._closed = False
+        self._transport = AsyncTransport(self._calls.address)
 
     @property
     def address(self) -> str:
@@ -214,9 +225,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection and ends calls under way. Can be called twice."""
-        self._closed = True
-        if self._open_channel is not None:
-            await self._open_channel.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -228,13 +237,6 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    @property
-    def _channel(self) -> Any:
-        # Made inside the loop that uses it: grpc.aio binds a channel to the loop it finds.
-        if self._open_channel is None:
-            self._open_channel = grpc.aio.insecure_channel(self.address, CHANNEL_OPTIONS)
-        return self._open_channel
 
     async def _run(self, flow: Flow[T]) -> T:
         try:
@@ -254,14 +256,13 @@ class AsyncClient:
             flow.close()
 
     async def _perform(self, step: Step) -> object:
-        if self._closed:
-            raise RuntimeError("this client is closed")
+        channel = self._transport.channel
         if isinstance(step, Unary):
-            return await self._callable(self._channel.unary_unary, step)(
+            return await _callable(channel.unary_unary, step)(
                 step.request, timeout=step.timeout_s, metadata=step.metadata
             )
         if isinstance(step, Stream):
-            call = self._callable(self._channel.unary_stream, step)(
+            call = _callable(channel.unary_stream, step)(
                 step.request, timeout=step.timeout_s, metadata=step.metadata
             )
             try:
@@ -271,14 +272,14 @@ class AsyncClient:
                 call.cancel()  # nothing once it has ended
             return None
         if isinstance(step, Pause):
-            await asyncio.sleep(step.seconds)
+            await self._transport.pause(step.seconds)
             return None
-        return await asyncio.to_thread(step.run)
+        return await self._transport.run(step.run)
 
-    @staticmethod
-    def _callable(shape: Any, step: Unary | Stream) -> Any:
-        return shape(
-            step.method.path,
-            request_serializer=type(step.request).SerializeToString,
-            response_deserializer=step.method.read,
-        )
+
+def _callable(shape: Any, step: Unary | Stream) -> Any:
+    return shape(
+        step.method.path,
+        request_serializer=type(step.request).SerializeToString,
+        response_deserializer=step.method.read,
+    )

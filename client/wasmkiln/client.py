@@ -1,14 +1,11 @@
-"""The blocking client."""
+"""The blocking client, generated from aio.py: edit that and run `make client`."""
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-
 from wasmkiln._calls import Calls, Pause, Stream, Unary
-from wasmkiln._settings import CHANNEL_OPTIONS
+from wasmkiln._transports import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,8 +64,7 @@ class Client:
         max_artifact_bytes: int | None = None,
     ) -> None:
         self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
-        self._channel: Any = grpc.insecure_channel(self._calls.address, CHANNEL_OPTIONS)
-        self._closed = threading.Event()
+        self._transport = Transport(self._calls.address)
 
     @property
     def address(self) -> str:
@@ -226,8 +222,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection and ends calls under way. Can be called twice."""
-        self._closed.set()
-        self._channel.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -258,14 +253,13 @@ class Client:
             flow.close()
 
     def _perform(self, step: Step) -> object:
-        if self._closed.is_set():
-            raise RuntimeError("this client is closed")
+        channel = self._transport.channel
         if isinstance(step, Unary):
-            return self._callable(self._channel.unary_unary, step)(
+            return _callable(channel.unary_unary, step)(
                 step.request, timeout=step.timeout_s, metadata=step.metadata
             )
         if isinstance(step, Stream):
-            call = self._callable(self._channel.unary_stream, step)(
+            call = _callable(channel.unary_stream, step)(
                 step.request, timeout=step.timeout_s, metadata=step.metadata
             )
             try:
@@ -275,14 +269,14 @@ class Client:
                 call.cancel()  # nothing once it has ended
             return None
         if isinstance(step, Pause):
-            self._closed.wait(step.seconds)
+            self._transport.pause(step.seconds)
             return None
-        return step.run()
+        return self._transport.run(step.run)
 
-    @staticmethod
-    def _callable(shape: Any, step: Unary | Stream) -> Any:
-        return shape(
-            step.method.path,
-            request_serializer=type(step.request).SerializeToString,
-            response_deserializer=step.method.read,
-        )
+
+def _callable(shape: Any, step: Unary | Stream) -> Any:
+    return shape(
+        step.method.path,
+        request_serializer=type(step.request).SerializeToString,
+        response_deserializer=step.method.read,
+    )

@@ -1,0 +1,35 @@
+"""The blocking client is generated from the one for asyncio, and what nobody generates is found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.blocking_client import CLIENT, blocking
+
+
+def test_it_is_fresh() -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    formatted = subprocess.run(
+        [str(ruff), "format", "--stdin-filename", str(CLIENT / "client.py"), "-"],
+        input=blocking((CLIENT / "aio.py").read_text()),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert formatted == (CLIENT / "client.py").read_text(), "run `make client`"
+
+
+def test_a_rule_that_nothing_needs_is_found() -> None:
+    source = (CLIENT / "aio.py").read_text()
+    with pytest.raises(ValueError, match="drop the rule"):
+        blocking(source.replace("is called in the event loop", "is called"))
+
+
+def test_what_no_rule_covers_is_found() -> None:
+    source = (CLIENT / "aio.py").read_text()
+    with pytest.raises(ValueError, match="a rule is missing"):
+        blocking(source + "import asyncio\n")
