@@ -13,9 +13,9 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Module
 
-from tests.contract.notes import Notes
-from tests.contract.sealing import NoSealer
 from tests.contract.servers import TIMEOUT_S
+from tests.doubles.no_sealer import NoSealer
+from tests.doubles.notes import Notes
 
 TIMEOUT_OF_CALLS_S = 2.0
 # Timing out is all that a call may do; the rest is for a machine that is busy.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.cache.marks import Marks
 from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Refusal
 from wasmkilnd.seal import DsseSealer
 
 MADE_S = 1_700_000_000.0
@@ -23,23 +22,3 @@ def sealer(signing: PrivateKey = OURS, *trusted: PrivateKey) -> DsseSealer:
 def early_marks() -> Marks:
     """Marks by a clock before MADE_S: what is evicted can be stored again, as if made anew."""
     return Marks(lambda: MADE_S - 3600)
-
-
-class NoSealer:
-    """Signs nothing and vouches for everything: for tests of what has nothing to do with keys."""
-
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` as it is."""
-        return artifact
-
-    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Find nothing wrong."""
-        return None
-
-    def stamp(self, message: bytes) -> bytes:
-        """Answer a stamp that says nothing."""
-        return bytes(STAMP_BYTES)
-
-    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Find nothing wrong."""
-        return None

@@ -21,8 +21,8 @@ from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
-from tests.contract.shelf import stored
 from tests.contract.values import artifact, module
+from tests.doubles.shelf import stored
 
 SEALER = sealer(OURS)
 NAMES = KeyNames("wasm:")

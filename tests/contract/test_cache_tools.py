@@ -28,10 +28,10 @@ from wasmkilnd.model import Artifact, CacheKey, Module
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
 
-from tests.contract.notes import Notes
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module, payload_of
+from tests.doubles.notes import Notes
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 LARGE_BYTES = 2 * CHUNK_BYTES + 10

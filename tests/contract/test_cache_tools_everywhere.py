@@ -20,9 +20,9 @@ from wasmkilnd.model import Artifact, Module
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
-from tests.contract.notes import Notes
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
+from tests.doubles.notes import Notes
 
 SEALER = sealer(OURS)
 PREFIX = "wasm:tools:"

@@ -22,10 +22,10 @@ from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import CacheKey, EvictScope, ExternType, Strike
 from wasmkilnd.ports import Sealer
 
-from tests.contract.notes import Notes
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import KINDS, RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module, same
+from tests.doubles.notes import Notes
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 HUGE_BYTES = 100 * 1024**2

@@ -17,9 +17,9 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
 
 from tests.contract.lying_server import LIES, little_memory, lying_server
-from tests.contract.notes import Notes
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact, module
+from tests.doubles.notes import Notes
 
 GROWTH_BYTES = 64 * 1024**2
 TIMEOUT_S = 1.0

@@ -22,10 +22,10 @@ from wasmkilnd.model import Artifact, EvictScope, Strike
 from wasmkilnd.signing import SealerInForce
 
 from tests.contract.deployments import Deployment
-from tests.contract.notes import Notes
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, same
+from tests.doubles.notes import Notes
 
 ONE = artifact(1, 700_000)
 STRIKE = Strike(ONE.key, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)

@@ -14,9 +14,9 @@ from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import CacheKey, EvictScope, Strike
 
-from tests.contract.notes import Notes
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
+from tests.doubles.notes import Notes
 
 KEY = CacheKey("a" * 64, "f" * 64)
 STRIKE = Strike(KEY, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)

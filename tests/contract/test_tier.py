@@ -16,11 +16,11 @@ from wasmkilnd.model import Artifact, EvictScope, Kind, Module
 from wasmkilnd.ports import Tier
 
 from tests.contract.deployments import Deployment
-from tests.contract.notes import Notes
 from tests.contract.sealing import early_marks, sealer
 from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import module, same
+from tests.doubles.notes import Notes
 
 SEALER = sealer()
 

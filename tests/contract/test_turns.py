@@ -31,6 +31,7 @@ from wasmkilnd.model import EvictScope
 from tests.contract.sealing import THEIRS, early_marks, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact
+from tests.doubles.notes import Notes
 
 ONE = sealer().seal(artifact(1))
 LEASE_S = 0.5
@@ -38,24 +39,11 @@ LEASE_S = 0.5
 A_FEW_LEASES_S = 6 * LEASE_S
 
 
-class Outcomes:
-    """A recorder that remembers how waits ended."""
-
-    def __init__(self) -> None:
-        self.turns: list[str] = []
-
-    def fleet_turn(self, outcome: str) -> None:
-        self.turns.append(outcome)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
 class Daemon:
     """What of a daemon takes part in an agreement."""
 
     def __init__(self, url: str, patience_s: float = 20) -> None:
-        self.outcomes = Outcomes()
+        self.outcomes = Notes()
         self.patience_s = patience_s
         self.tier = RedisTier(
             connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1, marks=early_marks()

@@ -24,9 +24,10 @@ from wasmkilnd.keys.store import KeyStore
 from wasmkilnd.model import STAMP_BYTES, CacheKey
 from wasmkilnd.ports import Sealer
 
-from tests.contract.sealing import NoSealer, sealer
+from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server
-from tests.contract.shelf import read, stored
+from tests.doubles.no_sealer import NoSealer
+from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import ROOT, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled

@@ -29,7 +29,7 @@ from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server
-from tests.contract.shelf import read, stored
+from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import embedded

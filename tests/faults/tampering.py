@@ -18,8 +18,9 @@ from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
 from wasmkilnd.ports import Sealer
 
-from tests.contract.sealing import THEIRS, NoSealer, sealer
-from tests.contract.shelf import read, stored
+from tests.contract.sealing import THEIRS, sealer
+from tests.doubles.no_sealer import NoSealer
+from tests.doubles.shelf import read, stored
 from tests.faults.material import Known
 
 _NAMES = KeyNames(DEFAULT_PREFIX)

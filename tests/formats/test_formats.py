@@ -24,9 +24,9 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import Artifact, Module, Strike
 
-from tests.contract.notes import Notes
-from tests.contract.shelf import TTL_S, Shelf, read
 from tests.contract.values import same
+from tests.doubles.notes import Notes
+from tests.doubles.shelf import TTL_S, Shelf, read
 from tests.formats import writing
 from tests.formats.writing import KEY, LARGE, LARGE_MODULE, NAMES, SEALER, SMALL, SMALL_MODULE
 

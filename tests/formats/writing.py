@@ -40,8 +40,8 @@ from wasmkilnd.order import Served
 from wasmkilnd.rpc.messages import HeaderFrames
 from wasmkilnd.seal import DsseSealer
 
-from tests.contract.notes import Notes
-from tests.contract.shelf import Shelf
+from tests.doubles.notes import Notes
+from tests.doubles.shelf import Shelf
 
 NOW_S = 1_700_000_000.25
 KEY = PrivateKey.parse(hashlib.sha256(b"the key of wasmkiln's samples").hexdigest())

@@ -25,8 +25,8 @@ from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.status import to_status
 
 from tests.contract.sealing import OURS, sealer
-from tests.contract.shelf import stored
 from tests.contract.values import artifact, module
+from tests.doubles.shelf import stored
 from tests.fuzz.bytes_from_outside import changed, corpus, json_values
 
 SEALER = sealer(OURS)

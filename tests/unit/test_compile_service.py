@@ -38,9 +38,9 @@ from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 
-from tests.contract.notes import Notes
-from tests.contract.sealing import NoSealer
-from tests.contract.shelf import Shelf
+from tests.doubles.no_sealer import NoSealer
+from tests.doubles.notes import Notes
+from tests.doubles.shelf import Shelf
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
@@ -109,21 +109,6 @@ class Engines:
         self.forgotten.append(scope)
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.origins: list[Origin] = []
-        self.joined = 0
-
-    def served(self, origin: Origin) -> None:
-        self.origins.append(origin)
-
-    def flight_joined(self) -> None:
-        self.joined += 1
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
 class CountingShelf(Shelf):
     runs = 0
 
@@ -137,7 +122,7 @@ class CountingShelf(Shelf):
 class Rig:
     def __init__(self, far: Tier | None = None, sealer: Sealer | None = None) -> None:
         self.engines = Engines()
-        self.recorder = Recorder()
+        self.recorder = Notes()
         self.memory = MemoryTier(1_000_000)
         far = far or NoTier("redis")
         self.writes = WriteBehind(far, lambda: 100_000, NoTier("").always_ready)

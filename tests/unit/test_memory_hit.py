@@ -18,9 +18,10 @@ from wasmkilnd.model import EvictScope
 from wasmkilnd.rpc.calls import CallNote
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 
-from tests.contract.notes import Notes
 from tests.contract.sealing import sealer
-from tests.contract.shelf import Shelf
+from tests.doubles.context import Context
+from tests.doubles.notes import Notes
+from tests.doubles.shelf import Shelf
 from tests.unit.test_compile_service import CORE, Rig
 
 # hashlib's digests, whatever they are called in which OpenSSL, and cryptography's signatures.
@@ -45,16 +46,6 @@ def counted() -> Iterator[Counter[str]]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-
-
-class Context:
-    """A call without metadata and deadline."""
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    def time_remaining(self) -> None:
-        return None
 
 
 async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -> None:

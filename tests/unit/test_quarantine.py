@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from wasmkilnd import errors
@@ -14,6 +13,8 @@ from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.quarantine import MEMORY_S, Quarantine
 
 from tests.contract.values import artifact
+from tests.doubles.clock import Clock
+from tests.doubles.notes import Notes
 
 SPEC = artifact(1).spec
 KEY = CacheKey("a" * 64, SPEC.fingerprint)
@@ -32,14 +33,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - what changes has no event
             await asyncio.sleep(0.01)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Store:
@@ -83,18 +76,13 @@ class Store:
         return gone
 
 
-class Silent:
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
 class Fleet:
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = Store(self.clock)
         self.first_s = 600.0
         self.one, self.two = (
-            Quarantine(self.store, Silent(), lambda: self.first_s, self.clock) for _ in range(2)
+            Quarantine(self.store, Notes(), lambda: self.first_s, self.clock) for _ in range(2)
         )
 
 
@@ -125,9 +113,9 @@ async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
         assert float(refused.metadata["seconds_left"]) == 600
         assert await refusal(quarantine, OTHER) is None
         assert quarantine.size == 1
-    fleet.clock.now += 599
+    fleet.clock.now_s += 599
     assert await refusal(fleet.two)
-    fleet.clock.now += 2
+    fleet.clock.now_s += 2
     assert await refusal(fleet.one) is await refusal(fleet.two) is None
     assert fleet.one.size == fleet.two.size == 0
 
@@ -155,7 +143,7 @@ async def test_each_repeat_doubles_the_time_up_to_a_day(fleet: Fleet) -> None:
         await fleet.two.report(KEY, SPEC, CRASH)
         [strike] = await fleet.one.listed()
         assert strike.left_s == expected
-        fleet.clock.now += expected + 1
+        fleet.clock.now_s += expected + 1
         assert await refusal(fleet.one) is None
     for _ in range(40):
         await fleet.one.report(KEY, SPEC, CRASH)
@@ -166,7 +154,7 @@ async def test_each_repeat_doubles_the_time_up_to_a_day(fleet: Fleet) -> None:
 
 async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
     await fleet.one.report(KEY, SPEC, CRASH)
-    fleet.clock.now += 601 + MEMORY_S
+    fleet.clock.now_s += 601 + MEMORY_S
     await fleet.one.report(KEY, SPEC, CRASH)
     [strike] = await fleet.one.listed()
     assert (strike.count, strike.left_s) == (1, 600)
@@ -223,7 +211,7 @@ async def test_what_was_struck_in_an_outage_is_told_when_it_is_over(fleet: Fleet
     fleet.store.down = True
     await fleet.one.report(KEY, SPEC, CRASH)
     await fleet.one.report(OTHER, SPEC, CRASH)
-    fleet.clock.now += 10
+    fleet.clock.now_s += 10
     assert await refusal(fleet.two) is None
     fleet.store.down = False
     await until(lambda: KEY in fleet.store._strikes and OTHER in fleet.store._strikes)
@@ -241,7 +229,7 @@ async def test_what_ended_or_was_released_in_an_outage_is_not_told(fleet: Fleet)
     await fleet.one.report(KEY, SPEC, CRASH)
     assert await fleet.one.release("") == (1, False)
     await fleet.one.report(replace(KEY, module_sha256="c" * 64), SPEC, CRASH)
-    fleet.clock.now += MEMORY_S + fleet.first_s + 1
+    fleet.clock.now_s += MEMORY_S + fleet.first_s + 1
     fleet.store.down = False
     await asyncio.sleep(0.1)
     assert await fleet.two.listed() == []

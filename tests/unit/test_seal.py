@@ -18,8 +18,8 @@ from wasmkilnd import wire
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.shelf import read, stored
 from tests.contract.values import artifact
+from tests.doubles.shelf import read, stored
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 ONE, OTHER = SEALER.seal(artifact(1, 300)), SEALER.seal(artifact(2, 300))

@@ -26,8 +26,8 @@ from wasmkilnd.ports import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.shelf import TTL_S, Shelf, stored
 from tests.contract.values import artifact, module
+from tests.doubles.shelf import TTL_S, Shelf, stored
 
 SEALER = sealer(OURS)
 NAMES = KeyNames("wasm:")

@@ -14,10 +14,10 @@ from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
 
-from tests.contract.notes import Notes
-from tests.contract.sealing import NoSealer
-from tests.contract.shelf import Shelf
 from tests.contract.values import artifact
+from tests.doubles.no_sealer import NoSealer
+from tests.doubles.notes import Notes
+from tests.doubles.shelf import Shelf
 
 TIMEOUT_S = 1.0
 MANY = [artifact(tag) for tag in range(60)]

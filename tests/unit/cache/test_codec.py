@@ -15,8 +15,8 @@ from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Module
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.shelf import read, stored
 from tests.contract.values import artifact, module, payload_of, same
+from tests.doubles.shelf import read, stored
 
 SEALER = sealer(OURS)
 

@@ -19,9 +19,9 @@ from wasmkilnd.cache.turns import FleetTurns
 from wasmkilnd.errors import DoneElsewhere, TierUnavailable
 from wasmkilnd.model import CacheKey, EvictScope, Strike, TierUsage
 
-from tests.contract.notes import Notes
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact, module
+from tests.doubles.notes import Notes
 
 ANSWERS: list[Any] = [None, True, False, 0, 7, -1, b"", b"OK", "OK", b"\xff" * 50, 1.5, [], [b"a"]]
 ANSWERS += [{b"a": 1}, ValueError("no"), ...]

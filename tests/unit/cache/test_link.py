@@ -12,7 +12,7 @@ from wasmkilnd.cache.server import Command
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
 
-from tests.contract.shelf import Shelf
+from tests.doubles.shelf import Shelf
 
 TIMEOUT_S = 1.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pytest
 from wasmkilnd.cache.memory import MemoryTier
@@ -12,19 +11,7 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Kind, Module
 
 from tests.contract.values import artifact, module
-
-
-class Lookups:
-    """A recorder of look-ups."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str]] = []
-
-    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
-        self.seen.append((what, outcome))
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
+from tests.doubles.notes import Notes
 
 
 class Sick(MemoryTier):
@@ -47,7 +34,7 @@ class Sick(MemoryTier):
 
 
 async def test_each_look_up_is_seen_and_no_answered_question() -> None:
-    lookups = Lookups()
+    lookups = Notes()
     tier = ObservedTier(MemoryTier(1_000_000), lookups)
     one = artifact(1)
     await tier.get(one.key)
@@ -57,11 +44,11 @@ async def test_each_look_up_is_seen_and_no_answered_question() -> None:
     await tier.has_module(module(1).sha256)
     await tier.held([one.key])
     await tier.kinds_of([one.key])
-    assert lookups.seen == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
+    assert lookups.lookups == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
 
 
 async def test_each_failure_is_seen() -> None:
-    lookups = Lookups()
+    lookups = Notes()
     tier = ObservedTier(Sick(1_000_000), lookups)
     key = artifact(1).key
     for asking in (tier.get(key), tier.held([key]), tier.kinds_of([key])):
@@ -70,4 +57,4 @@ async def test_each_failure_is_seen() -> None:
     for asking_for_a_module in (tier.get_module("x"), tier.has_module("x")):
         with pytest.raises(TierUnavailable):
             await asking_for_a_module
-    assert lookups.seen == [("artifact", "error")] * 3 + [("module", "error")] * 2
+    assert lookups.lookups == [("artifact", "error")] * 3 + [("module", "error")] * 2

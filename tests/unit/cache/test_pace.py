@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from wasmkilnd.cache.pace import Pace
 
-
-class Clock:
-    """Time that passes in sleeps only."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    async def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
+from tests.doubles.clock import Clock
 
 
 async def test_bytes_take_their_time_together() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     pace = Pace(1000, sleep=clock.sleep, clock=clock)
     for _ in range(10):
         await pace.spent(500)
@@ -27,7 +16,7 @@ async def test_bytes_take_their_time_together() -> None:
 
 
 async def test_time_that_went_by_is_not_made_up_for() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     pace = Pace(1000, sleep=clock.sleep, clock=clock)
     clock.now_s += 60
     await pace.spent(2000)
@@ -35,6 +24,6 @@ async def test_time_that_went_by_is_not_made_up_for() -> None:
 
 
 async def test_without_a_bound_nobody_waits() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     await Pace(0, sleep=clock.sleep, clock=clock).spent(10**12)
     assert clock.now_s == 100.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 from wasmkilnd.demand import Demand, Wish
@@ -13,19 +12,10 @@ from wasmkilnd.errors import Reason, WasmkilnError, server_draining
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Abandoned, Limits
 
+from tests.doubles.notes import Notes
+
 A, B = Wish("a"), Wish("b")
 WARMING = Wish("w", background=True)
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.dropped: list[str] = []
-
-    def abandoned(self, engine_id: str, stage: str) -> None:
-        self.dropped.append(stage)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
 
 
 class Rig:
@@ -40,7 +30,7 @@ class Rig:
     ) -> None:
         self.now = 0.0
         self.running: list[Turn[str]] = []
-        self.recorder = Recorder()
+        self.recorder = Notes()
         self.dispatch = Dispatch[str](
             "engine-1",
             InForce(Limits(1, 1, 1, 1, 1, length, 10**9, abandoned)),
@@ -189,7 +179,7 @@ async def test_a_call_that_is_given_up_leaves_the_queue_and_never_gets_a_worker(
     gone.cancel()
     await settled()
     assert len(rig.dispatch.queue) == 1
-    assert rig.recorder.dropped == ["queued"]
+    assert rig.recorder.abandonments == ["queued"]
     await rig.work(running, 1.0)
     await rig.work(await next_, 1.0)
     assert (rig.dispatch.idle, rig.dispatch.busy) == (1, 0)

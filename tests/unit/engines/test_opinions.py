@@ -29,6 +29,8 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.ports import CompiledCode
 
+from tests.doubles.notes import Notes
+
 HOST = "x86_64-unknown-linux-gnu"
 LIMITS = Limits(1000, 1000, 30, 60, 8192, 10, 10_000)
 MODULE = Module("a" * 64, Kind.CORE_MODULE, b"\0asm\x01\0\0\0")
@@ -83,23 +85,12 @@ class Pool:
         return self.wait_s[second]
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.outcomes: list[str] = []
-
-    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
-        self.outcomes.append(outcome)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
-
-
 class Rig:
     """Engines by id, each with what it says to validate and to compile."""
 
     def __init__(self, engines: Mapping[str, tuple[Said, Said]]) -> None:
         self.pools = {engine_id: Pool(*says) for engine_id, says in engines.items()}
-        self.recorder = Recorder()
+        self.recorder = Notes()
         self.watched = 0
         served = [
             ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
@@ -168,7 +159,7 @@ async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
         rig = Rig({"old-1": (VALID, end)})
         with pytest.raises(type(end)):
             await rig.compile("old-1")
-        assert rig.recorder.outcomes == []
+        assert rig.recorder.compiles == []
 
 
 async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:
@@ -281,7 +272,7 @@ async def test_verdicts_are_remembered_good_and_bad() -> None:
         await rig.load("new-1")
     assert rig.pools["old-1"].orders == {"validate": 1}
     assert rig.pools["new-1"].orders == {"validate": 1}
-    assert rig.recorder.outcomes == []
+    assert rig.recorder.compiles == []
 
 
 async def test_a_refusal_to_compile_is_remembered_by_fingerprint() -> None:
@@ -303,7 +294,7 @@ async def test_the_size_of_an_artifact_that_is_too_large_is_remembered() -> None
         assert failure.metadata["limit_bytes"] == str(limit_bytes)
     await rig.load("old-1")  # It is valid all the same.
     assert rig.pools["old-1"].orders == {"compile": 1}
-    assert rig.recorder.outcomes == ["artifact_too_large"]
+    assert rig.recorder.compiles == ["artifact_too_large"]
     await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
     assert rig.pools["old-1"].orders == {"compile": 2}
     # Now it fits, so it is tried again.

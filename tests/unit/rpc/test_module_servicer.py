@@ -14,21 +14,12 @@ from wasmkilnd.model import Limits
 from wasmkilnd.rpc.calls import CallNote
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 
+from tests.doubles.context import Context
 from tests.unit import test_compile_service
 from tests.unit.test_compile_service import CORE, Rig
 
 LARGE = CORE + bytes(1_000_000)
 SHA256 = hashlib.sha256
-
-
-class Context:
-    """A call without metadata and deadline."""
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    def time_remaining(self) -> None:
-        return None
 
 
 class Kiln:

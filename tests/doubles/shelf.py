@@ -12,7 +12,7 @@ from wasmkilnd.cache.server import Command
 from wasmkilnd.model import Artifact, CacheKey, Module, TierUsage
 from wasmkilnd.ports import Sealer
 
-from tests.contract.notes import Notes
+from tests.doubles.notes import Notes
 
 TTL_S = 1000
 """What every value has left to live."""

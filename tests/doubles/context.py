@@ -1,0 +1,13 @@
+"""A call as a servicer sees it."""
+
+from __future__ import annotations
+
+
+class Context:
+    """A call without metadata and deadline."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None

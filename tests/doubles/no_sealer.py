@@ -1,0 +1,25 @@
+"""A sealer for tests that have nothing to do with keys."""
+
+from __future__ import annotations
+
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Refusal
+
+
+class NoSealer:
+    """Signs nothing and vouches for everything."""
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Answer ``artifact`` as it is."""
+        return artifact
+
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
+        """Find nothing wrong."""
+        return None
+
+    def stamp(self, message: bytes) -> bytes:
+        """Answer a stamp that says nothing."""
+        return bytes(STAMP_BYTES)
+
+    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """Find nothing wrong."""
+        return None

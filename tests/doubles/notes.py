@@ -1,0 +1,56 @@
+"""A recorder for tests."""
+
+from __future__ import annotations
+
+from wasmkilnd.model import Origin
+
+
+class Notes:
+    """The Recorder port: remembers what happened, each kind in a list of its own."""
+
+    def __init__(self) -> None:
+        self.lookups: list[tuple[str, str]] = []
+        """What was looked up, and the outcome."""
+        self.stores: list[str] = []
+        self.rejected: list[str] = []
+        """Why values were rejected."""
+        self.compiles: list[str] = []
+        """How compiles ended."""
+        self.origins: list[Origin] = []
+        self.joined = 0
+        self.turns: list[str] = []
+        """How waits for a turn in the fleet ended."""
+        self.abandonments: list[str] = []
+        """At which stage work was ended that nobody waited for."""
+        self.refused = 0
+        self.replaced: list[str] = []
+
+    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
+        self.lookups.append((what, outcome))
+
+    def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
+        self.stores.append(outcome)
+
+    def value_rejected(self, tier: str, cause: str) -> None:
+        self.rejected.append(cause)
+
+    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
+        self.compiles.append(outcome)
+
+    def served(self, origin: Origin) -> None:
+        self.origins.append(origin)
+
+    def flight_joined(self) -> None:
+        self.joined += 1
+
+    def fleet_turn(self, outcome: str) -> None:
+        self.turns.append(outcome)
+
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        self.abandonments.append(stage)
+
+    def quarantine_refused(self) -> None:
+        self.refused += 1
+
+    def worker_replaced(self, engine_id: str) -> None:
+        self.replaced.append(engine_id)
