@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,7 +26,7 @@ from tests.e2e.callers import (
     outcome_of,
 )
 from tests.e2e.daemon import TWO_ENGINES, fresh_state
-from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.processes import eventually, jobs_of, parent_of
 from tests.memory.watched import Watched
 
 MIB = 1024 * 1024
@@ -125,15 +124,9 @@ def test_a_compile_that_loses_its_process(kiln: Watched, caller: Caller, victim:
             if victim == "job":
                 os.kill(job, signal.SIGKILL)
             else:
-                parents = [pid for pid in workers_of(kiln.pid) if job in _children(pid)]
-                os.kill(parents[0], signal.SIGKILL)
-                gone = Path(f"/proc/{job}")
-                eventually(lambda gone=gone: not gone.exists(), "the job is left")  # type: ignore[misc]
+                os.kill(parent_of(job), signal.SIGKILL)
+                eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
         assert failure_of(call)[1] == "COMPILER_CRASHED"
-
-
-def _children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_full_queue_and_a_deadline_that_is_too_near(kiln: Watched) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import TierUnavailable, forget_frames
 
 T = TypeVar("T")
 
@@ -88,6 +88,7 @@ class Breaker:
         except Exception as error:
             # Not `from error`: a traceback in a log would word it with its secrets.
             explained = self._explain(error)
+            forget_frames(error)  # Clients keep their errors in the frames that these went through.
             if self._is_outage(error):
                 self._trip(explained)
             else:
@@ -128,6 +129,7 @@ class Breaker:
                 await self._probe()
             except Exception as error:
                 self._detail = self._explain(error)
+                forget_frames(error)
                 continue
             break
         self._closed_at = self._clock()

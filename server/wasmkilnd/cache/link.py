@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.explain import explain, is_outage, is_timeout
 from wasmkilnd.cache.server import Command, RedisServer
-from wasmkilnd.errors import WrongType
+from wasmkilnd.errors import WrongType, forget_frames
 from wasmkilnd.model import TierUsage
 
 T = TypeVar("T")
@@ -245,6 +245,7 @@ class RedisLink:
                 answers = await self._server.run([command for _, command in asked])
             except ResponseError as error:
                 if _WRONG_TYPE in str(error):
+                    forget_frames(error)
                     return None
                 raise
             finally:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
+from wasmkilnd.errors import forget_frames
 from wasmkilnd.model import TierUsage
 
 Command: TypeAlias = tuple[bytes | str | int, ...]
@@ -122,6 +123,7 @@ class SingleServer:
             return await self._ask(*command)
         except ResponseError as error:
             if type(error) in (ResponseError, NoPermissionError):
+                forget_frames(error)
                 return None  # The server answers, but tells no such thing to this user.
             raise
 
