@@ -1,7 +1,7 @@
 """A daemon without a garbage collector that tells what only a collector would free.
 
-Run as ``python -m tests.memory.collector_off serve …``. At SIGUSR1 it writes what it found to the
-file that WASMKILN_TEST_GARBAGE names, and only then frees it.
+Run as ``python -m tests.memory.collector_off serve …``. At SIGUSR1, and at its end, it writes what
+it found to the file that WASMKILN_TEST_GARBAGE names, and only then frees it.
 """
 
 from __future__ import annotations
@@ -86,4 +86,7 @@ def _report(*_: object) -> None:
 if __name__ == "__main__":
     gc.disable()
     signal.signal(signal.SIGUSR1, _report)
-    main()
+    try:
+        main()
+    finally:
+        _report()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,3 +221,34 @@ def test_services_of_others(kiln: Watched) -> None:
         reflection = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
         list(reflection.ServerReflectionInfo(iter([asked, asked])))
+
+
+@pytest.mark.parametrize("command", ["scrub", "ls", "du", "export", "import"])
+def test_tools_keep_no_value(
+    kiln: Watched, caller: Caller, valkey: RedisServer, tmp_path: Path, command: str
+) -> None:
+    headers = [header_of(caller.compile(large(tag))) for tag in range(90, 93)]
+    written(kiln)
+    target = tmp_path / "values"
+    report = tmp_path / "report.json"
+
+    def run(*arguments: str) -> int:
+        program = [sys.executable, "-m", "tests.memory.collector_off", "cache", *arguments]
+        state = ["--state-dir", str(kiln.state_dir)]
+        environ = {"WASMKILN_REDIS_URL": valkey.url, "WASMKILN_TEST_GARBAGE": str(report)}
+        done = subprocess.run(
+            [*program, *state], env={**os.environ, **environ}, capture_output=True, check=False
+        )
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done.returncode
+
+    run("export", str(target)) if command == "import" else None
+    with redis.Redis.from_url(valkey.url) as direct:
+        name = f"wasm:compiled:{{{headers[0].module_sha256}}}:{headers[0].fingerprint}"
+        stored = direct.get(name)
+        assert isinstance(stored, bytes)
+        direct.set(name, stored[:-1])
+    file = [str(target)] if command in ("export", "import") else []
+    assert run(command, *file) in (0, 3)
+    told = json.loads(report.read_text())
+    assert [one for one in told["cycles"] + told["kept"] if " bytes, held by " in one] == []

@@ -16,6 +16,7 @@ from wasmkilnd.cache.leftovers import FOR_EVER, Leftovers, Orphan
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.reader import ValueReader
 from wasmkilnd.cache.rejected import Cause, ValueRejected
+from wasmkilnd.errors import forget_frames
 from wasmkilnd.model import Artifact
 
 # Enough to hide the way to the server; each holds some pieces of one value in memory.
@@ -214,6 +215,7 @@ class Scrub:
         try:
             opened = await self._reader.check(key)
         except ValueRejected as rejected:
+            forget_frames(rejected)  # They hold the value.
             return rejected
         if opened is None:
             self.report.gone += 1
