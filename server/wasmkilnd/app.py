@@ -105,7 +105,7 @@ class Daemon:
             ObservedTier(memory, self._metrics),
             remote.tier,
             remote.write_behind,
-            remote.turns,
+            remote.claims,
             remote.used,
             patience_s=settings.redis_timeout_s,
         )

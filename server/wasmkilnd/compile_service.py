@@ -7,13 +7,11 @@ an engine: only the ports.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import time
+from dataclasses import dataclass
 
 from wasmkilnd import errors, wire
 from wasmkilnd.admission import HASH_INLINE_BYTES, Admission, check_sha256
-from wasmkilnd.anew import Anew
 from wasmkilnd.demand import Demand
 from wasmkilnd.model import (
     Artifact,
@@ -24,12 +22,25 @@ from wasmkilnd.model import (
     Origin,
 )
 from wasmkilnd.order import CompileOrder, Served
-from wasmkilnd.ports import Cache, CompiledCode, Engines, Recorder, Sealer, Turn
+from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import Seat, SingleFlight
 
 # Who waits longer for a worker looks again whether another broke its compiler meanwhile.
 _STRIKES_ARE_NEWS_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one flight is about."""
+
+    key: CacheKey
+    module: Module
+    uploaded: bool
+    """Whether the module came with the call, rather than from a tier."""
+    spec: CompileSpec
+    anew: bool
+    """Whether it is compiled whatever is there and whoever makes it."""
 
 
 class CompileService:
@@ -112,19 +123,19 @@ class CompileService:
     def _board(
         self, module: Module, uploaded: bool, spec: CompileSpec, order: CompileOrder
     ) -> Seat[Served]:
-        key = CacheKey(module.sha256, spec.fingerprint)
-        flight = key, order.skip_cache_lookup
-        boarding = self._flights.demand(flight)
-        self._admission.refuse_if_late(spec.engine.id, module, order.terms, boarding)
-        put_down = (
-            None if boarding else self._admission.hold(spec.engine.id, module, order.terms.wish)
+        job = _Job(
+            CacheKey(module.sha256, spec.fingerprint),
+            module,
+            uploaded,
+            spec,
+            order.skip_cache_lookup,
         )
+        flight, terms = (job.key, job.anew), order.terms
+        boarding = self._flights.demand(flight)
+        self._admission.refuse_if_late(spec.engine.id, module, terms, boarding)
+        put_down = None if boarding else self._admission.hold(spec.engine.id, module, terms.wish)
         seat = self._flights.board(
-            flight,
-            Demand.of(order.terms.wish),
-            lambda demand: self._compile(
-                key, module, uploaded, spec, order.skip_cache_lookup, demand
-            ),
+            flight, Demand.of(terms.wish), lambda demand: self._fly(job, demand)
         )
         if put_down:
             seat.when_over(put_down)
@@ -137,76 +148,95 @@ class CompileService:
         self._recorder.flight_joined()
         return Served(served.artifact, Origin.JOINED_FLIGHT)
 
-    async def _compile(
-        self,
-        key: CacheKey,
-        module: Module,
-        uploaded: bool,
-        spec: CompileSpec,
-        skip_cache_lookup: bool,
-        demand: Demand,
-    ) -> Served:
-        """Do the one compilation of a flight."""
-        turns = contextlib.nullcontext(Anew()) if skip_cache_lookup else self._cache.turn(key)
+    async def _fly(self, job: _Job, demand: Demand) -> Served:
         try:
-            async with turns as turn:
-                while (made := await turn.made()) is None:
-                    with contextlib.suppress(errors.DoneElsewhere):
-                        return await self._make(key, module, uploaded, spec, turn, demand)
-                return Served(*made)
+            return await self._compile(job, demand)
         except asyncio.CancelledError:
             # Either nobody waits, or the daemon ends.
             raise errors.server_draining() from None
 
-    async def _make(
-        self,
-        key: CacheKey,
-        module: Module,
-        uploaded: bool,
-        spec: CompileSpec,
-        turn: Turn,
-        demand: Demand,
-    ) -> Served:
-        """Compile and store. Raises DoneElsewhere when another does before a worker is there."""
+    async def _compile(self, job: _Job, demand: Demand) -> Served:
+        """Do the one compilation of a flight."""
+        # Another flight of this key may have landed since the caller looked. Without this
+        # second look, that interleaving would compile the same module twice.
+        if found := await self._local(job):
+            return found
+        async with self._cache.claim(job.key, contested=not job.anew) as claim:
+            while (code := await self._compile_in_worker(job, claim, demand)) is None:
+                if found := await self._from_fleet(job, claim):
+                    return found
+            if isinstance(code, CompiledCode):
+                demand.kept = True  # What is there is stored, whoever left.
+                return await self._store(job, code)
+            claim.failed()
+        # The worker is free and the fleet knows: now there is time to ask other engines why.
+        raise await code.explained()
 
-        async def begin() -> None:
-            if time.monotonic() - checked_s > _STRIKES_ARE_NEWS_S:
-                await self._quarantine.check(key)
-            await turn.begin()
+    async def _compile_in_worker(
+        self, job: _Job, claim: Claim, demand: Demand
+    ) -> CompiledCode | Refused | None:
+        """Compile when a worker is there; return None if others have done so, or do."""
+        async with (
+            self._quarantine.watch(job.key, job.spec),
+            self._engines.worker(job.spec, job.module, demand, unless=claim.stored) as worker,
+        ):
+            if worker is None:
+                return None
+            if worker.queued_s > _STRIKES_ARE_NEWS_S:
+                await self._quarantine.check(job.key)
+            if not job.anew and await self._cache.has_local(job.key):
+                return None
+            if not await claim.take():
+                return None
+            return await worker.compile()
 
-        async with self._quarantine.watch(key, spec):
-            checked_s = time.monotonic()
-            demand.begin, demand.failed = begin, turn.failed
-            code = await turn.unless_made(self._engines.compile(spec, module, demand))
-        demand.kept = True  # What is there is stored, whoever left.
-        artifact = self._sealer.seal(await self._as_artifact(module, spec, code))
-        if uploaded:
+    async def _from_fleet(self, job: _Job, claim: Claim) -> Served | None:
+        """Wait for what others make; return None if it is to be made here after all.
+
+        A claim stops believing in others after some times: so this does not go on for ever.
+        """
+        if found := await self._local(job):
+            return found
+        if await claim.made_elsewhere():
+            if stored := await self._cache.get(job.key):
+                return Served(*stored)
+            claim.insist()  # Or it would be found stored, and no good, again and again.
+        return None
+
+    async def _local(self, job: _Job) -> Served | None:
+        artifact = None if job.anew else await self._cache.get_local(job.key)
+        return Served(artifact, Origin.MEMORY) if artifact else None
+
+    async def _store(self, job: _Job, code: CompiledCode) -> Served:
+        artifact = self._sealer.seal(await _as_artifact(job.module, job.spec, code))
+        if job.uploaded:
             # The engine accepted it, which is what Load would have asked.
-            await self._cache.put_module(module)
+            await self._cache.put_module(job.module)
         await self._cache.put(artifact)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
-    async def _as_artifact(self, module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
-        if len(code.payload) <= HASH_INLINE_BYTES:
-            sha256, frames = _digest(code.payload), wire.to_frames(code.payload)
-        else:
-            # Digesting lets other threads run, so the two take as long as the longer one.
-            sha256, frames = await asyncio.gather(
-                asyncio.to_thread(_digest, code.payload),
-                asyncio.to_thread(wire.to_frames, code.payload),
-            )
-        return Artifact(
-            module_sha256=module.sha256,
-            kind=module.kind,
-            spec=spec,
-            sha256=sha256,
-            size_bytes=len(code.payload),
-            frames=frames,
-            compile_time_s=code.compile_time_s,
-            imports=tuple(ExternType(*row) for row in code.imports),
-            exports=tuple(ExternType(*row) for row in code.exports),
-            types_truncated=code.types_truncated,
+
+async def _as_artifact(module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
+    if len(code.payload) <= HASH_INLINE_BYTES:
+        sha256, frames = _digest(code.payload), wire.to_frames(code.payload)
+    else:
+        # Digesting lets other threads run, so the two take as long as the longer one.
+        sha256, frames = await asyncio.gather(
+            asyncio.to_thread(_digest, code.payload),
+            asyncio.to_thread(wire.to_frames, code.payload),
         )
+    return Artifact(
+        module_sha256=module.sha256,
+        kind=module.kind,
+        spec=spec,
+        sha256=sha256,
+        size_bytes=len(code.payload),
+        frames=frames,
+        compile_time_s=code.compile_time_s,
+        imports=tuple(ExternType(*row) for row in code.imports),
+        exports=tuple(ExternType(*row) for row in code.exports),
+        types_truncated=code.types_truncated,
+    )
 
 
 def _digest(payload: bytes | bytearray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,10 +30,6 @@ class Demand:
         """``drop`` ends the work; None for work that ends with its only caller."""
         self.kept = False
         """Whether the work goes on when nobody wants it any more."""
-        self.begin: Callable[[], Awaitable[None]] = _always
-        """Called when a worker is there for the work; raises if it is not to be done any more."""
-        self.failed: Callable[[], None] = _nothing
-        """Called when the work failed for good, before anybody looks for reasons."""
         self._drop = drop
         self._wishes: dict[Wish, int] = {}
         self._watchers: dict[Any, Callable[[Any], None]] = {}
@@ -124,11 +120,3 @@ class Demand:
     def _tell(self) -> None:
         for watcher, tell in list(self._watchers.items()):
             tell(watcher)
-
-
-async def _always() -> None:
-    return None
-
-
-def _nothing() -> None:
-    return None

@@ -115,10 +115,6 @@ class WrongType(TierUnavailable):
     """A key holds another type of value than ours, which nobody of us put there."""
 
 
-class DoneElsewhere(Exception):  # noqa: N818 - no fault of anybody's
-    """What waited for a worker is done by another, or is done. Never reaches a caller."""
-
-
 def quoted(text: str) -> str:
     """Quote a text of a caller's, and of a long one its beginning, with what was cut said."""
     if len(text) <= _MAX_QUOTED:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -21,8 +22,6 @@ from wasmkilnd.model import (
     Strike,
     TierUsage,
 )
-
-V = TypeVar("V")
 
 
 class Tier(Protocol):
@@ -81,38 +80,54 @@ class Tier(Protocol):
         ...
 
 
-class Turn(Protocol):
-    """A daemon's part in who compiles one artifact, in the whole fleet.
+class Claim(Protocol):
+    """A daemon's part in who compiles one artifact, in the whole fleet. Never raises for a
+    tier's sake.
 
-    It is taken by ``begin``, which is for when a worker is there: what only waits for one
-    keeps no other daemon from compiling.
+    The lease is taken when a worker is there: what only waits for one keeps no other daemon
+    from compiling.
     """
 
-    async def made(self) -> tuple[Artifact, Origin] | None:
-        """Answer the artifact if it is there; None when no other daemon is making it either."""
+    async def stored(self) -> None:
+        """Return when another daemon has stored the artifact; for who waits for a worker."""
         ...
 
-    async def unless_made(self, work: Coroutine[Any, Any, V]) -> V:
-        """Answer what ``work`` answers, which calls ``begin`` on its way.
+    async def take(self) -> bool:
+        """Have other daemons wait until what is put is stored.
 
-        Raises DoneElsewhere, and cancels it, when another stores the artifact before.
+        Return False if the artifact is stored already, or another daemon makes it.
         """
         ...
 
-    async def begin(self) -> None:
-        """Take the turn, until what is put is stored. Raises DoneElsewhere if it is another's."""
+    async def made_elsewhere(self) -> bool:
+        """Wait while another daemon makes the artifact; return whether it is stored then."""
+        ...
+
+    def insist(self) -> None:
+        """Have it made here, whatever other daemons do: what they stored is of no use."""
         ...
 
     def failed(self) -> None:
-        """Tell the others, now, that the module does not compile."""
+        """Tell the other daemons, now, that the module does not compile."""
         ...
 
 
 class Cache(Protocol):
     """The tiers as one. No call raises for a tier's sake: a tier that fails is passed over."""
 
-    def turn(self, key: CacheKey) -> AbstractAsyncContextManager[Turn]:
-        """Answer this daemon's part in who compiles ``key``; how the context ends, others hear."""
+    def claim(self, key: CacheKey, *, contested: bool) -> AbstractAsyncContextManager[Claim]:
+        """Return this daemon's claim to compile ``key``; how the context ends, others hear.
+
+        One that is not ``contested`` has nothing to do with other daemons.
+        """
+        ...
+
+    async def get_local(self, key: CacheKey) -> Artifact | None:
+        """Answer the artifact if this daemon has it, and keep it in memory."""
+        ...
+
+    async def has_local(self, key: CacheKey) -> bool:
+        """Answer whether this daemon has the artifact, touching nothing."""
         ...
 
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
@@ -167,6 +182,31 @@ class CompiledCode:
     types_truncated: bool
 
 
+class Refused(Protocol):
+    """A module that its engine does not compile."""
+
+    async def explained(self) -> WasmkilnError:
+        """Ask other engines, which takes a while, and return what the caller is told.
+
+        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where one could not be asked, and
+        CancelledError if nobody waits for the answer.
+        """
+        ...
+
+
+class EngineWorker(Protocol):
+    """A worker that is there to compile one module."""
+
+    @property
+    def queued_s(self) -> float:
+        """How long the module waited for it."""
+        ...
+
+    async def compile(self) -> CompiledCode | Refused:
+        """Compile the module, once. Raises the errors of Compile."""
+        ...
+
+
 class Engines(Protocol):
     """Every engine that is served.
 
@@ -188,8 +228,19 @@ class Engines(Protocol):
         """Resolve a request's wishes. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
         ...
 
-    async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
-        """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
+    def worker(
+        self,
+        spec: CompileSpec,
+        module: Module,
+        demand: Demand,
+        *,
+        unless: Callable[[], Coroutine[Any, Any, None]],
+    ) -> AbstractAsyncContextManager[EngineWorker | None]:
+        """Wait for a worker in the turn that ``demand`` gives, and have it for the context.
+
+        It is None when ``unless`` returns before a worker is there. Raises the errors of
+        Compile: what is known against the module, and what keeps it from getting a worker.
+        """
         ...
 
     async def validate(

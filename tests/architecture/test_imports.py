@@ -13,7 +13,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
-    *("anew", "demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
+    *("demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
     "slices",
 }
 # What each part may import of the others; a part may always import itself.
@@ -25,7 +25,6 @@ MAY_IMPORT = {
     "redis_address": set(),
     "demand": set(),
     "order": {"demand", "model"},
-    "anew": {"model"},
     "ports": {"model", "errors", "demand"},
     "admission": {"model", "errors", "demand", "in_force", "ledger", "order", "ports"},
     "singleflight": {"demand", "errors"},

@@ -1,4 +1,4 @@
-"""Turns among daemons, over a real server: one makes it, the others take it, and nobody hangs."""
+"""Claims of daemons, over a real server: one makes it, the others take it, and nobody hangs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from wasmkilnd.cache.claim import FleetClaims, NullClaim
 from wasmkilnd.cache.connect import connect
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.lease import Lease
 from wasmkilnd.cache.leases import Leases
 from wasmkilnd.cache.patience import Patience
 from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.turns import Claim, FleetTurns
+from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.dispatch import Dispatch
+from wasmkilnd.engines.ticket import Unless
 from wasmkilnd.errors import (
-    DoneElsewhere,
     WasmkilnError,
     compile_queue_full,
     module_invalid,
     server_draining,
 )
-from wasmkilnd.model import EvictScope
+from wasmkilnd.in_force import InForce
+from wasmkilnd.model import EvictScope, Limits
+from wasmkilnd.ports import Claim
 
 from tests.contract.sealing import THEIRS, early_marks, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
@@ -53,8 +57,10 @@ class Daemon:
         leases = Leases(
             self.tier.link, self.tier.names, sealer(), lambda key: self._stored(), LEASE_S
         )
-        self.turns = FleetTurns(leases, self.outcomes, patience_s=lambda: self.patience_s)
-        self.worker = asyncio.Lock()
+        self.claims = FleetClaims(leases, self.outcomes, patience_s=lambda: self.patience_s)
+        limits = InForce(Limits(1, 1, 1, 1, 1, 100, 10**9))
+        self.dispatch = Dispatch[str]("engine-1", limits, self.outcomes)
+        self.dispatch.offer("worker")
         self.compiles = 0
 
     async def _stored(self) -> None:
@@ -62,36 +68,48 @@ class Daemon:
         await self.tier.put(ONE)
 
     async def compile(self, seconds: float = 0.0) -> bool:
-        """Compile when it is this daemon's turn; answer whether it did."""
-        async with self.turns.take(ONE.key) as claim:
-            while not await claim.stored():
-                with contextlib.suppress(DoneElsewhere):
-                    await claim.unless_stored(self._work(claim, seconds))
-                    return True
-            return False
+        """Compile unless another daemon does; answer whether it was done here."""
+        async with self.claims.claim(ONE.key) as claim:
+            while not await self._compiled_here(claim, seconds):
+                if await claim.made_elsewhere():
+                    return False
+            return True
 
-    async def _work(self, claim: Claim, seconds: float) -> None:
-        async with self.worker:
-            await claim.begin()
+    async def _compiled_here(self, claim: Claim, seconds: float) -> bool:
+        async with self.worker(claim.stored) as there:
+            if not (there and await claim.take()):
+                return False
             self.compiles += 1
             await asyncio.sleep(seconds)
+            return True
+
+    @contextlib.asynccontextmanager
+    async def worker(self, unless: Unless) -> AsyncIterator[bool]:
+        """Have the only worker, or wait for it; answer whether it is there."""
+        ticket = await self.dispatch.take_unless(Demand.of(Wish()), "compile", 1, unless)
+        try:
+            yield ticket is not None
+        finally:
+            if ticket:
+                self.dispatch.done(ticket)
+                self.dispatch.offer(ticket.worker)
 
     @contextlib.asynccontextmanager
     async def compiling(self) -> AsyncIterator[None]:
         """Compile for as long as the context lasts."""
-        async with self.turns.take(ONE.key) as claim:
-            await claim.begin()
+        async with self.claims.claim(ONE.key) as claim:
+            assert await claim.take()
             yield
 
     async def die(self) -> None:
         """Be as a process that is gone: nobody renews, and nobody says goodbye."""
-        self.turns._leases._link = None  # type: ignore[assignment]
-        for task in self.turns._under_way:
+        self.claims._leases._link = None  # type: ignore[assignment]
+        for task in self.claims._under_way:
             task.cancel()
-        self.turns._under_way.clear()
+        self.claims._under_way.clear()
 
     async def close(self) -> None:
-        await self.turns.close()
+        await self.claims.close()
         await self.tier.close()
 
 
@@ -150,7 +168,7 @@ async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
         assert not waiting.done()
         one.writes.set()
         assert not await waiting
-        await one.turns.close()
+        await one.claims.close()
         assert not await raw.exists(one.tier.names.lease(ONE.key))
 
 
@@ -197,7 +215,7 @@ async def test_a_holder_that_gives_up_is_replaced_by_exactly_one(
 
 async def test_what_waits_for_a_worker_keeps_no_other_daemon_waiting(valkey: RedisServer) -> None:
     async with fleet(valkey, 2) as (busy, idle):
-        async with busy.worker:
+        async with busy.worker(NullClaim().stored):
             queued = asyncio.create_task(busy.compile())
             await asyncio.sleep(0.1)
             assert await idle.compile()
@@ -214,37 +232,36 @@ async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compil
         async with one.compiling():
             waiting = asyncio.create_task(two.compile())
             await asyncio.sleep(0.1)
-            assert not two.worker.locked()
+            assert (two.dispatch.idle, two.dispatch.busy) == (1, 0)
             assert not waiting.done()
         assert not await waiting
 
 
 async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServer) -> None:
     async with fleet(valkey, 1, patience_s=0.0) as [one]:
-        async with one.turns.take(ONE.key) as claim:
+        async with one.claims.claim(ONE.key) as claim:
             await one.tier.put(ONE)
-            with pytest.raises(DoneElsewhere):
-                await claim.begin()
-            assert await claim.stored()
+            assert not await claim.take()
+            assert await claim.made_elsewhere()
         # And what is there, but of no use, is made all the same.
-        async with one.turns.take(ONE.key) as claim:
+        async with one.claims.claim(ONE.key) as claim:
             claim.insist()
-            await claim.begin()
+            assert await claim.take()
 
 
 async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServer) -> None:
     async with (
         fleet(valkey, 2, patience_s=0.2) as (one, two),
         one.compiling(),
-        two.turns.take(ONE.key) as claim,
+        two.claims.claim(ONE.key) as claim,
     ):
-        with pytest.raises(DoneElsewhere):
-            await claim.begin()
-        assert not await claim.stored()  # Its patience is over, and now it stands in a queue.
+        assert not await claim.take()
+        assert (
+            not await claim.made_elsewhere()
+        )  # Its patience is over, and now it stands in a queue.
         await one.tier.put(ONE)
-        with pytest.raises(DoneElsewhere):
-            await claim.begin()
-        assert await claim.stored()
+        assert not await claim.take()
+        assert await claim.made_elsewhere()
 
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
@@ -267,7 +284,7 @@ async def test_a_lease_that_was_taken_for_nobody_is_let_go(
             compiling.cancel()
         await asyncio.gather(compiling, return_exceptions=True)
         assert one.outcomes.turns == ([] if cancelled else ["alone"])
-        await one.turns.close()
+        await one.claims.close()
         assert not await raw.exists(NAME)
         assert await two.compile()
         assert two.outcomes.turns == ["taken"]
@@ -298,7 +315,7 @@ async def test_who_lost_its_lease_leaves_the_next_holders_alone(valkey: RedisSer
                 assert renewed
                 assert renewed[:32] == held[:32]
                 assert renewed != held
-        await slow.turns.close()
+        await slow.claims.close()
         assert slow.outcomes.turns == quick.outcomes.turns == ["taken"]
 
 
@@ -368,7 +385,7 @@ async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_
         async with one.compiling():
             copied = await raw.get(NAME)
             assert copied
-        await one.turns.close()
+        await one.claims.close()
         await one.tier.evict(EvictScope())
         await raw.set(NAME, copied)
         assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
@@ -384,7 +401,7 @@ async def captured(raw: Redis, daemon: Daemon, renewals: int = 0) -> list[bytes]
             if isinstance(value, bytes) and value not in copies:
                 copies.append(value)
             await asyncio.sleep(0.01)
-    await daemon.turns.close()
+    await daemon.claims.close()
     await daemon.tier.evict(EvictScope())
     await raw.delete(NAME)
     return copies
@@ -410,7 +427,7 @@ async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
         try:
             for longest_s in (12 * LEASE_S, 2 * LEASE_S, 2 * LEASE_S):
                 assert await asyncio.wait_for(three.compile(), longest_s)
-                await three.turns.close()
+                await three.claims.close()
                 await three.tier.evict(EvictScope())
         finally:
             attacking.cancel()
@@ -433,7 +450,7 @@ async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
     """The lease is there when it is to be taken, and gone when it is looked at."""
     async with fleet(valkey, 2, patience_s=60) as (one, two), Redis.from_url(valkey.url) as raw:
         copies = await captured(raw, one, renewals=3)
-        names, genuine = two.tier.names, two.turns._leases.take
+        names, genuine = two.tier.names, two.claims._leases.take
         lookups = itertools.count()
 
         async def take(*arguments: Any) -> Any:
@@ -445,7 +462,7 @@ async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
             finally:
                 await raw.delete(name)
 
-        monkeypatch.setattr(two.turns._leases, "take", take)
+        monkeypatch.setattr(two.claims._leases, "take", take)
         assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
         assert next(lookups) < 10
 

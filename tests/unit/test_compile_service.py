@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.claim import NullClaim
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import NoStrikes
 from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.demand import Demand, Wish
+from wasmkilnd.engines.ticket import Unless
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
@@ -35,7 +38,7 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
-from wasmkilnd.ports import CompiledCode, Sealer, Tier
+from wasmkilnd.ports import CompiledCode, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 
 from tests.doubles.no_sealer import NoSealer
@@ -56,10 +59,12 @@ class Engines:
         self.release = asyncio.Event()
         self.release.set()
         self.failure: WasmkilnError | None = None
+        self.refusal: Refused | None = None
+        self.workers = 0
         self.keep = True
         self.validating = 0
-        self.worker = asyncio.Event()
-        self.worker.set()
+        self.free = asyncio.Event()
+        self.free.set()
         self.wait_s = 0.0
         self.asked: list[tuple[str, Wish, Demand | None]] = []
         self.forgotten: list[EvictScope] = []
@@ -74,16 +79,23 @@ class Engines:
         print_ = hashlib.sha256(f"{engine_id}/{target}/{cpu}/{dict(settings)}".encode()).hexdigest()
         return CompileSpec(identity, target, cpu, settings, {}, print_)
 
-    async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
+    @asynccontextmanager
+    async def worker(
+        self, spec: CompileSpec, module: Module, demand: Demand, *, unless: Unless
+    ) -> AsyncIterator[EngineWorker | None]:
         self.started.set()
-        await self.worker.wait()
-        await demand.begin()
-        self.compiles += 1
-        demand.kept = self.keep
-        await self.release.wait()
-        if self.failure:
-            raise self.failure
-        return CompiledCode(b"code of " + spec.engine.name.encode(), 0.5, 0.1, [], [], False)
+        watching = asyncio.create_task(unless())
+        waiting = asyncio.create_task(self.free.wait())
+        began_s = time.monotonic()
+        try:
+            await asyncio.wait((watching, waiting), return_when=asyncio.FIRST_COMPLETED)
+            self.workers += 1
+            queued_s = time.monotonic() - began_s
+            yield EngineWorker(self, spec, demand, queued_s) if waiting.done() else None
+        finally:
+            self.workers = 0
+            watching.cancel()
+            waiting.cancel()
 
     async def validate(
         self,
@@ -109,6 +121,26 @@ class Engines:
         self.forgotten.append(scope)
 
 
+@dataclass
+class EngineWorker:
+    engines: Engines
+    spec: CompileSpec
+    demand: Demand
+    queued_s: float
+
+    async def compile(self) -> CompiledCode | Refused:
+        engines = self.engines
+        engines.compiles += 1
+        self.demand.kept = engines.keep
+        await engines.release.wait()
+        if engines.failure:
+            raise engines.failure
+        if engines.refusal:
+            return engines.refusal
+        code = b"code of " + self.spec.engine.name.encode()
+        return CompiledCode(code, 0.5, 0.1, [], [], False)
+
+
 class CountingShelf(Shelf):
     runs = 0
 
@@ -126,7 +158,7 @@ class Rig:
         self.memory = MemoryTier(1_000_000)
         far = far or NoTier("redis")
         self.writes = WriteBehind(far, lambda: 100_000, NoTier("").always_ready)
-        cache = TieredCache(self.memory, self.memory, far, self.writes, EveryTurn())
+        self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes, None)
         self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, InForce(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
@@ -282,14 +314,14 @@ async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(r
 
 
 async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there(rig: Rig) -> None:
-    rig.engines.worker.clear()
+    rig.engines.free.clear()
     waiting = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
     await rig.engines.started.wait()
     await asyncio.sleep(0.2)
     spec = rig.engines.spec("usual", "", "", {})
     key = CacheKey(hashlib.sha256(CORE).hexdigest(), spec.fingerprint)
     await rig.quarantine.report(key, spec, errors.compile_timeout("usual-1", "compiling", 30))
-    rig.engines.worker.set()
+    rig.engines.free.set()
     with pytest.raises(WasmkilnError) as failure:
         await waiting
     assert failure.value.reason is Reason.MODULE_QUARANTINED
@@ -297,16 +329,84 @@ async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there
 
 
 async def test_what_is_there_when_a_worker_is_is_not_compiled_again(rig: Rig) -> None:
-    rig.engines.worker.clear()
+    rig.engines.free.clear()
     waiting = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
     await rig.engines.started.wait()
-    busy, rig.engines.worker = rig.engines.worker, asyncio.Event()
-    rig.engines.worker.set()
+    busy, rig.engines.free = rig.engines.free, asyncio.Event()
+    rig.engines.free.set()
     anew = await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
     assert anew.origin is Origin.COMPILED
     busy.set()
     assert (await waiting).origin is Origin.MEMORY
     assert rig.engines.compiles == 1
+
+
+class Claim(NullClaim):
+    """A claim that a test looks into, and of which it tells how it goes."""
+
+    def __init__(self, takes: Sequence[bool] = (True,), stored: Sequence[bool] = ()) -> None:
+        self.takes, self.elsewhere = list(takes), list(stored)
+        self.said: list[str] = []
+
+    async def take(self) -> bool:
+        return self.takes.pop(0)
+
+    async def made_elsewhere(self) -> bool:
+        return self.elsewhere.pop(0)
+
+    def insist(self) -> None:
+        self.said.append("insisted")
+
+    def failed(self) -> None:
+        self.said.append("failed")
+
+
+def contest(rig: Rig, claim: Claim) -> None:
+    """Have other daemons take part, as ``claim`` says."""
+
+    @asynccontextmanager
+    async def claimed(key: CacheKey, *, contested: bool) -> AsyncIterator[Claim]:
+        assert contested
+        yield claim
+        claim.said.append("ended")
+
+    rig.cache.claim = claimed  # type: ignore[method-assign]
+
+
+async def test_the_fleet_hears_of_a_refusal_before_it_is_explained(rig: Rig) -> None:
+    claim = Claim()
+    contest(rig, claim)
+
+    class Refusal:
+        async def explained(self) -> WasmkilnError:
+            assert claim.said == ["failed", "ended"]
+            assert rig.engines.workers == 0
+            claim.said.append("explained")
+            return errors.module_invalid("usual-1", "bad", 8)
+
+    rig.engines.refusal = Refusal()
+    assert (await refused(rig.service.compile(CompileOrder(wasm=CORE)))).message
+    assert claim.said[-1] == "explained"
+
+
+async def test_while_another_daemon_compiles_the_worker_is_for_others(rig: Rig) -> None:
+    claim = Claim(takes=[False, True], stored=[False])
+    contest(rig, claim)
+
+    async def made_elsewhere() -> bool:
+        assert rig.engines.workers == 0
+        return False
+
+    claim.made_elsewhere = made_elsewhere  # type: ignore[method-assign]
+    assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+    assert rig.engines.compiles == 1
+
+
+async def test_what_others_stored_and_is_no_good_is_made_here(rig: Rig) -> None:
+    claim = Claim(takes=[False, True], stored=[True])
+    contest(rig, claim)
+    assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+    assert claim.said == ["insisted", "ended"]
 
 
 A = Wish("a")

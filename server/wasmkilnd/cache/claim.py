@@ -1,23 +1,32 @@
-"""One daemon's claim to compile one artifact, among the daemons of a fleet."""
+"""One compile in the whole fleet: daemons on one shared tier agree who compiles.
+
+Who compiles holds a lease in the shared tier (:mod:`wasmkilnd.cache.leases`) that expires
+unless it is renewed. It is taken when a worker is there, and not before: what stands in one
+daemon's queue keeps none from compiling. The others look again and again until the artifact
+is there, and take it. It is an agreement to save work, no lock that anything's truth depends
+on: when in doubt a daemon compiles by itself, and at worst the same artifact is made twice.
+
+Waits are measured by the server or by this daemon's monotonic clock. The time of day only tells
+copies of old leases (:mod:`wasmkilnd.cache.holders`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from wasmkilnd.cache.holders import Pulse
 from wasmkilnd.cache.lease import State
 from wasmkilnd.cache.leases import End, Leases, Standing
 from wasmkilnd.cache.patience import Patience
-from wasmkilnd.errors import DoneElsewhere, TierUnavailable
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey
-from wasmkilnd.ports import Recorder
-
-V = TypeVar("V")
+from wasmkilnd.ports import Claim, Recorder
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
@@ -28,6 +37,12 @@ _QUEUED_LOOKS_PER_S = 50
 # fleet has a holder that dies or gives up now and then.
 _MAX_HOLDERS = 4
 _MAX_TIMES_ELSEWHERE = 4
+_LAST_WORDS_S = 1.0
+
+# These say nothing about the module.
+_NOT_TRIED = frozenset(
+    {Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING}
+)
 
 
 class Outcome(Enum):
@@ -45,6 +60,85 @@ class Outcome(Enum):
     """Another daemon took too long to compile, or to store what it made: we compiled."""
     ALONE = "alone"
     """The shared tier did not answer: we compiled."""
+
+
+class NullClaim:
+    """A claim that nobody contests."""
+
+    async def stored(self) -> None:
+        """Never return."""
+        await asyncio.get_running_loop().create_future()
+
+    async def take(self) -> bool:
+        """Return True."""
+        return True
+
+    async def made_elsewhere(self) -> bool:
+        """Return False."""
+        return False
+
+    def insist(self) -> None:
+        """Do nothing."""
+
+    def failed(self) -> None:
+        """Do nothing."""
+
+
+class FleetClaims:
+    """Claims by leases. For one event loop."""
+
+    def __init__(
+        self, leases: Leases, recorder: Recorder, *, patience_s: Callable[[], float]
+    ) -> None:
+        """A holder that lives is waited for no longer than ``patience_s`` says by then; one that
+        dies is replaced when its lease is over. Who is no daemon of the fleet is not waited for.
+        """
+        self._leases = leases
+        self._recorder = recorder
+        self._patience_s = patience_s
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._watching: set[FleetClaim] = set()
+
+    @contextlib.asynccontextmanager
+    async def claim(self, key: CacheKey) -> AsyncIterator[Claim]:
+        """Return the claim to compile ``key``, which ends as the context does."""
+        claim = FleetClaim(
+            key,
+            self._leases,
+            self._recorder,
+            self._patience_s,
+            self._watching,
+            self._behind,
+        )
+        end = End.GIVEN_UP
+        try:
+            yield claim
+            end = End.MADE
+        except WasmkilnError as failure:
+            if failure.reason not in _NOT_TRIED:
+                end = End.FAILED
+            raise
+        finally:
+            claim.end(end)
+
+    async def close(self) -> None:
+        """Let go of every lease; never raises."""
+        if self._under_way:
+            _, late = await asyncio.wait(self._under_way, timeout=_LAST_WORDS_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` behind the caller's back."""
+
+        async def unless_down() -> None:
+            with contextlib.suppress(TierUnavailable):
+                await work
+
+        task = asyncio.create_task(unless_down())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
 
 class FleetClaim:
@@ -72,18 +166,42 @@ class FleetClaim:
         self._pulse = Pulse(patience_s)
         self._times_elsewhere = 0
         self._waited_s = 0.0
-        self._elsewhere = False
         self._by_ourselves: Outcome | None = None
         """Why others are waited for no more."""
         self._insists = False
-        self._begun = False
         self._ended: asyncio.Future[End] | None = None
 
-    async def stored(self) -> bool:
+    async def stored(self) -> None:
+        """As Claim. All of a daemon look no more often than a few times a second."""
+        self._watching.add(self)
+        pause_s = _LONGEST_PAUSE_S
+        try:
+            while True:
+                await asyncio.sleep(_jittered(pause_s))
+                longest_s = max(_QUEUED_PAUSE_S, len(self._watching) / _QUEUED_LOOKS_PER_S)
+                pause_s = min(pause_s * 1.5, longest_s)
+                # A server that does not answer costs no call anything: it is waiting anyway.
+                with contextlib.suppress(TierUnavailable):
+                    if self._leaves_it and await self._leases.is_made(self._key):
+                        return
+        finally:
+            self._watching.discard(self)
+
+    async def take(self) -> bool:
         """As Claim."""
-        if not self._elsewhere:
+        if self._insists:
+            return True
+        outcome = await self._take()
+        if outcome is None:
             return False
-        self._elsewhere = False
+        self._recorder.fleet_turn(outcome.value)
+        if outcome is Outcome.LATE:
+            self._leases.give_up(self._pulse)
+        return True
+
+    async def made_elsewhere(self) -> bool:
+        """As Claim."""
+        self._times_elsewhere += 1
         pause_s = _FIRST_PAUSE_S
         while True:
             # While another compiles, waiting is work, which this call would do itself. What
@@ -115,32 +233,6 @@ class FleetClaim:
             self._waited_s += time.monotonic() - began_s
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
-    async def unless_stored(self, work: Coroutine[Any, Any, V]) -> V:
-        """As Claim."""
-        working = asyncio.create_task(work)
-        watching = asyncio.create_task(self._watch())
-        try:
-            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-            if self._begun or working.done():
-                return await working
-            self._elsewhere = True
-            self._times_elsewhere += 1
-            raise DoneElsewhere
-        finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
-            del working, watching  # A task that failed holds its traceback, and that this frame.
-
-    async def begin(self) -> None:
-        """As Claim."""
-        if not self._insists:
-            outcome = await self._take()
-            self._recorder.fleet_turn(outcome.value)
-            if outcome is Outcome.LATE:
-                self._leases.give_up(self._pulse)
-        self._begun = True
-
     def insist(self) -> None:
         """As Claim."""
         self._insists = True
@@ -154,7 +246,8 @@ class FleetClaim:
         if self._ended and not self._ended.done():
             self._ended.set_result(end)
 
-    async def _take(self) -> Outcome:
+    async def _take(self) -> Outcome | None:
+        """Take the lease; return None if it is left to another daemon."""
         ours = self._leases.new()
         try:
             standing = await self._patience.spend_on(
@@ -173,34 +266,13 @@ class FleetClaim:
         if standing is Standing.FAILED:
             self._by_ourselves = Outcome.FAILED
         if self._leaves_it and (standing is Standing.MADE or self._by_ourselves is None):
-            self._elsewhere = True
-            self._times_elsewhere += 1
-            raise DoneElsewhere
+            return None
         return self._by_ourselves or Outcome.LATE
 
     @property
     def _leaves_it(self) -> bool:
         """Whether what others are seen to do is still believed."""
         return not self._insists and self._times_elsewhere < _MAX_TIMES_ELSEWHERE
-
-    async def _watch(self) -> None:
-        """Return when the artifact is stored, or work has begun."""
-        self._watching.add(self)
-        pause_s = _LONGEST_PAUSE_S
-        try:
-            while not self._begun:
-                await asyncio.sleep(_jittered(pause_s))
-                longest_s = max(_QUEUED_PAUSE_S, len(self._watching) / _QUEUED_LOOKS_PER_S)
-                pause_s = min(pause_s * 1.5, longest_s)
-                if self._begun or not self._leaves_it:
-                    continue
-                try:
-                    if await self._leases.is_made(self._key):
-                        return
-                except TierUnavailable:
-                    continue  # This costs no call anything: it is waiting anyway.
-        finally:
-            self._watching.discard(self)
 
 
 def _jittered(pause_s: float) -> float:

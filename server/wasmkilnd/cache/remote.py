@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.claim import FleetClaims
 from wasmkilnd.cache.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.leases import Leases
@@ -20,7 +21,6 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.renewals import Renewals
 from wasmkilnd.cache.server import RedisServer
 from wasmkilnd.cache.strikes import NoStrikes, RedisStrikes
-from wasmkilnd.cache.turns import EveryTurn, FleetTurns, Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
@@ -67,7 +67,7 @@ class RemoteTier:
         self,
         tier: Tier,
         write_behind: WriteBehind,
-        turns: Turns,
+        claims: FleetClaims | None,
         strikes: StrikeStore,
         description: str,
         mode: str,
@@ -81,7 +81,7 @@ class RemoteTier:
         """``open_late`` answers the embedded server by its URL, if it could not be started yet."""
         self.tier = tier
         self.write_behind = write_behind
-        self.turns = turns
+        self.claims = claims
         self.strikes = strikes
         self.used = renewals.used if renewals else None
         self.description = description
@@ -126,7 +126,8 @@ class RemoteTier:
     async def close(self) -> None:
         """Give up writes that still wait, and close. Waits for nobody; see flush and leave."""
         await self.write_behind.close(0)
-        await self.turns.close()
+        if self.claims:
+            await self.claims.close()
         if self._renewals:
             await self._renewals.close()
         if self._reviver:
@@ -238,14 +239,14 @@ async def _with(
         _WRITE_HEAD_START_S,
         is_down=lambda: redis.breaker.open,
     )
-    turns: Turns = EveryTurn()
+    claims = None
     if options.lease_s:
         leases = Leases(redis.link, redis.names, sealer, writes.settled, options.lease_s)
-        turns = FleetTurns(leases, recorder, patience_s=options.turn_patience_s)
+        claims = FleetClaims(leases, recorder, patience_s=options.turn_patience_s)
     return RemoteTier(
         tier,
         writes,
-        turns,
+        claims,
         RedisStrikes(redis.link, redis.names, sealer, redis.marks),
         where(options) if answers else f"{where(options)}, which does not answer yet",
         "embedded" if embedded else "external",
@@ -280,7 +281,7 @@ def _without(options: RemoteOptions) -> RemoteTier:
     return RemoteTier(
         tier,
         WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
-        EveryTurn(),
+        None,
         NoStrikes(),
         "no Redis tier (WASMKILN_REDIS_URL=none)",
         "none",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
+from wasmkilnd.cache.claim import FleetClaims, NullClaim
 from wasmkilnd.cache.fetches import Fetches
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.patience import Patience
-from wasmkilnd.cache.tiered_turn import TieredTurn
-from wasmkilnd.cache.turns import Turns
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
-from wasmkilnd.ports import Sealer, Tier, Turn
+from wasmkilnd.ports import Claim, Sealer, Tier
 
 
 class TieredCache:
@@ -31,19 +31,21 @@ class TieredCache:
         near: Tier,
         far: Tier,
         writes: WriteBehind,
-        turns: Turns,
+        claims: FleetClaims | None,
         used: Callable[[CacheKey | str], None] | None = None,
         *,
         patience_s: float = math.inf,
     ) -> None:
-        """``used`` is told of every artifact that was found, and of every module's digest.
+        """``claims`` are None for a daemon that agrees with no others about who compiles.
+
+        ``used`` is told of every artifact that was found, and of every module's digest.
 
         One call waits for ``far`` no longer than ``patience_s`` in all, beside what moving
         the bytes takes.
         """
         self._used = used
         self._patience_s = patience_s
-        self._turns = turns
+        self._claims = claims
         self._memory = memory
         self._near = near
         self._far = far
@@ -58,7 +60,7 @@ class TieredCache:
     async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
         origin = Origin.MEMORY
-        artifact = await self._here(key)
+        artifact = await self.get_local(key)
         if artifact is None:
             origin = Origin.REDIS
             artifact = await self._artifact_fetches.get(
@@ -70,16 +72,23 @@ class TieredCache:
             self._used(key)
         return artifact, origin
 
-    @contextlib.asynccontextmanager
-    async def turn(self, key: CacheKey) -> AsyncIterator[Turn]:
-        """Answer this daemon's part in who compiles ``key``; how the context ends, others hear."""
-        async with self._turns.take(key) as claim:
-            yield TieredTurn(
-                claim,
-                lambda: self._here(key),
-                lambda: self._is_here(key),
-                lambda: self.get(key),
-            )
+    def claim(self, key: CacheKey, *, contested: bool) -> AbstractAsyncContextManager[Claim]:
+        """Return this daemon's claim to compile ``key``; how the context ends, others hear."""
+        if contested and self._claims:
+            return self._claims.claim(key)
+        return contextlib.nullcontext(NullClaim())
+
+    async def get_local(self, key: CacheKey) -> Artifact | None:
+        """Answer the artifact if this daemon has it, and keep it in memory."""
+        artifact = await self._near.get(key)
+        if artifact is None and (artifact := self._writes.waiting(key)):
+            # It had to make room before it was written, and may have to be written for long.
+            await self._near.put(artifact)
+        return artifact
+
+    async def has_local(self, key: CacheKey) -> bool:
+        """Answer whether this daemon has the artifact, touching nothing."""
+        return bool(await self._memory.held([key]) or self._writes.waiting(key))
 
     async def put(self, artifact: Artifact) -> None:
         """Store in memory now and in the shared tier behind the caller's back."""
@@ -180,17 +189,6 @@ class TieredCache:
         with contextlib.suppress(TierUnavailable):
             if not await self._far.has_module(module.sha256):
                 self._writes.add(module)
-
-    async def _here(self, key: CacheKey) -> Artifact | None:
-        artifact = await self._near.get(key)
-        if artifact is None and (artifact := self._writes.waiting(key)):
-            # It had to make room before it was written, and may have to be written for long.
-            await self._near.put(artifact)
-        return artifact
-
-    async def _is_here(self, key: CacheKey) -> bool:
-        """As _here, touching nothing."""
-        return bool(await self._memory.held([key]) or self._writes.waiting(key))
 
     @property
     def _patience(self) -> Patience:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from wasmkiln.attestation import peek
 
 from wasmkilnd.cache.at_once import each
+from wasmkilnd.cache.claim import NullClaim
 from wasmkilnd.cache.keys import ValueKey
 from wasmkilnd.cache.reader import ValueReader
 from wasmkilnd.cache.rejected import ValueRejected
@@ -29,12 +30,12 @@ from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.store import EngineStore
-from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError, server_draining
 from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Artifact, CompileSpec, Module
 from wasmkilnd.options import limits_of
-from wasmkilnd.ports import Recorder
+from wasmkilnd.ports import CompiledCode, Recorder
 
 _REPLACED = "it went, or was replaced, meanwhile"
 # What an engine says of a module of which it cannot have made an artifact.
@@ -170,7 +171,13 @@ class Recompiler:
 
     async def _compile(self, spec: CompileSpec, module: Module) -> str:
         try:
-            code = await self._engines.compile(spec, module, Demand.of(Wish()))
+            waiting = self._engines.worker(
+                spec, module, Demand.of(Wish()), unless=NullClaim().stored
+            )
+            async with waiting as worker:
+                code = await worker.compile() if worker else None
+            if not isinstance(code, CompiledCode):
+                raise await code.explained() if code else server_draining()
         except WasmkilnError as refusal:
             if refusal.reason in _CANNOT_BE:
                 raise _OtherCode(f"{spec.engine.id} makes nothing of the module") from None

@@ -32,6 +32,16 @@ class JobOrder:
     module_sha256: str = ""
     """What the module is called in the log; empty where there is none."""
 
+    @property
+    def op(self) -> str:
+        """What kind of work it is."""
+        return str(self.order["op"])
+
+    @property
+    def size_bytes(self) -> int:
+        """How large its module is; 0 where there is none."""
+        return len(self.wasm or b"")
+
 
 @dataclass(slots=True)
 class JobReport:

@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -15,6 +14,7 @@ from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.estimate import Estimate
 from wasmkilnd.engines.queue import Entry, FairQueue
+from wasmkilnd.engines.ticket import Ticket, Unless
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Abandoned, Limits
 from wasmkilnd.ports import Recorder
@@ -22,32 +22,6 @@ from wasmkilnd.ports import Recorder
 W = TypeVar("W")
 
 _LEAST_RETRY_S = 0.1
-
-
-@dataclass(slots=True, eq=False)
-class Turn(Generic[W]):
-    """A job's claim to a worker, from when it asks until its worker is done with it."""
-
-    demand: Demand
-    kind: str
-    entry: Entry
-    asked_s: float
-    started_s: float = 0.0
-    granted: asyncio.Future[W] = field(default_factory=lambda: asyncio.Future())
-    given_up: bool = False
-    """Whether its job was ended from outside or never begun, so that its time says nothing."""
-    reclaimed: bool = False
-    """Whether its worker was asked back for another."""
-
-    @property
-    def worker(self) -> W:
-        """The worker that it got."""
-        return self.granted.result()
-
-    @property
-    def queued_s(self) -> float:
-        """How long it waited for that worker."""
-        return self.started_s - self.asked_s
 
 
 class Dispatch(Generic[W]):
@@ -81,8 +55,8 @@ class Dispatch(Generic[W]):
         self._second_limit = second_limit
         self._estimate = Estimate()
         self._idle: deque[W] = deque()
-        self._waiting: dict[Entry, Turn[W]] = {}
-        self._running: dict[Turn[W], None] = {}
+        self._waiting: dict[Entry, Ticket[W]] = {}
+        self._running: dict[Ticket[W], None] = {}
 
     @property
     def busy(self) -> int:
@@ -96,33 +70,60 @@ class Dispatch(Generic[W]):
 
     async def take(
         self, demand: Demand, kind: str, size_bytes: int, *, second: bool = False
-    ) -> Turn[W]:
-        """Wait for a worker, and answer the turn, to be given to ``done`` in the end.
+    ) -> Ticket[W]:
+        """Wait for a worker, and return the ticket, to be given to ``done`` in the end.
 
         Raises COMPILE_QUEUE_FULL: at once, or later in favour of a caller that holds
         less of the queue.
         """
+        ticket, starts = self._ask(demand, kind, size_bytes, second)
+        if not starts:
+            await self._wait(ticket)
+        return ticket
+
+    async def take_unless(
+        self, demand: Demand, kind: str, size_bytes: int, unless: Unless
+    ) -> Ticket[W] | None:
+        """As take, but return None when ``unless`` returns before a worker is there.
+
+        Where one is there at once, ``unless`` is not called.
+        """
+        ticket, starts = self._ask(demand, kind, size_bytes, second=False)
+        if starts:
+            return ticket
+        watching = asyncio.create_task(unless())
+        watching.add_done_callback(ticket.withdraw)
+        try:
+            return ticket if await self._wait(ticket) else None
+        finally:
+            # Not waited for: whoever is cancelled while it has a ticket would keep its worker.
+            watching.cancel()
+
+    async def take_again(self, ticket: Ticket[W]) -> None:
+        """Wait for another worker for a ticket whose worker was lost, before everybody else."""
+        ticket.granted = asyncio.Future()
+        ticket.demand.watch(ticket, self._wishes_changed)
+        if not self._start_on_idle(ticket):
+            self.queue.add_again(ticket.entry)
+            await self._wait(ticket)
+
+    def _ask(
+        self, demand: Demand, kind: str, size_bytes: int, second: bool
+    ) -> tuple[Ticket[W], bool]:
+        """Return a ticket that is queued, or starts at once. Raises COMPILE_QUEUE_FULL."""
         cost_s = self._estimate.expected_s(kind, size_bytes)
         entry = Entry(demand.wishes(), size_bytes, cost_s, second)
-        turn = Turn[W](demand, kind, entry, self._clock())
-        demand.watch(turn, self._wishes_changed)
-        if not (self._may_start(entry) and self._start_on_idle(turn)):
-            limits = self._limits.now
-            for gone in self.queue.add(turn.entry, limits.queue_length, limits.queue_bytes):
-                if gone is turn.entry:
-                    demand.unwatch(turn)
-                    raise self._full(gone)
-                self._refuse(gone, self._full(gone))
-            await self._wait(turn)
-        return turn
-
-    async def take_again(self, turn: Turn[W]) -> None:
-        """Wait for another worker for a turn whose worker was lost, before everybody else."""
-        turn.granted = asyncio.Future()
-        turn.demand.watch(turn, self._wishes_changed)
-        if not self._start_on_idle(turn):
-            self.queue.add_again(turn.entry)
-            await self._wait(turn)
+        ticket = Ticket[W](demand, kind, entry, self._clock())
+        demand.watch(ticket, self._wishes_changed)
+        if self._may_start(entry) and self._start_on_idle(ticket):
+            return ticket, True
+        limits = self._limits.now
+        for gone in self.queue.add(ticket.entry, limits.queue_length, limits.queue_bytes):
+            if gone is ticket.entry:
+                demand.unwatch(ticket)
+                raise self._full(gone)
+            self._refuse(gone, self._full(gone))
+        return ticket, False
 
     def offer(self, worker: W) -> None:
         """Give a free worker to whoever is next."""
@@ -134,28 +135,28 @@ class Dispatch(Generic[W]):
         if worker in self._idle:
             self._idle.remove(worker)
 
-    def lost(self, turn: Turn[W]) -> None:
-        """Note that a turn's worker died under its job."""
-        self._running.pop(turn, None)
-        turn.demand.unwatch(turn)
+    def lost(self, ticket: Ticket[W]) -> None:
+        """Note that a ticket's worker died under its job."""
+        self._running.pop(ticket, None)
+        ticket.demand.unwatch(ticket)
         self._fill()
 
-    def done(self, turn: Turn[W]) -> None:
-        """Note that a turn is over, and learn how long its job took. Offers no worker."""
-        del self._running[turn]
-        turn.demand.unwatch(turn)
-        if not turn.given_up:
-            took_s = self._clock() - turn.started_s
-            self._estimate.took(turn.kind, turn.entry.size_bytes, took_s)
+    def done(self, ticket: Ticket[W]) -> None:
+        """Note that a ticket is over, and learn how long its job took. Offers no worker."""
+        del self._running[ticket]
+        ticket.demand.unwatch(ticket)
+        if not ticket.given_up:
+            took_s = self._clock() - ticket.started_s
+            self._estimate.took(ticket.kind, ticket.entry.size_bytes, took_s)
         self._fill()
 
-    def decline(self, turn: Turn[W]) -> None:
-        """Note that a turn needs no worker after all, and nobody waits any more for those who
+    def decline(self, ticket: Ticket[W]) -> None:
+        """Note that a ticket needs no worker after all, and nobody waits any more for those who
         left while it had one. Offers no worker.
         """
-        del self._running[turn]
-        turn.demand.unwatch(turn)
-        turn.demand.release()
+        del self._running[ticket]
+        ticket.demand.unwatch(ticket)
+        ticket.demand.release()
         self._fill()
 
     def refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
@@ -170,9 +171,9 @@ class Dispatch(Generic[W]):
         if demand is None:
             entry = Entry({wish}, second=second)
             return 0.0 if self._idle and self._may_start(entry) else self._wait_s(entry)
-        for turn in self._waiting.values():
-            if turn.demand is demand:
-                return self._wait_s(turn.entry, {wish, *turn.entry.wishes})
+        for ticket in self._waiting.values():
+            if ticket.demand is demand:
+                return self._wait_s(ticket.entry, {wish, *ticket.entry.wishes})
         return 0.0
 
     def _wait_s(self, entry: Entry, wishes: set[Wish] | None = None) -> float:
@@ -191,26 +192,33 @@ class Dispatch(Generic[W]):
         )
         return next(wait_s for wait_s, next_free_s in shared_s if wait_s <= next_free_s)
 
-    async def _wait(self, turn: Turn[W]) -> None:
-        self._waiting[turn.entry] = turn
+    async def _wait(self, ticket: Ticket[W]) -> bool:
+        """Wait for a ticket's worker; return whether it got one, rather than be withdrawn."""
+        self._waiting[ticket.entry] = ticket
         self._reclaim()
         try:
-            await turn.granted
+            got = await ticket.granted is not None
         except BaseException as failure:
-            turn.demand.unwatch(turn)
-            if turn in self._running:  # Given up in the moment in which it got a worker.
-                del self._running[turn]
-                self.offer(turn.worker)
-            self.queue.discard(turn.entry)
-            self._waiting.pop(turn.entry, None)
-            if isinstance(failure, asyncio.CancelledError) and not turn.demand.wanted:
+            if ticket in self._running:  # Given up in the moment in which it got a worker.
+                del self._running[ticket]
+                self.offer(ticket.worker)
+            self._wait_no_more(ticket)
+            if isinstance(failure, asyncio.CancelledError) and not ticket.demand.wanted:
                 self._recorder.abandoned(self._engine_id, "queued")
             raise
+        if not got:
+            self._wait_no_more(ticket)
+        return got
+
+    def _wait_no_more(self, ticket: Ticket[W]) -> None:
+        ticket.demand.unwatch(ticket)
+        self.queue.discard(ticket.entry)
+        self._waiting.pop(ticket.entry, None)
 
     @property
     def _second_room(self) -> int:
         """How many second opinions more may run."""
-        return max(0, self._second_limit - sum(turn.entry.second for turn in self._running))
+        return max(0, self._second_limit - sum(ticket.entry.second for ticket in self._running))
 
     @property
     def _second_may_start(self) -> bool:
@@ -222,23 +230,23 @@ class Dispatch(Generic[W]):
     def _fill(self) -> None:
         """Give idle workers to whoever is next."""
         while (worker := self._idle_worker()) is not None:
-            turn = self._next()
-            if turn is None:
+            ticket = self._next()
+            if ticket is None:
                 self._idle.appendleft(worker)
                 return
-            self._start(turn, worker)
+            self._start(ticket, worker)
 
-    def _next(self) -> Turn[W] | None:
+    def _next(self) -> Ticket[W] | None:
         while (entry := self.queue.pop(second=self._second_may_start)) is not None:
-            turn = self._waiting.pop(entry)
-            if not turn.granted.done():  # It is, in the moment in which its job is given up.
-                return turn
+            ticket = self._waiting.pop(entry)
+            if not ticket.granted.done():  # It is, in the moment in which its job is given up.
+                return ticket
         return None
 
-    def _start_on_idle(self, turn: Turn[W]) -> bool:
+    def _start_on_idle(self, ticket: Ticket[W]) -> bool:
         worker = self._idle_worker()
         if worker is not None:
-            self._start(turn, worker)
+            self._start(ticket, worker)
         return worker is not None
 
     def _idle_worker(self) -> W | None:
@@ -248,36 +256,36 @@ class Dispatch(Generic[W]):
                 return worker
         return None
 
-    def _start(self, turn: Turn[W], worker: W) -> None:
-        turn.started_s = self._clock()
-        turn.demand.kept = self._limits.now.abandoned is not Abandoned.KILL
-        self._running[turn] = None
-        turn.granted.set_result(worker)
+    def _start(self, ticket: Ticket[W], worker: W) -> None:
+        ticket.started_s = self._clock()
+        ticket.demand.kept = self._limits.now.abandoned is not Abandoned.KILL
+        self._running[ticket] = None
+        ticket.granted.set_result(worker)
 
-    def _wishes_changed(self, turn: Turn[W]) -> None:
-        if turn in self._running:
-            if not turn.demand.wanted:
+    def _wishes_changed(self, ticket: Ticket[W]) -> None:
+        if ticket in self._running:
+            if not ticket.demand.wanted:
                 self._reclaim()
         else:
-            self.queue.move(turn.entry, turn.demand.wishes())
+            self.queue.move(ticket.entry, ticket.demand.wishes())
 
     def _reclaim(self) -> None:
         """End jobs that nobody waits for, one for each that waits for a worker."""
         if self._limits.now.abandoned is not Abandoned.YIELD:
             return
         # Until its worker is back, a job that was ended is among those that run.
-        coming = sum(turn.reclaimed for turn in self._running)
+        coming = sum(ticket.reclaimed for ticket in self._running)
         held_back = sum(entry.second for entry in self._waiting) - self._second_room
         missing = len(self._waiting) - max(0, held_back) - coming
         unwanted = (t for t in self._running if not (t.demand.wanted or t.reclaimed))
-        for turn in islice(unwanted, max(0, missing)):
-            turn.reclaimed = True
-            turn.demand.drop()
+        for ticket in islice(unwanted, max(0, missing)):
+            ticket.reclaimed = True
+            ticket.demand.drop()
 
     def _refuse(self, entry: Entry, refusal: errors.WasmkilnError) -> None:
-        turn = self._waiting.pop(entry)
-        if not turn.granted.done():
-            turn.granted.set_exception(refusal)
+        ticket = self._waiting.pop(entry)
+        if not ticket.granted.done():
+            ticket.granted.set_exception(refusal)
 
     def _full(self, entry: Entry) -> errors.WasmkilnError:
         wait_s = max(_LEAST_RETRY_S, self._wait_s(entry))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.conversation import JobOrder, JobReport
-from wasmkilnd.engines.dispatch import Dispatch, Turn
+from wasmkilnd.engines.dispatch import Dispatch
 from wasmkilnd.engines.job_ends import OutOfDescriptors
 from wasmkilnd.engines.kernel_log import refused_call
 from wasmkilnd.engines.neighbours import Neighbours
 from wasmkilnd.engines.process import JobNotSetUp, Worker, WorkerDied
+from wasmkilnd.engines.ticket import LentWorker, Ticket, Unless
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
@@ -116,27 +118,54 @@ class WorkerPool:
     async def run(
         self, job: JobOrder, demand: Demand | None = None, *, second: bool = False
     ) -> tuple[JobReport, float]:
-        """Run ``job``; answer its report and how long it waited for a worker, in seconds.
+        """Run ``job``; return its report and how long it waited for a worker, in seconds.
 
         Without ``demand`` it is the daemon's own, and waits like a caller's. Those that are
-        ``second`` opinions get half of the workers at most.
-        A job that loses its worker through no fault of its own is run once more; one that
-        could not be set up, on as many others as there are, and one that is started since.
-        Cancelled, it waits no more, or ends at once. Raises COMPILE_QUEUE_FULL, also
-        where the daemon has no file descriptors left; WORKER_UNAVAILABLE when no worker
-        starts, or none could set the job up; COMPILER_CRASHED when two died under it;
-        SERVER_DRAINING; or what the demand raises when it is asked whether to begin.
+        ``second`` opinions get half of the workers at most. Raises what ``worker`` and its
+        ``run`` raise.
         """
         self._refuse_if_useless()
         demand = demand or Demand.of(Wish())
-        op, size_bytes = str(job.order["op"]), len(job.wasm or b"")
-        turn = await self._dispatch.take(demand, op, size_bytes, second=second)
-        await self._begin(turn)
+        ticket = await self._dispatch.take(demand, job.op, job.size_bytes, second=second)
+        return await self._run(ticket, job), ticket.queued_s
+
+    @asynccontextmanager
+    async def worker(
+        self, job: JobOrder, demand: Demand, *, unless: Unless
+    ) -> AsyncIterator[LentWorker[Worker] | None]:
+        """Wait for a worker that is to run ``job``, and lend it for as long as the context lasts.
+
+        It is None when ``unless`` returns before a worker is there. Who leaves the queue
+        when cancelled waits no more. Raises COMPILE_QUEUE_FULL, WORKER_UNAVAILABLE when no
+        worker starts, or SERVER_DRAINING.
+        """
+        self._refuse_if_useless()
+        ticket = await self._dispatch.take_unless(demand, job.op, job.size_bytes, unless)
+        if ticket is None:
+            yield None
+            return
+        lent = LentWorker(ticket, lambda: self._run(ticket, job))
+        try:
+            yield lent
+        finally:
+            if not lent.used:
+                self._dispatch.decline(ticket)
+                self._offer(ticket.worker)
+
+    async def _run(self, ticket: Ticket[Worker], job: JobOrder) -> JobReport:
+        """Run ``job`` on the ticket's worker, which is free for others when the job ends.
+
+        A job that loses its worker through no fault of its own is run once more; one that
+        could not be set up, on as many others as there are, and one that is started since.
+        Cancelled, it ends at once. Raises COMPILE_QUEUE_FULL where the daemon has no file
+        descriptors left; WORKER_UNAVAILABLE when no worker could set the job up;
+        COMPILER_CRASHED when two died under it; SERVER_DRAINING.
+        """
         # What spoiled one worker may have spoiled all, but none that starts from now on.
         tries_at_set_up, tries = self.size + 1, 2
         while True:
             try:
-                return await self._run_on(turn, job), turn.queued_s
+                return await self._run_on(ticket, job)
             except JobNotSetUp as failure:
                 log.warning("worker cannot set up a job", engine=self.engine_id, cause=str(failure))
                 tries_at_set_up -= 1
@@ -150,27 +179,18 @@ class WorkerPool:
                         self.engine_id, "lost its worker process twice", str(death)
                     ) from None
             self._refuse_if_useless()
-            await self._dispatch.take_again(turn)
+            await self._dispatch.take_again(ticket)
 
-    async def _begin(self, turn: Turn[Worker]) -> None:
-        """Ask whether the job is still to be done; if not, its worker is for the next."""
-        try:
-            await turn.demand.begin()
-        except BaseException:
-            self._dispatch.decline(turn)
-            self._offer(turn.worker)
-            raise
-
-    async def _run_on(self, turn: Turn[Worker], job: JobOrder) -> JobReport:
-        worker = turn.worker
+    async def _run_on(self, ticket: Ticket[Worker], job: JobOrder) -> JobReport:
+        worker = ticket.worker
         # A task of its own: when the job is given up, its worker is not.
         work = asyncio.create_task(self._run_beside(worker, job))
-        work.add_done_callback(lambda done: self._back(turn, worker, done))
+        work.add_done_callback(lambda done: self._back(ticket, worker, done))
         try:
             report = await asyncio.shield(work)
         except asyncio.CancelledError:
             if not work.done():
-                turn.given_up = True
+                ticket.given_up = True
                 worker.end_job()
             self._recorder.abandoned(self.engine_id, "running")
             raise
@@ -195,15 +215,15 @@ class WorkerPool:
         report.alone = stay.alone
         return report
 
-    def _back(self, turn: Turn[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
+    def _back(self, ticket: Ticket[Worker], worker: Worker, work: asyncio.Task[JobReport]) -> None:
         """See what became of a worker: a lost one's keeper starts another."""
         failure = asyncio.CancelledError() if work.cancelled() else work.exception()
         self._unfit = str(failure) if isinstance(failure, JobNotSetUp) else ""
         if failure and not isinstance(failure, OutOfDescriptors):
-            self._dispatch.lost(turn)
+            self._dispatch.lost(ticket)
         else:
-            turn.given_up |= failure is not None
-            self._dispatch.done(turn)
+            ticket.given_up |= failure is not None
+            self._dispatch.done(ticket)
             self._offer(worker)
 
     def _offer(self, worker: Worker) -> None:

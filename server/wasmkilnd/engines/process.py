@@ -111,7 +111,7 @@ class Worker:
         before anything has begun, with the worker as good as before; JobNotSetUp or WorkerDied
         when the worker itself fails: it is of no use any more then.
         """
-        report = JobReport(module_bytes=len(job.wasm or b""))
+        report = JobReport(module_bytes=job.size_bytes)
         try:
             with job_ends() as ends:
                 try:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass
 
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines import orders, verdict
-from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.engines.opinions import Opinions
+from wasmkilnd.engines.process import Worker
 from wasmkilnd.engines.resolve import resolve
 from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.ticket import LentWorker, Unless
 from wasmkilnd.engines.verdict import Compiled, Opinion, Verdict
-from wasmkilnd.errors import DoneElsewhere, Reason, WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder
@@ -116,62 +123,32 @@ class EngineRegistry:
                 self._specs.popitem(last=False)
         return known
 
-    async def compile(self, spec: CompileSpec, module: Module, demand: Demand) -> CompiledCode:
-        """Compile in a worker, in the turn that ``demand`` gives. Raises the errors of Compile."""
-        said = self._opinions.refusal_known(spec, module)
-        if said is None:
-            size = self._opinions.oversize_known(spec, module)
-            limit = self._limits.now.artifact_bytes
-            if size > limit:
-                raise errors.artifact_too_large(spec.engine.id, size, limit)
-            report, queued_s, said = await self._compile_on(spec, module, demand)
-            if said.opinion is Opinion.VALID:
-                return _code(verdict.compiled(report, spec.engine.id), queued_s)
-            # What follows may wait for another engine's worker, and explains a refusal only.
-            demand.failed()
-        demand.release()  # There is nothing to keep: if all have left, this ends here.
-        if not demand.wanted:
-            raise asyncio.CancelledError
-        raise await self._opinions.refusal(spec.engine.id, module, said, demand)
+    @asynccontextmanager
+    async def worker(
+        self, spec: CompileSpec, module: Module, demand: Demand, *, unless: Unless
+    ) -> AsyncIterator[EngineWorker | None]:
+        """Wait for a worker that is to compile ``module``, or for ``unless``: then it is None.
 
-    async def _compile_on(
-        self, spec: CompileSpec, module: Module, demand: Demand
-    ) -> tuple[JobReport, float, Verdict]:
-        """Have one engine compile, and note how it went, without what others say of it."""
-        engine = self._served[spec.engine.id]
-        started = time.monotonic()
-        limits = self._limits.now
-        queued_s = 0.0
-        given_up = False
-        outcome: Reason | None = Reason.INTERNAL
-        try:
-            order = orders.on_module(
-                "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
-            )
-            report, queued_s = await engine.pool.run(order, demand)
-            said = verdict.read(report, engine.id, "compiling", limits)
-            self._opinions.compiled(spec, module, said)
-            if said.oversize_bytes is not None:
-                raise errors.artifact_too_large(
-                    engine.id, said.oversize_bytes, limits.artifact_bytes
-                )
-            outcome = _REASONS.get(said.opinion)
-            return report, queued_s, said
-        except WasmkilnError as failure:
-            outcome = failure.reason
-            given_up = outcome is Reason.MODULE_QUARANTINED  # While it waited for a worker.
-            raise
-        except (asyncio.CancelledError, DoneElsewhere):
-            given_up = True  # It did not end, and may never have begun.
-            raise
-        finally:
-            if not given_up:
-                self._recorder.compiled(
-                    engine.id,
-                    outcome.value.lower() if outcome else "ok",
-                    time.monotonic() - started - queued_s,
-                    queued_s,
-                )
+        Raises the errors of Compile: what is known against the module already, and what
+        keeps it from getting a worker.
+        """
+        if said := self._opinions.refusal_known(spec, module):
+            raise await RefusedModule(self._opinions, spec, module, demand, said).explained()
+        size_bytes, limits = self._opinions.oversize_known(spec, module), self._limits.now
+        if size_bytes > limits.artifact_bytes:
+            raise errors.artifact_too_large(spec.engine.id, size_bytes, limits.artifact_bytes)
+        order = orders.on_module(
+            "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
+        )
+        compiling = Compilation(self._recorder, spec.engine.id)
+        async with AsyncExitStack() as stack:
+            with compiling.failures_recorded():
+                waiting = self._served[spec.engine.id].pool.worker(order, demand, unless=unless)
+                lent = await stack.enter_async_context(waiting)
+            if lent is None:
+                yield None
+                return
+            yield EngineWorker(self._opinions, compiling, lent, spec, module, demand, limits)
 
     def expected_wait_s(
         self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
@@ -201,6 +178,95 @@ class EngineRegistry:
     async def close(self) -> None:
         """End every worker."""
         await asyncio.gather(*(engine.pool.close() for engine in self._served.values()))
+
+
+class Compilation:
+    """Takes note of how one compilation went, its wait for a worker included."""
+
+    def __init__(self, recorder: Recorder, engine_id: str) -> None:
+        self.queued_s = 0.0
+        self._recorder = recorder
+        self._engine_id = engine_id
+        self._began_s = time.monotonic()
+
+    def ended(self, outcome: Reason | None) -> None:
+        """Record that it ended; ``outcome`` is None if it made code."""
+        self._recorder.compiled(
+            self._engine_id,
+            outcome.value.lower() if outcome else "ok",
+            time.monotonic() - self._began_s - self.queued_s,
+            self.queued_s,
+        )
+
+    @contextmanager
+    def failures_recorded(self) -> Iterator[None]:
+        """Record what is raised meanwhile, unless it is cancelled: then it did not end."""
+        try:
+            yield
+        except WasmkilnError as failure:
+            self.ended(failure.reason)
+            raise
+        except Exception:
+            self.ended(Reason.INTERNAL)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class EngineWorker:
+    """A worker that is there to compile one module."""
+
+    _opinions: Opinions
+    _compilation: Compilation
+    _lent: LentWorker[Worker]
+    _spec: CompileSpec
+    _module: Module
+    _demand: Demand
+    _limits: Limits
+
+    @property
+    def queued_s(self) -> float:
+        """How long the module waited for it."""
+        return self._lent.queued_s
+
+    async def compile(self) -> CompiledCode | RefusedModule:
+        """Compile the module; return its code, or the engine's refusal.
+
+        Raises the errors of Compile for a job that came to no verdict.
+        """
+        engine_id = self._spec.engine.id
+        with self._compilation.failures_recorded():
+            report = await self._lent.run()
+            self._compilation.queued_s = self.queued_s
+            said = verdict.read(report, engine_id, "compiling", self._limits)
+            self._opinions.compiled(self._spec, self._module, said)
+            if said.oversize_bytes is not None:
+                raise errors.artifact_too_large(
+                    engine_id, said.oversize_bytes, self._limits.artifact_bytes
+                )
+        self._compilation.ended(_REASONS.get(said.opinion))
+        if said.opinion is Opinion.VALID:
+            return _code(verdict.compiled(report, engine_id), self.queued_s)
+        return RefusedModule(self._opinions, self._spec, self._module, self._demand, said)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedModule:
+    """A module that its engine does not compile."""
+
+    _opinions: Opinions
+    _spec: CompileSpec
+    _module: Module
+    _demand: Demand
+    _said: Verdict
+
+    async def explained(self) -> WasmkilnError:
+        """As Refused: other engines are asked, in the turn that the demand gives."""
+        self._demand.release()  # There is nothing to keep: if all have left, this ends here.
+        if not self._demand.wanted:
+            raise asyncio.CancelledError
+        return await self._opinions.refusal(
+            self._spec.engine.id, self._module, self._said, self._demand
+        )
 
 
 def _code(compiled: Compiled, queued_s: float) -> CompiledCode:

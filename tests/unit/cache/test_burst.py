@@ -11,7 +11,6 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
 
 from tests.contract.values import artifact
@@ -43,7 +42,7 @@ async def found(seconds: float) -> tuple[int, bool]:
         await tier.put(one)
     near = MemoryTier(1_000_000)
     writes = WriteBehind(tier, lambda: 1000, NoTier("").always_ready)
-    cache = TieredCache(near, near, tier, writes, EveryTurn(), patience_s=TIMEOUT_S)
+    cache = TieredCache(near, near, tier, writes, None, patience_s=TIMEOUT_S)
     shelf.seconds = seconds
     calls = [asyncio.create_task(cache.get(one.key)) for one in MANY]
     answers = await asyncio.wait_for(asyncio.gather(*calls), 20)

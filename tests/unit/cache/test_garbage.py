@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
+from wasmkilnd.cache.claim import FleetClaims
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.leases import Leases
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import RedisStrikes
-from wasmkilnd.cache.turns import FleetTurns
-from wasmkilnd.errors import DoneElsewhere, TierUnavailable
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey, EvictScope, Strike, TierUsage
 
 from tests.contract.sealing import sealer
@@ -83,14 +82,13 @@ def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable
     tier = RedisTier(link._server, sealer(), Notes())
     strikes = RedisStrikes(link, KeyNames("p:"), sealer())
     leases = Leases(link, KeyNames("p:"), sealer(), never, lease_s=0.1)
-    turns = FleetTurns(leases, Notes(), patience_s=lambda: 0.0)
+    claims = FleetClaims(leases, Notes(), patience_s=lambda: 0.0)
 
     async def take() -> None:
-        async with turns.take(KEY) as claim:
-            with contextlib.suppress(DoneElsewhere):
-                await claim.begin()
-            await claim.stored()
-        await turns.close()
+        async with claims.claim(KEY) as claim:
+            if not await claim.take():
+                await claim.made_elsewhere()
+        await claims.close()
 
     return [
         lambda: tier.get(KEY),

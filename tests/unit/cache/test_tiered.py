@@ -9,9 +9,8 @@ import pytest
 from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.cache.turns import EveryTurn
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.errors import DoneElsewhere, TierUnavailable
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -85,7 +84,7 @@ class Tiers:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
         self.writes = WriteBehind(self.far, lambda: 1_000_000, NoTier("").always_ready)
-        self.cache = TieredCache(self.near, self.near, self.far, self.writes, EveryTurn())
+        self.cache = TieredCache(self.near, self.near, self.far, self.writes, None)
 
 
 @pytest.fixture
@@ -264,10 +263,9 @@ async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_
     assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
     assert await tiers.cache.get_module(wasm.sha256) == wasm
     await tiers.near.evict(EvictScope())
-    async with tiers.cache.turn(one.key) as turn:
-        with pytest.raises(DoneElsewhere):  # Nobody is to compile it, then.
-            await turn.begin()
-        assert await turn.made() == (one, Origin.MEMORY)
+    assert await tiers.cache.has_local(one.key)
+    assert tiers.near.usage().entries == 0
+    assert await tiers.cache.get_local(one.key) == one
     assert tiers.far.gets == 1  # The write.
     assert await tiers.cache.missing([one.key]) == frozenset()
     tiers.far.gate.set()
@@ -275,9 +273,7 @@ async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_
 
 
 async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(
-        tiers.near, tiers.near, tiers.far, tiers.writes, EveryTurn(), patience_s=0.2
-    )
+    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, None, patience_s=0.2)
     one = artifact(1)
     await tiers.far.put(one)
     tiers.far.gate.clear()
@@ -300,9 +296,7 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
 
 
 async def test_what_a_question_for_many_costs_is_one_time_out_too(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(
-        tiers.near, tiers.near, tiers.far, tiers.writes, EveryTurn(), patience_s=0.2
-    )
+    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, None, patience_s=0.2)
     keys = [artifact(tag).key for tag in range(100)]
     await tiers.far.put(artifact(1))
     tiers.far.gate.clear()

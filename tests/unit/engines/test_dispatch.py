@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines.dispatch import Dispatch, Turn
+from wasmkilnd.engines.dispatch import Dispatch
 from wasmkilnd.engines.estimate import Estimate
+from wasmkilnd.engines.ticket import Ticket
 from wasmkilnd.errors import Reason, WasmkilnError, server_draining
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Abandoned, Limits
@@ -29,7 +30,7 @@ class Rig:
         second_limit: int = 1,
     ) -> None:
         self.now = 0.0
-        self.running: list[Turn[str]] = []
+        self.running: list[Ticket[str]] = []
         self.recorder = Notes()
         self.dispatch = Dispatch[str](
             "engine-1",
@@ -43,25 +44,25 @@ class Rig:
 
     def ask(
         self, wish: Wish, size: int = 1000, demand: Demand | None = None, second: bool = False
-    ) -> asyncio.Task[Turn[str]]:
+    ) -> asyncio.Task[Ticket[str]]:
         return asyncio.create_task(self._take(demand or Demand.of(wish), size, second))
 
-    async def _take(self, demand: Demand, size: int, second: bool) -> Turn[str]:
-        turn = await self.dispatch.take(demand, "compile", size, second=second)
-        self.running.append(turn)
-        return turn
+    async def _take(self, demand: Demand, size: int, second: bool) -> Ticket[str]:
+        ticket = await self.dispatch.take(demand, "compile", size, second=second)
+        self.running.append(ticket)
+        return ticket
 
     async def pass_time(self, seconds: float) -> None:
         """Let every job that runs end after ``seconds``."""
         self.now += seconds
-        for turn in list(self.running):
-            await self.work(turn, 0.0)
+        for ticket in list(self.running):
+            await self.work(ticket, 0.0)
 
-    async def work(self, turn: Turn[str], seconds: float) -> None:
+    async def work(self, ticket: Ticket[str], seconds: float) -> None:
         self.now += seconds
-        self.running.remove(turn)
-        self.dispatch.done(turn)
-        self.dispatch.offer(turn.worker)
+        self.running.remove(ticket)
+        self.dispatch.done(ticket)
+        self.dispatch.offer(ticket.worker)
         await settled()
 
 
@@ -72,9 +73,9 @@ async def settled() -> None:
 
 async def test_a_free_worker_is_given_at_once() -> None:
     rig = Rig()
-    turn = await rig.ask(A)
-    assert turn.worker == "worker 0"
-    assert turn.queued_s == 0.0
+    ticket = await rig.ask(A)
+    assert ticket.worker == "worker 0"
+    assert ticket.queued_s == 0.0
     assert (rig.dispatch.busy, rig.dispatch.idle) == (1, 0)
 
 
@@ -141,7 +142,7 @@ async def test_a_wait_is_expected_before_it_begins() -> None:
     await settled()
     assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(7.0)
     assert rig.dispatch.expected_wait_s(B, None) == pytest.approx(7.0)
-    # Who joins what waits already gets it when that gets its turn.
+    # Who joins what waits already gets it when that gets its ticket.
     assert rig.dispatch.expected_wait_s(B, demand) == pytest.approx(3.0)
     # A job that is late by a second is expected to take one more.
     rig.now += 4.0
@@ -193,8 +194,8 @@ async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next() -> N
     rig.dispatch.done(running)
     rig.dispatch.offer(running.worker)
     gone.cancel()  # Before it could notice.
-    turn = await next_
-    await rig.work(turn, 1.0)
+    ticket = await next_
+    await rig.work(ticket, 1.0)
     assert (rig.dispatch.idle, rig.dispatch.busy) == (1, 0)
 
 
@@ -231,16 +232,16 @@ async def test_warming_takes_the_turn_of_who_begins_to_wait_for_it() -> None:
 
 async def test_a_job_whose_worker_died_is_next() -> None:
     rig = Rig()
-    turn = await rig.ask(A)
+    ticket = await rig.ask(A)
     others = [rig.ask(B) for _ in range(3)]
     await settled()
-    rig.dispatch.lost(turn)
-    again = asyncio.create_task(rig.dispatch.take_again(turn))
+    rig.dispatch.lost(ticket)
+    again = asyncio.create_task(rig.dispatch.take_again(ticket))
     await settled()
     rig.dispatch.offer("another worker")
     await again
-    assert turn.worker == "another worker"
-    await rig.work(turn, 1.0)
+    assert ticket.worker == "another worker"
+    await rig.work(ticket, 1.0)
     for other in others:
         await rig.work(await other, 1.0)
 
@@ -251,11 +252,11 @@ async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_t
     drops: list[str] = []
     demand = Demand(lambda: drops.append("dropped"))
     demand.join(A)
-    turn = await rig.ask(A, demand=demand)
+    ticket = await rig.ask(A, demand=demand)
     next_ = rig.ask(B)
     await settled()
-    rig.dispatch.decline(turn)
-    rig.dispatch.offer(turn.worker)
+    rig.dispatch.decline(ticket)
+    rig.dispatch.offer(ticket.worker)
     await rig.work(await next_, 2.0)
     assert rig.dispatch._estimate.expected_s("compile", 1000) == pytest.approx(2.0)
     assert not drops
@@ -268,10 +269,10 @@ async def test_who_left_while_a_worker_was_asked_for_is_waited_for_no_more() -> 
     drops: list[str] = []
     demand = Demand(lambda: drops.append("dropped"))
     demand.join(A)
-    turn = await rig.ask(A, demand=demand)
+    ticket = await rig.ask(A, demand=demand)
     demand.leave(A)
     assert not drops
-    rig.dispatch.decline(turn)
+    rig.dispatch.decline(ticket)
     assert drops
 
 
@@ -302,13 +303,13 @@ async def test_a_running_job_that_nobody_wants(
     drops: list[str] = []
     demand = Demand(lambda: drops.append("dropped"))
     demand.join(A)
-    turn = await rig.ask(A, demand=demand)
+    ticket = await rig.ask(A, demand=demand)
     demand.leave(A)
     assert bool(drops) is dropped_alone
     waiting = rig.ask(B)
     await settled()
     assert bool(drops) is dropped_when_another_waits
-    await rig.work(turn, 1.0)
+    await rig.work(ticket, 1.0)
     await rig.work(await waiting, 1.0)
 
 
@@ -317,13 +318,13 @@ async def test_a_job_that_is_left_while_another_waits_yields() -> None:
     drops: list[str] = []
     demand = Demand(lambda: drops.append("dropped"))
     demand.join(A)
-    turn = await rig.ask(A, demand=demand)
+    ticket = await rig.ask(A, demand=demand)
     waiting = rig.ask(B)
     await settled()
     assert not drops
     demand.leave(A)
     assert drops
-    await rig.work(turn, 1.0)
+    await rig.work(ticket, 1.0)
     await rig.work(await waiting, 1.0)
 
 
@@ -341,8 +342,8 @@ async def test_each_that_waits_has_one_unwanted_job_ended(callers: int) -> None:
     waiting = [rig.ask(B) for _ in range(callers)]
     await settled()
     assert drops == [0, 1][:callers]
-    for turn in turns:
-        await rig.work(turn, 1.0)
+    for ticket in turns:
+        await rig.work(ticket, 1.0)
     for call in waiting:
         await rig.work(await call, 1.0)
 
@@ -471,3 +472,102 @@ def test_a_small_module_that_takes_long_says_little_about_large_ones() -> None:
     estimate.took("compile", 8_000, 20.0)
     assert estimate.expected_s("compile", 8_000) == pytest.approx(20.0)
     assert 20.0 < estimate.expected_s("compile", 4_000_000) < 25.0
+
+
+# --- What needs no worker any more ---------------------------------------------------------
+
+
+class Elsewhere:
+    """Another daemon, which stores the artifact when a test says so."""
+
+    def __init__(self) -> None:
+        self.stored = asyncio.Event()
+        self.watched = 0
+
+    async def __call__(self) -> None:
+        self.watched += 1
+        try:
+            await self.stored.wait()
+        finally:
+            self.watched -= 1
+
+
+async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
+    rig, elsewhere, demand = Rig(), Elsewhere(), Demand.of(A)
+    running = await rig.ask(B)
+    waiting = asyncio.create_task(rig.dispatch.take_unless(demand, "compile", 1, elsewhere))
+    behind = rig.ask(A)
+    await settled()
+    assert (len(rig.dispatch.queue), elsewhere.watched) == (2, 1)
+    elsewhere.stored.set()
+    assert await waiting is None
+    assert len(rig.dispatch.queue) == 1
+    await rig.work(running, 1.0)
+    assert (await behind).worker == "worker 0"
+    assert rig.recorder.abandonments == []
+
+
+async def test_who_has_a_worker_keeps_it_and_nobody_watches_any_more() -> None:
+    rig, elsewhere = Rig(), Elsewhere()
+    at_once = await rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere)
+    assert at_once
+    assert elsewhere.watched == 0
+    waiting = asyncio.create_task(rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere))
+    await settled()
+    rig.dispatch.done(at_once)
+    rig.dispatch.offer(at_once.worker)
+    elsewhere.stored.set()  # In the same moment, and too late.
+    later = await waiting
+    assert later
+    assert later.worker == "worker 0"
+    await settled()
+    assert elsewhere.watched == 0
+
+
+async def test_in_the_moment_in_which_it_is_stored_the_worker_goes_to_the_next() -> None:
+    rig, elsewhere = Rig(), Elsewhere()
+    running = await rig.ask(B)
+    waiting = asyncio.create_task(rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere))
+    behind = rig.ask(A)
+    await settled()
+    elsewhere.stored.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not waiting.done()  # The watch has ended, and who waits has not heard of it.
+    await rig.work(running, 1.0)
+    assert await waiting is None
+    assert (await behind).worker == "worker 0"
+    assert (rig.dispatch.busy, rig.dispatch.idle) == (1, 0)
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_who_is_cancelled_at_any_moment_keeps_no_worker(steps: int) -> None:
+    rig, elsewhere = Rig(), Elsewhere()
+    running = await rig.ask(B)
+    waiting = asyncio.create_task(rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere))
+    await settled()
+    rig.running.remove(running)
+    rig.dispatch.done(running)
+    rig.dispatch.offer(running.worker)
+    elsewhere.stored.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    if not waiting.cancelled() and (ticket := waiting.result()):
+        rig.dispatch.decline(ticket)
+        rig.dispatch.offer(ticket.worker)
+    await settled()
+    assert (rig.dispatch.busy, rig.dispatch.idle) == (0, 1)
+    assert elsewhere.watched == 0
+
+
+async def test_a_watch_that_fails_is_no_silence() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    rig = Rig()
+    await rig.ask(B)
+    with pytest.raises(ZeroDivisionError):
+        await rig.dispatch.take_unless(Demand.of(A), "compile", 1, broken)
+    assert len(rig.dispatch.queue) == 0

@@ -13,9 +13,11 @@ import pytest
 from wasmkilnd import errors
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.conversation import JobOrder, JobReport
+from wasmkilnd.engines.queue import Entry
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.errors import DoneElsewhere, Reason, WasmkilnError, module_quarantined
+from wasmkilnd.engines.ticket import LentWorker, Ticket, Unless
+from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
     EngineCapabilities,
@@ -41,7 +43,7 @@ INVALID = {"outcome": "invalid", "message": "bad (at offset 9)", "offset": 9}
 TOO_LARGE = {"outcome": "too_large", "size_bytes": 5000}
 UNSUPPORTED = {"outcome": "unsupported", "message": "no simd"}
 
-Said = Mapping[str, Any] | WasmkilnError | DoneElsewhere | str
+Said = Mapping[str, Any] | WasmkilnError | str
 
 
 class Pool:
@@ -57,6 +59,7 @@ class Pool:
         self.wait_s = {False: 0.0, True: 0.0}
         self.free = asyncio.Event()
         self.free.set()
+        self.made_elsewhere = False
 
     async def run(
         self, job: JobOrder, demand: Demand, *, second: bool = False
@@ -72,7 +75,7 @@ class Pool:
         finally:
             self.ended += 1
         said = self.says[op]
-        if isinstance(said, (WasmkilnError, DoneElsewhere)):
+        if isinstance(said, WasmkilnError):
             raise said
         if isinstance(said, str):  # Killed at its limit.
             return JobReport(configured=True, timed_out=True, signal=9), 0.0
@@ -80,6 +83,21 @@ class Pool:
         if op == "compile" and said is VALID:
             report.artifact = bytearray(b"code")
         return report, 0.0
+
+    @asynccontextmanager
+    async def worker(
+        self, job: JobOrder, demand: Demand, *, unless: Unless
+    ) -> AsyncIterator[LentWorker[str] | None]:
+        if self.made_elsewhere:
+            yield None
+            return
+
+        async def run() -> JobReport:
+            return (await self.run(job, demand))[0]
+
+        granted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        ticket = Ticket[str](demand, job.op, Entry(set()), 0.0, granted=granted)
+        yield LentWorker(ticket, run)
 
     def expected_wait_s(self, wish: Wish, demand: Demand | None, *, second: bool = False) -> float:
         return self.wait_s[second]
@@ -115,7 +133,17 @@ class Rig:
         demand: Demand | None = None,
     ) -> CompiledCode:
         spec = self.registry.spec(engine, "", "", settings or {})
-        return await self.registry.compile(spec, module, demand or Demand.of(Wish()))
+        worker = self.registry.worker(spec, module, demand or Demand.of(Wish()), unless=never)
+        async with worker as ready:
+            assert ready
+            code = await ready.compile()
+        if isinstance(code, CompiledCode):
+            return code
+        raise await code.explained()
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
 
 
 # Which proposals engines of a name have.
@@ -142,24 +170,32 @@ async def refused(call: Any) -> WasmkilnError:
     return failure.value
 
 
-async def test_who_waits_for_this_compile_hears_of_its_failure_before_others_are_asked() -> None:
+async def test_others_are_asked_when_the_worker_is_back_and_a_refusal_is_to_be_explained() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    asked: list[int] = []
-    demand = Demand.of(Wish())
-    demand.failed = lambda: asked.append(rig.pools["new-1"].orders.total())
     spec = rig.registry.spec("old-1", "", "", {})
-    await refused(rig.registry.compile(spec, MODULE, demand))
-    assert asked == [0]
+    async with rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never) as worker:
+        assert worker
+        code = await worker.compile()
+    assert not isinstance(code, CompiledCode)
+    assert rig.recorder.compiles == ["module_invalid"]
+    assert not rig.pools["new-1"].orders
+    assert (await code.explained()).reason is Reason.ENGINE_LACKS_FEATURE
     assert rig.pools["new-1"].orders.total() == 1
 
 
 async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
-    quarantined = module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
-    for end in (DoneElsewhere(), quarantined):
-        rig = Rig({"old-1": (VALID, end)})
-        with pytest.raises(type(end)):
-            await rig.compile("old-1")
-        assert rig.recorder.compiles == []
+    rig = Rig({"old-1": (VALID, VALID)})
+    spec = rig.registry.spec("old-1", "", "", {})
+    waiting = rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never)
+    with pytest.raises(WasmkilnError):
+        async with waiting:
+            raise module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
+    async with rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never) as worker:
+        assert worker  # Another daemon holds the lease.
+    rig.pools["old-1"].made_elsewhere = True
+    async with rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never) as worker:
+        assert worker is None
+    assert rig.recorder.compiles == []
 
 
 async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:
