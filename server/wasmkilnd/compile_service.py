@@ -7,11 +7,10 @@ an engine: only the ports.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 
-from wasmkilnd import errors, wire
-from wasmkilnd.admission import HASH_INLINE_BYTES, Admission, check_sha256
+from wasmkilnd import errors
+from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.demand import Demand
 from wasmkilnd.model import (
     Artifact,
@@ -208,7 +207,7 @@ class CompileService:
         return Served(artifact, Origin.MEMORY) if artifact else None
 
     async def _store(self, job: _Job, code: CompiledCode) -> Served:
-        artifact = self._sealer.seal(await _as_artifact(job.module, job.spec, code))
+        artifact = self._sealer.seal(_artifact(job.module, job.spec, code))
         if job.uploaded:
             # The engine accepted it, which is what Load would have asked.
             await self._cache.put_module(job.module)
@@ -216,28 +215,16 @@ class CompileService:
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
 
-async def _as_artifact(module: Module, spec: CompileSpec, code: CompiledCode) -> Artifact:
-    if len(code.payload) <= HASH_INLINE_BYTES:
-        sha256, frames = _digest(code.payload), wire.to_frames(code.payload)
-    else:
-        # Digesting lets other threads run, so the two take as long as the longer one.
-        sha256, frames = await asyncio.gather(
-            asyncio.to_thread(_digest, code.payload),
-            asyncio.to_thread(wire.to_frames, code.payload),
-        )
+def _artifact(module: Module, spec: CompileSpec, made: CompiledCode) -> Artifact:
     return Artifact(
         module_sha256=module.sha256,
         kind=module.kind,
         spec=spec,
-        sha256=sha256,
-        size_bytes=len(code.payload),
-        frames=frames,
-        compile_time_s=code.compile_time_s,
-        imports=tuple(ExternType(*row) for row in code.imports),
-        exports=tuple(ExternType(*row) for row in code.exports),
-        types_truncated=code.types_truncated,
+        sha256=made.code.sha256,
+        size_bytes=made.code.size_bytes,
+        frames=made.code.frames,
+        compile_time_s=made.compile_time_s,
+        imports=tuple(ExternType(*row) for row in made.imports),
+        exports=tuple(ExternType(*row) for row in made.exports),
+        types_truncated=made.types_truncated,
     )
-
-
-def _digest(payload: bytes | bytearray) -> str:
-    return hashlib.sha256(payload).hexdigest()

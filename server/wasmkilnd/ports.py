@@ -22,6 +22,7 @@ from wasmkilnd.model import (
     Strike,
     TierUsage,
 )
+from wasmkilnd.wire import Packed
 
 
 class Tier(Protocol):
@@ -173,7 +174,7 @@ class Cache(Protocol):
 class CompiledCode:
     """What came out of a compilation."""
 
-    payload: bytes | bytearray
+    code: Packed
     compile_time_s: float
     queue_time_s: float
     imports: Sequence[Sequence[str]]

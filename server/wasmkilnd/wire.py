@@ -10,12 +10,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 # grpcio streams fastest in messages of 512 KiB to 1 MiB (docs/performance.md);
 # the contract allows 1 MiB.
 CHUNK_BYTES = 512 * 1024
 
 _CHUNK_TAG = b"\x12"  # field 2, wire type 2
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An artifact's bytes as the wire carries them, and what they are called."""
+
+    sha256: str
+    size_bytes: int
+    frames: tuple[bytes, ...] = field(repr=False)
+
+
+def pack(payload: bytes | bytearray) -> Packed:
+    """Hash ``payload``, and cut and frame it."""
+    return Packed(hashlib.sha256(payload).hexdigest(), len(payload), to_frames(payload))
 
 
 def varint(number: int) -> bytes:

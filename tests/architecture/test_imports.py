@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "redis_address": set(),
     "demand": set(),
     "order": {"demand", "model"},
-    "ports": {"model", "errors", "demand"},
+    "ports": {"model", "errors", "demand", "wire"},
     "admission": {"model", "errors", "demand", "in_force", "ledger", "order", "ports"},
     "singleflight": {"demand", "errors"},
     "seal": {"model"},

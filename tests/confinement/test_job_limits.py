@@ -57,7 +57,7 @@ async def test_a_job_that_floods_the_daemon_within_one_frame_is_killed(confined:
     head = HEADER.pack(Type.ARTIFACT, 2**20)
     outcome = await attempt(confined, "flood", head.hex(), "00", timeout_s=0.2)
     assert outcome.report.timed_out
-    assert outcome.report.artifact is None
+    assert outcome.report.packed is None
     assert (await attempt(confined, "find")).got
 
 

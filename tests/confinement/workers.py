@@ -16,6 +16,8 @@ from wasmkilnd.engines.conversation import JobOrder, JobReport
 from wasmkilnd.engines.job_users import JobUsers
 from wasmkilnd.engines.process import Worker
 
+from tests.contract.values import payload_of
+
 HOSTILE = Path(__file__).parent / "hostile"
 PREAMBLE = b"\0asm\x01\0\0\0"
 TRIPLE = "x86_64-unknown-linux-gnu"
@@ -32,8 +34,8 @@ class Outcome:
     @property
     def said(self) -> dict[str, Any]:
         """What the code in the job said, if it lived to."""
-        artifact = self.report.artifact
-        said: dict[str, Any] = json.loads(bytes(artifact)) if artifact is not None else {}
+        made = self.report.packed
+        said: dict[str, Any] = json.loads(payload_of(made.frames)) if made is not None else {}
         return said
 
     @property

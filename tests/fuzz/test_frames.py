@@ -24,6 +24,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.status import to_status
+from wasmkilnd.wire import pack
 
 from tests.fuzz.bytes_from_outside import anything, corpus, json_values
 
@@ -106,6 +107,8 @@ def check_error(failure: WasmkilnError) -> None:
 def check(report: JobReport) -> None:
     """A verdict, or an error of the contract, and both can be sent to a caller."""
     try:
+        if report.artifact is not None:
+            report.packed = pack(report.artifact)
         said = verdict.read(report, "wasmtime-1", "compiling", LIMITS)
         made = verdict.compiled(report, "wasmtime-1") if said.opinion is Opinion.VALID else None
     except WasmkilnError as failure:
@@ -115,7 +118,7 @@ def check(report: JobReport) -> None:
     assert said.message.isprintable()
     if made:
         code = registry._code(made, 0.0)
-        assert len(code.payload) <= ARTIFACT_LIMIT
+        assert code.code.size_bytes <= ARTIFACT_LIMIT
         for row in [*code.imports, *code.exports]:
             messages._import(ExternType(*row)).SerializeToString()
 

@@ -40,6 +40,7 @@ from wasmkilnd.module_service import ModuleService
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
@@ -137,7 +138,7 @@ class EngineWorker:
             raise engines.failure
         if engines.refusal:
             return engines.refusal
-        code = b"code of " + self.spec.engine.name.encode()
+        code = pack(b"code of " + self.spec.engine.name.encode())
         return CompiledCode(code, 0.5, 0.1, [], [], False)
 
 

@@ -6,7 +6,6 @@ So code that is another was not made by the engine: whoever signed it lied, or l
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -182,7 +181,7 @@ class Recompiler:
             if refusal.reason in _CANNOT_BE:
                 raise _OtherCode(f"{spec.engine.id} makes nothing of the module") from None
             raise _NotCheckable(f"it does not compile here: {refusal.reason.value}") from None
-        return await asyncio.to_thread(_sha256, code.payload)
+        return code.code.sha256
 
 
 @asynccontextmanager
@@ -232,7 +231,3 @@ def _said_by(artifact: Artifact) -> str:
         f"key {key_id} says that it is, on {statement.finished_on}: trust it no longer, unless"
         " you know why (docs/verification.md, a stolen key)"
     )
-
-
-def _sha256(payload: bytes | bytearray) -> str:
-    return hashlib.sha256(payload).hexdigest()

@@ -12,9 +12,12 @@ from typing import Any
 from wasmkilnd.engines.answer import MOST
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
+from wasmkilnd.wire import Packed, pack
 
 # What a job may say: each once at most and in this order, so none can go on without end.
 _ANSWERS = (Type.SET_UP, Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
+# Packing less than this takes less time than handing it to a thread and back.
+_PACK_INLINE_BYTES = 256 * 1024
 _ONE_READ_BYTES = 256 * 1024
 
 
@@ -50,6 +53,9 @@ class JobReport:
     result: dict[str, Any] | None = None
     """What it answered last, if it answered."""
     artifact: bytearray | None = None
+    """What it made, until it is packed."""
+    packed: Packed | None = None
+    """What it made, as it is kept and sent."""
     set_up: bool = False
     """Whether the job was confined and had its limits before whatever happened."""
     configured: bool = False
@@ -77,6 +83,15 @@ class JobReport:
     """Whether no other job of this daemon ran while it did."""
     peak_memory_bytes: int = 0
     """The most memory that it had resident; 0 where the kernel does not tell."""
+
+    async def pack(self) -> None:
+        """Pack what the job made, if it made something, and let go of it as it came."""
+        if self.artifact is not None:
+            if len(self.artifact) <= _PACK_INLINE_BYTES:
+                self.packed = pack(self.artifact)
+            else:
+                self.packed = await asyncio.to_thread(pack, self.artifact)
+            self.artifact = None
 
 
 async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:

@@ -105,7 +105,7 @@ class Worker:
         return worker
 
     async def run(self, job: JobOrder) -> JobReport:
-        """Have the worker do one job, and wait for its end.
+        """Have the worker do one job, wait for its end, and pack what it made.
 
         A job past its time is killed with its process group. Raises OutOfDescriptors
         before anything has begun, with the worker as good as before; JobNotSetUp or WorkerDied
@@ -125,7 +125,10 @@ class Worker:
                         why = report.last_words or ends.last_words() or str(failure)
                         raise JobNotSetUp(f"a job cannot be set up: {_last_line(why)}") from None
                     raise
-                return report
+            # Before the next job: so no more artifacts are held twice, as they came and as they
+            # are kept, than there are workers.
+            await report.pack()
+            return report
         finally:
             self._job_is_over = False
 

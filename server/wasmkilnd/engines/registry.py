@@ -272,7 +272,7 @@ class RefusedModule:
 def _code(compiled: Compiled, queued_s: float) -> CompiledCode:
     answer = compiled.answer
     return CompiledCode(
-        payload=compiled.payload,
+        code=compiled.code,
         compile_time_s=answer.seconds if answer else 0.0,
         queue_time_s=queued_s,
         imports=answer.imports if answer else (),

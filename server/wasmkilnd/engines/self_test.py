@@ -18,6 +18,7 @@ from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.verdict import Opinion
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import EngineCapabilities, Kind, Limits, TargetInfo
+from wasmkilnd.wire import payload_views
 
 # Its own limits: an engine is not broken because callers may use little.
 LIMITS = Limits(
@@ -67,17 +68,17 @@ async def self_test(capabilities: EngineCapabilities, pool: WorkerPool) -> None:
             raise SelfTestFailed(failure.message) from None
 
 
-async def _compiled(engine_id: str, kind: Kind, host: TargetInfo, pool: WorkerPool) -> bytearray:
+async def _compiled(engine_id: str, kind: Kind, host: TargetInfo, pool: WorkerPool) -> bytes:
     module = admit(_MODULES[kind], LIMITS.module_bytes)
     order = orders.on_module("compile", module, host.triple, host.cpus[0], {}, own_limits())
     report = await _done(engine_id, "compiling", order, pool)
-    if report.artifact is None:
+    if report.packed is None:
         raise SelfTestFailed("it sent no artifact")
-    return report.artifact
+    return b"".join(payload_views(report.packed.frames))
 
 
 async def _run(
-    engine_id: str, artifact: bytearray, kind: Kind, host: TargetInfo, pool: WorkerPool
+    engine_id: str, artifact: bytes, kind: Kind, host: TargetInfo, pool: WorkerPool
 ) -> None:
     order = orders.call(artifact, kind, host.triple, _EXPORT, _ARGUMENTS, own_limits())
     report = await _done(engine_id, "running what it compiled", order, pool)

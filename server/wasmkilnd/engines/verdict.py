@@ -12,6 +12,7 @@ from wasmkilnd.engines.answer import Answer
 from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.errors import Fault
 from wasmkilnd.model import Limits
+from wasmkilnd.wire import Packed
 
 # How a process ends itself, rather than being ended by somebody else.
 _OWN_ENDS = frozenset(
@@ -54,7 +55,7 @@ class Verdict:
 class Compiled:
     """What a job made of a valid module; ``answer`` is missing if it died naming its types."""
 
-    payload: bytearray
+    code: Packed
     answer: Answer | None
 
 
@@ -77,7 +78,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
             engine_id, "said what no compiler says", why, fault=Fault.MODULE
         )
     said = _answer(report, engine_id)
-    if report.artifact is not None or (said and said.outcome == "ok"):
+    if report.packed is not None or (said and said.outcome == "ok"):
         return Verdict(Opinion.VALID)
     if said is None:
         raise _no_answer(report, engine_id, limits)
@@ -102,9 +103,9 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
 
 def compiled(report: JobReport, engine_id: str) -> Compiled:
     """Answer what a job whose verdict is VALID has made. Raises COMPILER_CRASHED."""
-    if report.artifact is None:
+    if report.packed is None:
         raise errors.compiler_crashed(engine_id, "sent no artifact", one_line(report.last_words))
-    return Compiled(report.artifact, _answer(report, engine_id))
+    return Compiled(report.packed, _answer(report, engine_id))
 
 
 def _answer(report: JobReport, engine_id: str) -> Answer | None:

@@ -30,6 +30,7 @@ from wasmkilnd.model import (
     TargetInfo,
 )
 from wasmkilnd.ports import CompiledCode
+from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes
 
@@ -81,7 +82,7 @@ class Pool:
             return JobReport(configured=True, timed_out=True, signal=9), 0.0
         report = JobReport(configured=True, result=dict(said))
         if op == "compile" and said is VALID:
-            report.artifact = bytearray(b"code")
+            report.packed = pack(b"code")
         return report, 0.0
 
     @asynccontextmanager

@@ -11,6 +11,7 @@ from wasmkilnd.engines.conversation import JobReport
 from wasmkilnd.engines.verdict import Opinion
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Limits
+from wasmkilnd.wire import pack
 
 LIMITS = Limits(
     module_bytes=1,
@@ -171,4 +172,4 @@ def test_a_panic_that_quotes_a_name_is_a_crash() -> None:
 
 
 def test_an_artifact_counts_even_when_the_engine_dies_of_its_types() -> None:
-    assert read(artifact=bytearray(b"code"), signal=6).opinion is Opinion.VALID
+    assert read(packed=pack(b"code"), signal=6).opinion is Opinion.VALID
