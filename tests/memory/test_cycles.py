@@ -113,13 +113,24 @@ def test_a_refusal(kiln: Watched, caller: Caller, reason: str, request_: dict[st
         assert failure_of(call)[1] == reason
 
 
+def job_of(kiln: Watched) -> int:
+    """Wait for a job, and answer it."""
+    found: list[int] = []
+
+    def look() -> list[int]:
+        found[:] = jobs_of(kiln.pid)
+        return found
+
+    eventually(look, "no job started")
+    return found[0]
+
+
 @pytest.mark.parametrize("victim", ["job", "worker"])
 def test_a_compile_that_loses_its_process(kiln: Watched, caller: Caller, victim: str) -> None:
     with kiln.leaves_nothing():
-        call = caller.compile(wasm.many_functions(40_000, tag=len(victim)))
+        call = caller.compile(wasm.many_functions(60_000, tag=len(victim)))
         for _ in range(1 if victim == "job" else 2):
-            eventually(lambda: len(jobs_of(kiln.pid)) == 1, "no job started")
-            [job] = jobs_of(kiln.pid)
+            job = job_of(kiln)
             os.kill(job, signal.SIGSTOP)
             if victim == "job":
                 os.kill(job, signal.SIGKILL)
