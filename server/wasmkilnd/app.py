@@ -107,7 +107,7 @@ class Daemon:
             remote.write_behind,
             remote.claims,
             remote.used,
-            patience_s=settings.redis_timeout_s,
+            call_wait_s=settings.redis_timeout_s,
         )
         quarantine = Quarantine(
             remote.strikes, self._metrics, lambda: self._settings.now.quarantine_s

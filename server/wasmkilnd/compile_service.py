@@ -24,6 +24,7 @@ from wasmkilnd.order import CompileOrder, Served
 from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.singleflight import Seat, SingleFlight
+from wasmkilnd.wait_budget import WaitBudget
 
 # Who waits longer for a worker looks again whether another broke its compiler meanwhile.
 _STRIKES_ARE_NEWS_S = 0.1
@@ -40,6 +41,8 @@ class _Job:
     spec: CompileSpec
     anew: bool
     """Whether it is compiled whatever is there and whoever makes it."""
+    budget: WaitBudget
+    """How long the call that began the flight may still wait for the shared tier."""
 
 
 class CompileService:
@@ -70,7 +73,7 @@ class CompileService:
 
     async def compile(self, order: CompileOrder) -> Served:
         """Answer the artifact, from the nearest place that has it. Raises the errors of Compile."""
-        found = await self._find_or_board(order)
+        found = await self._find_or_board(order, self._cache.wait_budget())
         order.terms.let_go()
         served = found if isinstance(found, Served) else await self._land(found)
         self._recorder.served(served.origin)
@@ -87,7 +90,9 @@ class CompileService:
         engine_id = self._engines.choose(order.engine, module.kind if module else None)
         return self._engines.spec(engine_id, order.target, order.cpu, order.settings)
 
-    async def _find_or_board(self, order: CompileOrder) -> Served | Seat[Served]:
+    async def _find_or_board(
+        self, order: CompileOrder, budget: WaitBudget
+    ) -> Served | Seat[Served]:
         """Look the artifact up, or take a seat in the flight that makes it."""
         module = None
         if order.wasm or not order.sha256:
@@ -95,12 +100,12 @@ class CompileService:
             order.sha256, order.wasm = module.sha256, b""
         sha256 = check_sha256(order.sha256, "sha256")
         spec = self._spec(order, module)
-        served = await self._look_up(sha256, spec, order)
+        served = await self._look_up(sha256, spec, order, budget)
         if served:
             return served
         uploaded = module is not None
         if module is None:
-            module = await self._cache.get_module(sha256)
+            module = await self._cache.get_module(sha256, budget)
             if module is None:
                 raise errors.module_not_loaded(sha256)
             # Only now is it known whether the digest is a component's, for which a
@@ -108,19 +113,26 @@ class CompileService:
             better = self._spec(order, module)
             if better.fingerprint != spec.fingerprint:
                 spec = better
-                served = await self._look_up(sha256, spec, order)
+                served = await self._look_up(sha256, spec, order, budget)
                 if served:
                     return served
-        return self._board(module, uploaded, spec, order)
+        return self._board(module, uploaded, spec, order, budget)
 
-    async def _look_up(self, sha256: str, spec: CompileSpec, order: CompileOrder) -> Served | None:
+    async def _look_up(
+        self, sha256: str, spec: CompileSpec, order: CompileOrder, budget: WaitBudget
+    ) -> Served | None:
         if order.skip_cache_lookup:
             return None
-        found = await self._cache.get(CacheKey(sha256, spec.fingerprint))
+        found = await self._cache.get(CacheKey(sha256, spec.fingerprint), budget)
         return Served(*found) if found else None
 
     def _board(
-        self, module: Module, uploaded: bool, spec: CompileSpec, order: CompileOrder
+        self,
+        module: Module,
+        uploaded: bool,
+        spec: CompileSpec,
+        order: CompileOrder,
+        budget: WaitBudget,
     ) -> Seat[Served]:
         job = _Job(
             CacheKey(module.sha256, spec.fingerprint),
@@ -128,6 +140,7 @@ class CompileService:
             uploaded,
             spec,
             order.skip_cache_lookup,
+            budget,
         )
         flight, terms = (job.key, job.anew), order.terms
         boarding = self._flights.demand(flight)
@@ -160,7 +173,7 @@ class CompileService:
         # second look, that interleaving would compile the same module twice.
         if found := await self._local(job):
             return found
-        async with self._cache.claim(job.key, contested=not job.anew) as claim:
+        async with self._cache.claim(job.key, job.budget, contested=not job.anew) as claim:
             while (code := await self._compile_in_worker(job, claim, demand)) is None:
                 if found := await self._from_fleet(job, claim):
                     return found
@@ -176,13 +189,13 @@ class CompileService:
     ) -> CompiledCode | Refused | None:
         """Compile when a worker is there; return None if others have done so, or do."""
         async with (
-            self._quarantine.watch(job.key, job.spec),
+            self._quarantine.watch(job.key, job.spec, job.budget),
             self._engines.worker(job.spec, job.module, demand, unless=claim.stored) as worker,
         ):
             if worker is None:
                 return None
             if worker.queued_s > _STRIKES_ARE_NEWS_S:
-                await self._quarantine.check(job.key)
+                await self._quarantine.check(job.key, job.budget)
             if not job.anew and await self._cache.has_local(job.key):
                 return None
             if not await claim.take():
@@ -197,7 +210,7 @@ class CompileService:
         if found := await self._local(job):
             return found
         if await claim.made_elsewhere():
-            if stored := await self._cache.get(job.key):
+            if stored := await self._cache.get(job.key, job.budget):
                 return Served(*stored)
             claim.insist()  # Or it would be found stored, and no good, again and again.
         return None

@@ -14,6 +14,7 @@ from wasmkilnd.order import Loaded, LoadOrder, WantedArtifact
 from wasmkilnd.ports import Cache, Engines
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.slices import collect_in_slices
+from wasmkilnd.wait_budget import WaitBudget
 
 # What of FindMissing is looked up at once: a matter of milliseconds for the event loop.
 _LOOKED_UP_AT_ONCE = 1000
@@ -32,14 +33,15 @@ class ModuleService:
 
     async def load(self, order: LoadOrder) -> Loaded:
         """Admit, validate and store a module. Raises the errors of Load."""
+        budget = self._cache.wait_budget()
         module = await self._admission.admit(order.wasm, order.expected_sha256)
         order.sha256 = module.sha256
         engine_id = self._engines.choose(order.engine, module.kind)
-        already_loaded = await self._cache.get_module(module.sha256) is not None
+        already_loaded = await self._cache.get_module(module.sha256, budget) is not None
         if not already_loaded:
             self._admission.refuse_if_late(engine_id, module, order.terms, None)
         spec = self._engines.spec(engine_id, "", "", {})
-        watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec)
+        watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec, budget)
         put_down = self._admission.hold(engine_id, module, order.terms.wish)
         order.terms.let_go()
         try:
@@ -58,16 +60,19 @@ class ModuleService:
 
         They may be many: each is made when it is its turn, and others have theirs between.
         """
+        budget = self._cache.wait_budget()
         candidates = await collect_in_slices(map(self._keys_of, wanted))
         missing: list[int] = []
         for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
             some = candidates[start : start + _LOOKED_UP_AT_ONCE]
-            missing += [start + index for index in await self._missing(some)]
+            missing += [start + index for index in await self._missing(some, budget)]
             await asyncio.sleep(0)
         return missing
 
-    async def _missing(self, candidates: Sequence[Sequence[CacheKey]]) -> list[int]:
-        missing = await self._cache.missing([key for keys in candidates for key in keys])
+    async def _missing(
+        self, candidates: Sequence[Sequence[CacheKey]], budget: WaitBudget
+    ) -> list[int]:
+        missing = await self._cache.missing([key for keys in candidates for key in keys], budget)
         # Tells a component's artifact from that of a core module for the same engine.
         kinds = await self._cache.kinds_of(
             [
@@ -76,7 +81,8 @@ class ModuleService:
                 if keys[0] in missing
                 for key in keys[1:]
                 if key not in missing
-            ]
+            ],
+            budget,
         )
         return [
             index

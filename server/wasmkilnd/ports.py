@@ -22,6 +22,7 @@ from wasmkilnd.model import (
     Strike,
     TierUsage,
 )
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 from wasmkilnd.wire import Packed
 
 
@@ -37,16 +38,19 @@ class Tier(Protocol):
 
     name: str
 
-    async def get(self, key: CacheKey) -> Artifact | None:
-        """Answer the artifact under ``key``. Raises TierUnavailable."""
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+        """Answer the artifact under ``key``. Raises TierUnavailable.
+
+        ``allowance`` is told for how much longer than usual that may take.
+        """
         ...
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact`` under its key, over what is there. Raises TierUnavailable."""
         ...
 
-    async def get_module(self, sha256: str) -> Module | None:
-        """Answer the module with this digest. Raises TierUnavailable."""
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
+        """Answer the module with this digest; as ``get``. Raises TierUnavailable."""
         ...
 
     async def put_module(self, module: Module) -> None:
@@ -114,9 +118,17 @@ class Claim(Protocol):
 
 
 class Cache(Protocol):
-    """The tiers as one. No call raises for a tier's sake: a tier that fails is passed over."""
+    """The tiers as one. No call raises for a tier's sake: a tier that fails is passed over, and
+    so is one that would take longer than the call's budget of waiting has left.
+    """
 
-    def claim(self, key: CacheKey, *, contested: bool) -> AbstractAsyncContextManager[Claim]:
+    def wait_budget(self) -> WaitBudget:
+        """Return how long one call may wait for the shared tier in all, from now on."""
+        ...
+
+    def claim(
+        self, key: CacheKey, budget: WaitBudget, *, contested: bool
+    ) -> AbstractAsyncContextManager[Claim]:
         """Return this daemon's claim to compile ``key``; how the context ends, others hear.
 
         One that is not ``contested`` has nothing to do with other daemons.
@@ -131,7 +143,7 @@ class Cache(Protocol):
         """Answer whether this daemon has the artifact, touching nothing."""
         ...
 
-    async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
+    async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
         ...
 
@@ -139,7 +151,7 @@ class Cache(Protocol):
         """Store in memory now and in the shared tier behind the caller's back."""
         ...
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
         """Answer the module from the nearest tier that has it, and keep it nearer."""
         ...
 
@@ -153,11 +165,13 @@ class Cache(Protocol):
         """
         ...
 
-    async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+    async def missing(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
         """Answer which of ``keys`` no tier holds."""
         ...
 
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+    async def kinds_of(
+        self, keys: Sequence[CacheKey], budget: WaitBudget
+    ) -> Mapping[CacheKey, Kind]:
         """Answer from what kinds of modules those of the artifacts were made that a tier has."""
         ...
 
@@ -304,15 +318,17 @@ class Sealer(Verifier, Protocol):
 class StrikeStore(Protocol):
     """Strikes against modules, shared with other daemons. Every method raises TierUnavailable."""
 
-    async def get(self, key: CacheKey) -> Strike | None:
+    async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         """Answer the strike against ``key``, with the time that its quarantine has left."""
         ...
 
-    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
+    async def put(
+        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
+    ) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds.
 
         One that is ``age_s`` old is not stored if it was released since, or if what is there
-        is as heavy.
+        is as heavy. ``budget`` is that of the call that waits, None if none does.
         """
         ...
 

@@ -21,6 +21,7 @@ from wasmkilnd import errors
 from wasmkilnd.errors import Fault, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
 from wasmkilnd.ports import Recorder, StrikeStore
+from wasmkilnd.wait_budget import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -61,31 +62,38 @@ class Quarantine:
         return sum(1 for known in self._known.values() if known.left_s(self._clock()) > 0)
 
     @asynccontextmanager
-    async def watch(self, key: CacheKey, spec: CompileSpec) -> AsyncIterator[None]:
-        """Surround a compile of ``key``: raise MODULE_QUARANTINED instead, or note its failure."""
-        await self.check(key)
+    async def watch(
+        self, key: CacheKey, spec: CompileSpec, budget: WaitBudget
+    ) -> AsyncIterator[None]:
+        """Surround a compile of ``key``: raise MODULE_QUARANTINED instead, or note its failure.
+
+        ``budget`` is how long the call may wait for the shared store.
+        """
+        await self.check(key, budget)
         try:
             yield
         except WasmkilnError as failure:
-            await self.report(key, spec, failure)
+            await self.report(key, spec, failure, budget)
             raise
 
-    async def check(self, key: CacheKey) -> None:
+    async def check(self, key: CacheKey, budget: WaitBudget) -> None:
         """Raise MODULE_QUARANTINED if ``key`` is to be refused."""
         if not self._first_s():
             return
-        strike = await self._find(key)
+        strike = await self._find(key, budget)
         if strike and strike.left_s > 0:
             self._recorder.quarantine_refused()
             raise errors.module_quarantined(
                 strike.engine_id, strike.reason, strike.message, strike.left_s
             )
 
-    async def report(self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError) -> None:
+    async def report(
+        self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError, budget: WaitBudget
+    ) -> None:
         """Take note of a compile of ``key`` that failed."""
         if not self._first_s() or failure.fault is Fault.NONE:
             return
-        before = await self._find(key)
+        before = await self._find(key, budget)
         count = before.count + 1 if before else 1
         strike = Strike(
             key=key,
@@ -105,7 +113,7 @@ class Quarantine:
                 strikes=count,
                 seconds=strike.left_s,
             )
-        await self._remember(strike)
+        await self._remember(strike, budget)
 
     async def listed(self) -> Sequence[Strike]:
         """Answer all that are refused now, here or anywhere in the fleet."""
@@ -139,10 +147,10 @@ class Quarantine:
             self._telling.cancel()
             await asyncio.gather(self._telling, return_exceptions=True)
 
-    async def _find(self, key: CacheKey) -> Strike | None:
+    async def _find(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         known = self._known.get(key)
         try:
-            strike = await self._store.get(key)
+            strike = await self._store.get(key, budget)
         except TierUnavailable:
             return known.strike_at(self._clock()) if known else None
         if strike is None:
@@ -153,10 +161,10 @@ class Quarantine:
         self._keep(strike, shared=True)
         return strike
 
-    async def _remember(self, strike: Strike) -> None:
+    async def _remember(self, strike: Strike, budget: WaitBudget) -> None:
         self._keep(strike, shared=False)
         try:
-            await self._store.put(strike, strike.left_s + MEMORY_S)
+            await self._store.put(strike, strike.left_s + MEMORY_S, budget)
         except TierUnavailable:
             if self._telling is None or self._telling.done():
                 self._telling = asyncio.create_task(self._tell_late())
@@ -183,7 +191,7 @@ class Quarantine:
         age_s = max(known.age_s(now), _LEAST_AGE_S)
         ttl_s = known.lasts_s - age_s
         if ttl_s > 0:
-            await self._store.put(known.strike_at(now), ttl_s, age_s)
+            await self._store.put(known.strike_at(now), ttl_s, None, age_s)
             known.shared = True
         else:
             del self._known[key]

@@ -15,6 +15,7 @@ CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
     *("demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
     "slices",
+    "wait_budget",
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "redis_address": set(),
     "demand": set(),
     "order": {"demand", "model"},
-    "ports": {"model", "errors", "demand", "wire"},
+    "wait_budget": {"errors"},
+    "ports": {"model", "errors", "demand", "wait_budget", "wire"},
     "admission": {"model", "errors", "demand", "in_force", "ledger", "order", "ports"},
     "singleflight": {"demand", "errors"},
     "seal": {"model"},
@@ -34,7 +36,7 @@ MAY_IMPORT = {
     "network": set(),
     "descriptors": set(),
     "slices": set(),
-    "quarantine": {"model", "errors", "ports"},
+    "quarantine": {"model", "errors", "ports", "wait_budget"},
     "compile_service": CORE | {"order", "quarantine"},
     "module_service": CORE | {"order", "quarantine"},
     "cache": CORE,

@@ -21,6 +21,7 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import CacheKey, EvictScope, ExternType, Strike
 from wasmkilnd.ports import Sealer
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import KINDS, RedisServer, binary_of, redis_server
@@ -178,10 +179,10 @@ def leases_over(tier: RedisTier) -> Leases:
 
 async def test_a_strike(tier: RedisTier, raw: Redis) -> None:
     strikes = RedisStrikes(tier.link, tier.names, SEALER)
-    await strikes.put(STRIKE, 1000)
+    await strikes.put(STRIKE, 1000, WaitBudget())
     await enlarge(raw, tier.names.strike(ONE.key))
     with little_memory():
-        assert await strikes.get(ONE.key) is None
+        assert await strikes.get(ONE.key, WaitBudget()) is None
         assert await strikes.all() == []
     assert await strikes.remove("") == [ONE.key]
 

@@ -15,6 +15,7 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.lying_server import LIES, little_memory, lying_server
 from tests.contract.sealing import sealer
@@ -43,7 +44,7 @@ async def test_it_costs_little_memory(tmp_path: Path, lie: str, from_the_start: 
                 for _ in range(3):
                     await asyncio.gather(*(attempt(tier.get(key)) for key in keys))
                     await asyncio.gather(*(attempt(tier.held(keys * 30)) for _ in keys))
-                await asyncio.gather(*(attempt(strikes.get(key)) for key in keys))
+                await asyncio.gather(*(attempt(strikes.get(key, WaitBudget())) for key in keys))
                 await asyncio.gather(
                     attempt(tier.get_module(module(1).sha256)),
                     attempt(tier.link.usage()),

@@ -20,6 +20,7 @@ from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Artifact, EvictScope, Strike
 from wasmkilnd.signing import SealerInForce
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.deployments import Deployment
 from tests.contract.sealing import OURS, THEIRS, sealer
@@ -223,7 +224,7 @@ async def test_marks_are_read_in_the_round_trip_of_the_value(
         monkeypatch.setattr(server, "run", run)
         assert await two.tier.get(ONE.key)
         assert runs == [3, 1]  # The head with the marks, and the second piece.
-        assert await two.strikes.get(ONE.key) is None
+        assert await two.strikes.get(ONE.key, WaitBudget()) is None
         assert len(runs) == 3
 
 
@@ -232,35 +233,35 @@ async def test_a_released_strike_that_is_put_back_refuses_nobody(
     valkey: RedisServer, module: str
 ) -> None:
     async with fleet(valkey.url, NOW_S, NOW_S + 40, NOW_S) as (one, ahead, two):
-        await ahead.strikes.put(STRIKE, 1000)
-        assert await one.strikes.get(ONE.key) == STRIKE
+        await ahead.strikes.put(STRIKE, 1000, WaitBudget())
+        assert await one.strikes.get(ONE.key, WaitBudget()) == STRIKE
         copies = await one.copied(one.tier.names.strike(ONE.key))
         assert await one.strikes.remove(module) == [ONE.key]
         for daemon in (one, two, ahead):
             await daemon.hear()
             await daemon.put_back(copies)
-            assert await daemon.strikes.get(ONE.key) is None
+            assert await daemon.strikes.get(ONE.key, WaitBudget()) is None
             assert await daemon.strikes.all() == []
         # One that comes after the release counts, whatever the clock says.
-        await two.strikes.put(STRIKE, 1000)
+        await two.strikes.put(STRIKE, 1000, WaitBudget())
         for daemon in (one, two, ahead):
-            assert await daemon.strikes.get(ONE.key) == STRIKE
+            assert await daemon.strikes.get(ONE.key, WaitBudget()) == STRIKE
 
 
 async def test_a_strike_that_has_ended_does_not_come_back(valkey: RedisServer) -> None:
     async with fleet(valkey.url, NOW_S) as [one]:
-        await one.strikes.put(STRIKE, 1000)
+        await one.strikes.put(STRIKE, 1000, WaitBudget())
         copies = await one.copied(one.tier.names.strike(ONE.key))
         one.clock_s += 1000 + 30  # Clocks may differ.
-        assert await one.strikes.get(ONE.key) == STRIKE
+        assert await one.strikes.get(ONE.key, WaitBudget()) == STRIKE
         one.clock_s += 31
         await one.put_back(copies)
-        assert await one.strikes.get(ONE.key) is None
+        assert await one.strikes.get(ONE.key, WaitBudget()) is None
 
 
 async def test_strikes_are_read_by_v0_1_0_and_its_own_are_read(valkey: RedisServer) -> None:
     async with fleet(valkey.url, NOW_S) as [one]:
-        await one.strikes.put(STRIKE, 1000)
+        await one.strikes.put(STRIKE, 1000, WaitBudget())
         name = one.tier.names.strike(ONE.key)
         record = (await one.copied(name))[name]
         said = as_v0_1_0_reads(record[96:])
@@ -268,11 +269,11 @@ async def test_strikes_are_read_by_v0_1_0_and_its_own_are_read(valkey: RedisServ
         assert (said["ttl_s"], said["quarantine_s"], said["count"]) == (1000, 600.0, 3)
         text = json.dumps(said, sort_keys=True).encode()
         await one.put_back({name: one.sealer.stamp(b"wasmkiln strike\0" + text) + text})
-        assert await one.strikes.get(ONE.key) == STRIKE
+        assert await one.strikes.get(ONE.key, WaitBudget()) == STRIKE
         # It does not say when it was written: so it may be one from before.
         await one.strikes.remove(ONE.module_sha256)
         await one.put_back({name: one.sealer.stamp(b"wasmkiln strike\0" + text) + text})
-        assert await one.strikes.get(ONE.key) is None
+        assert await one.strikes.get(ONE.key, WaitBudget()) is None
 
 
 def as_v0_1_0_reads(text: bytes) -> dict[str, Any] | None:
@@ -297,12 +298,12 @@ async def test_what_is_told_late_is_not_told_when_it_was_released_or_is_known(
     async with fleet(valkey.url, NOW_S, NOW_S) as (one, two):
         await two.strikes.remove("")
         two.clock_s = one.clock_s = NOW_S + 10
-        await one.strikes.put(STRIKE, 1000, age_s=11)
-        assert await two.strikes.get(ONE.key) is None
-        await one.strikes.put(STRIKE, 1000, age_s=9)
-        assert await two.strikes.get(ONE.key) == STRIKE
-        await one.strikes.put(replace(STRIKE, count=2), 1000, age_s=5)
-        assert await two.strikes.get(ONE.key) == STRIKE
+        await one.strikes.put(STRIKE, 1000, None, age_s=11)
+        assert await two.strikes.get(ONE.key, WaitBudget()) is None
+        await one.strikes.put(STRIKE, 1000, None, age_s=9)
+        assert await two.strikes.get(ONE.key, WaitBudget()) == STRIKE
+        await one.strikes.put(replace(STRIKE, count=2), 1000, None, age_s=5)
+        assert await two.strikes.get(ONE.key, WaitBudget()) == STRIKE
 
 
 def test_memory_is_bounded() -> None:

@@ -13,6 +13,7 @@ from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import CacheKey, EvictScope, Strike
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
@@ -50,33 +51,33 @@ def strikes(tier: RedisTier, raw: Redis) -> RedisStrikes:
 async def test_a_strike_is_shared_listed_and_removed(
     strikes: RedisStrikes, tier: RedisTier
 ) -> None:
-    assert await strikes.get(KEY) is None
-    await strikes.put(STRIKE, 1000)
-    assert await RedisStrikes(tier.link, tier.names, sealer(OURS)).get(KEY) == STRIKE
+    assert await strikes.get(KEY, WaitBudget()) is None
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    assert await RedisStrikes(tier.link, tier.names, sealer(OURS)).get(KEY, WaitBudget()) == STRIKE
     assert await strikes.all() == [STRIKE]
     assert await strikes.remove("b" * 64) == []
     assert await strikes.remove(KEY.module_sha256) == [KEY]
     assert await strikes.all() == []
-    await strikes.put(STRIKE, 1000)
+    await strikes.put(STRIKE, 1000, WaitBudget())
     assert await strikes.remove("") == [KEY]
 
 
 async def test_its_age_is_what_the_server_says(
     strikes: RedisStrikes, tier: RedisTier, raw: Redis
 ) -> None:
-    await strikes.put(STRIKE, 1000)
+    await strikes.put(STRIKE, 1000, WaitBudget())
     name = tier.names.strike(KEY)
     for ttl_s, left_s in ((900, 500), (400, 0), (1, 0)):
         await raw.expire(name, ttl_s)
-        found = await strikes.get(KEY)
+        found = await strikes.get(KEY, WaitBudget())
         assert found
         assert abs(found.left_s - left_s) <= 1
     # Nobody makes it last longer than it was written for.
     await raw.persist(name)
-    assert (await strikes.get(KEY)) is not None
+    assert (await strikes.get(KEY, WaitBudget())) is not None
     for change in (raw.persist(name), raw.expire(name, 5000)):
         await change
-        found = await strikes.get(KEY)
+        found = await strikes.get(KEY, WaitBudget())
         assert found
         assert found.left_s == 0
 
@@ -87,21 +88,21 @@ async def test_a_stranger_puts_nobody_into_quarantine(
     name = tier.names.strike(KEY)
     other = CacheKey("b" * 64, KEY.fingerprint)
     theirs = RedisStrikes(tier.link, tier.names, sealer(THEIRS))
-    await theirs.put(STRIKE, 1000)
-    assert await strikes.get(KEY) is None
-    await strikes.put(STRIKE, 1000)
+    await theirs.put(STRIKE, 1000, WaitBudget())
+    assert await strikes.get(KEY, WaitBudget()) is None
+    await strikes.put(STRIKE, 1000, WaitBudget())
     good = await raw.get(name)
     assert isinstance(good, bytes)
     await raw.set(tier.names.strike(other), good, ex=1000)
-    assert await strikes.get(other) is None
+    assert await strikes.get(other, WaitBudget()) is None
     for position in range(0, len(good), 7):
         bad = bytearray(good)
         bad[position] ^= 1
         await raw.set(name, bytes(bad), ex=1000)
-        assert await strikes.get(KEY) is None
+        assert await strikes.get(KEY, WaitBudget()) is None
     for bad_value in (b"", b"x", good[:-1], good + b" ", b"x" * 100_000):
         await raw.set(name, bad_value, ex=1000)
-        assert await strikes.get(KEY) is None
+        assert await strikes.get(KEY, WaitBudget()) is None
     assert await strikes.all() == []
 
 
@@ -110,7 +111,7 @@ async def test_many_are_listed_in_few_round_trips_whatever_lies_among_them(
 ) -> None:
     all_of_them = [replace(STRIKE, key=CacheKey(f"{tag:064x}", "f" * 64)) for tag in range(250)]
     for strike in all_of_them:
-        await strikes.put(strike, 1000)
+        await strikes.put(strike, 1000, WaitBudget())
     server = tier.link._server
     runs: list[int] = []
 
@@ -128,6 +129,6 @@ async def test_many_are_listed_in_few_round_trips_whatever_lies_among_them(
 
 
 async def test_evicting_everything_releases_nobody(strikes: RedisStrikes, tier: RedisTier) -> None:
-    await strikes.put(STRIKE, 1000)
+    await strikes.put(STRIKE, 1000, WaitBudget())
     await tier.evict(EvictScope())
-    assert await strikes.get(KEY) == STRIKE
+    assert await strikes.get(KEY, WaitBudget()) == STRIKE

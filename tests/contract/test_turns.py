@@ -17,7 +17,6 @@ from wasmkilnd.cache.connect import connect
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.lease import Lease
 from wasmkilnd.cache.leases import Leases
-from wasmkilnd.cache.patience import Patience
 from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
 from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.engines.dispatch import Dispatch
@@ -31,6 +30,7 @@ from wasmkilnd.errors import (
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import EvictScope, Limits
 from wasmkilnd.ports import Claim
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import THEIRS, early_marks, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
@@ -67,9 +67,9 @@ class Daemon:
         await self.writes.wait()
         await self.tier.put(ONE)
 
-    async def compile(self, seconds: float = 0.0) -> bool:
+    async def compile(self, seconds: float = 0.0, budget: WaitBudget | None = None) -> bool:
         """Compile unless another daemon does; answer whether it was done here."""
-        async with self.claims.claim(ONE.key) as claim:
+        async with self.claims.claim(ONE.key, budget or WaitBudget(1.0)) as claim:
             while not await self._compiled_here(claim, seconds):
                 if await claim.made_elsewhere():
                     return False
@@ -97,7 +97,7 @@ class Daemon:
     @contextlib.asynccontextmanager
     async def compiling(self) -> AsyncIterator[None]:
         """Compile for as long as the context lasts."""
-        async with self.claims.claim(ONE.key) as claim:
+        async with self.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
             assert await claim.take()
             yield
 
@@ -239,12 +239,12 @@ async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compil
 
 async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServer) -> None:
     async with fleet(valkey, 1, patience_s=0.0) as [one]:
-        async with one.claims.claim(ONE.key) as claim:
+        async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
             await one.tier.put(ONE)
             assert not await claim.take()
             assert await claim.made_elsewhere()
         # And what is there, but of no use, is made all the same.
-        async with one.claims.claim(ONE.key) as claim:
+        async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
             claim.insist()
             assert await claim.take()
 
@@ -253,7 +253,7 @@ async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServ
     async with (
         fleet(valkey, 2, patience_s=0.2) as (one, two),
         one.compiling(),
-        two.claims.claim(ONE.key) as claim,
+        two.claims.claim(ONE.key, WaitBudget(1.0)) as claim,
     ):
         assert not await claim.take()
         assert (
@@ -473,8 +473,8 @@ async def test_without_a_server_everybody_compiles(tmp_path: Path, how: signal.S
         one, two = Daemon(running.url), Daemon(running.url)
 
         async def call() -> tuple[bool, bool]:
-            compiled = await two.compile()
-            return compiled, Patience.of_this_call(1.0).spent
+            budget = WaitBudget(1.0)
+            return await two.compile(budget=budget), budget.spent
 
         async with one.compiling():
             waiting = asyncio.create_task(call())

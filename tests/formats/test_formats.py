@@ -23,6 +23,7 @@ from wasmkilnd.cache.marks import Mark, read_mark
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.model import Artifact, Module, Strike
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.values import same
 from tests.doubles.notes import Notes
@@ -74,7 +75,8 @@ def test_a_strike_is_read(redis: dict[bytes, bytes]) -> None:
 async def _strikes(values: Mapping[bytes, bytes]) -> list[Strike]:
     assert writing.STRIKE_TTL_S == TTL_S
     tier = RedisTier(Shelf(values), SEALER, Notes(), marks=writing.marks())
-    found = await RedisStrikes(tier.link, tier.names, SEALER, tier.marks).get(writing.STRIKE.key)
+    strikes = RedisStrikes(tier.link, tier.names, SEALER, tier.marks)
+    found = await strikes.get(writing.STRIKE.key, WaitBudget())
     await tier.close()
     return [found] if found else []
 

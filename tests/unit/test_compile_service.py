@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ from wasmkilnd.module_service import ModuleService
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
@@ -321,7 +322,9 @@ async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there
     await asyncio.sleep(0.2)
     spec = rig.engines.spec("usual", "", "", {})
     key = CacheKey(hashlib.sha256(CORE).hexdigest(), spec.fingerprint)
-    await rig.quarantine.report(key, spec, errors.compile_timeout("usual-1", "compiling", 30))
+    await rig.quarantine.report(
+        key, spec, errors.compile_timeout("usual-1", "compiling", 30), WaitBudget()
+    )
     rig.engines.free.set()
     with pytest.raises(WasmkilnError) as failure:
         await waiting
@@ -366,7 +369,9 @@ def contest(rig: Rig, claim: Claim) -> None:
     """Have other daemons take part, as ``claim`` says."""
 
     @asynccontextmanager
-    async def claimed(key: CacheKey, *, contested: bool) -> AsyncIterator[Claim]:
+    async def claimed(
+        key: CacheKey, budget: WaitBudget, *, contested: bool
+    ) -> AsyncIterator[Claim]:
         assert contested
         yield claim
         claim.said.append("ended")
@@ -408,6 +413,49 @@ async def test_what_others_stored_and_is_no_good_is_made_here(rig: Rig) -> None:
     contest(rig, claim)
     assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
     assert claim.said == ["insisted", "ended"]
+
+
+async def test_all_that_a_call_asks_of_the_shared_tier_comes_out_of_one_budget(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[WaitBudget] = []
+    spent: list[tuple[str, WaitBudget]] = []
+
+    def wait_budget() -> WaitBudget:
+        made.append(WaitBudget())
+        return made[-1]
+
+    def watch(owner: object, name: str) -> None:
+        genuine = getattr(owner, name)
+
+        def watched(*asked: Any, **named: Any) -> Any:
+            spent.extend((name, each) for each in asked if isinstance(each, WaitBudget))
+            return genuine(*asked, **named)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    monkeypatch.setattr(rig.cache, "wait_budget", wait_budget)
+    for name in ("get", "get_module", "claim", "missing", "kinds_of"):
+        watch(rig.cache, name)
+    for name in ("check", "report"):
+        watch(rig.quarantine, name)
+
+    async def asked_by(call: Coroutine[Any, Any, object]) -> list[str]:
+        made.clear()
+        spent.clear()
+        await asyncio.gather(call, return_exceptions=True)
+        assert {id(budget) for _, budget in spent} == {id(budget) for budget in made}
+        assert len(made) == 1
+        return [name for name, _ in spent]
+
+    sha256 = (await rig.modules.load(LoadOrder(COMPONENT))).module.sha256
+    assert await asked_by(rig.modules.load(LoadOrder(COMPONENT))) == ["get_module", "check"]
+    rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
+    compiling = rig.service.compile(CompileOrder(sha256=sha256))
+    looks = ["get", "get_module", "get", "claim", "check", "report"]
+    assert await asked_by(compiling) == looks
+    finding = rig.modules.find_missing([WantedArtifact(sha256)])
+    assert await asked_by(finding) == ["missing", "kinds_of"]
 
 
 A = Wish("a")

@@ -11,6 +11,7 @@ from wasmkilnd import errors
 from wasmkilnd.errors import Fault, Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.quarantine import MEMORY_S, Quarantine
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.values import artifact
 from tests.doubles.clock import Clock
@@ -47,7 +48,7 @@ class Store:
         if self.down:
             raise TierUnavailable("down")
 
-    async def get(self, key: CacheKey) -> Strike | None:
+    async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         self._check()
         if key not in self._strikes:
             return None
@@ -60,13 +61,15 @@ class Store:
     async def ready(self) -> None:
         await until(lambda: not self.down)
 
-    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
+    async def put(
+        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
+    ) -> None:
         self._check()
         self._strikes[strike.key] = strike, self._clock(), ttl_s
 
     async def all(self) -> Sequence[Strike]:
         self._check()
-        return [one for key in self._strikes if (one := await self.get(key))]
+        return [one for key in self._strikes if (one := await self.get(key, WaitBudget()))]
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
         self._check()
@@ -93,7 +96,7 @@ def fleet() -> Fleet:
 
 async def refusal(quarantine: Quarantine, key: CacheKey = KEY) -> WasmkilnError | None:
     try:
-        await quarantine.check(key)
+        await quarantine.check(key, WaitBudget())
     except WasmkilnError as error:
         return error if error.reason is Reason.MODULE_QUARANTINED else None
     return None
@@ -104,7 +107,7 @@ async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
     fleet: Fleet, failure: WasmkilnError
 ) -> None:
     assert await refusal(fleet.one) is None
-    await fleet.one.report(KEY, SPEC, failure)
+    await fleet.one.report(KEY, SPEC, failure, WaitBudget())
     for quarantine in (fleet.one, fleet.two):
         refused = await refusal(quarantine)
         assert refused
@@ -133,29 +136,29 @@ async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
 )
 async def test_other_failures_are_no_strikes(fleet: Fleet, failure: WasmkilnError) -> None:
     for _ in range(2):
-        await fleet.one.report(KEY, SPEC, failure)
+        await fleet.one.report(KEY, SPEC, failure, WaitBudget())
     assert await refusal(fleet.one) is None
     assert await fleet.store.all() == []
 
 
 async def test_each_repeat_doubles_the_time_up_to_a_day(fleet: Fleet) -> None:
     for expected in (600, 1200, 2400, 4800):
-        await fleet.two.report(KEY, SPEC, CRASH)
+        await fleet.two.report(KEY, SPEC, CRASH, WaitBudget())
         [strike] = await fleet.one.listed()
         assert strike.left_s == expected
         fleet.clock.now_s += expected + 1
         assert await refusal(fleet.one) is None
     for _ in range(40):
-        await fleet.one.report(KEY, SPEC, CRASH)
+        await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     [strike] = await fleet.one.listed()
     assert strike.left_s == 24 * 3600
     assert strike.count == 44
 
 
 async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     fleet.clock.now_s += 601 + MEMORY_S
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     [strike] = await fleet.one.listed()
     assert (strike.count, strike.left_s) == (1, 600)
 
@@ -164,18 +167,18 @@ async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
 async def test_a_death_by_another_s_hand_condemns_at_the_second_time_only(
     fleet: Fleet, failure: WasmkilnError
 ) -> None:
-    await fleet.one.report(KEY, SPEC, failure)
+    await fleet.one.report(KEY, SPEC, failure, WaitBudget())
     assert await refusal(fleet.one) is None
     assert await fleet.two.listed() == []
-    await fleet.two.report(KEY, SPEC, failure)
+    await fleet.two.report(KEY, SPEC, failure, WaitBudget())
     assert await refusal(fleet.one)
     [strike] = await fleet.two.listed()
     assert (strike.count, strike.left_s) == (2, 600)
 
 
 async def test_the_first_reason_is_told(fleet: Fleet) -> None:
-    await fleet.one.report(KEY, SPEC, MEMORY)
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, MEMORY, WaitBudget())
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     refused = await refusal(fleet.one)
     assert refused
     assert refused.metadata["first_reason"] == "COMPILE_MEMORY_LIMIT"
@@ -183,18 +186,18 @@ async def test_the_first_reason_is_told(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("module", [KEY.module_sha256, ""])
 async def test_a_release_is_for_the_whole_fleet(fleet: Fleet, module: str) -> None:
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert await refusal(fleet.two)
     assert await fleet.two.release("b" * 64) == (0, True)
     assert await fleet.two.release(module) == (1, True)
     assert await refusal(fleet.one) is await refusal(fleet.two) is None
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert (await fleet.one.listed())[0].count == 1
 
 
 async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> None:
     fleet.store.down = True
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert await refusal(fleet.one)
     assert await refusal(fleet.two) is None
     assert len(await fleet.one.listed()) == 1
@@ -209,8 +212,8 @@ async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> N
 
 async def test_what_was_struck_in_an_outage_is_told_when_it_is_over(fleet: Fleet) -> None:
     fleet.store.down = True
-    await fleet.one.report(KEY, SPEC, CRASH)
-    await fleet.one.report(OTHER, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
+    await fleet.one.report(OTHER, SPEC, CRASH, WaitBudget())
     fleet.clock.now_s += 10
     assert await refusal(fleet.two) is None
     fleet.store.down = False
@@ -226,9 +229,9 @@ async def test_what_was_struck_in_an_outage_is_told_when_it_is_over(fleet: Fleet
 
 async def test_what_ended_or_was_released_in_an_outage_is_not_told(fleet: Fleet) -> None:
     fleet.store.down = True
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert await fleet.one.release("") == (1, False)
-    await fleet.one.report(replace(KEY, module_sha256="c" * 64), SPEC, CRASH)
+    await fleet.one.report(replace(KEY, module_sha256="c" * 64), SPEC, CRASH, WaitBudget())
     fleet.clock.now_s += MEMORY_S + fleet.first_s + 1
     fleet.store.down = False
     await asyncio.sleep(0.1)
@@ -239,10 +242,10 @@ async def test_what_ended_or_was_released_in_an_outage_is_not_told(fleet: Fleet)
 
 async def test_it_can_be_switched_off_and_on_while_it_runs(fleet: Fleet) -> None:
     fleet.first_s = 0
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert await refusal(fleet.one) is None
     fleet.first_s = 60
-    await fleet.one.report(KEY, SPEC, CRASH)
+    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     error = await refusal(fleet.one)
     assert error
     assert error.metadata["seconds_left"] == "60.0"
@@ -253,5 +256,5 @@ async def test_it_can_be_switched_off_and_on_while_it_runs(fleet: Fleet) -> None
 async def test_memory_is_bounded(fleet: Fleet) -> None:
     fleet.store.down = True
     for number in range(10_100):
-        await fleet.one.report(CacheKey(str(number), "f"), SPEC, CRASH)
+        await fleet.one.report(CacheKey(str(number), "f"), SPEC, CRASH, WaitBudget())
     assert fleet.one.size == 10_000

@@ -13,6 +13,7 @@ from wasmkilnd.model import (
     Module,
     TierUsage,
 )
+from wasmkilnd.wait_budget import Allowance
 
 
 class NoTier:
@@ -21,14 +22,14 @@ class NoTier:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def get(self, key: CacheKey) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         """Answer None."""
         return None
 
     async def put(self, artifact: Artifact) -> None:
         """Do nothing."""
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """Answer None."""
         return None
 

@@ -23,10 +23,10 @@ from typing import Any
 from wasmkilnd.cache.holders import Pulse
 from wasmkilnd.cache.lease import State
 from wasmkilnd.cache.leases import End, Leases, Standing
-from wasmkilnd.cache.patience import Patience
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey
 from wasmkilnd.ports import Claim, Recorder
+from wasmkilnd.wait_budget import WaitBudget
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
@@ -100,10 +100,14 @@ class FleetClaims:
         self._watching: set[FleetClaim] = set()
 
     @contextlib.asynccontextmanager
-    async def claim(self, key: CacheKey) -> AsyncIterator[Claim]:
-        """Return the claim to compile ``key``, which ends as the context does."""
+    async def claim(self, key: CacheKey, budget: WaitBudget) -> AsyncIterator[Claim]:
+        """Return the claim to compile ``key``, which ends as the context does.
+
+        What it asks of the shared tier takes no longer than what ``budget`` has left.
+        """
         claim = FleetClaim(
             key,
+            budget,
             self._leases,
             self._recorder,
             self._patience_s,
@@ -147,6 +151,7 @@ class FleetClaim:
     def __init__(
         self,
         key: CacheKey,
+        budget: WaitBudget,
         leases: Leases,
         recorder: Recorder,
         patience_s: Callable[[], float],
@@ -162,7 +167,7 @@ class FleetClaim:
         self._patience_s = patience_s
         self._watching = watching
         self._behind = behind
-        self._patience = Patience.of_this_call(leases.timeout_s)
+        self._budget = budget
         self._pulse = Pulse(patience_s)
         self._times_elsewhere = 0
         self._waited_s = 0.0
@@ -210,7 +215,7 @@ class FleetClaim:
             began_s = time.monotonic()
             looking = self._leases.look(self._key, self._pulse)
             try:
-                standing = await self._patience.spend_on(looking, charged=storing)
+                standing = await self._budget.spend_on(looking, charged=storing)
             except TierUnavailable:
                 if storing:
                     self._by_ourselves = Outcome.LATE
@@ -229,7 +234,7 @@ class FleetClaim:
             paused_s = _jittered(pause_s)
             await asyncio.sleep(paused_s)
             if storing:
-                self._patience.charge(paused_s)
+                self._budget.charge(paused_s)
             self._waited_s += time.monotonic() - began_s
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
@@ -250,9 +255,7 @@ class FleetClaim:
         """Take the lease; return None if it is left to another daemon."""
         ours = self._leases.new()
         try:
-            standing = await self._patience.spend_on(
-                self._leases.take(self._key, ours, self._pulse)
-            )
+            standing = await self._budget.spend_on(self._leases.take(self._key, ours, self._pulse))
         except (TierUnavailable, asyncio.CancelledError) as failure:
             # It may have been taken all the same, and then everybody would wait for nobody.
             self._behind(self._leases.let_go(self._key, ours))

@@ -78,11 +78,6 @@ class Leases:
         self._lease_s = lease_s
         self._holders = Holders()
 
-    @property
-    def timeout_s(self) -> float:
-        """How long one question may take."""
-        return self._link.timeout_s
-
     def new(self) -> Lease:
         """Answer a lease to be taken."""
         return Lease.new(round(self._lease_s * 1000))

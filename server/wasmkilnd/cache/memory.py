@@ -17,6 +17,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.slices import in_slices
+from wasmkilnd.wait_budget import Allowance
 
 # What an entry costs beside its bytes: objects, digests, settings, the tables here.
 ENTRY_OVERHEAD_BYTES = 1024
@@ -49,7 +50,7 @@ class MemoryTier:
         self._entries: OrderedDict[CacheKey | str, _Entry] = OrderedDict()
         self._keys_of: dict[str, dict[CacheKey, None]] = {}
 
-    async def get(self, key: CacheKey) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         """Answer the artifact under ``key`` and make it the most recently used."""
         entry = self._touch(key)
         return entry.value if entry and isinstance(entry.value, Artifact) else None
@@ -58,7 +59,7 @@ class MemoryTier:
         """Store ``artifact``, unless it is larger than the whole tier."""
         self._store(artifact.key, artifact, _artifact_bytes(artifact))
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """Answer the module with this digest and make it the most recently used."""
         entry = self._touch(sha256)
         return entry.value if entry and isinstance(entry.value, Module) else None

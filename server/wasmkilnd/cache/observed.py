@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
 from wasmkilnd.ports import Recorder, Tier
+from wasmkilnd.wait_budget import Allowance
 
 V = TypeVar("V")
 
@@ -20,17 +21,17 @@ class ObservedTier:
         self._tier = tier
         self._recorder = recorder
 
-    async def get(self, key: CacheKey) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         """As the tier's; recorded as a look-up of an artifact."""
-        return await self._look_up("artifact", self._tier.get(key))
+        return await self._look_up("artifact", self._tier.get(key, allowance))
 
     async def put(self, artifact: Artifact) -> None:
         """As the tier's; recorded as a store."""
         await self._store(self._tier.put(artifact))
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """As the tier's; recorded as a look-up of a module."""
-        return await self._look_up("module", self._tier.get_module(sha256))
+        return await self._look_up("module", self._tier.get_module(sha256, allowance))
 
     async def put_module(self, module: Module) -> None:
         """As the tier's; recorded as a store."""

@@ -14,7 +14,6 @@ import structlog
 from wasmkilnd.cache import codec
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.codec import MAX_VALUE_BYTES, Opened
-from wasmkilnd.cache.fetches import allow, waiting_in_line
 from wasmkilnd.cache.heads import look_at_heads
 from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
@@ -40,6 +39,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 V = TypeVar("V", Artifact, Module)
@@ -132,7 +132,7 @@ class RedisTier:
             self._watcher = asyncio.create_task(self._watch())
         return self.breaker.up
 
-    async def get(self, key: CacheKey) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
 
         def opened(value: bytes) -> Opened[Artifact]:
@@ -146,6 +146,7 @@ class RedisTier:
             lambda digest: self.names.artifact_part(key, digest),
             _with_frames,
             self._artifact_bytes(),
+            allowance or Allowance(),
             self.marks.names_for(key.module_sha256),
         )
 
@@ -158,7 +159,7 @@ class RedisTier:
             lambda body: codec.write_artifact_head(artifact, body, self._sealer.stamp),
         )
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """Answer the module with this digest, verified. Raises TierUnavailable."""
         return await self._read(
             self.names.module(sha256),
@@ -166,6 +167,7 @@ class RedisTier:
             lambda digest: self.names.module_part(sha256, digest),
             _with_bytes,
             self._module_bytes(),
+            allowance or Allowance(),
         )
 
     async def put_module(self, module: Module) -> None:
@@ -245,14 +247,17 @@ class RedisTier:
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
         limit_bytes: int,
+        allowance: Allowance,
         marks: Mapping[bytes, str] = _NO_MARKS,
     ) -> V | None:
         # What many ask for at once is read in turns: the server's answers would otherwise
         # seem late, while it is this daemon that has no more hands.
-        with waiting_in_line(lambda: self.link.prompt):
+        with allowance.while_free(lambda: self.link.prompt):
             await self._reading.acquire()
         try:
-            return await self._read_now(name, open_head, part_name, complete, limit_bytes, marks)
+            return await self._read_now(
+                name, open_head, part_name, complete, limit_bytes, allowance, marks
+            )
         finally:
             self._reading.release()
 
@@ -263,6 +268,7 @@ class RedisTier:
         part_name: Callable[[str], bytes],
         complete: Callable[[V, list[bytes]], V],
         limit_bytes: int,
+        allowance: Allowance,
         marks: Mapping[bytes, str],
     ) -> V | None:
         parts: list[bytes] = []
@@ -281,7 +287,7 @@ class RedisTier:
                 return None
             parts = [part_name(piece.sha256) for piece in opened.body.pieces[1:]]
             moving_s = opened.body.stored_bytes / _LEAST_BYTES_PER_S
-            allow(moving_s)
+            allowance.add(moving_s)
             async with asyncio.timeout(self.link.timeout_s + moving_s):
                 raw = await self._unpacked(opened, parts)
             return await off_loop(opened.body.size_bytes, complete, opened.what, raw)

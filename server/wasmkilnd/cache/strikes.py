@@ -16,12 +16,12 @@ from wasmkilnd.cache.keys import KeyNames
 from wasmkilnd.cache.link import RedisLink
 from wasmkilnd.cache.mark_store import MarkStore
 from wasmkilnd.cache.marks import Marks
-from wasmkilnd.cache.patience import Patience
 from wasmkilnd.cache.strike_record import MAX_RECORD_BYTES, read_record, write_record
 from wasmkilnd.cache.strings import read_strings
 from wasmkilnd.errors import TierUnavailable, WrongType
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.ports import Sealer
+from wasmkilnd.wait_budget import WaitBudget
 
 _MAX_LISTED = 10_000
 _BATCH = 100
@@ -32,11 +32,13 @@ _log = structlog.get_logger("wasmkilnd.cache")
 class NoStrikes:
     """For a daemon without a shared tier: it has nobody but itself to ask and to tell."""
 
-    async def get(self, key: CacheKey) -> Strike | None:
+    async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         """Raise TierUnavailable."""
         raise TierUnavailable("there is no shared tier")
 
-    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
+    async def put(
+        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
+    ) -> None:
         """Raise TierUnavailable."""
         raise TierUnavailable("there is no shared tier")
 
@@ -65,19 +67,20 @@ class RedisStrikes:
         self._sealer = sealer
         self._marks = marks or MarkStore(link, names, sealer, Marks(), 0)
 
-    async def get(self, key: CacheKey) -> Strike | None:
+    async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         """Answer the strike against ``key``, with the time that its quarantine has left."""
-        return await self._patience.spend_on(self._get(key))
+        return await budget.spend_on(self._get(key))
 
-    async def put(self, strike: Strike, ttl_s: float, age_s: float = 0.0) -> None:
+    async def put(
+        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
+    ) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds.
 
         One that is ``age_s`` old is not stored if it was released since, or if what is there
-        is as heavy.
+        is as heavy. ``budget`` is that of the call that waits, None if none does.
         """
         putting = self._put(strike, max(1, round(ttl_s)), age_s)
-        # For one that is late no call waits.
-        await (putting if age_s else self._patience.spend_on(putting))
+        await (budget.spend_on(putting) if budget else putting)
 
     async def ready(self) -> None:
         """Return when the server is believed to answer."""
@@ -174,7 +177,3 @@ class RedisStrikes:
         if read.struck_ms <= (marks.released_ms(key.module_sha256) or -1):
             return None
         return read.strike_at(ttl_s, marks.now_ms)
-
-    @property
-    def _patience(self) -> Patience:
-        return Patience.of_this_call(self._link.timeout_s)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from wasmkilnd.cache.claim import FleetClaims, NullClaim
-from wasmkilnd.cache.fetches import Fetches
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.patience import Patience
+from wasmkilnd.cache.shared_lookups import SharedLookups
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
 from wasmkilnd.ports import Claim, Sealer, Tier
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 
 class TieredCache:
@@ -34,37 +34,45 @@ class TieredCache:
         claims: FleetClaims | None,
         used: Callable[[CacheKey | str], None] | None = None,
         *,
-        patience_s: float = math.inf,
+        call_wait_s: float = math.inf,
     ) -> None:
         """``claims`` are None for a daemon that agrees with no others about who compiles.
 
         ``used`` is told of every artifact that was found, and of every module's digest.
 
-        One call waits for ``far`` no longer than ``patience_s`` in all, beside what moving
+        One call waits for ``far`` no longer than ``call_wait_s`` in all, beside what moving
         the bytes takes.
         """
         self._used = used
-        self._patience_s = patience_s
+        self._call_wait_s = call_wait_s
         self._claims = claims
         self._memory = memory
         self._near = near
         self._far = far
         self._writes = writes
-        self._artifact_fetches: Fetches[CacheKey, Artifact] = Fetches()
-        self._module_fetches: Fetches[str, Module] = Fetches()
-        self._held_fetches: Fetches[tuple[CacheKey, ...], frozenset[CacheKey]] = Fetches()
-        self._kind_fetches: Fetches[tuple[CacheKey, ...], Mapping[CacheKey, Kind]] = Fetches()
+        self._artifact_lookups: SharedLookups[CacheKey, Artifact] = SharedLookups()
+        self._module_lookups: SharedLookups[str, Module] = SharedLookups()
+        self._held_lookups: SharedLookups[tuple[CacheKey, ...], frozenset[CacheKey]] = (
+            SharedLookups()
+        )
+        self._kind_lookups: SharedLookups[tuple[CacheKey, ...], Mapping[CacheKey, Kind]] = (
+            SharedLookups()
+        )
         self._restoring: dict[str, asyncio.Task[None]] = {}
         self._evictions = 0
 
-    async def get(self, key: CacheKey) -> tuple[Artifact, Origin] | None:
+    def wait_budget(self) -> WaitBudget:
+        """Return how long one call may wait for the shared tier in all, from now on."""
+        return WaitBudget(self._call_wait_s)
+
+    async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
         """Answer the artifact from the nearest tier that has it, and keep it nearer."""
         origin = Origin.MEMORY
         artifact = await self.get_local(key)
         if artifact is None:
             origin = Origin.REDIS
-            artifact = await self._artifact_fetches.get(
-                key, lambda: self._fetch(key), self._patience
+            artifact = await self._artifact_lookups.get(
+                key, lambda allowance: self._fetch(key, allowance), budget
             )
         if artifact is None:
             return None
@@ -72,10 +80,12 @@ class TieredCache:
             self._used(key)
         return artifact, origin
 
-    def claim(self, key: CacheKey, *, contested: bool) -> AbstractAsyncContextManager[Claim]:
+    def claim(
+        self, key: CacheKey, budget: WaitBudget, *, contested: bool
+    ) -> AbstractAsyncContextManager[Claim]:
         """Return this daemon's claim to compile ``key``; how the context ends, others hear."""
         if contested and self._claims:
-            return self._claims.claim(key)
+            return self._claims.claim(key, budget)
         return contextlib.nullcontext(NullClaim())
 
     async def get_local(self, key: CacheKey) -> Artifact | None:
@@ -95,12 +105,12 @@ class TieredCache:
         await self._near.put(artifact)
         self._writes.add(artifact)
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
         """Answer the module from the nearest tier that has it, and keep it nearer."""
         module = await self._near.get_module(sha256) or self._writes.waiting(sha256)
         if module is None:
-            module = await self._module_fetches.get(
-                sha256, lambda: self._fetch_module(sha256), self._patience
+            module = await self._module_lookups.get(
+                sha256, lambda allowance: self._fetch_module(sha256, allowance), budget
             )
         if module and self._used:
             self._used(sha256)
@@ -119,20 +129,20 @@ class TieredCache:
         self._restoring[module.sha256] = restoring
         restoring.add_done_callback(lambda _: self._restoring.pop(module.sha256))
 
-    async def missing(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+    async def missing(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
         """Answer which of ``keys`` no tier holds."""
         missing = frozenset(keys) - await self._near.held(keys)
         missing -= {key for key in missing if self._writes.waiting(key)}
         if missing:
             asked = tuple(sorted(missing, key=_in_order))
-            held = await self._held_fetches.get(
-                asked, lambda: self._far.held(asked), self._patience
-            )
+            held = await self._held_lookups.get(asked, lambda _: self._far.held(asked), budget)
             # A tier that does not answer is not known to hold them: they may have to be compiled.
             missing -= held or frozenset()
         return missing
 
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+    async def kinds_of(
+        self, keys: Sequence[CacheKey], budget: WaitBudget
+    ) -> Mapping[CacheKey, Kind]:
         """Answer the kinds of modules that those of the artifacts were made from that are held."""
         kinds = dict(await self._near.kinds_of(keys))
         for key in keys:
@@ -140,9 +150,7 @@ class TieredCache:
                 kinds[key] = artifact.kind
         asked = tuple(sorted({*keys} - kinds.keys(), key=_in_order))
         if asked:
-            found = await self._kind_fetches.get(
-                asked, lambda: self._far.kinds_of(asked), self._patience
-            )
+            found = await self._kind_lookups.get(asked, lambda _: self._far.kinds_of(asked), budget)
             kinds |= found or {}
         return kinds
 
@@ -190,20 +198,16 @@ class TieredCache:
             if not await self._far.has_module(module.sha256):
                 self._writes.add(module)
 
-    @property
-    def _patience(self) -> Patience:
-        return Patience.of_this_call(self._patience_s)
-
-    async def _fetch(self, key: CacheKey) -> Artifact | None:
+    async def _fetch(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
         evictions = self._evictions
-        artifact = await self._far.get(key)
+        artifact = await self._far.get(key, allowance)
         if artifact and evictions == self._evictions:
             await self._near.put(artifact)
         return artifact
 
-    async def _fetch_module(self, sha256: str) -> Module | None:
+    async def _fetch_module(self, sha256: str, allowance: Allowance) -> Module | None:
         evictions = self._evictions
-        module = await self._far.get_module(sha256)
+        module = await self._far.get_module(sha256, allowance)
         if module and evictions == self._evictions:
             await self._near.put_module(module)
         return module

@@ -17,6 +17,7 @@ from wasmkilnd.cache.server import Command
 from wasmkilnd.cache.strikes import RedisStrikes
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey, EvictScope, Strike, TierUsage
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact, module
@@ -85,7 +86,7 @@ def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable
     claims = FleetClaims(leases, Notes(), patience_s=lambda: 0.0)
 
     async def take() -> None:
-        async with claims.claim(KEY) as claim:
+        async with claims.claim(KEY, WaitBudget()) as claim:
             if not await claim.take():
                 await claim.made_elsewhere()
         await claims.close()
@@ -101,8 +102,8 @@ def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable
         lambda: tier.evict(EvictScope()),
         lambda: tier.evict(EvictScope(module_sha256=KEY.module_sha256)),
         lambda: tier.evict(EvictScope(engine_id="wasmtime-1.0")),
-        lambda: strikes.get(KEY),
-        lambda: strikes.put(Strike(KEY, "e", "r", "m", 1, 1.0), 1.0),
+        lambda: strikes.get(KEY, WaitBudget()),
+        lambda: strikes.put(Strike(KEY, "e", "r", "m", 1, 1.0), 1.0, WaitBudget()),
         lambda: strikes.all(),
         lambda: strikes.remove(""),
         take,

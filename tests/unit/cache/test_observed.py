@@ -9,6 +9,7 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Kind, Module
+from wasmkilnd.wait_budget import Allowance
 
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
@@ -17,10 +18,10 @@ from tests.doubles.notes import Notes
 class Sick(MemoryTier):
     """A tier that answers nothing."""
 
-    async def get(self, key: CacheKey) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         raise TierUnavailable("sick")
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         raise TierUnavailable("sick")
 
     async def has_module(self, sha256: str) -> bool:

@@ -20,6 +20,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module
@@ -45,12 +46,12 @@ class Far(MemoryTier):
         if self.down:
             raise TierUnavailable("down")
 
-    async def get(self, key: CacheKey) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         found = await super().get(key)
         await self._answer()
         return found
 
-    async def get_module(self, sha256: str) -> Module | None:
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         found = await super().get_module(sha256)
         await self._answer()
         return found
@@ -94,13 +95,13 @@ def tiers() -> Tiers:
 
 async def test_nearest_first_and_kept_nearer(tiers: Tiers) -> None:
     one = artifact()
-    assert await tiers.cache.get(one.key) is None
+    assert await tiers.cache.get(one.key, WaitBudget()) is None
     await tiers.far.put(one)
-    assert await tiers.cache.get(one.key) == (one, Origin.REDIS)
-    assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
-    assert await tiers.cache.kinds_of([one.key]) == {one.key: Kind.CORE_MODULE}
+    assert await tiers.cache.get(one.key, WaitBudget()) == (one, Origin.REDIS)
+    assert await tiers.cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
+    assert await tiers.cache.kinds_of([one.key], WaitBudget()) == {one.key: Kind.CORE_MODULE}
     await tiers.far.put_module(module())
-    assert await tiers.cache.get_module(module().sha256) == module()
+    assert await tiers.cache.get_module(module().sha256, WaitBudget()) == module()
     assert await tiers.near.get_module(module().sha256) == module()
 
 
@@ -117,7 +118,7 @@ async def test_a_hundred_callers_fetch_once(tiers: Tiers) -> None:
     one = artifact()
     await MemoryTier.put(tiers.far, one)
     tiers.far.gate.clear()
-    callers = [asyncio.create_task(tiers.cache.get(one.key)) for _ in range(100)]
+    callers = [asyncio.create_task(tiers.cache.get(one.key, WaitBudget())) for _ in range(100)]
     await asyncio.sleep(0)
     callers[0].cancel()  # Whose fetch it is makes no difference.
     await asyncio.sleep(0)
@@ -129,13 +130,13 @@ async def test_a_hundred_callers_fetch_once(tiers: Tiers) -> None:
 async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
     tiers.far.down = True
     one = artifact()
-    assert await tiers.cache.get(one.key) is None
-    assert await tiers.cache.get_module(module().sha256) is None
-    assert await tiers.cache.missing([one.key]) == {one.key}
-    assert await tiers.cache.kinds_of([one.key]) == {}
+    assert await tiers.cache.get(one.key, WaitBudget()) is None
+    assert await tiers.cache.get_module(module().sha256, WaitBudget()) is None
+    assert await tiers.cache.missing([one.key], WaitBudget()) == {one.key}
+    assert await tiers.cache.kinds_of([one.key], WaitBudget()) == {}
     await tiers.cache.put(one)
     await tiers.writes.close(5)
-    assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
+    assert await tiers.cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
     gone, unreachable = await tiers.cache.evict(EvictScope(), "")
     assert (gone.artifacts, unreachable) == (1, ["redis"])
 
@@ -147,7 +148,7 @@ async def test_evicting_one_tier_leaves_the_other(tiers: Tiers) -> None:
         await tiers.far.put(one)
         gone, unreachable = await tiers.cache.evict(EvictScope(), tier)
         assert (gone.artifacts, list(unreachable)) == (1, [])
-        assert await tiers.cache.get(one.key) == (one, left)
+        assert await tiers.cache.get(one.key, WaitBudget()) == (one, left)
 
 
 async def test_a_fetch_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
@@ -156,8 +157,8 @@ async def test_a_fetch_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None
     await tiers.far.put_module(wasm)
     tiers.far.gate.clear()
     fetches = [
-        asyncio.create_task(tiers.cache.get(one.key)),
-        asyncio.create_task(tiers.cache.get_module(wasm.sha256)),
+        asyncio.create_task(tiers.cache.get(one.key, WaitBudget())),
+        asyncio.create_task(tiers.cache.get_module(wasm.sha256, WaitBudget())),
     ]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -232,7 +233,7 @@ async def test_nor_is_it_served_from_what_waits_to_be_written(tiers: Tiers) -> N
     for one in (good, bad):
         await tiers.cache.put(one)
     assert await tiers.cache.recheck(sealer(OURS)) == 2
-    assert await tiers.cache.get(good.key) == (good, Origin.MEMORY)
+    assert await tiers.cache.get(good.key, WaitBudget()) == (good, Origin.MEMORY)
     assert tiers.writes.waiting(bad.key) is tiers.writes.waiting(under_way.key) is None
     tiers.far.gate.set()
     await tiers.writes.close(5)
@@ -243,7 +244,7 @@ async def test_a_fetch_from_before_the_keys_changed_is_not_kept(tiers: Tiers) ->
     one = artifact(1)
     await MemoryTier.put(tiers.far, one)
     tiers.far.gate.clear()
-    fetch = asyncio.create_task(tiers.cache.get(one.key))
+    fetch = asyncio.create_task(tiers.cache.get(one.key, WaitBudget()))
     await tiers.far.asked.wait()
     await tiers.cache.recheck(sealer(OURS))
     tiers.far.gate.set()
@@ -260,56 +261,62 @@ async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_
     await tiers.cache.put_module(wasm)
     await asyncio.sleep(0)  # One of them is under way now.
     await tiers.near.evict(EvictScope())
-    assert await tiers.cache.get(one.key) == (one, Origin.MEMORY)
-    assert await tiers.cache.get_module(wasm.sha256) == wasm
+    assert await tiers.cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
+    assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) == wasm
     await tiers.near.evict(EvictScope())
     assert await tiers.cache.has_local(one.key)
     assert tiers.near.usage().entries == 0
     assert await tiers.cache.get_local(one.key) == one
     assert tiers.far.gets == 1  # The write.
-    assert await tiers.cache.missing([one.key]) == frozenset()
+    assert await tiers.cache.missing([one.key], WaitBudget()) == frozenset()
     tiers.far.gate.set()
     await tiers.writes.close(5)
 
 
 async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, None, patience_s=0.2)
+    tiers.cache = TieredCache(
+        tiers.near, tiers.near, tiers.far, tiers.writes, None, call_wait_s=0.2
+    )
     one = artifact(1)
     await tiers.far.put(one)
     tiers.far.gate.clear()
     began = asyncio.get_running_loop().time()
 
     async def call() -> None:
-        assert await tiers.cache.get(one.key) is None
-        assert await tiers.cache.get(artifact(2).key) is None
-        assert await tiers.cache.get_module(one.module_sha256) is None
+        budget = tiers.cache.wait_budget()
+        assert await tiers.cache.get(one.key, budget) is None
+        assert await tiers.cache.get(artifact(2).key, budget) is None
+        assert await tiers.cache.get_module(one.module_sha256, budget) is None
 
     await asyncio.gather(*(asyncio.create_task(call()) for _ in range(20)))
     assert asyncio.get_running_loop().time() - began < 10
     assert tiers.far.gets == 2  # The first put, and one look-up for all.
     # It goes on without them, and whoever comes later finds it.
     tiers.far.gate.set()
-    found = await asyncio.create_task(tiers.cache.get(one.key))
+    found = await asyncio.create_task(tiers.cache.get(one.key, WaitBudget()))
     assert found
     assert found[0] is one
     assert await tiers.near.get(one.key) is one
 
 
 async def test_what_a_question_for_many_costs_is_one_time_out_too(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, None, patience_s=0.2)
+    tiers.cache = TieredCache(
+        tiers.near, tiers.near, tiers.far, tiers.writes, None, call_wait_s=0.2
+    )
     keys = [artifact(tag).key for tag in range(100)]
     await tiers.far.put(artifact(1))
     tiers.far.gate.clear()
 
     async def call() -> None:
-        assert await tiers.cache.missing(keys) == frozenset(keys)
-        assert await tiers.cache.kinds_of(keys) == {}
+        budget = tiers.cache.wait_budget()
+        assert await tiers.cache.missing(keys, budget) == frozenset(keys)
+        assert await tiers.cache.kinds_of(keys, budget) == {}
 
     await asyncio.wait_for(asyncio.create_task(call()), 10)
     assert tiers.far.gets == 2  # The put, and what was held.
     # It goes on: so the metrics and the breaker learn how it ends.
     tiers.far.gate.set()
-    kinds = await asyncio.create_task(tiers.cache.kinds_of(keys))
+    kinds = await asyncio.create_task(tiers.cache.kinds_of(keys, WaitBudget()))
     assert kinds == {artifact(1).key: Kind.CORE_MODULE}
     assert tiers.far.gets == 3  # All of them at once.
 
@@ -318,7 +325,7 @@ async def test_the_kind_of_what_waits_to_be_stored_is_known(tiers: Tiers) -> Non
     tiers.far.gate.clear()
     await tiers.cache.put(artifact(1))
     await tiers.near.evict(EvictScope())
-    kinds = await tiers.cache.kinds_of([artifact(1).key])
+    kinds = await tiers.cache.kinds_of([artifact(1).key], WaitBudget())
     assert kinds == {artifact(1).key: Kind.CORE_MODULE}
     tiers.far.gate.set()
     await tiers.writes.close(5)

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from wasmkilnd.cache.fetches import Fetches, allow
-from wasmkilnd.cache.patience import Patience
+from wasmkilnd.cache.shared_lookups import SharedLookups
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 HANG_S = 60.0
 
@@ -30,47 +30,47 @@ class Clock:
 
 async def test_what_is_asked_one_after_the_other_shares_one_time_out() -> None:
     clock = Clock()
-    patience = Patience(1.0, clock)
-    assert await patience.spend_on(clock.passes(0.6)) == "answer"
+    budget = WaitBudget(1.0, clock)
+    assert await budget.spend_on(clock.passes(0.6)) == "answer"
     clock.now += 100  # The call's own work.
-    assert await patience.spend_on(clock.passes(0.3)) == "answer"
-    assert not patience.spent
-    assert await patience.spend_on(clock.passes(0.2)) == "answer"
-    assert patience.spent
+    assert await budget.spend_on(clock.passes(0.3)) == "answer"
+    assert not budget.spent
+    assert await budget.spend_on(clock.passes(0.2)) == "answer"
+    assert budget.spent
     with pytest.raises(TierUnavailable):
-        await patience.spend_on(clock.passes(0.0))
+        await budget.spend_on(clock.passes(0.0))
 
 
 async def test_what_is_free_of_charge_takes_nothing_and_is_bounded_all_the_same() -> None:
     clock = Clock()
-    patience = Patience(0.1, clock)
+    budget = WaitBudget(0.1, clock)
     for _ in range(5):
-        await patience.spend_on(clock.passes(0.09), charged=False)
-    assert not patience.spent
+        await budget.spend_on(clock.passes(0.09), charged=False)
+    assert not budget.spent
     cancelled = asyncio.Event()
     with pytest.raises(TierUnavailable):
-        await asyncio.wait_for(Patience(0.05).spend_on(hang(cancelled), charged=False), 10)
+        await asyncio.wait_for(WaitBudget(0.05).spend_on(hang(cancelled), charged=False), 10)
     await asyncio.wait_for(cancelled.wait(), 10)
 
 
 @pytest.mark.parametrize("charged", [True, False])
 async def test_who_waited_in_vain_does_not_wait_again(charged: bool) -> None:
-    patience = Patience(0.05)
+    budget = WaitBudget(0.05)
     cancelled = asyncio.Event()
     with pytest.raises(TierUnavailable):
-        await asyncio.wait_for(patience.spend_on(hang(cancelled), charged=charged), 10)
-    assert patience.spent
+        await asyncio.wait_for(budget.spend_on(hang(cancelled), charged=charged), 10)
+    assert budget.spent
 
     async def in_vain(clock: Clock) -> None:
         await clock.passes(0.9)
         raise TierUnavailable("it timed out by itself")
 
     clock = Clock()
-    patience = Patience(1.0, clock)
+    budget = WaitBudget(1.0, clock)
     with pytest.raises(TierUnavailable):
-        await patience.spend_on(in_vain(clock), charged=charged)
-    await patience.spend_on(clock.passes(0.1))
-    assert patience.spent
+        await budget.spend_on(in_vain(clock), charged=charged)
+    await budget.spend_on(clock.passes(0.1))
+    assert budget.spent
 
 
 async def hang(cancelled: asyncio.Event) -> None:
@@ -81,25 +81,11 @@ async def hang(cancelled: asyncio.Event) -> None:
         raise
 
 
-async def test_each_call_has_its_own_and_its_tasks_share_it() -> None:
-    async def call() -> tuple[Patience, Patience]:
-        mine = Patience.of_this_call(1.0)
-        return mine, await asyncio.create_task(of_a_task())
-
-    async def of_a_task() -> Patience:
-        return Patience.of_this_call(1.0)
-
-    one, two = await asyncio.gather(asyncio.create_task(call()), asyncio.create_task(call()))
-    assert one[0] is one[1]
-    assert two[0] is two[1]
-    assert one[0] is not two[0]
-
-
 def looking_up(
     answer: str, *, allowed_s: float = 0.0, gate: asyncio.Event
-) -> Callable[[], Awaitable[str]]:
-    async def look_up() -> str:
-        allow(allowed_s)
+) -> Callable[[Allowance], Awaitable[str]]:
+    async def look_up(allowance: Allowance) -> str:
+        allowance.add(allowed_s)
         await gate.wait()
         return answer
 
@@ -107,42 +93,42 @@ def looking_up(
 
 
 async def test_many_share_one_look_up() -> None:
-    fetches: Fetches[str, str] = Fetches()
+    lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
     waiting = [
-        asyncio.create_task(fetches.get("k", looking_up(str(n), gate=gate), Patience(HANG_S)))
+        asyncio.create_task(lookups.get("k", looking_up(str(n), gate=gate), WaitBudget(HANG_S)))
         for n in range(5)
     ]
     await asyncio.sleep(0)
     gate.set()
     assert await asyncio.gather(*waiting) == ["0"] * 5
-    assert await fetches.get("k", looking_up("later", gate=gate), Patience(HANG_S)) == "later"
+    assert await lookups.get("k", looking_up("later", gate=gate), WaitBudget(HANG_S)) == "later"
 
 
 async def test_who_runs_out_of_patience_leaves_and_the_others_are_served() -> None:
-    fetches: Fetches[str, str] = Fetches()
+    lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
     look_up = looking_up("found", gate=gate)
-    patient = asyncio.create_task(fetches.get("k", look_up, Patience(HANG_S)))
-    hurried = Patience(0.05)
-    assert await asyncio.wait_for(fetches.get("k", look_up, hurried), 10) is None
+    patient = asyncio.create_task(lookups.get("k", look_up, WaitBudget(HANG_S)))
+    hurried = WaitBudget(0.05)
+    assert await asyncio.wait_for(lookups.get("k", look_up, hurried), 10) is None
     assert hurried.spent
     # Nor does it ask for anything else.
-    assert await fetches.get("other", look_up, hurried) is None
+    assert await lookups.get("other", look_up, hurried) is None
     gate.set()
     assert await patient == "found"
 
 
 async def test_who_comes_late_to_a_look_up_has_no_more_left_than_those_who_began_it() -> None:
-    async def look_up() -> None:
+    async def look_up(_: Allowance) -> None:
         await gate.wait()
 
-    fetches: Fetches[str, str] = Fetches()
+    lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
-    waiting = asyncio.create_task(fetches.get("k", look_up, Patience(HANG_S)))
+    waiting = asyncio.create_task(lookups.get("k", look_up, WaitBudget(HANG_S)))
     await asyncio.sleep(0.3)
-    late = Patience(0.4)
-    joining = asyncio.create_task(fetches.get("k", look_up, late))
+    late = WaitBudget(0.4)
+    joining = asyncio.create_task(lookups.get("k", look_up, late))
     await asyncio.sleep(0)
     gate.set()
     assert not any(await asyncio.gather(waiting, joining))
@@ -151,28 +137,28 @@ async def test_who_comes_late_to_a_look_up_has_no_more_left_than_those_who_began
 
 
 async def test_who_waits_for_bytes_may_wait_longer_whoever_began() -> None:
-    fetches: Fetches[str, str] = Fetches()
+    lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
     look_up = looking_up("large", allowed_s=HANG_S, gate=gate)
-    patience = Patience(0.05)
+    budget = WaitBudget(0.05)
     waiting = [
-        asyncio.create_task(fetches.get("k", look_up, each)) for each in (Patience(0.05), patience)
+        asyncio.create_task(lookups.get("k", look_up, each)) for each in (WaitBudget(0.05), budget)
     ]
     await asyncio.sleep(0.2)
     gate.set()
     assert await asyncio.gather(*waiting) == ["large"] * 2
-    assert not patience.spent
+    assert not budget.spent
 
 
 async def test_a_tier_that_does_not_answer_is_no_error_and_others_are() -> None:
-    async def unavailable() -> str:
+    async def unavailable(_: Allowance) -> str:
         raise TierUnavailable("down")
 
-    async def broken() -> str:
+    async def broken(_: Allowance) -> str:
         raise ZeroDivisionError
 
-    fetches: Fetches[str, str] = Fetches()
-    assert await fetches.get("k", unavailable, Patience(1)) is None
+    lookups: SharedLookups[str, str] = SharedLookups()
+    assert await lookups.get("k", unavailable, WaitBudget(1)) is None
     with pytest.raises(ZeroDivisionError):
-        await fetches.get("k", broken, Patience(1))
-    assert await fetches.get("k", unavailable, Patience(1)) is None
+        await lookups.get("k", broken, WaitBudget(1))
+    assert await lookups.get("k", unavailable, WaitBudget(1)) is None

@@ -1,43 +1,67 @@
 """How long one call waits for the shared tier: one time-out, for all that it asks together.
 
-A call looks for an artifact, perhaps for the module, and then for its turn. Each of these
-has a time-out of its own, but a server that answers each just in time would cost the call
-their sum, and no breaker would ever open.
+A call looks for an artifact, perhaps for the module, for strikes against it, and then for a
+lease. Each of these has a time-out of its own, but a server that answers each just in time would
+cost the call their sum, and no breaker would ever open. So each call has one budget, and passes
+it to whatever it asks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
-from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from wasmkilnd.errors import TierUnavailable
 
 V = TypeVar("V")
 
-_of_this_call: ContextVar[Patience | None] = ContextVar("patience", default=None)
+
+class Allowance:
+    """When a look-up began, and what it may take on top of its callers' budgets.
+
+    For what is no illness of the tier: the bytes of a value on a slow line, and waiting for
+    what is this daemon's own.
+    """
+
+    def __init__(self) -> None:
+        self.began_s = time.monotonic()
+        self._seconds = 0.0
+        self._since_s = 0.0
+        self._is_free: Callable[[], bool] = lambda: False
+
+    @property
+    def seconds(self) -> float:
+        """How long it may take on top, by now."""
+        if self._is_free():
+            return self._seconds + time.monotonic() - self._since_s
+        return self._seconds
+
+    def add(self, seconds: float) -> None:
+        """Let whoever waits for the look-up wait ``seconds`` more."""
+        self._seconds += seconds
+
+    @contextlib.contextmanager
+    def while_free(self, is_free: Callable[[], bool]) -> Iterator[None]:
+        """Let them wait as long as this context lasts, unless ``is_free`` says no by its end."""
+        self._since_s, self._is_free = time.monotonic(), is_free
+        try:
+            yield
+        finally:
+            self._seconds, self._is_free = self.seconds, lambda: False
 
 
-class Patience:
+class WaitBudget:
     """What is left of a call's time-out. For the tasks of one call."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._left_s = seconds
         self._clock = clock
-
-    @classmethod
-    def of_this_call(cls, seconds: float) -> Patience:
-        """Answer that of the call in whose context this runs; a call begins with ``seconds``.
-
-        Each call runs in a context of its own, which the tasks that it starts inherit.
-        """
-        patience = _of_this_call.get()
-        if patience is None:
-            patience = cls(seconds)
-            _of_this_call.set(patience)
-        return patience
 
     @property
     def spent(self) -> bool:
@@ -52,7 +76,7 @@ class Patience:
         """Answer what ``work`` answers, and take the time that it took off what is left.
 
         Without ``charged`` nothing is taken off for an answer. Raises TierUnavailable when
-        patience ends first; ``work`` is cancelled then.
+        the budget ends first; ``work`` is cancelled then.
         """
         task = asyncio.create_task(work)
         try:
@@ -61,15 +85,14 @@ class Patience:
             task.cancel()
             del task  # One that failed holds its traceback, and that this frame.
 
-    async def share(self, task: asyncio.Task[V], began_s: float, more_s: Callable[[], float]) -> V:
+    async def share(self, task: asyncio.Task[V], allowance: Allowance) -> V:
         """As spend_on, for a task that others wait for too: it goes on.
 
         All pay for it from when it began: who comes late to one that hangs would else have a
         time-out left for what comes next, and hold up those who waited all along and then
-        share that too. ``more_s`` answers how long it may take on top, free of charge; that
-        may grow meanwhile.
+        share that too. What ``allowance`` gives on top is free of charge; it may grow meanwhile.
         """
-        return await self._wait(task, began_s, more_s)
+        return await self._wait(task, allowance.began_s, lambda: allowance.seconds)
 
     async def _wait(
         self,
