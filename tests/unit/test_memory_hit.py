@@ -15,7 +15,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.redis import RedisTier
 from wasmkilnd.model import EvictScope
-from wasmkilnd.rpc.calls import CallNote
+from wasmkilnd.rpc.caller import CallNote
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 
 from tests.contract.sealing import sealer

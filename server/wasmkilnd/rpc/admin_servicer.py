@@ -12,7 +12,7 @@ from wasmkilnd.model import DrainState
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc import messages
-from wasmkilnd.rpc.calls import CallNote, Context
+from wasmkilnd.rpc.caller import CallNote, Context
 from wasmkilnd.rpc.parts import repeated
 
 

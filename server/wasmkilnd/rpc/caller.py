@@ -1,14 +1,63 @@
-"""Who calls, and how urgent it is."""
+"""Who calls, how urgent it is, and what a call turns out to be about."""
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from wasmkilnd.errors import invalid_request, quoted
+from wasmkilnd.model import Artifact
 from wasmkilnd.network import address_of, host_of
 
 PRIORITY_KEY = "wasmkiln-priority"
 _PRIORITIES = {"": False, "interactive": False, "background": True}
+_REQUEST_ID_KEY = "x-request-id"
+_REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
+
+Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
+
+
+@dataclass(slots=True)
+class CallNote:
+    """What a call turned out to be about, for its log line, and on what terms it is served."""
+
+    context: Context
+    caller: str = ""
+    """Whose turn it takes."""
+    let_go: Callable[[], None] = lambda: None
+    """To be called when the request's bytes are not held any more; again does nothing."""
+    module: str = ""
+    engine: str = ""
+    origin: str = ""
+    queue_ms: float | None = None
+    compile_ms: float | None = None
+    bytes: int | None = None
+    _request_id: str = ""
+
+    @property
+    def request_id(self) -> str:
+        """The caller's own id for the call if it sent a sensible one, else a new one."""
+        if not self._request_id:
+            sent = _metadata(self.context, _REQUEST_ID_KEY)
+            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex[:16]
+        return self._request_id
+
+    @property
+    def background(self) -> bool:
+        """Whether the caller asked to yield to others. Raises INVALID_REQUEST."""
+        return is_background(_metadata(self.context, PRIORITY_KEY))
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """An answer that is serialized already: a header, and perhaps an artifact."""
+
+    header: bytes
+    artifact: Artifact | None = None
 
 
 def caller_of(peer: str) -> str:
@@ -38,3 +87,10 @@ def is_background(priority: str) -> bool:
             PRIORITY_KEY,
         )
     return _PRIORITIES[priority]
+
+
+def _metadata(context: Context, wanted: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == wanted and isinstance(value, str):
+            return value
+    return ""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -25,9 +23,8 @@ from wasmkilnd.errors import (
     too_many_calls,
 )
 from wasmkilnd.ledger import Ledger
-from wasmkilnd.model import Artifact
 from wasmkilnd.rpc import status
-from wasmkilnd.rpc.caller import PRIORITY_KEY, caller_of, is_background
+from wasmkilnd.rpc.caller import CallNote, Context, Frames, caller_of
 from wasmkilnd.rpc.connection_use import Call, ConnectionUse
 from wasmkilnd.rpc.parts import Parts
 from wasmkilnd.rpc.receive import Receiver
@@ -35,51 +32,6 @@ from wasmkilnd.rpc.requests import Requests
 from wasmkilnd.rpc.send import Sender
 
 log = structlog.get_logger("wasmkilnd.rpc")
-
-_REQUEST_ID_KEY = "x-request-id"
-_REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
-
-
-Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
-
-
-@dataclass(slots=True)
-class CallNote:
-    """What a call turned out to be about, for its log line, and on what terms it is served."""
-
-    context: Context
-    caller: str = ""
-    """Whose turn it takes."""
-    let_go: Callable[[], None] = lambda: None
-    """To be called when the request's bytes are not held any more; again does nothing."""
-    module: str = ""
-    engine: str = ""
-    origin: str = ""
-    queue_ms: float | None = None
-    compile_ms: float | None = None
-    bytes: int | None = None
-    _request_id: str = ""
-
-    @property
-    def request_id(self) -> str:
-        """The caller's own id for the call if it sent a sensible one, else a new one."""
-        if not self._request_id:
-            sent = _metadata(self.context, _REQUEST_ID_KEY)
-            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex[:16]
-        return self._request_id
-
-    @property
-    def background(self) -> bool:
-        """Whether the caller asked to yield to others. Raises INVALID_REQUEST."""
-        return is_background(_metadata(self.context, PRIORITY_KEY))
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """An answer that is serialized already: a header, and perhaps an artifact."""
-
-    header: bytes
-    artifact: Artifact | None = None
 
 
 class CallGate:
@@ -263,13 +215,6 @@ async def abort(context: Context, failure: WasmkilnError) -> None:
         )
     except aio.AbortError as aborted:
         forget_frames(aborted)
-
-
-def _metadata(context: Context, wanted: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == wanted and isinstance(value, str):
-            return value
-    return ""
 
 
 def _log_call(method: str, note: CallNote, code: str, reason: str, seconds: float) -> None:

@@ -16,8 +16,8 @@ from grpc import aio
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.rpc.bounds import plan_of
-from wasmkilnd.rpc.caller import caller_of
-from wasmkilnd.rpc.calls import Context, Traffic, abort
+from wasmkilnd.rpc.caller import Context, caller_of
+from wasmkilnd.rpc.calls import Traffic, abort
 from wasmkilnd.rpc.scan import not_a_message, scan
 from wasmkilnd.slices import in_slices
 

@@ -15,7 +15,7 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.rpc import messages
-from wasmkilnd.rpc.calls import CallNote, Context, Frames
+from wasmkilnd.rpc.caller import CallNote, Context, Frames
 from wasmkilnd.rpc.parts import Parts, repeated
 from wasmkilnd.rpc.scan import not_a_message
 

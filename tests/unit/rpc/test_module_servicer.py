@@ -11,7 +11,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
-from wasmkilnd.rpc.calls import CallNote
+from wasmkilnd.rpc.caller import CallNote
 from wasmkilnd.rpc.module_servicer import ModuleServicer
 
 from tests.doubles.context import Context
