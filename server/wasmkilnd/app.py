@@ -40,6 +40,7 @@ from wasmkilnd.malloc_trim import MallocTrim
 from wasmkilnd.model import DrainState, UnservedEngine
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, limits_too_low, remote_options, traffic_limits
+from wasmkilnd.ownership import NotOurs, make_folder
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.readiness import Readiness
 from wasmkilnd.reload import Reloader
@@ -343,7 +344,9 @@ def _check_job_user(settings: Settings) -> None:
 
 def _make_state_dir(settings: Settings) -> None:
     try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(settings.state_dir)
+    except NotOurs as refusal:
+        raise CannotStart(str(refusal)) from None
     except OSError as failure:
         raise CannotStart(
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"

@@ -21,8 +21,10 @@ from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
 from wasmkilnd.engines.store import KINDS, EngineInstallError, EngineStore, InstalledEngine
+from wasmkilnd.engines.vetting import check_engine
 from wasmkilnd.keys.store import KeysUnusable
 from wasmkilnd.keys_command import keys
+from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
 
 EXIT_FAILED = 1
@@ -50,7 +52,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
-    except (EngineInstallError, KeysUnusable, CacheCommandFailed, CannotStart) as failure:
+    except (EngineInstallError, KeysUnusable, CacheCommandFailed, CannotStart, NotOurs) as failure:
         _fail(str(failure), EXIT_FAILED)
     except BadValuesFound as found:
         _fail(str(found), EXIT_FOUND)
@@ -142,6 +144,10 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
         return
     for found in engines:
         click.echo(f"{found.id:<20} {found.python:<18} {found.path}")
+        try:
+            check_engine(found.path, found.interpreter)
+        except NotOurs as refusal:
+            click.echo(f"{found.id} is not served: {refusal}", err=True)
     for folder in EngineStore(_loaded(state_dir).settings.state_dir).damaged():
         click.echo(f"damaged: {folder}; install that engine again", err=True)
     if not engines:

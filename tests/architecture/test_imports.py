@@ -14,8 +14,7 @@ CLIENT = ROOT / "client" / "wasmkiln"
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission"),
     *("demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
-    "slices",
-    "wait_budget",
+    *("slices", "wait_budget", "ownership"),
 }
 # What each part may import of the others; a part may always import itself.
 MAY_IMPORT = {
@@ -36,6 +35,7 @@ MAY_IMPORT = {
     "network": set(),
     "descriptors": set(),
     "slices": set(),
+    "ownership": set(),
     "quarantine": {"model", "errors", "ports", "wait_budget"},
     "compile_service": CORE | {"order", "quarantine"},
     "module_service": CORE | {"order", "quarantine"},
@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "engines": CORE,
     "telemetry": CORE,
     "config": {"redis_address"},
-    "keys": set(),
+    "keys": {"ownership"},
     "keys_command": {"keys", "config"},
     "rpc": CORE | {"order", "compile_service", "module_service", "quarantine", "telemetry"},
     "shutdown": set(),

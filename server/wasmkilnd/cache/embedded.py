@@ -20,8 +20,9 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.cache import guardian
-from wasmkilnd.cache.folder import FolderUnsafe, ServerFolder
+from wasmkilnd.cache.folder import ServerFolder
 from wasmkilnd.cache.locks import FileLock
+from wasmkilnd.ownership import NotOurs
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -192,7 +193,7 @@ class EmbeddedServer:
 def _told_to_the_operator(folder: Path) -> Iterator[None]:
     try:
         yield
-    except FolderUnsafe as unsafe:
+    except NotOurs as unsafe:
         raise EmbeddedUnavailable(str(unsafe)) from None
     except OSError as failure:
         raise EmbeddedUnavailable(f"{folder}: {failure.strerror or failure}") from None

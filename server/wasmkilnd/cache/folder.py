@@ -13,16 +13,13 @@ import urllib.parse
 from pathlib import Path
 
 from wasmkilnd.cache import guardian
+from wasmkilnd.ownership import check_path, make_folder
 
 # sockaddr_un holds 108 bytes, the terminating zero included.
 _MAX_SOCKET_PATH_BYTES = 100
 _PASSWORD = re.compile(r"[0-9a-f]{64}")
 _MAX_LOG_BYTES = 1024 * 1024
 _PLAIN_BYTES = frozenset(f"{string.ascii_letters}{string.digits}/._- ".encode())
-
-
-class FolderUnsafe(Exception):  # noqa: N818 - says what it is
-    """A folder is not ours alone; the message says which."""
 
 
 class ServerFolder:
@@ -33,17 +30,16 @@ class ServerFolder:
         self.log = self.path / "valkey.log"
 
     def make(self) -> None:
-        """Make the folder, for its owner only. Raises OSError or FolderUnsafe."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.path.stat().st_uid != os.geteuid():
-            raise FolderUnsafe(f"{self.path} belongs to another user")
-        self.path.chmod(0o700)
+        """Make the folder, for its owner only. Raises OSError or NotOurs."""
+        make_folder(self.path)
+        if self.path.stat().st_uid == os.geteuid():
+            self.path.chmod(0o700)  # A group that is ours alone may have been let in.
 
     def socket(self) -> Path:
         """Answer where the server listens, the same for every daemon of the state directory.
 
         A socket's path is short by nature: where the state directory's is too long, a
-        folder of ours under the temporary one stands in. Raises OSError or FolderUnsafe.
+        folder of ours under the temporary one stands in. Raises OSError or NotOurs.
         """
         path = self.path / "valkey.sock"
         if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
@@ -51,9 +47,8 @@ class ServerFolder:
         name = hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"wasmkiln-{os.geteuid()}-{name}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()  # Not stat: everybody may put a symbolic link there.
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise FolderUnsafe(f"{folder} belongs to another user, or is open to others")
+        # It may be a symbolic link, or somebody's who came first.
+        check_path(folder, private=True, secret=True)
         return folder / "valkey.sock"
 
     def url(self) -> str:

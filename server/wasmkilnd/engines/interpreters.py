@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wasmkilnd.engines.vetting import check_interpreter
+from wasmkilnd.ownership import NotOurs
+
 _PROBE = (
     "import json, platform, sys; print(json.dumps({"
     "'implementation': platform.python_implementation(),"
@@ -59,10 +62,15 @@ class Interpreter:
 
 
 def probe(path: str | Path) -> Interpreter | None:
-    """Run ``path`` and answer what it says it is; None if it is no working Python."""
+    """Run ``path`` and answer what it says it is; None if it is no working Python.
+
+    Raises NotOurs, and runs nothing, where somebody else could change it or its library.
+    """
+    check_interpreter(Path(shutil.which(path) or path))
     try:
         answer = subprocess.run(
-            [str(path), "-I", "-c", _PROBE],
+            # Without the packages that lie beside its library, which may be anybody's.
+            [str(path), "-I", "-S", "-c", _PROBE],
             capture_output=True,
             timeout=_PROBE_TIMEOUT_S,
             check=True,
@@ -70,21 +78,33 @@ def probe(path: str | Path) -> Interpreter | None:
         ).stdout
         said = json.loads(answer)
         major, minor, micro = said["version"]
-        return Interpreter(Path(said["executable"]), said["implementation"], (major, minor, micro))
+        found = Interpreter(Path(said["executable"]), said["implementation"], (major, minor, micro))
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
+    check_interpreter(found.path)  # It may be another, which a version manager chose.
+    return found
 
 
 def find(wanted: PythonRange) -> Interpreter | None:
-    """Answer a working interpreter in the range, this daemon's own kind first; None if none is."""
+    """Answer a working interpreter in the range, this daemon's own kind first; None if none is.
+
+    Those that somebody else could change are passed over. Raises NotOurs if there is no other.
+    """
     seen: set[str] = set()
+    refused: NotOurs | None = None
     for candidate in _candidates(wanted):
         if candidate in seen:
             continue
         seen.add(candidate)
-        found = probe(candidate)
+        try:
+            found = probe(candidate)
+        except NotOurs as refusal:
+            refused = refused or refusal
+            continue
         if found and found.fits(wanted):
             return found
+    if refused:
+        raise refused
     return None
 
 

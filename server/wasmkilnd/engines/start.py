@@ -19,6 +19,7 @@ from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.self_test import SelfTestFailed, own_limits, self_test
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.store import InstalledEngine
+from wasmkilnd.engines.vetting import check_engine
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
@@ -30,6 +31,7 @@ from wasmkilnd.model import (
     TargetInfo,
     UnservedEngine,
 )
+from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Recorder
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -102,6 +104,8 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         neighbours=options.neighbours,
     )
     try:
+        # Before the first worker: it would run what lies there as the daemon's user.
+        await asyncio.to_thread(check_engine, engine.path, engine.interpreter)
         await pool.start()
         capabilities = await _ask(pool)
         if capabilities.identity.id != engine.id:
@@ -126,7 +130,7 @@ async def _ask(pool: WorkerPool) -> EngineCapabilities:
 def _in_words(failure: Exception) -> str:
     if isinstance(failure, SelfTestFailed):
         return f"the self-test failed: {failure}"
-    if isinstance(failure, WorkerDied | WasmkilnError | OSError):
+    if isinstance(failure, WorkerDied | WasmkilnError | OSError | NotOurs):
         return str(failure)
     # Whatever else an engine makes of the protocol.
     return f"it makes no sense ({type(failure).__name__}: {failure})"

@@ -23,6 +23,7 @@ from packaging.version import InvalidVersion, Version
 
 from wasmkilnd.engines import interpreters
 from wasmkilnd.engines.interpreters import PythonRange
+from wasmkilnd.ownership import NotOurs, check_path, make_folder
 
 _MARKER = "engine.json"
 _BUILDING = ".building-"
@@ -78,18 +79,23 @@ class InstalledEngine:
 
 
 class EngineStore:
-    """Installs, lists and removes engines. Safe for several processes at once."""
+    """Installs, lists and removes engines. Safe for several processes at once.
+
+    Every method raises NotOurs where somebody else could put an engine there, or take one away.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / "engines"
 
     def installed(self) -> list[InstalledEngine]:
         """List complete engines, wasmer first, newer versions before older ones."""
+        check_path(self._root)
         found = (_read(marker) for marker in self._root.glob(f"*/{_MARKER}"))
         return newest_first([engine for engine in found if engine])
 
     def damaged(self) -> list[Path]:
         """List folders that should hold an engine and do not; installing it again mends one."""
+        check_path(self._root)
         return sorted(
             folder
             for folder in self._root.glob("[!.]*-*")
@@ -113,7 +119,10 @@ class EngineStore:
             already = [e for e in self.installed() if e.name == name and e.version == version]
             if already:
                 return already[0]
-            interpreter = _interpreter_for(name, kind, python)
+            try:
+                interpreter = _interpreter_for(name, kind, python)
+            except NotOurs as refusal:
+                raise EngineInstallError(f"{name} needs {kind.python}, and {refusal}") from None
             report(f"{spec}: using {interpreter} at {interpreter.path}")
             building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._root))
             try:
@@ -130,7 +139,7 @@ class EngineStore:
         interpreter: interpreters.Interpreter,
         report: Callable[[str], None],
     ) -> InstalledEngine:
-        _run([str(interpreter.path), "-I", "-m", "venv", "--without-pip", str(building)])
+        _run([str(interpreter.path), "-I", "-S", "-m", "venv", "--without-pip", str(building)])
         python = building / "bin" / "python"
         wanted = [f"{package}=={version}" for package in kind.packages]
         report(f"installing {', '.join(wanted)}")
@@ -168,7 +177,7 @@ class EngineStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         try:
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._root)
             lock = (self._root / ".lock").open("w")
         except OSError as failure:
             raise EngineInstallError(
@@ -241,6 +250,7 @@ def _run(command: list[str]) -> str:
             text=True,
             timeout=_INSTALL_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
+            umask=0o022,  # Whatever the caller's is: nobody else may write to an engine.
             env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
         )
     except subprocess.TimeoutExpired:

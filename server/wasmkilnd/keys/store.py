@@ -18,17 +18,13 @@ import contextlib
 import fcntl
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.keys.private import PrivateKey
-
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-# A group may read: that is how a volume of secrets is mounted for a user of its own.
-_PRIVATE_KEY_OPEN = _OTHERS_WRITE | stat.S_IROTH | stat.S_IXOTH
+from wasmkilnd.ownership import NotOurs, check_path, make_folder
 
 
 class KeysUnusable(Exception):  # noqa: N818 - a state, told to the operator
@@ -39,8 +35,8 @@ class KeyStore:
     """A key directory. Safe for use by several processes at once; every method may block.
 
     Whoever may change something in it decides whose native code is run. So every method raises
-    KeysUnusable where the directory, ``trusted/`` or a key in it belongs to another user than
-    this one or root, or may be written by others.
+    KeysUnusable where the directory, ``trusted/``, a key in it or a folder above belongs to another
+    user than this one or root, or may be written by others.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +48,8 @@ class KeyStore:
         """Answer the signing key, None if there is none. Raises KeysUnusable."""
         with _told(self.folder):
             self._refuse_open_folders()
-            text = _read(self._signing, _PRIVATE_KEY_OPEN)
+            # A group may read: that is how a volume of secrets is mounted for a user of its own.
+            text = _read(self._signing, secret=True)
         if text is None:
             return None
         try:
@@ -124,14 +121,14 @@ class KeyStore:
             if not self._trusted.is_dir():
                 return TrustedKeys()
             for file in self._trusted.rglob("*.pem"):
-                _refuse_open(file, _OTHERS_WRITE)
+                check_path(file, private=True)
             return _read_trusted(self._trusted)
 
     def find(self, key_id: str) -> PublicKey | None:
         """Answer the trusted key with this id, if it lies here. Raises KeysUnusable."""
         with _told(self._trusted):
             self._refuse_open_folders()
-            text = _read(self._trusted / f"{key_id}.pem", _OTHERS_WRITE)
+            text = _read(self._trusted / f"{key_id}.pem")
         if text is None:
             return None
         with contextlib.suppress(ValueError):
@@ -155,13 +152,12 @@ class KeyStore:
     def _refuse_open_folders(self) -> None:
         # Before anything in them is looked at: from then on only we and root can change it.
         for folder in (self.folder, self._trusted):
-            with contextlib.suppress(FileNotFoundError):
-                _refuse_open(folder, _OTHERS_WRITE)
+            check_path(folder, private=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with _told(self.folder):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.folder, private=True)
             self._refuse_open_folders()
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -183,31 +179,22 @@ def _told(path: Path) -> Iterator[None]:
     """Word the system's errors for the operator."""
     try:
         yield
+    except NotOurs as refusal:
+        raise KeysUnusable(str(refusal)) from None
     except OSError as error:
         raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
 
 
-def _read(path: Path, forbidden: int) -> str | None:
+def _read(path: Path, *, secret: bool = False) -> str | None:
     """Answer a key file's text, None if there is none.
 
     What is no text is none of a key's either: whoever parses it will say so.
     """
     try:
-        _refuse_open(path, forbidden)
+        check_path(path, private=True, secret=secret)
         return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
-
-
-def _refuse_open(path: Path, forbidden: int) -> None:
-    found = path.stat()
-    mode = "700" if stat.S_ISDIR(found.st_mode) else "600"
-    if stat.S_IMODE(found.st_mode) & forbidden:
-        raise KeysUnusable(f"{path} is open to other users: chmod {mode} {path}")
-    if found.st_uid not in (os.geteuid(), 0):
-        raise KeysUnusable(
-            f"{path} belongs to another user, {found.st_uid}: chown {os.geteuid()} {path}"
-        )
 
 
 def _write(path: Path, content: bytes) -> None:

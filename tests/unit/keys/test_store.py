@@ -81,7 +81,7 @@ def test_keys_that_others_could_add_or_replace_are_refused(
 ) -> None:
     store.ensure()
     file_called(store, name).chmod(bits)
-    with pytest.raises(KeysUnusable, match="open to other users: chmod"):
+    with pytest.raises(KeysUnusable, match=r"other users may write to it.*chmod"):
         open_ring(store.folder, signing_key, ())
 
 
@@ -91,7 +91,7 @@ def test_a_private_key_that_others_could_read_or_replace_is_refused(
 ) -> None:
     store.ensure()
     file_called(store, "signing.pem").chmod(bits)
-    with pytest.raises(KeysUnusable, match="open to other users: chmod 600"):
+    with pytest.raises(KeysUnusable, match=r"other users may (read it|write to it).*chmod"):
         open_ring(store.folder, "", ())
 
 
@@ -100,7 +100,7 @@ def test_a_private_key_that_others_could_read_or_replace_is_refused(
 def test_what_belongs_to_another_user_is_refused(store: KeyStore, name: str) -> None:
     store.ensure()
     os.chown(file_called(store, name), OTHERS, -1)
-    with pytest.raises(KeysUnusable, match=f"belongs to another user, {OTHERS}: chown"):
+    with pytest.raises(KeysUnusable, match=f"belongs to user {OTHERS}.*chown"):
         open_ring(store.folder, "", ())
 
 
@@ -111,14 +111,14 @@ def test_root_may_own_the_keys_of_others(store: KeyStore, monkeypatch: pytest.Mo
     if mine == 0:
         assert open_ring(store.folder, "", ()).signing.public == key.public
         return
-    with pytest.raises(KeysUnusable, match=f"belongs to another user, {mine}: chown"):
+    with pytest.raises(KeysUnusable, match=f"belongs to user {mine}"):
         open_ring(store.folder, "", ())
 
 
 def test_an_open_directory_is_refused_before_there_is_anything_in_it(store: KeyStore) -> None:
     store.folder.mkdir(parents=True)
     store.folder.chmod(0o777)
-    with pytest.raises(KeysUnusable, match="open to other users"):
+    with pytest.raises(KeysUnusable, match="other users may write to it"):
         open_ring(store.folder, PrivateKey.generate().base64, ())
 
 
