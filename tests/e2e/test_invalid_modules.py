@@ -48,7 +48,7 @@ async def test_an_invalid_module_costs_no_compile(engines: EngineStore, engine_i
         made = await done(worker, "compile", VALID)
         refused = await done(worker, "compile", BROKEN)
         validated = await done(worker, "validate", BROKEN)
-    assert made.artifact
+    assert made.packed
     assert refused.result
     assert validated.result
     # The same verdict, the same words, the same place: the end of the module.
