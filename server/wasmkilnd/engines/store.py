@@ -99,7 +99,9 @@ class EngineStore:
         return sorted(
             folder
             for folder in self._root.glob("[!.]*-*")
-            if folder.is_dir() and not _read(folder / _MARKER)
+            # One that this user cannot look at is of no use either, and no reason to fail.
+            if (os.path.isdir(folder) or folder.is_symlink())  # noqa: PTH112 - is_dir raises
+            and not _read(folder / _MARKER)
         )
 
     def install(
@@ -155,9 +157,7 @@ class EngineStore:
         )
         actual = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
         final = self._root / f"{name}-{actual}"
-        (building / _MARKER).write_text(
-            json.dumps({"name": name, "version": actual, "python": str(interpreter)})
-        )
+        _write_marker(building, name, actual, str(interpreter))
         building.chmod(0o755)
         if not _read(final / _MARKER):
             shutil.rmtree(final, ignore_errors=True)
@@ -209,6 +209,12 @@ def newest_first(engines: list[InstalledEngine]) -> list[InstalledEngine]:
     """Sort by name, and by version from newest to oldest within a name."""
     by_version = sorted(engines, key=lambda engine: Version(engine.version), reverse=True)
     return sorted(by_version, key=lambda engine: engine.name)
+
+
+def _write_marker(folder: Path, name: str, version: str, python: str) -> None:
+    marker = folder / _MARKER
+    marker.write_text(json.dumps({"name": name, "version": version, "python": python}))
+    marker.chmod(0o644)  # Whatever the umask is: nobody else may write to an engine.
 
 
 def _read(marker: Path) -> InstalledEngine | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import interpreters
+from wasmkilnd.engines import interpreters, store
 from wasmkilnd.engines.store import EngineInstallError, EngineStore, parse_spec
 
 
@@ -91,9 +92,26 @@ def test_a_damaged_engine_is_told_and_mended(tmp_path: Path, marker: str) -> Non
     pretend(tmp_path, "wasmtime", "9.0.0")
     folder = tmp_path / "engines" / "wasmtime-9.0.0"
     (folder / "engine.json").write_text(marker)
-    store = EngineStore(tmp_path)
-    assert store.installed() == []
-    assert store.damaged() == [folder]
+    engines = EngineStore(tmp_path)
+    assert engines.installed() == []
+    assert engines.damaged() == [folder]
+
+
+def test_an_engine_that_cannot_be_looked_at_is_damaged(tmp_path: Path) -> None:
+    """Such as one in another user's folder, or on a disk that is not there."""
+    link = tmp_path / "engines" / "wasmtime-9.0.0"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "nothing")
+    assert EngineStore(tmp_path).damaged() == [link]
+
+
+def test_nobody_else_may_write_to_what_an_engine_is_known_by(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store._write_marker(tmp_path, "wasmtime", "9.0.0", "CPython 3.10.1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "engine.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_what_a_killed_installation_left_is_swept(tmp_path: Path) -> None:
