@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ from tests.e2e.callers import (
     outcome_of,
 )
 from tests.e2e.daemon import TWO_ENGINES, fresh_state
+from tests.e2e.floods import processor_s
 from tests.e2e.processes import eventually, jobs_of, parent_of
 from tests.memory.watched import Watched
 
@@ -113,12 +115,20 @@ def test_a_refusal(kiln: Watched, caller: Caller, reason: str, request_: dict[st
         assert failure_of(call)[1] == reason
 
 
+_COMPILES_S = 0.05
+
+
 def job_of(kiln: Watched) -> int:
-    """Wait for a job, and answer it."""
+    """Wait for a job that compiles, and answer it.
+
+    A job that has used no time may be the one with which a new worker is tried, or not be
+    set up yet: its end would be no crash of a compiler.
+    """
     found: list[int] = []
 
     def look() -> list[int]:
-        found[:] = jobs_of(kiln.pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[:] = [pid for pid in jobs_of(kiln.pid) if processor_s(pid) >= _COMPILES_S]
         return found
 
     eventually(look, "no job started")
