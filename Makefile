@@ -19,7 +19,7 @@ FAST_PROCESSES = $(shell expr 2 '*' $(PROCESSES))
 RELEASED := v0.1.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos client docs bench faults soak fuzz verdicts hostile clean
+.PHONY: help install engines run demo test unit watch check hooks format protos client docs bench faults soak attack fuzz verdicts hostile clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,9 @@ faults: $(VENV)/.dev ## make Redis sick in every way under load, and count what 
 
 soak: $(VENV)/.dev ## do everything at once and kill everything, for five minutes (ARGS="--seconds N")
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+attack: $(VENV)/.dev ## attack a running daemon in every known way (ARGS="--only NAME")
+	@$(BIN)/python -m tests.attack $(ARGS)
 
 fuzz: $(VENV)/.dev ## feed 20,000 inputs to each reader of bytes from outside (ARGS="-k …")
 	@$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --timeout 0 $(ARGS)

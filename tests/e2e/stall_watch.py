@@ -1,7 +1,8 @@
 """``python -m tests.e2e.stall_watch FILE …``: a wasmkilnd that notes what holds its event loop.
 
 Each step of the loop that takes more than a few milliseconds of CPU becomes a line of FILE: the
-time in seconds, and what ran. CPU, since a busy machine makes every step take longer by the clock.
+moment on the monotonic clock, the seconds of CPU, and what ran. CPU, since a busy machine makes
+every step take longer by the clock.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 _NOTED_S = 0.005
@@ -16,13 +18,28 @@ _NOTED_S = 0.005
 
 def longest_stall_s(notes: Path) -> float:
     """Answer how long the loop was held at most, in seconds of CPU; print by what."""
-    lines = sorted(
-        (line.split(maxsplit=1) for line in notes.read_text().splitlines()),
-        key=lambda words: float(words[0]),
-    )
-    for seconds, what in lines[-3:]:
-        print(f"held for {float(seconds) * 1e3:.1f} ms of CPU by {what}")
-    return float(lines[-1][0]) if lines else 0.0
+    found = sorted(holds(notes), key=lambda hold: hold.cpu_s)
+    for hold in found[-3:]:
+        print(f"held for {hold.cpu_s * 1e3:.1f} ms of CPU by {hold.what}")
+    return found[-1].cpu_s if found else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One step that held the loop."""
+
+    at_s: float
+    """When it ended, on the monotonic clock."""
+    cpu_s: float
+    what: str
+
+
+def holds(notes: Path) -> list[Hold]:
+    """Answer all steps that were noted so far."""
+    # The last line may be half written.
+    lines = notes.read_text().splitlines(keepends=True)
+    rows = [line.split(maxsplit=2) for line in lines if line.endswith("\n")]
+    return [Hold(float(at_s), float(cpu_s), what) for at_s, cpu_s, what in rows]
 
 
 def _watch(notes: Path) -> None:
@@ -34,7 +51,9 @@ def _watch(notes: Path) -> None:
         took = time.thread_time() - began
         if took >= _NOTED_S:
             with notes.open("a") as file:
-                file.write(f"{took:.4f} {handle!r:.300}\n".replace("\n", " ") + "\n")
+                file.write(
+                    f"{time.monotonic():.3f} {took:.4f} {handle!r:.300}\n".replace("\n", " ") + "\n"
+                )
 
     asyncio.Handle._run = watched  # type: ignore[method-assign, assignment]
 

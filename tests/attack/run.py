@@ -1,0 +1,208 @@
+"""One attack from beginning to end: each way for a while, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wasmkiln import AsyncClient, WasmkilnError
+from wasmkiln.trusted_keys import TrustedKeys
+from wasmkilnd.keys.store import KeyStore
+
+from tests.attack.catalogue import WAYS
+from tests.attack.honest import ENGINE, TIMEOUT_S, Honest
+from tests.attack.sampler import Sample, Sampler
+from tests.attack.target import Target
+from tests.e2e import wasm
+from tests.e2e.daemon import ROOT, Daemon, installed_engines, state_with
+from tests.e2e.stall_watch import Hold
+from tests.faults.site import PASSWORD, Server
+from tests.soak.ledger import Call
+
+QUIET = "quiet"
+"""The name of the phase in which nobody attacks."""
+# Longer than what the daemon holds back for callers that may come again.
+_SETTLE_S = 60.0
+_SETTLED_MEMORY_BYTES = 48 * 2**20
+_ATTACKER_ENDS_S = 90.0
+SETTINGS = {
+    "WASMKILN_WORKERS": "2",
+    "WASMKILN_COMPILE_TIMEOUT_S": "20",
+    "WASMKILN_COMPILE_MEMORY_BYTES": "1GiB",
+    # Little, so that what is left afterwards is not what the memory tier may hold.
+    "WASMKILN_MEMORY_BYTES": "16MiB",
+}
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One way to attack, and what was seen while it went on."""
+
+    name: str
+    began_s: float
+    ended_s: float
+    done: dict[str, int]
+    """How often the attacker did what, and what it was told."""
+    calls: list[Call]
+    """Of honest callers, as far as they began meanwhile."""
+    holds: list[Hold]
+    samples: list[Sample]
+    log_bytes: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All that an attack has found out."""
+
+    phases: list[Phase]
+    before: Sample
+    """The daemon after a while of honest calls, with nobody attacking."""
+    after: Sample
+    """And once the attack is over, in the same state."""
+    afterwards: list[str]
+    """What honest callers were refused afterwards."""
+    condemned: list[str]
+    """Honest modules in quarantine."""
+    exit_code: int
+
+
+async def run(
+    folder: Path, names: Sequence[str], seconds: float, tell: Tell = lambda _: None
+) -> Figures:
+    """Attack in each of the ways for ``seconds``; answer what was seen."""
+    engines = await asyncio.to_thread(installed_engines)
+    assert ENGINE in {engine.id for engine in engines.installed()}
+    server = await asyncio.to_thread(Server, folder / "redis")
+    stalls, slow = folder / "stalls", folder / "slow.wasm"
+    slow.write_bytes(slow_module())
+    keys = KeyStore(folder / "keys").ensure()
+    environ = {
+        **SETTINGS,
+        "WASMKILN_REDIS_URL": f"unix://:{PASSWORD}@{server.socket}",
+        "WASMKILN_KEYS_DIR": str(folder / "keys"),
+    }
+    state = state_with(folder / "state", ENGINE)
+    try:
+        daemon = await asyncio.to_thread(
+            Daemon, state, environ=environ, program=("-m", "tests.e2e.stall_watch", str(stalls))
+        )
+        try:
+            target = Target(
+                daemon.address,
+                daemon.admin_url.removeprefix("http://"),
+                str(server.socket),
+                PASSWORD,
+                daemon.pid,
+                str(slow),
+            )
+            honest = Honest(target, TrustedKeys([keys.public]))
+            sampler = Sampler(daemon, stalls)
+            phases = await _phases(honest, sampler, names, seconds, tell)
+            tell("waiting for the daemon to settle")
+            after = await _settled(sampler, phases[0].samples[-1])
+            condemned, afterwards = await _afterwards(target, slow.read_bytes())
+        finally:
+            exit_code = await asyncio.to_thread(_end, daemon)
+    finally:
+        server.close()
+    before = phases[0].samples[-1]
+    return Figures(phases, before, after, afterwards, condemned, exit_code)
+
+
+def slow_module() -> bytes:
+    """Answer an honest module that takes some seconds to compile."""
+    return wasm.nested_blocks(100_000)
+
+
+async def _phases(
+    honest: Honest, sampler: Sampler, names: Sequence[str], seconds: float, tell: Tell
+) -> list[Phase]:
+    phases = []
+    async with sampler.running(), honest.calling():
+        for name in (QUIET, *names):
+            tell(WAYS[name].what if name in WAYS else "honest calls alone")
+            phases.append(await _phase(honest, sampler, name, seconds))
+    # Some of the calls that began in a phase have ended only now.
+    return phases
+
+
+async def _phase(honest: Honest, sampler: Sampler, name: str, seconds: float) -> Phase:
+    log_bytes = sampler.look().log_bytes
+    began_s, first = time.monotonic(), len(honest.ledger.calls)
+    done = await _attack(honest.target, name, seconds) if name in WAYS else {}
+    if not done:
+        await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
+    last = sampler.look()
+    return Phase(
+        name,
+        began_s,
+        last.at_s,
+        done,
+        honest.ledger.calls[first:],
+        sampler.holds(began_s, last.at_s),
+        sampler.within(began_s, last.at_s),
+        last.log_bytes - log_bytes,
+    )
+
+
+async def _attack(target: Target, name: str, seconds: float) -> dict[str, int]:
+    attacker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.attack.attacker", name, str(seconds)),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        said, _ = await asyncio.wait_for(
+            attacker.communicate(target.json().encode()), seconds + _ATTACKER_ENDS_S
+        )
+    finally:
+        if attacker.returncode is None:
+            attacker.kill()
+            await attacker.wait()
+    assert attacker.returncode == 0, f"the attacker {name} failed"
+    done: dict[str, int] = json.loads(said)
+    assert done, f"the attacker {name} did nothing"
+    return done
+
+
+async def _settled(sampler: Sampler, before: Sample) -> Sample:
+    """Wait until the daemon holds what it held before, or has had the time for it."""
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        sample = await asyncio.to_thread(sampler.look)
+        settled = (
+            sample.descriptors <= before.descriptors
+            and sample.memory_bytes <= before.memory_bytes + _SETTLED_MEMORY_BYTES
+        )
+        if settled or time.monotonic() > deadline:
+            return sample
+        await asyncio.sleep(0.5)
+
+
+async def _afterwards(target: Target, slow: bytes) -> tuple[list[str], list[str]]:
+    """Answer which honest modules are condemned, and what a newcomer is refused."""
+    refused = []
+    async with AsyncClient(target.address, max_attempts=1) as client:
+        listed = (await client.quarantined(timeout_s=TIMEOUT_S)).modules
+        condemned = [
+            each.module_sha256 for each in listed if each.module_sha256 == wasm.digest(slow)
+        ]
+        for what, module in (("slow module", slow), ("small module", wasm.constant(7))):
+            try:
+                await client.compile(module, engine=ENGINE, timeout_s=TIMEOUT_S)
+            except WasmkilnError as failure:
+                refused.append(f"{what}: {failure.reason}: {failure.message}")
+    return condemned, refused
+
+
+def _end(daemon: Daemon) -> int:
+    daemon.end()
+    return daemon.process.returncode
