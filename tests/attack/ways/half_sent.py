@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import time
 from collections import Counter
 
 from tests.attack.target import Target
-from tests.attack.ways.sockets import is_open
+from tests.attack.ways.sockets import connect, hold_open, stands_unread
 from tests.e2e.floods import PREFACE
 
 CONNECTIONS = 1_600
@@ -23,27 +20,9 @@ _BEGINNINGS = (
 
 def attack(target: Target, until_s: float) -> Counter[str]:
     """Hold 1,600 connections to the admin port, each with a request of another bad kind."""
-    done: Counter[str] = Counter()
-    held: list[socket.socket] = []
-    try:
-        while time.monotonic() < until_s:
-            standing = [sock for sock in held if is_open(sock)]
-            for sock in set(held) - set(standing):
-                sock.close()
-            done["closed by the daemon"] += len(held) - len(standing)
-            held = standing
-            while len(held) < CONNECTIONS and time.monotonic() < until_s:
-                try:
-                    sock = socket.create_connection(target.admin_host_and_port, 1.0)
-                except OSError:
-                    done["refused"] += 1
-                    break
-                held.append(sock)
-                done["connections"] += 1
-                with contextlib.suppress(OSError):
-                    sock.sendall(_BEGINNINGS[done["connections"] % len(_BEGINNINGS)])
-            time.sleep(0.1)
-    finally:
-        for sock in held:
-            sock.close()
-    return done
+    return hold_open(
+        CONNECTIONS,
+        lambda before: connect(target.admin_host_and_port, _BEGINNINGS[before % len(_BEGINNINGS)]),
+        stands_unread,
+        until_s,
+    )

@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections import Counter
+from collections.abc import Callable
 
 from tests.e2e.floods import PREFACE, SETTINGS, frame
 
 _TIMEOUT_S = 1.0
+_LOOK_S = 0.1
 
 
-def begin_http2(where: tuple[str, int]) -> socket.socket:
-    """Answer a connection over which HTTP/2 has begun. Raises OSError."""
+def hold_open(
+    count: int,
+    open_one: Callable[[int], socket.socket],
+    stands: Callable[[socket.socket], bool],
+    until_s: float,
+) -> Counter[str]:
+    """Keep ``count`` connections until ``until_s``, opening anew those that are closed.
+
+    ``open_one`` is told how many there were before, and may raise OSError. Returns how many
+    were opened, refused and closed by the daemon.
+    """
+    done: Counter[str] = Counter()
+    held: list[socket.socket] = []
+    try:
+        while time.monotonic() < until_s:
+            standing = [sock for sock in held if stands(sock)]
+            for sock in set(held) - set(standing):
+                sock.close()
+            done["closed by the daemon"] += len(held) - len(standing)
+            held = standing
+            while len(held) < count and time.monotonic() < until_s:
+                try:
+                    held.append(open_one(done["connections"]))
+                except OSError:
+                    done["refused"] += 1
+                    break
+                done["connections"] += 1
+            time.sleep(_LOOK_S)
+    finally:
+        for sock in held:
+            sock.close()
+    return done
+
+
+def connect(where: tuple[str, int], first: bytes) -> socket.socket:
+    """Return a connection over which ``first`` was sent. Raises OSError."""
     sock = socket.create_connection(where, _TIMEOUT_S)
-    sock.sendall(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0))
+    try:
+        sock.sendall(first)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
-def stands(sock: socket.socket) -> bool:
-    """Take in what the peer has said; answer whether the connection still stands."""
+HTTP2 = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0)
+"""How a caller begins HTTP/2, and takes the daemon's settings for granted."""
+
+
+def read_and_stands(sock: socket.socket) -> bool:
+    """Take in what the peer has said; return whether the connection still stands."""
     try:
         while sock.recv(65536, socket.MSG_DONTWAIT):
             pass
@@ -28,8 +74,8 @@ def stands(sock: socket.socket) -> bool:
     return False
 
 
-def is_open(sock: socket.socket) -> bool:
-    """Whether the peer has not closed it. Nothing is read."""
+def stands_unread(sock: socket.socket) -> bool:
+    """Return whether the peer has not closed the connection. Nothing is read."""
     try:
         return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except BlockingIOError:
