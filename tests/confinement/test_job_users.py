@@ -41,6 +41,16 @@ def service_of(user: int) -> Iterator[int]:
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
+        while state_of(pid) not in "ZX":
+            time.sleep(0.01)
+
+
+def state_of(pid: int) -> str:
+    """Return the letter that stands for a process's state, "X" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "X"
 
 
 @pytest.mark.parametrize("how", INTERFERENCES)
@@ -79,6 +89,35 @@ async def test_a_user_that_somebody_else_has_is_told(confined_engine: Path) -> N
             assert state is LayerState.PARTIAL
             assert detail.startswith(f"user {user} is also that of process {pid} (")
             assert worker.isolation.holds
+
+
+async def test_a_user_that_only_a_zombie_has_is_free() -> None:
+    """An init that reaps nobody keeps them for ever; here the parent of the other service does."""
+    user = 54323
+    program = (
+        "import os, sys, time; pid = os.fork();"
+        " pid or (os.setresgid(*[int(sys.argv[1])] * 3), os.setresuid(*[int(sys.argv[1])] * 3),"
+        " os._exit(0)); os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT); "
+        " print('zombie', pid, flush=True); time.sleep(60)"
+    )
+    # The parent of this process keeps the zombie, and init the parent, so that both are others.
+    launcher = (
+        "import subprocess, sys; print('parent', subprocess.Popen(sys.argv[1:]).pid, flush=True)"
+    )
+    launched = subprocess.Popen(  # noqa: ASYNC220 - its two lines come at once
+        [PYTHON, "-ISc", launcher, PYTHON, "-ISc", program, str(user)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launched.stdout
+    pids = dict(launched.stdout.readline().split() for _ in range(2))
+    try:
+        assert state_of(int(pids["zombie"])) == "Z"
+        assert not (await JobUsers(user).pick()).shared_with
+    finally:
+        os.kill(int(pids["parent"]), signal.SIGKILL)
+        launched.wait()
+        launched.stdout.close()
 
 
 async def test_workers_that_have_the_same_user_are_no_others(confined_engine: Path) -> None:

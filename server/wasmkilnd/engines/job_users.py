@@ -26,6 +26,7 @@ NOBODY = 65534  # the user that owns nothing, by the kernel's own convention; se
 _RANGES = (range(2_000_400_000, 2_147_000_000), range(60_578, 61_184))
 _ATTEMPTS = 100
 _LAST_MOMENTS_S = 0.2
+_ENDED = "ZX"  # states of a process in /proc/PID/status (proc(5)): a zombie, and dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,10 @@ def _users_of_others() -> Iterator[tuple[int, str]]:
 
 
 def _statuses() -> Iterator[tuple[int, tuple[int, set[int], str]]]:
-    """Find each process's parent, users and groups, and name."""
+    """Find each process's parent, users and groups, and name.
+
+    Zombies count as having no user: they run no code, and an init that reaps nobody keeps them.
+    """
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -101,6 +105,8 @@ def _statuses() -> Iterator[tuple[int, tuple[int, set[int], str]]]:
             lines = (entry / "status").read_text(errors="replace").splitlines()
             said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
             ids = {int(one) for name in ("Uid", "Gid", "Groups") for one in said[name].split()}
+            if said["State"][0] in _ENDED:
+                ids = set()
             yield int(entry.name), (int(said["PPid"]), ids, said["Name"])
 
 
