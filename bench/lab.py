@@ -13,7 +13,7 @@ from typing import IO
 
 from wasmkiln import Client
 from wasmkilnd.config.schema import default_state_dir
-from wasmkilnd.engines.store import EngineInstallError, EngineStore, InstalledEngine
+from wasmkilnd.engines.install.store import EngineInstallError, EngineStore, InstalledEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE_NAMES = ("wasmer", "wasmtime")

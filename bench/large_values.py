@@ -19,11 +19,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.keys.private import PrivateKey
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, Kind
-from wasmkilnd.seal import DsseSealer
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.sealer import DsseSealer
 from wasmkilnd.wire import to_frames
 
 SIZE_BYTES = 75_000_000

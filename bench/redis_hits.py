@@ -9,12 +9,12 @@ from typing import Any
 
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.cache.codec import open_artifact
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.redis import DEFAULT_PREFIX
-from wasmkilnd.keys.ring import open_ring
+from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
+from wasmkilnd.cache.value.codec import open_artifact
+from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.model import CacheKey
-from wasmkilnd.seal import DsseSealer
+from wasmkilnd.signing.ring import open_ring
+from wasmkilnd.signing.sealer import DsseSealer
 
 from bench.hits import GOALS, Held, hold
 from bench.lab import BenchError, Daemon, make_state

@@ -13,12 +13,12 @@ import hashlib
 from collections.abc import Callable
 
 from wasmkilnd import errors
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.in_force import InForce
-from wasmkilnd.ledger import Ledger
+from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import SHA256_HEX, Kind, Limits, Module
-from wasmkilnd.order import Terms
 from wasmkilnd.ports import Engines
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.requests import Terms
+from wasmkilnd.waiters import Waiter, Waiters
 
 HASH_INLINE_BYTES = 256 * 1024
 """Hashing less than this takes less time than handing it to a thread and back."""
@@ -34,12 +34,12 @@ _WASMER_MAGICS = (b"\0wasmer-universal", b"wasmer")
 class Admission:
     """Admits modules, and counts those that work is under way for. For one event loop."""
 
-    def __init__(self, engines: Engines, limits: InForce[Limits]) -> None:
+    def __init__(self, engines: Engines, limits: Reloadable[Limits]) -> None:
         self._engines = engines
         self._limits = limits
         # The modules of all work under way, in bytes, whatever it waits for: another daemon's
         # lease, a worker, or others' work.
-        self._modules = Ledger(lambda: 2 * limits.now.queue_bytes)
+        self._modules = FairShare(lambda: 2 * limits.now.queue_bytes)
 
     async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
         """As the function ``admit``; large modules are hashed in a thread."""
@@ -48,7 +48,7 @@ class Admission:
             return admit(wasm, limit_bytes, expected_sha256)
         return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
 
-    def hold(self, engine_id: str, module: Module, wish: Wish) -> Callable[[], None]:
+    def hold(self, engine_id: str, module: Module, wish: Waiter) -> Callable[[], None]:
         """Count a module that work begins with; return what ends that.
 
         Raises COMPILE_QUEUE_FULL. A caller alone may hold as much as may wait for an engine.
@@ -60,7 +60,7 @@ class Admission:
         return lambda: self._modules.add(wish.caller, -len(module.wasm))
 
     def refuse_if_late(
-        self, engine_id: str, module: Module, terms: Terms, demand: Demand | None
+        self, engine_id: str, module: Module, terms: Terms, demand: Waiters | None
     ) -> None:
         """Refuse a call that would get its worker after its deadline, rather than let it wait.
 

@@ -14,46 +14,46 @@ from typing import Any
 import structlog
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd import descriptors
 from wasmkilnd.admission import Admission
-from wasmkilnd.banner import banner
-from wasmkilnd.cache.marks import Marks
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.remote import CannotOpenRemote, RemoteTier, open_remote
+from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_shared
 from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.address import Address
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import NO_ADMIN, Settings
-from wasmkilnd.engines.isolation import IsolationGuard
-from wasmkilnd.engines.job_users import JobUsers
+from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
+from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.engines.start import WorkerOptions, serve_engines
-from wasmkilnd.engines.store import EngineStore, InstalledEngine
+from wasmkilnd.engines.workers.isolation import IsolationGuard
+from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.gauges import usage_of_engine, usage_of_traffic
-from wasmkilnd.in_force import InForce
-from wasmkilnd.keys.store import KeysUnusable
-from wasmkilnd.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle import descriptors
+from wasmkilnd.lifecycle.banner import banner
+from wasmkilnd.lifecycle.gauges import usage_of_engine, usage_of_traffic
+from wasmkilnd.lifecycle.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle.readiness import Readiness
+from wasmkilnd.lifecycle.reload import Reloader
+from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.model import DrainState, UnservedEngine
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, limits_too_low, remote_options, traffic_limits
 from wasmkilnd.ownership import NotOurs, make_folder
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.readiness import Readiness
-from wasmkilnd.reload import Reloader
-from wasmkilnd.rpc.admin_servicer import AdminServicer
-from wasmkilnd.rpc.capabilities import capabilities_response
-from wasmkilnd.rpc.module_servicer import ModuleServicer
+from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimits
-from wasmkilnd.rpc.stats import stats_response
-from wasmkilnd.shutdown import Shutdown, until
-from wasmkilnd.signing import SealerInForce, Signing, open_signing, tell_signing
-from wasmkilnd.telemetry.http import AddressInUse, AdminServer
-from wasmkilnd.telemetry.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
-from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.rpc.services.admin import AdminServicer
+from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.wire.capabilities import capabilities_response
+from wasmkilnd.rpc.wire.stats import stats_response
+from wasmkilnd.signing.current import CurrentSealer, Signing, open_signing, tell_signing
+from wasmkilnd.signing.store import KeysUnusable
+from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
+from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -69,9 +69,9 @@ class Daemon:
 
     def __init__(self, loaded: Loaded, shutdown: Shutdown) -> None:
         self._loaded = loaded
-        self._settings = InForce(loaded.settings)
-        self._limits = InForce(limits_of(loaded.settings))
-        self._traffic_limits = InForce(traffic_limits(loaded.settings))
+        self._settings = Reloadable(loaded.settings)
+        self._limits = Reloadable(limits_of(loaded.settings))
+        self._traffic_limits = Reloadable(traffic_limits(loaded.settings))
         self._shutdown = shutdown
         self._version = version("wasmkiln")
         self._metrics = Metrics(self._version, METHODS)
@@ -96,7 +96,7 @@ class Daemon:
         connections = _connections(settings, engines=len(installed))
         signing = await self._open_signing(settings)
         marks = Marks()
-        sealer = SealerInForce(signing, marks.evicted_ms)
+        sealer = CurrentSealer(signing, marks.evicted_ms)
         engines = await self._start_engines(installed, settings)
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.watch_tier("memory", memory.usage)
@@ -221,13 +221,13 @@ class Daemon:
             await self._rpc.idle()
             await self._service.settle()
 
-    async def _open_signing(self, settings: Settings) -> InForce[Signing]:
+    async def _open_signing(self, settings: Settings) -> Reloadable[Signing]:
         try:
             signing = await asyncio.to_thread(open_signing, settings, self._version)
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
         tell_signing(signing)
-        return InForce(signing)
+        return Reloadable(signing)
 
     def _installed_engines(self, settings: Settings) -> list[InstalledEngine]:
         store = EngineStore(settings.state_dir)
@@ -280,11 +280,11 @@ class Daemon:
         log.error("engine is not served", engine=engine.id, cause=engine.cause)
         self._unserved.append(engine)
 
-    async def _open_remote(self, sealer: SealerInForce, marks: Marks) -> RemoteTier:
+    async def _open_remote(self, sealer: CurrentSealer, marks: Marks) -> SharedTier:
         options = remote_options(self._settings)
         try:
-            remote = await open_remote(options, sealer, self._metrics, marks)
-        except CannotOpenRemote as failure:
+            remote = await open_shared(options, sealer, self._metrics, marks)
+        except CannotOpenShared as failure:
             raise CannotStart(str(failure)) from None
         self._started.push_async_callback(self._unless_hurried, remote.leave)
         self._started.push_async_callback(remote.close)
@@ -375,6 +375,6 @@ def _transport_limits(settings: Settings, connections: int) -> TransportLimits:
     )
 
 
-def _what_ails(remote: RemoteTier) -> str:
+def _what_ails(remote: SharedTier) -> str:
     status = remote.status()
     return "" if status.switched_off else status.detail

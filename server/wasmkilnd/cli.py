@@ -15,17 +15,22 @@ import click
 import structlog
 
 from wasmkilnd.app import CannotStart
-from wasmkilnd.cache_command import cache
-from wasmkilnd.cache_command.session import BadValuesFound, CacheCommandFailed
+from wasmkilnd.commands.cache import cache
+from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
+from wasmkilnd.commands.keys import keys
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
-from wasmkilnd.engines.store import KINDS, EngineInstallError, EngineStore, InstalledEngine
-from wasmkilnd.engines.vetting import check_engine
-from wasmkilnd.keys.store import KeysUnusable
-from wasmkilnd.keys_command import keys
+from wasmkilnd.engines.install.store import (
+    KINDS,
+    EngineInstallError,
+    EngineStore,
+    InstalledEngine,
+)
+from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
+from wasmkilnd.signing.store import KeysUnusable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
-from wasmkilnd.demand import Demand
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -20,11 +19,12 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
-from wasmkilnd.order import CompileOrder, Served
 from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.requests import CompileRequest, Served
 from wasmkilnd.singleflight import Seat, SingleFlight
 from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiters
 
 # Who waits longer for a worker looks again whether another broke its compiler meanwhile.
 _STRIKES_ARE_NEWS_S = 0.1
@@ -71,7 +71,7 @@ class CompileService:
         """How many compilations are under way or waiting for a worker."""
         return len(self._flights)
 
-    async def compile(self, order: CompileOrder) -> Served:
+    async def compile(self, order: CompileRequest) -> Served:
         """Answer the artifact, from the nearest place that has it. Raises the errors of Compile."""
         found = await self._find_or_board(order, self._cache.wait_budget())
         order.terms.let_go()
@@ -86,12 +86,12 @@ class CompileService:
         """
         return await self._flights.settle(timeout_s)
 
-    def _spec(self, order: CompileOrder, module: Module | None) -> CompileSpec:
+    def _spec(self, order: CompileRequest, module: Module | None) -> CompileSpec:
         engine_id = self._engines.choose(order.engine, module.kind if module else None)
         return self._engines.spec(engine_id, order.target, order.cpu, order.settings)
 
     async def _find_or_board(
-        self, order: CompileOrder, budget: WaitBudget
+        self, order: CompileRequest, budget: WaitBudget
     ) -> Served | Seat[Served]:
         """Look the artifact up, or take a seat in the flight that makes it."""
         module = None
@@ -119,7 +119,7 @@ class CompileService:
         return self._board(module, uploaded, spec, order, budget)
 
     async def _look_up(
-        self, sha256: str, spec: CompileSpec, order: CompileOrder, budget: WaitBudget
+        self, sha256: str, spec: CompileSpec, order: CompileRequest, budget: WaitBudget
     ) -> Served | None:
         if order.skip_cache_lookup:
             return None
@@ -131,7 +131,7 @@ class CompileService:
         module: Module,
         uploaded: bool,
         spec: CompileSpec,
-        order: CompileOrder,
+        order: CompileRequest,
         budget: WaitBudget,
     ) -> Seat[Served]:
         job = _Job(
@@ -147,7 +147,7 @@ class CompileService:
         self._admission.refuse_if_late(spec.engine.id, module, terms, boarding)
         put_down = None if boarding else self._admission.hold(spec.engine.id, module, terms.wish)
         seat = self._flights.board(
-            flight, Demand.of(terms.wish), lambda demand: self._fly(job, demand)
+            flight, Waiters.of(terms.wish), lambda demand: self._fly(job, demand)
         )
         if put_down:
             seat.when_over(put_down)
@@ -160,14 +160,14 @@ class CompileService:
         self._recorder.flight_joined()
         return Served(served.artifact, Origin.JOINED_FLIGHT)
 
-    async def _fly(self, job: _Job, demand: Demand) -> Served:
+    async def _fly(self, job: _Job, demand: Waiters) -> Served:
         try:
             return await self._compile(job, demand)
         except asyncio.CancelledError:
             # Either nobody waits, or the daemon ends.
             raise errors.server_draining() from None
 
-    async def _compile(self, job: _Job, demand: Demand) -> Served:
+    async def _compile(self, job: _Job, demand: Waiters) -> Served:
         """Do the one compilation of a flight."""
         # Another flight of this key may have landed since the caller looked. Without this
         # second look, that interleaving would compile the same module twice.
@@ -185,7 +185,7 @@ class CompileService:
         raise await code.explained()
 
     async def _compile_in_worker(
-        self, job: _Job, claim: Claim, demand: Demand
+        self, job: _Job, claim: Claim, demand: Waiters
     ) -> CompiledCode | Refused | None:
         """Compile when a worker is there; return None if others have done so, or do."""
         async with (

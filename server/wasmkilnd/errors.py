@@ -1,6 +1,6 @@
 """Domain errors: what can go wrong with a caller's request, in the caller's words.
 
-The transport knows how to say each (:mod:`wasmkilnd.rpc.status`); nothing here
+The transport knows how to say each (:mod:`wasmkilnd.rpc.wire.status`); nothing here
 knows the transport.
 """
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
-from wasmkilnd.demand import Demand
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
-from wasmkilnd.order import Loaded, LoadOrder, WantedArtifact
 from wasmkilnd.ports import Cache, Engines
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.requests import Loaded, LoadRequest, WantedArtifact
 from wasmkilnd.slices import collect_in_slices
 from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiters
 
 # What of FindMissing is looked up at once: a matter of milliseconds for the event loop.
 _LOOKED_UP_AT_ONCE = 1000
@@ -31,7 +31,7 @@ class ModuleService:
         self._quarantine = quarantine
         self._admission = admission
 
-    async def load(self, order: LoadOrder) -> Loaded:
+    async def load(self, order: LoadRequest) -> Loaded:
         """Admit, validate and store a module. Raises the errors of Load."""
         budget = self._cache.wait_budget()
         module = await self._admission.admit(order.wasm, order.expected_sha256)
@@ -45,7 +45,7 @@ class ModuleService:
         put_down = self._admission.hold(engine_id, module, order.terms.wish)
         order.terms.let_go()
         try:
-            await self._engines.validate(engine_id, module, Demand.of(order.terms.wish), watch)
+            await self._engines.validate(engine_id, module, Waiters.of(order.terms.wish), watch)
         finally:
             put_down()
         if already_loaded:

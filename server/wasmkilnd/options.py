@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from wasmkilnd.cache.connect import RedisAccess
-from wasmkilnd.cache.remote import RemoteOptions
+from wasmkilnd.cache.open_shared import RemoteOptions
+from wasmkilnd.cache.redis.connect import RedisAccess
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child.isolation import limits
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Abandoned, Limits, TrafficLimits
+from wasmkilnd.reloadable import Reloadable
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -45,7 +45,7 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
     )
 
 
-def remote_options(in_force: InForce[Settings]) -> RemoteOptions:
+def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
     """Answer what decides the shared tier."""
     settings = in_force.now
     return RemoteOptions(

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import (
     Artifact,
@@ -23,6 +22,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import Packed
 
 
@@ -247,7 +247,7 @@ class Engines(Protocol):
         self,
         spec: CompileSpec,
         module: Module,
-        demand: Demand,
+        demand: Waiters,
         *,
         unless: Callable[[], Coroutine[Any, Any, None]],
     ) -> AbstractAsyncContextManager[EngineWorker | None]:
@@ -262,7 +262,7 @@ class Engines(Protocol):
         self,
         engine_id: str,
         module: Module,
-        demand: Demand,
+        demand: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> None:
         """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load.
@@ -272,7 +272,7 @@ class Engines(Protocol):
         ...
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
     ) -> float:
         """Answer how long a caller would wait for a worker, 0 where one is free.
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import structlog
 
-from wasmkilnd import allocator, service_manager
 from wasmkilnd.app import Daemon
 from wasmkilnd.config.load import Loaded
-from wasmkilnd.shutdown import Shutdown, until
-from wasmkilnd.telemetry.standard_error import relayed
+from wasmkilnd.lifecycle import allocator, systemd
+from wasmkilnd.lifecycle.shutdown import Shutdown, until
+from wasmkilnd.telemetry.logs.standard_error import relayed
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -40,10 +40,10 @@ async def _live(loaded: Loaded, read: Callable[[], Loaded]) -> None:
     try:
         if await until(shutdown.asked, daemon.start()):
             print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
-            service_manager.ready(daemon.detail)
+            systemd.ready(daemon.detail)
             await until(shutdown.asked, _reload_at_each(hung_up, daemon, read))
     finally:
-        service_manager.stopping()
+        systemd.stopping()
         await daemon.stop()
         _obey_no_more()
 
@@ -86,9 +86,9 @@ async def _reload_at_each(
     while True:
         await hung_up.wait()
         hung_up.clear()
-        service_manager.reloading()
+        systemd.reloading()
         try:
             await daemon.reload(read)
         except Exception:  # A defect, which is no reason to end what runs.
             log.exception("not reloaded: a defect of the daemon")
-        service_manager.ready(daemon.detail)
+        systemd.ready(daemon.detail)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from wasmkilnd.demand import Demand
 from wasmkilnd.errors import WasmkilnError, forget_frames
+from wasmkilnd.waiters import Waiters
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -62,20 +62,20 @@ class SingleFlight(Generic[K, V]):
     """Runs at most one piece of work per key at a time. For one event loop."""
 
     def __init__(self) -> None:
-        self._flights: dict[K, tuple[asyncio.Task[V | Failed], Demand]] = {}
+        self._flights: dict[K, tuple[asyncio.Task[V | Failed], Waiters]] = {}
         self._dropped: set[asyncio.Task[V | Failed]] = set()
 
     def __len__(self) -> int:
         """How many flights are under way."""
         return len(self._flights)
 
-    def demand(self, key: K) -> Demand | None:
+    def demand(self, key: K) -> Waiters | None:
         """Answer who waits for the flight of ``key``, None if there is no flight."""
         flight = self._flights.get(key)
         return flight[1] if flight else None
 
     def board(
-        self, key: K, demand: Demand, work: Callable[[Demand], Coroutine[Any, Any, V]]
+        self, key: K, demand: Waiters, work: Callable[[Waiters], Coroutine[Any, Any, V]]
     ) -> Seat[V]:
         """Answer a seat in the flight of ``key``, which ``work`` starts if there is none.
 
@@ -87,9 +87,9 @@ class SingleFlight(Generic[K, V]):
         return Seat(joined, task, of_flight.follow(demand))
 
     def _take_off(
-        self, key: K, work: Callable[[Demand], Coroutine[Any, Any, V]]
-    ) -> tuple[asyncio.Task[V | Failed], Demand]:
-        demand = Demand(lambda: self._drop(key, task))
+        self, key: K, work: Callable[[Waiters], Coroutine[Any, Any, V]]
+    ) -> tuple[asyncio.Task[V | Failed], Waiters]:
+        demand = Waiters(lambda: self._drop(key, task))
         task = asyncio.create_task(_outcome(work(demand)))
         self._flights[key] = task, demand
         # In a callback, so that the key is free again whatever happened, and only after

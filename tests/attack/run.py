@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.signing.store import KeyStore
 
 from tests.attack.catalogue import WAYS
 from tests.attack.honest import ENGINE, TIMEOUT_S, Honest

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.workers.process import Worker
 
 
 @dataclass

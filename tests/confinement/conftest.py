@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from wasmkilnd.engines import interpreters
-from wasmkilnd.engines.interpreters import PythonRange
-from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.install import interpreters
+from wasmkilnd.engines.install.interpreters import PythonRange
+from wasmkilnd.engines.workers.process import Worker
 
 from tests.confinement import workers
 from tests.confinement.catalogue import Machine

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import orders
-from wasmkilnd.engines.job_users import JobUser
-from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import Worker
-from wasmkilnd.engines.self_test import LIMITS
+from wasmkilnd.engines.install.self_test import LIMITS
+from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers.job_users import JobUser
+from wasmkilnd.engines.workers.pool import WorkerPool
+from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Kind
-from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 from tests.confinement.workers import PREAMBLE, TRIPLE
 
@@ -60,9 +60,9 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
         return started[-1]
 
     pool = WorkerPool(
-        "wasmtime-0.0.1", start_worker, size=1, limits=InForce(LIMITS), recorder=Metrics("test")
+        "wasmtime-0.0.1", start_worker, size=1, limits=Reloadable(LIMITS), recorder=Metrics("test")
     )
-    order = orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
+    order = job_orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
     await pool.start()
     try:
         for count in range(NEEDED):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.workers.process import Worker
 
 from tests.confinement.catalogue import ATTEMPTS, MACHINES_REFUSE, Machine, sentence
 from tests.confinement.workers import attempt

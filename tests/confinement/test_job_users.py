@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.job_users import NOBODY, JobUsers
-from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.workers.job_users import NOBODY, JobUsers
+from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
@@ -151,7 +151,7 @@ async def test_who_is_in_the_user_database_is_told() -> None:
 def test_in_a_container(mapped: tuple[str, ...], range_: range, *, shared: bool) -> None:
     """Where not every user exists another range is taken, and if there is none, it is told."""
     program = (
-        "import asyncio; from wasmkilnd.engines.job_users import JobUsers;"
+        "import asyncio; from wasmkilnd.engines.workers.job_users import JobUsers;"
         " user = asyncio.run(JobUsers().pick()); print(user.uid, bool(user.shared_with))"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.process import Worker, WorkerDied
+from wasmkilnd.engines.workers.process import Worker, WorkerDied
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers

@@ -9,20 +9,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import orders
-from wasmkilnd.engines.job_users import JobUser
-from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import JobNotSetUp, Worker
-from wasmkilnd.engines.self_test import LIMITS
+from wasmkilnd.engines.install.self_test import LIMITS
+from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers.job_users import JobUser
+from wasmkilnd.engines.workers.pool import WorkerPool
+from wasmkilnd.engines.workers.process import JobNotSetUp, Worker
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Kind
-from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 from tests.confinement import foreign, workers
 from tests.confinement.workers import PREAMBLE, TRIPLE
 
-ORDER = orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
+ORDER = job_orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ async def test_a_worker_whose_jobs_cannot_be_set_up_says_why(
     confined_engine: Path, name: str, limit: int
 ) -> None:
     async with workers.running(confined_engine) as worker:
-        await worker.run(orders.nothing(LIMITS))
+        await worker.run(job_orders.nothing(LIMITS))
         foreign.spoil(worker.pid, getattr(resource, name), limit)
         with pytest.raises(JobNotSetUp, match=f"a job cannot be set up: .*{name} is {limit:,} "):
             await worker.run(ORDER)
@@ -68,7 +68,11 @@ async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIte
         return worker
 
     pool = WorkerPool(
-        "wasmtime-0.0.1", start_worker, size=size, limits=InForce(LIMITS), recorder=Metrics("test")
+        "wasmtime-0.0.1",
+        start_worker,
+        size=size,
+        limits=Reloadable(LIMITS),
+        recorder=Metrics("test"),
     )
     await pool.start()
     while pool.alive < size:  # noqa: ASYNC110 - it has no event

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wasmkilnd.engines.conversation import JobOrder, JobReport
-from wasmkilnd.engines.job_users import JobUsers
-from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
+from wasmkilnd.engines.workers.job_users import JobUsers
+from wasmkilnd.engines.workers.process import Worker
 
 from tests.contract.values import payload_of
 

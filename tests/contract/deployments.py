@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess
+from wasmkilnd.cache.redis.connect import NO_ACCESS, RedisAccess
 
 from tests.contract.certificates import certificates
 from tests.contract.cluster import cluster

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess, connect
-from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.redis.connect import NO_ACCESS, RedisAccess, connect
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Module
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.cache.marks import Marks
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.seal import DsseSealer
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.sealer import DsseSealer
 
 MADE_S = 1_700_000_000.0
 """When the artifacts of tests are made, whatever the time is."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.link import TOKEN_BYTES, RedisLink
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.guarded import TOKEN_BYTES, GuardedRedis
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
@@ -25,8 +25,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 
 @pytest.fixture
-async def link(deployment: Deployment) -> AsyncIterator[RedisLink]:
-    opened = RedisLink(connect(deployment.url, deployment.access, timeout_s=5), timeout_s=5)
+async def link(deployment: Deployment) -> AsyncIterator[GuardedRedis]:
+    opened = GuardedRedis(connect(deployment.url, deployment.access, timeout_s=5), timeout_s=5)
     yield opened
     await opened.close()
 
@@ -45,7 +45,7 @@ def denials(deployment: Deployment) -> list[object]:
 
 @pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
 async def test_the_documented_commands_are_enough_for_all_that_is_asked(
-    deployment: Deployment, link: RedisLink
+    deployment: Deployment, link: GuardedRedis
 ) -> None:
     one, two = b"wasm:{a}1", b"wasm:{a}2"
     await link.set(one, b"\xffvalue", 60)

@@ -14,9 +14,9 @@ import pytest
 import redis
 import structlog
 from click.testing import CliRunner, Result
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache_command.session import BadValuesFound, CacheCommandFailed
+from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cli import command
+from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer

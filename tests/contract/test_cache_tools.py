@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from wasmkilnd import wire
-from wasmkilnd.cache.codec import HEADER_OFFSET
-from wasmkilnd.cache.connect import NO_ACCESS, connect
-from wasmkilnd.cache.direct import open_link
-from wasmkilnd.cache.inventory import Inventory, Listed, Trust
-from wasmkilnd.cache.keys import KeyNames, ValueKey
-from wasmkilnd.cache.leftovers import Leftovers, Mentions, Rest
-from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.reader import ValueReader
-from wasmkilnd.cache.redis import DEFAULT_TTL_S, RedisTier
-from wasmkilnd.cache.remote import CannotOpenRemote, RemoteOptions
-from wasmkilnd.cache.scrub import Finding, Scrub, Scrubbed
+from wasmkilnd.cache.open_shared import CannotOpenShared, RemoteOptions
+from wasmkilnd.cache.redis.connect import NO_ACCESS, connect
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.tier import DEFAULT_TTL_S, RedisTier
+from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.value.codec import HEADER_OFFSET
+from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.maintenance.connect import open_link
+from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
+from wasmkilnd.maintenance.orphans import Leftovers, Mentions, Rest
+from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
 from wasmkilnd.model import Artifact, CacheKey, Module
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
@@ -51,7 +51,7 @@ class Shared:
     url: str
     prefix: str
     raw: Redis
-    link: RedisLink
+    link: GuardedRedis
     names: KeyNames
     findings: list[Finding] = field(default_factory=list)
 
@@ -133,7 +133,7 @@ class Shared:
 async def shared(valkey: RedisServer, request: pytest.FixtureRequest) -> AsyncIterator[Shared]:
     """Keys of this test's own, with a prefix full of what a pattern must not read as one."""
     prefix = f"[{abs(hash(request.node.nodeid))}]*?:"
-    raw, link = Redis.from_url(valkey.url), RedisLink(connect(valkey.url))
+    raw, link = Redis.from_url(valkey.url), GuardedRedis(connect(valkey.url))
     yield Shared(valkey.url, prefix, raw, link, KeyNames(prefix))
     await link.close()
     await raw.aclose()
@@ -510,7 +510,7 @@ async def test_huge_keys_under_our_names_are_not_read_whole(shared: Shared) -> N
 
 async def test_an_outage_is_an_outage_and_no_finding(tmp_path: Path) -> None:
     with redis_server(binary_of("valkey"), tmp_path) as running:
-        link = RedisLink(connect(running.url), timeout_s=2.0)
+        link = GuardedRedis(connect(running.url), timeout_s=2.0)
         raw, names = Redis.from_url(running.url), KeyNames("wasm:")
         shared = Shared(running.url, "wasm:", raw, link, names)
         await shared.put(*(sealed(tag) for tag in range(20)))
@@ -536,7 +536,7 @@ async def test_a_user_who_may_little_is_enough(shared: Shared) -> None:
     await shared.edit(shared.name(sealed(2)), lambda value: value[:-1])
     await shared.raw.lpush(shared.name(sealed(4)).decode(), "x")
     url = shared.url.replace("unix://", "unix://tool:secret@")
-    link = RedisLink(connect(url))
+    link = GuardedRedis(connect(url))
     poor = replace(shared, link=link, findings=[])
     assert len(await poor.listed()) == 4
     assert (await poor.rest()).parts == 2
@@ -570,7 +570,7 @@ async def test_where_no_server_answers_one_sentence_says_so(tmp_path: Path) -> N
         (f"unix://:secret@{tmp_path}/nobody.sock", "Redis cannot be reached"),
         ("", "no daemon has run with the state directory"),
     ):
-        with pytest.raises(CannotOpenRemote, match=words) as refusal:
+        with pytest.raises(CannotOpenShared, match=words) as refusal:
             async with open_link(options(url, tmp_path)):
                 raise AssertionError
         assert "secret" not in str(refusal.value)

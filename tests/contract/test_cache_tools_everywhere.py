@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 
 import pytest
-from wasmkilnd.cache.archive import ArchiveReader, ArchiveWriter
-from wasmkilnd.cache.codec import MAX_VALUE_BYTES
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.inventory import Inventory, Listed
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.leftovers import Leftovers, Mentions
-from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.moving import Import, export
-from wasmkilnd.cache.reader import ValueReader
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.scrub import Finding, Scrub
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.value.codec import MAX_VALUE_BYTES
+from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter
+from wasmkilnd.maintenance.inventory import Inventory, Listed
+from wasmkilnd.maintenance.orphans import Leftovers, Mentions
+from wasmkilnd.maintenance.scrub import Finding, Scrub
+from wasmkilnd.maintenance.transfer import Import, export
 from wasmkilnd.model import Artifact, Module
 from wasmkilnd.wire import CHUNK_BYTES
 
@@ -34,7 +34,7 @@ VALUES: list[Artifact | Module] = [
 ]
 
 
-async def listed(link: RedisLink) -> list[Listed]:
+async def listed(link: GuardedRedis) -> list[Listed]:
     return [one async for one in Inventory(link, NAMES, SEALER).values()]
 
 

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 from wasmkilnd.model import Module
 

@@ -17,9 +17,9 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
-from wasmkilnd.cache.guardian import GUARDIAN_LOCK
-from wasmkilnd.cache.locks import FileLock
+from wasmkilnd.cache.embedded.guardian import GUARDIAN_LOCK
+from wasmkilnd.cache.embedded.locks import FileLock
+from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
 
 LIMIT_BYTES = 64 * 1024 * 1024
 _PATIENCE_S = 20.0
@@ -344,7 +344,7 @@ def test_a_long_or_strange_path(tmp_path: Path) -> None:
 async def test_a_server_that_cannot_run_is_said_in_words_and_leaves_nothing(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.embedded._binary", lambda: "/bin/false")
+    monkeypatch.setattr("wasmkilnd.cache.embedded.server._binary", lambda: "/bin/false")
     server = EmbeddedServer(state, LIMIT_BYTES)
     with pytest.raises(EmbeddedUnavailable, match="valkey-server does not start"):
         await server.start()

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache import headers
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.holders import Pulse
-from wasmkilnd.cache.inventory import Inventory
-from wasmkilnd.cache.lease import Lease
-from wasmkilnd.cache.leases import Leases, Standing
-from wasmkilnd.cache.leftovers import Leftovers, Mentions
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.cache.fleet.holders import Pulse
+from wasmkilnd.cache.fleet.lease import Lease
+from wasmkilnd.cache.fleet.lease_store import LeaseStore, Standing
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.value import headers
+from wasmkilnd.maintenance.inventory import Inventory
+from wasmkilnd.maintenance.orphans import Leftovers, Mentions
 from wasmkilnd.model import CacheKey, EvictScope, ExternType, Strike
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wait_budget import WaitBudget
@@ -170,11 +170,11 @@ async def test_an_empty_lease_is_nobody_s_and_makes_nobody_wait(
     assert await leases.take(ONE.key, Lease.new(600_000), Pulse()) is Standing.SEIZED
 
 
-def leases_over(tier: RedisTier) -> Leases:
+def leases_over(tier: RedisTier) -> LeaseStore:
     async def stored(key: CacheKey) -> None:
         return None
 
-    return Leases(tier.link, tier.names, SEALER, stored, 600.0)
+    return LeaseStore(tier.link, tier.names, SEALER, stored, 600.0)
 
 
 async def test_a_strike(tier: RedisTier, raw: Redis) -> None:

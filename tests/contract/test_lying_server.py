@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.connect import RedisAccess, connect
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
+from wasmkilnd.cache.redis.connect import RedisAccess, connect
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
 from wasmkilnd.wait_budget import WaitBudget

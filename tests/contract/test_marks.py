@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from wasmkiln.attestation import Statement
-from wasmkilnd.cache.codec import MAX_VALUE_BYTES
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.marks import Mark, Marks, made_ms, write_mark
-from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.server import Command
-from wasmkilnd.cache.strikes import RedisStrikes
-from wasmkilnd.in_force import InForce
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
+from wasmkilnd.cache.value.codec import MAX_VALUE_BYTES
+from wasmkilnd.cache.value.marks import Mark, Marks, made_ms, write_mark
 from wasmkilnd.model import Artifact, EvictScope, Strike
-from wasmkilnd.signing import SealerInForce
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.current import CurrentSealer
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.deployments import Deployment
@@ -49,7 +49,7 @@ class Daemon:
         marks = Marks(lambda: self.clock_s)
         ours = sealer()
         ours._now = lambda: self.clock_s
-        self.sealer = SealerInForce(InForce(_Signing(ours)), marks.evicted_ms)  # type: ignore[arg-type]
+        self.sealer = CurrentSealer(Reloadable(_Signing(ours)), marks.evicted_ms)  # type: ignore[arg-type]
         self.tier = RedisTier(
             connect(url, timeout_s=5, **access),
             self.sealer,
@@ -148,7 +148,8 @@ async def test_artifacts_of_v0_1_0_have_the_second_in_which_they_were_finished(
     valkey: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "wasmkilnd.seal.Statement", lambda *told, made_ms, **named: Statement(*told, **named)
+        "wasmkilnd.signing.sealer.Statement",
+        lambda *told, made_ms, **named: Statement(*told, **named),
     )
     async with fleet(valkey.url, NOW_S + 0.4, NOW_S) as (one, two):
         old = await two.compile()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Refusal
@@ -326,7 +326,7 @@ async def test_a_write_that_is_cut_off_stores_nothing_and_spoils_no_connection(
 async def test_a_server_with_room_again_is_told_though_nothing_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.redis._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("wasmkilnd.cache.redis.tier._LOOK_EVERY_S", 0.05)
     limits = ["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]
     with redis_server(binary_of("valkey"), tmp_path, limits) as running:
         async with tier_over(running.url) as tier, Redis.from_url(running.url) as raw:

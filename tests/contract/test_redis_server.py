@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from redis.exceptions import ResponseError
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.server import RedisServer
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.server import RedisServer
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 

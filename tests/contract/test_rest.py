@@ -16,8 +16,8 @@ from redis.exceptions import DataError
 from structlog.testing import capture_logs
 from upstash_redis.asyncio import Redis as UpstashRedis
 from upstash_redis.errors import UpstashError
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.server import RedisServer
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.server import RedisServer
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment

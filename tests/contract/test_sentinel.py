@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache.connect import RedisAccess
+from wasmkilnd.cache.redis.connect import RedisAccess
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.outage import attempt, stored_again, tier_at

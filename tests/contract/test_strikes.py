@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.server import Command
-from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import CacheKey, EvictScope, Strike
 from wasmkilnd.wait_budget import WaitBudget
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.connect import NO_ACCESS, RedisAccess, connect
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.redis.connect import NO_ACCESS, RedisAccess, connect
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, EvictScope, Kind, Module
 from wasmkilnd.ports import Tier

@@ -12,25 +12,25 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.claim import FleetClaims, NullClaim
-from wasmkilnd.cache.connect import connect
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.lease import Lease
-from wasmkilnd.cache.leases import Leases
-from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines.dispatch import Dispatch
-from wasmkilnd.engines.ticket import Unless
+from wasmkilnd.cache.fleet.claim import FleetClaims, NullClaim
+from wasmkilnd.cache.fleet.lease import Lease
+from wasmkilnd.cache.fleet.lease_store import LeaseStore
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
+from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.engines.scheduling.dispatch import Dispatch
+from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.errors import (
     WasmkilnError,
     compile_queue_full,
     module_invalid,
     server_draining,
 )
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import EvictScope, Limits
 from wasmkilnd.ports import Claim
+from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.contract.sealing import THEIRS, early_marks, sealer
 from tests.contract.servers import RedisServer, binary_of, redis_server
@@ -54,11 +54,11 @@ class Daemon:
         )
         self.writes = asyncio.Event()
         self.writes.set()
-        leases = Leases(
+        leases = LeaseStore(
             self.tier.link, self.tier.names, sealer(), lambda key: self._stored(), LEASE_S
         )
         self.claims = FleetClaims(leases, self.outcomes, patience_s=lambda: self.patience_s)
-        limits = InForce(Limits(1, 1, 1, 1, 1, 100, 10**9))
+        limits = Reloadable(Limits(1, 1, 1, 1, 1, 100, 10**9))
         self.dispatch = Dispatch[str]("engine-1", limits, self.outcomes)
         self.dispatch.offer("worker")
         self.compiles = 0
@@ -86,7 +86,7 @@ class Daemon:
     @contextlib.asynccontextmanager
     async def worker(self, unless: Unless) -> AsyncIterator[bool]:
         """Have the only worker, or wait for it; answer whether it is there."""
-        ticket = await self.dispatch.take_unless(Demand.of(Wish()), "compile", 1, unless)
+        ticket = await self.dispatch.take_unless(Waiters.of(Waiter()), "compile", 1, unless)
         try:
             yield ticket is not None
         finally:

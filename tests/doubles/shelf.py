@@ -7,8 +7,8 @@ import fnmatch
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.server import Command
+from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import Artifact, CacheKey, Module, TierUsage
 from wasmkilnd.ports import Sealer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state, installed_engines
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from wasmkiln import Client
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE_SPECS = ("wasmer==1.1.0", "wasmtime==50.0.1", "wasmtime==49.0.0")

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 RUNS = Path(__file__).resolve().parents[1] / "corpus" / "runs.py"
 _TIMEOUT_S = 120

@@ -17,12 +17,12 @@ import redis
 from wasmkiln import Artifact, AttestationInvalid, Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd import model, wire
-from wasmkilnd.cache.codec import HEADER_OFFSET
-from wasmkilnd.engines.store import EngineStore
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.cache.value.codec import HEADER_OFFSET
+from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import STAMP_BYTES, CacheKey
 from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server

@@ -13,7 +13,7 @@ import pytest
 import redis
 from wasmkiln import Client, ModuleNotLoaded
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm

@@ -20,11 +20,11 @@ import pytest
 import redis
 from wasmkiln import Artifact
 from wasmkilnd import model, wire
-from wasmkilnd.cache.codec import HEADER_OFFSET
-from wasmkilnd.engines.store import EngineStore
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.cache.value.codec import HEADER_OFFSET
+from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import CacheKey
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.store import KeyStore
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import sealer

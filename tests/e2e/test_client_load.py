@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 from wasmkiln import AsyncClient, Client, IncompatibleEngine
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ROOT

@@ -14,7 +14,7 @@ import pytest
 from wasmkiln import Client, CompilerCrashed
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.confinement import workers
 from tests.e2e import wasm

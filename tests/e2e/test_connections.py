@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.callers import ENGINE, Caller, failure_of, held_worker, modules, outcome_of
 from tests.e2e.daemon import Daemon, state_with

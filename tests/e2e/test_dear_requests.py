@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE

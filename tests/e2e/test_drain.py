@@ -22,7 +22,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln import Artifact, Client, ServerDraining
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm

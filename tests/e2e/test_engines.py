@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.in_engine import run_script

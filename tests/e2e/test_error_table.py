@@ -9,9 +9,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.errors import Reason
-from wasmkilnd.rpc.status import CODES
+from wasmkilnd.rpc.wire.status import CODES
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE

@@ -16,7 +16,7 @@ from wasmkiln.v1 import (
     types_pb2,
 )
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state

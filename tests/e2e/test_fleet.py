@@ -15,7 +15,7 @@ import grpc
 import pytest
 from wasmkiln import Artifact, AsyncClient, ConnectionFailed
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm

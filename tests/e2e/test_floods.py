@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.callers import ENGINE, Caller, failure_of, header_of, modules
 from tests.e2e.daemon import Daemon, state_with

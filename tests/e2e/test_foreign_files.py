@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.interpreters import PythonRange, find, probe
-from wasmkilnd.engines.vetting import check_engine, check_interpreter
+from wasmkilnd.engines.install.interpreters import PythonRange, find, probe
+from wasmkilnd.engines.install.vetting import check_engine, check_interpreter
 from wasmkilnd.ownership import NotOurs
 
 from tests.confinement.workers import environment

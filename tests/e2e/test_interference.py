@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.job_users import NOBODY
+from wasmkilnd.engines.workers.job_users import NOBODY
 
 from tests.confinement import foreign
 from tests.e2e import wasm

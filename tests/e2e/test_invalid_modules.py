@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 from wasmkilnd.admission import admit
-from wasmkilnd.engines import orders
-from wasmkilnd.engines.conversation import JobReport
-from wasmkilnd.engines.job_users import JobUser
-from wasmkilnd.engines.process import Worker
-from wasmkilnd.engines.self_test import LIMITS
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.self_test import LIMITS
+from wasmkilnd.engines.install.store import EngineStore
+from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers.job_protocol import JobReport
+from wasmkilnd.engines.workers.job_users import JobUser
+from wasmkilnd.engines.workers.process import Worker
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ENGINE_SPECS
@@ -37,7 +37,7 @@ async def worker_of(engines: EngineStore, engine_id: str) -> AsyncIterator[Worke
 
 async def done(worker: Worker, op: str, module: bytes) -> JobReport:
     wasm_module = admit(module, len(module))
-    report = await worker.run(orders.on_module(op, wasm_module, HOST, "native", {}, LIMITS))
+    report = await worker.run(job_orders.on_module(op, wasm_module, HOST, "native", {}, LIMITS))
     assert report.result
     return report
 

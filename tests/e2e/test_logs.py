@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.telemetry.repeats import CALL_LINES
+from wasmkilnd.telemetry.logs.repeats import CALL_LINES
 
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, fresh_state

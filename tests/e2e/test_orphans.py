@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wasmkiln import Client, ConnectionFailed, WasmkilnError
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import (

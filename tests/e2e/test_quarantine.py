@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import CompilerCrashed, CompileTimeout, ModuleQuarantined
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm

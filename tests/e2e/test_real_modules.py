@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, EngineLacksFeature
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.corpus.fetch import CorpusUnavailable, fetch
 from tests.corpus.modules import ALL_MODULES, RealModule

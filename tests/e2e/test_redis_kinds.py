@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.json_format import MessageToJson
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm

@@ -22,9 +22,9 @@ from wasmkiln import (
     ModuleTooLarge,
 )
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.store import EngineStore
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.engines.install.store import EngineStore
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.certificates import Certificates, certificates
 from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import EngineUnknown, WorkerUnavailable
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.broken_engines import DIES, GARBAGE, WRONG_CODE, copy_engine, replace

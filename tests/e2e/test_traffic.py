@@ -14,7 +14,7 @@ import h2.events
 import h2.exceptions
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, WasmkilnError
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.daemon import Daemon
 from tests.verdicts.cases import CASES, write_cases

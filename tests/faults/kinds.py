@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from wasmkilnd.cache.link import STORE_TIMEOUT_S
+from wasmkilnd.cache.redis.guarded import STORE_TIMEOUT_S
 
 from tests.contract.servers import binary_of, redis_server
 from tests.faults.proxy import GOOD, Line

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import redis
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e.daemon import Daemon, state_with

@@ -9,14 +9,14 @@ from typing import TypeAlias
 
 import redis
 from wasmkilnd import wire
-from wasmkilnd.cache.codec import HEADER_OFFSET, open_artifact, open_module
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.lease import Lease
-from wasmkilnd.cache.redis import DEFAULT_PREFIX
-from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.keys.private import PrivateKey
+from wasmkilnd.cache.fleet.lease import Lease
+from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
+from wasmkilnd.cache.value.codec import HEADER_OFFSET, open_artifact, open_module
+from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
 from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.private import PrivateKey
 
 from tests.contract.sealing import THEIRS, sealer
 from tests.doubles.no_sealer import NoSealer

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 from wasmkiln import Artifact as SavedArtifact
-from wasmkilnd.cache.codec import HEADER_OFFSET, head_end
-from wasmkilnd.cache.lease import State, read_lease
-from wasmkilnd.cache.marks import Mark, read_mark
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.cache.fleet.lease import State, read_lease
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
+from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.value.codec import HEADER_OFFSET, head_end
+from wasmkilnd.cache.value.marks import Mark, read_mark
 from wasmkilnd.model import Artifact, Module, Strike
 from wasmkilnd.wait_budget import WaitBudget
 

@@ -19,13 +19,12 @@ from wasmkiln import Artifact as SavedArtifact
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import wire
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.lease import Lease, State
-from wasmkilnd.cache.marks import Mark, Marks, write_mark
-from wasmkilnd.cache.redis import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.strike_record import write_record
+from wasmkilnd.cache.fleet.lease import Lease, State
+from wasmkilnd.cache.fleet.strike_record import write_record
+from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
+from wasmkilnd.cache.value.marks import Mark, Marks, write_mark
+from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.fingerprint import fingerprint
-from wasmkilnd.keys.private import PrivateKey
 from wasmkilnd.model import (
     Artifact,
     CompileSpec,
@@ -36,9 +35,10 @@ from wasmkilnd.model import (
     Origin,
     Strike,
 )
-from wasmkilnd.order import Served
-from wasmkilnd.rpc.messages import HeaderFrames
-from wasmkilnd.seal import DsseSealer
+from wasmkilnd.requests import Served
+from wasmkilnd.rpc.wire.messages import HeaderFrames
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.sealer import DsseSealer
 
 from tests.doubles.notes import Notes
 from tests.doubles.shelf import Shelf

@@ -14,16 +14,18 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.engines import conversation, process, registry, verdict
+from wasmkilnd.engines import registry
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.conversation import JobOrder, JobReport
-from wasmkilnd.engines.process import Worker, WorkerDied
-from wasmkilnd.engines.verdict import Opinion
+from wasmkilnd.engines.verdicts import verdict
+from wasmkilnd.engines.verdicts.verdict import Opinion
+from wasmkilnd.engines.workers import job_protocol, process
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
+from wasmkilnd.engines.workers.process import Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
-from wasmkilnd.rpc import messages
-from wasmkilnd.rpc.status import to_status
+from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.status import to_status
 from wasmkilnd.wire import pack
 
 from tests.fuzz.bytes_from_outside import anything, corpus, json_values
@@ -85,7 +87,7 @@ def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
             ours.setblocking(False)
             theirs.setblocking(False)
             sending = asyncio.create_task(send_and_go(theirs, stream))
-            await conversation.converse(ours, ORDER, report)
+            await job_protocol.converse(ours, ORDER, report)
             sending.cancel()  # The daemon may have heard enough.
         return report
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wasmkilnd.admission import admit
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Kind
-from wasmkilnd.rpc.status import to_status
+from wasmkilnd.rpc.wire.status import to_status
 
 from tests.fuzz.bytes_from_outside import anything, corpus
 

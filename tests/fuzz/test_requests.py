@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.v1.types_pb2 import ArtifactKey
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc.bounds import MAX_UNKNOWN_FIELDS, TABLE, plan_of
-from wasmkilnd.rpc.scan import Scanned, not_a_message, scan
-from wasmkilnd.rpc.status import to_status
+from wasmkilnd.rpc.wire.bounds import MAX_UNKNOWN_FIELDS, TABLE, plan_of
+from wasmkilnd.rpc.wire.scan import Scanned, not_a_message, scan
+from wasmkilnd.rpc.wire.status import to_status
 
 from tests.fuzz.messages import HONEST, messages
 from tests.unit.rpc.served import methods

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import errors
-from wasmkilnd.cache import codec
-from wasmkilnd.cache.codec import HEADER_OFFSET, Opened, head_end, open_any
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.lease import Lease, State, read_lease
-from wasmkilnd.cache.rejected import ValueRejected
-from wasmkilnd.cache.strike_record import read_record, write_record
+from wasmkilnd.cache.fleet.lease import Lease, State, read_lease
+from wasmkilnd.cache.fleet.strike_record import read_record, write_record
+from wasmkilnd.cache.value import codec
+from wasmkilnd.cache.value.codec import HEADER_OFFSET, Opened, head_end, open_any
+from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, Module, Strike
-from wasmkilnd.rpc import messages
-from wasmkilnd.rpc.status import to_status
+from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.status import to_status
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm

@@ -14,7 +14,7 @@ from grpc import aio
 from wasmkiln import AsyncClient
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1 import module_service_pb2_grpc
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.signing.store import KeyStore
 
 from tests.e2e.daemon import Daemon, state_with
 from tests.faults.site import PASSWORD, Server

@@ -13,19 +13,17 @@ from typing import Any
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission
-from wasmkilnd.cache.absent import NoTier
-from wasmkilnd.cache.claim import NullClaim
+from wasmkilnd.cache.fleet.claim import NullClaim
+from wasmkilnd.cache.fleet.strike_store import NoStrikes
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.server import Command
-from wasmkilnd.cache.strikes import NoStrikes
+from wasmkilnd.cache.null_tier import NullTier
+from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileService
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines.ticket import Unless
+from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
     CacheKey,
     CompileSpec,
@@ -37,10 +35,12 @@ from wasmkilnd.model import (
     Origin,
 )
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.order import CompileOrder, LoadOrder, Terms, WantedArtifact
 from wasmkilnd.ports import CompiledCode, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
 from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
@@ -68,7 +68,7 @@ class Engines:
         self.free = asyncio.Event()
         self.free.set()
         self.wait_s = 0.0
-        self.asked: list[tuple[str, Wish, Demand | None]] = []
+        self.asked: list[tuple[str, Waiter, Waiters | None]] = []
         self.forgotten: list[EvictScope] = []
 
     def choose(self, engine: str, kind: Kind | None) -> str:
@@ -83,7 +83,7 @@ class Engines:
 
     @asynccontextmanager
     async def worker(
-        self, spec: CompileSpec, module: Module, demand: Demand, *, unless: Unless
+        self, spec: CompileSpec, module: Module, demand: Waiters, *, unless: Unless
     ) -> AsyncIterator[EngineWorker | None]:
         self.started.set()
         watching = asyncio.create_task(unless())
@@ -103,7 +103,7 @@ class Engines:
         self,
         engine_id: str,
         module: Module,
-        demand: Demand,
+        demand: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> None:
         self.validating += 1
@@ -114,7 +114,7 @@ class Engines:
                 raise self.failure
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
     ) -> float:
         self.asked.append((engine_id, wish, demand))
         return self.wait_s
@@ -127,7 +127,7 @@ class Engines:
 class EngineWorker:
     engines: Engines
     spec: CompileSpec
-    demand: Demand
+    demand: Waiters
     queued_s: float
 
     async def compile(self) -> CompiledCode | Refused:
@@ -158,11 +158,11 @@ class Rig:
         self.engines = Engines()
         self.recorder = Notes()
         self.memory = MemoryTier(1_000_000)
-        far = far or NoTier("redis")
-        self.writes = WriteBehind(far, lambda: 100_000, NoTier("").always_ready)
+        far = far or NullTier("redis")
+        self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
         self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes, None)
         self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
-        admission = Admission(self.engines, InForce(LIMITS))
+        admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
         self.service = CompileService(
             cache,
@@ -180,8 +180,8 @@ def rig() -> Rig:
 
 
 async def test_a_hit_compiles_nothing(rig: Rig) -> None:
-    first = await rig.service.compile(CompileOrder(wasm=CORE))
-    again = await rig.service.compile(CompileOrder(sha256=first.artifact.module_sha256))
+    first = await rig.service.compile(CompileRequest(wasm=CORE))
+    again = await rig.service.compile(CompileRequest(sha256=first.artifact.module_sha256))
     assert again.artifact is first.artifact
     assert (first.origin, again.origin) == (Origin.COMPILED, Origin.MEMORY)
     assert first.queue_time_s == 0.1
@@ -190,23 +190,23 @@ async def test_a_hit_compiles_nothing(rig: Rig) -> None:
 
 
 async def test_skipping_the_look_up_compiles_again(rig: Rig) -> None:
-    await rig.service.compile(CompileOrder(wasm=CORE))
-    again = await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
+    await rig.service.compile(CompileRequest(wasm=CORE))
+    again = await rig.service.compile(CompileRequest(wasm=CORE, skip_cache_lookup=True))
     assert again.origin is Origin.COMPILED
     assert rig.engines.compiles == 2
 
 
 async def test_an_unknown_digest(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.compile(CompileOrder(sha256="0" * 64))
+        await rig.service.compile(CompileRequest(sha256="0" * 64))
     assert failure.value.reason is Reason.MODULE_NOT_LOADED
 
 
 async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) -> None:
-    loaded = await rig.modules.load(LoadOrder(COMPONENT))
-    served = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
+    loaded = await rig.modules.load(LoadRequest(COMPONENT))
+    served = await rig.service.compile(CompileRequest(sha256=loaded.module.sha256))
     assert served.artifact.spec.engine.name == "other"
-    again = await rig.service.compile(CompileOrder(sha256=loaded.module.sha256))
+    again = await rig.service.compile(CompileRequest(sha256=loaded.module.sha256))
     assert again.origin is Origin.MEMORY
     wanted = [WantedArtifact(loaded.module.sha256), WantedArtifact("1" * 64)]
     assert await rig.modules.find_missing(wanted) == [1]
@@ -215,7 +215,7 @@ async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) 
 async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_default(
     rig: Rig,
 ) -> None:
-    served = await rig.service.compile(CompileOrder(wasm=CORE, engine="other"))
+    served = await rig.service.compile(CompileRequest(wasm=CORE, engine="other"))
     sha256 = served.artifact.module_sha256
     assert await rig.modules.find_missing([WantedArtifact(sha256)]) == [0]
     assert await rig.modules.find_missing([WantedArtifact(sha256, engine="other")]) == []
@@ -226,7 +226,7 @@ async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
     rig = Rig(RedisTier(shelf, NoSealer(), Notes()))
     wanted = []
     for tag in range(50):
-        served = await rig.service.compile(CompileOrder(wasm=COMPONENT + bytes([tag])))
+        served = await rig.service.compile(CompileRequest(wasm=COMPONENT + bytes([tag])))
         wanted.append(WantedArtifact(served.artifact.module_sha256))
     await rig.writes.close(5)
     await rig.memory.evict(EvictScope())
@@ -238,24 +238,24 @@ async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
 async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
     rig.engines.failure = errors.module_invalid("usual", "bad", 8)
     with pytest.raises(WasmkilnError):
-        await rig.service.compile(CompileOrder(wasm=CORE))
+        await rig.service.compile(CompileRequest(wasm=CORE))
     with pytest.raises(WasmkilnError):
-        await rig.modules.load(LoadOrder(CORE))
+        await rig.modules.load(LoadRequest(CORE))
     assert rig.memory.usage().entries == 0
     assert rig.service.flights == 0
 
 
 async def test_load_is_idempotent_and_tells_what_is_there(rig: Rig) -> None:
-    first = await rig.modules.load(LoadOrder(CORE))
-    await rig.service.compile(CompileOrder(sha256=first.module.sha256))
-    again = await rig.modules.load(LoadOrder(CORE, first.module.sha256))
+    first = await rig.modules.load(LoadRequest(CORE))
+    await rig.service.compile(CompileRequest(sha256=first.module.sha256))
+    again = await rig.modules.load(LoadRequest(CORE, first.module.sha256))
     assert (first.already_loaded, again.already_loaded) == (False, True)
     assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
 
 
 async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Rig) -> None:
     rig.engines.release.clear()
-    calls = [asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE))) for _ in range(50)]
+    calls = [asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE))) for _ in range(50)]
     await rig.engines.started.wait()
     for call in calls[::2]:
         call.cancel()
@@ -269,7 +269,7 @@ async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Ri
 
 async def test_shutting_down_ends_flights_with_a_word(rig: Rig) -> None:
     rig.engines.release.clear()
-    call = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
     assert await rig.service.settle(0.01) == 1
     with pytest.raises(WasmkilnError) as failure:
@@ -287,37 +287,37 @@ async def test_a_module_that_broke_the_compiler_is_refused_the_next_time(rig: Ri
     rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
     for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
         with pytest.raises(WasmkilnError) as raised:
-            await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
+            await rig.service.compile(CompileRequest(wasm=CORE, skip_cache_lookup=True))
         assert raised.value.reason is reason
     assert rig.engines.compiles == 1
     with pytest.raises(WasmkilnError, match="did not finish"):  # Another engine starts clean.
-        await rig.service.compile(CompileOrder(wasm=CORE, engine="other"))
+        await rig.service.compile(CompileRequest(wasm=CORE, engine="other"))
     rig.engines.failure = None
     await rig.quarantine.release("")
-    assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+    assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
 
 
 async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(rig: Rig) -> None:
     rig.engines.failure = errors.compile_timeout("other-1", "validating", 30)
     for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
         with pytest.raises(WasmkilnError) as raised:
-            await rig.modules.load(LoadOrder(COMPONENT))
+            await rig.modules.load(LoadRequest(COMPONENT))
         assert raised.value.reason is reason
     with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.service.compile(CompileOrder(wasm=COMPONENT))
+        await rig.service.compile(CompileRequest(wasm=COMPONENT))
     # With another target its compile is another matter.
     with pytest.raises(WasmkilnError, match="did not finish"):
-        await rig.service.compile(CompileOrder(wasm=COMPONENT, target="elsewhere"))
+        await rig.service.compile(CompileRequest(wasm=COMPONENT, target="elsewhere"))
     await rig.quarantine.release("")
     with pytest.raises(WasmkilnError, match="did not finish"):
-        await rig.service.compile(CompileOrder(wasm=COMPONENT))
+        await rig.service.compile(CompileRequest(wasm=COMPONENT))
     with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.modules.load(LoadOrder(COMPONENT))
+        await rig.modules.load(LoadRequest(COMPONENT))
 
 
 async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there(rig: Rig) -> None:
     rig.engines.free.clear()
-    waiting = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    waiting = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
     await asyncio.sleep(0.2)
     spec = rig.engines.spec("usual", "", "", {})
@@ -334,11 +334,11 @@ async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there
 
 async def test_what_is_there_when_a_worker_is_is_not_compiled_again(rig: Rig) -> None:
     rig.engines.free.clear()
-    waiting = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    waiting = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
     busy, rig.engines.free = rig.engines.free, asyncio.Event()
     rig.engines.free.set()
-    anew = await rig.service.compile(CompileOrder(wasm=CORE, skip_cache_lookup=True))
+    anew = await rig.service.compile(CompileRequest(wasm=CORE, skip_cache_lookup=True))
     assert anew.origin is Origin.COMPILED
     busy.set()
     assert (await waiting).origin is Origin.MEMORY
@@ -391,7 +391,7 @@ async def test_the_fleet_hears_of_a_refusal_before_it_is_explained(rig: Rig) -> 
             return errors.module_invalid("usual-1", "bad", 8)
 
     rig.engines.refusal = Refusal()
-    assert (await refused(rig.service.compile(CompileOrder(wasm=CORE)))).message
+    assert (await refused(rig.service.compile(CompileRequest(wasm=CORE)))).message
     assert claim.said[-1] == "explained"
 
 
@@ -404,14 +404,14 @@ async def test_while_another_daemon_compiles_the_worker_is_for_others(rig: Rig) 
         return False
 
     claim.made_elsewhere = made_elsewhere  # type: ignore[method-assign]
-    assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+    assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
     assert rig.engines.compiles == 1
 
 
 async def test_what_others_stored_and_is_no_good_is_made_here(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[True])
     contest(rig, claim)
-    assert (await rig.service.compile(CompileOrder(wasm=CORE))).origin is Origin.COMPILED
+    assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
     assert claim.said == ["insisted", "ended"]
 
 
@@ -448,51 +448,51 @@ async def test_all_that_a_call_asks_of_the_shared_tier_comes_out_of_one_budget(
         assert len(made) == 1
         return [name for name, _ in spent]
 
-    sha256 = (await rig.modules.load(LoadOrder(COMPONENT))).module.sha256
-    assert await asked_by(rig.modules.load(LoadOrder(COMPONENT))) == ["get_module", "check"]
+    sha256 = (await rig.modules.load(LoadRequest(COMPONENT))).module.sha256
+    assert await asked_by(rig.modules.load(LoadRequest(COMPONENT))) == ["get_module", "check"]
     rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
-    compiling = rig.service.compile(CompileOrder(sha256=sha256))
+    compiling = rig.service.compile(CompileRequest(sha256=sha256))
     looks = ["get", "get_module", "get", "claim", "check", "report"]
     assert await asked_by(compiling) == looks
     finding = rig.modules.find_missing([WantedArtifact(sha256)])
     assert await asked_by(finding) == ["missing", "kinds_of"]
 
 
-A = Wish("a")
+A = Waiter("a")
 
 
-def in_time(seconds: float, wish: Wish = A) -> Terms:
+def in_time(seconds: float, wish: Waiter = A) -> Terms:
     return Terms(wish, asyncio.get_running_loop().time() + seconds)
 
 
 async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig) -> None:
     rig.engines.wait_s = 10.0
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(0.05)))
+        await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(0.05)))
     assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
     assert failure.value.metadata["limit"] == "deadline"
     assert failure.value.retry_after_s == 10.0
     with pytest.raises(WasmkilnError) as failure:
-        await rig.modules.load(LoadOrder(CORE, terms=in_time(0.05)))
+        await rig.modules.load(LoadRequest(CORE, terms=in_time(0.05)))
     assert failure.value.metadata["limit"] == "deadline"
     assert rig.engines.compiles == 0
     assert rig.service.flights == 0
     # Who has the time waits, and so does who set no deadline.
-    await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(60)))
+    await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(60)))
     # What is there is given to whoever asks.
-    served = await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(0.05)))
+    served = await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(0.05)))
     assert served.origin is Origin.MEMORY
 
 
 async def test_who_joins_others_is_told_their_wait(rig: Rig) -> None:
     rig.engines.release.clear()
-    first = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE, terms=Terms(A))))
+    first = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE, terms=Terms(A))))
     await rig.engines.started.wait()
     rig.engines.wait_s = 10.0
     with pytest.raises(WasmkilnError):
-        await rig.service.compile(CompileOrder(wasm=CORE, terms=in_time(1, Wish("b"))))
+        await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(1, Waiter("b"))))
     engine_id, wish, demand = rig.engines.asked[-1]
-    assert (engine_id, wish) == ("usual-1", Wish("b"))
+    assert (engine_id, wish) == ("usual-1", Waiter("b"))
     assert demand is not None
     assert demand.wishes() == {A}
     rig.engines.release.set()
@@ -502,7 +502,7 @@ async def test_who_joins_others_is_told_their_wait(rig: Rig) -> None:
 async def test_work_that_nobody_waits_for_is_dropped_unless_it_is_kept(rig: Rig) -> None:
     rig.engines.release.clear()
     rig.engines.keep = False
-    call = asyncio.create_task(rig.service.compile(CompileOrder(wasm=CORE)))
+    call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
     call.cancel()
     await asyncio.sleep(0)
@@ -516,7 +516,7 @@ async def test_what_waits_holds_no_module(rig: Rig) -> None:
     rig.engines.release.clear()
     let_go: list[int] = []
     orders = [
-        CompileOrder(wasm=CORE, terms=Terms(A, None, lambda number=n: let_go.append(number)))  # type: ignore[misc]
+        CompileRequest(wasm=CORE, terms=Terms(A, None, lambda number=n: let_go.append(number)))  # type: ignore[misc]
         for n in range(3)
     ]
     calls = [asyncio.create_task(rig.service.compile(order)) for order in orders]
@@ -543,24 +543,24 @@ async def refused(call: Any) -> WasmkilnError:
 async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None:
     """Whatever a flight waits for, it holds a module: its limit is twice that of a queue."""
     rig.engines.release.clear()
-    b = Terms(Wish("b"))
+    b = Terms(Waiter("b"))
     calls = [
-        asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(0), terms=Terms(A)))),
-        asyncio.create_task(rig.modules.load(LoadOrder(sized(1), terms=Terms(A)))),
+        asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=Terms(A)))),
+        asyncio.create_task(rig.modules.load(LoadRequest(sized(1), terms=Terms(A)))),
     ]
     await asyncio.sleep(0.01)
     rig.engines.wait_s = 7.0
     for call in (
-        rig.service.compile(CompileOrder(wasm=sized(2), terms=Terms(A))),
-        rig.modules.load(LoadOrder(sized(2), terms=Terms(A))),
+        rig.service.compile(CompileRequest(wasm=sized(2), terms=Terms(A))),
+        rig.modules.load(LoadRequest(sized(2), terms=Terms(A))),
     ):
         failure = await refused(call)
         assert failure.reason is Reason.COMPILE_QUEUE_FULL
         assert failure.metadata["limit"] == "queue"
         assert failure.retry_after_s == 7.0
     # Who joins holds nothing, and there is room for another caller.
-    calls.append(asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(0), terms=b))))
-    calls.append(asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(3), terms=b))))
+    calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=b))))
+    calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(3), terms=b))))
     await asyncio.sleep(0.01)
     assert (rig.engines.compiles, rig.engines.validating) == (2, 1)
     rig.engines.release.set()
@@ -568,8 +568,8 @@ async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None
     # All is put down, whatever became of it.
     rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
     for _ in range(5):
-        assert (await refused(rig.modules.load(LoadOrder(sized(4))))) is rig.engines.failure
-        order = CompileOrder(wasm=sized(4))
+        assert (await refused(rig.modules.load(LoadRequest(sized(4))))) is rig.engines.failure
+        order = CompileRequest(wasm=sized(4))
         assert (await refused(rig.service.compile(order))).reason is Reason.MODULE_INVALID
 
 
@@ -577,21 +577,21 @@ async def test_a_call_given_up_at_any_moment_holds_nothing(rig: Rig) -> None:
     rig.engines.release.clear()
     rig.engines.keep = False
     for moment in range(10):
-        call = asyncio.create_task(rig.service.compile(CompileOrder(wasm=sized(moment))))
+        call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(moment))))
         for _ in range(moment):
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.sleep(0)
         await rig.service.settle(5)
     rig.engines.release.set()
-    await rig.service.compile(CompileOrder(wasm=sized(11)))
+    await rig.service.compile(CompileRequest(wasm=sized(11)))
 
 
 async def test_what_is_counted_here_is_let_go_by_who_counted_it_before(rig: Rig) -> None:
     rig.engines.release.clear()
     let_go: list[str] = []
-    load = LoadOrder(sized(0), terms=Terms(A, None, lambda: let_go.append("load")))
-    compile_ = CompileOrder(wasm=sized(1), terms=Terms(A, None, lambda: let_go.append("compile")))
+    load = LoadRequest(sized(0), terms=Terms(A, None, lambda: let_go.append("load")))
+    compile_ = CompileRequest(wasm=sized(1), terms=Terms(A, None, lambda: let_go.append("compile")))
     calls = [
         asyncio.create_task(rig.modules.load(load)),
         asyncio.create_task(rig.service.compile(compile_)),
@@ -599,7 +599,7 @@ async def test_what_is_counted_here_is_let_go_by_who_counted_it_before(rig: Rig)
     await asyncio.sleep(0.01)
     assert sorted(let_go) == ["compile", "load"]
     # Not so what finds no room.
-    full = CompileOrder(wasm=sized(2), terms=Terms(A, None, lambda: let_go.append("full")))
+    full = CompileRequest(wasm=sized(2), terms=Terms(A, None, lambda: let_go.append("full")))
     await refused(rig.service.compile(full))
     assert len(let_go) == 2
     rig.engines.release.set()

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
-from wasmkilnd.ledger import Ledger
+from wasmkilnd.fair_share import FairShare
+from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import CallGate
 
 
-def fill(ledger: Ledger, caller: str) -> int:
+def fill(ledger: FairShare, caller: str) -> int:
     while ledger.room(caller) >= 1:
         ledger.add(caller, 1)
     return ledger.held(caller)
 
 
 def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
-    ledger = Ledger(lambda: 1200)
+    ledger = FairShare(lambda: 1200)
     assert [fill(ledger, caller) for caller in "abcd"] == [600, 300, 150, 75]
     assert ledger.heaviest() == "a"
     ledger.add("a", -600)
@@ -26,7 +26,7 @@ def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
 
 
 def test_what_fits_leaves_as_much_free() -> None:
-    ledger = Ledger(lambda: 100)
+    ledger = FairShare(lambda: 100)
     assert ledger.fits("a", 50)
     assert not ledger.fits("a", 51)
     ledger.add("a", 40)
@@ -38,7 +38,7 @@ def test_what_fits_leaves_as_much_free() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
 def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, int]]) -> None:
-    ledger = Ledger(lambda: 100)
+    ledger = FairShare(lambda: 100)
     for caller, amount in steps:
         before = ledger.total, ledger.held(caller)
         ledger.add(caller, amount)
@@ -50,7 +50,7 @@ def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, 
 
 
 def test_the_gate_keeps_room_for_others() -> None:
-    limits = InForce(8)
+    limits = Reloadable(8)
     gate = CallGate(lambda: limits.now)
     for _ in range(4):
         gate.enter("a")

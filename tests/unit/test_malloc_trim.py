@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from wasmkilnd.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 
 MIB = 1024 * 1024
 
@@ -67,7 +67,7 @@ def test_what_was_freed_during_a_trim_is_given_back_too() -> None:
 
 # In a process of its own: what else a process holds decides what its heap can give back.
 _PROCESS = """
-from wasmkilnd.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 
 MIB = 1024 * 1024
 trim = MallocTrim.of_this_process()

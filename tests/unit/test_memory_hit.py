@@ -13,10 +13,10 @@ from typing import Any
 
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.cache.redis import RedisTier
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import EvictScope
-from wasmkilnd.rpc.caller import CallNote
-from wasmkilnd.rpc.module_servicer import ModuleServicer
+from wasmkilnd.rpc.flow.caller import CallNote
+from wasmkilnd.rpc.services.module import ModuleServicer
 
 from tests.contract.sealing import sealer
 from tests.doubles.context import Context

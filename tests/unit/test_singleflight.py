@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from wasmkilnd.demand import Demand, Wish
 from wasmkilnd.singleflight import SingleFlight
+from wasmkilnd.waiters import Waiter, Waiters
 
 
 class Work:
@@ -33,10 +33,10 @@ async def run(
 ) -> tuple[object, bool]:
     """Return what a flight's work answers that ends only by itself, and whether it was joined."""
 
-    async def kept(_: Demand) -> object:
+    async def kept(_: Waiters) -> object:
         return await work()
 
-    seat = flights.board(key, Demand.of(Wish()), kept)
+    seat = flights.board(key, Waiters.of(Waiter()), kept)
     demand = flights.demand(key)
     assert demand
     demand.kept = True
@@ -112,21 +112,21 @@ async def test_settle_gives_up_what_does_not_end() -> None:
     assert len(flights) == 0
 
 
-A, B = Wish("a"), Wish("b")
+A, B = Waiter("a"), Waiter("b")
 
 
 async def test_a_flight_that_everybody_leaves_is_dropped_and_its_key_free_at_once() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     ended = []
 
-    async def work(demand: Demand) -> object:
+    async def work(demand: Waiters) -> object:
         try:
             return await asyncio.Future()
         finally:
             await asyncio.sleep(0)  # It takes a moment to clean up.
             ended.append("cleaned up")
 
-    calls = [asyncio.create_task(flights.board("k", Demand.of(A), work).wait()) for _ in range(2)]
+    calls = [asyncio.create_task(flights.board("k", Waiters.of(A), work).wait()) for _ in range(2)]
     await asyncio.sleep(0)
     calls[0].cancel()
     await asyncio.sleep(0)
@@ -146,13 +146,13 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     finished = []
 
-    async def work(demand: Demand) -> object:
+    async def work(demand: Waiters) -> object:
         demand.kept = True
         await asyncio.sleep(0.01)
         finished.append("finished")
         return "made"
 
-    call = asyncio.create_task(flights.board("k", Demand.of(A), work).wait())
+    call = asyncio.create_task(flights.board("k", Waiters.of(A), work).wait())
     await asyncio.sleep(0)
     call.cancel()
     await flights.settle(5)
@@ -162,17 +162,17 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
 async def test_the_demand_of_a_flight_knows_who_waits() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
-    changes: list[set[Wish]] = []
+    changes: list[set[Waiter]] = []
 
-    async def watched(demand: Demand) -> object:
+    async def watched(demand: Waiters) -> object:
         demand.watch("test", lambda _: changes.append(demand.wishes()))
         return await work()
 
-    warming = Wish("w", background=True)
-    calls = [asyncio.create_task(flights.board("k", Demand.of(warming), watched).wait())]
+    warming = Waiter("w", background=True)
+    calls = [asyncio.create_task(flights.board("k", Waiters.of(warming), watched).wait())]
     await work.started.wait()
     calls += [
-        asyncio.create_task(flights.board("k", Demand.of(wish), watched).wait()) for wish in (A, B)
+        asyncio.create_task(flights.board("k", Waiters.of(wish), watched).wait()) for wish in (A, B)
     ]
     await asyncio.sleep(0)
     demand = flights.demand("k")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
-from wasmkilnd.engines import missing_feature
-from wasmkilnd.engines.store import EngineStore
+from wasmkilnd.engines.install.store import EngineStore
+from wasmkilnd.engines.verdicts import missing_feature
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.in_engine import interpreter

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from wasmkilnd.cache.claim import FleetClaims, NullClaim
+from wasmkilnd.cache.fleet.claim import FleetClaims, NullClaim
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.shared_lookups import SharedLookups
 from wasmkilnd.cache.write_behind import WriteBehind

@@ -15,18 +15,20 @@ from contextlib import (
 from dataclasses import dataclass
 
 from wasmkilnd import errors
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines import orders, verdict
-from wasmkilnd.engines.opinions import Opinions
-from wasmkilnd.engines.process import Worker
 from wasmkilnd.engines.resolve import resolve
+from wasmkilnd.engines.scheduling.ticket import Unless
+from wasmkilnd.engines.second_opinions import SecondOpinions
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.ticket import LentWorker, Unless
-from wasmkilnd.engines.verdict import Compiled, Opinion, Verdict
+from wasmkilnd.engines.verdicts import verdict
+from wasmkilnd.engines.verdicts.verdict import Compiled, Opinion, Verdict
+from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers.lent_worker import LentWorker
+from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.waiters import Waiter, Waiters
 
 _REASONS = {
     Opinion.INVALID: Reason.MODULE_INVALID,
@@ -44,7 +46,7 @@ class EngineRegistry:
         self,
         served: Sequence[ServedEngine],
         default_engine: str,
-        limits: InForce[Limits],
+        limits: Reloadable[Limits],
         recorder: Recorder,
         unserved: Sequence[str] = (),
     ) -> None:
@@ -58,7 +60,7 @@ class EngineRegistry:
         self._limits = limits
         self._recorder = recorder
         self._specs: OrderedDict[tuple[object, ...], CompileSpec] = OrderedDict()
-        self._opinions = Opinions(self._served, limits)
+        self._opinions = SecondOpinions(self._served, limits)
         self._wanted_default = default_engine
         self._default = self._choose_default(default_engine, unserved)
 
@@ -125,7 +127,7 @@ class EngineRegistry:
 
     @asynccontextmanager
     async def worker(
-        self, spec: CompileSpec, module: Module, demand: Demand, *, unless: Unless
+        self, spec: CompileSpec, module: Module, demand: Waiters, *, unless: Unless
     ) -> AsyncIterator[EngineWorker | None]:
         """Wait for a worker that is to compile ``module``, or for ``unless``: then it is None.
 
@@ -137,7 +139,7 @@ class EngineRegistry:
         size_bytes, limits = self._opinions.oversize_known(spec, module), self._limits.now
         if size_bytes > limits.artifact_bytes:
             raise errors.artifact_too_large(spec.engine.id, size_bytes, limits.artifact_bytes)
-        order = orders.on_module(
+        order = job_orders.on_module(
             "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
         )
         compiling = Compilation(self._recorder, spec.engine.id)
@@ -151,7 +153,7 @@ class EngineRegistry:
             yield EngineWorker(self._opinions, compiling, lent, spec, module, demand, limits)
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Wish, demand: Demand | None
+        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
     ) -> float:
         """Answer how long a caller would wait for a worker, 0 where one is free."""
         return self._opinions.expected_wait_s(engine_id, module, wish, demand)
@@ -160,7 +162,7 @@ class EngineRegistry:
         self,
         engine_id: str,
         module: Module,
-        demand: Demand,
+        demand: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> None:
         """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load.
@@ -215,12 +217,12 @@ class Compilation:
 class EngineWorker:
     """A worker that is there to compile one module."""
 
-    _opinions: Opinions
+    _opinions: SecondOpinions
     _compilation: Compilation
     _lent: LentWorker[Worker]
     _spec: CompileSpec
     _module: Module
-    _demand: Demand
+    _demand: Waiters
     _limits: Limits
 
     @property
@@ -253,10 +255,10 @@ class EngineWorker:
 class RefusedModule:
     """A module that its engine does not compile."""
 
-    _opinions: Opinions
+    _opinions: SecondOpinions
     _spec: CompileSpec
     _module: Module
-    _demand: Demand
+    _demand: Waiters
     _said: Verdict
 
     async def explained(self) -> WasmkilnError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wasmkilnd.engines.pool import WorkerPool
+from wasmkilnd.engines.workers.pool import WorkerPool
 from wasmkilnd.model import EngineCapabilities, Kind
 
 

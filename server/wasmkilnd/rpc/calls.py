@@ -22,14 +22,14 @@ from wasmkilnd.errors import (
     server_draining,
     too_many_calls,
 )
-from wasmkilnd.ledger import Ledger
-from wasmkilnd.rpc import status
-from wasmkilnd.rpc.caller import CallNote, Context, Frames, caller_of
-from wasmkilnd.rpc.connection_use import Call, ConnectionUse
-from wasmkilnd.rpc.parts import Parts
-from wasmkilnd.rpc.receive import Receiver
-from wasmkilnd.rpc.requests import Requests
-from wasmkilnd.rpc.send import Sender
+from wasmkilnd.fair_share import FairShare
+from wasmkilnd.rpc.connections.use import Call, ConnectionUse
+from wasmkilnd.rpc.flow.caller import CallNote, Context, Frames, caller_of
+from wasmkilnd.rpc.flow.receive import Receiver
+from wasmkilnd.rpc.flow.send import Sender
+from wasmkilnd.rpc.wire import status
+from wasmkilnd.rpc.wire.parts import Parts
+from wasmkilnd.rpc.wire.requests import Requests
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -41,7 +41,7 @@ class CallGate:
     """
 
     def __init__(self, limit: Callable[[], int]) -> None:
-        self._ledger = Ledger(limit)
+        self._ledger = FairShare(limit)
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()

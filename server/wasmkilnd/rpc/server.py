@@ -18,21 +18,21 @@ from grpc import aio
 from grpc_channelz.v1 import channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Artifact, TrafficLimits
-from wasmkilnd.rpc import connections
-from wasmkilnd.rpc.admin_servicer import AdminServicer
+from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
-from wasmkilnd.rpc.channelz import Channelz
-from wasmkilnd.rpc.connection_use import ConnectionUse
-from wasmkilnd.rpc.flood_guard import FloodGuard
-from wasmkilnd.rpc.foreign import LimitedServer
-from wasmkilnd.rpc.health import Health
-from wasmkilnd.rpc.make_way import MakeWay
-from wasmkilnd.rpc.module_servicer import ModuleServicer
-from wasmkilnd.rpc.receive import Receiver
-from wasmkilnd.rpc.reflection import add_reflection
-from wasmkilnd.rpc.send import Sender
+from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.flood_guard import FloodGuard
+from wasmkilnd.rpc.connections.make_way import MakeWay
+from wasmkilnd.rpc.connections.use import ConnectionUse
+from wasmkilnd.rpc.flow.receive import Receiver
+from wasmkilnd.rpc.flow.send import Sender
+from wasmkilnd.rpc.grpcio_services import LimitedServer
+from wasmkilnd.rpc.services.admin import AdminServicer
+from wasmkilnd.rpc.services.channelz import Channelz
+from wasmkilnd.rpc.services.health import Health
+from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.services.reflection import add_reflection
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -106,7 +106,7 @@ class RpcServer:
         admin_servicer: AdminServicer,
         recorder: CallRecorder,
         transport: TransportLimits,
-        limits: InForce[TrafficLimits],
+        limits: Reloadable[TrafficLimits],
         in_memory: Callable[[Artifact], bool],
     ) -> None:
         """``in_memory`` tells what the memory tier holds, whether it is being sent or not."""
@@ -224,8 +224,8 @@ class RpcServer:
         return f"{address.rpartition(':')[0]}:{port}"
 
     async def _close_connection(self, peer: str) -> None:
-        if address := connections.parse(peer):
-            closed = await asyncio.to_thread(connections.close, (address,), frozenset(self._ports))
+        if address := sockets.parse(peer):
+            closed = await asyncio.to_thread(sockets.close, (address,), frozenset(self._ports))
             self._traffic.recorder.connections_closed("not_read", closed)
 
     @property

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wasmkilnd.cache import codec
-from wasmkilnd.cache.archive import ArchiveBroken, ArchiveReader, ArchiveWriter
-from wasmkilnd.cache.inventory import Inventory
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.moving import Import, Moved, export
-from wasmkilnd.cache.pieces import RAW, ZSTD, Body, pack
-from wasmkilnd.cache.reader import ValueReader
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.value import codec
+from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.cache.value.pieces import RAW, ZSTD, Body, pack
+from wasmkilnd.maintenance.archive import ArchiveBroken, ArchiveReader, ArchiveWriter
+from wasmkilnd.maintenance.inventory import Inventory
+from wasmkilnd.maintenance.transfer import Import, Moved, export
 from wasmkilnd.model import Artifact, Module
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
@@ -52,7 +52,7 @@ def exported(shelf: Shelf, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, Moved
     told: list[str] = []
 
     async def work() -> Moved:
-        link = RedisLink(shelf)
+        link = GuardedRedis(shelf)
         listed = [one async for one in Inventory(link, NAMES, SEALER).values()]
         return await export(
             listed,
@@ -81,7 +81,7 @@ def imported(
 
     async def take() -> tuple[Moved, Exception | None]:
         taking = Import(
-            RedisLink(shelf),
+            GuardedRedis(shelf),
             NAMES,
             signer,
             limit_bytes=limit_bytes,

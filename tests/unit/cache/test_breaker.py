@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache.breaker import Breaker
+from wasmkilnd.cache.redis.breaker import Breaker
 from wasmkilnd.errors import TierUnavailable
 
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.server import Command
+from wasmkilnd.cache.null_tier import NullTier
+from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.write_behind import WriteBehind
 
@@ -41,7 +41,7 @@ async def found(seconds: float) -> tuple[int, bool]:
     for one in MANY:
         await tier.put(one)
     near = MemoryTier(1_000_000)
-    writes = WriteBehind(tier, lambda: 1000, NoTier("").always_ready)
+    writes = WriteBehind(tier, lambda: 1000, NullTier("").always_ready)
     cache = TieredCache(near, near, tier, writes, None, call_wait_s=TIMEOUT_S)
     shelf.seconds = seconds
     calls = [asyncio.create_task(cache.get(one.key, cache.wait_budget())) for one in MANY]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.cluster_map import SlotMap, node_named, slot_of
+from wasmkilnd.cache.redis.cluster_map import SlotMap, node_named, slot_of
 
 ASKED = ("asked", 7000)
 

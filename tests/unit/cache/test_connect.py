@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
-from wasmkilnd.cache.server import RedisServer, SingleServer
+from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
+from wasmkilnd.cache.redis.server import RedisServer, SingleServer
 from wasmkilnd.redis_address import BadRedisUrl
 
 

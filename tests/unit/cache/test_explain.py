@@ -7,7 +7,7 @@ import ssl
 import pytest
 from redis import exceptions
 from redis.asyncio.sentinel import MasterNotFoundError
-from wasmkilnd.cache.explain import explain, is_outage
+from wasmkilnd.cache.redis.errors import explain, is_outage
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
 NO = "Redis says no: "

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.claim import FleetClaims
-from wasmkilnd.cache.keys import KeyNames
-from wasmkilnd.cache.leases import Leases
-from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.redis import RedisTier
-from wasmkilnd.cache.server import Command
-from wasmkilnd.cache.strikes import RedisStrikes
+from wasmkilnd.cache.fleet.claim import FleetClaims
+from wasmkilnd.cache.fleet.lease_store import LeaseStore
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey, EvictScope, Strike, TierUsage
 from wasmkilnd.wait_budget import WaitBudget
@@ -54,7 +54,7 @@ class Babbler:
         return None
 
 
-def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
+def asked_of_a_link(link: GuardedRedis) -> list[Callable[[], Awaitable[object]]]:
     async def scan() -> None:
         async for _ in link.scan(b"*"):
             pass
@@ -79,10 +79,10 @@ def asked_of_a_link(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
     ]
 
 
-def asked_of_what_is_built_on_it(link: RedisLink) -> list[Callable[[], Awaitable[object]]]:
+def asked_of_what_is_built_on_it(link: GuardedRedis) -> list[Callable[[], Awaitable[object]]]:
     tier = RedisTier(link._server, sealer(), Notes())
     strikes = RedisStrikes(link, KeyNames("p:"), sealer())
-    leases = Leases(link, KeyNames("p:"), sealer(), never, lease_s=0.1)
+    leases = LeaseStore(link, KeyNames("p:"), sealer(), never, lease_s=0.1)
     claims = FleetClaims(leases, Notes(), patience_s=lambda: 0.0)
 
     async def take() -> None:
@@ -116,7 +116,7 @@ async def never(key: CacheKey) -> None:
 
 def test_every_method_of_a_link_is_asked_below() -> None:
     public = {
-        name for name, _ in inspect.getmembers(RedisLink, inspect.isfunction) if name[0] != "_"
+        name for name, _ in inspect.getmembers(GuardedRedis, inspect.isfunction) if name[0] != "_"
     }
     source = inspect.getsource(asked_of_a_link)
     assert {name for name in public if f"link.{name}" not in source} == {"close", "replace"}
@@ -126,10 +126,10 @@ def test_every_method_of_a_link_is_asked_below() -> None:
 @pytest.mark.parametrize("answer", ANSWERS, ids=repr)
 @pytest.mark.parametrize("more", [0, 1, -1])
 async def test_garbage_is_an_outage_and_no_error(
-    asked: Callable[[RedisLink], list[Callable[[], Awaitable[object]]]], answer: Any, more: int
+    asked: Callable[[GuardedRedis], list[Callable[[], Awaitable[object]]]], answer: Any, more: int
 ) -> None:
-    for number in range(len(asked(RedisLink(Babbler(answer, more))))):
-        link = RedisLink(Babbler(answer, more))  # Whose breaker is closed.
+    for number in range(len(asked(GuardedRedis(Babbler(answer, more))))):
+        link = GuardedRedis(Babbler(answer, more))  # Whose breaker is closed.
         try:
             await asyncio.wait_for(asked(link)[number](), 10)
         except TierUnavailable:

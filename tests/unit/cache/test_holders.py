@@ -5,19 +5,19 @@ from __future__ import annotations
 import secrets
 
 import pytest
-from wasmkilnd.cache.holders import CLOCKS_DIFFER_S, Holders, Pulse
-from wasmkilnd.cache.lease import Lease
+from wasmkilnd.cache.fleet.holders import CLOCKS_DIFFER_S, LeaseHolders, Pulse
+from wasmkilnd.cache.fleet.lease import Lease
 
 TODAY_S = 1_795_627_309.0
 LEASE = Lease.new(1000, TODAY_S)
 
 
 @pytest.fixture
-def holders() -> Holders:
-    return Holders(lambda: TODAY_S)
+def holders() -> LeaseHolders:
+    return LeaseHolders(lambda: TODAY_S)
 
 
-def test_a_holder_that_renews_lives_as_long_as_it_likes(holders: Holders) -> None:
+def test_a_holder_that_renews_lives_as_long_as_it_likes(holders: LeaseHolders) -> None:
     pulse, lease, now_s = Pulse(), LEASE, 100.0
     for _ in range(50):
         assert holders.lives(lease, pulse, now_s)
@@ -25,7 +25,7 @@ def test_a_holder_that_renews_lives_as_long_as_it_likes(holders: Holders) -> Non
         lease, now_s = lease.next(), now_s + 0.9
 
 
-def test_one_that_only_stays_does_not(holders: Holders) -> None:
+def test_one_that_only_stays_does_not(holders: LeaseHolders) -> None:
     pulse = Pulse()
     assert holders.lives(LEASE, pulse, 100.0)
     assert holders.lives(LEASE, pulse, 101.0)
@@ -33,13 +33,13 @@ def test_one_that_only_stays_does_not(holders: Holders) -> None:
     assert not holders.lives(LEASE.next(), pulse, 101.2)
 
 
-def test_neither_does_one_that_goes_back(holders: Holders) -> None:
+def test_neither_does_one_that_goes_back(holders: LeaseHolders) -> None:
     pulse = Pulse()
     assert holders.lives(LEASE.next(), pulse, 100.0)
     assert not holders.lives(LEASE, pulse, 100.1)
 
 
-def test_another_holder_is_given_the_same_time(holders: Holders) -> None:
+def test_another_holder_is_given_the_same_time(holders: LeaseHolders) -> None:
     pulse = Pulse()
     assert holders.lives(LEASE.next(), pulse, 100.0)
     other = Lease.new(1000, TODAY_S)
@@ -48,14 +48,14 @@ def test_another_holder_is_given_the_same_time(holders: Holders) -> None:
     assert pulse.holders == 2
 
 
-def test_one_that_was_replaced_does_not_come_back(holders: Holders) -> None:
+def test_one_that_was_replaced_does_not_come_back(holders: LeaseHolders) -> None:
     pulse, other = Pulse(), Lease.new(1000, TODAY_S)
     assert holders.lives(LEASE, pulse, 100.0)
     assert holders.lives(other, pulse, 100.5)
     assert not holders.lives(LEASE.next(), pulse, 100.6)
 
 
-def test_what_one_call_saw_counts_for_the_next(holders: Holders) -> None:
+def test_what_one_call_saw_counts_for_the_next(holders: LeaseHolders) -> None:
     assert holders.lives(LEASE, Pulse(), 100.0)
     assert holders.lives(LEASE, Pulse(), 101.0)
     assert not holders.lives(LEASE, Pulse(), 101.1)
@@ -68,20 +68,20 @@ def test_what_one_call_saw_counts_for_the_next(holders: Holders) -> None:
     [(0, True), (30, True), (-30, True), (95, False), (-CLOCKS_DIFFER_S - 1, False)],
 )
 def test_a_lease_that_is_too_old_is_a_copy(
-    holders: Holders, age_s: float, is_believed: bool
+    holders: LeaseHolders, age_s: float, is_believed: bool
 ) -> None:
     lease = Lease.new(1000, TODAY_S - age_s)
     assert holders.lives(lease, Pulse(lambda: 30.0), 100.0) is is_believed
 
 
-def test_one_that_does_not_say_when_it_began_is_waited_for_a_little(holders: Holders) -> None:
+def test_one_that_does_not_say_when_it_began_is_waited_for_a_little(holders: LeaseHolders) -> None:
     pulse, lease, now_s, waited_s = Pulse(), Lease(secrets.token_hex(16), 1000), 100.0, 0.0
     while holders.lives(lease, pulse, now_s + waited_s):
         lease, waited_s = lease.next(), waited_s + 0.5
     assert 1 <= waited_s <= 3
 
 
-def test_memory_is_bounded(holders: Holders) -> None:
+def test_memory_is_bounded(holders: LeaseHolders) -> None:
     for number in range(20_000):
         holders.over(f"{number:032x}")
     assert len(holders._seen) == 10_000

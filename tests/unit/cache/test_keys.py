@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.cache.keys import KeyNames, ValueKey
+from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.model import CacheKey
 
 NAMES = KeyNames("[a]*:")

@@ -8,7 +8,7 @@ import secrets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.cache.lease import Lease, State, read_lease
+from wasmkilnd.cache.fleet.lease import Lease, State, read_lease
 
 from tests.contract.sealing import THEIRS, sealer
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.link import RedisLink
-from wasmkilnd.cache.server import Command
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.server import Command
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
 
@@ -37,7 +37,7 @@ class Foreign(Shelf):
 
 
 async def test_a_scan_may_take_longer_than_one_answer() -> None:
-    link = RedisLink(Foreign(), timeout_s=TIMEOUT_S)
+    link = GuardedRedis(Foreign(), timeout_s=TIMEOUT_S)
     assert [key async for page in link.scan(b"*") for key in page] == [b"the only one"]
     await link.close()
 
@@ -45,7 +45,7 @@ async def test_a_scan_may_take_longer_than_one_answer() -> None:
 @pytest.mark.parametrize("what", ["scan", "usage"])
 async def test_whoever_answers_a_scan_or_tells_its_usage_is_up(what: str) -> None:
     server = Foreign()
-    link = RedisLink(server, timeout_s=TIMEOUT_S)
+    link = GuardedRedis(server, timeout_s=TIMEOUT_S)
     server.hangs = True
 
     async def ask() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from wasmkilnd.cache.pace import Pace
+from wasmkilnd.cache.redis.rate_limiter import RateLimiter
 
 from tests.doubles.clock import Clock
 
 
 async def test_bytes_take_their_time_together() -> None:
     clock = Clock(100.0)
-    pace = Pace(1000, sleep=clock.sleep, clock=clock)
+    pace = RateLimiter(1000, sleep=clock.sleep, clock=clock)
     for _ in range(10):
         await pace.spent(500)
     assert clock.now_s == 105.0
@@ -17,7 +17,7 @@ async def test_bytes_take_their_time_together() -> None:
 
 async def test_time_that_went_by_is_not_made_up_for() -> None:
     clock = Clock(100.0)
-    pace = Pace(1000, sleep=clock.sleep, clock=clock)
+    pace = RateLimiter(1000, sleep=clock.sleep, clock=clock)
     clock.now_s += 60
     await pace.spent(2000)
     assert clock.now_s == 162.0
@@ -25,5 +25,5 @@ async def test_time_that_went_by_is_not_made_up_for() -> None:
 
 async def test_without_a_bound_nobody_waits() -> None:
     clock = Clock(100.0)
-    await Pace(0, sleep=clock.sleep, clock=clock).spent(10**12)
+    await RateLimiter(0, sleep=clock.sleep, clock=clock).spent(10**12)
     assert clock.now_s == 100.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from wasmkilnd.cache import renewals
-from wasmkilnd.cache.renewals import Renewals
+from wasmkilnd.cache.redis import ttl_refresh
+from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey
 
@@ -19,7 +19,7 @@ class Rig:
         self.down = False
         self.gate = asyncio.Event()
         self.gate.set()
-        self.renewals = Renewals(self._renew, 100.0, lambda: self.now)
+        self.renewals = TtlRefresher(self._renew, 100.0, lambda: self.now)
 
     async def _renew(self, key: CacheKey | str) -> None:
         await self.gate.wait()
@@ -55,6 +55,6 @@ async def test_not_too_many_at_once_and_none_after_the_end() -> None:
     rig.gate.clear()
     for number in range(100):
         await rig.use(CacheKey(str(number), "f"))
-    assert len(rig.renewals._under_way) == renewals._MAX_AT_ONCE
+    assert len(rig.renewals._under_way) == ttl_refresh._MAX_AT_ONCE
     await rig.renewals.close()
     assert rig.renewed == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import InvalidResponse
-from wasmkilnd.cache.replies import Argument, Replies
+from wasmkilnd.cache.redis.replies import Argument, Replies
 
 VALUE: Sequence[Argument] = ("GETRANGE", b"key", 0, 999)
 SCAN: Sequence[Argument] = ("SCAN", 0, "MATCH", b"*", "COUNT", 1000)

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
-from wasmkilnd.cache.absent import NoTier
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
@@ -84,7 +84,7 @@ class Tiers:
     def __init__(self) -> None:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
-        self.writes = WriteBehind(self.far, lambda: 1_000_000, NoTier("").always_ready)
+        self.writes = WriteBehind(self.far, lambda: 1_000_000, NullTier("").always_ready)
         self.cache = TieredCache(self.near, self.near, self.far, self.writes, None)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache.absent import NoTier
+from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, EvictScope, Module
@@ -15,7 +15,7 @@ from wasmkilnd.model import Artifact, EvictScope, Module
 from tests.contract.values import artifact, module
 
 
-class SlowTier(NoTier):
+class SlowTier(NullTier):
     """Takes writes when it is let."""
 
     def __init__(self) -> None:

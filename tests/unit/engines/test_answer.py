@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from wasmkilnd.engines import answer, verdict
-from wasmkilnd.engines.conversation import JobReport
+from wasmkilnd.engines.verdicts import verdict
+from wasmkilnd.engines.workers import job_result
+from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Limits
 
@@ -59,7 +60,7 @@ def test_a_number_that_cannot_be_is_no_result(name: str, number: str) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 2, 0.5, 2.5])
 def test_times_that_can_be(seconds: float) -> None:
-    assert answer.parse({"outcome": "ok", "seconds": seconds}, longest_s=2.5).seconds == seconds
+    assert job_result.parse({"outcome": "ok", "seconds": seconds}, longest_s=2.5).seconds == seconds
 
 
 @pytest.mark.parametrize("offset", [None, 0, 100])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.conversation import JobOrder, JobReport, converse
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, converse
 
 FLOOD = """
 import socket, sys

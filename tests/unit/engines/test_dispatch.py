@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines.dispatch import Dispatch
-from wasmkilnd.engines.estimate import Estimate
-from wasmkilnd.engines.ticket import Ticket
+from wasmkilnd.engines.scheduling.dispatch import Dispatch
+from wasmkilnd.engines.scheduling.estimate import Estimate
+from wasmkilnd.engines.scheduling.ticket import Ticket
 from wasmkilnd.errors import Reason, WasmkilnError, server_draining
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Abandoned, Limits
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.notes import Notes
 
-A, B = Wish("a"), Wish("b")
-WARMING = Wish("w", background=True)
+A, B = Waiter("a"), Waiter("b")
+WARMING = Waiter("w", background=True)
 
 
 class Rig:
@@ -34,7 +34,7 @@ class Rig:
         self.recorder = Notes()
         self.dispatch = Dispatch[str](
             "engine-1",
-            InForce(Limits(1, 1, 1, 1, 1, length, 10**9, abandoned)),
+            Reloadable(Limits(1, 1, 1, 1, 1, length, 10**9, abandoned)),
             self.recorder,
             clock=lambda: self.now,
             second_limit=second_limit,
@@ -43,11 +43,11 @@ class Rig:
             self.dispatch.offer(f"worker {number}")
 
     def ask(
-        self, wish: Wish, size: int = 1000, demand: Demand | None = None, second: bool = False
+        self, wish: Waiter, size: int = 1000, demand: Waiters | None = None, second: bool = False
     ) -> asyncio.Task[Ticket[str]]:
-        return asyncio.create_task(self._take(demand or Demand.of(wish), size, second))
+        return asyncio.create_task(self._take(demand or Waiters.of(wish), size, second))
 
-    async def _take(self, demand: Demand, size: int, second: bool) -> Ticket[str]:
+    async def _take(self, demand: Waiters, size: int, second: bool) -> Ticket[str]:
         ticket = await self.dispatch.take(demand, "compile", size, second=second)
         self.running.append(ticket)
         return ticket
@@ -137,7 +137,7 @@ async def test_a_wait_is_expected_before_it_begins() -> None:
     running = await rig.ask(A)
     rig.now += 1.0
     assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(3.0)
-    demand = Demand.of(A)
+    demand = Waiters.of(A)
     waiting = rig.ask(A, demand=demand)
     await settled()
     assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(7.0)
@@ -172,7 +172,7 @@ async def test_a_wait_ends_with_the_first_worker_that_is_free() -> None:
 async def test_a_call_that_is_given_up_leaves_the_queue_and_never_gets_a_worker() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    demand = Demand()
+    demand = Waiters()
     demand.join(A)
     gone, next_ = rig.ask(A, demand=demand), rig.ask(A)
     await settled()
@@ -202,7 +202,7 @@ async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next() -> N
 async def test_a_call_given_up_in_the_same_moment_is_passed_over() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    demand = Demand()
+    demand = Waiters()
     demand.join(A)
     gone, next_ = rig.ask(A, demand=demand), rig.ask(A)
     await settled()
@@ -217,7 +217,7 @@ async def test_a_call_given_up_in_the_same_moment_is_passed_over() -> None:
 async def test_warming_takes_the_turn_of_who_begins_to_wait_for_it() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    demand = Demand.of(WARMING)
+    demand = Waiters.of(WARMING)
     warming = rig.ask(WARMING, demand=demand)
     calls = [rig.ask(A) for _ in range(5)]
     await settled()
@@ -250,7 +250,7 @@ async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_t
     rig = Rig()
     rig.dispatch._estimate.took("compile", 1000, 2.0)
     drops: list[str] = []
-    demand = Demand(lambda: drops.append("dropped"))
+    demand = Waiters(lambda: drops.append("dropped"))
     demand.join(A)
     ticket = await rig.ask(A, demand=demand)
     next_ = rig.ask(B)
@@ -267,7 +267,7 @@ async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_t
 async def test_who_left_while_a_worker_was_asked_for_is_waited_for_no_more() -> None:
     rig = Rig()
     drops: list[str] = []
-    demand = Demand(lambda: drops.append("dropped"))
+    demand = Waiters(lambda: drops.append("dropped"))
     demand.join(A)
     ticket = await rig.ask(A, demand=demand)
     demand.leave(A)
@@ -301,7 +301,7 @@ async def test_a_running_job_that_nobody_wants(
 ) -> None:
     rig = Rig(abandoned=policy)
     drops: list[str] = []
-    demand = Demand(lambda: drops.append("dropped"))
+    demand = Waiters(lambda: drops.append("dropped"))
     demand.join(A)
     ticket = await rig.ask(A, demand=demand)
     demand.leave(A)
@@ -316,7 +316,7 @@ async def test_a_running_job_that_nobody_wants(
 async def test_a_job_that_is_left_while_another_waits_yields() -> None:
     rig = Rig(abandoned=Abandoned.YIELD)
     drops: list[str] = []
-    demand = Demand(lambda: drops.append("dropped"))
+    demand = Waiters(lambda: drops.append("dropped"))
     demand.join(A)
     ticket = await rig.ask(A, demand=demand)
     waiting = rig.ask(B)
@@ -334,7 +334,7 @@ async def test_each_that_waits_has_one_unwanted_job_ended(callers: int) -> None:
     drops: list[int] = []
     turns = []
     for number in range(2):
-        demand = Demand(lambda number=number: drops.append(number))  # type: ignore[misc]
+        demand = Waiters(lambda number=number: drops.append(number))  # type: ignore[misc]
         demand.join(A)
         turns.append(await rig.ask(A, demand=demand))
         demand.leave(A)
@@ -351,7 +351,7 @@ async def test_each_that_waits_has_one_unwanted_job_ended(callers: int) -> None:
 async def test_a_job_left_later_is_ended_only_for_one_that_still_misses_a_worker() -> None:
     rig = Rig(workers=2, abandoned=Abandoned.YIELD)
     drops: list[int] = []
-    demands = [Demand(lambda number=number: drops.append(number)) for number in range(2)]  # type: ignore[misc]
+    demands = [Waiters(lambda number=number: drops.append(number)) for number in range(2)]  # type: ignore[misc]
     for demand in demands:
         demand.join(A)
         await rig.ask(A, demand=demand)
@@ -424,7 +424,7 @@ async def test_no_job_is_ended_for_a_second_opinion_that_may_not_start() -> None
     rig = Rig(workers=2, abandoned=Abandoned.YIELD)
     drops: list[str] = []
     for _ in range(2):
-        demand = Demand(lambda: drops.append("dropped"))
+        demand = Waiters(lambda: drops.append("dropped"))
         demand.join(A)
         await rig.ask(A, demand=demand)
         demand.leave(A)
@@ -493,7 +493,7 @@ class Elsewhere:
 
 
 async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
-    rig, elsewhere, demand = Rig(), Elsewhere(), Demand.of(A)
+    rig, elsewhere, demand = Rig(), Elsewhere(), Waiters.of(A)
     running = await rig.ask(B)
     waiting = asyncio.create_task(rig.dispatch.take_unless(demand, "compile", 1, elsewhere))
     behind = rig.ask(A)
@@ -509,10 +509,10 @@ async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
 
 async def test_who_has_a_worker_keeps_it_and_nobody_watches_any_more() -> None:
     rig, elsewhere = Rig(), Elsewhere()
-    at_once = await rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere)
+    at_once = await rig.dispatch.take_unless(Waiters.of(A), "compile", 1, elsewhere)
     assert at_once
     assert elsewhere.watched == 0
-    waiting = asyncio.create_task(rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere))
+    waiting = asyncio.create_task(rig.dispatch.take_unless(Waiters.of(A), "compile", 1, elsewhere))
     await settled()
     rig.dispatch.done(at_once)
     rig.dispatch.offer(at_once.worker)
@@ -527,7 +527,7 @@ async def test_who_has_a_worker_keeps_it_and_nobody_watches_any_more() -> None:
 async def test_in_the_moment_in_which_it_is_stored_the_worker_goes_to_the_next() -> None:
     rig, elsewhere = Rig(), Elsewhere()
     running = await rig.ask(B)
-    waiting = asyncio.create_task(rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere))
+    waiting = asyncio.create_task(rig.dispatch.take_unless(Waiters.of(A), "compile", 1, elsewhere))
     behind = rig.ask(A)
     await settled()
     elsewhere.stored.set()
@@ -544,7 +544,7 @@ async def test_in_the_moment_in_which_it_is_stored_the_worker_goes_to_the_next()
 async def test_who_is_cancelled_at_any_moment_keeps_no_worker(steps: int) -> None:
     rig, elsewhere = Rig(), Elsewhere()
     running = await rig.ask(B)
-    waiting = asyncio.create_task(rig.dispatch.take_unless(Demand.of(A), "compile", 1, elsewhere))
+    waiting = asyncio.create_task(rig.dispatch.take_unless(Waiters.of(A), "compile", 1, elsewhere))
     await settled()
     rig.running.remove(running)
     rig.dispatch.done(running)
@@ -569,5 +569,5 @@ async def test_a_watch_that_fails_is_no_silence() -> None:
     rig = Rig()
     await rig.ask(B)
     with pytest.raises(ZeroDivisionError):
-        await rig.dispatch.take_unless(Demand.of(A), "compile", 1, broken)
+        await rig.dispatch.take_unless(Waiters.of(A), "compile", 1, broken)
     assert len(rig.dispatch.queue) == 0

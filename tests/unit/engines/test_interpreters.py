@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import interpreters
-from wasmkilnd.engines.interpreters import PythonRange
+from wasmkilnd.engines.install import interpreters
+from wasmkilnd.engines.install.interpreters import PythonRange
 
 HERE = sys.version_info[:2]
 

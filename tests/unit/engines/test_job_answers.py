@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from wasmkilnd.engines import answer
 from wasmkilnd.engines.child import frames, job
 from wasmkilnd.engines.child.engine import Extern, ModuleRefused
-from wasmkilnd.engines.conversation import JobOrder, JobReport, converse
+from wasmkilnd.engines.workers import job_result
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, converse
 
 ORDER = JobOrder(
     {"op": "compile", "kind": "core", "target": "", "cpu": "native", "settings": {}},
@@ -50,7 +50,7 @@ class Talkative:
         return [], self.exports
 
 
-async def said_by(engine: Any) -> answer.Answer:
+async def said_by(engine: Any) -> job_result.Answer:
     """Have a job answer for real, and the daemon read it."""
     report = JobReport()
     ours, theirs = socket.socketpair()
@@ -66,7 +66,7 @@ async def said_by(engine: Any) -> answer.Answer:
     await answering
     assert report.protocol_error == ""
     assert report.result is not None
-    return answer.parse(report.result)
+    return job_result.parse(report.result)
 
 
 @pytest.mark.parametrize("sign", ["a", "é", "鳥", "🔥", '"', "\n", "\x01", "\x7f"])

@@ -7,8 +7,8 @@ import signal
 import socket
 
 import pytest
-from wasmkilnd.engines import kernel_log
 from wasmkilnd.engines.child.isolation import kernel, privileges, seccomp
+from wasmkilnd.engines.workers import kernel_log
 
 RECORD = (
     b"5,901,684612375,-;audit: type=1326 audit(1795627212.932:212): auid=4294967295 uid=2034118"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.missing_feature import named_in
+from wasmkilnd.engines.verdicts.missing_feature import named_in
 
 # What wasmer 1.1.0, wasmtime 49.0.0 and 50.0.1 say of a module for each proposal: by default, and
 # with the proposals switched off that wasmtime has.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from wasmkilnd.engines.neighbours import Neighbours
+from wasmkilnd.engines.workers.neighbours import Neighbours
 
 
 class Clocks:

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.demand import Demand, Wish
-from wasmkilnd.engines.conversation import JobOrder, JobReport
-from wasmkilnd.engines.queue import Entry
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.engines.scheduling.fair_queue import Entry
+from wasmkilnd.engines.scheduling.ticket import Ticket, Unless
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.ticket import LentWorker, Ticket, Unless
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
+from wasmkilnd.engines.workers.lent_worker import LentWorker
 from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import (
     EngineCapabilities,
     EngineIdentity,
@@ -30,6 +29,8 @@ from wasmkilnd.model import (
     TargetInfo,
 )
 from wasmkilnd.ports import CompiledCode
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes
@@ -55,7 +56,7 @@ class Pool:
         self.orders: Counter[str] = Counter()
         self.limits: list[float] = []
         self.second: list[bool] = []
-        self.demands: list[Demand] = []
+        self.demands: list[Waiters] = []
         self.ended = 0
         self.wait_s = {False: 0.0, True: 0.0}
         self.free = asyncio.Event()
@@ -63,7 +64,7 @@ class Pool:
         self.made_elsewhere = False
 
     async def run(
-        self, job: JobOrder, demand: Demand, *, second: bool = False
+        self, job: JobOrder, demand: Waiters, *, second: bool = False
     ) -> tuple[JobReport, float]:
         op = job.order["op"]
         self.orders[op] += 1
@@ -87,7 +88,7 @@ class Pool:
 
     @asynccontextmanager
     async def worker(
-        self, job: JobOrder, demand: Demand, *, unless: Unless
+        self, job: JobOrder, demand: Waiters, *, unless: Unless
     ) -> AsyncIterator[LentWorker[str] | None]:
         if self.made_elsewhere:
             yield None
@@ -100,7 +101,9 @@ class Pool:
         ticket = Ticket[str](demand, job.op, Entry(set()), 0.0, granted=granted)
         yield LentWorker(ticket, run)
 
-    def expected_wait_s(self, wish: Wish, demand: Demand | None, *, second: bool = False) -> float:
+    def expected_wait_s(
+        self, wish: Waiter, demand: Waiters | None, *, second: bool = False
+    ) -> float:
         return self.wait_s[second]
 
 
@@ -115,11 +118,11 @@ class Rig:
             ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
             for engine_id, pool in self.pools.items()
         ]
-        self.limits = InForce(LIMITS)
+        self.limits = Reloadable(LIMITS)
         self.registry = EngineRegistry(served, "", self.limits, self.recorder)
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
-        await self.registry.validate(engine, module, Demand.of(Wish()), self._watch())
+        await self.registry.validate(engine, module, Waiters.of(Waiter()), self._watch())
 
     @asynccontextmanager
     async def _watch(self) -> AsyncIterator[None]:
@@ -131,10 +134,10 @@ class Rig:
         engine: str,
         module: Module = MODULE,
         settings: Mapping[str, str] | None = None,
-        demand: Demand | None = None,
+        demand: Waiters | None = None,
     ) -> CompiledCode:
         spec = self.registry.spec(engine, "", "", settings or {})
-        worker = self.registry.worker(spec, module, demand or Demand.of(Wish()), unless=never)
+        worker = self.registry.worker(spec, module, demand or Waiters.of(Waiter()), unless=never)
         async with worker as ready:
             assert ready
             code = await ready.compile()
@@ -174,7 +177,7 @@ async def refused(call: Any) -> WasmkilnError:
 async def test_others_are_asked_when_the_worker_is_back_and_a_refusal_is_to_be_explained() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     spec = rig.registry.spec("old-1", "", "", {})
-    async with rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never) as worker:
+    async with rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never) as worker:
         assert worker
         code = await worker.compile()
     assert not isinstance(code, CompiledCode)
@@ -187,14 +190,14 @@ async def test_others_are_asked_when_the_worker_is_back_and_a_refusal_is_to_be_e
 async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
     rig = Rig({"old-1": (VALID, VALID)})
     spec = rig.registry.spec("old-1", "", "", {})
-    waiting = rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never)
+    waiting = rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never)
     with pytest.raises(WasmkilnError):
         async with waiting:
             raise module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
-    async with rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never) as worker:
+    async with rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never) as worker:
         assert worker  # Another daemon holds the lease.
     rig.pools["old-1"].made_elsewhere = True
-    async with rig.registry.worker(spec, MODULE, Demand.of(Wish()), unless=never) as worker:
+    async with rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never) as worker:
         assert worker is None
     assert rig.recorder.compiles == []
 
@@ -425,10 +428,10 @@ async def test_the_pool_is_told_which_are_second_opinions() -> None:
 
 
 async def test_second_opinions_stand_in_the_line_of_whoever_waits_for_them() -> None:
-    warming, caller = Wish("w", background=True), Wish("c")
+    warming, caller = Waiter("w", background=True), Waiter("c")
     rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
     rig.pools["new-1"].free.clear()
-    demand = Demand.of(warming)
+    demand = Waiters.of(warming)
     call = asyncio.create_task(refused(rig.compile("old-1", COMPONENT, demand=demand)))
     await asyncio.sleep(0.01)
     [asked] = rig.pools["new-1"].demands
@@ -452,12 +455,12 @@ async def test_a_second_opinion_that_nobody_waits_for_any_more_is_dropped() -> N
     def drop() -> None:
         flights[0].cancel()
 
-    demand = Demand(drop)
-    demand.join(Wish("a"))
+    demand = Waiters(drop)
+    demand.join(Waiter("a"))
     flights.append(asyncio.create_task(rig.compile("old-1", demand=demand)))
     demand.kept = True  # As from when the first job began.
     await asyncio.sleep(0.01)
-    demand.leave(Wish("a"))
+    demand.leave(Waiter("a"))
     with pytest.raises(asyncio.CancelledError):
         await flights[0]
     await asyncio.sleep(0)
@@ -468,12 +471,12 @@ async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     rig.pools["old-1"].free.clear()
     drops: list[str] = []
-    demand = Demand(lambda: drops.append("dropped"))
-    demand.join(Wish("a"))
+    demand = Waiters(lambda: drops.append("dropped"))
+    demand.join(Waiter("a"))
     demand.kept = True
     flight = asyncio.create_task(rig.compile("old-1", demand=demand))
     await asyncio.sleep(0.01)
-    demand.leave(Wish("a"))
+    demand.leave(Waiter("a"))
     assert not drops
     rig.pools["old-1"].free.set()
     with pytest.raises(asyncio.CancelledError):
@@ -491,7 +494,7 @@ async def test_the_wait_for_a_module_that_is_for_others_to_judge_is_theirs() -> 
         pool.wait_s = {False: number, True: 10.0 * number}
 
     def expected_s(module: Module) -> float:
-        return rig.registry.expected_wait_s("old-1", module, Wish(), None)
+        return rig.registry.expected_wait_s("old-1", module, Waiter(), None)
 
     assert expected_s(MODULE) == 1.0
     assert expected_s(COMPONENT) == 30.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines import out_of_memory
+from wasmkilnd.engines.verdicts import out_of_memory
 
 _THREADS = (
     "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os"

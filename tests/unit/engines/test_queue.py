@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.demand import Wish
-from wasmkilnd.engines.queue import Entry, FairQueue
+from wasmkilnd.engines.scheduling.fair_queue import Entry, FairQueue
+from wasmkilnd.waiters import Waiter
 
-A, B, C = Wish("a"), Wish("b"), Wish("c")
-WARMING = Wish("w", background=True)
+A, B, C = Waiter("a"), Waiter("b"), Waiter("c")
+WARMING = Waiter("w", background=True)
 
 
-def entry(*wishes: Wish, size: int = 1, cost: float = 1.0, second: bool = False) -> Entry:
+def entry(*wishes: Waiter, size: int = 1, cost: float = 1.0, second: bool = False) -> Entry:
     return Entry(set(wishes), size, cost, second)
 
 
@@ -174,8 +174,8 @@ def test_the_wait_ahead_of_what_waits_already() -> None:
     assert queue.ahead_s({A, B}, entries[3]) == 1.0  # as B would have it
 
 
-wishes = st.builds(Wish, st.sampled_from("abcd"), st.booleans())
-steps: st.SearchStrategy[tuple[str, set[Wish], int]] = st.one_of(
+wishes = st.builds(Waiter, st.sampled_from("abcd"), st.booleans())
+steps: st.SearchStrategy[tuple[str, set[Waiter], int]] = st.one_of(
     st.tuples(st.just("add"), st.sets(wishes, min_size=1, max_size=3), st.integers(0, 50)),
     st.tuples(st.just("move"), st.sets(wishes, min_size=1, max_size=3), st.integers(0, 50)),
     st.tuples(st.just("pop"), st.just(set()), st.just(0)),
@@ -185,7 +185,7 @@ steps: st.SearchStrategy[tuple[str, set[Wish], int]] = st.one_of(
 
 @given(st.lists(steps, max_size=80))
 def test_whatever_happens_it_counts_exactly_and_loses_nothing(
-    script: list[tuple[str, set[Wish], int]],
+    script: list[tuple[str, set[Waiter], int]],
 ) -> None:
     queue = Queue(length=6, limit_bytes=100)
     waiting: list[Entry] = []
@@ -219,9 +219,9 @@ def test_whatever_happens_it_counts_exactly_and_loses_nothing(
 def test_nobody_waits_for_more_than_one_job_of_each_other_caller_per_turn(
     callers: list[str], late: str
 ) -> None:
-    queue = queue_of(*(entry(Wish(caller)) for caller in callers))
+    queue = queue_of(*(entry(Waiter(caller)) for caller in callers))
     mine = callers.count(late)
-    one = entry(Wish(late))
+    one = entry(Waiter(late))
     queue.put(one)
     before = popped(queue).index(one)
     others = {caller for caller in callers if caller != late}

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import interpreters, store
-from wasmkilnd.engines.store import EngineInstallError, EngineStore, parse_spec
+from wasmkilnd.engines.install import interpreters, store
+from wasmkilnd.engines.install.store import EngineInstallError, EngineStore, parse_spec
 
 
 def pretend(root: Path, name: str, version: str) -> None:

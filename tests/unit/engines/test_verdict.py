@@ -6,9 +6,9 @@ import signal
 from typing import Any
 
 import pytest
-from wasmkilnd.engines import verdict
-from wasmkilnd.engines.conversation import JobReport
-from wasmkilnd.engines.verdict import Opinion
+from wasmkilnd.engines.verdicts import verdict
+from wasmkilnd.engines.verdicts.verdict import Opinion
+from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Limits
 from wasmkilnd.wire import pack

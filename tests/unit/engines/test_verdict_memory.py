@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.engines.verdict import Opinion, Verdict
-from wasmkilnd.engines.verdict_memory import VerdictMemory
+from wasmkilnd.engines.verdicts.verdict import Opinion, Verdict
+from wasmkilnd.engines.verdicts.verdict_cache import VerdictCache
 
 VALID = Verdict(Opinion.VALID)
 
 
 def test_the_least_recently_asked_goes_first() -> None:
-    memory = VerdictMemory(max_entries=2)
+    memory = VerdictCache(max_entries=2)
     memory.put(("a", "e", ""), VALID)
     memory.put(("b", "e", ""), VALID)
     memory.get(("a", "e", ""))
@@ -20,7 +20,7 @@ def test_the_least_recently_asked_goes_first() -> None:
 
 
 def test_long_messages_count() -> None:
-    memory = VerdictMemory(max_bytes=3000)
+    memory = VerdictCache(max_bytes=3000)
     memory.put(("a", "e", ""), Verdict(Opinion.INVALID, "ü" * 800))
     memory.put(("b", "e", ""), VALID)
     memory.put(("c", "e", ""), VALID)
@@ -33,8 +33,8 @@ def test_long_messages_count() -> None:
     )
 )
 def test_the_sum_of_bytes_is_that_of_what_is_there(steps: list[tuple[str, str, str]]) -> None:
-    memory = VerdictMemory(max_entries=4, max_bytes=4000)
-    alone = VerdictMemory()
+    memory = VerdictCache(max_entries=4, max_bytes=4000)
+    alone = VerdictCache()
     for name, step, message in steps:
         key = (name, "e", "")
         if step == "put":

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 from wasmkiln.trusted_keys import PublicKey
 from wasmkilnd.cli import command
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.keys.store import KeyStore, KeysUnusable
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.store import KeyStore, KeysUnusable
 
 
 class Command:

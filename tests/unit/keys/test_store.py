@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.keys.private import PrivateKey
-from wasmkilnd.keys.ring import open_ring
-from wasmkilnd.keys.store import KeyStore, KeysUnusable
-from wasmkilnd.seal import DsseSealer
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.ring import open_ring
+from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.store import KeyStore, KeysUnusable
 
 from tests.contract.values import artifact
 
@@ -159,7 +159,7 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
 START = """
 import sys
 from pathlib import Path
-from wasmkilnd.keys.store import KeyStore
+from wasmkilnd.signing.store import KeyStore
 sys.stdin.readline()
 print(KeyStore(Path(sys.argv[1])).ensure().public.id)
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from wasmkilnd.rpc import bounds
-from wasmkilnd.rpc.bounds import TABLE, plan_of
+from wasmkilnd.rpc.wire import bounds
+from wasmkilnd.rpc.wire.bounds import TABLE, plan_of
 
 from tests.unit.rpc.served import fields, methods
 
@@ -16,7 +16,7 @@ SERVED = {field.full_name: field for message in methods().values() for field in 
 
 @pytest.mark.parametrize("field", SERVED)
 def test_each_field_of_each_request_has_a_row(field: str) -> None:
-    assert field in TABLE, f"give {field} a row in rpc/bounds.py"
+    assert field in TABLE, f"give {field} a row in rpc/wire/bounds.py"
     # A length is asked of texts, and of nothing else.
     assert bool(TABLE[field].length) == (SERVED[field].type in TEXTS)
     assert TABLE[field].times > 0

@@ -8,10 +8,10 @@ import socket
 
 import pytest
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc import connections
-from wasmkilnd.rpc.connection_use import ConnectionUse, Use
-from wasmkilnd.rpc.connections import Address, parse
-from wasmkilnd.rpc.hosts import hosts_of
+from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.hosts import hosts_of
+from wasmkilnd.rpc.connections.sockets import Address, parse
+from wasmkilnd.rpc.connections.use import ConnectionUse, Use
 
 A, B = "ipv4:192.0.2.1:1", "ipv4:192.0.2.1:2"
 
@@ -78,7 +78,7 @@ def test_on_loopback_a_host_is_a_local_user(family: socket.AddressFamily, host: 
     with socket.create_server((host, 0), family=family) as server:
         port = server.getsockname()[1]
         with socket.create_connection((host, port)) as client:
-            peer = connections.address(client.getsockname())
-            stranger = connections.address((host, 1))
+            peer = sockets.address(client.getsockname())
+            stranger = sockets.address((host, 1))
             hosts = hosts_of([peer, stranger], frozenset({port}))
     assert hosts == {peer: f"user {os.getuid()} of this machine", stranger: "this machine"}

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from wasmkilnd.rpc import connections
+from wasmkilnd.rpc.connections import sockets
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
@@ -30,9 +30,9 @@ def peer_of(client: socket.socket) -> str:
 
 def test_the_peers_connection_is_shut(pair: tuple[socket.socket, socket.socket, int]) -> None:
     client, _, port = pair
-    peer = connections.parse(peer_of(client))
+    peer = sockets.parse(peer_of(client))
     assert peer
-    assert connections.close({peer}, frozenset({port})) == 1
+    assert sockets.close({peer}, frozenset({port})) == 1
     assert client.recv(1) == b""
 
 
@@ -43,9 +43,9 @@ def test_no_other_connection_is_touched(pair: tuple[socket.socket, socket.socket
         (f"ipv4:127.0.0.1:{port}", frozenset({port})),
         ("ipv4:192.0.2.1:1", frozenset({port})),
     ):
-        address = connections.parse(peer)
+        address = sockets.parse(peer)
         assert address
-        assert connections.close({address}, ports) == 0
-    assert connections.parse("unix:") is connections.parse("") is None
+        assert sockets.close({address}, ports) == 0
+    assert sockets.parse("unix:") is sockets.parse("") is None
     accepted.sendall(b"x")
     assert client.recv(1) == b"x"

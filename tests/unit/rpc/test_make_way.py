@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wasmkilnd.rpc.connection_use import ConnectionUse, Use, Used
-from wasmkilnd.rpc.connections import Address, parse
-from wasmkilnd.rpc.hosts import hosts_of
-from wasmkilnd.rpc.make_way import MakeWay
+from wasmkilnd.rpc.connections.hosts import hosts_of
+from wasmkilnd.rpc.connections.make_way import MakeWay
+from wasmkilnd.rpc.connections.sockets import Address, parse
+from wasmkilnd.rpc.connections.use import ConnectionUse, Use, Used
 
 NOW = 1_000.0
 

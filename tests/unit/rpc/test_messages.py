@@ -10,8 +10,8 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd import wire
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module, Origin
-from wasmkilnd.order import Loaded, Served, Terms
-from wasmkilnd.rpc import messages
+from wasmkilnd.requests import Loaded, Served, Terms
+from wasmkilnd.rpc.wire import messages
 
 ARTIFACT = Artifact(
     module_sha256="a" * 64,

@@ -11,8 +11,8 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
-from wasmkilnd.rpc.caller import CallNote
-from wasmkilnd.rpc.module_servicer import ModuleServicer
+from wasmkilnd.rpc.flow.caller import CallNote
+from wasmkilnd.rpc.services.module import ModuleServicer
 
 from tests.doubles.context import Context
 from tests.unit import test_compile_service

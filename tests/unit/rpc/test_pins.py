@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import pytest
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Artifact
-from wasmkilnd.rpc.in_the_way import LEAST_PACE, in_the_way
-from wasmkilnd.rpc.pins import Pins
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.flow.in_the_way import LEAST_PACE, in_the_way
+from wasmkilnd.rpc.flow.pins import Pins
 
 from tests.contract.values import artifact
 from tests.unit.rpc.limits import limits
@@ -19,7 +19,7 @@ from tests.unit.rpc.limits import limits
 class Rig:
     def __init__(self, limit: int = 1000, timeout: float = 60) -> None:
         self.memory: set[Artifact] = set()
-        self.limits = InForce(limits(send_pinned_bytes=limit, caller_timeout_s=timeout))
+        self.limits = Reloadable(limits(send_pinned_bytes=limit, caller_timeout_s=timeout))
         self.pins = Pins(self.limits, self.memory.__contains__)
         self.waiting: list[asyncio.Task[None]] = []
 

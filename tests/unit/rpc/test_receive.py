@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from grpc import aio
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
-from wasmkilnd.rpc import receive
-from wasmkilnd.rpc.receive import Receiver
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.flow import receive
+from wasmkilnd.rpc.flow.receive import Receiver
 
 from tests.unit.rpc.limits import limits
 
@@ -41,7 +41,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def receiving(limit_bytes: int, timeout_s: float = 60) -> Receiver:
-    return Receiver(InForce(limits(receive_bytes=limit_bytes, caller_timeout_s=timeout_s)), MESSAGE)
+    return Receiver(
+        Reloadable(limits(receive_bytes=limit_bytes, caller_timeout_s=timeout_s)), MESSAGE
+    )
 
 
 def read(receiver: Receiver, caller: Caller, name: str, patient: bool = False) -> asyncio.Task[Any]:
@@ -173,7 +175,7 @@ async def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
 
 
 async def test_other_limits_are_in_force_at_once() -> None:
-    in_force = InForce(limits(receive_bytes=2 * MESSAGE))
+    in_force = Reloadable(limits(receive_bytes=2 * MESSAGE))
     receiver = Receiver(in_force, MESSAGE)
     _, let_go = await receiver.read(arriving(b"x" * MESSAGE), "a")
     call = read(receiver, Caller(), "b")

@@ -9,10 +9,10 @@ from google.protobuf.message import Message
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.types_pb2 import ArtifactKey
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
-from wasmkilnd.rpc.parts import Parts
-from wasmkilnd.rpc.receive import Receiver
-from wasmkilnd.rpc.requests import Requests
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.flow.receive import Receiver
+from wasmkilnd.rpc.wire.parts import Parts
+from wasmkilnd.rpc.wire.requests import Requests
 
 from tests.unit.rpc.limits import limits
 
@@ -32,7 +32,7 @@ class Call:
 
 @pytest.fixture
 def receiver() -> Receiver:
-    return Receiver(InForce(limits()), 16 * MIB)
+    return Receiver(Reloadable(limits()), 16 * MIB)
 
 
 def requests(receiver: Receiver, type_: Any, method: str, held: list[int]) -> Requests:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.in_force import InForce
 from wasmkilnd.model import Artifact
-from wasmkilnd.rpc import send
-from wasmkilnd.rpc.send import Sender
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.flow import send
+from wasmkilnd.rpc.flow.send import Sender
 
 from tests.contract.values import artifact, payload_of
 from tests.unit.rpc.limits import limits
@@ -46,7 +46,7 @@ class Rig:
         self.artifacts: dict[bytes, Artifact] = {}
         self.memory: set[bytes] = set()
         self.tasks: list[asyncio.Task[None]] = []
-        self.limits = InForce(
+        self.limits = Reloadable(
             limits(send_bytes=unread, send_pinned_bytes=pinned, caller_timeout_s=timeout)
         )
         self.sender = Sender(self.limits, self._abort, self._close, self._in_memory)

@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from wasmkilnd.telemetry import http_connections, newcomers
-from wasmkilnd.telemetry.http import AddressInUse, AdminServer
-from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.telemetry.admin import connections, newcomers
+from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 
 class Readiness:
@@ -230,7 +230,7 @@ async def test_who_sends_no_whole_request_in_time_is_shown_out(
 
 
 async def test_who_takes_no_answer_is_shown_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connections, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(connections, "_ANSWER_S", 0.2)
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = url.removeprefix("http://").rpartition(":")

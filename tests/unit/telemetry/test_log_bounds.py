@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import structlog
-from wasmkilnd.telemetry import logs, repeats
-from wasmkilnd.telemetry.repeats import CALL_LINES, LINES, Repeats
+from wasmkilnd.telemetry.logs import pipeline, repeats
+from wasmkilnd.telemetry.logs.repeats import CALL_LINES, LINES, Repeats
 
 MIB = 2**20
 # One line: what its values may take, a traceback, and the names.
@@ -26,7 +26,7 @@ def _as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
-    logs.flush()
+    pipeline.flush()
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -35,7 +35,7 @@ def _as_it_was() -> Iterator[None]:
 @pytest.fixture
 def stream() -> io.StringIO:
     written = io.StringIO()
-    logs.configure("json", "info", written)
+    pipeline.configure("json", "info", written)
     return written
 
 
@@ -80,7 +80,7 @@ LONG: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("what", LONG)
 def test_a_line_is_short_and_says_what_was_cut(what: str, level: str) -> None:
     stream = io.StringIO()
-    logs.configure("json", level, stream)
+    pipeline.configure("json", level, stream)
     structlog.get_logger().error("x", **LONG[what]())
     (line,) = lines(stream)
     assert line["event"] == "x"
@@ -149,10 +149,10 @@ def test_lines_of_a_kind_are_few_and_the_last_one_tells_how_many_were_left_out(
 def test_what_was_left_out_is_written_at_the_end(stream: io.StringIO) -> None:
     for number in range(LINES + 5):
         structlog.get_logger().error("x", number=number, exc_info=raised("why"))
-    logs.flush()
+    pipeline.flush()
     *_, last = lines(stream)
     assert (last["number"], last["left_out"], last["failure"]) == (LINES + 4, 4, "ValueError")
-    logs.flush()
+    pipeline.flush()
     assert len(lines(stream)) == LINES + 1
 
 
@@ -162,7 +162,7 @@ def test_every_call_has_its_line_until_there_are_very_many(stream: io.StringIO) 
         log.info("call", code="OK", engine="a")
         log.info("call", code="INVALID_ARGUMENT", reason="NOT_WASM")
     log.info("call", code="INVALID_ARGUMENT", reason="MODULE_INVALID")
-    logs.flush()
+    pipeline.flush()
     got = lines(stream)
     assert len(got) == 2 * CALL_LINES + 1 + 2
     assert [line["left_out"] for line in got if "left_out" in line] == [9, 9]
@@ -181,13 +181,13 @@ def test_kinds_without_bound_take_no_memory_and_write_no_more(stream: io.StringI
         structlog.get_logger().warning(f"event {number}")
     assert len(lines(stream)) == 256 + LINES
     structlog.get_logger().info("ready")
-    logs.flush()
+    pipeline.flush()
     assert lines(stream)[-1]["left_out"] > 4000
 
 
 def test_nothing_is_left_out_at_debug() -> None:
     stream = io.StringIO()
-    logs.configure("json", "debug", stream)
+    pipeline.configure("json", "debug", stream)
     for _ in range(200):
         structlog.get_logger().info("x")
     assert len(lines(stream)) == 200

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import structlog
-from wasmkilnd.telemetry.logs import configure
-from wasmkilnd.telemetry.masking import mask_text
+from wasmkilnd.telemetry.logs.masking import mask_text
+from wasmkilnd.telemetry.logs.pipeline import configure
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import Origin, RemoteStatus, TierUsage
 from wasmkilnd.ports import Recorder
-from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.telemetry.snapshot import EngineUsage, TierSnapshot
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics.snapshot import EngineUsage, TierSnapshot
 
 ENGINE = "wasmtime-50.0.1"
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"

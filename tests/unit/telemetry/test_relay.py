@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 import pytest
-from wasmkilnd.telemetry.relay import EVENT
-from wasmkilnd.telemetry.repeats import STANDARD_ERROR_LINES
+from wasmkilnd.telemetry.logs.relay import EVENT
+from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR_LINES
 
 GRPC = b"E0000 00:00:1764093000.123456   12345 chttp2_transport.cc:%d] no: %s\n"
 LONGEST = 16 * 1024
@@ -17,7 +17,7 @@ LONGEST = 16 * 1024
 
 def relayed(written: bytes, log_format: str = "json", level: str = "info") -> str:
     """Return what the process writes when this is written to it."""
-    boot = "from wasmkilnd.telemetry.relay import main; import sys; main(*sys.argv[1:])"
+    boot = "from wasmkilnd.telemetry.logs.relay import main; import sys; main(*sys.argv[1:])"
     return subprocess.run(
         [sys.executable, "-c", boot, "token", log_format, level],
         input=written,

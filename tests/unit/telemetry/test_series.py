@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from wasmkilnd.telemetry.series import Count, Family
+from wasmkilnd.telemetry.metrics.series import Count, Family
 
 
 def values(family: Family[Count]) -> dict[tuple[str, ...], int]:

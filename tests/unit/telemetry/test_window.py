@@ -8,7 +8,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.telemetry.window import SAMPLES, LatencySummary, Window
+from wasmkilnd.telemetry.metrics.window import SAMPLES, LatencySummary, Window
 
 
 def test_an_empty_window_is_all_zero() -> None:

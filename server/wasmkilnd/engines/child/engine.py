@@ -101,16 +101,3 @@ def interpreter() -> str:
     """Answer this interpreter's name and version, e.g. ``CPython 3.10.13``."""
     name = {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, "Python")
     return f"{name} {sys.version.split()[0]}"
-
-
-def load(name: str) -> Engine:
-    """Import the engine called ``name``. Raises ImportError or KeyError."""
-    if name == "wasmer":
-        from .wasmer_engine import WasmerEngine
-
-        return WasmerEngine()
-    if name == "wasmtime":
-        from .wasmtime_engine import WasmtimeEngine
-
-        return WasmtimeEngine()
-    raise KeyError(name)

@@ -15,7 +15,8 @@ import sys
 from typing import Any
 
 from . import cpu, frames, job
-from .engine import Engine, load
+from .engine import Engine
+from .engines import load
 from .isolation import kernel, limits, probe
 from .isolation.confinement import Confinement
 

@@ -1,0 +1,124 @@
+"""The embedded server's folder: its files, and who may read them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import string
+import tempfile
+import urllib.parse
+from pathlib import Path
+
+from wasmkilnd.cache.embedded import guardian
+from wasmkilnd.ownership import check_path, make_folder
+
+# sockaddr_un holds 108 bytes, the terminating zero included.
+_MAX_SOCKET_PATH_BYTES = 100
+_PASSWORD = re.compile(r"[0-9a-f]{64}")
+_MAX_LOG_BYTES = 1024 * 1024
+_PLAIN_BYTES = frozenset(f"{string.ascii_letters}{string.digits}/._- ".encode())
+
+
+class ServerFolder:
+    """``<state>/redis``: locks, password, configuration, log and data of the server."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir.absolute() / "redis"
+        self.log = self.path / "valkey.log"
+
+    def make(self) -> None:
+        """Make the folder, for its owner only. Raises OSError or NotOurs."""
+        make_folder(self.path)
+        if self.path.stat().st_uid == os.geteuid():
+            self.path.chmod(0o700)  # A group that is ours alone may have been let in.
+
+    def socket(self) -> Path:
+        """Answer where the server listens, the same for every daemon of the state directory.
+
+        A socket's path is short by nature: where the state directory's is too long, a
+        folder of ours under the temporary one stands in. Raises OSError or NotOurs.
+        """
+        path = self.path / "valkey.sock"
+        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
+            return path
+        name = hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"wasmkiln-{os.geteuid()}-{name}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # It may be a symbolic link, or somebody's who came first.
+        check_path(folder, private=True, secret=True)
+        return folder / "valkey.sock"
+
+    def url(self) -> str:
+        """Answer the server's URL, which holds the password."""
+        address = urllib.parse.quote(str(self.socket()))
+        return f"unix://:{self.password()}@{address}"
+
+    def password(self) -> str:
+        """Answer the password, made when it is first asked for. Raises OSError."""
+        path = self.path / guardian.PASSWORD
+        with contextlib.suppress(FileNotFoundError):
+            password = path.read_text(errors="replace")
+            if _PASSWORD.fullmatch(password):
+                return password
+        # Hexadecimal, so that neither URL nor configuration has to quote it. One that was
+        # damaged is made anew: it guards a socket, and no data depends on it.
+        _write_private(path, secrets.token_hex(32))
+        return path.read_text()
+
+    def write_config(self, limit_bytes: int) -> None:
+        """Write the server's configuration, and begin a new log if the old one is long."""
+        data = self.path / guardian.DATA
+        data.mkdir(mode=0o700, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        settings = {
+            "port": "0",
+            "unixsocket": _quoted(self.socket()),
+            "unixsocketperm": "700",
+            "requirepass": self.password(),
+            "dir": _quoted(data),
+            "logfile": _quoted(self.log),
+            "databases": "1",
+            "daemonize": "no",
+            # Every write reaches the file within a second, so that a kill costs little.
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "aof-load-truncated": "yes",
+            "auto-aof-rewrite-percentage": "100",
+            "auto-aof-rewrite-min-size": "256mb",
+            # Native code shrinks by half at most, and the processor is for compiling.
+            "rdbcompression": "no",
+            "save": '""',
+            "maxmemory": str(limit_bytes),
+            "maxmemory-policy": "allkeys-lru",
+        }
+        text = "".join(f"{name} {value}\n" for name, value in settings.items())
+        _write_private(self.path / guardian.CONFIG, text)
+
+    def last_words(self) -> str:
+        """Answer the last line of the server's log, or nothing."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, self.log.stat().st_size - 4096))
+                lines = log.read().decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _quoted(path: Path) -> str:
+    # The server's own quoting, for every byte but the plainest.
+    escaped = (
+        chr(byte) if byte in _PLAIN_BYTES else f"\\x{byte:02x}" for byte in os.fsencode(path)
+    )
+    return f'"{"".join(escaped)}"'
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)

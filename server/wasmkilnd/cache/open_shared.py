@@ -1,0 +1,289 @@
+"""Opening the shared tier: embedded, external, or none, chosen once, here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.fleet.claim import FleetClaims
+from wasmkilnd.cache.fleet.lease_store import LeaseStore
+from wasmkilnd.cache.fleet.strike_store import NoStrikes, RedisStrikes
+from wasmkilnd.cache.null_tier import NullTier
+from wasmkilnd.cache.observed import ObservedTier
+from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
+from wasmkilnd.cache.redis.server import RedisServer
+from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
+from wasmkilnd.cache.redis.unavailable import UnavailableServer
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
+from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
+from wasmkilnd.redis_address import BadRedisUrl, RedisAddress
+
+log = structlog.get_logger("wasmkilnd.cache")
+
+_NAME = "redis"
+_WRITE_HEAD_START_S = 0.05
+_REVIVE_INTERVAL_S = 1.0
+_MAX_REVIVE_INTERVAL_S = 60.0
+
+
+class CannotOpenShared(Exception):  # noqa: N818 - says what cannot be done
+    """The shared tier cannot be used as configured; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOptions:
+    """What decides the shared tier. ``url`` is empty for the embedded server, or ``none``."""
+
+    url: str = field(repr=False)
+    access: RedisAccess
+    state_dir: Path
+    embedded_limit_bytes: int
+    prefix: str
+    ttl_s: int
+    ttl_refresh: bool
+    timeout_s: float
+    retry_max_s: float
+    write_queue_bytes: Callable[[], int]
+    lease_s: float
+    """0 for no agreement with other daemons about who compiles."""
+    turn_patience_s: Callable[[], float]
+    artifact_bytes: Callable[[], int]
+    """The largest artifact that is taken from it."""
+    module_bytes: Callable[[], int]
+
+
+class SharedTier:
+    """The shared tier with all that belongs to it."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        write_behind: WriteBehind,
+        claims: FleetClaims | None,
+        strikes: StrikeStore,
+        description: str,
+        mode: str,
+        redis: RedisTier | None = None,
+        embedded: EmbeddedServer | None = None,
+        renewals: TtlRefresher | None = None,
+        detail: str = "",
+        reopen: Callable[[RedisAccess], RedisServer] | None = None,
+        open_late: Callable[[str], RedisServer] | None = None,
+    ) -> None:
+        """``open_late`` answers the embedded server by its URL, if it could not be started yet."""
+        self.tier = tier
+        self.write_behind = write_behind
+        self.claims = claims
+        self.strikes = strikes
+        self.used = renewals.used if renewals else None
+        self.description = description
+        self._mode = mode
+        self._redis = redis
+        self._embedded = embedded
+        self._renewals = renewals
+        self._detail = detail
+        self._reopen = reopen
+        self._open_late = open_late
+        self._reviver = asyncio.create_task(self._revive()) if embedded else None
+
+    def status(self) -> RemoteStatus:
+        """Answer whether it answers, and what waits to be written."""
+        breaker = self._redis.breaker if self._redis else None
+        return RemoteStatus(
+            mode=self._mode,
+            up=breaker.up if breaker else False,
+            detail=self._why_down(),
+            pending_writes=self.write_behind.pending,
+            dropped_writes=self.write_behind.dropped,
+        )
+
+    def _why_down(self) -> str:
+        if self._redis is None:
+            return self._detail
+        if self._redis.breaker.up and self._redis.write_refusal:
+            return f"takes no writes: {self._redis.write_refusal}"
+        return self._redis.breaker.detail
+
+    def reopened(self, access: RedisAccess) -> Callable[[], None]:
+        """Read what lets the daemon in anew; answer what has it used from then on.
+
+        Certificates are read when a connection is made, and kept with it: so all are made
+        anew, also when only a file's content may have changed. Raises CannotOpenShared.
+        """
+        if self._redis is None or self._reopen is None:
+            return lambda: None
+        server, link = self._reopen(access), self._redis.link
+        return lambda: link.replace(server)
+
+    async def close(self) -> None:
+        """Give up writes that still wait, and close. Waits for nobody; see flush and leave."""
+        await self.write_behind.close(0)
+        if self.claims:
+            await self.claims.close()
+        if self._renewals:
+            await self._renewals.close()
+        if self._reviver:
+            self._reviver.cancel()
+            await asyncio.gather(self._reviver, return_exceptions=True)
+        await self.tier.close()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``."""
+        await self.write_behind.flush(timeout_s)
+
+    async def leave(self) -> None:
+        """Leave the embedded server to other daemons, or wait for its end if there are none.
+
+        Cancelled, it does not wait: the server ends by itself.
+        """
+        if self._embedded:
+            await self._embedded.stop()
+
+    async def _revive(self) -> None:
+        """Bring the embedded server back when it is gone, or to life if it did not start."""
+        wait_s, told = _REVIVE_INTERVAL_S, ""
+        while True:
+            await asyncio.sleep(wait_s)
+            if not (self._redis and self._redis.breaker.open and self._embedded):
+                wait_s, told = _REVIVE_INTERVAL_S, ""
+                continue
+            try:
+                if self._open_late:
+                    self._redis.link.replace(self._open_late(await self._embedded.start()))
+                    self._open_late = None
+                else:
+                    await self._embedded.ensure()
+            except EmbeddedUnavailable as failure:
+                wait_s = min(2 * wait_s, _MAX_REVIVE_INTERVAL_S)
+                if str(failure) != told:  # Once, not each time.
+                    told = str(failure)
+                    log.warning("the embedded server does not come back", cause=told)
+
+
+async def open_shared(
+    options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
+) -> SharedTier:
+    """Open the shared tier. A server that does not answer yet is no failure.
+
+    ``marks`` is what this daemon knows of what was evicted and released. Raises
+    CannotOpenShared for a URL that cannot be used.
+    """
+    if options.url == "none":
+        return _without(options)
+    if options.url:
+        return await _external(options, sealer, recorder, marks)
+    return await _embedded(options, sealer, recorder, marks)
+
+
+async def _embedded(
+    options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
+) -> SharedTier:
+    def opened(url: str) -> RedisServer:
+        return connected(options, url, NO_ACCESS, options.timeout_s)
+
+    embedded = EmbeddedServer(options.state_dir, options.embedded_limit_bytes)
+    try:
+        server = opened(await embedded.start())
+    except EmbeddedUnavailable as failure:
+        log.error("the embedded server does not start", cause=str(failure))
+        server = UnavailableServer(f"the embedded server does not start: {failure}")
+        return await _with(options, server, sealer, recorder, marks, embedded, open_late=opened)
+    return await _with(options, server, sealer, recorder, marks, embedded)
+
+
+async def _external(
+    options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
+) -> SharedTier:
+    def reopen(access: RedisAccess) -> RedisServer:
+        return connected(options, options.url, access, options.timeout_s)
+
+    return await _with(options, reopen(options.access), sealer, recorder, marks, reopen=reopen)
+
+
+async def _with(
+    options: RemoteOptions,
+    server: RedisServer,
+    sealer: Sealer,
+    recorder: Recorder,
+    marks: Marks,
+    embedded: EmbeddedServer | None = None,
+    reopen: Callable[[RedisAccess], RedisServer] | None = None,
+    open_late: Callable[[str], RedisServer] | None = None,
+) -> SharedTier:
+    redis = RedisTier(
+        server,
+        sealer,
+        recorder,
+        prefix=options.prefix,
+        ttl_s=options.ttl_s,
+        timeout_s=options.timeout_s,
+        longest_wait_s=options.retry_max_s,
+        artifact_bytes=options.artifact_bytes,
+        module_bytes=options.module_bytes,
+        marks=marks,
+    )
+    answers = await redis.start()
+    tier = ObservedTier(redis, recorder)
+    writes = WriteBehind(
+        tier,
+        options.write_queue_bytes,
+        redis.breaker.wait_closed,
+        _WRITE_HEAD_START_S,
+        is_down=lambda: redis.breaker.open,
+    )
+    claims = None
+    if options.lease_s:
+        leases = LeaseStore(redis.link, redis.names, sealer, writes.settled, options.lease_s)
+        claims = FleetClaims(leases, recorder, patience_s=options.turn_patience_s)
+    return SharedTier(
+        tier,
+        writes,
+        claims,
+        RedisStrikes(redis.link, redis.names, sealer, redis.marks),
+        where(options) if answers else f"{where(options)}, which does not answer yet",
+        "embedded" if embedded else "external",
+        redis,
+        embedded,
+        TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
+        reopen=reopen,
+        open_late=open_late,
+    )
+
+
+def connected(
+    options: RemoteOptions, url: str, access: RedisAccess, timeout_s: float
+) -> RedisServer:
+    """Answer the server at ``url``, to which it connects when it is first used.
+
+    ``timeout_s`` bounds each write and each read by itself. Raises CannotOpenShared.
+    """
+    try:
+        return connect(url, access, connect_timeout_s=options.timeout_s, timeout_s=timeout_s)
+    except (BadRedisUrl, AccessUnusable) as failure:
+        raise CannotOpenShared(str(failure)) from None
+
+
+def where(options: RemoteOptions) -> str:
+    """Answer what server ``options`` mean, in words without a secret."""
+    return f"Redis at {RedisAddress.parse(options.url)}" if options.url else "embedded Valkey"
+
+
+def _without(options: RemoteOptions) -> SharedTier:
+    tier = NullTier(_NAME)
+    return SharedTier(
+        tier,
+        WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
+        None,
+        NoStrikes(),
+        "no Redis tier (WASMKILN_REDIS_URL=none)",
+        "none",
+        detail=SWITCHED_OFF,
+    )

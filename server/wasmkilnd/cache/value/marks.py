@@ -1,0 +1,206 @@
+"""Marks: what is left of an Evict or a release, so that nothing removed comes back.
+
+Whoever may write to the server can put back what was once real, and its stamp is good. So an
+Evict leaves a time, and artifacts that were made up to then are used no more; a release leaves
+one for strikes. What a daemon makes afterwards is later than every mark that it knows, whatever
+its clock says: it takes one millisecond after the mark, or its own time if that is later.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from wasmkiln.attestation import peek
+
+from wasmkilnd.cache.value.codec import CheckStamp, Stamp
+from wasmkilnd.cache.value.names import FIRST_FORMAT
+from wasmkilnd.cache.value.rejected import Cause, ValueRejected
+from wasmkilnd.fingerprint import CACHE_FORMAT
+from wasmkilnd.model import STAMP_BYTES, Artifact, EvictScope
+
+MAX_MARK_BYTES = 16 * 1024
+"""More than any mark has as it is stored."""
+
+EVERYTHING = ""
+"""In the place of a module's digest: of all modules."""
+
+_MAX_MODULES = 10_000
+_MAX_ENGINES = 100
+_MAX_ENGINE_CHARACTERS = 100
+_MAX_MS = 1 << 62
+# What a stamp is over, so that no signature of another purpose can be taken for one.
+_PURPOSE = b"wasmkiln mark\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Times in milliseconds since 1970; 0 for never."""
+
+    evicted_ms: int = 0
+    """Artifacts made up to then were evicted."""
+    released_ms: int = 0
+    """Strikes up to then were released."""
+    engines: Mapping[str, int] = field(default_factory=dict)
+    """As ``evicted_ms``, of the artifacts of an engine in one format of values, which stands
+    behind the engine's id for all but the first; only in the mark of everything.
+    """
+
+    def merged(self, other: Mark) -> Mark:
+        """Return what both say together."""
+        engines = {
+            engine: max(self.engines.get(engine, 0), other.engines.get(engine, 0))
+            for engine in {**self.engines, **other.engines}
+        }
+        latest = sorted(engines, key=lambda engine: engines[engine])[-_MAX_ENGINES:]
+        return Mark(
+            max(self.evicted_ms, other.evicted_ms),
+            max(self.released_ms, other.released_ms),
+            {engine: engines[engine] for engine in latest},
+        )
+
+
+class Marks:
+    """The marks that one daemon knows. What it once knew, nobody can take back."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """``clock`` is the time of day."""
+        self._clock = clock
+        self._everything = Mark()
+        self._modules: OrderedDict[str, Mark] = OrderedDict()
+
+    @property
+    def now_ms(self) -> int:
+        """The time of day."""
+        return int(self._clock() * 1000)
+
+    def of(self, module_sha256: str) -> Mark:
+        """Return the mark of one module, or that of EVERYTHING."""
+        if module_sha256 == EVERYTHING:
+            return self._everything
+        return self._modules.get(module_sha256, _NO_MARK)
+
+    def learn(self, module_sha256: str, mark: Mark) -> None:
+        """Take note of ``mark``, beside what is known already."""
+        if module_sha256 == EVERYTHING:
+            self._everything = self._everything.merged(mark)
+        elif mark != _NO_MARK:
+            self._modules[module_sha256] = self.of(module_sha256).merged(replace(mark, engines={}))
+            self._modules.move_to_end(module_sha256)
+            if len(self._modules) > _MAX_MODULES:
+                self._modules.popitem(last=False)
+
+    def evict(self, scope: EvictScope) -> str:
+        """Take note that ``scope`` is evicted now; return whose mark says so."""
+        known_ms = max(
+            self._everything.evicted_ms,
+            self.of(scope.module_sha256).evicted_ms,
+            *self._everything.engines.values(),
+            0,
+        )
+        # What was made since the last mark may be later than this daemon's clock.
+        until_ms = max(self.now_ms, known_ms + 1)
+        if scope.engine_id:
+            # Artifacts of other formats are another daemon's to evict.
+            engine = _in_this_format(scope.engine_id)
+            if not scope.engine_id.isascii() or len(scope.engine_id) > _MAX_ENGINE_CHARACTERS:
+                return EVERYTHING  # No engine is called so.
+            self.learn(EVERYTHING, Mark(engines={engine: until_ms}))
+            return EVERYTHING
+        self.learn(scope.module_sha256, Mark(evicted_ms=until_ms))
+        return scope.module_sha256
+
+    def release(self, module_sha256: str, newest_ms: int) -> None:
+        """Take note that strikes are released now, one of ``newest_ms`` among them."""
+        until_ms = max(self.now_ms, newest_ms, self.released_ms(module_sha256) + 1)
+        self.learn(module_sha256, Mark(released_ms=until_ms))
+
+    def evicted_ms(self, module_sha256: str, engine_id: str) -> int:
+        """Return up to when artifacts of a module and an engine were evicted."""
+        everything = self._everything
+        return max(
+            everything.evicted_ms,
+            everything.engines.get(_in_this_format(engine_id), 0),
+            self.of(module_sha256).evicted_ms,
+        )
+
+    def released_ms(self, module_sha256: str) -> int:
+        """Return up to when strikes against a module were released."""
+        return max(self._everything.released_ms, self.of(module_sha256).released_ms)
+
+    def check(self, artifact: Artifact) -> None:
+        """Raise ValueRejected for an artifact that was evicted. Believes its attestation."""
+        evicted_ms = self.evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
+        if evicted_ms and made_ms(artifact) <= evicted_ms:
+            raise ValueRejected(
+                Cause.EVICTED, "the artifact is older than an Evict that it falls under"
+            )
+
+
+def made_ms(artifact: Artifact) -> int:
+    """Return when ``artifact`` was made, as its attestation says; 0 if it does not say."""
+    told = peek(artifact.attestation)
+    if told is None:
+        return 0
+    statement, _ = told
+    if statement.made_ms:
+        return statement.made_ms
+    try:
+        finished = datetime.strptime(statement.finished_on, "%Y-%m-%dT%H:%M:%SZ")
+    except ValueError:
+        return 0
+    return int(finished.replace(tzinfo=UTC).timestamp()) * 1000
+
+
+def write_mark(name: bytes, mark: Mark, stamp: Stamp) -> bytes:
+    """Return what to store of ``mark`` under ``name``."""
+    said: dict[str, object] = {"evicted_ms": mark.evicted_ms, "released_ms": mark.released_ms}
+    if mark.engines:
+        said["engines"] = dict(mark.engines)
+    text = json.dumps(said, sort_keys=True).encode()
+    return stamp(_message(name, text)) + text
+
+
+def read_mark(name: bytes, record: bytes, check: CheckStamp) -> Mark:
+    """Return the mark that was stored under ``name``; an empty one if nobody vouches for it.
+
+    Fields that are not known here are left alone.
+    """
+    stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
+    if not text or len(record) > MAX_MARK_BYTES or check(_message(name, text), stamp):
+        return _NO_MARK
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return _NO_MARK
+    if not isinstance(said, dict):
+        return _NO_MARK
+    engines = said.get("engines", {})
+    return Mark(
+        _time(said.get("evicted_ms")),
+        _time(said.get("released_ms")),
+        {
+            engine: _time(told)
+            for engine, told in (engines.items() if isinstance(engines, dict) else ())
+            if _time(told)
+        },
+    )
+
+
+def _in_this_format(engine_id: str) -> str:
+    return engine_id if CACHE_FORMAT == FIRST_FORMAT else f"{engine_id} v{CACHE_FORMAT}"
+
+
+def _time(told: object) -> int:
+    return told if type(told) is int and 0 <= told < _MAX_MS else 0
+
+
+def _message(name: bytes, text: bytes) -> bytes:
+    return b"%b%b\0%b" % (_PURPOSE, name, text)
+
+
+_NO_MARK = Mark()

@@ -1,0 +1,118 @@
+"""A value's payload in pieces, so that no command moves more than one of them.
+
+A piece is what one message to a caller carries (:data:`wasmkilnd.wire.CHUNK_BYTES`),
+compressed by itself or as it is. Each has a digest over its *stored* bytes, which stands
+in the value's signed head: a piece is hashed once, and nothing is decompressed that was
+not vouched for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import zstandard
+
+from wasmkilnd.cache.value.rejected import Cause, ValueRejected
+from wasmkilnd.wire import CHUNK_BYTES
+
+RAW, ZSTD = "raw", "zstd"
+CODECS = (RAW, ZSTD)
+
+PARTS_OUTLIVE_S = 3600
+"""How much longer than its value a piece of it lives, so that none goes before its value."""
+
+MAX_PIECE_BYTES = CHUNK_BYTES + CHUNK_BYTES // 64
+"""More than any piece takes as it is stored: zstd adds at most 1/256, and a header."""
+
+# Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/performance.md).
+_LEVEL = 1
+# What shrinks less than this costs its readers more time than the bytes saved.
+_PAYS_BELOW = 0.9
+_LEAST_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece as it is stored."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """How a payload is stored: what a head says of it."""
+
+    codec: str
+    size_bytes: int
+    """Of the whole payload, not compressed."""
+    pieces: tuple[Piece, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all pieces as they are stored."""
+        return sum(piece.size_bytes for piece in self.pieces)
+
+    def check(self) -> None:
+        """Raise ValueRejected unless the pieces can make up the payload."""
+        if self.codec not in CODECS:
+            raise ValueRejected(Cause.VERSION, "the value has a codec that is not known here")
+        if len(self.pieces) != -(-self.size_bytes // CHUNK_BYTES):
+            raise ValueRejected(Cause.FORMAT, "the value has pieces too few or too many")
+        if not all(0 < piece.size_bytes <= MAX_PIECE_BYTES for piece in self.pieces):
+            raise ValueRejected(Cause.FORMAT, "the value has a piece of a size that none has")
+
+    def unpack(self, first: int, stored: Sequence[bytes | memoryview | None]) -> list[bytes]:
+        """Answer the bytes that the pieces from number ``first`` on stand for.
+
+        Raises ValueRejected unless each is there and is what the head says.
+        """
+        return [self._unpack(first + place, piece) for place, piece in enumerate(stored)]
+
+    def _unpack(self, index: int, stored: bytes | memoryview | None) -> bytes:
+        expected = self.pieces[index]
+        if stored is None:
+            raise ValueRejected(Cause.INCOMPLETE, f"piece {index} is gone")
+        if len(stored) < expected.size_bytes:
+            raise ValueRejected(Cause.TRUNCATED, f"piece {index} is cut off")
+        if len(stored) > expected.size_bytes:
+            raise ValueRejected(Cause.FORMAT, f"piece {index} is too long")
+        if hashlib.sha256(stored).hexdigest() != expected.sha256:
+            raise ValueRejected(Cause.DIGEST, f"piece {index} is damaged")
+        size_bytes = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
+        raw = bytes(stored) if self.codec == RAW else _decompress(stored, size_bytes)
+        if len(raw) != size_bytes:
+            raise ValueRejected(Cause.FORMAT, f"piece {index} has another size than it should")
+        return raw
+
+
+def cut(payload: bytes) -> list[memoryview]:
+    """Answer ``payload`` in pieces, without copying."""
+    view = memoryview(payload)
+    return [view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES)]
+
+
+def codec_for(payload: Sequence[memoryview]) -> str:
+    """Choose a codec by the first piece: whether it pays to compress it."""
+    if not payload or len(payload[0]) < _LEAST_BYTES:
+        return RAW
+    shrunk = len(pack(ZSTD, payload[0])[0])
+    return ZSTD if shrunk < _PAYS_BELOW * len(payload[0]) else RAW
+
+
+def pack(codec: str, raw: memoryview) -> tuple[bytes, Piece]:
+    """Answer a piece's bytes as they are to be stored, and what a head says of them."""
+    stored = bytes(raw) if codec == RAW else zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
+    return stored, Piece(len(stored), hashlib.sha256(stored).hexdigest())
+
+
+def _decompress(stored: bytes | memoryview, size_bytes: int) -> bytes:
+    try:
+        if zstandard.frame_content_size(stored) != size_bytes:
+            return b""  # Before it allocates what it says.
+        decompressor = zstandard.ZstdDecompressor()
+        return decompressor.decompress(stored, max_output_size=size_bytes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueRejected(Cause.FORMAT, "a piece cannot be decompressed") from error

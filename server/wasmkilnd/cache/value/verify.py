@@ -1,0 +1,96 @@
+"""Values that a trusted key vouches for: the checks that come before any of their bytes is used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from wasmkilnd.cache.value import codec
+from wasmkilnd.cache.value.codec import Opened
+from wasmkilnd.cache.value.names import ValueKey
+from wasmkilnd.cache.value.rejected import Cause, ValueRejected
+from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, Module
+from wasmkilnd.ports import Verifier
+
+_PREAMBLE_BYTES = 8
+
+
+def open_artifact(value: bytes, key: CacheKey, verifier: Verifier) -> Opened[Artifact]:
+    """Verify head and attestation of ``value``, which was read from under ``key``.
+
+    Raises ValueRejected, and nothing else, whatever the bytes.
+    """
+    opened = codec.open_artifact(value, key, verifier.check_stamp)
+    _check_attestation(opened.what, key, verifier)
+    return opened
+
+
+def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifact | Module]:
+    """Verify ``value`` up to its first piece, which was read from under ``key``.
+
+    Raises ValueRejected, and nothing else, whatever the bytes.
+    """
+    if key.artifact:
+        return open_artifact(value, key.artifact, verifier)
+    return codec.open_module(value, key.module_sha256, verifier.check_stamp)
+
+
+def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Artifact | Module]]:
+    """Verify ``head``, from wherever it came, and answer what it is the head of.
+
+    Raises ValueRejected, and nothing else, whatever the bytes.
+    """
+    opened = codec.open_any(head, verifier.check_stamp)
+    what = opened.what
+    if isinstance(what, Module):
+        return ValueKey(what.sha256), opened
+    for digest in (what.module_sha256, what.spec.fingerprint):
+        if not SHA256_HEX.fullmatch(digest):
+            raise ValueRejected(Cause.WRONG_KEY, "the value belongs to a key that cannot be")
+    _check_attestation(what, what.key, verifier)
+    return ValueKey(what.module_sha256, what.spec.fingerprint), opened
+
+
+class WholeCheck:
+    """Checks all pieces of a value, in order, and what they make up. Keeps none of them.
+
+    A daemon believes the stamp for the last step, and does it not: what was stored is what
+    a trusted key stored. Here also a key's owner is not believed.
+    """
+
+    def __init__(self, opened: Opened[Artifact | Module]) -> None:
+        self._what = opened.what
+        self._body = opened.body
+        self._next = 0
+        self._beginning = b""
+        self._digest = hashlib.sha256()
+
+    def take(self, stored: Sequence[bytes | memoryview | None]) -> None:
+        """Check the next pieces, as they are stored. Raises ValueRejected."""
+        for raw in self._body.unpack(self._next, stored):
+            self._beginning = self._beginning or raw[:_PREAMBLE_BYTES]
+            self._digest.update(raw)
+        self._next += len(stored)
+
+    def finish(self) -> None:
+        """Check what all pieces make up. Raises ValueRejected."""
+        if self._next < len(self._body.pieces):
+            raise ValueRejected(Cause.INCOMPLETE, f"piece {self._next} is gone")
+        differs = self._digest.hexdigest() != self._what.sha256
+        if isinstance(self._what, Module):
+            if differs:
+                raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
+            codec.check_kind(self._what.kind, self._beginning)
+        elif differs:
+            raise ValueRejected(Cause.MISMATCH, "the bytes are not those of the signed digest")
+
+
+def _check_attestation(artifact: Artifact, key: CacheKey, verifier: Verifier) -> None:
+    try:
+        refusal = verifier.verify(artifact, key)
+    except Exception as error:
+        # An envelope that its reader trips over is vouched for by nobody.
+        why = f"the attestation cannot be read ({type(error).__name__})"
+        raise ValueRejected(Cause.MISMATCH, why) from None
+    if refusal:
+        raise ValueRejected(Cause(refusal.cause), refusal.why)

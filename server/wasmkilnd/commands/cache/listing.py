@@ -1,0 +1,185 @@
+"""``wasmkilnd cache ls`` and ``du``: what is stored, told by heads alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from wasmkiln.cli.text import size
+
+from wasmkilnd.commands.cache.choice import Choice, choice_options
+from wasmkilnd.commands.cache.session import HELP, Session, run, where_options
+from wasmkilnd.commands.cache.text import bar, duration, say, say_json, short, table
+from wasmkilnd.config.load import FlagValue
+from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
+from wasmkilnd.maintenance.orphans import Leftovers, Mentions, Rest
+
+_ORDERS: Mapping[str, Callable[[Listed], Any]] = {
+    # A module stands before its artifacts.
+    "module": lambda one: (one.key.module_sha256, one.engine, one.key.fingerprint),
+    "size": lambda one: -one.stored_bytes,
+    "age": lambda one: one.finished_on or "~",
+    "expiry": lambda one: one.ttl_s if one.ttl_s >= 0 else float("inf"),
+}
+
+
+@click.command(context_settings=HELP)
+@choice_options
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(list(_ORDERS)),
+    default="module",
+    show_default=True,
+    help="By module, largest first, oldest first, or first to expire first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print an object a line.")
+@where_options()
+def ls(
+    choice: Choice, order: str, as_json: bool, flags: Mapping[str, FlagValue], config: Path | None
+) -> None:
+    """List all values: sizes, ages, engines, and who signed them."""
+
+    async def look(session: Session) -> list[Listed]:
+        inventory = Inventory(session.link, session.names, session.verifier)
+        with bar("looking", None) as advance:
+            found = []
+            async for listed in inventory.values():
+                advance(1)
+                if choice.takes(listed):
+                    found.append(listed)
+        return found
+
+    listed = sorted(run(flags, config, look), key=_ORDERS[order])
+    if as_json:
+        for one in listed:
+            say_json(_document(one))
+        return
+    columns = (
+        *("module", "what", "kind", "target", "cpu", "settings", ">raw", ">stored"),
+        *(">compiled", ">expires in", "signed by"),
+    )
+    now = time.time()
+    for line in table(columns, [_row(one, now) for one in listed]):
+        click.echo(line)
+
+
+@click.command(context_settings=HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+@where_options()
+def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> None:
+    """Add up what is stored, by engine and kind, and what lies beside values."""
+
+    async def look(session: Session) -> tuple[dict[tuple[str, str], _Sum], Rest]:
+        inventory = Inventory(session.link, session.names, session.verifier)
+        mentions = Mentions(session.names)
+        sums: dict[tuple[str, str], _Sum] = {}
+        with bar("looking", None) as advance:
+            async for one in inventory.values(mentions):
+                advance(1)
+                sums.setdefault(_group(one), _Sum()).add(one)
+            rest = await Leftovers(session.link, session.names, mentions).count()
+        return sums, rest
+
+    sums, rest = run(flags, config, look)
+    total = _Sum()
+    for each in sums.values():
+        total.merge(each)
+    if as_json:
+        values = [
+            {"what": what, "kind": kind, **asdict(each)}
+            for (what, kind), each in sorted(sums.items())
+        ]
+        say_json({"values": values, "total": asdict(total), **asdict(rest)})
+        return
+    rows = [(what, kind, *each.cells()) for (what, kind), each in sorted(sums.items())]
+    for line in table(
+        ("what", "kind", ">values", ">raw", ">stored"), [*rows, ("total", "", *total.cells())]
+    ):
+        click.echo(line)
+    say("")
+    say(f"{rest.parts} pieces beside the values' first ones: {size(rest.part_bytes)}")
+    say(f"{rest.orphans} of them orphans, which no value mentions: {size(rest.orphan_bytes)}")
+    say(f"{rest.leases} leases, {rest.strikes} strikes, {rest.marks} marks")
+    say(f"{rest.other_format} keys in another version's format, {rest.unknown} unknown keys")
+
+
+@dataclass(slots=True)
+class _Sum:
+    values: int = 0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+
+    def add(self, one: Listed) -> None:
+        self.merge(_Sum(1, one.raw_bytes, one.stored_bytes))
+
+    def merge(self, other: _Sum) -> None:
+        self.values += other.values
+        self.raw_bytes += other.raw_bytes
+        self.stored_bytes += other.stored_bytes
+
+    def cells(self) -> tuple[str, str, str]:
+        return str(self.values), size(self.raw_bytes), size(self.stored_bytes)
+
+
+def _what(one: Listed) -> str:
+    if one.key.artifact is None:
+        return "module"
+    return one.engine or "artifact"
+
+
+def _group(one: Listed) -> tuple[str, str]:
+    if one.rejected:
+        return "unreadable", one.rejected.cause.value
+    return _what(one), one.kind.value if one.kind else ""
+
+
+def _row(one: Listed, now: float) -> tuple[str, ...]:
+    expires_in = duration(one.ttl_s) if one.ttl_s >= 0 else "never"
+    beginning = (short(one.key.module_sha256), _what(one))
+    if one.rejected:
+        why = f"unreadable: {one.rejected}"
+        return (*beginning, *("-",) * 5, size(one.stored_bytes), "-", expires_in, why)
+    settings = ",".join(f"{name}={value}" for name, value in one.changed_settings)
+    trust = "" if one.trust is Trust.TRUSTED else f", {one.trust.value}"
+    return (
+        *beginning,
+        one.kind.value if one.kind else "-",
+        *(one.target or "-", one.cpu or "-", settings or "-"),
+        *(size(one.raw_bytes), size(one.stored_bytes), _age(one.finished_on, now), expires_in),
+        f"{short(one.signer)}{trust}",
+    )
+
+
+def _age(finished_on: str, now: float) -> str:
+    try:
+        then = datetime.strptime(finished_on, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return "-"
+    return f"{duration(now - then.timestamp())} ago"
+
+
+def _document(one: Listed) -> dict[str, Any]:
+    rejected = one.rejected
+    return {
+        "what": "artifact" if one.key.artifact else "module",
+        "module": one.key.module_sha256,
+        "fingerprint": one.key.fingerprint or None,
+        "kind": one.kind.value if one.kind else None,
+        "engine": one.engine or None,
+        "target": one.target or None,
+        "cpu": one.cpu or None,
+        "changed_settings": dict(one.changed_settings),
+        "raw_bytes": one.raw_bytes,
+        "stored_bytes": one.stored_bytes,
+        "expires_in_s": one.ttl_s if one.ttl_s >= 0 else None,
+        "finished_on": one.finished_on or None,
+        "signed_by": one.signer or None,
+        "trust": one.trust.value or None,
+        "unreadable": {"cause": rejected.cause.value, "why": rejected.why} if rejected else None,
+    }

@@ -1,0 +1,179 @@
+"""``wasmkilnd cache scrub``: verify every value, and delete the bad ones."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from wasmkiln.cli.text import size
+
+from wasmkilnd.cache.redis.rate_limiter import RateLimiter
+from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.commands.cache.recompile import Recompiled, recompiler
+from wasmkilnd.commands.cache.session import (
+    HELP,
+    BadValuesFound,
+    Session,
+    duration_option,
+    rate_option,
+    run,
+    where_options,
+)
+from wasmkilnd.commands.cache.text import bar, document, duration, say, say_json
+from wasmkilnd.config.load import FlagValue
+from wasmkilnd.maintenance.inventory import Inventory
+from wasmkilnd.maintenance.orphans import Leftovers, Mentions
+from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
+
+_COMPILING = (
+    *("workers", "compile_timeout_s", "compile_cpu_s", "compile_memory_bytes", "isolation"),
+)
+
+
+@click.command(context_settings=HELP)
+@click.option("--dry-run", is_flag=True, help="Delete nothing, only report.")
+@click.option(
+    "--recompile",
+    is_flag=True,
+    help="Compile the artifacts again, with the engines that are installed here, and compare.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="N",
+    help="Compile only N of them, chosen at random.",
+)
+@duration_option(
+    "--orphans-older-than",
+    "orphan_age_s",
+    "2m",
+    "Delete pieces that no value mentions, neither at first nor this long after, which is waited"
+    " for: a daemon writes a value after its pieces.",
+)
+@rate_option
+@click.option("--json", "as_json", is_flag=True, help="Print an object a line; the last sums up.")
+@where_options("max_artifact_bytes", *_COMPILING)
+def scrub(
+    dry_run: bool,
+    recompile: bool,
+    sample: int | None,
+    orphan_age_s: float,
+    bytes_per_s: int,
+    as_json: bool,
+    flags: Mapping[str, FlagValue],
+    config: Path | None,
+) -> None:
+    """Verify every value completely, and delete the bad ones.
+
+    Daemons may go on meanwhile. Exits with 0 when all values are good, and with 3 when some
+    were bad.
+    """
+    if sample and not recompile:
+        raise click.UsageError("--sample says how many to compile again: it needs --recompile")
+
+    def tell(finding: Finding) -> None:
+        if as_json:
+            say_json({**document(finding), "name": finding.name.decode()})
+        else:
+            done = "deleted" if finding.deleted else "kept"
+            say(f"BAD ({done}) {finding.name.decode()}: {finding.cause}: {finding.why}")
+
+    async def work(session: Session) -> tuple[Scrub, Recompiled | None, int]:
+        session.require_trust()
+        reader = ValueReader(
+            session.link, session.names, session.verifier, RateLimiter(bytes_per_s)
+        )
+        one = Scrub(
+            session.link,
+            session.names,
+            reader,
+            Inventory(session.link, session.names, session.verifier),
+            Leftovers(session.link, session.names, Mentions(session.names)),
+            dry_run=dry_run,
+            tell=tell,
+        )
+        with bar("looking for orphans", None):
+            await one.find_orphans()
+        with bar("looking", None):
+            keys = await one.keys()
+        with bar("verifying", len(keys)) as advance:
+            await one.verify(keys, lambda: advance(1))
+        with bar("looking at orphans again", None):
+            await one.sweep_orphans(orphan_age_s)
+        recompiled = None
+        if recompile:
+            chosen = list(one.good)
+            if sample is not None:
+                chosen = random.sample(chosen, min(sample, len(chosen)))
+            engines = {one.good[key] for key in chosen}
+            async with recompiler(engines, reader, one, session.settings) as again:
+                with bar("compiling", len(chosen)) as advance:
+                    await again.check(chosen, advance)
+            recompiled = again.report
+        return one, recompiled, reader.bytes_read
+
+    done, recompiled, bytes_read = run(flags, config, work)
+    if as_json:
+        say_json(_document(done.report, recompiled, bytes_read, dry_run))
+    else:
+        for line in _summary(done.report, recompiled, bytes_read, dry_run, orphan_age_s):
+            say(line)
+    if done.believes_nobody:
+        raise BadValuesFound(
+            "no value here is signed by a key that is trusted here, so strangers' values were kept:"
+            " are these the right keys (--keys-dir, WASMKILN_TRUSTED_KEYS)?"
+        )
+    if done.report.bad:
+        raise BadValuesFound(f"values that are bad: {_counts(done.report.bad)}")
+
+
+def _document(
+    report: Scrubbed, recompiled: Recompiled | None, bytes_read: int, dry_run: bool
+) -> dict[str, Any]:
+    return {
+        "summary": {
+            **document(report),
+            "recompiled": document(recompiled) if recompiled else None,
+            "bytes_read": bytes_read,
+            "dry_run": dry_run,
+        }
+    }
+
+
+def _summary(
+    report: Scrubbed,
+    recompiled: Recompiled | None,
+    bytes_read: int,
+    dry_run: bool,
+    orphan_age_s: float,
+) -> list[str]:
+    gone = "to delete" if dry_run else "deleted"
+    lines = [
+        f"{report.artifacts} artifacts and {report.modules} modules are good"
+        f" ({size(bytes_read)} read)"
+    ]
+    if report.bad:
+        lines.append(f"{report.bad.total()} bad, {report.deleted} deleted: {_counts(report.bad)}")
+    if report.other_format:
+        lines.append(f"{report.other_format} in another version's format: left alone")
+    if report.gone:
+        lines.append(f"{report.gone} went meanwhile")
+    if report.orphans or report.young_orphans:
+        lines.append(
+            f"{report.orphans} orphaned pieces {gone} ({size(report.orphan_bytes)}),"
+            f" {report.young_orphans} of less than {duration(orphan_age_s)} left alone"
+        )
+    if recompiled:
+        lines.append(f"compiled again: {recompiled.same} the same, {recompiled.other} other code")
+        for reason, count in recompiled.unchecked.most_common():
+            lines.append(f"not checkable here: {count}: {reason}")
+    return lines
+
+
+def _counts(bad: Counter[str]) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in bad.most_common())

@@ -1,0 +1,266 @@
+"""``wasmkilnd cache export`` and ``import``: a warm cache as one file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+from wasmkiln.cli.text import one_line, size
+from wasmkiln.trusted_keys import PublicKey
+
+from wasmkilnd.cache.redis.rate_limiter import RateLimiter
+from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.value.rejected import Cause, ValueRejected
+from wasmkilnd.commands.cache.choice import Choice, choice_options
+from wasmkilnd.commands.cache.session import (
+    HELP,
+    BadValuesFound,
+    CacheCommandFailed,
+    Session,
+    duration_option,
+    rate_option,
+    run,
+    where_options,
+)
+from wasmkilnd.commands.cache.text import bar, document, say_json
+from wasmkilnd.config.load import FlagValue
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.maintenance.archive import ArchiveBroken, ArchiveReader, ArchiveWriter
+from wasmkilnd.maintenance.inventory import Inventory, Listed
+from wasmkilnd.maintenance.transfer import Import, Moved, export
+
+_TOLD = 20
+"""Of values that are left out, so many are told one by one; an archive may hold any number."""
+_YEARS_S = 10 * 366 * 86400
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print a summary as one object.")
+
+
+@click.command(name="export", context_settings=HELP)
+@click.argument("file", metavar="FILE")
+@choice_options
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@rate_option
+@_json
+@where_options("max_artifact_bytes")
+def export_values(
+    file: str,
+    choice: Choice,
+    force: bool,
+    bytes_per_s: int,
+    as_json: bool,
+    flags: Mapping[str, FlagValue],
+    config: Path | None,
+) -> None:
+    """Write all values that verify to FILE, or to standard output if that is "-".
+
+    With --engine, its artifacts and their modules. Exits with 3 when values were left out
+    because they are bad.
+    """
+    told = _Told()
+
+    async def work(session: Session, write_to: BinaryIO) -> tuple[Moved, list[PublicKey]]:
+        session.require_trust()
+        archive = ArchiveWriter(write_to.write, int(time.time()), _made_by())
+        inventory = Inventory(session.link, session.names, session.verifier)
+        with bar("looking", None) as advance:
+            chosen = await _chosen(inventory, choice, advance)
+        reader = ValueReader(
+            session.link, session.names, session.verifier, RateLimiter(bytes_per_s)
+        )
+        total = sum(one.stored_bytes for one in chosen)
+        with bar("exporting", total, of_bytes=True) as advance:
+            moved = await export(
+                chosen,
+                reader,
+                session.names,
+                archive,
+                session.settings.max_artifact_bytes,
+                told.tell,
+                lambda one: advance(one.stored_bytes),
+            )
+        return moved, [key for key in map(session.trust.get, moved.signers) if key]
+
+    with _written(file, force) as write_to:
+        moved, signers = run(flags, config, lambda session: work(session, write_to))
+    # An archive on standard output is nothing to write among.
+    _sum_up("exported", moved, as_json, err=file == "-")
+    for key in signers:
+        click.echo(f"trust this key where it is imported: {key.hex}", err=True)
+    told.finish(moved)
+
+
+@click.command(name="import", context_settings=HELP)
+@click.argument("file", metavar="FILE")
+@click.option("--replace", is_flag=True, help="Replace values that are there already.")
+@duration_option(
+    "--ttl", "ttl_s", "0", "How long each value lives here, instead of as long as it had left."
+)
+@rate_option
+@_json
+@where_options("max_artifact_bytes")
+def import_values(
+    file: str,
+    replace: bool,
+    ttl_s: float,
+    bytes_per_s: int,
+    as_json: bool,
+    flags: Mapping[str, FlagValue],
+    config: Path | None,
+) -> None:
+    """Store the values in FILE, or on standard input if that is "-".
+
+    Each is verified completely before it is stored, and keeps its signature: trust the key
+    of the site that it comes from first, with `wasmkilnd keys trust`. Exits with 3 when values
+    were refused.
+    """
+    if ttl_s > _YEARS_S or 0 < ttl_s < 1:
+        raise click.BadParameter("write 1s to 10 years", param_hint="--ttl")
+    told = _Told()
+
+    async def work(session: Session, read_from: BinaryIO, size_bytes: int | None) -> Moved:
+        session.require_trust()
+        taking = Import(
+            session.link,
+            session.names,
+            session.verifier,
+            limit_bytes=session.settings.max_artifact_bytes,
+            ttl_s=session.settings.cache_ttl_s,
+            fixed_ttl_s=int(ttl_s),
+            replace=replace,
+            tell=told.tell,
+            pace=RateLimiter(bytes_per_s),
+        )
+        try:
+            with bar("importing", size_bytes, of_bytes=True) as advance:
+                await taking.run(ArchiveReader(read_from), advance)
+        except (ArchiveBroken, TierUnavailable) as failure:
+            why = f"{failure}; {taking.moved.values} values were imported before"
+            if isinstance(failure, TierUnavailable):
+                raise TierUnavailable(why) from None
+            raise CacheCommandFailed(f"{_shown(file)}: {why}") from None
+        return taking.moved
+
+    with _read(file) as (read_from, size_bytes):
+        moved = run(flags, config, lambda session: work(session, read_from, size_bytes), make=True)
+    _sum_up("imported", moved, as_json, err=False)
+    told.finish(moved)
+
+
+class _Told:
+    """Tells on stderr why values are left out, the first few of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def tell(self, what: str, rejected: ValueRejected) -> None:
+        self._count += 1
+        if self._count <= _TOLD:
+            click.echo(one_line(f"left out: {what}: {rejected}"), err=True)
+
+    def finish(self, moved: Moved) -> None:
+        """Raise BadValuesFound if values were left out because they are bad."""
+        if self._count > _TOLD:
+            click.echo(f"left out: {self._count - _TOLD} more", err=True)
+        # In another version's format they may be good, to others.
+        bad = moved.refused.total() - moved.refused[Cause.VERSION.value]
+        if not bad:
+            return
+        advice = ""
+        if moved.refused[Cause.STRANGER.value]:
+            advice = ": to trust a key, `wasmkilnd keys trust` its public key"
+        counts = ", ".join(f"{count} {cause}" for cause, count in moved.refused.most_common())
+        raise BadValuesFound(f"values that were left out: {counts}{advice}")
+
+
+async def _chosen(inventory: Inventory, choice: Choice, advance: Any) -> list[Listed]:
+    """Answer what is to be exported; with an engine, its artifacts' modules too."""
+    listed = []
+    async for one in inventory.values():
+        advance(1)
+        listed.append(one)
+    chosen = [one for one in listed if choice.takes(one)]
+    if choice.engine:
+        modules = {one.key.module_sha256 for one in chosen}
+        of_them = [one for one in listed if not one.key.artifact]
+        chosen = [one for one in of_them if one.key.module_sha256 in modules] + chosen
+    return chosen
+
+
+def _sum_up(done: str, moved: Moved, as_json: bool, *, err: bool) -> None:
+    if as_json:
+        say_json({done: document(moved)}, err=err)
+        return
+    click.echo(
+        f"{done} {moved.artifacts} artifacts and {moved.modules} modules"
+        f" ({size(moved.stored_bytes)})",
+        err=err,
+    )
+    for count, what in (
+        (moved.kept, "were there already, and were kept"),
+        (moved.duplicates, "came more than once"),
+        (moved.gone, "went meanwhile"),
+    ):
+        if count:
+            click.echo(f"{count} {what}", err=err)
+
+
+@contextlib.contextmanager
+def _written(file: str, force: bool) -> Iterator[BinaryIO]:
+    """Yield what writes to ``file``, which is there when all is well at the end, and else not."""
+    if file == "-":
+        if sys.stdout.isatty():
+            raise click.UsageError("an archive is nothing to look at: send it to a file or a pipe")
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except OSError as failure:
+            # Python would complain once more when it flushes standard output at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise CacheCommandFailed(
+                f"standard output cannot be written: {failure.strerror}"
+            ) from None
+        return
+    path = Path(file)
+    if path.exists() and not force:
+        raise CacheCommandFailed(f"{file} is there already: --force replaces it")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with aside.open("xb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+        aside.replace(path)
+    except OSError as failure:
+        raise CacheCommandFailed(f"{file} cannot be written: {failure.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _read(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Yield what reads ``file``, and its size where that is known."""
+    if file == "-":
+        yield sys.stdin.buffer, None
+        return
+    try:
+        with Path(file).open("rb") as opened:
+            yield opened, os.fstat(opened.fileno()).st_size
+    except OSError as failure:
+        raise CacheCommandFailed(f"{file} cannot be read: {failure.strerror}") from None
+
+
+def _made_by() -> str:
+    return f"wasmkilnd {version('wasmkiln')}"
+
+
+def _shown(file: str) -> str:
+    return "standard input" if file == "-" else file

@@ -1,0 +1,147 @@
+"""``wasmkilnd keys``: make, list, replace, trust and distrust the keys that sign artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+from wasmkiln.trusted_keys import TrustedKeys
+
+from wasmkilnd.config.load import FlagValue, load
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.ring import open_ring
+from wasmkilnd.signing.store import KeyStore, KeysUnusable
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def _where(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, variable, text in (
+        ("--keys-dir", "WASMKILN_KEYS_DIR", "Where keys are instead."),
+        ("--state-dir", "WASMKILN_STATE_DIR", "The state directory, with keys/ in it."),
+    ):
+        help_text = f"{text}  [env: {variable}]"
+        command = click.option(name, type=str, default=None, metavar="DIR", help=help_text)(command)
+    return command
+
+
+@click.group(context_settings=_HELP)
+def keys() -> None:
+    """Make, list, replace, trust and distrust the keys that artifacts are signed with."""
+
+
+@keys.command(context_settings=_HELP)
+@click.option(
+    "--print",
+    "print_only",
+    is_flag=True,
+    help="Store nothing: print the private key for WASMKILN_SIGNING_KEY on standard output, and"
+    " the public key on standard error.",
+)
+@_where
+def generate(print_only: bool, keys_dir: str | None, state_dir: str | None) -> None:
+    """Make the signing key. `serve` does so by itself where there is none."""
+    if print_only:
+        key = PrivateKey.generate()
+        click.echo(key.base64)
+        click.echo(f"public key {key.public.hex} (id {key.public.id})", err=True)
+        return
+    key = _store(keys_dir, state_dir).generate()
+    click.echo(f"{key.public.id} signs from now on")
+
+
+@keys.command(name="list", context_settings=_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_where
+def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> None:
+    """List the signing key and all that are trusted: id, role, public key in hex.
+
+    WASMKILN_SIGNING_KEY and WASMKILN_TRUSTED_KEYS count, as they do for `serve`.
+    """
+    settings = _settings(keys_dir, state_dir)
+    store = KeyStore(settings.effective_keys_dir)
+    given = settings.signing_key.get_secret_value()
+    signing, trusted = store.signing_key(), store.trusted()
+    if given or signing:
+        # As `serve` would have them.
+        ring = open_ring(store.folder, given, settings.trusted_keys)
+        signing, trusted = ring.signing, ring.trusted
+    rows = [
+        {
+            "id": key.id,
+            "role": "signing" if signing and key == signing.public else "trusted",
+            "key": key.hex,
+        }
+        for key in trusted.values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if rows:
+        click.echo(f"{'id':<64}  {'role':<7}  public key")
+    for row in rows:
+        click.echo(f"{row['id']}  {row['role']:<7}  {row['key']}")
+    if not rows:
+        click.echo(f"none in {store.folder}; `wasmkilnd serve` makes one", err=True)
+
+
+@keys.command(context_settings=_HELP)
+@_where
+def rotate(keys_dir: str | None, state_dir: str | None) -> None:
+    """Replace the signing key. The old one stays trusted, so no artifact is lost.
+
+    Daemons sign with the new key once they are reloaded (SIGHUP) or restarted; those that
+    share the directory trust it at once.
+    """
+    settings = _settings(keys_dir, state_dir)
+    if settings.signing_key.get_secret_value():
+        raise KeysUnusable(
+            "WASMKILN_SIGNING_KEY is what signs: see docs/verification.md for how to replace it"
+        )
+    key = KeyStore(settings.effective_keys_dir).rotate()
+    click.echo(f"{key.public.id} signs once daemons are reloaded; the old key stays trusted")
+
+
+@keys.command(context_settings=_HELP)
+@click.argument("public_keys", nargs=-1, required=True, metavar="KEY|FILE|DIR...")
+@_where
+def trust(public_keys: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
+    """Trust other daemons' public keys: hex, base64, or PEM files or folders of such."""
+    try:
+        trusted = TrustedKeys.read(public_keys)
+    except ValueError as error:
+        raise KeysUnusable(str(error)) from None
+    except OSError as error:
+        raise KeysUnusable(f"{error.filename}: {error.strerror}") from None
+    store = _store(keys_dir, state_dir)
+    for key in trusted.values():
+        store.trust(key)
+        click.echo(f"{key.id} is trusted")
+
+
+@keys.command(context_settings=_HELP)
+@click.argument("key_ids", nargs=-1, required=True, metavar="KEYID...")
+@_where
+def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
+    """Trust keys no more, by the ids that `keys list` shows.
+
+    What they signed is rejected when it is read. Running daemons forget them on SIGHUP.
+    """
+    store = _store(keys_dir, state_dir)
+    for key_id in key_ids:
+        store.distrust(key_id)
+        click.echo(f"{key_id} is not trusted any more; running daemons forget it on SIGHUP")
+
+
+def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:
+    given = {"keys_dir": keys_dir, "state_dir": state_dir}
+    flags: dict[str, FlagValue] = {name: value for name, value in given.items() if value}
+    return load(flags, os.environ).settings
+
+
+def _store(keys_dir: str | None, state_dir: str | None) -> KeyStore:
+    return KeyStore(_settings(keys_dir, state_dir).effective_keys_dir)

@@ -1,0 +1,137 @@
+"""Find a Python interpreter that an engine can live in.
+
+A name on PATH proves nothing: a ``python3.10`` there can be a version
+manager's shim that exits 127. So every candidate is run before it is believed.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wasmkilnd.engines.install.vetting import check_interpreter
+from wasmkilnd.ownership import NotOurs
+
+_PROBE = (
+    "import json, platform, sys; print(json.dumps({"
+    "'implementation': platform.python_implementation(),"
+    " 'version': list(sys.version_info[:3]), 'executable': sys.executable}))"
+)
+_PROBE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PythonRange:
+    """The versions of CPython that an engine's package has wheels for, both ends included."""
+
+    oldest: tuple[int, int]
+    newest: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        oldest = ".".join(map(str, self.oldest))
+        if self.newest is None:
+            return f"CPython {oldest} or newer"
+        newest = ".".join(map(str, self.newest))
+        return f"CPython {oldest}" if oldest == newest else f"CPython {oldest} to {newest}"
+
+    def __contains__(self, version: tuple[int, int]) -> bool:
+        return self.oldest <= version and (self.newest is None or version <= self.newest)
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python that was run and said what it is."""
+
+    path: Path
+    implementation: str
+    version: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.implementation} {'.'.join(map(str, self.version))}"
+
+    def fits(self, wanted: PythonRange) -> bool:
+        """Whether an engine that wants ``wanted`` can live here."""
+        return self.implementation == "CPython" and self.version[:2] in wanted
+
+
+def probe(path: str | Path) -> Interpreter | None:
+    """Run ``path`` and answer what it says it is; None if it is no working Python.
+
+    Raises NotOurs, and runs nothing, where somebody else could change it or its library.
+    """
+    check_interpreter(Path(shutil.which(path) or path))
+    try:
+        answer = subprocess.run(
+            # Without the packages that lie beside its library, which may be anybody's.
+            [str(path), "-I", "-S", "-c", _PROBE],
+            capture_output=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        ).stdout
+        said = json.loads(answer)
+        major, minor, micro = said["version"]
+        found = Interpreter(Path(said["executable"]), said["implementation"], (major, minor, micro))
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return None
+    check_interpreter(found.path)  # It may be another, which a version manager chose.
+    return found
+
+
+def find(wanted: PythonRange) -> Interpreter | None:
+    """Answer a working interpreter in the range, this daemon's own kind first; None if none is.
+
+    Those that somebody else could change are passed over. Raises NotOurs if there is no other.
+    """
+    seen: set[str] = set()
+    refused: NotOurs | None = None
+    for candidate in _candidates(wanted):
+        if candidate in seen:
+            continue
+        seen.add(candidate)
+        try:
+            found = probe(candidate)
+        except NotOurs as refusal:
+            refused = refused or refusal
+            continue
+        if found and found.fits(wanted):
+            return found
+    if refused:
+        raise refused
+    return None
+
+
+def _candidates(wanted: PythonRange) -> Iterator[str]:
+    yield getattr(sys, "_base_executable", None) or sys.executable
+    yield sys.executable
+    newest_minor = wanted.newest[1] if wanted.newest else sys.version_info.minor + 3
+    minors = range(newest_minor, wanted.oldest[1] - 1, -1)
+    for minor in minors:
+        for folder in os.get_exec_path():
+            if found := shutil.which(f"python3.{minor}", path=folder):
+                yield found
+        for pattern in _install_patterns():
+            yield from sorted(glob.glob(pattern.format(minor=minor)), reverse=True)  # noqa: PTH207
+    if found := shutil.which("python3"):
+        yield found
+
+
+def _install_patterns() -> Iterator[str]:
+    """Where version managers and distributions keep interpreters that are not on PATH."""
+    home = Path.home()
+    pyenv_root = os.environ.get("PYENV_ROOT") or str(home / ".pyenv")
+    uv_root = os.environ.get("UV_PYTHON_INSTALL_DIR") or str(home / ".local/share/uv/python")
+    yield f"{glob.escape(pyenv_root)}/versions/3.{{minor}}.*/bin/python3.{{minor}}"
+    yield f"{glob.escape(uv_root)}/cpython-3.{{minor}}.*/bin/python3.{{minor}}"
+    yield f"{glob.escape(str(home))}/.asdf/installs/python/3.{{minor}}.*/bin/python3.{{minor}}"
+    mise = glob.escape(str(home / ".local/share/mise/installs/python"))
+    yield f"{mise}/3.{{minor}}.*/bin/python3.{{minor}}"
+    for folder in ("/usr/bin", "/usr/local/bin", "/opt/python3.{minor}/bin"):
+        yield f"{folder}/python3.{{minor}}"

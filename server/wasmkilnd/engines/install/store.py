@@ -1,0 +1,275 @@
+"""The engines installed under a state directory, each in a virtual environment of its own.
+
+``<state>/engines/<name>-<version>/`` holds one; ``engine.json`` in it is written
+last and the whole is renamed into place, so what is there is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from wasmkilnd.engines.install import interpreters
+from wasmkilnd.engines.install.interpreters import PythonRange
+from wasmkilnd.ownership import NotOurs, check_path, make_folder
+
+_MARKER = "engine.json"
+_BUILDING = ".building-"
+_SPEC = re.compile(r"(?P<name>[a-z]+)(?:==(?P<version>[0-9][0-9A-Za-z.+!-]*))?")
+_INSTALL_TIMEOUT_S = 900
+_VERSION_PROBE = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """What an engine is made of."""
+
+    packages: tuple[str, ...]
+    """Installed at the same version; the first one's version is the engine's."""
+    python: PythonRange
+    default_version: str
+    """What is installed when no version is named: the one that this release was tested with."""
+
+
+# wasmer 1.1.0, of January 2022, is its last release on PyPI and has wheels for CPython 3.7
+# to 3.10 only; the workers' own code needs 3.9.
+KINDS = {
+    "wasmer": EngineKind(
+        ("wasmer", "wasmer-compiler-cranelift"), PythonRange((3, 9), (3, 10)), "1.1.0"
+    ),
+    "wasmtime": EngineKind(("wasmtime",), PythonRange((3, 9)), "50.0.1"),
+}
+
+
+class EngineInstallError(Exception):
+    """An engine cannot be installed or removed; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledEngine:
+    """One engine version, ready to be served."""
+
+    name: str
+    version: str
+    python: str
+    """For example ``CPython 3.10.13``."""
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """What a request writes to choose it."""
+        return f"{self.name}-{self.version}"
+
+    @property
+    def interpreter(self) -> Path:
+        """The Python that has the engine."""
+        return self.path / "bin" / "python"
+
+
+class EngineStore:
+    """Installs, lists and removes engines. Safe for several processes at once.
+
+    Every method raises NotOurs where somebody else could put an engine there, or take one away.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._root = state_dir / "engines"
+
+    def installed(self) -> list[InstalledEngine]:
+        """List complete engines, wasmer first, newer versions before older ones."""
+        check_path(self._root)
+        found = (_read(marker) for marker in self._root.glob(f"*/{_MARKER}"))
+        return newest_first([engine for engine in found if engine])
+
+    def damaged(self) -> list[Path]:
+        """List folders that should hold an engine and do not; installing it again mends one."""
+        check_path(self._root)
+        return sorted(
+            folder
+            for folder in self._root.glob("[!.]*-*")
+            # One that this user cannot look at is of no use either, and no reason to fail.
+            if (os.path.isdir(folder) or folder.is_symlink())  # noqa: PTH112 - is_dir raises
+            and not _read(folder / _MARKER)
+        )
+
+    def install(
+        self, spec: str, python: str = "", report: Callable[[str], None] = lambda _: None
+    ) -> InstalledEngine:
+        """Install ``NAME`` or ``NAME==VERSION``; answer the engine. Idempotent.
+
+        ``python`` is a path to an interpreter, or empty to look for one.
+        ``report`` is told each step. Raises EngineInstallError.
+        """
+        name, version = parse_spec(spec)
+        kind = KINDS[name]
+        version = version or kind.default_version
+        with self._lock():
+            for left_over in self._root.glob(f"{_BUILDING}*"):
+                shutil.rmtree(left_over, ignore_errors=True)  # by an installation that was killed
+            already = [e for e in self.installed() if e.name == name and e.version == version]
+            if already:
+                return already[0]
+            try:
+                interpreter = _interpreter_for(name, kind, python)
+            except NotOurs as refusal:
+                raise EngineInstallError(f"{name} needs {kind.python}, and {refusal}") from None
+            report(f"{spec}: using {interpreter} at {interpreter.path}")
+            building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._root))
+            try:
+                return self._build(building, name, version, kind, interpreter, report)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+
+    def _build(
+        self,
+        building: Path,
+        name: str,
+        version: str,
+        kind: EngineKind,
+        interpreter: interpreters.Interpreter,
+        report: Callable[[str], None],
+    ) -> InstalledEngine:
+        _run([str(interpreter.path), "-I", "-S", "-m", "venv", "--without-pip", str(building)])
+        python = building / "bin" / "python"
+        wanted = [f"{package}=={version}" for package in kind.packages]
+        report(f"installing {', '.join(wanted)}")
+        # The daemon's own pip works on the other environment, so that environment
+        # needs none: some distributions' Pythons come without.
+        _run(
+            [
+                *(sys.executable, "-m", "pip", "--python", str(python), "install"),
+                *("--quiet", "--no-input", "--disable-pip-version-check"),
+                *("--only-binary", ":all:"),
+                *wanted,
+            ]
+        )
+        actual = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
+        final = self._root / f"{name}-{actual}"
+        _write_marker(building, name, actual, str(interpreter))
+        building.chmod(0o755)
+        if not _read(final / _MARKER):
+            shutil.rmtree(final, ignore_errors=True)
+            building.rename(final)
+        return InstalledEngine(name, actual, str(interpreter), final)
+
+    def remove(self, engine_id: str) -> None:
+        """Remove an engine. Raises EngineInstallError when it is not installed."""
+        with self._lock():
+            for engine in self.installed():
+                if engine_id in (engine.id, f"{engine.name}=={engine.version}"):
+                    shutil.rmtree(engine.path)
+                    return
+        installed = ", ".join(engine.id for engine in self.installed()) or "none"
+        raise EngineInstallError(f"{engine_id} is not installed; installed are: {installed}")
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        try:
+            make_folder(self._root)
+            lock = (self._root / ".lock").open("w")
+        except OSError as failure:
+            raise EngineInstallError(
+                f"cannot use {self._root}: {failure.strerror};"
+                " choose another place with --state-dir or WASMKILN_STATE_DIR"
+            ) from None
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """Split ``NAME==VERSION``; the version may be empty. Raises EngineInstallError."""
+    found = _SPEC.fullmatch(spec)
+    if not found or found["name"] not in KINDS:
+        raise EngineInstallError(
+            f"{spec!r} names no engine: write wasmer or wasmtime, or one with a version,"
+            " such as wasmtime==50.0.1"
+        )
+    version = found["version"] or ""
+    try:
+        Version(version or "0")
+    except InvalidVersion:
+        raise EngineInstallError(f"{version!r} is not a version") from None
+    return found["name"], version
+
+
+def newest_first(engines: list[InstalledEngine]) -> list[InstalledEngine]:
+    """Sort by name, and by version from newest to oldest within a name."""
+    by_version = sorted(engines, key=lambda engine: Version(engine.version), reverse=True)
+    return sorted(by_version, key=lambda engine: engine.name)
+
+
+def _write_marker(folder: Path, name: str, version: str, python: str) -> None:
+    marker = folder / _MARKER
+    marker.write_text(json.dumps({"name": name, "version": version, "python": python}))
+    marker.chmod(0o644)  # Whatever the umask is: nobody else may write to an engine.
+
+
+def _read(marker: Path) -> InstalledEngine | None:
+    """Answer the engine that a marker tells of; None for a damaged one."""
+    if marker.parent.name.startswith("."):
+        return None
+    try:
+        said = json.loads(marker.read_text())
+        Version(said["version"])
+        return InstalledEngine(said["name"], said["version"], said["python"], marker.parent)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _interpreter_for(name: str, kind: EngineKind, python: str) -> interpreters.Interpreter:
+    if python:
+        given = interpreters.probe(python)
+        if given is None:
+            raise EngineInstallError(f"{python} is no working Python interpreter")
+        if not given.fits(kind.python):
+            raise EngineInstallError(f"{python} is {given}, and {name} needs {kind.python}")
+        return given
+    found = interpreters.find(kind.python)
+    if found is None:
+        newest = ".".join(map(str, kind.python.newest or kind.python.oldest))
+        raise EngineInstallError(
+            f"{name} needs {kind.python} and none was found: install one (for example with"
+            f" `uv python install {newest}`, `pyenv install {newest}`, or your distribution's"
+            f" python{newest} package), then run this again, or pass --python PATH"
+        )
+    return found
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_INSTALL_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            umask=0o022,  # Whatever the caller's is: nobody else may write to an engine.
+            env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineInstallError(
+            f"`{' '.join(command)}` did not end within {_INSTALL_TIMEOUT_S} s"
+        ) from None
+    except OSError as failure:
+        raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
+        # pip's last error names the package; earlier ones explain what it passed over.
+        words = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise EngineInstallError(
+            f"`{' '.join(command)}` failed with exit code {done.returncode}: {words}"
+        )
+    return done.stdout

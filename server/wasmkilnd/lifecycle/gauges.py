@@ -1,0 +1,34 @@
+"""What the gauges of the metrics read from the daemon's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.rpc.calls import Traffic
+from wasmkilnd.telemetry.metrics.snapshot import EngineUsage, TrafficUsage
+from wasmkilnd.waiters import Waiter
+
+
+def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
+    """Answer what tells how busy an engine is."""
+    pool = engine.pool
+    return lambda: EngineUsage(
+        workers=pool.alive,
+        busy=pool.busy,
+        queued=pool.waiting,
+        queued_in_background=pool.waiting_in_background,
+        queued_callers=pool.waiting_callers,
+        queued_bytes=pool.waiting_bytes,
+        expected_wait_s=pool.expected_wait_s(Waiter()),
+    )
+
+
+def usage_of_traffic(traffic: Traffic) -> Callable[[], TrafficUsage]:
+    """Answer what tells how much calls hold."""
+    return lambda: TrafficUsage(
+        calls=traffic.gate.running,
+        receive_bytes=traffic.receiver.held_bytes,
+        send_bytes=traffic.sender.unread_bytes,
+        pinned_bytes=traffic.sender.pinned_bytes,
+    )

@@ -1,0 +1,104 @@
+"""Memory that the daemon freed goes back to the machine, whatever held it before.
+
+glibc keeps the holes in its heap until it is told to give them back. It then does so for all but
+the ends of heaps that threads have of their own: see :mod:`wasmkilnd.lifecycle.allocator`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_INTERVAL_S = 1.0
+WORTH_BYTES = 16 * 1024 * 1024
+"""Giving back costs about 0.1 ms for each MiB, during which who allocates waits: less stays."""
+_IN_VAIN_BYTES = 1024 * 1024
+_MOST_SKIPPED = 30
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class MallocTrim:
+    """Has glibc give back what it keeps, as soon as that has become much."""
+
+    def __init__(self, spare_bytes: Callable[[], int], trim: Callable[[], object]) -> None:
+        """``spare_bytes`` returns about how much memory is resident and not in use."""
+        self._spare_bytes = spare_bytes
+        self._trim = trim
+        self._least_bytes = self._left_bytes = spare_bytes()
+        self._in_vain = 0
+        self._skipped = 0
+
+    @classmethod
+    def of_this_process(cls) -> MallocTrim:
+        """Return one for this process; it does nothing with a C library that is not glibc."""
+        libc = ctypes.CDLL(None)
+        if not (hasattr(libc, "malloc_trim") and hasattr(libc, "mallinfo")):
+            return cls(lambda: 0, lambda: None)
+        heap = _Heap(libc)
+        return cls(
+            lambda: _resident_bytes() - heap.bytes_in_use(),
+            lambda: libc.malloc_trim(ctypes.c_size_t(0)),
+        )
+
+    async def run(self) -> None:
+        """Look once a second, until cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            # In a thread: it lets Python run on, and holds up only who needs the same heap.
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Trim if there is much to spare; the more trims were in vain, the less often."""
+        spare_bytes = self._spare_bytes()
+        self._least_bytes = min(self._least_bytes, spare_bytes)
+        if spare_bytes - self._least_bytes < WORTH_BYTES:
+            return
+        # What lies between blocks in use cannot be given back, and is no reason to try again.
+        # But some of it may have been freed during the trim itself, and that is.
+        grew = spare_bytes - self._left_bytes >= WORTH_BYTES
+        if not grew and self._skipped < min(self._in_vain, _MOST_SKIPPED):
+            self._skipped += 1
+            return
+        self._trim()
+        self._left_bytes = self._spare_bytes()
+        self._in_vain = self._in_vain + 1 if spare_bytes - self._left_bytes < _IN_VAIN_BYTES else 0
+        self._skipped = 0
+
+
+class _Heap:
+    """What the allocator of the C library says of itself."""
+
+    def __init__(self, libc: ctypes.CDLL) -> None:
+        # Before glibc 2.33 there is only the function with 32 bits.
+        wide = hasattr(libc, "mallinfo2")
+        number = ctypes.c_size_t if wide else ctypes.c_uint
+
+        class Info(ctypes.Structure):
+            _fields_ = tuple(
+                (name, number)
+                for name in (
+                    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+                    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+                )
+            )
+
+        self._ask = libc.mallinfo2 if wide else libc.mallinfo
+        self._ask.restype = Info
+
+    def bytes_in_use(self) -> int:
+        """Return the bytes of all blocks that are allocated, mapped ones included."""
+        info = self._ask()
+        return int(info.uordblks) + int(info.hblkhd)
+
+
+def _resident_bytes() -> int:
+    """Return the memory that this process has resident, apart from files; 0 without /proc."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * _PAGE_BYTES

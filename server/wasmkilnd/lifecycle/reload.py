@@ -1,0 +1,100 @@
+"""SIGHUP: the configuration and the keys, read anew, take the place of those in force."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier
+from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.config.changes import Change, changes, take_over
+from wasmkilnd.config.load import ConfigError, Loaded
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.model import Limits, TrafficLimits
+from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.current import Signing, open_signing, tell_changes
+from wasmkilnd.signing.store import KeysUnusable
+from wasmkilnd.telemetry.logs import standard_error
+
+log = structlog.get_logger("wasmkilnd")
+
+
+class Reloader:
+    """Applies what can be applied while everything runs. For one event loop.
+
+    All that can fail comes first: a configuration or a key that cannot be used
+    changes nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Reloadable[Settings],
+        limits: Reloadable[Limits],
+        traffic: Reloadable[TrafficLimits],
+        signing: Reloadable[Signing],
+        memory: MemoryTier,
+        remote: SharedTier,
+        cache: TieredCache,
+        *,
+        largest_module_bytes: int,
+        daemon_version: str,
+    ) -> None:
+        """Replace what these hold. Modules above ``largest_module_bytes`` need a restart."""
+        self._settings = settings
+        self._limits = limits
+        self._traffic = traffic
+        self._signing = signing
+        self._memory = memory
+        self._remote = remote
+        self._cache = cache
+        self._largest_module_bytes = largest_module_bytes
+        self._daemon_version = daemon_version
+
+    async def reload(self, read: Callable[[], Loaded]) -> None:
+        """Read and apply, telling of each change; never raises for what it reads."""
+        old = self._settings.now
+        try:
+            wanted = (await asyncio.to_thread(read)).settings
+            found = changes(old, wanted)
+            live = [change for change in found if self._is_live(change, wanted)]
+            new = take_over(old, wanted, [change.field for change in live])
+            if why := limits_too_low(new):
+                raise ConfigError(f"cannot run jobs: {why}")
+            signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
+            use_redis_anew = self._remote.reopened(redis_access(new))
+        except (ConfigError, KeysUnusable, CannotOpenShared) as failure:
+            cause = "; ".join(str(failure).splitlines())
+            log.error("not reloaded: all stays as it was", cause=cause)
+            return
+        for change in found:
+            if change in live:
+                log.info("setting changed", setting=change.field, old=change.old, new=change.new)
+            else:
+                log.warning(
+                    "setting needs a restart", setting=change.field, old=change.old, new=change.new
+                )
+        use_redis_anew()
+        await self._apply(new, signing)
+        log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
+
+    def _is_live(self, change: Change, wanted: Settings) -> bool:
+        if change.field == "max_module_bytes":
+            # What the transport lets in was decided when it was opened.
+            return wanted.max_module_bytes <= self._largest_module_bytes
+        return change.live
+
+    async def _apply(self, new: Settings, signing: Signing) -> None:
+        self._settings.now = new
+        self._limits.now = limits_of(new)
+        self._traffic.now = traffic_limits(new)
+        self._memory.resize(new.memory_bytes)
+        before, self._signing.now = self._signing.now, signing
+        standard_error.configure(new.log_format, new.log_level)
+        if tell_changes(before, signing):
+            dropped = await self._cache.recheck(signing.sealer)
+            if dropped:
+                log.info("artifacts dropped from memory: their key is not trusted", count=dropped)

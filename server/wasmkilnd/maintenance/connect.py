@@ -1,0 +1,83 @@
+"""The shared tier's server without the tier, for tools."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+from wasmkilnd.cache.embedded.folder import ServerFolder
+from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.open_shared import CannotOpenShared, RemoteOptions, connected, where
+from wasmkilnd.cache.redis.connect import NO_ACCESS
+from wasmkilnd.cache.redis.errors import NO_ANSWER
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.errors import TierUnavailable
+
+# Nobody waits for a reply meanwhile, and a batch is larger than what a caller asks for.
+_TIMEOUT_S = 10.0
+# The embedded server listens before it has loaded its data.
+_LOADING_S = 60.0
+
+
+@contextlib.asynccontextmanager
+async def open_link(options: RemoteOptions, *, make: bool = False) -> AsyncIterator[GuardedRedis]:
+    """Open the server that a daemon with ``options`` uses, and leave it as it was found.
+
+    The embedded server is run for as long as the context lasts where no daemon runs it.
+    Where there never was one, it is made with ``make`` only. Raises CannotOpenShared,
+    also if the server does not answer.
+    """
+    if options.url == "none":
+        raise CannotOpenShared(
+            "there is no shared cache in this configuration: WASMKILN_REDIS_URL is none"
+        )
+    async with contextlib.AsyncExitStack() as opened:
+        url, access, patience_s = options.url, options.access, 0.0
+        if not url:
+            access = NO_ACCESS
+            embedded = _embedded(options, make)
+            # Before it is started: a start that is interrupted has to be undone as well.
+            opened.push_async_callback(embedded.stop)
+            try:
+                url = await embedded.start()
+            except EmbeddedUnavailable as failure:
+                raise CannotOpenShared(f"the embedded server: {failure}") from None
+            patience_s = _LOADING_S
+        timeout_s = max(options.timeout_s, _TIMEOUT_S)
+        link = GuardedRedis(connected(options, url, access, timeout_s), timeout_s=timeout_s)
+        opened.push_async_callback(link.close)
+        try:
+            await _answers(link, f"{options.prefix}compiled:".encode(), patience_s)
+        except TierUnavailable as failure:
+            raise CannotOpenShared(f"{where(options)}: {failure}") from None
+        yield link
+
+
+def _embedded(options: RemoteOptions, make: bool) -> EmbeddedServer:
+    folder = ServerFolder(options.state_dir).path
+    # Not is_dir: it raises where we may not look.
+    if not make and not os.path.isdir(folder):  # noqa: PTH112
+        raise CannotOpenShared(
+            f"there is no cache yet: no daemon has run with the state directory"
+            f" {options.state_dir} (choose another with --state-dir, or a server with --redis-url)"
+        )
+    return EmbeddedServer(options.state_dir, options.embedded_limit_bytes)
+
+
+async def _answers(link: GuardedRedis, name: bytes, patience_s: float) -> None:
+    """Return once the server answers. Raises TierUnavailable."""
+    try:
+        async with asyncio.timeout(patience_s or None):
+            while True:
+                try:
+                    await link.exists([name])
+                    return
+                except TierUnavailable:
+                    # One that loads its data says so; one that says nothing hangs.
+                    if not patience_s or not link.breaker.open or link.breaker.detail == NO_ANSWER:
+                        raise
+                await link.breaker.wait_closed()
+    except TimeoutError:
+        raise TierUnavailable(link.breaker.detail) from None

@@ -1,0 +1,208 @@
+"""Taking values out of a shared tier into an archive, and from an archive into another tier."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.in_thread import off_loop
+from wasmkilnd.cache.redis.rate_limiter import RateLimiter
+from wasmkilnd.cache.redis.strings import read_strings
+from wasmkilnd.cache.redis.value_io import ValueReader, Whole, check_size
+from wasmkilnd.cache.value.codec import Opened, head_end
+from wasmkilnd.cache.value.marks import EVERYTHING, MAX_MARK_BYTES, Marks, read_mark
+from wasmkilnd.cache.value.names import KeyNames, ValueKey
+from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S
+from wasmkilnd.cache.value.rejected import Cause, ValueRejected
+from wasmkilnd.cache.value.verify import WholeCheck, open_unnamed
+from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter, Member
+from wasmkilnd.maintenance.inventory import Listed
+from wasmkilnd.model import Artifact, Module
+from wasmkilnd.ports import Verifier
+
+Tell = Callable[[str, ValueRejected], None]
+"""Is told what value was left out, and why."""
+
+# The first bytes of a value, from which the head's length is told.
+_START_BYTES = 9
+
+
+@dataclass(slots=True)
+class Moved:
+    """What was moved, and what was not."""
+
+    artifacts: int = 0
+    modules: int = 0
+    stored_bytes: int = 0
+    signers: Counter[str] = field(default_factory=Counter)
+    """Values by the id of the key that stored them."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Values that do not verify, by cause."""
+    gone: int = 0
+    """Exporting: values that went meanwhile."""
+    kept: int = 0
+    """Importing: values that were there already."""
+    duplicates: int = 0
+    """Importing: values that came more than once."""
+
+    @property
+    def values(self) -> int:
+        """How many were moved."""
+        return self.artifacts + self.modules
+
+    def count(self, whole: Whole) -> None:
+        """Count a value that was moved."""
+        self.stored_bytes += whole.stored_bytes
+        self.signers[whole.signer] += 1
+        if whole.key.artifact:
+            self.artifacts += 1
+        else:
+            self.modules += 1
+
+
+async def export(
+    listed: Sequence[Listed],
+    reader: ValueReader,
+    names: KeyNames,
+    archive: ArchiveWriter,
+    limit_bytes: int,
+    tell: Tell,
+    advance: Callable[[Listed], None],
+) -> Moved:
+    """Write the values in ``listed`` that verify as a whole. Raises TierUnavailable.
+
+    None of them is larger than ``limit_bytes`` when unpacked.
+    """
+    moved = Moved()
+    for one in listed:
+        try:
+            whole = await reader.whole(one.key, limit_bytes)
+        except ValueRejected as rejected:
+            moved.refused[rejected.cause.value] += 1
+            tell(names.value(one.key).decode(), rejected)
+        else:
+            if whole is None:
+                moved.gone += 1
+            else:
+                archive.add(whole, one.ttl_s)
+                moved.count(whole)
+        advance(one)
+    archive.close()
+    return moved
+
+
+class Import:
+    """Stores the values of an archive that verify as a whole, and no others.
+
+    ``ttl_s`` is the longest that a value lives here, and how long those live that have no
+    end; with ``fixed_ttl_s`` each lives that long.
+    """
+
+    def __init__(
+        self,
+        link: GuardedRedis,
+        names: KeyNames,
+        verifier: Verifier,
+        *,
+        limit_bytes: int,
+        ttl_s: int,
+        fixed_ttl_s: int = 0,
+        replace: bool = False,
+        tell: Tell,
+        pace: RateLimiter | None = None,
+    ) -> None:
+        self._link = link
+        self._names = names
+        self._verifier = verifier
+        self._limit_bytes = limit_bytes
+        self._ttl_s = ttl_s
+        self._fixed_ttl_s = fixed_ttl_s
+        self._replace = replace
+        self._tell = tell
+        self._pace = pace or RateLimiter()
+        self._seen: set[ValueKey] = set()
+        self._marks = Marks()
+        self.moved = Moved()
+
+    async def run(self, archive: ArchiveReader, advance: Callable[[int], None]) -> None:
+        """Store what is in ``archive``; tell ``advance`` the size of each value.
+
+        Raises ArchiveBroken and TierUnavailable, after which ``moved`` says what was stored.
+        """
+        for number, member in enumerate(archive.members(), 1):
+            what = f"value {number}"
+            try:
+                head = self._head_of(member)
+                key, opened = open_unnamed(head, self._verifier)
+                what = self._names.value(key).decode()
+                await self._take(member, head, key, opened)
+            except ValueRejected as rejected:
+                self.moved.refused[rejected.cause.value] += 1
+                self._tell(what, rejected)
+            advance(member.size_bytes)
+
+    def _head_of(self, member: Member) -> bytes:
+        start = member.read(_START_BYTES)
+        return start + member.read(head_end(start) - len(start))
+
+    async def _take(
+        self, member: Member, head: bytes, key: ValueKey, opened: Opened[Artifact | Module]
+    ) -> None:
+        if member.size_bytes != len(head) + opened.body.stored_bytes:
+            raise ValueRejected(Cause.FORMAT, "the value has another length than its head says")
+        check_size(opened.body, self._limit_bytes)
+        if isinstance(opened.what, Artifact):
+            await self._refuse_if_evicted(opened.what)
+        if key in self._seen:
+            self.moved.duplicates += 1
+            return
+        [there] = await self._link.exists([self._names.value(key)])
+        if there and not self._replace:
+            self.moved.kept += 1
+        else:
+            pieces = await self._pieces_of(member, opened)
+            whole = Whole(key, opened, head + b"".join(pieces[:1]), pieces[1:])
+            await self._store(whole, member.ttl_s)
+        self._seen.add(key)
+
+    async def _refuse_if_evicted(self, artifact: Artifact) -> None:
+        """Raise ValueRejected for what was evicted here: no daemon would serve it."""
+        by_name = {self._names.mark(whose): whose for whose in (artifact.module_sha256, EVERYTHING)}
+
+        async def read(names: Sequence[bytes]) -> list[bytes]:
+            return await self._link.beginnings(names, [MAX_MARK_BYTES + 1] * len(names))
+
+        found, _ = await read_strings(list(by_name), read)
+        for name, record in found.items():
+            mark = read_mark(name, record, self._verifier.check_stamp)
+            self._marks.learn(by_name[name], mark)
+        self._marks.check(artifact)
+
+    async def _pieces_of(self, member: Member, opened: Opened[Artifact | Module]) -> list[bytes]:
+        """Read all pieces of a value, and verify them and what they make up."""
+        check, pieces = WholeCheck(opened), []
+        for piece in opened.body.pieces:
+            stored = member.read(piece.size_bytes)
+            await off_loop(len(stored), check.take, [stored])
+            pieces.append(stored)
+        check.finish()
+        return pieces
+
+    async def _store(self, whole: Whole, left_s: int) -> None:
+        """Store pieces first and the value last, so that it is never there without them."""
+        ttl_s = self._fixed_ttl_s or min(self._ttl_s, left_s if left_s >= 0 else self._ttl_s) or 1
+        for piece, stored in zip(whole.opened.body.pieces[1:], whole.parts, strict=True):
+            name = self._names.part(whole.key, piece.sha256)
+            await self._link.set(name, stored, ttl_s + PARTS_OUTLIVE_S)
+            await self._pace.spent(len(stored))
+        name = self._names.value(whole.key)
+        if self._replace:
+            await self._link.set(name, whole.value, ttl_s)
+            self.moved.count(whole)
+        elif await self._link.add(name, whole.value, ttl_s):
+            self.moved.count(whole)
+        else:
+            self.moved.kept += 1  # Somebody stored it meanwhile.
+        await self._pace.spent(len(whole.value))

@@ -1,0 +1,130 @@
+"""Services that come with grpcio (health, reflection, channelz), held to our limits."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from wasmkilnd import errors
+from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
+from wasmkilnd.rpc.calls import Traffic, abort
+from wasmkilnd.rpc.flow.caller import Context, caller_of
+from wasmkilnd.rpc.wire.bounds import plan_of
+from wasmkilnd.rpc.wire.scan import not_a_message, scan
+from wasmkilnd.slices import in_slices
+
+log = structlog.get_logger("wasmkilnd.rpc")
+
+# What somebody at a terminal asks is done with a few dozen.
+_MAX_REQUESTS = 1000
+
+
+class LimitedServer:
+    """Takes a service's handlers as a server would, and has their requests read within limits."""
+
+    def __init__(self, server: Any, traffic: Traffic) -> None:
+        self._server = server
+        self._traffic = traffic
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Serve what these handlers handle."""
+        self._server.add_generic_rpc_handlers(
+            tuple(_Limited(handler, self._traffic) for handler in handlers)
+        )
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Do nothing: what generated code registers here it has added above already."""
+
+
+class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no types
+    def __init__(self, handler: grpc.GenericRpcHandler, traffic: Traffic) -> None:
+        self._handler = handler
+        self._traffic = traffic
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Answer the handler of a method, None for one that is not of this service."""
+        handler = self._handler.service(handler_call_details)
+        if not handler:
+            return None
+        return _limited(handler, handler_call_details.method, self._traffic)
+
+
+def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
+    """Answer the same handler as one of streams both ways; on the wire there is no difference."""
+    behavior = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    plan = plan_of(method)
+
+    async def requests(context: Context, caller: str) -> AsyncIterator[Any]:
+        for number in itertools.count():
+            message, let_go = await traffic.receiver.read(context, caller, patient=number > 0)
+            let_go()  # Messages within the bounds of these services are small, and are not kept.
+            if message is None:
+                return
+            if number == _MAX_REQUESTS:
+                raise errors.invalid_request(
+                    f"one call may have {_MAX_REQUESTS:,} requests at most: begin another", ""
+                )
+            await in_slices(scan(message, plan))
+            try:
+                request = handler.request_deserializer(message)
+            except DecodeError:
+                raise not_a_message() from None
+            del message
+            yield request
+
+    async def answers(context: Context, caller: str) -> AsyncIterator[Any]:
+        asked: Any = requests(context, caller)
+        if not handler.request_streaming:
+            asked = await anext(asked, None)
+            if asked is None:
+                return
+        if inspect.isasyncgenfunction(behavior):
+            async for answer in behavior(asked, context):
+                yield answer
+        elif handler.response_streaming:
+            await behavior(asked, context)
+        else:
+            answer = await behavior(asked, context)
+            if answer is not None:  # Else it has set another status than OK, and that is all.
+                yield answer
+
+    def serialized(message: Any) -> Any:
+        # Some behaviors write to the context, past us.
+        return message if isinstance(message, bytes) else handler.response_serializer(message)
+
+    async def call(_: Any, context: Context) -> None:
+        peer = context.peer()
+        caller = caller_of(peer)
+        try:
+            traffic.foreign.enter(caller)
+            try:
+                with traffic.connections.call(peer):
+                    async for answer in answers(context, caller):
+                        await traffic.sender.send(context, caller, (serialized(answer),))
+            finally:
+                traffic.foreign.leave(caller)
+        except WasmkilnError as failure:
+            forget_frames(failure)
+            if not context.done():
+                await abort(context, failure)
+        except aio.InternalError:  # The connection has gone.
+            raise asyncio.CancelledError from None
+        except aio.AbortError as aborted:  # The service said what was to be said.
+            forget_frames(aborted)
+        except Exception as defect:
+            log.exception("call failed", method=method)
+            forget_frames(defect)
+            failed = WasmkilnError(Reason.INTERNAL, "the daemon failed; its log tells more")
+            await abort(context, failed)
+
+    return grpc.stream_stream_rpc_method_handler(call, response_serializer=serialized)

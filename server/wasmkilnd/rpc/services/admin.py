@@ -1,0 +1,81 @@
+"""AdminService, as the wire sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wasmkiln.v1 import admin_service_pb2 as pb
+
+from wasmkilnd.admission import check_sha256
+from wasmkilnd.errors import invalid_request
+from wasmkilnd.model import DrainState
+from wasmkilnd.module_service import ModuleService
+from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.rpc.flow.caller import CallNote, Context
+from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.parts import repeated
+
+
+class AdminServicer:
+    """Translates; decides nothing."""
+
+    def __init__(
+        self,
+        modules: ModuleService,
+        quarantine: Quarantine,
+        drain: Callable[[float | None], DrainState],
+    ) -> None:
+        self._modules = modules
+        self._quarantine = quarantine
+        self._drain = drain
+
+    async def evict(
+        self, request: pb.EvictRequest, context: Context, note: CallNote
+    ) -> pb.EvictResponse:
+        """Evict what the request names."""
+        if request.tier not in messages.TIERS:
+            raise invalid_request("no such tier: use TIER_MEMORY or TIER_REDIS", "tier")
+        note.module, note.engine = request.module_sha256, request.engine
+        evicted, unreachable = await self._modules.evict(
+            messages.evict_scope(request), messages.TIERS[request.tier]
+        )
+        return pb.EvictResponse(
+            artifacts=evicted.artifacts,
+            modules=evicted.modules,
+            bytes=evicted.bytes,
+            unreachable_tiers=unreachable,
+        )
+
+    async def list_quarantine(
+        self, request: pb.ListQuarantineRequest, context: Context, note: CallNote
+    ) -> bytes:
+        """List what is refused."""
+        return await repeated(
+            pb.ListQuarantineResponse.MODULES_FIELD_NUMBER,
+            (
+                messages.quarantined_module(strike).SerializeToString()
+                for strike in await self._quarantine.listed()
+            ),
+        )
+
+    async def release_quarantine(
+        self, request: pb.ReleaseQuarantineRequest, context: Context, note: CallNote
+    ) -> pb.ReleaseQuarantineResponse:
+        """Release what the request names."""
+        note.module = request.module_sha256
+        if request.WhichOneof("scope") == "module_sha256":
+            check_sha256(request.module_sha256, "module_sha256")
+        elif not request.all:
+            raise invalid_request("name a module_sha256, or set all", "scope")
+        released, told = await self._quarantine.release(request.module_sha256)
+        return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not told)
+
+    async def drain(
+        self, request: pb.DrainRequest, context: Context, note: CallNote
+    ) -> pb.DrainResponse:
+        """Begin to end the daemon, and answer what it still waits for."""
+        grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
+        state = self._drain(grace_s)
+        return pb.DrainResponse(
+            grace=messages.duration(state.left_s), calls=state.calls, flights=state.flights
+        )

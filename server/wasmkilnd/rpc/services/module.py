@@ -1,0 +1,116 @@
+"""ModuleService, as the wire sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
+
+from wasmkilnd.compile_service import CompileService
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.module_service import ModuleService
+from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
+from wasmkilnd.rpc.flow.caller import CallNote, Context, Frames
+from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.parts import Parts, repeated
+from wasmkilnd.rpc.wire.scan import not_a_message
+from wasmkilnd.waiters import Waiter
+
+
+class ModuleServicer:
+    """Translates; decides nothing."""
+
+    def __init__(
+        self,
+        service: CompileService,
+        modules: ModuleService,
+        stats: Callable[[], pb.StatsResponse],
+        capabilities: Callable[[], pb.GetCapabilitiesResponse],
+    ) -> None:
+        self._service = service
+        self._modules = modules
+        self._stats = stats
+        self._capabilities = capabilities
+        self._headers = messages.HeaderFrames()
+
+    async def load(
+        self, request: pb.LoadRequest, context: Context, note: CallNote
+    ) -> pb.LoadResponse:
+        """Admit, validate and store a module."""
+        note.engine = request.engine
+        order = messages.load_order(request, _terms(context, note))
+        del request  # It may wait long, and one copy of the module is enough.
+        try:
+            loaded = await self._modules.load(order)
+        except WasmkilnError as failure:
+            note.module = _refused_module(order, failure)
+            raise
+        note.module, note.engine = loaded.module.sha256, loaded.engine_id
+        return messages.load_response(loaded)
+
+    async def compile(self, request: pb.CompileRequest, context: Context, note: CallNote) -> Frames:
+        """Answer the header, then the artifact, both serialized before."""
+        note.module, note.engine = request.sha256, request.engine
+        omit_artifact = request.omit_artifact
+        order = messages.compile_order(request, _terms(context, note))
+        del request  # It may wait long, and one copy of the module is enough.
+        try:
+            served = await self._service.compile(order)
+        except WasmkilnError as failure:
+            note.module = _refused_module(order, failure)
+            raise
+        artifact = served.artifact
+        note.module, note.engine = artifact.module_sha256, artifact.spec.engine.id
+        note.origin, note.bytes = served.origin.value, artifact.size_bytes
+        if served.queue_time_s:
+            note.queue_ms = round(served.queue_time_s * 1e3, 3)
+        note.compile_ms = round(artifact.compile_time_s * 1e3, 3)
+        return Frames(self._headers.frame(served), None if omit_artifact else artifact)
+
+    async def stats(
+        self, request: pb.StatsRequest, context: Context, note: CallNote
+    ) -> pb.StatsResponse:
+        """Answer counters and percentiles."""
+        return self._stats()
+
+    async def get_capabilities(
+        self, request: pb.GetCapabilitiesRequest, context: Context, note: CallNote
+    ) -> pb.GetCapabilitiesResponse:
+        """Answer what can be asked for."""
+        return self._capabilities()
+
+    async def find_missing(self, keys: Parts, context: Context, note: CallNote) -> bytes:
+        """Answer those keys that no tier holds, as they were asked."""
+        missing = await self._modules.find_missing(map(_wanted, keys))
+        return await repeated(
+            pb.FindMissingResponse.MISSING_FIELD_NUMBER, (keys[index] for index in missing)
+        )
+
+
+def _wanted(key: bytes) -> WantedArtifact:
+    """Answer what a serialized ArtifactKey asks about. Raises INVALID_REQUEST."""
+    try:
+        return messages.wanted(types_pb2.ArtifactKey.FromString(key))
+    except DecodeError:
+        raise not_a_message() from None
+
+
+def _terms(context: Context, note: CallNote) -> Terms:
+    """Answer on what terms a call is served. Raises INVALID_REQUEST."""
+    left_s = context.time_remaining()
+    return Terms(
+        Waiter(note.caller, note.background),
+        None if left_s is None else asyncio.get_running_loop().time() + left_s,
+        note.let_go,
+    )
+
+
+def _refused_module(order: CompileRequest | LoadRequest, failure: WasmkilnError) -> str:
+    """Answer which module was refused, so that an operator can tell, if admission found out.
+
+    What is no module, or too large for one, is not worth hashing.
+    """
+    return order.sha256 or failure.metadata.get("actual_sha256", "")

@@ -1,0 +1,50 @@
+"""The answer of GetCapabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wasmkiln.v1 import module_service_pb2 as pb
+
+from wasmkilnd.model import EngineCapabilities, Isolation, Limits, UnservedEngine
+from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.bounds import MAX_FIND_MISSING_KEYS
+from wasmkilnd.wire import CHUNK_BYTES
+
+
+def capabilities_response(
+    version: str,
+    engines: Sequence[tuple[EngineCapabilities, str, Isolation]],
+    default: str,
+    unserved: Sequence[UnservedEngine],
+    limits: Limits,
+    *,
+    isolation_required: bool,
+) -> pb.GetCapabilitiesResponse:
+    """Answer GetCapabilities' message.
+
+    ``engines`` are those that are served, each with the fingerprint of its default target,
+    cpu and settings, and what confines its jobs; ``default`` is the id of the one for
+    requests that name none.
+    """
+    return pb.GetCapabilitiesResponse(
+        version=version,
+        engines=[
+            messages.engine_capabilities(
+                engine, fingerprint, engine.identity.id == default, isolation
+            )
+            for engine, fingerprint, isolation in engines
+        ],
+        limits=pb.Limits(
+            module_bytes=limits.module_bytes,
+            compile_time=messages.duration(limits.compile_timeout_s),
+            compile_cpu_time=messages.duration(limits.compile_cpu_s),
+            compile_memory_bytes=limits.compile_memory_bytes,
+            artifact_bytes=limits.artifact_bytes,
+            chunk_bytes=CHUNK_BYTES,
+            queue_length=limits.queue_length,
+            find_missing_keys=MAX_FIND_MISSING_KEYS,
+        ),
+        isolation_required=isolation_required,
+        unserved_engines=[pb.UnservedEngine(id=one.id, cause=one.cause) for one in unserved],
+    )

@@ -1,0 +1,283 @@
+"""Domain values as messages of the contract, and requests as domain values."""
+
+from __future__ import annotations
+
+import re
+import weakref
+
+from google.protobuf import duration_pb2
+from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
+
+from wasmkilnd.admission import check_sha256
+from wasmkilnd.errors import invalid_request, quoted
+from wasmkilnd.model import (
+    Artifact,
+    EngineCapabilities,
+    EngineIdentity,
+    EvictScope,
+    ExternType,
+    Isolation,
+    Kind,
+    LayerState,
+    Origin,
+    Strike,
+)
+from wasmkilnd.requests import CompileRequest, Loaded, LoadRequest, Served, Terms, WantedArtifact
+
+KINDS = {
+    Kind.CORE_MODULE: types_pb2.KIND_CORE_MODULE,
+    Kind.COMPONENT: types_pb2.KIND_COMPONENT,
+}
+ORIGINS = {
+    Origin.MEMORY: types_pb2.ORIGIN_MEMORY,
+    Origin.REDIS: types_pb2.ORIGIN_REDIS,
+    Origin.COMPILED: types_pb2.ORIGIN_COMPILED,
+    Origin.JOINED_FLIGHT: types_pb2.ORIGIN_JOINED_FLIGHT,
+}
+EXTERN_KINDS = {
+    "function": types_pb2.EXTERN_KIND_FUNCTION,
+    "global": types_pb2.EXTERN_KIND_GLOBAL,
+    "table": types_pb2.EXTERN_KIND_TABLE,
+    "memory": types_pb2.EXTERN_KIND_MEMORY,
+    "tag": types_pb2.EXTERN_KIND_TAG,
+}
+LAYER_STATES = {
+    LayerState.ENFORCED: module_service_pb2.IsolationLayer.STATE_ENFORCED,
+    LayerState.PARTIAL: module_service_pb2.IsolationLayer.STATE_PARTIAL,
+    LayerState.MISSING: module_service_pb2.IsolationLayer.STATE_MISSING,
+}
+TIERS = {
+    admin_service_pb2.TIER_UNSPECIFIED: "",
+    admin_service_pb2.TIER_MEMORY: "memory",
+    admin_service_pb2.TIER_REDIS: "redis",
+}
+
+MAX_CACHED_ARTIFACTS = 1000
+"""Of one module, in Load's answer: they and their settings fit into the 4 MiB that gRPC's
+clients take by default.
+"""
+
+# What duration.proto allows.
+_MAX_DURATION_S = 315_576_000_000
+
+_ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """Answer ``seconds`` as a Duration."""
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+def seconds(message: duration_pb2.Duration, field: str) -> float:
+    """Answer a caller's Duration. Raises INVALID_REQUEST for a negative or malformed one."""
+    if not 0 <= message.seconds <= _MAX_DURATION_S or not 0 <= message.nanos < 1_000_000_000:
+        raise invalid_request(f"{field} is no duration of 0 s or more", field)
+    return message.seconds + message.nanos / 1e9
+
+
+def engine(identity: EngineIdentity) -> types_pb2.Engine:
+    """Answer an engine's message."""
+    return types_pb2.Engine(
+        id=identity.id,
+        name=identity.name,
+        version=identity.version,
+        core_version=identity.core_version,
+        compiler=identity.compiler,
+    )
+
+
+def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> CompileRequest:
+    """Answer what a CompileRequest asks for. Raises INVALID_REQUEST."""
+    source = request.WhichOneof("source")
+    if source is None:
+        raise invalid_request("no source: set sha256 or module", "source")
+    if source == "sha256":
+        check_sha256(request.sha256, "sha256")
+    return CompileRequest(
+        sha256=request.sha256,
+        wasm=request.module,
+        engine=request.engine,
+        target=request.target,
+        cpu=request.cpu,
+        settings=dict(request.settings),
+        skip_cache_lookup=request.skip_cache_lookup,
+        terms=terms,
+    )
+
+
+def load_order(request: module_service_pb2.LoadRequest, terms: Terms) -> LoadRequest:
+    """Answer what a LoadRequest asks for."""
+    return LoadRequest(request.module, request.expected_sha256, request.engine, terms)
+
+
+def load_response(loaded: Loaded) -> module_service_pb2.LoadResponse:
+    """Answer Load's message."""
+    return module_service_pb2.LoadResponse(
+        sha256=loaded.module.sha256,
+        size_bytes=len(loaded.module.wasm),
+        already_loaded=loaded.already_loaded,
+        kind=KINDS[loaded.module.kind],
+        engine=loaded.engine_id,
+        artifacts=[
+            types_pb2.CachedArtifact(
+                engine=artifact.spec.engine.id,
+                fingerprint=artifact.spec.fingerprint,
+                target=artifact.spec.target,
+                cpu=artifact.spec.cpu,
+                size_bytes=artifact.size_bytes,
+                settings=artifact.spec.settings,
+            )
+            for artifact in loaded.artifacts[:MAX_CACHED_ARTIFACTS]
+        ],
+    )
+
+
+def wanted(key: types_pb2.ArtifactKey) -> WantedArtifact:
+    """Answer what an ArtifactKey asks about."""
+    return WantedArtifact(
+        module_sha256=key.module_sha256,
+        engine=key.engine,
+        target=key.target,
+        cpu=key.cpu,
+        settings=dict(key.settings),
+        fingerprint=key.fingerprint,
+    )
+
+
+def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
+    """Answer what an EvictRequest names. Raises INVALID_REQUEST."""
+    scope = request.WhichOneof("scope")
+    if scope == "module_sha256" and request.module_sha256:
+        return EvictScope(module_sha256=request.module_sha256)
+    if scope == "engine":
+        # Not one of the served: it may be an engine that was removed.
+        if not _ENGINE_ID.fullmatch(request.engine):
+            raise invalid_request(
+                f"{quoted(request.engine)} is no engine's id: write one such as wasmtime-50.0.1",
+                "engine",
+            )
+        return EvictScope(engine_id=request.engine)
+    if scope == "all" and request.all:
+        return EvictScope()
+    raise invalid_request("no scope: set module_sha256, engine, or all to true", "scope")
+
+
+def quarantined_module(strike: Strike) -> admin_service_pb2.QuarantinedModule:
+    """Answer one entry of ListQuarantine."""
+    return admin_service_pb2.QuarantinedModule(
+        module_sha256=strike.key.module_sha256,
+        fingerprint=strike.key.fingerprint,
+        engine=strike.engine_id,
+        reason=strike.reason,
+        message=strike.message,
+        strikes=strike.count,
+        time_left=duration(strike.left_s),
+    )
+
+
+def engine_capabilities(
+    capabilities: EngineCapabilities, fingerprint: str, is_default: bool, isolation: Isolation
+) -> module_service_pb2.EngineCapabilities:
+    """Answer one engine's entry of GetCapabilities."""
+    return module_service_pb2.EngineCapabilities(
+        engine=engine(capabilities.identity),
+        fingerprint=fingerprint,
+        targets=[
+            module_service_pb2.Target(triple=target.triple, cpus=target.cpus, host=target.host)
+            for target in capabilities.targets
+        ],
+        settings=[
+            module_service_pb2.Setting(
+                name=setting.name,
+                default_value=setting.default,
+                allowed_values=setting.allowed,
+                description=setting.description,
+            )
+            for setting in capabilities.settings
+        ],
+        wasm_features=capabilities.wasm_features,
+        kinds=sorted(KINDS[kind] for kind in capabilities.kinds),
+        default=is_default,
+        interpreter=capabilities.interpreter,
+        host_triple=capabilities.host_triple,
+        host_cpu_features=capabilities.host_cpu_features,
+        isolation=module_service_pb2.Isolation(
+            holds=isolation.holds,
+            layers=[
+                module_service_pb2.IsolationLayer(
+                    name=layer.name, state=LAYER_STATES[layer.state], detail=layer.detail
+                )
+                for layer in isolation.layers
+            ],
+            attempts=[
+                module_service_pb2.BreakOutAttempt(name=name, refused=refused)
+                for name, refused in isolation.attempts.items()
+            ],
+        ),
+    )
+
+
+class HeaderFrames:
+    """Makes the first message of a Compile answer, mostly once per artifact and origin.
+
+    It is kept for as long as the artifact lives. Only a call that waited in a
+    queue has a header of its own, since it says how long.
+    """
+
+    def __init__(self) -> None:
+        self._kept: weakref.WeakKeyDictionary[Artifact, dict[Origin, bytes]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def frame(self, served: Served) -> bytes:
+        """Answer the serialized CompileResponse with the header of ``served``."""
+        if served.queue_time_s:
+            return _header_frame(served)
+        kept = self._kept.get(served.artifact)
+        if kept is None:
+            kept = self._kept[served.artifact] = {}
+        frame = kept.get(served.origin)
+        if frame is None:
+            frame = kept[served.origin] = _header_frame(served)
+        return frame
+
+
+def _header_frame(served: Served) -> bytes:
+    header = _fixed_header(served.artifact)
+    header.origin = ORIGINS[served.origin]
+    if served.queue_time_s:
+        header.queue_time.CopyFrom(duration(served.queue_time_s))
+    return module_service_pb2.CompileResponse(header=header).SerializeToString()
+
+
+def _fixed_header(artifact: Artifact) -> types_pb2.ArtifactHeader:
+    spec = artifact.spec
+    return types_pb2.ArtifactHeader(
+        module_sha256=artifact.module_sha256,
+        artifact_sha256=artifact.sha256,
+        size_bytes=artifact.size_bytes,
+        engine=engine(spec.engine),
+        target=spec.target,
+        cpu=spec.cpu,
+        settings=spec.settings,
+        changed_settings=spec.changed_settings,
+        fingerprint=spec.fingerprint,
+        compile_time=duration(artifact.compile_time_s),
+        attestation=artifact.attestation,
+        kind=KINDS[artifact.kind],
+        imports=[_import(item) for item in artifact.imports],
+        exports=[_export(item) for item in artifact.exports],
+        types_truncated=artifact.types_truncated,
+    )
+
+
+def _import(item: ExternType) -> types_pb2.ImportType:
+    kind = EXTERN_KINDS.get(item.kind, types_pb2.EXTERN_KIND_OTHER)
+    return types_pb2.ImportType(module=item.module, name=item.name, kind=kind, type=item.type)
+
+
+def _export(item: ExternType) -> types_pb2.ExportType:
+    kind = EXTERN_KINDS.get(item.kind, types_pb2.EXTERN_KIND_OTHER)
+    return types_pb2.ExportType(name=item.name, kind=kind, type=item.type)

@@ -1,0 +1,212 @@
+"""The key directory: one signing key, and the public keys that are trusted.
+
+::
+
+    <keys>/              0700
+    <keys>/signing.pem   0600  the private key, PKCS #8
+    <keys>/trusted/      0700  <key id>.pem: public keys, this one's and others'
+    <keys>/.lock         0600  held by whoever changes something
+
+A public key is in place before its private key signs anything, and stays when the private
+key goes: so no value is ever signed by a key that is not trusted, and rotation loses none.
+Several daemons, on several machines, may share the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from wasmkiln.trusted_keys import PublicKey, TrustedKeys
+
+from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.signing.private import PrivateKey
+
+
+class KeysUnusable(Exception):  # noqa: N818 - a state, told to the operator
+    """The keys cannot be used; the message says why and what to do, and holds no secret."""
+
+
+class KeyStore:
+    """A key directory. Safe for use by several processes at once; every method may block.
+
+    Whoever may change something in it decides whose native code is run. So every method raises
+    KeysUnusable where the directory, ``trusted/``, a key in it or a folder above belongs to another
+    user than this one or root, or may be written by others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._signing = folder / "signing.pem"
+        self._trusted = folder / "trusted"
+
+    def signing_key(self) -> PrivateKey | None:
+        """Answer the signing key, None if there is none. Raises KeysUnusable."""
+        with _told(self.folder):
+            self._refuse_open_folders()
+            # A group may read: that is how a volume of secrets is mounted for a user of its own.
+            text = _read(self._signing, secret=True)
+        if text is None:
+            return None
+        try:
+            return PrivateKey.parse(text)
+        except ValueError as error:
+            raise KeysUnusable(f"{self._signing}: {error}") from None
+
+    def ensure(self) -> PrivateKey:
+        """Answer the signing key, made if there is none yet. Raises KeysUnusable.
+
+        Of processes that start at once on an empty directory, the first makes the key and
+        the others find it.
+        """
+        # Without the lock first: a directory that is mounted read-only is enough to sign.
+        key = self.signing_key()
+        if key is None:
+            with self._locked():
+                key = self.signing_key() or self._replace()
+        return key
+
+    def generate(self) -> PrivateKey:
+        """Make the signing key. Raises KeysUnusable, also if there is one."""
+        with self._locked():
+            if self.signing_key():
+                raise KeysUnusable(
+                    f"{self._signing} is there already: `wasmkilnd keys rotate` replaces it"
+                )
+            return self._replace()
+
+    def rotate(self) -> PrivateKey:
+        """Replace the signing key; the old one stays trusted. Raises KeysUnusable."""
+        with self._locked():
+            old = self.signing_key()
+            if old:
+                self._trust(old.public)
+            return self._replace()
+
+    def trust(self, key: PublicKey) -> None:
+        """Trust another daemon's key. Raises KeysUnusable."""
+        with self._locked():
+            self._trust(key)
+
+    def distrust(self, key_id: str) -> None:
+        """Trust a key no more. Raises KeysUnusable, also for one that is not trusted here."""
+        with self._locked():
+            signing = self.signing_key()
+            if signing and signing.public.id == key_id:
+                raise KeysUnusable(
+                    f"{key_id} is what signs here: `wasmkilnd keys rotate` replaces it first"
+                )
+            # By content and not by name: somebody may have put a file there by hand.
+            held = {file: _read_trusted(file) for file in self._trusted.glob("*.pem")}
+            files = [file for file, keys in held.items() if key_id in keys]
+            if not files:
+                raise KeysUnusable(
+                    f"{key_id} is no id of a key in {self._trusted}: `wasmkilnd keys list` shows"
+                    " them; a key that WASMKILN_TRUSTED_KEYS names is taken out of that variable"
+                )
+            for file in files:
+                if len(held[file]) > 1:
+                    raise KeysUnusable(f"{file} holds other keys too: take it out there by hand")
+            for file in files:
+                file.unlink()
+
+    def trusted(self) -> TrustedKeys:
+        """Answer the public keys that are trusted. Raises KeysUnusable."""
+        with _told(self._trusted):
+            self._refuse_open_folders()
+            if not self._trusted.is_dir():
+                return TrustedKeys()
+            for file in self._trusted.rglob("*.pem"):
+                check_path(file, private=True)
+            return _read_trusted(self._trusted)
+
+    def find(self, key_id: str) -> PublicKey | None:
+        """Answer the trusted key with this id, if it lies here. Raises KeysUnusable."""
+        with _told(self._trusted):
+            self._refuse_open_folders()
+            text = _read(self._trusted / f"{key_id}.pem")
+        if text is None:
+            return None
+        with contextlib.suppress(ValueError):
+            key = PublicKey.parse(text)
+            if key.id == key_id:
+                return key
+        raise KeysUnusable(f"{self._trusted}/{key_id}.pem does not hold the key of its name")
+
+    def _replace(self) -> PrivateKey:
+        key = PrivateKey.generate()
+        self._trust(key.public)
+        _write(self._signing, key.pem)
+        return key
+
+    def _trust(self, key: PublicKey) -> None:
+        path = self._trusted / f"{key.id}.pem"
+        if not path.exists():
+            self._trusted.mkdir(mode=0o700, exist_ok=True)
+            _write(path, key.pem.encode())
+
+    def _refuse_open_folders(self) -> None:
+        # Before anything in them is looked at: from then on only we and root can change it.
+        for folder in (self.folder, self._trusted):
+            check_path(folder, private=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _told(self.folder):
+            make_folder(self.folder, private=True)
+            self._refuse_open_folders()
+            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+
+
+def _read_trusted(path: Path) -> TrustedKeys:
+    try:
+        return TrustedKeys.read(path)
+    except ValueError as error:
+        raise KeysUnusable(str(error)) from None
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Word the system's errors for the operator."""
+    try:
+        yield
+    except NotOurs as refusal:
+        raise KeysUnusable(str(refusal)) from None
+    except OSError as error:
+        raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
+
+
+def _read(path: Path, *, secret: bool = False) -> str | None:
+    """Answer a key file's text, None if there is none.
+
+    What is no text is none of a key's either: whoever parses it will say so.
+    """
+    try:
+        check_path(path, private=True, secret=secret)
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it there, so that readers see all of it or none."""
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
