@@ -3,121 +3,151 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SERVER = ROOT / "server" / "wasmkilnd"
-CLIENT = ROOT / "client" / "wasmkiln"
+from tests.architecture.imports import (
+    CLIENT,
+    ROOT,
+    SERVER,
+    circles,
+    graph,
+    imported_modules,
+    modules,
+    room_of,
+)
 
+# The files of the root that every room may import: values, errors, ports, and what is small.
 CORE = {
-    *("model", "errors", "ports", "wire", "fingerprint", "admission"),
-    *("demand", "singleflight", "seal", "redis_address", "in_force", "ledger", "network"),
+    *("model", "errors", "ports", "wire", "fingerprint", "admission", "requests"),
+    *("waiters", "singleflight", "redis_address", "reloadable", "fair_share", "network"),
     *("slices", "wait_budget", "ownership"),
 }
-# What each part may import of the others; a part may always import itself.
-MAY_IMPORT = {
+SERVICES = {"compile_service", "module_service", "quarantine"}
+
+# What each file of the daemon's root may import of the rest of the root.
+ROOT_FILES: Mapping[str, set[str]] = {
     "model": set(),
     "errors": set(),
     "wire": set(),
     "fingerprint": {"model"},
     "redis_address": set(),
-    "demand": set(),
-    "order": {"demand", "model"},
-    "wait_budget": {"errors"},
-    "ports": {"model", "errors", "demand", "wait_budget", "wire"},
-    "admission": {"model", "errors", "demand", "in_force", "ledger", "order", "ports"},
-    "singleflight": {"demand", "errors"},
-    "seal": {"model"},
-    "in_force": set(),
-    "ledger": set(),
+    "reloadable": set(),
+    "fair_share": set(),
     "network": set(),
-    "descriptors": set(),
     "slices": set(),
     "ownership": set(),
+    "waiters": set(),
+    "requests": {"waiters", "model"},
+    "wait_budget": {"errors"},
+    "ports": {"model", "errors", "waiters", "wait_budget", "wire"},
+    "admission": {"model", "errors", "waiters", "reloadable", "fair_share", "requests", "ports"},
+    "singleflight": {"waiters", "errors"},
     "quarantine": {"model", "errors", "ports", "wait_budget"},
-    "compile_service": CORE | {"order", "quarantine"},
-    "module_service": CORE | {"order", "quarantine"},
-    "cache": CORE,
-    "engines": CORE,
-    "telemetry": CORE,
-    "config": {"redis_address"},
-    "keys": {"ownership"},
-    "keys_command": {"keys", "config"},
-    "rpc": CORE | {"order", "compile_service", "module_service", "quarantine", "telemetry"},
-    "shutdown": set(),
-    "readiness": CORE | {"engines"},
-    "signing": CORE | {"config", "keys"},
-    "gauges": CORE | {"engines", "rpc", "telemetry"},
-    "options": CORE | {"cache", "config", "engines"},
-    "reload": CORE | {"cache", "config", "keys", "options", "signing", "telemetry"},
-    "app": CORE
-    | {"compile_service", "module_service", "quarantine", "cache", "engines", "telemetry"}
-    | {"config", "rpc"}
-    | {
-        "banner",
-        "descriptors",
-        "gauges",
-        "keys",
-        "malloc_trim",
-        "options",
-        "shutdown",
-        "readiness",
-        "signing",
-        "reload",
-    },
-    "banner": CORE | {"engines", "config"},
-    "service_manager": set(),
-    "allocator": set(),
-    "malloc_trim": set(),
-    "run": {"allocator", "app", "config", "shutdown", "service_manager", "telemetry"},
-    "cache_command": CORE | {"cache", "engines", "config", "keys", "options", "telemetry"},
-    "cli": CORE | {"app", "run", "engines", "config", "keys", "keys_command", "cache_command"},
+    "compile_service": CORE | {"quarantine"},
+    "module_service": CORE | {"quarantine"},
+    "options": CORE,
+    "app": CORE | SERVICES | {"options"},
+    "run": {"app"},
+    "cli": CORE | {"app", "run"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 
+# What each room may import: files of the root, and other rooms.
+ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
+    "cache.value": (CORE, set()),
+    "cache.redis": (CORE, {"cache.value"}),
+    "cache.embedded": ({"ownership"}, set()),
+    "cache.fleet": (CORE, {"cache.value", "cache.redis"}),
+    "cache": (CORE, {"cache.value", "cache.redis", "cache.embedded", "cache.fleet"}),
+    "engines.child": (set(), {"engines.child.isolation"}),
+    "engines.child.isolation": (set(), set()),
+    "engines.scheduling": (CORE, set()),
+    "engines.workers": (
+        CORE,
+        {"engines.child", "engines.child.isolation", "engines.scheduling"},
+    ),
+    "engines.verdicts": (CORE, {"engines.workers"}),
+    "engines": (
+        CORE,
+        {"engines.child", "engines.scheduling", "engines.workers", "engines.verdicts"},
+    ),
+    "engines.install": (
+        CORE,
+        {"engines", "engines.child.isolation", "engines.workers", "engines.verdicts"},
+    ),
+    "rpc.connections": (CORE, set()),
+    "rpc.flow": (CORE, set()),
+    "rpc.wire": (CORE, {"rpc.flow", "telemetry.metrics"}),
+    "rpc.services": (CORE | SERVICES, {"rpc.flow", "rpc.wire"}),
+    "rpc": (CORE, {"rpc.connections", "rpc.flow", "rpc.wire", "rpc.services"}),
+    "telemetry": (set(), set()),
+    "telemetry.logs": (set(), set()),
+    "telemetry.metrics": (CORE, set()),
+    "telemetry.admin": ({"network"}, set()),
+    "config": ({"redis_address"}, set()),
+    "signing": (CORE, {"config"}),
+    "lifecycle": (
+        CORE | {"options"},
+        {"cache", "config", "engines", "rpc", "signing", "telemetry.logs", "telemetry.metrics"},
+    ),
+    "maintenance": (CORE, {"cache", "cache.embedded", "cache.redis", "cache.value"}),
+    "commands": (set(), {"config", "signing"}),
+    "commands.cache": (
+        CORE | {"options"},
+        {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "maintenance", "signing"}
+        | {"engines", "engines.child", "engines.install", "engines.workers", "telemetry.logs"},
+    ),
+}
 
-def imported_modules(path: Path) -> set[str]:
-    """Answer the full names of all that a file imports, relative ones resolved."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                package = path.relative_to(
-                    SERVER.parent if SERVER in path.parents else CLIENT.parent
-                )
-                base = ".".join(package.parts[: len(package.parts) - node.level])
-                names |= {f"{base}.{node.module or alias.name}" for alias in node.names}
-            else:
-                names.add(node.module or "")
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+
+def short(name: str) -> str:
+    """Return a module's name without that of the daemon."""
+    return name.removeprefix("wasmkilnd").removeprefix(".") or "__init__"
 
 
-def part_of(path: Path) -> str:
-    """Answer the part of the daemon that a file belongs to."""
-    first = path.relative_to(SERVER).parts[0]
-    return first.removesuffix(".py")
+@pytest.mark.parametrize("name", modules(SERVER))
+def test_the_daemon_imports_one_way(name: str) -> None:
+    for other in graph(SERVER)[name]:
+        room, other_room = short(room_of(name, SERVER)), short(room_of(other, SERVER))
+        if room == "__init__":  # a file of the root
+            if other_room == "__init__":
+                assert short(other) in ROOT_FILES[short(name)], f"{name} imports {other}"
+        elif other_room == "__init__":
+            assert short(other) in ROOMS[room][0], f"{name} imports {other}"
+        elif other_room != room:
+            assert other_room in ROOMS[room][1], f"{name} imports {other}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(SERVER.rglob("*.py")), ids=lambda path: str(path.relative_to(SERVER))
-)
-def test_the_daemon_imports_one_way(path: Path) -> None:
-    part = part_of(path)
-    for name in imported_modules(path):
-        words = name.split(".")
-        assert words[0] not in {"wasmer", "wasmtime"} or "child" in path.parts, name
-        if (
-            words[0] == "wasmkilnd"
-            and len(words) > 1
-            and (SERVER / words[1]).exists() | (SERVER / f"{words[1]}.py").exists()
-        ):
-            assert words[1] in MAY_IMPORT[part] | {part}, f"{part} imports {name}"
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_the_core_of_the_daemon_knows_no_room(name: str) -> None:
+    rooms = {room_of(other, SERVER) for other in graph(SERVER)[f"wasmkilnd.{name}"]}
+    assert rooms <= {"wasmkilnd"}
+
+
+@pytest.mark.parametrize("package", [SERVER, CLIENT], ids=lambda package: package.name)
+def test_no_files_import_each_other_in_a_circle(package: Path) -> None:
+    assert list(circles(graph(package))) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    assert list(circles({room: frozenset(allowed) for room, (_, allowed) in ROOMS.items()})) == []
+
+
+def test_a_circle_is_found() -> None:
+    edges = {"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("b"), "d": frozenset("a")}
+    assert list(circles(edges)) == [{"b", "c"}]
+
+
+@pytest.mark.parametrize("name", modules(SERVER))
+def test_the_daemon_never_imports_an_engine(name: str) -> None:
+    if "engines.child" not in name:
+        engines = {"wasmer", "wasmer_compiler_cranelift", "wasmtime"}
+        imported = imported_modules(modules(SERVER)[name])
+        assert not engines & {other.split(".")[0] for other in imported}
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.test_imports import SERVER, imported_modules
+from tests.architecture.imports import SERVER, imported_modules
 
 # From the top to the bottom; whatever else a call goes through is called by one of these.
 SPINE = (
     "rpc/calls.py",
-    "rpc/module_servicer.py",
+    "rpc/services/module.py",
     "compile_service.py",
     "cache/tiered.py",
     "singleflight.py",
     "engines/registry.py",
-    "engines/pool.py",
-    "engines/process.py",
+    "engines/workers/pool.py",
+    "engines/workers/process.py",
 )
 MOST_LINES = 299
 
