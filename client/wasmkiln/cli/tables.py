@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -15,11 +16,11 @@ from wasmkiln.v1.types_pb2 import Kind, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from rich.console import RenderableType
 
     from wasmkiln.attestation import Statement
-    from wasmkiln.cli.commands.compile import Compiled
     from wasmkiln.v1.admin_service_pb2 import (
         DrainResponse,
         EvictResponse,
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
         StatsResponse,
     )
     from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One artifact's header, the seconds that the call took, and where the bytes went."""
+
+    source: str
+    header: ArtifactHeader
+    call_s: float
+    saved_to: Path | None
 
 
 def loaded(modules: Iterable[tuple[str, LoadResponse]]) -> RenderableType:

@@ -15,7 +15,7 @@ from wasmkiln.loading import machine, with_wasmer, with_wasmtime
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from wasmkiln.artifact import Artifact
+    from wasmkiln.loading.loadable import Loadable
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
     class Loader(Protocol):
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
         def check_version(self, header: ArtifactHeader) -> None:
             """Raises EngineNotInstalled or IncompatibleEngine."""
 
-        def host_engine(self, artifact: Artifact) -> Any:
+        def host_engine(self, artifact: Loadable) -> Any:
             """What the artifact loads into. Raises the same."""
 
-        def deserialize(self, artifact: Artifact, engine: Any) -> Any:
+        def deserialize(self, artifact: Loadable, engine: Any) -> Any:
             """The engine's module. Raises IncompatibleEngine."""
 
 
 _LOADERS: dict[str, Loader] = {"wasmtime": with_wasmtime, "wasmer": with_wasmer}
 
 
-def host_engine(artifact: Artifact) -> Any:
+def host_engine(artifact: Loadable) -> Any:
     """What `Artifact.engine` answers.
 
     Raises EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
@@ -45,7 +45,7 @@ def host_engine(artifact: Artifact) -> Any:
     return loader.host_engine(artifact)
 
 
-def load_artifact(artifact: Artifact, engine: Any) -> Any:
+def load_artifact(artifact: Loadable, engine: Any) -> Any:
     """What `Artifact.load` answers.
 
     Raises EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
@@ -62,7 +62,7 @@ def load_artifact(artifact: Artifact, engine: Any) -> Any:
     return loader.deserialize(artifact, loader.host_engine(artifact) if engine is None else engine)
 
 
-def _verify(artifact: Artifact) -> None:
+def _verify(artifact: Loadable) -> None:
     """Without trusted keys the header's word has to do: what it says of the call was compared."""
     if artifact.trusted_keys:
         artifact.verify_header(artifact.trusted_keys)

@@ -10,7 +10,7 @@ from wasmkiln._header_fields import engine_id
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 
 if TYPE_CHECKING:
-    from wasmkiln.artifact import Artifact
+    from wasmkiln.loading.loadable import Loadable
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 
@@ -45,12 +45,12 @@ def _store() -> Any:
     return wasmer.Store(wasmer.engine.Universal(Compiler))
 
 
-def host_engine(artifact: Artifact) -> Any:
+def host_engine(artifact: Loadable) -> Any:
     """The process's `wasmer.Store`."""
     return _store()
 
 
-def deserialize(artifact: Artifact, engine: Any) -> Any:
+def deserialize(artifact: Loadable, engine: Any) -> Any:
     """A `wasmer.Module`."""
     import wasmer
 

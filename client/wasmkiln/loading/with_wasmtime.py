@@ -11,7 +11,7 @@ from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT
 
 if TYPE_CHECKING:
-    from wasmkiln.artifact import Artifact
+    from wasmkiln.loading.loadable import Loadable
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 
@@ -36,7 +36,7 @@ def check_version(header: ArtifactHeader) -> None:
         )
 
 
-def host_engine(artifact: Artifact) -> Any:
+def host_engine(artifact: Loadable) -> Any:
     """A `wasmtime.Engine` with the artifact's settings, one per process for each set."""
     settings = dict(artifact.header.changed_settings)
     if not artifact.trusted_keys:
@@ -75,7 +75,7 @@ def _value(text: str) -> bool | int | str:
     return int(text) if text.isdecimal() else text
 
 
-def deserialize(artifact: Artifact, engine: Any) -> Any:
+def deserialize(artifact: Loadable, engine: Any) -> Any:
     """A `wasmtime.Module` or a `wasmtime.component.Component`."""
     import wasmtime
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +16,6 @@ from wasmkiln.cli.progress import transfer_bars
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session
-    from wasmkiln.v1.types_pb2 import ArtifactHeader
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """One artifact's header, the seconds that the call took, and where the bytes went."""
-
-    source: str
-    header: ArtifactHeader
-    call_s: float
-    saved_to: Path | None
 
 
 @click.command("compile")
@@ -68,7 +56,7 @@ def compile_(
     place = Place(output, sources)
     with session.client(max_artifact_bytes=max_artifact_bytes) as client, transfer_bars() as bars:
 
-        def compile_one(source: str) -> Compiled:
+        def compile_one(source: str) -> tables.Compiled:
             start_s = time.perf_counter()
             with bars.compiling(source) as show:
                 artifact = client.compile(
@@ -82,7 +70,7 @@ def compile_(
                     on_progress=show,
                 )
             call_s = time.perf_counter() - start_s
-            return Compiled(source, artifact.header, call_s, place.save(source, artifact))
+            return tables.Compiled(source, artifact.header, call_s, place.save(source, artifact))
 
         done = batch.attempt_each(sources, compile_one)
     compiled = [item.result for item in done if item.result is not None]

@@ -1,0 +1,33 @@
+"""What loading needs of an artifact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Mapping
+
+    from wasmkiln.trusted_keys import TrustedKeys
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+
+class Loadable(Protocol):
+    """`wasmkiln.Artifact`, as far as loading looks at it."""
+
+    @property
+    def bytes(self) -> builtins.bytes: ...
+    @property
+    def header(self) -> ArtifactHeader: ...
+    @property
+    def trusted_keys(self) -> TrustedKeys: ...
+    @property
+    def requested_settings(self) -> Mapping[str, str]: ...
+
+    def intact(self) -> bool:
+        """Return whether the bytes are those that the header describes."""
+        ...
+
+    def verify_header(self, trusted_keys: TrustedKeys) -> Any:
+        """Raise AttestationInvalid unless one of the keys vouches for the header."""
+        ...
