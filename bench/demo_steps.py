@@ -42,7 +42,7 @@ class Engine:
 
 
 def compile_cold(client: Client, engine: Engine, wasm: Path) -> tuple[float, Artifact]:
-    """Compile what no tier has, and save it; answer the seconds, file excluded."""
+    """Compile what no tier has, and save it; return the seconds, file excluded."""
     started = time.perf_counter()
     artifact = client.compile(wasm, engine=engine.id)
     seconds = time.perf_counter() - started
@@ -100,7 +100,7 @@ def join(client: Client, engine: Engine, wasm: Path, callers: int) -> tuple[floa
 
 
 def hit(client: Client, engine: Engine, sha256: str, tier: str) -> float:
-    """Answer the median seconds of hits in ``tier``; what Redis answers is evicted between."""
+    """Return the median seconds of hits in ``tier``; what Redis answers is evicted between."""
     series = []
     for _ in range(_HITS):
         if tier == "redis":

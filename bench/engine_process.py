@@ -29,7 +29,7 @@ class EngineProcess:
         )
 
     def measure(self, operation: str, wasm: Path) -> float:
-        """Answer the seconds of an operation of ``inside.py``. Raises BenchError."""
+        """Return the seconds of an operation of ``inside.py``. Raises BenchError."""
         assert self._process.stdin
         assert self._process.stdout
         order = {**self._common, "op": operation, "wasm": str(wasm)}

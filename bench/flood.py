@@ -35,7 +35,7 @@ async def main(address: str, module: bytes, engines: list[str]) -> None:
 
 
 def _custom_section(number: int) -> bytes:
-    """Answer a section that changes a module's digest and nothing else."""
+    """Return a section that changes a module's digest and nothing else."""
     return bytes([0, 2, 1, 65 + number])
 
 

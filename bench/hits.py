@@ -108,7 +108,7 @@ def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
 
 
 def _best_bare(given: Setting, held: Held) -> tuple[str, int]:
-    """Answer the kind of bare server and the chunk size that are fastest for these bytes."""
+    """Return the kind of bare server and the chunk size that are fastest for these bytes."""
     chunks = [chunk for chunk in _CHUNK_BYTES if chunk <= held.size_bytes] or [KIB * KIB]
     choices = [(kind, chunk) for kind in ("asyncio", "threads") for chunk in chunks]
     with ExitStack() as stack:

@@ -26,7 +26,7 @@ _TICK_S = 0.001
 
 
 def compile_once(engine: Any, order: dict[str, Any], wasm: bytes) -> float:
-    """Answer the seconds from a module's bytes to its artifact's."""
+    """Return the seconds from a module's bytes to its artifact's."""
     started = time.perf_counter()
     configured = engine.configure(order["target"], order["cpu"], {})
     engine.serialize(engine.compile(configured, wasm, "core"))
@@ -49,7 +49,7 @@ def in_a_fork(engine: Any, order: dict[str, Any], wasm: bytes) -> float:
 
 
 def longest_stall(engine: Any, order: dict[str, Any], wasm: bytes) -> float:
-    """Answer for how long another thread of this process could not run during a compile."""
+    """Return for how long another thread of this process could not run during a compile."""
     compiling = threading.Event()
     compiling.set()
     longest = 0.0

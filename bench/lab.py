@@ -28,13 +28,13 @@ class BenchError(Exception):
 
 
 def user_state_dir() -> Path:
-    """Answer the state directory of the user's own daemon, which `make engines` fills."""
+    """Return the state directory of the user's own daemon, which `make engines` fills."""
     named = os.environ.get("WASMKILN_STATE_DIR")
     return Path(named) if named else default_state_dir(os.environ)
 
 
 def engines_in(state_dir: Path) -> dict[str, InstalledEngine]:
-    """Answer the newest installed version of each engine by name."""
+    """Return the newest installed version of each engine by name."""
     newest: dict[str, InstalledEngine] = {}
     for engine in EngineStore(state_dir).installed():
         newest.setdefault(engine.name, engine)
@@ -42,7 +42,7 @@ def engines_in(state_dir: Path) -> dict[str, InstalledEngine]:
 
 
 def engines_or_install() -> dict[str, InstalledEngine]:
-    """Answer both engines: the user's, else those that tests use. Raises BenchError."""
+    """Return both engines: the user's, else those that tests use. Raises BenchError."""
     for_tests = Path(os.environ.get("WASMKILN_TEST_STATE", ROOT / ".work" / "state"))
     for state_dir in (user_state_dir(), for_tests):
         engines = engines_in(state_dir)
@@ -101,7 +101,7 @@ class Daemon:
             raise BenchError(f"the daemon did not start: {words[-1] if words else 'no message'}")
 
     def client(self, timeout_s: float = 120.0) -> Client:
-        """Answer a new client; the caller closes it."""
+        """Return a new client; the caller closes it."""
         return Client(self.address, timeout_s=timeout_s)
 
     def stop(self) -> None:
@@ -130,7 +130,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def start_server(stack: ExitStack, *command: str) -> int:
-    """Start one of the bare servers; answer the port that it prints. ``stack`` ends it."""
+    """Start one of the bare servers; return the port that it prints. ``stack`` ends it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.bare", *command],
         cwd=ROOT,
@@ -150,5 +150,5 @@ def _lines(process: subprocess.Popen[str]) -> IO[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Answer the environment without settings of the user's own daemon: defaults are measured."""
+    """Return the environment without settings of the user's own daemon: defaults are measured."""
     return {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}

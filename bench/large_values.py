@@ -40,13 +40,13 @@ class _Nobody:
 
 
 def payload_from(file: Path) -> bytes:
-    """Answer 75 MB that compress as a real artifact does: one, over and over."""
+    """Return 75 MB that compress as a real artifact does: one, over and over."""
     real = file.read_bytes()
     return (real * (SIZE_BYTES // len(real) + 1))[:SIZE_BYTES]
 
 
 def split(socket: str, payload: bytes) -> Round:
-    """Answer how the tier writes and reads."""
+    """Return how the tier writes and reads."""
     key = PrivateKey.generate()
     sealer = DsseSealer(key.signer(), TrustedKeys([key.public]), "bench")
     tier = RedisTier(
@@ -79,7 +79,7 @@ def split(socket: str, payload: bytes) -> Round:
 
 
 def whole(socket: str, payload: bytes) -> Round:
-    """Answer how one would without cutting and compressing."""
+    """Return how one would without cutting and compressing."""
     client = Redis(unix_socket_path=socket, socket_timeout=_TIMEOUT_S)
 
     async def write() -> None:

@@ -10,7 +10,7 @@ import grpc
 
 
 def describe() -> str:
-    """Answer CPU, system and versions in one line, with the load by others at the end."""
+    """Return CPU, system and versions in one line, with the load by others at the end."""
     load = os.getloadavg()[0]
     return (
         f"{len(os.sched_getaffinity(0))} CPUs ({_cpu()}), {_system()}, CPython"

@@ -51,7 +51,7 @@ def fetch_all(folder: Path) -> Modules:
 
 
 def small_module() -> bytes:
-    """Answer a module with a few small exported functions."""
+    """Return a module with a few small exported functions."""
     count = bytes([_SMALL_FUNCTIONS])
     names = [f"twice{index:02}".encode() for index in range(_SMALL_FUNCTIONS)]
     exports = b"".join(

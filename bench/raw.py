@@ -36,18 +36,18 @@ class RawStream:
 
 
 def by_digest(sha256: str, engine_id: str) -> bytes:
-    """Answer the serialized request for a module's artifact."""
+    """Return the serialized request for a module's artifact."""
     request = pb.CompileRequest(sha256=sha256, engine=engine_id)
     return bytes(request.SerializeToString())
 
 
 def by_bytes(wasm: bytes, engine_id: str) -> bytes:
-    """Answer the serialized request that carries the module."""
+    """Return the serialized request that carries the module."""
     request = pb.CompileRequest(module=wasm, engine=engine_id)
     return bytes(request.SerializeToString())
 
 
 def origin(messages: list[bytes]) -> int:
-    """Answer where the artifact in a raw answer came from."""
+    """Return where the artifact in a raw answer came from."""
     header: types_pb2.ArtifactHeader = pb.CompileResponse.FromString(messages[0]).header
     return header.origin

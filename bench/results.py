@@ -45,7 +45,7 @@ def compare(
     goal: float | None = None,
     note: str = "",
 ) -> Row:
-    """Answer the row of two series that were measured in turns."""
+    """Return the row of two series that were measured in turns."""
     return Row(
         group,
         what,
@@ -61,18 +61,18 @@ def compare(
 
 
 def at_best(ours: Sequence[float], yardstick: Sequence[float]) -> str:
-    """Answer the ratio of the least figures in words: what is left where others use the CPUs."""
+    """Return the ratio of the least figures in words: what is left where others use the CPUs."""
     least = f"{milliseconds(min(ours))} / {milliseconds(min(yardstick))} ms"
     return f"least of each {least} = {min(ours) / min(yardstick):.2f}"
 
 
 def as_json(row: Row) -> dict[str, object]:
-    """Answer a row for scripts."""
+    """Return a row for scripts."""
     return {**asdict(row), "met": row.met}
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Answer the table for people."""
+    """Return the table for people."""
     made = Table(box=box.SIMPLE_HEAD, title="wasmkiln beside its yardsticks", title_justify="left")
     made.add_column("wasmkiln")
     made.add_column("ms", justify="right")
@@ -109,7 +109,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Answer the table for docs/performance.md."""
+    """Return the table for docs/performance.md."""
     lines = [
         "| | wasmkiln, ms | yardstick | ms | ratio | least to most | goal |",
         "|---|--:|---|--:|--:|--:|---|",
@@ -131,7 +131,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Answer three significant digits or so."""
+    """Return three significant digits or so."""
     value = seconds * 1e3
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 

@@ -35,7 +35,7 @@ class Setting:
     quick: bool
 
     def rounds(self, usual: int, quick: int) -> int:
-        """Answer how many rounds to measure."""
+        """Return how many rounds to measure."""
         return quick if self.quick else usual
 
     @property

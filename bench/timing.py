@@ -16,7 +16,7 @@ _BLOCKS = 6  # The spread of a ratio is that of this many parts of a series.
 
 
 def timed(action: Action) -> float:
-    """Answer how many seconds ``action`` takes."""
+    """Return how many seconds ``action`` takes."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
@@ -58,12 +58,12 @@ def collect(
 
 
 def ratio(ours: Sequence[float], yardstick: Sequence[float]) -> float:
-    """Answer the ratio of the medians."""
+    """Return the ratio of the medians."""
     return statistics.median(ours) / statistics.median(yardstick)
 
 
 def spread(ours: Sequence[float], yardstick: Sequence[float]) -> tuple[float, float]:
-    """Answer the least and the greatest ratio among consecutive parts of both series."""
+    """Return the least and the greatest ratio among consecutive parts of both series."""
     size = max(1, min(len(ours), len(yardstick)) // _BLOCKS)
     starts = range(0, min(len(ours), len(yardstick)) - size + 1, size)
     ratios = [ratio(ours[at : at + size], yardstick[at : at + size]) for at in starts]
@@ -71,5 +71,5 @@ def spread(ours: Sequence[float], yardstick: Sequence[float]) -> tuple[float, fl
 
 
 def percentile(series: Sequence[float], percent: int) -> float:
-    """Answer a percentile by nearest rank."""
+    """Return a percentile by nearest rank."""
     return sorted(series)[-(-percent * len(series) // 100) - 1]

@@ -26,7 +26,7 @@ class Valkey:
     socket: Path
 
     def client(self, stack: ExitStack) -> redis.Redis:
-        """Answer a client on the Unix socket, which ``stack`` closes."""
+        """Return a client on the Unix socket, which ``stack`` closes."""
         client = redis.Redis(unix_socket_path=str(self.socket))
         stack.callback(client.close)
         return client
@@ -62,7 +62,7 @@ def start_valkey(stack: ExitStack, folder: Path) -> Valkey:
 
 
 def redis_with(stack: ExitStack, file: Path) -> tuple[Any, str]:
-    """Answer a redis-py client of a server that holds the file's bytes, and their key."""
+    """Return a redis-py client of a server that holds the file's bytes, and their key."""
     client = redis.Redis(port=start_valkey(stack, file.parent).port)
     stack.callback(client.close)
     client.set(file.name, file.read_bytes())

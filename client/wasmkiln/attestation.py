@@ -179,7 +179,7 @@ def _number(value: Any) -> float:
 
 
 def sign(statement: Statement, signer: Signer) -> bytes:
-    """Answers the envelope, as JSON, of a statement."""
+    """Return the envelope, as JSON, of a statement."""
     from securesystemslib.dsse import Envelope
 
     envelope = Envelope(statement.payload(), PAYLOAD_TYPE, {})
@@ -188,7 +188,7 @@ def sign(statement: Statement, signer: Signer) -> bytes:
 
 
 def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
-    """Answers what a trusted key said, and the key's id.
+    """Return what a trusted key said, and the key's id.
 
     The envelope has to be byte for byte as `sign` writes it, with one signature. Nothing of
     the payload is looked at before the signature was verified. Raises AttestationInvalid, and
@@ -223,7 +223,7 @@ def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
 
 
 def peek(envelope: bytes) -> tuple[Statement, str] | None:
-    """Answers what an envelope says, and the id of the key that it says it is signed by.
+    """Return what an envelope says, and the id of the key that it says it is signed by.
 
     Believes nothing and proves nothing: for showing. None when it can't be read.
     """
@@ -243,7 +243,7 @@ def check_claims(statement: Statement, known: Claims) -> None:
 
 
 def verify(envelope: bytes, known: Claims, trusted: KeyLookup) -> Statement:
-    """Answers what a trusted key said about exactly this artifact.
+    """Return what a trusted key said about exactly this artifact.
 
     Raises AttestationInvalid, and VerificationNotInstalled. That the artifact's bytes have
     the digest that `known` says is for the caller to see to.
@@ -254,7 +254,7 @@ def verify(envelope: bytes, known: Claims, trusted: KeyLookup) -> Statement:
 
 
 def _signed_payload(said: dict[str, Any], key: PublicKey, envelope: bytes) -> bytes:
-    """Answers the payload once its signature was verified."""
+    """Return the payload once its signature was verified."""
     try:
         from securesystemslib.dsse import Envelope
         from securesystemslib.exceptions import FormatError, VerificationError

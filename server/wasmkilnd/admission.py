@@ -115,7 +115,7 @@ def kind_of(wasm: bytes) -> Kind:
 
 
 def check_sha256(digest: str, field: str) -> str:
-    """Answer ``digest`` if it is 64 lowercase hexadecimal digits. Raises INVALID_REQUEST."""
+    """Return ``digest`` if it is 64 lowercase hexadecimal digits. Raises INVALID_REQUEST."""
     if not SHA256_HEX.fullmatch(digest):
         raise errors.invalid_request(
             f"{field} must be a SHA-256 as 64 lowercase hexadecimal digits", field

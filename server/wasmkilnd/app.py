@@ -185,7 +185,7 @@ class Daemon:
         return self._readiness.now()[1]
 
     def drain(self, grace_s: float | None = None) -> DrainState:
-        """Begin to end: refuse new calls from now on; answer what is waited for.
+        """Begin to end: refuse new calls from now on; return what is waited for.
 
         ``grace_s`` is for what is under way; None for what the settings say.
         """

@@ -72,7 +72,7 @@ class CompileService:
         return len(self._flights)
 
     async def compile(self, order: CompileRequest) -> Served:
-        """Answer the artifact, from the nearest place that has it. Raises the errors of Compile."""
+        """Return the artifact, from the nearest place that has it. Raises the errors of Compile."""
         found = await self._find_or_board(order, self._cache.wait_budget())
         order.terms.let_go()
         served = found if isinstance(found, Served) else await self._land(found)
@@ -80,7 +80,7 @@ class CompileService:
         return served
 
     async def settle(self, timeout_s: float | None = None) -> int:
-        """Let compilations finish, then give the rest up; answer how many were given up.
+        """Let compilations finish, then give the rest up; return how many were given up.
 
         Without ``timeout_s``, let them take as long as they need.
         """

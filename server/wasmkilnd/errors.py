@@ -445,7 +445,7 @@ def receiving_too_much(held_bytes: int) -> WasmkilnError:
 
 
 def sending_too_much(held_bytes: int) -> WasmkilnError:
-    """Answers that are not being read fill what they may fill."""
+    """Return that are not being read fill what they may fill."""
     return _overloaded("send", f"answers that are not read hold {held_bytes:,} bytes already", 1.0)
 
 

@@ -26,11 +26,11 @@ class FairShare:
         return self._limit() - self.total
 
     def held(self, caller: str) -> int:
-        """Answer what ``caller`` holds."""
+        """Return what ``caller`` holds."""
         return self._held.get(caller, 0)
 
     def room(self, caller: str) -> int:
-        """Answer how much more ``caller`` could hold, less than nothing if it holds too much."""
+        """Return how much more ``caller`` could hold, less than nothing if it holds too much."""
         return self.free - self.held(caller)
 
     def fits(self, caller: str, amount: int) -> bool:
@@ -47,5 +47,5 @@ class FairShare:
             self._held.pop(caller, None)
 
     def heaviest(self) -> str:
-        """Answer who holds most; an empty text if nobody holds anything."""
+        """Return who holds most; an empty text if nobody holds anything."""
         return max(self._held, key=self.held, default="")

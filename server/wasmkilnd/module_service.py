@@ -56,7 +56,7 @@ class ModuleService:
         return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
 
     async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
-        """Answer the indices of those that no tier holds, in order.
+        """Return the indices of those that no tier holds, in order.
 
         They may be many: each is made when it is its turn, and others have theirs between.
         """
@@ -91,7 +91,7 @@ class ModuleService:
         ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
-        """Remove what ``scope`` names; answer what went and which tiers did not answer."""
+        """Remove what ``scope`` names; return what went and which tiers did not answer."""
         if scope.module_sha256:
             check_sha256(scope.module_sha256, "module_sha256")
         if not tier:
@@ -99,7 +99,7 @@ class ModuleService:
         return await self._cache.evict(scope, tier)
 
     def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:
-        """Answer the usual key, and where only the module could tell, also a component's."""
+        """Return the usual key, and where only the module could tell, also a component's."""
         sha256 = check_sha256(wanted.module_sha256, "keys.module_sha256")
         if wanted.fingerprint:
             return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]

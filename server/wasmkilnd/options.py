@@ -12,7 +12,7 @@ from wasmkilnd.reloadable import Reloadable
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Answer the limits that ``settings`` stand for on this machine."""
+    """Return the limits that ``settings`` stand for on this machine."""
     return Limits(
         module_bytes=settings.max_module_bytes,
         artifact_bytes=settings.max_artifact_bytes,
@@ -35,7 +35,7 @@ def limits_too_low(settings: Settings) -> str:
 
 
 def traffic_limits(settings: Settings) -> TrafficLimits:
-    """Answer what callers may have under way."""
+    """Return what callers may have under way."""
     return TrafficLimits(
         calls=settings.max_calls,
         receive_bytes=settings.receive_bytes,
@@ -46,7 +46,7 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
 
 
 def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
-    """Answer what decides the shared tier."""
+    """Return what decides the shared tier."""
     settings = in_force.now
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
@@ -68,7 +68,7 @@ def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
 
 
 def redis_access(settings: Settings) -> RedisAccess:
-    """Answer what it takes to be let in by Redis, beside the URL."""
+    """Return what it takes to be let in by Redis, beside the URL."""
     return RedisAccess(
         ca_file=settings.redis_ca_file,
         password=settings.redis_password.get_secret_value(),

@@ -39,7 +39,7 @@ class Tier(Protocol):
     name: str
 
     async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """Answer the artifact under ``key``. Raises TierUnavailable.
+        """Return the artifact under ``key``. Raises TierUnavailable.
 
         ``allowance`` is told for how much longer than usual that may take.
         """
@@ -50,7 +50,7 @@ class Tier(Protocol):
         ...
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        """Answer the module with this digest; as ``get``. Raises TierUnavailable."""
+        """Return the module with this digest; as ``get``. Raises TierUnavailable."""
         ...
 
     async def put_module(self, module: Module) -> None:
@@ -58,15 +58,15 @@ class Tier(Protocol):
         ...
 
     async def has_module(self, sha256: str) -> bool:
-        """Answer whether the module is stored now, touching nothing. Raises TierUnavailable."""
+        """Return whether the module is stored now, touching nothing. Raises TierUnavailable."""
         ...
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Answer which of ``keys`` are stored now, touching nothing. Raises TierUnavailable."""
+        """Return which of ``keys`` are stored now, touching nothing. Raises TierUnavailable."""
         ...
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Answer from what kinds of modules those of the artifacts were made that are there.
+        """Return from what kinds of modules those of the artifacts were made that are there.
 
         Reads no more than it must. Raises TierUnavailable.
         """
@@ -77,7 +77,7 @@ class Tier(Protocol):
         ...
 
     def usage(self) -> TierUsage:
-        """Answer what the tier holds, without waiting; never raises."""
+        """Return what the tier holds, without waiting; never raises."""
         ...
 
     async def close(self) -> None:
@@ -136,15 +136,15 @@ class Cache(Protocol):
         ...
 
     async def get_local(self, key: CacheKey) -> Artifact | None:
-        """Answer the artifact if this daemon has it, and keep it in memory."""
+        """Return the artifact if this daemon has it, and keep it in memory."""
         ...
 
     async def has_local(self, key: CacheKey) -> bool:
-        """Answer whether this daemon has the artifact, touching nothing."""
+        """Return whether this daemon has the artifact, touching nothing."""
         ...
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
-        """Answer the artifact from the nearest tier that has it, and keep it nearer."""
+        """Return the artifact from the nearest tier that has it, and keep it nearer."""
         ...
 
     async def put(self, artifact: Artifact) -> None:
@@ -152,7 +152,7 @@ class Cache(Protocol):
         ...
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
-        """Answer the module from the nearest tier that has it, and keep it nearer."""
+        """Return the module from the nearest tier that has it, and keep it nearer."""
         ...
 
     async def put_module(self, module: Module) -> None:
@@ -166,17 +166,17 @@ class Cache(Protocol):
         ...
 
     async def missing(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
-        """Answer which of ``keys`` no tier holds."""
+        """Return which of ``keys`` no tier holds."""
         ...
 
     async def kinds_of(
         self, keys: Sequence[CacheKey], budget: WaitBudget
     ) -> Mapping[CacheKey, Kind]:
-        """Answer from what kinds of modules those of the artifacts were made that a tier has."""
+        """Return from what kinds of modules those of the artifacts were made that a tier has."""
         ...
 
     def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
-        """Answer the artifacts of a module that this daemon's memory holds."""
+        """Return the artifacts of a module that this daemon's memory holds."""
         ...
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
@@ -230,7 +230,7 @@ class Engines(Protocol):
     """
 
     def choose(self, engine: str, kind: Kind | None) -> str:
-        """Answer the id of the engine that a request means.
+        """Return the id of the engine that a request means.
 
         ``kind`` is None while only the module's digest is known. Raises
         ENGINE_UNKNOWN.
@@ -274,7 +274,7 @@ class Engines(Protocol):
     def expected_wait_s(
         self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
     ) -> float:
-        """Answer how long a caller would wait for a worker, 0 where one is free.
+        """Return how long a caller would wait for a worker, 0 where one is free.
 
         ``demand`` is that of the work which the caller would join; None for new work.
         """
@@ -295,11 +295,11 @@ class Verifier(Protocol):
     """
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Answer None if the attestation vouches for ``artifact`` under ``key``, else why not."""
+        """Return None if the attestation vouches for ``artifact`` under ``key``, else why not."""
         ...
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Answer None if a trusted key's ``stamp`` vouches for ``message``, else why not."""
+        """Return None if a trusted key's ``stamp`` vouches for ``message``, else why not."""
         ...
 
 
@@ -307,11 +307,11 @@ class Sealer(Verifier, Protocol):
     """Binds artifacts to their keys, and stored values to those who stored them."""
 
     def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` with its attestation."""
+        """Return ``artifact`` with its attestation."""
         ...
 
     def stamp(self, message: bytes) -> bytes:
-        """Answer ``STAMP_BYTES`` by which others know who vouches for ``message``."""
+        """Return ``STAMP_BYTES`` by which others know who vouches for ``message``."""
         ...
 
 
@@ -319,7 +319,7 @@ class StrikeStore(Protocol):
     """Strikes against modules, shared with other daemons. Every method raises TierUnavailable."""
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
-        """Answer the strike against ``key``, with the time that its quarantine has left."""
+        """Return the strike against ``key``, with the time that its quarantine has left."""
         ...
 
     async def put(
@@ -337,7 +337,7 @@ class StrikeStore(Protocol):
         ...
 
     async def all(self) -> Sequence[Strike]:
-        """Answer all strikes, 10,000 at most."""
+        """Return all strikes, 10,000 at most."""
         ...
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:

@@ -116,7 +116,7 @@ class Quarantine:
         await self._remember(strike, budget)
 
     async def listed(self) -> Sequence[Strike]:
-        """Answer all that are refused now, here or anywhere in the fleet."""
+        """Return all that are refused now, here or anywhere in the fleet."""
         now = self._clock()
         found = {key: known.strike_at(now) for key, known in self._known.items()}
         try:

@@ -167,7 +167,7 @@ def _options(query: str, scheme: _Scheme) -> dict[str, str]:
 
 
 def _path(path: str, db_option: str, scheme: _Scheme) -> tuple[str, str, int]:
-    """Answer the path, the service and the database that a URL's path and ``db`` say."""
+    """Return the path, the service and the database that a URL's path and ``db`` say."""
     service = ""
     if scheme.kind is Kind.SOCKET:
         if not path.strip("/"):

@@ -38,7 +38,7 @@ class Seat(Generic[V]):
     _leave: Callable[[], None]
 
     async def wait(self) -> V:
-        """Answer what the flight's work answers, or raise what it raises.
+        """Return what the flight's work answers, or raise what it raises.
 
         Cancelling a caller ends only its own wait; the last one's leaving drops
         the flight, unless its demand says that it is to be kept.
@@ -70,14 +70,14 @@ class SingleFlight(Generic[K, V]):
         return len(self._flights)
 
     def demand(self, key: K) -> Waiters | None:
-        """Answer who waits for the flight of ``key``, None if there is no flight."""
+        """Return who waits for the flight of ``key``, None if there is no flight."""
         flight = self._flights.get(key)
         return flight[1] if flight else None
 
     def board(
         self, key: K, demand: Waiters, work: Callable[[Waiters], Coroutine[Any, Any, V]]
     ) -> Seat[V]:
-        """Answer a seat in the flight of ``key``, which ``work`` starts if there is none.
+        """Return a seat in the flight of ``key``, which ``work`` starts if there is none.
 
         The flight is wanted by those who want what ``demand`` is about, as long as the
         seat is taken.
@@ -113,7 +113,7 @@ class SingleFlight(Generic[K, V]):
             del self._flights[key]
 
     async def settle(self, timeout_s: float | None) -> int:
-        """Wait for the flights under way, then cancel the rest; answer how many were cancelled.
+        """Wait for the flights under way, then cancel the rest; return how many were cancelled.
 
         Without ``timeout_s``, wait as long as it takes.
         """

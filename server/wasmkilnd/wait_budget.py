@@ -73,7 +73,7 @@ class WaitBudget:
         self._left_s -= seconds
 
     async def spend_on(self, work: Coroutine[Any, Any, V], *, charged: bool = True) -> V:
-        """Answer what ``work`` answers, and take the time that it took off what is left.
+        """Return what ``work`` answers, and take the time that it took off what is left.
 
         Without ``charged`` nothing is taken off for an answer. Raises TierUnavailable when
         the budget ends first; ``work`` is cancelled then.

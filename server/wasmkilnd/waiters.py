@@ -36,7 +36,7 @@ class Waiters:
 
     @classmethod
     def of(cls, wish: Waiter) -> Waiters:
-        """Answer the demand of one caller, who takes the work along when it leaves."""
+        """Return the demand of one caller, who takes the work along when it leaves."""
         demand = cls()
         demand.join(wish)
         return demand
@@ -47,7 +47,7 @@ class Waiters:
         return bool(self._wishes)
 
     def wishes(self) -> set[Waiter]:
-        """Answer the wishes that count: as long as a caller waits, none in the background do."""
+        """Return the wishes that count: as long as a caller waits, none in the background do."""
         urgent = {wish for wish in self._wishes if not wish.background}
         return urgent or set(self._wishes)
 
@@ -66,7 +66,7 @@ class Waiters:
             self.release()
 
     def follow(self, other: Waiters) -> Callable[[], None]:
-        """Have the wishes of ``other`` that count, whenever they change; answer what ends that.
+        """Have the wishes of ``other`` that count, whenever they change; return what ends that.
 
         For work that is done on the way to what ``other`` is about.
         """

@@ -67,7 +67,7 @@ def cut(message: bytes, limit_bytes: int) -> Iterable[bytes]:
 
 
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
-    """Answer the payload's pieces inside ``frames``, without copying."""
+    """Return the payload's pieces inside ``frames``, without copying."""
     views = []
     for frame in frames:
         end_of_length = 1
@@ -78,7 +78,7 @@ def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
 
 
 def sha256_of(frames: Iterable[bytes]) -> str:
-    """Answer the hexadecimal SHA-256 of the payload inside ``frames``."""
+    """Return the hexadecimal SHA-256 of the payload inside ``frames``."""
     digest = hashlib.sha256()
     for view in payload_views(frames):
         digest.update(view)

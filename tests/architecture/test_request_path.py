@@ -41,7 +41,7 @@ FAILURES = {
 
 
 def module_of(name: str) -> str:
-    """Answer the full name of the module in a file of the spine."""
+    """Return the full name of the module in a file of the spine."""
     return "wasmkilnd." + name.removesuffix(".py").replace("/", ".")
 
 
@@ -50,7 +50,7 @@ def parsed(name: str) -> ast.Module:
 
 
 def caught_in(tree: ast.Module) -> Iterator[str]:
-    """Answer every exception class that a file catches or suppresses."""
+    """Return every exception class that a file catches or suppresses."""
     for node in ast.walk(tree):
         caught: list[ast.expr] = []
         if isinstance(node, ast.ExceptHandler) and node.type:

@@ -10,7 +10,7 @@ from tests.soak.verdict import percentile
 
 
 def markdown(figures: Figures, checks: list[Check] | None = None) -> str:
-    """Answer all figures."""
+    """Return all figures."""
     return "\n".join(
         [
             "| promise | seen | kept |",

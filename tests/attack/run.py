@@ -117,7 +117,7 @@ async def run(
 
 
 def slow_module() -> bytes:
-    """Answer an honest module that takes some seconds to compile."""
+    """Return an honest module that takes some seconds to compile."""
     return wasm.nested_blocks(100_000)
 
 
@@ -188,7 +188,7 @@ async def _settled(sampler: Sampler, before: Sample) -> Sample:
 
 
 async def _afterwards(target: Target, slow: bytes) -> tuple[list[str], list[str]]:
-    """Answer which honest modules are condemned, and what a newcomer is refused."""
+    """Return which honest modules are condemned, and what a newcomer is refused."""
     refused = []
     async with AsyncClient(target.address, max_attempts=1) as client:
         listed = (await client.quarantined(timeout_s=TIMEOUT_S)).modules

@@ -48,11 +48,11 @@ class Sampler:
         return sample
 
     def holds(self, since_s: float, until_s: float) -> list[Hold]:
-        """Answer what held the loop within a span of time."""
+        """Return what held the loop within a span of time."""
         return [hold for hold in holds(self.stalls) if since_s <= hold.at_s <= until_s]
 
     def within(self, since_s: float, until_s: float) -> list[Sample]:
-        """Answer what was seen within a span of time."""
+        """Return what was seen within a span of time."""
         return [sample for sample in self.samples if since_s <= sample.at_s <= until_s]
 
     @asynccontextmanager

@@ -25,7 +25,7 @@ class Check:
 
 
 def judge(figures: Figures) -> list[Check]:
-    """Answer what is to be said of an attack."""
+    """Return what is to be said of an attack."""
     return [
         _calls(figures),
         _holds(figures),
@@ -52,17 +52,17 @@ def judge(figures: Figures) -> list[Check]:
 
 
 def longest_hold_s(phase: Phase) -> float:
-    """Answer the longest CPU time for which one callback held the loop; below 10 ms is 0."""
+    """Return the longest CPU time for which one callback held the loop; below 10 ms is 0."""
     return max((hold.cpu_s for hold in phase.holds), default=0.0)
 
 
 def log_bytes_per_s(phase: Phase) -> float:
-    """Answer how fast the daemon's log grew."""
+    """Return how fast the daemon's log grew."""
     return phase.log_bytes / (phase.ended_s - phase.began_s)
 
 
 def failed(phase: Phase) -> Counter[str]:
-    """Answer what became of the honest calls that failed."""
+    """Return what became of the honest calls that failed."""
     return Counter(
         f"{call.kind}: {call.outcome}: {call.wrong or call.said[:200]}"
         for call in phase.calls

@@ -60,7 +60,7 @@ class Machine:
         libc.semctl(libc.semget(key, 0, 0), 0, 0)
 
     def arguments(self, words: tuple[object, ...], worker: Worker, engine: Path) -> list[object]:
-        """Answer arguments with the words in capitals replaced."""
+        """Return arguments with the words in capitals replaced."""
         table = {**self.keys, "WORKER": worker.pid, "ENGINE": str(engine / "engine.json")}
         return [table.get(word, word) if isinstance(word, str) else word for word in words]
 

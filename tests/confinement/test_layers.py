@@ -134,6 +134,6 @@ async def test_only_seccomp_and_limits_are_enough(tmp_path: Path) -> None:
 
 
 async def isolation(folder: Path, left_out: Sequence[str]) -> Isolation:
-    """Answer what a worker finds that lacks some layers."""
+    """Return what a worker finds that lacks some layers."""
     async with workers.running(workers.environment(folder, left_out)) as worker:
         return worker.isolation

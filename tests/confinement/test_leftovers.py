@@ -122,7 +122,7 @@ def namespace_of(pid: int, name: str) -> str:
 
 
 def memory_of(pid: int) -> set[str]:
-    """Answer the permissions of a process's memory: ``p`` is private, ``s`` shared."""
+    """Return the permissions of a process's memory: ``p`` is private, ``s`` shared."""
     return {line.split()[1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
 
 

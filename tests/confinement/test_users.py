@@ -99,7 +99,7 @@ def states(isolation: Isolation) -> dict[str, LayerState]:
 
 
 def users_of(pid: int) -> list[str]:
-    """Answer a process's real, effective, saved and file system user."""
+    """Return a process's real, effective, saved and file system user."""
     status = Path(f"/proc/{pid}/status").read_text()
     return status.partition("Uid:\t")[2].split()[:4]
 

@@ -54,7 +54,7 @@ class Outcome:
 
 
 def module(attempt: str, *arguments: object) -> bytes:
-    """Answer the "module" that makes the hostile engine try ``attempt``."""
+    """Return the "module" that makes the hostile engine try ``attempt``."""
     return PREAMBLE + json.dumps({"attempt": attempt, "arguments": arguments}).encode()
 
 

@@ -30,11 +30,11 @@ class Cluster:
     killed: list[int]
 
     def owner_of(self, key: bytes) -> int:
-        """Answer the port of the primary that serves ``key``."""
+        """Return the port of the primary that serves ``key``."""
         return self.shard_of(key)[0]
 
     def shard_of(self, key: bytes) -> list[int]:
-        """Answer the ports of all that hold ``key``, the primary first."""
+        """Return the ports of all that hold ``key``, the primary first."""
         slot = key_slot(key)
         [shard] = [nodes for start, end, *nodes in self._slots() if start <= slot <= end]
         return [int(port) for _, port, *_ in shard]

@@ -26,7 +26,7 @@ class DebianUnavailable(Exception):  # noqa: N818 - a state of the machine
 
 @cache
 def redis_server_binary() -> str:
-    """Answer the path of a redis-server that runs. Raises DebianUnavailable."""
+    """Return the path of a redis-server that runs. Raises DebianUnavailable."""
     on_path = shutil.which("redis-server")
     if on_path:
         return on_path

@@ -78,7 +78,7 @@ def _tls(folder: Path) -> Iterator[Deployment]:
 
 
 def documented_user() -> str:
-    """Answer the line of a server's configuration that docs/operations.md tells operators."""
+    """Return the line of a server's configuration that docs/operations.md tells operators."""
     [rule] = re.findall(
         r"^ACL SETUSER (wasmkiln on >PASSWORD .*)$", _OPERATIONS.read_text(), re.MULTILINE
     )

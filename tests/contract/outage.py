@@ -37,7 +37,7 @@ async def tier_at(url: str, access: RedisAccess = NO_ACCESS) -> AsyncIterator[Re
 
 
 async def attempt(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Answer what ``work`` answers, or its TierUnavailable; it must not take long."""
+    """Return what ``work`` answers, or its TierUnavailable; it must not take long."""
     start = time.monotonic()
     try:
         return await work()
@@ -48,7 +48,7 @@ async def attempt(work: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def stored_again(tier: RedisTier, one: Module) -> list[TierUnavailable]:
-    """Write and read ``one`` until both succeed; answer the failures on the way."""
+    """Write and read ``one`` until both succeed; return the failures on the way."""
     failures = []
     deadline = time.monotonic() + TIMEOUT_S
     while True:

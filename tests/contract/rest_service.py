@@ -37,7 +37,7 @@ class RestService:
         """The path of each, as it was sent."""
 
     def app(self) -> web.Application:
-        """Answer what serves it."""
+        """Return what serves it."""
         app = web.Application(client_max_size=_REQUEST_LIMIT_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
         return app
@@ -116,7 +116,7 @@ def _written(answer: Any, encoded: bool) -> Any:
 
 @contextmanager
 def serving(service: RestService, certificates: Certificates) -> Iterator[str]:
-    """Serve over TLS; answer the URL."""
+    """Serve over TLS; return the URL."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificates.cert_file, certificates.key_file)
     loop = asyncio.new_event_loop()

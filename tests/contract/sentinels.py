@@ -77,7 +77,7 @@ class Sentinels:
             wait_until(lambda: client.role()[0] == b"master", "the replica was not promoted")
 
     def sentinel(self, port: int = 0) -> redis.Redis:
-        """Answer a client of one of the Sentinels, with all rights."""
+        """Return a client of one of the Sentinels, with all rights."""
         return redis.Redis(port=port or self.sentinel_ports[0], password=_PASSWORD)
 
 

@@ -26,7 +26,7 @@ KINDS = ("valkey", "redis-server")
 
 
 def binary_of(kind: str) -> str:
-    """Answer the program: Valkey as it comes with the daemon, or Debian's redis-server."""
+    """Return the program: Valkey as it comes with the daemon, or Debian's redis-server."""
     if kind == "valkey":
         return str(get_binary_path())
     try:
@@ -98,7 +98,7 @@ def wait_until(happens: Callable[[], bool], or_else: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Answer ports that nobody listens on now."""
+    """Return ports that nobody listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

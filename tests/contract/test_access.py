@@ -32,7 +32,7 @@ async def link(deployment: Deployment) -> AsyncIterator[GuardedRedis]:
 
 
 def denials(deployment: Deployment) -> list[object]:
-    """Answer what the servers refused to anybody so far."""
+    """Return what the servers refused to anybody so far."""
     found: list[object] = []
     for raw in deployment.raw:
         with raw() as client:

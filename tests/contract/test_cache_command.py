@@ -82,11 +82,11 @@ class Command:
         return result
 
     def rows(self, *words: str) -> list[dict[str, Any]]:
-        """Answer what `ls` lists."""
+        """Return what `ls` lists."""
         return [json.loads(line) for line in self.good("ls", "--json", *words).stdout.splitlines()]
 
     def refusal(self, *words: str, **environ: str) -> str:
-        """Run it, and answer the one sentence why it did not do its work."""
+        """Run it, and return the one sentence why it did not do its work."""
         with pytest.raises(CacheCommandFailed) as failure:
             raise self(*words, **environ).exception or AssertionError
         assert "\n" not in str(failure.value)

@@ -65,11 +65,11 @@ class Shared:
             await tier.close()
 
     def name(self, one: Artifact | Module) -> bytes:
-        """Answer under which name a value is stored."""
+        """Return under which name a value is stored."""
         return self.names.value(key_of(one))
 
     async def parts(self, one: Artifact | Module) -> list[bytes]:
-        """Answer the names of a value's further pieces."""
+        """Return the names of a value's further pieces."""
         names = [name async for name in self.raw.scan_iter(count=1000)]
         return sorted(name for name in names if self.names.part_at(name) == key_of(one))
 
@@ -80,7 +80,7 @@ class Shared:
         await self.raw.set(name, change(value), keepttl=True)
 
     async def everything(self) -> dict[bytes, bytes]:
-        """Answer all strings under the prefix."""
+        """Return all strings under the prefix."""
         names = [name async for name in self.raw.scan_iter(count=1000)]
         ours = [name for name in names if name.startswith(self.prefix.encode())]
         found = await self.raw.mget(ours) if ours else []
@@ -89,14 +89,14 @@ class Shared:
         }
 
     async def listed(self) -> dict[ValueKey, Listed]:
-        """Answer what the inventory lists, by key."""
+        """Return what the inventory lists, by key."""
         inventory = Inventory(self.link, self.names, SEALER)
         found = [one async for one in inventory.values()]
         assert len({one.key for one in found}) == len(found)
         return {one.key: one for one in found}
 
     async def rest(self) -> Rest:
-        """Answer what there is beside values."""
+        """Return what there is beside values."""
         mentions = Mentions(self.names)
         async for _ in Inventory(self.link, self.names, SEALER).values(mentions):
             pass
@@ -105,7 +105,7 @@ class Shared:
     async def scrub(
         self, *, dry_run: bool = False, older_than_s: float = 0, verifier: Sealer = SEALER
     ) -> Scrubbed:
-        """Scrub; answer the report. ``findings`` has what was told."""
+        """Scrub; return the report. ``findings`` has what was told."""
         one = self.scrubber(ValueReader(self.link, self.names, verifier), dry_run=dry_run)
         seen: list[None] = []
         await one.find_orphans()
@@ -116,7 +116,7 @@ class Shared:
         return one.report
 
     def scrubber(self, reader: ValueReader, *, dry_run: bool = False) -> Scrub:
-        """Answer a scrub to be run."""
+        """Return a scrub to be run."""
         self.findings.clear()
         return Scrub(
             self.link,

@@ -122,7 +122,7 @@ async def test_a_cluster_without_a_node_is_down(running: Cluster, tier: RedisTie
 
 
 def key_of(one: Module) -> bytes:
-    """Answer under which key a module is stored, as far as its slot goes."""
+    """Return under which key a module is stored, as far as its slot goes."""
     return b"{%b}" % one.sha256.encode()
 
 

@@ -38,7 +38,7 @@ class FakeDaemon:
         )
 
     def ask(self, word: str) -> dict[str, str]:
-        """Have it do what ``word`` says; answer what it answers."""
+        """Have it do what ``word`` says; return what it answers."""
         self.say(word)
         return self.hear()
 
@@ -98,7 +98,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def processes_of(state: Path) -> dict[str, int]:
-    """Answer the ids of the guardian and the server of ``state`` that run."""
+    """Return the ids of the guardian and the server of ``state`` that run."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -128,7 +128,7 @@ def remember(url: str, word: bytes) -> None:
 
 
 def recall(url: str) -> object:
-    """Answer what was stored."""
+    """Return what was stored."""
     with Redis.from_url(url) as client:
         return client.get("word")
 

@@ -110,7 +110,7 @@ async def tier_over(
 
 
 def name_of(one: Artifact, prefix: str) -> str:
-    """Answer under which key an artifact is stored."""
+    """Return under which key an artifact is stored."""
     return f"{prefix}compiled:{{{one.module_sha256}}}:{one.spec.fingerprint}"
 
 
@@ -250,7 +250,7 @@ async def test_a_key_of_another_type_is_rejected_and_gone(
 
 
 async def pieces_of(raw: Redis, prefix: str) -> list[bytes]:
-    """Answer the names of all pieces under a prefix; there are some."""
+    """Return the names of all pieces under a prefix; there are some."""
     found = [name async for name in raw.scan_iter() if name.startswith(f"{prefix}part:".encode())]
     assert found
     return found

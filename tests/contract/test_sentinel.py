@@ -26,7 +26,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
 
 
 def access_of(running: Sentinels) -> RedisAccess:
-    """Answer what it takes to be let in by the Sentinels."""
+    """Return what it takes to be let in by the Sentinels."""
     return RedisAccess(
         sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password
     )

@@ -68,7 +68,7 @@ class Daemon:
         await self.tier.put(ONE)
 
     async def compile(self, seconds: float = 0.0, budget: WaitBudget | None = None) -> bool:
-        """Compile unless another daemon does; answer whether it was done here."""
+        """Compile unless another daemon does; return whether it was done here."""
         async with self.claims.claim(ONE.key, budget or WaitBudget(1.0)) as claim:
             while not await self._compiled_here(claim, seconds):
                 if await claim.made_elsewhere():
@@ -85,7 +85,7 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def worker(self, unless: Unless) -> AsyncIterator[bool]:
-        """Have the only worker, or wait for it; answer whether it is there."""
+        """Have the only worker, or wait for it; return whether it is there."""
         ticket = await self.dispatch.take_unless(Waiters.of(Waiter()), "compile", 1, unless)
         try:
             yield ticket is not None

@@ -9,7 +9,7 @@ class NoSealer:
     """Signs nothing and vouches for everything."""
 
     def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` as it is."""
+        """Return ``artifact`` as it is."""
         return artifact
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
@@ -17,7 +17,7 @@ class NoSealer:
         return None
 
     def stamp(self, message: bytes) -> bytes:
-        """Answer a stamp that says nothing."""
+        """Return a stamp that says nothing."""
         return bytes(STAMP_BYTES)
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:

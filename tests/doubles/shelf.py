@@ -65,7 +65,7 @@ class Shelf:
 
 
 def stored(what: Artifact | Module, sealer: Sealer) -> dict[bytes, bytes]:
-    """Answer what a daemon with ``sealer`` stores, by name; the value itself comes last."""
+    """Return what a daemon with ``sealer`` stores, by name; the value itself comes last."""
     shelf = Shelf()
 
     async def put() -> None:
@@ -79,7 +79,7 @@ def stored(what: Artifact | Module, sealer: Sealer) -> dict[bytes, bytes]:
 def read(
     values: Mapping[bytes, bytes], key: CacheKey | str, sealer: Sealer
 ) -> tuple[Artifact | Module | None, list[str]]:
-    """Answer what a daemon with ``sealer`` finds in ``values``, and the causes of rejections."""
+    """Return what a daemon with ``sealer`` finds in ``values``, and the causes of rejections."""
     notes = Notes()
 
     async def get() -> Artifact | Module | None:

@@ -44,7 +44,7 @@ class Caller:
         self.stub = module_service_pb2_grpc.ModuleServiceStub(self.channel)
 
     def compile(self, module: bytes | str, **options: Any) -> Any:
-        """Begin a call for a module's bytes or digest; answer it without waiting."""
+        """Begin a call for a module's bytes or digest; return it without waiting."""
         source = {"sha256": module} if isinstance(module, str) else {"module": module}
         omit, engine = options.pop("omit_artifact", True), options.pop("engine", ENGINE)
         if name := options.pop("name", ""):
@@ -60,7 +60,7 @@ class Caller:
 
 
 def modules(count: int) -> list[bytes]:
-    """Answer small modules, each unlike all others of this run."""
+    """Return small modules, each unlike all others of this run."""
     return [wasm.many_functions(2, tag=next(_tags)) for _ in range(count)]
 
 
@@ -138,7 +138,7 @@ class RawCaller:
         return stream
 
     def send(self, stream: int, message: int | bytes, timeout_s: float = 10) -> int:
-        """Send a message, or so many zeros, as far as they are taken; answer how many were."""
+        """Send a message, or so many zeros, as far as they are taken; return how many were."""
         data = bytes(message) if isinstance(message, int) else message
         sent, deadline = 0, time.monotonic() + timeout_s
         while sent < len(data) and time.monotonic() < deadline and not self.ended(stream):
@@ -174,7 +174,7 @@ class RawCaller:
         return trailers
 
     def ended(self, stream: int) -> dict[str, str]:
-        """Answer the trailers of a call, none while it runs."""
+        """Return the trailers of a call, none while it runs."""
         for event in self.events:
             if isinstance(event, h2.events.TrailersReceived) and event.stream_id == stream:
                 return _text(event.headers)

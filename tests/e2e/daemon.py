@@ -34,7 +34,7 @@ def test_state_dir() -> Path:
 
 
 def installed_engines() -> EngineStore:
-    """Install what tests need, unless it is there; answer the store."""
+    """Install what tests need, unless it is there; return the store."""
     store = EngineStore(test_state_dir())
     for spec in ENGINE_SPECS:
         store.install(spec)
@@ -152,7 +152,7 @@ class Daemon:
         return f"http://{self._row('metrics').split('/')[0]}"
 
     def metric(self, name: str, **labels: str) -> float:
-        """Answer a metric's value; 0 if there is none."""
+        """Return a metric's value; 0 if there is none."""
         wanted = f"wasmkiln_{name}"
         if labels:
             pairs = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
@@ -164,11 +164,11 @@ class Daemon:
         return 0.0
 
     def client(self, **options: Any) -> Client:
-        """Answer a new client of this daemon; the caller closes it."""
+        """Return a new client of this daemon; the caller closes it."""
         return Client(self.address, **options)
 
     def children(self) -> list[int]:
-        """Answer the processes that the daemon started and that live."""
+        """Return the processes that the daemon started and that live."""
         tasks = Path(f"/proc/{self.pid}/task")
         return [
             int(child)
@@ -177,7 +177,7 @@ class Daemon:
         ]
 
     def stop(self) -> int:
-        """End it with SIGTERM; answer the exit code."""
+        """End it with SIGTERM; return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

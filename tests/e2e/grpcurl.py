@@ -56,7 +56,7 @@ class Grpcurl:
         )
 
     def json(self, method: str, request: object) -> list[Any]:
-        """Answer the messages that a call that succeeds is answered with."""
+        """Return the messages that a call that succeeds is answered with."""
         done = self(method, request=request)
         assert done.returncode == 0, done.stderr
         decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
@@ -67,7 +67,7 @@ class Grpcurl:
         return found
 
     def refused(self, method: str, request: object, max_time_s: float = 60) -> Refusal:
-        """Answer the error of a call that has to fail."""
+        """Return the error of a call that has to fail."""
         done = self(method, request=request, max_time_s=max_time_s)
         assert done.returncode != 0, done.stdout[:1000]
         code, message = _CODE.search(done.stderr), _MESSAGE.search(done.stderr)

@@ -14,12 +14,12 @@ _TIMEOUT_S = 120
 
 
 def interpreter(engines: EngineStore, engine_id: str) -> Path:
-    """Answer the Python that has the engine."""
+    """Return the Python that has the engine."""
     return next(engine.interpreter for engine in engines.installed() if engine.id == engine_id)
 
 
 def run_module(engines: EngineStore, engine_id: str, name: str, *source: str) -> Any:
-    """Answer what the corpus' recipe computes; ``source`` is --wasm FILE or --artifact FILE."""
+    """Return what the corpus' recipe computes; ``source`` is --wasm FILE or --artifact FILE."""
     command = [str(interpreter(engines, engine_id)), str(RUNS), engine_id.split("-")[0], name]
     done = subprocess.run(
         [*command, *source], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
@@ -29,7 +29,7 @@ def run_module(engines: EngineStore, engine_id: str, name: str, *source: str) ->
 
 
 def run_script(engines: EngineStore, engine_id: str, script: str, *args: str) -> str:
-    """Answer what a few lines of Python print."""
+    """Return what a few lines of Python print."""
     done = subprocess.run(
         [str(interpreter(engines, engine_id)), "-c", script, *args],
         capture_output=True,

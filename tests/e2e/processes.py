@@ -19,7 +19,7 @@ def eventually(check: Callable[[], object], what: str, timeout_s: float = 20) ->
 
 
 def parent_of(pid: int) -> int:
-    """Answer the parent of a process; 0 of one that is gone, or dead and not yet reaped."""
+    """Return the parent of a process; 0 of one that is gone, or dead and not yet reaped."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (FileNotFoundError, ProcessLookupError):
@@ -28,7 +28,7 @@ def parent_of(pid: int) -> int:
 
 
 def children_of(*parents: int) -> list[int]:
-    """Answer the children of processes."""
+    """Return the children of processes."""
     return [
         int(entry.name)
         for entry in Path("/proc").iterdir()
@@ -37,12 +37,12 @@ def children_of(*parents: int) -> list[int]:
 
 
 def workers_of(daemon_pid: int) -> list[int]:
-    """Answer the workers of a daemon."""
+    """Return the workers of a daemon."""
     return [pid for pid in children_of(daemon_pid) if b"child.worker" in _read(pid, "cmdline")]
 
 
 def jobs_of(daemon_pid: int) -> list[int]:
-    """Answer the jobs of a daemon: those of its workers' children that lead a process group."""
+    """Return the jobs of a daemon: those of its workers' children that lead a process group."""
     jobs = []
     for pid in children_of(*workers_of(daemon_pid)):
         with contextlib.suppress(ProcessLookupError):
@@ -52,7 +52,7 @@ def jobs_of(daemon_pid: int) -> list[int]:
 
 
 def memory_of(pid: int) -> int:
-    """Answer the bytes of memory that a process has resident."""
+    """Return the bytes of memory that a process has resident."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -68,7 +68,7 @@ def anonymous_memory_of(pid: int) -> int:
 
 
 def workers_and_jobs(daemon_pid: int) -> set[int]:
-    """Answer the workers of a daemon and all that they started, whoever their parent is now.
+    """Return the workers of a daemon and all that they started, whoever their parent is now.
 
     They are known by their environment, which a fork inherits.
     """
@@ -76,7 +76,7 @@ def workers_and_jobs(daemon_pid: int) -> set[int]:
 
 
 def embedded(state_dir: Path) -> dict[str, int]:
-    """Answer the guardian and the server of a state directory, as far as they run."""
+    """Return the guardian and the server of a state directory, as far as they run."""
     folder = str(state_dir / "redis").encode()
     found = {}
     for pid in _found("cmdline", folder):
@@ -104,7 +104,7 @@ def _found(what: str, words: bytes) -> set[int]:
 
 
 def _read(pid: int, what: str) -> bytes:
-    """Answer a file of a process; nothing of one that is gone, or dead and not yet reaped."""
+    """Return a file of a process; nothing of one that is gone, or dead and not yet reaped."""
     if not parent_of(pid):
         return b""
     try:

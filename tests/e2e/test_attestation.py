@@ -47,7 +47,7 @@ def public_key(state: Path) -> str:
 
 
 def rejected(daemon: Daemon) -> dict[str, int]:
-    """Answer how many stored values were rejected, by cause."""
+    """Return how many stored values were rejected, by cause."""
     with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
         page = answer.read().decode()
     rows = re.findall(

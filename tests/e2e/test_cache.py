@@ -275,7 +275,7 @@ def test_the_embedded_server_comes_back_when_it_is_killed(state_dir: Path) -> No
 
 
 def server_processes(state_dir: Path) -> list[int]:
-    """Answer the valkey-server processes of a state directory."""
+    """Return the valkey-server processes of a state directory."""
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():

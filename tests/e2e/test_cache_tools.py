@@ -59,11 +59,11 @@ class Site:
         return KeyStore(self.state / "keys").ensure()
 
     def daemon(self) -> Daemon:
-        """Answer a daemon that runs."""
+        """Return a daemon that runs."""
         return Daemon(self.state, environ=self.environ)
 
     def command(self, *words: str) -> list[str]:
-        """Answer a command line."""
+        """Return a command line."""
         return [sys.executable, "-m", "wasmkilnd", *words]
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[bytes]:
@@ -78,18 +78,18 @@ class Site:
         )
 
     def clean(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Answer an environment with nothing in it of whoever runs the tests."""
+        """Return an environment with nothing in it of whoever runs the tests."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         return {**inherited, **self.environ, **(environ or {})}
 
     def rows(self, *words: str) -> list[dict[str, Any]]:
-        """Answer what `ls` lists."""
+        """Return what `ls` lists."""
         done = self("ls", "--json", *words)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def scrub(self, code: int, *words: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Scrub; answer what was found, and the summary."""
+        """Scrub; return what was found, and the summary."""
         done = self("scrub", "--json", "--orphans-older-than", "1s", *words)
         assert done.returncode == code, done.stderr
         *findings, last = [json.loads(line) for line in done.stdout.splitlines()]
@@ -213,7 +213,7 @@ def test_scrub_finds_each_kind_of_tampering(site: Site, warm: Warm) -> None:
     real = stored_artifact(site, warm, "other")
 
     def scrubbed_after(changes: Mapping[str, bytes]) -> dict[str, str]:
-        """Tamper with values; answer what scrub found, by name."""
+        """Tamper with values; return what scrub found, by name."""
         with direct(site) as client:
             for name, value in changes.items():
                 client.set(name, value)
@@ -258,7 +258,7 @@ def test_scrub_finds_each_kind_of_tampering(site: Site, warm: Warm) -> None:
 
 
 def stored_artifact(site: Site, warm: Warm, which: str) -> model.Artifact:
-    """Answer what a daemon reads of one of the values."""
+    """Return what a daemon reads of one of the values."""
     header = warm.made[which].header
     key = CacheKey(header.module_sha256, header.fingerprint)
     found, _ = read(warm.values, key, sealer(site.key))

@@ -92,7 +92,7 @@ class Kiln:
         return b"".join(answers)
 
     def refusal(self, method: str, raw: bytes) -> grpc.RpcError:
-        """Send a request that is refused; answer how."""
+        """Send a request that is refused; return how."""
         with pytest.raises(grpc.RpcError) as failure:
             self.send(method, raw)
         return failure.value

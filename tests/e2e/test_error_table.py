@@ -70,7 +70,7 @@ class Documented:
 
 
 def _documented() -> dict[str, Documented]:
-    """Answer the rows of docs/api.md by their reasons."""
+    """Return the rows of docs/api.md by their reasons."""
     page = (ROOT / "docs" / "api.md").read_text()
     cells = r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|(?: [^|]* \|){2} ?([^|]*) ?\|$"
     return {

@@ -61,7 +61,7 @@ def fleet(tmp_path: Path, valkey: RedisServer) -> Iterator[list[Daemon]]:
 
 
 async def call_all(daemons: Sequence[Daemon]) -> list[Artifact]:
-    """Make all calls at once, spread over modules and daemons; answer what each got.
+    """Make all calls at once, spread over modules and daemons; return what each got.
 
     Who finds its daemon gone asks the next one, as a client of a fleet does.
     """
@@ -84,7 +84,7 @@ async def call_all(daemons: Sequence[Daemon]) -> list[Artifact]:
 
 
 def compiles(daemon: Daemon) -> int:
-    """Answer how many compilations of a daemon went well."""
+    """Return how many compilations of a daemon went well."""
     with daemon.client() as client:
         return sum(each.count for each in client.stats().compiles if each.outcome == "ok")
 
@@ -190,12 +190,12 @@ def test_a_daemon_that_ends_leaves_what_it_compiles_to_one_other(fleet: list[Dae
 
 
 def waiting(daemon: Daemon) -> int:
-    """Answer how many jobs of a daemon wait for a worker."""
+    """Return how many jobs of a daemon wait for a worker."""
     return int(daemon.metric("queue_depth", engine=ENGINE))
 
 
 def flights(daemon: Daemon) -> int:
-    """Answer how many compilations a daemon has under way, waiting for others included."""
+    """Return how many compilations a daemon has under way, waiting for others included."""
     return int(daemon.metric("flights"))
 
 

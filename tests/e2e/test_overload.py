@@ -35,7 +35,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
-    """Answer the names of ``count`` calls in the order in which they were answered."""
+    """Return the names of ``count`` calls in the order in which they were answered."""
 
     def order() -> list[str]:
         ids = [json.loads(line).get("request_id") for line in list(daemon.log_lines)]

@@ -16,7 +16,7 @@ ENGINES = {"wasmer": "wasmer-1.1.0", "wasmtime": "wasmtime-50.0.1"}
 
 
 def path_of(module: RealModule) -> Path:
-    """Answer the module's file; without its registry there is nothing to test."""
+    """Return the module's file; without its registry there is nothing to test."""
     try:
         return fetch(module)
     except CorpusUnavailable as unavailable:

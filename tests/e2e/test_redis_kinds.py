@@ -24,7 +24,7 @@ SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinel
 
 
 def environment(kind: str, running: Deployment) -> dict[str, str]:
-    """Answer the variables that an operator would set."""
+    """Return the variables that an operator would set."""
     access = running.access
     if kind == "rest":
         return {
@@ -51,7 +51,7 @@ def deployed(
 
 
 def shown_configuration(environ: Mapping[str, str]) -> str:
-    """Answer what ``wasmkilnd config`` prints, in both its forms."""
+    """Return what ``wasmkilnd config`` prints, in both its forms."""
     forms: tuple[list[str], ...] = ([], ["--json"])
     return "".join(
         subprocess.run(

@@ -54,7 +54,7 @@ class Configured:
         self.file.write_text("".join(lines))
 
     def reload(self) -> list[dict[str, Any]]:
-        """Send SIGHUP; answer the lines of the log that this made."""
+        """Send SIGHUP; return the lines of the log that this made."""
         self.daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
         seen = len(self.daemon.log_lines)
         self.daemon.process.send_signal(signal.SIGHUP)

@@ -53,7 +53,7 @@ class Fleet:
         return Daemon(state, environ=self._environ, program=program)
 
     def stored(self) -> dict[bytes, bytes]:
-        """Answer all that is in Redis, but for what Evicts left."""
+        """Return all that is in Redis, but for what Evicts left."""
         names = [name for name in self._direct.scan_iter() if not name.startswith(b"wasm:mark:")]
         return {name: self._value(name) for name in names}
 

@@ -14,7 +14,7 @@ COMPONENT_PREAMBLE = b"\0asm\x0d\0\x01\0"
 
 
 def from_text(text: str) -> bytes:
-    """Answer the binary of a module or component in text form."""
+    """Return the binary of a module or component in text form."""
     return subprocess.run(
         [str(WASM_TOOLS), "parse", "-"], input=text.encode(), capture_output=True, check=True
     ).stdout
@@ -39,7 +39,7 @@ def leb128(number: int) -> bytes:
 
 
 def section(number: int, body: bytes) -> bytes:
-    """Answer one section of a module."""
+    """Return one section of a module."""
     return bytes([number]) + leb128(len(body)) + body
 
 

@@ -66,7 +66,7 @@ class Caller:
         self._admin = admin_service_pb2_grpc.AdminServiceStub(self._channel)
 
     async def compile(self, module: Known) -> Call:
-        """Ask by digest, and with the module itself if that is wanted; answer the last call."""
+        """Ask by digest, and with the module itself if that is wanted; return the last call."""
         call = await self._call(module, pb.CompileRequest(sha256=module.sha256))
         if call.upload_wanted:
             call = await self.upload(module)
@@ -82,7 +82,7 @@ class Caller:
         await self._admin.Evict(request, timeout=_DEADLINE_S)
 
     async def stats(self) -> pb.StatsResponse:
-        """Answer what the daemon says of itself."""
+        """Return what the daemon says of itself."""
         answer: pb.StatsResponse = await self._modules.Stats(pb.StatsRequest(), timeout=_DEADLINE_S)
         return answer
 
@@ -142,7 +142,7 @@ class Caller:
 
 
 def with_shared_work(calls: Iterable[Call]) -> list[Call]:
-    """Answer ``calls``, each with the work that another call did for it taken for its own.
+    """Return ``calls``, each with the work that another call did for it taken for its own.
 
     Who joins a flight, or waits for the other daemon to compile the same, waits for work.
     """

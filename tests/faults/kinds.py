@@ -86,7 +86,7 @@ async def other_password(site: Site) -> AsyncIterator[None]:
 
 
 def line(choose: Callable[[], Line], *, cut: bool = False) -> Sickness:
-    """Answer a sickness of the line, which is another each time; ``cut`` ends connections."""
+    """Return a sickness of the line, which is another each time; ``cut`` ends connections."""
 
     @asynccontextmanager
     async def bad(site: Site) -> AsyncIterator[None]:
@@ -115,7 +115,7 @@ _GARBAGE = (
 
 
 def garbage() -> Line:
-    """Answers that are no answers."""
+    """Return that are no answers."""
     return Line(garbage=_chance.choice([*_GARBAGE, _chance.randbytes(200)]))
 
 
@@ -166,7 +166,7 @@ def drop_clients(site: Site) -> None:
 
 
 def free_port() -> int:
-    """Answer a port of 127.0.0.1 that nobody has at the moment."""
+    """Return a port of 127.0.0.1 that nobody has at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -51,7 +51,7 @@ class Report:
 
 
 def report(outcomes: Sequence[Outcome]) -> Report:
-    """Answer the figures of a run."""
+    """Return the figures of a run."""
     rows = [row for outcome in outcomes for row in _rows(outcome)]
     calls = [call for outcome in outcomes for call in outcome.calls]
     quiet = [call for outcome in outcomes for call in outcome.quiet]
@@ -96,7 +96,7 @@ def _row(fault: str, injections: list[Injection], calls: list[Call], usual_s: fl
 
 
 def markdown(made: Report) -> str:
-    """Answer the table for docs/reliability.md."""
+    """Return the table for docs/reliability.md."""
     lines = [
         "| fault | injected | calls meanwhile | wrong artifacts | failed calls"
         " | longest added wait, ms | recovered after, ms | at the latest, ms |",

@@ -53,7 +53,7 @@ class Server:
         return self._folder / "server.sock"
 
     def admin(self) -> redis.Redis:
-        """Answer a client of an operator's; the caller closes it."""
+        """Return a client of an operator's; the caller closes it."""
         return redis.Redis(unix_socket_path=str(self.socket), password=PASSWORD, socket_timeout=30)
 
     def start(self) -> None:

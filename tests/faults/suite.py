@@ -187,7 +187,7 @@ async def _tamper(site: Site, how: str, victim: Known, other: Known) -> Injectio
 
 
 def _stored(target: Target) -> Callable[[Site], Awaitable[bool]]:
-    """Answer what has a module and its artifact stored whole, and answers whether they are."""
+    """Return what has a module and its artifact stored whole, and return whether they are."""
 
     async def stored(site: Site) -> bool:
         if await asyncio.to_thread(target.is_whole):
@@ -202,7 +202,7 @@ def _stored(target: Target) -> Callable[[Site], Awaitable[bool]]:
 
 
 def rejected_values(site: Site) -> Counter[str]:
-    """Answer how many stored values the daemons did not believe, by cause."""
+    """Return how many stored values the daemons did not believe, by cause."""
     counted: Counter[str] = Counter()
     for daemon in site.daemons:
         with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
@@ -213,7 +213,7 @@ def rejected_values(site: Site) -> Counter[str]:
 
 
 def during(calls: Iterable[Call], injection: Injection) -> list[Call]:
-    """Answer the calls that a fault may have touched: part of each falls within its time."""
+    """Return the calls that a fault may have touched: part of each falls within its time."""
     return [
         call
         for call in calls

@@ -65,7 +65,7 @@ class Target:
         return _NAMES.lease(self.key)
 
     def value(self, name: bytes) -> bytes:
-        """Answer what is stored."""
+        """Return what is stored."""
         value = self.admin.get(name)
         assert isinstance(value, bytes)
         return value
@@ -75,12 +75,12 @@ class Target:
         self.admin.set(name, value, keepttl=True)
 
     def pieces(self) -> list[bytes]:
-        """Answer the names of the artifact's further pieces."""
+        """Return the names of the artifact's further pieces."""
         body = open_artifact(self.value(self.name), self.key, _ANYONE.check_stamp).body
         return [_NAMES.artifact_part(self.key, piece.sha256) for piece in body.pieces[1:]]
 
     def module_pieces(self) -> list[bytes]:
-        """Answer the names of the module's further pieces."""
+        """Return the names of the module's further pieces."""
         sha256 = self.module.sha256
         body = open_module(self.value(self.module_name), sha256, _ANYONE.check_stamp).body
         return [_NAMES.module_part(sha256, piece.sha256) for piece in body.pieces[1:]]
@@ -94,7 +94,7 @@ class Target:
         return self.admin.exists(*names) == len(names)
 
     def read(self) -> Artifact:
-        """Answer the artifact, without asking who signed it."""
+        """Return the artifact, without asking who signed it."""
         values = {name: self.value(name) for name in (self.name, *self.pieces())}
         artifact, _ = read(values, self.key, _ANYONE)
         assert isinstance(artifact, Artifact)

@@ -35,7 +35,7 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
 
 
 def events(daemon: Daemon, *names: str) -> list[str]:
-    """Answer those of the log's events that have one of these names, in order."""
+    """Return those of the log's events that have one of these names, in order."""
     logged = [json.loads(line).get("event") for line in list(daemon.log_lines)]
     return [event for event in logged if event in names]
 

@@ -26,7 +26,7 @@ json_values = st.recursive(
 
 
 def corpus(target: str) -> list[bytes]:
-    """Answer the kept inputs of one target, in the order of their names."""
+    """Return the kept inputs of one target, in the order of their names."""
     return [path.read_bytes() for path in sorted((CORPUS / target).iterdir())]
 
 

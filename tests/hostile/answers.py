@@ -20,7 +20,7 @@ CLEAR_ANSWERS = frozenset(
 
 
 def answer(client: Client, module: bytes, engine: str) -> tuple[str, str]:
-    """Answer the error's reason, or OK; and what there is to say beside."""
+    """Return the error's reason, or OK; and what there is to say beside."""
     try:
         made = client.compile(module, engine=engine, omit_artifact=True)
     except WasmkilnError as refusal:
@@ -29,7 +29,7 @@ def answer(client: Client, module: bytes, engine: str) -> tuple[str, str]:
 
 
 def highest_memory_bytes(pid: int) -> int:
-    """Answer the most memory that a process has had resident so far."""
+    """Return the most memory that a process has had resident so far."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     [line] = [line for line in lines if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

@@ -49,7 +49,7 @@ def _body(code: bytes, local_groups: Sequence[tuple[int, bytes]] = ()) -> bytes:
 def _module(
     types: Sequence[bytes], functions: Sequence[tuple[int, bytes]], *others: tuple[int, bytes]
 ) -> bytes:
-    """Answer a module of functions, each a type's index and a body, and other sections."""
+    """Return a module of functions, each a type's index and a body, and other sections."""
     sections = {
         1: _vector(types),
         3: _vector([leb128(of) for of, _ in functions]),

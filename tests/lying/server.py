@@ -26,7 +26,7 @@ class LyingServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.sent = 0
 
     def say(self, method: str, *messages: bytes) -> None:
-        """Answer every call of a method ("Stats") with these messages."""
+        """Return every call of a method ("Stats") with these messages."""
         self.answers[method] = lambda _request, _context: iter(messages)
 
     def fail(self, method: str, code: grpc.StatusCode, text: str, details: bytes = b"") -> None:

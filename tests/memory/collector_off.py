@@ -39,7 +39,7 @@ def _frames(failures: Iterable[Any]) -> Iterator[str]:
 
 
 def _home(one: Any) -> str:
-    """Answer the file or module that ``one`` comes from."""
+    """Return the file or module that ``one`` comes from."""
     match one:
         case types.FrameType():
             return one.f_code.co_filename

@@ -119,7 +119,7 @@ _COMPILES_S = 0.05
 
 
 def job_of(kiln: Watched) -> int:
-    """Wait for a job that compiles, and answer it.
+    """Wait for a job that compiles, and return it.
 
     A job that has used no time may be the one with which a new worker is tried, or not be
     set up yet: its end would be no crash of a compiler.

@@ -35,11 +35,11 @@ class Watched(Daemon):
         self.look()  # What the start left behind does not count.
 
     def quiet(self) -> bool:
-        """Answer whether nothing is under way."""
+        """Return whether nothing is under way."""
         return all(self.metric(name) == 0 for name in HELD)
 
     def look(self) -> tuple[Counter[str], Counter[str]]:
-        """Answer what only a collector would have freed, and which large buffers live on."""
+        """Return what only a collector would have freed, and which large buffers live on."""
         eventually(self.quiet, "something is held for nobody")
         time.sleep(_AFTERMATH_S)
         self._report.unlink(missing_ok=True)

@@ -176,7 +176,7 @@ async def mistaken(stage: Stage, dice: random.Random) -> None:
 
 
 def sending(choose: Callable[[Stage], list[Hostile]]) -> Act:
-    """Answer what sends the hostile modules that ``choose`` answers, some of them twice."""
+    """Return what sends the hostile modules that ``choose`` answers, some of them twice."""
     sent: list[tuple[Hostile, str, bytes]] = []
 
     async def send(stage: Stage, dice: random.Random) -> None:
@@ -194,7 +194,7 @@ def sending(choose: Callable[[Stage], list[Hostile]]) -> Act:
 
 
 def actors() -> list[Actor]:
-    """Answer all of them."""
+    """Return all of them."""
     return [
         Actor("hit", hit, 4, 0.1),
         Actor("regular", regular, 2, 0.25),

@@ -147,7 +147,7 @@ class Chaos:
             await member.start()
 
     async def _rest(self, dice: random.Random, mean_s: float) -> bool:
-        """Wait; answer whether to go on."""
+        """Wait; return whether to go on."""
         mean_s = min(mean_s, self._seconds / _LEAST_PER_RUN)
         await self._sleep(mean_s * dice.uniform(0.5, 1.5))
         return not self._over.is_set()

@@ -17,7 +17,7 @@ Compile = Callable[[bytes], bytes]
 
 
 def with_wasmer() -> Compile:
-    """Answer what compiles with wasmer."""
+    """Return what compiles with wasmer."""
     import wasmer
     from wasmer import engine
     from wasmer_compiler_cranelift import Compiler
@@ -27,7 +27,7 @@ def with_wasmer() -> Compile:
 
 
 def with_wasmtime() -> Compile:
-    """Answer what compiles with wasmtime, core modules and components."""
+    """Return what compiles with wasmtime, core modules and components."""
     import wasmtime
     from wasmtime import component
 

@@ -146,7 +146,7 @@ class Fleet:
     trusted: TrustedKeys
 
     def any_life(self, dice: random.Random) -> Life:
-        """Answer the process of some member: nearly always of one that lives, if any does."""
+        """Return the process of some member: nearly always of one that lives, if any does."""
         lives = [member.life for member in self.members]
         if dice.random() > _STUBBORN:
             lives = [life for life in lives if life.lives] or lives

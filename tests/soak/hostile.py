@@ -33,7 +33,7 @@ class Hostile:
 
 
 def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
-    """Answer those that a daemon refuses at next to no cost."""
+    """Return those that a daemon refuses at next to no cost."""
     real = {mould.name: mould for mould in moulds}
     both = (WASMER, WASMTIME)
     victim = real["itk-downsample-sigma"]
@@ -64,7 +64,7 @@ def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
 
 
 def costly() -> list[Hostile]:
-    """Answer those of which only a limit protects: time, memory, size of the artifact."""
+    """Return those of which only a limit protects: time, memory, size of the artifact."""
     return [
         Hostile(
             "nested blocks, too slow for wasmer",

@@ -63,7 +63,7 @@ class Mould:
         return len(self._wasm)
 
     def cast(self, tag: int) -> Known:
-        """Answer the module with this tag.
+        """Return the module with this tag.
 
         An artifact differs by its tag alone: wasmer keeps custom sections as they are, and
         wasmtime keeps none.

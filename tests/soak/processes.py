@@ -23,7 +23,7 @@ class Holdings:
 
 
 def holdings(daemon_pid: int) -> Holdings:
-    """Answer what a daemon holds now."""
+    """Return what a daemon holds now."""
     return Holdings(
         len(workers_and_jobs(daemon_pid)),
         len(list(Path(f"/proc/{daemon_pid}/fd").iterdir())),

@@ -9,7 +9,7 @@ from tests.soak.verdict import Check, Verdict, hits, percentile
 
 
 def markdown(verdict: Verdict) -> str:
-    """Answer all figures."""
+    """Return all figures."""
     figures = verdict.figures
     calls = figures.calls
     at_hits = hits(calls)

@@ -73,7 +73,7 @@ class Figures:
 
 
 async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
-    """Run it; answer what was seen. Nothing that went wrong in a call raises."""
+    """Run it; return what was seen. Nothing that went wrong in a call raises."""
     tell("compiling each module with each engine itself")
     engines = await asyncio.to_thread(installed_engines)
     moulds = await asyncio.to_thread(make_moulds, engines, folder / "direct", small=plan.small)
@@ -128,7 +128,7 @@ def _check_alive(fleet: Fleet) -> None:
 
 
 async def _warmed_up(stage: Stage, member: Member) -> Holdings:
-    """Have a daemon do a little of everything; answer what it holds then, all alone."""
+    """Have a daemon do a little of everything; return what it holds then, all alone."""
     dice = random.Random(0)
     life = member.life
     for engine in ENGINES:
@@ -162,7 +162,7 @@ async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
 
 
 def missing(calls: Sequence[Call], blows: Sequence[str]) -> list[str]:
-    """Answer what has not happened to any call that counts, and which ``blows`` were not dealt."""
+    """Return what has not happened to any call that counts, and which ``blows`` were not dealt."""
     good = [call for call in calls if call.unaffected and call.as_expected]
     origins = {call.origin for call in good}
     return [
@@ -213,7 +213,7 @@ async def _audit(stage: Stage) -> None:
 
 
 async def _settled(member: Member) -> str:
-    """Wait until a daemon has nothing to do; answer what it still does after a while."""
+    """Wait until a daemon has nothing to do; return what it still does after a while."""
     deadline = time.monotonic() + _SETTLE_S
     while True:
         stats = await member.life.regulars.stats(timeout_s=TIMEOUT_S)
@@ -238,14 +238,14 @@ def _busy(stats: pb.StatsResponse) -> str:
 
 
 def _leases(fleet: Fleet) -> int:
-    """Answer how many leases are left once all have had the time to expire."""
+    """Return how many leases are left once all have had the time to expire."""
     time.sleep(2 * LEASE_S)
     with fleet.server.admin() as admin:
         return sum(1 for _ in admin.scan_iter("wasm:lease:*", count=1000))
 
 
 async def _freed(member: Member, before: Holdings) -> Holdings:
-    """Answer what a daemon holds, once connections that nobody has any more are closed."""
+    """Return what a daemon holds, once connections that nobody has any more are closed."""
     deadline = time.monotonic() + _CLOSED_BY_S
     while True:
         held = await asyncio.to_thread(holdings, member.life.daemon.pid)

@@ -40,7 +40,7 @@ class Stage:
         self.hot = [known for known in self.regulars if len(known.wasm) < _HOT_BYTES]
 
     def fresh(self, dice: random.Random) -> Known:
-        """Answer a module that nobody has seen yet, a large one less often than a small one."""
+        """Return a module that nobody has seen yet, a large one less often than a small one."""
         weights = [1 / max(50_000, mould.size_bytes) for mould in self.moulds]
         [mould] = dice.choices(self.moulds, weights)
         return mould.cast(next(self._tags))
@@ -69,7 +69,7 @@ class Stage:
 
 
 def difference(answer: Artifact, module: Known, engine: str) -> str:
-    """Answer in what way an artifact, whose attestation was verified, is not the right one."""
+    """Return in what way an artifact, whose attestation was verified, is not the right one."""
     if answer.header.module_sha256 != module.sha256 or answer.header.engine.id != engine:
         return f"{answer!r} instead of {module.name} for {engine}"
     if answer.bytes != module.artifacts[engine]:

@@ -50,7 +50,7 @@ class Verdict:
 
 
 def judge(figures: Figures) -> Verdict:
-    """Answer what is to be said of a soak."""
+    """Return what is to be said of a soak."""
     excused = [call for call in figures.calls if _is_excused(call, figures)]
     judged = [call for call in figures.calls if call.unaffected and call not in excused]
     checks = [
@@ -69,7 +69,7 @@ def judge(figures: Figures) -> Verdict:
 
 
 def hits(calls: Sequence[Call]) -> list[Call]:
-    """Answer the unaffected calls that were answered from memory."""
+    """Return the unaffected calls that were answered from memory."""
     return [
         call
         for call in calls
@@ -78,7 +78,7 @@ def hits(calls: Sequence[Call]) -> list[Call]:
 
 
 def percentile(calls: Sequence[Call], share: float) -> float:
-    """Answer in how many seconds that share of the calls had ended."""
+    """Return in how many seconds that share of the calls had ended."""
     taken = sorted(call.seconds for call in calls)
     return taken[max(0, math.ceil(share * len(taken)) - 1)] if taken else math.nan
 

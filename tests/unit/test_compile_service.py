@@ -530,7 +530,7 @@ async def test_what_waits_holds_no_module(rig: Rig) -> None:
 
 
 def sized(number: int, size_bytes: int = 60) -> bytes:
-    """Answer a module unlike others."""
+    """Return a module unlike others."""
     return CORE + number.to_bytes(size_bytes - len(CORE), "big")
 
 

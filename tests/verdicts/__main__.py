@@ -29,7 +29,7 @@ _AT_ONCE = 1000
 
 
 def find_modules(places: Iterable[Path], scratch: Path) -> list[Path]:
-    """Answer every ``.wasm`` file in ``places``, and those made from ``.wast`` scripts there."""
+    """Return every ``.wasm`` file in ``places``, and those made from ``.wast`` scripts there."""
     found = []
     for place in places:
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:

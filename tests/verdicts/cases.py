@@ -40,7 +40,7 @@ class Case:
     wasmtime: tuple[str, str]
 
     def wasm(self) -> bytes:
-        """Answer its bytes."""
+        """Return its bytes."""
         return self.source if isinstance(self.source, bytes) else wasm.from_text(self.source)
 
     def __str__(self) -> str:
@@ -193,7 +193,7 @@ CASES = [
 
 
 def write_cases(folder: Path) -> list[Path]:
-    """Write every case's module; answer the paths in the order of ``CASES``."""
+    """Write every case's module; return the paths in the order of ``CASES``."""
     folder.mkdir()
     paths = [folder / f"{case}.wasm" for case in CASES]
     for path, case in zip(paths, CASES, strict=True):

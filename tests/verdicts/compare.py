@@ -144,13 +144,13 @@ def _name(engine_id: str) -> str:
 
 
 def _own_words(words: str) -> str:
-    """Answer the engine's words without what it puts around them, on one line."""
+    """Return the engine's words without what it puts around them, on one line."""
     causes = words.removeprefix("Validation error: ").partition("Caused by:\n")
     return " ".join(re.split(r"^ +\d+: ", causes[2] or causes[0], flags=re.MULTILINE)[-1].split())
 
 
 def ask_directly(store: EngineStore, engine_id: str, paths: Sequence[Path]) -> list[Direct]:
-    """Answer what the engine says of each file, in its own interpreter."""
+    """Return what the engine says of each file, in its own interpreter."""
     done = subprocess.run(
         [str(interpreter(store, engine_id)), str(DIRECT), _name(engine_id)],
         input="".join(f"{path}\n" for path in paths),
@@ -164,7 +164,7 @@ def ask_directly(store: EngineStore, engine_id: str, paths: Sequence[Path]) -> l
 async def ask_daemon(
     address: str, engine_ids: Sequence[str], modules: Sequence[bytes]
 ) -> list[tuple[dict[str, Answer], dict[str, Answer]]]:
-    """Answer what Load and Compile say of each module by each engine, over one connection."""
+    """Return what Load and Compile say of each module by each engine, over one connection."""
     room = asyncio.Semaphore(_CALLS_AT_ONCE)
     async with AsyncClient(address, timeout_s=300) as client:
 
@@ -217,7 +217,7 @@ def compare(store: EngineStore, daemon: Daemon, paths: Sequence[Path]) -> list[V
 
 
 def table(verdicts: Sequence[Verdicts]) -> str:
-    """Answer how often each engine and call gave each answer."""
+    """Return how often each engine and call gave each answer."""
     lines = []
     for engine in verdicts[0].direct:
         for call in ("load", "compile"):

@@ -70,7 +70,7 @@ def wasmtime_answers(wasm: bytes, tell: Tell) -> None:
 
 
 def ask(answers: Callable[[bytes, Tell], None], path: str) -> dict[str, Any]:
-    """Answer what the engine says of one file, from a fork of this process."""
+    """Return what the engine says of one file, from a fork of this process."""
     wasm = Path(path).read_bytes()
     readable, writable = os.pipe()
     pid = os.fork()
@@ -93,7 +93,7 @@ def ask(answers: Callable[[bytes, Tell], None], path: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer about each path on standard input."""
+    """Return about each path on standard input."""
     answers = {"wasmer": wasmer_answers, "wasmtime": wasmtime_answers}[sys.argv[1]]
     __import__(sys.argv[1])
     if sys.argv[1] == "wasmtime":

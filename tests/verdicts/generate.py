@@ -66,7 +66,7 @@ def write_generated(folder: Path, count: int, seed: int = 1) -> list[Path]:
 
 
 def smith(count: int, seed: int, profile: str = "everything") -> list[bytes]:
-    """Answer ``count`` modules by `wasm-tools smith`; valid ones, but for ``invalid-code``."""
+    """Return ``count`` modules by `wasm-tools smith`; valid ones, but for ``invalid-code``."""
     flags = PROFILES[profile]
     dice = random.Random(f"{profile} {seed}")
     seeds = (dice.randbytes(dice.randrange(_SEED_BYTES // 10, _SEED_BYTES)) for _ in iter(int, 1))
@@ -74,14 +74,14 @@ def smith(count: int, seed: int, profile: str = "everything") -> list[bytes]:
 
 
 def mutate(module: bytes, count: int, seed: int) -> list[bytes]:
-    """Answer ``count`` variants by `wasm-tools mutate`; valid if ``module`` is."""
+    """Return ``count`` variants by `wasm-tools mutate`; valid if ``module`` is."""
     return _collect(
         count, (([*("mutate", "--seed", str(number), "-")], module) for number in _from(seed))
     )
 
 
 def damage(module: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Answer ``count`` copies with a few bytes changed, cut out, doubled or moved."""
+    """Return ``count`` copies with a few bytes changed, cut out, doubled or moved."""
     dice = random.Random(seed)
     for _ in range(count):
         damaged = bytearray(module) + b"\0" * (9 - len(module))

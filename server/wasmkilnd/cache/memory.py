@@ -51,7 +51,7 @@ class MemoryTier:
         self._keys_of: dict[str, dict[CacheKey, None]] = {}
 
     async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """Answer the artifact under ``key`` and make it the most recently used."""
+        """Return the artifact under ``key`` and make it the most recently used."""
         entry = self._touch(key)
         return entry.value if entry and isinstance(entry.value, Artifact) else None
 
@@ -60,7 +60,7 @@ class MemoryTier:
         self._store(artifact.key, artifact, _artifact_bytes(artifact))
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        """Answer the module with this digest and make it the most recently used."""
+        """Return the module with this digest and make it the most recently used."""
         entry = self._touch(sha256)
         return entry.value if entry and isinstance(entry.value, Module) else None
 
@@ -69,20 +69,20 @@ class MemoryTier:
         self._store(module.sha256, module, len(module.wasm) + ENTRY_OVERHEAD_BYTES)
 
     async def has_module(self, sha256: str) -> bool:
-        """Answer whether a module is stored, without making it recent."""
+        """Return whether a module is stored, without making it recent."""
         return sha256 in self._entries
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Answer which of ``keys`` are stored, without making them recent."""
+        """Return which of ``keys`` are stored, without making them recent."""
         return frozenset(key for key in keys if key in self._entries)
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Answer the kinds of modules behind artifacts, without making them recent."""
+        """Return the kinds of modules behind artifacts, without making them recent."""
         found = {key: self._entries.get(key) for key in keys}
         return {key: entry.value.kind for key, entry in found.items() if entry}
 
     def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:
-        """Answer the artifacts of a module, without making them recent."""
+        """Return the artifacts of a module, without making them recent."""
         values = (self._entries[key].value for key in self._keys_of.get(module_sha256, ()))
         return [value for value in values if isinstance(value, Artifact)]
 
@@ -103,7 +103,7 @@ class MemoryTier:
         return await in_slices(steps())
 
     def usage(self) -> TierUsage:
-        """Answer the exact figures."""
+        """Return the exact figures."""
         return TierUsage(len(self._entries), self._bytes, self._limit_bytes, self._evictions)
 
     def resize(self, limit_bytes: int) -> None:
@@ -117,12 +117,12 @@ class MemoryTier:
         return entry is not None and entry.value is artifact
 
     def artifacts(self) -> Sequence[Artifact]:
-        """Answer every artifact, without making any recent."""
+        """Return every artifact, without making any recent."""
         values = (entry.value for entry in self._entries.values())
         return [value for value in values if isinstance(value, Artifact)]
 
     def drop(self, artifacts: Iterable[Artifact]) -> int:
-        """Remove those of ``artifacts`` that are still here; answer how many."""
+        """Remove those of ``artifacts`` that are still here; return how many."""
         dropped = 0
         for artifact in artifacts:
             if self.holds(artifact):

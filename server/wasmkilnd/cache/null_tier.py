@@ -23,37 +23,37 @@ class NullTier:
         self.name = name
 
     async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """Answer None."""
+        """Return None."""
         return None
 
     async def put(self, artifact: Artifact) -> None:
         """Do nothing."""
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        """Answer None."""
+        """Return None."""
         return None
 
     async def put_module(self, module: Module) -> None:
         """Do nothing."""
 
     async def has_module(self, sha256: str) -> bool:
-        """Answer False."""
+        """Return False."""
         return False
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Answer none of ``keys``."""
+        """Return none of ``keys``."""
         return frozenset()
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Answer nothing."""
+        """Return nothing."""
         return {}
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Answer that nothing went."""
+        """Return that nothing went."""
         return Evicted()
 
     def usage(self) -> TierUsage:
-        """Answer zeros."""
+        """Return zeros."""
         return TierUsage()
 
     async def always_ready(self) -> None:

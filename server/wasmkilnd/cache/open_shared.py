@@ -95,7 +95,7 @@ class SharedTier:
         self._reviver = asyncio.create_task(self._revive()) if embedded else None
 
     def status(self) -> RemoteStatus:
-        """Answer whether it answers, and what waits to be written."""
+        """Return whether it answers, and what waits to be written."""
         breaker = self._redis.breaker if self._redis else None
         return RemoteStatus(
             mode=self._mode,
@@ -113,7 +113,7 @@ class SharedTier:
         return self._redis.breaker.detail
 
     def reopened(self, access: RedisAccess) -> Callable[[], None]:
-        """Read what lets the daemon in anew; answer what has it used from then on.
+        """Read what lets the daemon in anew; return what has it used from then on.
 
         Certificates are read when a connection is made, and kept with it: so all are made
         anew, also when only a file's content may have changed. Raises CannotOpenShared.
@@ -261,7 +261,7 @@ async def _with(
 def connected(
     options: RemoteOptions, url: str, access: RedisAccess, timeout_s: float
 ) -> RedisServer:
-    """Answer the server at ``url``, to which it connects when it is first used.
+    """Return the server at ``url``, to which it connects when it is first used.
 
     ``timeout_s`` bounds each write and each read by itself. Raises CannotOpenShared.
     """
@@ -272,7 +272,7 @@ def connected(
 
 
 def where(options: RemoteOptions) -> str:
-    """Answer what server ``options`` mean, in words without a secret."""
+    """Return what server ``options`` mean, in words without a secret."""
     return f"Redis at {RedisAddress.parse(options.url)}" if options.url else "embedded Valkey"
 
 

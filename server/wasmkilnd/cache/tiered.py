@@ -66,7 +66,7 @@ class TieredCache:
         return WaitBudget(self._call_wait_s)
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
-        """Answer the artifact from the nearest tier that has it, and keep it nearer."""
+        """Return the artifact from the nearest tier that has it, and keep it nearer."""
         origin = Origin.MEMORY
         artifact = await self.get_local(key)
         if artifact is None:
@@ -89,7 +89,7 @@ class TieredCache:
         return contextlib.nullcontext(NullClaim())
 
     async def get_local(self, key: CacheKey) -> Artifact | None:
-        """Answer the artifact if this daemon has it, and keep it in memory."""
+        """Return the artifact if this daemon has it, and keep it in memory."""
         artifact = await self._near.get(key)
         if artifact is None and (artifact := self._writes.waiting(key)):
             # It had to make room before it was written, and may have to be written for long.
@@ -97,7 +97,7 @@ class TieredCache:
         return artifact
 
     async def has_local(self, key: CacheKey) -> bool:
-        """Answer whether this daemon has the artifact, touching nothing."""
+        """Return whether this daemon has the artifact, touching nothing."""
         return bool(await self._memory.held([key]) or self._writes.waiting(key))
 
     async def put(self, artifact: Artifact) -> None:
@@ -106,7 +106,7 @@ class TieredCache:
         self._writes.add(artifact)
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
-        """Answer the module from the nearest tier that has it, and keep it nearer."""
+        """Return the module from the nearest tier that has it, and keep it nearer."""
         module = await self._near.get_module(sha256) or self._writes.waiting(sha256)
         if module is None:
             module = await self._module_lookups.get(
@@ -130,7 +130,7 @@ class TieredCache:
         restoring.add_done_callback(lambda _: self._restoring.pop(module.sha256))
 
     async def missing(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
-        """Answer which of ``keys`` no tier holds."""
+        """Return which of ``keys`` no tier holds."""
         missing = frozenset(keys) - await self._near.held(keys)
         missing -= {key for key in missing if self._writes.waiting(key)}
         if missing:
@@ -143,7 +143,7 @@ class TieredCache:
     async def kinds_of(
         self, keys: Sequence[CacheKey], budget: WaitBudget
     ) -> Mapping[CacheKey, Kind]:
-        """Answer the kinds of modules that those of the artifacts were made from that are held."""
+        """Return the kinds of modules that those of the artifacts were made from that are held."""
         kinds = dict(await self._near.kinds_of(keys))
         for key in keys:
             if key not in kinds and (artifact := self._writes.waiting(key)):
@@ -155,7 +155,7 @@ class TieredCache:
         return kinds
 
     def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
-        """Answer the artifacts of a module that this daemon's memory holds."""
+        """Return the artifacts of a module that this daemon's memory holds."""
         return self._memory.artifacts_of(module_sha256)
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:

@@ -20,7 +20,7 @@ class Change:
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:
-    """Answer each setting whose value differs, in the schema's order."""
+    """Return each setting whose value differs, in the schema's order."""
     return [
         Change(field, shown_value(old, field), shown_value(new, field), is_live(field))
         for field in Settings.model_fields
@@ -29,5 +29,5 @@ def changes(old: Settings, new: Settings) -> list[Change]:
 
 
 def take_over(old: Settings, new: Settings, fields: list[str]) -> Settings:
-    """Answer the settings ``old`` with the ``fields`` of ``new``."""
+    """Return the settings ``old`` with the ``fields`` of ``new``."""
     return old.model_copy(update={field: getattr(new, field) for field in fields})

@@ -23,7 +23,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def some_options(chosen: Callable[[str], bool]) -> Decorator:
-    """Answer what adds flags for ``chosen`` settings, and ``--config``, to a click command.
+    """Return what adds flags for ``chosen`` settings, and ``--config``, to a click command.
 
     The command receives ``flags``, a dict by field name of those that were given,
     and ``config``, a path or None: the first and last arguments of

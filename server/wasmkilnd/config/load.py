@@ -53,7 +53,7 @@ class Loaded:
 def load(
     flags: Mapping[str, FlagValue], environ: Mapping[str, str], file: Path | None = None
 ) -> Loaded:
-    """Answer the settings in force: flag over environment over file over default.
+    """Return the settings in force: flag over environment over file over default.
 
     ``flags`` holds those that were given, by field name. ``file`` is a TOML file;
     without it, the one that WASMKILN_CONFIG names, if any. Raises ConfigError.

@@ -10,7 +10,7 @@ _ROOT = Path("/")
 
 
 def cpu_count(root: Path = _ROOT) -> int:
-    """Answer how many CPUs this process may keep busy, at least 1.
+    """Return how many CPUs this process may keep busy, at least 1.
 
     The affinity mask, and below it a control group's quota: a container that may
     use one CPU of 64 is not helped by 64 workers. ``root`` is where /proc and
@@ -24,7 +24,7 @@ def cpu_count(root: Path = _ROOT) -> int:
 
 
 def memory_bytes(root: Path = _ROOT) -> int:
-    """Answer the bytes of memory that this process may use: the machine's, or its group's limit."""
+    """Return the bytes of memory that this process may use: the machine's, or its group's limit."""
     total = _physical_bytes(root)
     limits = [int(text) for text in _read_up(root, "memory", "memory.max") if text.isdecimal()]
     limits += [
@@ -59,7 +59,7 @@ def _cpu_quotas(root: Path) -> list[tuple[int, int]]:
 
 
 def _read_up(root: Path, controller: str, file: str) -> list[str]:
-    """Answer the file's text in this process's group and in every group above it."""
+    """Return the file's text in this process's group and in every group above it."""
     texts = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")

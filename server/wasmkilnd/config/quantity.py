@@ -26,7 +26,7 @@ _SECONDS = {
 
 
 def parse_bytes(value: object) -> int:
-    """Answer a size in bytes from an integer or a text such as ``64MiB``.
+    """Return a size in bytes from an integer or a text such as ``64MiB``.
 
     Raises ValueError with what is allowed.
     """
@@ -40,7 +40,7 @@ def parse_bytes(value: object) -> int:
 
 
 def parse_seconds(value: object) -> float:
-    """Answer a duration in seconds from a number or a text such as ``500ms``.
+    """Return a duration in seconds from a number or a text such as ``500ms``.
 
     Raises ValueError with what is allowed.
     """
@@ -54,7 +54,7 @@ def parse_seconds(value: object) -> float:
 
 
 def parse_count(value: object) -> int:
-    """Answer a whole number from an integer or its digits.
+    """Return a whole number from an integer or its digits.
 
     Raises ValueError with what is allowed.
     """
@@ -65,7 +65,7 @@ def parse_count(value: object) -> int:
 
 
 def write_bytes(size_bytes: int) -> str | int:
-    """Answer a size in its largest binary unit if that is exact, else the plain number."""
+    """Return a size in its largest binary unit if that is exact, else the plain number."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes and size_bytes % factor == 0:
             return f"{size_bytes // factor}{unit}"
@@ -73,7 +73,7 @@ def write_bytes(size_bytes: int) -> str | int:
 
 
 def write_seconds(duration_s: float) -> str | int | float:
-    """Answer a duration in days, hours or minutes if that is exact, else in plain seconds."""
+    """Return a duration in days, hours or minutes if that is exact, else in plain seconds."""
     for unit, factor in (("d", 86400), ("h", 3600), ("m", 60)):
         if duration_s and duration_s % factor == 0:
             return f"{int(duration_s // factor)}{unit}"
@@ -81,7 +81,7 @@ def write_seconds(duration_s: float) -> str | int | float:
 
 
 def written(field: str, value: object) -> object:
-    """Answer a setting's value as a person writes it: the field's name says the unit."""
+    """Return a setting's value as a person writes it: the field's name says the unit."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if field.endswith("_bytes"):
             return write_bytes(int(value))

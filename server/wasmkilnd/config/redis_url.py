@@ -25,12 +25,12 @@ class RedisUrl(SecretStr):
 
 
 def mask(url: str) -> str:
-    """Answer ``url`` with ``***`` for user and password."""
+    """Return ``url`` with ``***`` for user and password."""
     return _CREDENTIALS.sub("://***:***@", url)
 
 
 def parse_redis_url(value: object) -> str:
-    """Answer the URL, or the word that stands for one. Raises ValueError, which holds no secret."""
+    """Return the URL, or the word that stands for one. Raises ValueError, which holds no secret."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if not isinstance(value, str):
@@ -44,7 +44,7 @@ def parse_redis_url(value: object) -> str:
 def redis_conflict(
     url: str, *, password: bool, password_file: bool, ca_file: bool
 ) -> tuple[str, str] | None:
-    """Answer which setting contradicts the URL or another one, and why; None if none does."""
+    """Return which setting contradicts the URL or another one, and why; None if none does."""
     if url in (EMBEDDED, NONE):
         return None
     address = RedisAddress.parse(url)

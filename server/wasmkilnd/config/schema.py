@@ -31,12 +31,12 @@ _LIVE: Final[JsonDict] = {"live": True}
 
 
 def env_name(field: str) -> str:
-    """Answer the environment variable of a setting."""
+    """Return the environment variable of a setting."""
     return ENV_PREFIX + field.upper()
 
 
 def flag_name(field: str) -> str:
-    """Answer the command line flag of a setting."""
+    """Return the command line flag of a setting."""
     return "--" + field.replace("_", "-")
 
 
@@ -52,7 +52,7 @@ def is_live(field: str) -> bool:
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Answer the user's state home. Raises RuntimeError where the user has no home."""
+    """Return the user's state home. Raises RuntimeError where the user has no home."""
     # The XDG specification says that a relative path is to be passed over.
     state_home = Path(environ.get("XDG_STATE_HOME", ""))
     if state_home.is_absolute():

@@ -13,7 +13,7 @@ from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag, is_
 
 
 def render(loaded: Loaded) -> str:
-    """Answer one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
+    """Return one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
     lines = []
     for field, origin in loaded.origins.items():
         value = _toml(shown_value(loaded.settings, field))
@@ -24,7 +24,7 @@ def render(loaded: Loaded) -> str:
 
 
 def as_json(loaded: Loaded) -> str:
-    """Answer a JSON object: by field ``value``, ``origin`` and ``in_force``, secrets masked.
+    """Return a JSON object: by field ``value``, ``origin`` and ``in_force``, secrets masked.
 
     Sizes are in bytes and durations in seconds. ``in_force`` differs from ``value``
     where 0 stands for what the machine has.
@@ -39,7 +39,7 @@ def as_json(loaded: Loaded) -> str:
 
 
 def reference() -> str:
-    """Answer the Markdown of docs/configuration.md."""
+    """Return the Markdown of docs/configuration.md."""
     rows = []
     for field, info in Settings.model_fields.items():
         default = shown_default(field)
@@ -55,12 +55,12 @@ def reference() -> str:
 
 
 def shown_value(settings: Settings, field: str) -> object:
-    """Answer a setting's value as a person writes it, secrets masked."""
+    """Return a setting's value as a person writes it, secrets masked."""
     return _written(field, getattr(settings, field))
 
 
 def shown_default(field: str) -> str:
-    """Answer a setting's default as the documentation writes it, the same on every machine."""
+    """Return a setting's default as the documentation writes it, the same on every machine."""
     info = Settings.model_fields[field]
     extra = info.json_schema_extra
     if isinstance(extra, dict) and "shown_default" in extra:

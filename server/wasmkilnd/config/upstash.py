@@ -10,7 +10,7 @@ _TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
 
 
 def from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """Answer the variable to take for each setting that ``given`` leaves to Upstash's.
+    """Return the variable to take for each setting that ``given`` leaves to Upstash's.
 
     A token is taken for a REST URL only: to another server it would be somebody else's
     secret.

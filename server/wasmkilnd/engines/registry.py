@@ -100,7 +100,7 @@ class EngineRegistry:
         raise errors.engine_unknown(engine, self._served)
 
     def choose(self, engine: str, kind: Kind | None) -> str:
-        """Answer the id of the engine that a request means. Raises ENGINE_UNKNOWN."""
+        """Return the id of the engine that a request means. Raises ENGINE_UNKNOWN."""
         if engine:
             return self._resolve(engine)
         if not self._default:
@@ -155,7 +155,7 @@ class EngineRegistry:
     def expected_wait_s(
         self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
     ) -> float:
-        """Answer how long a caller would wait for a worker, 0 where one is free."""
+        """Return how long a caller would wait for a worker, 0 where one is free."""
         return self._opinions.expected_wait_s(engine_id, module, wish, demand)
 
     async def validate(

@@ -60,7 +60,7 @@ class SecondOpinions:
         demand: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> Verdict:
-        """Answer what an engine with its default settings says of a module.
+        """Return what an engine with its default settings says of a module.
 
         ``watch`` is entered for a job that compiles to find out. Raises what it raises, and
         the errors of Load for an engine that came to no verdict.
@@ -70,7 +70,7 @@ class SecondOpinions:
     def expected_wait_s(
         self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
     ) -> float:
-        """Answer how long a caller would wait until an engine's worker looks at its module.
+        """Return how long a caller would wait until an engine's worker looks at its module.
 
         One that the engine does not take is for the others' workers.
         """
@@ -84,7 +84,7 @@ class SecondOpinions:
         return max(waits_s, default=0.0)
 
     def refusal_known(self, spec: CompileSpec, module: Module) -> Verdict | None:
-        """Answer why this module does not compile so, if that needs no worker to tell."""
+        """Return why this module does not compile so, if that needs no worker to tell."""
         engine = self._served[spec.engine.id]
         if not engine.takes(module.kind):
             return _no_such_kind(module.kind)
@@ -94,7 +94,7 @@ class SecondOpinions:
         return said if said and said.opinion is not Opinion.VALID else None
 
     def oversize_known(self, spec: CompileSpec, module: Module) -> int:
-        """Answer the size in bytes of an artifact that was above its limit; 0 of others.
+        """Return the size in bytes of an artifact that was above its limit; 0 of others.
 
         It is the same each time: only a higher limit is worth another compilation.
         """
@@ -228,7 +228,7 @@ class SecondOpinions:
     async def _second(
         self, other: str, engine_id: str, module: Module, said: Verdict, demand: Waiters
     ) -> Verdict | WasmkilnError | None:
-        """Answer another engine's opinion, None if it has none, an error if it was not heard."""
+        """Return another engine's opinion, None if it has none, an error if it was not heard."""
         engine = self._served[other]
         if not engine.takes(module.kind):
             return None

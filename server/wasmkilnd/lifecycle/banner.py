@@ -19,7 +19,7 @@ def banner(
     isolation: str,
     redis: str,
 ) -> str:
-    """Answer address, engines, isolation, tiers, state, and one command for another terminal."""
+    """Return address, engines, isolation, tiers, state, and one command for another terminal."""
     settings = loaded.settings
     rows = [("serving", ", ".join(addresses))]
     if admin_address:

@@ -11,7 +11,7 @@ from wasmkilnd.waiters import Waiter
 
 
 def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
-    """Answer what tells how busy an engine is."""
+    """Return what tells how busy an engine is."""
     pool = engine.pool
     return lambda: EngineUsage(
         workers=pool.alive,
@@ -25,7 +25,7 @@ def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
 
 
 def usage_of_traffic(traffic: Traffic) -> Callable[[], TrafficUsage]:
-    """Answer what tells how much calls hold."""
+    """Return what tells how much calls hold."""
     return lambda: TrafficUsage(
         calls=traffic.gate.running,
         receive_bytes=traffic.receiver.held_bytes,

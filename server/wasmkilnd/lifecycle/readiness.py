@@ -48,7 +48,7 @@ class Readiness:
         self._phase = "draining"
 
     def now(self) -> tuple[bool, str]:
-        """Answer whether calls are served, and a sentence that says what is wrong, if anything."""
+        """Return whether calls are served, and a sentence that says what is wrong, if anything."""
         if self._phase:
             return False, self._phase
         wrong = [f"{one.id} is not served: {one.cause}" for one in self._unserved]

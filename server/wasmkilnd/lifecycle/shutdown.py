@@ -50,7 +50,7 @@ class Shutdown:
 
 
 async def until(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Do ``work`` until ``event`` happens; answer whether it was done before.
+    """Do ``work`` until ``event`` happens; return whether it was done before.
 
     Raises what ``work`` raises.
     """

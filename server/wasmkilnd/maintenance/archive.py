@@ -83,7 +83,7 @@ class Member:
     _left: int
 
     def read(self, size_bytes: int) -> bytes:
-        """Answer the next bytes, fewer where the value ends. Raises ArchiveBroken."""
+        """Return the next bytes, fewer where the value ends. Raises ArchiveBroken."""
         content = _exactly(self._file, min(size_bytes, self._left))
         self._left -= len(content)
         return content
@@ -117,7 +117,7 @@ class ArchiveReader:
         self._exported_at = int(header.mtime)
 
     def members(self) -> Iterator[Member]:
-        """Answer the values, one after the other. Raises ArchiveBroken."""
+        """Return the values, one after the other. Raises ArchiveBroken."""
         while (header := self._header()) is not None:
             date = int(header.mtime)
             ttl_s = -1 if date == _NEVER else max(0, date - self._exported_at)
@@ -126,7 +126,7 @@ class ArchiveReader:
             member.skip()
 
     def _header(self) -> tarfile.TarInfo | None:
-        """Answer the next member's header, None at the end."""
+        """Return the next member's header, None at the end."""
         block = _exactly(self._file, _BLOCK)
         if block == bytes(_BLOCK):
             return None

@@ -73,7 +73,7 @@ class Inventory:
         """Names of modules in another version's format, as far as they were seen."""
 
     async def key_pages(self) -> AsyncIterator[list[ValueKey]]:
-        """Answer the keys of all values, modules first, batch by batch, each once."""
+        """Return the keys of all values, modules first, batch by batch, each once."""
         seen: set[ValueKey] = set()
         for pattern in (self._names.modules_pattern(), self._names.artifacts_pattern()):
             async for page in self._link.scan(pattern):
@@ -85,13 +85,13 @@ class Inventory:
                     yield new[start : start + _BATCH]
 
     async def values(self, mentions: Mentions | None = None) -> AsyncIterator[Listed]:
-        """Answer all values, modules first, each once; tell ``mentions`` of their pieces."""
+        """Return all values, modules first, each once; tell ``mentions`` of their pieces."""
         async for keys in self.key_pages():
             for listed in await self._look(keys, mentions):
                 yield listed
 
     async def _look(self, keys: Sequence[ValueKey], mentions: Mentions | None) -> list[Listed]:
-        """Answer what the heads under ``keys`` say; nothing for what is gone by now."""
+        """Return what the heads under ``keys`` say; nothing for what is gone by now."""
         names = {self._names.value(key): key for key in keys}
 
         def listed_at(name: bytes, head: bytes) -> Listed:
@@ -114,7 +114,7 @@ class Inventory:
         return listed
 
     def _listed(self, key: ValueKey, head: bytes, mentions: Mentions | None) -> Listed:
-        """Answer what ``head`` says, without the value's own length and its time to live."""
+        """Return what ``head`` says, without the value's own length and its time to live."""
         try:
             opened, refusal = codec.open_anyones(head, self._verifier.check_stamp)
         except ValueRejected as rejected:

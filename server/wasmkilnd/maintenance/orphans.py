@@ -104,7 +104,7 @@ class Leftovers:
         return rest
 
     async def orphans(self) -> AsyncIterator[list[Orphan]]:
-        """Answer the pieces that no value mentions, batch by batch, some perhaps twice."""
+        """Return the pieces that no value mentions, batch by batch, some perhaps twice."""
         async for page in self._link.scan(self._names.parts_pattern()):
             found = await self._orphans_of([name for name in page if self._names.part_at(name)])
             sizes, ages = await self._sizes(found), await self._link.ages(found)
@@ -115,7 +115,7 @@ class Leftovers:
             ]
 
     def parts_of(self, key: ValueKey, value: bytes) -> list[bytes]:
-        """Answer the names of the pieces that ``value``, under ``key``, mentions, if any."""
+        """Return the names of the pieces that ``value``, under ``key``, mentions, if any."""
         try:
             opened = codec.open_any(value, _anyone)
         except ValueRejected:
@@ -123,7 +123,7 @@ class Leftovers:
         return [self._names.part(key, piece.sha256) for piece in opened.body.pieces[1:]]
 
     async def _orphans_of(self, parts: Sequence[bytes]) -> list[bytes]:
-        """Answer which of ``parts`` no value mentions now."""
+        """Return which of ``parts`` no value mentions now."""
         suspects = {
             name: key
             for name in parts
@@ -155,7 +155,7 @@ class Leftovers:
         return {names[name] for name, untold in found.items() if untold}
 
     async def _sizes(self, names: Sequence[bytes]) -> dict[bytes, int]:
-        """Answer the bytes of each; nothing for what is no string."""
+        """Return the bytes of each; nothing for what is no string."""
         found, _ = await read_strings(names, self._link.lengths)
         return found
 

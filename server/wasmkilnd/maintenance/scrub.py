@@ -105,7 +105,7 @@ class Scrub:
         return bool(self._strangers) and not self.report.good
 
     async def keys(self) -> list[ValueKey]:
-        """Answer all values that there are now."""
+        """Return all values that there are now."""
         found = [key async for page in self._inventory.key_pages() for key in page]
         self.report.other_format += len(self._inventory.other_format)
         return found

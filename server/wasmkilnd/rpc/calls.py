@@ -111,7 +111,7 @@ Behavior = Callable[[Any, Context, CallNote], Awaitable["Message | Frames | byte
 def observed(
     method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
 ) -> Callable[..., Awaitable[None]]:
-    """Answer what gRPC calls for one RPC, always as one of streams both ways.
+    """Return what gRPC calls for one RPC, always as one of streams both ways.
 
     On the wire there is no difference; here it lets a request be read when there is
     room for it. Nothing is built of a request that is above a bound of the table.

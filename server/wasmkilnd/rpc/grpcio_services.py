@@ -50,7 +50,7 @@ class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no
         self._traffic = traffic
 
     def service(self, handler_call_details: Any) -> Any:
-        """Answer the handler of a method, None for one that is not of this service."""
+        """Return the handler of a method, None for one that is not of this service."""
         handler = self._handler.service(handler_call_details)
         if not handler:
             return None
@@ -58,7 +58,7 @@ class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no
 
 
 def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
-    """Answer the same handler as one of streams both ways; on the wire there is no difference."""
+    """Return the same handler as one of streams both ways; on the wire there is no difference."""
     behavior = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )

@@ -186,7 +186,7 @@ class RpcServer:
         )
 
     async def start(self, addresses: Sequence[str]) -> list[str]:
-        """Listen and serve; answer the addresses with the real ports. Raises CannotListen."""
+        """Listen and serve; return the addresses with the real ports. Raises CannotListen."""
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         closed = self._traffic.recorder.connections_closed
@@ -239,7 +239,7 @@ class RpcServer:
         return self._gate.running
 
     def refuse_calls(self) -> None:
-        """Answer new calls with SERVER_DRAINING, and watchers of the health that so it is."""
+        """Return new calls with SERVER_DRAINING, and watchers of the health that so it is."""
         self.health.set(False)
         self._gate.close()
 

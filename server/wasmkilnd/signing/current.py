@@ -47,20 +47,20 @@ class CurrentSealer:
         self._evicted_ms = evicted_ms
 
     def seal(self, artifact: Artifact) -> Artifact:
-        """Answer ``artifact`` with its attestation."""
+        """Return ``artifact`` with its attestation."""
         evicted_ms = self._evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
         return self._signing.now.sealer.seal(artifact, evicted_ms)
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Answer why nobody vouches for ``artifact`` under ``key``, None if somebody does."""
+        """Return why nobody vouches for ``artifact`` under ``key``, None if somebody does."""
         return self._signing.now.sealer.verify(artifact, key)
 
     def stamp(self, message: bytes) -> bytes:
-        """Answer a signature that says by whom ``message`` was written."""
+        """Return a signature that says by whom ``message`` was written."""
         return self._signing.now.sealer.stamp(message)
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Answer why nobody vouches for ``message``, None if somebody does."""
+        """Return why nobody vouches for ``message``, None if somebody does."""
         return self._signing.now.sealer.check_stamp(message, stamp)
 
 
@@ -71,7 +71,7 @@ def tell_signing(signing: Signing) -> None:
 
 
 def tell_changes(old: Signing, new: Signing) -> bool:
-    """Log what differs, a line for each key; answer whether anything does."""
+    """Log what differs, a line for each key; return whether anything does."""
     before, after = old.ring.signing.public.id, new.ring.signing.public.id
     if before != after:
         log.info("signing key changed", old=before, new=after)

@@ -63,7 +63,7 @@ class PrivateKey:
         return base64.b64encode(self._key.private_bytes_raw()).decode()
 
     def signer(self) -> Signer:
-        """Answer what signs envelopes with this key."""
+        """Return what signs envelopes with this key."""
         public = SSlibKey(self.public.id, "ed25519", "ed25519", {"public": self.public.hex})
         return CryptoSigner(self._key, public)
 

@@ -32,7 +32,7 @@ class TrustRing:
         return TrustedKeys(self._trusted.values())
 
     def get(self, key_id: str, /) -> PublicKey | None:
-        """Answer the trusted key with this id, None if there is none."""
+        """Return the trusted key with this id, None if there is none."""
         key = self._trusted.get(key_id)
         if key is None:
             try:

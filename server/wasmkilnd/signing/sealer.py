@@ -51,7 +51,7 @@ class DsseVerifier:
         self._trusted = trusted
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Answer why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
+        """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
         if artifact.key != key:
             return Refusal(MISMATCH, "the artifact is another key's")
         try:
@@ -67,7 +67,7 @@ class DsseVerifier:
         return None
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Answer why no trusted key vouches for ``message``, None if one does."""
+        """Return why no trusted key vouches for ``message``, None if one does."""
         key_id, signature = stamp[:_KEY_ID_BYTES].hex(), stamp[_KEY_ID_BYTES:]
         key = self._trusted.get(key_id)
         if key is None:
@@ -111,7 +111,7 @@ class DsseSealer(DsseVerifier):
         return replace(artifact, attestation=sign(statement, self._signer))
 
     def stamp(self, message: bytes) -> bytes:
-        """Answer the signing key's id and its signature of ``message``."""
+        """Return the signing key's id and its signature of ``message``."""
         signature = self._signer.sign(message)
         return bytes.fromhex(signature.keyid) + bytes.fromhex(signature.signature)
 

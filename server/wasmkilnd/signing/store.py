@@ -45,7 +45,7 @@ class KeyStore:
         self._trusted = folder / "trusted"
 
     def signing_key(self) -> PrivateKey | None:
-        """Answer the signing key, None if there is none. Raises KeysUnusable."""
+        """Return the signing key, None if there is none. Raises KeysUnusable."""
         with _told(self.folder):
             self._refuse_open_folders()
             # A group may read: that is how a volume of secrets is mounted for a user of its own.
@@ -58,7 +58,7 @@ class KeyStore:
             raise KeysUnusable(f"{self._signing}: {error}") from None
 
     def ensure(self) -> PrivateKey:
-        """Answer the signing key, made if there is none yet. Raises KeysUnusable.
+        """Return the signing key, made if there is none yet. Raises KeysUnusable.
 
         Of processes that start at once on an empty directory, the first makes the key and
         the others find it.
@@ -115,7 +115,7 @@ class KeyStore:
                 file.unlink()
 
     def trusted(self) -> TrustedKeys:
-        """Answer the public keys that are trusted. Raises KeysUnusable."""
+        """Return the public keys that are trusted. Raises KeysUnusable."""
         with _told(self._trusted):
             self._refuse_open_folders()
             if not self._trusted.is_dir():
@@ -125,7 +125,7 @@ class KeyStore:
             return _read_trusted(self._trusted)
 
     def find(self, key_id: str) -> PublicKey | None:
-        """Answer the trusted key with this id, if it lies here. Raises KeysUnusable."""
+        """Return the trusted key with this id, if it lies here. Raises KeysUnusable."""
         with _told(self._trusted):
             self._refuse_open_folders()
             text = _read(self._trusted / f"{key_id}.pem")
@@ -186,7 +186,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, *, secret: bool = False) -> str | None:
-    """Answer a key file's text, None if there is none.
+    """Return a key file's text, None if there is none.
 
     What is no text is none of a key's either: whoever parses it will say so.
     """

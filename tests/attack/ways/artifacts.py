@@ -32,7 +32,7 @@ def late_invalid(target: Target, until_s: float) -> Counter[str]:
 
 
 def late_invalid_module(tag: int) -> bytes:
-    """Answer a module whose last function leaves nothing where a number is due."""
+    """Return a module whose last function leaves nothing where a number is due."""
     busy = b"\0" + b"\x20\0\x41\3\x6c\x41\7\x6a\x21\0" * 60 + b"\x20\0\x0b"
     broken = b"\0\x0b"
     count = 2_500

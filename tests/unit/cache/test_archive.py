@@ -105,7 +105,7 @@ MEMBERS = tarfile.open(fileobj=io.BytesIO(ARCHIVE)).getmembers()  # noqa: SIM115
 
 
 def edited(edit: Callable[[list[tuple[tarfile.TarInfo, bytes]]], object]) -> bytes:
-    """Answer the archive after ``edit`` changed its members, written by Python's own tarfile."""
+    """Return the archive after ``edit`` changed its members, written by Python's own tarfile."""
     with tarfile.open(fileobj=io.BytesIO(ARCHIVE)) as tar:
         members = [
             (info, file.read()) for info in tar.getmembers() if (file := tar.extractfile(info))
@@ -327,7 +327,7 @@ def test_what_is_refused_is_passed_over_without_being_held() -> None:
 
 
 def forged(body: Body, payload: bytes) -> bytes:
-    """Answer an archive of one artifact that a trusted key signed, whatever it is."""
+    """Return an archive of one artifact that a trusted key signed, whatever it is."""
     one = SEALER.seal(artifact(7, 100))
     value = codec.write_artifact_head(one, body, SEALER.stamp) + payload
 

@@ -35,7 +35,7 @@ class SlowShelf(Shelf):
 
 
 async def found(seconds: float) -> tuple[int, bool]:
-    """Answer how many of many look-ups found something, and whether Redis is thought to be up."""
+    """Return how many of many look-ups found something, and whether Redis is thought to be up."""
     shelf = SlowShelf()
     tier = RedisTier(shelf, NoSealer(), Notes(), timeout_s=TIMEOUT_S, reads_at_once=1)
     for one in MANY:

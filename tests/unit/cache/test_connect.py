@@ -13,7 +13,7 @@ from wasmkilnd.redis_address import BadRedisUrl
 
 
 def client_of(server: RedisServer) -> Redis:
-    """Answer redis-py's client behind one server."""
+    """Return redis-py's client behind one server."""
     assert isinstance(server, SingleServer)
     return server._client
 
@@ -40,7 +40,7 @@ async def test_what_a_url_says_is_done(url: str, expected: dict[str, object]) ->
 
 
 def credentials_of(url: str, access: RedisAccess = NO_ACCESS) -> tuple[str, ...] | None:
-    """Answer what a connection would say to be let in."""
+    """Return what a connection would say to be let in."""
     options: dict[str, Any] = client_of(connect(url, access)).connection_pool.connection_kwargs
     provider = options.get("credential_provider")
     return provider.get_credentials() if provider else None

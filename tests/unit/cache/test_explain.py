@@ -14,7 +14,7 @@ NO = "Redis says no: "
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
-    """Answer ``error``, raised from ``cause``."""
+    """Return ``error``, raised from ``cause``."""
     error.__cause__ = cause
     return error
 

@@ -11,7 +11,7 @@ from wasmkilnd.cache.redis.first_success import first_success
 async def after(
     wait_s: float, answer: str = "", failure: str = "", ended: list[str] | None = None
 ) -> str:
-    """Answer or fail after a while; tell in ``ended`` if it was stopped before."""
+    """Return or fail after a while; tell in ``ended`` if it was stopped before."""
     try:
         await asyncio.sleep(wait_s)
     except asyncio.CancelledError:

@@ -101,7 +101,7 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         self.address = ""
 
     def refuse(self, *refusals: Refusal) -> None:
-        """Answers the next calls with these, in turn."""
+        """Return the next calls with these, in turn."""
         self.refusals.extend(refusals)
 
     def requests(self, method: str) -> list[Any]:

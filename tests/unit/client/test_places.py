@@ -48,7 +48,7 @@ def run(
 
 
 def answer(server: LyingServer, change: Callable[[ArtifactHeader], Any], sign: bool) -> None:
-    """Answer with a changed header; signed before the change if at all."""
+    """Return with a changed header; signed before the change if at all."""
 
     def compiled(request: bytes, _context: Any) -> Iterator[bytes]:
         header = honest.header(modules.CompileRequest.FromString(request))

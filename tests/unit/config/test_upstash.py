@@ -19,7 +19,7 @@ def loaded(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -
 
 
 def redis_of(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> tuple[str, str]:
-    """Answer URL and password."""
+    """Return URL and password."""
     settings = loaded(environ, flags).settings
     return settings.redis_url.get_secret_value(), settings.redis_password.get_secret_value()
 

@@ -37,7 +37,7 @@ ARTIFACT, RESULT = frame(Type.ARTIFACT, b"code"), frame(Type.RESULT, OK)
 
 
 async def report_of(said: bytes) -> JobReport:
-    """Answer what the daemon makes of a job that says this and ends."""
+    """Return what the daemon makes of a job that says this and ends."""
     report = JobReport()
     ours, theirs = socket.socketpair()
     with ours, theirs:

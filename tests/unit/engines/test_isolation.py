@@ -82,7 +82,7 @@ ALL = {"connect": True, "fork": True}
 
 
 def confined(**states: LayerState) -> Isolation:
-    """Answer what a worker found whose layers are enforced, but for some."""
+    """Return what a worker found whose layers are enforced, but for some."""
     return Isolation(
         tuple(
             IsolationLayer(name, states.get(name, LayerState.ENFORCED), "the reason")

@@ -27,7 +27,7 @@ VFORK = 0x4111
 
 
 def ask(program: bytes, machine: int, number: int | None, arguments: Sequence[int] = ()) -> int:
-    """Run classic BPF on a system call; answer what the filter answers."""
+    """Run classic BPF on a system call; return what the filter answers."""
     assert number is not None
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("=IIQ6Q", number, machine, 0, *padded)

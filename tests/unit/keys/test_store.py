@@ -66,7 +66,7 @@ OTHERS = 54321
 
 
 def file_called(store: KeyStore, name: str) -> Path:
-    """Answer a file or folder of the key directory; ``*`` stands for the key's id."""
+    """Return a file or folder of the key directory; ``*`` stands for the key's id."""
     [path] = store.folder.glob(name) if "*" in name else [store.folder / name]
     return path
 

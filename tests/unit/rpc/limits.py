@@ -18,5 +18,5 @@ _WIDE = TrafficLimits(
 
 
 def limits(**changed: Any) -> TrafficLimits:
-    """Answer wide limits, but for those that are named."""
+    """Return wide limits, but for those that are named."""
     return replace(_WIDE, **changed)

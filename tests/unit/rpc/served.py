@@ -19,7 +19,7 @@ SERVED = (
 
 
 def methods() -> dict[str, Descriptor]:
-    """Answer the request's type of each method."""
+    """Return the request's type of each method."""
     pool: Any = descriptor_pool.Default()
     return {
         f"/{service}/{method.name}": method.input_type
@@ -29,7 +29,7 @@ def methods() -> dict[str, Descriptor]:
 
 
 def fields(message: Descriptor) -> Iterator[FieldDescriptor]:
-    """Answer the fields of a message and of all in it."""
+    """Return the fields of a message and of all in it."""
     for field in message.fields:
         yield field
         if field.message_type:

@@ -42,7 +42,7 @@ class Kiln:
         return SHA256(data)
 
     async def refused(self, request: pb.LoadRequest | pb.CompileRequest) -> tuple[Reason, str]:
-        """Answer why a call is refused, and which module its log line names."""
+        """Return why a call is refused, and which module its log line names."""
         note = CallNote(Context())
         call: Any = self._servicer.compile
         if isinstance(request, pb.LoadRequest):

@@ -24,7 +24,7 @@ class Rig:
         self.waiting: list[asyncio.Task[None]] = []
 
     async def takes(self, caller: str, one: Artifact) -> bool:
-        """Answer whether there is room at once; if not, a task waits for it."""
+        """Return whether there is room at once; if not, a task waits for it."""
         task = asyncio.create_task(self.pins.take(caller, one))
         await asyncio.sleep(0)
         if task.done():

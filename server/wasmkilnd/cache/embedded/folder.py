@@ -36,7 +36,7 @@ class ServerFolder:
             self.path.chmod(0o700)  # A group that is ours alone may have been let in.
 
     def socket(self) -> Path:
-        """Answer where the server listens, the same for every daemon of the state directory.
+        """Return where the server listens, the same for every daemon of the state directory.
 
         A socket's path is short by nature: where the state directory's is too long, a
         folder of ours under the temporary one stands in. Raises OSError or NotOurs.
@@ -52,12 +52,12 @@ class ServerFolder:
         return folder / "valkey.sock"
 
     def url(self) -> str:
-        """Answer the server's URL, which holds the password."""
+        """Return the server's URL, which holds the password."""
         address = urllib.parse.quote(str(self.socket()))
         return f"unix://:{self.password()}@{address}"
 
     def password(self) -> str:
-        """Answer the password, made when it is first asked for. Raises OSError."""
+        """Return the password, made when it is first asked for. Raises OSError."""
         path = self.path / guardian.PASSWORD
         with contextlib.suppress(FileNotFoundError):
             password = path.read_text(errors="replace")
@@ -99,7 +99,7 @@ class ServerFolder:
         _write_private(self.path / guardian.CONFIG, text)
 
     def last_words(self) -> str:
-        """Answer the last line of the server's log, or nothing."""
+        """Return the last line of the server's log, or nothing."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(0, self.log.stat().st_size - 4096))

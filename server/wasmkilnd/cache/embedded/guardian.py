@@ -54,7 +54,7 @@ class GivenUp(Exception):  # noqa: N818 - a decision
 
 
 def main(folder: Path, binary: str, address: str) -> int:
-    """Run the server until no daemon is left; answer the exit status."""
+    """Run the server until no daemon is left; return the exit status."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     users = (folder / USERS_LOCK).open("w")

@@ -24,15 +24,15 @@ class FileLock:
         self._file = path.open("w")
 
     def try_shared(self) -> bool:
-        """Take the lock beside others who share it; answer whether that worked."""
+        """Take the lock beside others who share it; return whether that worked."""
         return self._try(fcntl.LOCK_SH)
 
     def try_exclusive(self) -> bool:
-        """Take the lock alone; answer whether that worked."""
+        """Take the lock alone; return whether that worked."""
         return self._try(fcntl.LOCK_EX)
 
     def wait(self, *, shared: bool, timeout_s: float, abandoned: threading.Event) -> bool:
-        """Take the lock when it is free; answer whether that was within ``timeout_s``.
+        """Take the lock when it is free; return whether that was within ``timeout_s``.
 
         Blocks its thread, but not for long after ``abandoned`` is set.
         """

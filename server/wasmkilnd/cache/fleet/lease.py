@@ -72,17 +72,17 @@ class Lease:
         return self.holder.encode()
 
     def next(self, state: State = State.COMPILING) -> Lease:
-        """Answer the lease as it is renewed."""
+        """Return the lease as it is renewed."""
         return replace(self, beat=self.beat + 1, state=state)
 
     def written(self, name: bytes, stamp: Stamp) -> bytes:
-        """Answer what to store under ``name``."""
+        """Return what to store under ``name``."""
         text = f"{self.holder}.{self.beat}.{self.lasts_ms}.{self.state.value}".encode()
         return b"%b.%b" % (text, stamp(_message(name, text)).hex().encode())
 
 
 def read_lease(value: bytes, name: bytes, check: CheckStamp) -> Lease | None:
-    """Answer the lease that was stored under ``name``, None if nobody trusted vouches for it."""
+    """Return the lease that was stored under ``name``, None if nobody trusted vouches for it."""
     found = _SHAPE.fullmatch(value)
     if found is None:
         return None

@@ -79,15 +79,15 @@ class LeaseStore:
         self._holders = LeaseHolders()
 
     def new(self) -> Lease:
-        """Answer a lease to be taken."""
+        """Return a lease to be taken."""
         return Lease.new(round(self._lease_s * 1000))
 
     async def is_made(self, key: CacheKey) -> bool:
-        """Answer whether the artifact is stored."""
+        """Return whether the artifact is stored."""
         return (await self._link.exists([self._names.artifact(key)]))[0]
 
     async def look(self, key: CacheKey, pulse: Pulse) -> Standing:
-        """Answer how it stands, changing nothing; ``pulse`` is of who looks at this lease."""
+        """Return how it stands, changing nothing; ``pulse`` is of who looks at this lease."""
         name = self._names.lease(key)
         try:
             held, made = await self._link.peek(name, self._names.artifact(key))
@@ -103,7 +103,7 @@ class LeaseStore:
         self._holders.over(pulse.holder)
 
     async def take(self, key: CacheKey, ours: Lease, pulse: Pulse) -> Standing:
-        """Take the lease if nobody of the fleet has it; answer how it stands then."""
+        """Take the lease if nobody of the fleet has it; return how it stands then."""
         name = self._names.lease(key)
         value = ours.written(name, self._sealer.stamp)
         take = functools.partial(

@@ -68,7 +68,7 @@ class RedisStrikes:
         self._marks = marks or MarkStore(link, names, sealer, Marks(), 0)
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
-        """Answer the strike against ``key``, with the time that its quarantine has left."""
+        """Return the strike against ``key``, with the time that its quarantine has left."""
         return await budget.spend_on(self._get(key))
 
     async def put(
@@ -87,7 +87,7 @@ class RedisStrikes:
         await self._link.breaker.wait_closed()
 
     async def all(self) -> Sequence[Strike]:
-        """Answer all strikes, 10,000 at most."""
+        """Return all strikes, 10,000 at most."""
         found: dict[CacheKey, Strike] = {}
         async for page in self._link.scan(self._names.strikes_pattern()):
             names = {name: key for name in page if (key := self._names.strike_key(name))}

@@ -76,7 +76,7 @@ class Breaker:
         return "" if self.up else self._detail
 
     async def call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Answer what ``work`` answers.
+        """Return what ``work`` answers.
 
         Raises TierUnavailable where ``work`` raises an Exception, and at once,
         without calling it, while the breaker is open.

@@ -112,7 +112,7 @@ class ClusterServer:
         await self._nodes.close()
 
     async def _run_at(self, node: Node, commands: Sequence[tuple[Command, bool]]) -> list[Any]:
-        """Answer what ``node`` answers to each command, errors among them."""
+        """Return what ``node`` answers to each command, errors among them."""
         batch: list[Command] = []
         for command, asking in commands:
             batch += [("ASKING",), command] if asking else [command]

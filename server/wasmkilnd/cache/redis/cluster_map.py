@@ -58,20 +58,20 @@ class SlotMap:
         return sum(self.ends) - sum(self.starts) + len(self.starts) == _SLOTS
 
     def owner(self, slot: int) -> Node | None:
-        """Answer who serves ``slot``, if anyone does."""
+        """Return who serves ``slot``, if anyone does."""
         index = bisect_right(self.starts, slot) - 1
         return self.owners[index] if index >= 0 and slot <= self.ends[index] else None
 
 
 def slot_of(command: Command) -> int:
-    """Answer the slot of a command's key."""
+    """Return the slot of a command's key."""
     name = command[0]
     key = command[3 if name in ("EVAL", b"EVAL") else 1]
     return key_slot(key if isinstance(key, bytes) else str(key).encode())
 
 
 def node_named(host: str, port: int, asked: Node) -> Node:
-    """Answer the node that ``asked`` calls ``host``: no host stands for its own."""
+    """Return the node that ``asked`` calls ``host``: no host stands for its own."""
     return (host if host not in ("", "?") else asked[0], port)
 
 

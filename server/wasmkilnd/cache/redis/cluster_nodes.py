@@ -46,7 +46,7 @@ class ClusterNodes:
         self._mending: asyncio.Task[None] | None = None
 
     async def owner(self, slot: int) -> Node:
-        """Answer who serves ``slot``. Raises PartUnavailable if nobody does."""
+        """Return who serves ``slot``. Raises PartUnavailable if nobody does."""
         await self.primaries()
         node = self._slots.owner(slot)
         if node is None:
@@ -55,13 +55,13 @@ class ClusterNodes:
         return node
 
     async def primaries(self) -> frozenset[Node]:
-        """Answer all who serve slots. Raises what asking for them raises."""
+        """Return all who serve slots. Raises what asking for them raises."""
         if not self._slots.owners:
             await self._learn()
         return self._slots.primaries
 
     async def ask(self, node: Node, work: Callable[[SingleServer], Awaitable[T]]) -> T:
-        """Answer what ``work`` does with ``node``.
+        """Return what ``work`` does with ``node``.
 
         Raises what it raises; but PartUnavailable if the node is down while others are
         not, and that at once if it was found down before.
@@ -106,7 +106,7 @@ class ClusterNodes:
         await asyncio.gather(*(server.close() for server in self._servers.values()))
 
     def server(self, node: Node) -> SingleServer:
-        """Answer the connections to ``node``."""
+        """Return the connections to ``node``."""
         server = self._servers.get(node)
         if server is None:
             server = self._servers[node] = self._connect(node)

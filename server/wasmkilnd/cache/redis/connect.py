@@ -66,7 +66,7 @@ def connect(
     connect_timeout_s: float = 1.0,
     timeout_s: float = 10.0,
 ) -> RedisServer:
-    """Answer what runs commands at ``url``; it connects when it is first used.
+    """Return what runs commands at ``url``; it connects when it is first used.
 
     ``timeout_s`` bounds each write and each read by itself. Nothing is tried again
     behind the caller's back. Raises BadRedisUrl and AccessUnusable.
@@ -128,7 +128,7 @@ def _sentinel(
 def _options(
     address: RedisAddress, access: RedisAccess, connect_timeout_s: float, timeout_s: float
 ) -> dict[str, Any]:
-    """Answer the options of a pool and of its connections."""
+    """Return the options of a pool and of its connections."""
     options: dict[str, Any] = {
         "max_connections": _MAX_CONNECTIONS,
         "timeout": timeout_s,

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def first_success(asked: Iterable[Coroutine[Any, Any, T]]) -> T:
-    """Answer what the first of ``asked`` that succeeds answers; the others are stopped.
+    """Return what the first of ``asked`` that succeeds answers; the others are stopped.
 
     So one that hangs costs nothing while another answers. Raises what the last to
     fail raised if all did. There has to be at least one.

@@ -88,7 +88,7 @@ class GuardedRedis:
         return longest_s < self.timeout_s / _PROMPT
 
     async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
-        """Answer the beginning of each value, of the length that stands at its place.
+        """Return the beginning of each value, of the length that stands at its place.
 
         It is empty where there is no value.
         """
@@ -98,7 +98,7 @@ class GuardedRedis:
     async def beginnings_with_ttls(
         self, keys: Sequence[bytes], length: int
     ) -> list[tuple[bytes, int]]:
-        """Answer the beginning of each value, and the seconds that it has left (-1 for ever)."""
+        """Return the beginning of each value, and the seconds that it has left (-1 for ever)."""
         asked: list[_Asked] = []
         for key in keys:
             asked += [(_text, _beginning(key, length)), (_whole, ("TTL", key))]
@@ -110,7 +110,7 @@ class GuardedRedis:
         await self._each(_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
 
     async def add(self, key: bytes, value: bytes, ttl_s: int) -> bool:
-        """Store ``value`` for ``ttl_s`` seconds if nothing is there; answer whether that was so."""
+        """Store ``value`` for ``ttl_s`` seconds if nothing is there; return whether that was so."""
         store: Command = ("SET", key, value, "EX", ttl_s, "NX")
         return bool((await self._each(_done, [store], self._store_timeout_s))[0])
 
@@ -128,15 +128,15 @@ class GuardedRedis:
         return (await self._each(_flag, [script]))[0]
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]:
-        """Answer for each of ``keys`` whether it is stored."""
+        """Return for each of ``keys`` whether it is stored."""
         return await self._each(_flag, [("EXISTS", key) for key in keys])
 
     async def lengths(self, keys: Sequence[bytes]) -> list[int]:
-        """Answer the bytes of each value; 0 where there is none."""
+        """Return the bytes of each value; 0 where there is none."""
         return await self._each(_whole, [("STRLEN", key) for key in keys])
 
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
-        """Answer how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
+        """Return how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
         return await self._each(_whole, [("TTL", key) for key in keys])
 
     async def prolong(self, keys: Sequence[bytes], ttl_s: int) -> None:
@@ -161,7 +161,7 @@ class GuardedRedis:
         return taken, held, exists
 
     async def peek(self, lease: bytes, wanted: bytes) -> tuple[bytes, bool]:
-        """Answer what is under ``lease`` (empty for nothing), and whether ``wanted`` exists."""
+        """Return what is under ``lease`` (empty for nothing), and whether ``wanted`` exists."""
         looking = _text, _beginning(lease, _MAX_LEASE_BYTES)
         held, exists = await self._run([looking, (_flag, ("EXISTS", wanted))])
         return held, exists
@@ -179,7 +179,7 @@ class GuardedRedis:
         await self._each(_flag, [("EVAL", _LET_GO, 1, lease, token)])
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        """Answer the keys that match, batch by batch, some perhaps twice.
+        """Return the keys that match, batch by batch, some perhaps twice.
 
         Each that is there from begin to end is among them. A batch may be empty.
         """
@@ -193,7 +193,7 @@ class GuardedRedis:
             yield page
 
     async def usage(self) -> TierUsage:
-        """Answer what the server says about itself; zeros for what it does not tell."""
+        """Return what the server says about itself; zeros for what it does not tell."""
         return await self._call(self._server.usage)
 
     def replace(self, server: RedisServer) -> None:
@@ -236,7 +236,7 @@ class GuardedRedis:
         return await self._run([(convert, command) for command in commands], timeout_s)
 
     async def _run(self, asked: Sequence[_Asked], timeout_s: float | None = None) -> list[Any]:
-        """Run commands in one round trip; answer what their answers are converted to."""
+        """Run commands in one round trip; return what their answers are converted to."""
 
         async def run() -> list[Any] | None:
             this, began = object(), time.monotonic()

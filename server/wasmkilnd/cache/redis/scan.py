@@ -22,7 +22,7 @@ _BYTES_AT_ONCE = 4 * 1024 * 1024
 async def look_at_heads(
     link: GuardedRedis, names: Sequence[bytes], look: Callable[[bytes, bytes], T]
 ) -> tuple[dict[bytes, T], frozenset[bytes]]:
-    """Answer what ``look`` makes of each value, by name, and which names are of no strings.
+    """Return what ``look`` makes of each value, by name, and which names are of no strings.
 
     It is given the name and the value's beginning, which holds the whole head if there is
     one, and is empty if nothing is there. It runs in a thread where that is long, never

@@ -68,7 +68,7 @@ class _Sentinels(Sentinel):
         ]
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Answer where the primary is. Raises MasterNotFoundError.
+        """Return where the primary is. Raises MasterNotFoundError.
 
         All Sentinels are asked at once: redis-py asks one after the other, so that
         a first one that hangs would use up the time of every call.

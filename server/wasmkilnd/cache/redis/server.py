@@ -39,7 +39,7 @@ class RedisServer(Protocol):
         ...
 
     def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        """Answer the keys that match, batch by batch, some perhaps twice.
+        """Return the keys that match, batch by batch, some perhaps twice.
 
         Each that is there from begin to end is among them. A batch is what one round trip
         found, and empty where that was nothing: so each can be bounded in time.
@@ -47,7 +47,7 @@ class RedisServer(Protocol):
         ...
 
     async def usage(self) -> TierUsage:
-        """Answer what the server says about itself; zeros for what it does not tell."""
+        """Return what the server says about itself; zeros for what it does not tell."""
         ...
 
     async def probe(self) -> None:
@@ -129,7 +129,7 @@ class SingleServer:
 
 
 def without_errors(answers: list[Any]) -> list[Any]:
-    """Answer ``answers``. Raises the first error among them."""
+    """Return ``answers``. Raises the first error among them."""
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer
@@ -148,5 +148,5 @@ def usage_of(entries: Any, memory: Any, stats: Any) -> TierUsage:
 
 
 def number(value: object) -> int:
-    """Answer ``value`` if it is a whole number, else 0."""
+    """Return ``value`` if it is a whole number, else 0."""
     return value if type(value) is int else 0

@@ -13,7 +13,7 @@ T = TypeVar("T")
 async def read_strings(
     names: Sequence[bytes], read: Callable[[Sequence[bytes]], Awaitable[list[T]]]
 ) -> tuple[dict[bytes, T], frozenset[bytes]]:
-    """Answer what ``read`` reads from the strings among ``names``, by name, and what are none.
+    """Return what ``read`` reads from the strings among ``names``, by name, and what are none.
 
     One of the others lets a read of many fail: it is found by halves. Raises
     TierUnavailable.

@@ -40,7 +40,7 @@ async def sweep(
 async def kinds_at(
     link: GuardedRedis, names: KeyNames, keys: Sequence[CacheKey], check: CheckStamp
 ) -> dict[CacheKey, Kind]:
-    """Answer from what kinds of modules those of the artifacts were made that are there.
+    """Return from what kinds of modules those of the artifacts were made that are there.
 
     Raises TierUnavailable.
     """

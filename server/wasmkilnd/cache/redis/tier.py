@@ -126,14 +126,14 @@ class RedisTier:
         return self._writable.refusal
 
     async def start(self) -> bool:
-        """Ask whether the server answers, and go on looking at it; answer whether it did."""
+        """Ask whether the server answers, and go on looking at it; return whether it did."""
         await self._look()
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._watch())
         return self.breaker.up
 
     async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """Answer the artifact under ``key``, verified. Raises TierUnavailable."""
+        """Return the artifact under ``key``, verified. Raises TierUnavailable."""
 
         def opened(value: bytes) -> Opened[Artifact]:
             found = open_artifact(value, key, self._sealer)
@@ -160,7 +160,7 @@ class RedisTier:
         )
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        """Answer the module with this digest, verified. Raises TierUnavailable."""
+        """Return the module with this digest, verified. Raises TierUnavailable."""
         return await self._read(
             self.names.module(sha256),
             lambda value: codec.open_module(value, sha256, self._sealer.check_stamp),
@@ -180,11 +180,11 @@ class RedisTier:
         )
 
     async def has_module(self, sha256: str) -> bool:
-        """Answer whether a module is stored; whether it verifies shows when it is read."""
+        """Return whether a module is stored; whether it verifies shows when it is read."""
         return (await self.link.exists([self.names.module(sha256)]))[0]
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Answer which of ``keys`` are stored; whether they verify shows when they are read."""
+        """Return which of ``keys`` are stored; whether they verify shows when they are read."""
         found: set[CacheKey] = set()
         for start in range(0, len(keys), _HELD_BATCH):
             batch = keys[start : start + _HELD_BATCH]
@@ -193,7 +193,7 @@ class RedisTier:
         return frozenset(found)
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Answer the kinds of modules behind artifacts: their heads are read, and no more."""
+        """Return the kinds of modules behind artifacts: their heads are read, and no more."""
         return await kinds_at(self.link, self.names, keys, self._sealer.check_stamp)
 
     async def renew(self, key: CacheKey | str) -> None:
@@ -229,7 +229,7 @@ class RedisTier:
         return await sweep(self.link, self.names, scope, self._sealer.check_stamp)
 
     def usage(self) -> TierUsage:
-        """Answer what the server said of itself last, other people's keys included."""
+        """Return what the server said of itself last, other people's keys included."""
         return self._usage
 
     async def close(self) -> None:
@@ -318,7 +318,7 @@ class RedisTier:
         return found[name]
 
     async def _unpacked(self, opened: Opened[V], parts: Sequence[bytes]) -> list[bytes]:
-        """Answer a value's pieces: some are checked and unpacked while the next are read."""
+        """Return a value's pieces: some are checked and unpacked while the next are read."""
         body = opened.body
         at_hand: Sequence[bytes | memoryview | None] = [opened.first] if body.pieces else []
         unpacked: list[bytes] = []

@@ -199,7 +199,7 @@ async def _read_at_most(
 
 
 def _texts(command: Command) -> list[Any]:
-    """Answer the command with all that JSON can carry made text."""
+    """Return the command with all that JSON can carry made text."""
     return [_text(part) for part in command]
 
 
@@ -217,7 +217,7 @@ def _is_text(command: list[Any]) -> bool:
 
 
 def _query(after: Sequence[Any]) -> str:
-    """Answer ``EX 60 NX`` and the like as the query that says the same."""
+    """Return ``EX 60 NX`` and the like as the query that says the same."""
     options = []
     words = iter(after)
     for word in words:

@@ -69,11 +69,11 @@ class ValueReader:
         self.bytes_read = 0
 
     async def raw(self, key: ValueKey) -> bytes | None:
-        """Answer what is under ``key``, unverified, None if nothing is there."""
+        """Return what is under ``key``, unverified, None if nothing is there."""
         return await self._value(key)
 
     async def open(self, key: ValueKey) -> Opened[Artifact | Module] | None:
-        """Answer the value under ``key``, verified up to its first piece, None if none is there."""
+        """Return the value under ``key``, verified up to its first piece, None if none is there."""
         value = await self._value(key)
         return None if value is None else self._open(value, key)
 
@@ -88,7 +88,7 @@ class ValueReader:
         return opened
 
     async def whole(self, key: ValueKey, limit_bytes: int) -> Whole | None:
-        """Answer all of the value under ``key``, verified, None if none is there.
+        """Return all of the value under ``key``, verified, None if none is there.
 
         ValueRejected is also raised for one of more than ``limit_bytes`` when unpacked.
         """
@@ -117,7 +117,7 @@ class ValueReader:
     async def _checked(
         self, key: ValueKey, opened: Opened[Artifact | Module]
     ) -> AsyncIterator[list[bytes]]:
-        """Answer the further pieces, some at a time, each verified, and at last all of them."""
+        """Return the further pieces, some at a time, each verified, and at last all of them."""
         body, check = opened.body, WholeCheck(opened)
         if body.pieces:
             await off_loop(len(opened.first), check.take, [opened.first])
@@ -134,7 +134,7 @@ class ValueReader:
         check.finish()
 
     async def _strings(self, wanted: Mapping[bytes, int]) -> list[bytes]:
-        """Answer the beginnings of values, as long as ``wanted`` says."""
+        """Return the beginnings of values, as long as ``wanted`` says."""
 
         async def read(names: Sequence[bytes]) -> list[bytes]:
             return await self._link.beginnings(names, [wanted[name] for name in names])
@@ -158,5 +158,5 @@ def check_size(body: Body, limit_bytes: int) -> None:
 
 
 def no_string() -> ValueRejected:
-    """Answer why what is of another of the server's types is no value."""
+    """Return why what is of another of the server's types is no value."""
     return ValueRejected(Cause.FORMAT, "it is a list, a hash or the like, and no string")

@@ -82,7 +82,7 @@ class Opened(Generic[V_co]):
 
 
 def write_artifact_head(artifact: Artifact, body: Body, stamp: Stamp) -> bytes:
-    """Answer the head of ``artifact``'s value; without its types where they are too long."""
+    """Return the head of ``artifact``'s value; without its types where they are too long."""
     header = headers.write_artifact_header(artifact, body)
     if len(header) > MAX_HEADER_BYTES:
         header = headers.write_artifact_header(artifact, body, with_types=False)
@@ -90,7 +90,7 @@ def write_artifact_head(artifact: Artifact, body: Body, stamp: Stamp) -> bytes:
 
 
 def write_module_head(module: Module, body: Body, stamp: Stamp) -> bytes:
-    """Answer the head of ``module``'s value."""
+    """Return the head of ``module``'s value."""
     return _head(headers.write_module_header(module, body), stamp)
 
 
@@ -138,7 +138,7 @@ def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:
 def open_anyones(
     value: bytes, check: CheckStamp
 ) -> tuple[Opened[Artifact | Module], Refusal | None]:
-    """As open_any, for tools: also opens a stranger's value, and answers what ``check`` says.
+    """As open_any, for tools: also opens a stranger's value, and return what ``check`` says.
 
     A stranger's long head is rejected all the same: parsing it takes its time and memory.
     """
@@ -154,12 +154,12 @@ def open_anyones(
 
 
 def stamped_by(value: bytes) -> str:
-    """Answer the id of the key that a value's stamp says it is of; proves nothing."""
+    """Return the id of the key that a value's stamp says it is of; proves nothing."""
     return value[_STAMP_AT : _STAMP_AT + _KEY_ID_BYTES].hex()
 
 
 def check_module(module: Module) -> Module:
-    """Answer ``module``, now with its bytes, if they are it. Raises ValueRejected."""
+    """Return ``module``, now with its bytes, if they are it. Raises ValueRejected."""
     if hashlib.sha256(module.wasm).hexdigest() != module.sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
     check_kind(module.kind, module.wasm)
@@ -174,7 +174,7 @@ def check_kind(kind: Kind, wasm: bytes) -> None:
 
 
 def head_end(start: bytes) -> int:
-    """Answer at which offset a value's head ends, given at least its first 9 bytes.
+    """Return at which offset a value's head ends, given at least its first 9 bytes.
 
     Raises ValueRejected.
     """

@@ -58,27 +58,27 @@ class KeyNames:
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
-        """Answer under which name an artifact is stored."""
+        """Return under which name an artifact is stored."""
         return _of_key(self._compiled, key)
 
     def lease(self, key: CacheKey) -> bytes:
-        """Answer under which name who compiles an artifact is told."""
+        """Return under which name who compiles an artifact is told."""
         return _of_key(self._lease, key)
 
     def lease_key(self, name: bytes) -> CacheKey | None:
-        """Answer for what ``name`` is a lease, None if it is none."""
+        """Return for what ``name`` is a lease, None if it is none."""
         return _key_of(self._lease, name)
 
     def strike(self, key: CacheKey) -> bytes:
-        """Answer under which name a strike against a module is stored."""
+        """Return under which name a strike against a module is stored."""
         return _of_key(self._strike, key)
 
     def strike_key(self, name: bytes) -> CacheKey | None:
-        """Answer against what ``name`` is a strike, None if it is none."""
+        """Return against what ``name`` is a strike, None if it is none."""
         return _key_of(self._strike, name)
 
     def mark(self, module_sha256: str) -> bytes:
-        """Answer under which name the mark of a module is stored; "" for that of everything."""
+        """Return under which name the mark of a module is stored; "" for that of everything."""
         return self._mark + (b"{%b}" % module_sha256.encode() if module_sha256 else b"all")
 
     def is_mark(self, name: bytes) -> bool:
@@ -86,19 +86,19 @@ class KeyNames:
         return _after(self._mark, name, _OF_MARK) is not None
 
     def strikes_pattern(self, module_sha256: str = "") -> bytes:
-        """Answer a pattern that matches the strikes against one module, or all."""
+        """Return a pattern that matches the strikes against one module, or all."""
         return _pattern(self._strike, module_sha256)
 
     def artifact_part(self, key: CacheKey, digest: str) -> bytes:
-        """Answer under which name a piece of an artifact is stored."""
+        """Return under which name a piece of an artifact is stored."""
         return b"%b:%b" % (_of_key(self._part, key), digest.encode())
 
     def module_part(self, sha256: str, digest: str) -> bytes:
-        """Answer under which name a piece of a module is stored."""
+        """Return under which name a piece of a module is stored."""
         return self.artifact_part(CacheKey(sha256, f"module{self._suffix}"), digest)
 
     def module(self, sha256: str) -> bytes:
-        """Answer under which name a module is stored."""
+        """Return under which name a module is stored."""
         return b"%b{%b}%b" % (self._module, sha256.encode(), self._suffix.encode())
 
     def is_artifact(self, name: bytes) -> bool:
@@ -119,46 +119,46 @@ class KeyNames:
         return any(_after(prefix, name, shape) for prefix, shape in shapes)
 
     def all_pattern(self) -> bytes:
-        """Answer a pattern that matches every name, and perhaps more under the prefix."""
+        """Return a pattern that matches every name, and perhaps more under the prefix."""
         return _literal(self._prefix) + b"*"
 
     def artifacts_pattern(self, module_sha256: str = "") -> bytes:
-        """Answer a pattern that matches the artifacts of one module, or all."""
+        """Return a pattern that matches the artifacts of one module, or all."""
         return _pattern(self._compiled, module_sha256)
 
     def modules_pattern(self, module_sha256: str = "") -> bytes:
-        """Answer a pattern that matches one module in every format, or every module."""
+        """Return a pattern that matches one module in every format, or every module."""
         if not module_sha256:
             return _literal(self._module) + b"*"
         return b"%b{%b}*" % (_literal(self._module), _literal(module_sha256.encode()))
 
     def parts_pattern(self, module_sha256: str = "") -> bytes:
-        """Answer a pattern that matches the pieces of one module and its artifacts, or all."""
+        """Return a pattern that matches the pieces of one module and its artifacts, or all."""
         return _pattern(self._part, module_sha256)
 
     def artifact_key(self, name: bytes) -> CacheKey | None:
-        """Answer which artifact ``name`` is that of, None if it is no artifact's."""
+        """Return which artifact ``name`` is that of, None if it is no artifact's."""
         return _key_of(self._compiled, name)
 
     def value(self, key: ValueKey) -> bytes:
-        """Answer under which name a value is stored."""
+        """Return under which name a value is stored."""
         return self.artifact(key.artifact) if key.artifact else self.module(key.module_sha256)
 
     def part(self, key: ValueKey, digest: str) -> bytes:
-        """Answer under which name a piece of a value is stored."""
+        """Return under which name a piece of a value is stored."""
         if key.artifact:
             return self.artifact_part(key.artifact, digest)
         return self.module_part(key.module_sha256, digest)
 
     def value_at(self, name: bytes) -> ValueKey | None:
-        """Answer what value is stored under ``name``, None if it is no value's name."""
+        """Return what value is stored under ``name``, None if it is no value's name."""
         if artifact := self.artifact_key(name):
             return ValueKey(artifact.module_sha256, artifact.fingerprint)
         module, suffix = _after(self._module, name, _OF_MODULE) or ("", "")
         return ValueKey(module) if module and suffix == self._suffix else None
 
     def part_at(self, name: bytes) -> ValueKey | None:
-        """Answer of what value a piece is stored under ``name``, None if it is no piece's name."""
+        """Return of what value a piece is stored under ``name``, None if it is no piece's name."""
         module, fingerprint, suffix = _after(self._part, name, _OF_PART) or ("", "", "")
         if not module or (not fingerprint and suffix != self._suffix):
             return None

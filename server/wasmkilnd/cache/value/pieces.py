@@ -65,7 +65,7 @@ class Body:
             raise ValueRejected(Cause.FORMAT, "the value has a piece of a size that none has")
 
     def unpack(self, first: int, stored: Sequence[bytes | memoryview | None]) -> list[bytes]:
-        """Answer the bytes that the pieces from number ``first`` on stand for.
+        """Return the bytes that the pieces from number ``first`` on stand for.
 
         Raises ValueRejected unless each is there and is what the head says.
         """
@@ -89,7 +89,7 @@ class Body:
 
 
 def cut(payload: bytes) -> list[memoryview]:
-    """Answer ``payload`` in pieces, without copying."""
+    """Return ``payload`` in pieces, without copying."""
     view = memoryview(payload)
     return [view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES)]
 
@@ -103,7 +103,7 @@ def codec_for(payload: Sequence[memoryview]) -> str:
 
 
 def pack(codec: str, raw: memoryview) -> tuple[bytes, Piece]:
-    """Answer a piece's bytes as they are to be stored, and what a head says of them."""
+    """Return a piece's bytes as they are to be stored, and what a head says of them."""
     stored = bytes(raw) if codec == RAW else zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
     return stored, Piece(len(stored), hashlib.sha256(stored).hexdigest())
 

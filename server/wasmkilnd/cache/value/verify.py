@@ -36,7 +36,7 @@ def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifa
 
 
 def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Artifact | Module]]:
-    """Verify ``head``, from wherever it came, and answer what it is the head of.
+    """Verify ``head``, from wherever it came, and return what it is the head of.
 
     Raises ValueRejected, and nothing else, whatever the bytes.
     """

@@ -64,7 +64,7 @@ class Session:
 
 
 def where_options(*more: str) -> Decorator:
-    """Answer what adds the flags that say where the cache is, and those of ``more`` settings."""
+    """Return what adds the flags that say where the cache is, and those of ``more`` settings."""
     return some_options(lambda field: field in (*_WHERE, *more) or field.startswith("redis_"))
 
 
@@ -82,7 +82,7 @@ def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def duration_option(flag: str, name: str, default: str, text: str) -> Decorator:
-    """Answer what adds an option to a command, which receives it in seconds."""
+    """Return what adds an option to a command, which receives it in seconds."""
     return click.option(
         flag, name, default=default, callback=_seconds, metavar="DURATION", help=text
     )

@@ -41,7 +41,7 @@ def say_json(document: Mapping[str, Any], *, err: bool = False) -> None:
 
 
 def document(of: DataclassInstance) -> dict[str, Any]:
-    """Answer a dataclass's fields; counters as plain dictionaries, which asdict spoils."""
+    """Return a dataclass's fields; counters as plain dictionaries, which asdict spoils."""
     values = {field.name: getattr(of, field.name) for field in fields(of)}
     return {
         name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()

@@ -182,7 +182,7 @@ class _Told:
 
 
 async def _chosen(inventory: Inventory, choice: Choice, advance: Any) -> list[Listed]:
-    """Answer what is to be exported; with an engine, its artifacts' modules too."""
+    """Return what is to be exported; with an engine, its artifacts' modules too."""
     listed = []
     async for one in inventory.values():
         advance(1)

@@ -24,7 +24,7 @@ _CPUINFO_NAMES = {"pni": "sse3", "abm": "lzcnt"}
 
 @lru_cache(maxsize=None)
 def host_features() -> frozenset[str]:
-    """Answer this machine's CPU features; empty where the kernel does not list them."""
+    """Return this machine's CPU features; empty where the kernel does not list them."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
             for line in cpuinfo:
@@ -37,7 +37,7 @@ def host_features() -> frozenset[str]:
 
 
 def default_level(architecture: str, is_host: bool, features: frozenset[str]) -> str:
-    """Answer the level for a request that names none.
+    """Return the level for a request that names none.
 
     One artifact should serve a fleet of mixed machines: x86-64-v3 is what
     nearly all x86-64 servers have. A host without it, or of an architecture
@@ -52,6 +52,6 @@ def default_level(architecture: str, is_host: bool, features: frozenset[str]) ->
 
 
 def offered_levels(architecture: str, is_host: bool) -> tuple[str, ...]:
-    """Answer the levels that an engine is asked about at start."""
+    """Return the levels that an engine is asked about at start."""
     levels = tuple(X86_64_LEVELS) if architecture == "x86_64" else (BASELINE,)
     return (*levels, NATIVE) if is_host else levels

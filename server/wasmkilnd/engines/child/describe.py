@@ -26,7 +26,7 @@ _NULL = 0  # the worker's standard input, which is /dev/null
 
 
 def describe(engine: Engine, confinement: Confinement) -> dict[str, Any]:
-    """Answer the engine's capabilities as JSON-ready data."""
+    """Return the engine's capabilities as JSON-ready data."""
     return _Interview(engine, confinement).answers()
 
 
@@ -114,7 +114,7 @@ class _Interview:
         return self._ask(validate_it) == b"valid"
 
     def _ask(self, question: Callable[[], bytes]) -> bytes:
-        """Answer what ``question`` answers in a fork, or b"" if it fails in whatever way."""
+        """Return what ``question`` answers in a fork, or b"" if it fails in whatever way."""
         readable, writable = os.pipe()
         asking = os.getpid()
         pid = os.fork()

@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Any:
-        """Answer the engine's own configuration object. Raises SettingsRefused, or aborts."""
+        """Return the engine's own configuration object. Raises SettingsRefused, or aborts."""
         ...
 
     def validate(self, configured: Any, wasm: bytearray, kind: str) -> None:
@@ -73,7 +73,7 @@ class Engine(Protocol):
         ...
 
     def serialize(self, module: Any) -> bytes | bytearray:
-        """Answer the artifact."""
+        """Return the artifact."""
         ...
 
     def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]:
@@ -83,7 +83,7 @@ class Engine(Protocol):
     def call(
         self, configured: Any, artifact: bytearray, kind: str, export: str, arguments: list[int]
     ) -> Any:
-        """Load an artifact that is known to be good, and answer what its function answers."""
+        """Load an artifact that is known to be good, and return what its function answers."""
         ...
 
 
@@ -92,12 +92,12 @@ _OFFSET = re.compile(r".*\bat offset (0x[0-9a-fA-F]{1,16}|[0-9]{1,19})\b", re.DO
 
 
 def offset_in(message: str) -> int | None:
-    """Answer the byte offset that an engine's message names."""
+    """Return the byte offset that an engine's message names."""
     found = _OFFSET.match(message)
     return int(found.group(1), 0) if found else None
 
 
 def interpreter() -> str:
-    """Answer this interpreter's name and version, e.g. ``CPython 3.10.13``."""
+    """Return this interpreter's name and version, e.g. ``CPython 3.10.13``."""
     name = {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, "Python")
     return f"{name} {sys.version.split()[0]}"

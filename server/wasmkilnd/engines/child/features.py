@@ -52,5 +52,5 @@ CORE_PROPOSALS = {
 
 
 def core_module(proposal: str) -> bytes:
-    """Answer the module that needs ``proposal``."""
+    """Return the module that needs ``proposal``."""
     return CORE_PREAMBLE + bytes.fromhex(CORE_PROPOSALS[proposal])

@@ -85,7 +85,7 @@ def receive(sock: socket.socket, code_bytes: int = 0) -> tuple[Type, bytearray]:
 
 
 def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, int]:
-    """Answer type and length. Raises FrameError for an unknown type or too long a frame."""
+    """Return type and length. Raises FrameError for an unknown type or too long a frame."""
     number, size = HEADER.unpack(head)
     try:
         kind = Type(number)

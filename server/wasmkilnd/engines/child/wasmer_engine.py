@@ -83,7 +83,7 @@ class WasmerEngine:
         )
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmer.Store:
-        """Answer a store for the target. Raises SettingsRefused."""
+        """Return a store for the target. Raises SettingsRefused."""
         if cpu == NATIVE:
             return wasmer.Store(wasmer_engines.Universal(Compiler))
         features = wasmer_targets.CpuFeatures()
@@ -124,7 +124,7 @@ class WasmerEngine:
         raise ModuleRefused(_without_prefix(message))
 
     def serialize(self, module: wasmer.Module) -> bytes:
-        """Answer the artifact."""
+        """Return the artifact."""
         artifact: bytes = module.serialize()
         return artifact
 
@@ -145,7 +145,7 @@ class WasmerEngine:
         export: str,
         arguments: list[int],
     ) -> Any:
-        """Load an artifact, and answer what its function answers."""
+        """Load an artifact, and return what its function answers."""
         module = wasmer.Module.deserialize(configured, bytes(artifact))
         return getattr(wasmer.Instance(module).exports, export)(*arguments)
 

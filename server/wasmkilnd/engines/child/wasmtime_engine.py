@@ -108,7 +108,7 @@ class WasmtimeEngine:
         )
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
-        """Answer an engine. Raises SettingsRefused; wasmtime aborts for what it refuses later."""
+        """Return an engine. Raises SettingsRefused; wasmtime aborts for what it refuses later."""
         config = wasmtime.Config()
         try:
             if cpu != NATIVE:
@@ -154,7 +154,7 @@ class WasmtimeEngine:
         raise FeatureLacking(message) if kind == "core" else _refusal(message, kind)
 
     def serialize(self, module: Any) -> bytearray:
-        """Answer the artifact."""
+        """Return the artifact."""
         artifact: bytearray = module.serialize()
         return artifact
 
@@ -181,7 +181,7 @@ class WasmtimeEngine:
         export: str,
         arguments: list[int],
     ) -> Any:
-        """Load an artifact, and answer what its function answers."""
+        """Load an artifact, and return what its function answers."""
         store = wasmtime.Store(configured)
         function: Any
         if kind == "core":
@@ -218,7 +218,7 @@ def _as_config_value(value: str) -> bool | int | str:
 
 
 def _core_version(probe: bytes, host: str) -> str:
-    """Answer the version that the engine writes before its triple: what a loader compares."""
+    """Return the version that the engine writes before its triple: what a loader compares."""
     found = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + re.escape(host.encode()), probe)
     return found.group(1).decode() if host and found else ""
 

@@ -86,7 +86,7 @@ def probe(path: str | Path) -> Interpreter | None:
 
 
 def find(wanted: PythonRange) -> Interpreter | None:
-    """Answer a working interpreter in the range, this daemon's own kind first; None if none is.
+    """Return a working interpreter in the range, this daemon's own kind first; None if none is.
 
     Those that somebody else could change are passed over. Raises NotOurs if there is no other.
     """

@@ -61,7 +61,7 @@ class WorkerOptions:
 async def serve_engines(
     engines: Sequence[InstalledEngine], options: WorkerOptions
 ) -> tuple[list[ServedEngine], list[UnservedEngine]]:
-    """Start all; answer those that work, and those that do not with the reason.
+    """Start all; return those that work, and those that do not with the reason.
 
     Whatever is wrong with one engine stops no other.
     """

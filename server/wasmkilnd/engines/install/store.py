@@ -218,7 +218,7 @@ def _write_marker(folder: Path, name: str, version: str, python: str) -> None:
 
 
 def _read(marker: Path) -> InstalledEngine | None:
-    """Answer the engine that a marker tells of; None for a damaged one."""
+    """Return the engine that a marker tells of; None for a damaged one."""
     if marker.parent.name.startswith("."):
         return None
     try:

@@ -167,7 +167,7 @@ class Dispatch(Generic[W]):
     def expected_wait_s(
         self, wish: Waiter, demand: Waiters | None, *, second: bool = False
     ) -> float:
-        """Answer how long a caller would wait for a worker: for one of its own, or, when it
+        """Return how long a caller would wait for a worker: for one of its own, or, when it
         joins others who wait with the same ``demand``, for theirs. 0 when their job runs.
         """
         if demand is None:
@@ -179,7 +179,7 @@ class Dispatch(Generic[W]):
         return 0.0
 
     def _wait_s(self, entry: Entry, wishes: set[Waiter] | None = None) -> float:
-        """Answer when a worker is free for ``entry``, and all that goes before has begun."""
+        """Return when a worker is free for ``entry``, and all that goes before has begun."""
         second = entry.second or self._second_may_start
         ahead_s = self.queue.ahead_s(wishes or entry.wishes, entry, second=second)
         now = self._clock()

@@ -23,7 +23,7 @@ class Estimate:
         self._recent_s: dict[tuple[str, int], float] = {}
 
     def expected_s(self, kind: str, size_bytes: int) -> float:
-        """Answer the seconds that a job is expected to take."""
+        """Return the seconds that a job is expected to take."""
         wanted = _class_of(size_bytes)
         known = [size for of_kind, size in self._recent_s if of_kind == kind]
         if not known:

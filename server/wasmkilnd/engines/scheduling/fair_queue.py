@@ -60,7 +60,7 @@ class FairQueue:
         return len({wish.caller for wish in self._lines})
 
     def add(self, entry: Entry, length: int, limit_bytes: int) -> list[Entry]:
-        """Let ``entry`` wait; answer those that have to go for it, or itself for want of room.
+        """Let ``entry`` wait; return those that have to go for it, or itself for want of room.
 
         There is room for ``length`` entries, and ``limit_bytes`` unless it is one alone.
         """
@@ -89,7 +89,7 @@ class FairQueue:
             entry.wishes = wishes
 
     def pop(self, *, second: bool = True) -> Entry | None:
-        """Answer the next entry, None when nothing waits.
+        """Return the next entry, None when nothing waits.
 
         Without ``second``, second opinions are passed over and stay where they are.
         """
@@ -119,7 +119,7 @@ class FairQueue:
     def ahead_s(
         self, wishes: Iterable[Waiter], entry: Entry | None = None, *, second: bool = True
     ) -> float:
-        """Answer the cost of what goes before an entry with these wishes.
+        """Return the cost of what goes before an entry with these wishes.
 
         That is ``entry``, or else one that is added now; without ``second``, one that
         passes second opinions. Near enough rather than exact: of each other line as many
@@ -168,7 +168,7 @@ class FairQueue:
                 del self._lines[wish]
 
     def _victim(self, newcomer: Entry, *, by_bytes: bool) -> Entry:
-        """Answer who yields: the last of the longest line, or the newcomer of one as long.
+        """Return who yields: the last of the longest line, or the newcomer of one as long.
 
         Background work yields before any other.
         """

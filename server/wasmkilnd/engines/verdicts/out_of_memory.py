@@ -29,7 +29,7 @@ _QUOTATION = re.compile(r"[`\"]|(?<!\w)'")
 
 
 def is_said_in(words: str) -> bool:
-    """Answer whether the engine says so itself, in one message or one line of a panic.
+    """Return whether the engine says so itself, in one message or one line of a panic.
 
     Nothing counts from the first quotation mark on: names of the module are quoted, and
     somebody calls an export ``onMemoryError``, or whatever else would be taken for a sign.
@@ -39,7 +39,7 @@ def is_said_in(words: str) -> bool:
 
 
 def refused_bytes(words: str) -> int:
-    """Answer how much was asked for and not given, as far as the words tell; else 0.
+    """Return how much was asked for and not given, as far as the words tell; else 0.
 
     It can be most of what a job wanted: a table that grows is refused when half of it is there.
     """

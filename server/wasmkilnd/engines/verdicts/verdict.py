@@ -61,7 +61,7 @@ class Compiled:
 
 
 def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdict:
-    """Answer the engine's verdict on the module.
+    """Return the engine's verdict on the module.
 
     Raises SETTING_UNKNOWN, COMPILE_TIMEOUT, COMPILE_MEMORY_LIMIT or COMPILER_CRASHED
     for a job that came to no verdict.
@@ -103,7 +103,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
 
 
 def compiled(report: JobReport, engine_id: str) -> Compiled:
-    """Answer what a job whose verdict is VALID has made. Raises COMPILER_CRASHED."""
+    """Return what a job whose verdict is VALID has made. Raises COMPILER_CRASHED."""
     if report.packed is None:
         raise errors.compiler_crashed(engine_id, "sent no artifact", one_line(report.last_words))
     return Compiled(report.packed, _answer(report, engine_id))
@@ -178,7 +178,7 @@ def _unsure(report: JobReport) -> Fault:
 
 
 def one_sentence(words: str) -> str:
-    """Answer ``words`` on one line, without what a terminal would obey, cut in the middle."""
+    """Return ``words`` on one line, without what a terminal would obey, cut in the middle."""
     line = " ".join(words.split())
     line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
     if len(line) <= _MAX_MESSAGE:
@@ -194,7 +194,7 @@ def _name_of(number: int) -> str:
 
 
 def one_line(words: str) -> str:
-    """Answer the telling line of a panic's message or a traceback."""
+    """Return the telling line of a panic's message or a traceback."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("note:")]
     return one_sentence(lines[-1]) if lines else ""

@@ -43,7 +43,7 @@ class VerdictCache:
         return self._bytes
 
     def get(self, key: Key) -> Verdict | None:
-        """Answer the verdict, None if it is not known."""
+        """Return the verdict, None if it is not known."""
         verdict = self._verdicts.get(key)
         if verdict is not None:
             self._verdicts.move_to_end(key)

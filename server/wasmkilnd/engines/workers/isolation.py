@@ -48,7 +48,7 @@ class IsolationGuard:
             self._weakest[engine_id] = isolation
 
     def of(self, engine_id: str) -> Isolation:
-        """Answer how the least confined worker of an engine was, of all since the start."""
+        """Return how the least confined worker of an engine was, of all since the start."""
         return self._weakest.get(engine_id, Isolation())
 
     @property

@@ -12,7 +12,7 @@ from wasmkilnd.model import Kind, Limits, Module
 def on_module(
     op: str, module: Module, target: str, cpu: str, settings: Mapping[str, str], limits: Limits
 ) -> JobOrder:
-    """Answer an order to ``compile`` or ``validate`` a module."""
+    """Return an order to ``compile`` or ``validate`` a module."""
     return JobOrder(
         order={
             "op": op,
@@ -38,7 +38,7 @@ def call(
     arguments: Sequence[int],
     limits: Limits,
 ) -> JobOrder:
-    """Answer an order to load an artifact as a host would, and to call a function of it."""
+    """Return an order to load an artifact as a host would, and to call a function of it."""
     return JobOrder(
         order={
             "op": "call",

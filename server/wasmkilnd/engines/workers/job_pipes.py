@@ -33,7 +33,7 @@ class JobPipes:
         self.jobs_words.close()
 
     def last_words(self) -> str:
-        """Answer the end of what the job wrote. It may still write: one look is all."""
+        """Return the end of what the job wrote. It may still write: one look is all."""
         words: bytes = self.words.read(_WHOLE_PIPE_BYTES) or b""
         return words[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
 

@@ -97,7 +97,7 @@ class WorkerPool:
     def expected_wait_s(
         self, wish: Waiter, demand: Waiters | None = None, *, second: bool = False
     ) -> float:
-        """Answer how long a caller would wait for a worker; see Dispatch."""
+        """Return how long a caller would wait for a worker; see Dispatch."""
         return self._dispatch.expected_wait_s(wish, demand, second=second)
 
     @property

@@ -232,7 +232,7 @@ class Worker:
         await self.process.wait()
 
     async def _words_at_death(self) -> str:
-        """End it, unless it is ending by itself; answer the last line that it wrote, or its signal.
+        """End it, unless it is ending by itself; return the last line that it wrote, or its signal.
 
         Nothing where neither tells anything.
         """
@@ -283,7 +283,7 @@ def _isolation(ready: Mapping[str, Any]) -> Isolation:
 
 
 def _environment(threads: int, user: JobUser) -> dict[str, str]:
-    """Answer a worker's whole environment: nothing of the daemon's, which may hold secrets."""
+    """Return a worker's whole environment: nothing of the daemon's, which may hold secrets."""
     return {
         "WASMKILN_DAEMON_PID": str(os.getpid()),
         "WASMKILN_JOB_UID": str(user.uid),

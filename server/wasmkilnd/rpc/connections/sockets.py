@@ -19,7 +19,7 @@ _TCP_INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
 
 
 def close(peers: Collection[Address], ports: frozenset[int]) -> int:
-    """Shut the connections from ``peers`` down; answer how many there were.
+    """Shut the connections from ``peers`` down; return how many there were.
 
     Only connections to one of this daemon's own ``ports`` are meant. gRPC finds them
     closed, and lets go of all that it held for them. Unix sockets have no names to be
@@ -35,7 +35,7 @@ def close(peers: Collection[Address], ports: frozenset[int]) -> int:
 
 
 def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
-    """Answer who is connected, and to which of ``ports``.
+    """Return who is connected, and to which of ``ports``.
 
     Nobody at all, and sooner, unless more descriptors are open than ``more_than``.
     Looking at 1,000 takes some 10 ms: call it in a thread.
@@ -92,7 +92,7 @@ def _sockets() -> Iterator[socket.socket]:
 
 
 def parse(peer: str) -> Address | None:
-    """Answer where a peer is, given gRPC's name of it; None for a Unix socket."""
+    """Return where a peer is, given gRPC's name of it; None for a Unix socket."""
     kind, _, rest = peer.partition(":")
     host, _, port = unquote(rest).rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():
@@ -101,7 +101,7 @@ def parse(peer: str) -> Address | None:
 
 
 def address(name: tuple[object, ...]) -> Address:
-    """Answer where a peer is, given a socket's name of it."""
+    """Return where a peer is, given a socket's name of it."""
     host = ipaddress.ip_address(str(name[0]))
     if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped:
         host = host.ipv4_mapped

@@ -61,7 +61,7 @@ class Frames:
 
 
 def caller_of(peer: str) -> str:
-    """Answer whose turn a call takes, from gRPC's name of its peer.
+    """Return whose turn a call takes, from gRPC's name of its peer.
 
     Another machine is one caller, however many connections it opens: its address,
     and of IPv6 the network of 64 bits that one machine commonly owns. On loopback
@@ -80,7 +80,7 @@ def caller_of(peer: str) -> str:
 
 
 def is_background(priority: str) -> bool:
-    """Answer whether a call asked to yield to others. Raises INVALID_REQUEST."""
+    """Return whether a call asked to yield to others. Raises INVALID_REQUEST."""
     if priority not in _PRIORITIES:
         raise invalid_request(
             f"the metadata {PRIORITY_KEY} is 'background' or 'interactive', not {quoted(priority)}",

@@ -16,7 +16,7 @@ _MOST_SERVED = 16  # at a time
 
 
 def in_the_way(pins: Pins, paces: Mapping[Artifact, float], now: float) -> list[Artifact]:
-    """Answer one artifact for each call that waits, while room is too little.
+    """Return one artifact for each call that waits, while room is too little.
 
     That which is taken slowest of the heaviest caller's. ``paces`` are bytes a second.
     """

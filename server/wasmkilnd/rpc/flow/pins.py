@@ -68,7 +68,7 @@ class Pins:
             self.total_bytes -= artifact.size_bytes
 
     def payers(self) -> Mapping[Artifact, str]:
-        """Answer what is held for answers alone, and for which caller each counts."""
+        """Return what is held for answers alone, and for which caller each counts."""
         return {
             artifact: next(iter(callers))
             for artifact, callers in self._answers.items()
@@ -76,7 +76,7 @@ class Pins:
         }
 
     def ledger(self, payers: Mapping[Artifact, str]) -> FairShare:
-        """Answer who holds how much."""
+        """Return who holds how much."""
         ledger = FairShare(self._limit)
         for artifact, caller in payers.items():
             ledger.add(caller, artifact.size_bytes)

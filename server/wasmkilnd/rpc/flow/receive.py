@@ -66,7 +66,7 @@ class Receiver:
     async def read(
         self, context: Context, caller: str, *, patient: bool = False
     ) -> tuple[bytes | None, Callable[[], None]]:
-        """Answer the next message, None after the last, and what lets go of its bytes.
+        """Return the next message, None after the last, and what lets go of its bytes.
 
         With ``patient`` it may come as late as it likes. Raises COMPILE_QUEUE_FULL.
         """
@@ -95,7 +95,7 @@ class Receiver:
         return message, self.hold(caller, len(message))
 
     def hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
-        """Count what a request that has arrived costs; answer what lets go of it."""
+        """Count what a request that has arrived costs; return what lets go of it."""
         self._arrived.add(caller, size_bytes)
         held = [size_bytes]
 
@@ -152,7 +152,7 @@ class Receiver:
         self._arriving.add(read.caller, self._message_bytes)
 
     def _victim(self, newcomer: _Read) -> _Read:
-        """Answer who yields: whoever has all the time, then who holds most, the oldest first."""
+        """Return who yields: whoever has all the time, then who holds most, the oldest first."""
         slow = [read for read in self._reads if read.held_bytes and not read.refusal]
         patient = [read for read in slow if read.patient]
         if patient:

@@ -153,7 +153,7 @@ class Sender:
             self._wake()
 
     def _piece_bytes(self, caller: str) -> int:
-        """Answer how large a message to ``caller`` may be; 0 for none now."""
+        """Return how large a message to ``caller`` may be; 0 for none now."""
         piece_bytes = self._unread.room(caller) // _SHARE
         return piece_bytes if piece_bytes >= _LEAST_PIECE_BYTES else 0
 
@@ -262,7 +262,7 @@ def _is_stalled(answer: _Answer, now: float) -> bool:
 
 
 def _pace(answer: _Answer, now: float) -> float:
-    """Answer how many bytes are taken in a second; of an answer that just began, any number."""
+    """Return how many bytes are taken in a second; of an answer that just began, any number."""
     if answer.parting:
         return 0.0
     seconds = now - answer.counts_since_s

@@ -73,7 +73,7 @@ class AdminServicer:
     async def drain(
         self, request: pb.DrainRequest, context: Context, note: CallNote
     ) -> pb.DrainResponse:
-        """Begin to end the daemon, and answer what it still waits for."""
+        """Begin to end the daemon, and return what it still waits for."""
         grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
         state = self._drain(grace_s)
         return pb.DrainResponse(

@@ -18,14 +18,14 @@ class Channelz(channelz.aio.ChannelzServicer):  # type: ignore[misc]  # grpcio s
 
     @staticmethod
     async def GetServerSockets(request: Any, context: Any) -> Any:  # noqa: N802 - the RPC's name
-        """Answer sockets, 500 at most; the protocol has its callers ask on from there."""
+        """Return sockets, 500 at most; the protocol has its callers ask on from there."""
         if not 0 < request.max_results <= _MAX_SOCKETS:
             request.max_results = _MAX_SOCKETS
         return await channelz.aio.ChannelzServicer.GetServerSockets(request, context)
 
     @staticmethod
     async def GetSocket(request: Any, context: Any) -> Any:  # noqa: N802 - the RPC's name
-        """Answer one socket. grpcio-channelz 1.81 fails at a field that grpcio 1.85 added."""
+        """Return one socket. grpcio-channelz 1.81 fails at a field that grpcio 1.85 added."""
         try:
             found = cygrpc.channelz_get_socket(request.socket_id)
         except ValueError as absent:

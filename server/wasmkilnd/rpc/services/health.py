@@ -39,7 +39,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio sh
             self._changed = asyncio.Event()
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the RPC's name
-        """Answer the health of a service."""
+        """Return the health of a service."""
         if request.service not in self._names:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND, f"no service {quoted(request.service)} here"

@@ -52,7 +52,7 @@ class ModuleServicer:
         return messages.load_response(loaded)
 
     async def compile(self, request: pb.CompileRequest, context: Context, note: CallNote) -> Frames:
-        """Answer the header, then the artifact, both serialized before."""
+        """Return the header, then the artifact, both serialized before."""
         note.module, note.engine = request.sha256, request.engine
         omit_artifact = request.omit_artifact
         order = messages.compile_order(request, _terms(context, note))
@@ -73,17 +73,17 @@ class ModuleServicer:
     async def stats(
         self, request: pb.StatsRequest, context: Context, note: CallNote
     ) -> pb.StatsResponse:
-        """Answer counters and percentiles."""
+        """Return counters and percentiles."""
         return self._stats()
 
     async def get_capabilities(
         self, request: pb.GetCapabilitiesRequest, context: Context, note: CallNote
     ) -> pb.GetCapabilitiesResponse:
-        """Answer what can be asked for."""
+        """Return what can be asked for."""
         return self._capabilities()
 
     async def find_missing(self, keys: Parts, context: Context, note: CallNote) -> bytes:
-        """Answer those keys that no tier holds, as they were asked."""
+        """Return those keys that no tier holds, as they were asked."""
         missing = await self._modules.find_missing(map(_wanted, keys))
         return await repeated(
             pb.FindMissingResponse.MISSING_FIELD_NUMBER, (keys[index] for index in missing)
@@ -91,7 +91,7 @@ class ModuleServicer:
 
 
 def _wanted(key: bytes) -> WantedArtifact:
-    """Answer what a serialized ArtifactKey asks about. Raises INVALID_REQUEST."""
+    """Return what a serialized ArtifactKey asks about. Raises INVALID_REQUEST."""
     try:
         return messages.wanted(types_pb2.ArtifactKey.FromString(key))
     except DecodeError:
@@ -99,7 +99,7 @@ def _wanted(key: bytes) -> WantedArtifact:
 
 
 def _terms(context: Context, note: CallNote) -> Terms:
-    """Answer on what terms a call is served. Raises INVALID_REQUEST."""
+    """Return on what terms a call is served. Raises INVALID_REQUEST."""
     left_s = context.time_remaining()
     return Terms(
         Waiter(note.caller, note.background),
@@ -109,7 +109,7 @@ def _terms(context: Context, note: CallNote) -> Terms:
 
 
 def _refused_module(order: CompileRequest | LoadRequest, failure: WasmkilnError) -> str:
-    """Answer which module was refused, so that an operator can tell, if admission found out.
+    """Return which module was refused, so that an operator can tell, if admission found out.
 
     What is no module, or too large for one, is not worth hashing.
     """

@@ -178,7 +178,7 @@ _WIRE_TYPES = {
 
 @cache
 def plan_of(method: str) -> Plan:
-    """Answer the plan of a method's request, by its path, e.g. ``/grpc.health.v1.Health/Check``.
+    """Return the plan of a method's request, by its path, e.g. ``/grpc.health.v1.Health/Check``.
 
     Raises LookupError where a field has no row.
     """

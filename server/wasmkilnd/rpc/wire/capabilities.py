@@ -21,7 +21,7 @@ def capabilities_response(
     *,
     isolation_required: bool,
 ) -> pb.GetCapabilitiesResponse:
-    """Answer GetCapabilities' message.
+    """Return GetCapabilities' message.
 
     ``engines`` are those that are served, each with the fingerprint of its default target,
     cpu and settings, and what confines its jobs; ``default`` is the id of the one for

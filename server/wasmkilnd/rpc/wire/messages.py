@@ -64,21 +64,21 @@ _ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
-    """Answer ``seconds`` as a Duration."""
+    """Return ``seconds`` as a Duration."""
     message = duration_pb2.Duration()
     message.FromNanoseconds(int(seconds * 1e9))
     return message
 
 
 def seconds(message: duration_pb2.Duration, field: str) -> float:
-    """Answer a caller's Duration. Raises INVALID_REQUEST for a negative or malformed one."""
+    """Return a caller's Duration. Raises INVALID_REQUEST for a negative or malformed one."""
     if not 0 <= message.seconds <= _MAX_DURATION_S or not 0 <= message.nanos < 1_000_000_000:
         raise invalid_request(f"{field} is no duration of 0 s or more", field)
     return message.seconds + message.nanos / 1e9
 
 
 def engine(identity: EngineIdentity) -> types_pb2.Engine:
-    """Answer an engine's message."""
+    """Return an engine's message."""
     return types_pb2.Engine(
         id=identity.id,
         name=identity.name,
@@ -89,7 +89,7 @@ def engine(identity: EngineIdentity) -> types_pb2.Engine:
 
 
 def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> CompileRequest:
-    """Answer what a CompileRequest asks for. Raises INVALID_REQUEST."""
+    """Return what a CompileRequest asks for. Raises INVALID_REQUEST."""
     source = request.WhichOneof("source")
     if source is None:
         raise invalid_request("no source: set sha256 or module", "source")
@@ -108,12 +108,12 @@ def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> C
 
 
 def load_order(request: module_service_pb2.LoadRequest, terms: Terms) -> LoadRequest:
-    """Answer what a LoadRequest asks for."""
+    """Return what a LoadRequest asks for."""
     return LoadRequest(request.module, request.expected_sha256, request.engine, terms)
 
 
 def load_response(loaded: Loaded) -> module_service_pb2.LoadResponse:
-    """Answer Load's message."""
+    """Return Load's message."""
     return module_service_pb2.LoadResponse(
         sha256=loaded.module.sha256,
         size_bytes=len(loaded.module.wasm),
@@ -135,7 +135,7 @@ def load_response(loaded: Loaded) -> module_service_pb2.LoadResponse:
 
 
 def wanted(key: types_pb2.ArtifactKey) -> WantedArtifact:
-    """Answer what an ArtifactKey asks about."""
+    """Return what an ArtifactKey asks about."""
     return WantedArtifact(
         module_sha256=key.module_sha256,
         engine=key.engine,
@@ -147,7 +147,7 @@ def wanted(key: types_pb2.ArtifactKey) -> WantedArtifact:
 
 
 def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
-    """Answer what an EvictRequest names. Raises INVALID_REQUEST."""
+    """Return what an EvictRequest names. Raises INVALID_REQUEST."""
     scope = request.WhichOneof("scope")
     if scope == "module_sha256" and request.module_sha256:
         return EvictScope(module_sha256=request.module_sha256)
@@ -165,7 +165,7 @@ def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
 
 
 def quarantined_module(strike: Strike) -> admin_service_pb2.QuarantinedModule:
-    """Answer one entry of ListQuarantine."""
+    """Return one entry of ListQuarantine."""
     return admin_service_pb2.QuarantinedModule(
         module_sha256=strike.key.module_sha256,
         fingerprint=strike.key.fingerprint,
@@ -180,7 +180,7 @@ def quarantined_module(strike: Strike) -> admin_service_pb2.QuarantinedModule:
 def engine_capabilities(
     capabilities: EngineCapabilities, fingerprint: str, is_default: bool, isolation: Isolation
 ) -> module_service_pb2.EngineCapabilities:
-    """Answer one engine's entry of GetCapabilities."""
+    """Return one engine's entry of GetCapabilities."""
     return module_service_pb2.EngineCapabilities(
         engine=engine(capabilities.identity),
         fingerprint=fingerprint,
@@ -232,7 +232,7 @@ class HeaderFrames:
         )
 
     def frame(self, served: Served) -> bytes:
-        """Answer the serialized CompileResponse with the header of ``served``."""
+        """Return the serialized CompileResponse with the header of ``served``."""
         if served.queue_time_s:
             return _header_frame(served)
         kept = self._kept.get(served.artifact)

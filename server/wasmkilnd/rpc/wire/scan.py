@@ -127,7 +127,7 @@ def _scan(raw: bytes, plan: Plan) -> Generator[None, None, Scanned]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """Answer the number at ``at``, and what comes after it."""
+    """Return the number at ``at``, and what comes after it."""
     value = shift = 0
     while True:
         byte = raw[at]

@@ -16,7 +16,7 @@ from wasmkilnd.telemetry.metrics.window import LatencySummary
 
 
 def stats_response(snapshot: Snapshot) -> pb.StatsResponse:
-    """Answer Stats' message."""
+    """Return Stats' message."""
     started_at = timestamp_pb2.Timestamp()
     started_at.FromNanoseconds(int(snapshot.started_at_s * 1e9))
     remote = snapshot.remote

@@ -43,7 +43,7 @@ _MAX_METADATA_BYTES = 1500
 
 
 def to_status(error: WasmkilnError) -> status_pb2.Status:
-    """Answer the google.rpc.Status of ``error``."""
+    """Return the google.rpc.Status of ``error``."""
     message = _cut(error.message, _MAX_MESSAGE_BYTES)
     details = [
         error_details_pb2.ErrorInfo(

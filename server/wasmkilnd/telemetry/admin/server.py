@@ -69,7 +69,7 @@ class AdminServer:
         )
 
     async def start(self) -> str:
-        """Serve; answer the address with its real port. Raises AddressInUse."""
+        """Serve; return the address with its real port. Raises AddressInUse."""
         await self._runner.setup()
         self._listener = Listener(self._protocol, self._connections)
         try:

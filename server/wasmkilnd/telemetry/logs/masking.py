@@ -44,7 +44,7 @@ class Masker:
         self._is_secret = lru_cache(maxsize=1024)(_is_secret_key)
 
     def line(self, values: Mapping[str, object]) -> dict[str, object]:
-        """Answer a copy of ``values`` that holds texts, numbers, lists and dicts only.
+        """Return a copy of ``values`` that holds texts, numbers, lists and dicts only.
 
         What a key calls a secret becomes ``***``, and so do credentials in URLs. Of what
         is too long there is the beginning, with a word on what was cut. Raises what the
@@ -53,7 +53,7 @@ class Masker:
         return self._mapping(values, 0, Room())
 
     def traceback(self, exc_info: ExcInfo) -> str:
-        """Answer a traceback in the same way."""
+        """Return a traceback in the same way."""
         pieces = pieces_of_traceback(exc_info)
         return "".join(mask_text(kept) + cut for kept, cut in pieces).rstrip("\n")
 
@@ -112,7 +112,7 @@ def _text(text: str, room: Room) -> str:
 
 
 def mask_text(text: str) -> str:
-    """Answer ``text`` with ``***`` for the credentials of every URL in it."""
+    """Return ``text`` with ``***`` for the credentials of every URL in it."""
     if "://" not in text:  # nearly every text, and a tenth of a regex
         return text
     if "@" in text:

@@ -91,7 +91,7 @@ class _Pipeline:
         self.repeats = Repeats(self._write)
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
-        """Answer the line. Raises DropEvent where it is one of too many."""
+        """Return the line. Raises DropEvent where it is one of too many."""
         written = True
         try:
             kind = event.pop(_KIND, None) or _kind(method, event)

@@ -128,7 +128,7 @@ class Metrics(Watched):
         return time.monotonic() - self._started
 
     def snapshot(self) -> Snapshot:
-        """Answer what Stats answers; never raises."""
+        """Return what Stats answers; never raises."""
         catalogue = self._catalogue
         compiles = (
             CompileSnapshot(engine_id, outcome, window.summary())

@@ -59,22 +59,22 @@ class Family(Generic[S]):
         self._lock = Lock()  # held for additions only
 
     def add(self, *values: str) -> S:
-        """Answer the series with these label values, beginning it if it is new."""
+        """Return the series with these label values, beginning it if it is new."""
         with self._lock:
             return self._series.setdefault(values, self._make())
 
     def at(self, *values: str) -> S:
-        """Answer the series that counts for these label values."""
+        """Return the series that counts for these label values."""
         series = self._series.get(values)
         return series if series is not None else self._unexpected(values)
 
     def all(self) -> list[tuple[tuple[str, ...], S]]:
-        """Answer every series with its label values."""
+        """Return every series with its label values."""
         with self._lock:
             return list(self._series.items())
 
     def known(self, *values: str) -> tuple[str, ...]:
-        """Answer these label values if they have a series of their own, else the other's."""
+        """Return these label values if they have a series of their own, else the other's."""
         return values if values in self._series else self._other(values)
 
     def _unexpected(self, values: tuple[str, ...]) -> S:

@@ -100,7 +100,7 @@ class Snapshot:
 
     @property
     def hit_ratio(self) -> float:
-        """Answers from a tier, of all; 0 before the first."""
+        """Return from a tier, of all; 0 before the first."""
         answered = sum(self.served.values())
         hits = self.served[Origin.MEMORY] + self.served[Origin.REDIS]
         return hits / answered if answered else 0.0

@@ -49,28 +49,28 @@ class Watched:
         self._remote = status
 
     def tier(self, tier: str) -> TierUsage:
-        """Answer what the tier holds now."""
+        """Return what the tier holds now."""
         return _read(f"tier {tier}", self._tiers.get(tier, TierUsage), TierUsage())
 
     def engine(self, engine_id: str) -> EngineUsage:
-        """Answer what the engine's pool is doing now."""
+        """Return what the engine's pool is doing now."""
         usage = self._engines.get(engine_id, EngineUsage)
         return _read(f"engine {engine_id}", usage, EngineUsage())
 
     def flights(self) -> int:
-        """Answer how many compilations are under way."""
+        """Return how many compilations are under way."""
         return _read("flights", self._flights, 0)
 
     def quarantined(self) -> int:
-        """Answer how many modules are refused."""
+        """Return how many modules are refused."""
         return _read("quarantine", self._quarantined, 0)
 
     def traffic(self) -> TrafficUsage:
-        """Answer what calls hold now."""
+        """Return what calls hold now."""
         return _read("traffic", self._traffic, TrafficUsage())
 
     def remote(self) -> RemoteStatus:
-        """Answer how the shared tier is."""
+        """Return how the shared tier is."""
         return _read("redis", self._remote, RemoteStatus("none", up=False, detail="not readable"))
 
 

@@ -59,7 +59,7 @@ class Window:
             return sum(self._buckets)
 
     def summary(self) -> LatencySummary:
-        """Answer count and sum, and percentiles by nearest rank."""
+        """Return count and sum, and percentiles by nearest rank."""
         with self._lock:
             count, sum_s, samples = sum(self._buckets), self._sum_s, list(self._samples)
         samples.sort()  # outside the lock: who records does not wait for who reads
@@ -68,7 +68,7 @@ class Window:
         )
 
     def buckets(self) -> tuple[list[tuple[float, int]], float]:
-        """Answer each upper end with the samples up to it, the last one infinite; and the sum."""
+        """Return each upper end with the samples up to it, the last one infinite; and the sum."""
         with self._lock:
             counts, sum_s = list(self._buckets), self._sum_s
         cumulative, reached = [], 0

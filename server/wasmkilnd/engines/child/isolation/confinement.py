@@ -78,7 +78,7 @@ class Confinement:
             self.layers[0] = self._of_each_job(self.layers[0])
 
     def report(self) -> list[dict[str, str]]:
-        """Answer every layer as JSON-ready data."""
+        """Return every layer as JSON-ready data."""
         return [asdict(layer) for layer in self.layers]
 
     def enter_job(self, job_socket: int, words: int) -> int:
@@ -210,7 +210,7 @@ def _lower(what: int, value: int) -> None:
 
 
 def _refusal_of(attempt: Callable[[], None]) -> int:
-    """Answer the number of the error that ``attempt`` meets; 0 if it succeeds."""
+    """Return the number of the error that ``attempt`` meets; 0 if it succeeds."""
     try:
         attempt()
     except OSError as failure:

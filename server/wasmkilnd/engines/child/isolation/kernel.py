@@ -20,14 +20,14 @@ PR_GET_NO_NEW_PRIVS = 39
 
 
 def machine() -> str:
-    """Answer ``x86_64`` or ``aarch64``, whose numbers are known; empty for any other."""
+    """Return ``x86_64`` or ``aarch64``, whose numbers are known; empty for any other."""
     name = os.uname().machine
     is_64_bit = sys.maxsize > 2**32  # A 32-bit interpreter has the numbers of another machine.
     return name if name in ("x86_64", "aarch64") and is_64_bit else ""
 
 
 def release() -> tuple[int, int]:
-    """Answer the kernel's version, e.g. (6, 12)."""
+    """Return the kernel's version, e.g. (6, 12)."""
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 

@@ -26,7 +26,7 @@ _TCP_ABI, _SCOPES_ABI = 4, 6
 
 
 def abi() -> int:
-    """Answer the version of the kernel's Landlock. Raises OSError where there is none."""
+    """Return the version of the kernel's Landlock. Raises OSError where there is none."""
     return kernel.syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
@@ -50,7 +50,7 @@ def why_none(failure: OSError) -> str:
 
 
 def closed_ruleset(abi: int) -> int:
-    """Answer the descriptor of a ruleset that allows nothing. Raises OSError."""
+    """Return the descriptor of a ruleset that allows nothing. Raises OSError."""
     fields = [(1 << _FILE_RIGHTS.get(abi, max(_FILE_RIGHTS.values()))) - 1]
     if abi >= _TCP_ABI:
         fields.append(_TCP_BIND_AND_CONNECT)

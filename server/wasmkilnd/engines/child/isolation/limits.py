@@ -118,7 +118,7 @@ def _needs(memory_bytes: int, cpu_s: int, threads: int) -> tuple[_Need, ...]:
 
 
 def used_by(pid: int, machine: str) -> dict[str, int]:
-    """Answer what a child that has ended, and is not reaped, used: ``cpu_ms`` of all its threads,
+    """Return what a child that has ended, and is not reaped, used: ``cpu_ms`` of all its threads,
     and ``peak_memory_bytes`` resident. Zeros where the kernel does not tell.
     """
     usage = (ctypes.c_long * _USAGE_LONGS)()

@@ -39,7 +39,7 @@ _A_FILE = os.__file__
 
 
 def try_all(confinement: Confinement) -> list[dict[str, Any]]:
-    """Answer each attempt and whether it was refused, as JSON-ready data."""
+    """Return each attempt and whether it was refused, as JSON-ready data."""
     return [
         {"name": name, "refused": _refused_to_a_job(confinement, attempt)}
         for name, attempt in _ATTEMPTS.items()

@@ -49,7 +49,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def job_program(machine: str) -> bytes:
-    """Answer what a job runs under, for :func:`for_process` to complete."""
+    """Return what a job runs under, for :func:`for_process` to complete."""
     return _program(
         machine,
         syscalls.JOB_MAY,
@@ -69,7 +69,7 @@ def job_program(machine: str) -> bytes:
 
 
 def worker_program(machine: str) -> bytes:
-    """Answer what a worker runs under, and so what its jobs start under."""
+    """Return what a worker runs under, and so what its jobs start under."""
     return _program(
         machine,
         syscalls.WORKER_MAY,

@@ -182,7 +182,7 @@ JOB_DIES_OF = (
 
 
 def number(name: str, machine: str) -> int | None:
-    """Answer the number of a call on ``x86_64`` or ``aarch64``; None where there is none."""
+    """Return the number of a call on ``x86_64`` or ``aarch64``; None where there is none."""
     return NUMBERS[name][("x86_64", "aarch64").index(machine)]
 
 
