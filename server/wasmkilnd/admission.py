@@ -39,11 +39,11 @@ class Admission:
         self._limits = limits
         # The modules of all work under way, in bytes, whatever it waits for: another daemon's
         # lease, a worker, or others' work.
-        self._modules = FairShare(lambda: 2 * limits.now.queue_bytes)
+        self._modules = FairShare(lambda: 2 * limits.current.queue_bytes)
 
     async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
         """As the function ``admit``; large modules are hashed in a thread."""
-        limit_bytes = self._limits.now.module_bytes
+        limit_bytes = self._limits.current.module_bytes
         if len(wasm) <= HASH_INLINE_BYTES or len(wasm) > limit_bytes:
             return admit(wasm, limit_bytes, expected_sha256)
         return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)

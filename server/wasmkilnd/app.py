@@ -87,7 +87,7 @@ class Daemon:
 
     async def start(self) -> None:
         """Start every part; serve last, when all else works. Raises CannotStart."""
-        settings = self._settings.now
+        settings = self._settings.current
         _check_job_user(settings)
         if why := limits_too_low(settings):
             raise CannotStart(f"cannot run jobs: {why}")
@@ -111,7 +111,7 @@ class Daemon:
             call_wait_s=settings.redis_timeout_s,
         )
         quarantine = Quarantine(
-            remote.strikes, self._metrics, lambda: self._settings.now.quarantine_s
+            remote.strikes, self._metrics, lambda: self._settings.current.quarantine_s
         )
         self._started.push_async_callback(quarantine.close)
         self._metrics.watch_quarantine(lambda: quarantine.size)
@@ -190,7 +190,7 @@ class Daemon:
         ``grace_s`` is for what is under way; None for what the settings say.
         """
         first = not self._shutdown.asked.is_set()
-        self._shutdown.ask(self._settings.now.shutdown_grace_s if grace_s is None else grace_s)
+        self._shutdown.ask(self._settings.current.shutdown_grace_s if grace_s is None else grace_s)
         self._readiness.draining()
         if not (self._rpc and self._service):
             return DrainState(0.0, 0, 0)  # It was still starting.
@@ -317,7 +317,7 @@ class Daemon:
             ],
             engines.default,
             self._unserved,
-            self._limits.now,
+            self._limits.current,
             isolation_required=self._isolation.required,
         )
 

@@ -47,7 +47,7 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
 
 def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
     """Return what decides the shared tier."""
-    settings = in_force.now
+    settings = in_force.current
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
         access=redis_access(settings),
@@ -60,10 +60,10 @@ def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
         retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly.
-        turn_patience_s=lambda: in_force.now.compile_timeout_s + settings.compile_lease_s,
-        artifact_bytes=lambda: in_force.now.max_artifact_bytes,
-        module_bytes=lambda: in_force.now.max_module_bytes,
-        write_queue_bytes=lambda: in_force.now.effective_write_queue_bytes,
+        turn_patience_s=lambda: in_force.current.compile_timeout_s + settings.compile_lease_s,
+        artifact_bytes=lambda: in_force.current.max_artifact_bytes,
+        module_bytes=lambda: in_force.current.max_module_bytes,
+        write_queue_bytes=lambda: in_force.current.effective_write_queue_bytes,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a reload replaces while everything runs: a holder that is asked at every use."""
+"""A holder for a value that a configuration reload replaces while calls run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ T = TypeVar("T")
 
 
 class Reloadable(Generic[T]):
-    """Holds the value that counts ``now``; a reload puts another in its place, as a whole.
+    """Holds the value in force; a reload replaces it as a whole.
 
-    Whoever needs it more than once for one piece of work takes it once: so a
-    compilation ends under the limits under which it began.
+    A piece of work that needs the value more than once reads ``current`` once, at its
+    start: so a compilation ends under the limits under which it began.
     """
 
     def __init__(self, value: T) -> None:
-        self.now = value
+        self.current = value

@@ -51,7 +51,7 @@ def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, 
 
 def test_the_gate_keeps_room_for_others() -> None:
     limits = Reloadable(8)
-    gate = CallGate(lambda: limits.now)
+    gate = CallGate(lambda: limits.current)
     for _ in range(4):
         gate.enter("a")
     with pytest.raises(WasmkilnError) as failure:
@@ -64,8 +64,8 @@ def test_the_gate_keeps_room_for_others() -> None:
     gate.leave("a")
     gate.enter("a")
     assert gate.running == 4
-    limits.now = 2
+    limits.current = 2
     with pytest.raises(WasmkilnError):
         gate.enter("c")
-    limits.now = 16
+    limits.current = 16
     gate.enter("a")

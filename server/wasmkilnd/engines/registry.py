@@ -136,7 +136,7 @@ class EngineRegistry:
         """
         if said := self._opinions.refusal_known(spec, module):
             raise await RefusedModule(self._opinions, spec, module, demand, said).explained()
-        size_bytes, limits = self._opinions.oversize_known(spec, module), self._limits.now
+        size_bytes, limits = self._opinions.oversize_known(spec, module), self._limits.current
         if size_bytes > limits.artifact_bytes:
             raise errors.artifact_too_large(spec.engine.id, size_bytes, limits.artifact_bytes)
         order = job_orders.on_module(

@@ -221,7 +221,7 @@ class SecondOpinions:
         return await self._flights.board((key, True), demand, ask).wait()
 
     def _limits_of(self, second: bool) -> Limits:
-        limits = self._limits.now
+        limits = self._limits.current
         cpu_s = min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S)
         return replace(limits, compile_cpu_s=cpu_s) if second else limits
 

@@ -56,7 +56,7 @@ class Reloader:
 
     async def reload(self, read: Callable[[], Loaded]) -> None:
         """Read and apply, telling of each change; never raises for what it reads."""
-        old = self._settings.now
+        old = self._settings.current
         try:
             wanted = (await asyncio.to_thread(read)).settings
             found = changes(old, wanted)
@@ -88,11 +88,11 @@ class Reloader:
         return change.live
 
     async def _apply(self, new: Settings, signing: Signing) -> None:
-        self._settings.now = new
-        self._limits.now = limits_of(new)
-        self._traffic.now = traffic_limits(new)
+        self._settings.current = new
+        self._limits.current = limits_of(new)
+        self._traffic.current = traffic_limits(new)
         self._memory.resize(new.memory_bytes)
-        before, self._signing.now = self._signing.now, signing
+        before, self._signing.current = self._signing.current, signing
         standard_error.configure(new.log_format, new.log_level)
         if tell_changes(before, signing):
             dropped = await self._cache.recheck(signing.sealer)

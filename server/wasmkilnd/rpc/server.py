@@ -121,7 +121,7 @@ class RpcServer:
         self._limits = limits
 
         def gate() -> CallGate:
-            return CallGate(lambda: limits.now.calls)
+            return CallGate(lambda: limits.current.calls)
 
         self._gate = gate()
         self._traffic = Traffic(
@@ -194,7 +194,7 @@ class RpcServer:
         self._making_way = asyncio.create_task(making_way.run(frozenset(self._ports)))
         self._flood_guard = FloodGuard(
             self._ports,
-            lambda: self._limits.now.calls,
+            lambda: self._limits.current.calls,
             self._message_bytes,
             closed,
         )

@@ -49,19 +49,19 @@ class CurrentSealer:
     def seal(self, artifact: Artifact) -> Artifact:
         """Return ``artifact`` with its attestation."""
         evicted_ms = self._evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
-        return self._signing.now.sealer.seal(artifact, evicted_ms)
+        return self._signing.current.sealer.seal(artifact, evicted_ms)
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Return why nobody vouches for ``artifact`` under ``key``, None if somebody does."""
-        return self._signing.now.sealer.verify(artifact, key)
+        return self._signing.current.sealer.verify(artifact, key)
 
     def stamp(self, message: bytes) -> bytes:
         """Return a signature that says by whom ``message`` was written."""
-        return self._signing.now.sealer.stamp(message)
+        return self._signing.current.sealer.stamp(message)
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
         """Return why nobody vouches for ``message``, None if somebody does."""
-        return self._signing.now.sealer.check_stamp(message, stamp)
+        return self._signing.current.sealer.check_stamp(message, stamp)
 
 
 def tell_signing(signing: Signing) -> None:

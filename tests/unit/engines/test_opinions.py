@@ -327,7 +327,7 @@ async def test_a_refusal_to_compile_is_remembered_by_fingerprint() -> None:
 async def test_the_size_of_an_artifact_that_is_too_large_is_remembered() -> None:
     rig = Rig({"old-1": (VALID, TOO_LARGE)})
     for limit_bytes in (1000, 1000, 4999, 10):
-        rig.limits.now = replace(LIMITS, artifact_bytes=limit_bytes)
+        rig.limits.current = replace(LIMITS, artifact_bytes=limit_bytes)
         failure = await refused(rig.compile("old-1"))
         assert failure.reason is Reason.ARTIFACT_TOO_LARGE
         assert failure.metadata["size_bytes"] == "5000"
@@ -338,11 +338,11 @@ async def test_the_size_of_an_artifact_that_is_too_large_is_remembered() -> None
     await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
     assert rig.pools["old-1"].orders == {"compile": 2}
     # Now it fits, so it is tried again.
-    rig.limits.now = replace(LIMITS, artifact_bytes=5000)
+    rig.limits.current = replace(LIMITS, artifact_bytes=5000)
     rig.pools["old-1"].says["compile"] = VALID
     await rig.compile("old-1")
     rig.registry.forget(EvictScope())
-    rig.limits.now = LIMITS
+    rig.limits.current = LIMITS
     await rig.compile("old-1")
     assert rig.pools["old-1"].orders == {"compile": 4}
 

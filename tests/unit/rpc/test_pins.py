@@ -103,7 +103,7 @@ async def test_who_waits_goes_on_when_there_is_room() -> None:
     rig.pins.wake()
     await asyncio.sleep(0)
     assert not rig.waiting[0].done()
-    rig.limits.now = limits(send_pinned_bytes=2000)
+    rig.limits.current = limits(send_pinned_bytes=2000)
     rig.pins.wake()
     await rig.waiting[0]
     assert rig.pins.total_bytes == 600

@@ -181,7 +181,7 @@ async def test_other_limits_are_in_force_at_once() -> None:
     call = read(receiver, Caller(), "b")
     await asyncio.sleep(0)
     assert not receiver._reads  # It waits for room.
-    in_force.now = limits(receive_bytes=8 * MESSAGE, caller_timeout_s=0.05)
+    in_force.current = limits(receive_bytes=8 * MESSAGE, caller_timeout_s=0.05)
     other = read(receiver, Caller(), "c")
     with pytest.raises(WasmkilnError, match=r"did not arrive within 0.05 s"):
         await other

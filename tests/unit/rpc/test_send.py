@@ -284,9 +284,9 @@ async def test_other_limits_are_in_force_at_once() -> None:
         rig.send(slow, bytes(MIB))
     await asyncio.sleep(0)
     before = rig.sender.unread_bytes
-    rig.limits.now = limits(send_bytes=16 * MIB)
+    rig.limits.current = limits(send_bytes=16 * MIB)
     await eventually(lambda: rig.sender.unread_bytes > before)
-    rig.limits.now = limits(caller_timeout_s=0.05)
+    rig.limits.current = limits(caller_timeout_s=0.05)
     await eventually(lambda: slow.refusal)
     assert slow.refusal
     assert "not read for 0.05 s" in slow.refusal.message

@@ -87,7 +87,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         worker = await Worker.start(engine.interpreter, engine.name, options.threads, user)
         try:
             options.guard.admit(engine.id, worker.isolation)
-            await worker.run(job_orders.nothing(options.limits.now))
+            await worker.run(job_orders.nothing(options.limits.current))
         except (NotConfined, OutOfDescriptors) as failure:
             await worker.kill()
             raise WorkerDied(str(failure)) from None

@@ -117,7 +117,7 @@ class Dispatch(Generic[W]):
         demand.watch(ticket, self._wishes_changed)
         if self._may_start(entry) and self._start_on_idle(ticket):
             return ticket, True
-        limits = self._limits.now
+        limits = self._limits.current
         for gone in self.queue.add(ticket.entry, limits.queue_length, limits.queue_bytes):
             if gone is ticket.entry:
                 demand.unwatch(ticket)
@@ -260,7 +260,7 @@ class Dispatch(Generic[W]):
 
     def _start(self, ticket: Ticket[W], worker: W) -> None:
         ticket.started_s = self._clock()
-        ticket.demand.kept = self._limits.now.abandoned is not Abandoned.KILL
+        ticket.demand.kept = self._limits.current.abandoned is not Abandoned.KILL
         self._running[ticket] = None
         ticket.granted.set_result(worker)
 
@@ -273,7 +273,7 @@ class Dispatch(Generic[W]):
 
     def _reclaim(self) -> None:
         """End jobs that nobody waits for, one for each that waits for a worker."""
-        if self._limits.now.abandoned is not Abandoned.YIELD:
+        if self._limits.current.abandoned is not Abandoned.YIELD:
             return
         # Until its worker is back, a job that was ended is among those that run.
         coming = sum(ticket.reclaimed for ticket in self._running)

@@ -93,7 +93,7 @@ class Pins:
                 ledger.add(waiting.caller, artifact.size_bytes)
 
     def _limit(self) -> int:
-        return self._limits.now.send_pinned_bytes
+        return self._limits.current.send_pinned_bytes
 
     def _fits(self, caller: str, artifact: Artifact) -> bool:
         # Nobody has to be looked at while no caller could hold more than is left free.
@@ -119,7 +119,7 @@ class Pins:
         self._waiting[waiting] = artifact
         self._waiting_bytes.add(caller, size_bytes)
         try:
-            async with asyncio.timeout(self._limits.now.caller_timeout_s):
+            async with asyncio.timeout(self._limits.current.caller_timeout_s):
                 await waiting.turn
                 while not self._fits(caller, artifact):  # Somebody was faster.
                     waiting.turn = loop.create_future()

@@ -107,7 +107,7 @@ class Receiver:
         return let_go
 
     def _half(self) -> int:
-        return max(self._limits.now.receive_bytes // 2, self._message_bytes)
+        return max(self._limits.current.receive_bytes // 2, self._message_bytes)
 
     async def _wait(self, caller: str) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -132,7 +132,7 @@ class Receiver:
     def _sweep(self) -> None:
         """Count what turned out to be slow, and end what is too slow."""
         loop = asyncio.get_running_loop()
-        now, timeout_s = loop.time(), self._limits.now.caller_timeout_s
+        now, timeout_s = loop.time(), self._limits.current.caller_timeout_s
         for read in list(self._reads):
             if read.refusal:
                 continue

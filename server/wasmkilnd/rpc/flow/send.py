@@ -79,7 +79,7 @@ class Sender:
         caller does not take even that. ``in_memory`` tells what needs no room.
         """
         self._limits = limits
-        self._unread = FairShare(lambda: limits.now.send_bytes)
+        self._unread = FairShare(lambda: limits.current.send_bytes)
         self._pins = Pins(limits, in_memory)
         self._room_is_wanted = False
         self._abort = abort
@@ -181,7 +181,7 @@ class Sender:
     def _sweep(self) -> None:
         """End what nobody takes, and make room for those who wait."""
         loop = asyncio.get_running_loop()
-        now, timeout_s = loop.time(), self._limits.now.caller_timeout_s
+        now, timeout_s = loop.time(), self._limits.current.caller_timeout_s
         for answer in list(self._answers):
             if answer.unread_bytes and now - answer.since_s >= timeout_s:
                 self._end(answer, errors.reader_too_slow(timeout_s), now)
