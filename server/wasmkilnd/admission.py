@@ -48,27 +48,27 @@ class Admission:
             return admit(wasm, limit_bytes, expected_sha256)
         return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
 
-    def hold(self, engine_id: str, module: Module, wish: Waiter) -> Callable[[], None]:
+    def hold(self, engine_id: str, module: Module, waiter: Waiter) -> Callable[[], None]:
         """Count a module that work begins with; return what ends that.
 
         Raises COMPILE_QUEUE_FULL. A caller alone may hold as much as may wait for an engine.
         """
-        if self._modules.room(wish.caller) <= 0:
-            wait_s = self._engines.expected_wait_s(engine_id, module, wish, None)
+        if self._modules.room(waiter.caller) <= 0:
+            wait_s = self._engines.expected_wait_s(engine_id, module, waiter, None)
             raise errors.modules_held(engine_id, self._modules.total, wait_s)
-        self._modules.add(wish.caller, len(module.wasm))
-        return lambda: self._modules.add(wish.caller, -len(module.wasm))
+        self._modules.add(waiter.caller, len(module.wasm))
+        return lambda: self._modules.add(waiter.caller, -len(module.wasm))
 
     def refuse_if_late(
-        self, engine_id: str, module: Module, terms: Terms, demand: Waiters | None
+        self, engine_id: str, module: Module, terms: Terms, waiters: Waiters | None
     ) -> None:
         """Refuse a call that would get its worker after its deadline, rather than let it wait.
 
-        ``demand`` is that of the work which the call would join. Raises COMPILE_QUEUE_FULL.
+        ``waiters`` is that of the work which the call would join. Raises COMPILE_QUEUE_FULL.
         """
         if terms.deadline_s is None:
             return
-        wait_s = self._engines.expected_wait_s(engine_id, module, terms.wish, demand)
+        wait_s = self._engines.expected_wait_s(engine_id, module, terms.waiter, waiters)
         left_s = terms.deadline_s - asyncio.get_running_loop().time()
         if wait_s > left_s:
             raise errors.deadline_too_near(engine_id, wait_s, left_s)

@@ -22,7 +22,7 @@ from wasmkilnd.model import (
 from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served
-from wasmkilnd.singleflight import Seat, SingleFlight
+from wasmkilnd.singleflight import FlightTicket, SingleFlight
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
 
@@ -71,11 +71,11 @@ class CompileService:
         """How many compilations are under way or waiting for a worker."""
         return len(self._flights)
 
-    async def compile(self, order: CompileRequest) -> Served:
+    async def compile(self, request: CompileRequest) -> Served:
         """Return the artifact, from the nearest place that has it. Raises the errors of Compile."""
-        found = await self._find_or_board(order, self._cache.wait_budget())
-        order.terms.let_go()
-        served = found if isinstance(found, Served) else await self._land(found)
+        found = await self._find_or_join(request, self._cache.wait_budget())
+        request.terms.release()
+        served = found if isinstance(found, Served) else await self._wait(found)
         self._recorder.served(served.origin)
         return served
 
@@ -86,21 +86,21 @@ class CompileService:
         """
         return await self._flights.settle(timeout_s)
 
-    def _spec(self, order: CompileRequest, module: Module | None) -> CompileSpec:
-        engine_id = self._engines.choose(order.engine, module.kind if module else None)
-        return self._engines.spec(engine_id, order.target, order.cpu, order.settings)
+    def _spec(self, request: CompileRequest, module: Module | None) -> CompileSpec:
+        engine_id = self._engines.choose(request.engine, module.kind if module else None)
+        return self._engines.spec(engine_id, request.target, request.cpu, request.settings)
 
-    async def _find_or_board(
-        self, order: CompileRequest, budget: WaitBudget
-    ) -> Served | Seat[Served]:
+    async def _find_or_join(
+        self, request: CompileRequest, budget: WaitBudget
+    ) -> Served | FlightTicket[Served]:
         """Look the artifact up, or take a seat in the flight that makes it."""
         module = None
-        if order.wasm or not order.sha256:
-            module = await self._admission.admit(order.wasm)
-            order.sha256, order.wasm = module.sha256, b""
-        sha256 = check_sha256(order.sha256, "sha256")
-        spec = self._spec(order, module)
-        served = await self._look_up(sha256, spec, order, budget)
+        if request.wasm or not request.sha256:
+            module = await self._admission.admit(request.wasm)
+            request.sha256, request.wasm = module.sha256, b""
+        sha256 = check_sha256(request.sha256, "sha256")
+        spec = self._spec(request, module)
+        served = await self._look_up(sha256, spec, request, budget)
         if served:
             return served
         uploaded = module is not None
@@ -110,87 +110,87 @@ class CompileService:
                 raise errors.module_not_loaded(sha256)
             # Only now is it known whether the digest is a component's, for which a
             # request without an engine means another engine than the default.
-            better = self._spec(order, module)
+            better = self._spec(request, module)
             if better.fingerprint != spec.fingerprint:
                 spec = better
-                served = await self._look_up(sha256, spec, order, budget)
+                served = await self._look_up(sha256, spec, request, budget)
                 if served:
                     return served
-        return self._board(module, uploaded, spec, order, budget)
+        return self._join(module, uploaded, spec, request, budget)
 
     async def _look_up(
-        self, sha256: str, spec: CompileSpec, order: CompileRequest, budget: WaitBudget
+        self, sha256: str, spec: CompileSpec, request: CompileRequest, budget: WaitBudget
     ) -> Served | None:
-        if order.skip_cache_lookup:
+        if request.skip_cache_lookup:
             return None
         found = await self._cache.get(CacheKey(sha256, spec.fingerprint), budget)
         return Served(*found) if found else None
 
-    def _board(
+    def _join(
         self,
         module: Module,
         uploaded: bool,
         spec: CompileSpec,
-        order: CompileRequest,
+        request: CompileRequest,
         budget: WaitBudget,
-    ) -> Seat[Served]:
+    ) -> FlightTicket[Served]:
         job = _Job(
             CacheKey(module.sha256, spec.fingerprint),
             module,
             uploaded,
             spec,
-            order.skip_cache_lookup,
+            request.skip_cache_lookup,
             budget,
         )
-        flight, terms = (job.key, job.anew), order.terms
-        boarding = self._flights.demand(flight)
-        self._admission.refuse_if_late(spec.engine.id, module, terms, boarding)
-        put_down = None if boarding else self._admission.hold(spec.engine.id, module, terms.wish)
-        seat = self._flights.board(
-            flight, Waiters.of(terms.wish), lambda demand: self._fly(job, demand)
+        flight, terms = (job.key, job.anew), request.terms
+        others = self._flights.waiters(flight)
+        self._admission.refuse_if_late(spec.engine.id, module, terms, others)
+        release = None if others else self._admission.hold(spec.engine.id, module, terms.waiter)
+        ticket = self._flights.join(
+            flight, Waiters.of(terms.waiter), lambda waiters: self._fly(job, waiters)
         )
-        if put_down:
-            seat.when_over(put_down)
-        return seat
+        if release:
+            ticket.on_end(release)
+        return ticket
 
-    async def _land(self, seat: Seat[Served]) -> Served:
-        served = await seat.wait()
-        if not seat.joined:
+    async def _wait(self, ticket: FlightTicket[Served]) -> Served:
+        served = await ticket.wait()
+        if not ticket.joined:
             return served
         self._recorder.flight_joined()
         return Served(served.artifact, Origin.JOINED_FLIGHT)
 
-    async def _fly(self, job: _Job, demand: Waiters) -> Served:
+    async def _fly(self, job: _Job, waiters: Waiters) -> Served:
         try:
-            return await self._compile(job, demand)
+            return await self._compile(job, waiters)
         except asyncio.CancelledError:
             # Either nobody waits, or the daemon ends.
             raise errors.server_draining() from None
 
-    async def _compile(self, job: _Job, demand: Waiters) -> Served:
+    async def _compile(self, job: _Job, waiters: Waiters) -> Served:
         """Do the one compilation of a flight."""
         # Another flight of this key may have landed since the caller looked. Without this
         # second look, that interleaving would compile the same module twice.
         if found := await self._local(job):
             return found
         async with self._cache.claim(job.key, job.budget, contested=not job.anew) as claim:
-            while (code := await self._compile_in_worker(job, claim, demand)) is None:
+            while (code := await self._compile_in_worker(job, claim, waiters)) is None:
                 if found := await self._from_fleet(job, claim):
                     return found
             if isinstance(code, CompiledCode):
-                demand.kept = True  # What is there is stored, whoever left.
+                waiters.kept = True  # What is there is stored, whoever left.
                 return await self._store(job, code)
             claim.failed()
         # The worker is free and the fleet knows: now there is time to ask other engines why.
         raise await code.explained()
 
     async def _compile_in_worker(
-        self, job: _Job, claim: Claim, demand: Waiters
+        self, job: _Job, claim: Claim, waiters: Waiters
     ) -> CompiledCode | Refused | None:
         """Compile when a worker is there; return None if others have done so, or do."""
         async with (
             self._quarantine.watch(job.key, job.spec, job.budget),
-            self._engines.worker(job.spec, job.module, demand, unless=claim.stored) as worker,
+            self._engines.worker(job.spec, job.module, waiters, unless=claim.stored) as worker,
         ):
             if worker is None:
                 return None

@@ -11,7 +11,7 @@ from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 from wasmkilnd.ports import Cache, Engines
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.requests import Loaded, LoadRequest, WantedArtifact
+from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
 from wasmkilnd.slices import collect_in_slices
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
@@ -31,32 +31,34 @@ class ModuleService:
         self._quarantine = quarantine
         self._admission = admission
 
-    async def load(self, order: LoadRequest) -> Loaded:
+    async def load(self, request: LoadRequest) -> LoadResult:
         """Admit, validate and store a module. Raises the errors of Load."""
         budget = self._cache.wait_budget()
-        module = await self._admission.admit(order.wasm, order.expected_sha256)
-        order.sha256 = module.sha256
-        engine_id = self._engines.choose(order.engine, module.kind)
+        module = await self._admission.admit(request.wasm, request.expected_sha256)
+        request.sha256 = module.sha256
+        engine_id = self._engines.choose(request.engine, module.kind)
         already_loaded = await self._cache.get_module(module.sha256, budget) is not None
         if not already_loaded:
-            self._admission.refuse_if_late(engine_id, module, order.terms, None)
+            self._admission.refuse_if_late(engine_id, module, request.terms, None)
         spec = self._engines.spec(engine_id, "", "", {})
         watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec, budget)
-        put_down = self._admission.hold(engine_id, module, order.terms.wish)
-        order.terms.let_go()
+        release = self._admission.hold(engine_id, module, request.terms.waiter)
+        request.terms.release()
         try:
-            await self._engines.validate(engine_id, module, Waiters.of(order.terms.wish), watch)
+            await self._engines.validate(engine_id, module, Waiters.of(request.terms.waiter), watch)
         finally:
-            put_down()
+            release()
         if already_loaded:
             # This daemon may have it in memory when Redis has lost it, and others ask there.
             self._cache.restore_module(module)
         else:
             await self._cache.put_module(module)
-        return Loaded(module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256))
+        return LoadResult(
+            module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256)
+        )
 
     async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
-        """Return the indices of those that no tier holds, in order.
+        """Return the indices of those that no tier holds, in request.
 
         They may be many: each is made when it is its turn, and others have theirs between.
         """

@@ -247,11 +247,11 @@ class Engines(Protocol):
         self,
         spec: CompileSpec,
         module: Module,
-        demand: Waiters,
+        waiters: Waiters,
         *,
         unless: Callable[[], Coroutine[Any, Any, None]],
     ) -> AbstractAsyncContextManager[EngineWorker | None]:
-        """Wait for a worker in the turn that ``demand`` gives, and have it for the context.
+        """Wait for a worker in the turn that ``waiters`` gives, and have it for the context.
 
         It is None when ``unless`` returns before a worker is there. Raises the errors of
         Compile: what is known against the module, and what keeps it from getting a worker.
@@ -262,21 +262,21 @@ class Engines(Protocol):
         self,
         engine_id: str,
         module: Module,
-        demand: Waiters,
+        waiters: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> None:
-        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load.
+        """Validate in a worker, in the turn that ``waiters`` gives. Raises the errors of Load.
 
         ``watch`` is entered for a job that compiles to validate, once however many ask for it.
         """
         ...
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
+        self, engine_id: str, module: Module, waiter: Waiter, waiters: Waiters | None
     ) -> float:
         """Return how long a caller would wait for a worker, 0 where one is free.
 
-        ``demand`` is that of the work which the caller would join; None for new work.
+        ``waiters`` is that of the work which the caller would join; None for new work.
         """
         ...
 

@@ -13,10 +13,10 @@ from wasmkilnd.waiters import Waiter
 class Terms:
     """On what terms a call is served."""
 
-    wish: Waiter = field(default_factory=Waiter)
+    waiter: Waiter = field(default_factory=Waiter)
     deadline_s: float | None = None
     """When its caller goes away, by the event loop's clock."""
-    let_go: Callable[[], None] = lambda: None
+    release: Callable[[], None] = lambda: None
     """Called when the call does not hold the module's bytes, or the service counts them."""
 
 
@@ -60,8 +60,8 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What Load answers."""
+class LoadResult:
+    """The result of a Load call."""
 
     module: Module
     engine_id: str

@@ -29,7 +29,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat(Generic[V]):
+class FlightTicket(Generic[V]):
     """A caller's place in a flight. Whoever has one waits for the flight, at once."""
 
     joined: bool
@@ -41,7 +41,7 @@ class Seat(Generic[V]):
         """Return what the flight's work answers, or raise what it raises.
 
         Cancelling a caller ends only its own wait; the last one's leaving drops
-        the flight, unless its demand says that it is to be kept.
+        the flight, unless its waiters says that it is to be kept.
         """
         try:
             landed = await asyncio.shield(self._flight)
@@ -53,7 +53,7 @@ class Seat(Generic[V]):
             raise landed.failure.again()
         raise landed.failure
 
-    def when_over(self, call: Callable[[], None]) -> None:
+    def on_end(self, call: Callable[[], None]) -> None:
         """Call ``call`` when the flight has ended, whoever waits for it."""
         self._flight.add_done_callback(lambda _: call())
 
@@ -69,34 +69,34 @@ class SingleFlight(Generic[K, V]):
         """How many flights are under way."""
         return len(self._flights)
 
-    def demand(self, key: K) -> Waiters | None:
+    def waiters(self, key: K) -> Waiters | None:
         """Return who waits for the flight of ``key``, None if there is no flight."""
         flight = self._flights.get(key)
         return flight[1] if flight else None
 
-    def board(
-        self, key: K, demand: Waiters, work: Callable[[Waiters], Coroutine[Any, Any, V]]
-    ) -> Seat[V]:
+    def join(
+        self, key: K, waiters: Waiters, work: Callable[[Waiters], Coroutine[Any, Any, V]]
+    ) -> FlightTicket[V]:
         """Return a seat in the flight of ``key``, which ``work`` starts if there is none.
 
-        The flight is wanted by those who want what ``demand`` is about, as long as the
+        The flight is wanted by those who want what ``waiters`` is about, as long as the
         seat is taken.
         """
         joined = key in self._flights
-        task, of_flight = self._flights[key] if joined else self._take_off(key, work)
-        return Seat(joined, task, of_flight.follow(demand))
+        task, of_flight = self._flights[key] if joined else self._start(key, work)
+        return FlightTicket(joined, task, of_flight.follow(waiters))
 
-    def _take_off(
+    def _start(
         self, key: K, work: Callable[[Waiters], Coroutine[Any, Any, V]]
     ) -> tuple[asyncio.Task[V | Failed], Waiters]:
-        demand = Waiters(lambda: self._drop(key, task))
-        task = asyncio.create_task(_outcome(work(demand)))
-        self._flights[key] = task, demand
+        waiters = Waiters(lambda: self._drop(key, task))
+        task = asyncio.create_task(_outcome(work(waiters)))
+        self._flights[key] = task, waiters
         # In a callback, so that the key is free again whatever happened, and only after
         # the work's own last step (its cache write): whoever comes later finds either
         # the flight or what it stored.
-        task.add_done_callback(lambda done: self._land(key, done))
-        return task, demand
+        task.add_done_callback(lambda done: self._ended(key, done))
+        return task, waiters
 
     def _drop(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
         if flight.done() or flight in self._dropped:
@@ -106,7 +106,7 @@ class SingleFlight(Generic[K, V]):
         self._dropped.add(flight)
         flight.cancel()
 
-    def _land(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
+    def _ended(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
         if flight in self._dropped:
             self._dropped.remove(flight)
         else:

@@ -31,36 +31,36 @@ class Waiters:
         self.kept = False
         """Whether the work goes on when nobody wants it any more."""
         self._drop = drop
-        self._wishes: dict[Waiter, int] = {}
+        self._waiting: dict[Waiter, int] = {}
         self._watchers: dict[Any, Callable[[Any], None]] = {}
 
     @classmethod
-    def of(cls, wish: Waiter) -> Waiters:
-        """Return the demand of one caller, who takes the work along when it leaves."""
-        demand = cls()
-        demand.join(wish)
-        return demand
+    def of(cls, waiter: Waiter) -> Waiters:
+        """Return the waiters of one caller, who takes the work along when it leaves."""
+        waiters = cls()
+        waiters.join(waiter)
+        return waiters
 
     @property
     def wanted(self) -> bool:
         """Whether anybody waits."""
-        return bool(self._wishes)
+        return bool(self._waiting)
 
-    def wishes(self) -> set[Waiter]:
+    def effective(self) -> set[Waiter]:
         """Return the wishes that count: as long as a caller waits, none in the background do."""
-        urgent = {wish for wish in self._wishes if not wish.background}
-        return urgent or set(self._wishes)
+        urgent = {waiter for waiter in self._waiting if not waiter.background}
+        return urgent or set(self._waiting)
 
-    def join(self, wish: Waiter) -> None:
+    def join(self, waiter: Waiter) -> None:
         """Note that one more caller waits."""
-        self._wishes[wish] = self._wishes.get(wish, 0) + 1
+        self._waiting[waiter] = self._waiting.get(waiter, 0) + 1
         self._tell()
 
-    def leave(self, wish: Waiter) -> None:
+    def leave(self, waiter: Waiter) -> None:
         """Note that a caller waits no more; the last one's leaving drops what is not kept."""
-        self._wishes[wish] -= 1
-        if not self._wishes[wish]:
-            del self._wishes[wish]
+        self._waiting[waiter] -= 1
+        if not self._waiting[waiter]:
+            del self._waiting[waiter]
         self._tell()
         if not self.kept:
             self.release()
@@ -76,13 +76,13 @@ class Waiters:
             nonlocal followed
             before, followed = followed, wishes
             # Who comes joins first: with nobody left in between, the work would be dropped.
-            for wish in wishes - before:
-                self.join(wish)
-            for wish in before - wishes:
-                self.leave(wish)
+            for waiter in wishes - before:
+                self.join(waiter)
+            for waiter in before - wishes:
+                self.leave(waiter)
 
         def changed(_: object) -> None:
-            catch_up(other.wishes())
+            catch_up(other.effective())
 
         seat = object()
 
@@ -97,7 +97,7 @@ class Waiters:
     def release(self) -> None:
         """Keep the work no more: it is dropped at once if nobody waits for it."""
         self.kept = False
-        if not self._wishes:
+        if not self._waiting:
             self.drop()
 
     def drop(self) -> None:
@@ -108,7 +108,7 @@ class Waiters:
     def watch(self, watcher: W, tell: Callable[[W], None]) -> None:
         """Call ``tell`` with ``watcher`` whenever the wishes change, until ``unwatch``.
 
-        Only this demand keeps the two together: a watcher that kept its own callback would
+        Only this waiters keeps the two together: a watcher that kept its own callback would
         wait for the garbage collector.
         """
         self._watchers[watcher] = tell

@@ -15,7 +15,7 @@ from wasmkiln.trusted_keys import TrustedKeys
 
 from tests.attack.target import Target
 from tests.e2e import wasm
-from tests.soak.ledger import WRONG, FairShare
+from tests.soak.ledger import WRONG, Ledger
 
 TIMEOUT_S = 60.0
 ENGINE = "wasmtime-50.0.1"
@@ -46,7 +46,7 @@ class Honest:
 
     target: Target
     trusted: TrustedKeys
-    ledger: FairShare = field(default_factory=FairShare)
+    ledger: Ledger = field(default_factory=Ledger)
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[None]:

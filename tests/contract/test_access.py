@@ -64,9 +64,9 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     assert not await link.keep(two, other, other, 60_000)
     assert await link.keep(two, mine, mine + b"2", 60_000)
     assert await link.beginnings([two], [100]) == [mine + b"2"]
-    await link.let_go(two, other)
+    await link.release(two, other)
     assert await link.exists([two]) == [True]
-    await link.let_go(two, mine)
+    await link.release(two, mine)
     assert await link.delete([one, two]) == [True, False]
     assert [key async for page in link.scan(b"wasm:{a}*") for key in page] == []
     assert (await link.usage()).bytes > 0

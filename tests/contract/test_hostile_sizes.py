@@ -156,7 +156,7 @@ async def test_a_lease(tier: RedisTier, raw: Redis, is_good_at_first: bool) -> N
     with little_memory():
         assert await tier.link.keep(name, ours.token, ours.token, 600_000)
         await enlarge(raw, name)
-        await leases.let_go(ONE.key, ours)
+        await leases.release(ONE.key, ours)
     assert not await raw.exists(name)
 
 

@@ -265,7 +265,7 @@ async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServ
 
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
-async def test_a_lease_that_was_taken_for_nobody_is_let_go(
+async def test_a_lease_that_was_taken_for_nobody_is_released(
     valkey: RedisServer, cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:

@@ -79,7 +79,7 @@ class Call:
         return self.outcome in self.expected and not self.wrong
 
 
-class FairShare:
+class Ledger:
     """Keeps the calls, in the order in which they began."""
 
     def __init__(self) -> None:

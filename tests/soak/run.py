@@ -18,7 +18,7 @@ from tests.e2e.processes import memory_of, workers_and_jobs
 from tests.soak.actors import Actor, actors, slow_reader
 from tests.soak.chaos import Blow, Chaos
 from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Life, Member, running_fleet
-from tests.soak.ledger import Call, FairShare
+from tests.soak.ledger import Call, Ledger
 from tests.soak.modules import ENGINES, make_moulds
 from tests.soak.processes import Holdings, holdings
 from tests.soak.stage import TIMEOUT_S, Stage
@@ -77,7 +77,7 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
     tell("compiling each module with each engine itself")
     engines = await asyncio.to_thread(installed_engines)
     moulds = await asyncio.to_thread(make_moulds, engines, folder / "direct", small=plan.small)
-    ledger = FairShare()
+    ledger = Ledger()
     tell("starting the fleet")
     async with running_fleet(folder) as fleet:
         stage = Stage(fleet, moulds, ledger)

@@ -12,7 +12,7 @@ from typing import Any
 from wasmkiln import Artifact, AsyncClient
 
 from tests.soak.fleet import Fleet, Life
-from tests.soak.ledger import OK, ONLY_OK, Call, FairShare
+from tests.soak.ledger import OK, ONLY_OK, Call, Ledger
 from tests.soak.modules import CPU, Known, Mould
 
 TIMEOUT_S = 120.0
@@ -26,7 +26,7 @@ class Stage:
 
     fleet: Fleet
     moulds: list[Mould]
-    ledger: FairShare
+    ledger: Ledger
     regulars: list[Known] = field(init=False)
     """Modules that are asked for again and again."""
     hot: list[Known] = field(init=False)

@@ -83,7 +83,7 @@ class Engines:
 
     @asynccontextmanager
     async def worker(
-        self, spec: CompileSpec, module: Module, demand: Waiters, *, unless: Unless
+        self, spec: CompileSpec, module: Module, waiters: Waiters, *, unless: Unless
     ) -> AsyncIterator[EngineWorker | None]:
         self.started.set()
         watching = asyncio.create_task(unless())
@@ -93,7 +93,7 @@ class Engines:
             await asyncio.wait((watching, waiting), return_when=asyncio.FIRST_COMPLETED)
             self.workers += 1
             queued_s = time.monotonic() - began_s
-            yield EngineWorker(self, spec, demand, queued_s) if waiting.done() else None
+            yield EngineWorker(self, spec, waiters, queued_s) if waiting.done() else None
         finally:
             self.workers = 0
             watching.cancel()
@@ -103,7 +103,7 @@ class Engines:
         self,
         engine_id: str,
         module: Module,
-        demand: Waiters,
+        waiters: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> None:
         self.validating += 1
@@ -114,9 +114,9 @@ class Engines:
                 raise self.failure
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
+        self, engine_id: str, module: Module, waiter: Waiter, waiters: Waiters | None
     ) -> float:
-        self.asked.append((engine_id, wish, demand))
+        self.asked.append((engine_id, waiter, waiters))
         return self.wait_s
 
     def forget(self, scope: EvictScope) -> None:
@@ -127,13 +127,13 @@ class Engines:
 class EngineWorker:
     engines: Engines
     spec: CompileSpec
-    demand: Waiters
+    waiters: Waiters
     queued_s: float
 
     async def compile(self) -> CompiledCode | Refused:
         engines = self.engines
         engines.compiles += 1
-        self.demand.kept = engines.keep
+        self.waiters.kept = engines.keep
         await engines.release.wait()
         if engines.failure:
             raise engines.failure
@@ -461,8 +461,8 @@ async def test_all_that_a_call_asks_of_the_shared_tier_comes_out_of_one_budget(
 A = Waiter("a")
 
 
-def in_time(seconds: float, wish: Waiter = A) -> Terms:
-    return Terms(wish, asyncio.get_running_loop().time() + seconds)
+def in_time(seconds: float, waiter: Waiter = A) -> Terms:
+    return Terms(waiter, asyncio.get_running_loop().time() + seconds)
 
 
 async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig) -> None:
@@ -491,10 +491,10 @@ async def test_who_joins_others_is_told_their_wait(rig: Rig) -> None:
     rig.engines.wait_s = 10.0
     with pytest.raises(WasmkilnError):
         await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(1, Waiter("b"))))
-    engine_id, wish, demand = rig.engines.asked[-1]
-    assert (engine_id, wish) == ("usual-1", Waiter("b"))
-    assert demand is not None
-    assert demand.wishes() == {A}
+    engine_id, waiter, waiters = rig.engines.asked[-1]
+    assert (engine_id, waiter) == ("usual-1", Waiter("b"))
+    assert waiters is not None
+    assert waiters.effective() == {A}
     rig.engines.release.set()
     await first
 
@@ -514,15 +514,15 @@ async def test_work_that_nobody_waits_for_is_dropped_unless_it_is_kept(rig: Rig)
 async def test_what_waits_holds_no_module(rig: Rig) -> None:
     """A hundred callers of one module hold one copy of its bytes, not a hundred."""
     rig.engines.release.clear()
-    let_go: list[int] = []
+    released: list[int] = []
     orders = [
-        CompileRequest(wasm=CORE, terms=Terms(A, None, lambda number=n: let_go.append(number)))  # type: ignore[misc]
+        CompileRequest(wasm=CORE, terms=Terms(A, None, lambda number=n: released.append(number)))  # type: ignore[misc]
         for n in range(3)
     ]
     calls = [asyncio.create_task(rig.service.compile(order)) for order in orders]
     await rig.engines.started.wait()
     await asyncio.sleep(0)
-    assert let_go == [0, 1, 2]
+    assert released == [0, 1, 2]
     assert [order.wasm for order in orders] == [b""] * 3
     assert {order.sha256 for order in orders} == {hashlib.sha256(CORE).hexdigest()}
     rig.engines.release.set()
@@ -587,20 +587,22 @@ async def test_a_call_given_up_at_any_moment_holds_nothing(rig: Rig) -> None:
     await rig.service.compile(CompileRequest(wasm=sized(11)))
 
 
-async def test_what_is_counted_here_is_let_go_by_who_counted_it_before(rig: Rig) -> None:
+async def test_what_is_counted_here_is_released_by_who_counted_it_before(rig: Rig) -> None:
     rig.engines.release.clear()
-    let_go: list[str] = []
-    load = LoadRequest(sized(0), terms=Terms(A, None, lambda: let_go.append("load")))
-    compile_ = CompileRequest(wasm=sized(1), terms=Terms(A, None, lambda: let_go.append("compile")))
+    released: list[str] = []
+    load = LoadRequest(sized(0), terms=Terms(A, None, lambda: released.append("load")))
+    compile_ = CompileRequest(
+        wasm=sized(1), terms=Terms(A, None, lambda: released.append("compile"))
+    )
     calls = [
         asyncio.create_task(rig.modules.load(load)),
         asyncio.create_task(rig.service.compile(compile_)),
     ]
     await asyncio.sleep(0.01)
-    assert sorted(let_go) == ["compile", "load"]
+    assert sorted(released) == ["compile", "load"]
     # Not so what finds no room.
-    full = CompileRequest(wasm=sized(2), terms=Terms(A, None, lambda: let_go.append("full")))
+    full = CompileRequest(wasm=sized(2), terms=Terms(A, None, lambda: released.append("full")))
     await refused(rig.service.compile(full))
-    assert len(let_go) == 2
+    assert len(released) == 2
     rig.engines.release.set()
     await asyncio.gather(*calls)

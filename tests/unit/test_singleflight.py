@@ -36,11 +36,11 @@ async def run(
     async def kept(_: Waiters) -> object:
         return await work()
 
-    seat = flights.board(key, Waiters.of(Waiter()), kept)
-    demand = flights.demand(key)
-    assert demand
-    demand.kept = True
-    return await seat.wait(), seat.joined
+    ticket = flights.join(key, Waiters.of(Waiter()), kept)
+    waiters = flights.waiters(key)
+    assert waiters
+    waiters.kept = True
+    return await ticket.wait(), ticket.joined
 
 
 async def test_concurrent_callers_share_one_run() -> None:
@@ -119,14 +119,14 @@ async def test_a_flight_that_everybody_leaves_is_dropped_and_its_key_free_at_onc
     flights: SingleFlight[str, object] = SingleFlight()
     ended = []
 
-    async def work(demand: Waiters) -> object:
+    async def work(waiters: Waiters) -> object:
         try:
             return await asyncio.Future()
         finally:
             await asyncio.sleep(0)  # It takes a moment to clean up.
             ended.append("cleaned up")
 
-    calls = [asyncio.create_task(flights.board("k", Waiters.of(A), work).wait()) for _ in range(2)]
+    calls = [asyncio.create_task(flights.join("k", Waiters.of(A), work).wait()) for _ in range(2)]
     await asyncio.sleep(0)
     calls[0].cancel()
     await asyncio.sleep(0)
@@ -146,37 +146,38 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     finished = []
 
-    async def work(demand: Waiters) -> object:
-        demand.kept = True
+    async def work(waiters: Waiters) -> object:
+        waiters.kept = True
         await asyncio.sleep(0.01)
         finished.append("finished")
         return "made"
 
-    call = asyncio.create_task(flights.board("k", Waiters.of(A), work).wait())
+    call = asyncio.create_task(flights.join("k", Waiters.of(A), work).wait())
     await asyncio.sleep(0)
     call.cancel()
     await flights.settle(5)
     assert finished == ["finished"]
 
 
-async def test_the_demand_of_a_flight_knows_who_waits() -> None:
+async def test_a_flight_knows_who_waits_for_it() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
     changes: list[set[Waiter]] = []
 
-    async def watched(demand: Waiters) -> object:
-        demand.watch("test", lambda _: changes.append(demand.wishes()))
+    async def watched(waiters: Waiters) -> object:
+        waiters.watch("test", lambda _: changes.append(waiters.effective()))
         return await work()
 
     warming = Waiter("w", background=True)
-    calls = [asyncio.create_task(flights.board("k", Waiters.of(warming), watched).wait())]
+    calls = [asyncio.create_task(flights.join("k", Waiters.of(warming), watched).wait())]
     await work.started.wait()
     calls += [
-        asyncio.create_task(flights.board("k", Waiters.of(wish), watched).wait()) for wish in (A, B)
+        asyncio.create_task(flights.join("k", Waiters.of(waiter), watched).wait())
+        for waiter in (A, B)
     ]
     await asyncio.sleep(0)
-    demand = flights.demand("k")
-    assert demand is not None
+    waiters = flights.waiters("k")
+    assert waiters is not None
     # While a caller waits, it is no background work.
     assert changes == [{A}, {A, B}]
     calls[1].cancel()
@@ -185,4 +186,4 @@ async def test_the_demand_of_a_flight_knows_who_waits() -> None:
     assert changes[2:] == [{B}, {warming}]
     work.release.set()
     assert await calls[0] == "made"
-    assert flights.demand("k") is None
+    assert flights.waiters("k") is None

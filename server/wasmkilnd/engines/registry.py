@@ -127,7 +127,7 @@ class EngineRegistry:
 
     @asynccontextmanager
     async def worker(
-        self, spec: CompileSpec, module: Module, demand: Waiters, *, unless: Unless
+        self, spec: CompileSpec, module: Module, waiters: Waiters, *, unless: Unless
     ) -> AsyncIterator[EngineWorker | None]:
         """Wait for a worker that is to compile ``module``, or for ``unless``: then it is None.
 
@@ -135,7 +135,7 @@ class EngineRegistry:
         keeps it from getting a worker.
         """
         if said := self._opinions.refusal_known(spec, module):
-            raise await RefusedModule(self._opinions, spec, module, demand, said).explained()
+            raise await RefusedModule(self._opinions, spec, module, waiters, said).explained()
         size_bytes, limits = self._opinions.oversize_known(spec, module), self._limits.current
         if size_bytes > limits.artifact_bytes:
             raise errors.artifact_too_large(spec.engine.id, size_bytes, limits.artifact_bytes)
@@ -145,33 +145,33 @@ class EngineRegistry:
         compiling = Compilation(self._recorder, spec.engine.id)
         async with AsyncExitStack() as stack:
             with compiling.failures_recorded():
-                waiting = self._served[spec.engine.id].pool.worker(order, demand, unless=unless)
+                waiting = self._served[spec.engine.id].pool.worker(order, waiters, unless=unless)
                 lent = await stack.enter_async_context(waiting)
             if lent is None:
                 yield None
                 return
-            yield EngineWorker(self._opinions, compiling, lent, spec, module, demand, limits)
+            yield EngineWorker(self._opinions, compiling, lent, spec, module, waiters, limits)
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
+        self, engine_id: str, module: Module, waiter: Waiter, others: Waiters | None
     ) -> float:
         """Return how long a caller would wait for a worker, 0 where one is free."""
-        return self._opinions.expected_wait_s(engine_id, module, wish, demand)
+        return self._opinions.expected_wait_s(engine_id, module, waiter, others)
 
     async def validate(
         self,
         engine_id: str,
         module: Module,
-        demand: Waiters,
+        waiters: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> None:
-        """Validate in a worker, in the turn that ``demand`` gives. Raises the errors of Load.
+        """Validate in a worker, in the turn that ``waiters`` gives. Raises the errors of Load.
 
         ``watch`` is entered for a job that compiles to validate, once however many ask for it.
         """
-        said = await self._opinions.of(engine_id, module, demand, watch)
+        said = await self._opinions.of(engine_id, module, waiters, watch)
         if said.opinion is not Opinion.VALID:
-            raise await self._opinions.refusal(engine_id, module, said, demand)
+            raise await self._opinions.refusal(engine_id, module, said, waiters)
 
     def forget(self, scope: EvictScope) -> None:
         """Forget what engines said of what ``scope`` names."""
@@ -222,7 +222,7 @@ class EngineWorker:
     _lent: LentWorker[Worker]
     _spec: CompileSpec
     _module: Module
-    _demand: Waiters
+    _waiters: Waiters
     _limits: Limits
 
     @property
@@ -248,7 +248,7 @@ class EngineWorker:
         self._compilation.ended(_REASONS.get(said.opinion))
         if said.opinion is Opinion.VALID:
             return _code(verdict.compiled(report, engine_id), self.queued_s)
-        return RefusedModule(self._opinions, self._spec, self._module, self._demand, said)
+        return RefusedModule(self._opinions, self._spec, self._module, self._waiters, said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,16 +258,16 @@ class RefusedModule:
     _opinions: SecondOpinions
     _spec: CompileSpec
     _module: Module
-    _demand: Waiters
+    _waiters: Waiters
     _said: Verdict
 
     async def explained(self) -> WasmkilnError:
-        """As Refused: other engines are asked, in the turn that the demand gives."""
-        self._demand.release()  # There is nothing to keep: if all have left, this ends here.
-        if not self._demand.wanted:
+        """As Refused: other engines are asked, in the turn that the waiters gives."""
+        self._waiters.release()  # There is nothing to keep: if all have left, this ends here.
+        if not self._waiters.wanted:
             raise asyncio.CancelledError
         return await self._opinions.refusal(
-            self._spec.engine.id, self._module, self._said, self._demand
+            self._spec.engine.id, self._module, self._said, self._waiters
         )
 
 

@@ -57,7 +57,7 @@ class SecondOpinions:
         self,
         engine_id: str,
         module: Module,
-        demand: Waiters,
+        waiters: Waiters,
         watch: AbstractAsyncContextManager[None],
     ) -> Verdict:
         """Return what an engine with its default settings says of a module.
@@ -65,19 +65,19 @@ class SecondOpinions:
         ``watch`` is entered for a job that compiles to find out. Raises what it raises, and
         the errors of Load for an engine that came to no verdict.
         """
-        return await self._validated(engine_id, module, demand, watch)
+        return await self._validated(engine_id, module, waiters, watch)
 
     def expected_wait_s(
-        self, engine_id: str, module: Module, wish: Waiter, demand: Waiters | None
+        self, engine_id: str, module: Module, waiter: Waiter, others: Waiters | None
     ) -> float:
         """Return how long a caller would wait until an engine's worker looks at its module.
 
         One that the engine does not take is for the others' workers.
         """
         if self._served[engine_id].takes(module.kind):
-            return self._served[engine_id].pool.expected_wait_s(wish, demand)
+            return self._served[engine_id].pool.expected_wait_s(waiter, others)
         waits_s = (
-            other.pool.expected_wait_s(wish, demand, second=True)
+            other.pool.expected_wait_s(waiter, others, second=True)
             for other in self._served.values()
             if other.takes(module.kind) and not self._memory.get((module.sha256, other.id, ""))
         )
@@ -109,11 +109,11 @@ class SecondOpinions:
             self._memory.put((module.sha256, spec.engine.id, ""), said)
 
     async def refusal(
-        self, engine_id: str, module: Module, said: Verdict, demand: Waiters
+        self, engine_id: str, module: Module, said: Verdict, waiters: Waiters
     ) -> WasmkilnError:
         """Tell an invalid module from one that only this engine cannot take.
 
-        The others are asked in the turn that ``demand`` gives. Raises COMPILE_QUEUE_FULL or
+        The others are asked in the turn that ``waiters`` gives. Raises COMPILE_QUEUE_FULL or
         SERVER_DRAINING where no other accepts the module, and one that might could not be
         asked: a verdict without it could be wrong.
         """
@@ -125,7 +125,7 @@ class SecondOpinions:
             zip(
                 others,
                 await asyncio.gather(
-                    *(self._second(other, engine_id, module, said, demand) for other in others)
+                    *(self._second(other, engine_id, module, said, waiters) for other in others)
                 ),
                 strict=True,
             )
@@ -182,7 +182,7 @@ class SecondOpinions:
         self,
         engine_id: str,
         module: Module,
-        demand: Waiters,
+        waiters: Waiters,
         watch: AbstractAsyncContextManager[None],
         *,
         second: bool = False,
@@ -192,33 +192,33 @@ class SecondOpinions:
             return _no_such_kind(module.kind)
         key = (module.sha256, engine_id, "")
 
-        async def ask(demand: Waiters) -> Verdict:
+        async def ask(waiters: Waiters) -> Verdict:
             host = engine.capabilities.host_triple
             limits = self._limits_of(second)
             order = job_orders.on_module("validate", module, host, NATIVE, {}, limits)
             # Within the flight: a failure that many callers are told is one strike.
             async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
-                report, _ = await engine.pool.run(order, demand, second=second)
+                report, _ = await engine.pool.run(order, waiters, second=second)
                 said = verdict.read(report, engine_id, "validating", limits)
             self._memory.put(key, said)
             return said
 
         known = self._memory.get(key)
-        return known or await self._flights.board((key, second), demand, ask).wait()
+        return known or await self._flights.join((key, second), waiters, ask).wait()
 
     async def _compiles(
-        self, engine: ServedEngine, module: Module, spec: CompileSpec, demand: Waiters
+        self, engine: ServedEngine, module: Module, spec: CompileSpec, waiters: Waiters
     ) -> Verdict:
-        async def ask(demand: Waiters) -> Verdict:
+        async def ask(waiters: Waiters) -> Verdict:
             limits = self._limits_of(second=True)
             order = job_orders.on_module("compile", module, spec.target, spec.cpu, {}, limits)
-            report, _ = await engine.pool.run(order, demand, second=True)
+            report, _ = await engine.pool.run(order, waiters, second=True)
             said = verdict.read(report, engine.id, "compiling", limits)
             self.compiled(spec, module, said)
             return said
 
         key = (module.sha256, engine.id, spec.fingerprint)
-        return await self._flights.board((key, True), demand, ask).wait()
+        return await self._flights.join((key, True), waiters, ask).wait()
 
     def _limits_of(self, second: bool) -> Limits:
         limits = self._limits.current
@@ -226,7 +226,7 @@ class SecondOpinions:
         return replace(limits, compile_cpu_s=cpu_s) if second else limits
 
     async def _second(
-        self, other: str, engine_id: str, module: Module, said: Verdict, demand: Waiters
+        self, other: str, engine_id: str, module: Module, said: Verdict, waiters: Waiters
     ) -> Verdict | WasmkilnError | None:
         """Return another engine's opinion, None if it has none, an error if it was not heard."""
         engine = self._served[other]
@@ -248,8 +248,8 @@ class SecondOpinions:
             return None
         try:
             if by_compiling:
-                return await self._compiles(engine, module, spec, demand)
-            return await self._validated(other, module, demand, nullcontext(), second=True)
+                return await self._compiles(engine, module, spec, waiters)
+            return await self._validated(other, module, waiters, nullcontext(), second=True)
         except WasmkilnError as failure:
             if failure.reason in _NOT_HEARD:
                 return failure

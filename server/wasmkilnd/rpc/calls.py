@@ -41,7 +41,7 @@ class CallGate:
     """
 
     def __init__(self, limit: Callable[[], int]) -> None:
-        self._ledger = FairShare(limit)
+        self._held = FairShare(limit)
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,20 +49,20 @@ class CallGate:
     @property
     def running(self) -> int:
         """How many calls run."""
-        return self._ledger.total
+        return self._held.total
 
     def enter(self, caller: str) -> None:
         """Let a call in. Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed."""
         if self._closed:
             raise server_draining()
-        if self._ledger.room(caller) < 1:
-            raise too_many_calls(self.running, self._ledger.held(caller))
-        self._ledger.add(caller, 1)
+        if self._held.room(caller) < 1:
+            raise too_many_calls(self.running, self._held.held(caller))
+        self._held.add(caller, 1)
         self._idle.clear()
 
     def leave(self, caller: str) -> None:
         """Note that a call has ended."""
-        self._ledger.add(caller, -1)
+        self._held.add(caller, -1)
         if not self.running:
             self._idle.set()
 
@@ -130,7 +130,7 @@ def observed(
     requests = Requests(method, parse, traffic.receiver)
 
     async def request(note: CallNote, under_way: Call) -> Message | Parts:
-        message, note.let_go = await requests.read(note.context, note.caller)
+        message, note.release = await requests.read(note.context, note.caller)
         under_way.works()
         return message
 
@@ -164,7 +164,7 @@ def observed(
                 with traffic.connections.call(peer) as under_way:
                     await answer(note, under_way)
             finally:
-                note.let_go()
+                note.release()
                 traffic.gate.leave(note.caller)
         except WasmkilnError as failure:
             code, reason = status.CODES[failure.reason], failure.reason.value

@@ -66,8 +66,8 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
 
     async def requests(context: Context, caller: str) -> AsyncIterator[Any]:
         for number in itertools.count():
-            message, let_go = await traffic.receiver.read(context, caller, patient=number > 0)
-            let_go()  # Messages within the bounds of these services are small, and are not kept.
+            message, release = await traffic.receiver.read(context, caller, patient=number > 0)
+            release()  # Messages within the bounds of these services are small, and are not kept.
             if message is None:
                 return
             if number == _MAX_REQUESTS:

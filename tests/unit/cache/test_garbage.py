@@ -73,7 +73,7 @@ def asked_of_a_link(link: GuardedRedis) -> list[Callable[[], Awaitable[object]]]
         lambda: link.take(b"k", b"v", 1, b"w"),
         lambda: link.peek(b"k", b"w"),
         lambda: link.keep(b"k", b"v", b"w", 1),
-        lambda: link.let_go(b"k", b"v"),
+        lambda: link.release(b"k", b"v"),
         scan,
         link.usage,
     ]

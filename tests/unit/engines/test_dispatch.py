@@ -43,12 +43,12 @@ class Rig:
             self.dispatch.offer(f"worker {number}")
 
     def ask(
-        self, wish: Waiter, size: int = 1000, demand: Waiters | None = None, second: bool = False
+        self, waiter: Waiter, size: int = 1000, waiters: Waiters | None = None, second: bool = False
     ) -> asyncio.Task[Ticket[str]]:
-        return asyncio.create_task(self._take(demand or Waiters.of(wish), size, second))
+        return asyncio.create_task(self._take(waiters or Waiters.of(waiter), size, second))
 
-    async def _take(self, demand: Waiters, size: int, second: bool) -> Ticket[str]:
-        ticket = await self.dispatch.take(demand, "compile", size, second=second)
+    async def _take(self, waiters: Waiters, size: int, second: bool) -> Ticket[str]:
+        ticket = await self.dispatch.take(waiters, "compile", size, second=second)
         self.running.append(ticket)
         return ticket
 
@@ -137,18 +137,18 @@ async def test_a_wait_is_expected_before_it_begins() -> None:
     running = await rig.ask(A)
     rig.now += 1.0
     assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(3.0)
-    demand = Waiters.of(A)
-    waiting = rig.ask(A, demand=demand)
+    waiters = Waiters.of(A)
+    waiting = rig.ask(A, waiters=waiters)
     await settled()
     assert rig.dispatch.expected_wait_s(A, None) == pytest.approx(7.0)
     assert rig.dispatch.expected_wait_s(B, None) == pytest.approx(7.0)
     # Who joins what waits already gets it when that gets its ticket.
-    assert rig.dispatch.expected_wait_s(B, demand) == pytest.approx(3.0)
+    assert rig.dispatch.expected_wait_s(B, waiters) == pytest.approx(3.0)
     # A job that is late by a second is expected to take one more.
     rig.now += 4.0
-    assert rig.dispatch.expected_wait_s(B, demand) == pytest.approx(1.0)
+    assert rig.dispatch.expected_wait_s(B, waiters) == pytest.approx(1.0)
     await rig.work(running, 0.0)
-    assert rig.dispatch.expected_wait_s(B, demand) == 0.0  # It runs.
+    assert rig.dispatch.expected_wait_s(B, waiters) == 0.0  # It runs.
     await rig.work(await waiting, 1.0)
 
 
@@ -172,11 +172,11 @@ async def test_a_wait_ends_with_the_first_worker_that_is_free() -> None:
 async def test_a_call_that_is_given_up_leaves_the_queue_and_never_gets_a_worker() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    demand = Waiters()
-    demand.join(A)
-    gone, next_ = rig.ask(A, demand=demand), rig.ask(A)
+    waiters = Waiters()
+    waiters.join(A)
+    gone, next_ = rig.ask(A, waiters=waiters), rig.ask(A)
     await settled()
-    demand.leave(A)
+    waiters.leave(A)
     gone.cancel()
     await settled()
     assert len(rig.dispatch.queue) == 1
@@ -202,11 +202,11 @@ async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next() -> N
 async def test_a_call_given_up_in_the_same_moment_is_passed_over() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    demand = Waiters()
-    demand.join(A)
-    gone, next_ = rig.ask(A, demand=demand), rig.ask(A)
+    waiters = Waiters()
+    waiters.join(A)
+    gone, next_ = rig.ask(A, waiters=waiters), rig.ask(A)
     await settled()
-    demand.leave(A)
+    waiters.leave(A)
     gone.cancel()
     rig.dispatch.done(running)
     rig.dispatch.offer(running.worker)  # Before it could leave the queue.
@@ -217,11 +217,11 @@ async def test_a_call_given_up_in_the_same_moment_is_passed_over() -> None:
 async def test_warming_takes_the_turn_of_who_begins_to_wait_for_it() -> None:
     rig = Rig()
     running = await rig.ask(A)
-    demand = Waiters.of(WARMING)
-    warming = rig.ask(WARMING, demand=demand)
+    waiters = Waiters.of(WARMING)
+    warming = rig.ask(WARMING, waiters=waiters)
     calls = [rig.ask(A) for _ in range(5)]
     await settled()
-    demand.join(B)
+    waiters.join(B)
     await rig.work(running, 1.0)
     await rig.work(calls[0].result(), 1.0)
     assert warming.done()
@@ -250,9 +250,9 @@ async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_t
     rig = Rig()
     rig.dispatch._estimate.took("compile", 1000, 2.0)
     drops: list[str] = []
-    demand = Waiters(lambda: drops.append("dropped"))
-    demand.join(A)
-    ticket = await rig.ask(A, demand=demand)
+    waiters = Waiters(lambda: drops.append("dropped"))
+    waiters.join(A)
+    ticket = await rig.ask(A, waiters=waiters)
     next_ = rig.ask(B)
     await settled()
     rig.dispatch.decline(ticket)
@@ -260,17 +260,17 @@ async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_t
     await rig.work(await next_, 2.0)
     assert rig.dispatch._estimate.expected_s("compile", 1000) == pytest.approx(2.0)
     assert not drops
-    demand.leave(A)  # It is kept no more, as it would be had it begun.
+    waiters.leave(A)  # It is kept no more, as it would be had it begun.
     assert drops
 
 
 async def test_who_left_while_a_worker_was_asked_for_is_waited_for_no_more() -> None:
     rig = Rig()
     drops: list[str] = []
-    demand = Waiters(lambda: drops.append("dropped"))
-    demand.join(A)
-    ticket = await rig.ask(A, demand=demand)
-    demand.leave(A)
+    waiters = Waiters(lambda: drops.append("dropped"))
+    waiters.join(A)
+    ticket = await rig.ask(A, waiters=waiters)
+    waiters.leave(A)
     assert not drops
     rig.dispatch.decline(ticket)
     assert drops
@@ -301,10 +301,10 @@ async def test_a_running_job_that_nobody_wants(
 ) -> None:
     rig = Rig(abandoned=policy)
     drops: list[str] = []
-    demand = Waiters(lambda: drops.append("dropped"))
-    demand.join(A)
-    ticket = await rig.ask(A, demand=demand)
-    demand.leave(A)
+    waiters = Waiters(lambda: drops.append("dropped"))
+    waiters.join(A)
+    ticket = await rig.ask(A, waiters=waiters)
+    waiters.leave(A)
     assert bool(drops) is dropped_alone
     waiting = rig.ask(B)
     await settled()
@@ -316,13 +316,13 @@ async def test_a_running_job_that_nobody_wants(
 async def test_a_job_that_is_left_while_another_waits_yields() -> None:
     rig = Rig(abandoned=Abandoned.YIELD)
     drops: list[str] = []
-    demand = Waiters(lambda: drops.append("dropped"))
-    demand.join(A)
-    ticket = await rig.ask(A, demand=demand)
+    waiters = Waiters(lambda: drops.append("dropped"))
+    waiters.join(A)
+    ticket = await rig.ask(A, waiters=waiters)
     waiting = rig.ask(B)
     await settled()
     assert not drops
-    demand.leave(A)
+    waiters.leave(A)
     assert drops
     await rig.work(ticket, 1.0)
     await rig.work(await waiting, 1.0)
@@ -334,10 +334,10 @@ async def test_each_that_waits_has_one_unwanted_job_ended(callers: int) -> None:
     drops: list[int] = []
     turns = []
     for number in range(2):
-        demand = Waiters(lambda number=number: drops.append(number))  # type: ignore[misc]
-        demand.join(A)
-        turns.append(await rig.ask(A, demand=demand))
-        demand.leave(A)
+        waiters = Waiters(lambda number=number: drops.append(number))  # type: ignore[misc]
+        waiters.join(A)
+        turns.append(await rig.ask(A, waiters=waiters))
+        waiters.leave(A)
     # Their workers are not back yet.
     waiting = [rig.ask(B) for _ in range(callers)]
     await settled()
@@ -351,14 +351,14 @@ async def test_each_that_waits_has_one_unwanted_job_ended(callers: int) -> None:
 async def test_a_job_left_later_is_ended_only_for_one_that_still_misses_a_worker() -> None:
     rig = Rig(workers=2, abandoned=Abandoned.YIELD)
     drops: list[int] = []
-    demands = [Waiters(lambda number=number: drops.append(number)) for number in range(2)]  # type: ignore[misc]
-    for demand in demands:
-        demand.join(A)
-        await rig.ask(A, demand=demand)
+    each = [Waiters(lambda number=number: drops.append(number)) for number in range(2)]  # type: ignore[misc]
+    for waiters in each:
+        waiters.join(A)
+        await rig.ask(A, waiters=waiters)
     first = rig.ask(B)
     await settled()
-    demands[0].leave(A)
-    demands[1].leave(A)
+    each[0].leave(A)
+    each[1].leave(A)
     assert drops == [0]
     second = rig.ask(B)
     await settled()
@@ -424,10 +424,10 @@ async def test_no_job_is_ended_for_a_second_opinion_that_may_not_start() -> None
     rig = Rig(workers=2, abandoned=Abandoned.YIELD)
     drops: list[str] = []
     for _ in range(2):
-        demand = Waiters(lambda: drops.append("dropped"))
-        demand.join(A)
-        await rig.ask(A, demand=demand)
-        demand.leave(A)
+        waiters = Waiters(lambda: drops.append("dropped"))
+        waiters.join(A)
+        await rig.ask(A, waiters=waiters)
+        waiters.leave(A)
     waiting = [rig.ask(B, second=True) for _ in range(3)]
     await settled()
     assert drops == ["dropped"]
@@ -493,9 +493,9 @@ class Elsewhere:
 
 
 async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
-    rig, elsewhere, demand = Rig(), Elsewhere(), Waiters.of(A)
+    rig, elsewhere, waiters = Rig(), Elsewhere(), Waiters.of(A)
     running = await rig.ask(B)
-    waiting = asyncio.create_task(rig.dispatch.take_unless(demand, "compile", 1, elsewhere))
+    waiting = asyncio.create_task(rig.dispatch.take_unless(waiters, "compile", 1, elsewhere))
     behind = rig.ask(A)
     await settled()
     assert (len(rig.dispatch.queue), elsewhere.watched) == (2, 1)

@@ -56,7 +56,7 @@ class Pool:
         self.orders: Counter[str] = Counter()
         self.limits: list[float] = []
         self.second: list[bool] = []
-        self.demands: list[Waiters] = []
+        self.asked: list[Waiters] = []
         self.ended = 0
         self.wait_s = {False: 0.0, True: 0.0}
         self.free = asyncio.Event()
@@ -64,13 +64,13 @@ class Pool:
         self.made_elsewhere = False
 
     async def run(
-        self, job: JobOrder, demand: Waiters, *, second: bool = False
+        self, job: JobOrder, waiters: Waiters, *, second: bool = False
     ) -> tuple[JobReport, float]:
         op = job.order["op"]
         self.orders[op] += 1
         self.limits.append(job.cpu_s)
         self.second.append(second)
-        self.demands.append(demand)
+        self.asked.append(waiters)
         try:
             await asyncio.sleep(0.001)
             await self.free.wait()
@@ -88,21 +88,21 @@ class Pool:
 
     @asynccontextmanager
     async def worker(
-        self, job: JobOrder, demand: Waiters, *, unless: Unless
+        self, job: JobOrder, waiters: Waiters, *, unless: Unless
     ) -> AsyncIterator[LentWorker[str] | None]:
         if self.made_elsewhere:
             yield None
             return
 
         async def run() -> JobReport:
-            return (await self.run(job, demand))[0]
+            return (await self.run(job, waiters))[0]
 
         granted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        ticket = Ticket[str](demand, job.op, Entry(set()), 0.0, granted=granted)
+        ticket = Ticket[str](waiters, job.op, Entry(set()), 0.0, granted=granted)
         yield LentWorker(ticket, run)
 
     def expected_wait_s(
-        self, wish: Waiter, demand: Waiters | None, *, second: bool = False
+        self, waiter: Waiter, others: Waiters | None, *, second: bool = False
     ) -> float:
         return self.wait_s[second]
 
@@ -134,10 +134,10 @@ class Rig:
         engine: str,
         module: Module = MODULE,
         settings: Mapping[str, str] | None = None,
-        demand: Waiters | None = None,
+        waiters: Waiters | None = None,
     ) -> CompiledCode:
         spec = self.registry.spec(engine, "", "", settings or {})
-        worker = self.registry.worker(spec, module, demand or Waiters.of(Waiter()), unless=never)
+        worker = self.registry.worker(spec, module, waiters or Waiters.of(Waiter()), unless=never)
         async with worker as ready:
             assert ready
             code = await ready.compile()
@@ -431,19 +431,19 @@ async def test_second_opinions_stand_in_the_line_of_whoever_waits_for_them() -> 
     warming, caller = Waiter("w", background=True), Waiter("c")
     rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
     rig.pools["new-1"].free.clear()
-    demand = Waiters.of(warming)
-    call = asyncio.create_task(refused(rig.compile("old-1", COMPONENT, demand=demand)))
+    waiters = Waiters.of(warming)
+    call = asyncio.create_task(refused(rig.compile("old-1", COMPONENT, waiters=waiters)))
     await asyncio.sleep(0.01)
-    [asked] = rig.pools["new-1"].demands
-    assert asked.wishes() == {warming}
-    demand.join(caller)
-    assert asked.wishes() == {caller}
-    demand.leave(caller)
-    assert asked.wishes() == {warming}
+    [asked] = rig.pools["new-1"].asked
+    assert asked.effective() == {warming}
+    waiters.join(caller)
+    assert asked.effective() == {caller}
+    waiters.leave(caller)
+    assert asked.effective() == {warming}
     rig.pools["new-1"].free.set()
     assert (await call).reason is Reason.ENGINE_LACKS_FEATURE
     assert not asked.wanted
-    demand.join(caller)
+    waiters.join(caller)
     assert not asked.wanted
 
 
@@ -455,12 +455,12 @@ async def test_a_second_opinion_that_nobody_waits_for_any_more_is_dropped() -> N
     def drop() -> None:
         flights[0].cancel()
 
-    demand = Waiters(drop)
-    demand.join(Waiter("a"))
-    flights.append(asyncio.create_task(rig.compile("old-1", demand=demand)))
-    demand.kept = True  # As from when the first job began.
+    waiters = Waiters(drop)
+    waiters.join(Waiter("a"))
+    flights.append(asyncio.create_task(rig.compile("old-1", waiters=waiters)))
+    waiters.kept = True  # As from when the first job began.
     await asyncio.sleep(0.01)
-    demand.leave(Waiter("a"))
+    waiters.leave(Waiter("a"))
     with pytest.raises(asyncio.CancelledError):
         await flights[0]
     await asyncio.sleep(0)
@@ -471,12 +471,12 @@ async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     rig.pools["old-1"].free.clear()
     drops: list[str] = []
-    demand = Waiters(lambda: drops.append("dropped"))
-    demand.join(Waiter("a"))
-    demand.kept = True
-    flight = asyncio.create_task(rig.compile("old-1", demand=demand))
+    waiters = Waiters(lambda: drops.append("dropped"))
+    waiters.join(Waiter("a"))
+    waiters.kept = True
+    flight = asyncio.create_task(rig.compile("old-1", waiters=waiters))
     await asyncio.sleep(0.01)
-    demand.leave(Waiter("a"))
+    waiters.leave(Waiter("a"))
     assert not drops
     rig.pools["old-1"].free.set()
     with pytest.raises(asyncio.CancelledError):

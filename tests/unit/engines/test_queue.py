@@ -11,8 +11,8 @@ A, B, C = Waiter("a"), Waiter("b"), Waiter("c")
 WARMING = Waiter("w", background=True)
 
 
-def entry(*wishes: Waiter, size: int = 1, cost: float = 1.0, second: bool = False) -> Entry:
-    return Entry(set(wishes), size, cost, second)
+def entry(*waiters: Waiter, size: int = 1, cost: float = 1.0, second: bool = False) -> Entry:
+    return Entry(set(waiters), size, cost, second)
 
 
 class Queue(FairQueue):
@@ -51,7 +51,7 @@ def test_a_flood_keeps_another_waiting_for_one_job_only() -> None:
 
 
 def test_callers_take_turns() -> None:
-    a, b, c = ([entry(wish) for _ in range(3)] for wish in (A, B, C))
+    a, b, c = ([entry(waiter) for _ in range(3)] for waiter in (A, B, C))
     assert popped(queue_of(*a, *b, *c)) == [x for turns in zip(a, b, c, strict=True) for x in turns]
 
 
@@ -100,7 +100,7 @@ def test_work_of_a_flood_that_another_begins_to_want_goes_in_its_turn() -> None:
     assert len(queue) == 97
 
 
-def test_wishes_that_are_withdrawn_count_no_more() -> None:
+def test_callers_that_left_count_no_more() -> None:
     flood = [entry(A) for _ in range(3)]
     queue = queue_of(*flood)
     queue.move(flood[2], {A, B})
@@ -174,10 +174,10 @@ def test_the_wait_ahead_of_what_waits_already() -> None:
     assert queue.ahead_s({A, B}, entries[3]) == 1.0  # as B would have it
 
 
-wishes = st.builds(Waiter, st.sampled_from("abcd"), st.booleans())
+waiters = st.builds(Waiter, st.sampled_from("abcd"), st.booleans())
 steps: st.SearchStrategy[tuple[str, set[Waiter], int]] = st.one_of(
-    st.tuples(st.just("add"), st.sets(wishes, min_size=1, max_size=3), st.integers(0, 50)),
-    st.tuples(st.just("move"), st.sets(wishes, min_size=1, max_size=3), st.integers(0, 50)),
+    st.tuples(st.just("add"), st.sets(waiters, min_size=1, max_size=3), st.integers(0, 50)),
+    st.tuples(st.just("move"), st.sets(waiters, min_size=1, max_size=3), st.integers(0, 50)),
     st.tuples(st.just("pop"), st.just(set()), st.just(0)),
     st.tuples(st.just("discard"), st.just(set()), st.integers(0, 50)),
 )
@@ -210,7 +210,7 @@ def test_whatever_happens_it_counts_exactly_and_loses_nothing(
         assert len(queue) == len(waiting) <= 6
         assert queue.size_bytes == sum(each.size_bytes for each in waiting)
         assert queue.size_bytes <= 100 or len(waiting) == 1
-        assert queue.callers == len({w.caller for each in waiting for w in each.wishes})
+        assert queue.callers == len({w.caller for each in waiting for w in each.waiters})
     assert sorted(map(id, popped(queue))) == sorted(map(id, waiting))
     assert queue.ahead_s({A}) == 0.0
 

@@ -10,7 +10,7 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd import wire
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module, Origin
-from wasmkilnd.requests import Loaded, Served, Terms
+from wasmkilnd.requests import LoadResult, Served, Terms
 from wasmkilnd.rpc.wire import messages
 
 ARTIFACT = Artifact(
@@ -94,7 +94,7 @@ def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
     """A caller may have had a small module compiled with thousands of settings."""
     settings = {f"a_setting_of_an_engine_{number}": "speed_and_size" for number in range(40)}
     artifact = replace(ARTIFACT, spec=replace(ARTIFACT.spec, settings=settings))
-    loaded = Loaded(
+    loaded = LoadResult(
         Module("a" * 64, Kind.COMPONENT, b""), "wasmtime-50.0.1", True, [artifact] * 3000
     )
     response = messages.load_response(loaded)

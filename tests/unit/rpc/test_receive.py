@@ -50,13 +50,13 @@ def read(receiver: Receiver, caller: Caller, name: str, patient: bool = False) -
     return asyncio.create_task(receiver.read(caller, name, patient=patient))
 
 
-async def test_what_arrives_at_once_is_held_until_it_is_let_go() -> None:
+async def test_what_arrives_at_once_is_held_until_it_is_released() -> None:
     receiver = receiving(8 * MESSAGE)
-    message, let_go = await receiver.read(arriving(b"hello"), "a")
+    message, release = await receiver.read(arriving(b"hello"), "a")
     assert message == b"hello"
     assert receiver.held_bytes == 5
-    let_go()
-    let_go()
+    release()
+    release()
     assert receiver.held_bytes == 0
     assert (await receiver.read(arriving(b""), "a"))[0] is None
 
@@ -70,9 +70,9 @@ async def test_what_arrives_slowly_counts_in_full_until_it_is_there() -> None:
     await asyncio.sleep(0.1)
     assert receiver.held_bytes == MESSAGE
     caller.arrived.set()
-    message, let_go = await call
+    message, release = await call
     assert receiver.held_bytes == len(message)
-    let_go()
+    release()
 
 
 async def test_a_caller_that_sends_nothing_is_refused_in_the_end() -> None:
@@ -109,8 +109,8 @@ async def test_slow_ones_beyond_the_budget_are_refused_and_quick_ones_never_wait
         assert failure.value.retry_after_s
     assert receiver.held_bytes == 4 * MESSAGE
     for _ in range(100):
-        _, let_go = await receiver.read(arriving(), "quick")
-        let_go()
+        _, release = await receiver.read(arriving(), "quick")
+        release()
     for caller in slow:
         caller.arrived.set()
     for call in calls:
@@ -154,22 +154,22 @@ async def test_while_too_much_is_looked_at_a_caller_that_holds_much_of_it_waits(
     waiting = read(receiver, arriving(bytes(MESSAGE)), "flood")
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    _, let_go = await receiver.read(arriving(), "other")
-    let_go()
+    _, release = await receiver.read(arriving(), "other")
+    release()
     held.pop()()
-    _, let_go = await waiting
-    for each in (let_go, *held):
+    _, release = await waiting
+    for each in (release, *held):
         each()
     assert receiver.held_bytes == 0
 
 
 async def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
     receiver = receiving(4 * MESSAGE)
-    _, let_go = await receiver.read(arriving(bytes(MESSAGE)), "a")
+    _, release = await receiver.read(arriving(bytes(MESSAGE)), "a")
     waiting = [read(receiver, arriving(), "a") for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    let_go()
+    release()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert [call.cancelled() for call in waiting] == [True, False, False]
 
@@ -177,7 +177,7 @@ async def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
 async def test_other_limits_are_in_force_at_once() -> None:
     in_force = Reloadable(limits(receive_bytes=2 * MESSAGE))
     receiver = Receiver(in_force, MESSAGE)
-    _, let_go = await receiver.read(arriving(b"x" * MESSAGE), "a")
+    _, release = await receiver.read(arriving(b"x" * MESSAGE), "a")
     call = read(receiver, Caller(), "b")
     await asyncio.sleep(0)
     assert not receiver._reads  # It waits for room.
@@ -185,14 +185,14 @@ async def test_other_limits_are_in_force_at_once() -> None:
     other = read(receiver, Caller(), "c")
     with pytest.raises(WasmkilnError, match=r"did not arrive within 0.05 s"):
         await other
-    let_go()
+    release()
     with pytest.raises(WasmkilnError, match=r"did not arrive within 0.05 s"):
         await call
 
 
 async def test_what_is_built_of_a_request_counts_beside_its_bytes() -> None:
     receiver = receiving(8 * MESSAGE)
-    message, let_go = await receiver.read(arriving(bytes(MESSAGE)), "a")
+    message, release = await receiver.read(arriving(bytes(MESSAGE)), "a")
     assert message
     built = receiver.hold("a", 2 * MESSAGE)
     assert receiver.held_bytes == 3 * MESSAGE
@@ -202,7 +202,7 @@ async def test_what_is_built_of_a_request_counts_beside_its_bytes() -> None:
     built()
     built()
     await waiting
-    let_go()
+    release()
     assert receiver.held_bytes == 1
     (await waiting)[1]()
     assert receiver.held_bytes == 0

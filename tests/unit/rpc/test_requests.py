@@ -48,12 +48,12 @@ async def test_what_is_built_counts_from_before_it_is_built(receiver: Receiver) 
     held: list[int] = []
     raw = pb.CompileRequest(module=bytes(MIB)).SerializeToString()
     compiling = requests(receiver, pb.CompileRequest, "Compile", held)
-    request, let_go = await compiling.read(Call(raw), "a")
+    request, release = await compiling.read(Call(raw), "a")
     assert request == pb.CompileRequest.FromString(raw)
     assert held == [receiver.held_bytes]
     assert 3 * MIB < receiver.held_bytes < 3.01 * MIB
-    let_go()
-    let_go()
+    release()
+    release()
     assert receiver.held_bytes == 0
 
 
@@ -62,12 +62,12 @@ async def test_many_keys_are_parts_and_nothing_is_built(receiver: Receiver) -> N
     keys = [ArtifactKey(module_sha256=str(number)) for number in range(10_000)]
     raw = pb.FindMissingRequest(keys=keys).SerializeToString()
     finding = requests(receiver, pb.FindMissingRequest, "FindMissing", held)
-    request, let_go = await finding.read(Call(raw), "a")
+    request, release = await finding.read(Call(raw), "a")
     assert isinstance(request, Parts)
     assert [ArtifactKey.FromString(part) for part in request] == keys
     assert held == []
     assert receiver.held_bytes == len(raw) + 10_000 * 1024
-    let_go()
+    release()
     assert receiver.held_bytes == 0
 
 

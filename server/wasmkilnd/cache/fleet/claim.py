@@ -258,7 +258,7 @@ class FleetClaim:
             standing = await self._budget.spend_on(self._leases.take(self._key, ours, self._pulse))
         except (TierUnavailable, asyncio.CancelledError) as failure:
             # It may have been taken all the same, and then everybody would wait for nobody.
-            self._behind(self._leases.let_go(self._key, ours))
+            self._behind(self._leases.release(self._key, ours))
             if isinstance(failure, TierUnavailable):
                 return self._by_ourselves or Outcome.ALONE
             raise

@@ -116,7 +116,7 @@ class LeaseStore:
             taken, held, made = await take()
         if made:
             if taken:
-                await self._link.let_go(name, ours.token)
+                await self._link.release(name, ours.token)
             return Standing.MADE
         if taken:
             return Standing.TAKEN
@@ -128,10 +128,10 @@ class LeaseStore:
         _log.warning("a lease of nobody in the fleet was taken over", key=name.decode())
         return Standing.SEIZED
 
-    async def let_go(self, key: CacheKey, ours: Lease) -> None:
+    async def release(self, key: CacheKey, ours: Lease) -> None:
         """Let the lease go if it is ours."""
         self._holders.over(ours.holder)
-        await self._link.let_go(self._names.lease(key), ours.token)
+        await self._link.release(self._names.lease(key), ours.token)
 
     async def hold(self, key: CacheKey, lease: Lease, ended: asyncio.Future[End]) -> None:
         """Renew the lease until work has ended and what it made is stored; never raises."""
@@ -157,7 +157,7 @@ class LeaseStore:
                 if settled.result() is End.FAILED:
                     await self._keep(key, lease.next(State.FAILED), _FAILED_MS)
                 else:
-                    await self.let_go(key, lease)
+                    await self.release(key, lease)
         finally:
             # What is seen of it from now on is what the server kept, or somebody put back.
             self._holders.over(lease.holder)

@@ -174,7 +174,7 @@ class GuardedRedis:
         [kept] = await self._each(_flag, [("EVAL", _KEEP, 1, lease, token, value, ttl_ms)])
         return kept
 
-    async def let_go(self, lease: bytes, token: bytes) -> None:
+    async def release(self, lease: bytes, token: bytes) -> None:
         """Remove what is under ``lease``, if it begins as ``token`` does."""
         await self._each(_flag, [("EVAL", _LET_GO, 1, lease, token)])
 

@@ -27,7 +27,7 @@ _LEAST_RETRY_S = 0.1
 class Dispatch(Generic[W]):
     """Workers that are idle, jobs that wait, and jobs that run. For one event loop.
 
-    A job waits as its demand says: in turn with those of other callers, behind all of
+    A job waits as its waiters decide: in turn with those of other callers, behind all of
     them while it is background work, and in the turn of whoever begins to want it.
     Second opinions wait like any job, but only some of them run at once: or one caller's
     refused modules would keep all workers.
@@ -69,26 +69,26 @@ class Dispatch(Generic[W]):
         return len(self._idle)
 
     async def take(
-        self, demand: Waiters, kind: str, size_bytes: int, *, second: bool = False
+        self, waiters: Waiters, kind: str, size_bytes: int, *, second: bool = False
     ) -> Ticket[W]:
         """Wait for a worker, and return the ticket, to be given to ``done`` in the end.
 
         Raises COMPILE_QUEUE_FULL: at once, or later in favour of a caller that holds
         less of the queue.
         """
-        ticket, starts = self._ask(demand, kind, size_bytes, second)
+        ticket, starts = self._ask(waiters, kind, size_bytes, second)
         if not starts:
             await self._wait(ticket)
         return ticket
 
     async def take_unless(
-        self, demand: Waiters, kind: str, size_bytes: int, unless: Unless
+        self, waiters: Waiters, kind: str, size_bytes: int, unless: Unless
     ) -> Ticket[W] | None:
         """As take, but return None when ``unless`` returns before a worker is there.
 
         Where one is there at once, ``unless`` is not called.
         """
-        ticket, starts = self._ask(demand, kind, size_bytes, second=False)
+        ticket, starts = self._ask(waiters, kind, size_bytes, second=False)
         if starts:
             return ticket
         watching = asyncio.create_task(unless())
@@ -102,25 +102,25 @@ class Dispatch(Generic[W]):
     async def take_again(self, ticket: Ticket[W]) -> None:
         """Wait for another worker for a ticket whose worker was lost, before everybody else."""
         ticket.granted = asyncio.Future()
-        ticket.demand.watch(ticket, self._wishes_changed)
+        ticket.waiters.watch(ticket, self._waiters_changed)
         if not self._start_on_idle(ticket):
             self.queue.add_again(ticket.entry)
             await self._wait(ticket)
 
     def _ask(
-        self, demand: Waiters, kind: str, size_bytes: int, second: bool
+        self, waiters: Waiters, kind: str, size_bytes: int, second: bool
     ) -> tuple[Ticket[W], bool]:
         """Return a ticket that is queued, or starts at once. Raises COMPILE_QUEUE_FULL."""
         cost_s = self._estimate.expected_s(kind, size_bytes)
-        entry = Entry(demand.wishes(), size_bytes, cost_s, second)
-        ticket = Ticket[W](demand, kind, entry, self._clock())
-        demand.watch(ticket, self._wishes_changed)
+        entry = Entry(waiters.effective(), size_bytes, cost_s, second)
+        ticket = Ticket[W](waiters, kind, entry, self._clock())
+        waiters.watch(ticket, self._waiters_changed)
         if self._may_start(entry) and self._start_on_idle(ticket):
             return ticket, True
         limits = self._limits.current
         for gone in self.queue.add(ticket.entry, limits.queue_length, limits.queue_bytes):
             if gone is ticket.entry:
-                demand.unwatch(ticket)
+                waiters.unwatch(ticket)
                 raise self._full(gone)
             self._refuse(gone, self._full(gone))
         return ticket, False
@@ -138,13 +138,13 @@ class Dispatch(Generic[W]):
     def lost(self, ticket: Ticket[W]) -> None:
         """Note that a ticket's worker died under its job."""
         self._running.pop(ticket, None)
-        ticket.demand.unwatch(ticket)
+        ticket.waiters.unwatch(ticket)
         self._fill()
 
     def done(self, ticket: Ticket[W]) -> None:
         """Note that a ticket is over, and learn how long its job took. Offers no worker."""
         del self._running[ticket]
-        ticket.demand.unwatch(ticket)
+        ticket.waiters.unwatch(ticket)
         if not ticket.given_up:
             took_s = self._clock() - ticket.started_s
             self._estimate.took(ticket.kind, ticket.entry.size_bytes, took_s)
@@ -155,8 +155,8 @@ class Dispatch(Generic[W]):
         left while it had one. Offers no worker.
         """
         del self._running[ticket]
-        ticket.demand.unwatch(ticket)
-        ticket.demand.release()
+        ticket.waiters.unwatch(ticket)
+        ticket.waiters.release()
         self._fill()
 
     def refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
@@ -165,23 +165,23 @@ class Dispatch(Generic[W]):
             self._refuse(entry, refusal)
 
     def expected_wait_s(
-        self, wish: Waiter, demand: Waiters | None, *, second: bool = False
+        self, waiter: Waiter, others: Waiters | None, *, second: bool = False
     ) -> float:
         """Return how long a caller would wait for a worker: for one of its own, or, when it
-        joins others who wait with the same ``demand``, for theirs. 0 when their job runs.
+        joins the job of ``others``, for theirs. 0 when their job runs.
         """
-        if demand is None:
-            entry = Entry({wish}, second=second)
+        if others is None:
+            entry = Entry({waiter}, second=second)
             return 0.0 if self._idle and self._may_start(entry) else self._wait_s(entry)
         for ticket in self._waiting.values():
-            if ticket.demand is demand:
-                return self._wait_s(ticket.entry, {wish, *ticket.entry.wishes})
+            if ticket.waiters is others:
+                return self._wait_s(ticket.entry, {waiter, *ticket.entry.waiters})
         return 0.0
 
-    def _wait_s(self, entry: Entry, wishes: set[Waiter] | None = None) -> float:
+    def _wait_s(self, entry: Entry, waiters: set[Waiter] | None = None) -> float:
         """Return when a worker is free for ``entry``, and all that goes before has begun."""
         second = entry.second or self._second_may_start
-        ahead_s = self.queue.ahead_s(wishes or entry.wishes, entry, second=second)
+        ahead_s = self.queue.ahead_s(waiters or entry.waiters, entry, second=second)
         now = self._clock()
         # What may not start now waits for the end of one of its kind.
         running = [t for t in self._running if t.entry.second or self._may_start(entry)]
@@ -205,7 +205,7 @@ class Dispatch(Generic[W]):
                 del self._running[ticket]
                 self.offer(ticket.worker)
             self._wait_no_more(ticket)
-            if isinstance(failure, asyncio.CancelledError) and not ticket.demand.wanted:
+            if isinstance(failure, asyncio.CancelledError) and not ticket.waiters.wanted:
                 self._recorder.abandoned(self._engine_id, "queued")
             raise
         if not got:
@@ -213,7 +213,7 @@ class Dispatch(Generic[W]):
         return got
 
     def _wait_no_more(self, ticket: Ticket[W]) -> None:
-        ticket.demand.unwatch(ticket)
+        ticket.waiters.unwatch(ticket)
         self.queue.discard(ticket.entry)
         self._waiting.pop(ticket.entry, None)
 
@@ -260,16 +260,16 @@ class Dispatch(Generic[W]):
 
     def _start(self, ticket: Ticket[W], worker: W) -> None:
         ticket.started_s = self._clock()
-        ticket.demand.kept = self._limits.current.abandoned is not Abandoned.KILL
+        ticket.waiters.kept = self._limits.current.abandoned is not Abandoned.KILL
         self._running[ticket] = None
         ticket.granted.set_result(worker)
 
-    def _wishes_changed(self, ticket: Ticket[W]) -> None:
+    def _waiters_changed(self, ticket: Ticket[W]) -> None:
         if ticket in self._running:
-            if not ticket.demand.wanted:
+            if not ticket.waiters.wanted:
                 self._reclaim()
         else:
-            self.queue.move(ticket.entry, ticket.demand.wishes())
+            self.queue.move(ticket.entry, ticket.waiters.effective())
 
     def _reclaim(self) -> None:
         """End jobs that nobody waits for, one for each that waits for a worker."""
@@ -279,10 +279,10 @@ class Dispatch(Generic[W]):
         coming = sum(ticket.reclaimed for ticket in self._running)
         held_back = sum(entry.second for entry in self._waiting) - self._second_room
         missing = len(self._waiting) - max(0, held_back) - coming
-        unwanted = (t for t in self._running if not (t.demand.wanted or t.reclaimed))
+        unwanted = (t for t in self._running if not (t.waiters.wanted or t.reclaimed))
         for ticket in islice(unwanted, max(0, missing)):
             ticket.reclaimed = True
-            ticket.demand.drop()
+            ticket.waiters.drop()
 
     def _refuse(self, entry: Entry, refusal: errors.WasmkilnError) -> None:
         ticket = self._waiting.pop(entry)

@@ -16,7 +16,7 @@ from wasmkilnd.waiters import Waiter
 class Entry:
     """A piece of work that waits. It stands in the line of every caller that wants it."""
 
-    wishes: set[Waiter]
+    waiters: set[Waiter]
     size_bytes: int = 0
     cost_s: float = 0.0
     """How long it is expected to take."""
@@ -52,12 +52,12 @@ class FairQueue:
     @property
     def background(self) -> int:
         """How many entries nobody waits for."""
-        return sum(all(wish.background for wish in entry.wishes) for entry in self._entries)
+        return sum(all(waiter.background for waiter in entry.waiters) for entry in self._entries)
 
     @property
     def callers(self) -> int:
         """How many callers have a line."""
-        return len({wish.caller for wish in self._lines})
+        return len({waiter.caller for waiter in self._lines})
 
     def add(self, entry: Entry, length: int, limit_bytes: int) -> list[Entry]:
         """Let ``entry`` wait; return those that have to go for it, or itself for want of room.
@@ -66,7 +66,7 @@ class FairQueue:
         """
         self._entries[entry] = None
         self.size_bytes += entry.size_bytes
-        self._stand(entry, entry.wishes)
+        self._stand(entry, entry.waiters)
         gone: list[Entry] = []
         while True:
             too_long = len(self._entries) > length
@@ -81,12 +81,12 @@ class FairQueue:
         """Let an entry that was popped before be the next, whatever the queue holds."""
         self._again[entry] = None
 
-    def move(self, entry: Entry, wishes: set[Waiter]) -> None:
+    def move(self, entry: Entry, waiters: set[Waiter]) -> None:
         """Have ``entry`` stand in other lines, at the end of those that it did not stand in."""
-        if entry in self._entries and wishes != entry.wishes:
-            self._leave(entry, entry.wishes - wishes)
-            self._stand(entry, wishes - entry.wishes)
-            entry.wishes = wishes
+        if entry in self._entries and waiters != entry.waiters:
+            self._leave(entry, entry.waiters - waiters)
+            self._stand(entry, waiters - entry.waiters)
+            entry.waiters = waiters
 
     def pop(self, *, second: bool = True) -> Entry | None:
         """Return the next entry, None when nothing waits.
@@ -95,11 +95,11 @@ class FairQueue:
         """
         entry = next(iter(self._again), None)
         if entry is None:
-            wish, entry = next(self._by_turn(second), (None, None))
-            if wish is None or entry is None:
+            waiter, entry = next(self._by_turn(second), (None, None))
+            if waiter is None or entry is None:
                 return None
-            line = self._lines.pop(wish)
-            self._lines[wish] = line  # Its next turn comes after everybody else's.
+            line = self._lines.pop(waiter)
+            self._lines[waiter] = line  # Its next turn comes after everybody else's.
         self.discard(entry)
         return entry
 
@@ -109,7 +109,7 @@ class FairQueue:
         if entry in self._entries:
             del self._entries[entry]
             self.size_bytes -= entry.size_bytes
-            self._leave(entry, entry.wishes)
+            self._leave(entry, entry.waiters)
 
     def drain(self) -> Iterator[Entry]:
         """Take out every entry, in the order of their turns."""
@@ -117,55 +117,55 @@ class FairQueue:
             yield entry
 
     def ahead_s(
-        self, wishes: Iterable[Waiter], entry: Entry | None = None, *, second: bool = True
+        self, waiters: Iterable[Waiter], entry: Entry | None = None, *, second: bool = True
     ) -> float:
-        """Return the cost of what goes before an entry with these wishes.
+        """Return the cost of what goes before an entry with these waiters.
 
         That is ``entry``, or else one that is added now; without ``second``, one that
         passes second opinions. Near enough rather than exact: of each other line as many
         entries count as go before in its own, at that line's average cost.
         """
         return sum(each.cost_s for each in self._again) + min(
-            (self._ahead_of(wish, entry, second) for wish in wishes), default=0.0
+            (self._ahead_of(waiter, entry, second) for waiter in waiters), default=0.0
         )
 
-    def _ahead_of(self, wish: Waiter, entry: Entry | None, second: bool) -> float:
+    def _ahead_of(self, waiter: Waiter, entry: Entry | None, second: bool) -> float:
         before, cost_s = 0, 0.0
-        own = self._lines.get(wish)
+        own = self._lines.get(waiter)
         for other in own.entries if own else ():
             if other is entry:
                 break
             if second or not other.second:
                 before, cost_s = before + 1, cost_s + other.cost_s
         for theirs, line in self._lines.items():
-            if theirs == wish or theirs.background > wish.background:
+            if theirs == waiter or theirs.background > waiter.background:
                 continue
             turns = len(line.entries)
-            if theirs.background == wish.background:
+            if theirs.background == waiter.background:
                 turns = min(turns, before + 1)
             cost_s += turns * line.cost_s / len(line.entries)
         return cost_s
 
     def _by_turn(self, second: bool) -> Iterator[tuple[Waiter, Entry]]:
         for background in (False, True):
-            for wish, line in self._lines.items():
-                if wish.background is background:
+            for waiter, line in self._lines.items():
+                if waiter.background is background:
                     entries = (each for each in line.entries if second or not each.second)
-                    yield from ((wish, entry) for entry in islice(entries, 1))
+                    yield from ((waiter, entry) for entry in islice(entries, 1))
 
-    def _stand(self, entry: Entry, wishes: Iterable[Waiter]) -> None:
-        for wish in wishes:
-            line = self._lines.setdefault(wish, _Line())
+    def _stand(self, entry: Entry, waiters: Iterable[Waiter]) -> None:
+        for waiter in waiters:
+            line = self._lines.setdefault(waiter, _Line())
             line.entries[entry] = None
             line.cost_s += entry.cost_s
 
-    def _leave(self, entry: Entry, wishes: Iterable[Waiter]) -> None:
-        for wish in wishes:
-            line = self._lines[wish]
+    def _leave(self, entry: Entry, waiters: Iterable[Waiter]) -> None:
+        for waiter in waiters:
+            line = self._lines[waiter]
             del line.entries[entry]
             line.cost_s -= entry.cost_s
             if not line.entries:
-                del self._lines[wish]
+                del self._lines[waiter]
 
     def _victim(self, newcomer: Entry, *, by_bytes: bool) -> Entry:
         """Return who yields: the last of the longest line, or the newcomer of one as long.
@@ -173,14 +173,16 @@ class FairQueue:
         Background work yields before any other.
         """
 
-        def weight(wish: Waiter) -> tuple[bool, int]:
-            entries = self._lines[wish].entries
-            return wish.background, sum(e.size_bytes for e in entries) if by_bytes else len(entries)
+        def weight(waiter: Waiter) -> tuple[bool, int]:
+            entries = self._lines[waiter].entries
+            return waiter.background, sum(e.size_bytes for e in entries) if by_bytes else len(
+                entries
+            )
 
         longest = max(self._lines, key=weight)
-        if weight(longest) <= max(map(weight, newcomer.wishes)):
+        if weight(longest) <= max(map(weight, newcomer.waiters)):
             return newcomer
         entries = list(self._lines[longest].entries)
         # One that others want too goes only where there is no other.
-        alone = (entry for entry in reversed(entries) if len(entry.wishes) == 1)
+        alone = (entry for entry in reversed(entries) if len(entry.waiters) == 1)
         return next(alone, entries[-1])

@@ -20,7 +20,7 @@ Unless: TypeAlias = "Callable[[], Coroutine[Any, Any, None]]"
 class Ticket(Generic[W]):
     """A job's claim to a worker, from when it asks until its worker is done with it."""
 
-    demand: Waiters
+    waiters: Waiters
     kind: str
     entry: Entry
     asked_s: float

@@ -34,7 +34,7 @@ _SHORT_DELAY_S = 1.0
 
 
 class WorkerPool:
-    """Runs jobs on a fixed number of workers, in the order that their demands say.
+    """Runs jobs on a fixed number of workers, in the order that their waiters decide.
 
     For one event loop. What waits is bounded: one more is refused at once rather
     than made to wait.
@@ -95,10 +95,10 @@ class WorkerPool:
         return self._dispatch.queue.size_bytes
 
     def expected_wait_s(
-        self, wish: Waiter, demand: Waiters | None = None, *, second: bool = False
+        self, waiter: Waiter, others: Waiters | None = None, *, second: bool = False
     ) -> float:
         """Return how long a caller would wait for a worker; see Dispatch."""
-        return self._dispatch.expected_wait_s(wish, demand, second=second)
+        return self._dispatch.expected_wait_s(waiter, others, second=second)
 
     @property
     def down(self) -> str:
@@ -117,22 +117,22 @@ class WorkerPool:
         self._keepers += [asyncio.create_task(self._keep(None)) for _ in range(self.size - 1)]
 
     async def run(
-        self, job: JobOrder, demand: Waiters | None = None, *, second: bool = False
+        self, job: JobOrder, waiters: Waiters | None = None, *, second: bool = False
     ) -> tuple[JobReport, float]:
         """Run ``job``; return its report and how long it waited for a worker, in seconds.
 
-        Without ``demand`` it is the daemon's own, and waits like a caller's. Those that are
+        Without ``waiters`` it is the daemon's own, and waits like a caller's. Those that are
         ``second`` opinions get half of the workers at most. Raises what ``worker`` and its
         ``run`` raise.
         """
         self._refuse_if_useless()
-        demand = demand or Waiters.of(Waiter())
-        ticket = await self._dispatch.take(demand, job.op, job.size_bytes, second=second)
+        waiters = waiters or Waiters.of(Waiter())
+        ticket = await self._dispatch.take(waiters, job.op, job.size_bytes, second=second)
         return await self._run(ticket, job), ticket.queued_s
 
     @asynccontextmanager
     async def worker(
-        self, job: JobOrder, demand: Waiters, *, unless: Unless
+        self, job: JobOrder, waiters: Waiters, *, unless: Unless
     ) -> AsyncIterator[LentWorker[Worker] | None]:
         """Wait for a worker that is to run ``job``, and lend it for as long as the context lasts.
 
@@ -141,7 +141,7 @@ class WorkerPool:
         worker starts, or SERVER_DRAINING.
         """
         self._refuse_if_useless()
-        ticket = await self._dispatch.take_unless(demand, job.op, job.size_bytes, unless)
+        ticket = await self._dispatch.take_unless(waiters, job.op, job.size_bytes, unless)
         if ticket is None:
             yield None
             return

@@ -28,7 +28,7 @@ class CallNote:
     context: Context
     caller: str = ""
     """Whose turn it takes."""
-    let_go: Callable[[], None] = lambda: None
+    release: Callable[[], None] = lambda: None
     """To be called when the request's bytes are not held any more; again does nothing."""
     module: str = ""
     engine: str = ""

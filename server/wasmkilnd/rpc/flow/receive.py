@@ -99,12 +99,12 @@ class Receiver:
         self._arrived.add(caller, size_bytes)
         held = [size_bytes]
 
-        def let_go() -> None:
+        def release() -> None:
             if held:
                 self._arrived.add(caller, -held.pop())
                 self._wake()
 
-        return let_go
+        return release
 
     def _half(self) -> int:
         return max(self._limits.current.receive_bytes // 2, self._message_bytes)

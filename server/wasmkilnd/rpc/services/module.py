@@ -104,7 +104,7 @@ def _terms(context: Context, note: CallNote) -> Terms:
     return Terms(
         Waiter(note.caller, note.background),
         None if left_s is None else asyncio.get_running_loop().time() + left_s,
-        note.let_go,
+        note.release,
     )
 
 

@@ -22,7 +22,14 @@ from wasmkilnd.model import (
     Origin,
     Strike,
 )
-from wasmkilnd.requests import CompileRequest, Loaded, LoadRequest, Served, Terms, WantedArtifact
+from wasmkilnd.requests import (
+    CompileRequest,
+    LoadRequest,
+    LoadResult,
+    Served,
+    Terms,
+    WantedArtifact,
+)
 
 KINDS = {
     Kind.CORE_MODULE: types_pb2.KIND_CORE_MODULE,
@@ -112,7 +119,7 @@ def load_order(request: module_service_pb2.LoadRequest, terms: Terms) -> LoadReq
     return LoadRequest(request.module, request.expected_sha256, request.engine, terms)
 
 
-def load_response(loaded: Loaded) -> module_service_pb2.LoadResponse:
+def load_response(loaded: LoadResult) -> module_service_pb2.LoadResponse:
     """Return Load's message."""
     return module_service_pb2.LoadResponse(
         sha256=loaded.module.sha256,

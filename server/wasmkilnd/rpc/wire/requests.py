@@ -34,12 +34,12 @@ class Requests:
         It is Parts where the table of bounds has such. Raises COMPILE_QUEUE_FULL, or
         INVALID_REQUEST for what is above a bound or no message of this method.
         """
-        message, let_go_bytes = await self._receiver.read(context, caller)
-        holds = [let_go_bytes]
+        message, release_bytes = await self._receiver.read(context, caller)
+        holds = [release_bytes]
 
-        def let_go() -> None:
-            for let_go_of_one in holds:
-                let_go_of_one()
+        def release() -> None:
+            for release_one in holds:
+                release_one()
 
         message = message or b""
         try:
@@ -47,9 +47,9 @@ class Requests:
             holds.append(self._receiver.hold(caller, scanned.cost_bytes))
             built = Parts(message, scanned.parts) if self._in_parts else await self._built(message)
         except BaseException:
-            let_go()
+            release()
             raise
-        return built, let_go
+        return built, release
 
     async def _built(self, message: bytes) -> Message:
         await _others_first(message)

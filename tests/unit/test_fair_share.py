@@ -11,42 +11,42 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import CallGate
 
 
-def fill(ledger: FairShare, caller: str) -> int:
-    while ledger.room(caller) >= 1:
-        ledger.add(caller, 1)
-    return ledger.held(caller)
+def fill(share: FairShare, caller: str) -> int:
+    while share.room(caller) >= 1:
+        share.add(caller, 1)
+    return share.held(caller)
 
 
 def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
-    ledger = FairShare(lambda: 1200)
-    assert [fill(ledger, caller) for caller in "abcd"] == [600, 300, 150, 75]
-    assert ledger.heaviest() == "a"
-    ledger.add("a", -600)
-    assert fill(ledger, "b") > 300
+    share = FairShare(lambda: 1200)
+    assert [fill(share, caller) for caller in "abcd"] == [600, 300, 150, 75]
+    assert share.heaviest() == "a"
+    share.add("a", -600)
+    assert fill(share, "b") > 300
 
 
 def test_what_fits_leaves_as_much_free() -> None:
-    ledger = FairShare(lambda: 100)
-    assert ledger.fits("a", 50)
-    assert not ledger.fits("a", 51)
-    ledger.add("a", 40)
-    assert ledger.fits("a", 10)
-    assert not ledger.fits("a", 11)
-    assert ledger.fits("b", 30)
-    assert not ledger.fits("b", 31)
+    share = FairShare(lambda: 100)
+    assert share.fits("a", 50)
+    assert not share.fits("a", 51)
+    share.add("a", 40)
+    assert share.fits("a", 10)
+    assert not share.fits("a", 11)
+    assert share.fits("b", 30)
+    assert not share.fits("b", 31)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
 def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, int]]) -> None:
-    ledger = FairShare(lambda: 100)
+    share = FairShare(lambda: 100)
     for caller, amount in steps:
-        before = ledger.total, ledger.held(caller)
-        ledger.add(caller, amount)
-        assert (ledger.total, ledger.held(caller)) == (before[0] + amount, before[1] + amount)
+        before = share.total, share.held(caller)
+        share.add(caller, amount)
+        assert (share.total, share.held(caller)) == (before[0] + amount, before[1] + amount)
     for caller in "abc":
-        ledger.add(caller, -ledger.held(caller))
-    assert ledger.total == 0
-    assert ledger.heaviest() == ""
+        share.add(caller, -share.held(caller))
+    assert share.total == 0
+    assert share.heaviest() == ""
 
 
 def test_the_gate_keeps_room_for_others() -> None:
