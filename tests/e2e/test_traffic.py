@@ -197,16 +197,16 @@ def forgetful(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def test_who_reads_just_enough_keeps_nobody_out(forgetful: Daemon) -> None:
-    """Three take 0.6 MB/s of 30 MiB each, for a minute; somebody wants 25 MiB meanwhile."""
+def test_slow_readers_keep_nobody_out(forgetful: Daemon) -> None:
+    """Two read 30 MiB each at 0.2 MB/s, for minutes; another caller wants 25 MiB meanwhile."""
     with contextlib.ExitStack() as stack:
-        callers = [stack.enter_context(Caller(forgetful)) for _ in range(3)]
-        threads = stack.enter_context(ThreadPoolExecutor(3))
+        callers = [stack.enter_context(Caller(forgetful)) for _ in range(2)]
+        threads = stack.enter_context(ThreadPoolExecutor(2))
 
         def trickle(call: Any) -> grpc.StatusCode:
             with contextlib.suppress(grpc.RpcError):
                 for _ in call:
-                    time.sleep(0.9)
+                    time.sleep(2.5)
             code: grpc.StatusCode = call.code()
             return code
 
@@ -215,7 +215,6 @@ def test_who_reads_just_enough_keeps_nobody_out(forgetful: Daemon) -> None:
             for tag, caller in enumerate(callers)
         ]
         trickling = [threads.submit(trickle, call) for call in calls]
-        # The third would leave the next less than it would hold itself.
         eventually(lambda: forgetful.metric("send_pinned_bytes") > 60 * MIB, "they do not begin")
         other = stack.enter_context(Caller(forgetful))
         small = other.compile(wasm.with_data(10 * MIB, tag=8), omit_artifact=False)

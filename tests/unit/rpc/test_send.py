@@ -251,7 +251,7 @@ async def trickle(caller: Caller, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
 
 
-async def test_who_takes_just_enough_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_readers_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(send, "_STALLED_S", 1.5)
     rig = Rig(pinned=40 * MIB)
     trickling = [Caller(f"trickle {number}", reads=False) for number in range(3)]

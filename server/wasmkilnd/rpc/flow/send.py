@@ -21,8 +21,7 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.flow.in_the_way import in_the_way
-from wasmkilnd.rpc.flow.pins import Pins
+from wasmkilnd.rpc.flow.send_budget import SendBudget
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -53,9 +52,9 @@ class _Answer:
     since_s: float = 0.0
     """Since when."""
     taken_bytes: int = 0
-    """Since ``counts_since_s``."""
-    counts_since_s: float = 0.0
-    """When it began, or when somebody came to want room."""
+    """Since ``counted_since_s``."""
+    counted_since_s: float = 0.0
+    """When it began, or when a call began to wait for room."""
     refusal: WasmkilnError | None = None
     parting: bool = False
     given_up: bool = False
@@ -80,8 +79,7 @@ class Sender:
         """
         self._limits = limits
         self._unread = FairShare(lambda: limits.current.send_bytes)
-        self._pins = Pins(limits, in_memory)
-        self._room_is_wanted = False
+        self._artifacts = SendBudget(limits, in_memory)
         self._abort = abort
         self._close = close
         self._answers: dict[_Answer, None] = {}
@@ -96,7 +94,7 @@ class Sender:
     @property
     def pinned_bytes(self) -> int:
         """Artifacts that are being sent."""
-        return self._pins.total_bytes
+        return self._artifacts.total_bytes
 
     async def send(
         self,
@@ -113,9 +111,9 @@ class Sender:
         memory. Raises COMPILE_QUEUE_FULL, perhaps after having told the caller so.
         """
         if artifact:
-            await self._pins.take(caller, artifact)
+            await self._artifacts.enter(caller, artifact)
         loop = asyncio.get_running_loop()
-        answer = _Answer(context, caller, _current_task(), artifact, counts_since_s=loop.time())
+        answer = _Answer(context, caller, _current_task(), artifact, counted_since_s=loop.time())
         self._answers[answer] = None
         if self._timer is None:
             self._timer = loop.call_later(_SWEEP_S, self._sweep)
@@ -137,8 +135,7 @@ class Sender:
             del self._answers[answer]
             self._unread.add(caller, -answer.unread_bytes)
             if artifact:
-                self._pins.drop(caller, artifact)
-                self._pins.wake()
+                self._artifacts.leave(caller, artifact)
             self._wake()
 
     async def _write(self, answer: _Answer, message: bytes, now: float) -> None:
@@ -187,7 +184,7 @@ class Sender:
                 self._end(answer, errors.reader_too_slow(timeout_s), now)
         # A reload may have made room.
         self._wake()
-        self._pins.wake()
+        self._artifacts.wake()
         if self._wait_to_send:
             self._make_room(now)
         self._make_room_for_artifacts(now)
@@ -208,26 +205,25 @@ class Sender:
                 self._end(answer, errors.sending_too_much(self._unread.total), now)
 
     def _make_room_for_artifacts(self, now: float) -> None:
-        """End the answers with an artifact that is in the way: all, for one would keep it."""
-        was_wanted, self._room_is_wanted = self._room_is_wanted, bool(self._pins.waiting)
-        if not self._room_is_wanted:
-            return
-        if not was_wanted:
-            # How fast they were before, when nobody minded, says nothing.
+        """End every answer with an artifact that is read too slowly, for one would keep it."""
+        if not self._artifacts.waiting:
+            # The pace counts from when a call begins to wait: nobody asked for more before.
             for answer in self._answers:
-                answer.taken_bytes, answer.counts_since_s = 0, now
+                answer.taken_bytes, answer.counted_since_s = 0, now
+            return
         answers: dict[Artifact, list[_Answer]] = {}
         for answer in self._answers:
             if answer.artifact:
                 answers.setdefault(answer.artifact, []).append(answer)
         paces = {
-            artifact: max(_pace(answer, now) for answer in those)
-            for artifact, those in answers.items()
+            artifact: max(_pace(answer, now) for answer in readers)
+            for artifact, readers in answers.items()
         }
-        for artifact in in_the_way(self._pins, paces, now):
+        for artifact in self._artifacts.too_slow(paces):
             for answer in answers[artifact]:
                 if not answer.parting or now - answer.since_s >= _STALLED_S:
-                    self._end(answer, errors.sending_too_much(self._pins.total_bytes), now)
+                    refusal = errors.sending_too_much(self._artifacts.total_bytes)
+                    self._end(answer, refusal, now)
 
     def _end(self, answer: _Answer, refusal: WasmkilnError, now: float) -> None:
         """End the call with a word; if that is not taken either, the connection."""
@@ -265,7 +261,7 @@ def _pace(answer: _Answer, now: float) -> float:
     """Return how many bytes are taken in a second; of an answer that just began, any number."""
     if answer.parting:
         return 0.0
-    seconds = now - answer.counts_since_s
+    seconds = now - answer.counted_since_s
     return answer.taken_bytes / seconds if seconds >= _STALLED_S else math.inf
 
 

@@ -1,16 +1,14 @@
-"""Artifacts on their way: what counts for whom, who waits, and who goes."""
+"""Artifacts that answers keep in memory: for which caller they count, and what is ended."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import pytest
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.flow.in_the_way import LEAST_PACE, in_the_way
-from wasmkilnd.rpc.flow.pins import Pins
+from wasmkilnd.rpc.flow.send_budget import LEAST_PACE, SendBudget
 
 from tests.contract.values import artifact
 from tests.unit.rpc.limits import limits
@@ -20,12 +18,12 @@ class Rig:
     def __init__(self, limit: int = 1000, timeout: float = 60) -> None:
         self.memory: set[Artifact] = set()
         self.limits = Reloadable(limits(send_pinned_bytes=limit, caller_timeout_s=timeout))
-        self.pins = Pins(self.limits, self.memory.__contains__)
+        self.budget = SendBudget(self.limits, self.memory.__contains__)
         self.waiting: list[asyncio.Task[None]] = []
 
     async def takes(self, caller: str, one: Artifact) -> bool:
         """Return whether there is room at once; if not, a task waits for it."""
-        task = asyncio.create_task(self.pins.take(caller, one))
+        task = asyncio.create_task(self.budget.enter(caller, one))
         await asyncio.sleep(0)
         if task.done():
             await task
@@ -33,14 +31,11 @@ class Rig:
         self.waiting.append(task)
         return False
 
-    def going(self, paces: Mapping[Artifact, float], waited_s: float = 0.0) -> list[Artifact]:
-        return in_the_way(self.pins, paces, asyncio.get_running_loop().time() + waited_s)
-
     async def close(self) -> None:
         for task in self.waiting:
             task.cancel()
         await asyncio.gather(*self.waiting, return_exceptions=True)
-        assert not list(self.pins.waiting)
+        assert not list(self.budget.waiting)
 
 
 def artifacts(*sizes: int) -> list[Artifact]:
@@ -52,14 +47,14 @@ async def test_an_artifact_counts_once_for_who_has_sent_it_longest() -> None:
     one, other = artifacts(400, 400)
     for caller in ("a", "a", "b"):
         assert await rig.takes(caller, one)
-    assert rig.pins.total_bytes == 400
-    assert rig.pins.payers() == {one: "a"}
-    rig.pins.drop("a", one)
-    assert rig.pins.payers() == {one: "a"}
-    rig.pins.drop("a", one)
-    assert rig.pins.payers() == {one: "b"}
-    rig.pins.drop("b", one)
-    assert rig.pins.total_bytes == 0
+    assert rig.budget.total_bytes == 400
+    assert rig.budget.payers() == {one: "a"}
+    rig.budget.leave("a", one)
+    assert rig.budget.payers() == {one: "a"}
+    rig.budget.leave("a", one)
+    assert rig.budget.payers() == {one: "b"}
+    rig.budget.leave("b", one)
+    assert rig.budget.total_bytes == 0
     assert await rig.takes("a", other)
 
 
@@ -99,14 +94,14 @@ async def test_who_waits_goes_on_when_there_is_room() -> None:
     assert await rig.takes("a", one)
     assert not await rig.takes("b", other)
     assert await rig.takes("c", small)  # It is in nobody's way.
-    rig.pins.drop("a", one)
-    rig.pins.wake()
+    rig.budget.leave("a", one)
+    rig.budget.wake()
     await asyncio.sleep(0)
     assert not rig.waiting[0].done()
     rig.limits.current = limits(send_pinned_bytes=2000)
-    rig.pins.wake()
+    rig.budget.wake()
     await rig.waiting[0]
-    assert rig.pins.total_bytes == 600
+    assert rig.budget.total_bytes == 600
 
 
 async def test_as_much_as_may_be_sent_may_wait_and_no_more() -> None:
@@ -119,7 +114,7 @@ async def test_as_much_as_may_be_sent_may_wait_and_no_more() -> None:
         with pytest.raises(WasmkilnError) as failure:
             await rig.takes(caller, others[4])
         assert failure.value.metadata["limit"] == "send"
-    assert sum(waiting.size_bytes for waiting in rig.pins.waiting) == 800
+    assert sum(waiting.size_bytes for waiting in rig.budget.waiting) == 800
     await rig.close()
 
 
@@ -128,9 +123,9 @@ async def test_who_waits_too_long_is_refused() -> None:
     one, other = artifacts(900, 900)
     assert await rig.takes("a", one)
     with pytest.raises(WasmkilnError) as failure:
-        await rig.pins.take("b", other)
+        await rig.budget.enter("b", other)
     assert failure.value.metadata["limit"] == "send"
-    assert not list(rig.pins.waiting)
+    assert not list(rig.budget.waiting)
 
 
 async def test_the_slowest_of_the_heaviest_goes_and_no_more_than_has_to() -> None:
@@ -139,23 +134,22 @@ async def test_the_slowest_of_the_heaviest_goes_and_no_more_than_has_to() -> Non
     for caller, one in (("a", fast), ("a", slow), ("b", light)):
         assert await rig.takes(caller, one)
     paces = {fast: 1e9, slow: 1.0, light: 0.0}
-    assert rig.going(paces) == []  # Nobody waits.
+    assert rig.budget.too_slow(paces) == []  # Nobody waits.
     assert not await rig.takes("c", wanted)
-    assert rig.going(paces) == [slow]
+    assert rig.budget.too_slow(paces) == [slow]
     assert not await rig.takes("d", less)
-    assert rig.going(paces) == [slow, light]
-    assert rig.going({fast: 1e9, slow: 1e9, light: 1e9}) == []
+    assert rig.budget.too_slow(paces) == [slow, light]
+    assert rig.budget.too_slow({fast: 1e9, slow: 1e9, light: 1e9}) == []
     await rig.close()
 
 
-async def test_who_takes_just_enough_has_to_take_more_the_longer_a_lighter_one_waits() -> None:
+async def test_who_reads_fast_enough_is_left_alone_however_much_it_holds() -> None:
     rig = Rig()
     big, wanted = artifacts(900, 100)
     assert await rig.takes("a", big)
     assert not await rig.takes("b", wanted)
-    pace = 2.5 * LEAST_PACE
-    assert rig.going({big: pace}, waited_s=2) == []
-    assert rig.going({big: pace}, waited_s=3) == [big]
+    assert rig.budget.too_slow({big: 1.1 * LEAST_PACE}) == []
+    assert rig.budget.too_slow({big: 0.9 * LEAST_PACE}) == [big]
     await rig.close()
 
 
@@ -164,8 +158,8 @@ async def test_who_would_hold_as_much_pushes_out_only_who_is_slow() -> None:
     big, wanted = artifacts(600, 600)
     assert await rig.takes("a", big)
     assert not await rig.takes("b", wanted)
-    assert rig.going({big: 1.1 * LEAST_PACE}, waited_s=50) == []
-    assert rig.going({big: 0.9 * LEAST_PACE}) == [big]
+    assert rig.budget.too_slow({big: 1.1 * LEAST_PACE}) == []
+    assert rig.budget.too_slow({big: 0.9 * LEAST_PACE}) == [big]
     await rig.close()
 
 
@@ -174,6 +168,6 @@ async def test_nobody_pushes_itself_out_but_for_what_it_takes_nothing_of() -> No
     one, other = artifacts(500, 500)
     assert await rig.takes("a", one)
     assert not await rig.takes("a", other)
-    assert rig.going({one: 10.0}, waited_s=50) == []
-    assert rig.going({one: 0.0}) == [one]
+    assert rig.budget.too_slow({one: 10.0}) == []
+    assert rig.budget.too_slow({one: 0.0}) == [one]
     await rig.close()
