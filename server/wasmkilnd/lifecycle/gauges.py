@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.rpc.calls import Traffic
-from wasmkilnd.telemetry.metrics.snapshot import EngineUsage, TrafficUsage
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage, TrafficUsage
 from wasmkilnd.waiters import Waiter
 
 

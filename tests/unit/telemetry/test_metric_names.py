@@ -58,3 +58,10 @@ def test_the_operators_page_lists_every_metric() -> None:
         if kind == "histogram":
             name = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
         assert f"`{name}`" in OPERATIONS, name
+
+
+def test_two_daemons_in_one_process_share_nothing() -> None:
+    one, other = served(), served()
+    one.bytes_sent(7)
+    assert one.registry.get_sample_value("wasmkiln_sent_bytes_total") == 7
+    assert other.registry.get_sample_value("wasmkiln_sent_bytes_total") == 0

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import Origin, RemoteStatus, TierUsage
 from wasmkilnd.ports import Recorder
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.telemetry.metrics.snapshot import EngineUsage, TierSnapshot
+from wasmkilnd.telemetry.metrics.snapshot import TierSnapshot
 
 ENGINE = "wasmtime-50.0.1"
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
@@ -170,10 +171,10 @@ def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
 def test_gauges_are_asked_when_somebody_looks(metrics: Metrics) -> None:
     flights = 0
     usage = TierUsage(entries=3, bytes=30, limit_bytes=99, evictions=7)
-    metrics.watch_tier("memory", lambda: usage)
-    metrics.watch_engine(ENGINE, lambda: EngineUsage(workers=4, busy=2, queued=5))
-    metrics.watch_flights(lambda: flights)
-    metrics.watch_remote(lambda: RemoteStatus("external", True, "", 6, 8))
+    metrics.gauges.watch_tier("memory", lambda: usage)
+    metrics.gauges.watch_engine(ENGINE, lambda: EngineUsage(workers=4, busy=2, queued=5))
+    metrics.gauges.watch_flights(lambda: flights)
+    metrics.gauges.watch_remote(lambda: RemoteStatus("external", True, "", 6, 8))
     flights = 9
     scraped = samples(metrics)
     assert scraped["wasmkiln_tier_entries", ("memory",)] == 3
@@ -197,8 +198,8 @@ def test_a_source_that_fails_takes_nothing_else_along(metrics: Metrics) -> None:
     def broken() -> TierUsage:
         raise OSError("gone")
 
-    metrics.watch_tier("redis", broken)
-    metrics.watch_tier("memory", lambda: TierUsage(entries=3))
+    metrics.gauges.watch_tier("redis", broken)
+    metrics.gauges.watch_tier("memory", lambda: TierUsage(entries=3))
     assert samples(metrics)["wasmkiln_tier_entries", ("memory",)] == 3
     assert tier(metrics, "redis").usage == TierUsage()
 

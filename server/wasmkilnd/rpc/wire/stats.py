@@ -6,13 +6,13 @@ from google.protobuf import timestamp_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.rpc.wire.messages import duration
+from wasmkilnd.telemetry.metrics.series import LatencySummary
 from wasmkilnd.telemetry.metrics.snapshot import (
     CompileSnapshot,
     EngineSnapshot,
     Snapshot,
     TierSnapshot,
 )
-from wasmkilnd.telemetry.metrics.window import LatencySummary
 
 
 def stats_response(snapshot: Snapshot) -> pb.StatsResponse:

@@ -1,20 +1,26 @@
-"""Every metric that the daemon keeps: its name, meaning, labels and buckets."""
+"""Every counter and histogram of the daemon: its name, meaning, labels and buckets."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Final
+import itertools
+from collections.abc import Collection, Mapping
+from typing import Final, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import Origin
-from wasmkilnd.telemetry.metrics.series import OTHER, Count, Family
-from wasmkilnd.telemetry.metrics.window import Window
+from wasmkilnd.telemetry.metrics.series import OTHER, Bounded, Latency
 
+S = TypeVar("S")
+
+PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "redis")
 OK: Final = "ok"
 ERROR: Final = "error"
-OUTCOMES: Final = (OK, *(reason.value.lower() for reason in Reason))
-GRPC_CODES: Final = (
+_WHAT = ("artifact", "module")
+_OUTCOMES = (OK, *(reason.value.lower() for reason in Reason))
+_GRPC_CODES = (
     "OK",
     "CANCELLED",
     "UNKNOWN",
@@ -33,186 +39,180 @@ GRPC_CODES: Final = (
     "DATA_LOSS",
     "UNAUTHENTICATED",
 )
+# The limits that protect callers from each other; see errors.py.
+_LIMITS = ("queue", "deadline", "calls", "connections", "receive", "send", "descriptors")
+_CLOSED_CAUSES = ("taken_back", "only_frames", "no_room", "not_read")
+_FLEET_OUTCOMES = ("taken", "seized", "made", "failed", "late", "alone")
+_ABANDONED_STAGES = ("queued", "running")
+# How many causes of rejection have a series of their own, all tiers together.
+_MAX_CAUSES = 32
 
 # All in seconds, and multiples of 1, 2.5 and 5.
 # A memory hit takes microseconds, Redis 0.5 to 60 ms by size; its timeout is a second.
-_TIER_BOUNDS = (
+_TIER_BUCKETS = (
     *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
 )
 # Half of the real modules compile within 0.1 s, nine of ten within 1 s; the limit is 30 s.
-_COMPILE_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_QUEUE_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_COMPILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # From a memory hit of 0.5 ms to a cold compile.
-_RPC_BOUNDS = (
+_RPC_BUCKETS = (
     *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-# The limits that protect callers from each other; see errors.py.
-LIMITS: Final = ("queue", "deadline", "calls", "connections", "receive", "send", "descriptors")
-CLOSED_CAUSES: Final = ("taken_back", "only_frames", "no_room", "not_read")
-ABANDONED_STAGES: Final = ("queued", "running")
-# How many causes of rejection are told apart, all tiers together.
-_MAX_CAUSES = 32
 
 
 class Catalogue:
-    """The families of series, zero-initialised where the label values are known beforehand."""
+    """The metrics that parts of the daemon count in.
 
-    def __init__(self) -> None:
-        tier_window = partial(Window, _TIER_BOUNDS)
-        self.lookups = Family(
-            "tier_lookups", "Look-ups in a cache tier.", ("tier", "what", "outcome"), Count
+    A series whose label values are known beforehand exists at zero from the start. Engines and
+    RPC methods become known with ``add_engine`` and ``add_method``; until then, a metric with
+    such a label has no series.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register every metric with ``registry``, in the order in which /metrics shows them."""
+        self._registry = registry
+        self.lookups = self._counters(
+            "tier_lookups",
+            "Look-ups in a cache tier.",
+            tier=TIERS,
+            what=_WHAT,
+            outcome=("hit", "miss", ERROR),
         )
-        self.lookup_durations = Family(
-            "tier_lookup_duration_seconds",
-            "Look-ups that a tier answered, with a hit or a miss.",
-            ("tier", "what"),
-            tier_window,
+        self.stores = self._counters(
+            "tier_stores",
+            "Artifacts and modules put into a tier.",
+            tier=TIERS,
+            outcome=(OK, ERROR),
         )
-        self.stores = Family(
-            "tier_stores", "Artifacts and modules put into a tier.", ("tier", "outcome"), Count
-        )
-        self.store_durations = Family(
-            "tier_store_duration_seconds", "Stores that succeeded.", ("tier",), tier_window
-        )
-        self.rejected = Family(
+        self.rejected = self._counters(
             "values_rejected",
             "Stored values that did not verify and were deleted.",
-            ("tier", "cause"),
-            Count,
             room=_MAX_CAUSES,
+            tier=TIERS,
+            cause=(OTHER,),
         )
-        self.compiles = Family("compiles", "Compilations that ended.", ("engine", "outcome"), Count)
-        self.compile_durations = Family(
-            "compile_duration_seconds",
-            "How long the engine worked.",
-            ("engine", "outcome"),
-            partial(Window, _COMPILE_BOUNDS),
+        self.compiles = self._counters(
+            "compiles", "Compilations that ended.", engine=(), outcome=_OUTCOMES
         )
-        self.queue_waits = Family(
-            "queue_wait_seconds",
-            "How long a compilation waited for a worker.",
-            ("engine",),
-            partial(Window, _QUEUE_BOUNDS),
+        self.workers_replaced = self._counters(
+            "workers_replaced", "Workers that died and were replaced.", engine=()
         )
-        self.workers_replaced = Family(
-            "workers_replaced", "Workers that died and were replaced.", ("engine",), Count
-        )
-        self.abandoned = Family(
+        self.abandoned = self._counters(
             "abandoned",
             "Jobs that were ended because nobody waited for them.",
-            ("engine", "stage"),
-            Count,
+            engine=(),
+            stage=_ABANDONED_STAGES,
         )
-        self.refused = Family(
-            "refused", "Calls that met a limit which protects the others.", ("limit",), Count
+        self.refused = self._counters(
+            "refused", "Calls that met a limit which protects the others.", limit=_LIMITS
         )
-        self.connections_closed = Family(
+        self.connections_closed = self._counters(
             "connections_closed",
             "Connections that the daemon closed for the others' sake.",
-            ("cause",),
-            Count,
+            cause=_CLOSED_CAUSES,
         )
-        self.served = Family(
-            "served", "Compile calls that were answered, by where from.", ("origin",), Count
+        self.served = self._counters(
+            "served",
+            "Compile calls that were answered, by where from.",
+            origin=[origin.value for origin in Origin],
         )
-        self.flights_joined = Family(
-            "flights_joined", "Calls that shared another call's compilation.", (), Count
+        self.flights_joined = self._counter(
+            "flights_joined", "Calls that shared another call's compilation."
         )
-        self.fleet_turns = Family(
+        self.fleet_turns = self._counters(
             "fleet_turns",
             "Waits for a turn to compile, among the daemons on one Redis, by how they ended.",
-            ("outcome",),
-            Count,
+            outcome=_FLEET_OUTCOMES,
         )
-        self.quarantine_refused = Family(
+        self.quarantine_refused = self._counter(
             "quarantine_refused",
             "Compiles that were refused for what an earlier one of the module did.",
-            (),
-            Count,
         )
-        self.rpcs = Family("rpcs", "RPCs that ended.", ("method", "code"), Count)
-        self.rpc_durations = Family(
-            "rpc_duration_seconds",
-            "How long an RPC took, up to its last byte.",
-            ("method",),
-            partial(Window, _RPC_BOUNDS),
-        )
-        self.sent_bytes = Family("sent_bytes", "Artifact bytes sent to callers.", (), Count)
-        self._begin()
+        self.rpcs = self._counters("rpcs", "RPCs that ended.", method=(), code=_GRPC_CODES)
+        self.sent_bytes = self._counter("sent_bytes", "Artifact bytes sent to callers.")
 
-    @property
-    def counts(self) -> tuple[Family[Count], ...]:
-        """Every family of counters."""
-        return (
-            self.lookups,
-            self.stores,
-            self.rejected,
-            self.compiles,
-            self.workers_replaced,
-            self.abandoned,
-            self.refused,
-            self.connections_closed,
-            self.served,
-            self.flights_joined,
-            self.fleet_turns,
-            self.quarantine_refused,
-            self.rpcs,
-            self.sent_bytes,
+        self.lookup_durations = self._latencies(
+            "tier_lookup_duration_seconds",
+            "Look-ups that a tier answered, with a hit or a miss.",
+            _TIER_BUCKETS,
+            tier=TIERS,
+            what=_WHAT,
         )
-
-    @property
-    def durations(self) -> tuple[Family[Window], ...]:
-        """Every family of durations."""
-        return (
-            self.lookup_durations,
-            self.store_durations,
-            self.compile_durations,
-            self.queue_waits,
-            self.rpc_durations,
+        self.store_durations = self._latencies(
+            "tier_store_duration_seconds", "Stores that succeeded.", _TIER_BUCKETS, tier=TIERS
         )
-
-    @property
-    def engine_ids(self) -> list[str]:
-        """The engines that are known, in the order in which they were added."""
-        return [engine_id for (engine_id,), _ in self.queue_waits.all() if engine_id != OTHER]
+        # A histogram is 15 lines long: other outcomes than ``ok`` get one when they happen.
+        self.compile_durations = self._latencies(
+            "compile_duration_seconds",
+            "How long the engine worked.",
+            _COMPILE_BUCKETS,
+            engine=(),
+            outcome=(OK,),
+        )
+        self.queue_waits = self._latencies(
+            "queue_wait_seconds",
+            "How long a compilation waited for a worker.",
+            _QUEUE_BUCKETS,
+            engine=(),
+        )
+        self.rpc_durations = Bounded(
+            Histogram(
+                f"{PREFIX}rpc_duration_seconds",
+                "How long an RPC took, up to its last byte.",
+                ["method"],
+                registry=registry,
+                buckets=_RPC_BUCKETS,
+            ).labels
+        )
 
     def add_engine(self, engine_id: str) -> None:
         """Make an engine known. Doing so again changes nothing."""
-        for outcome in OUTCOMES:
+        for outcome in _OUTCOMES:
             self.compiles.add(engine_id, outcome)
-        # The other outcomes' durations begin when they happen: a histogram is 15 lines long.
         self.compile_durations.add(engine_id, OK)
         self.queue_waits.add(engine_id)
         self.workers_replaced.add(engine_id)
-        for stage in ABANDONED_STAGES:
+        for stage in _ABANDONED_STAGES:
             self.abandoned.add(engine_id, stage)
 
     def add_method(self, method: str) -> None:
         """Make an RPC known by its full name. Doing so again changes nothing."""
         self.rpc_durations.add(method)
-        for code in GRPC_CODES:
+        for code in _GRPC_CODES:
             self.rpcs.add(method, code)
 
-    def _begin(self) -> None:
-        for tier in TIERS:
-            for what in ("artifact", "module"):
-                self.lookup_durations.add(tier, what)
-                for outcome in ("hit", "miss", ERROR):
-                    self.lookups.add(tier, what, outcome)
-            self.store_durations.add(tier)
-            for outcome in (OK, ERROR):
-                self.stores.add(tier, outcome)
-            self.rejected.add(tier, OTHER)
-        for limit in LIMITS:
-            self.refused.add(limit)
-        for cause in CLOSED_CAUSES:
-            self.connections_closed.add(cause)
-        for origin in Origin:
-            self.served.add(origin.value)
-        self.flights_joined.add()
-        self.quarantine_refused.add()
-        for outcome in ("taken", "seized", "made", "failed", "late", "alone"):
-            self.fleet_turns.add(outcome)
-        self.sent_bytes.add()
+    def _counter(self, name: str, help_text: str) -> Counter:
+        return Counter(PREFIX + name, help_text, registry=self._registry)
+
+    def _counters(
+        self, name: str, help_text: str, room: int = 0, **labels: Collection[str]
+    ) -> Bounded[Counter]:
+        """Return a counter with ``labels``: their names, and the values that are known now."""
+        counter = Counter(PREFIX + name, help_text, list(labels), registry=self._registry)
+        return _at_zero(Bounded(counter.labels, room), labels)
+
+    def _latencies(
+        self,
+        name: str,
+        help_text: str,
+        buckets: tuple[float, ...],
+        **labels: Collection[str],
+    ) -> Bounded[Latency]:
+        """Return a histogram with ``labels``: their names, and the values that are known now."""
+        histogram = Histogram(
+            PREFIX + name, help_text, list(labels), registry=self._registry, buckets=buckets
+        )
+
+        def latency(*values: str) -> Latency:
+            return Latency(histogram.labels(*values))
+
+        return _at_zero(Bounded(latency), labels)
+
+
+def _at_zero(series: Bounded[S], labels: Mapping[str, Collection[str]]) -> Bounded[S]:
+    for values in itertools.product(*labels.values()):
+        series.add(*values)
+    return series

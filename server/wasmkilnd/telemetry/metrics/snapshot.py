@@ -1,12 +1,16 @@
-"""What Stats answers, as values."""
+"""What Stats returns, as values: read from the same metrics as /metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prometheus_client import Counter
+
 from wasmkilnd.model import Origin, RemoteStatus, TierUsage
-from wasmkilnd.telemetry.metrics.window import LatencySummary
+from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Gauges
+from wasmkilnd.telemetry.metrics.series import LatencySummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,37 +38,6 @@ class CompileSnapshot:
     engine_id: str
     outcome: str
     duration: LatencySummary
-
-
-@dataclass(frozen=True, slots=True)
-class EngineUsage:
-    """What an engine's pool is doing now."""
-
-    workers: int = 0
-    busy: int = 0
-    queued: int = 0
-    """Calls that wait for a worker."""
-    queued_in_background: int = 0
-    """Those of them that nobody waits for."""
-    queued_callers: int = 0
-    """Callers who take turns."""
-    queued_bytes: int = 0
-    """The size of the modules that wait."""
-    expected_wait_s: float = 0.0
-    """How long one more caller would wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrafficUsage:
-    """What calls hold now."""
-
-    calls: int = 0
-    receive_bytes: int = 0
-    """Requests, those that arrive slowly counted in full."""
-    send_bytes: int = 0
-    """Copies of answers that callers have not read."""
-    pinned_bytes: int = 0
-    """Artifacts that are on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +73,7 @@ class Snapshot:
 
     @property
     def hit_ratio(self) -> float:
-        """Return from a tier, of all; 0 before the first."""
+        """The share of Compile calls served from a tier; 0 before the first call."""
         answered = sum(self.served.values())
         hits = self.served[Origin.MEMORY] + self.served[Origin.REDIS]
         return hits / answered if answered else 0.0
@@ -114,3 +87,63 @@ class Snapshot:
     def busy_workers(self) -> int:
         """Workers that are compiling, over all engines."""
         return sum(engine.usage.busy for engine in self.engines)
+
+
+def take_snapshot(
+    catalogue: Catalogue, gauges: Gauges, *, version: str, started_at_s: float, uptime_s: float
+) -> Snapshot:
+    """Return everything that is counted. Never raises."""
+    compiles = (
+        CompileSnapshot(engine_id, outcome, latency.summary())
+        for (engine_id, outcome), latency in catalogue.compile_durations.all()
+    )
+    engines = (
+        EngineSnapshot(
+            engine_id,
+            usage,
+            _count(catalogue.workers_replaced.at(engine_id)),
+            catalogue.queue_waits.at(engine_id).summary(),
+        )
+        for engine_id, usage in gauges.engines().items()
+    )
+    return Snapshot(
+        version=version,
+        started_at_s=started_at_s,
+        uptime_s=uptime_s,
+        tiers=tuple(_tier(catalogue, tier, usage) for tier, usage in gauges.tiers().items()),
+        compiles=tuple(sorted(compiles, key=lambda each: (each.engine_id, each.outcome))),
+        engines=tuple(engines),
+        flights=gauges.flights(),
+        quarantined=gauges.quarantined(),
+        flights_joined=_count(catalogue.flights_joined),
+        served={origin: _count(catalogue.served.at(origin.value)) for origin in Origin},
+        rejected=sum(_count(counter) for _, counter in catalogue.rejected.all()),
+        remote=gauges.remote(),
+    )
+
+
+def _tier(catalogue: Catalogue, tier: str, usage: TierUsage) -> TierSnapshot:
+    def lookups(what: str, outcome: str) -> int:
+        return _count(catalogue.lookups.at(tier, what, outcome))
+
+    failed = lookups("artifact", ERROR) + lookups("module", ERROR)
+    failed += _count(catalogue.stores.at(tier, ERROR))
+    failed += sum(
+        _count(counter) for (where, _), counter in catalogue.rejected.all() if where == tier
+    )
+    return TierSnapshot(
+        tier=tier,
+        usage=usage,
+        hits=lookups("artifact", "hit"),
+        misses=lookups("artifact", "miss"),
+        module_hits=lookups("module", "hit"),
+        module_misses=lookups("module", "miss"),
+        errors=failed,
+        get_latency=catalogue.lookup_durations.at(tier, "artifact").summary(),
+        put_latency=catalogue.store_durations.at(tier).summary(),
+    )
+
+
+def _count(counter: Counter) -> int:
+    (metric,) = counter.collect()
+    return int(metric.samples[0].value)
