@@ -209,10 +209,10 @@ class CompileService:
         """
         if found := await self._local(job):
             return found
-        if await claim.made_elsewhere():
+        if await claim.wait_for_others():
             if stored := await self._cache.get(job.key, job.budget):
                 return Served(*stored)
-            claim.insist()  # Or it would be found stored, and no good, again and again.
+            claim.ignore_others()  # Or it would be found stored, and no good, again and again.
         return None
 
     async def _local(self, job: _Job) -> Served | None:

@@ -71,7 +71,7 @@ class Daemon:
         """Compile unless another daemon does; return whether it was done here."""
         async with self.claims.claim(ONE.key, budget or WaitBudget(1.0)) as claim:
             while not await self._compiled_here(claim, seconds):
-                if await claim.made_elsewhere():
+                if await claim.wait_for_others():
                     return False
             return True
 
@@ -242,10 +242,10 @@ async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServe
         async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
             await one.tier.put(ONE)
             assert not await claim.take()
-            assert await claim.made_elsewhere()
+            assert await claim.wait_for_others()
         # And what is there, but of no use, is made all the same.
         async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
-            claim.insist()
+            claim.ignore_others()
             assert await claim.take()
 
 
@@ -257,11 +257,11 @@ async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServ
     ):
         assert not await claim.take()
         assert (
-            not await claim.made_elsewhere()
+            not await claim.wait_for_others()
         )  # Its patience is over, and now it stands in a queue.
         await one.tier.put(ONE)
         assert not await claim.take()
-        assert await claim.made_elsewhere()
+        assert await claim.wait_for_others()
 
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])

@@ -355,10 +355,10 @@ class Claim(NullClaim):
     async def take(self) -> bool:
         return self.takes.pop(0)
 
-    async def made_elsewhere(self) -> bool:
+    async def wait_for_others(self) -> bool:
         return self.elsewhere.pop(0)
 
-    def insist(self) -> None:
+    def ignore_others(self) -> None:
         self.said.append("insisted")
 
     def failed(self) -> None:
@@ -399,11 +399,11 @@ async def test_while_another_daemon_compiles_the_worker_is_for_others(rig: Rig) 
     claim = Claim(takes=[False, True], stored=[False])
     contest(rig, claim)
 
-    async def made_elsewhere() -> bool:
+    async def wait_for_others() -> bool:
         assert rig.engines.workers == 0
         return False
 
-    claim.made_elsewhere = made_elsewhere  # type: ignore[method-assign]
+    claim.wait_for_others = wait_for_others  # type: ignore[method-assign]
     assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
     assert rig.engines.compiles == 1
 

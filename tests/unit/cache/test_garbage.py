@@ -88,7 +88,7 @@ def asked_of_what_is_built_on_it(link: GuardedRedis) -> list[Callable[[], Awaita
     async def take() -> None:
         async with claims.claim(KEY, WaitBudget()) as claim:
             if not await claim.take():
-                await claim.made_elsewhere()
+                await claim.wait_for_others()
         await claims.close()
 
     return [

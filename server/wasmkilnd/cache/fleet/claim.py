@@ -73,11 +73,11 @@ class NullClaim:
         """Return True."""
         return True
 
-    async def made_elsewhere(self) -> bool:
+    async def wait_for_others(self) -> bool:
         """Return False."""
         return False
 
-    def insist(self) -> None:
+    def ignore_others(self) -> None:
         """Do nothing."""
 
     def failed(self) -> None:
@@ -204,7 +204,7 @@ class FleetClaim:
             self._leases.give_up(self._pulse)
         return True
 
-    async def made_elsewhere(self) -> bool:
+    async def wait_for_others(self) -> bool:
         """As Claim."""
         self._times_elsewhere += 1
         pause_s = _FIRST_PAUSE_S
@@ -238,7 +238,7 @@ class FleetClaim:
             self._waited_s += time.monotonic() - began_s
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
-    def insist(self) -> None:
+    def ignore_others(self) -> None:
         """As Claim."""
         self._insists = True
 

@@ -1,0 +1,46 @@
+"""What the request path needs from the outside, and what each port promises.
+
+A port is a Protocol: the services (``compile_service``, ``module_service``, ``quarantine``) know
+ports alone, so tests put doubles in their place, and each room implements its ports without
+knowing the services.
+
+| file | ports | implemented by |
+|---|---|---|
+| ``tiers`` | ``Tier``: one level of cache; ``Cache``: all levels as one | ``cache`` |
+| ``claims`` | ``Claim``: one daemon's part in who compiles an artifact | ``cache.fleet`` |
+| ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
+| ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
+| ``seals`` | ``Verifier``, ``Sealer``: who vouches for a stored value | ``signing`` |
+| ``recorder`` | ``Recorder``: takes note of what happens | ``telemetry.metrics`` |
+
+Three promises hold for every port that does not say otherwise:
+
+- It is safe for concurrent use by the tasks of one event loop, and for no other thread.
+- It raises only what its docstrings name. A ``WasmkilnError`` is told to the caller; a
+  ``TierUnavailable`` says that a tier could not answer, and never stands for a miss.
+- A call that is cancelled leaves the port usable.
+
+A port has one contract suite for all its implementations (``tests/contract``, and the doubles
+in ``tests/doubles``). Whoever adds a method here adds its promise here and its tests there.
+"""
+
+from wasmkilnd.ports.claims import Claim
+from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
+from wasmkilnd.ports.recorder import Recorder
+from wasmkilnd.ports.seals import Sealer, Verifier
+from wasmkilnd.ports.strikes import StrikeStore
+from wasmkilnd.ports.tiers import Cache, Tier
+
+__all__ = [
+    "Cache",
+    "Claim",
+    "CompiledCode",
+    "EngineWorker",
+    "Engines",
+    "Recorder",
+    "Refused",
+    "Sealer",
+    "StrikeStore",
+    "Tier",
+    "Verifier",
+]

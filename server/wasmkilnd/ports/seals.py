@@ -1,0 +1,37 @@
+"""Who vouches for what a shared tier holds."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from wasmkilnd.model import Artifact, CacheKey, Refusal
+
+
+class Verifier(Protocol):
+    """Checks the signatures of stored values.
+
+    Safe for use from any thread, and never raises. Every value from the shared tier passes
+    both checks before any other code looks at it; a value from memory passes neither again.
+    ``verify`` believes ``artifact.sha256``, since the stamp covers it and the bytes were hashed
+    as they were stored: so they are hashed once.
+    """
+
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
+        """Return None if the attestation vouches for ``artifact`` under ``key``, else why not."""
+        ...
+
+    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """Return None if a trusted key's ``stamp`` vouches for ``message``, else why not."""
+        ...
+
+
+class Sealer(Verifier, Protocol):
+    """Signs artifacts and stored values. Safe for use from any thread, and never raises."""
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Return ``artifact`` with an attestation that binds it to its key."""
+        ...
+
+    def stamp(self, message: bytes) -> bytes:
+        """Return ``STAMP_BYTES`` that tell other daemons which key vouches for ``message``."""
+        ...
