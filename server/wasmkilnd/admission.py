@@ -1,9 +1,7 @@
-"""The first look at a caller's bytes: cheap, before any engine sees them, and whether work on
-them may begin.
+"""The first checks of a caller's module: cheap, and before any engine sees it.
 
-Engines' compile calls accept WebAssembly *text* too, at a cost of seconds and
-gigabytes for a few megabytes, so nothing without the preamble of a binary may
-get that far.
+The compile calls of engines accept WebAssembly *text* too, at a cost of seconds and gigabytes
+for a few megabytes: so only bytes with the preamble of a binary get that far.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from wasmkilnd.requests import Terms
 from wasmkilnd.waiters import Waiter, Waiters
 
 HASH_INLINE_BYTES = 256 * 1024
-"""Hashing less than this takes less time than handing it to a thread and back."""
+"""Below this size, hashing takes less time than handing the bytes to a thread and back."""
 
 _MAGIC = b"\0asm"
 _CORE_VERSION_1 = b"\x01\0\0\0"  # version 1, layer 0
@@ -32,26 +30,26 @@ _WASMER_MAGICS = (b"\0wasmer-universal", b"wasmer")
 
 
 class Admission:
-    """Admits modules, and counts those that work is under way for. For one event loop."""
+    """Admits modules, and limits the bytes of those being worked on. For one event loop."""
 
     def __init__(self, engines: Engines, limits: Reloadable[Limits]) -> None:
         self._engines = engines
         self._limits = limits
-        # The modules of all work under way, in bytes, whatever it waits for: another daemon's
-        # lease, a worker, or others' work.
+        # The bytes of all modules being worked on, whatever that work waits for: another
+        # daemon's lease, a worker, or another caller's job.
         self._modules = FairShare(lambda: 2 * limits.current.queue_bytes)
 
     async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
-        """As the function ``admit``; large modules are hashed in a thread."""
+        """Do what the function ``admit`` does; hash large modules in a thread."""
         limit_bytes = self._limits.current.module_bytes
         if len(wasm) <= HASH_INLINE_BYTES or len(wasm) > limit_bytes:
             return admit(wasm, limit_bytes, expected_sha256)
         return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
 
     def hold(self, engine_id: str, module: Module, waiter: Waiter) -> Callable[[], None]:
-        """Count a module that work begins with; return what ends that.
+        """Count a module that work begins on; return what stops counting it.
 
-        Raises COMPILE_QUEUE_FULL. A caller alone may hold as much as may wait for an engine.
+        Raises COMPILE_QUEUE_FULL. A caller alone may hold as many bytes as the queue of an engine.
         """
         if self._modules.room(waiter.caller) <= 0:
             wait_s = self._engines.expected_wait_s(engine_id, module, waiter, None)
@@ -60,15 +58,15 @@ class Admission:
         return lambda: self._modules.add(waiter.caller, -len(module.wasm))
 
     def refuse_if_late(
-        self, engine_id: str, module: Module, terms: Terms, waiters: Waiters | None
+        self, engine_id: str, module: Module, terms: Terms, others: Waiters | None
     ) -> None:
-        """Refuse a call that would get its worker after its deadline, rather than let it wait.
+        """Refuse a call that would get a worker only after its deadline.
 
-        ``waiters`` is that of the work which the call would join. Raises COMPILE_QUEUE_FULL.
+        ``others`` wait for the work that the call would join. Raises COMPILE_QUEUE_FULL.
         """
         if terms.deadline_s is None:
             return
-        wait_s = self._engines.expected_wait_s(engine_id, module, terms.waiter, waiters)
+        wait_s = self._engines.expected_wait_s(engine_id, module, terms.waiter, others)
         left_s = terms.deadline_s - asyncio.get_running_loop().time()
         if wait_s > left_s:
             raise errors.deadline_too_near(engine_id, wait_s, left_s)
@@ -128,4 +126,4 @@ def _what_it_is_instead(head: bytes) -> str:
         return "these bytes are already compiled code: send the module that it was compiled from"
     if head[:64].lstrip().startswith((b"(", b";;")):
         return "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
-    return "these bytes are no WebAssembly binary: they do not start with \\0asm"
+    return "these bytes are not a WebAssembly binary: they do not start with \\0asm"

@@ -1,7 +1,8 @@
-"""The request path of Compile: admission, the tiers, one flight per key, the engines.
+"""The request path of Compile, in the order in which it happens.
 
-Its work happens here, in the order in which it is written. Nothing here knows gRPC, Redis or
-an engine: only the ports.
+A call looks the artifact up, else joins the flight that makes it. The flight looks again, claims
+the artifact in the fleet, waits for a worker, compiles and stores. This file knows the ports
+alone: no gRPC, no Redis, no engine.
 """
 
 from __future__ import annotations
@@ -21,28 +22,29 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.requests import CompileRequest, Served
+from wasmkilnd.requests import CompileRequest, Served, Terms
 from wasmkilnd.singleflight import FlightTicket, SingleFlight
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
 
-# Who waits longer for a worker looks again whether another broke its compiler meanwhile.
-_STRIKES_ARE_NEWS_S = 0.1
+# A job that waited longer than this for a worker checks the quarantine again: the module may
+# have broken another daemon's compiler meanwhile.
+_RECHECK_QUARANTINE_AFTER_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one flight is about."""
+    """What one flight compiles."""
 
     key: CacheKey
     module: Module
     uploaded: bool
     """Whether the module came with the call, rather than from a tier."""
     spec: CompileSpec
-    anew: bool
-    """Whether it is compiled whatever is there and whoever makes it."""
+    recompile: bool
+    """Whether to compile even if the artifact is stored or another daemon compiles it."""
     budget: WaitBudget
-    """How long the call that began the flight may still wait for the shared tier."""
+    """How long the call that started the flight may still wait for the shared tier."""
 
 
 class CompileService:
@@ -63,7 +65,8 @@ class CompileService:
         self._quarantine = quarantine
         self._recorder = recorder
         self._admission = admission
-        # Who wants it compiled anew must not be given what another found in a tier.
+        # Keyed by ``recompile`` too: a caller that wants a new compilation must not join a
+        # flight that may return a stored artifact.
         self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
 
     @property
@@ -72,80 +75,65 @@ class CompileService:
         return len(self._flights)
 
     async def compile(self, request: CompileRequest) -> Served:
-        """Return the artifact, from the nearest place that has it. Raises the errors of Compile."""
+        """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
         found = await self._find_or_join(request, self._cache.wait_budget())
         request.terms.release()
-        served = found if isinstance(found, Served) else await self._wait(found)
+        served = found if isinstance(found, Served) else await self._wait_for(found)
         self._recorder.served(served.origin)
         return served
 
     async def settle(self, timeout_s: float | None = None) -> int:
-        """Let compilations finish, then give the rest up; return how many were given up.
+        """Let compilations finish, then cancel those that are left; return how many those were.
 
         Without ``timeout_s``, let them take as long as they need.
         """
         return await self._flights.settle(timeout_s)
 
-    def _spec(self, request: CompileRequest, module: Module | None) -> CompileSpec:
-        engine_id = self._engines.choose(request.engine, module.kind if module else None)
-        return self._engines.spec(engine_id, request.target, request.cpu, request.settings)
-
     async def _find_or_join(
         self, request: CompileRequest, budget: WaitBudget
     ) -> Served | FlightTicket[Served]:
-        """Look the artifact up, or take a seat in the flight that makes it."""
+        """Look the artifact up; if no tier has it, join the flight that compiles it."""
         module = None
         if request.wasm or not request.sha256:
             module = await self._admission.admit(request.wasm)
             request.sha256, request.wasm = module.sha256, b""
         sha256 = check_sha256(request.sha256, "sha256")
-        spec = self._spec(request, module)
-        served = await self._look_up(sha256, spec, request, budget)
-        if served:
-            return served
         uploaded = module is not None
+        spec = self._spec(request, module)
+        key = CacheKey(sha256, spec.fingerprint)
+        if served := await self._look_up(key, request, budget):
+            return served
         if module is None:
             module = await self._cache.get_module(sha256, budget)
             if module is None:
                 raise errors.module_not_loaded(sha256)
-            # Only now is it known whether the digest is a component's, for which a
-            # request without an engine means another engine than the default.
-            better = self._spec(request, module)
-            if better.fingerprint != spec.fingerprint:
-                spec = better
-                served = await self._look_up(sha256, spec, request, budget)
-                if served:
+            # Only the module tells whether it is a component. For a component, a request that
+            # names no engine may mean another engine than the default.
+            spec = self._spec(request, module)
+            if key.fingerprint != spec.fingerprint:
+                key = CacheKey(sha256, spec.fingerprint)
+                if served := await self._look_up(key, request, budget):
                     return served
-        return self._join(module, uploaded, spec, request, budget)
+        job = _Job(key, module, uploaded, spec, request.skip_cache_lookup, budget)
+        return self._join(job, request.terms)
+
+    def _spec(self, request: CompileRequest, module: Module | None) -> CompileSpec:
+        engine_id = self._engines.choose(request.engine, module.kind if module else None)
+        return self._engines.spec(engine_id, request.target, request.cpu, request.settings)
 
     async def _look_up(
-        self, sha256: str, spec: CompileSpec, request: CompileRequest, budget: WaitBudget
+        self, key: CacheKey, request: CompileRequest, budget: WaitBudget
     ) -> Served | None:
         if request.skip_cache_lookup:
             return None
-        found = await self._cache.get(CacheKey(sha256, spec.fingerprint), budget)
+        found = await self._cache.get(key, budget)
         return Served(*found) if found else None
 
-    def _join(
-        self,
-        module: Module,
-        uploaded: bool,
-        spec: CompileSpec,
-        request: CompileRequest,
-        budget: WaitBudget,
-    ) -> FlightTicket[Served]:
-        job = _Job(
-            CacheKey(module.sha256, spec.fingerprint),
-            module,
-            uploaded,
-            spec,
-            request.skip_cache_lookup,
-            budget,
-        )
-        flight, terms = (job.key, job.anew), request.terms
+    def _join(self, job: _Job, terms: Terms) -> FlightTicket[Served]:
+        flight, engine_id = (job.key, job.recompile), job.spec.engine.id
         others = self._flights.waiters(flight)
-        self._admission.refuse_if_late(spec.engine.id, module, terms, others)
-        release = None if others else self._admission.hold(spec.engine.id, module, terms.waiter)
+        self._admission.refuse_if_late(engine_id, job.module, terms, others)
+        release = None if others else self._admission.hold(engine_id, job.module, terms.waiter)
         ticket = self._flights.join(
             flight, Waiters.of(terms.waiter), lambda waiters: self._fly(job, waiters)
         )
@@ -153,7 +141,7 @@ class CompileService:
             ticket.on_end(release)
         return ticket
 
-    async def _wait(self, ticket: FlightTicket[Served]) -> Served:
+    async def _wait_for(self, ticket: FlightTicket[Served]) -> Served:
         served = await ticket.wait()
         if not ticket.joined:
             return served
@@ -164,80 +152,81 @@ class CompileService:
         try:
             return await self._compile(job, waiters)
         except asyncio.CancelledError:
-            # Either nobody waits, or the daemon ends.
+            # Either every caller has left, or the daemon ends.
             raise errors.server_draining() from None
 
     async def _compile(self, job: _Job, waiters: Waiters) -> Served:
-        """Do the one compilation of a flight."""
-        # Another flight of this key may have landed since the caller looked. Without this
+        """Do the work of a flight."""
+        # Another flight of this key may have ended since the caller looked. Without this
         # second look, that interleaving would compile the same module twice.
         if found := await self._local(job):
             return found
-        async with self._cache.claim(job.key, job.budget, contested=not job.anew) as claim:
+        async with self._cache.claim(job.key, job.budget, contested=not job.recompile) as claim:
             while (code := await self._compile_in_worker(job, claim, waiters)) is None:
                 if found := await self._from_fleet(job, claim):
                     return found
             if isinstance(code, CompiledCode):
-                waiters.kept = True  # What is there is stored, whoever left.
+                waiters.kept = True  # Store the artifact even if every caller has left.
                 return await self._store(job, code)
             claim.failed()
-        # The worker is free and the fleet knows: now there is time to ask other engines why.
+        # The worker is free and the other daemons know: now take the time to ask other engines.
         raise await code.explained()
 
     async def _compile_in_worker(
         self, job: _Job, claim: Claim, waiters: Waiters
     ) -> CompiledCode | Refused | None:
-        """Compile when a worker is there; return None if others have done so, or do."""
+        """Compile in a worker; return None if the artifact is stored, or another compiles it."""
         async with (
             self._quarantine.watch(job.key, job.spec, job.budget),
             self._engines.worker(job.spec, job.module, waiters, unless=claim.stored) as worker,
         ):
             if worker is None:
                 return None
-            if worker.queued_s > _STRIKES_ARE_NEWS_S:
+            if worker.queued_s > _RECHECK_QUARANTINE_AFTER_S:
                 await self._quarantine.check(job.key, job.budget)
-            if not job.anew and await self._cache.has_local(job.key):
+            if not job.recompile and await self._cache.has_local(job.key):
                 return None
             if not await claim.take():
                 return None
             return await worker.compile()
 
     async def _from_fleet(self, job: _Job, claim: Claim) -> Served | None:
-        """Wait for what others make; return None if it is to be made here after all.
+        """Wait for another daemon's artifact; return None if this daemon has to compile.
 
-        A claim stops believing in others after some times: so this does not go on for ever.
+        A claim believes other daemons only a few times, so the flight's loop ends.
         """
         if found := await self._local(job):
             return found
         if await claim.wait_for_others():
             if stored := await self._cache.get(job.key, job.budget):
                 return Served(*stored)
-            claim.ignore_others()  # Or it would be found stored, and no good, again and again.
+            # What is stored cannot be used. Without this the flight would find it again and again.
+            claim.ignore_others()
         return None
 
     async def _local(self, job: _Job) -> Served | None:
-        artifact = None if job.anew else await self._cache.get_local(job.key)
+        artifact = None if job.recompile else await self._cache.get_local(job.key)
         return Served(artifact, Origin.MEMORY) if artifact else None
 
     async def _store(self, job: _Job, code: CompiledCode) -> Served:
         artifact = self._sealer.seal(_artifact(job.module, job.spec, code))
         if job.uploaded:
-            # The engine accepted it, which is what Load would have asked.
+            # The engine accepted the module, which is all that Load would have asked.
             await self._cache.put_module(job.module)
         await self._cache.put(artifact)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
 
-def _artifact(module: Module, spec: CompileSpec, made: CompiledCode) -> Artifact:
+def _artifact(module: Module, spec: CompileSpec, compiled: CompiledCode) -> Artifact:
     return Artifact(
         module_sha256=module.sha256,
         kind=module.kind,
         spec=spec,
-        sha256=made.code.sha256,
-        size_bytes=made.code.size_bytes,
-        frames=made.code.frames,
-        compile_time_s=made.compile_time_s,
-        imports=tuple(ExternType(*row) for row in made.imports),
-        exports=tuple(ExternType(*row) for row in made.exports),
-        types_truncated=made.types_truncated,
+        sha256=compiled.code.sha256,
+        size_bytes=compiled.code.size_bytes,
+        frames=compiled.code.frames,
+        compile_time_s=compiled.compile_time_s,
+        imports=tuple(ExternType(*row) for row in compiled.imports),
+        exports=tuple(ExternType(*row) for row in compiled.exports),
+        types_truncated=compiled.types_truncated,
     )

@@ -1,4 +1,4 @@
-"""Fingerprints: equal ones mean that an artifact made by one loads in the other."""
+"""Fingerprints: hosts with equal ones can load each other's artifacts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from wasmkilnd.model import EngineIdentity
 
-# Part of every fingerprint, and the version of stored values: raise it when the format of
-# values changes, or when artifacts of the same engine, target, cpu and settings stop being
-# interchangeable for a reason of our own. Daemons of both versions then share a Redis
-# without ever meeting each other's artifacts.
+# Part of every fingerprint, and the version of stored values. Raise it when the format of
+# values changes, or when a change of ours makes artifacts of the same engine, target, cpu and
+# settings differ. Daemons of both versions can then share a Redis: neither ever reads the
+# other's artifacts.
 CACHE_FORMAT = 2
 
 
@@ -22,11 +22,10 @@ def fingerprint(
     cpu_features: Sequence[str],
     settings: Mapping[str, str],
 ) -> str:
-    """Digest all that decides whether a host can load an artifact.
+    """Return the digest, as 64 hexadecimal digits, of all that decides what can load an artifact.
 
-    ``cpu_features`` are those of the host where ``cpu`` is ``native``, which
-    alone says nothing, and empty otherwise. ``settings`` hold every setting
-    with the value in force. Answers 64 hexadecimal digits.
+    ``cpu_features`` are the host's where ``cpu`` is ``native``, which differs from host to
+    host, and empty otherwise. ``settings`` hold every setting with its effective value.
     """
     canonical = json.dumps(
         {

@@ -1,4 +1,4 @@
-"""Load, FindMissing and Evict: what callers do with stored modules and artifacts."""
+"""Load, FindMissing and Evict: the calls about stored modules and artifacts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from wasmkilnd.slices import collect_in_slices
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
 
-# What of FindMissing is looked up at once: a matter of milliseconds for the event loop.
+# How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 1000
 
 
 class ModuleService:
-    """Serves every call about what is stored. For one event loop."""
+    """Serves Load, FindMissing and Evict. For one event loop."""
 
     def __init__(
         self, cache: Cache, engines: Engines, quarantine: Quarantine, admission: Admission
@@ -49,7 +49,7 @@ class ModuleService:
         finally:
             release()
         if already_loaded:
-            # This daemon may have it in memory when Redis has lost it, and others ask there.
+            # This daemon may have the module in memory after Redis lost it, where others look.
             self._cache.restore_module(module)
         else:
             await self._cache.put_module(module)
@@ -58,9 +58,9 @@ class ModuleService:
         )
 
     async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
-        """Return the indices of those that no tier holds, in request.
+        """Return the indices of those ``wanted`` that no tier holds, in ascending order.
 
-        They may be many: each is made when it is its turn, and others have theirs between.
+        There may be many: they are parsed and looked up in slices, so other calls go on.
         """
         budget = self._cache.wait_budget()
         candidates = await collect_in_slices(map(self._keys_of, wanted))
@@ -75,7 +75,7 @@ class ModuleService:
         self, candidates: Sequence[Sequence[CacheKey]], budget: WaitBudget
     ) -> list[int]:
         missing = await self._cache.missing([key for keys in candidates for key in keys], budget)
-        # Tells a component's artifact from that of a core module for the same engine.
+        # Only the stored artifact tells whether its module is a component.
         kinds = await self._cache.kinds_of(
             [
                 key
@@ -93,7 +93,7 @@ class ModuleService:
         ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
-        """Remove what ``scope`` names; return what went and which tiers did not answer."""
+        """Evict ``scope``; return what was removed, and the tiers that did not answer."""
         if scope.module_sha256:
             check_sha256(scope.module_sha256, "module_sha256")
         if not tier:
@@ -101,7 +101,7 @@ class ModuleService:
         return await self._cache.evict(scope, tier)
 
     def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:
-        """Return the usual key, and where only the module could tell, also a component's."""
+        """Return the usual key and, if a component would have another one, also that."""
         sha256 = check_sha256(wanted.module_sha256, "keys.module_sha256")
         if wanted.fingerprint:
             return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]
@@ -109,7 +109,7 @@ class ModuleService:
         for_components = self._engines.choose(wanted.engine, Kind.COMPONENT)
         keys = [CacheKey(sha256, self._fingerprint(usual, wanted))]
         if for_components != usual:
-            # A target or setting that only the usual engine has: then it is no component.
+            # A target or setting that only the usual engine has rules out a component.
             with contextlib.suppress(errors.WasmkilnError):
                 keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
         return keys

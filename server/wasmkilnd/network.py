@@ -8,7 +8,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def address_of(text: str) -> Address:
-    """Return an IP address, and of IPv4 in the clothes of IPv6 that. Raises ValueError."""
+    """Parse an IP address; return an IPv4 one for IPv6-mapped IPv4. Raises ValueError."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         return address.ipv4_mapped or address
@@ -16,7 +16,7 @@ def address_of(text: str) -> Address:
 
 
 def host_of(address: Address) -> str:
-    """Return the host that has an address, and of IPv6 the network that one host commonly owns."""
+    """Return the host of an address: for IPv6 the /64 network, which one host commonly owns."""
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address.packed, 64), strict=False))
     return str(address)

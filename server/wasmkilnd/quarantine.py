@@ -1,9 +1,9 @@
-"""Modules that broke a compiler are refused for a while, in the whole fleet.
+"""Refuses modules that broke a compiler, for a while and in the whole fleet.
 
-A compile that crashed, ran past its time or past its memory would do so again, at the
-same price. So what it was about is remembered: the module, and the fingerprint, so that
-another engine, setting or version starts clean. Each strike more doubles the time. Where
-it may have been the machine's doing, the first strike brings no quarantine.
+A compile that crashed, or exceeded its time or memory, would do so again at the same cost. So
+the daemon records a strike against the module and the fingerprint; another engine, version or
+setting starts without strikes. A strike starts a quarantine, and each further strike doubles its
+length. Where the machine may be to blame, the first strike starts none.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from wasmkilnd.wait_budget import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 
-# How long a strike counts after its quarantine, or after one that brought none.
+# How long a strike counts after its quarantine has ended, or at all if it started none.
 MEMORY_S = 24 * 3600
 _LONGEST_S = 24 * 3600
 _MAX_KNOWN = 10_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
-# What is told late is so however soon the store is back.
+# A strike that could not be shared at once has an age, however soon the store is back: the store
+# then checks whether the strike was released meanwhile.
 _LEAST_AGE_S = 0.001
 
 
 class Quarantine:
-    """Decides who is refused. For one event loop.
+    """Decides which modules are refused. For one event loop.
 
-    What the shared ``store`` says goes; this daemon's own memory stands in for it while it
-    does not answer. What could not be told to it is told when it answers again.
+    The shared ``store`` decides. While it does not answer, this daemon's own memory does, and
+    strikes that could not be stored are stored when it answers again.
     """
 
     def __init__(
@@ -48,26 +49,26 @@ class Quarantine:
         first_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Refuse for ``first_s`` at first, as it is then; 0 refuses nobody."""
+        """``first_s`` returns how long a module's first quarantine lasts; 0 for none at all."""
         self._store = store
         self._recorder = recorder
         self._first_s = first_s
         self._clock = clock
         self._known: OrderedDict[CacheKey, _Known] = OrderedDict()
-        self._telling: asyncio.Task[None] | None = None
+        self._sharing: asyncio.Task[None] | None = None
 
     @property
     def size(self) -> int:
-        """How many modules this daemon knows to be in quarantine now."""
+        """How many modules are in quarantine now, as far as this daemon knows."""
         return sum(1 for known in self._known.values() if known.left_s(self._clock()) > 0)
 
     @asynccontextmanager
     async def watch(
         self, key: CacheKey, spec: CompileSpec, budget: WaitBudget
     ) -> AsyncIterator[None]:
-        """Surround a compile of ``key``: raise MODULE_QUARANTINED instead, or note its failure.
+        """Surround a compile of ``key``: check the quarantine first, and report a failure.
 
-        ``budget`` is how long the call may wait for the shared store.
+        ``budget`` is how long the call may wait for the shared store. Raises MODULE_QUARANTINED.
         """
         await self.check(key, budget)
         try:
@@ -77,7 +78,7 @@ class Quarantine:
             raise
 
     async def check(self, key: CacheKey, budget: WaitBudget) -> None:
-        """Raise MODULE_QUARANTINED if ``key`` is to be refused."""
+        """Raise MODULE_QUARANTINED if ``key`` is in quarantine."""
         if not self._first_s():
             return
         strike = await self._find(key, budget)
@@ -90,7 +91,7 @@ class Quarantine:
     async def report(
         self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError, budget: WaitBudget
     ) -> None:
-        """Take note of a compile of ``key`` that failed."""
+        """Record a strike if ``failure`` is one that a compile of ``key`` is to blame for."""
         if not self._first_s() or failure.fault is Fault.NONE:
             return
         before = await self._find(key, budget)
@@ -98,11 +99,11 @@ class Quarantine:
         strike = Strike(
             key=key,
             engine_id=spec.engine.id,
-            # What was seen first tells most: later ones come from those who tried again.
+            # The first failure tells most: later ones come from callers that tried again.
             reason=before.reason if before else failure.reason.value,
             message=before.message if before else failure.message,
             count=count,
-            left_s=self._sentence_s(count, failure.fault),
+            left_s=self._quarantine_s(count, failure.fault),
         )
         if strike.left_s:
             log.warning(
@@ -116,7 +117,7 @@ class Quarantine:
         await self._remember(strike, budget)
 
     async def listed(self) -> Sequence[Strike]:
-        """Return all that are refused now, here or anywhere in the fleet."""
+        """Return all modules in quarantine now, in this daemon or anywhere in the fleet."""
         now = self._clock()
         found = {key: known.strike_at(now) for key, known in self._known.items()}
         try:
@@ -124,14 +125,14 @@ class Quarantine:
         except TierUnavailable:
             shared = {}
         else:
-            found = {key: one for key, one in found.items() if not self._known[key].shared}
-        active = [one for one in {**found, **shared}.values() if one.left_s > 0]
-        return sorted(active, key=lambda one: (one.key.module_sha256, one.key.fingerprint))
+            found = {key: mine for key, mine in found.items() if not self._known[key].shared}
+        active = [strike for strike in {**found, **shared}.values() if strike.left_s > 0]
+        return sorted(active, key=lambda each: (each.key.module_sha256, each.key.fingerprint))
 
     async def release(self, module_sha256: str) -> tuple[int, bool]:
-        """Forget a module's strikes, all modules' for an empty digest.
+        """Forget the strikes against a module, or against all modules for an empty digest.
 
-        Answers how many it was, and whether the rest of the fleet was told.
+        Return how many strikes that were, and whether other daemons were told.
         """
         mine = {key for key in self._known if module_sha256 in ("", key.module_sha256)}
         for key in mine:
@@ -142,10 +143,10 @@ class Quarantine:
             return len(mine), False
 
     async def close(self) -> None:
-        """Give up what could not be told yet; never raises."""
-        if self._telling:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+        """Stop sharing strikes; never raises."""
+        if self._sharing:
+            self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)
 
     async def _find(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         known = self._known.get(key)
@@ -155,7 +156,7 @@ class Quarantine:
             return known.strike_at(self._clock()) if known else None
         if strike is None:
             if known and known.shared:
-                del self._known[key]  # Released, or it expired.
+                del self._known[key]  # It was released, or has expired.
                 return None
             return known.strike_at(self._clock()) if known else None
         self._keep(strike, shared=True)
@@ -166,27 +167,27 @@ class Quarantine:
         try:
             await self._store.put(strike, strike.left_s + MEMORY_S, budget)
         except TierUnavailable:
-            if self._telling is None or self._telling.done():
-                self._telling = asyncio.create_task(self._tell_late())
+            if self._sharing is None or self._sharing.done():
+                self._sharing = asyncio.create_task(self._share_late())
             return
         self._keep(strike, shared=True)
 
-    async def _tell_late(self) -> None:
-        """Tell the store what it has not heard, as soon as it answers."""
+    async def _share_late(self) -> None:
+        """Store the strikes that could not be stored, as soon as the store answers."""
         pause_s = _FIRST_PAUSE_S
         while late := [key for key, known in self._known.items() if not known.shared]:
             await self._store.ready()
             try:
                 for key in late:
-                    await self._tell(key)
+                    await self._share(key)
             except TierUnavailable:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _tell(self, key: CacheKey) -> None:
+    async def _share(self, key: CacheKey) -> None:
         known = self._known.get(key)
         if known is None or known.shared:
-            return  # It was released, or heard of from others.
+            return  # It was released, or another daemon stored it.
         now = self._clock()
         age_s = max(known.age_s(now), _LEAST_AGE_S)
         ttl_s = known.lasts_s - age_s
@@ -202,7 +203,7 @@ class Quarantine:
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
 
-    def _sentence_s(self, strikes: int, fault: Fault) -> float:
+    def _quarantine_s(self, strikes: int, fault: Fault) -> float:
         if fault is Fault.UNSURE:
             strikes -= 1
         if strikes < 1:
@@ -212,7 +213,7 @@ class Quarantine:
 
 
 class _Known:
-    """What this daemon knows of a strike, from when on, and whether others were told."""
+    """A strike, when this daemon learned of it, and whether the store has it."""
 
     def __init__(self, strike: Strike, since: float, shared: bool) -> None:
         self._strike = strike
@@ -221,7 +222,7 @@ class _Known:
 
     @property
     def lasts_s(self) -> float:
-        """For how long it counts, from when it was struck."""
+        """How long the strike counts, from the failure on."""
         return self._strike.left_s + MEMORY_S
 
     def age_s(self, now: float) -> float:

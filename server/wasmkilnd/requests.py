@@ -1,4 +1,4 @@
-"""What callers want, and what they are given: the values at both ends of the request path."""
+"""What callers ask for and what they get: the values at both ends of the request path."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from wasmkilnd.waiters import Waiter
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what terms a call is served."""
+    """Who makes a call, until when, and what the call holds."""
 
     waiter: Waiter = field(default_factory=Waiter)
     deadline_s: float | None = None
-    """When its caller goes away, by the event loop's clock."""
+    """When the caller gives up, by the event loop's clock."""
     release: Callable[[], None] = lambda: None
-    """Called when the call does not hold the module's bytes, or the service counts them."""
+    """Frees the room that the request's bytes take in the receive budget. The services call it
+    once the call holds no bytes, or admission counts them."""
 
 
 @dataclass(slots=True)
 class CompileRequest:
-    """What a caller of Compile wants. Exactly one of ``sha256`` and ``wasm`` is set.
+    """A Compile call. Exactly one of ``sha256`` and ``wasm`` is set.
 
-    Once the module is admitted its digest stands for it, so that a call that waits
-    for others' work does not hold megabytes.
+    Once the module is admitted, its digest replaces its bytes: a call that waits for another
+    call's compilation does not hold megabytes.
     """
 
     sha256: str = ""
@@ -40,19 +41,19 @@ class CompileRequest:
 
 @dataclass(slots=True)
 class LoadRequest:
-    """What a caller of Load wants."""
+    """A Load call."""
 
     wasm: bytes
     expected_sha256: str = ""
     engine: str = ""
     terms: Terms = field(default_factory=Terms)
     sha256: str = ""
-    """The module's digest, once it is admitted."""
+    """The module's digest, once the module is admitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An artifact, and how this call came by it."""
+    """The result of a Compile call."""
 
     artifact: Artifact
     origin: Origin
@@ -71,7 +72,7 @@ class LoadResult:
 
 @dataclass(frozen=True, slots=True)
 class WantedArtifact:
-    """What FindMissing asks about."""
+    """One artifact that a FindMissing call asks about."""
 
     module_sha256: str
     engine: str = ""

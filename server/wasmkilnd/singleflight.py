@@ -1,10 +1,11 @@
-"""One flight per key: many callers, one piece of work.
+"""One flight per key: many callers share one piece of work.
 
-The flight is a task of its own and belongs to this object, never to a caller:
-whoever waits may be cancelled or time out, and the others, and the work, go on.
+A flight is a task of its own that belongs to SingleFlight, not to a caller: a caller that is
+cancelled or times out stops neither the work nor the other callers.
 
-A flight's task never fails: how the work failed is a value, and each caller raises its own copy.
-A failed task would keep the frames that it went through, and these the task.
+The task never fails: a failure is a value that it returns, and each caller raises its own copy.
+A task that failed would keep every frame that its exception passed through, and those frames
+would keep the task.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """How a flight's work failed."""
+    """The result of a flight whose work failed."""
 
     failure: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class FlightTicket(Generic[V]):
-    """A caller's place in a flight. Whoever has one waits for the flight, at once."""
+    """A caller's place in a flight. Its holder calls ``wait``, at once."""
 
     joined: bool
     """Whether another caller started the flight."""
@@ -38,23 +39,23 @@ class FlightTicket(Generic[V]):
     _leave: Callable[[], None]
 
     async def wait(self) -> V:
-        """Return what the flight's work answers, or raise what it raises.
+        """Return what the flight's work returns, or raise what it raises.
 
-        Cancelling a caller ends only its own wait; the last one's leaving drops
-        the flight, unless its waiters says that it is to be kept.
+        A caller that is cancelled stops waiting, and nothing else; when the last caller
+        leaves, the flight is dropped unless its waiters say that it is kept.
         """
         try:
-            landed = await asyncio.shield(self._flight)
+            result = await asyncio.shield(self._flight)
         finally:
             self._leave()
-        if not isinstance(landed, Failed):
-            return landed
-        if isinstance(landed.failure, WasmkilnError):
-            raise landed.failure.again()
-        raise landed.failure
+        if not isinstance(result, Failed):
+            return result
+        if isinstance(result.failure, WasmkilnError):
+            raise result.failure.again()
+        raise result.failure
 
     def on_end(self, call: Callable[[], None]) -> None:
-        """Call ``call`` when the flight has ended, whoever waits for it."""
+        """Call ``call`` when the flight has ended, whether or not a caller still waits."""
         self._flight.add_done_callback(lambda _: call())
 
 
@@ -66,21 +67,20 @@ class SingleFlight(Generic[K, V]):
         self._dropped: set[asyncio.Task[V | Failed]] = set()
 
     def __len__(self) -> int:
-        """How many flights are under way."""
+        """Return how many flights are under way."""
         return len(self._flights)
 
     def waiters(self, key: K) -> Waiters | None:
-        """Return who waits for the flight of ``key``, None if there is no flight."""
+        """Return who waits for the flight of ``key``; None if there is no such flight."""
         flight = self._flights.get(key)
         return flight[1] if flight else None
 
     def join(
         self, key: K, waiters: Waiters, work: Callable[[Waiters], Coroutine[Any, Any, V]]
     ) -> FlightTicket[V]:
-        """Return a seat in the flight of ``key``, which ``work`` starts if there is none.
+        """Join the flight of ``key``; start it with ``work`` if there is none.
 
-        The flight is wanted by those who want what ``waiters`` is about, as long as the
-        seat is taken.
+        The flight has ``waiters`` among its own until the ticket's holder has waited.
         """
         joined = key in self._flights
         task, of_flight = self._flights[key] if joined else self._start(key, work)
@@ -92,16 +92,15 @@ class SingleFlight(Generic[K, V]):
         waiters = Waiters(lambda: self._drop(key, task))
         task = asyncio.create_task(_outcome(work(waiters)))
         self._flights[key] = task, waiters
-        # In a callback, so that the key is free again whatever happened, and only after
-        # the work's own last step (its cache write): whoever comes later finds either
-        # the flight or what it stored.
+        # A callback frees the key whatever happens, and only after the work's last step (its
+        # write to the cache): a later caller finds either the flight or what it stored.
         task.add_done_callback(lambda done: self._ended(key, done))
         return task, waiters
 
     def _drop(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
         if flight.done() or flight in self._dropped:
             return
-        # The key is free at once: whoever comes now must not board what is ending.
+        # Free the key at once: a caller that comes now must not join a flight that is ending.
         del self._flights[key]
         self._dropped.add(flight)
         flight.cancel()
@@ -113,7 +112,7 @@ class SingleFlight(Generic[K, V]):
             del self._flights[key]
 
     async def settle(self, timeout_s: float | None) -> int:
-        """Wait for the flights under way, then cancel the rest; return how many were cancelled.
+        """Wait for all flights, then cancel those that are left; return how many were cancelled.
 
         Without ``timeout_s``, wait as long as it takes.
         """
@@ -132,10 +131,10 @@ async def _outcome(work: Coroutine[Any, Any, V]) -> V | Failed:
     try:
         return await work
     except asyncio.CancelledError:
-        pass  # What is raised below holds none of the frames that this one went through.
+        pass  # Raise a new one below, which holds none of this one's frames.
     except WasmkilnError as failure:
         forget_frames(failure)
         return Failed(failure)
     except Exception as defect:
-        return Failed(defect)  # With its frames, which the log is to show.
+        return Failed(defect)  # Keep its frames for the log.
     raise asyncio.CancelledError

@@ -1,4 +1,4 @@
-"""Long work on the event loop, in slices: others have their turns between."""
+"""Long work on the event loop, cut into slices between which other tasks run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from weakref import WeakKeyDictionary
 T = TypeVar("T")
 
 SLICE_S = 0.002
-"""How long the loop is held at a time: a caller with little work meets a few such slices."""
+"""How long one slice holds the loop: a caller with little work waits for a few slices."""
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 async def in_slices(steps: Generator[object, None, T]) -> T:
-    """Run ``steps`` to their end; return what they return.
+    """Run ``steps`` to its end; return what it returns.
 
-    Its first step is taken at once, since most work has no second. From then on the loop
-    runs one slice in each of its rounds, of one piece of work after the other: however
-    many pieces there are, nobody else waits for more than one slice.
+    The first step runs at once, since most work has no second. After that the loop runs one
+    slice per round, for one piece of work after the other: however many pieces are under way,
+    no other task waits for more than one slice.
     """
     turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     try:
@@ -40,13 +40,13 @@ async def in_slices(steps: Generator[object, None, T]) -> T:
 
 
 async def collect_in_slices(items: Iterable[T]) -> list[T]:
-    """Make a list of ``items``, which are made one by one, in slices."""
-    made: list[T] = []
+    """Return a list of ``items``, which are produced in slices."""
+    collected: list[T] = []
 
     def steps() -> Generator[None, None, list[T]]:
         for item in items:
-            made.append(item)
+            collected.append(item)
             yield
-        return made
+        return collected
 
     return await in_slices(steps())

@@ -1,9 +1,9 @@
-"""How long one call waits for the shared tier: one time-out, for all that it asks together.
+"""How long one call waits for the shared tier: one time-out for all of its requests together.
 
-A call looks for an artifact, perhaps for the module, for strikes against it, and then for a
-lease. Each of these has a time-out of its own, but a server that answers each just in time would
-cost the call their sum, and no breaker would ever open. So each call has one budget, and passes
-it to whatever it asks.
+A call looks for an artifact, perhaps for the module and for strikes against it, and then for a
+lease. Each of these requests has a time-out, but a server that answers each just in time would
+cost the call their sum, and no circuit breaker would ever open. So each call has one budget, and
+passes it on with every request.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ V = TypeVar("V")
 
 
 class Allowance:
-    """When a look-up began, and what it may take on top of its callers' budgets.
+    """When a look-up began, and how much longer it may take than its callers' budgets allow.
 
-    For what is no illness of the tier: the bytes of a value on a slow line, and waiting for
-    what is this daemon's own.
+    A tier adds the time for which it is not to blame: to move a large value over a slow line, or
+    to wait for this daemon's own work.
     """
 
     def __init__(self) -> None:
@@ -35,18 +35,18 @@ class Allowance:
 
     @property
     def seconds(self) -> float:
-        """How long it may take on top, by now."""
+        """How much longer it may take, as of now."""
         if self._is_free():
             return self._seconds + time.monotonic() - self._since_s
         return self._seconds
 
     def add(self, seconds: float) -> None:
-        """Let whoever waits for the look-up wait ``seconds`` more."""
+        """Let every call that waits for the look-up wait ``seconds`` more."""
         self._seconds += seconds
 
     @contextlib.contextmanager
     def while_free(self, is_free: Callable[[], bool]) -> Iterator[None]:
-        """Let them wait as long as this context lasts, unless ``is_free`` says no by its end."""
+        """Add the time that this context takes, unless ``is_free`` returns False by its end."""
         self._since_s, self._is_free = time.monotonic(), is_free
         try:
             yield
@@ -69,28 +69,29 @@ class WaitBudget:
         return self._left_s <= 0
 
     def charge(self, seconds: float) -> None:
-        """Take ``seconds`` off what is left."""
+        """Subtract ``seconds`` from what is left."""
         self._left_s -= seconds
 
     async def spend_on(self, work: Coroutine[Any, Any, V], *, charged: bool = True) -> V:
-        """Return what ``work`` answers, and take the time that it took off what is left.
+        """Return what ``work`` returns, and charge the time that it took.
 
-        Without ``charged`` nothing is taken off for an answer. Raises TierUnavailable when
-        the budget ends first; ``work`` is cancelled then.
+        Without ``charged``, charge for failures only. If the budget ends first, cancel
+        ``work`` and raise TierUnavailable.
         """
         task = asyncio.create_task(work)
         try:
             return await self._wait(task, self._clock(), charged=charged)
         finally:
             task.cancel()
-            del task  # One that failed holds its traceback, and that this frame.
+            del task  # A failed task holds its traceback, which holds this frame.
 
     async def share(self, task: asyncio.Task[V], allowance: Allowance) -> V:
-        """As spend_on, for a task that others wait for too: it goes on.
+        """Do what spend_on does for a task that other calls share; never cancel it.
 
-        All pay for it from when it began: who comes late to one that hangs would else have a
-        time-out left for what comes next, and hold up those who waited all along and then
-        share that too. What ``allowance`` gives on top is free of charge; it may grow meanwhile.
+        Every call pays from the moment at which the task began. Otherwise a call that came late
+        to a task that hangs would have time left for its next request, and would hold up the
+        calls that waited longer and then share that request. The time that ``allowance`` adds,
+        now or later, is not charged.
         """
         return await self._wait(task, allowance.began_s, lambda: allowance.seconds)
 
@@ -106,11 +107,11 @@ class WaitBudget:
             while not task.done():
                 left_s = self._left_s + more_s() - (self._clock() - began_s)
                 if left_s <= 0:
-                    raise TierUnavailable("Redis took longer than one call waits for it")
+                    raise TierUnavailable("Redis took longer than one call may wait for it")
                 await asyncio.wait((task,), timeout=left_s)
             return task.result()
         except TierUnavailable:
-            # Who waited in vain does not wait again: it would be for a second time-out.
+            # A call that waited in vain must not wait for a second time-out.
             charged = True
             raise
         finally:

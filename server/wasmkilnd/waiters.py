@@ -1,4 +1,4 @@
-"""Who wants a piece of work: in whose turn it is done, how urgent it is, and whether at all."""
+"""Who waits for a piece of work: whose turn it takes, how urgent it is, and whether to go on."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ class Waiter:
     """One caller's interest in a piece of work."""
 
     caller: str = ""
-    """Who takes turns with others; equal texts share one turn."""
+    """The name under which the caller takes turns; calls with the same name share one turn."""
     background: bool = False
-    """Nobody waits for the result: whoever does goes first."""
+    """Whether the caller only warms the cache: work that a caller waits for goes first."""
 
 
 class Waiters:
-    """The wishes that one piece of work has now. For one event loop.
+    """All who wait for one piece of work. For one event loop.
 
-    Many callers may wait for the same work. When the last of them leaves, the work
-    is dropped, unless it is to be ``kept``.
+    Many callers may wait for the same work. When the last of them leaves, the work is
+    dropped, unless it is to be ``kept``.
     """
 
     def __init__(self, drop: Callable[[], None] | None = None) -> None:
         """``drop`` ends the work; None for work that ends with its only caller."""
         self.kept = False
-        """Whether the work goes on when nobody wants it any more."""
+        """Whether the work goes on after the last waiter has left."""
         self._drop = drop
         self._waiting: dict[Waiter, int] = {}
         self._watchers: dict[Any, Callable[[Any], None]] = {}
 
     @classmethod
     def of(cls, waiter: Waiter) -> Waiters:
-        """Return the waiters of one caller, who takes the work along when it leaves."""
+        """Return the waiters of work that only ``waiter`` waits for, and that ends with it."""
         waiters = cls()
         waiters.join(waiter)
         return waiters
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody waits."""
+        """Whether any caller waits."""
         return bool(self._waiting)
 
     def effective(self) -> set[Waiter]:
-        """Return the wishes that count: as long as a caller waits, none in the background do."""
+        """Return the waiters that count: those in the background only if there are no others."""
         urgent = {waiter for waiter in self._waiting if not waiter.background}
         return urgent or set(self._waiting)
 
     def join(self, waiter: Waiter) -> None:
-        """Note that one more caller waits."""
+        """Add a caller that waits."""
         self._waiting[waiter] = self._waiting.get(waiter, 0) + 1
         self._tell()
 
     def leave(self, waiter: Waiter) -> None:
-        """Note that a caller waits no more; the last one's leaving drops what is not kept."""
+        """Remove a caller; drop the work if it was the last and the work is not kept."""
         self._waiting[waiter] -= 1
         if not self._waiting[waiter]:
             del self._waiting[waiter]
@@ -66,36 +66,36 @@ class Waiters:
             self.release()
 
     def follow(self, other: Waiters) -> Callable[[], None]:
-        """Have the wishes of ``other`` that count, whenever they change; return what ends that.
+        """Join and leave as the effective waiters of ``other`` do; return what ends that.
 
-        For work that is done on the way to what ``other`` is about.
+        For work that is a step on the way to the work of ``other``.
         """
         followed: set[Waiter] = set()
 
-        def catch_up(wishes: set[Waiter]) -> None:
+        def catch_up(waiters: set[Waiter]) -> None:
             nonlocal followed
-            before, followed = followed, wishes
-            # Who comes joins first: with nobody left in between, the work would be dropped.
-            for waiter in wishes - before:
+            before, followed = followed, waiters
+            # Join before leaving: with no waiter in between, the work would be dropped.
+            for waiter in waiters - before:
                 self.join(waiter)
-            for waiter in before - wishes:
+            for waiter in before - waiters:
                 self.leave(waiter)
 
         def changed(_: object) -> None:
             catch_up(other.effective())
 
-        seat = object()
+        watcher = object()
 
         def end() -> None:
-            other.unwatch(seat)
+            other.unwatch(watcher)
             catch_up(set())
 
-        other.watch(seat, changed)
-        changed(seat)
+        other.watch(watcher, changed)
+        changed(watcher)
         return end
 
     def release(self) -> None:
-        """Keep the work no more: it is dropped at once if nobody waits for it."""
+        """Stop keeping the work: drop it now if no caller waits for it."""
         self.kept = False
         if not self._waiting:
             self.drop()
@@ -106,15 +106,15 @@ class Waiters:
             self._drop()
 
     def watch(self, watcher: W, tell: Callable[[W], None]) -> None:
-        """Call ``tell`` with ``watcher`` whenever the wishes change, until ``unwatch``.
+        """Call ``tell`` with ``watcher`` whenever the waiters change, until ``unwatch``.
 
-        Only this waiters keeps the two together: a watcher that kept its own callback would
-        wait for the garbage collector.
+        The two are kept together here only: a watcher that held its own callback would be
+        part of a cycle, and stay until the garbage collector comes.
         """
         self._watchers[watcher] = tell
 
     def unwatch(self, watcher: object) -> None:
-        """Stop telling ``watcher``; again does nothing."""
+        """Stop telling ``watcher``; do nothing if it is not told."""
         self._watchers.pop(watcher, None)
 
     def _tell(self) -> None:

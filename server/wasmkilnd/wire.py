@@ -1,9 +1,8 @@
 """Artifacts as the wire carries them.
 
-A memory hit should cost no more than sending bytes. So an artifact is kept as
-the very messages that will be sent: each frame is a serialized
-``CompileResponse`` with only its ``chunk`` field (number 2, length-delimited),
-made once when the artifact arrives and sent as it is ever after.
+A memory hit should cost no more than sending bytes. So the daemon keeps an artifact as the
+messages that it will send: each frame is a serialized ``CompileResponse`` with only its
+``chunk`` field (number 2, length-delimited), made once when the artifact arrives.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _CHUNK_TAG = b"\x12"  # field 2, wire type 2
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """An artifact's bytes as the wire carries them, and what they are called."""
+    """An artifact's bytes as the wire carries them, with their digest and size."""
 
     sha256: str
     size_bytes: int
@@ -29,7 +28,7 @@ class Packed:
 
 
 def pack(payload: bytes | bytearray) -> Packed:
-    """Hash ``payload``, and cut and frame it."""
+    """Hash ``payload`` and cut it into frames."""
     return Packed(hashlib.sha256(payload).hexdigest(), len(payload), to_frames(payload))
 
 
@@ -67,7 +66,7 @@ def cut(message: bytes, limit_bytes: int) -> Iterable[bytes]:
 
 
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
-    """Return the payload's pieces inside ``frames``, without copying."""
+    """Return views of the payload inside ``frames``, without copying."""
     views = []
     for frame in frames:
         end_of_length = 1

@@ -84,7 +84,7 @@ ROWS = [
         at_fault="module",
         says="WebAssembly text",
     ),
-    Row("other", Reason.NOT_WASM, load(b"%PDF-1.7"), at_fault="module", says="no WebAssembly"),
+    Row("other", Reason.NOT_WASM, load(b"%PDF-1.7"), at_fault="module", says="not a WebAssembly"),
     Row(
         "malformed",
         Reason.MODULE_INVALID,

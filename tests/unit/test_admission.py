@@ -33,7 +33,7 @@ def test_identity_is_the_digest_of_the_bytes() -> None:
         (b"\0asm", "cut off"),
         (b"\0asm\x02\0\0\0", "version 0x00000002"),
         (b"\0asm\x0a\0\x01\0", "0x0d"),
-        (b"MZ\x90\0", "no WebAssembly binary"),
+        (b"MZ\x90\0", "not a WebAssembly binary"),
     ],
 )
 def test_says_what_it_is_instead(data: bytes, words: str) -> None:
