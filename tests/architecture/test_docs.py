@@ -1,0 +1,86 @@
+"""Files and headings that the documentation names exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    page
+    for folder in (".", "docs", "deploy", "tests/corpus")
+    for page in (ROOT / folder).glob("*.md")
+    if page.name != "CHANGELOG.md"  # It tells of files that there were.
+)
+# Where a path that a page names may begin, beside the page's own folder.
+BEGINNINGS = ("", "server/wasmkilnd", "client/wasmkiln", "tests")
+TOP = ("bench", "client", "deploy", "docs", "protos", "scripts", "server", "tests")
+_CODE = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FILE = re.compile(r"(?!google/)(?:[\w*.-]+/)*[\w*-]+\.(?:py|md|proto|yml|service)")
+_FOLDER = re.compile(rf"(?:{'|'.join(TOP)})(?:/[\w.-]+)*/?")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    missing = [name for name in paths_in(text) if not exists(name, page)]
+    assert [*missing, *dead_links(page, text)] == []
+
+
+def paths_in(text: str) -> Iterator[str]:
+    """Find the files and folders of the repository that a page names in backquotes."""
+    for found in _CODE.finditer(text):
+        name = found[1]
+        if _FILE.fullmatch(name) or ("/" in name and _FOLDER.fullmatch(name)):
+            yield name
+
+
+def exists(name: str, page: Path) -> bool:
+    """Return whether a file or folder of the repository has this name; it may hold a ``*``."""
+    if "/" not in name:
+        return any(path.match(name) for path in files())
+    folders = (page.parent, *(ROOT / beginning for beginning in BEGINNINGS))
+    return any(any(folder.glob(name)) for folder in folders)
+
+
+@cache
+def files() -> list[Path]:
+    """List the files of the repository."""
+    return [
+        *ROOT.glob("*.*"),
+        *(path for top in TOP for path in (ROOT / top).rglob("*") if path.is_file()),
+    ]
+
+
+def dead_links(page: Path, text: str) -> Iterator[str]:
+    """Find links to files or headings that there are not."""
+    for found in _LINK.finditer(text):
+        target, _, heading = found[1].partition("#")
+        if ":" in target:
+            continue
+        linked = (page.parent / target).resolve() if target else page
+        if not linked.exists() or (heading and heading not in anchors(linked)):
+            yield found[1]
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return what a link to a page may name after its ``#``, as GitHub makes it of headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def test_a_name_that_is_wrong_is_found() -> None:
+    page = ROOT / "docs" / "operations.md"
+    text = "`rpc/calls.py`, `rpc/none.py`, `tests/none`, `none.py`, [a](none.md), [b](#none)"
+    assert [name for name in paths_in(text) if not exists(name, page)] == [
+        *("rpc/none.py", "tests/none", "none.py")
+    ]
+    assert list(dead_links(page, text)) == ["none.md", "#none"]
