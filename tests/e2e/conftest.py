@@ -9,7 +9,7 @@ import pytest
 from wasmkiln import Client
 from wasmkilnd.engines.install.store import EngineStore
 
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state, installed_engines
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,12 @@ def engines() -> EngineStore:
 def state_dir(engines: EngineStore, tmp_path: Path) -> Path:
     """A state directory of the test's own, with two engines in it."""
     return fresh_state(tmp_path / "state", engines=TWO_ENGINES)
+
+
+@pytest.fixture
+def lean_state_dir(engines: EngineStore, tmp_path: Path) -> Path:
+    """A state directory of the test's own, with wasmer alone, so that a daemon starts soon."""
+    return fresh_state(tmp_path / "state", engines=ONE_ENGINE)
 
 
 @pytest.fixture(scope="session")

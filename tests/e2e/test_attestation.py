@@ -29,7 +29,7 @@ from tests.contract.servers import binary_of, redis_server
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT, TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, ROOT, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
@@ -59,7 +59,7 @@ def rejected(daemon: Daemon) -> dict[str, int]:
 def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_path: Path) -> None:
     environ = {"WASMKILN_REDIS_URL": valkey, "WASMKILN_KEYS_DIR": str(tmp_path / "keys")}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=environ) as one,
+        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
         one.client() as client,
     ):
         good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
@@ -95,7 +95,7 @@ def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_
             (thief, borrowed),
         ]
         with (
-            Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=environ) as two,
+            Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
             two.client(trusted_keys=public_key(tmp_path / "b")) as client,
         ):
             for stamper, attack in attacks:
@@ -127,7 +127,7 @@ def origin_for_another(
     """Compile in one daemon, ask another with keys of its own; answer origin, log, rejections."""
     environ = {"WASMKILN_REDIS_URL": valkey}
     states = [
-        fresh_state(tmp_path / name, own_keys=True, engines=TWO_ENGINES) for name in ("one", "two")
+        fresh_state(tmp_path / name, own_keys=True, engines=ONE_ENGINE) for name in ("one", "two")
     ]
     with Daemon(states[0], environ={**environ, **one}) as first, first.client() as client:
         for tag in (1, 2):
@@ -193,8 +193,8 @@ def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
 ) -> None:
     environ = {"WASMKILN_REDIS_URL": valkey}
     a, b = (
-        fresh_state(tmp_path / "a", engines=TWO_ENGINES),
-        fresh_state(tmp_path / "b", engines=TWO_ENGINES),
+        fresh_state(tmp_path / "a", engines=ONE_ENGINE),
+        fresh_state(tmp_path / "b", engines=ONE_ENGINE),
     )
     with Daemon(a, environ=environ) as running, running.client() as old:
         old.compile(wasm.adder(1))

@@ -17,7 +17,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.test_cache import settled
 
 SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
@@ -82,7 +82,7 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
 ) -> None:
     running, environ = deployed
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=environ) as one,
+        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
         one.client() as client,
     ):
         first = client.compile(wasm.adder(1))
@@ -94,7 +94,7 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
         assert client.stats().redis_up
     told = one.banner + one.log
     with (
-        Daemon(fresh_state(tmp_path / "b", engines=TWO_ENGINES), environ=environ) as two,
+        Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
         two.client() as client,
     ):
         second = client.compile(first.header.module_sha256)
@@ -117,7 +117,7 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
         assert running.stranger
         url, access = running.stranger
         environ = {"WASMKILN_REDIS_URL": url, "WASMKILN_REDIS_CA_FILE": access.ca_file}
-        with Daemon(fresh_state(tmp_path / "a", engines=TWO_ENGINES), environ=environ) as daemon:
+        with Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as daemon:
             assert "which does not answer yet" in daemon.banner
             with daemon.client() as client:
                 assert client.compile(wasm.adder(1)).header.origin == types_pb2.ORIGIN_COMPILED
@@ -142,7 +142,7 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
 def test_what_cannot_be_used_ends_the_start_with_one_sentence(
     engines: EngineStore, tmp_path: Path, environ: dict[str, str], sentence: str
 ) -> None:
-    state = fresh_state(tmp_path / "state", engines=TWO_ENGINES)
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
