@@ -21,7 +21,7 @@ BEGINNINGS = ("", "server/wasmkilnd", "client/wasmkiln", "tests")
 TOP = ("bench", "client", "deploy", "docs", "protos", "scripts", "server", "tests")
 _CODE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FILE = re.compile(r"(?!google/)(?:[\w*.-]+/)*[\w*-]+\.(?:py|md|proto|yml|service)")
+_FILE = re.compile(r"(?:[\w*.-]+/)*[\w*-]+\.(?:py|md|yml|service)")
 _FOLDER = re.compile(rf"(?:{'|'.join(TOP)})(?:/[\w.-]+)*/?")
 
 
