@@ -163,6 +163,16 @@ async def test_who_would_hold_as_much_pushes_out_only_who_is_slow() -> None:
     await rig.close()
 
 
+async def test_a_caller_that_holds_more_ends_no_answer_of_one_that_holds_less() -> None:
+    rig = Rig()
+    big, small, wanted = artifacts(400, 200, 300)
+    assert await rig.takes("a", big)
+    assert await rig.takes("b", small)
+    assert not await rig.takes("a", wanted)
+    assert rig.budget.too_slow({big: LEAST_PACE, small: 0.0}) == []
+    await rig.close()
+
+
 async def test_nobody_pushes_itself_out_but_for_what_it_takes_nothing_of() -> None:
     rig = Rig()
     one, other = artifacts(500, 500)

@@ -95,8 +95,7 @@ class SendBudget:
         """Return artifacts that are read too slowly while calls wait for their room.
 
         ``paces`` are bytes per second. No more are returned than the waiting calls need, those
-        of the caller that holds most first, and of these the slowest. A caller that waits for
-        its own answers loses only those of which nothing is read.
+        of the caller that holds most first, and of these the slowest.
         """
         payers = self.payers()
         share = self._share(payers)
@@ -107,8 +106,7 @@ class SendBudget:
         for waiting in islice(self._waiting, _MOST_SERVED):
             if not share.fits(waiting.caller, waiting.size_bytes):
                 for artifact in candidates:
-                    own = payers[artifact] == waiting.caller
-                    if paces[artifact] < (1.0 if own else LEAST_PACE):
+                    if paces[artifact] < _least_pace(payers[artifact], waiting.caller, share):
                         candidates.remove(artifact)
                         found.append(artifact)
                         share.add(payers[artifact], -artifact.size_bytes)
@@ -161,3 +159,10 @@ class SendBudget:
         finally:
             del self._waiting[waiting]
             self._waiting_bytes.add(caller, -size_bytes)
+
+
+def _least_pace(payer: str, waiting: str, share: FairShare) -> float:
+    """Return how fast ``payer`` has to read while a call of ``waiting`` waits."""
+    if payer == waiting:
+        return 1.0  # Only answers of which nothing is read make room for the same caller.
+    return LEAST_PACE if share.held(payer) > share.held(waiting) else 0.0
