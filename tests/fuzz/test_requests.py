@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wasmkiln.v1.types_pb2 import ArtifactKey
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc.wire.bounds import MAX_UNKNOWN_FIELDS, TABLE, plan_of
-from wasmkilnd.rpc.wire.scan import Scanned, not_a_message, scan
+from wasmkilnd.rpc.wire.requests import Scanned, not_a_message, scan
 from wasmkilnd.rpc.wire.status import to_status
 
 from tests.fuzz.messages import HONEST, messages

@@ -18,7 +18,7 @@ from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.rpc.calls import Traffic, abort
 from wasmkilnd.rpc.flow.caller import Context, caller_of
 from wasmkilnd.rpc.wire.bounds import plan_of
-from wasmkilnd.rpc.wire.scan import not_a_message, scan
+from wasmkilnd.rpc.wire.requests import not_a_message, scan
 from wasmkilnd.slices import in_slices
 
 log = structlog.get_logger("wasmkilnd.rpc")

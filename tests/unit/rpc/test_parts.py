@@ -6,7 +6,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.types_pb2 import ArtifactKey
 from wasmkilnd.rpc.wire.bounds import plan_of
 from wasmkilnd.rpc.wire.parts import Parts, repeated
-from wasmkilnd.rpc.wire.scan import scan
+from wasmkilnd.rpc.wire.requests import scan
 from wasmkilnd.slices import in_slices
 
 FIND_MISSING = "/wasmkiln.v1.ModuleService/FindMissing"

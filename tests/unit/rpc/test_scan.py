@@ -8,7 +8,7 @@ from wasmkiln.v1 import admin_service_pb2, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc.wire.bounds import MAX_FIELDS, plan_of
-from wasmkilnd.rpc.wire.scan import Scanned, scan
+from wasmkilnd.rpc.wire.requests import Scanned, scan
 from wasmkilnd.rpc.wire.status import to_status
 
 MIB = 1024 * 1024

@@ -16,7 +16,7 @@ from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifac
 from wasmkilnd.rpc.flow.caller import CallNote, Context, Frames
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import Parts, repeated
-from wasmkilnd.rpc.wire.scan import not_a_message
+from wasmkilnd.rpc.wire.requests import not_a_message
 from wasmkilnd.waiters import Waiter
 
 

@@ -1,8 +1,8 @@
 """How much of each field a request may have: the one table, for every service that is served.
 
 A message of a few bytes can cost megabytes and seconds once it is built: so every request is
-held to this table first (:mod:`wasmkilnd.rpc.wire.scan`). A field without a row has no plan, and
-its method cannot be served.
+held to this table first (:mod:`wasmkilnd.rpc.wire.requests`). A field without a row has no plan,
+and its method cannot be served.
 """
 
 from __future__ import annotations

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
+from wasmkilnd.errors import WasmkilnError, invalid_request
 from wasmkilnd.rpc.flow.receive import Receiver
-from wasmkilnd.rpc.wire.bounds import plan_of
-from wasmkilnd.rpc.wire.parts import Parts
-from wasmkilnd.rpc.wire.scan import not_a_message, scan
+from wasmkilnd.rpc.wire.bounds import (
+    MAX_FIELDS,
+    MAX_UNKNOWN_BYTES,
+    MAX_UNKNOWN_FIELDS,
+    Plan,
+    Row,
+    plan_of,
+)
+from wasmkilnd.rpc.wire.parts import Parts, Span
 from wasmkilnd.slices import in_slices
 
 # To copy so much takes up to a millisecond.
 _LARGE_BYTES = 1024 * 1024
+# Steps between two pauses; some 0.2 ms.
+_STEP = 512
+# Wire types.
+_VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
+_MAX_TAG = 2**32 - 1
 
 
 class Requests:
@@ -65,3 +79,167 @@ async def _others_first(message: bytes) -> None:
     """Give way after a large message was copied: gRPC copies it, protobuf, and who asks it."""
     if len(message) >= _LARGE_BYTES:
         await asyncio.sleep(0)
+
+
+@dataclass(slots=True)
+class Scanned:
+    """What was found out about a request."""
+
+    cost_bytes: int = 0
+    """What it will cost in memory once it is built, beside the bytes that came."""
+    parts: list[Span] = field(default_factory=list, repr=False)
+    """Where those parts are that are to be built one by one."""
+
+
+def scan(raw: bytes, plan: Plan) -> Generator[None, None, Scanned]:
+    """Check ``raw`` as far as the first bound that is passed; pause after every few fields.
+
+    Raises INVALID_REQUEST for what is above a bound, or is no message at all. Its work is
+    bounded too, by the table, whatever ``raw`` has: texts are stepped over, and what
+    is not in the plan counts as unknown.
+    """
+    try:
+        return (yield from _scan(raw, plan))
+    except IndexError:  # It ends inside a number.
+        raise not_a_message() from None
+
+
+def not_a_message() -> WasmkilnError:
+    """The bytes are not what protobuf writes."""
+    return invalid_request("the request's bytes are no message of this call", "")
+
+
+def _scan(raw: bytes, plan: Plan) -> Generator[None, None, Scanned]:
+    at, end = 0, len(raw)
+    counts: dict[int, int] = {}
+    above: list[tuple[int, Plan, dict[int, int]]] = []
+    groups: list[int] = []  # The unknown ones that are open, in this message.
+    fields = unknown = unknown_bytes = 0
+    scanned = Scanned()
+    while True:
+        while at == end:
+            if groups:
+                raise not_a_message()
+            if not above:
+                return scanned
+            end, plan, counts = above.pop()
+        if at > end:
+            raise not_a_message()
+        fields += 1
+        if fields % _STEP == 0:
+            if fields > MAX_FIELDS:
+                raise _too_many_fields(len(raw))
+            yield
+        start = at
+        tag = raw[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(raw, start)
+        row = None if groups else plan.get(tag)
+        if row is None:
+            unknown += 1
+            if unknown > MAX_UNKNOWN_FIELDS:
+                raise _too_many_unknown()
+        else:
+            count = counts.get(tag, 0) + 1
+            if count > row.bound.times:
+                raise _too_many(row, len(raw))
+            counts[tag] = count
+            scanned.cost_bytes += row.cost_bytes
+        kind = tag & 7
+        if kind == _LENGTH:
+            length = raw[at]
+            at += 1
+            if length > 0x7F:
+                length, at = _varint(raw, at - 1)
+            if length > end - at:
+                raise not_a_message()
+            if row is not None:
+                if length > row.bound.length:
+                    raise _too_long(row, length)
+                if row.bound.one_by_one:
+                    scanned.parts.append((at, at + length))
+                if row.inner is not None:
+                    above.append((end, plan, counts))
+                    end, plan, counts = at + length, row.inner, {}
+                    continue
+                scanned.cost_bytes += row.copies * length
+            at += length
+        elif kind == _VARINT:
+            if raw[at] > 0x7F:
+                _, at = _varint(raw, at)
+            else:
+                at += 1
+        elif kind in _FIXED_BYTES:
+            at += _FIXED_BYTES[kind]
+        elif kind == _GROUP:
+            groups.append(tag >> 3)
+        elif kind != _END_GROUP or not groups or groups.pop() != tag >> 3:
+            raise not_a_message()
+        if tag < 8 or tag > _MAX_TAG:  # No field has the number 0.
+            raise not_a_message()
+        if row is None:
+            unknown_bytes += at - start
+            if unknown_bytes > MAX_UNKNOWN_BYTES:
+                raise _too_much_unknown(unknown_bytes)
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return the number at ``at``, and what comes after it."""
+    value = shift = 0
+    while True:
+        byte = raw[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise not_a_message()
+
+
+def _too_many(row: Row, size_bytes: int) -> WasmkilnError:
+    return invalid_request(
+        f"{row.path} may be there {row.bound.times:,} times at most, and is there more often in"
+        f" this request of {size_bytes:,} bytes: send fewer, or several requests",
+        row.path,
+        at_most=row.bound.times,
+    )
+
+
+def _too_long(row: Row, length: int) -> WasmkilnError:
+    return invalid_request(
+        f"{row.path} has {length:,} bytes and may have at most {row.bound.length:,}",
+        row.path,
+        at_most=row.bound.length,
+        size_bytes=length,
+    )
+
+
+def _too_many_fields(size_bytes: int) -> WasmkilnError:
+    return invalid_request(
+        f"a request may have at most {MAX_FIELDS:,} fields in all, and this one, of"
+        f" {size_bytes:,} bytes, has more: send several requests",
+        "",
+        at_most=MAX_FIELDS,
+    )
+
+
+def _too_many_unknown() -> WasmkilnError:
+    return invalid_request(
+        f"the request has more than {MAX_UNKNOWN_FIELDS} fields that this daemon does not know:"
+        " it is no message of this call, or of a newer version",
+        "",
+        at_most=MAX_UNKNOWN_FIELDS,
+    )
+
+
+def _too_much_unknown(size_bytes: int) -> WasmkilnError:
+    return invalid_request(
+        f"the request has {size_bytes:,} bytes or more in fields that this daemon does not know,"
+        f" and at most {MAX_UNKNOWN_BYTES:,} are ignored: it is no message of this call, or of a"
+        " newer version",
+        "",
+        at_most=MAX_UNKNOWN_BYTES,
+        size_bytes=size_bytes,
+    )
