@@ -85,7 +85,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "rpc.connections": (CORE, set()),
     "rpc.flow": (CORE, set()),
     "rpc.wire": (CORE, {"rpc.flow", "telemetry.metrics"}),
-    "rpc.services": (CORE | SERVICES, {"rpc.flow", "rpc.wire"}),
+    "rpc.services": (CORE | SERVICES, {"rpc.connections", "rpc.wire"}),
     "rpc": (CORE, {"rpc.connections", "rpc.flow", "rpc.wire", "rpc.services"}),
     "telemetry": (set(), set()),
     "telemetry.logs": (set(), set()),

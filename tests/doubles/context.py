@@ -6,6 +6,9 @@ from __future__ import annotations
 class Context:
     """A call without metadata and deadline."""
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
     def invocation_metadata(self) -> tuple[()]:
         return ()
 

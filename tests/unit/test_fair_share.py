@@ -10,6 +10,8 @@ from wasmkilnd.fair_share import FairShare
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import CallGate
 
+from tests.unit.rpc.limits import limits
+
 
 def fill(share: FairShare, caller: str) -> int:
     while share.room(caller) >= 1:
@@ -50,8 +52,8 @@ def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, 
 
 
 def test_the_gate_keeps_room_for_others() -> None:
-    limits = Reloadable(8)
-    gate = CallGate(lambda: limits.current)
+    in_force = Reloadable(limits(calls=8))
+    gate = CallGate(in_force)
     for _ in range(4):
         gate.enter("a")
     with pytest.raises(WasmkilnError) as failure:
@@ -64,8 +66,8 @@ def test_the_gate_keeps_room_for_others() -> None:
     gate.leave("a")
     gate.enter("a")
     assert gate.running == 4
-    limits.current = 2
+    in_force.current = limits(calls=2)
     with pytest.raises(WasmkilnError):
         gate.enter("c")
-    limits.current = 16
+    in_force.current = limits(calls=16)
     gate.enter("a")

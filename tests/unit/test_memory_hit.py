@@ -15,7 +15,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import EvictScope
-from wasmkilnd.rpc.flow.caller import CallNote
+from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
 
 from tests.contract.sealing import sealer
@@ -59,9 +59,8 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
     )
 
     async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
-        context = Context()
         with counted() as calls:
-            frames = await servicer.compile(request, context, CallNote(context))
+            frames = await servicer.compile(request, Call(Context()))
         assert frames.artifact
         assert len(frames.artifact.frames) == 1
         return pb.CompileResponse.FromString(frames.header).header.origin, calls

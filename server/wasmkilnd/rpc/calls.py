@@ -23,8 +23,9 @@ from wasmkilnd.errors import (
     too_many_calls,
 )
 from wasmkilnd.fair_share import FairShare
-from wasmkilnd.rpc.connections.use import Call, ConnectionUse
-from wasmkilnd.rpc.flow.caller import CallNote, Context, Frames, caller_of
+from wasmkilnd.model import TrafficLimits
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, Frames
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.wire import status
@@ -35,13 +36,13 @@ log = structlog.get_logger("wasmkilnd.rpc")
 
 
 class CallGate:
-    """Counts the calls that run, at most ``limit``, and can be closed to new ones.
+    """Counts the calls that run, refuses those above the limit, and can be closed to new ones.
 
     For one event loop. No caller gets more of the limit than it leaves to others.
     """
 
-    def __init__(self, limit: Callable[[], int]) -> None:
-        self._held = FairShare(limit)
+    def __init__(self, limits: Reloadable[TrafficLimits]) -> None:
+        self._held = FairShare(lambda: limits.current.calls)
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -96,52 +97,44 @@ class Traffic:
     """What every call passes: the gate, then the receiver, and in the end the sender."""
 
     gate: CallGate
-    foreign: CallGate
-    """Of calls that are not our own services'."""
+    grpcio_gate: CallGate
+    """For the services that come with grpcio."""
+    under_way: CallsUnderWay
     receiver: Receiver
     sender: Sender
-    connections: ConnectionUse
     recorder: CallRecorder
 
 
-Behavior = Callable[[Any, Context, CallNote], Awaitable["Message | Frames | bytes"]]
+Behavior = Callable[[Any, Call], Awaitable["Message | Frames | bytes"]]
 """Takes a request, or its Parts where the table of bounds has such; bytes are a message too."""
 
 
 def observed(
     method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
 ) -> Callable[..., Awaitable[None]]:
-    """Return what gRPC calls for one RPC, always as one of streams both ways.
+    """Return the handler of one RPC for gRPC, always as one of streams both ways.
 
-    On the wire there is no difference; here it lets a request be read when there is
-    room for it. Nothing is built of a request that is above a bound of the table.
-    A WasmkilnError becomes its row of the error table; anything else that is raised
-    becomes INTERNAL with the request id, and goes to the log whole.
-    What is counted and logged of a call is so right after its answer, not before it:
-    the caller does not wait for our diary.
+    On the wire there is no difference; here the daemon reads a request when there is room
+    for it. It builds nothing of a request that is above a bound of the table. A WasmkilnError
+    becomes its row of the error table; any other exception becomes INTERNAL with the request
+    id, and goes to the log whole. The daemon counts and logs a call right after its answer,
+    so that the caller does not wait for that.
     """
-
-    def ended(
-        note: CallNote, code: grpc.StatusCode, reason: str, limit: str, seconds: float
-    ) -> None:
-        traffic.recorder.rpc(method, code.name, seconds, limit)
-        _log_call(method, note, code.name, reason, seconds)
-
     requests = Requests(method, parse, traffic.receiver)
 
-    async def request(note: CallNote, under_way: Call) -> Message | Parts:
-        message, note.release = await requests.read(note.context, note.caller)
-        under_way.works()
+    async def request(call: Call) -> Message | Parts:
+        message, call.release_request = await requests.read(call.context, call.caller)
+        call.start_work()
         return message
 
-    async def answer(note: CallNote, under_way: Call) -> None:
-        # Nobody up here keeps the request: it may be megabytes, and the call may wait long.
-        found = await behavior(await request(note, under_way), note.context, note)
+    async def answer(call: Call) -> None:
+        # No variable here keeps the request: it may be megabytes, and the call may wait long.
+        found = await behavior(await request(call), call)
         if isinstance(found, Frames):
             artifact = found.artifact
             await traffic.sender.send(
-                note.context,
-                note.caller,
+                call.context,
+                call.caller,
                 chain((found.header,), artifact.frames if artifact else ()),
                 cut=wire.cut,
                 artifact=artifact,
@@ -150,22 +143,21 @@ def observed(
                 traffic.recorder.bytes_sent(artifact.size_bytes)
         else:
             message = found if isinstance(found, bytes) else found.SerializeToString()
-            await traffic.sender.send(note.context, note.caller, (message,))
+            await traffic.sender.send(call.context, call.caller, (message,))
 
-    async def call(_: Any, context: Context) -> None:
+    async def handle(_: Any, context: Context) -> None:
         started = time.perf_counter()
-        peer = context.peer()
-        note = CallNote(context, caller_of(peer))
+        call = Call(context)
         code = grpc.StatusCode.OK
         reason = limit = ""
         try:
-            traffic.gate.enter(note.caller)
+            traffic.gate.enter(call.caller)
             try:
-                with traffic.connections.call(peer) as under_way:
-                    await answer(note, under_way)
+                with traffic.under_way.answering(call):
+                    await answer(call)
             finally:
-                note.release()
-                traffic.gate.leave(note.caller)
+                call.release_request()
+                traffic.gate.leave(call.caller)
         except WasmkilnError as failure:
             code, reason = status.CODES[failure.reason], failure.reason.value
             limit = failure.metadata.get("limit", "")
@@ -183,21 +175,25 @@ def observed(
             raise asyncio.CancelledError from None
         except Exception as defect:
             code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
-            log.exception("call failed", method=method, request_id=note.request_id)
+            log.exception("call failed", method=method, request_id=call.request_id)
             forget_frames(defect)
             await abort(
                 context,
                 WasmkilnError(
                     Reason.INTERNAL,
-                    f"the daemon failed; its log tells more under request {note.request_id}",
-                    request_id=note.request_id,
+                    f"the daemon failed: see its log for request {call.request_id}",
+                    request_id=call.request_id,
                 ),
             )
         finally:
             seconds = time.perf_counter() - started
-            asyncio.get_running_loop().call_soon(ended, note, code, reason, limit, seconds)
+            asyncio.get_running_loop().call_soon(ended, call, code, reason, limit, seconds)
 
-    return call
+    def ended(call: Call, code: grpc.StatusCode, reason: str, limit: str, seconds: float) -> None:
+        traffic.recorder.rpc(method, code.name, seconds, limit)
+        _log_call(method, call, code.name, reason, seconds)
+
+    return handle
 
 
 async def abort(context: Context, failure: WasmkilnError) -> None:
@@ -217,16 +213,16 @@ async def abort(context: Context, failure: WasmkilnError) -> None:
         forget_frames(aborted)
 
 
-def _log_call(method: str, note: CallNote, code: str, reason: str, seconds: float) -> None:
+def _log_call(method: str, call: Call, code: str, reason: str, seconds: float) -> None:
     words: dict[str, Any] = {
         "method": method,
-        "request_id": note.request_id,
+        "request_id": call.request_id,
         "code": code,
         "duration_ms": round(seconds * 1e3, 3),
     }
     if reason:
         words["reason"] = reason
     for name in ("module", "engine", "origin", "queue_ms", "compile_ms", "bytes"):
-        if value := getattr(note, name):
+        if value := getattr(call, name):
             words[name] = value
     log.info("call", **words)

@@ -16,7 +16,7 @@ from grpc import aio
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.rpc.calls import Traffic, abort
-from wasmkilnd.rpc.flow.caller import Context, caller_of
+from wasmkilnd.rpc.connections.call import Call, Context
 from wasmkilnd.rpc.wire.bounds import plan_of
 from wasmkilnd.rpc.wire.requests import not_a_message, scan
 from wasmkilnd.slices import in_slices
@@ -102,17 +102,16 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
         # Some behaviors write to the context, past us.
         return message if isinstance(message, bytes) else handler.response_serializer(message)
 
-    async def call(_: Any, context: Context) -> None:
-        peer = context.peer()
-        caller = caller_of(peer)
+    async def handle(_: Any, context: Context) -> None:
+        call = Call(context)
         try:
-            traffic.foreign.enter(caller)
+            traffic.grpcio_gate.enter(call.caller)
             try:
-                with traffic.connections.call(peer):
-                    async for answer in answers(context, caller):
-                        await traffic.sender.send(context, caller, (serialized(answer),))
+                with traffic.under_way.answering(call):
+                    async for answer in answers(context, call.caller):
+                        await traffic.sender.send(context, call.caller, (serialized(answer),))
             finally:
-                traffic.foreign.leave(caller)
+                traffic.grpcio_gate.leave(call.caller)
         except WasmkilnError as failure:
             forget_frames(failure)
             if not context.done():
@@ -124,7 +123,7 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
         except Exception as defect:
             log.exception("call failed", method=method)
             forget_frames(defect)
-            failed = WasmkilnError(Reason.INTERNAL, "the daemon failed; its log tells more")
+            failed = WasmkilnError(Reason.INTERNAL, "the daemon failed: see its log")
             await abort(context, failed)
 
-    return grpc.stream_stream_rpc_method_handler(call, response_serializer=serialized)
+    return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)

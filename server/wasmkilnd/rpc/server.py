@@ -22,9 +22,9 @@ from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
 from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.call import CallsUnderWay
 from wasmkilnd.rpc.connections.flood_guard import FloodGuard
 from wasmkilnd.rpc.connections.make_way import MakeWay
-from wasmkilnd.rpc.connections.use import ConnectionUse
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.grpcio_services import LimitedServer
@@ -120,19 +120,16 @@ class RpcServer:
         self._message_bytes = message
         self._limits = limits
 
-        def gate() -> CallGate:
-            return CallGate(lambda: limits.current.calls)
-
-        self._gate = gate()
+        self._gate = CallGate(limits)
         self._traffic = Traffic(
             self._gate,
-            gate(),
+            CallGate(limits),
+            CallsUnderWay(remembered=4 * transport.connections),
             Receiver(limits, message),
             Sender(limits, abort, self._close_connection, in_memory),
-            ConnectionUse(remembered=4 * transport.connections),
             recorder,
         )
-        self._ungated = replace(self._traffic, gate=gate())
+        self._ungated = replace(self._traffic, gate=CallGate(limits))
         self._server = aio.server(
             options=[
                 *_OPTIONS,
@@ -190,7 +187,7 @@ class RpcServer:
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         closed = self._traffic.recorder.connections_closed
-        making_way = MakeWay(self._transport.connections, self._traffic.connections, closed)
+        making_way = MakeWay(self._transport.connections, self._traffic.under_way, closed)
         self._making_way = asyncio.create_task(making_way.run(frozenset(self._ports)))
         self._flood_guard = FloodGuard(
             self._ports,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wasmkilnd.rpc.connections.call import CallsUnderWay, Use, UseSince
 from wasmkilnd.rpc.connections.hosts import hosts_of
 from wasmkilnd.rpc.connections.make_way import MakeWay
 from wasmkilnd.rpc.connections.sockets import Address, parse
-from wasmkilnd.rpc.connections.use import ConnectionUse, Use, Used
 
 NOW = 1_000.0
 
@@ -23,9 +23,9 @@ def peers(host: str, count: int) -> list[Address]:
 
 
 def who_goes(
-    found: Mapping[Address, int], used: Mapping[Address, Used], short_since_s: float = NOW
+    found: Mapping[Address, int], used: Mapping[Address, UseSince], short_since_s: float = NOW
 ) -> set[Address]:
-    making_way = MakeWay(16, ConnectionUse(4), lambda *_: None)
+    making_way = MakeWay(16, CallsUnderWay(4), lambda *_: None)
     making_way._short_since_s = short_since_s
     return making_way.who_goes(found, used, hosts_of(found, frozenset({50051})), NOW)
 
@@ -34,9 +34,9 @@ def connected(*those: Address, port: int = 50051) -> dict[Address, int]:
     return dict.fromkeys(those, port)
 
 
-def used(those: list[Address], use: Use, since_s: float = 90.0) -> dict[Address, Used]:
+def used(those: list[Address], use: Use, since_s: float = 90.0) -> dict[Address, UseSince]:
     """Return that those are used alike, the first for longest."""
-    return {one: Used(use, since_s + at / 1e3) for at, one in enumerate(those)}
+    return {one: UseSince(use, since_s + at / 1e3) for at, one in enumerate(those)}
 
 
 def test_nobody_goes_while_there_is_room() -> None:

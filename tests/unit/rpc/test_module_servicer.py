@@ -11,7 +11,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
-from wasmkilnd.rpc.flow.caller import CallNote
+from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
 
 from tests.doubles.context import Context
@@ -43,13 +43,13 @@ class Kiln:
 
     async def refused(self, request: pb.LoadRequest | pb.CompileRequest) -> tuple[Reason, str]:
         """Return why a call is refused, and which module its log line names."""
-        note = CallNote(Context())
+        under_way = Call(Context())
         call: Any = self._servicer.compile
         if isinstance(request, pb.LoadRequest):
             call = self._servicer.load
         with pytest.raises(WasmkilnError) as failure:
-            await call(request, note.context, note)
-        return failure.value.reason, note.module
+            await call(request, under_way)
+        return failure.value.reason, under_way.module
 
 
 @pytest.fixture

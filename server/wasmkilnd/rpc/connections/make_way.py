@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.call import CallsUnderWay, Use, UseSince
 from wasmkilnd.rpc.connections.hosts import hosts_of
 from wasmkilnd.rpc.connections.sockets import Address
-from wasmkilnd.rpc.connections.use import ConnectionUse, Use, Used
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -34,11 +34,13 @@ _TELL_S = 0.2
 class MakeWay:
     """Keeps some connections free. For one event loop."""
 
-    def __init__(self, limit: int, use: ConnectionUse, closed: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, limit: int, calls: CallsUnderWay, closed: Callable[[str, int], None]
+    ) -> None:
         """An address gets ``limit`` connections; ``closed`` is told why and how many end."""
         self._limit = limit
         self._reserve = max(1, limit // 8)
-        self._use = use
+        self._calls = calls
         self._closed = closed
         self._first_seen: dict[Address, float] = {}
         self._short_since_s: float | None = None
@@ -60,14 +62,14 @@ class MakeWay:
             return False
         if self._short_since_s is None:
             self._short_since_s = now
-        used = await self._use.of(found)
+        used = await self._calls.use_of(found)
         hosts = await asyncio.to_thread(hosts_of, found, ports)
         peers = frozenset(self.who_goes(found, used, hosts, now))
         if not peers:
             return True
         kinds = Counter(used[peer].use for peer in peers)
         if kinds[Use.IDLE] < len(peers):
-            self._use.make_way(peers)
+            self._calls.end(peers)
             await asyncio.sleep(_TELL_S)
         self._closed("no_room", await asyncio.to_thread(sockets.close, peers, ports))
         log.warning(
@@ -83,7 +85,7 @@ class MakeWay:
     def who_goes(
         self,
         found: Mapping[Address, int],
-        used: Mapping[Address, Used],
+        used: Mapping[Address, UseSince],
         hosts: Mapping[Address, str],
         now: float,
     ) -> set[Address]:
@@ -117,7 +119,7 @@ class MakeWay:
     def _short(self, count: int) -> bool:
         return count > self._limit - self._reserve
 
-    def _is_idle(self, peer: Address, used: Used, now: float) -> bool:
+    def _is_idle(self, peer: Address, used: UseSince, now: float) -> bool:
         since_s = max(used.since_s, self._first_seen.get(peer, 0.0))
         return now - since_s >= _IDLE_S
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import socket
 import struct
 from collections.abc import Collection, Iterator
 from urllib.parse import unquote
 
-Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+from wasmkilnd.network import Address as IpAddress
+from wasmkilnd.network import address_of
+
+Address = tuple[IpAddress, int]
 
 # Of struct tcp_info, as far as Linux 4.1 has it; what comes later stands behind.
 _BYTES_RECEIVED = struct.Struct("=Q")
@@ -102,7 +104,4 @@ def parse(peer: str) -> Address | None:
 
 def address(name: tuple[object, ...]) -> Address:
     """Return where a peer is, given a socket's name of it."""
-    host = ipaddress.ip_address(str(name[0]))
-    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped:
-        host = host.ipv4_mapped
-    return host, int(str(name[1]))
+    return address_of(str(name[0])), int(str(name[1]))

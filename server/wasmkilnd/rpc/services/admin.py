@@ -11,7 +11,7 @@ from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.rpc.flow.caller import CallNote, Context
+from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import repeated
 
@@ -29,13 +29,11 @@ class AdminServicer:
         self._quarantine = quarantine
         self._drain = drain
 
-    async def evict(
-        self, request: pb.EvictRequest, context: Context, note: CallNote
-    ) -> pb.EvictResponse:
+    async def evict(self, request: pb.EvictRequest, call: Call) -> pb.EvictResponse:
         """Evict what the request names."""
         if request.tier not in messages.TIERS:
             raise invalid_request("no such tier: use TIER_MEMORY or TIER_REDIS", "tier")
-        note.module, note.engine = request.module_sha256, request.engine
+        call.module, call.engine = request.module_sha256, request.engine
         evicted, unreachable = await self._modules.evict(
             messages.evict_scope(request), messages.TIERS[request.tier]
         )
@@ -46,9 +44,7 @@ class AdminServicer:
             unreachable_tiers=unreachable,
         )
 
-    async def list_quarantine(
-        self, request: pb.ListQuarantineRequest, context: Context, note: CallNote
-    ) -> bytes:
+    async def list_quarantine(self, request: pb.ListQuarantineRequest, call: Call) -> bytes:
         """List what is refused."""
         return await repeated(
             pb.ListQuarantineResponse.MODULES_FIELD_NUMBER,
@@ -59,10 +55,10 @@ class AdminServicer:
         )
 
     async def release_quarantine(
-        self, request: pb.ReleaseQuarantineRequest, context: Context, note: CallNote
+        self, request: pb.ReleaseQuarantineRequest, call: Call
     ) -> pb.ReleaseQuarantineResponse:
         """Release what the request names."""
-        note.module = request.module_sha256
+        call.module = request.module_sha256
         if request.WhichOneof("scope") == "module_sha256":
             check_sha256(request.module_sha256, "module_sha256")
         elif not request.all:
@@ -70,9 +66,7 @@ class AdminServicer:
         released, told = await self._quarantine.release(request.module_sha256)
         return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not told)
 
-    async def drain(
-        self, request: pb.DrainRequest, context: Context, note: CallNote
-    ) -> pb.DrainResponse:
+    async def drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
         """Begin to end the daemon, and return what it still waits for."""
         grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
         state = self._drain(grace_s)

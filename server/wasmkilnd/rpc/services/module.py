@@ -13,7 +13,7 @@ from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
-from wasmkilnd.rpc.flow.caller import CallNote, Context, Frames
+from wasmkilnd.rpc.connections.call import Call, Frames
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import Parts, repeated
 from wasmkilnd.rpc.wire.requests import not_a_message
@@ -36,53 +36,49 @@ class ModuleServicer:
         self._capabilities = capabilities
         self._headers = messages.HeaderFrames()
 
-    async def load(
-        self, request: pb.LoadRequest, context: Context, note: CallNote
-    ) -> pb.LoadResponse:
+    async def load(self, request: pb.LoadRequest, call: Call) -> pb.LoadResponse:
         """Admit, validate and store a module."""
-        note.engine = request.engine
-        order = messages.load_order(request, _terms(context, note))
+        call.engine = request.engine
+        order = messages.load_order(request, _terms(call))
         del request  # It may wait long, and one copy of the module is enough.
         try:
             loaded = await self._modules.load(order)
         except WasmkilnError as failure:
-            note.module = _refused_module(order, failure)
+            call.module = _refused_module(order, failure)
             raise
-        note.module, note.engine = loaded.module.sha256, loaded.engine_id
+        call.module, call.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
 
-    async def compile(self, request: pb.CompileRequest, context: Context, note: CallNote) -> Frames:
+    async def compile(self, request: pb.CompileRequest, call: Call) -> Frames:
         """Return the header, then the artifact, both serialized before."""
-        note.module, note.engine = request.sha256, request.engine
+        call.module, call.engine = request.sha256, request.engine
         omit_artifact = request.omit_artifact
-        order = messages.compile_order(request, _terms(context, note))
+        order = messages.compile_order(request, _terms(call))
         del request  # It may wait long, and one copy of the module is enough.
         try:
             served = await self._service.compile(order)
         except WasmkilnError as failure:
-            note.module = _refused_module(order, failure)
+            call.module = _refused_module(order, failure)
             raise
         artifact = served.artifact
-        note.module, note.engine = artifact.module_sha256, artifact.spec.engine.id
-        note.origin, note.bytes = served.origin.value, artifact.size_bytes
+        call.module, call.engine = artifact.module_sha256, artifact.spec.engine.id
+        call.origin, call.bytes = served.origin.value, artifact.size_bytes
         if served.queue_time_s:
-            note.queue_ms = round(served.queue_time_s * 1e3, 3)
-        note.compile_ms = round(artifact.compile_time_s * 1e3, 3)
+            call.queue_ms = round(served.queue_time_s * 1e3, 3)
+        call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
         return Frames(self._headers.frame(served), None if omit_artifact else artifact)
 
-    async def stats(
-        self, request: pb.StatsRequest, context: Context, note: CallNote
-    ) -> pb.StatsResponse:
+    async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
         """Return counters and percentiles."""
         return self._stats()
 
     async def get_capabilities(
-        self, request: pb.GetCapabilitiesRequest, context: Context, note: CallNote
+        self, request: pb.GetCapabilitiesRequest, call: Call
     ) -> pb.GetCapabilitiesResponse:
         """Return what can be asked for."""
         return self._capabilities()
 
-    async def find_missing(self, keys: Parts, context: Context, note: CallNote) -> bytes:
+    async def find_missing(self, keys: Parts, call: Call) -> bytes:
         """Return those keys that no tier holds, as they were asked."""
         missing = await self._modules.find_missing(map(_wanted, keys))
         return await repeated(
@@ -98,13 +94,13 @@ def _wanted(key: bytes) -> WantedArtifact:
         raise not_a_message() from None
 
 
-def _terms(context: Context, note: CallNote) -> Terms:
+def _terms(call: Call) -> Terms:
     """Return on what terms a call is served. Raises INVALID_REQUEST."""
-    left_s = context.time_remaining()
+    left_s = call.context.time_remaining()
     return Terms(
-        Waiter(note.caller, note.background),
+        Waiter(call.caller, call.background),
         None if left_s is None else asyncio.get_running_loop().time() + left_s,
-        note.release,
+        call.release_request,
     )
 
 

@@ -9,9 +9,11 @@ import socket
 import pytest
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Use
 from wasmkilnd.rpc.connections.hosts import hosts_of
 from wasmkilnd.rpc.connections.sockets import Address, parse
-from wasmkilnd.rpc.connections.use import ConnectionUse, Use
+
+from tests.doubles.context import Context
 
 A, B = "ipv4:192.0.2.1:1", "ipv4:192.0.2.1:2"
 
@@ -22,44 +24,55 @@ def address(peer: str) -> Address:
     return found
 
 
-async def used(use: ConnectionUse, peer: str) -> Use:
-    return (await use.of([address(peer)]))[address(peer)].use
+class From(Context):
+    """A call from ``peer``."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    def peer(self) -> str:
+        return self._peer
+
+
+async def used(calls: CallsUnderWay, peer: str) -> Use:
+    return (await calls.use_of([address(peer)]))[address(peer)].use
 
 
 async def test_a_connection_waits_works_and_is_idle_again() -> None:
-    use = ConnectionUse(4)
-    assert await used(use, A) is Use.IDLE
-    with use.call(A) as call:
-        assert await used(use, A) is Use.WAITING
-        with use.call(A):
-            call.works()
-            assert await used(use, A) is Use.WORKING
-            assert await used(use, B) is Use.IDLE
-    found = (await use.of([address(A), address(B)]))[address(A)]
+    calls = CallsUnderWay(4)
+    assert await used(calls, A) is Use.IDLE
+    call = Call(From(A))
+    with calls.answering(call):
+        assert await used(calls, A) is Use.WAITING
+        with calls.answering(Call(From(A))):
+            call.start_work()
+            assert await used(calls, A) is Use.WORKING
+            assert await used(calls, B) is Use.IDLE
+    found = (await calls.use_of([address(A), address(B)]))[address(A)]
     assert found.use is Use.IDLE
     assert found.since_s > 0
 
 
 async def test_of_connections_dropped_from_memory_nothing_is_known() -> None:
-    use = ConnectionUse(1)
+    calls = CallsUnderWay(1)
     for peer in (A, B):
-        with use.call(peer):
+        with calls.answering(Call(From(peer))):
             pass
-    found = await use.of([address(A), address(B)])
+    found = await calls.use_of([address(A), address(B)])
     assert found[address(A)].since_s == 0
     assert found[address(B)].since_s > 0
 
 
 async def test_a_call_that_makes_way_is_told_so_and_others_go_on() -> None:
-    use = ConnectionUse(4)
+    calls = CallsUnderWay(4)
 
     async def watch(peer: str) -> None:
-        with use.call(peer):
+        with calls.answering(Call(From(peer))):
             await asyncio.Event().wait()
 
     watches = [asyncio.create_task(watch(peer)) for peer in (A, B)]
     await asyncio.sleep(0)
-    use.make_way(frozenset({address(A)}))
+    calls.end(frozenset({address(A)}))
     with pytest.raises(WasmkilnError) as refusal:
         await watches[0]
     assert refusal.value.reason is Reason.COMPILE_QUEUE_FULL

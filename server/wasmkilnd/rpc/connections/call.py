@@ -1,0 +1,202 @@
+"""A call under way: who calls, how urgent it is, what it is about, and what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+from wasmkilnd.errors import invalid_request, quoted, too_many_connections
+from wasmkilnd.model import Artifact
+from wasmkilnd.network import host_of
+from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.sockets import Address
+
+PRIORITY_KEY = "wasmkiln-priority"
+_PRIORITIES = {"": False, "interactive": False, "background": True}
+_REQUEST_ID_KEY = "x-request-id"
+_REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
+
+Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
+
+
+class Use(IntEnum):
+    """How much a connection would lose if it were closed."""
+
+    IDLE = 0
+    """It has no call."""
+    WAITING = 1
+    """Its calls wait for an event, as a watch does, or their requests have not arrived whole."""
+    WORKING = 2
+    """The daemon works for one of its calls, or sends the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseSince:
+    """How a connection is used, and since when."""
+
+    use: Use
+    since_s: float
+    """By the monotonic clock; 0 for an idle connection that is not remembered any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call under way, with what its log line tells."""
+
+    context: Context
+    peer: str = field(init=False)
+    """gRPC's name of the other end of the connection."""
+    caller: str = field(init=False)
+    """Who takes turns with other callers, and shares each limit with them."""
+    release_request: Callable[[], None] = lambda: None
+    """Stops counting the request's bytes. A second call does nothing."""
+    use: Use = Use.WAITING
+    since_s: float = field(default_factory=time.monotonic)
+    module: str = ""
+    engine: str = ""
+    origin: str = ""
+    queue_ms: float | None = None
+    compile_ms: float | None = None
+    bytes: int | None = None
+    _request_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.peer = self.context.peer()
+        self.caller = caller_of(self.peer)
+
+    @property
+    def request_id(self) -> str:
+        """The id that the caller sent with the call if it is well-formed, else a new one."""
+        if not self._request_id:
+            sent = self._metadata(_REQUEST_ID_KEY)
+            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex[:16]
+        return self._request_id
+
+    @property
+    def background(self) -> bool:
+        """Whether the caller asked to yield to other callers. Raises INVALID_REQUEST."""
+        return is_background(self._metadata(PRIORITY_KEY))
+
+    def start_work(self) -> None:
+        """Note that the request has arrived, and that the daemon works for it from now on."""
+        self.use, self.since_s = Use.WORKING, time.monotonic()
+
+    def _metadata(self, wanted: str) -> str:
+        for key, value in self.context.invocation_metadata() or ():
+            if key == wanted and isinstance(value, str):
+                return value
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """An answer that is serialized already: a header, and perhaps an artifact."""
+
+    header: bytes
+    artifact: Artifact | None = None
+
+
+class CallsUnderWay:
+    """The calls of each connection. For one event loop."""
+
+    def __init__(self, remembered: int) -> None:
+        """Remember for ``remembered`` connections when their last call ended."""
+        self._remembered = remembered
+        self._tasks: dict[Call, asyncio.Task[Any]] = {}
+        self._ending: set[Call] = set()
+        # Connections that are dropped from here count as idle the longest, which is true of
+        # those that are still open.
+        self._ended: OrderedDict[str, float] = OrderedDict()
+
+    @contextmanager
+    def answering(self, call: Call) -> Iterator[None]:
+        """Know that the current task answers ``call``.
+
+        Raises COMPILE_QUEUE_FULL if the call was ended because its connection will be closed.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("calls are answered in tasks")
+        self._tasks[call] = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            if call not in self._ending:
+                raise
+            task.uncancel()
+            raise too_many_connections() from None
+        finally:
+            del self._tasks[call], task
+            self._ending.discard(call)
+            self._note_end(call.peer)
+
+    async def use_of(self, peers: Iterable[Address]) -> dict[Address, UseSince]:
+        """Return how the connections of ``peers`` are used now."""
+        calls = [(call.peer, call.use, call.since_s) for call in self._tasks]
+        return await asyncio.to_thread(_use_of, peers, calls, dict(self._ended))
+
+    def end(self, peers: frozenset[Address]) -> None:
+        """End the calls of ``peers``, and tell their callers why."""
+        for call, task in list(self._tasks.items()):
+            if sockets.parse(call.peer) in peers and call not in self._ending:
+                self._ending.add(call)
+                task.cancel()
+
+    def _note_end(self, peer: str) -> None:
+        self._ended[peer] = time.monotonic()
+        self._ended.move_to_end(peer)
+        if len(self._ended) > self._remembered:
+            self._ended.popitem(last=False)
+
+
+def caller_of(peer: str) -> str:
+    """Return who takes turns with other callers, from gRPC's name of its peer.
+
+    Another machine is one caller, however many connections it opens: its address, and of
+    IPv6 the /64 network that one machine commonly owns. On loopback each connection is a
+    caller, since all have the same address there. Unix sockets are one caller together:
+    gRPC does not tell them apart.
+    """
+    kind = peer.partition(":")[0]
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    try:
+        address = sockets.parse(peer)
+    except ValueError:
+        return peer
+    return peer if address is None or address[0].is_loopback else host_of(address[0])
+
+
+def is_background(priority: str) -> bool:
+    """Return whether a priority yields to other callers. Raises INVALID_REQUEST."""
+    if priority not in _PRIORITIES:
+        raise invalid_request(
+            f"the metadata {PRIORITY_KEY} is 'background' or 'interactive', not {quoted(priority)}",
+            PRIORITY_KEY,
+        )
+    return _PRIORITIES[priority]
+
+
+def _use_of(
+    peers: Iterable[Address],
+    calls: Iterable[tuple[str, Use, float]],
+    ended: Mapping[str, float],
+) -> dict[Address, UseSince]:
+    idle = {sockets.parse(peer): since_s for peer, since_s in ended.items()}
+    found = {peer: UseSince(Use.IDLE, idle.get(peer, 0.0)) for peer in peers}
+    for name, use, since_s in calls:
+        peer = sockets.parse(name)
+        if peer is None or (before := found.get(peer)) is None:
+            continue
+        # Of several calls the one that would lose most counts, and of equals the last.
+        if (use, since_s) > (before.use, before.since_s if before.use else 0.0):
+            found[peer] = UseSince(use, since_s)
+    return found
