@@ -20,8 +20,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from wasmkilnd.telemetry.logs import repeats
-from wasmkilnd.telemetry.logs.bounds import ExcInfo
-from wasmkilnd.telemetry.logs.masking import Masker
+from wasmkilnd.telemetry.logs.masking import ExcInfo, Masker
 from wasmkilnd.telemetry.logs.repeats import Repeats
 
 _LEVELS = {
