@@ -118,7 +118,7 @@ def test_without_the_process_that_logs_them_last_words_come_as_they_are(tmp_path
     with Daemon(state, ("--workers", "1", "--redis-url", "none")) as daemon:
         (relay,) = set(children_of(daemon.pid)) - set(workers_of(daemon.pid))
         os.kill(relay, signal.SIGKILL)
-        line = json.loads(daemon.wait_for_log("lines of native libraries are not logged"))
+        line = json.loads(daemon.wait_for_log("cannot log lines of native libraries"))
         assert line["level"] == "error"
         os.kill(daemon.pid, signal.SIGABRT)
         daemon.process.wait(30)

@@ -230,8 +230,8 @@ def test_intervals_by_the_clock() -> None:
     written: list[repeats.Line] = []
     few = Repeats(written.append, lambda: now[0])
     for number in range(3):
-        if not few.lets_through("a", 1):
-            few.leave_out("a", {"number": number})
+        if not few.allows("a", 1):
+            few.hold_back("a", {"number": number})
     now[0] = repeats.INTERVAL_S
-    assert few.lets_through("a", 1)
+    assert few.allows("a", 1)
     assert written == [{"number": 2, "left_out": 1}]

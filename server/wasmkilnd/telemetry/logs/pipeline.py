@@ -1,7 +1,7 @@
-"""Structured logs: for people on a terminal, JSON lines otherwise; never a secret, never a flood.
+"""How an event becomes a line of the log: text on a terminal, JSON otherwise.
 
-Every line passes here, whoever wrote it: ``masking`` hides secrets, ``bounds`` says how long
-a line may be, ``repeats`` how many there may be of a kind.
+The daemon's own events and those of libraries pass here: ``masking`` decides what may go into
+a line, ``repeats`` how many lines of a kind are written.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ _LEVELS = {
 def configure(log_format: str, level: str, stream: TextIO) -> None:
     """Send all logs, the libraries' included, to ``stream``, one line each but for tracebacks.
 
-    Of lines that repeat, some are left out and counted, unless ``level`` is ``debug``.
+    ``log_format`` is ``text``, ``json``, or ``auto`` for text on a terminal and JSON otherwise.
+    ``level`` is the least important level that is written. Libraries write warnings and
+    errors only, except at ``debug``. Lines that repeat are limited, except at ``debug``.
 
-    ``log_format`` is ``text``, ``json``, or ``auto`` for text on a terminal and
-    JSON otherwise. ``level`` is the least important one that is written; of the
-    libraries' lines, warnings at least, and all of them at ``debug``. May be
-    called again; the last call counts. Logging never raises, whatever is logged
-    and whatever becomes of the stream.
+    The last call counts. Logging never raises, whatever is logged and whatever becomes of
+    the stream.
     """
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
@@ -64,22 +63,22 @@ def configure(log_format: str, level: str, stream: TextIO) -> None:
 
 
 _HEAD = ("timestamp", "level", "event")
-# Where a line says of which kind it is, if that is not to be seen of it.
+# An event's kind, where its event, code and reason do not name it.
 _KIND = "_kind"
 _pipeline: _Pipeline | None = None
 
 
 def flush() -> None:
-    """Write now what was left out of the lines that repeat."""
+    """Write what ``repeats`` holds back."""
     if _pipeline:
-        _pipeline.repeats.end_intervals(all_of_them=True)
+        _pipeline.repeats.flush()
 
 
 atexit.register(flush)
 
 
 class _Pipeline:
-    """From an event to the line that is written."""
+    """Turns an event into the line that is written."""
 
     def __init__(self, render: Processor, sink: _Sink, *, limited: bool) -> None:
         self._render = render
@@ -90,29 +89,29 @@ class _Pipeline:
         self.repeats = Repeats(self._write)
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
-        """Return the line. Raises DropEvent where it is one of too many."""
-        written = True
+        """Return the line. Raise DropEvent where there were too many of its kind."""
+        allowed = True
         try:
             kind = event.pop(_KIND, None) or _kind(method, event)
-            most = repeats.CALL_LINES if event.get("event") == "call" else repeats.LINES
-            written = not self._limited or self.repeats.lets_through(kind, most)
+            limit = repeats.CALL_LINES if event.get("event") == "call" else repeats.LINES
+            allowed = not self._limited or self.repeats.allows(kind, limit)
             event = structlog.contextvars.merge_contextvars(logger, method, event)
-            # A library's line, or a hand-written one, may have either already.
+            # A library's record may have a level of its own.
             event.setdefault("level", "error" if method == "exception" else method)
             event = self._stamp(logger, method, event)
             failure = _exc_info(event.pop("exc_info", None))
-            # What every line has comes first, so that there is room for it.
+            # The fields that every line has go first, so that there is room for them.
             head = {name: event.pop(name) for name in _HEAD if name in event}
             line = self._masker.line({**head, **event})
-            if written:
+            if allowed:
                 if failure:
                     line["exception"] = self._masker.traceback(failure)
                 return str(self._render(logger, method, line))
             if failure:
                 line["failure"] = failure[0].__name__
-            self.repeats.leave_out(kind, line)
+            self.repeats.hold_back(kind, line)
         except Exception as failure:  # a line that cannot be made must not fail a call
-            if written:
+            if allowed:
                 return _lost(failure)
         raise structlog.DropEvent
 
@@ -124,7 +123,7 @@ class _Pipeline:
 
 
 def _kind(method: str, event: EventDict) -> Hashable:
-    # The values that come from short lists of ours, and tell what a caller cannot choose.
+    # These fields have values from short lists in the code: no caller can choose one.
     named = (event.get("event"), event.get("code"), event.get("reason"))
     return method, *(value[:64] for value in named if isinstance(value, str))
 
@@ -142,7 +141,7 @@ def _exc_info(given: object) -> ExcInfo | None:
 
 
 def _lost(failure: Exception) -> str:
-    # Names of types only: the values are what made the trouble, and are not masked.
+    # Only the names of types: the values caused the failure, and are not masked.
     lost = {
         "timestamp": "",
         "level": "error",
@@ -158,13 +157,13 @@ class _Sink:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        # A finalizer that runs in the midst of a line may log another.
+        # Not a plain lock: a finalizer that runs during a write may log too.
         self._lock = RLock()
 
     def msg(self, line: str) -> None:
         """Write ``line``."""
-        # The reader is gone, the disk is full, or the encoding has no such letter. There is
-        # nobody left to tell, and the daemon's work is more than its diary.
+        # The reader may be gone, the disk full, or the encoding without such a letter. The
+        # daemon cannot report that anywhere, and goes on serving.
         with contextlib.suppress(Exception), self._lock:
             try:
                 self._stream.write(line + "\n")
@@ -177,7 +176,7 @@ class _Sink:
 
 
 class _LibraryHandler(logging.Handler):
-    """Takes the standard library's log records into the same lines."""
+    """Turns the standard library's log records into the same lines."""
 
     def __init__(self, pipeline: _Pipeline, sink: _Sink) -> None:
         super().__init__()
@@ -188,10 +187,10 @@ class _LibraryHandler(logging.Handler):
         """Write ``record``; never raises."""
         try:
             message = record.getMessage()
-        except Exception:  # arguments that do not fit the format: a library's slip
+        except Exception:  # a library's arguments that do not fit its format
             message = str(record.msg)
         event: dict[str, Any] = {"event": message, "logger": record.name}
-        # By the place in the library's code, since its words may hold what somebody sent.
+        # The kind is the place in the library's code, since the message may hold callers' text.
         event[_KIND] = (record.name, record.lineno, message[:24])
         if record.exc_info:
             event["exc_info"] = record.exc_info
@@ -200,7 +199,7 @@ class _LibraryHandler(logging.Handler):
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    # First what every line has, for eyes that scan the start of lines.
+    # The fields that every line has go first, where people look for them.
     head = {name: event.pop(name, "") for name in _HEAD}
     return json.dumps({**head, **event})
 
@@ -208,7 +207,7 @@ def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 def _text_renderer(colors: bool) -> Processor:
     console = structlog.dev.ConsoleRenderer(
         colors=colors,
-        # Not rich's, which prints every local variable, the secret ones too.
+        # Not rich's, which prints every local variable, secrets included.
         exception_formatter=structlog.dev.plain_traceback,
     )
 
@@ -222,7 +221,7 @@ def _text_renderer(colors: bool) -> Processor:
 
 
 def _printable(text: str, keep: str) -> str:
-    # A name from a caller's module must not steer somebody's terminal, or forge a line.
+    # A name from a caller's module must not control an operator's terminal, or forge a line.
     return "".join(
         each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text
     )

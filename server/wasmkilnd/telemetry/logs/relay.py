@@ -1,9 +1,9 @@
-"""The process that logs what native libraries of a daemon write to standard error.
+"""The relay process: it logs what a daemon's native libraries write to standard error.
 
-It reads lines from standard input until nobody is left who writes, and writes them to
-standard error as lines of the log: masked, bounded, and few of a kind. A line that begins
-with the token names the format and level from there on. It imports little, since it is there for as
-long as the daemon.
+The relay reads lines from standard input until its end, and writes each to standard error as a
+line of the log: masked, bounded, and limited in number. A line that begins with the token is
+the daemon's: it sets the format and level from there on. The relay lives as long as the
+daemon, so it imports little.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _LINE_BYTES = 64 * 1024
 _HEAD_LENGTH = 300
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LEVELS = ("debug", "info", "warning", "error")
-# How a line of gRPC's core begins, and where it says that it was written.
+# A line of gRPC's core begins with its severity, and then names the place in the source.
 _SEVERITY = re.compile(r"([IW])\d{4} ")
 _PLACE = re.compile(r"[\w./-]{1,100}\.(?:cc|c|h|cpp):\d+\]")
 
 
 class Relay:
-    """Makes lines of the log of what is written, whatever that is."""
+    """Turns lines of text into lines of the log."""
 
     def __init__(self, write: Callable[[str], object], *, terminal: bool) -> None:
         self._write = write
@@ -42,43 +42,43 @@ class Relay:
         self._repeats = Repeats(self._write_line)
 
     def configure(self, log_format: str, level: str) -> None:
-        """Have lines look like this from now on."""
+        """Set the format and level of lines from now on."""
         self._text = log_format == "text" or (log_format == "auto" and self._terminal)
         self._level = level
 
-    def log(self, words: str) -> None:
-        """Write a line about ``words``, unless there are too many of them."""
-        severity = _SEVERITY.match(words)
+    def log(self, text: str) -> None:
+        """Log ``text``, unless too many lines came from the same place."""
+        severity = _SEVERITY.match(text)
         level = {"I": "info", "W": "warning"}.get(severity[1] if severity else "", "error")
         if _LEVELS.index(level) < _LEVELS.index(self._level):
             return
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         head = {"timestamp": now, "level": level, "event": EVENT}
-        line = self._masker.line({**head, "text": words})
-        place = _PLACE.search(words, 0, _HEAD_LENGTH)
+        line = self._masker.line({**head, "text": text})
+        place = _PLACE.search(text, 0, _HEAD_LENGTH)
         kind = place[0] if place else ""
-        if self._level == "debug" or self._repeats.lets_through(kind, STANDARD_ERROR_LINES):
+        if self._level == "debug" or self._repeats.allows(kind, STANDARD_ERROR_LINES):
             self._write_line(line)
         else:
-            self._repeats.leave_out(kind, line)
+            self._repeats.hold_back(kind, line)
 
     def end(self) -> None:
-        """Write what was left out."""
-        self._repeats.end_intervals(all_of_them=True)
+        """Write what ``repeats`` holds back."""
+        self._repeats.flush()
 
     def _write_line(self, line: Line) -> None:
         if not self._text:
             self._write(json.dumps(line) + "\n")
             return
-        # As the daemon's own lines look, but for the colours.
+        # The same as the daemon's own lines, without colours.
         fields = {**line}
         head = f"{fields.pop('timestamp')} [{fields.pop('level'):<9}] {fields.pop('event'):<30}"
-        words = " ".join(f"{key}={value!a}" for key, value in fields.items())
-        self._write(f"{head} {words}\n")
+        rest = " ".join(f"{key}={value!a}" for key, value in fields.items())
+        self._write(f"{head} {rest}\n")
 
 
 def lines_of(read: Callable[[], bytes]) -> Iterator[bytes]:
-    """Yield lines, those that are too long in pieces."""
+    """Yield lines; a line that is too long comes in pieces."""
     rest = b""
     while data := read():
         *lines, rest = (rest + data).split(b"\n")
@@ -91,7 +91,7 @@ def lines_of(read: Callable[[], bytes]) -> Iterator[bytes]:
 
 def main(token: str, log_format: str, level: str) -> None:
     """Log lines until the end of standard input."""
-    # The daemon decides when this ends: it has the other end.
+    # The relay ends when the daemon closes the pipe, not by a signal to its group.
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
@@ -102,12 +102,12 @@ def main(token: str, log_format: str, level: str) -> None:
     relay = Relay(write, terminal=sys.stderr.isatty())
     relay.configure(log_format, level)
     for line in lines_of(lambda: os.read(0, _LINE_BYTES)):
-        words = line.decode(errors="backslashreplace").strip()
-        if words.startswith(token):
-            _, log_format, level = words.split()
+        text = line.decode(errors="backslashreplace").strip()
+        if text.startswith(token):
+            _, log_format, level = text.split()
             relay.configure(log_format, level)
-        elif words:
-            relay.log(words)
+        elif text:
+            relay.log(text)
     relay.end()
 
 

@@ -1,7 +1,7 @@
-"""Lines of one kind that come in floods: the first are written, the others counted.
+"""How many lines of one kind are written: the first of each interval; the rest are counted.
 
-So whoever can provoke a line cannot fill the disk with it, and a flood of one kind hides no
-other.
+So a caller who can cause a line cannot fill the disk with it, and a flood of one kind hides no
+other kind.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 INTERVAL_S = 10.0
 LINES = 20
-"""Of one kind in an interval."""
+"""Lines of one kind in an interval."""
 CALL_LINES = 1000
-"""The same of the line that each call gets, for each way in which calls end."""
+"""The same for the line that each call gets, for each outcome of a call."""
 STANDARD_ERROR_LINES = 200
-"""The same of lines that native libraries write: a traceback of Python's takes many."""
+"""The same for lines that native libraries write: a Python traceback takes many."""
 _KINDS = 256
-_OTHERS = "all kinds beyond those that are known apart"
+_OTHERS = "all kinds beyond the first 256"
 
 Line = dict[str, object]
 
@@ -28,65 +28,71 @@ Line = dict[str, object]
 class _Kind:
     until_s: float
     seen: int = 0
-    left_out: int = 0
+    held_back: int = 0
     last: Line = field(default_factory=dict)
-    """Of those that were left out: of a state that changes back and forth, the one it is in."""
+    """The last line held back. Where a state goes back and forth, this is the current one."""
 
 
 class Repeats:
-    """Lets ``LINES`` lines of each kind through in an interval. Thread-safe.
+    """Allows so many lines of each kind in an interval. Thread-safe.
 
-    When the interval of a kind ends, the last line that was left out is written after all,
-    with ``left_out``: how many others were not.
+    When the interval of a kind ends, its last line that was held back is written after all. Its
+    field ``left_out`` is the number of other lines that were held back, and are lost.
     """
 
     def __init__(
         self, write: Callable[[Line], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``write`` is for what an interval left out. It may be called from any thread."""
+        """``write`` gets the line that is written after all. Any thread may call it."""
         self._write = write
         self._clock = clock
-        # Not a simple lock: a line may be logged by a finalizer that runs in the midst of it.
+        # Not a plain lock: a finalizer that runs while it is held may log too.
         self._lock = threading.RLock()
         self._kinds: dict[Hashable, _Kind] = {}
         self._timer: threading.Timer | None = None
 
-    def lets_through(self, name: Hashable, lines: int = LINES) -> bool:
-        """Whether a line is to be written; else ``leave_out`` has to be told of it."""
+    def allows(self, name: Hashable, lines: int = LINES) -> bool:
+        """Count a line of the kind ``name``; return whether to write it.
+
+        The caller passes a line that is not allowed to ``hold_back``.
+        """
         kind = self._kinds.get(name)
         if kind.until_s <= self._clock() if kind else len(self._kinds) >= _KINDS:
-            self.end_intervals()
+            self._end_intervals()
         with self._lock:
             kind = self._kind(name)
             kind.seen += 1
             return kind.seen <= lines
 
-    def leave_out(self, name: Hashable, line: Line) -> None:
-        """Note a line that was not let through."""
+    def hold_back(self, name: Hashable, line: Line) -> None:
+        """Keep a line that was not allowed, in place of the one before it."""
         with self._lock:
             kind = self._kind(name)
-            kind.left_out += 1
+            kind.held_back += 1
             kind.last = line
             if self._timer is None:
                 self._start_timer(kind.until_s)
 
-    def end_intervals(self, *, all_of_them: bool = False) -> None:
-        """Write what intervals have left out that are over, or all."""
+    def flush(self) -> None:
+        """End every interval now."""
+        self._end_intervals(all_kinds=True)
+
+    def _end_intervals(self, *, all_kinds: bool = False) -> None:
         with self._lock:
             if self._timer:
                 self._timer.cancel()
                 self._timer = None
-            over = []
+            ended = []
             for name, kind in list(self._kinds.items()):
-                if all_of_them or kind.until_s <= self._clock():
-                    over.append(kind)
+                if all_kinds or kind.until_s <= self._clock():
+                    ended.append(kind)
                     self._kinds.pop(name, None)
-                elif kind.left_out and self._timer is None:
-                    self._start_timer(kind.until_s)  # In the order in which they began.
-        # Not under the lock: a writer may log, or wait for somebody who does.
-        for kind in over:
-            if kind.left_out:
-                self._write({**kind.last, "left_out": kind.left_out - 1})
+                elif kind.held_back and self._timer is None:
+                    self._start_timer(kind.until_s)  # kinds are in the order of their ends
+        # Outside the lock: ``write`` may log, or wait for a thread that does.
+        for kind in ended:
+            if kind.held_back:
+                self._write({**kind.last, "left_out": kind.held_back - 1})
 
     def _kind(self, name: Hashable) -> _Kind:
         if name not in self._kinds and len(self._kinds) >= _KINDS:
@@ -94,6 +100,6 @@ class Repeats:
         return self._kinds.setdefault(name, _Kind(self._clock() + INTERVAL_S))
 
     def _start_timer(self, at_s: float) -> None:
-        self._timer = threading.Timer(max(0.0, at_s - self._clock()), self.end_intervals)
+        self._timer = threading.Timer(max(0.0, at_s - self._clock()), self._end_intervals)
         self._timer.daemon = True
         self._timer.start()

@@ -1,9 +1,9 @@
-"""Takes what native libraries write to standard error into the log.
+"""How lines that native libraries write to standard error get into the log.
 
-gRPC's core and the C library write to descriptor 2, past Python and our format, and how much
-they write is not ours to say. So descriptor 2 becomes a pipe to a small process, which logs
-each line like any other. It is a process, not a thread, since the last words of a process
-that aborts are the most important ones: they are in the pipe when it dies.
+gRPC's core and the C library write to descriptor 2, past Python and the log's format, and the
+daemon cannot limit how much. So descriptor 2 becomes a pipe to the relay, a small process that
+logs each line like any other. It is a process, not a thread, because the most important lines
+are the last ones of a daemon that aborts: they are in the pipe when the daemon is gone.
 """
 
 from __future__ import annotations
@@ -34,30 +34,33 @@ _BOOT = (
 
 
 class _Relay:
-    """The process, and how it is told what lines look like."""
+    """The relay process, seen from the daemon."""
 
     def __init__(self, process: subprocess.Popen[bytes], token: str) -> None:
         self._process = process
         self._token = token
 
     def configure(self, log_format: str, level: str) -> None:
-        """Have the lines look like this from now on."""
+        """Set the format and level of its lines from now on."""
         with contextlib.suppress(OSError):
             os.write(2, f"\n{self._token} {log_format} {level}\n".encode())
 
     def watch(self, real: int) -> None:
-        """Have lines go to ``real`` as they are once the process has ended, of whatever."""
+        """Make descriptor 2 ``real`` again when the process ends, for whatever cause."""
 
         def wait() -> None:
             code = self._process.wait()
             if _relay is self:
                 os.dup2(real, 2)
-                log.error("lines of native libraries are not logged", cause=f"it ended: {code}")
+                log.error(
+                    "cannot log lines of native libraries",
+                    cause=f"the relay process ended with status {code}",
+                )
 
         threading.Thread(target=wait, name="relay", daemon=True).start()
 
     def wait(self) -> None:
-        """Wait until it has written all; not for long."""
+        """Wait until the process has written all and ended, for 2 s at most."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
 
@@ -66,7 +69,7 @@ _relay: _Relay | None = None
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send all logs to standard error, those of native libraries too while they are relayed."""
+    """Send all logs to standard error; inside ``relayed``, those of native libraries too."""
     pipeline.configure(log_format, level, sys.stderr)
     if _relay:
         _relay.configure(log_format, level)
@@ -74,23 +77,26 @@ def configure(log_format: str, level: str) -> None:
 
 @contextmanager
 def relayed(log_format: str, level: str) -> Iterator[None]:
-    """Log what is written to descriptor 2; ``sys.stderr`` is the real standard error meanwhile."""
+    """Log what anything writes to descriptor 2.
+
+    ``sys.stderr`` goes to the real standard error meanwhile, past the relay.
+    """
     global _relay
     real = os.dup(2)
     before, sys.stderr = sys.stderr, _text(real)
     pipeline.configure(log_format, level, sys.stderr)
-    _take_strays()
+    _log_stray_errors()
     try:
         _relay = _start(log_format, level)
         _relay.watch(real)
-    except OSError as failure:  # Too many processes: the daemon serves all the same.
-        log.warning("lines of native libraries are not logged", cause=str(failure))
+    except OSError as failure:  # too many processes, say: the daemon serves without a relay
+        log.warning("cannot log lines of native libraries", cause=str(failure))
     try:
         yield
     finally:
         relay, _relay = _relay, None
         pipeline.flush()
-        os.dup2(real, 2)  # Closes the pipe, which ends the process.
+        os.dup2(real, 2)  # closes the pipe, which ends the relay
         if relay:
             relay.wait()
         pipeline.configure(log_format, level, before)
@@ -99,7 +105,7 @@ def relayed(log_format: str, level: str) -> Iterator[None]:
 
 
 def _start(log_format: str, level: str) -> _Relay:
-    """Make descriptor 2 a pipe to a process that logs to what it was. Raises OSError."""
+    """Start a relay that logs to descriptor 2, and make 2 a pipe to it. Raise OSError."""
     token = f"relay-{secrets.token_hex(16)}"
     readable, writable = os.pipe()
     try:
@@ -110,7 +116,7 @@ def _start(log_format: str, level: str) -> _Relay:
             ],
             stdin=readable,
             stdout=subprocess.DEVNULL,
-            # Signals to the daemon's group are not for who has to hear its last words.
+            # A signal to the daemon's group must not end the relay before the daemon.
             start_new_session=True,
             cwd="/",
             env={"LC_ALL": "C.UTF-8"},
@@ -126,8 +132,8 @@ def _text(descriptor: int) -> TextIO:
     return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
-def _take_strays() -> None:
-    """Log what Python itself would print: warnings, and errors that nobody can catch."""
+def _log_stray_errors() -> None:
+    """Log what Python itself would print: warnings, and errors that no code can catch."""
     logging.captureWarnings(True)
 
     def in_thread(hook: threading.ExceptHookArgs) -> None:
