@@ -3,7 +3,8 @@
 A call looks for an artifact, perhaps for the module and for strikes against it, and then for a
 lease. Each of these requests has a time-out, but a server that answers each just in time would
 cost the call their sum, and no circuit breaker would ever open. So each call has one budget, and
-passes it on with every request.
+passes it on with every request. Calls that look for the same entry share one request, and each
+waits for it as long as its own budget lasts.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from typing import Any, Generic, TypeVar
 
 from wasmkilnd.errors import TierUnavailable
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
@@ -118,3 +120,43 @@ class WaitBudget:
             if charged:
                 self._left_s -= max(0.0, self._clock() - began_s - more_s())
             del task  # As above.
+
+
+class SharedLookups(Generic[K, V]):
+    """Makes one look-up for all calls that want the same entry at the same time.
+
+    A hundred callers of one artifact fetch its 40 MB once, not a hundred times. A call whose
+    budget ends stops waiting; the look-up goes on for the others. For one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: dict[K, tuple[asyncio.Task[V | None], Allowance]] = {}
+
+    async def get(
+        self, key: K, look_up: Callable[[Allowance], Awaitable[V | None]], budget: WaitBudget
+    ) -> V | None:
+        """Return what ``look_up`` returns; None if it fails or ``budget`` ends first.
+
+        ``look_up`` gets the allowance to which it adds time that no call is charged for.
+        """
+        if budget.spent:
+            return None
+        if key not in self._under_way:
+            allowance = Allowance()
+            task = asyncio.create_task(self._run(key, look_up, allowance))
+            self._under_way[key] = task, allowance
+        task, allowance = self._under_way[key]
+        try:
+            return await budget.share(task, allowance)
+        except TierUnavailable:
+            return None
+
+    async def _run(
+        self, key: K, look_up: Callable[[Allowance], Awaitable[V | None]], allowance: Allowance
+    ) -> V | None:
+        try:
+            return await look_up(allowance)
+        except TierUnavailable:
+            return None
+        finally:
+            del self._under_way[key]

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from wasmkilnd.cache.shared_lookups import SharedLookups
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.wait_budget import Allowance, SharedLookups, WaitBudget
 
 HANG_S = 60.0
 

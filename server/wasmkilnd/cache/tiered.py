@@ -10,12 +10,11 @@ from contextlib import AbstractAsyncContextManager
 
 from wasmkilnd.cache.fleet.claim import FleetClaims, NullClaim
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.shared_lookups import SharedLookups
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
 from wasmkilnd.ports import Claim, Sealer, Tier
-from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.wait_budget import Allowance, SharedLookups, WaitBudget
 
 
 class TieredCache:
