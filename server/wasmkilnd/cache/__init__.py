@@ -1,1 +1,36 @@
-"""The tiers: memory over a shared one, each behind the port :class:`wasmkilnd.ports.Tier`."""
+"""Where modules and artifacts are kept: this daemon's memory, and a tier that daemons share.
+
+**Tiers.** ``memory`` is an LRU of this process: modules and artifacts in one budget of
+``memory_bytes``. The shared tier is a Redis, an embedded Valkey that the daemon runs itself, or
+none at all (``null_tier``); ``open_shared`` chooses by ``redis_url`` when the daemon starts.
+``tiered`` makes one cache of them, behind ``ports.Cache``: no call fails because a tier fails.
+
+**Reading.** A call looks in memory, then in the writes that wait, then in the shared tier, and
+keeps in memory what it finds. Calls for the same entry share one look-up, and one call waits for
+the shared tier no longer than ``redis_timeout_s`` in all (``wait_budget``).
+
+**Writing.** Memory at once, the shared tier after the call (``write_behind``), from a queue of
+``write_queue_bytes``. A full queue drops the oldest artifacts, then the oldest modules. While
+Redis is down the writes wait; at shutdown the daemon takes up to 5 s to write them.
+
+**Keys and time to live.** ``value.names`` lists all keys, below ``redis_prefix``. An entry lives
+for ``cache_ttl_s``, from its last use on with ``cache_ttl_refresh``. The memory tier has no time
+to live: it drops the least recently used entries.
+
+**What is verified.** Every value from the shared tier, before anything else reads it: shape,
+stamp, key, attestation and the digest of each piece. A value that fails is deleted, counted and
+a miss. A value in memory was verified when it came, and again only when a key loses its trust
+(``TieredCache.recheck``).
+
+**When to bump a version.** ``fingerprint.CACHE_FORMAT`` is part of every fingerprint and of the
+module's key: raise it when stored values change their format, or when artifacts of equal
+settings stop being interchangeable. Old and new daemons then share a Redis without reading each
+other's values; the old values expire.
+
+**Metrics.** ``observed`` wraps a tier and counts ``tier_lookups`` and ``tier_stores`` with their
+durations; ``values_rejected`` counts what did not verify.
+
+**Rooms.** ``value``: the bytes under a key. ``redis``: talking to a server, whatever its kind.
+``embedded``: the Valkey that the daemon runs. ``fleet``: what daemons agree on. A further tier
+implements ``ports.Tier``, passes ``tests/contract/test_tier.py`` and is put into ``tiered``.
+"""

@@ -1,4 +1,4 @@
-"""The nearest tier: an LRU of this process, bounded by bytes."""
+"""The memory tier: an LRU of this process, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wasmkilnd.model import (
 from wasmkilnd.slices import in_slices
 from wasmkilnd.wait_budget import Allowance
 
-# What an entry costs beside its bytes: objects, digests, settings, the tables here.
+# What an entry costs on top of its bytes: objects, digests, settings, the tables here.
 ENTRY_OVERHEAD_BYTES = 1024
 _EXTERN_OVERHEAD_BYTES = 160
 
@@ -27,17 +27,15 @@ _EXTERN_OVERHEAD_BYTES = 160
 @dataclass(frozen=True, slots=True)
 class _Entry:
     value: Artifact | Module
-    # Kept, not computed again: what is taken off is exactly what was put on.
+    # Stored, not computed again, so that exactly what was added is subtracted.
     size_bytes: int
 
 
 class MemoryTier:
-    """Keeps what was used last, modules and artifacts in one budget of ``limit_bytes``.
+    """Keeps the most recently used modules and artifacts, in one budget of ``limit_bytes``.
 
-    Every method but evict runs from start to end without giving way to another
-    task, so the port's promise of safe concurrent use costs no lock. get and put
-    take constant time; put also drops as many of the least recently used as it
-    needs room for.
+    No method but evict waits for anything, so concurrent use needs no lock. get takes constant
+    time, and so does put, apart from the least recently used entries that it drops for room.
     """
 
     name = "memory"
@@ -77,7 +75,7 @@ class MemoryTier:
         return frozenset(key for key in keys if key in self._entries)
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Return the kinds of modules behind artifacts, without making them recent."""
+        """Return the kind of module behind each artifact, without making it recent."""
         found = {key: self._entries.get(key) for key in keys}
         return {key: entry.value.kind for key, entry in found.items() if entry}
 
@@ -87,7 +85,7 @@ class MemoryTier:
         return [value for value in values if isinstance(value, Artifact)]
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Remove all in ``scope`` that is here now; others have their turns meanwhile."""
+        """Remove all in ``scope`` that is here now, in slices between which other tasks run."""
 
         def steps() -> Generator[None, None, Evicted]:
             gone = Evicted()
@@ -107,12 +105,12 @@ class MemoryTier:
         return TierUsage(len(self._entries), self._bytes, self._limit_bytes, self._evictions)
 
     def resize(self, limit_bytes: int) -> None:
-        """Hold ``limit_bytes`` from now on; what was used least makes room if it is less."""
+        """Change the limit; drop the least recently used entries if there is less room now."""
         self._limit_bytes = limit_bytes
         self._make_room(0)
 
     def holds(self, artifact: Artifact) -> bool:
-        """Tell whether this very object is here, without making it recent."""
+        """Return whether this very object is here, without making it recent."""
         entry = self._entries.get(artifact.key)
         return entry is not None and entry.value is artifact
 
@@ -137,7 +135,7 @@ class MemoryTier:
         self._bytes = 0
 
     def check(self) -> None:
-        """Prove the books. Raises ValueError if they do not add up; takes linear time."""
+        """Check the sums, in linear time. Raises ValueError if they do not add up."""
         total = sum(entry.size_bytes for entry in self._entries.values())
         if total != self._bytes:
             raise ValueError(f"counted {self._bytes} bytes, but the entries hold {total}")
@@ -157,9 +155,9 @@ class MemoryTier:
 
     def _store(self, key: CacheKey | str, value: Artifact | Module, size_bytes: int) -> None:
         if size_bytes > self._limit_bytes:
-            return  # For ever too large: not even an old entry of the same key makes way.
+            return  # It will never fit: not even an old entry of the same key makes room.
         if key in self._entries:
-            self._remove(key)  # Before making room, so that an overwrite counts the difference.
+            self._remove(key)  # First, so that an overwrite makes room for the difference only.
         self._make_room(size_bytes)
         self._entries[key] = _Entry(value, size_bytes)
         self._bytes += size_bytes
@@ -204,6 +202,6 @@ def _artifact_bytes(artifact: Artifact) -> int:
 
 
 def _extern_bytes(extern: ExternType) -> int:
-    # A thousand imports with long names weigh more than many an artifact.
+    # A thousand imports with long names can take more room than the code.
     text = len(extern.module) + len(extern.name) + len(extern.kind) + len(extern.type)
     return text + _EXTERN_OVERHEAD_BYTES

@@ -1,4 +1,4 @@
-"""The shared tier where none is configured."""
+"""The shared tier of a daemon that has none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wasmkilnd.wait_budget import Allowance
 
 
 class NullTier:
-    """Holds nothing and does nothing, so that nobody has to ask whether there is a tier."""
+    """Holds nothing and does nothing, so that no caller asks whether there is a shared tier."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,15 +41,15 @@ class NullTier:
         return False
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Return none of ``keys``."""
+        """Return an empty set."""
         return frozenset()
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Return nothing."""
+        """Return an empty mapping."""
         return {}
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Return that nothing went."""
+        """Return that nothing was removed."""
         return Evicted()
 
     def usage(self) -> TierUsage:

@@ -1,4 +1,4 @@
-"""Metrics as a decorator: any tier can be wrapped, and none knows that it is."""
+"""Metrics as a decorator: any tier can be wrapped, and no tier knows the metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class ObservedTier:
-    """Does what ``tier`` does, and tells ``recorder`` how each look-up and store went."""
+    """Does what ``tier`` does, and records how each look-up and each write went."""
 
     def __init__(self, tier: Tier, recorder: Recorder) -> None:
         self.name = tier.name
@@ -22,43 +22,43 @@ class ObservedTier:
         self._recorder = recorder
 
     async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """As the tier's; recorded as a look-up of an artifact."""
+        """Delegate; record a look-up of an artifact."""
         return await self._look_up("artifact", self._tier.get(key, allowance))
 
     async def put(self, artifact: Artifact) -> None:
-        """As the tier's; recorded as a store."""
+        """Delegate; record a write."""
         await self._store(self._tier.put(artifact))
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        """As the tier's; recorded as a look-up of a module."""
+        """Delegate; record a look-up of a module."""
         return await self._look_up("module", self._tier.get_module(sha256, allowance))
 
     async def put_module(self, module: Module) -> None:
-        """As the tier's; recorded as a store."""
+        """Delegate; record a write."""
         await self._store(self._tier.put_module(module))
 
     async def has_module(self, sha256: str) -> bool:
-        """As the tier's; recorded as a look-up of a module if it fails."""
+        """Delegate; if it fails, record a look-up of a module."""
         return await self._ask(self._tier.has_module(sha256), "module")
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """As the tier's; recorded as a look-up of an artifact if it fails."""
+        """Delegate; if it fails, record a look-up of an artifact."""
         return await self._ask(self._tier.held(keys))
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """As the tier's; recorded as a look-up of an artifact if it fails."""
+        """Delegate; if it fails, record a look-up of an artifact."""
         return await self._ask(self._tier.kinds_of(keys))
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """As the tier's."""
+        """Delegate."""
         return await self._tier.evict(scope)
 
     def usage(self) -> TierUsage:
-        """As the tier's."""
+        """Delegate."""
         return self._tier.usage()
 
     async def close(self) -> None:
-        """As the tier's."""
+        """Delegate."""
         await self._tier.close()
 
     async def _look_up(self, what: str, looking: Awaitable[V | None]) -> V | None:
@@ -73,7 +73,7 @@ class ObservedTier:
         try:
             return await asking
         except Exception:
-            # Not in a `finally`: a caller that went away says nothing about the tier.
+            # Not in a `finally`: a cancelled call says nothing about the tier.
             self._recorder.tier_lookup(self.name, what, "error", time.perf_counter() - began)
             raise
 

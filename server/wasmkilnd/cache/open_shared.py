@@ -1,4 +1,4 @@
-"""Opening the shared tier: embedded, external, or none, chosen once, here."""
+"""Opens the shared tier: an external Redis, the embedded Valkey, or none."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _MAX_REVIVE_INTERVAL_S = 60.0
 
 
 class CannotOpenShared(Exception):  # noqa: N818 - says what cannot be done
-    """The shared tier cannot be used as configured; the message says why."""
+    """The shared tier cannot be used as it is configured; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
-    """What decides the shared tier. ``url`` is empty for the embedded server, or ``none``."""
+    """The settings of the shared tier. ``url`` is empty for the embedded server, or ``none``."""
 
     url: str = field(repr=False)
     access: RedisAccess
@@ -53,15 +53,15 @@ class RemoteOptions:
     retry_max_s: float
     write_queue_bytes: Callable[[], int]
     lease_s: float
-    """0 for no agreement with other daemons about who compiles."""
+    """0 to compile without asking other daemons."""
     turn_patience_s: Callable[[], float]
     artifact_bytes: Callable[[], int]
-    """The largest artifact that is taken from it."""
+    """The largest artifact that the daemon takes from the tier."""
     module_bytes: Callable[[], int]
 
 
 class SharedTier:
-    """The shared tier with all that belongs to it."""
+    """The shared tier, and what comes and goes with it."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class SharedTier:
         reopen: Callable[[RedisAccess], RedisServer] | None = None,
         open_late: Callable[[str], RedisServer] | None = None,
     ) -> None:
-        """``open_late`` answers the embedded server by its URL, if it could not be started yet."""
+        """``open_late`` connects to the embedded server by its URL, if it could not start yet."""
         self.tier = tier
         self.write_behind = write_behind
         self.claims = claims
@@ -95,7 +95,7 @@ class SharedTier:
         self._reviver = asyncio.create_task(self._revive()) if embedded else None
 
     def status(self) -> RemoteStatus:
-        """Return whether it answers, and what waits to be written."""
+        """Return whether the tier answers, and how many writes wait."""
         breaker = self._redis.breaker if self._redis else None
         return RemoteStatus(
             mode=self._mode,
@@ -113,10 +113,10 @@ class SharedTier:
         return self._redis.breaker.detail
 
     def reopened(self, access: RedisAccess) -> Callable[[], None]:
-        """Read what lets the daemon in anew; return what has it used from then on.
+        """Read ``access`` and the files that it names; return what starts using them.
 
-        Certificates are read when a connection is made, and kept with it: so all are made
-        anew, also when only a file's content may have changed. Raises CannotOpenShared.
+        A connection keeps the certificates that were read when it was made. So every connection
+        is made again, even if only the content of a file changed. Raises CannotOpenShared.
         """
         if self._redis is None or self._reopen is None:
             return lambda: None
@@ -124,7 +124,7 @@ class SharedTier:
         return lambda: link.replace(server)
 
     async def close(self) -> None:
-        """Give up writes that still wait, and close. Waits for nobody; see flush and leave."""
+        """Drop the writes that wait, and close, without waiting; see flush and leave."""
         await self.write_behind.close(0)
         if self.claims:
             await self.claims.close()
@@ -140,20 +140,20 @@ class SharedTier:
         await self.write_behind.flush(timeout_s)
 
     async def leave(self) -> None:
-        """Leave the embedded server to other daemons, or wait for its end if there are none.
+        """Stop using the embedded server; wait for its end if no other daemon uses it.
 
-        Cancelled, it does not wait: the server ends by itself.
+        If the wait is cancelled, the server ends by itself.
         """
         if self._embedded:
             await self._embedded.stop()
 
     async def _revive(self) -> None:
-        """Bring the embedded server back when it is gone, or to life if it did not start."""
-        wait_s, told = _REVIVE_INTERVAL_S, ""
+        """Restart the embedded server when it is gone; start it if it did not start at first."""
+        wait_s, logged = _REVIVE_INTERVAL_S, ""
         while True:
             await asyncio.sleep(wait_s)
             if not (self._redis and self._redis.breaker.open and self._embedded):
-                wait_s, told = _REVIVE_INTERVAL_S, ""
+                wait_s, logged = _REVIVE_INTERVAL_S, ""
                 continue
             try:
                 if self._open_late:
@@ -163,9 +163,9 @@ class SharedTier:
                     await self._embedded.ensure()
             except EmbeddedUnavailable as failure:
                 wait_s = min(2 * wait_s, _MAX_REVIVE_INTERVAL_S)
-                if str(failure) != told:  # Once, not each time.
-                    told = str(failure)
-                    log.warning("the embedded server does not come back", cause=told)
+                if str(failure) != logged:  # Log each cause once.
+                    logged = str(failure)
+                    log.warning("cannot restart the embedded server", cause=logged)
 
 
 async def open_shared(
@@ -173,8 +173,8 @@ async def open_shared(
 ) -> SharedTier:
     """Open the shared tier. A server that does not answer yet is no failure.
 
-    ``marks`` is what this daemon knows of what was evicted and released. Raises
-    CannotOpenShared for a URL that cannot be used.
+    ``marks`` are the evictions and releases that this daemon knows of. Raises CannotOpenShared
+    for a URL that cannot be used.
     """
     if options.url == "none":
         return _without(options)
@@ -261,9 +261,9 @@ async def _with(
 def connected(
     options: RemoteOptions, url: str, access: RedisAccess, timeout_s: float
 ) -> RedisServer:
-    """Return the server at ``url``, to which it connects when it is first used.
+    """Return the server at ``url``. It connects when it is first used.
 
-    ``timeout_s`` bounds each write and each read by itself. Raises CannotOpenShared.
+    ``timeout_s`` bounds each read and each write. Raises CannotOpenShared.
     """
     try:
         return connect(url, access, connect_timeout_s=options.timeout_s, timeout_s=timeout_s)
@@ -272,7 +272,7 @@ def connected(
 
 
 def where(options: RemoteOptions) -> str:
-    """Return what server ``options`` mean, in words without a secret."""
+    """Return which server ``options`` name, in words without secrets."""
     return f"Redis at {RedisAddress.parse(options.url)}" if options.url else "embedded Valkey"
 
 

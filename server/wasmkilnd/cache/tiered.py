@@ -1,4 +1,4 @@
-"""The tiers as one: memory first, then the shared tier, never failing for a tier's sake."""
+"""All tiers as one: memory first, then the shared tier. A tier that fails fails no call."""
 
 from __future__ import annotations
 
@@ -18,36 +18,32 @@ from wasmkilnd.wait_budget import Allowance, SharedLookups, WaitBudget
 
 
 class TieredCache:
-    """The cache port. For one event loop.
-
-    ``memory`` and ``near`` are the same tier, plain and observed: the plain one
-    is asked what the port of a tier does not offer.
-    """
+    """Implements the Cache port. For one event loop."""
 
     def __init__(
         self,
         memory: MemoryTier,
         near: Tier,
-        far: Tier,
+        shared: Tier,
         writes: WriteBehind,
         claims: FleetClaims | None,
         used: Callable[[CacheKey | str], None] | None = None,
         *,
         call_wait_s: float = math.inf,
     ) -> None:
-        """``claims`` are None for a daemon that agrees with no others about who compiles.
+        """``near`` is ``memory`` with its metrics; ``memory`` serves what a Tier does not offer.
 
-        ``used`` is told of every artifact that was found, and of every module's digest.
-
-        One call waits for ``far`` no longer than ``call_wait_s`` in all, beside what moving
-        the bytes takes.
+        ``claims`` is None for a daemon that compiles without asking other daemons. ``used`` is
+        called with the key of each artifact that is found, and with each module's digest.
+        One call waits for ``shared`` no longer than ``call_wait_s`` in all, apart from the time
+        that it takes to move the bytes.
         """
         self._used = used
         self._call_wait_s = call_wait_s
         self._claims = claims
         self._memory = memory
         self._near = near
-        self._far = far
+        self._shared = shared
         self._writes = writes
         self._artifact_lookups: SharedLookups[CacheKey, Artifact] = SharedLookups()
         self._module_lookups: SharedLookups[str, Module] = SharedLookups()
@@ -65,7 +61,7 @@ class TieredCache:
         return WaitBudget(self._call_wait_s)
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
-        """Return the artifact from the nearest tier that has it, and keep it nearer."""
+        """Return the artifact from the nearest tier that has it, and keep it in memory."""
         origin = Origin.MEMORY
         artifact = await self.get_local(key)
         if artifact is None:
@@ -82,7 +78,7 @@ class TieredCache:
     def claim(
         self, key: CacheKey, budget: WaitBudget, *, contested: bool
     ) -> AbstractAsyncContextManager[Claim]:
-        """Return this daemon's claim to compile ``key``; how the context ends, others hear."""
+        """Return this daemon's claim to compile ``key``, which lasts as long as the context."""
         if contested and self._claims:
             return self._claims.claim(key, budget)
         return contextlib.nullcontext(NullClaim())
@@ -91,21 +87,21 @@ class TieredCache:
         """Return the artifact if this daemon has it, and keep it in memory."""
         artifact = await self._near.get(key)
         if artifact is None and (artifact := self._writes.waiting(key)):
-            # It had to make room before it was written, and may have to be written for long.
+            # Memory evicted it before it was written, and the write may still take long.
             await self._near.put(artifact)
         return artifact
 
     async def has_local(self, key: CacheKey) -> bool:
-        """Return whether this daemon has the artifact, touching nothing."""
+        """Return whether this daemon has the artifact, without counting as use."""
         return bool(await self._memory.held([key]) or self._writes.waiting(key))
 
     async def put(self, artifact: Artifact) -> None:
-        """Store in memory now and in the shared tier behind the caller's back."""
+        """Store in memory now, and in the shared tier after the call."""
         await self._near.put(artifact)
         self._writes.add(artifact)
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
-        """Return the module from the nearest tier that has it, and keep it nearer."""
+        """Return the module from the nearest tier that has it, and keep it in memory."""
         module = await self._near.get_module(sha256) or self._writes.waiting(sha256)
         if module is None:
             module = await self._module_lookups.get(
@@ -116,12 +112,12 @@ class TieredCache:
         return module
 
     async def put_module(self, module: Module) -> None:
-        """Store in memory now and in the shared tier behind the caller's back."""
+        """Store in memory now, and in the shared tier after the call."""
         await self._near.put_module(module)
         self._writes.add(module)
 
     def restore_module(self, module: Module) -> None:
-        """Have a module stored in the shared tier again if it is gone from there."""
+        """Store ``module`` in the shared tier, after the call, if it is missing there."""
         if module.sha256 in self._restoring:
             return
         restoring = asyncio.create_task(self._restore(module))
@@ -134,22 +130,24 @@ class TieredCache:
         missing -= {key for key in missing if self._writes.waiting(key)}
         if missing:
             asked = tuple(sorted(missing, key=_in_order))
-            held = await self._held_lookups.get(asked, lambda _: self._far.held(asked), budget)
-            # A tier that does not answer is not known to hold them: they may have to be compiled.
+            held = await self._held_lookups.get(asked, lambda _: self._shared.held(asked), budget)
+            # If the tier does not answer, nobody knows that it holds them: report them missing.
             missing -= held or frozenset()
         return missing
 
     async def kinds_of(
         self, keys: Sequence[CacheKey], budget: WaitBudget
     ) -> Mapping[CacheKey, Kind]:
-        """Return the kinds of modules that those of the artifacts were made from that are held."""
+        """Return the kind of module behind each of ``keys`` that a tier holds."""
         kinds = dict(await self._near.kinds_of(keys))
         for key in keys:
             if key not in kinds and (artifact := self._writes.waiting(key)):
                 kinds[key] = artifact.kind
         asked = tuple(sorted({*keys} - kinds.keys(), key=_in_order))
         if asked:
-            found = await self._kind_lookups.get(asked, lambda _: self._far.kinds_of(asked), budget)
+            found = await self._kind_lookups.get(
+                asked, lambda _: self._shared.kinds_of(asked), budget
+            )
             kinds |= found or {}
         return kinds
 
@@ -158,18 +156,18 @@ class TieredCache:
         return self._memory.artifacts_of(module_sha256)
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
-        """Evict from ``tier`` ("" for all); answer what went and which tiers did not answer."""
+        """Evict ``scope`` from ``tier`` ("" for all); return what, and who did not answer."""
         gone = Evicted()
         unreachable = []
-        for candidate in (self._far, self._near):
+        for candidate in (self._shared, self._near):
             if tier not in ("", candidate.name):
                 continue
-            if candidate is self._far:
-                # What was asked about before is not to be written after.
+            if candidate is self._shared:
+                # A module that is about to be restored must not be written after the eviction.
                 await asyncio.gather(*self._restoring.values())
                 await self._writes.forget(scope)
             else:
-                self._evictions += 1  # A fetch from before is not kept nearer any more.
+                self._evictions += 1  # Look-ups that began before must not fill memory again.
             try:
                 gone += await candidate.evict(scope)
             except TierUnavailable:
@@ -177,13 +175,12 @@ class TieredCache:
         return gone, unreachable
 
     async def recheck(self, sealer: Sealer) -> int:
-        """Drop what ``sealer`` does not vouch for from memory, where the answer says how much
-        that was, and from what waits to be written, which is served too.
+        """Drop artifacts that ``sealer`` does not vouch for; return how many memory held.
 
-        For the day on which a key is trusted no more: what it signed was verified when
-        it came from the shared tier, and never again.
+        Call it when a key is no longer trusted: memory, and the writes that wait (which are
+        served too), were verified with the old keys and are not verified again.
         """
-        self._evictions += 1  # What is being fetched was perhaps verified by the old keys.
+        self._evictions += 1  # Look-ups under way may have verified with the old keys.
         held = [*self._memory.artifacts(), *self._writes.artifacts()]
         refused = await asyncio.to_thread(
             lambda: [artifact for artifact in held if sealer.verify(artifact, artifact.key)]
@@ -192,21 +189,21 @@ class TieredCache:
         return self._memory.drop(refused)
 
     async def _restore(self, module: Module) -> None:
-        # While it does not answer there is no telling; whoever loads it next asks again.
+        # If the tier does not answer, the next Load of the module tries again.
         with contextlib.suppress(TierUnavailable):
-            if not await self._far.has_module(module.sha256):
+            if not await self._shared.has_module(module.sha256):
                 self._writes.add(module)
 
     async def _fetch(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
         evictions = self._evictions
-        artifact = await self._far.get(key, allowance)
+        artifact = await self._shared.get(key, allowance)
         if artifact and evictions == self._evictions:
             await self._near.put(artifact)
         return artifact
 
     async def _fetch_module(self, sha256: str, allowance: Allowance) -> Module | None:
         evictions = self._evictions
-        module = await self._far.get_module(sha256, allowance)
+        module = await self._shared.get_module(sha256, allowance)
         if module and evictions == self._evictions:
             await self._near.put_module(module)
         return module

@@ -1,7 +1,7 @@
-"""Writes to the shared tier, behind the caller's back.
+"""Writes to the shared tier, after the calls that cause them: no reply waits for one.
 
-No reply waits for one. What waits is bounded (:mod:`wasmkilnd.cache.write_queue`). Each write
-that is given up is counted, and named in the log.
+The queue is bounded (:mod:`wasmkilnd.cache.write_queue`). Each write that is dropped is counted
+and logged.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from wasmkilnd.ports import Tier
 
 log = structlog.get_logger("wasmkilnd.cache")
 
-# How long a tier that is down may keep the daemon from ending.
+# How long a tier that is down may delay the end of the daemon.
 _OUTAGE_S = 0.5
-# A value that finds the tier down so often may be what brings it down.
+# A value that finds the tier down this often may be what brings it down.
 _MAX_TRIES = 3
 
 
 class WriteBehind:
-    """A bounded queue of stores to ``tier``. For one event loop.
+    """Writes a bounded queue of items to ``tier``, one at a time. For one event loop.
 
-    A newer write of a key takes the place of the one that waits. A write that finds the tier
-    down waits again, up to ``_MAX_TRIES`` times; one that fails otherwise is given up: the
-    tier's next reader misses, and somebody compiles or loads again.
+    A newer write of a key replaces the one that waits. A write that finds the tier down is
+    tried up to ``_MAX_TRIES`` times; a write that fails otherwise is dropped, so the next
+    reader misses and the module is compiled or loaded again.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class WriteBehind:
         head_start_s: float = 0.0,
         is_down: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Write to ``tier`` whenever ``ready`` returns; until then writes wait their turn.
+        """Write to ``tier`` once ``ready`` returns; until then writes wait.
 
-        The first of several waits ``head_start_s`` more: what made it is a reply that is
-        still being sent, and megabytes to Redis at the same time would take its CPU.
-        ``is_down`` tells a tier that nobody can use from one that refused a write.
+        The first of several writes waits ``head_start_s`` more: the reply that caused it is
+        still being sent, and sending megabytes to Redis at the same time would slow it down.
+        ``is_down`` tells a tier that does not answer from one that refused a write.
         """
         self._head_start_s = head_start_s
         self._tier = tier
@@ -66,18 +66,18 @@ class WriteBehind:
 
     @property
     def pending(self) -> int:
-        """Writes that wait or are under way."""
+        """How many writes wait or are under way."""
         return len(self._waiting) + len(self._under_way)
 
     @property
     def dropped(self) -> int:
-        """Writes that were given up since the start."""
+        """How many writes were dropped since the start."""
         return self._dropped
 
     def add(self, item: Artifact | Module) -> None:
-        """Have ``item`` stored soon. Returns at once and never raises."""
+        """Queue ``item`` to be written. Return at once; never raise."""
         for other in self._waiting.add(item):
-            self._drop(other, "newer writes need the room (write_queue_bytes)")
+            self._drop(other, "newer writes need the room: raise write_queue_bytes")
         self._tries.pop(key_of(item), None)
         if self._waiting.is_half_full:
             self._pressing.set()
@@ -91,16 +91,16 @@ class WriteBehind:
     @overload
     def waiting(self, key: str) -> Module | None: ...
     def waiting(self, key: CacheKey | str) -> Artifact | Module | None:
-        """Return what waits, or is under way, under ``key``: it is as good as stored."""
+        """Return the item that waits or is being written under ``key``: it is served like a hit."""
         return self._waiting.get(key) or self._under_way.get(key)
 
     def artifacts(self) -> list[Artifact]:
-        """Return the artifacts that wait or are under way."""
+        """Return the artifacts that wait or are being written."""
         items = (*self._waiting, *self._under_way.values())
         return [item for item in items if isinstance(item, Artifact)]
 
     def give_up(self, refused: Sequence[Artifact]) -> None:
-        """Neither write nor serve ``refused`` any more; what is under way is seen to its end."""
+        """Neither write nor serve ``refused`` from now on; a write under way runs to its end."""
         for artifact in refused:
             key = artifact.key
             if self._waiting.get(key) is artifact:
@@ -110,14 +110,14 @@ class WriteBehind:
         self._tell_one_done()
 
     async def settled(self, key: CacheKey | str) -> None:
-        """Return when nothing is to be written under ``key`` any more: it was, or was given up."""
+        """Return once nothing waits under ``key``: it was written, or dropped."""
         while self.waiting(key):
             await self._one_done.wait()
 
     async def forget(self, scope: EvictScope) -> None:
-        """Give up what waits in ``scope``, and see what is being written to its end.
+        """Drop the writes in ``scope`` that wait, and wait for one that is under way.
 
-        So an eviction that comes after is not undone by a write from before.
+        An eviction that follows is then not undone by an earlier write.
         """
         for item in list(self._waiting):
             if _in_scope(item, scope):
@@ -128,10 +128,7 @@ class WriteBehind:
                 pass
 
     async def flush(self, timeout_s: float) -> None:
-        """Write what waits, for at most ``timeout_s``, and only as long as the tier takes writes.
-
-        An outage is given a moment to pass.
-        """
+        """Write what waits, for at most ``timeout_s``; stop soon if the tier takes no writes."""
         idle = asyncio.create_task(self._idle.wait())
         try:
             async with asyncio.timeout(timeout_s):
@@ -140,12 +137,12 @@ class WriteBehind:
                         await self._ready()
                     await asyncio.wait((idle,), timeout=_OUTAGE_S)
         except TimeoutError:
-            pass  # What is left waits on.
+            pass  # The other writes stay in the queue.
         finally:
             idle.cancel()
 
     async def close(self, timeout_s: float) -> None:
-        """Write what waits as flush does, give up the rest, and stop."""
+        """Flush, drop the writes that are left, and stop."""
         if self._writer is None:
             return
         if timeout_s:
@@ -153,7 +150,7 @@ class WriteBehind:
         if self.pending:
             log.warning("cache writes given up", writes=self.pending)
         for item in (*self._under_way.values(), *self._waiting.clear()):
-            self._drop(item, "the daemon ends before it was written")
+            self._drop(item, "the daemon ends before the write")
         self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
 
@@ -165,7 +162,7 @@ class WriteBehind:
                     async with asyncio.timeout(self._head_start_s):
                         await self._pressing.wait()
             while self._waiting:
-                # An outage must not burn what waits: some of it is still there afterwards.
+                # Do not use up tries during an outage: the writes wait until it is over.
                 await self._ready()
                 if not self._waiting:
                     break
@@ -176,7 +173,7 @@ class WriteBehind:
                     async with self._one_write:
                         await self._store(item)
                 except TierUnavailable as failure:
-                    # One that was given up meanwhile does not come back.
+                    # An item that was given up meanwhile must not be tried again.
                     wanted = self._under_way.pop(key, None) is item
                     if not (wanted and self._is_down() and self._try_again(item)):
                         self._drop(item, str(failure))
@@ -187,7 +184,7 @@ class WriteBehind:
                     self._under_way.clear()
                     if not self._waiting.get(key):
                         self._tries.pop(key, None)
-                    del item  # The next may be long in coming.
+                    del item  # Free it now: the next item may come much later.
                     self._tell_one_done()
             self._work.clear()
             self._pressing.clear()
@@ -200,7 +197,7 @@ class WriteBehind:
             await self._tier.put_module(item)
 
     def _try_again(self, item: Item) -> bool:
-        """Have ``item`` wait for the tier's return; return whether it does."""
+        """Put ``item`` back until the tier is up again; return False if its tries are used up."""
         key = key_of(item)
         tries = self._tries.get(key, 0) + 1
         if tries >= _MAX_TRIES or not self._waiting.put_back(item):

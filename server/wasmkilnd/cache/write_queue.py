@@ -1,4 +1,4 @@
-"""What waits to be written to the shared tier, within bounds, and what makes room for what."""
+"""The queue of writes to the shared tier: its bounds, and what is dropped when it is full."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MAX_ITEMS = 10_000
 
 
 class WriteQueue:
-    """Items in the order in which they came, ``limit_bytes`` in all. Data only.
+    """Items in the order of their arrival, ``limit_bytes`` in all. A data structure only.
 
-    When it is full, artifacts make room before modules, each the oldest first: a missing
+    When the queue is full it drops artifacts before modules, the oldest first: a missing
     artifact costs other daemons a compile, a missing module costs callers MODULE_NOT_LOADED.
-    The newest item is always taken, and a module and its artifact never make room for each
-    other: so both fit whatever their sizes.
+    It always takes the newest item, and never drops a module for its own artifact or the other
+    way round, so that both are written whatever their sizes.
     """
 
     def __init__(self, limit_bytes: Callable[[], int], max_items: int = _MAX_ITEMS) -> None:
@@ -41,16 +41,16 @@ class WriteQueue:
 
     @property
     def is_half_full(self) -> bool:
-        """Whether what comes next may find no room."""
+        """Whether more than half of the room is taken."""
         return 2 * self._bytes > self._limit_bytes()
 
     def get(self, key: ItemKey) -> Item | None:
-        """Return what waits under ``key``."""
+        """Return the item that waits under ``key``."""
         _, item = self._of(key).get(key, (0, None))
         return item
 
     def add(self, item: Item) -> list[Item]:
-        """Append ``item``, in the place of one with its key; return what was dropped for it."""
+        """Append ``item``, replacing one with its key; return the items dropped for it."""
         key = key_of(item)
         self.remove(key)
         dropped = []
@@ -62,7 +62,7 @@ class WriteQueue:
         return dropped
 
     def put_back(self, item: Item) -> bool:
-        """Put ``item``, which was taken, first again; return whether there was room for it."""
+        """Put an item that was taken back at the front; return whether there was room for it."""
         key = key_of(item)
         line = self._of(key)
         if key in line or self._is_full_for(item):
@@ -73,20 +73,20 @@ class WriteQueue:
         return True
 
     def take(self) -> Item:
-        """Remove and return the item that came first. The queue must not be empty."""
+        """Remove and return the oldest item. The queue must not be empty."""
         heads = [next(iter(line.values())) for line in (self._modules, self._artifacts) if line]
         _, item = min(heads, key=lambda head: head[0])
         self.remove(key_of(item))
         return item
 
     def remove(self, key: ItemKey) -> None:
-        """Remove what waits under ``key``, if anything does."""
+        """Remove the item under ``key``, if there is one."""
         _, item = self._of(key).pop(key, (0, None))
         if item is not None:
             self._bytes -= size_of(item)
 
     def clear(self) -> list[Item]:
-        """Remove and return all."""
+        """Remove and return all items."""
         items = list(self)
         self._artifacts.clear()
         self._modules.clear()
@@ -100,7 +100,7 @@ class WriteQueue:
         return self._bytes + size_of(item) > self._limit_bytes() or len(self) >= self._max_items
 
     def _first_to_go(self, newest: Item) -> Item | None:
-        """Return what makes room for ``newest``, if anything may."""
+        """Return the next item to drop for ``newest``; None if none may be dropped."""
         for line in (self._artifacts, self._modules):
             for _, item in line.values():
                 if type(item) is type(newest) or module_of(item) != module_of(newest):
@@ -109,15 +109,15 @@ class WriteQueue:
 
 
 def key_of(item: Item) -> ItemKey:
-    """Return under which key ``item`` is stored."""
+    """Return the key under which ``item`` is stored."""
     return item.key if isinstance(item, Artifact) else item.sha256
 
 
 def size_of(item: Item) -> int:
-    """Return the bytes of ``item`` that count."""
+    """Return how many bytes of ``item`` count."""
     return item.size_bytes if isinstance(item, Artifact) else len(item.wasm)
 
 
 def module_of(item: Item) -> str:
-    """Return the digest of the module that ``item`` is, or was made from."""
+    """Return the digest of the module that ``item`` is or was compiled from."""
     return item.module_sha256 if isinstance(item, Artifact) else item.sha256
