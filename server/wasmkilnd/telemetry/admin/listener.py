@@ -1,7 +1,7 @@
-"""Listens for the admin server, and lets connections in.
+"""How connections come in: the admin server accepts them by itself.
 
-asyncio's own servers accept whatever comes, and write a hundred tracebacks each second when
-no descriptor is left.
+asyncio's own servers accept without limit, and log a hundred tracebacks each second when no
+descriptor is left.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from typing import Any, cast
 import structlog
 
 from wasmkilnd.network import address_of, host_of
-from wasmkilnd.telemetry.admin import connections, newcomers
+from wasmkilnd.telemetry.admin import connections, pending
 from wasmkilnd.telemetry.admin.connections import HttpConnections
-from wasmkilnd.telemetry.admin.newcomers import Newcomer, Newcomers
+from wasmkilnd.telemetry.admin.pending import Pending, PendingConnections
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
 _BACKLOG = 512
-# Accepted in one go, before everything else in the daemon has its turn.
+# Accepted in one go, before the rest of the daemon gets its turn.
 _AT_ONCE = 16
-# Read in one go. Parsing what comes in many small pieces takes a millisecond for each KiB.
+# Read in one go. Parsing a KiB that comes in many small pieces takes a millisecond.
 _READ_BYTES = 8 * 1024
 _RETRY_S = 1.0
-_LOOK_S = 1.0
-DESCRIPTORS = newcomers.LIMIT + newcomers.LIMIT_HEARD + connections.LIMIT + _AT_ONCE
-"""What the admin server has open at most, when somebody floods it."""
+_CHECK_S = 1.0
+DESCRIPTORS = pending.INCOMPLETE_LIMIT + pending.COMPLETE_LIMIT + connections.LIMIT + _AT_ONCE
+"""The descriptors that the admin server has open at most, under a flood."""
 
 
 class Listener:
-    """Accepts connections on one address, and hands those over that have sent a request."""
+    """Accepts connections on one address; passes on those that have sent a whole request."""
 
     def __init__(
         self, make_protocol: Callable[[], asyncio.Protocol], connections: HttpConnections
     ) -> None:
-        """``make_protocol`` makes what speaks HTTP on a connection."""
+        """``make_protocol`` returns a protocol that speaks HTTP on one connection."""
         self._make_protocol = make_protocol
         self._connections = connections
-        self._newcomers = Newcomers()
+        self._pending = PendingConnections()
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket_file: tuple[Path, int] | None = None
 
     async def start_tcp(self, host: str, port: int) -> int:
-        """Listen on each address of ``host``; return the port. Raises OSError."""
+        """Listen on each address of ``host``; return the port. Raise OSError."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
@@ -63,9 +63,9 @@ class Listener:
         return int(self._sockets[0].getsockname()[1])
 
     async def start_unix(self, path: Path) -> None:
-        """Listen on a socket that only its owner can reach. Raises OSError."""
-        # A socket file may be a running daemon's, which must not lose it.
-        if _somebody_listens(path):
+        """Listen on a socket that only its owner can reach. Raise OSError."""
+        # The file may belong to a running daemon, which must not lose it.
+        if _in_use(path):
             raise OSError(errno.EADDRINUSE, "")
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.stat().st_mode):  # noqa: ASYNC240 - a local file
@@ -76,9 +76,9 @@ class Listener:
         self._start()
 
     async def stop(self) -> None:
-        """Accept no more, and remove the socket's file if it is still ours."""
+        """Accept no more, and remove the socket's file if it is still this daemon's."""
         self._close_sockets()
-        self._newcomers.close()
+        self._pending.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -94,7 +94,7 @@ class Listener:
         for sock in self._sockets:
             asyncio.get_running_loop().add_reader(sock, self._accept, sock)
         self._in_the_background(self._serve_all())
-        self._in_the_background(self._look_for_late_ones())
+        self._in_the_background(self._end_late_ones())
 
     def _close_sockets(self) -> None:
         for sock in self._sockets:
@@ -109,13 +109,13 @@ class Listener:
             except BlockingIOError:
                 return
             except ConnectionError:
-                continue  # It was gone before it was accepted.
+                continue  # the client left before it was accepted
             except OSError as failure:
-                log.warning("cannot accept connections to the admin page", cause=str(failure))
+                log.warning("cannot accept connections to the admin server", cause=str(failure))
                 self._in_the_background(self._pause(listening))
                 return
             try:
-                self._newcomers.add(sock, _host(sock))
+                self._pending.add(sock, _host(sock))
             except OSError:
                 sock.close()
 
@@ -128,34 +128,34 @@ class Listener:
 
     async def _serve_all(self) -> None:
         while True:
-            newcomer = await self._newcomers.take()
+            first = await self._pending.take()
             try:
                 await self._connections.make_room()
-                await self._serve(newcomer)
+                await self._serve(first)
             except OSError:
-                newcomer.sock.close()  # It has gone, or the server has.
+                first.sock.close()  # the client has left, or the server has stopped
             except BaseException:
-                newcomer.sock.close()
+                first.sock.close()
                 raise
 
-    async def _serve(self, newcomer: Newcomer) -> None:
-        """Have a connection served on which a request came. Raises OSError."""
+    async def _serve(self, first: Pending) -> None:
+        """Pass a connection with a whole request to the HTTP server. Raise OSError."""
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_accepted_socket(_Paused, newcomer.sock)
+        transport, _ = await loop.connect_accepted_socket(_Paused, first.sock)
         if transport.is_closing():
             return
-        self._connections.add(transport, newcomer.host)
+        self._connections.add(transport, first.host)
         protocol = self._make_protocol()
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's own
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        protocol.data_received(bytes(newcomer.sent))
+        protocol.data_received(bytes(first.received))
         transport.resume_reading()
 
-    async def _look_for_late_ones(self) -> None:
+    async def _end_late_ones(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
-            self._newcomers.drop_late()
+            await asyncio.sleep(_CHECK_S)
+            self._pending.drop_late()
             self._connections.end_overdue()
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -165,7 +165,7 @@ class Listener:
 
 
 class _Paused(asyncio.Protocol):
-    """Reads nothing until the protocol proper takes over."""
+    """Reads nothing until the HTTP protocol takes over."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).pause_reading()
@@ -193,10 +193,11 @@ def _listening(family: int, address: object) -> socket.socket:
     return sock
 
 
-def _somebody_listens(path: Path) -> bool:
+def _in_use(path: Path) -> bool:
+    """Return whether a process listens on the socket at ``path``."""
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
-            return False  # a file of another kind: bind will refuse it
+            return False  # a file of another kind, which bind refuses
     except FileNotFoundError:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
@@ -204,7 +205,7 @@ def _somebody_listens(path: Path) -> bool:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            return False  # left behind by a process that was killed
+            return False  # a process that was killed left it behind
         except OSError:
-            return True  # not ours to connect to, or too busy to answer: alive
+            return True  # it belongs to another user, or is too busy to accept: alive
     return True

@@ -1,10 +1,11 @@
-"""Metrics and health over HTTP, for Prometheus and for probes."""
+"""The admin server: metrics and health over HTTP, for Prometheus and for probes."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,50 +17,51 @@ from prometheus_client.exposition import choose_encoder
 
 from wasmkilnd.telemetry.admin.connections import IDLE_S, LIMIT, HttpConnections
 from wasmkilnd.telemetry.admin.listener import Listener
-from wasmkilnd.telemetry.admin.rendered import Rendered
 
 _STOP_S = 1.0
+# How long the daemon does other work after it rendered /metrics, in multiples of that time.
+_PAUSE = 4.0
 _PROTOCOL_LIMITS: Final[dict[str, Any]] = {
-    # What scrapers and probes send is far smaller.
+    # Scrapers and probes send far less.
     "max_line_size": 4096,
     "max_field_size": 4096,
     "max_headers": 64,
-    # No page has a use for a body: one that is longer than what came with the request is not
-    # read, and none is unpacked.
+    # No page uses a body, so the server reads no more of one than came with the request, and
+    # unpacks none.
     "lingering_time": 0.0,
     "auto_decompress": False,
 }
 
-# Its handler writes a traceback for every byte that is no HTTP, which any scanner sends.
+# aiohttp logs a traceback for every byte that is not HTTP, and any scanner sends some.
 logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
-class AddressInUse(Exception):  # noqa: N818 - says what is the matter
-    """The address cannot be listened on; the message says which, why, and what to do."""
+class AddressInUse(Exception):  # noqa: N818 - the name says what is wrong
+    """The server cannot listen on its address; the message says which, why, and what to do."""
 
 
 class AdminServer:
-    """Serves ``/metrics``, ``/healthz`` and ``/readyz``; nothing else, and only to read."""
+    """Serves ``/metrics``, ``/healthz`` and ``/readyz``, for GET and HEAD; nothing else."""
 
     def __init__(
         self, address: str, registry: CollectorRegistry, ready: Callable[[], tuple[bool, str]]
     ) -> None:
-        """Be about to serve on ``address``: host:port, [v6]:port or unix:/path.
+        """Prepare to serve on ``address``: host:port, [v6]:port or unix:/path.
 
-        ``ready`` answers whether calls are served, and a sentence that says why or why not.
+        ``ready`` returns whether the daemon serves calls, and a sentence that says why or why not.
         """
         self._address = address
         self._registry = registry
         self._ready = ready
         self._connections = HttpConnections(LIMIT)
-        self._rendered = Rendered()
+        self._page = _SharedPage()
         self._listener: Listener | None = None
         app = web.Application(client_max_size=1024, middlewares=[self._note_request])
-        # GET and HEAD; aiohttp answers 405 to the rest, and 404 elsewhere.
+        # aiohttp answers 405 to methods other than GET and HEAD, and 404 for other paths.
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        app.on_response_prepare.append(_take_banner_away)
+        app.on_response_prepare.append(_remove_banner)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -69,7 +71,7 @@ class AdminServer:
         )
 
     async def start(self) -> str:
-        """Serve; return the address with its real port. Raises AddressInUse."""
+        """Serve; return the address with its real port. Raise AddressInUse."""
         await self._runner.setup()
         self._listener = Listener(self._protocol, self._connections)
         try:
@@ -96,7 +98,7 @@ class AdminServer:
     def _protocol(self) -> asyncio.Protocol:
         server = self._runner.server
         if server is None:
-            raise ConnectionAbortedError("the admin server has ended")
+            raise ConnectionAbortedError("the admin server has stopped")
         return server()
 
     @web.middleware
@@ -106,13 +108,13 @@ class AdminServer:
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         with self._connections.answering(request.transport):
-            # Of requests that came together, each lets everybody else have a turn first.
+            # Requests that came together on one connection must not hold up the others.
             await asyncio.sleep(0)
             return await handler(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        page = await self._rendered.get(content_type, lambda: encode(self._registry))
+        page = await self._page.get(content_type, lambda: encode(self._registry))
         return web.Response(body=page, headers={"Content-Type": content_type})
 
     async def _healthz(self, _request: web.Request) -> web.Response:
@@ -121,14 +123,45 @@ class AdminServer:
     async def _readyz(self, _request: web.Request) -> web.Response:
         try:
             ready, why = self._ready()
-        except Exception as failure:  # who cannot tell is not ready
+        except Exception as failure:
             structlog.get_logger().error("readiness check failed", error=repr(failure))
             ready, why = False, "the readiness check failed"
         return web.Response(text=f"{why}\n", status=200 if ready else 503)
 
 
-async def _take_banner_away(_request: web.Request, response: web.StreamResponse) -> None:
-    # After aiohttp has set it: setting another beforehand would only change the words.
+class _SharedPage:
+    """Renders a page once for all requests that wait for it; a request never gets an older page.
+
+    It then pauses for four times as long as the rendering took, so that a flood of requests
+    takes a fifth of the daemon's time at most. For one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[str, asyncio.Task[bytes]] = {}
+        self._not_before_s = 0.0
+
+    async def get(self, kind: str, render: Callable[[], bytes]) -> bytes:
+        """Return what ``render`` returns; calls with the same ``kind`` share it."""
+        task = self._next.get(kind)
+        if task is None:
+            task = self._next[kind] = asyncio.create_task(self._render(kind, render))
+        return await asyncio.shield(task)
+
+    async def _render(self, kind: str, render: Callable[[], bytes]) -> bytes:
+        try:
+            await asyncio.sleep(max(0.0, self._not_before_s - time.monotonic()))
+        finally:
+            del self._next[kind]  # a request that comes from here on gets the next page
+        began_s = time.monotonic()
+        try:
+            return render()
+        finally:
+            ended_s = time.monotonic()
+            self._not_before_s = ended_s + _PAUSE * (ended_s - began_s)
+
+
+async def _remove_banner(_request: web.Request, response: web.StreamResponse) -> None:
+    # aiohttp has set it by now, and would add one if there were none before.
     response.headers.pop("Server", None)
 
 
