@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import resource
 import signal
 import subprocess
@@ -10,11 +12,18 @@ from pathlib import Path
 import pytest
 
 PYTHON = "/usr/bin/python3"
+# Tests that run at the same time on this machine have other process ids, and so other users.
+_users = itertools.count(20_000 + os.getpid() % 3_000 * 10)
 _SIGNAL = "import os, sys; os.kill(*map(int, sys.argv[1:]))"
 _LIMIT = (
     "import resource, sys; pid, what, limit = map(int, sys.argv[1:]);"
     " resource.prlimit(pid, what, (limit, limit))"
 )
+
+
+def unused_user() -> int:
+    """Return a user that no other process has; two of these are never the same."""
+    return next(_users)
 
 
 def user_of(pid: int) -> int:

@@ -18,7 +18,7 @@ from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
-from tests.confinement.foreign import PYTHON, may_limit, may_signal, user_of
+from tests.confinement.foreign import PYTHON, may_limit, may_signal, unused_user, user_of
 from tests.confinement.workers import job_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
@@ -76,7 +76,7 @@ async def test_workers_cannot_interfere_with_each_other(confined_engine: Path) -
 
 
 async def test_a_user_that_somebody_else_has_is_told(confined_engine: Path) -> None:
-    user = 54321
+    user = unused_user()
     async with workers.running(confined_engine, user) as worker:
         assert user_of(worker.pid) == user
         assert privileges_of(worker) == (
@@ -93,7 +93,7 @@ async def test_a_user_that_somebody_else_has_is_told(confined_engine: Path) -> N
 
 async def test_a_user_that_only_a_zombie_has_is_free() -> None:
     """An init that reaps nobody keeps them for ever; here the parent of the other service does."""
-    user = 54323
+    user = unused_user()
     program = (
         "import os, sys, time; pid = os.fork();"
         " pid or (os.setresgid(*[int(sys.argv[1])] * 3), os.setresuid(*[int(sys.argv[1])] * 3),"
@@ -121,7 +121,7 @@ async def test_a_user_that_only_a_zombie_has_is_free() -> None:
 
 
 async def test_workers_that_have_the_same_user_are_no_others(confined_engine: Path) -> None:
-    user = 54322
+    user = unused_user()
     async with (
         workers.running(confined_engine, user),
         workers.running(confined_engine, user) as two,

@@ -16,9 +16,10 @@ from wasmkilnd.engines.child.isolation import namespaces
 from wasmkilnd.model import Isolation, LayerState
 
 from tests.confinement import workers
+from tests.confinement.foreign import unused_user
 from tests.confinement.workers import HOSTILE, attempt
 
-USER = 12345
+USER = unused_user()
 PYTHON = "/usr/bin/python3"
 BECOME_ORDINARY = (
     f"import os, sys; os.setgroups([]); os.setresgid({USER}, {USER}, {USER});"

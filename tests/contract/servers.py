@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import subprocess
 import time
@@ -23,6 +24,9 @@ TIMEOUT_S = 20.0
 """How long anything may take to come up, or to come about."""
 
 KINDS = ("valkey", "redis-server")
+
+# Below the range of outgoing connections, which is 32768 to 60999 on Linux (ip(7)).
+_PORTS = range(20_000, 30_000)
 
 
 def binary_of(kind: str) -> str:
@@ -98,9 +102,26 @@ def wait_until(happens: Callable[[], bool], or_else: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Reserve ports of 127.0.0.1 until this process ends; nobody listens on them now.
+
+    They are below those that the kernel gives to outgoing connections, and each is reserved
+    by a socket with a name, so that no test that runs meanwhile takes one while it is free:
+    before a server is started, or between two servers.
+    """
+    ports: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(ports) == count:
+            break
+        reserved = socket.socket(socket.AF_UNIX)
+        try:
+            reserved.bind(f"\0wasmkiln-test-port-{port}")
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        except OSError:  # Another test has it, or another program.
+            reserved.close()
+            continue
+        reserved.detach()  # The kernel closes it when this process ends.
+        ports.append(port)
+    assert len(ports) == count, "no port is free"
+    return ports

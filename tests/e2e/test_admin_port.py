@@ -24,7 +24,7 @@ FEW = 700
 STRANGERS = 1600
 FEWER = 200
 """Of those that ask for something, or send a lot."""
-HONEST_S = 5.0
+HONEST_S = 2.5
 # Of what several thousand connections by strangers may leave in the log.
 LOG_BYTES = 200_000
 

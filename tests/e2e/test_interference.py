@@ -15,7 +15,7 @@ from tests.confinement import foreign
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, is_ready, state_with
-from tests.e2e.processes import workers_of
+from tests.e2e.processes import eventually, workers_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
 
@@ -24,6 +24,7 @@ FLAGS = ("--workers", "2", "--redis-url", "none")
 
 def test_services_that_run_as_nobody_change_nothing(tmp_path: Path) -> None:
     with Daemon(state_with(tmp_path / "state", ENGINE), FLAGS) as daemon, daemon.client() as client:
+        eventually(lambda: daemon.metric("workers", engine=ENGINE) == 2, "a worker is missing")
         workers = workers_of(daemon.pid)
         assert len({foreign.user_of(worker) for worker in workers}) == len(workers) == 2
         for worker in workers:
@@ -39,6 +40,7 @@ def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
         Daemon(state_with(tmp_path / "state", ENGINE), FLAGS) as daemon,
         daemon.client(max_attempts=1) as client,
     ):
+        eventually(lambda: daemon.metric("workers", engine=ENGINE) == 2, "a worker is missing")
         spoiled = workers_of(daemon.pid)
         for worker in spoiled:
             foreign.spoil(worker)

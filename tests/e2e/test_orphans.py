@@ -15,6 +15,7 @@ from wasmkiln import Client, ConnectionFailed, WasmkilnError
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.engines.install.store import EngineStore
 
+from tests.contract.servers import free_ports
 from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
@@ -30,12 +31,6 @@ from tests.e2e.processes import (
 from tests.e2e.test_cache import settled
 
 ENGINE = "wasmer-1.1.0"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Victim:
@@ -91,7 +86,7 @@ class Bench:
 
     def __init__(self, state: Path) -> None:
         self._state = state
-        self._port = free_port()
+        [self._port] = free_ports(1)
 
     def kill_when(self, moment: Callable[[Victim], object], what: str) -> None:
         victim = Victim(self._state, self._port)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import random
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from wasmkilnd.cache.redis.guarded import STORE_TIMEOUT_S
 
-from tests.contract.servers import binary_of, redis_server
+from tests.contract.servers import binary_of, free_ports, redis_server
 from tests.faults.proxy import GOOD, Line
 from tests.faults.site import PASSWORD, TIMEOUT_S, Site
 
@@ -65,7 +64,7 @@ async def full(site: Site) -> AsyncIterator[None]:
 @asynccontextmanager
 async def demoted(site: Site) -> AsyncIterator[None]:
     """A failover made it the replica of another server: read-only, and soon as empty as that."""
-    port = free_port()
+    [port] = free_ports(1)
     settings = ["--port", str(port), "--requirepass", PASSWORD]
     folder = site.folder / f"primary-{port}"
     with redis_server(binary_of("valkey"), folder, settings):
@@ -163,10 +162,3 @@ def drop_clients(site: Site) -> None:
     with contextlib.suppress(Exception):
         kill: Any = site.admin.execute_command
         kill("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
