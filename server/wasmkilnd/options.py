@@ -60,7 +60,7 @@ def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
         retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly.
-        turn_patience_s=lambda: in_force.current.compile_timeout_s + settings.compile_lease_s,
+        fleet_wait_s=lambda: in_force.current.compile_timeout_s + settings.compile_lease_s,
         artifact_bytes=lambda: in_force.current.max_artifact_bytes,
         module_bytes=lambda: in_force.current.max_module_bytes,
         write_queue_bytes=lambda: in_force.current.effective_write_queue_bytes,

@@ -557,7 +557,7 @@ def options(url: str, state_dir: Path) -> RemoteOptions:
         timeout_s=1.0,
         retry_max_s=1.0,
         lease_s=0.0,
-        turn_patience_s=lambda: 0.0,
+        fleet_wait_s=lambda: 0.0,
         artifact_bytes=lambda: 1000,
         module_bytes=lambda: 1000,
         write_queue_bytes=lambda: 1000,

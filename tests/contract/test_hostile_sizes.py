@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.fleet.holders import Pulse
+from wasmkilnd.cache.fleet.holders import Sightings
 from wasmkilnd.cache.fleet.lease import Lease
-from wasmkilnd.cache.fleet.lease_store import LeaseStore, Standing
+from wasmkilnd.cache.fleet.lease_store import LeaseStatus, LeaseStore
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
@@ -146,11 +146,11 @@ async def test_a_lease(tier: RedisTier, raw: Redis, is_good_at_first: bool) -> N
     leases, ours = leases_over(tier), Lease.new(600_000)
     name = tier.names.lease(ONE.key)
     if is_good_at_first:
-        assert await leases.take(ONE.key, Lease.new(600_000), Pulse()) is Standing.TAKEN
+        assert await leases.take(ONE.key, Lease.new(600_000), Sightings()) is LeaseStatus.TAKEN
     await enlarge(raw, name)
     with little_memory():
-        assert await leases.look(ONE.key, Pulse()) is Standing.FREE
-        assert await leases.take(ONE.key, ours, Pulse()) is Standing.SEIZED
+        assert await leases.look(ONE.key, Sightings()) is LeaseStatus.FREE
+        assert await leases.take(ONE.key, ours, Sightings()) is LeaseStatus.SEIZED
     assert await raw.strlen(name) < 1000
     await enlarge(raw, name)
     with little_memory():
@@ -164,10 +164,10 @@ async def test_an_empty_lease_is_nobody_s_and_makes_nobody_wait(
     tier: RedisTier, raw: Redis
 ) -> None:
     leases = leases_over(tier)
-    assert await leases.look(ONE.key, Pulse()) is Standing.FREE
+    assert await leases.look(ONE.key, Sightings()) is LeaseStatus.FREE
     await raw.set(tier.names.lease(ONE.key), b"")
-    assert await leases.look(ONE.key, Pulse()) is Standing.FREE
-    assert await leases.take(ONE.key, Lease.new(600_000), Pulse()) is Standing.SEIZED
+    assert await leases.look(ONE.key, Sightings()) is LeaseStatus.FREE
+    assert await leases.take(ONE.key, Lease.new(600_000), Sightings()) is LeaseStatus.SEIZED
 
 
 def leases_over(tier: RedisTier) -> LeaseStore:

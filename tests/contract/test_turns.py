@@ -46,9 +46,9 @@ A_FEW_LEASES_S = 6 * LEASE_S
 class Daemon:
     """What of a daemon takes part in an agreement."""
 
-    def __init__(self, url: str, patience_s: float = 20) -> None:
+    def __init__(self, url: str, max_wait_s: float = 20) -> None:
         self.outcomes = Notes()
-        self.patience_s = patience_s
+        self.max_wait_s = max_wait_s
         self.tier = RedisTier(
             connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1, marks=early_marks()
         )
@@ -57,7 +57,7 @@ class Daemon:
         leases = LeaseStore(
             self.tier.link, self.tier.names, sealer(), lambda key: self._stored(), LEASE_S
         )
-        self.claims = FleetClaims(leases, self.outcomes, patience_s=lambda: self.patience_s)
+        self.claims = FleetClaims(leases, self.outcomes, max_wait_s=lambda: self.max_wait_s)
         limits = Reloadable(Limits(1, 1, 1, 1, 1, 100, 10**9))
         self.dispatch = Dispatch[str]("engine-1", limits, self.outcomes)
         self.dispatch.offer("worker")
@@ -104,9 +104,9 @@ class Daemon:
     async def die(self) -> None:
         """Be as a process that is gone: nobody renews, and nobody says goodbye."""
         self.claims._leases._link = None  # type: ignore[assignment]
-        for task in self.claims._under_way:
+        for task in self.claims._background:
             task.cancel()
-        self.claims._under_way.clear()
+        self.claims._background.clear()
 
     async def close(self) -> None:
         await self.claims.close()
@@ -121,9 +121,9 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @contextlib.asynccontextmanager
 async def fleet(
-    server: RedisServer, size: int, patience_s: float = 20
+    server: RedisServer, size: int, max_wait_s: float = 20
 ) -> AsyncIterator[list[Daemon]]:
-    daemons = [Daemon(server.url, patience_s) for _ in range(size)]
+    daemons = [Daemon(server.url, max_wait_s) for _ in range(size)]
     await daemons[0].tier.evict(EvictScope())
     async with Redis.from_url(server.url) as raw:
         await raw.delete(daemons[0].tier.names.lease(ONE.key))
@@ -238,7 +238,7 @@ async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compil
 
 
 async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServer) -> None:
-    async with fleet(valkey, 1, patience_s=0.0) as [one]:
+    async with fleet(valkey, 1, max_wait_s=0.0) as [one]:
         async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
             await one.tier.put(ONE)
             assert not await claim.take()
@@ -251,7 +251,7 @@ async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServe
 
 async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServer) -> None:
     async with (
-        fleet(valkey, 2, patience_s=0.2) as (one, two),
+        fleet(valkey, 2, max_wait_s=0.2) as (one, two),
         one.compiling(),
         two.claims.claim(ONE.key, WaitBudget(1.0)) as claim,
     ):
@@ -327,18 +327,18 @@ async def test_an_artifact_that_is_there_is_not_made_again(valkey: RedisServer) 
 
 
 async def test_patience_ends(valkey: RedisServer) -> None:
-    async with fleet(valkey, 2, patience_s=0.2) as (one, two):
+    async with fleet(valkey, 2, max_wait_s=0.2) as (one, two):
         async with one.compiling():
             assert await two.compile()
         assert two.outcomes.turns == ["late"]
 
 
 async def test_patience_that_grows_counts_for_who_waits_already(valkey: RedisServer) -> None:
-    async with fleet(valkey, 2, patience_s=0.5) as (one, two):
+    async with fleet(valkey, 2, max_wait_s=0.5) as (one, two):
         async with one.compiling():
             waiting = asyncio.create_task(two.compile())
             await asyncio.sleep(0.1)
-            two.patience_s = 60
+            two.max_wait_s = 60
             await asyncio.sleep(1.5)
         assert not await waiting
         assert two.outcomes.turns == ["made"]
@@ -419,7 +419,7 @@ async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
 ) -> None:
     """Each of them is new to the daemon, once; and none when it is too old."""
     async with (
-        fleet(valkey, 3, patience_s=60) as (one, two, three),
+        fleet(valkey, 3, max_wait_s=60) as (one, two, three),
         Redis.from_url(valkey.url) as raw,
     ):
         copies = [copy for daemon in (one, one, two, two) for copy in await captured(raw, daemon)]
@@ -434,7 +434,7 @@ async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
 
 
 async def test_a_lease_that_this_daemon_held_is_no_reason_to_wait(valkey: RedisServer) -> None:
-    async with fleet(valkey, 1, patience_s=60) as [one], Redis.from_url(valkey.url) as raw:
+    async with fleet(valkey, 1, max_wait_s=60) as [one], Redis.from_url(valkey.url) as raw:
         copies = await captured(raw, one, renewals=2)
         attacking = asyncio.create_task(put_back(raw, copies))
         try:
@@ -448,7 +448,7 @@ async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
     valkey: RedisServer, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is there when it is to be taken, and gone when it is looked at."""
-    async with fleet(valkey, 2, patience_s=60) as (one, two), Redis.from_url(valkey.url) as raw:
+    async with fleet(valkey, 2, max_wait_s=60) as (one, two), Redis.from_url(valkey.url) as raw:
         copies = await captured(raw, one, renewals=3)
         names, genuine = two.tier.names, two.claims._leases.take
         lookups = itertools.count()

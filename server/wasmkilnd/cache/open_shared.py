@@ -54,7 +54,7 @@ class RemoteOptions:
     write_queue_bytes: Callable[[], int]
     lease_s: float
     """0 to compile without asking other daemons."""
-    turn_patience_s: Callable[[], float]
+    fleet_wait_s: Callable[[], float]
     artifact_bytes: Callable[[], int]
     """The largest artifact that the daemon takes from the tier."""
     module_bytes: Callable[[], int]
@@ -242,7 +242,7 @@ async def _with(
     claims = None
     if options.lease_s:
         leases = LeaseStore(redis.link, redis.names, sealer, writes.settled, options.lease_s)
-        claims = FleetClaims(leases, recorder, patience_s=options.turn_patience_s)
+        claims = FleetClaims(leases, recorder, max_wait_s=options.fleet_wait_s)
     return SharedTier(
         tier,
         writes,

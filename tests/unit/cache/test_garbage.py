@@ -83,7 +83,7 @@ def asked_of_what_is_built_on_it(link: GuardedRedis) -> list[Callable[[], Awaita
     tier = RedisTier(link._server, sealer(), Notes())
     strikes = RedisStrikes(link, KeyNames("p:"), sealer())
     leases = LeaseStore(link, KeyNames("p:"), sealer(), never, lease_s=0.1)
-    claims = FleetClaims(leases, Notes(), patience_s=lambda: 0.0)
+    claims = FleetClaims(leases, Notes(), max_wait_s=lambda: 0.0)
 
     async def take() -> None:
         async with claims.claim(KEY, WaitBudget()) as claim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 import pytest
-from wasmkilnd.cache.fleet.holders import CLOCKS_DIFFER_S, LeaseHolders, Pulse
+from wasmkilnd.cache.fleet.holders import CLOCKS_DIFFER_S, LeaseHolders, Sightings
 from wasmkilnd.cache.fleet.lease import Lease
 
 TODAY_S = 1_795_627_309.0
@@ -18,49 +18,49 @@ def holders() -> LeaseHolders:
 
 
 def test_a_holder_that_renews_lives_as_long_as_it_likes(holders: LeaseHolders) -> None:
-    pulse, lease, now_s = Pulse(), LEASE, 100.0
+    sightings, lease, now_s = Sightings(), LEASE, 100.0
     for _ in range(50):
-        assert holders.lives(lease, pulse, now_s)
-        assert holders.lives(lease, pulse, now_s + 0.9)
+        assert holders.is_alive(lease, sightings, now_s)
+        assert holders.is_alive(lease, sightings, now_s + 0.9)
         lease, now_s = lease.next(), now_s + 0.9
 
 
 def test_one_that_only_stays_does_not(holders: LeaseHolders) -> None:
-    pulse = Pulse()
-    assert holders.lives(LEASE, pulse, 100.0)
-    assert holders.lives(LEASE, pulse, 101.0)
-    assert not holders.lives(LEASE, pulse, 101.1)
-    assert not holders.lives(LEASE.next(), pulse, 101.2)
+    sightings = Sightings()
+    assert holders.is_alive(LEASE, sightings, 100.0)
+    assert holders.is_alive(LEASE, sightings, 101.0)
+    assert not holders.is_alive(LEASE, sightings, 101.1)
+    assert not holders.is_alive(LEASE.next(), sightings, 101.2)
 
 
 def test_neither_does_one_that_goes_back(holders: LeaseHolders) -> None:
-    pulse = Pulse()
-    assert holders.lives(LEASE.next(), pulse, 100.0)
-    assert not holders.lives(LEASE, pulse, 100.1)
+    sightings = Sightings()
+    assert holders.is_alive(LEASE.next(), sightings, 100.0)
+    assert not holders.is_alive(LEASE, sightings, 100.1)
 
 
 def test_another_holder_is_given_the_same_time(holders: LeaseHolders) -> None:
-    pulse = Pulse()
-    assert holders.lives(LEASE.next(), pulse, 100.0)
+    sightings = Sightings()
+    assert holders.is_alive(LEASE.next(), sightings, 100.0)
     other = Lease.new(1000, TODAY_S)
-    assert holders.lives(other, pulse, 102.0)
-    assert holders.lives(other, pulse, 102.9)
-    assert pulse.holders == 2
+    assert holders.is_alive(other, sightings, 102.0)
+    assert holders.is_alive(other, sightings, 102.9)
+    assert sightings.holders == 2
 
 
 def test_one_that_was_replaced_does_not_come_back(holders: LeaseHolders) -> None:
-    pulse, other = Pulse(), Lease.new(1000, TODAY_S)
-    assert holders.lives(LEASE, pulse, 100.0)
-    assert holders.lives(other, pulse, 100.5)
-    assert not holders.lives(LEASE.next(), pulse, 100.6)
+    sightings, other = Sightings(), Lease.new(1000, TODAY_S)
+    assert holders.is_alive(LEASE, sightings, 100.0)
+    assert holders.is_alive(other, sightings, 100.5)
+    assert not holders.is_alive(LEASE.next(), sightings, 100.6)
 
 
 def test_what_one_call_saw_counts_for_the_next(holders: LeaseHolders) -> None:
-    assert holders.lives(LEASE, Pulse(), 100.0)
-    assert holders.lives(LEASE, Pulse(), 101.0)
-    assert not holders.lives(LEASE, Pulse(), 101.1)
-    holders.over("ab" * 16)
-    assert not holders.lives(Lease("ab" * 16, 1000), Pulse(), 100.0)
+    assert holders.is_alive(LEASE, Sightings(), 100.0)
+    assert holders.is_alive(LEASE, Sightings(), 101.0)
+    assert not holders.is_alive(LEASE, Sightings(), 101.1)
+    holders.mark_ended("ab" * 16)
+    assert not holders.is_alive(Lease("ab" * 16, 1000), Sightings(), 100.0)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +71,17 @@ def test_a_lease_that_is_too_old_is_a_copy(
     holders: LeaseHolders, age_s: float, is_believed: bool
 ) -> None:
     lease = Lease.new(1000, TODAY_S - age_s)
-    assert holders.lives(lease, Pulse(lambda: 30.0), 100.0) is is_believed
+    assert holders.is_alive(lease, Sightings(lambda: 30.0), 100.0) is is_believed
 
 
 def test_one_that_does_not_say_when_it_began_is_waited_for_a_little(holders: LeaseHolders) -> None:
-    pulse, lease, now_s, waited_s = Pulse(), Lease(secrets.token_hex(16), 1000), 100.0, 0.0
-    while holders.lives(lease, pulse, now_s + waited_s):
+    sightings, lease, now_s, waited_s = Sightings(), Lease(secrets.token_hex(16), 1000), 100.0, 0.0
+    while holders.is_alive(lease, sightings, now_s + waited_s):
         lease, waited_s = lease.next(), waited_s + 0.5
     assert 1 <= waited_s <= 3
 
 
 def test_memory_is_bounded(holders: LeaseHolders) -> None:
     for number in range(20_000):
-        holders.over(f"{number:032x}")
+        holders.mark_ended(f"{number:032x}")
     assert len(holders._seen) == 10_000

@@ -1,7 +1,7 @@
-"""Tells holders of leases that live from leases that only stay, or were put back.
+"""Tells live holders of leases from leases that are left over or were written back.
 
-Whoever may write to the server can copy a lease and put it back later, and its stamp is good.
-So a daemon remembers what became of the holders that it saw, and asks when a lease began.
+Anyone who may write to the server can copy a lease and write it back later, with a valid stamp.
+So a daemon remembers what became of the holders that it saw, and checks when a lease began.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ from dataclasses import dataclass
 from wasmkilnd.cache.fleet.lease import Lease, State
 
 CLOCKS_DIFFER_S = 60.0
-"""By how much the clocks of a fleet's daemons may differ."""
+"""How much the clocks of a fleet's daemons may differ."""
 
 _MAX_REMEMBERED = 10_000
-# v0.1.0's leases do not say when they began: their copies never get too old.
-_UNDATED_LEASES = 2
+# Leases of v0.1.0 do not say when they began, so their copies never grow too old: wait for such a
+# holder only as long as this many leases.
+_MAX_LEASES_UNDATED = 2
 
 
 def _no_bound() -> float:
     return math.inf
 
 
-class Pulse:
-    """What one call saw of the leases that it waited for."""
+class Sightings:
+    """What one call has seen of the leases that it waits for."""
 
-    def __init__(self, patience_s: Callable[[], float] = _no_bound) -> None:
-        """A call waits no longer than ``patience_s`` says, so no lease may be much older."""
-        self.patience_s = patience_s
+    def __init__(self, max_wait_s: Callable[[], float] = _no_bound) -> None:
+        """``max_wait_s`` returns how long a call waits; an older lease is not believed."""
+        self.max_wait_s = max_wait_s
         self.state = State.COMPILING
-        """What the holder was seen to do last."""
+        """What the holder did when it was last seen."""
         self.holder = ""
-        """Who holds the lease, as it was seen last."""
+        """The holder that was seen last."""
         self.holders = 0
-        """How many held it, one after the other."""
+        """How many holders were seen, one after the other."""
 
-    def saw(self, lease: Lease) -> None:
-        """Take note of a lease that is waited for."""
+    def add(self, lease: Lease) -> None:
+        """Add a look at a lease whose holder is alive."""
         self.holders += lease.holder != self.holder
         self.holder, self.state = lease.holder, lease.state
 
@@ -48,9 +49,9 @@ class Pulse:
 class LeaseHolders:
     """What one daemon knows of the holders of all leases.
 
-    A holder that lives renews its lease with the next number; one that died loses it to the
-    server's clock. Whose lease does neither is waited for no more, now or ever, and so is a
-    holder that was replaced or let go: none of them comes back.
+    A live holder renews its lease with a higher number; a dead holder's lease expires on the
+    server. If a lease does neither, no call waits for its holder again, and neither for a
+    holder that was replaced or that released its lease: none of these comes back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -58,34 +59,34 @@ class LeaseHolders:
         self._clock = clock
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
 
-    def lives(self, lease: Lease, pulse: Pulse, now_s: float) -> bool:
-        """Return whether to go on waiting, given what the lease is at ``now_s``."""
-        if pulse.holder and pulse.holder != lease.holder:
-            self.over(pulse.holder)
+    def is_alive(self, lease: Lease, sightings: Sightings, now_s: float) -> bool:
+        """Return whether the holder of ``lease``, as it was read at ``now_s``, is alive."""
+        if sightings.holder and sightings.holder != lease.holder:
+            self.mark_ended(sightings.holder)
         seen = self._seen.get(lease.holder)
         if seen is None:
-            seen = _Seen(lease, now_s, now_s, is_over=self._is_too_old(lease, pulse))
+            seen = _Seen(lease, now_s, now_s, ended=self._is_too_old(lease, sightings))
             self._remember(lease.holder, seen)
-        if seen.is_over or not seen.lives(lease, now_s):
-            seen.is_over = True
+        if seen.ended or not seen.is_alive(lease, now_s):
+            seen.ended = True
             return False
-        pulse.saw(lease)
+        sightings.add(lease)
         return True
 
-    def over(self, holder: str) -> None:
+    def mark_ended(self, holder: str) -> None:
         """Never wait for ``holder`` again."""
         seen = self._seen.get(holder)
         if seen is not None:
-            seen.is_over = True
+            seen.ended = True
         elif holder:
-            self._remember(holder, _Seen(Lease(holder, 0), 0.0, 0.0, is_over=True))
+            self._remember(holder, _Seen(Lease(holder, 0), 0.0, 0.0, ended=True))
 
-    def _is_too_old(self, lease: Lease, pulse: Pulse) -> bool:
+    def _is_too_old(self, lease: Lease, sightings: Sightings) -> bool:
         began_s = lease.began_s
         if began_s is None:
             return False
         age_s = self._clock() - began_s
-        return not -CLOCKS_DIFFER_S <= age_s <= pulse.patience_s() + CLOCKS_DIFFER_S
+        return not -CLOCKS_DIFFER_S <= age_s <= sightings.max_wait_s() + CLOCKS_DIFFER_S
 
     def _remember(self, holder: str, seen: _Seen) -> None:
         self._seen[holder] = seen
@@ -95,16 +96,16 @@ class LeaseHolders:
 
 @dataclass(slots=True)
 class _Seen:
-    """A holder's lease as it was seen last, and since when it is so."""
+    """A holder's last lease, since when it is unchanged, and when the holder was first seen."""
 
     lease: Lease
     since_s: float
-    first_s: float
-    is_over: bool
+    first_seen_s: float
+    ended: bool
 
-    def lives(self, lease: Lease, now_s: float) -> bool:
+    def is_alive(self, lease: Lease, now_s: float) -> bool:
         lasts_s = lease.lasts_ms / 1000
-        if lease.began_s is None and now_s - self.first_s > _UNDATED_LEASES * lasts_s:
+        if lease.began_s is None and now_s - self.first_seen_s > _MAX_LEASES_UNDATED * lasts_s:
             return False
         if lease.beat > self.lease.beat:
             self.lease, self.since_s = lease, now_s

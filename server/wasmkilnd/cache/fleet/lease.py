@@ -1,12 +1,13 @@
-"""What stands in a lease: who holds it, and signs of its life.
+"""The value of a lease: its holder, and its holder's heartbeat.
 
 ``<holder>.<beat>.<lasts, ms>.<state>.<stamp>`` in ASCII: 16 bytes in hexadecimal, a number that
-grows by one with each renewal, for how long it is good, what the holder does, and a stamp over
-all of that and the lease's own name. So nobody without a key of the fleet can make others wait.
+grows by one with each renewal, how long the lease lasts, what the holder does, and a stamp over
+all of that and the name of the lease's key. So only a daemon with a trusted key can make others
+wait.
 
-A holder's 16 bytes are a mark (4), when its lease began in milliseconds since 1970 (6), and
-random (6): so a copy of a lease grows old (:mod:`wasmkilnd.cache.fleet.holders`). v0.1.0 writes 16
-random bytes there, and takes ours for such.
+The holder's 16 bytes are ``wkl2`` (4), when the lease began in milliseconds since 1970 (6), and
+random bytes (6): so a copy of a lease grows old (:mod:`wasmkilnd.cache.fleet.holders`). v0.1.0
+writes 16 random bytes, and takes these for random ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SHAPE = re.compile(
 _DATED = b"wkl2"
 _TIME_BYTES, _RANDOM_BYTES = 6, 6
 
-# What a stamp is over, so that no signature of another purpose can be taken for one.
+# Part of what is stamped, so that no stamp of another kind of value passes for a lease's.
 _PURPOSE = b"wasmkiln lease\0"
 
 
@@ -37,14 +38,14 @@ class State(Enum):
 
     COMPILING = "compiling"
     STORING = "storing"
-    """It has compiled, and the artifact waits to be stored: what takes long now is Redis."""
+    """It has compiled, and the artifact waits to be stored: the wait is for Redis now."""
     FAILED = "failed"
-    """It could not compile, and has let go; a note for who waits."""
+    """It could not compile and released the lease; a note for those who wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One state of a lease."""
+    """A lease, as one renewal wrote it."""
 
     holder: str
     lasts_ms: int
@@ -53,14 +54,14 @@ class Lease:
 
     @classmethod
     def new(cls, lasts_ms: int, now_s: float | None = None) -> Lease:
-        """Return a lease of a holder that nobody has seen before, which begins ``now_s``."""
+        """Return the lease of a new holder, beginning at ``now_s``."""
         began_ms = round(1000 * (time.time() if now_s is None else now_s))
         dated = _DATED + began_ms.to_bytes(_TIME_BYTES, "big")
         return cls((dated + secrets.token_bytes(_RANDOM_BYTES)).hex(), lasts_ms)
 
     @property
     def began_s(self) -> float | None:
-        """When the holder says that it began, in seconds since 1970; None if it does not say."""
+        """When the lease began, in seconds since 1970; None for a lease of v0.1.0."""
         holder = bytes.fromhex(self.holder)
         if not holder.startswith(_DATED):
             return None
@@ -68,21 +69,21 @@ class Lease:
 
     @property
     def token(self) -> bytes:
-        """With what every state of this holder's lease begins, and of nobody else's."""
+        """The first bytes of every renewal of this holder's lease, and of no other lease."""
         return self.holder.encode()
 
     def next(self, state: State = State.COMPILING) -> Lease:
-        """Return the lease as it is renewed."""
+        """Return the next renewal."""
         return replace(self, beat=self.beat + 1, state=state)
 
     def written(self, name: bytes, stamp: Stamp) -> bytes:
-        """Return what to store under ``name``."""
+        """Return the value to store under the key ``name``."""
         text = f"{self.holder}.{self.beat}.{self.lasts_ms}.{self.state.value}".encode()
         return b"%b.%b" % (text, stamp(_message(name, text)).hex().encode())
 
 
 def read_lease(value: bytes, name: bytes, check: CheckStamp) -> Lease | None:
-    """Return the lease that was stored under ``name``, None if nobody trusted vouches for it."""
+    """Return the lease stored under ``name``; None if no trusted key vouches for it."""
     found = _SHAPE.fullmatch(value)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Leases where all daemons see them: looked at, taken, renewed while work goes on, let go."""
+"""The leases in Redis: look at them, take one, renew it while work goes on, release it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 import structlog
 
-from wasmkilnd.cache.fleet.holders import LeaseHolders, Pulse
+from wasmkilnd.cache.fleet.holders import LeaseHolders, Sightings
 from wasmkilnd.cache.fleet.lease import Lease, State, read_lease
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.value.names import KeyNames
@@ -20,47 +20,48 @@ from wasmkilnd.model import CacheKey
 from wasmkilnd.ports import Sealer
 
 _RENEWALS_PER_LEASE = 3
-# What is stored sooner than this needs no word about it.
+# An artifact that is stored sooner than this needs no lease that says "storing".
 _STORED_SOON_S = 0.2
 
-# A note left by a holder whose compile failed, for long enough that all see it: each of the
-# others finds out for itself, now, rather than one after the other.
+# How long a holder whose compile failed leaves a note. All other daemons see it, and each
+# compiles now and finds out for itself, rather than one after the other.
 _FAILED_MS = 2000
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
 
-class Standing(Enum):
-    """How it stands with an artifact in the fleet."""
+class LeaseStatus(Enum):
+    """What a look at an artifact and its lease found."""
 
     FREE = auto()
-    """Nobody makes it."""
+    """No daemon compiles it."""
     TAKEN = auto()
-    """The lease is ours since this moment."""
+    """This daemon has just taken the lease."""
     SEIZED = auto()
-    """As TAKEN; it was held by nobody of the fleet."""
+    """As TAKEN; it replaced a lease with no valid signature or heartbeat."""
     HELD = auto()
     """Another daemon compiles it, or stores what it compiled."""
     FAILED = auto()
-    """Another daemon tried, and the module did not compile."""
-    MADE = auto()
-    """It is stored."""
+    """Another daemon compiled it, and failed."""
+    STORED = auto()
+    """The artifact is stored."""
 
 
 class End(Enum):
-    """How a holder's work ended."""
+    """How a holder's work ended, and so what becomes of its lease."""
 
-    MADE = auto()
+    COMPILED = auto()
+    """Keep the lease until the artifact is stored."""
     FAILED = auto()
-    """The module does not compile: the others had better see for themselves."""
+    """Leave a note: each other daemon compiles the module and sees for itself."""
     GIVEN_UP = auto()
-    """Nothing was found out: another had better take over."""
+    """Release the lease: the compile told nothing about the module, so another may take over."""
 
 
 class LeaseStore:
     """The leases of a fleet. For one event loop. Every method but ``hold`` raises TierUnavailable.
 
-    A lease is kept until ``stored`` returns, so that the artifact is there before it ends.
+    A lease is held until ``stored`` returns, so it ends only after the artifact is stored.
     """
 
     def __init__(
@@ -79,31 +80,31 @@ class LeaseStore:
         self._holders = LeaseHolders()
 
     def new(self) -> Lease:
-        """Return a lease to be taken."""
+        """Return a new lease for this daemon to take."""
         return Lease.new(round(self._lease_s * 1000))
 
-    async def is_made(self, key: CacheKey) -> bool:
+    async def is_stored(self, key: CacheKey) -> bool:
         """Return whether the artifact is stored."""
         return (await self._link.exists([self._names.artifact(key)]))[0]
 
-    async def look(self, key: CacheKey, pulse: Pulse) -> Standing:
-        """Return how it stands, changing nothing; ``pulse`` is of who looks at this lease."""
+    async def look(self, key: CacheKey, sightings: Sightings) -> LeaseStatus:
+        """Return what happens to the artifact, changing nothing; add to ``sightings``."""
         name = self._names.lease(key)
         try:
             held, made = await self._link.peek(name, self._names.artifact(key))
         except WrongType:
-            return Standing.FREE  # Whoever takes it puts that away.
+            return LeaseStatus.FREE  # The daemon that takes the lease deletes that value.
         if made:
-            self._holders.over(pulse.holder)
-            return Standing.MADE
-        return self._judged(name, held, pulse)
+            self._holders.mark_ended(sightings.holder)
+            return LeaseStatus.STORED
+        return self._status_of(name, held, sightings)
 
-    def give_up(self, pulse: Pulse) -> None:
-        """Wait no more for who was seen to hold the lease last, in this call or a later one."""
-        self._holders.over(pulse.holder)
+    def give_up(self, sightings: Sightings) -> None:
+        """Never wait again for the holder that was seen last, in this call or a later one."""
+        self._holders.mark_ended(sightings.holder)
 
-    async def take(self, key: CacheKey, ours: Lease, pulse: Pulse) -> Standing:
-        """Take the lease if nobody of the fleet has it; return how it stands then."""
+    async def take(self, key: CacheKey, ours: Lease, sightings: Sightings) -> LeaseStatus:
+        """Take the lease if no live daemon of the fleet holds it; return what came of that."""
         name = self._names.lease(key)
         value = ours.written(name, self._sealer.stamp)
         take = functools.partial(
@@ -117,68 +118,68 @@ class LeaseStore:
         if made:
             if taken:
                 await self._link.release(name, ours.token)
-            return Standing.MADE
+            return LeaseStatus.STORED
         if taken:
-            return Standing.TAKEN
-        standing = self._judged(name, held, pulse)
-        if standing is not Standing.FREE:
-            return standing
+            return LeaseStatus.TAKEN
+        status = self._status_of(name, held, sightings)
+        if status is not LeaseStatus.FREE:
+            return status
         if not await self._link.keep(name, held, value, ours.lasts_ms):
-            return Standing.HELD  # Or it was let go this moment: a second look tells.
-        _log.warning("a lease of nobody in the fleet was taken over", key=name.decode())
-        return Standing.SEIZED
+            return LeaseStatus.HELD  # Or it was released just now, as the next look will tell.
+        _log.warning("replaced a lease with no valid signature or heartbeat", key=name.decode())
+        return LeaseStatus.SEIZED
 
     async def release(self, key: CacheKey, ours: Lease) -> None:
-        """Let the lease go if it is ours."""
-        self._holders.over(ours.holder)
+        """Release the lease if this daemon holds it."""
+        self._holders.mark_ended(ours.holder)
         await self._link.release(self._names.lease(key), ours.token)
 
     async def hold(self, key: CacheKey, lease: Lease, ended: asyncio.Future[End]) -> None:
-        """Renew the lease until work has ended and what it made is stored; never raises."""
+        """Renew the lease until the work has ended and the artifact is stored; never raise."""
         settled = asyncio.create_task(self._settled(key, ended))
         beat_s = self._lease_s / _RENEWALS_PER_LEASE
         try:
             while not settled.done():
-                was_made = ended.done()
-                tell_soon = was_made and lease.state is not State.STORING
+                was_compiled = ended.done()
+                tell_soon = was_compiled and lease.state is not State.STORING
                 await asyncio.wait(
-                    (settled,) if was_made else (settled, ended),
+                    (settled,) if was_compiled else (settled, ended),
                     timeout=min(beat_s, _STORED_SOON_S) if tell_soon else beat_s,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                if settled.done() or ended.done() is not was_made:
+                if settled.done() or ended.done() is not was_compiled:
                     continue
-                lease = lease.next(State.STORING if was_made else State.COMPILING)
-                # A server that is away for a moment: the lease may outlast that.
+                lease = lease.next(State.STORING if was_compiled else State.COMPILING)
+                # A short outage: the lease may outlast it.
                 with contextlib.suppress(TierUnavailable):
-                    if not await self._keep(key, lease, lease.lasts_ms):
-                        return  # It expired, and may be another's by now.
+                    if not await self._renew(key, lease, lease.lasts_ms):
+                        return  # It expired, and another daemon may hold one by now.
             with contextlib.suppress(TierUnavailable):
                 if settled.result() is End.FAILED:
-                    await self._keep(key, lease.next(State.FAILED), _FAILED_MS)
+                    await self._renew(key, lease.next(State.FAILED), _FAILED_MS)
                 else:
                     await self.release(key, lease)
         finally:
-            # What is seen of it from now on is what the server kept, or somebody put back.
-            self._holders.over(lease.holder)
+            # A later sighting of this holder is a copy that someone wrote back.
+            self._holders.mark_ended(lease.holder)
             settled.cancel()
 
-    def _judged(self, name: bytes, held: bytes, pulse: Pulse) -> Standing:
+    def _status_of(self, name: bytes, held: bytes, sightings: Sightings) -> LeaseStatus:
         theirs = read_lease(held, name, self._sealer.check_stamp)
         if theirs and theirs.state is State.FAILED:
-            return Standing.FAILED
-        if theirs and self._holders.lives(theirs, pulse, time.monotonic()):
-            return Standing.HELD
-        self._holders.over(pulse.holder)
-        return Standing.FREE
+            return LeaseStatus.FAILED
+        if theirs and self._holders.is_alive(theirs, sightings, time.monotonic()):
+            return LeaseStatus.HELD
+        self._holders.mark_ended(sightings.holder)
+        return LeaseStatus.FREE
 
-    async def _keep(self, key: CacheKey, lease: Lease, ttl_ms: int) -> bool:
+    async def _renew(self, key: CacheKey, lease: Lease, ttl_ms: int) -> bool:
         name = self._names.lease(key)
         value = lease.written(name, self._sealer.stamp)
         return await self._link.keep(name, lease.token, value, ttl_ms)
 
     async def _settled(self, key: CacheKey, ended: asyncio.Future[End]) -> End:
         end = await asyncio.shield(ended)
-        if end is End.MADE:
+        if end is End.COMPILED:
             await self._stored(key)
         return end

@@ -1,8 +1,8 @@
-"""The record of a strike: a stamp, and JSON.
+"""The stored record of a strike: a stamp, and JSON.
 
-The text is an object of eight fields, and v0.1.0 reads no other. When the strike was written stands
-before them, in a first field ``ttl_s``: of two fields of one name v0.1.0 takes the last. Its own
-records do not say when they were written.
+The JSON is an object with eight fields; v0.1.0 accepts no others. The time of writing stands before
+them, as a first field that is also called ``ttl_s``: of two fields with one name v0.1.0 takes the
+last. Records of v0.1.0 do not say when they were written.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ _STRUCK_MS = "ttl_s"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a record says."""
+    """The content of a record."""
 
     strike: Strike
-    """With the time that its quarantine had when it was written."""
+    """With the quarantine's length as of the time of writing."""
     ttl_s: int
-    """How long it was to live then."""
+    """How long the record was to live, as of the time of writing."""
     struck_ms: int
-    """When that was, in milliseconds since 1970; 0 for v0.1.0's, which do not say."""
+    """The time of writing in milliseconds since 1970; 0 for a record of v0.1.0."""
 
     def strike_at(self, ttl_s: int, now_ms: int) -> Strike | None:
-        """Return the strike as it is when the record has ``ttl_s`` left to live.
+        """Return the strike as of now, when the server says that the record has ``ttl_s`` left.
 
-        Within its life its age is the server's word. None where it should be gone by now, even
-        by a clock that differs: somebody has put it back.
+        Return None if the record should have expired, even by a clock that differs: someone
+        has written it back.
         """
         if self.struck_ms and now_ms / 1000 > self.struck_ms / 1000 + self.ttl_s + CLOCKS_DIFFER_S:
             return None
-        # One that lives longer than it was written for was tampered with: it ends at once.
+        # A record with more time left than it was written with was tampered with: end it now.
         age_s = self.ttl_s - ttl_s if 0 <= ttl_s <= self.ttl_s else self.ttl_s
         return replace(self.strike, left_s=max(0.0, self.strike.left_s - age_s))
 
 
 def write_record(strike: Strike, ttl_s: int, struck_ms: int, stamp: Stamp) -> bytes:
-    """Return the record of ``strike``, which is to live for ``ttl_s`` seconds."""
+    """Return a record of ``strike`` that is to live for ``ttl_s`` seconds."""
     fields = json.dumps(
         {
             "count": strike.count,
@@ -78,9 +78,9 @@ def write_record(strike: Strike, ttl_s: int, struck_ms: int, stamp: Stamp) -> by
 
 
 def read_record(key: CacheKey, record: bytes, check: CheckStamp) -> Record | None:
-    """Return what a record says that was stored for ``key``.
+    """Return the content of a record that was stored for ``key``.
 
-    None if nobody trusted vouches for it, or if it says what no daemon writes.
+    Return None if no trusted key vouches for it, or if it has a form that no daemon writes.
     """
     stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
     if len(record) > MAX_RECORD_BYTES or check(_PURPOSE + text, stamp):
@@ -91,36 +91,36 @@ def read_record(key: CacheKey, record: bytes, check: CheckStamp) -> Record | Non
         return None
     if not isinstance(pairs, _Pairs):
         return None
-    said: dict[str, Any] = dict(pairs)
-    if not _is_record(said) or len(pairs) > len(said) + 1:
+    fields: dict[str, Any] = dict(pairs)
+    if not _is_record(fields) or len(pairs) > len(fields) + 1:
         return None
-    if (said["module"], said["fingerprint"]) != (key.module_sha256, key.fingerprint):
+    if (fields["module"], fields["fingerprint"]) != (key.module_sha256, key.fingerprint):
         return None
     strike = Strike(
         key=key,
-        engine_id=said["engine"],
-        reason=said["reason"],
-        message=said["message"],
-        count=said["count"],
-        left_s=said["quarantine_s"],
+        engine_id=fields["engine"],
+        reason=fields["reason"],
+        message=fields["message"],
+        count=fields["count"],
+        left_s=fields["quarantine_s"],
     )
-    return Record(strike, said["ttl_s"], _struck_ms(pairs) if len(pairs) > len(said) else 0)
+    return Record(strike, fields["ttl_s"], _struck_ms(pairs) if len(pairs) > len(fields) else 0)
 
 
 class _Pairs(list[tuple[str, object]]):
-    """A JSON object's fields, as they stand there."""
+    """The fields of a JSON object in their order, duplicates included."""
 
 
 def _struck_ms(pairs: _Pairs) -> int:
-    name, told = pairs[0]
-    return told if name == _STRUCK_MS and type(told) is int and 0 <= told < _MAX_MS else 0
+    name, value = pairs[0]
+    return value if name == _STRUCK_MS and type(value) is int and 0 <= value < _MAX_MS else 0
 
 
-def _is_record(said: dict[str, Any]) -> bool:
+def _is_record(fields: dict[str, Any]) -> bool:
     return (
-        {name: type(value) for name, value in said.items()} == _FIELDS
-        and all(value.isprintable() for value in said.values() if isinstance(value, str))
-        and 0 < said["count"] <= _MAX_COUNT
-        and 0 < said["ttl_s"] <= _MAX_S
-        and 0 <= said["quarantine_s"] <= _MAX_S
+        {name: type(value) for name, value in fields.items()} == _FIELDS
+        and all(value.isprintable() for value in fields.values() if isinstance(value, str))
+        and 0 < fields["count"] <= _MAX_COUNT
+        and 0 < fields["ttl_s"] <= _MAX_S
+        and 0 <= fields["quarantine_s"] <= _MAX_S
     )

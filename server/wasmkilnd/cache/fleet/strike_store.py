@@ -1,7 +1,7 @@
-"""Strikes against modules in the shared tier: compile failures, shared between daemons.
+"""Shares compile failures between daemons through Redis.
 
-Records are stamped (:mod:`wasmkilnd.cache.fleet.strike_record`): nobody but the fleet puts a module
-into quarantine, and a released strike that somebody puts back is of no use
+Records are stamped (:mod:`wasmkilnd.cache.fleet.strike_record`), so only a daemon with a trusted
+key can put a module into quarantine. A released strike that someone writes back has no effect
 (:mod:`wasmkilnd.cache.value.marks`).
 """
 
@@ -30,7 +30,7 @@ _log = structlog.get_logger("wasmkilnd.cache")
 
 
 class NoStrikes:
-    """For a daemon without a shared tier: it has nobody but itself to ask and to tell."""
+    """The strikes of a daemon without a shared tier, which shares none."""
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         """Raise TierUnavailable."""
@@ -47,21 +47,21 @@ class NoStrikes:
         await asyncio.Event().wait()
 
     async def all(self) -> Sequence[Strike]:
-        """Find nothing."""
+        """Return an empty list."""
         return []
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
-        """Find nothing."""
+        """Return an empty list."""
         return []
 
 
 class RedisStrikes:
-    """Records on a server that other daemons share. Every method raises TierUnavailable."""
+    """Strikes in Redis. Every method raises TierUnavailable."""
 
     def __init__(
         self, link: GuardedRedis, names: KeyNames, sealer: Sealer, marks: MarkStore | None = None
     ) -> None:
-        """``marks`` say what was released."""
+        """``marks`` tell which strikes were released."""
         self._link = link
         self._names = names
         self._sealer = sealer
@@ -76,14 +76,14 @@ class RedisStrikes:
     ) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds.
 
-        One that is ``age_s`` old is not stored if it was released since, or if what is there
-        is as heavy. ``budget`` is that of the call that waits, None if none does.
+        A strike that is ``age_s`` old is not stored if it was released since, or if the stored
+        one counts as many failures. ``budget`` is the waiting call's, None if no call waits.
         """
         putting = self._put(strike, max(1, round(ttl_s)), age_s)
         await (budget.spend_on(putting) if budget else putting)
 
     async def ready(self) -> None:
-        """Return when the server is believed to answer."""
+        """Return once the server is believed to answer."""
         await self._link.breaker.wait_closed()
 
     async def all(self) -> Sequence[Strike]:
@@ -102,9 +102,9 @@ class RedisStrikes:
         return list(found.values())[:_MAX_LISTED]
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
-        """Delete the strikes against a module, against all for an empty digest.
+        """Delete the strikes against a module, or against all modules for an empty digest.
 
-        Whoever puts one of them back has no quarantine by it.
+        A strike that someone writes back afterwards has no effect.
         """
         gone: list[CacheKey] = []
         await self._marks.release(module_sha256, 0)
@@ -121,15 +121,15 @@ class RedisStrikes:
         name = self._names.strike(key)
         read, others = await self._with_marks({name: key})
         if others:
-            raise WrongType("a key holds another type of value than a string")
+            raise WrongType("the key of a strike holds no string")
         return self._read(key, *read[name])
 
     async def _with_marks(
         self, names: Mapping[bytes, CacheKey]
     ) -> tuple[dict[bytes, tuple[bytes, int]], frozenset[bytes]]:
-        """Return the records under ``names``, and which are of no strings.
+        """Return the records under ``names``, and which names hold no string.
 
-        The marks that are about them are read in the same round trip.
+        Read the marks about these modules in the same round trip.
         """
         marks: dict[bytes, str] = {}
         for key in names.values():
@@ -154,7 +154,7 @@ class RedisStrikes:
         await self._link.set(self._names.strike(key), record, ttl_s)
 
     async def _release_later(self, module_sha256: str, names: Sequence[bytes]) -> None:
-        """Have the mark be later than strikes by daemons whose clocks are ahead."""
+        """Move the mark past strikes of daemons whose clocks are ahead."""
         found = (await read_strings(names, self._records))[0]
         keys = {name: key for name in found if (key := self._names.strike_key(name))}
         check = self._sealer.check_stamp
@@ -171,7 +171,9 @@ class RedisStrikes:
             return None
         read = read_record(key, record, self._sealer.check_stamp)
         if read is None:
-            _log.warning("a quarantine record is not believed", module=key.module_sha256)
+            _log.warning(
+                "ignored a quarantine record without a valid stamp", module=key.module_sha256
+            )
             return None
         marks = self._marks.marks
         if read.struck_ms <= (marks.released_ms(key.module_sha256) or -1):
