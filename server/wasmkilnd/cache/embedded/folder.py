@@ -1,4 +1,4 @@
-"""The embedded server's folder: its files, and who may read them."""
+"""The folder of the embedded server: its files, and who may read them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class ServerFolder:
         self.log = self.path / "valkey.log"
 
     def make(self) -> None:
-        """Make the folder, for its owner only. Raises OSError or NotOurs."""
+        """Create the folder for its owner only. Raises OSError or NotOurs."""
         make_folder(self.path)
         if self.path.stat().st_uid == os.geteuid():
-            self.path.chmod(0o700)  # A group that is ours alone may have been let in.
+            self.path.chmod(0o700)  # make_folder accepts one that this user's own group may write.
 
     def socket(self) -> Path:
-        """Return where the server listens, the same for every daemon of the state directory.
+        """Return the path of the socket, the same for every daemon of the state directory.
 
-        A socket's path is short by nature: where the state directory's is too long, a
-        folder of ours under the temporary one stands in. Raises OSError or NotOurs.
+        The kernel limits the length of a socket's path. If the state directory's path is too
+        long, use a folder under the temporary directory. Raises OSError or NotOurs.
         """
         path = self.path / "valkey.sock"
         if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
@@ -47,7 +47,7 @@ class ServerFolder:
         name = hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"wasmkiln-{os.geteuid()}-{name}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        # It may be a symbolic link, or somebody's who came first.
+        # Another user may have created it first, or put a symbolic link there.
         check_path(folder, private=True, secret=True)
         return folder / "valkey.sock"
 
@@ -57,19 +57,19 @@ class ServerFolder:
         return f"unix://:{self.password()}@{address}"
 
     def password(self) -> str:
-        """Return the password, made when it is first asked for. Raises OSError."""
+        """Return the password; create it at the first call. Raises OSError."""
         path = self.path / guardian.PASSWORD
         with contextlib.suppress(FileNotFoundError):
             password = path.read_text(errors="replace")
             if _PASSWORD.fullmatch(password):
                 return password
-        # Hexadecimal, so that neither URL nor configuration has to quote it. One that was
-        # damaged is made anew: it guards a socket, and no data depends on it.
+        # Hexadecimal, so that neither the URL nor the configuration has to quote it. A damaged
+        # password is replaced: it guards a socket, and no data depends on it.
         _write_private(path, secrets.token_hex(32))
         return path.read_text()
 
     def write_config(self, limit_bytes: int) -> None:
-        """Write the server's configuration, and begin a new log if the old one is long."""
+        """Write the server's configuration; start a new log if the old one is long."""
         data = self.path / guardian.DATA
         data.mkdir(mode=0o700, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
@@ -83,7 +83,7 @@ class ServerFolder:
             "logfile": _quoted(self.log),
             "databases": "1",
             "daemonize": "no",
-            # Every write reaches the file within a second, so that a kill costs little.
+            # Every write reaches the file within a second, so a killed server loses little.
             "appendonly": "yes",
             "appendfsync": "everysec",
             "aof-load-truncated": "yes",
@@ -98,8 +98,8 @@ class ServerFolder:
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         _write_private(self.path / guardian.CONFIG, text)
 
-    def last_words(self) -> str:
-        """Return the last line of the server's log, or nothing."""
+    def last_log_line(self) -> str:
+        """Return the last line of the server's log; an empty string if there is none."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(0, self.log.stat().st_size - 4096))
@@ -110,7 +110,7 @@ class ServerFolder:
 
 
 def _quoted(path: Path) -> str:
-    # The server's own quoting, for every byte but the plainest.
+    # Quote as the server's configuration does: escape every byte that is not plain.
     escaped = (
         chr(byte) if byte in _PLAIN_BYTES else f"\\x{byte:02x}" for byte in os.fsencode(path)
     )
@@ -118,7 +118,7 @@ def _quoted(path: Path) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
+    """Write a file, for its owner only, and replace the old one at once."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)
     Path(file.name).replace(path)

@@ -1,20 +1,19 @@
-"""Keeps the embedded server for as long as any daemon of the state directory lives.
+"""Runs the embedded server for as long as any daemon of the state directory runs.
 
 A program of its own, with the standard library only:
 
     python guardian.py FOLDER SERVER_BINARY SOCKET
 
-Every daemon holds a shared lock on FOLDER/users.lock for as long as it lives; the
-kernel takes it back even from a daemon that is killed. While anybody holds it this
-program runs the server, and starts it again should it die. As soon as it gets the
-lock for itself, nobody is left: it ends the server in good order and goes, and lets
-the lock go last. So a daemon that starts in that moment waits, and then starts a
-server anew; there is no order of starts and stops in which two servers write the
-same data, or a daemon loses its server to another that stops.
+Every daemon holds a shared lock on FOLDER/users.lock while it runs; the kernel releases the
+lock of a daemon that is killed. While any daemon holds the lock, this program keeps the server
+running, and restarts it if it dies. Once this program gets the lock exclusively, no daemon is
+left: it stops the server, then ends, and releases the lock last. So a daemon that starts at
+that moment waits, and then starts a new server. In no order of starts and stops do two servers
+write the same data, and no daemon loses its server because another daemon stops.
 
-A server that dies again and again before it ever answers gets an empty folder for
-its data: a cache may start empty, but must start. If that does not help either, the
-data was not to blame: it is put back, and this program gives up with status 1.
+A server that dies repeatedly before it ever answers gets an empty data folder: a cache may
+start empty, but must start. If it still dies, the data was not to blame: this program puts the
+data back and ends with status 1.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ USERS_LOCK = "users.lock"
 
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 20.0
-# It makes its socket first of all, before it loads its data.
+# The server creates its socket before it loads its data.
 _SOCKET_TIMEOUT_S = 3.0
 _TAKE_ATTEMPTS = 50
 _TAKE_POLL_S = 0.01
@@ -50,7 +49,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class GivenUp(Exception):  # noqa: N818 - a decision
-    """The server cannot be run, whatever its data."""
+    """The server does not run, whatever its data."""
 
 
 def main(folder: Path, binary: str, address: str) -> int:
@@ -69,8 +68,8 @@ def main(folder: Path, binary: str, address: str) -> int:
         except GivenUp:
             return 1
         server.stop()
-    # Here guardian.lock is free, and users.lock still held until this process ends: a
-    # daemon that waited for the second can rely on the first.
+    # guardian.lock is free now, and users.lock is held until this process ends: a daemon that
+    # waited for users.lock finds guardian.lock free.
     return 0
 
 
@@ -90,7 +89,7 @@ class Server:
         self._aside: Path | None = None
 
     def keep_running(self) -> None:
-        """Start the server unless it runs, or died a moment ago. Raises GivenUp."""
+        """Start the server if it does not run, after a delay if it died. Raises GivenUp."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_at:
@@ -99,12 +98,12 @@ class Server:
             self._process = None
             self._start_at = now + self._delay_s
             self._delay_s = min(2 * self._delay_s, _MAX_RESTART_DELAY_S)
-            # Whoever kills or ends it says nothing about its data.
+            # A server that was killed or told to stop says nothing about its data.
             if not self._answered and status not in (0, -signal.SIGKILL):
                 self._count_early_death()
         elif not Path(self._address).exists():
             if now - self._started_at > _SOCKET_TIMEOUT_S:
-                self._process.terminate()  # Its socket fell to a cleaner of temporary files.
+                self._process.terminate()  # Its socket was deleted, perhaps as a temporary file.
         elif not self._answered and self._answers():
             self._answered = True
             self._early_deaths = 0
@@ -112,7 +111,7 @@ class Server:
             self._delay_s = _FIRST_RESTART_DELAY_S
 
     def stop(self) -> None:
-        """End the server, letting it write what it has to."""
+        """Stop the server; let it finish its writes."""
         if self._process is None:
             return
         self._process.terminate()
@@ -134,14 +133,14 @@ class Server:
                 stderr=subprocess.DEVNULL,
                 cwd=self._folder,
                 env={"LC_ALL": "C.UTF-8"},
-                # This process has one thread, so running Python after the fork is safe.
+                # This process has one thread, so Python code after the fork is safe.
                 preexec_fn=lambda: _die_with(parent),
             )
         except OSError as failure:
             raise GivenUp from failure
 
     def _answers(self) -> bool:
-        """Whether it is past loading its data. Connecting alone does not tell."""
+        """Return whether the server has loaded its data, which a connection alone does not tell."""
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             try:
@@ -165,7 +164,7 @@ class Server:
             raise GivenUp
         self._early_deaths = 0
         for older in self._folder.glob("broken-*"):
-            shutil.rmtree(older, ignore_errors=True)  # One is enough to look into.
+            shutil.rmtree(older, ignore_errors=True)  # Keep one copy to look into.
         self._aside = self._folder / f"broken-{int(time.time())}"
         with contextlib.suppress(OSError):
             data.rename(self._aside)
@@ -179,7 +178,7 @@ def _die_with(parent: int) -> None:
 
 
 def _take(fd: int) -> bool:
-    """Take a lock that others hold for an instant, when they look whether it is taken."""
+    """Take a lock that daemons hold for an instant when they check whether it is taken."""
     for _ in range(_TAKE_ATTEMPTS):
         if _try_lock(fd):
             return True

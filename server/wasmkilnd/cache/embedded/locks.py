@@ -1,4 +1,4 @@
-"""Locks between processes. The kernel frees them when their holder ends, however it ends."""
+"""Locks between processes. The kernel releases them when their holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _POLL_S = 0.02
 class FileLock:
     """An flock on a file of its own, shared or exclusive.
 
-    Its descriptor is not inherited by processes that are started meanwhile.
+    Child processes do not inherit its descriptor.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, making it if need be. Raises OSError."""
-        # Kept open for as long as the lock is wanted.
+        """Open the file; create it if it is missing. Raises OSError."""
+        # Open for as long as the lock may be held.
         self._file = path.open("w")
 
     def try_shared(self) -> bool:
-        """Take the lock beside others who share it; return whether that worked."""
+        """Take the lock, shared with others; return whether that worked."""
         return self._try(fcntl.LOCK_SH)
 
     def try_exclusive(self) -> bool:
-        """Take the lock alone; return whether that worked."""
+        """Take the lock, shared with nobody; return whether that worked."""
         return self._try(fcntl.LOCK_EX)
 
     def wait(self, *, shared: bool, timeout_s: float, abandoned: threading.Event) -> bool:
-        """Take the lock when it is free; return whether that was within ``timeout_s``.
+        """Wait for the lock for at most ``timeout_s``; return whether it was taken.
 
-        Blocks its thread, but not for long after ``abandoned`` is set.
+        Blocks the thread; returns soon after ``abandoned`` is set.
         """
         deadline = time.monotonic() + timeout_s
         while not (self.try_shared() if shared else self.try_exclusive()):
@@ -43,7 +43,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let the lock go."""
+        """Release the lock."""
         self._file.close()
 
     def __enter__(self) -> Self:

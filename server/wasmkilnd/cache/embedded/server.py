@@ -1,9 +1,4 @@
-"""The embedded server: Valkey, run for all daemons of one state directory.
-
-``<state>/redis/`` holds its data, its password and its socket, readable for
-their owner only. It listens on no network. :mod:`wasmkilnd.cache.embedded.guardian`
-tells who starts and ends it.
-"""
+"""One daemon's use of the embedded server: join or start it, restart it, leave it."""
 
 from __future__ import annotations
 
@@ -26,51 +21,52 @@ from wasmkilnd.ownership import NotOurs
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
-# Long enough for a guardian to end a server that has much to write.
+# Long enough for a guardian to stop a server that still has much to write.
 _LOCK_TIMEOUT_S = 40.0
 _START_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 
 
-class EmbeddedUnavailable(Exception):  # noqa: N818 - a state, told to the operator
+class EmbeddedUnavailable(Exception):  # noqa: N818 - a state
     """The embedded server cannot be run; the message says why."""
 
 
 class EmbeddedServer:
-    """This daemon's share in the embedded server of its state directory.
+    """The embedded server of a state directory, as one daemon uses it.
 
-    Whoever starts first decides ``limit_bytes``, the memory that the server may
-    fill. Not for concurrent use.
+    The daemon that starts the server decides ``limit_bytes``, the memory that it may use. Not
+    for concurrent use.
     """
 
     def __init__(self, state_dir: Path, limit_bytes: int) -> None:
         self._folder = ServerFolder(state_dir)
         self._limit_bytes = limit_bytes
-        # Held, shared, from start to stop: it is what keeps the server.
+        # Held, shared, from start to stop: it keeps the server running.
         self._users: FileLock | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
         self._abandoned = threading.Event()
 
     async def start(self) -> str:
-        """Join or start the server; answer its URL, which holds the password.
+        """Join or start the server; return its URL, which holds the password.
 
-        Cancelled, it leaves the server to others soon. Raises EmbeddedUnavailable.
+        If the call is cancelled, this daemon soon stops using the server. Raises
+        EmbeddedUnavailable.
         """
         try:
             return await asyncio.to_thread(self._start)
         except asyncio.CancelledError:
-            self._abandoned.set()  # The thread goes on: it must not wait for its limit.
+            self._abandoned.set()  # The thread still runs: end its waits.
             raise
 
     async def ensure(self) -> None:
-        """Start the server again if nobody keeps it any more. Raises EmbeddedUnavailable."""
+        """Start the server again if it has no guardian. Raises EmbeddedUnavailable."""
         await asyncio.to_thread(self._ensure)
 
     async def stop(self) -> None:
-        """Leave the server to other daemons, or wait for its end if there are none.
+        """Stop using the server; wait for its end if no other daemon uses it.
 
-        Cancelled, it leaves the server all the same, and does not wait.
+        If the call is cancelled, the server is left all the same.
         """
         if self._users is None:
             return
@@ -83,17 +79,17 @@ class EmbeddedServer:
             raise
 
     def _start(self) -> str:
-        with _told_to_the_operator(self._folder.path):
+        with _as_unavailable(self._folder.path):
             self._folder.make()
             users = FileLock(self._folder.path / guardian.USERS_LOCK)
             try:
-                # Waits while a guardian ends the server of daemons that are all gone.
+                # Wait while a guardian stops the server of daemons that have all ended.
                 if not self._wait_for(users, shared=True):
-                    raise EmbeddedUnavailable("the one before it does not end")
+                    raise EmbeddedUnavailable("the previous server has not ended")
                 self._ensure()
                 url = self._folder.url()
             except BaseException:
-                users.release()  # Else a guardian would go on trying for nobody.
+                users.release()  # Otherwise a guardian would keep the server for no daemon.
                 raise
         self._users = users
         return url
@@ -103,9 +99,9 @@ class EmbeddedServer:
 
     def _ensure(self) -> None:
         starting = self._folder.path / "start.lock"
-        with _told_to_the_operator(self._folder.path), FileLock(starting) as lock:
+        with _as_unavailable(self._folder.path), FileLock(starting) as lock:
             if not self._wait_for(lock, shared=False):
-                raise EmbeddedUnavailable("another daemon is starting it, and does not finish")
+                raise EmbeddedUnavailable("another daemon is still starting it")
             address = self._folder.socket()
             if not self._guarded():
                 self._start_guardian(address)
@@ -127,14 +123,14 @@ class EmbeddedServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Signals to the daemon's group are not for the server of other daemons.
+            # A signal to this daemon's group must not reach a server that others use.
             start_new_session=True,
             cwd="/",
         )
 
     def _guarded(self) -> bool:
-        # Shared, or two that look at once would take each other for the guardian: one that
-        # starts while another stops would then wait for a server that nobody starts.
+        # Try for a shared lock: with exclusive ones, two daemons that look at once would take
+        # each other for the guardian, and wait for a server that none of them starts.
         with FileLock(self._folder.path / guardian.GUARDIAN_LOCK) as lock:
             return not lock.try_shared()
 
@@ -153,10 +149,10 @@ class EmbeddedServer:
                 if not self._guarded():
                     break  # It gave up.
             time.sleep(_POLL_S)
-        words = self._folder.last_words()
+        last_line = self._folder.last_log_line()
         raise EmbeddedUnavailable(
             f"valkey-server does not start; see {self._folder.log}"
-            + (f', which ends with "{words}"' if words else "")
+            + (f', which ends with "{last_line}"' if last_line else "")
         )
 
     def _await_end(self) -> None:
@@ -168,21 +164,21 @@ class EmbeddedServer:
                 _log.info("the embedded server stays: another daemon uses it", **self._where())
                 return
             if time.monotonic() > deadline:
-                _log.warning("the embedded server takes long to end", **self._where())
+                _log.warning("the embedded server has not ended yet", **self._where())
                 return
             time.sleep(_POLL_S)
         self._reap()
 
     def _reap(self) -> None:
         if self._guardian is not None:
-            self._guardian.wait()  # It let its lock go, so it is ending: leave no zombie.
+            self._guardian.wait()  # It released its lock, so it is ending: leave no zombie.
             self._guardian = None
 
     def _used(self) -> bool:
-        """Whether a daemon uses the server. A guardian that is ending it does not count."""
+        """Return whether a daemon uses the server. A guardian that stops it does not count."""
         with FileLock(self._folder.path / guardian.USERS_LOCK) as lock:
-            # Users share the lock with us, the guardian with nobody. If nobody has it
-            # yet, the guardian is about to take it.
+            # Daemons share the lock, the guardian does not. If the lock is free, the guardian
+            # is about to take it.
             return not lock.try_exclusive() and lock.try_shared()
 
     def _where(self) -> dict[str, str]:
@@ -190,7 +186,7 @@ class EmbeddedServer:
 
 
 @contextmanager
-def _told_to_the_operator(folder: Path) -> Iterator[None]:
+def _as_unavailable(folder: Path) -> Iterator[None]:
     try:
         yield
     except NotOurs as unsafe:
