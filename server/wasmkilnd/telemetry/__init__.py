@@ -1,1 +1,15 @@
-"""What the daemon tells about itself: metrics, logs, and the page that serves them."""
+"""How operators see what the daemon does.
+
+===========  ====================================================================
+``logs``     one line for each event, on standard error: masked, cut, limited
+``metrics``  counters, gauges and histograms for Prometheus, and for the RPC Stats
+``admin``    the HTTP server with /metrics, /healthz and /readyz
+===========  ====================================================================
+
+The three do not know each other, and nothing here decides anything: a daemon without telemetry
+would serve the same. Its parts log with structlog, and count through ``ports.Recorder``;
+``app`` builds the metrics and the admin server, ``run`` starts the log.
+
+No part of telemetry fails a call, nor lets a caller fill memory or the disk. Metric names and log
+fields are a contract with operators (docs/operations.md); the words of log events may change.
+"""

@@ -1,4 +1,4 @@
-"""The admin page, over real sockets."""
+"""The admin server, over real sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 
 class Readiness:
-    """Says what it is told to say."""
+    """Returns, or raises, its ``answer``."""
 
     def __init__(self) -> None:
         self.answer: tuple[bool, str] | Exception = (True, "ready")
@@ -60,7 +60,9 @@ async def test_metrics_in_prometheus_own_format(url: str, http: aiohttp.ClientSe
         assert 'wasmkiln_build_info{version="1.2.3"} 1.0' in await answer.text()
 
 
-async def test_openmetrics_for_who_accepts_it(url: str, http: aiohttp.ClientSession) -> None:
+async def test_openmetrics_is_served_to_clients_that_accept_it(
+    url: str, http: aiohttp.ClientSession
+) -> None:
     accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
     async with http.get(f"{url}/metrics", headers=accept) as answer:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
@@ -69,7 +71,7 @@ async def test_openmetrics_for_who_accepts_it(url: str, http: aiohttp.ClientSess
     assert list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
 
 
-async def test_health_is_life_and_readiness_is_asked(
+async def test_healthz_is_always_200_and_readyz_calls_the_readiness_check(
     url: str, http: aiohttp.ClientSession, readiness: Readiness
 ) -> None:
     async with http.get(f"{url}/readyz") as answer:
@@ -99,7 +101,7 @@ async def test_health_is_life_and_readiness_is_asked(
         ("POST", "/nothing", 404),
     ],
 )
-async def test_only_these_pages_and_only_to_read_and_no_banner(
+async def test_only_get_and_head_of_three_pages_are_served_without_a_banner(
     url: str, http: aiohttp.ClientSession, method: str, path: str, status: int
 ) -> None:
     async with http.request(method, f"{url}{path}") as answer:
@@ -109,7 +111,7 @@ async def test_only_these_pages_and_only_to_read_and_no_banner(
             assert await answer.read() == b""
 
 
-async def test_an_address_in_use_is_said_in_one_sentence(url: str) -> None:
+async def test_an_address_in_use_is_reported_in_one_line(url: str) -> None:
     address = url.removeprefix("http://")
     with pytest.raises(AddressInUse) as caught:
         await server(address).start()
@@ -119,7 +121,7 @@ async def test_an_address_in_use_is_said_in_one_sentence(url: str) -> None:
     assert "\n" not in message
 
 
-async def test_an_address_of_another_machine() -> None:
+async def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(AddressInUse, match="no such address"):
         await server("192.0.2.1:9464").start()
 
@@ -137,7 +139,7 @@ async def test_ipv6_keeps_its_brackets(http: aiohttp.ClientSession) -> None:
     await running.stop()
 
 
-async def test_a_unix_socket_is_for_its_owner_and_goes_away(tmp_path: Path) -> None:
+async def test_only_its_owner_can_use_a_unix_socket_and_stop_removes_it(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     running = server(f"unix:{path}")
     assert await running.start() == f"unix:{path}"
@@ -179,7 +181,7 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "data"
 
 
-async def test_stopping_leaves_anothers_socket(tmp_path: Path) -> None:
+async def test_stop_does_not_remove_another_daemons_socket(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     first = server(f"unix:{path}")
     await first.start()
@@ -220,7 +222,7 @@ async def ends(sock: socket.socket) -> bool:
     return True
 
 
-async def test_who_sends_no_whole_request_in_time_is_shown_out(
+async def test_a_client_without_a_whole_request_in_time_is_disconnected(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pending, "_REQUEST_S", 0.2)
@@ -230,7 +232,9 @@ async def test_who_sends_no_whole_request_in_time_is_shown_out(
         assert await ends(half)
 
 
-async def test_who_takes_no_answer_is_shown_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_no_response_is_disconnected(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "_ANSWER_S", 0.2)
     # Or a busy machine renders too few pages in 3 s to fill the socket's buffers.
     monkeypatch.setattr(admin_server, "_PAUSE", 0.0)
@@ -243,7 +247,7 @@ async def test_who_takes_no_answer_is_shown_out(url: str, monkeypatch: pytest.Mo
         assert await ends(slow)
 
 
-async def test_the_halves_of_a_request_are_put_together_and_requests_that_come_at_once_answered(
+async def test_requests_in_parts_and_pipelined_requests_are_answered(
     url: str,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -265,7 +269,7 @@ async def test_the_halves_of_a_request_are_put_together_and_requests_that_come_a
 
 
 @pytest.mark.parametrize("length", [1, 10_000_000])
-async def test_a_body_is_not_waited_for(url: str, length: int) -> None:
+async def test_the_server_does_not_wait_for_a_body(url: str, length: int) -> None:
     with connect(url) as sock:
         head = f"POST /healthz HTTP/1.1\r\nHost: kiln\r\nContent-Length: {length}\r\n\r\n"
         sock.sendall(head.encode())

@@ -60,7 +60,7 @@ def test_a_percentile_is_the_least_sample_that_so_many_do_not_exceed(samples: li
         assert got == min(s for s in samples if sum(x <= s for x in samples) * 100 >= least)
 
 
-def test_percentiles_forget_and_count_and_sum_do_not() -> None:
+def test_percentiles_are_of_the_last_samples_and_count_and_sum_of_all() -> None:
     rig = Rig(1.0)
     for _ in range(SAMPLES):
         rig.latency.add(100.0)
@@ -81,7 +81,7 @@ def test_a_bucket_includes_its_upper_end() -> None:
 
 
 @pytest.mark.parametrize("nonsense", [-1.0, math.nan, math.inf, -math.inf])
-def test_what_is_no_duration_counts_as_zero(nonsense: float) -> None:
+def test_a_value_that_is_no_duration_counts_as_zero(nonsense: float) -> None:
     rig = Rig(0.1)
     rig.latency.add(nonsense)
     assert rig.latency.summary() == LatencySummary(1)

@@ -1,4 +1,4 @@
-"""Whatever is logged, and however often: lines are short, few, and say what they leave out."""
+"""Log lines are short and few, whatever is logged and however often, and say what is missing."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_line_is_short_and_says_what_was_cut(what: str, level: str) -> None:
     assert "…" in str(line) or "left out" in str(line)
 
 
-def test_what_was_cut_is_said_in_numbers(stream: io.StringIO) -> None:
+def test_a_cut_value_says_how_long_it_was(stream: io.StringIO) -> None:
     structlog.get_logger().info("x", engine="a" * 15 * MIB)
     (line,) = lines(stream)
     assert line["engine"] == "a" * 4096 + "… (15,728,640 characters, 4,096 shown)"
@@ -126,7 +126,7 @@ def test_libraries_lines_are_as_short(stream: io.StringIO) -> None:
     assert len(stream.getvalue()) < LONGEST
 
 
-def test_lines_of_a_kind_are_few_and_the_last_one_tells_how_many_were_left_out(
+def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repeats, "INTERVAL_S", 0.5)
@@ -146,7 +146,7 @@ def test_lines_of_a_kind_are_few_and_the_last_one_tells_how_many_were_left_out(
     assert lines(stream)[-1]["number"] == 1000
 
 
-def test_what_was_left_out_is_written_at_the_end(stream: io.StringIO) -> None:
+def test_flush_writes_the_last_line_held_back(stream: io.StringIO) -> None:
     for number in range(LINES + 5):
         structlog.get_logger().error("x", number=number, exc_info=raised("why"))
     pipeline.flush()
@@ -198,7 +198,7 @@ class Unprintable:
         raise RuntimeError
 
 
-def test_lines_that_cannot_be_made_are_as_few(stream: io.StringIO) -> None:
+def test_lines_that_cannot_be_made_are_limited_too(stream: io.StringIO) -> None:
     for _ in range(500):
         structlog.get_logger().info("x", value=Unprintable())
     assert len(lines(stream)) == LINES

@@ -1,4 +1,4 @@
-"""The Recorder, what Prometheus reads of it, and what Stats does."""
+"""What the parts of the daemon record, and what Prometheus and Stats read of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def metrics() -> Metrics:
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
-    """By name and label values, in the order of the labels' names."""
+    """Return all samples by name and label values, in the order of the labels' names."""
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
@@ -168,7 +168,7 @@ def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
     assert [each.engine_id for each in metrics.snapshot().engines] == [ENGINE]
 
 
-def test_gauges_are_asked_when_somebody_looks(metrics: Metrics) -> None:
+def test_gauges_are_read_at_each_scrape(metrics: Metrics) -> None:
     flights = 0
     usage = TierUsage(entries=3, bytes=30, limit_bytes=99, evictions=7)
     metrics.gauges.watch_tier("memory", lambda: usage)
@@ -194,7 +194,7 @@ def test_gauges_are_asked_when_somebody_looks(metrics: Metrics) -> None:
     assert snapshot.remote.mode == "external"
 
 
-def test_a_source_that_fails_takes_nothing_else_along(metrics: Metrics) -> None:
+def test_a_part_that_fails_leaves_the_other_metrics_alone(metrics: Metrics) -> None:
     def broken() -> TierUsage:
         raise OSError("gone")
 
@@ -204,7 +204,7 @@ def test_a_source_that_fails_takes_nothing_else_along(metrics: Metrics) -> None:
     assert tier(metrics, "redis").usage == TierUsage()
 
 
-def test_time_passes(metrics: Metrics) -> None:
+def test_uptime_grows(metrics: Metrics) -> None:
     snapshot = metrics.snapshot()
     assert snapshot.version == "1.2.3"
     assert abs(snapshot.started_at_s - time.time()) < 60

@@ -1,4 +1,4 @@
-"""The process that logs what native libraries write, given what they might."""
+"""The relay process, given whatever native libraries may write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST = 16 * 1024
 
 
 def relayed(written: bytes, log_format: str = "json", level: str = "info") -> str:
-    """Return what the process writes when this is written to it."""
+    """Return what the relay writes when it reads ``written``."""
     boot = "from wasmkilnd.telemetry.logs.relay import main; import sys; main(*sys.argv[1:])"
     return subprocess.run(
         [sys.executable, "-c", boot, "token", log_format, level],

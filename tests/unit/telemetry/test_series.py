@@ -21,7 +21,7 @@ def values(family: Bounded[Counter]) -> dict[tuple[str, ...], float]:
     return {labels: value(counter) for labels, counter in family.all()}
 
 
-def test_what_was_added_stands_at_zero() -> None:
+def test_an_added_series_stands_at_zero() -> None:
     family = counters("a")
     family.add("x")
     assert values(family) == {("x",): 0}
@@ -29,7 +29,7 @@ def test_what_was_added_stands_at_zero() -> None:
     assert value(family.add("x")) == 3
 
 
-def test_what_was_not_is_other() -> None:
+def test_an_unexpected_series_counts_as_other() -> None:
     family = counters("a", "b")
     family.add("x", "y")
     for index in range(100):
@@ -37,7 +37,7 @@ def test_what_was_not_is_other() -> None:
     assert values(family) == {("x", "y"): 0, ("other", "other"): 100}
 
 
-def test_what_is_known_of_the_labels_is_kept() -> None:
+def test_known_labels_are_kept() -> None:
     family = counters("a", "b")
     family.add("x", "other")
     family.at("x", "new").inc()
@@ -47,7 +47,7 @@ def test_what_is_known_of_the_labels_is_kept() -> None:
     assert family.known("new", "new") == ("other", "other")
 
 
-def test_room_is_for_so_many_and_no_more() -> None:
+def test_room_is_for_a_number_of_unexpected_series() -> None:
     family = counters("a", room=2)
     for name in ("x", "y", "x", "z", "w"):
         family.at(name).inc()

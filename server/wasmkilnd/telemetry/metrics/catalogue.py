@@ -83,13 +83,13 @@ class Catalogue:
         )
         self.stores = self._counters(
             "tier_stores",
-            "Artifacts and modules put into a tier.",
+            "Writes of artifacts and modules to a tier.",
             tier=TIERS,
             outcome=(OK, ERROR),
         )
         self.rejected = self._counters(
             "values_rejected",
-            "Stored values that did not verify and were deleted.",
+            "Stored values that did not verify, so that the daemon deleted them.",
             room=_MAX_CAUSES,
             tier=TIERS,
             cause=(OTHER,),
@@ -98,25 +98,27 @@ class Catalogue:
             "compiles", "Compilations that ended.", engine=(), outcome=_OUTCOMES
         )
         self.workers_replaced = self._counters(
-            "workers_replaced", "Workers that died and were replaced.", engine=()
+            "workers_replaced", "Workers that died, so that the daemon replaced them.", engine=()
         )
         self.abandoned = self._counters(
             "abandoned",
-            "Jobs that were ended because nobody waited for them.",
+            "Jobs that the daemon ended because no caller waited for them.",
             engine=(),
             stage=_ABANDONED_STAGES,
         )
         self.refused = self._counters(
-            "refused", "Calls that met a limit which protects the others.", limit=_LIMITS
+            "refused",
+            "Calls refused because of a limit that protects other callers.",
+            limit=_LIMITS,
         )
         self.connections_closed = self._counters(
             "connections_closed",
-            "Connections that the daemon closed for the others' sake.",
+            "Connections that the daemon closed to protect other callers.",
             cause=_CLOSED_CAUSES,
         )
         self.served = self._counters(
             "served",
-            "Compile calls that were answered, by where from.",
+            "Compile calls answered, by the origin of the artifact.",
             origin=[origin.value for origin in Origin],
         )
         self.flights_joined = self._counter(
@@ -124,30 +126,33 @@ class Catalogue:
         )
         self.fleet_turns = self._counters(
             "fleet_turns",
-            "Waits for a turn to compile, among the daemons on one Redis, by how they ended.",
+            "Claims to compile among the daemons on one Redis, by how they ended.",
             outcome=_FLEET_OUTCOMES,
         )
         self.quarantine_refused = self._counter(
             "quarantine_refused",
-            "Compiles that were refused for what an earlier one of the module did.",
+            "Compiles refused because the module is in quarantine.",
         )
         self.rpcs = self._counters("rpcs", "RPCs that ended.", method=(), code=_GRPC_CODES)
         self.sent_bytes = self._counter("sent_bytes", "Artifact bytes sent to callers.")
 
         self.lookup_durations = self._latencies(
             "tier_lookup_duration_seconds",
-            "Look-ups that a tier answered, with a hit or a miss.",
+            "Duration of look-ups that ended with a hit or a miss.",
             _TIER_BUCKETS,
             tier=TIERS,
             what=_WHAT,
         )
         self.store_durations = self._latencies(
-            "tier_store_duration_seconds", "Stores that succeeded.", _TIER_BUCKETS, tier=TIERS
+            "tier_store_duration_seconds",
+            "Duration of writes that succeeded.",
+            _TIER_BUCKETS,
+            tier=TIERS,
         )
         # A histogram is 15 lines long: other outcomes than ``ok`` get one when they happen.
         self.compile_durations = self._latencies(
             "compile_duration_seconds",
-            "How long the engine worked.",
+            "How long the engine worked on a compilation.",
             _COMPILE_BUCKETS,
             engine=(),
             outcome=(OK,),
@@ -161,7 +166,7 @@ class Catalogue:
         self.rpc_durations = Bounded(
             Histogram(
                 f"{PREFIX}rpc_duration_seconds",
-                "How long an RPC took, up to its last byte.",
+                "How long an RPC took, until its last byte was sent.",
                 ["method"],
                 registry=registry,
                 buckets=_RPC_BUCKETS,

@@ -28,7 +28,7 @@ class EngineUsage:
     queued_in_background: int = 0
     """Those of them that no caller waits for."""
     queued_callers: int = 0
-    """Callers whose jobs take turns."""
+    """Callers whose jobs share the queue."""
     queued_bytes: int = 0
     """The size of the modules that wait."""
     expected_wait_s: float = 0.0
@@ -43,9 +43,9 @@ class TrafficUsage:
     receive_bytes: int = 0
     """Requests, those that arrive slowly counted in full."""
     send_bytes: int = 0
-    """Copies of answers that callers have not read."""
+    """Bytes of responses that callers have not read yet."""
     pinned_bytes: int = 0
-    """Artifacts that are on their way."""
+    """Bytes of artifacts held in memory while they are sent."""
 
 
 class Gauges(Collector):
@@ -79,7 +79,7 @@ class Gauges(Collector):
         self._flights = flights
 
     def watch_quarantine(self, size: Callable[[], int]) -> None:
-        """Read how many modules are refused from ``size``."""
+        """Read how many modules are in quarantine from ``size``."""
         self._quarantined = size
 
     def watch_traffic(self, usage: Callable[[], TrafficUsage]) -> None:
@@ -108,7 +108,7 @@ class Gauges(Collector):
         return _read("flights", self._flights, 0)
 
     def quarantined(self) -> int:
-        """Return how many modules are refused."""
+        """Return how many modules are in quarantine."""
         return _read("quarantine", self._quarantined, 0)
 
     def traffic(self) -> TrafficUsage:
@@ -116,28 +116,32 @@ class Gauges(Collector):
         return _read("traffic", self._traffic, TrafficUsage())
 
     def remote(self) -> RemoteStatus:
-        """Return how the shared tier is."""
+        """Return whether Redis answers, and what waits to go there."""
         return _read("redis", self._remote, RemoteStatus("none", up=False, detail="not readable"))
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, as prometheus_client asks for them."""
         yield from _of_tiers(self.tiers())
         yield from _of_engines(self.engines())
-        yield _gauge("flights", "Compilations under way.", self.flights())
+        yield _gauge("flights", "Compilations under way or waiting.", self.flights())
         traffic = self.traffic()
         yield _gauge("calls", "Calls under way.", traffic.calls)
         yield _gauge(
             "receive_bytes",
-            "Requests in memory, those that arrive slowly counted in full.",
+            "Bytes of requests in memory; one that arrives slowly counts in full.",
             traffic.receive_bytes,
         )
         yield _gauge(
-            "send_bytes", "Copies of answers that callers have not read.", traffic.send_bytes
+            "send_bytes", "Bytes of responses that callers have not read yet.", traffic.send_bytes
         )
-        yield _gauge("send_pinned_bytes", "Artifacts that are on their way.", traffic.pinned_bytes)
+        yield _gauge(
+            "send_pinned_bytes",
+            "Bytes of artifacts held in memory while they are sent.",
+            traffic.pinned_bytes,
+        )
         yield _gauge(
             "quarantined_modules",
-            "Modules that this daemon knows to be refused.",
+            "Modules in quarantine that this daemon knows of.",
             self.quarantined(),
         )
         remote = self.remote()
@@ -147,32 +151,34 @@ class Gauges(Collector):
         )
         yield CounterMetricFamily(
             f"{PREFIX}redis_dropped_writes",
-            "Writes to Redis that were given up.",
+            "Writes to Redis that the daemon gave up.",
             remote.dropped_writes,
         )
 
 
 def _of_tiers(usages: Mapping[str, TierUsage]) -> Iterator[Metric]:
     for name, help_text, field in (
-        ("tier_entries", "What the tier holds.", "entries"),
-        ("tier_bytes", "What the tier holds.", "bytes"),
-        ("tier_limit_bytes", "What the tier may hold; 0 for no limit.", "limit_bytes"),
+        ("tier_entries", "Entries that the tier holds.", "entries"),
+        ("tier_bytes", "Bytes that the tier holds.", "bytes"),
+        ("tier_limit_bytes", "Bytes that the tier may hold; 0 for no limit.", "limit_bytes"),
     ):
         yield _by_label(GaugeMetricFamily(PREFIX + name, help_text, labels=["tier"]), usages, field)
     evictions = CounterMetricFamily(
-        f"{PREFIX}tier_evictions", "Entries that made room for others.", labels=["tier"]
+        f"{PREFIX}tier_evictions",
+        "Entries that the tier dropped to make room for others.",
+        labels=["tier"],
     )
     yield _by_label(evictions, usages, "evictions")
 
 
 def _of_engines(usages: Mapping[str, EngineUsage]) -> Iterator[Metric]:
     for name, help_text, field in (
-        ("workers", "Workers that run.", "workers"),
-        ("workers_busy", "Workers that compile.", "busy"),
-        ("queue_depth", "Calls that wait for a worker.", "queued"),
-        ("queue_background", "Those of them that nobody waits for.", "queued_in_background"),
-        ("queue_callers", "Callers whose jobs take turns.", "queued_callers"),
-        ("queue_bytes", "The modules that wait for a worker.", "queued_bytes"),
+        ("workers", "Worker processes that run.", "workers"),
+        ("workers_busy", "Workers that run a job.", "busy"),
+        ("queue_depth", "Jobs that wait for a worker.", "queued"),
+        ("queue_background", "Jobs in the queue that no caller waits for.", "queued_in_background"),
+        ("queue_callers", "Callers whose jobs share the queue.", "queued_callers"),
+        ("queue_bytes", "Size of the modules whose jobs wait for a worker.", "queued_bytes"),
         (
             "queue_expected_wait_seconds",
             "How long one more caller would wait for a worker.",
@@ -198,6 +204,6 @@ def _gauge(name: str, help_text: str, value: float) -> Metric:
 def _read(what: str, source: Callable[[], T], otherwise: T) -> T:
     try:
         return source()
-    except Exception as error:  # one broken source must not take the whole page along
-        structlog.get_logger().warning("metric source failed", source=what, error=repr(error))
+    except Exception as error:  # one broken part must not cost the whole page
+        structlog.get_logger().warning("cannot read a metric", source=what, error=repr(error))
         return otherwise

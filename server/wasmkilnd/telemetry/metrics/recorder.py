@@ -1,4 +1,4 @@
-"""The Recorder: every count and duration of the daemon, for Prometheus and for Stats."""
+"""Where the parts of the daemon record what happens, for Prometheus and for Stats."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Metrics:
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.tier_lookup`."""
         self._lookups.at(tier, what, outcome).inc()
-        # A failure's time is a timeout, or nothing at all while a breaker is open: it says
-        # nothing of the tier's speed, and would hide it.
+        # A failure takes the timeout, or no time at all while a breaker is open. Neither says
+        # how fast the tier is.
         if outcome != ERROR:
             self._lookup_durations.at(tier, what).add(seconds)
 
@@ -107,9 +107,10 @@ class Metrics:
         self._catalogue.workers_replaced.at(engine_id).inc()
 
     def rpc(self, method: str, code: str, seconds: float, limit: str = "") -> None:
-        """An RPC ended. ``method`` is its full name, ``code`` a gRPC code's name in capitals.
+        """Record that an RPC ended.
 
-        ``limit`` names the one that the call met, of those that protect other callers.
+        ``method`` is its full name, ``code`` a gRPC code's name in capitals, and ``limit`` the
+        limit that refused it, if one did: see ``refused`` in the catalogue.
         """
         self._rpcs.at(method, code).inc()
         self._rpc_durations.at(method).observe(seconds)
@@ -117,11 +118,11 @@ class Metrics:
             self._catalogue.refused.at(limit).inc()
 
     def connections_closed(self, cause: str, count: int) -> None:
-        """The daemon closed ``count`` connections for the others' sake."""
+        """Record that the daemon closed ``count`` connections to protect other callers."""
         self._catalogue.connections_closed.at(cause).inc(count)
 
     def bytes_sent(self, size_bytes: int) -> None:
-        """Artifact bytes went to a caller."""
+        """Record that artifact bytes went to a caller."""
         self._sent.inc(size_bytes)
 
     @property
@@ -130,7 +131,7 @@ class Metrics:
         return time.monotonic() - self._started
 
     def snapshot(self) -> Snapshot:
-        """Return what Stats answers; never raises."""
+        """Return what Stats returns. Never raises."""
         return take_snapshot(
             self._catalogue,
             self.gauges,
@@ -141,9 +142,10 @@ class Metrics:
 
 
 class _Registry(CollectorRegistry):
-    """Leaves out the time of creation, which prometheus_client adds for every single series.
+    """Leaves out each series' time of creation, which prometheus_client would add as a sample.
 
-    Its own switch for that is for the whole process, whoever else uses the library there.
+    The library can switch that off only for the whole process, which is not the daemon's alone
+    in tests.
     """
 
     def collect(self) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ from wasmkilnd.telemetry.metrics.series import LatencySummary
 
 @dataclass(frozen=True, slots=True)
 class TierSnapshot:
-    """One tier: what it holds now, and what was asked of it since the start."""
+    """One tier: what it holds now, and its look-ups and writes since the start."""
 
     tier: str
     usage: TierUsage
@@ -24,11 +24,11 @@ class TierSnapshot:
     module_hits: int
     module_misses: int
     errors: int
-    """Look-ups and stores that failed, and values that did not verify."""
+    """Look-ups and writes that failed, and values that did not verify."""
     get_latency: LatencySummary
-    """Of look-ups for artifacts that the tier answered, hits and misses."""
+    """Look-ups for artifacts that ended with a hit or a miss."""
     put_latency: LatencySummary
-    """Of stores that succeeded."""
+    """Writes that succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class EngineSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that is counted, at about one moment."""
+    """All that Stats returns, read at about one moment."""
 
     version: str
     started_at_s: float
@@ -60,12 +60,12 @@ class Snapshot:
     uptime_s: float
     tiers: tuple[TierSnapshot, ...]
     compiles: tuple[CompileSnapshot, ...]
-    """``ok`` for every engine, and the other outcomes that happened."""
+    """``ok`` for every engine, and those other outcomes that happened."""
     engines: tuple[EngineSnapshot, ...]
     flights: int
     flights_joined: int
     quarantined: int
-    """Modules that this daemon knows to be refused."""
+    """Modules in quarantine that this daemon knows of."""
     served: Mapping[Origin, int]
     rejected: int
     """Stored values that did not verify."""
@@ -92,7 +92,7 @@ class Snapshot:
 def take_snapshot(
     catalogue: Catalogue, gauges: Gauges, *, version: str, started_at_s: float, uptime_s: float
 ) -> Snapshot:
-    """Return everything that is counted. Never raises."""
+    """Return what the metrics hold now. Never raises."""
     compiles = (
         CompileSnapshot(engine_id, outcome, latency.summary())
         for (engine_id, outcome), latency in catalogue.compile_durations.all()
