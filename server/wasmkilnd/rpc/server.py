@@ -24,7 +24,7 @@ from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.call import CallsUnderWay
 from wasmkilnd.rpc.connections.flood_guard import FloodGuard
-from wasmkilnd.rpc.connections.make_way import MakeWay
+from wasmkilnd.rpc.connections.reserve import ConnectionReserve
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.grpcio_services import LimitedServer
@@ -187,7 +187,7 @@ class RpcServer:
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         closed = self._traffic.recorder.connections_closed
-        making_way = MakeWay(self._transport.connections, self._traffic.under_way, closed)
+        making_way = ConnectionReserve(self._transport.connections, self._traffic.under_way, closed)
         self._making_way = asyncio.create_task(making_way.run(frozenset(self._ports)))
         self._flood_guard = FloodGuard(
             self._ports,

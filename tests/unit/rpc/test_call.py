@@ -10,8 +10,7 @@ import pytest
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Use
-from wasmkilnd.rpc.connections.hosts import hosts_of
-from wasmkilnd.rpc.connections.sockets import Address, parse
+from wasmkilnd.rpc.connections.sockets import Address, hosts_of, parse
 
 from tests.doubles.context import Context
 

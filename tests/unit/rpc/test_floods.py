@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from wasmkilnd.rpc.connections.core_counts import Counts
 from wasmkilnd.rpc.connections.floods import TAKEN_BACK_PER_S, FloodWatch
 from wasmkilnd.rpc.connections.sockets import Address, parse
-from wasmkilnd.rpc.connections.transport import Counts
 
 MESSAGE = 16 * 1024 * 1024
 BURST = 2_000

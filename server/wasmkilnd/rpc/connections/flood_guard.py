@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from wasmkilnd.rpc.connections import sockets
+from wasmkilnd.rpc.connections.core_counts import Counts, Transport
 from wasmkilnd.rpc.connections.floods import TAKEN_BACK_PER_S, FloodWatch
 from wasmkilnd.rpc.connections.sockets import Address
-from wasmkilnd.rpc.connections.transport import Counts, Transport
 
 log = structlog.get_logger("wasmkilnd.rpc")
 

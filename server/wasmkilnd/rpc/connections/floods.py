@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from wasmkilnd.rpc.connections.core_counts import Counts
 from wasmkilnd.rpc.connections.sockets import Address
-from wasmkilnd.rpc.connections.transport import Counts
 
 # Calls that may be taken back in a second, by all callers together, on and on. Honest
 # callers take back those whose deadlines pass. At this rate nobody else waits longer,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wasmkilnd.rpc.connections.call import CallsUnderWay, Use, UseSince
-from wasmkilnd.rpc.connections.hosts import hosts_of
-from wasmkilnd.rpc.connections.make_way import MakeWay
-from wasmkilnd.rpc.connections.sockets import Address, parse
+from wasmkilnd.rpc.connections.reserve import ConnectionReserve
+from wasmkilnd.rpc.connections.sockets import Address, hosts_of, parse
 
 NOW = 1_000.0
 
@@ -25,7 +24,7 @@ def peers(host: str, count: int) -> list[Address]:
 def who_goes(
     found: Mapping[Address, int], used: Mapping[Address, UseSince], short_since_s: float = NOW
 ) -> set[Address]:
-    making_way = MakeWay(16, CallsUnderWay(4), lambda *_: None)
+    making_way = ConnectionReserve(16, CallsUnderWay(4), lambda *_: None)
     making_way._short_since_s = short_since_s
     return making_way.who_goes(found, used, hosts_of(found, frozenset({50051})), NOW)
 

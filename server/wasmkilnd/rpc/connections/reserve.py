@@ -16,8 +16,7 @@ import structlog
 
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.call import CallsUnderWay, Use, UseSince
-from wasmkilnd.rpc.connections.hosts import hosts_of
-from wasmkilnd.rpc.connections.sockets import Address
+from wasmkilnd.rpc.connections.sockets import Address, hosts_of
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -31,7 +30,7 @@ _PATIENCE_S = 2.0
 _TELL_S = 0.2
 
 
-class MakeWay:
+class ConnectionReserve:
     """Keeps some connections free. For one event loop."""
 
     def __init__(
