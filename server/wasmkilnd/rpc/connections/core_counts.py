@@ -1,8 +1,8 @@
-"""What gRPC's core has counted: calls and connections, those included that no handler ever saw.
+"""What gRPC's core has counted: calls and messages of each connection.
 
-The counts are channelz's. A call that is taken back at once may end in the core before
-the event loop hears of it, so only the core can tell how many there were. They are read
-as grpcio-channelz reads them, but not by it: it stumbles over fields that are new to it.
+A call that its caller cancels at once may end in the core before the event loop hears of it,
+so only the core knows how many there were. Its counts are channelz's, read through the same
+functions as in grpcio-channelz, which itself fails at fields that are newer than it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from wasmkilnd.rpc.connections.sockets import Address
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the core counted of one connection since it was opened."""
+    """The counts of one connection since it was opened."""
 
     begun: int = 0
-    """Calls."""
+    """Calls that the caller began."""
     taken_back: int = 0
-    """Calls that the peer ended before the daemon had answered."""
+    """Calls that the caller cancelled before the daemon had answered."""
     answered: int = 0
     """Calls that the daemon has answered."""
     messages: int = 0
-    """Messages that arrived whole."""
+    """Messages that have arrived whole."""
 
     @property
     def open(self) -> int:
@@ -36,14 +36,14 @@ class Counts:
         return self.begun - self.taken_back - self.answered
 
 
-class Transport:
+class CoreCounts:
     """Reads the counts of the only gRPC server in this process. From any thread."""
 
     def __init__(self) -> None:
         self._server_id = 0
 
     def calls_failed(self) -> int:
-        """Return how many calls ended without success, whoever ended them. Takes some 0.2 ms."""
+        """Return how many calls ended without success, on all connections. Takes some 0.2 ms."""
         for server in json.loads(cygrpc.channelz_get_servers(0)).get("server", []):
             self._server_id = int(server["ref"]["serverId"])
             return _count(server["data"], "callsFailed")
@@ -64,7 +64,7 @@ class Transport:
                 return found
 
     def counts(self, socket_id: int) -> Counts | None:
-        """Return the counts of one connection, None if it has gone. Takes some 0.1 ms."""
+        """Return the counts of one connection, None if it is closed. Takes some 0.1 ms."""
         try:
             data = json.loads(cygrpc.channelz_get_socket(socket_id))["socket"]["data"]
         except ValueError:

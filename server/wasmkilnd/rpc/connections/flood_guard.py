@@ -1,6 +1,6 @@
-"""Looks for floods, and closes their connections, in a thread of its own.
+"""Looks for floods and closes their connections, in a thread of its own.
 
-The event loop is what a flood keeps busy, so it cannot be relied upon to end one.
+A flood keeps the event loop busy, so the loop cannot be relied upon to end one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from wasmkilnd.rpc.connections import sockets
-from wasmkilnd.rpc.connections.core_counts import Counts, Transport
+from wasmkilnd.rpc.connections.core_counts import CoreCounts, Counts
 from wasmkilnd.rpc.connections.floods import TAKEN_BACK_PER_S, FloodWatch
 from wasmkilnd.rpc.connections.sockets import Address
 
@@ -22,19 +22,19 @@ log = structlog.get_logger("wasmkilnd.rpc")
 _QUIET_S = 0.25
 _LOOK_S = 0.1
 _ALERT_S = 0.02
-# While the daemon uses no more of a CPU than this, nobody floods it with calls, or frames.
+# While the daemon uses less of a CPU than this, no caller floods it with calls, or frames.
 _QUIET_CPU = 0.1
 _QUIET_CPU_FRAMES = 0.4
-# The part of the time that looking may take: at frames, at calls, and after a flood.
+# The share of the time that the guard may spend: on frames, on calls, and after a flood.
 _FRAMES_SHARE = 0.02
 _CALLS_SHARE = 0.1
 _ALERT_SHARE = 0.25
-# A flood that goes on over new connections is worth a line in so long a time.
+# A flood that goes on over new connections gets one log line in so long a time.
 _LOG_S = 10.0
 
 
 class FloodGuard:
-    """Guards the connections to some ports."""
+    """Closes connections to some ports that flood the daemon."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class FloodGuard:
     ) -> None:
         """See FloodWatch for ``burst`` and ``message_bytes``.
 
-        ``closed`` is told how many connections were closed and why, in the guard's thread.
+        ``closed`` is called with a cause and a number, in the guard's thread.
         """
         self._ports = frozenset(ports)
         self._watch = FloodWatch(burst, message_bytes)
         self._closed = closed
-        self._transport = Transport()
+        self._core = CoreCounts()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flood-guard", daemon=True)
         self._at_s, self._cpu_s, self._failed = time.monotonic(), time.process_time(), 0
@@ -59,11 +59,11 @@ class FloodGuard:
         self._logged_s = -_LOG_S
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more. Waits for a look under way."""
+        """Stop the thread, and wait for it."""
         self._stopped.set()
         self._thread.join()
 
@@ -73,12 +73,12 @@ class FloodGuard:
             try:
                 wait_s = self._tick()
             except Exception:
-                # Without a guard the daemon serves on; a moment, so that the log stays short.
-                log.exception("looking for floods failed")
+                # The daemon serves on without a guard. The long wait keeps the log short.
+                log.exception("cannot look for floods")
                 wait_s = 60.0
 
     def _tick(self) -> float:
-        """Look as closely as there is reason to; return when to look again."""
+        """Look as closely as the load gives reason to; return the seconds until the next look."""
         now, cpu_s = time.monotonic(), time.process_time()
         passed_s = now - self._at_s
         cpu = (cpu_s - self._cpu_s) / passed_s
@@ -87,7 +87,7 @@ class FloodGuard:
         if cpu < _QUIET_CPU and not alert:
             self._watch.forget()
             return _QUIET_S
-        before, self._failed = self._failed, self._transport.calls_failed()
+        before, self._failed = self._failed, self._core.calls_failed()
         at_calls = alert or self._failed - before > TAKEN_BACK_PER_S * passed_s
         if at_calls:
             took_s = self._look(now, at_calls=True)
@@ -104,13 +104,13 @@ class FloodGuard:
         return _QUIET_S
 
     def _look(self, now: float, *, at_calls: bool) -> float:
-        """Look at every connection, and close floods; return how long that took."""
+        """Look at every connection and close floods; return the seconds that took."""
         received = sockets.received(self._ports)
-        found = self._transport.sockets()
+        found = self._core.sockets()
 
         def counts(peer: Address) -> Counts | None:
-            # One that is not there yet, or not any more, has nothing to count.
-            return self._transport.counts(found[peer]) if peer in found else None
+            # A connection that gRPC does not know yet, or any more, has no counts.
+            return self._core.counts(found[peer]) if peer in found else None
 
         taken_back, only_frames = self._watch.look(received, counts, now, at_calls=at_calls)
         self._close("taken_back", taken_back, now)

@@ -1,9 +1,11 @@
-"""Connections that flood the daemon are closed: gRPC's core ends hardly any of them.
+"""Tells connections that flood the daemon from those that give it work.
 
-Two kinds can be told apart from work. Calls that are taken back before they are answered
-("rapid reset"): each costs the event loop as much as a small call, and no limit on calls
-under way stops it. And frames that carry neither a call nor a message, such as PRIORITY
-or WINDOW_UPDATE: gRPC reads them as fast as they come.
+gRPC's core ends hardly any flood. Two kinds can be told from work:
+
+- Calls that their callers cancel before the answer ("rapid reset"). Each costs the event loop
+  as much as a small call, and no limit on calls under way stops them.
+- Frames that carry neither a call nor a message, such as PRIORITY or WINDOW_UPDATE. gRPC
+  reads them as fast as they come.
 """
 
 from __future__ import annotations
@@ -15,36 +17,36 @@ from dataclasses import dataclass
 from wasmkilnd.rpc.connections.core_counts import Counts
 from wasmkilnd.rpc.connections.sockets import Address
 
-# Calls that may be taken back in a second, by all callers together, on and on. Honest
-# callers take back those whose deadlines pass. At this rate nobody else waits longer,
-# also on a slow machine.
+# Calls that all callers together may cancel in a second, for any length of time. Honest
+# callers cancel calls whose deadlines pass. At this rate other calls wait no longer, even
+# on a slow machine.
 TAKEN_BACK_PER_S = 250
-# Since a flood was ended, whoever goes on with it on a new connection has less time.
+# For so long after a flood was ended, one on a new connection is ended sooner.
 _ALERT_S = 10.0
 _ALERT_SHARE = 8
-# What is counted together: not so long that an hour of honest calls adds up to a flood.
+# Counts start again after this time, or an hour of honest calls would add up to a flood.
 _PERIOD_S = 5.0
-# A call that is begun and taken back has this many bytes at least.
+# A call that is begun and cancelled takes at least so many bytes.
 _CALL_BYTES = 24
-# A connection that sent less than this since the last look is no flood of frames.
+# A connection that sent fewer bytes since the last look is no flood of frames.
 _MANY_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class _Connection:
     bytes: int
-    """What it has sent."""
+    """The bytes that it has sent so far."""
     counts: Counts | None
-    """As they were last read, None if they never were."""
+    """Its counts at the last look; None before the first."""
     progress_bytes: int
-    """What it had sent when a call was last seen to have begun or a message to have arrived."""
+    """``bytes`` at the last look at which a call had begun or a message arrived."""
 
 
 class FloodWatch:
-    """Tells from what connections have sent, and what came of it, which of them are floods."""
+    """Compares what connections have sent with the calls and messages that came of it."""
 
     def __init__(self, burst: Callable[[], int], message_bytes: int) -> None:
-        """``burst`` is how many calls may be taken back at once; messages have a largest size."""
+        """Let callers cancel ``burst`` calls at once, and send messages of ``message_bytes``."""
         self._burst = burst
         self._message_bytes = message_bytes
         self._connections: dict[Address, _Connection] = {}
@@ -53,11 +55,11 @@ class FloodWatch:
         self._since_s = self._alert_until_s = 0.0
 
     def alert(self, now: float) -> bool:
-        """Tell whether a flood was ended a short while ago."""
+        """Return whether a flood was ended a short while ago."""
         return now < self._alert_until_s
 
     def forget(self) -> None:
-        """Begin anew: nobody looked at connections for a while."""
+        """Drop what is known of connections, which are not looked at for a while."""
         self._connections.clear()
         self._taken_back.clear()
         self._complete = False
@@ -70,11 +72,11 @@ class FloodWatch:
         *,
         at_calls: bool,
     ) -> tuple[list[Address], list[Address]]:
-        """Return who takes calls back too fast, and who sends nothing but frames.
+        """Return the peers that cancel calls too fast, and those that send only frames.
 
-        ``received`` are the bytes of all connections; ``counts`` reads those of one, and
-        is only asked about connections that may be a flood. Who takes calls back is
-        looked for only ``at_calls``.
+        ``received`` has the bytes of every connection. ``counts`` reads the counts of one; it is
+        slow, and called only for connections that may be a flood. Cancelled calls are looked
+        at only with ``at_calls``.
         """
         only_frames: list[Address] = []
         for peer in self._connections.keys() - received.keys():
@@ -82,7 +84,7 @@ class FloodWatch:
         for peer, size in received.items():
             connection = self._connections.get(peer)
             if connection is None:
-                # Whoever came since the last look has all that it did from then.
+                # A connection opened since the last look has done all its work since then.
                 new = Counts() if self._complete else None
                 connection = self._connections[peer] = _Connection(0 if new else size, new, 0)
             sent = size - connection.bytes
@@ -95,7 +97,7 @@ class FloodWatch:
         return self._most_taken_back(now) if at_calls else [], only_frames
 
     def _progress(self, peer: Address, connection: _Connection, found: Counts) -> bool:
-        """Note what came of it; tell whether more bytes came than its open calls could need."""
+        """Note the counts; return whether it sent more bytes than its open calls can need."""
         before, connection.counts = connection.counts, found
         if before:
             self._taken_back[peer] += found.taken_back - before.taken_back
@@ -105,19 +107,19 @@ class FloodWatch:
         return idle_bytes > (1 + found.open) * self._message_bytes
 
     def _most_taken_back(self, now: float) -> list[Address]:
-        """Return nobody, or the connections that took back most, until the rest is bearable."""
-        bearable = TAKEN_BACK_PER_S * (now - self._since_s)
+        """Return the peers that cancelled most, as many as exceed the allowed rate; often none."""
+        allowed = TAKEN_BACK_PER_S * (now - self._since_s)
         burst = self._burst() // (_ALERT_SHARE if self.alert(now) else 1)
         total = self._taken_back.total()
-        going: list[Address] = []
-        if total > bearable + burst:
+        found: list[Address] = []
+        if total > allowed + burst:
             for peer, taken_back in self._taken_back.most_common():
-                if total <= bearable:
+                if total <= allowed:
                     break
-                going.append(peer)
+                found.append(peer)
                 total -= taken_back
             self._alert_until_s = now + _ALERT_S
-        if going or now - self._since_s > _PERIOD_S:
+        if found or now - self._since_s > _PERIOD_S:
             self._since_s = now
             self._taken_back.clear()
-        return going
+        return found

@@ -1,8 +1,8 @@
-"""Connections make way when an address has hardly any left, so that nobody keeps others out.
+"""Keeps some connections free, so that no host uses up those of an address.
 
-gRPC counts connections for each address of ``listen``, and closes at once what comes
-beyond the limit. So the daemon keeps some free: it closes idle ones, and if there are
-none, those of the host that has most.
+gRPC counts the connections to each address of ``listen``, and closes new ones at once when
+the limit is reached. So the daemon closes old ones in time: first idle connections, then
+those of the host that has most.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ log = structlog.get_logger("wasmkilnd.rpc")
 
 _LOOK_S = 1.0
 _LOOK_AGAIN_S = 0.2
-# One that came, or had a call, a shorter time ago may be about to have another.
+# A connection that was opened, or had a call, more recently may be about to have another.
 _IDLE_S = 1.0
-# So long others stay where such are enough: who opens new ones all the time gains nothing.
-_PATIENCE_S = 2.0
-# For callers to be told, before their connection is closed.
-_TELL_S = 0.2
+# So long connections with calls stay while enough others may turn out to be idle. Not longer:
+# a host that opens new connections all the time would keep these from ever counting as idle.
+_GRACE_S = 2.0
+# Time for the calls to end with a message before their connection is closed.
+_GOODBYE_S = 0.2
 
 
 class ConnectionReserve:
-    """Keeps some connections free. For one event loop."""
+    """Keeps an eighth of each address's connections free. For one event loop."""
 
     def __init__(
         self, limit: int, calls: CallsUnderWay, closed: Callable[[str, int], None]
     ) -> None:
-        """An address gets ``limit`` connections; ``closed`` is told why and how many end."""
+        """Allow ``limit`` connections to an address.
+
+        ``closed`` is called with a cause and a number when connections are closed.
+        """
         self._limit = limit
         self._reserve = max(1, limit // 8)
         self._calls = calls
@@ -45,14 +49,14 @@ class ConnectionReserve:
         self._short_since_s: float | None = None
 
     async def run(self, ports: frozenset[int]) -> None:
-        """Keep some connections to each of ``ports`` free, for ever."""
+        """Keep some connections to each of ``ports`` free until cancelled."""
         wait_s = _LOOK_S
         while True:
             await asyncio.sleep(wait_s)
             wait_s = _LOOK_AGAIN_S if await self._look(ports) else _LOOK_S
 
     async def _look(self, ports: frozenset[int]) -> bool:
-        """Close what has to make way; tell whether anything had to."""
+        """Close connections where too few are free; return whether that was so."""
         found = await asyncio.to_thread(sockets.opened, ports, self._limit - self._reserve)
         now = time.monotonic()
         self._first_seen = {peer: self._first_seen.get(peer, now) for peer in found}
@@ -63,13 +67,13 @@ class ConnectionReserve:
             self._short_since_s = now
         used = await self._calls.use_of(found)
         hosts = await asyncio.to_thread(hosts_of, found, ports)
-        peers = frozenset(self.who_goes(found, used, hosts, now))
+        peers = frozenset(self.to_close(found, used, hosts, now))
         if not peers:
             return True
         kinds = Counter(used[peer].use for peer in peers)
         if kinds[Use.IDLE] < len(peers):
             self._calls.end(peers)
-            await asyncio.sleep(_TELL_S)
+            await asyncio.sleep(_GOODBYE_S)
         self._closed("no_room", await asyncio.to_thread(sockets.close, peers, ports))
         log.warning(
             "connections closed: hardly any were left",
@@ -81,18 +85,23 @@ class ConnectionReserve:
         )
         return True
 
-    def who_goes(
+    def to_close(
         self,
         found: Mapping[Address, int],
         used: Mapping[Address, UseSince],
         hosts: Mapping[Address, str],
         now: float,
     ) -> set[Address]:
-        """Return who has to make way, given the port and the host of each peer.
+        """Return the peers to disconnect, given the port and the host of each.
 
-        First idle ones, until a quarter is free. If an eighth is not, others too: of the
-        host with most, those that wait before those for which the daemon works. Always
-        of the host with most at that point, and what is so for longest first.
+        There are two cases, for each port of which less than an eighth is free:
+
+        - Idle connections are closed until a quarter is free.
+        - If an eighth is still not free, connections with calls are closed too: those whose
+          calls wait before those for which the daemon works.
+
+        In both cases the next to go is always one of the host that then has most, and of its
+        connections the one that has been in that state longest.
         """
         of_port: dict[int, list[Address]] = defaultdict(list)
         for peer, port in found.items():
@@ -110,7 +119,7 @@ class ConnectionReserve:
             busy = [peer for peer in peers if used[peer].use is not Use.IDLE]
             busy.sort(key=lambda peer: (used[peer].use, used[peer].since_s))
             needed = len(peers) - (self._limit - self._reserve) - len(first)
-            if now - (self._short_since_s or now) < _PATIENCE_S:
+            if now - (self._short_since_s or now) < _GRACE_S:
                 needed -= len(unused) - len(idle)
             going.update(first, _heaviest_first(busy, hosts, held, needed))
         return going
@@ -126,7 +135,7 @@ class ConnectionReserve:
 def _heaviest_first(
     order: list[Address], hosts: Mapping[Address, str], held: Counter[str], count: int
 ) -> list[Address]:
-    """Return ``count`` peers in order, each of the host that then has most; ``held`` follows."""
+    """Return ``count`` of the peers, each of the host that then has most; update ``held``."""
     of_host: dict[str, list[Address]] = defaultdict(list)
     for peer in reversed(order):
         of_host[hosts[peer]].append(peer)

@@ -1,4 +1,8 @@
-"""Finds connections, and ends them when grpc.aio has no gentler way, such as to cancel a call."""
+"""The daemon's open connections, as the kernel knows them: list, count, group and close them.
+
+grpc.aio offers none of this. The functions look at every descriptor of the process: call them
+in a thread.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from wasmkilnd.network import address_of, host_of
 Address = tuple[IpAddress, int]
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-# Of struct tcp_info, as far as Linux 4.1 has it; what comes later stands behind.
+# Offsets in Linux's struct tcp_info since 4.1; later kernels only append to it.
 _BYTES_RECEIVED = struct.Struct("=Q")
 _BYTES_RECEIVED_AT = 128
 _TCP_INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
@@ -27,9 +31,9 @@ _TCP_INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
 def close(peers: Collection[Address], ports: frozenset[int]) -> int:
     """Shut the connections from ``peers`` down; return how many there were.
 
-    Only connections to one of this daemon's own ``ports`` are meant. gRPC finds them
-    closed, and lets go of all that it held for them. Unix sockets have no names to be
-    found by. Looks at every open descriptor: call it in a thread.
+    Only connections to one of the daemon's own ``ports`` are closed. gRPC then finds them
+    closed, and frees what it held for them. Unix sockets cannot be found: their peers have
+    no names.
     """
     closed = 0
     for sock in _sockets():
@@ -41,10 +45,10 @@ def close(peers: Collection[Address], ports: frozenset[int]) -> int:
 
 
 def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
-    """Return who is connected, and to which of ``ports``.
+    """Return the peers that are connected, each with the one of ``ports`` it is connected to.
 
-    Nobody at all, and sooner, unless more descriptors are open than ``more_than``.
-    Looking at 1,000 takes some 10 ms: call it in a thread.
+    Return nothing, and faster, unless the process has more than ``more_than`` descriptors
+    open. 1,000 connections take some 10 ms.
     """
     peers: dict[Address, int] = {}
     if len(_descriptors()) <= more_than:
@@ -58,9 +62,9 @@ def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
 
 
 def received(ports: frozenset[int]) -> dict[Address, int]:
-    """Return how many bytes the kernel took in from each peer that is connected to ``ports``.
+    """Return how many bytes the kernel has received from each peer connected to ``ports``.
 
-    Looking at 1,000 takes some 15 ms: call it in a thread.
+    1,000 connections take some 15 ms.
     """
     peers: dict[Address, int] = {}
     for sock in _sockets():
@@ -84,7 +88,7 @@ def _sockets() -> Iterator[socket.socket]:
         with contextlib.suppress(OSError):  # It was closed meanwhile, or is no socket.
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115
                 continue
-            # A copy: the number may become another's while we look at it.
+            # A copy, for gRPC may close the descriptor and the kernel reuse its number meanwhile.
             copy = os.dup(int(name))
             try:
                 sock = socket.socket(fileno=copy)
@@ -98,7 +102,7 @@ def _sockets() -> Iterator[socket.socket]:
 
 
 def parse(peer: str) -> Address | None:
-    """Return where a peer is, given gRPC's name of it; None for a Unix socket."""
+    """Return the address of a peer by gRPC's name for it; None for a Unix socket."""
     kind, _, rest = peer.partition(":")
     host, _, port = unquote(rest).rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():
@@ -107,14 +111,15 @@ def parse(peer: str) -> Address | None:
 
 
 def address(name: tuple[object, ...]) -> Address:
-    """Return where a peer is, given a socket's name of it."""
+    """Return the address of a peer by its socket's name, as ``getpeername`` returns it."""
     return address_of(str(name[0])), int(str(name[1]))
 
 
 def hosts_of(peers: Iterable[Address], ports: frozenset[int]) -> dict[Address, str]:
-    """Return the host of each peer: its address, of IPv6 a network, on loopback a local user.
+    """Return the host of each peer: an IPv4 address, an IPv6 /64 network, or a local user.
 
-    Every caller on loopback has the same address, but the kernel tells whose socket it is.
+    On loopback all callers have the same address, but the kernel tells which user owns the
+    other end's socket.
     """
     peers = tuple(peers)
     users = _users(ports) if any(peer[0].is_loopback for peer in peers) else {}
@@ -129,10 +134,10 @@ def _host(peer: Address, users: Mapping[Address, str]) -> str:
 
 
 def _users(ports: frozenset[int]) -> dict[Address, str]:
-    """Return which user has each of this machine's sockets that are connected to ``ports``."""
+    """Return the user that owns each of this machine's sockets connected to ``ports``."""
     users: dict[Address, str] = {}
     for table in _TABLES:
-        with contextlib.suppress(OSError):  # A container may not show it.
+        with contextlib.suppress(OSError):  # A container may hide it.
             for line in table.read_text().splitlines()[1:]:
                 fields = line.split()
                 if int(fields[2].rpartition(":")[2], 16) in ports:
@@ -141,7 +146,7 @@ def _users(ports: frozenset[int]) -> dict[Address, str]:
 
 
 def _table_address(text: str) -> Address:
-    """Return what the kernel writes as hexadecimal words in the machine's order, and a port."""
+    """Parse an address of the kernel's tables: hexadecimal words in host byte order, and a port."""
     host, _, port = text.partition(":")
     words = (host[at : at + 8] for at in range(0, len(host), 8))
     packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
