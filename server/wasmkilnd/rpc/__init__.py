@@ -1,1 +1,33 @@
-"""gRPC: translates between the wire and the domain, and decides nothing."""
+"""The gRPC front of the daemon: translates between the wire and the domain, and decides nothing.
+
+One call goes down these files and back: ``calls`` (admission, request id, log line, errors) →
+``flow.receive`` and ``wire.requests`` (read, check, build the request) → ``services.module``
+(translate) → ``compile_service`` or ``module_service`` outside of this room → ``flow.send``.
+
+====================  =======================================================================
+``server``            gRPC's options, the addresses, and the services that are served
+``calls``             what every call gets; ``Traffic`` holds the gates and budgets it passes
+``grpcio_services``   the same limits for health, reflection and channelz
+``services/``         one file per service
+``wire/``             messages, bounds of requests, error table
+``flow/``             budgets for the bytes of requests and answers
+``connections/``      calls of each connection, and which connections are closed
+====================  =======================================================================
+
+What the room promises: each request is admitted, read within a budget, and checked against its
+bounds before protobuf builds anything of it. Each failure becomes a row of the error table
+(``wire.status``); anything else becomes INTERNAL and a traceback in the log. No exception, task
+or buffer of a call outlives it.
+
+To add an RPC:
+
+1. ``protos/``: the messages, and the RPC with every error reason; then ``make protos``.
+2. ``wire/bounds.py``: a row for each field of the request. The daemon does not start without.
+3. ``wire/messages.py``: the translation, if it is more than a line.
+4. ``services/module.py`` or ``admin.py``: a method ``async def name(self, request, call)``.
+5. ``server.py``: its line in the table of behaviors.
+6. ``client/``, ``docs/api.md``, and a test in ``tests/e2e``.
+
+To add an error reason: ``errors.Reason``, ``wire.status.CODES``, ``docs/api.md``, and a row of
+``tests/e2e/error_rows.py``.
+"""

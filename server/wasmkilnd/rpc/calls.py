@@ -1,4 +1,4 @@
-"""What every call gets: a place, an id, a log line, a count, and errors that make sense."""
+"""What every call gets: admission, a request id, a log line, a count, and errors by the table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ log = structlog.get_logger("wasmkilnd.rpc")
 class CallGate:
     """Counts the calls that run, refuses those above the limit, and can be closed to new ones.
 
-    For one event loop. No caller gets more of the limit than it leaves to others.
+    For one event loop. No caller may run more calls than it leaves room for.
     """
 
     def __init__(self, limits: Reloadable[TrafficLimits]) -> None:
@@ -77,24 +77,24 @@ class CallGate:
 
 
 class CallRecorder(Protocol):
-    """Takes note of calls. Fast, from any thread, and never raises."""
+    """Counts calls for the metrics. Fast, safe from any thread, and never raises."""
 
     def rpc(self, method: str, code: str, seconds: float, limit: str) -> None:
-        """A call ended with a gRPC code; ``limit`` names the one that it met, if any."""
+        """Count a call that ended with a gRPC code; ``limit`` names the limit it met, if any."""
         ...
 
     def connections_closed(self, cause: str, count: int) -> None:
-        """The daemon closed ``count`` connections for the others' sake."""
+        """Count connections that the daemon closed to protect other callers."""
         ...
 
     def bytes_sent(self, size_bytes: int) -> None:
-        """Artifact bytes went to a caller."""
+        """Count artifact bytes that were sent to a caller."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What every call passes: the gate, then the receiver, and in the end the sender."""
+    """What every call passes, in this order."""
 
     gate: CallGate
     grpcio_gate: CallGate
@@ -106,7 +106,9 @@ class Traffic:
 
 
 Behavior = Callable[[Any, Call], Awaitable["Message | Frames | bytes"]]
-"""Takes a request, or its Parts where the table of bounds has such; bytes are a message too."""
+"""One RPC of a servicer: takes a request, or its Parts, and returns an answer.
+
+An answer of bytes is a message that is serialized already."""
 
 
 def observed(
@@ -197,10 +199,10 @@ def observed(
 
 
 async def abort(context: Context, failure: WasmkilnError) -> None:
-    """End a call with its row of the error table; its handler has nothing to do any more.
+    """End a call with its row of the error table.
 
-    grpcio ends the handler by an exception, and keeps that for as long as its caller's
-    connection. What its frames hold must not live as long.
+    grpcio raises an exception in the handler, and keeps it for as long as the connection is
+    open. What the frames of that exception hold must not live so long.
     """
     answer = status.to_status(failure)
     try:

@@ -1,4 +1,8 @@
-"""Services that come with grpcio (health, reflection, channelz), held to our limits."""
+"""Applies the daemon's limits to the services that come with grpcio.
+
+Health, reflection and channelz register handlers of their own. ``LimitedServer`` wraps each, so
+that its calls pass the gate, the bounds of requests and the budgets as all others do.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +27,25 @@ from wasmkilnd.slices import in_slices
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
-# What somebody at a terminal asks is done with a few dozen.
+# A person at a terminal needs a few dozen.
 _MAX_REQUESTS = 1000
 
 
 class LimitedServer:
-    """Takes a service's handlers as a server would, and has their requests read within limits."""
+    """Accepts a service's handlers as a gRPC server does, and serves them within limits."""
 
     def __init__(self, server: Any, traffic: Traffic) -> None:
         self._server = server
         self._traffic = traffic
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Serve what these handlers handle."""
+        """Serve the methods of ``handlers``."""
         self._server.add_generic_rpc_handlers(
             tuple(_Limited(handler, self._traffic) for handler in handlers)
         )
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Do nothing: what generated code registers here it has added above already."""
+        """Do nothing: generated code adds the same handlers by the method above."""
 
 
 class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no types
@@ -50,7 +54,7 @@ class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no
         self._traffic = traffic
 
     def service(self, handler_call_details: Any) -> Any:
-        """Return the handler of a method, None for one that is not of this service."""
+        """Return the handler of a method, or None if it is not one of this service."""
         handler = self._handler.service(handler_call_details)
         if not handler:
             return None
@@ -58,7 +62,7 @@ class _Limited(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio ships no
 
 
 def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
-    """Return the same handler as one of streams both ways; on the wire there is no difference."""
+    """Return the handler as one of streams both ways, which is the same on the wire."""
     behavior = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
@@ -67,12 +71,12 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
     async def requests(context: Context, caller: str) -> AsyncIterator[Any]:
         for number in itertools.count():
             message, release = await traffic.receiver.read(context, caller, patient=number > 0)
-            release()  # Messages within the bounds of these services are small, and are not kept.
+            release()  # These messages are small, and not kept.
             if message is None:
                 return
             if number == _MAX_REQUESTS:
                 raise errors.invalid_request(
-                    f"one call may have {_MAX_REQUESTS:,} requests at most: begin another", ""
+                    f"a call may have {_MAX_REQUESTS:,} requests at most: begin another call", ""
                 )
             await in_slices(scan(message, plan))
             try:
@@ -95,11 +99,11 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
             await behavior(asked, context)
         else:
             answer = await behavior(asked, context)
-            if answer is not None:  # Else it has set another status than OK, and that is all.
+            if answer is not None:  # None means that it has set an error status.
                 yield answer
 
     def serialized(message: Any) -> Any:
-        # Some behaviors write to the context, past us.
+        # Some behaviors write to the context themselves.
         return message if isinstance(message, bytes) else handler.response_serializer(message)
 
     async def handle(_: Any, context: Context) -> None:
@@ -116,9 +120,9 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
             forget_frames(failure)
             if not context.done():
                 await abort(context, failure)
-        except aio.InternalError:  # The connection has gone.
+        except aio.InternalError:  # The connection is closed.
             raise asyncio.CancelledError from None
-        except aio.AbortError as aborted:  # The service said what was to be said.
+        except aio.AbortError as aborted:  # The service has set the status.
             forget_frames(aborted)
         except Exception as defect:
             log.exception("call failed", method=method)

@@ -1,4 +1,4 @@
-"""The gRPC server: its options, its addresses, and which service is served how."""
+"""The gRPC server: its options, its addresses, and the services that it serves."""
 
 from __future__ import annotations
 
@@ -51,46 +51,46 @@ METHODS = (
     ),
 )
 
-# A module above its limit should get the daemon's own answer, which says so, rather
-# than the transport's; a message above this gets the transport's.
+# A module above its limit should get the daemon's own error, which explains it. A message above
+# this size gets gRPC's.
 _LEAST_MESSAGE_BYTES = 16 * 1024 * 1024
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 _METADATA_BYTES = 16 * 1024
 _LAST_ANSWERS_S = 0.5
 
 _OPTIONS = (
-    ("grpc.so_reuseport", 0),  # A second daemon on one port is a mistake: say so.
+    ("grpc.so_reuseport", 0),  # A second daemon on one port is a mistake: fail.
     ("grpc.max_send_message_length", -1),
-    # The hard limit too: between the two, gRPC refuses at random.
+    # The hard limit too: between the two limits gRPC refuses at random.
     ("grpc.max_metadata_size", _METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
-    # Only messages as they are: of a compressed one gRPC 1.76 looks at the size when it
-    # has been unpacked whole, and 600 KB become 600 MB.
+    # Uncompressed messages only: gRPC 1.76 checks the size of a compressed one after it has
+    # unpacked all of it, and 600 KB become 600 MB.
     ("grpc.compression_enabled_algorithms_bitset", 1),
-    # A connection that pings more often than this without any calls is ended (GOAWAY,
-    # "too_many_pings") at the third time.
+    # gRPC ends a connection (GOAWAY, "too_many_pings") that pings more often than this without
+    # calls, at the third time.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
-    # A peer that vanished without a word is noticed, and its calls end.
+    # The calls of a peer that vanished end.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # One that says nothing, or has nothing to say any more, makes room for others.
+    # A connection without a handshake, or idle for long, is closed.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 15 * 60_000),
 )
 
 
 class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
-    """An address cannot be listened on; the message says which and why."""
+    """The daemon cannot listen on an address; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
-    """What gRPC's core lets in, decided when it is opened."""
+    """What gRPC's core lets in. A reload does not change it."""
 
     module_bytes: int
-    """Of one module; messages may be a little larger."""
+    """The largest module; messages may be a little larger."""
     connections: int
     """Per address."""
     streams: int
@@ -109,13 +109,13 @@ class RpcServer:
         limits: Reloadable[TrafficLimits],
         in_memory: Callable[[Artifact], bool],
     ) -> None:
-        """``in_memory`` tells what the memory tier holds, whether it is being sent or not."""
+        """``in_memory`` tells whether the memory tier holds an artifact."""
         message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
         self.largest_module_bytes = message - _MESSAGE_OVERHEAD_BYTES
-        """What the transport lets in, whatever the limit on modules becomes."""
+        """The largest module that gRPC lets in, whatever a reload sets the limit to."""
         self._transport = transport
         self._ports: set[int] = set()
-        self._making_way: asyncio.Task[None] | None = None
+        self._reserve: asyncio.Task[None] | None = None
         self._flood_guard: FloodGuard | None = None
         self._message_bytes = message
         self._limits = limits
@@ -171,8 +171,8 @@ class RpcServer:
                     f"/{service}/{method.name}",
                     method.input_type._concrete_class.FromString,
                     behaviors[method.name],
-                    # Drain is let in while the daemon drains: it may hurry, and who tries
-                    # again because the first answer was lost gets one.
+                    # The daemon accepts Drain while it drains: an operator may shorten the
+                    # grace, or try again if the first answer was lost.
                     self._ungated if method.name == "Drain" else self._traffic,
                 )
             )
@@ -187,8 +187,8 @@ class RpcServer:
         bound = [self._bind(address) for address in addresses]
         await self._server.start()
         closed = self._traffic.recorder.connections_closed
-        making_way = ConnectionReserve(self._transport.connections, self._traffic.under_way, closed)
-        self._making_way = asyncio.create_task(making_way.run(frozenset(self._ports)))
+        reserve = ConnectionReserve(self._transport.connections, self._traffic.under_way, closed)
+        self._reserve = asyncio.create_task(reserve.run(frozenset(self._ports)))
         self._flood_guard = FloodGuard(
             self._ports,
             lambda: self._limits.current.calls,
@@ -202,7 +202,9 @@ class RpcServer:
         path = _unix_path(address)
         if path:
             if not Path(path).parent.is_dir():
-                raise CannotListen(f"cannot listen on {address}: {Path(path).parent} is no folder")
+                raise CannotListen(
+                    f"cannot listen on {address}: {Path(path).parent} is not a directory; create it"
+                )
             _refuse_live_socket(address, path)
         try:
             port = self._server.add_insecure_port(address)
@@ -227,16 +229,16 @@ class RpcServer:
 
     @property
     def traffic(self) -> Traffic:
-        """What calls hold now."""
+        """The gates and budgets, for the gauges of what calls hold now."""
         return self._traffic
 
     @property
     def running_calls(self) -> int:
-        """How many calls are being answered."""
+        """How many calls run now."""
         return self._gate.running
 
     def refuse_calls(self) -> None:
-        """Return new calls with SERVER_DRAINING, and watchers of the health that so it is."""
+        """Refuse new calls with SERVER_DRAINING, and tell watchers of the health."""
         self.health.set(False)
         self._gate.close()
 
@@ -245,16 +247,16 @@ class RpcServer:
         await self._gate.idle()
 
     async def stop(self) -> None:
-        """Close every connection, ending what still runs a moment later.
+        """Close every connection, and end the calls that still run half a second later.
 
-        The moment is for answers that are on their way, such as that of a
-        compilation that was just given up.
+        The delay is for answers that are on their way, such as that of a compilation that the
+        daemon has just given up.
         """
         if self._flood_guard:
             await asyncio.to_thread(self._flood_guard.stop)
-        if self._making_way:
-            self._making_way.cancel()
-            await asyncio.gather(self._making_way, return_exceptions=True)
+        if self._reserve:
+            self._reserve.cancel()
+            await asyncio.gather(self._reserve, return_exceptions=True)
         await self._server.stop(_LAST_ANSWERS_S)
 
 
@@ -268,7 +270,9 @@ def _refuse_live_socket(address: str, path: str) -> None:
     """gRPC takes a socket file over from whoever listens there: let it only from the dead."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
-            raise CannotListen(f"cannot listen on {address}: a file that is no socket is there")
+            raise CannotListen(
+                f"cannot listen on {address}: the path is a file that is not a socket"
+            )
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:

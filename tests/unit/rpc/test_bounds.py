@@ -43,7 +43,7 @@ def of_one_field(**field: object) -> Descriptor:
 
 def test_a_request_with_a_field_without_a_row_is_not_served() -> None:
     message = of_one_field(type=FieldDescriptor.TYPE_STRING, label=1)
-    with pytest.raises(LookupError, match=r"new.Request.new has no bound: give it a row"):
+    with pytest.raises(LookupError, match=r"new.Request.new has no bound: add a row"):
         bounds._plan(message)
 
 

@@ -74,14 +74,14 @@ def test_an_order_needs_a_source() -> None:
         module_service_pb2.CompileRequest(sha256=""),
     ):
         with pytest.raises(WasmkilnError):
-            messages.compile_order(request, Terms())
+            messages.compile_request(request, Terms())
 
 
 @pytest.mark.parametrize(
     ("seconds", "nanos"), [(-1, 0), (0, -1), (-1, 1), (0, 10**9), (315_576_000_001, 0)]
 )
 def test_a_duration_that_is_none_is_refused(seconds: int, nanos: int) -> None:
-    with pytest.raises(WasmkilnError, match="grace is no duration"):
+    with pytest.raises(WasmkilnError, match="cannot use grace: expected a duration"):
         messages.seconds(duration_pb2.Duration(seconds=seconds, nanos=nanos), "grace")
 
 

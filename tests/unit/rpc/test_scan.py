@@ -45,8 +45,8 @@ def refusal(raw: bytes, method: str, steps: int = 25) -> WasmkilnError:
 @pytest.mark.parametrize(
     ("method", "raw", "field", "words"),
     [
-        (FIND_MISSING, b"\x0a\x00" * (8 * MIB), "keys", "keys may be there 10,000 times at most"),
-        (COMPILE, SETTING * 200_000, "settings", "settings may be there 64 times at most"),
+        (FIND_MISSING, b"\x0a\x00" * (8 * MIB), "keys", "keys may occur 10,000 times at most"),
+        (COMPILE, SETTING * 200_000, "settings", "settings may occur 64 times at most"),
         (COMPILE, b"\x32\x00" * (8 * MIB), "settings", "64 times at most"),
         (
             COMPILE,
@@ -66,7 +66,7 @@ def refusal(raw: bytes, method: str, steps: int = 25) -> WasmkilnError:
                 keys=[types_pb2.ArtifactKey(settings={str(n): "" for n in range(65)})]
             ).SerializeToString(),
             "keys.settings",
-            "keys.settings may be there 64 times at most",
+            "keys.settings may occur 64 times at most",
         ),
         (
             EVICT,
@@ -178,7 +178,7 @@ def test_no_request_has_more_fields_than_the_daemon_looks_at() -> None:
     dense = b"\x2a\x10" + b"\x0a\x00" * 8
     key = b"\x0a\x80\x09" + dense * 64
     failure = refusal(key * 10_000, FIND_MISSING, MAX_FIELDS // 512 + 1)
-    assert "at most 1,000,000 fields" in failure.message
+    assert "more than 1,000,000 fields" in failure.message
 
 
 def test_every_key_with_every_setting_is_taken() -> None:

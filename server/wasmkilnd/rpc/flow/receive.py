@@ -1,7 +1,7 @@
-"""Requests that arrive: how much of them the daemon holds, and for how long.
+"""Reads requests, and limits how much of them the daemon holds while they arrive.
 
-gRPC takes a request in as fast as its caller sends it, and tells nobody how much of
-it is there. So what has not arrived whole may hold as much as a message can be large.
+gRPC takes a request in as fast as its caller sends it, and does not tell how much of it has
+arrived. So a request that has not arrived whole counts as large as a message may be.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from wasmkilnd.reloadable import Reloadable
 
 Context = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
-# A request that is there within this time was never held for long: all of those together
-# are no more than the network brings in this time. Most are there at once.
+# A request that arrives within this time is not counted until then: all such together are no
+# more than the network brings in this time. Most arrive at once.
 _QUICK_S = 0.1
 
 
@@ -42,14 +42,14 @@ class _Read:
 class Receiver:
     """Reads requests within a budget of bytes. For one event loop.
 
-    Half of the budget is for what arrives slowly, and half for what has arrived and
-    is looked at. When the first is full, the slow one of the caller that holds most
-    is refused; when the second is, further requests are not read before there is
-    room, which flow control tells their callers.
+    Half of the budget is for requests that arrive slowly. When it is full, the oldest slow
+    request of the caller that holds most is refused. The other half is for requests that have
+    arrived and are looked at. When it is full, the daemon reads no further request before
+    there is room, and HTTP/2's flow control holds their callers back.
     """
 
     def __init__(self, limits: Reloadable[TrafficLimits], message_bytes: int) -> None:
-        """Take in messages of up to ``message_bytes``."""
+        """Accept messages of up to ``message_bytes``."""
         self._arriving = FairShare(self._half)
         self._arrived = FairShare(self._half)
         self._message_bytes = message_bytes
@@ -60,15 +60,15 @@ class Receiver:
 
     @property
     def held_bytes(self) -> int:
-        """What requests hold, those that arrive slowly counted in full."""
+        """The size of all requests, where one that arrives slowly counts as ``message_bytes``."""
         return self._arriving.total + self._arrived.total
 
     async def read(
         self, context: Context, caller: str, *, patient: bool = False
     ) -> tuple[bytes | None, Callable[[], None]]:
-        """Return the next message, None after the last, and what lets go of its bytes.
+        """Return the next message, None after the last, and a function that releases its bytes.
 
-        With ``patient`` it may come as late as it likes. Raises COMPILE_QUEUE_FULL.
+        With ``patient`` the message may take any time. Raises COMPILE_QUEUE_FULL.
         """
         while self._arrived.room(caller) <= 0:
             await self._wait(caller)
@@ -95,7 +95,7 @@ class Receiver:
         return message, self.hold(caller, len(message))
 
     def hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
-        """Count what a request that has arrived costs; return what lets go of it."""
+        """Count bytes for a request that has arrived; return a function that releases them."""
         self._arrived.add(caller, size_bytes)
         held = [size_bytes]
 
@@ -130,7 +130,7 @@ class Receiver:
                 self._waiting.append((caller, turn))
 
     def _sweep(self) -> None:
-        """Count what turned out to be slow, and end what is too slow."""
+        """Count requests that turn out to be slow, and refuse those that are too slow."""
         loop = asyncio.get_running_loop()
         now, timeout_s = loop.time(), self._limits.current.caller_timeout_s
         for read in list(self._reads):
@@ -138,7 +138,7 @@ class Receiver:
                 continue
             if not read.held_bytes and now - read.since_s >= _QUICK_S:
                 self._admit(read)
-            if not read.patient and now - read.since_s >= timeout_s:
+            elif not read.patient and now - read.since_s >= timeout_s:
                 self._refuse(read, errors.request_too_slow(timeout_s))
         self._timer = loop.call_later(_QUICK_S, self._sweep) if self._reads else None
 
@@ -152,7 +152,7 @@ class Receiver:
         self._arriving.add(read.caller, self._message_bytes)
 
     def _victim(self, newcomer: _Read) -> _Read:
-        """Return who yields: whoever has all the time, then who holds most, the oldest first."""
+        """Return the request to refuse: a patient one, else one of the caller that holds most."""
         slow = [read for read in self._reads if read.held_bytes and not read.refusal]
         patient = [read for read in slow if read.patient]
         if patient:
@@ -165,11 +165,11 @@ class Receiver:
         return newcomer
 
     def _refuse(self, read: _Read, refusal: errors.WasmkilnError) -> None:
-        self._arriving.add(read.caller, -read.held_bytes)  # Its bytes go with its call.
+        self._arriving.add(read.caller, -read.held_bytes)  # gRPC frees them when the call ends.
         read.held_bytes = 0
         read.refusal = refusal
         read.task.cancel()
 
 
 def _nothing() -> None:
-    """Let go of nothing."""
+    """Release nothing."""

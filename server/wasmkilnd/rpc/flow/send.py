@@ -1,7 +1,7 @@
-"""Answers that are not read: how much of them the daemon holds, and for how long.
+"""Sends answers, and limits how much of them the daemon holds while their callers do not read.
 
-``write`` returns when gRPC may send a message, which is when its caller reads. Until
-then gRPC holds a copy of it, one for each answer, and the answer holds its artifact.
+``write`` returns when gRPC may send a message, which is when its caller reads. Until then
+gRPC holds a copy of the message, one for each answer, and the answer holds its artifact.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Context = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 Cut = Callable[[bytes, int], Iterable[bytes]]
 
 # A message is at most this part of what its caller may still hold: the first callers get
-# whole frames, the last ones still something. Of 128 MiB some 640 get their part who
+# whole frames, the last ones still something. 128 MiB are enough for some 640 callers that
 # read nothing.
 _SHARE = 128
 _LEAST_PIECE_BYTES = 16 * 1024
 _SWEEP_S = 0.25
-# Who waits for room may have that of an answer of which nothing was taken for so long.
+# An answer of which nothing was read for so long is ended when other calls wait for its room.
 _STALLED_S = 1.0
-_MOST_ENDED = 128  # in one sweep
+_MOST_ENDED = 128  # In one sweep.
 
 
 @dataclass(slots=True, eq=False)
@@ -48,23 +48,26 @@ class _Answer:
     task: asyncio.Task[Any]
     artifact: Artifact | None
     unread_bytes: int = 0
-    """Given to gRPC, and not known to be on its way."""
+    """The size of the message that gRPC holds until the caller reads."""
     since_s: float = 0.0
-    """Since when."""
+    """When that message was written."""
     taken_bytes: int = 0
-    """Since ``counted_since_s``."""
+    """What the caller has read since ``counted_since_s``."""
     counted_since_s: float = 0.0
-    """When it began, or when a call began to wait for room."""
+    """When the answer began, or later: when a call began to wait for room."""
     refusal: WasmkilnError | None = None
-    parting: bool = False
+    """Why the answer is ended before all of it was sent."""
+    refusing: bool = False
+    """Whether the refusal waits for the caller to read it."""
     given_up: bool = False
+    """Whether the caller did not read that either."""
 
 
 class Sender:
     """Writes answers within a budget of bytes. For one event loop.
 
-    Who reads is not held up by who does not: the more is held, the smaller are the
-    pieces, and when nothing is left, those who read nothing make room.
+    Callers that do not read hold up no caller that does. The more bytes are held, the smaller
+    the messages become. When no room is left, answers of which nothing is read are ended.
     """
 
     def __init__(
@@ -74,8 +77,10 @@ class Sender:
         close: Callable[[str], Awaitable[object]],
         in_memory: Callable[[Artifact], bool],
     ) -> None:
-        """``abort`` ends a call with an error; ``close`` ends a peer's connection, if the
-        caller does not take even that. ``in_memory`` tells what needs no room.
+        """Use ``abort`` to end a call with an error, and ``close`` to close a peer's connection.
+
+        The latter is for a caller that does not read the error. ``in_memory`` tells whether
+        the memory tier holds an artifact.
         """
         self._limits = limits
         self._unread = FairShare(lambda: limits.current.send_bytes)
@@ -88,12 +93,12 @@ class Sender:
 
     @property
     def unread_bytes(self) -> int:
-        """Copies that wait to be read."""
+        """The size of the messages that gRPC holds until callers read."""
         return self._unread.total
 
     @property
     def pinned_bytes(self) -> int:
-        """Artifacts that are being sent."""
+        """The size of the artifacts that are being sent."""
         return self._artifacts.total_bytes
 
     async def send(
@@ -107,8 +112,8 @@ class Sender:
     ) -> None:
         """Send serialized messages.
 
-        ``cut`` cuts one that is larger than wanted; ``artifact`` is what they keep in
-        memory. Raises COMPILE_QUEUE_FULL, perhaps after having told the caller so.
+        ``cut`` cuts messages that are larger than there is room for; ``artifact`` is what they
+        keep in memory. Raises COMPILE_QUEUE_FULL, in most cases after the caller got it.
         """
         if artifact:
             await self._artifacts.enter(caller, artifact)
@@ -127,9 +132,9 @@ class Sender:
                         await self._write(answer, piece, loop.time())
         except asyncio.CancelledError:
             if answer.refusal is None:
-                raise  # Its caller has gone.
+                raise  # The caller has hung up.
             answer.task.uncancel()
-            await self._part(answer, answer.refusal)
+            await self._refuse(answer, answer.refusal)
             raise answer.refusal from None
         finally:
             del self._answers[answer]
@@ -142,7 +147,7 @@ class Sender:
         answer.unread_bytes, answer.since_s = len(message), now
         self._unread.add(answer.caller, len(message))
         await answer.context.write(message)
-        # Not in a finally: what was not taken is held until the call has ended.
+        # Not in a finally: gRPC holds a message that was not read until the call has ended.
         self._unread.add(answer.caller, -len(message))
         answer.unread_bytes = 0
         answer.taken_bytes += len(message)
@@ -150,7 +155,7 @@ class Sender:
             self._wake()
 
     def _piece_bytes(self, caller: str) -> int:
-        """Return how large a message to ``caller`` may be; 0 for none now."""
+        """Return how large a message to ``caller`` may be; 0 if none may be sent now."""
         piece_bytes = self._unread.room(caller) // _SHARE
         return piece_bytes if piece_bytes >= _LEAST_PIECE_BYTES else 0
 
@@ -158,14 +163,14 @@ class Sender:
         try:
             while not (piece_bytes := self._piece_bytes(answer.caller)):
                 turn = asyncio.get_running_loop().create_future()
-                self._wait_to_send[answer] = turn  # It keeps its place if it waits again.
+                self._wait_to_send[answer] = turn  # A second wait keeps the place in the queue.
                 await turn
             return piece_bytes
         finally:
             self._wait_to_send.pop(answer, None)
 
     def _wake(self) -> None:
-        """Let those go on who wait and have room; whoever had not waits again."""
+        """Let the answers go on for which there is room now."""
         free_bytes = self._unread.free
         for answer, turn in self._wait_to_send.items():
             if free_bytes < _SHARE * _LEAST_PIECE_BYTES:
@@ -176,13 +181,13 @@ class Sender:
                 free_bytes -= piece_bytes
 
     def _sweep(self) -> None:
-        """End what nobody takes, and make room for those who wait."""
+        """End answers that are not read for too long, and make room for calls that wait."""
         loop = asyncio.get_running_loop()
         now, timeout_s = loop.time(), self._limits.current.caller_timeout_s
         for answer in list(self._answers):
             if answer.unread_bytes and now - answer.since_s >= timeout_s:
                 self._end(answer, errors.reader_too_slow(timeout_s), now)
-        # A reload may have made room.
+        # A reload may have raised the limits.
         self._wake()
         self._artifacts.wake()
         if self._wait_to_send:
@@ -191,9 +196,9 @@ class Sender:
         self._timer = loop.call_later(_SWEEP_S, self._sweep) if self._answers else None
 
     def _make_room(self, now: float) -> None:
-        """End an answer of which nothing is taken for each that waits, the heaviest callers first.
+        """End one stalled answer for each that waits, those of the heaviest callers first.
 
-        None is ended for a caller who holds as much.
+        A caller loses none to a caller that holds as much.
         """
         held = self._unread.held
         stalled = sorted(
@@ -205,9 +210,9 @@ class Sender:
                 self._end(answer, errors.sending_too_much(self._unread.total), now)
 
     def _make_room_for_artifacts(self, now: float) -> None:
-        """End every answer with an artifact that is read too slowly, for one would keep it."""
+        """End all answers with an artifact that is read too slowly: any of them keeps it."""
         if not self._artifacts.waiting:
-            # The pace counts from when a call begins to wait: nobody asked for more before.
+            # Paces count from when a call begins to wait. Before, no reader was in the way.
             for answer in self._answers:
                 answer.taken_bytes, answer.counted_since_s = 0, now
             return
@@ -221,26 +226,26 @@ class Sender:
         }
         for artifact in self._artifacts.too_slow(paces):
             for answer in answers[artifact]:
-                if not answer.parting or now - answer.since_s >= _STALLED_S:
+                if not answer.refusing or now - answer.since_s >= _STALLED_S:
                     refusal = errors.sending_too_much(self._artifacts.total_bytes)
                     self._end(answer, refusal, now)
 
     def _end(self, answer: _Answer, refusal: WasmkilnError, now: float) -> None:
-        """End the call with a word; if that is not taken either, the connection."""
+        """End an answer with a refusal; at the second time give its connection up."""
         if answer.refusal is None:
             answer.refusal = refusal
-        elif answer.parting and not answer.given_up:
+        elif answer.refusing and not answer.given_up:
             answer.given_up = True
         else:
             return
         answer.since_s = now
         answer.task.cancel()
 
-    async def _part(self, answer: _Answer, refusal: WasmkilnError) -> None:
-        """Tell the caller why its call ends, and wait until it is told: so long bytes are held."""
-        answer.parting = True
+    async def _refuse(self, answer: _Answer, refusal: WasmkilnError) -> None:
+        """Send the refusal, and wait until the caller has read it: so long gRPC holds the bytes."""
+        answer.refusing = True
         try:
-            with contextlib.suppress(Exception):  # It has ended, one way or another.
+            with contextlib.suppress(Exception):  # The call has ended in either case.
                 await self._abort(answer.context, refusal)
         except asyncio.CancelledError:
             if not answer.given_up:
@@ -254,12 +259,12 @@ class Sender:
 def _is_stalled(answer: _Answer, now: float) -> bool:
     if not answer.unread_bytes or answer.given_up:
         return False
-    return now - answer.since_s >= (_SWEEP_S if answer.parting else _STALLED_S)
+    return now - answer.since_s >= (_SWEEP_S if answer.refusing else _STALLED_S)
 
 
 def _pace(answer: _Answer, now: float) -> float:
-    """Return how many bytes are taken in a second; of an answer that just began, any number."""
-    if answer.parting:
+    """Return how many bytes a second are read; infinite for an answer that began just now."""
+    if answer.refusing:
         return 0.0
     seconds = now - answer.counted_since_s
     return answer.taken_bytes / seconds if seconds >= _STALLED_S else math.inf

@@ -131,7 +131,7 @@ class SendBudget:
         return self._fits(caller, artifact, self._share(self.payers()))
 
     def _fits(self, caller: str, artifact: Artifact, share: FairShare) -> bool:
-        """Tell whether an answer may begin. One alone may, however large."""
+        """Return whether an answer may begin. One alone may, however large."""
         if artifact in self._answers or not share.total:
             return True
         if self._in_memory(artifact):

@@ -1,4 +1,4 @@
-"""AdminService, as the wire sees it."""
+"""The RPCs of AdminService: translates requests and results, and decides nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wasmkilnd.rpc.wire.parts import repeated
 
 
 class AdminServicer:
-    """Translates; decides nothing."""
+    """Implements AdminService."""
 
     def __init__(
         self,
@@ -30,9 +30,11 @@ class AdminServicer:
         self._drain = drain
 
     async def evict(self, request: pb.EvictRequest, call: Call) -> pb.EvictResponse:
-        """Evict what the request names."""
+        """Evict artifacts and modules from one tier, or from all."""
         if request.tier not in messages.TIERS:
-            raise invalid_request("no such tier: use TIER_MEMORY or TIER_REDIS", "tier")
+            raise invalid_request(
+                "cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier"
+            )
         call.module, call.engine = request.module_sha256, request.engine
         evicted, unreachable = await self._modules.evict(
             messages.evict_scope(request), messages.TIERS[request.tier]
@@ -45,7 +47,7 @@ class AdminServicer:
         )
 
     async def list_quarantine(self, request: pb.ListQuarantineRequest, call: Call) -> bytes:
-        """List what is refused."""
+        """List the modules in quarantine."""
         return await repeated(
             pb.ListQuarantineResponse.MODULES_FIELD_NUMBER,
             (
@@ -57,17 +59,17 @@ class AdminServicer:
     async def release_quarantine(
         self, request: pb.ReleaseQuarantineRequest, call: Call
     ) -> pb.ReleaseQuarantineResponse:
-        """Release what the request names."""
+        """Release one module from quarantine, or all."""
         call.module = request.module_sha256
         if request.WhichOneof("scope") == "module_sha256":
             check_sha256(request.module_sha256, "module_sha256")
         elif not request.all:
-            raise invalid_request("name a module_sha256, or set all", "scope")
-        released, told = await self._quarantine.release(request.module_sha256)
-        return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not told)
+            raise invalid_request("cannot release: set module_sha256, or all to true", "scope")
+        released, reached_redis = await self._quarantine.release(request.module_sha256)
+        return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not reached_redis)
 
     async def drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
-        """Begin to end the daemon, and return what it still waits for."""
+        """Start to shut the daemon down, and return what it still waits for."""
         grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
         state = self._drain(grace_s)
         return pb.DrainResponse(

@@ -1,4 +1,4 @@
-"""grpc.health.v1, telling what is really so."""
+"""grpc.health.v1: whether the daemon serves calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio ships no types
-    """The health of each service and of the whole, which here are one. For one event loop.
+    """The health of the daemon, the same for each service. For one event loop.
 
     grpcio-health-checking's own servicer forgets every other watcher of a service
     when one of them leaves, and waits for the slowest when the health changes.
@@ -26,13 +26,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio sh
     def __init__(self, server: Any, services: Sequence[str]) -> None:
         self._names = frozenset(("", *services))
         self._serving = False
-        # Set at the next change, and then replaced: a watcher waits for the one that was
-        # there when it looked, so it misses no change.
+        # Set at the next change, and then replaced. A watcher waits for the event that was current
+        # when it read the status, so that it misses no change.
         self._changed = asyncio.Event()
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
     def set(self, serving: bool) -> None:
-        """Tell callers and watchers whether calls are served."""
+        """Set the health, and tell watchers."""
         if serving != self._serving:
             self._serving = serving
             self._changed.set()
@@ -42,19 +42,19 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio sh
         """Return the health of a service."""
         if request.service not in self._names:
             await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"no service {quoted(request.service)} here"
+                grpc.StatusCode.NOT_FOUND, f"unknown service {quoted(request.service)}"
             )
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the RPC's name
-        """Send the health of a service now and whenever it changes."""
-        told = None
+        """Send the health of a service now, and at each change."""
+        sent = None
         while True:
             changed = self._changed
             status = self._status(request.service)
-            if status != told:
+            if status != sent:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
-                told = status
+                sent = status
             await changed.wait()
 
     def _status(self, service: str) -> int:

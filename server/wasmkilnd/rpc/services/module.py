@@ -1,4 +1,4 @@
-"""ModuleService, as the wire sees it."""
+"""The RPCs of ModuleService: translates requests and results, and decides nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wasmkilnd.waiters import Waiter
 
 
 class ModuleServicer:
-    """Translates; decides nothing."""
+    """Implements ModuleService."""
 
     def __init__(
         self,
@@ -39,26 +39,26 @@ class ModuleServicer:
     async def load(self, request: pb.LoadRequest, call: Call) -> pb.LoadResponse:
         """Admit, validate and store a module."""
         call.engine = request.engine
-        order = messages.load_order(request, _terms(call))
-        del request  # It may wait long, and one copy of the module is enough.
+        wanted = messages.load_request(request, _terms(call))
+        del request  # The call may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._modules.load(order)
+            loaded = await self._modules.load(wanted)
         except WasmkilnError as failure:
-            call.module = _refused_module(order, failure)
+            call.module = _refused_module(wanted, failure)
             raise
         call.module, call.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
 
     async def compile(self, request: pb.CompileRequest, call: Call) -> Frames:
-        """Return the header, then the artifact, both serialized before."""
+        """Return the header and the artifact, both serialized."""
         call.module, call.engine = request.sha256, request.engine
         omit_artifact = request.omit_artifact
-        order = messages.compile_order(request, _terms(call))
-        del request  # It may wait long, and one copy of the module is enough.
+        wanted = messages.compile_request(request, _terms(call))
+        del request  # The call may wait long, and one copy of the module is enough.
         try:
-            served = await self._service.compile(order)
+            served = await self._service.compile(wanted)
         except WasmkilnError as failure:
-            call.module = _refused_module(order, failure)
+            call.module = _refused_module(wanted, failure)
             raise
         artifact = served.artifact
         call.module, call.engine = artifact.module_sha256, artifact.spec.engine.id
@@ -69,17 +69,17 @@ class ModuleServicer:
         return Frames(self._headers.frame(served), None if omit_artifact else artifact)
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
-        """Return counters and percentiles."""
+        """Return counters and latencies."""
         return self._stats()
 
     async def get_capabilities(
         self, request: pb.GetCapabilitiesRequest, call: Call
     ) -> pb.GetCapabilitiesResponse:
-        """Return what can be asked for."""
+        """Return the engines and limits of the daemon."""
         return self._capabilities()
 
     async def find_missing(self, keys: Parts, call: Call) -> bytes:
-        """Return those keys that no tier holds, as they were asked."""
+        """Return the keys that no tier holds, as the caller sent them."""
         missing = await self._modules.find_missing(map(_wanted, keys))
         return await repeated(
             pb.FindMissingResponse.MISSING_FIELD_NUMBER, (keys[index] for index in missing)
@@ -87,7 +87,7 @@ class ModuleServicer:
 
 
 def _wanted(key: bytes) -> WantedArtifact:
-    """Return what a serialized ArtifactKey asks about. Raises INVALID_REQUEST."""
+    """Parse a serialized ArtifactKey. Raises INVALID_REQUEST."""
     try:
         return messages.wanted(types_pb2.ArtifactKey.FromString(key))
     except DecodeError:
@@ -95,7 +95,7 @@ def _wanted(key: bytes) -> WantedArtifact:
 
 
 def _terms(call: Call) -> Terms:
-    """Return on what terms a call is served. Raises INVALID_REQUEST."""
+    """Return a call's priority, deadline and release function. Raises INVALID_REQUEST."""
     left_s = call.context.time_remaining()
     return Terms(
         Waiter(call.caller, call.background),
@@ -104,9 +104,9 @@ def _terms(call: Call) -> Terms:
     )
 
 
-def _refused_module(order: CompileRequest | LoadRequest, failure: WasmkilnError) -> str:
-    """Return which module was refused, so that an operator can tell, if admission found out.
+def _refused_module(wanted: CompileRequest | LoadRequest, failure: WasmkilnError) -> str:
+    """Return the digest of a refused module for the log line, if admission computed it.
 
-    What is no module, or too large for one, is not worth hashing.
+    Admission does not hash bytes that are no module, or too large.
     """
-    return order.sha256 or failure.metadata.get("actual_sha256", "")
+    return wanted.sha256 or failure.metadata.get("actual_sha256", "")

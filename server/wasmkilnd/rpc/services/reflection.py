@@ -1,8 +1,7 @@
 """Server reflection under both of its names, so that grpcurl needs no proto file.
 
-grpcio-reflection serves v1alpha only. The messages of v1 are the same, field by
-field, so the same servicer answers both; for v1 to be describable too, its
-descriptor is made from v1alpha's.
+grpcio-reflection serves v1alpha only. The messages of v1 have the same fields, so one servicer
+answers both. The descriptor of v1 is made from v1alpha's, so that clients can ask for that too.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _describe_v1() -> None:
         v1.package = _V1
         for message in v1.message_type:
             for field in message.field:
-                if field.type_name:  # To set even an empty one would say that it is a message.
+                if field.type_name:  # Setting even an empty one marks a message field.
                     field.type_name = field.type_name.replace(f".{_ALPHA}.", f".{_V1}.")
         for method in v1.service[0].method:
             method.input_type = method.input_type.replace(f".{_ALPHA}.", f".{_V1}.")

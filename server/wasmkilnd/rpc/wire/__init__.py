@@ -1,1 +1,25 @@
-"""."""
+"""What goes over the wire: requests and their bounds, messages, and the error table.
+
+``bounds``        how often and how long each field of a request may be, for every service
+``requests``      reads a request, checks its bytes against the bounds, and builds it
+``parts``         messages of many parts, built one by one: the 10,000 keys of FindMissing
+``messages``      domain values to messages of the contract, and requests to domain values
+``capabilities``  the response of GetCapabilities
+``stats``         the response of Stats
+``status``        the error table
+
+A protobuf message of a few bytes can cost megabytes and seconds once it is built. So the daemon
+scans the bytes of a request first, which costs less than a copy of them: a field above its
+bound, more than a million fields, or more than 100 unknown ones are INVALID_REQUEST. The cost
+of building the rest is known then, and counts in the budget of ``flow.receive``. A field with
+no row in ``bounds.TABLE`` keeps the daemon from starting; docs/api.md shows the bounds to
+callers.
+
+The error table is ``status.CODES``: one gRPC code for each ``errors.Reason``. Callers receive a
+``google.rpc.Status`` with the reason (ErrorInfo, domain ``wasmkiln``), the field at fault
+(BadRequest) and the time to wait (RetryInfo), cut to what HTTP/2 headers carry. The names of
+reasons, fields and metadata keys are public: add some, change none.
+
+``messages.HeaderFrames`` serializes the header of an artifact once, so that a hit in the memory
+tier builds no message at all.
+"""

@@ -1,8 +1,8 @@
-"""How much of each field a request may have: the one table, for every service that is served.
+"""The bounds of a request: how often and how long each field may be, for every service.
 
-A message of a few bytes can cost megabytes and seconds once it is built: so every request is
-held to this table first (:mod:`wasmkilnd.rpc.wire.requests`). A field without a row has no plan,
-and its method cannot be served.
+A message of a few bytes can cost megabytes and seconds once protobuf has built it. So every
+request is checked against this table first (:mod:`wasmkilnd.rpc.wire.requests`). A method with a
+field that has no row here cannot be served.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 MAX_FIND_MISSING_KEYS = 10_000
 MAX_SETTINGS = 64
-"""Of one artifact; today's engines have at most 30."""
+"""Of one artifact. Today's engines have at most 30."""
 MAX_FIELDS = 1_000_000
 """Of one request, those of inner messages included: 10,000 keys with every setting."""
 MAX_UNKNOWN_FIELDS = 100
-"""Of one request: fields that a newer caller may know, and this daemon does not."""
+"""Of one request: fields that a newer client may know and this daemon does not."""
 MAX_UNKNOWN_BYTES = 64 * 1024
-"""Of all of those together."""
+"""Of all unknown fields together."""
 
-# A field that is not repeated may still be sent several times, and the last counts: it is so
-# that messages are merged. Nobody merges many.
+# A field that is not repeated may still be sent several times, and the last counts: that is how
+# protobuf merges messages. No client merges many.
 _MERGED = 8
 _UNLIMITED = 2**31
 """As much as a message may have."""
@@ -34,9 +34,9 @@ _UNLIMITED = 2**31
 # What a built value costs beside its bytes, as measured: in protobuf and as a Python object.
 _VALUE_BYTES = 64
 _MESSAGE_BYTES = 256
-# A text is there twice for a while: in the message, and as a Python object.
+# A string is in memory twice for a while: in the message, and as a Python object.
 _COPIES = 2
-# What is left of a part that was built alone and dropped again.
+# What remains in memory of a part that was built alone and dropped again.
 _LEFT_BYTES = 1024
 
 
@@ -49,7 +49,7 @@ class Bound:
     times: int = _MERGED
     """How often a message may have the field."""
     one_by_one: bool = False
-    """Whether they are never built all at once (:mod:`wasmkilnd.rpc.wire.parts`)."""
+    """Whether the values are built one by one, never all at once (``rpc/wire/parts.py``)."""
 
 
 _NUMBER = Bound()
@@ -57,9 +57,9 @@ _NAME = Bound(128)
 """Of engines, targets, CPUs and settings."""
 _VALUE = Bound(256)
 _DIGEST = Bound(128)
-"""Longer than any digest, so that a malformed one is told what is wrong with it."""
+"""Longer than any digest, so that a malformed one gets the more precise error."""
 _MODULE = Bound(_UNLIMITED)
-"""Admission knows the limit on modules, and says it with a reason of its own."""
+"""Admission checks the limit on modules, with a reason of its own."""
 _SYMBOL = Bound(1024)
 _ENTRY = 512
 """Of a setting with its value."""
@@ -134,23 +134,23 @@ TABLE: Mapping[str, Bound] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the scan has to know of a field at one place of a request."""
+    """What the scan needs to know of a field at one place of a request."""
 
     path: str
-    """As an error names it, e.g. ``keys.settings.value``."""
+    """The field's name in errors, e.g. ``keys.settings.value``."""
     bound: Bound
     cost_bytes: int
-    """What each costs once it is built, beside its bytes."""
+    """What each value costs once it is built, beside its bytes."""
     copies: int
-    """How often its bytes are there once it is built."""
+    """How often its bytes are in memory once it is built."""
     inner: Plan | None
-    """Of a message."""
+    """The rows of the message that the field holds, if it holds one."""
 
 
 Plan: TypeAlias = "Mapping[int, Row]"
-"""The rows of one message by the tag that comes before each field: its number and wire type.
+"""The rows of one message by tag, which is a field's number and wire type.
 
-What comes with another wire type is no such field, for protobuf neither.
+A known number with another wire type counts as an unknown field, as in protobuf.
 """
 
 _LENGTH = 2
@@ -183,7 +183,7 @@ def plan_of(method: str) -> Plan:
     Raises LookupError where a field has no row.
     """
     name = method.removeprefix("/").replace("/", ".")
-    # Its own type stubs forget this method.
+    # protobuf's type stubs lack this method.
     pool: Any = descriptor_pool.Default()
     return _plan(pool.FindMethodByName(name).input_type)
 
@@ -194,7 +194,7 @@ def _plan(message: Descriptor, path: str = "", *, built: bool = True) -> Plan:
 
 def _row(field: FieldDescriptor, path: str, *, built: bool) -> tuple[int, Row]:
     if field.full_name not in TABLE or field.type not in _WIRE_TYPES:
-        raise LookupError(f"{field.full_name} has no bound: give it a row in rpc/wire/bounds.py")
+        raise LookupError(f"{field.full_name} has no bound: add a row to rpc/wire/bounds.py")
     bound, wire_type = TABLE[field.full_name], _WIRE_TYPES[field.type]
     if field.is_repeated and wire_type != _LENGTH:
         raise LookupError(f"{field.full_name} may be packed, which the scan does not know yet")

@@ -1,4 +1,4 @@
-"""The answer of GetCapabilities."""
+"""Builds the response of GetCapabilities."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def capabilities_response(
     *,
     isolation_required: bool,
 ) -> pb.GetCapabilitiesResponse:
-    """Return GetCapabilities' message.
+    """Return the response of GetCapabilities.
 
-    ``engines`` are those that are served, each with the fingerprint of its default target,
-    cpu and settings, and what confines its jobs; ``default`` is the id of the one for
-    requests that name none.
+    ``engines`` has each engine that is served, with the fingerprint of its default target, cpu
+    and settings, and the isolation of its jobs. ``default`` is the id of the engine for requests
+    that name none.
     """
     return pb.GetCapabilitiesResponse(
         version=version,

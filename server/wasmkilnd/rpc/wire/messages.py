@@ -1,4 +1,4 @@
-"""Domain values as messages of the contract, and requests as domain values."""
+"""Translates domain values to messages of the contract, and requests to domain values."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ TIERS = {
 }
 
 MAX_CACHED_ARTIFACTS = 1000
-"""Of one module, in Load's answer: they and their settings fit into the 4 MiB that gRPC's
-clients take by default.
+"""Of one module, in the response of Load. With their settings they fit into the 4 MiB that gRPC's
+clients accept by default.
 """
 
 # What duration.proto allows.
@@ -80,7 +80,7 @@ def duration(seconds: float) -> duration_pb2.Duration:
 def seconds(message: duration_pb2.Duration, field: str) -> float:
     """Return a caller's Duration. Raises INVALID_REQUEST for a negative or malformed one."""
     if not 0 <= message.seconds <= _MAX_DURATION_S or not 0 <= message.nanos < 1_000_000_000:
-        raise invalid_request(f"{field} is no duration of 0 s or more", field)
+        raise invalid_request(f"cannot use {field}: expected a duration of 0 s or more", field)
     return message.seconds + message.nanos / 1e9
 
 
@@ -95,11 +95,13 @@ def engine(identity: EngineIdentity) -> types_pb2.Engine:
     )
 
 
-def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> CompileRequest:
-    """Return what a CompileRequest asks for. Raises INVALID_REQUEST."""
+def compile_request(request: module_service_pb2.CompileRequest, terms: Terms) -> CompileRequest:
+    """Translate a CompileRequest. Raises INVALID_REQUEST."""
     source = request.WhichOneof("source")
     if source is None:
-        raise invalid_request("no source: set sha256 or module", "source")
+        raise invalid_request(
+            "cannot compile: the request has no source; set sha256 or module", "source"
+        )
     if source == "sha256":
         check_sha256(request.sha256, "sha256")
     return CompileRequest(
@@ -114,13 +116,13 @@ def compile_order(request: module_service_pb2.CompileRequest, terms: Terms) -> C
     )
 
 
-def load_order(request: module_service_pb2.LoadRequest, terms: Terms) -> LoadRequest:
-    """Return what a LoadRequest asks for."""
+def load_request(request: module_service_pb2.LoadRequest, terms: Terms) -> LoadRequest:
+    """Translate a LoadRequest."""
     return LoadRequest(request.module, request.expected_sha256, request.engine, terms)
 
 
 def load_response(loaded: LoadResult) -> module_service_pb2.LoadResponse:
-    """Return Load's message."""
+    """Return the response of Load."""
     return module_service_pb2.LoadResponse(
         sha256=loaded.module.sha256,
         size_bytes=len(loaded.module.wasm),
@@ -142,7 +144,7 @@ def load_response(loaded: LoadResult) -> module_service_pb2.LoadResponse:
 
 
 def wanted(key: types_pb2.ArtifactKey) -> WantedArtifact:
-    """Return what an ArtifactKey asks about."""
+    """Translate an ArtifactKey."""
     return WantedArtifact(
         module_sha256=key.module_sha256,
         engine=key.engine,
@@ -154,21 +156,23 @@ def wanted(key: types_pb2.ArtifactKey) -> WantedArtifact:
 
 
 def evict_scope(request: admin_service_pb2.EvictRequest) -> EvictScope:
-    """Return what an EvictRequest names. Raises INVALID_REQUEST."""
+    """Translate the scope of an EvictRequest. Raises INVALID_REQUEST."""
     scope = request.WhichOneof("scope")
     if scope == "module_sha256" and request.module_sha256:
         return EvictScope(module_sha256=request.module_sha256)
     if scope == "engine":
-        # Not one of the served: it may be an engine that was removed.
+        # Any id will do, for the engine may have been removed.
         if not _ENGINE_ID.fullmatch(request.engine):
             raise invalid_request(
-                f"{quoted(request.engine)} is no engine's id: write one such as wasmtime-50.0.1",
+                f"cannot evict {quoted(request.engine)}: expected an id such as wasmtime-50.0.1",
                 "engine",
             )
         return EvictScope(engine_id=request.engine)
     if scope == "all" and request.all:
         return EvictScope()
-    raise invalid_request("no scope: set module_sha256, engine, or all to true", "scope")
+    raise invalid_request(
+        "cannot evict: the request has no scope; set module_sha256, engine, or all to true", "scope"
+    )
 
 
 def quarantined_module(strike: Strike) -> admin_service_pb2.QuarantinedModule:
@@ -227,10 +231,10 @@ def engine_capabilities(
 
 
 class HeaderFrames:
-    """Makes the first message of a Compile answer, mostly once per artifact and origin.
+    """Serializes the first message of Compile, in most cases once per artifact and origin.
 
-    It is kept for as long as the artifact lives. Only a call that waited in a
-    queue has a header of its own, since it says how long.
+    The bytes are kept for as long as the artifact is in memory. A call that waited in a queue
+    gets a header of its own, which says for how long.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Messages of many parts, which are read and written one by one, never all at once."""
+"""Messages of many parts, which the daemon reads and writes one by one, never all at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a request that are bounded one by one (``bounds.TABLE``), as they came."""
+    """The serialized parts of a request, such as the 10,000 keys of one FindMissing."""
 
     raw: bytes = field(repr=False)
-    """The whole request, checked."""
+    """The whole request, checked against its bounds."""
     spans: Sequence[Span] = field(repr=False)
 
     def __getitem__(self, index: int) -> bytes:
@@ -30,7 +30,7 @@ class Parts:
 
 
 async def repeated(number: int, parts: Iterable[bytes]) -> bytes:
-    """Serialize a message that has nothing but ``parts``, in the repeated field ``number``."""
+    """Return a serialized message that has only ``parts``, in the repeated field ``number``."""
     tag = varint(number << 3 | 2)
     pieces = await collect_in_slices(tag + varint(len(part)) + part for part in parts)
     return b"".join(pieces)

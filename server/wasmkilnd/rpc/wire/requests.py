@@ -1,4 +1,4 @@
-"""A call's request: read when there is room for it, held to its bounds, and only then built."""
+"""Reads a call's request when there is room, checks it against its bounds, and then builds it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from wasmkilnd.rpc.wire.bounds import (
 from wasmkilnd.rpc.wire.parts import Parts, Span
 from wasmkilnd.slices import in_slices
 
-# To copy so much takes up to a millisecond.
+# Copying so much takes up to a millisecond.
 _LARGE_BYTES = 1024 * 1024
-# Steps between two pauses; some 0.2 ms.
+# Fields between two pauses: some 0.2 ms.
 _STEP = 512
 # Wire types.
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
@@ -36,17 +36,17 @@ class Requests:
     """Reads the requests of one method."""
 
     def __init__(self, method: str, parse: Callable[[bytes], Message], receiver: Receiver) -> None:
-        """Raises LookupError where a field of the method's request has no bound."""
+        """Raise LookupError if a field of the method's request has no bound."""
         self._parse = parse
         self._receiver = receiver
         self._plan = plan_of(method)
         self._in_parts = any(row.bound.one_by_one for row in self._plan.values())
 
     async def read(self, context: Any, caller: str) -> tuple[Message | Parts, Callable[[], None]]:
-        """Return a call's request, and what lets go of the memory that it is counted with.
+        """Return a call's request, and a function that stops counting its memory.
 
-        It is Parts where the table of bounds has such. Raises COMPILE_QUEUE_FULL, or
-        INVALID_REQUEST for what is above a bound or no message of this method.
+        The request is Parts if its fields are built one by one. Raises COMPILE_QUEUE_FULL, or
+        INVALID_REQUEST for bytes above a bound or bytes that are no message of this method.
         """
         message, release_bytes = await self._receiver.read(context, caller)
         holds = [release_bytes]
@@ -66,54 +66,54 @@ class Requests:
         return built, release
 
     async def _built(self, message: bytes) -> Message:
-        await _others_first(message)
+        await _yield_after_copy(message)
         try:
             built = self._parse(message)
         except DecodeError:
             raise not_a_message() from None
-        await _others_first(message)
+        await _yield_after_copy(message)
         return built
 
 
-async def _others_first(message: bytes) -> None:
-    """Give way after a large message was copied: gRPC copies it, protobuf, and who asks it."""
+async def _yield_after_copy(message: bytes) -> None:
+    """Let other calls run after a large message was copied, by gRPC, protobuf or Python."""
     if len(message) >= _LARGE_BYTES:
         await asyncio.sleep(0)
 
 
 @dataclass(slots=True)
 class Scanned:
-    """What was found out about a request."""
+    """The result of a scan."""
 
     cost_bytes: int = 0
-    """What it will cost in memory once it is built, beside the bytes that came."""
+    """What the request will cost in memory once it is built, beside the bytes that arrived."""
     parts: list[Span] = field(default_factory=list, repr=False)
-    """Where those parts are that are to be built one by one."""
+    """Where the parts are that are built one by one."""
 
 
 def scan(raw: bytes, plan: Plan) -> Generator[None, None, Scanned]:
-    """Check ``raw`` as far as the first bound that is passed; pause after every few fields.
+    """Check ``raw`` against the plan; pause after every few fields.
 
-    Raises INVALID_REQUEST for what is above a bound, or is no message at all. Its work is
-    bounded too, by the table, whatever ``raw`` has: texts are stepped over, and what
-    is not in the plan counts as unknown.
+    Raises INVALID_REQUEST at the first bound that is exceeded, or for bytes that are no message.
+    The table bounds the scan's own work too: it steps over strings, and counts fields that
+    are not in the plan as unknown.
     """
     try:
         return (yield from _scan(raw, plan))
-    except IndexError:  # It ends inside a number.
+    except IndexError:  # The bytes end inside a number.
         raise not_a_message() from None
 
 
 def not_a_message() -> WasmkilnError:
-    """The bytes are not what protobuf writes."""
-    return invalid_request("the request's bytes are no message of this call", "")
+    """Return the error for bytes that are no protobuf message of this method."""
+    return invalid_request("cannot parse the request: its bytes are no message of this call", "")
 
 
 def _scan(raw: bytes, plan: Plan) -> Generator[None, None, Scanned]:
     at, end = 0, len(raw)
     counts: dict[int, int] = {}
     above: list[tuple[int, Plan, dict[int, int]]] = []
-    groups: list[int] = []  # The unknown ones that are open, in this message.
+    groups: list[int] = []  # The unknown groups that are open in this message.
     fields = unknown = unknown_bytes = 0
     scanned = Scanned()
     while True:
@@ -185,7 +185,7 @@ def _scan(raw: bytes, plan: Plan) -> Generator[None, None, Scanned]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """Return the number at ``at``, and what comes after it."""
+    """Return the number at ``at``, and the position after it."""
     value = shift = 0
     while True:
         byte = raw[at]
@@ -200,8 +200,8 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
 
 def _too_many(row: Row, size_bytes: int) -> WasmkilnError:
     return invalid_request(
-        f"{row.path} may be there {row.bound.times:,} times at most, and is there more often in"
-        f" this request of {size_bytes:,} bytes: send fewer, or several requests",
+        f"{row.path} may occur {row.bound.times:,} times at most, and occurs more often in this"
+        f" request of {size_bytes:,} bytes: send fewer, or several requests",
         row.path,
         at_most=row.bound.times,
     )
@@ -218,8 +218,8 @@ def _too_long(row: Row, length: int) -> WasmkilnError:
 
 def _too_many_fields(size_bytes: int) -> WasmkilnError:
     return invalid_request(
-        f"a request may have at most {MAX_FIELDS:,} fields in all, and this one, of"
-        f" {size_bytes:,} bytes, has more: send several requests",
+        f"the request of {size_bytes:,} bytes has more than {MAX_FIELDS:,} fields in all:"
+        " send several requests",
         "",
         at_most=MAX_FIELDS,
     )
@@ -228,7 +228,7 @@ def _too_many_fields(size_bytes: int) -> WasmkilnError:
 def _too_many_unknown() -> WasmkilnError:
     return invalid_request(
         f"the request has more than {MAX_UNKNOWN_FIELDS} fields that this daemon does not know:"
-        " it is no message of this call, or of a newer version",
+        " use a client of the daemon's version",
         "",
         at_most=MAX_UNKNOWN_FIELDS,
     )
@@ -237,8 +237,7 @@ def _too_many_unknown() -> WasmkilnError:
 def _too_much_unknown(size_bytes: int) -> WasmkilnError:
     return invalid_request(
         f"the request has {size_bytes:,} bytes or more in fields that this daemon does not know,"
-        f" and at most {MAX_UNKNOWN_BYTES:,} are ignored: it is no message of this call, or of a"
-        " newer version",
+        f" and it ignores at most {MAX_UNKNOWN_BYTES:,}: use a client of the daemon's version",
         "",
         at_most=MAX_UNKNOWN_BYTES,
         size_bytes=size_bytes,

@@ -1,4 +1,4 @@
-"""The answer of Stats, from what the metrics hold."""
+"""Builds the response of Stats from a snapshot of the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wasmkilnd.telemetry.metrics.snapshot import (
 
 
 def stats_response(snapshot: Snapshot) -> pb.StatsResponse:
-    """Return Stats' message."""
+    """Return the response of Stats."""
     started_at = timestamp_pb2.Timestamp()
     started_at.FromNanoseconds(int(snapshot.started_at_s * 1e9))
     remote = snapshot.remote

@@ -1,4 +1,8 @@
-"""The one table of errors: domain reasons to gRPC codes, with rich details."""
+"""The error table: the gRPC code of each reason, and the status that a caller receives.
+
+The status is a ``google.rpc.Status`` in the trailer ``grpc-status-details-bin``, with ErrorInfo
+(reason and metadata), BadRequest if a field is at fault, and RetryInfo if waiting helps.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +39,15 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-# gRPC sends errors as HTTP/2 headers, and its implementations begin to drop those above
-# 8 KiB in all. The message travels three times: percent-encoded, which can make it three
-# times as long, in the status, and with the field at fault; the two latter in base64.
+# gRPC sends errors as HTTP/2 headers, and its implementations begin to drop headers above
+# 8 KiB in all. The message is sent three times: percent-encoded, which can make it three times
+# as long; in the status; and with the field at fault. The latter two are in base64.
 _MAX_MESSAGE_BYTES = 700
 _MAX_METADATA_BYTES = 1500
 
 
 def to_status(error: WasmkilnError) -> status_pb2.Status:
-    """Return the google.rpc.Status of ``error``."""
+    """Return the google.rpc.Status of ``error``, with texts cut to what headers can carry."""
     message = _cut(error.message, _MAX_MESSAGE_BYTES)
     details = [
         error_details_pb2.ErrorInfo(
@@ -67,7 +71,7 @@ def to_status(error: WasmkilnError) -> status_pb2.Status:
 
 
 def _within(metadata: Mapping[str, str], limit_bytes: int) -> dict[str, str]:
-    """Cut values until keys and values fit together."""
+    """Return the metadata with values cut until keys and values together fit."""
     kept = {}
     for name, value in metadata.items():
         limit_bytes -= len(name)
