@@ -9,8 +9,8 @@
 ``status``        the error table
 
 A protobuf message of a few bytes can cost megabytes and seconds once it is built. So the daemon
-scans the bytes of a request first, which costs less than a copy of them: a field above its
-bound, more than a million fields, or more than 100 unknown ones are INVALID_REQUEST. The cost
+scans the bytes of a request first, and lets other calls run meanwhile. A field above its bound,
+more than a million fields, or more than 100 unknown ones are INVALID_REQUEST. The cost
 of building the rest is known then, and counts in the budget of ``flow.receive``. A field with
 no row in ``bounds.TABLE`` keeps the daemon from starting; docs/api.md shows the bounds to
 callers.
