@@ -1,8 +1,11 @@
-"""Which addresses count as one host."""
+"""Addresses: which of them count as one host, and whether a process listens on one."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
+import stat
+from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -20,3 +23,21 @@ def host_of(address: Address) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address.packed, 64), strict=False))
     return str(address)
+
+
+def is_listening(path: Path) -> bool:
+    """Return whether a process listens on the Unix socket at ``path``. Takes up to a second."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False  # A process that was killed has left its socket behind.
+        except OSError:
+            return True  # The process belongs to another user, or is too busy to accept.
+    return True

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from grpc_channelz.v1 import channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
 from wasmkilnd.model import Artifact, TrafficLimits
+from wasmkilnd.network import is_listening
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
 from wasmkilnd.rpc.connections import sockets
@@ -205,7 +204,7 @@ class RpcServer:
                 raise CannotListen(
                     f"cannot listen on {address}: {Path(path).parent} is not a directory; create it"
                 )
-            _refuse_live_socket(address, path)
+            _refuse_used_socket(address, Path(path))
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:
@@ -266,20 +265,12 @@ def _unix_path(address: str) -> str:
     return address.removeprefix("unix:").removeprefix("//")
 
 
-def _refuse_live_socket(address: str, path: str) -> None:
-    """gRPC takes a socket file over from whoever listens there: let it only from the dead."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116
-            raise CannotListen(
-                f"cannot listen on {address}: the path is a file that is not a socket"
-            )
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        with contextlib.suppress(OSError):
-            probe.connect(path)
-            raise CannotListen(
-                f"cannot listen on {address}: another process serves there;"
-                " choose another with --listen or WASMKILN_LISTEN"
-            )
+def _refuse_used_socket(address: str, path: Path) -> None:
+    """Raise CannotListen if ``path`` is in use: gRPC would take a socket over from its process."""
+    if path.exists() and not path.is_socket():
+        raise CannotListen(f"cannot listen on {address}: the path is a file that is not a socket")
+    if is_listening(path):
+        raise CannotListen(
+            f"cannot listen on {address}: another process serves there;"
+            " choose another with --listen or WASMKILN_LISTEN"
+        )

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import structlog
 
-from wasmkilnd.network import address_of, host_of
+from wasmkilnd.network import address_of, host_of, is_listening
 from wasmkilnd.telemetry.admin import connections, pending
 from wasmkilnd.telemetry.admin.connections import HttpConnections
 from wasmkilnd.telemetry.admin.pending import Pending, PendingConnections
@@ -65,7 +65,7 @@ class Listener:
     async def start_unix(self, path: Path) -> None:
         """Listen on a socket that only its owner can reach. Raise OSError."""
         # The file may belong to a running daemon, which must not lose it.
-        if _in_use(path):
+        if is_listening(path):
             raise OSError(errno.EADDRINUSE, "")
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.stat().st_mode):  # noqa: ASYNC240 - a local file
@@ -191,21 +191,3 @@ def _listening(family: int, address: object) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _in_use(path: Path) -> bool:
-    """Return whether a process listens on the socket at ``path``."""
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            return False  # a file of another kind, which bind refuses
-    except FileNotFoundError:
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return False  # a process that was killed left it behind
-        except OSError:
-            return True  # it belongs to another user, or is too busy to accept: alive
-    return True
