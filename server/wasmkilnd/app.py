@@ -106,7 +106,6 @@ class Daemon:
             ObservedTier(memory, self._metrics),
             remote.tier,
             remote.write_behind,
-            remote.claims,
             remote.used,
             call_wait_s=settings.redis_timeout_s,
         )
@@ -116,7 +115,9 @@ class Daemon:
         self._started.push_async_callback(quarantine.close)
         self._metrics.gauges.watch_quarantine(lambda: quarantine.size)
         admission = Admission(engines, self._limits)
-        service = CompileService(cache, engines, sealer, quarantine, self._metrics, admission)
+        service = CompileService(
+            cache, remote.fleet, engines, sealer, quarantine, self._metrics, admission
+        )
         modules = ModuleService(cache, engines, quarantine, admission)
         self._service = service
         self._metrics.gauges.watch_flights(lambda: service.flights)

@@ -20,7 +20,16 @@ from wasmkilnd.model import (
     Module,
     Origin,
 )
-from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Recorder, Refused, Sealer
+from wasmkilnd.ports import (
+    Cache,
+    Claim,
+    CompiledCode,
+    Engines,
+    Fleet,
+    Recorder,
+    Refused,
+    Sealer,
+)
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served, Terms
 from wasmkilnd.singleflight import FlightTicket, SingleFlight
@@ -53,6 +62,7 @@ class CompileService:
     def __init__(
         self,
         cache: Cache,
+        fleet: Fleet,
         engines: Engines,
         sealer: Sealer,
         quarantine: Quarantine,
@@ -60,6 +70,7 @@ class CompileService:
         admission: Admission,
     ) -> None:
         self._cache = cache
+        self._fleet = fleet
         self._engines = engines
         self._sealer = sealer
         self._quarantine = quarantine
@@ -161,7 +172,7 @@ class CompileService:
         # second look, that interleaving would compile the same module twice.
         if found := await self._local(job):
             return found
-        async with self._cache.claim(job.key, job.budget, contested=not job.recompile) as claim:
+        async with self._fleet.claim(job.key, job.budget, contested=not job.recompile) as claim:
             while (code := await self._compile_in_worker(job, claim, waiters)) is None:
                 if found := await self._from_fleet(job, claim):
                     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.fleet.claim import FleetClaims, NullClaim
+from wasmkilnd.cache.fleet.claim import LeaseFleet, NullClaim
 from wasmkilnd.cache.fleet.lease import Lease
 from wasmkilnd.cache.fleet.lease_store import LeaseStore
 from wasmkilnd.cache.redis.connect import connect
@@ -57,7 +57,7 @@ class Daemon:
         leases = LeaseStore(
             self.tier.link, self.tier.names, sealer(), lambda key: self._stored(), LEASE_S
         )
-        self.claims = FleetClaims(leases, self.outcomes, max_wait_s=lambda: self.max_wait_s)
+        self.fleet = LeaseFleet(leases, self.outcomes, max_wait_s=lambda: self.max_wait_s)
         limits = Reloadable(Limits(1, 1, 1, 1, 1, 100, 10**9))
         self.dispatch = Dispatch[str]("engine-1", limits, self.outcomes)
         self.dispatch.offer("worker")
@@ -69,7 +69,7 @@ class Daemon:
 
     async def compile(self, seconds: float = 0.0, budget: WaitBudget | None = None) -> bool:
         """Compile unless another daemon does; return whether it was done here."""
-        async with self.claims.claim(ONE.key, budget or WaitBudget(1.0)) as claim:
+        async with self.fleet.claim(ONE.key, budget or WaitBudget(1.0)) as claim:
             while not await self._compiled_here(claim, seconds):
                 if await claim.wait_for_others():
                     return False
@@ -97,19 +97,19 @@ class Daemon:
     @contextlib.asynccontextmanager
     async def compiling(self) -> AsyncIterator[None]:
         """Compile for as long as the context lasts."""
-        async with self.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
+        async with self.fleet.claim(ONE.key, WaitBudget(1.0)) as claim:
             assert await claim.take()
             yield
 
     async def die(self) -> None:
         """Be as a process that is gone: nobody renews, and nobody says goodbye."""
-        self.claims._leases._link = None  # type: ignore[assignment]
-        for task in self.claims._background:
+        self.fleet._leases._link = None  # type: ignore[assignment]
+        for task in self.fleet._background:
             task.cancel()
-        self.claims._background.clear()
+        self.fleet._background.clear()
 
     async def close(self) -> None:
-        await self.claims.close()
+        await self.fleet.close()
         await self.tier.close()
 
 
@@ -168,7 +168,7 @@ async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
         assert not waiting.done()
         one.writes.set()
         assert not await waiting
-        await one.claims.close()
+        await one.fleet.close()
         assert not await raw.exists(one.tier.names.lease(ONE.key))
 
 
@@ -239,12 +239,12 @@ async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compil
 
 async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServer) -> None:
     async with fleet(valkey, 1, max_wait_s=0.0) as [one]:
-        async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
+        async with one.fleet.claim(ONE.key, WaitBudget(1.0)) as claim:
             await one.tier.put(ONE)
             assert not await claim.take()
             assert await claim.wait_for_others()
         # And what is there, but of no use, is made all the same.
-        async with one.claims.claim(ONE.key, WaitBudget(1.0)) as claim:
+        async with one.fleet.claim(ONE.key, WaitBudget(1.0)) as claim:
             claim.ignore_others()
             assert await claim.take()
 
@@ -253,7 +253,7 @@ async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServ
     async with (
         fleet(valkey, 2, max_wait_s=0.2) as (one, two),
         one.compiling(),
-        two.claims.claim(ONE.key, WaitBudget(1.0)) as claim,
+        two.fleet.claim(ONE.key, WaitBudget(1.0)) as claim,
     ):
         assert not await claim.take()
         assert (
@@ -284,7 +284,7 @@ async def test_a_lease_that_was_taken_for_nobody_is_released(
             compiling.cancel()
         await asyncio.gather(compiling, return_exceptions=True)
         assert one.outcomes.turns == ([] if cancelled else ["alone"])
-        await one.claims.close()
+        await one.fleet.close()
         assert not await raw.exists(NAME)
         assert await two.compile()
         assert two.outcomes.turns == ["taken"]
@@ -315,7 +315,7 @@ async def test_who_lost_its_lease_leaves_the_next_holders_alone(valkey: RedisSer
                 assert renewed
                 assert renewed[:32] == held[:32]
                 assert renewed != held
-        await slow.claims.close()
+        await slow.fleet.close()
         assert slow.outcomes.turns == quick.outcomes.turns == ["taken"]
 
 
@@ -385,7 +385,7 @@ async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_
         async with one.compiling():
             copied = await raw.get(NAME)
             assert copied
-        await one.claims.close()
+        await one.fleet.close()
         await one.tier.evict(EvictScope())
         await raw.set(NAME, copied)
         assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
@@ -401,7 +401,7 @@ async def captured(raw: Redis, daemon: Daemon, renewals: int = 0) -> list[bytes]
             if isinstance(value, bytes) and value not in copies:
                 copies.append(value)
             await asyncio.sleep(0.01)
-    await daemon.claims.close()
+    await daemon.fleet.close()
     await daemon.tier.evict(EvictScope())
     await raw.delete(NAME)
     return copies
@@ -427,7 +427,7 @@ async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
         try:
             for longest_s in (12 * LEASE_S, 2 * LEASE_S, 2 * LEASE_S):
                 assert await asyncio.wait_for(three.compile(), longest_s)
-                await three.claims.close()
+                await three.fleet.close()
                 await three.tier.evict(EvictScope())
         finally:
             attacking.cancel()
@@ -450,7 +450,7 @@ async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
     """The lease is there when it is to be taken, and gone when it is looked at."""
     async with fleet(valkey, 2, max_wait_s=60) as (one, two), Redis.from_url(valkey.url) as raw:
         copies = await captured(raw, one, renewals=3)
-        names, genuine = two.tier.names, two.claims._leases.take
+        names, genuine = two.tier.names, two.fleet._leases.take
         lookups = itertools.count()
 
         async def take(*arguments: Any) -> Any:
@@ -462,7 +462,7 @@ async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
             finally:
                 await raw.delete(name)
 
-        monkeypatch.setattr(two.claims._leases, "take", take)
+        monkeypatch.setattr(two.fleet._leases, "take", take)
         assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
         assert next(lookups) < 10
 

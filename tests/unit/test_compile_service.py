@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission
-from wasmkilnd.cache.fleet.claim import NullClaim
+from wasmkilnd.cache.fleet.claim import NullClaim, NullFleet
 from wasmkilnd.cache.fleet.strike_store import NoStrikes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.null_tier import NullTier
@@ -160,12 +160,14 @@ class Rig:
         self.memory = MemoryTier(1_000_000)
         far = far or NullTier("redis")
         self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
-        self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes, None)
+        self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes)
         self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
+        self.fleet = NullFleet()
         self.service = CompileService(
             cache,
+            self.fleet,
             self.engines,
             sealer or NoSealer(),
             self.quarantine,
@@ -359,7 +361,7 @@ class Claim(NullClaim):
         return self.elsewhere.pop(0)
 
     def ignore_others(self) -> None:
-        self.said.append("insisted")
+        self.said.append("ignored others")
 
     def failed(self) -> None:
         self.said.append("failed")
@@ -370,13 +372,13 @@ def contest(rig: Rig, claim: Claim) -> None:
 
     @asynccontextmanager
     async def claimed(
-        key: CacheKey, budget: WaitBudget, *, contested: bool
+        key: CacheKey, budget: WaitBudget, *, contested: bool = True
     ) -> AsyncIterator[Claim]:
         assert contested
         yield claim
         claim.said.append("ended")
 
-    rig.cache.claim = claimed  # type: ignore[method-assign]
+    rig.fleet.claim = claimed  # type: ignore[method-assign]
 
 
 async def test_the_fleet_hears_of_a_refusal_before_it_is_explained(rig: Rig) -> None:
@@ -412,7 +414,7 @@ async def test_what_others_stored_and_is_no_good_is_made_here(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[True])
     contest(rig, claim)
     assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
-    assert claim.said == ["insisted", "ended"]
+    assert claim.said == ["ignored others", "ended"]
 
 
 async def test_all_that_a_call_asks_of_the_shared_tier_comes_out_of_one_budget(
@@ -435,8 +437,9 @@ async def test_all_that_a_call_asks_of_the_shared_tier_comes_out_of_one_budget(
         monkeypatch.setattr(owner, name, watched)
 
     monkeypatch.setattr(rig.cache, "wait_budget", wait_budget)
-    for name in ("get", "get_module", "claim", "missing", "kinds_of"):
+    for name in ("get", "get_module", "missing", "kinds_of"):
         watch(rig.cache, name)
+    watch(rig.fleet, "claim")
     for name in ("check", "report"):
         watch(rig.quarantine, name)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
-from wasmkilnd.cache.fleet.claim import FleetClaims
+from wasmkilnd.cache.fleet.claim import LeaseFleet, NullFleet
 from wasmkilnd.cache.fleet.lease_store import LeaseStore
 from wasmkilnd.cache.fleet.strike_store import NoStrikes, RedisStrikes
 from wasmkilnd.cache.null_tier import NullTier
@@ -22,7 +22,7 @@ from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
 from wasmkilnd.cache.redis.unavailable import UnavailableServer
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
+from wasmkilnd.model import SWITCHED_OFF, CacheKey, RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
 from wasmkilnd.redis_address import BadRedisUrl, RedisAddress
 
@@ -60,45 +60,38 @@ class RemoteOptions:
     module_bytes: Callable[[], int]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SharedTier:
     """The shared tier, and what comes and goes with it."""
 
-    def __init__(
-        self,
-        tier: Tier,
-        write_behind: WriteBehind,
-        claims: FleetClaims | None,
-        strikes: StrikeStore,
-        description: str,
-        mode: str,
-        redis: RedisTier | None = None,
-        embedded: EmbeddedServer | None = None,
-        renewals: TtlRefresher | None = None,
-        detail: str = "",
-        reopen: Callable[[RedisAccess], RedisServer] | None = None,
-        open_late: Callable[[str], RedisServer] | None = None,
-    ) -> None:
-        """``open_late`` connects to the embedded server by its URL, if it could not start yet."""
-        self.tier = tier
-        self.write_behind = write_behind
-        self.claims = claims
-        self.strikes = strikes
-        self.used = renewals.used if renewals else None
-        self.description = description
-        self._mode = mode
-        self._redis = redis
-        self._embedded = embedded
-        self._renewals = renewals
-        self._detail = detail
-        self._reopen = reopen
-        self._open_late = open_late
-        self._reviver = asyncio.create_task(self._revive()) if embedded else None
+    tier: Tier
+    write_behind: WriteBehind
+    fleet: LeaseFleet | NullFleet
+    strikes: StrikeStore
+    description: str
+    mode: str
+    """As in RemoteStatus: ``embedded``, ``external`` or ``none``."""
+    redis: RedisTier | None = None
+    embedded: EmbeddedServer | None = None
+    refresher: TtlRefresher | None = None
+    reconnect: Callable[[RedisAccess], RedisServer] | None = None
+    """Connects to an external server, with other means of access."""
+    open_late: Callable[[str], RedisServer] | None = None
+    """Connects to the embedded server by its URL, if it could not start yet."""
+
+    def __post_init__(self) -> None:
+        self._reviver = asyncio.create_task(self._revive()) if self.embedded else None
+
+    @property
+    def used(self) -> Callable[[CacheKey | str], None] | None:
+        """What to call with the key of each value that is used; None if use changes nothing."""
+        return self.refresher.used if self.refresher else None
 
     def status(self) -> RemoteStatus:
         """Return whether the tier answers, and how many writes wait."""
-        breaker = self._redis.breaker if self._redis else None
+        breaker = self.redis.breaker if self.redis else None
         return RemoteStatus(
-            mode=self._mode,
+            mode=self.mode,
             up=breaker.up if breaker else False,
             detail=self._why_down(),
             pending_writes=self.write_behind.pending,
@@ -106,11 +99,11 @@ class SharedTier:
         )
 
     def _why_down(self) -> str:
-        if self._redis is None:
-            return self._detail
-        if self._redis.breaker.up and self._redis.write_refusal:
-            return f"takes no writes: {self._redis.write_refusal}"
-        return self._redis.breaker.detail
+        if self.redis is None:
+            return SWITCHED_OFF
+        if self.redis.breaker.up and self.redis.write_refusal:
+            return f"takes no writes: {self.redis.write_refusal}"
+        return self.redis.breaker.detail
 
     def reopened(self, access: RedisAccess) -> Callable[[], None]:
         """Read ``access`` and the files that it names; return what starts using them.
@@ -118,18 +111,17 @@ class SharedTier:
         A connection keeps the certificates that were read when it was made. So every connection
         is made again, even if only the content of a file changed. Raises CannotOpenShared.
         """
-        if self._redis is None or self._reopen is None:
+        if self.redis is None or self.reconnect is None:
             return lambda: None
-        server, link = self._reopen(access), self._redis.link
+        server, link = self.reconnect(access), self.redis.link
         return lambda: link.replace(server)
 
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush and leave."""
         await self.write_behind.close(0)
-        if self.claims:
-            await self.claims.close()
-        if self._renewals:
-            await self._renewals.close()
+        await self.fleet.close()
+        if self.refresher:
+            await self.refresher.close()
         if self._reviver:
             self._reviver.cancel()
             await asyncio.gather(self._reviver, return_exceptions=True)
@@ -144,23 +136,23 @@ class SharedTier:
 
         If the wait is cancelled, the server ends by itself.
         """
-        if self._embedded:
-            await self._embedded.stop()
+        if self.embedded:
+            await self.embedded.stop()
 
     async def _revive(self) -> None:
         """Restart the embedded server when it is gone; start it if it did not start at first."""
         wait_s, logged = _REVIVE_INTERVAL_S, ""
         while True:
             await asyncio.sleep(wait_s)
-            if not (self._redis and self._redis.breaker.open and self._embedded):
+            if not (self.redis and self.redis.breaker.open and self.embedded):
                 wait_s, logged = _REVIVE_INTERVAL_S, ""
                 continue
             try:
-                if self._open_late:
-                    self._redis.link.replace(self._open_late(await self._embedded.start()))
-                    self._open_late = None
+                if self.open_late:
+                    self.redis.link.replace(self.open_late(await self.embedded.start()))
+                    self.open_late = None
                 else:
-                    await self._embedded.ensure()
+                    await self.embedded.ensure()
             except EmbeddedUnavailable as failure:
                 wait_s = min(2 * wait_s, _MAX_REVIVE_INTERVAL_S)
                 if str(failure) != logged:  # Log each cause once.
@@ -202,10 +194,12 @@ async def _embedded(
 async def _external(
     options: RemoteOptions, sealer: Sealer, recorder: Recorder, marks: Marks
 ) -> SharedTier:
-    def reopen(access: RedisAccess) -> RedisServer:
+    def reconnect(access: RedisAccess) -> RedisServer:
         return connected(options, options.url, access, options.timeout_s)
 
-    return await _with(options, reopen(options.access), sealer, recorder, marks, reopen=reopen)
+    return await _with(
+        options, reconnect(options.access), sealer, recorder, marks, reconnect=reconnect
+    )
 
 
 async def _with(
@@ -215,7 +209,7 @@ async def _with(
     recorder: Recorder,
     marks: Marks,
     embedded: EmbeddedServer | None = None,
-    reopen: Callable[[RedisAccess], RedisServer] | None = None,
+    reconnect: Callable[[RedisAccess], RedisServer] | None = None,
     open_late: Callable[[str], RedisServer] | None = None,
 ) -> SharedTier:
     redis = RedisTier(
@@ -239,21 +233,21 @@ async def _with(
         _WRITE_HEAD_START_S,
         is_down=lambda: redis.breaker.open,
     )
-    claims = None
+    fleet: LeaseFleet | NullFleet = NullFleet()
     if options.lease_s:
         leases = LeaseStore(redis.link, redis.names, sealer, writes.settled, options.lease_s)
-        claims = FleetClaims(leases, recorder, max_wait_s=options.fleet_wait_s)
+        fleet = LeaseFleet(leases, recorder, max_wait_s=options.fleet_wait_s)
     return SharedTier(
-        tier,
-        writes,
-        claims,
-        RedisStrikes(redis.link, redis.names, sealer, redis.marks),
-        where(options) if answers else f"{where(options)}, which does not answer yet",
-        "embedded" if embedded else "external",
-        redis,
-        embedded,
-        TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
-        reopen=reopen,
+        tier=tier,
+        write_behind=writes,
+        fleet=fleet,
+        strikes=RedisStrikes(redis.link, redis.names, sealer, redis.marks),
+        description=where(options) if answers else f"{where(options)}, which does not answer yet",
+        mode="embedded" if embedded else "external",
+        redis=redis,
+        embedded=embedded,
+        refresher=TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
+        reconnect=reconnect,
         open_late=open_late,
     )
 
@@ -279,11 +273,10 @@ def where(options: RemoteOptions) -> str:
 def _without(options: RemoteOptions) -> SharedTier:
     tier = NullTier(_NAME)
     return SharedTier(
-        tier,
-        WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
-        None,
-        NoStrikes(),
-        "no Redis tier (WASMKILN_REDIS_URL=none)",
-        "none",
-        detail=SWITCHED_OFF,
+        tier=tier,
+        write_behind=WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
+        fleet=NullFleet(),
+        strikes=NoStrikes(),
+        description="no Redis tier (WASMKILN_REDIS_URL=none)",
+        mode="none",
     )

@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 
-from wasmkilnd.cache.fleet.claim import FleetClaims, NullClaim
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
-from wasmkilnd.ports import Claim, Sealer, Tier
+from wasmkilnd.ports import Sealer, Tier
 from wasmkilnd.wait_budget import Allowance, SharedLookups, WaitBudget
 
 
@@ -26,21 +24,18 @@ class TieredCache:
         near: Tier,
         shared: Tier,
         writes: WriteBehind,
-        claims: FleetClaims | None,
         used: Callable[[CacheKey | str], None] | None = None,
         *,
         call_wait_s: float = math.inf,
     ) -> None:
         """``near`` is ``memory`` with its metrics; ``memory`` serves what a Tier does not offer.
 
-        ``claims`` is None for a daemon that compiles without asking other daemons. ``used`` is
-        called with the key of each artifact that is found, and with each module's digest.
-        One call waits for ``shared`` no longer than ``call_wait_s`` in all, apart from the time
-        that it takes to move the bytes.
+        ``used`` is called with the key of each artifact that is found, and with each module's
+        digest. One call waits for ``shared`` no longer than ``call_wait_s`` in all, apart from
+        the time that it takes to move the bytes.
         """
         self._used = used
         self._call_wait_s = call_wait_s
-        self._claims = claims
         self._memory = memory
         self._near = near
         self._shared = shared
@@ -74,14 +69,6 @@ class TieredCache:
         if self._used:
             self._used(key)
         return artifact, origin
-
-    def claim(
-        self, key: CacheKey, budget: WaitBudget, *, contested: bool
-    ) -> AbstractAsyncContextManager[Claim]:
-        """Return this daemon's claim to compile ``key``, which lasts as long as the context."""
-        if contested and self._claims:
-            return self._claims.claim(key, budget)
-        return contextlib.nullcontext(NullClaim())
 
     async def get_local(self, key: CacheKey) -> Artifact | None:
         """Return the artifact if this daemon has it, and keep it in memory."""
@@ -156,7 +143,7 @@ class TieredCache:
         return self._memory.artifacts_of(module_sha256)
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
-        """Evict ``scope`` from ``tier`` ("" for all); return what, and who did not answer."""
+        """Evict ``scope`` from ``tier`` ("" for all); return what went, and which tiers failed."""
         gone = Evicted()
         unreachable = []
         for candidate in (self._shared, self._near):

@@ -7,7 +7,7 @@ knowing the services.
 | file | ports | implemented by |
 |---|---|---|
 | ``tiers`` | ``Tier``: one level of cache; ``Cache``: all levels as one | ``cache`` |
-| ``claims`` | ``Claim``: one daemon's part in who compiles an artifact | ``cache.fleet`` |
+| ``claims`` | ``Fleet``: who compiles; ``Claim``: one daemon's claim to compile | ``cache.fleet`` |
 | ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
 | ``seals`` | ``Verifier``, ``Sealer``: who vouches for a stored value | ``signing`` |
@@ -24,7 +24,7 @@ A port has one contract suite for all its implementations (``tests/contract``, a
 in ``tests/doubles``). Whoever adds a method here adds its promise here and its tests there.
 """
 
-from wasmkilnd.ports.claims import Claim
+from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
 from wasmkilnd.ports.recorder import Recorder
 from wasmkilnd.ports.seals import Sealer, Verifier
@@ -37,6 +37,7 @@ __all__ = [
     "CompiledCode",
     "EngineWorker",
     "Engines",
+    "Fleet",
     "Recorder",
     "Refused",
     "Sealer",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
+
+from wasmkilnd.model import CacheKey
+from wasmkilnd.wait_budget import WaitBudget
 
 
 class Claim(Protocol):
@@ -37,4 +41,19 @@ class Claim(Protocol):
 
     def failed(self) -> None:
         """Tell other daemons, before the context ends, that the module does not compile."""
+        ...
+
+
+class Fleet(Protocol):
+    """The daemons that share a tier. Safe for concurrent use from one event loop."""
+
+    def claim(
+        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
+    ) -> AbstractAsyncContextManager[Claim]:
+        """Return this daemon's claim to compile ``key``, which lasts as long as the context.
+
+        Its requests to the shared tier together take no longer than ``budget`` has left. Other
+        daemons learn how the context ends. A claim that is not ``contested`` has nothing to do
+        with other daemons: its daemon compiles, whatever they do.
+        """
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from wasmkilnd.model import (
@@ -16,7 +15,6 @@ from wasmkilnd.model import (
     Origin,
     TierUsage,
 )
-from wasmkilnd.ports.claims import Claim
 from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 
@@ -90,16 +88,6 @@ class Cache(Protocol):
 
     def wait_budget(self) -> WaitBudget:
         """Return how long one call may wait for the shared tier in all, from now on."""
-        ...
-
-    def claim(
-        self, key: CacheKey, budget: WaitBudget, *, contested: bool
-    ) -> AbstractAsyncContextManager[Claim]:
-        """Return this daemon's claim to compile ``key``, which lasts as long as the context.
-
-        Other daemons learn how the context ends. A claim that is not ``contested`` has nothing
-        to do with other daemons.
-        """
         ...
 
     async def get_local(self, key: CacheKey) -> Artifact | None:

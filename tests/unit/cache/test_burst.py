@@ -42,7 +42,7 @@ async def found(seconds: float) -> tuple[int, bool]:
         await tier.put(one)
     near = MemoryTier(1_000_000)
     writes = WriteBehind(tier, lambda: 1000, NullTier("").always_ready)
-    cache = TieredCache(near, near, tier, writes, None, call_wait_s=TIMEOUT_S)
+    cache = TieredCache(near, near, tier, writes, call_wait_s=TIMEOUT_S)
     shelf.seconds = seconds
     calls = [asyncio.create_task(cache.get(one.key, cache.wait_budget())) for one in MANY]
     answers = await asyncio.wait_for(asyncio.gather(*calls), 20)

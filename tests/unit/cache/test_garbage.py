@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.fleet.claim import FleetClaims
+from wasmkilnd.cache.fleet.claim import LeaseFleet
 from wasmkilnd.cache.fleet.lease_store import LeaseStore
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.guarded import GuardedRedis
@@ -83,7 +83,7 @@ def asked_of_what_is_built_on_it(link: GuardedRedis) -> list[Callable[[], Awaita
     tier = RedisTier(link._server, sealer(), Notes())
     strikes = RedisStrikes(link, KeyNames("p:"), sealer())
     leases = LeaseStore(link, KeyNames("p:"), sealer(), never, lease_s=0.1)
-    claims = FleetClaims(leases, Notes(), max_wait_s=lambda: 0.0)
+    claims = LeaseFleet(leases, Notes(), max_wait_s=lambda: 0.0)
 
     async def take() -> None:
         async with claims.claim(KEY, WaitBudget()) as claim:

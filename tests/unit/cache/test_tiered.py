@@ -85,7 +85,7 @@ class Tiers:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
         self.writes = WriteBehind(self.far, lambda: 1_000_000, NullTier("").always_ready)
-        self.cache = TieredCache(self.near, self.near, self.far, self.writes, None)
+        self.cache = TieredCache(self.near, self.near, self.far, self.writes)
 
 
 @pytest.fixture
@@ -274,9 +274,7 @@ async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_
 
 
 async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(
-        tiers.near, tiers.near, tiers.far, tiers.writes, None, call_wait_s=0.2
-    )
+    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, call_wait_s=0.2)
     one = artifact(1)
     await tiers.far.put(one)
     tiers.far.gate.clear()
@@ -300,9 +298,7 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
 
 
 async def test_what_a_question_for_many_costs_is_one_time_out_too(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(
-        tiers.near, tiers.near, tiers.far, tiers.writes, None, call_wait_s=0.2
-    )
+    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, call_wait_s=0.2)
     keys = [artifact(tag).key for tag in range(100)]
     await tiers.far.put(artifact(1))
     tiers.far.gate.clear()

@@ -64,7 +64,7 @@ class Outcome(Enum):
 
 
 class NullClaim:
-    """The claim of a daemon that asks no other daemon: it always compiles."""
+    """A claim that no other daemon contests: it is always granted."""
 
     async def stored(self) -> None:
         """Never return."""
@@ -85,8 +85,21 @@ class NullClaim:
         """Do nothing."""
 
 
-class FleetClaims:
-    """Claims by leases. For one event loop."""
+class NullFleet:
+    """The fleet of a daemon that asks no other daemon who compiles."""
+
+    def claim(
+        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
+    ) -> contextlib.AbstractAsyncContextManager[Claim]:
+        """Return a claim that is always granted."""
+        return contextlib.nullcontext(NullClaim())
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+class LeaseFleet:
+    """Implements Fleet by leases. For one event loop."""
 
     def __init__(
         self, leases: LeaseStore, recorder: Recorder, *, max_wait_s: Callable[[], float]
@@ -100,15 +113,17 @@ class FleetClaims:
         self._recorder = recorder
         self._max_wait_s = max_wait_s
         self._background: set[asyncio.Task[None]] = set()
-        self._watching: set[FleetClaim] = set()
+        self._watching: set[LeaseClaim] = set()
 
     @contextlib.asynccontextmanager
-    async def claim(self, key: CacheKey, budget: WaitBudget) -> AsyncIterator[Claim]:
-        """Return a claim to compile ``key`` that lasts as long as the context.
-
-        Its requests to the shared tier together take no longer than ``budget`` has left.
-        """
-        claim = FleetClaim(
+    async def claim(
+        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
+    ) -> AsyncIterator[Claim]:
+        """See Fleet."""
+        if not contested:
+            yield NullClaim()
+            return
+        claim = LeaseClaim(
             key,
             budget,
             self._leases,
@@ -148,7 +163,7 @@ class FleetClaims:
         task.add_done_callback(self._background.discard)
 
 
-class FleetClaim:
+class LeaseClaim:
     """Implements Claim by a lease. For the tasks of one flight."""
 
     def __init__(
@@ -158,7 +173,7 @@ class FleetClaim:
         leases: LeaseStore,
         recorder: Recorder,
         max_wait_s: Callable[[], float],
-        watching: set[FleetClaim],
+        watching: set[LeaseClaim],
         in_background: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         """``watching`` are this daemon's claims whose jobs wait for a worker."""
