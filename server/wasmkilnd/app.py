@@ -99,7 +99,7 @@ class Daemon:
         sealer = CurrentSealer(signing, marks.evicted_ms)
         engines = await self._start_engines(installed, settings)
         memory = MemoryTier(settings.memory_bytes)
-        self._metrics.gauges.watch_tier("memory", memory.usage)
+        self._metrics.gauges.tiers["memory"] = memory.usage
         remote = await self._open_remote(sealer, marks)
         cache = TieredCache(
             memory,
@@ -113,19 +113,19 @@ class Daemon:
             remote.strikes, self._metrics, lambda: self._settings.current.quarantine_s
         )
         self._started.push_async_callback(quarantine.close)
-        self._metrics.gauges.watch_quarantine(lambda: quarantine.size)
+        self._metrics.gauges.quarantined = lambda: quarantine.size
         admission = Admission(engines, self._limits)
         service = CompileService(
             cache, remote.fleet, engines, sealer, quarantine, self._metrics, admission
         )
         modules = ModuleService(cache, engines, quarantine, admission)
         self._service = service
-        self._metrics.gauges.watch_flights(lambda: service.flights)
+        self._metrics.gauges.flights = lambda: service.flights
         rpc = RpcServer(
             ModuleServicer(
                 service,
                 modules,
-                lambda: stats_response(self._metrics.snapshot()),
+                lambda: stats_response(self._metrics),
                 lambda: self._capabilities(engines),
             ),
             AdminServicer(modules, quarantine, self.drain),
@@ -134,7 +134,7 @@ class Daemon:
             self._traffic_limits,
             memory.holds,
         )
-        self._metrics.gauges.watch_traffic(usage_of_traffic(rpc.traffic))
+        self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
         self._reloader = Reloader(
             self._settings,
             self._limits,
@@ -260,7 +260,7 @@ class Daemon:
             self._leave_out(one)
         for engine in served:
             self._metrics.add_engine(engine.id)
-            self._metrics.gauges.watch_engine(engine.id, usage_of_engine(engine))
+            self._metrics.gauges.engines[engine.id] = usage_of_engine(engine)
             self._started.push_async_callback(engine.pool.close)
         if self._isolation.level == "strict" and self._isolation.refused:
             engine_id, why = next(iter(self._isolation.refused.items()))
@@ -290,8 +290,8 @@ class Daemon:
         self._started.push_async_callback(self._unless_hurried, remote.leave)
         self._started.push_async_callback(remote.close)
         self._started.push_async_callback(self._unless_hurried, remote.flush, _FLUSH_S)
-        self._metrics.gauges.watch_tier("redis", remote.tier.usage)
-        self._metrics.gauges.watch_remote(remote.status)
+        self._metrics.gauges.tiers["redis"] = remote.tier.usage
+        self._metrics.gauges.remote = remote.status
         return remote
 
     async def _start_admin(self, settings: Settings) -> str:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 
 import pytest
+from google.protobuf import duration_pb2
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families
+from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import Origin, RemoteStatus, TierUsage
 from wasmkilnd.ports import Recorder
+from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.telemetry.metrics.gauges import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.telemetry.metrics.snapshot import TierSnapshot
 
 ENGINE = "wasmtime-50.0.1"
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
@@ -38,15 +40,19 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def tier(metrics: Metrics, name: str) -> TierSnapshot:
-    (found,) = [each for each in metrics.snapshot().tiers if each.tier == name]
+def tier(metrics: Metrics, name: str) -> pb.TierStats:
+    (found,) = [each for each in stats_response(metrics).tiers if each.tier == name]
     return found
+
+
+def seconds_of(duration: duration_pb2.Duration) -> float:
+    return duration.ToNanoseconds() / 1e9
 
 
 def test_it_is_a_recorder(metrics: Metrics) -> None:
     recorder: Recorder = metrics
     recorder.flight_joined()
-    assert metrics.snapshot().flights_joined == 1
+    assert stats_response(metrics).flights_joined == 1
 
 
 def test_everything_known_stands_at_zero_from_the_start(metrics: Metrics) -> None:
@@ -69,12 +75,12 @@ def test_everything_known_stands_at_zero_from_the_start(metrics: Metrics) -> Non
     assert got["wasmkiln_sent_bytes_total", ()] == 0
     assert got["wasmkiln_redis_up", ()] == 0
     assert got["wasmkiln_build_info", ("1.2.3",)] == 1
-    assert metrics.snapshot().hit_ratio == 0.0
+    assert stats_response(metrics).hit_ratio == 0.0
 
 
 def test_two_do_not_share_anything(metrics: Metrics) -> None:
     Metrics("1.2.3").flight_joined()
-    assert metrics.snapshot().flights_joined == 0
+    assert stats_response(metrics).flights_joined == 0
 
 
 def test_lookups_are_counted_by_outcome_and_failures_have_no_latency(metrics: Metrics) -> None:
@@ -89,8 +95,8 @@ def test_lookups_are_counted_by_outcome_and_failures_have_no_latency(metrics: Me
     got = tier(metrics, "redis")
     assert (got.hits, got.misses, got.module_hits, got.module_misses) == (1, 2, 1, 1)
     assert got.errors == 4
-    assert (got.get_latency.count, got.get_latency.p99_s) == (3, 0.003)
-    assert (got.put_latency.count, got.put_latency.sum_s) == (1, 0.01)
+    assert (got.get_latency.count, seconds_of(got.get_latency.p99)) == (3, 0.003)
+    assert (got.put_latency.count, seconds_of(got.put_latency.sum)) == (1, 0.01)
     assert tier(metrics, "memory").errors == 0
 
     scraped = samples(metrics)
@@ -102,35 +108,34 @@ def test_lookups_are_counted_by_outcome_and_failures_have_no_latency(metrics: Me
     in_1_ms = ("0.001", "redis", "artifact")
     assert scraped["wasmkiln_tier_lookup_duration_seconds_bucket", in_1_ms] == 1
     total = scraped["wasmkiln_tier_lookup_duration_seconds_sum", ("redis", "artifact")]
-    assert total == pytest.approx(got.get_latency.sum_s)
-    assert metrics.snapshot().rejected == 1
+    assert total == pytest.approx(seconds_of(got.get_latency.sum))
 
 
 def test_compilations_agree_between_prometheus_and_stats(metrics: Metrics) -> None:
     metrics.compiled(ENGINE, "ok", 0.5, 0.0)
     metrics.compiled(ENGINE, "ok", 1.5, 0.2)
     metrics.compiled(ENGINE, "compile_timeout", 30.0, 0.0)
-    got = {each.outcome: each.duration for each in metrics.snapshot().compiles}
+    got = {each.outcome: each.duration for each in stats_response(metrics).compiles}
     assert set(got) == {"ok", "compile_timeout"}
-    assert (got["ok"].count, got["ok"].sum_s, got["ok"].p50_s) == (2, 2.0, 0.5)
+    ok = got["ok"]
+    assert (ok.count, seconds_of(ok.sum), seconds_of(ok.p50)) == (2, 2.0, 0.5)
     scraped = samples(metrics)
     for outcome, duration in got.items():
         labels = (ENGINE, outcome)
         assert scraped["wasmkiln_compiles_total", labels] == duration.count
         assert scraped["wasmkiln_compile_duration_seconds_count", labels] == duration.count
-        assert scraped["wasmkiln_compile_duration_seconds_sum", labels] == duration.sum_s
+        assert scraped["wasmkiln_compile_duration_seconds_sum", labels] == seconds_of(duration.sum)
     assert ("wasmkiln_compile_duration_seconds_count", (ENGINE, "internal")) not in scraped
-    (engine,) = metrics.snapshot().engines
-    assert engine.queue_wait.count == 3
+    assert scraped["wasmkiln_queue_wait_seconds_count", (ENGINE,)] == 3
     assert scraped["wasmkiln_queue_wait_seconds_sum", (ENGINE,)] == pytest.approx(0.2)
 
 
 def test_the_hit_ratio_is_of_all_answers(metrics: Metrics) -> None:
     for origin in (Origin.MEMORY, Origin.MEMORY, Origin.REDIS, Origin.COMPILED):
         metrics.served(origin)
-    assert metrics.snapshot().hit_ratio == 0.75
+    assert stats_response(metrics).hit_ratio == 0.75
     metrics.served(Origin.JOINED_FLIGHT)
-    assert metrics.snapshot().hit_ratio == 0.6
+    assert stats_response(metrics).hit_ratio == 0.6
     assert samples(metrics)["wasmkiln_served_total", ("memory",)] == 2
 
 
@@ -146,7 +151,7 @@ def test_rpcs_bytes_and_replacements(metrics: Metrics) -> None:
     assert scraped["wasmkiln_rpc_duration_seconds_count", (COMPILE,)] == 2
     assert scraped["wasmkiln_sent_bytes_total", ()] == 1024
     assert scraped["wasmkiln_workers_replaced_total", (ENGINE,)] == 1
-    assert metrics.snapshot().engines[0].replaced == 1
+    assert stats_response(metrics).workers[0].replaced == 1
 
 
 def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
@@ -165,16 +170,16 @@ def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
     assert scraped["wasmkiln_compiles_total", ("other", "other")] == 2000
     assert scraped["wasmkiln_values_rejected_total", ("other", "redis")] > 900
     assert tier(metrics, "redis").errors == 1000
-    assert [each.engine_id for each in metrics.snapshot().engines] == [ENGINE]
+    assert [each.engine for each in stats_response(metrics).workers] == [ENGINE]
 
 
 def test_gauges_are_read_at_each_scrape(metrics: Metrics) -> None:
     flights = 0
     usage = TierUsage(entries=3, bytes=30, limit_bytes=99, evictions=7)
-    metrics.gauges.watch_tier("memory", lambda: usage)
-    metrics.gauges.watch_engine(ENGINE, lambda: EngineUsage(workers=4, busy=2, queued=5))
-    metrics.gauges.watch_flights(lambda: flights)
-    metrics.gauges.watch_remote(lambda: RemoteStatus("external", True, "", 6, 8))
+    metrics.gauges.tiers["memory"] = lambda: usage
+    metrics.gauges.engines[ENGINE] = lambda: EngineUsage(workers=4, busy=2, queued=5)
+    metrics.gauges.flights = lambda: flights
+    metrics.gauges.remote = lambda: RemoteStatus("external", True, "", 6, 8)
     flights = 9
     scraped = samples(metrics)
     assert scraped["wasmkiln_tier_entries", ("memory",)] == 3
@@ -188,28 +193,29 @@ def test_gauges_are_read_at_each_scrape(metrics: Metrics) -> None:
     assert scraped["wasmkiln_redis_up", ()] == 1
     assert scraped["wasmkiln_redis_pending_writes", ()] == 6
     assert scraped["wasmkiln_redis_dropped_writes_total", ()] == 8
-    snapshot = metrics.snapshot()
-    assert tier(metrics, "memory").usage.evictions == 7
-    assert (snapshot.busy_workers, snapshot.queue_depth, snapshot.flights) == (2, 5, 9)
-    assert snapshot.remote.mode == "external"
+    stats = stats_response(metrics)
+    assert tier(metrics, "memory").evictions == 7
+    assert (stats.busy_workers, stats.queue_depth, stats.flights) == (2, 5, 9)
+    assert stats.redis_mode == "external"
 
 
 def test_a_part_that_fails_leaves_the_other_metrics_alone(metrics: Metrics) -> None:
     def broken() -> TierUsage:
         raise OSError("gone")
 
-    metrics.gauges.watch_tier("redis", broken)
-    metrics.gauges.watch_tier("memory", lambda: TierUsage(entries=3))
+    metrics.gauges.tiers["redis"] = broken
+    metrics.gauges.tiers["memory"] = lambda: TierUsage(entries=3)
     assert samples(metrics)["wasmkiln_tier_entries", ("memory",)] == 3
-    assert tier(metrics, "redis").usage == TierUsage()
+    redis = tier(metrics, "redis")
+    assert (redis.entries, redis.bytes, redis.limit_bytes, redis.evictions) == (0, 0, 0, 0)
 
 
 def test_uptime_grows(metrics: Metrics) -> None:
-    snapshot = metrics.snapshot()
-    assert snapshot.version == "1.2.3"
-    assert abs(snapshot.started_at_s - time.time()) < 60
-    assert 0 < snapshot.uptime_s < metrics.uptime_s
-    assert samples(metrics)["wasmkiln_uptime_seconds", ()] > snapshot.uptime_s
+    stats = stats_response(metrics)
+    assert stats.version == "1.2.3"
+    assert abs(stats.started_at.ToSeconds() - time.time()) < 60
+    assert 0 < seconds_of(stats.uptime) < metrics.uptime_s
+    assert samples(metrics)["wasmkiln_uptime_seconds", ()] > seconds_of(stats.uptime)
 
 
 def test_openmetrics_is_valid_too(metrics: Metrics) -> None:

@@ -1,83 +1,91 @@
-"""Builds the response of Stats from a snapshot of the metrics."""
+"""The response of Stats, read from the same metrics as /metrics."""
 
 from __future__ import annotations
 
 from google.protobuf import timestamp_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 
+from wasmkilnd.model import Origin, TierUsage
 from wasmkilnd.rpc.wire.messages import duration
-from wasmkilnd.telemetry.metrics.series import LatencySummary
-from wasmkilnd.telemetry.metrics.snapshot import (
-    CompileSnapshot,
-    EngineSnapshot,
-    Snapshot,
-    TierSnapshot,
-)
+from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics.series import Latency, count_of
 
 
-def stats_response(snapshot: Snapshot) -> pb.StatsResponse:
-    """Return the response of Stats."""
+def stats_response(metrics: Metrics) -> pb.StatsResponse:
+    """Return what ``metrics`` hold now. Never raises."""
+    catalogue, now = metrics.catalogue, metrics.gauges.read()
     started_at = timestamp_pb2.Timestamp()
-    started_at.FromNanoseconds(int(snapshot.started_at_s * 1e9))
-    remote = snapshot.remote
+    started_at.FromNanoseconds(int(metrics.started_at_s * 1e9))
+    compiles = sorted(catalogue.compile_durations.all(), key=lambda each: each[0])
     return pb.StatsResponse(
-        version=snapshot.version,
+        version=metrics.version,
         started_at=started_at,
-        uptime=duration(snapshot.uptime_s),
-        tiers=[_tier(tier) for tier in snapshot.tiers],
-        compiles=[_compiles(compiles) for compiles in snapshot.compiles],
-        workers=[_workers(engine) for engine in snapshot.engines],
-        queue_depth=snapshot.queue_depth,
-        busy_workers=snapshot.busy_workers,
-        flights=snapshot.flights,
-        flights_joined=snapshot.flights_joined,
-        quarantined_modules=snapshot.quarantined,
-        hit_ratio=snapshot.hit_ratio,
-        redis_up=remote.up,
-        redis_mode=remote.mode,
-        redis_detail=remote.detail,
-        pending_writes=remote.pending_writes,
-        dropped_writes=remote.dropped_writes,
+        uptime=duration(metrics.uptime_s),
+        tiers=[_tier(catalogue, tier, usage) for tier, usage in now.tiers.items()],
+        compiles=[_compiles(engine, outcome, took) for (engine, outcome), took in compiles],
+        workers=[_workers(catalogue, engine, usage) for engine, usage in now.engines.items()],
+        queue_depth=sum(usage.queued for usage in now.engines.values()),
+        busy_workers=sum(usage.busy for usage in now.engines.values()),
+        flights=now.flights,
+        flights_joined=count_of(catalogue.flights_joined),
+        quarantined_modules=now.quarantined,
+        hit_ratio=_hit_ratio(catalogue),
+        redis_up=now.remote.up,
+        redis_mode=now.remote.mode,
+        redis_detail=now.remote.detail,
+        pending_writes=now.remote.pending_writes,
+        dropped_writes=now.remote.dropped_writes,
     )
 
 
-def _tier(tier: TierSnapshot) -> pb.TierStats:
+def _tier(catalogue: Catalogue, tier: str, usage: TierUsage) -> pb.TierStats:
+    def lookups(what: str, outcome: str) -> int:
+        return count_of(catalogue.lookups.at(tier, what, outcome))
+
+    failed = lookups("artifact", ERROR) + lookups("module", ERROR)
+    failed += count_of(catalogue.stores.at(tier, ERROR))
+    rejected = (counter for (where, _), counter in catalogue.rejected.all() if where == tier)
     return pb.TierStats(
-        tier=tier.tier,
-        entries=tier.usage.entries,
-        bytes=tier.usage.bytes,
-        limit_bytes=tier.usage.limit_bytes,
-        evictions=tier.usage.evictions,
-        hits=tier.hits,
-        misses=tier.misses,
-        errors=tier.errors,
-        module_hits=tier.module_hits,
-        module_misses=tier.module_misses,
-        get_latency=_latency(tier.get_latency),
-        put_latency=_latency(tier.put_latency),
+        tier=tier,
+        entries=usage.entries,
+        bytes=usage.bytes,
+        limit_bytes=usage.limit_bytes,
+        evictions=usage.evictions,
+        hits=lookups("artifact", "hit"),
+        misses=lookups("artifact", "miss"),
+        errors=failed + sum(map(count_of, rejected)),
+        module_hits=lookups("module", "hit"),
+        module_misses=lookups("module", "miss"),
+        get_latency=_latency(catalogue.lookup_durations.at(tier, "artifact")),
+        put_latency=_latency(catalogue.store_durations.at(tier)),
     )
 
 
-def _compiles(compiles: CompileSnapshot) -> pb.CompileStats:
-    return pb.CompileStats(
-        engine=compiles.engine_id,
-        outcome=compiles.outcome,
-        count=compiles.duration.count,
-        duration=_latency(compiles.duration),
-    )
+def _compiles(engine_id: str, outcome: str, took: Latency) -> pb.CompileStats:
+    latency = _latency(took)
+    return pb.CompileStats(engine=engine_id, outcome=outcome, count=latency.count, duration=latency)
 
 
-def _workers(engine: EngineSnapshot) -> pb.WorkerStats:
+def _workers(catalogue: Catalogue, engine_id: str, usage: EngineUsage) -> pb.WorkerStats:
     return pb.WorkerStats(
-        engine=engine.engine_id,
-        workers=engine.usage.workers,
-        busy=engine.usage.busy,
-        queued=engine.usage.queued,
-        replaced=engine.replaced,
+        engine=engine_id,
+        workers=usage.workers,
+        busy=usage.busy,
+        queued=usage.queued,
+        replaced=count_of(catalogue.workers_replaced.at(engine_id)),
     )
 
 
-def _latency(summary: LatencySummary) -> pb.LatencySummary:
+def _hit_ratio(catalogue: Catalogue) -> float:
+    served = {origin: count_of(catalogue.served.at(origin.value)) for origin in Origin}
+    answered = sum(served.values())
+    return (served[Origin.MEMORY] + served[Origin.REDIS]) / answered if answered else 0.0
+
+
+def _latency(series: Latency) -> pb.LatencySummary:
+    summary = series.summary()
     return pb.LatencySummary(
         count=summary.count,
         sum=duration(summary.sum_s),

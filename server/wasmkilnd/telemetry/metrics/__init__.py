@@ -5,7 +5,6 @@
 ``catalogue``  every counter and histogram: name, HELP, labels, buckets
 ``gauges``     values of other parts (tiers, pools, calls, Redis), read when scraped
 ``series``     what prometheus_client lacks: labels with a bound, and percentiles
-``snapshot``   what Stats returns, read from the same series
 =============  =====================================================================
 
 The families, all named ``wasmkiln_…``, and the question that each answers:
@@ -24,6 +23,8 @@ The families, all named ``wasmkiln_…``, and the question that each answers:
 Names, labels and buckets are a contract: tests/unit/telemetry/metrics.txt lists them, and
 docs/operations.md and deploy/prometheus-alerts.yml use them. To add a metric: define it in
 ``catalogue``, count it in ``recorder``, and add it to that list and to docs/operations.md.
+
+Stats reads the same series, in rpc/wire/stats.py.
 
 Promises: recording takes about a microsecond and never raises; no label grows with what callers
 send (unexpected values count under ``other``); two daemons in one process share nothing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -157,20 +157,17 @@ class Catalogue:
             engine=(),
             outcome=(OK,),
         )
-        self.queue_waits = self._latencies(
+        self.queue_waits = self._histograms(
             "queue_wait_seconds",
             "How long a compilation waited for a worker.",
             _QUEUE_BUCKETS,
             engine=(),
         )
-        self.rpc_durations = Bounded(
-            Histogram(
-                f"{PREFIX}rpc_duration_seconds",
-                "How long an RPC took, until its last byte was sent.",
-                ["method"],
-                registry=registry,
-                buckets=_RPC_BUCKETS,
-            ).labels
+        self.rpc_durations = self._histograms(
+            "rpc_duration_seconds",
+            "How long an RPC took, until its last byte was sent.",
+            _RPC_BUCKETS,
+            method=(),
         )
 
     def add_engine(self, engine_id: str) -> None:
@@ -199,22 +196,24 @@ class Catalogue:
         counter = Counter(PREFIX + name, help_text, list(labels), registry=self._registry)
         return _at_zero(Bounded(counter.labels, room), labels)
 
+    def _histograms(
+        self, name: str, help_text: str, buckets: tuple[float, ...], **labels: Collection[str]
+    ) -> Bounded[Histogram]:
+        """Return a histogram with ``labels``, as ``_counters``."""
+        histogram = self._histogram(name, help_text, buckets, labels)
+        return _at_zero(Bounded(histogram.labels), labels)
+
     def _latencies(
-        self,
-        name: str,
-        help_text: str,
-        buckets: tuple[float, ...],
-        **labels: Collection[str],
+        self, name: str, help_text: str, buckets: tuple[float, ...], **labels: Collection[str]
     ) -> Bounded[Latency]:
-        """Return a histogram with ``labels``: their names, and the values that are known now."""
-        histogram = Histogram(
-            PREFIX + name, help_text, list(labels), registry=self._registry, buckets=buckets
-        )
+        """Return a histogram with ``labels``, as ``_counters``, and percentiles for Stats."""
+        histogram = self._histogram(name, help_text, buckets, labels)
+        return _at_zero(Bounded(lambda *values: Latency(histogram.labels(*values))), labels)
 
-        def latency(*values: str) -> Latency:
-            return Latency(histogram.labels(*values))
-
-        return _at_zero(Bounded(latency), labels)
+    def _histogram(
+        self, name: str, help_text: str, buckets: tuple[float, ...], labels: Iterable[str]
+    ) -> Histogram:
+        return Histogram(PREFIX + name, help_text, labels, registry=self._registry, buckets=buckets)
 
 
 def _at_zero(series: Bounded[S], labels: Mapping[str, Collection[str]]) -> Bounded[S]:

@@ -48,111 +48,87 @@ class TrafficUsage:
     """Bytes of artifacts held in memory while they are sent."""
 
 
-class Gauges(Collector):
-    """Reads each part through the function it was given; a part that fails reads as nothing.
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What every source returned, at about one moment."""
 
-    Until a part gives its function, it reads as nothing too. Reading never raises.
+    tiers: Mapping[str, TierUsage]
+    engines: Mapping[str, EngineUsage]
+    """In the order in which the engines were added."""
+    flights: int
+    quarantined: int
+    traffic: TrafficUsage
+    remote: RemoteStatus
+
+
+class Gauges(Collector):
+    """Holds the sources: the functions that return what the other parts know.
+
+    ``app`` sets each when the part starts. Until then, and while a source fails, it reads as
+    nothing. Reading never raises.
     """
 
     def __init__(self) -> None:
-        self._tiers: dict[str, Callable[[], TierUsage]] = dict.fromkeys(TIERS, TierUsage)
-        self._engines: dict[str, Callable[[], EngineUsage]] = {}
-        self._flights: Callable[[], int] = int
-        self._quarantined: Callable[[], int] = int
-        self._traffic: Callable[[], TrafficUsage] = TrafficUsage
-        self._remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
+        self.tiers: dict[str, Callable[[], TierUsage]] = dict.fromkeys(TIERS, TierUsage)
+        self.engines: dict[str, Callable[[], EngineUsage]] = {}
+        self.flights: Callable[[], int] = int
+        self.quarantined: Callable[[], int] = int
+        self.traffic: Callable[[], TrafficUsage] = TrafficUsage
+        self.remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
 
-    def add_engine(self, engine_id: str) -> None:
-        """Show an engine. Doing so again changes nothing."""
-        self._engines.setdefault(engine_id, EngineUsage)
-
-    def watch_tier(self, tier: str, usage: Callable[[], TierUsage]) -> None:
-        """Read what ``tier`` holds from ``usage``, usually ``Tier.usage``."""
-        self._tiers[tier] = usage
-
-    def watch_engine(self, engine_id: str, usage: Callable[[], EngineUsage]) -> None:
-        """Read what the engine's pool is doing from ``usage``."""
-        self._engines[engine_id] = usage
-
-    def watch_flights(self, flights: Callable[[], int]) -> None:
-        """Read how many compilations are under way from ``flights``."""
-        self._flights = flights
-
-    def watch_quarantine(self, size: Callable[[], int]) -> None:
-        """Read how many modules are in quarantine from ``size``."""
-        self._quarantined = size
-
-    def watch_traffic(self, usage: Callable[[], TrafficUsage]) -> None:
-        """Read what calls hold from ``usage``."""
-        self._traffic = usage
-
-    def watch_remote(self, status: Callable[[], RemoteStatus]) -> None:
-        """Read whether Redis answers, and what waits to go there, from ``status``."""
-        self._remote = status
-
-    def tiers(self) -> dict[str, TierUsage]:
-        """Return what each tier holds now."""
-        return {
-            tier: _read(f"tier {tier}", usage, TierUsage()) for tier, usage in self._tiers.items()
-        }
-
-    def engines(self) -> dict[str, EngineUsage]:
-        """Return what each engine's pool is doing now, in the order in which they were added."""
-        return {
-            engine_id: _read(f"engine {engine_id}", usage, EngineUsage())
-            for engine_id, usage in self._engines.items()
-        }
-
-    def flights(self) -> int:
-        """Return how many compilations are under way."""
-        return _read("flights", self._flights, 0)
-
-    def quarantined(self) -> int:
-        """Return how many modules are in quarantine."""
-        return _read("quarantine", self._quarantined, 0)
-
-    def traffic(self) -> TrafficUsage:
-        """Return what calls hold now."""
-        return _read("traffic", self._traffic, TrafficUsage())
-
-    def remote(self) -> RemoteStatus:
-        """Return whether Redis answers, and what waits to go there."""
-        return _read("redis", self._remote, RemoteStatus("none", up=False, detail="not readable"))
+    def read(self) -> Readings:
+        """Return what every source returns now."""
+        unreadable = RemoteStatus("none", up=False, detail="not readable")
+        return Readings(
+            tiers={
+                tier: _read(f"tier {tier}", source, TierUsage())
+                for tier, source in self.tiers.items()
+            },
+            engines={
+                engine_id: _read(f"engine {engine_id}", source, EngineUsage())
+                for engine_id, source in self.engines.items()
+            },
+            flights=_read("flights", self.flights, 0),
+            quarantined=_read("quarantine", self.quarantined, 0),
+            traffic=_read("traffic", self.traffic, TrafficUsage()),
+            remote=_read("redis", self.remote, unreadable),
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, as prometheus_client asks for them."""
-        yield from _of_tiers(self.tiers())
-        yield from _of_engines(self.engines())
-        yield _gauge("flights", "Compilations under way or waiting.", self.flights())
-        traffic = self.traffic()
-        yield _gauge("calls", "Calls under way.", traffic.calls)
+        now = self.read()
+        yield from _of_tiers(now.tiers)
+        yield from _of_engines(now.engines)
+        yield _gauge("flights", "Compilations under way or waiting.", now.flights)
+        yield _gauge("calls", "Calls under way.", now.traffic.calls)
         yield _gauge(
             "receive_bytes",
             "Bytes of requests in memory; one that arrives slowly counts in full.",
-            traffic.receive_bytes,
+            now.traffic.receive_bytes,
         )
         yield _gauge(
-            "send_bytes", "Bytes of responses that callers have not read yet.", traffic.send_bytes
+            "send_bytes",
+            "Bytes of responses that callers have not read yet.",
+            now.traffic.send_bytes,
         )
         yield _gauge(
             "send_pinned_bytes",
             "Bytes of artifacts held in memory while they are sent.",
-            traffic.pinned_bytes,
+            now.traffic.pinned_bytes,
         )
         yield _gauge(
             "quarantined_modules",
             "Modules in quarantine that this daemon knows of.",
-            self.quarantined(),
+            now.quarantined,
         )
-        remote = self.remote()
-        yield _gauge("redis_up", "Whether the Redis tier answers.", remote.up)
+        yield _gauge("redis_up", "Whether the Redis tier answers.", now.remote.up)
         yield _gauge(
-            "redis_pending_writes", "Writes that wait to go to Redis.", remote.pending_writes
+            "redis_pending_writes", "Writes that wait to go to Redis.", now.remote.pending_writes
         )
         yield CounterMetricFamily(
             f"{PREFIX}redis_dropped_writes",
             "Writes to Redis that the daemon gave up.",
-            remote.dropped_writes,
+            now.remote.dropped_writes,
         )
 
 

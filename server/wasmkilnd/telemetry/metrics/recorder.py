@@ -9,22 +9,21 @@ from prometheus_client import CollectorRegistry, Gauge, Metric, ProcessCollector
 
 from wasmkilnd.model import Origin
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, PREFIX, Catalogue
-from wasmkilnd.telemetry.metrics.gauges import Gauges
-from wasmkilnd.telemetry.metrics.snapshot import Snapshot, take_snapshot
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Gauges
 
 
 class Metrics:
     """Counts what happens; see :class:`wasmkilnd.ports.Recorder` for the promises.
 
-    ``registry`` is what /metrics serves, and ``snapshot`` what Stats returns. The daemon makes
+    /metrics serves ``registry``; Stats reads ``catalogue`` and ``gauges``. The daemon makes
     engines and RPC methods known beforehand, so that they stand at zero; others count under
     ``other``. Two objects share nothing.
     """
 
     def __init__(self, version: str, methods: Iterable[str] = ()) -> None:
         """Begin at zero. ``methods`` are the RPCs' full names: ``/package.Service/Method``."""
-        self._version = version
-        self._started_at_s = time.time()
+        self.version = version
+        self.started_at_s = time.time()
         self._started = time.monotonic()
         self.registry = _Registry()
         build = Gauge(
@@ -38,24 +37,24 @@ class Metrics:
             f"{PREFIX}uptime_seconds", "Since the daemon's start.", registry=self.registry
         )
         uptime.set_function(lambda: self.uptime_s)
-        self._catalogue = Catalogue(self.registry)
+        self.catalogue = Catalogue(self.registry)
         self.gauges = Gauges()
         self.registry.register(self.gauges)
         ProcessCollector(registry=self.registry)
         for method in methods:
-            self._catalogue.add_method(method)
+            self.catalogue.add_method(method)
         # Found once, since every call counts in them.
-        self._lookups = self._catalogue.lookups
-        self._lookup_durations = self._catalogue.lookup_durations
-        self._rpcs = self._catalogue.rpcs
-        self._rpc_durations = self._catalogue.rpc_durations
-        self._served = {origin: self._catalogue.served.at(origin.value) for origin in Origin}
-        self._sent = self._catalogue.sent_bytes
+        self._lookups = self.catalogue.lookups
+        self._lookup_durations = self.catalogue.lookup_durations
+        self._rpcs = self.catalogue.rpcs
+        self._rpc_durations = self.catalogue.rpc_durations
+        self._served = {origin: self.catalogue.served.at(origin.value) for origin in Origin}
+        self._sent = self.catalogue.sent_bytes
 
     def add_engine(self, engine_id: str) -> None:
         """Make an engine known. Doing so again changes nothing."""
-        self._catalogue.add_engine(engine_id)
-        self.gauges.add_engine(engine_id)
+        self.catalogue.add_engine(engine_id)
+        self.gauges.engines.setdefault(engine_id, EngineUsage)
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.tier_lookup`."""
@@ -67,20 +66,20 @@ class Metrics:
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.tier_store`."""
-        self._catalogue.stores.at(tier, outcome).inc()
+        self.catalogue.stores.at(tier, outcome).inc()
         if outcome != ERROR:
-            self._catalogue.store_durations.at(tier).add(seconds)
+            self.catalogue.store_durations.at(tier).add(seconds)
 
     def value_rejected(self, tier: str, cause: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.value_rejected`."""
-        self._catalogue.rejected.at(tier, cause).inc()
+        self.catalogue.rejected.at(tier, cause).inc()
 
     def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.compiled`."""
-        labels = self._catalogue.compiles.known(engine_id, outcome)
-        self._catalogue.compiles.at(*labels).inc()
-        self._catalogue.compile_durations.add(*labels).add(seconds)
-        self._catalogue.queue_waits.at(engine_id).add(queued_s)
+        labels = self.catalogue.compiles.known(engine_id, outcome)
+        self.catalogue.compiles.at(*labels).inc()
+        self.catalogue.compile_durations.add(*labels).add(seconds)
+        self.catalogue.queue_waits.at(engine_id).observe(queued_s)
 
     def served(self, origin: Origin) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.served`."""
@@ -88,23 +87,23 @@ class Metrics:
 
     def fleet_turn(self, outcome: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.fleet_turn`."""
-        self._catalogue.fleet_turns.at(outcome).inc()
+        self.catalogue.fleet_turns.at(outcome).inc()
 
     def quarantine_refused(self) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.quarantine_refused`."""
-        self._catalogue.quarantine_refused.inc()
+        self.catalogue.quarantine_refused.inc()
 
     def flight_joined(self) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.flight_joined`."""
-        self._catalogue.flights_joined.inc()
+        self.catalogue.flights_joined.inc()
 
     def abandoned(self, engine_id: str, stage: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.abandoned`."""
-        self._catalogue.abandoned.at(engine_id, stage).inc()
+        self.catalogue.abandoned.at(engine_id, stage).inc()
 
     def worker_replaced(self, engine_id: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.worker_replaced`."""
-        self._catalogue.workers_replaced.at(engine_id).inc()
+        self.catalogue.workers_replaced.at(engine_id).inc()
 
     def rpc(self, method: str, code: str, seconds: float, limit: str = "") -> None:
         """Record that an RPC ended.
@@ -115,11 +114,11 @@ class Metrics:
         self._rpcs.at(method, code).inc()
         self._rpc_durations.at(method).observe(seconds)
         if limit:
-            self._catalogue.refused.at(limit).inc()
+            self.catalogue.refused.at(limit).inc()
 
     def connections_closed(self, cause: str, count: int) -> None:
         """Record that the daemon closed ``count`` connections to protect other callers."""
-        self._catalogue.connections_closed.at(cause).inc(count)
+        self.catalogue.connections_closed.at(cause).inc(count)
 
     def bytes_sent(self, size_bytes: int) -> None:
         """Record that artifact bytes went to a caller."""
@@ -129,16 +128,6 @@ class Metrics:
     def uptime_s(self) -> float:
         """Seconds since this object was made."""
         return time.monotonic() - self._started
-
-    def snapshot(self) -> Snapshot:
-        """Return what Stats returns. Never raises."""
-        return take_snapshot(
-            self._catalogue,
-            self.gauges,
-            version=self._version,
-            started_at_s=self._started_at_s,
-            uptime_s=self.uptime_s,
-        )
 
 
 class _Registry(CollectorRegistry):

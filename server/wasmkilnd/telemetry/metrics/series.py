@@ -1,4 +1,4 @@
-"""What prometheus_client's series lack: labels with a bound, and percentiles."""
+"""What prometheus_client's series lack: labels with a bound, percentiles, and a way to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final, Generic, TypeVar
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 S = TypeVar("S")
 
@@ -75,6 +75,12 @@ class Bounded(Generic[S]):
             if near in self._series:
                 return near
         return (OTHER,) * len(values)
+
+
+def count_of(counter: Counter) -> int:
+    """Return what ``counter`` has reached."""
+    (metric,) = counter.collect()
+    return int(metric.samples[0].value)
 
 
 @dataclass(frozen=True, slots=True)
