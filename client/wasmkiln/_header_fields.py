@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import TYPE_CHECKING
 
-from wasmkiln._text import quoted
+from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHeader, Engine, Kind
 

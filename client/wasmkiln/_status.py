@@ -9,19 +9,63 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from wasmkiln._durations import seconds
+from wasmkiln._untrusted import seconds
 from wasmkiln.errors import (
-    BY_REASON,
+    ArtifactTooLarge,
+    CompileMemoryLimit,
+    CompileQueueFull,
+    CompilerCrashed,
+    CompileTimeout,
     ConnectionFailed,
     DeadlineExceeded,
+    DigestMismatch,
+    EngineLacksFeature,
+    EngineUnknown,
     FieldViolation,
+    InternalFailure,
+    InvalidRequest,
+    ModuleInvalid,
+    ModuleNotLoaded,
+    ModuleQuarantined,
     ModuleTooLarge,
+    NotWasm,
+    ServerDraining,
+    SettingUnknown,
+    TargetUnsupported,
     UnexpectedAnswer,
     WasmkilnError,
+    WorkerUnavailable,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# The reasons that a daemon sends. A reason that is not here, from a newer daemon, becomes
+# a plain WasmkilnError.
+BY_REASON: dict[str, type[WasmkilnError]] = {
+    kind.REASON: kind
+    for kind in (
+        InvalidRequest,
+        NotWasm,
+        ModuleInvalid,
+        ModuleTooLarge,
+        DigestMismatch,
+        EngineUnknown,
+        TargetUnsupported,
+        SettingUnknown,
+        EngineLacksFeature,
+        ModuleNotLoaded,
+        CompileTimeout,
+        CompileMemoryLimit,
+        ArtifactTooLarge,
+        CompilerCrashed,
+        InternalFailure,
+        ModuleQuarantined,
+        CompileQueueFull,
+        WorkerUnavailable,
+        ServerDraining,
+    )
+}
 
 _DOMAIN = "wasmkiln"
 # Of these an honest error has three.

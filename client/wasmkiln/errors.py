@@ -266,31 +266,3 @@ class EngineNotInstalled(WasmkilnError):
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "ENGINE_NOT_INSTALLED"
-
-
-# The reasons that a daemon sends. A reason that is not here, from a newer daemon, becomes
-# a plain WasmkilnError.
-BY_REASON: dict[str, type[WasmkilnError]] = {
-    kind.REASON: kind
-    for kind in (
-        InvalidRequest,
-        NotWasm,
-        ModuleInvalid,
-        ModuleTooLarge,
-        DigestMismatch,
-        EngineUnknown,
-        TargetUnsupported,
-        SettingUnknown,
-        EngineLacksFeature,
-        ModuleNotLoaded,
-        CompileTimeout,
-        CompileMemoryLimit,
-        ArtifactTooLarge,
-        CompilerCrashed,
-        InternalFailure,
-        ModuleQuarantined,
-        CompileQueueFull,
-        WorkerUnavailable,
-        ServerDraining,
-    )
-}

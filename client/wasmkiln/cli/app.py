@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wasmkiln import __version__
-from wasmkiln._text import one_line
+from wasmkiln._untrusted import one_line
 from wasmkiln.cli.commands.compile import compile_
 from wasmkiln.cli.commands.drain import drain
 from wasmkiln.cli.commands.engines import engines

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from wasmkiln._text import one_line
+from wasmkiln._untrusted import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

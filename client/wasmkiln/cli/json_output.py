@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from wasmkiln._durations import seconds
+from wasmkiln._untrusted import seconds
 from wasmkiln.errors import WasmkilnError
 
 

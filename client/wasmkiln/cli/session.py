@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console, RenderableType
 
-from wasmkiln._text import one_line
+from wasmkiln._untrusted import one_line
 from wasmkiln.cli.json_output import dumps, error_document
 from wasmkiln.client import Client
 

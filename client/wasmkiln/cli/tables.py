@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.table import Table
 
-from wasmkiln._text import one_line
+from wasmkiln._untrusted import one_line
 from wasmkiln.cli.grid import Grid, lines
 from wasmkiln.cli.text import elapsed, share, size, time, word
 from wasmkiln.v1.module_service_pb2 import IsolationLayer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wasmkiln._durations import seconds
-from wasmkiln._text import one_line as one_line  # the daemon's commands have it from here
+from wasmkiln._untrusted import one_line as one_line  # the daemon's commands have it from here
+from wasmkiln._untrusted import seconds
 
 if TYPE_CHECKING:
     from typing import Any

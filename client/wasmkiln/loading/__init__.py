@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln._text import quoted
+from wasmkiln._untrusted import quoted
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.loading import machine, with_wasmer, with_wasmtime
 

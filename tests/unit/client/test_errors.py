@@ -12,7 +12,7 @@ import grpc
 import pytest
 import wasmkiln
 from wasmkiln import Client, ConnectionFailed, errors
-from wasmkiln._status import error_from_rpc
+from wasmkiln._status import BY_REASON, error_from_rpc
 
 if TYPE_CHECKING:
     from tests.unit.client.conftest import FakeDaemon, Refusal
@@ -52,16 +52,16 @@ def test_the_protos_name_reasons() -> None:
 
 @pytest.mark.parametrize("reason", sorted(documented_reasons()))
 def test_every_documented_reason_has_a_class_with_its_code(reason: str) -> None:
-    kind = errors.BY_REASON[reason]
+    kind = BY_REASON[reason]
     assert kind.CODE.name in documented_reasons()[reason]
     assert getattr(wasmkiln, kind.__name__) is kind
 
 
-@pytest.mark.parametrize("reason", sorted(errors.BY_REASON))
+@pytest.mark.parametrize("reason", sorted(BY_REASON))
 def test_each_reason_arrives_as_its_class(
     daemon: FakeDaemon, refusal: type[Refusal], reason: str
 ) -> None:
-    kind = errors.BY_REASON[reason]
+    kind = BY_REASON[reason]
     daemon.refuse(
         refusal(
             kind.CODE,
