@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from wasmkiln import ArtifactHeader, ArtifactMismatch
 from wasmkiln.cli.app import app
 from wasmkiln.cli.exits import Exit
-from wasmkiln.cli.names import file_name, folded, stem
+from wasmkiln.cli.place import file_name, folded, stem
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
