@@ -1,11 +1,16 @@
-"""Builds the requests of the API from a method's arguments."""
+"""Requests of the API, built from what callers give: a path, bytes or a digest for a module."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wasmkiln._settings import MAX_TIMEOUT_S
-from wasmkiln._source import is_digest
+from wasmkiln.errors import ModuleTooLarge
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import ArtifactKey
@@ -13,14 +18,65 @@ from wasmkiln.v1.types_pb2 import ArtifactKey
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-# The daemon refuses more in one call; see FindMissing in module_service.proto.
+    Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+# The daemon refuses more keys in one call; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
+# The highest limit that a daemon can be configured to have. A larger file is not read.
+_MAX_MODULE_BYTES = 1024**3
 
 _TIERS: dict[str | None, admin.Tier] = {
     None: admin.TIER_UNSPECIFIED,
     "memory": admin.TIER_MEMORY,
     "redis": admin.TIER_REDIS,
 }
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class IdentifiedModule:
+    """A module's SHA-256 in lowercase hex, and its bytes unless only the digest is known."""
+
+    sha256: str
+    module: bytes | None
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text is 64 lowercase hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def identify(source: Source) -> IdentifiedModule:
+    """Reads and hashes a module; a digest is taken at its word.
+
+    A text of 64 lowercase hexadecimal digits is a digest, unless a file has that name.
+    Raises OSError when a path can't be read, ModuleTooLarge for what no daemon would take,
+    TypeError for another kind of source.
+    """
+    if isinstance(source, str) and is_digest(source) and not Path(source).exists():
+        return IdentifiedModule(source, None)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        module = bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
+        module = _read(Path(source))
+    else:
+        raise TypeError(
+            f"a module is a path, bytes or a SHA-256 digest, not {type(source).__name__}"
+        )
+    return IdentifiedModule(hashlib.sha256(module).hexdigest(), module)
+
+
+def _read(path: Path) -> bytes:
+    """Reads a file, or a pipe, but not one without an end such as /dev/zero."""
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        module = file.read(_MAX_MODULE_BYTES + 1) if size_bytes <= _MAX_MODULE_BYTES else b""
+    if size_bytes > _MAX_MODULE_BYTES or len(module) > _MAX_MODULE_BYTES:
+        raise ModuleTooLarge(
+            f"{path} is larger than {_MAX_MODULE_BYTES:,} bytes, more than any daemon takes"
+        )
+    return module
 
 
 def compile_request(

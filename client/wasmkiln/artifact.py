@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 
-from wasmkiln._files import write_aside
 from wasmkiln._header_fields import engine_id
 from wasmkiln.attestation import Claims, verify
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
@@ -18,7 +20,6 @@ from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHead
 
 if TYPE_CHECKING:
     import builtins
-    import os
     from collections.abc import Iterable, Mapping
 
     from wasmkiln.attestation import Statement
@@ -97,13 +98,13 @@ class Artifact:
             text = json_format.MessageToJson(
                 self.header, preserving_proto_field_name=True, sort_keys=True
             )
-            write_aside(header_path(target), text.encode() + b"\n", follow_link=False)
+            _write_aside(header_path(target), text.encode() + b"\n", follow_link=False)
             if self.header.attestation:
-                write_aside(attestation_path(target), self.header.attestation, follow_link=False)
+                _write_aside(attestation_path(target), self.header.attestation, follow_link=False)
             else:
                 # Or that of the artifact that was here before would seem to be this one's.
                 attestation_path(target).unlink(missing_ok=True)
-        write_aside(target, self.bytes, follow_link=follow_link)
+        _write_aside(target, self.bytes, follow_link=follow_link)
         return target
 
     @classmethod
@@ -194,3 +195,36 @@ def claims_of(header: ArtifactHeader) -> Claims:
 def header_path(path: Path) -> Path:
     """Where `save` puts the header of the artifact at `path`."""
     return path.with_name(path.name + ".json")
+
+
+def _write_aside(path: Path, content: bytes, *, follow_link: bool) -> None:
+    """Writes a file next to `path` and renames it there, with the mode that the umask gives.
+
+    With `follow_link`, for a path that a person gave: a link there stays, what it points to is
+    replaced, and what is no regular file, such as /dev/null or a pipe, is written to. Without,
+    for a name that was made up: a link is replaced, and what else is no regular file refused,
+    so that nothing is written elsewhere. Raises OSError, and then leaves nothing behind.
+    """
+    if follow_link:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        target = path.resolve()
+    else:
+        if not path.is_symlink() and path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "there is something that is no file", str(path))
+        target = path
+    # Its length does not depend on that of `path`, which may be as long as a name can be.
+    aside = target.with_name(f".{secrets.token_hex(12)}.tmp")
+    # O_EXCL: never through a link that somebody put there first.
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as failure:  # Under a name that its caller knows.
+        raise OSError(failure.errno, failure.strerror, str(path)) from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        aside.replace(target)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wasmkiln._requests import is_digest
 from wasmkiln._settings import MAX_TIMEOUT_S, parse_size
-from wasmkiln._source import is_digest
 from wasmkiln.cli.session import Session
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from wasmkiln import Artifact, ArtifactHeader, ArtifactMismatch, AttestationInvalid, TrustedKeys
 from wasmkiln._header_fields import FIELDS, Basis
-from wasmkiln.cli.names import file_name
+from wasmkiln.cli.place import file_name
 from wasmkiln.loading import load_artifact, with_wasmtime
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types

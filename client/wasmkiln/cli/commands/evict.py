@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmkiln._source import identify
+from wasmkiln._requests import identify
 from wasmkiln.cli import tables
 from wasmkiln.cli.exits import Exit
 from wasmkiln.cli.json_output import to_document

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmkiln._source import identify
+from wasmkiln._requests import identify
 from wasmkiln.cli import tables
 from wasmkiln.cli.options import MODULE, artifact_options, connection_options
 from wasmkiln.v1.types_pb2 import ArtifactKey

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmkiln._source import identify
+from wasmkiln._requests import identify
 from wasmkiln.artifact import attestation_path
 from wasmkiln.attestation import MISMATCH, open_envelope
 from wasmkiln.cli import tables
