@@ -13,7 +13,7 @@ Importing this package needs grpcio, protobuf and the rich-error protos only. Th
 
 from importlib.metadata import PackageNotFoundError, version
 
-from wasmkiln._progress import Phase, Progress
+from wasmkiln._assembly import Phase, Progress
 from wasmkiln.aio import AsyncClient
 from wasmkiln.artifact import Artifact
 from wasmkiln.client import Client

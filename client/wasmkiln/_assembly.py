@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
-from wasmkiln import _durations, _header_fields
-from wasmkiln._progress import Phase, Progress
-from wasmkiln._text import quoted
+from wasmkiln import _header_fields, _untrusted
+from wasmkiln._untrusted import quoted
 from wasmkiln.artifact import Artifact
 from wasmkiln.errors import ArtifactMismatch, ArtifactTooLarge
 from wasmkiln.trusted_keys import TrustedKeys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wasmkiln._header_fields import Call
-    from wasmkiln._progress import ProgressCallback
     from wasmkiln.v1.module_service_pb2 import CompileResponse
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
+    ProgressCallback = Callable[["Progress"], None]
+
 # A newer daemon may send parts that are not known here; one that sends nothing else is ended.
 _MAX_EMPTY_MESSAGES = 100
+
+
+class Phase(Enum):
+    """What a compile is doing."""
+
+    ASKING = "asking"
+    """The client asks by digest: the daemon looks in its tiers, or compiles a module it has."""
+    UPLOADING = "uploading"
+    """The client sends the module, and the daemon compiles it; gRPC does not tell them apart."""
+    DOWNLOADING = "downloading"
+    """The header has arrived; the artifact follows."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a compile: `done_bytes` of `total_bytes` (0 when there is no number)."""
+
+    phase: Phase
+    done_bytes: int = 0
+    total_bytes: int = 0
 
 
 class Assembly:
@@ -114,7 +138,7 @@ class Assembly:
             )
         # They are only shown; protobuf's conversions, and its JSON, raise for what is none.
         for name in ("queue_time", "compile_time"):
-            if not _durations.is_valid(getattr(header, name)):
+            if not _untrusted.is_valid(getattr(header, name)):
                 header.ClearField(name)
         self._header = header
         self._report()

@@ -33,7 +33,7 @@ from wasmkiln._methods import (
     Method,
     health_status,
 )
-from wasmkiln._progress import Phase, Progress
+from wasmkiln._assembly import Phase, Progress
 from wasmkiln._requests import (
     artifact_keys,
     compile_request,
@@ -44,7 +44,7 @@ from wasmkiln._requests import (
 )
 from wasmkiln._retry import Deadline, RetryPolicy
 from wasmkiln._settings import choose_address, choose_max_artifact_bytes, choose_timeout_s
-from wasmkiln._source import identify
+from wasmkiln._requests import identify
 from wasmkiln._status import error_from_rpc
 from wasmkiln.errors import ModuleNotLoaded
 from wasmkiln.trusted_keys import TrustedKeys
@@ -54,8 +54,8 @@ from wasmkiln.v1 import module_service_pb2 as modules
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from wasmkiln._progress import ProgressCallback
-    from wasmkiln._source import Source
+    from wasmkiln._assembly import ProgressCallback
+    from wasmkiln._requests import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource
     from wasmkiln.v1.types_pb2 import ArtifactKey

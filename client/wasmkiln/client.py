@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from typing import Literal, Self
 
     from wasmkiln._calls import Flow, Step
-    from wasmkiln._progress import ProgressCallback
-    from wasmkiln._source import Source
+    from wasmkiln._assembly import ProgressCallback
+    from wasmkiln._requests import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
     from wasmkiln.v1.admin_service_pb2 import (

@@ -16,9 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from wasmkiln._progress import Phase
-from wasmkiln._progress import Progress as CallProgress
-from wasmkiln._text import one_line
+from wasmkiln._assembly import Phase
+from wasmkiln._assembly import Progress as CallProgress
+from wasmkiln._untrusted import one_line
 from wasmkiln.cli.session import console
 from wasmkiln.cli.text import size
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from wasmkiln._progress import ProgressCallback
+    from wasmkiln._assembly import ProgressCallback
 
 _TEXT = "{task.description}"
 
