@@ -1,23 +1,18 @@
-"""What each method of the clients does, without doing any I/O.
+"""What each method of the clients does, as a flow of steps (see _flow.py).
 
-A method is a generator that yields steps: a call, a pause, something that blocks. Client and
-AsyncClient perform the steps, each in its own way, and send back what came of them; a step's
-failure is thrown into the generator. So deadlines, retries, digest-first upload and
-verification are written once.
+So digest-first upload, batches and the checks of answers are written once for both clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from wasmkiln import _answers
-from wasmkiln._assembly import Assembly
+from wasmkiln._assembly import Assembly, Phase, Progress
+from wasmkiln._flow import Blocking, Deadline, Metadata, RetryPolicy, Stream, Unary, attempts
 from wasmkiln._header_fields import Call, kind_of
 from wasmkiln._methods import (
     CAPABILITIES,
@@ -31,21 +26,20 @@ from wasmkiln._methods import (
     RELEASE_QUARANTINE,
     STATS,
     Method,
+    check_loaded,
     health_status,
+    still_missing,
 )
-from wasmkiln._assembly import Phase, Progress
 from wasmkiln._requests import (
     artifact_keys,
     compile_request,
     drain_request,
     evict_request,
+    identify,
     in_batches,
     release_request,
 )
-from wasmkiln._retry import Deadline, RetryPolicy
 from wasmkiln._settings import choose_address, choose_max_artifact_bytes, choose_timeout_s
-from wasmkiln._requests import identify
-from wasmkiln._status import error_from_rpc
 from wasmkiln.errors import ModuleNotLoaded
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1 import admin_service_pb2 as admin
@@ -55,55 +49,14 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from wasmkiln._assembly import ProgressCallback
+    from wasmkiln._flow import Flow, Step
     from wasmkiln._requests import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource
     from wasmkiln.v1.types_pb2 import ArtifactKey
 
-T = TypeVar("T")
-
-Metadata = tuple[tuple[str, str], ...]
 # See the comment on ModuleService in module_service.proto.
 _IN_THE_BACKGROUND: Metadata = (("wasmkiln-priority", "background"),)
-
-
-@dataclass(frozen=True)
-class Unary:
-    """Call `method`; the outcome is what `method.read` made of its answer."""
-
-    method: Method
-    request: Message
-    timeout_s: float
-    metadata: Metadata = ()
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Call `method` and hand what `method.read` makes of each message to `sink`."""
-
-    method: Method
-    request: Message
-    timeout_s: float
-    sink: Callable[[Any], None]
-    metadata: Metadata = ()
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Wait."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Blocking:
-    """Run something that reads files or uses the CPU; the outcome is its result."""
-
-    run: Callable[[], Any]
-
-
-Step = Unary | Stream | Pause | Blocking
-Flow = Generator[Step, Any, T]
 
 
 class Calls:
@@ -144,7 +97,7 @@ class Calls:
         answer: modules.LoadResponse = yield from self._unary(
             LOAD, request, deadline, _priority(background)
         )
-        _answers.check_loaded(answer, identified.sha256, len(identified.module))
+        check_loaded(answer, identified.sha256, len(identified.module))
         return answer
 
     def compile(
@@ -204,7 +157,7 @@ class Calls:
         missing: list[ArtifactKey] = []
         for request in in_batches(artifact_keys(keys)):
             answer = yield from self._unary(FIND_MISSING, request, deadline)
-            missing.extend(_answers.still_missing(request.keys, answer.missing))
+            missing.extend(still_missing(request.keys, answer.missing))
         return missing
 
     def evict(
@@ -271,18 +224,7 @@ class Calls:
         return assembly.finish()
 
     def _attempts(self, deadline: Deadline, step: Callable[[float], Step]) -> Flow[Any]:
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return (yield step(deadline.remaining_s()))  # none left: grpc fails it at once
-            except grpc.RpcError as failure:
-                error = error_from_rpc(failure, address=self.address, timeout_s=deadline.timeout_s)
-            # Outside of the except block, so that no RpcError hangs on what is raised.
-            pause_s = self._retry.pause_s(error, attempt, deadline.remaining_s())
-            if pause_s is None:
-                raise error
-            yield Pause(pause_s)
+        return attempts(step, deadline, self._retry, self.address)
 
 
 def _priority(background: bool) -> Metadata:

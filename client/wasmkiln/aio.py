@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from wasmkiln._calls import Calls, Pause, Stream, Unary
+from wasmkiln._calls import Calls
+from wasmkiln._flow import Pause, Stream, Unary
 from wasmkiln._transports import AsyncTransport
 
 if TYPE_CHECKING:
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Literal, Self
 
-    from wasmkiln._calls import Flow, Step
     from wasmkiln._assembly import ProgressCallback
+    from wasmkiln._flow import Flow, Step
     from wasmkiln._requests import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
@@ -258,13 +259,9 @@ class AsyncClient:
     async def _perform(self, step: Step) -> object:
         channel = self._transport.channel
         if isinstance(step, Unary):
-            return await _callable(channel.unary_unary, step)(
-                step.request, timeout=step.timeout_s, metadata=step.metadata
-            )
+            return await step.begin(channel)
         if isinstance(step, Stream):
-            call = _callable(channel.unary_stream, step)(
-                step.request, timeout=step.timeout_s, metadata=step.metadata
-            )
+            call = step.begin(channel)
             try:
                 async for message in call:
                     step.sink(message)
@@ -275,11 +272,3 @@ class AsyncClient:
             await self._transport.pause(step.seconds)
             return None
         return await self._transport.run(step.run)
-
-
-def _callable(shape: Any, step: Unary | Stream) -> Any:
-    return shape(
-        step.method.path,
-        request_serializer=type(step.request).SerializeToString,
-        response_deserializer=step.method.read,
-    )

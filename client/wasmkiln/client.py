@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from wasmkiln._calls import Calls, Pause, Stream, Unary
+from wasmkiln._calls import Calls
+from wasmkiln._flow import Pause, Stream, Unary
 from wasmkiln._transports import Transport
 
 if TYPE_CHECKING:
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Literal, Self
 
-    from wasmkiln._calls import Flow, Step
     from wasmkiln._assembly import ProgressCallback
+    from wasmkiln._flow import Flow, Step
     from wasmkiln._requests import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
@@ -255,13 +256,9 @@ class Client:
     def _perform(self, step: Step) -> object:
         channel = self._transport.channel
         if isinstance(step, Unary):
-            return _callable(channel.unary_unary, step)(
-                step.request, timeout=step.timeout_s, metadata=step.metadata
-            )
+            return step.begin(channel)
         if isinstance(step, Stream):
-            call = _callable(channel.unary_stream, step)(
-                step.request, timeout=step.timeout_s, metadata=step.metadata
-            )
+            call = step.begin(channel)
             try:
                 for message in call:
                     step.sink(message)
@@ -272,11 +269,3 @@ class Client:
             self._transport.pause(step.seconds)
             return None
         return self._transport.run(step.run)
-
-
-def _callable(shape: Any, step: Unary | Stream) -> Any:
-    return shape(
-        step.method.path,
-        request_serializer=type(step.request).SerializeToString,
-        response_deserializer=step.method.read,
-    )

@@ -7,7 +7,7 @@ import time
 import grpc
 import pytest
 from wasmkiln import errors
-from wasmkiln._retry import Deadline, RetryPolicy
+from wasmkiln._flow import Deadline, RetryPolicy
 
 
 def policy(unit: float = 1.0, attempts: int = 3) -> RetryPolicy:
