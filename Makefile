@@ -8,13 +8,14 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 /
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$p" && break; done)
 ENGINES ?= wasmer wasmtime
-# Files of tests that run side by side; each starts its own servers.
-PROCESSES ?= 2
+# Files of tests that run side by side; each starts its own servers. A third of their time they
+# wait for timers and servers, so that three keep two processors busy.
+PROCESSES ?= 3
 ARGS ?=
 # Tests that need no engine and no server of their own.
 FAST := tests/unit tests/architecture tests/formats
-# Half of their time they wait, so that twice as many keep the processors busy.
-FAST_PROCESSES = $(shell expr 2 '*' $(PROCESSES))
+# Half of their time they wait, so that one more keeps the processors busy.
+FAST_PROCESSES = $(shell expr 1 + $(PROCESSES))
 # Tests start some hundred Pythons: without compiled bytecode each takes 0.2 s of CPU longer.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # The contract of the last release: what callers were promised.

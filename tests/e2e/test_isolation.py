@@ -46,9 +46,9 @@ def test_workers_stay_single_threaded_and_see_no_module(daemon: Daemon, client: 
         assert b"HOME" not in environment
 
 
-def test_a_killed_job_costs_only_its_own_call(state_dir: Path) -> None:
+def test_a_killed_job_costs_only_its_own_call(lean_state_dir: Path) -> None:
     with (
-        Daemon(state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
+        Daemon(lean_state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
         daemon.client(max_attempts=1) as client,
         ThreadPoolExecutor(2) as callers,
     ):
@@ -66,9 +66,9 @@ def test_a_killed_job_costs_only_its_own_call(state_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
-def test_a_crash_is_named_by_its_signal(state_dir: Path, how: signal.Signals) -> None:
+def test_a_crash_is_named_by_its_signal(lean_state_dir: Path, how: signal.Signals) -> None:
     with (
-        Daemon(state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
+        Daemon(lean_state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
         daemon.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):
@@ -106,10 +106,10 @@ def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path
         eventually(lambda: len(workers_of(daemon.pid)) == 2, "the worker was not replaced")
 
 
-def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Path) -> None:
+def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(lean_state_dir: Path) -> None:
     flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "2"]
     with (
-        Daemon(state_dir, flags) as daemon,
+        Daemon(lean_state_dir, flags) as daemon,
         daemon.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):
@@ -124,11 +124,11 @@ def test_a_stopped_job_is_killed_at_its_limit_and_the_slot_is_free(state_dir: Pa
         assert client.compile(wasm.adder(23), engine="wasmer").header.size_bytes
 
 
-def test_the_slot_of_a_compile_past_its_limit_is_free_at_once(state_dir: Path) -> None:
+def test_the_slot_of_a_compile_past_its_limit_is_free_at_once(lean_state_dir: Path) -> None:
     limit_s = 2.0
     flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", f"{limit_s:g}"]
     with (
-        Daemon(state_dir, flags) as daemon,
+        Daemon(lean_state_dir, flags) as daemon,
         daemon.client(max_attempts=1, timeout_s=60) as client,
         ThreadPoolExecutor(2) as callers,
     ):
@@ -148,9 +148,9 @@ def test_the_slot_of_a_compile_past_its_limit_is_free_at_once(state_dir: Path) -
         assert workers_of(daemon.pid) == workers
 
 
-def test_a_stopped_worker_does_not_hold_its_caller_for_ever(state_dir: Path) -> None:
+def test_a_stopped_worker_does_not_hold_its_caller_for_ever(lean_state_dir: Path) -> None:
     flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "1"]
-    with Daemon(state_dir, flags) as daemon, daemon.client(timeout_s=100) as client:
+    with Daemon(lean_state_dir, flags) as daemon, daemon.client(timeout_s=100) as client:
         client.compile(wasm.adder(24), engine="wasmer")
         for worker in workers_of(daemon.pid):
             os.kill(worker, signal.SIGSTOP)

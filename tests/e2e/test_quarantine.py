@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of, parent_of
 
 ENGINE = "wasmer-1.1.0"
@@ -32,7 +32,9 @@ def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
         yield running.url
 
 
-def daemon(tmp_path: Path, name: str, url: str, **limits: str) -> Daemon:
+def daemon(
+    tmp_path: Path, name: str, url: str, engines: Sequence[str] = ONE_ENGINE, **limits: str
+) -> Daemon:
     # CPU time runs out at the same point however busy the machine is.
     limits = {"COMPILE_TIMEOUT_S": "60", **limits}
     environ = {
@@ -40,7 +42,7 @@ def daemon(tmp_path: Path, name: str, url: str, **limits: str) -> Daemon:
         "WASMKILN_WORKERS": "1",
         **{f"WASMKILN_{name}": value for name, value in limits.items()},
     }
-    return Daemon(fresh_state(tmp_path / name, engines=TWO_ENGINES), environ=environ)
+    return Daemon(fresh_state(tmp_path / name, engines=engines), environ=environ)
 
 
 def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
@@ -90,7 +92,7 @@ def test_a_job_that_an_operator_kills_condemns_nobody_at_once(
 ) -> None:
     module, engine = (SLOW, ENGINE) if call == "compile" else (SLOW_COMPONENT, "wasmtime")
     with (
-        daemon(tmp_path, "a", valkey) as one,
+        daemon(tmp_path, "a", valkey, TWO_ENGINES) as one,
         one.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):
@@ -131,8 +133,8 @@ def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
 ) -> None:
     """It is validated by compiling it: each Load would cost what its compile costs."""
     with (
-        daemon(tmp_path, "a", valkey, COMPILE_CPU_S="1") as one,
-        daemon(tmp_path, "b", valkey, COMPILE_CPU_S="1") as two,
+        daemon(tmp_path, "a", valkey, TWO_ENGINES, COMPILE_CPU_S="1") as one,
+        daemon(tmp_path, "b", valkey, TWO_ENGINES, COMPILE_CPU_S="1") as two,
         one.client(max_attempts=1) as here,
         two.client(max_attempts=1) as there,
     ):

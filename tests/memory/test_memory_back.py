@@ -36,8 +36,12 @@ def state(engines: EngineStore, tmp_path: Path) -> Path:
     return state_with(tmp_path / "state", ENGINE)
 
 
-@pytest.fixture
-def keeps_nothing(state: Path) -> Iterator[Daemon]:
+@pytest.fixture(scope="module")
+def keeps_nothing(
+    engines: EngineStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """A daemon without tiers; each test compares its memory with what it was before the test."""
+    state = state_with(tmp_path_factory.mktemp("keeps_nothing") / "state", ENGINE)
     with Daemon(state, [*LIMITS, "--memory-bytes", "0", "--redis-url", "none"]) as daemon:
         yield daemon
 
