@@ -28,7 +28,7 @@ CORE = {
 SERVICES = {"compile_service", "module_service", "quarantine"}
 
 # The packages among them: each is imported as a whole, and may import what ROOT_FILES says.
-CORE_PACKAGES = {"ports"}
+CORE_PACKAGES = {"errors", "model", "ports"}
 
 # What each file of the daemon's root may import of the rest of the root.
 ROOT_FILES: Mapping[str, set[str]] = {

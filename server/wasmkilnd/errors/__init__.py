@@ -1,0 +1,118 @@
+"""What can go wrong with a caller's request, in words for the caller.
+
+Every failure that a caller sees is one ``WasmkilnError``: a ``Reason`` (public: it travels as
+``ErrorInfo.reason``), one sentence that says what is wrong and what to do, and metadata. A part
+of the daemon never builds one by hand; it calls a function of this package:
+``errors.module_too_large(size, limit)``.
+
+| file | errors |
+|---|---|
+| ``core`` | ``WasmkilnError``, ``Reason``, ``Fault``, and how a caller's text is quoted |
+| ``requests`` | the request: its module, engine, target, settings |
+| ``compiling`` | the compilation: a module that is refused, a job that broke |
+| ``overload`` | limits that protect callers from each other; a daemon that shuts down |
+| ``tiers`` | a cache tier that does not answer; the daemon handles it, no caller sees it |
+
+Nothing here knows gRPC: ``rpc/wire/status.py`` maps each reason to a status code, in one table.
+
+``Fault`` says whether a failure counts against its module: see ``quarantine``. A reason, its
+metadata and its status code are a promise to callers in every language; the sentences are not.
+
+To add a reason: ``Reason`` and a function here, a row in ``rpc/wire/status.py``, the exception
+in ``client/wasmkiln/errors.py``, the comment in ``protos/``, and a row in docs/api.md and in
+tests/e2e/error_rows.py.
+"""
+
+from wasmkilnd.errors.compiling import (
+    artifact_too_large,
+    compile_cpu_timeout,
+    compile_memory_limit,
+    compile_timeout,
+    compiler_crashed,
+    engine_lacks_feature,
+    module_invalid,
+    module_quarantined,
+    worker_unavailable,
+)
+from wasmkilnd.errors.core import (
+    FROM_OUTSIDE,
+    Fault,
+    Reason,
+    WasmkilnError,
+    forget_frames,
+    quoted,
+)
+from wasmkilnd.errors.overload import (
+    compile_queue_full,
+    deadline_too_near,
+    modules_held,
+    out_of_descriptors,
+    reader_too_slow,
+    receiving_too_much,
+    request_too_slow,
+    sending_too_much,
+    server_draining,
+    too_many_calls,
+    too_many_connections,
+)
+from wasmkilnd.errors.requests import (
+    cpu_unsupported,
+    digest_mismatch,
+    engine_unknown,
+    invalid_request,
+    module_not_loaded,
+    module_too_large,
+    not_wasm,
+    setting_unknown,
+    setting_value_unknown,
+    settings_refused,
+    target_unsupported,
+)
+from wasmkilnd.errors.tiers import (
+    PartUnavailable,
+    TierUnavailable,
+    WrongType,
+)
+
+__all__ = [
+    "FROM_OUTSIDE",
+    "Fault",
+    "PartUnavailable",
+    "Reason",
+    "TierUnavailable",
+    "WasmkilnError",
+    "WrongType",
+    "artifact_too_large",
+    "compile_cpu_timeout",
+    "compile_memory_limit",
+    "compile_queue_full",
+    "compile_timeout",
+    "compiler_crashed",
+    "cpu_unsupported",
+    "deadline_too_near",
+    "digest_mismatch",
+    "engine_lacks_feature",
+    "engine_unknown",
+    "forget_frames",
+    "invalid_request",
+    "module_invalid",
+    "module_not_loaded",
+    "module_quarantined",
+    "module_too_large",
+    "modules_held",
+    "not_wasm",
+    "out_of_descriptors",
+    "quoted",
+    "reader_too_slow",
+    "receiving_too_much",
+    "request_too_slow",
+    "sending_too_much",
+    "server_draining",
+    "setting_unknown",
+    "setting_value_unknown",
+    "settings_refused",
+    "target_unsupported",
+    "too_many_calls",
+    "too_many_connections",
+    "worker_unavailable",
+]

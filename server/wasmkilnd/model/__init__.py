@@ -1,0 +1,85 @@
+"""The values that the daemon's parts hand to each other.
+
+All are frozen dataclasses and enums: they hold no connection, no lock and no behaviour beyond
+what follows from their fields, and import nothing of the daemon. Every room may import them,
+from the package itself: ``from wasmkilnd.model import Artifact``.
+
+| file | values |
+|---|---|
+| ``artifact`` | modules, what to compile them with, artifacts, cache keys, evictions |
+| ``engine`` | what an engine can do on this host, and how well its jobs are confined |
+| ``limits`` | what callers and jobs may use, and what tiers and the daemon hold now |
+
+The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
+``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
+what every tier stores it.
+
+None of them is written to Redis or the wire as it is: ``cache/value`` and ``rpc/wire`` hold the
+formats.
+"""
+
+from wasmkilnd.model.artifact import (
+    SHA256_HEX,
+    STAMP_BYTES,
+    Artifact,
+    CacheKey,
+    CompileSpec,
+    EngineIdentity,
+    Evicted,
+    EvictScope,
+    ExternType,
+    Kind,
+    Module,
+    Origin,
+    Refusal,
+    Strike,
+)
+from wasmkilnd.model.engine import (
+    EngineCapabilities,
+    Isolation,
+    IsolationLayer,
+    LayerState,
+    SettingInfo,
+    TargetInfo,
+    UnservedEngine,
+)
+from wasmkilnd.model.limits import (
+    SWITCHED_OFF,
+    Abandoned,
+    DrainState,
+    Limits,
+    RemoteStatus,
+    TierUsage,
+    TrafficLimits,
+)
+
+__all__ = [
+    "SHA256_HEX",
+    "STAMP_BYTES",
+    "SWITCHED_OFF",
+    "Abandoned",
+    "Artifact",
+    "CacheKey",
+    "CompileSpec",
+    "DrainState",
+    "EngineCapabilities",
+    "EngineIdentity",
+    "EvictScope",
+    "Evicted",
+    "ExternType",
+    "Isolation",
+    "IsolationLayer",
+    "Kind",
+    "LayerState",
+    "Limits",
+    "Module",
+    "Origin",
+    "Refusal",
+    "RemoteStatus",
+    "SettingInfo",
+    "Strike",
+    "TargetInfo",
+    "TierUsage",
+    "TrafficLimits",
+    "UnservedEngine",
+]

@@ -1,0 +1,169 @@
+"""Modules, artifacts, and what identifies them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class Kind(Enum):
+    """The two binary formats of WebAssembly."""
+
+    CORE_MODULE = "core"
+    COMPONENT = "component"
+
+
+class Origin(Enum):
+    """Where an answer's artifact came from."""
+
+    MEMORY = "memory"
+    REDIS = "redis"
+    COMPILED = "compiled"
+    JOINED_FLIGHT = "joined_flight"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A WebAssembly binary that passed admission."""
+
+    sha256: str
+    kind: Kind
+    wasm: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """A runtime at one version with its compiler, as the engine itself says it."""
+
+    name: str
+    version: str
+    core_version: str
+    compiler: str
+
+    @property
+    def id(self) -> str:
+        """What a request writes to choose this engine, e.g. ``wasmtime-50.0.1``."""
+        return f"{self.name}-{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class CompileSpec:
+    """All that decides an artifact apart from the module: what a fingerprint stands for."""
+
+    engine: EngineIdentity
+    target: str
+    cpu: str
+    settings: Mapping[str, str]
+    """Every setting with the value in force, defaults included."""
+    changed_settings: Mapping[str, str]
+    """Those of them that differ from the engine's default."""
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """The identity of an artifact."""
+
+    module_sha256: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExternType:
+    """One import or export. ``module`` is empty for exports and components."""
+
+    module: str
+    name: str
+    kind: str
+    """``function``, ``global``, ``table``, ``memory``, ``tag`` or ``other``."""
+    type: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Artifact:
+    """An engine's native code for one module and one spec, ready to be sent.
+
+    Two artifacts are equal only if they are the same object: nobody compares
+    megabytes by accident.
+    """
+
+    module_sha256: str
+    kind: Kind
+    spec: CompileSpec
+    sha256: str
+    size_bytes: int
+    frames: tuple[bytes, ...] = field(repr=False)
+    """The bytes, cut and framed as the wire carries them: see :mod:`wasmkilnd.wire`."""
+    compile_time_s: float
+    imports: tuple[ExternType, ...] = ()
+    exports: tuple[ExternType, ...] = ()
+    types_truncated: bool = False
+    attestation: bytes = b""
+
+    @property
+    def key(self) -> CacheKey:
+        """Under which every tier stores it."""
+        return CacheKey(self.module_sha256, self.spec.fingerprint)
+
+
+STAMP_BYTES = 96
+"""What vouches for a stored value: a key's id (32 bytes) and its signature (64)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nobody trusted vouches for an artifact."""
+
+    cause: str
+    """``unsigned``, ``stranger`` or ``mismatch``."""
+    why: str
+    """For the log: the key's id and what to do, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A compile that broke the compiler, and what follows for the module."""
+
+    key: CacheKey
+    engine_id: str
+    reason: str
+    """Of the first failure: the public name of an error's reason."""
+    message: str
+    """Of the first failure."""
+    count: int
+    """How many failures there were."""
+    left_s: float
+    """How long the module is refused from now on; 0 for not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictScope:
+    """What to evict: exactly one of a module, an engine's artifacts, or everything."""
+
+    module_sha256: str = ""
+    engine_id: str = ""
+
+    @property
+    def everything(self) -> bool:
+        """Whether neither a module nor an engine narrows it."""
+        return not self.module_sha256 and not self.engine_id
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What an eviction removed."""
+
+    artifacts: int = 0
+    modules: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Evicted) -> Evicted:
+        return Evicted(
+            self.artifacts + other.artifacts,
+            self.modules + other.modules,
+            self.bytes + other.bytes,
+        )
