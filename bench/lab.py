@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from wasmkiln import Client
-from wasmkilnd.config.schema import default_state_dir
+from wasmkilnd.config.values.types import default_state_dir
 from wasmkilnd.engines.install.store import EngineInstallError, EngineStore, InstalledEngine
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,10 +21,11 @@ from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_share
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
-from wasmkilnd.config.address import Address
 from wasmkilnd.config.load import Loaded
 from wasmkilnd.config.machine import cpu_count
-from wasmkilnd.config.schema import NO_ADMIN, Settings
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.config.values.address import Address
+from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry

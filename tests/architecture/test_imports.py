@@ -91,7 +91,9 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "telemetry.logs": (set(), set()),
     "telemetry.metrics": (CORE, set()),
     "telemetry.admin": ({"network"}, set()),
-    "config": ({"redis_address"}, set()),
+    "config.values": ({"redis_address"}, set()),
+    "config.sections": (set(), {"config.values"}),
+    "config": (set(), {"config.sections", "config.values"}),
     "signing": (CORE, {"config"}),
     "lifecycle": (
         CORE | {"options"},
@@ -101,8 +103,16 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "commands": (set(), {"config", "signing"}),
     "commands.cache": (
         CORE | {"options"},
-        {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "maintenance", "signing"}
-        | {"engines", "engines.child", "engines.install", "engines.workers", "telemetry.logs"},
+        {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "config.values"}
+        | {
+            "maintenance",
+            "signing",
+            "engines",
+            "engines.child",
+            "engines.install",
+            "engines.workers",
+            "telemetry.logs",
+        },
     ),
 }
 

@@ -13,10 +13,11 @@ from typing import Any, Final
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from wasmkilnd.config.quantity import written
-from wasmkilnd.config.redis_url import RedisUrl
-from wasmkilnd.config.schema import ENV_PREFIX, Settings, default_state_dir, env_name, flag_name
+from wasmkilnd.config.schema import ENV_PREFIX, Settings, env_name, flag_name
 from wasmkilnd.config.upstash import from_upstash
+from wasmkilnd.config.values.quantity import written
+from wasmkilnd.config.values.redis_url import RedisUrl
+from wasmkilnd.config.values.types import default_state_dir
 
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 """The variable that names the TOML file."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from wasmkilnd.config.load import CONFIG_ENV, Loaded
-from wasmkilnd.config.quantity import written
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag, is_live
+from wasmkilnd.config.values.quantity import written
 
 
 def render(loaded: Loaded) -> str:
@@ -74,7 +74,7 @@ def shown_default(field: str) -> str:
 _REFERENCE_HEAD = f"""\
 # Configuration
 
-Generated from `server/wasmkilnd/config/schema.py`: change it there.
+Generated from `server/wasmkilnd/config/sections/`: change it there.
 
 A flag wins over the environment, the environment over the file, the file over the default.
 The file is TOML, named by `--config` or `{CONFIG_ENV}`; its keys are the names below. Unknown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.config.quantity import (
+from wasmkilnd.config.values.quantity import (
     parse_bytes,
     parse_count,
     parse_seconds,

@@ -19,8 +19,8 @@ from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.config.flags import Decorator, some_options
 from wasmkilnd.config.load import FlagValue, load
-from wasmkilnd.config.quantity import parse_bytes, parse_seconds
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.config.values.quantity import parse_bytes, parse_seconds
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.connect import open_link
 from wasmkilnd.options import remote_options
