@@ -43,13 +43,6 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         for method in methods:
             self.catalogue.add_method(method)
-        # Found once, since every call counts in them.
-        self._lookups = self.catalogue.lookups
-        self._lookup_durations = self.catalogue.lookup_durations
-        self._rpcs = self.catalogue.rpcs
-        self._rpc_durations = self.catalogue.rpc_durations
-        self._served = {origin: self.catalogue.served.at(origin.value) for origin in Origin}
-        self._sent = self.catalogue.sent_bytes
 
     def add_engine(self, engine_id: str) -> None:
         """Make an engine known. Doing so again changes nothing."""
@@ -58,11 +51,11 @@ class Metrics:
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.tier_lookup`."""
-        self._lookups.at(tier, what, outcome).inc()
+        self.catalogue.lookups.at(tier, what, outcome).inc()
         # A failure takes the timeout, or no time at all while a breaker is open. Neither says
         # how fast the tier is.
         if outcome != ERROR:
-            self._lookup_durations.at(tier, what).add(seconds)
+            self.catalogue.lookup_durations.at(tier, what).add(seconds)
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.tier_store`."""
@@ -83,7 +76,7 @@ class Metrics:
 
     def served(self, origin: Origin) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.served`."""
-        self._served[origin].inc()
+        self.catalogue.served.at(origin.value).inc()
 
     def fleet_turn(self, outcome: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.fleet_turn`."""
@@ -111,8 +104,8 @@ class Metrics:
         ``method`` is its full name, ``code`` a gRPC code's name in capitals, and ``limit`` the
         limit that refused it, if one did: see ``refused`` in the catalogue.
         """
-        self._rpcs.at(method, code).inc()
-        self._rpc_durations.at(method).observe(seconds)
+        self.catalogue.rpcs.at(method, code).inc()
+        self.catalogue.rpc_durations.at(method).observe(seconds)
         if limit:
             self.catalogue.refused.at(limit).inc()
 
@@ -122,7 +115,7 @@ class Metrics:
 
     def bytes_sent(self, size_bytes: int) -> None:
         """Record that artifact bytes went to a caller."""
-        self._sent.inc(size_bytes)
+        self.catalogue.sent_bytes.inc(size_bytes)
 
     @property
     def uptime_s(self) -> float:
