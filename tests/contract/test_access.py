@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import redis
 from structlog.testing import capture_logs
+from wasmkilnd.cache.fleet.lease_commands import TOKEN_BYTES, LeaseCommands
 from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.guarded import TOKEN_BYTES, GuardedRedis
+from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
@@ -57,16 +58,17 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     assert (value, 50 < ttl_s <= 60, nothing) == (b"\xffvalue", True, (b"", -2))
     await link.prolong([one], 100)
     assert (await link.ages([one, two]))[1] == -2
+    leases = LeaseCommands(link)
     mine, other = b"m" * TOKEN_BYTES, b"o" * TOKEN_BYTES
-    assert await link.take(two, mine + b"1", 60_000, one) == (True, mine + b"1", True)
-    assert await link.take(two, other, 60_000, one) == (False, mine + b"1", True)
-    assert await link.peek(two, one) == (mine + b"1", True)
-    assert not await link.keep(two, other, other, 60_000)
-    assert await link.keep(two, mine, mine + b"2", 60_000)
+    assert await leases.take(two, mine + b"1", 60_000, one) == (True, mine + b"1", True)
+    assert await leases.take(two, other, 60_000, one) == (False, mine + b"1", True)
+    assert await leases.peek(two, one) == (mine + b"1", True)
+    assert not await leases.keep(two, other, other, 60_000)
+    assert await leases.keep(two, mine, mine + b"2", 60_000)
     assert await link.beginnings([two], [100]) == [mine + b"2"]
-    await link.release(two, other)
+    await leases.release(two, other)
     assert await link.exists([two]) == [True]
-    await link.release(two, mine)
+    await leases.release(two, mine)
     assert await link.delete([one, two]) == [True, False]
     assert [key async for page in link.scan(b"wasm:{a}*") for key in page] == []
     assert (await link.usage()).bytes > 0

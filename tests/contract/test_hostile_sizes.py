@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from wasmkilnd.cache.fleet.holders import Sightings
 from wasmkilnd.cache.fleet.lease import Lease
+from wasmkilnd.cache.fleet.lease_commands import LeaseCommands
 from wasmkilnd.cache.fleet.lease_store import LeaseStatus, LeaseStore
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.connect import connect
@@ -154,7 +155,7 @@ async def test_a_lease(tier: RedisTier, raw: Redis, is_good_at_first: bool) -> N
     assert await raw.strlen(name) < 1000
     await enlarge(raw, name)
     with little_memory():
-        assert await tier.link.keep(name, ours.token, ours.token, 600_000)
+        assert await LeaseCommands(tier.link).keep(name, ours.token, ours.token, 600_000)
         await enlarge(raw, name)
         await leases.release(ONE.key, ours)
     assert not await raw.exists(name)

@@ -104,6 +104,7 @@ class Daemon:
     async def die(self) -> None:
         """Be as a process that is gone: nobody renews, and nobody says goodbye."""
         self.fleet._leases._link = None  # type: ignore[assignment]
+        self.fleet._leases._commands = None  # type: ignore[assignment]
         for task in self.fleet._background:
             task.cancel()
         self.fleet._background.clear()
@@ -269,14 +270,15 @@ async def test_a_lease_that_was_taken_for_nobody_is_released(
     valkey: RedisServer, cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:
-        take, taken = one.tier.link.take, asyncio.Event()
+        commands = one.fleet._leases._commands
+        take, taken = commands.take, asyncio.Event()
 
         async def unanswered(*asked: Any) -> Any:
             await take(*asked)
             taken.set()
             await asyncio.sleep(60)
 
-        monkeypatch.setattr(one.tier.link, "take", unanswered)
+        monkeypatch.setattr(commands, "take", unanswered)
         compiling = asyncio.create_task(one.compile())
         await taken.wait()
         assert await raw.persist(NAME)  # So that nothing else ends it.

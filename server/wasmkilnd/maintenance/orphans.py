@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.scan import look_at_heads
-from wasmkilnd.cache.redis.strings import read_strings
 from wasmkilnd.cache.value import codec
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.pieces import Body

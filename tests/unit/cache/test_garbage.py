@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from wasmkilnd.cache.fleet.claim import LeaseFleet
+from wasmkilnd.cache.fleet.lease_commands import LeaseCommands
 from wasmkilnd.cache.fleet.lease_store import LeaseStore
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import GuardedRedis, as_flag
 from wasmkilnd.cache.redis.server import Command
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.value.names import KeyNames
@@ -70,10 +71,11 @@ def asked_of_a_link(link: GuardedRedis) -> list[Callable[[], Awaitable[object]]]
         lambda: link.beginnings_with_ttls([b"k", b"l"], 10),
         lambda: link.ages([b"k"]),
         lambda: link.prolong([b"k"], 1),
-        lambda: link.take(b"k", b"v", 1, b"w"),
-        lambda: link.peek(b"k", b"w"),
-        lambda: link.keep(b"k", b"v", b"w", 1),
-        lambda: link.release(b"k", b"v"),
+        lambda: link.run([(as_flag, ("EXISTS", b"k"))]),
+        lambda: LeaseCommands(link).take(b"k", b"v", 1, b"w"),
+        lambda: LeaseCommands(link).peek(b"k", b"w"),
+        lambda: LeaseCommands(link).keep(b"k", b"v", b"w", 1),
+        lambda: LeaseCommands(link).release(b"k", b"v"),
         scan,
         link.usage,
     ]

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from wasmkilnd.cache.redis.guarded import TOKEN_BYTES
+from wasmkilnd.cache.fleet.lease_commands import TOKEN_BYTES
 from wasmkilnd.cache.value.codec import CheckStamp, Stamp
 from wasmkilnd.model import STAMP_BYTES
 

@@ -13,6 +13,7 @@ import structlog
 
 from wasmkilnd.cache.fleet.holders import LeaseHolders, Sightings
 from wasmkilnd.cache.fleet.lease import Lease, State, read_lease
+from wasmkilnd.cache.fleet.lease_commands import LeaseCommands
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import TierUnavailable, WrongType
@@ -73,6 +74,7 @@ class LeaseStore:
         lease_s: float,
     ) -> None:
         self._link = link
+        self._commands = LeaseCommands(link)
         self._names = names
         self._sealer = sealer
         self._stored = stored
@@ -91,7 +93,7 @@ class LeaseStore:
         """Return what happens to the artifact, changing nothing; add to ``sightings``."""
         name = self._names.lease(key)
         try:
-            held, made = await self._link.peek(name, self._names.artifact(key))
+            held, made = await self._commands.peek(name, self._names.artifact(key))
         except WrongType:
             return LeaseStatus.FREE  # The daemon that takes the lease deletes that value.
         if made:
@@ -108,7 +110,7 @@ class LeaseStore:
         name = self._names.lease(key)
         value = ours.written(name, self._sealer.stamp)
         take = functools.partial(
-            self._link.take, name, value, ours.lasts_ms, self._names.artifact(key)
+            self._commands.take, name, value, ours.lasts_ms, self._names.artifact(key)
         )
         try:
             taken, held, made = await take()
@@ -117,14 +119,14 @@ class LeaseStore:
             taken, held, made = await take()
         if made:
             if taken:
-                await self._link.release(name, ours.token)
+                await self._commands.release(name, ours.token)
             return LeaseStatus.STORED
         if taken:
             return LeaseStatus.TAKEN
         status = self._status_of(name, held, sightings)
         if status is not LeaseStatus.FREE:
             return status
-        if not await self._link.keep(name, held, value, ours.lasts_ms):
+        if not await self._commands.keep(name, held, value, ours.lasts_ms):
             return LeaseStatus.HELD  # Or it was released just now, as the next look will tell.
         _log.warning("replaced a lease with no valid signature or heartbeat", key=name.decode())
         return LeaseStatus.SEIZED
@@ -132,7 +134,7 @@ class LeaseStore:
     async def release(self, key: CacheKey, ours: Lease) -> None:
         """Release the lease if this daemon holds it."""
         self._holders.mark_ended(ours.holder)
-        await self._link.release(self._names.lease(key), ours.token)
+        await self._commands.release(self._names.lease(key), ours.token)
 
     async def hold(self, key: CacheKey, lease: Lease, ended: asyncio.Future[End]) -> None:
         """Renew the lease until the work has ended and the artifact is stored; never raise."""
@@ -176,7 +178,7 @@ class LeaseStore:
     async def _renew(self, key: CacheKey, lease: Lease, ttl_ms: int) -> bool:
         name = self._names.lease(key)
         value = lease.written(name, self._sealer.stamp)
-        return await self._link.keep(name, lease.token, value, ttl_ms)
+        return await self._commands.keep(name, lease.token, value, ttl_ms)
 
     async def _settled(self, key: CacheKey, ended: asyncio.Future[End]) -> End:
         end = await asyncio.shield(ended)

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import structlog
 
 from wasmkilnd.cache.fleet.strike_record import MAX_RECORD_BYTES, read_record, write_record
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.mark_store import MarkStore
-from wasmkilnd.cache.redis.strings import read_strings
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import TierUnavailable, WrongType

@@ -19,13 +19,7 @@ from wasmkilnd.model import TierUsage
 T = TypeVar("T")
 
 # A command, and what makes sure that its answer is one: it raises for what is none.
-_Asked: TypeAlias = "tuple[Callable[[object], Any], Command]"
-
-TOKEN_BYTES = 32
-"""By so many first bytes a lease's holders are told apart."""
-
-# More than any lease has. What is longer is none, and as much of it shows that.
-_MAX_LEASE_BYTES = 512
+Asked: TypeAlias = "tuple[Callable[[object], Any], Command]"
 
 # Who answers in a quarter of the time-out is no reason to wait.
 _PROMPT = 4
@@ -87,36 +81,65 @@ class GuardedRedis:
         )
         return longest_s < self.timeout_s / _PROMPT
 
+    async def run(self, asked: Sequence[Asked], timeout_s: float | None = None) -> list[Any]:
+        """Run commands in one round trip; return what their answers are converted to."""
+
+        async def run() -> list[Any] | None:
+            this, began = object(), time.monotonic()
+            self._asked_at_s[this] = began
+            try:
+                answers = await self._server.run([command for _, command in asked])
+            except ResponseError as error:
+                if _WRONG_TYPE in str(error):
+                    forget_frames(error)
+                    return None
+                raise
+            finally:
+                del self._asked_at_s[this]
+            self._answered_at_s = time.monotonic()
+            self._answer_took_s = self._answered_at_s - began
+            # Converted inside the guarded call: a server that answers garbage is as good
+            # as down, and the breaker must see it.
+            pairs = zip(asked, answers, strict=True)
+            return [convert(answer) for (convert, _), answer in pairs]
+
+        if not asked:
+            return []
+        converted = await self._call(run, timeout_s)
+        if converted is None:
+            raise WrongType("a key holds another type of value than a string")
+        return converted
+
     async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
         """Return the beginning of each value, of the length that stands at its place.
 
         It is empty where there is no value.
         """
         wanted = zip(keys, lengths, strict=True)
-        return await self._each(_text, [_beginning(key, length) for key, length in wanted])
+        return await self._each(as_bytes, [beginning(key, length) for key, length in wanted])
 
     async def beginnings_with_ttls(
         self, keys: Sequence[bytes], length: int
     ) -> list[tuple[bytes, int]]:
         """Return the beginning of each value, and the seconds that it has left (-1 for ever)."""
-        asked: list[_Asked] = []
+        asked: list[Asked] = []
         for key in keys:
-            asked += [(_text, _beginning(key, length)), (_whole, ("TTL", key))]
-        told = await self._run(asked)
+            asked += [(as_bytes, beginning(key, length)), (as_number, ("TTL", key))]
+        told = await self.run(asked)
         return list(zip(told[::2], told[1::2], strict=True))
 
     async def set(self, key: bytes, value: bytes, ttl_s: int) -> None:
         """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
-        await self._each(_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
+        await self._each(as_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
 
     async def add(self, key: bytes, value: bytes, ttl_s: int) -> bool:
         """Store ``value`` for ``ttl_s`` seconds if nothing is there; return whether that was so."""
         store: Command = ("SET", key, value, "EX", ttl_s, "NX")
-        return bool((await self._each(_done, [store], self._store_timeout_s))[0])
+        return bool((await self._each(as_done, [store], self._store_timeout_s))[0])
 
     async def delete(self, keys: Sequence[bytes]) -> list[bool]:
         """Delete each of ``keys``; answer which existed."""
-        return await self._each(_flag, [("UNLINK", key) for key in keys])
+        return await self._each(as_flag, [("UNLINK", key) for key in keys])
 
     async def delete_if(self, key: bytes, value: bytes, others: Sequence[bytes] = ()) -> bool:
         """Delete ``key`` and ``others`` if exactly ``value`` is under ``key``; answer whether so.
@@ -125,58 +148,23 @@ class GuardedRedis:
         """
         digest = hashlib.sha1(value, usedforsecurity=False).hexdigest()
         script: Command = ("EVAL", _DELETE_IF, 1 + len(others), key, *others, digest, len(value))
-        return (await self._each(_flag, [script]))[0]
+        return (await self._each(as_flag, [script]))[0]
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]:
         """Return for each of ``keys`` whether it is stored."""
-        return await self._each(_flag, [("EXISTS", key) for key in keys])
+        return await self._each(as_flag, [("EXISTS", key) for key in keys])
 
     async def lengths(self, keys: Sequence[bytes]) -> list[int]:
         """Return the bytes of each value; 0 where there is none."""
-        return await self._each(_whole, [("STRLEN", key) for key in keys])
+        return await self._each(as_number, [("STRLEN", key) for key in keys])
 
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
         """Return how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
-        return await self._each(_whole, [("TTL", key) for key in keys])
+        return await self._each(as_number, [("TTL", key) for key in keys])
 
     async def prolong(self, keys: Sequence[bytes], ttl_s: int) -> None:
         """Let each of ``keys`` that is stored live ``ttl_s`` seconds from now on."""
-        await self._each(_flag, [("EXPIRE", key, ttl_s) for key in keys])
-
-    async def take(
-        self, lease: bytes, value: bytes, ttl_ms: int, wanted: bytes
-    ) -> tuple[bool, bytes, bool]:
-        """Put ``value`` under ``lease`` for a time, if nothing is there.
-
-        Answers whether that was done, what is there now (empty for nothing), and whether
-        ``wanted`` exists: as it was after the lease was taken.
-        """
-        taken, held, exists = await self._run(
-            [
-                (_done, ("SET", lease, value, "PX", ttl_ms, "NX")),
-                (_text, _beginning(lease, _MAX_LEASE_BYTES)),
-                (_flag, ("EXISTS", wanted)),
-            ]
-        )
-        return taken, held, exists
-
-    async def peek(self, lease: bytes, wanted: bytes) -> tuple[bytes, bool]:
-        """Return what is under ``lease`` (empty for nothing), and whether ``wanted`` exists."""
-        looking = _text, _beginning(lease, _MAX_LEASE_BYTES)
-        held, exists = await self._run([looking, (_flag, ("EXISTS", wanted))])
-        return held, exists
-
-    async def keep(self, lease: bytes, token: bytes, value: bytes, ttl_ms: int) -> bool:
-        """Put ``value`` under ``lease`` for a time, in the place of what begins as ``token`` does.
-
-        Answers whether that was there. The first ``TOKEN_BYTES`` bytes are compared.
-        """
-        [kept] = await self._each(_flag, [("EVAL", _KEEP, 1, lease, token, value, ttl_ms)])
-        return kept
-
-    async def release(self, lease: bytes, token: bytes) -> None:
-        """Remove what is under ``lease``, if it begins as ``token`` does."""
-        await self._each(_flag, [("EVAL", _LET_GO, 1, lease, token)])
+        await self._each(as_flag, [("EXPIRE", key, ttl_s) for key in keys])
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """Return the keys that match, batch by batch, some perhaps twice.
@@ -187,7 +175,7 @@ class GuardedRedis:
 
         async def next_page() -> list[bytes] | None:
             page = await anext(pages, None)
-            return None if page is None else [_text(key) for key in page]
+            return None if page is None else [as_bytes(key) for key in page]
 
         while (page := await self._call(next_page)) is not None:
             yield page
@@ -233,36 +221,7 @@ class GuardedRedis:
         commands: Sequence[Command],
         timeout_s: float | None = None,
     ) -> list[T]:
-        return await self._run([(convert, command) for command in commands], timeout_s)
-
-    async def _run(self, asked: Sequence[_Asked], timeout_s: float | None = None) -> list[Any]:
-        """Run commands in one round trip; return what their answers are converted to."""
-
-        async def run() -> list[Any] | None:
-            this, began = object(), time.monotonic()
-            self._asked_at_s[this] = began
-            try:
-                answers = await self._server.run([command for _, command in asked])
-            except ResponseError as error:
-                if _WRONG_TYPE in str(error):
-                    forget_frames(error)
-                    return None
-                raise
-            finally:
-                del self._asked_at_s[this]
-            self._answered_at_s = time.monotonic()
-            self._answer_took_s = self._answered_at_s - began
-            # Converted inside the guarded call: a server that answers garbage is as good
-            # as down, and the breaker must see it.
-            pairs = zip(asked, answers, strict=True)
-            return [convert(answer) for (convert, _), answer in pairs]
-
-        if not asked:
-            return []
-        converted = await self._call(run, timeout_s)
-        if converted is None:
-            raise WrongType("a key holds another type of value than a string")
-        return converted
+        return await self.run([(convert, command) for command in commands], timeout_s)
 
     def _is_outage(self, error: Exception) -> bool:
         if is_timeout(error) and time.monotonic() - self._answered_at_s < self.timeout_s / 2:
@@ -274,21 +233,6 @@ class GuardedRedis:
             await self._server.probe()
 
 
-# Whoever lost its lease must not touch the next holder's: compare and act are one step.
-# What is there may be somebody else's, and huge.
-_IS_HELD = f"""
-if redis.call('exists', KEYS[1]) == 0 then return 0 end
-local held = redis.call('getrange', KEYS[1], 0, {TOKEN_BYTES - 1})
-if held ~= ARGV[1]:sub(1, {TOKEN_BYTES}) then return 0 end
-"""
-_KEEP = f"""{_IS_HELD}
-redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
-"""
-_LET_GO = f"""{_IS_HELD}
-return redis.call('del', KEYS[1])
-"""
-
 # Who judged a value must not delete the one that took its place meanwhile.
 _DELETE_IF = """
 if redis.sha1hex(redis.call('getrange', KEYS[1], 0, ARGV[2])) ~= ARGV[1] then return 0 end
@@ -297,34 +241,53 @@ return 1
 """
 
 
-def _beginning(key: bytes, length: int) -> Command:
+def beginning(key: bytes, length: int) -> Command:
     return "GETRANGE", key, 0, length - 1
 
 
-def _text(answer: object) -> bytes:
+def as_bytes(answer: object) -> bytes:
     if type(answer) is bytes:
         return answer
     raise TypeError("the server answered with something else than bytes")
 
 
-def _whole(answer: object) -> int:
+def as_number(answer: object) -> int:
     if isinstance(answer, int):
         return int(answer)
     raise TypeError("the server answered with something else than a number")
 
 
-def _flag(answer: object) -> bool:
-    return bool(_whole(answer))
+def as_flag(answer: object) -> bool:
+    return bool(as_number(answer))
 
 
-def _stored(answer: object) -> None:
-    if not _done(answer):
+def as_stored(answer: object) -> None:
+    if not as_done(answer):
         raise TypeError("the server answered with something else than OK")
 
 
-def _done(answer: object) -> bool:
+def as_done(answer: object) -> bool:
     if answer in (b"OK", "OK") or answer is True:
         return True
     if answer is None or answer is False:
         return False
     raise TypeError("the server answered with something else than OK")
+
+
+async def read_strings(
+    names: Sequence[bytes], read: Callable[[Sequence[bytes]], Awaitable[list[T]]]
+) -> tuple[dict[bytes, T], frozenset[bytes]]:
+    """Return what ``read`` reads of the strings among ``names``, and the names of other types.
+
+    Others may write to the server, and one key of another type makes a read of many fail: this
+    finds such keys by halving. Raises TierUnavailable.
+    """
+    try:
+        return dict(zip(names, await read(names), strict=True)), frozenset()
+    except WrongType:
+        if len(names) == 1:
+            return {}, frozenset(names)
+    middle = len(names) // 2
+    found, others = await read_strings(names[:middle], read)
+    more, other = await read_strings(names[middle:], read)
+    return found | more, others | other

@@ -9,8 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.strings import read_strings
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.value.marks import (
     EVERYTHING,
     MAX_MARK_BYTES,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.scan import look_at_heads
-from wasmkilnd.cache.redis.strings import read_strings
 from wasmkilnd.cache.value.codec import CheckStamp, open_artifact
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.rejected import ValueRejected
