@@ -16,7 +16,7 @@ from wasmkilnd.cache.open_shared import CannotOpenShared, RemoteOptions
 from wasmkilnd.cache.redis.connect import NO_ACCESS, connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.tier import DEFAULT_TTL_S, RedisTier
-from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value.codec import HEADER_OFFSET
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.errors import TierUnavailable
@@ -363,7 +363,7 @@ async def test_a_key_of_another_type_is_found_beside_good_ones(shared: Shared) -
     await shared.raw.hset(part.decode(), "a", "b")
     report = await shared.scrub()
     assert (report.good, report.bad) == (1, {"format": 2})
-    assert any("no string" in finding.why for finding in shared.findings)
+    assert any("not a string" in finding.why for finding in shared.findings)
     assert set(await shared.everything()) == {shared.name(good)}
 
 

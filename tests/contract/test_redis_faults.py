@@ -559,14 +559,19 @@ async def test_another_format_has_other_names_for_modules(
     wasm = module(1, 1_200_000)
     await tier.put_module(wasm)
     ours = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
-    own, tier.names = tier.names, KeyNames(prefix, CACHE_FORMAT + 1)
+    own = tier.names
+
+    def name_values_by(names: KeyNames) -> None:
+        tier.names = tier._reader._names = tier._writer._names = names
+
+    name_values_by(KeyNames(prefix, CACHE_FORMAT + 1))
     assert await tier.get_module(wasm.sha256) is None
     await tier.put_module(wasm)
     assert await tier.get_module(wasm.sha256) == wasm
     both = {name async for name in raw.scan_iter() if name.startswith(prefix.encode())}
     assert ours < both
     assert len(both) == 2 * len(ours)
-    tier.names = own
+    name_values_by(own)
     assert await tier.get_module(wasm.sha256) == wasm
     # Who evicts a module means all of it.
     gone = await tier.evict(EvictScope(module_sha256=wasm.sha256))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from wasmkilnd.cache.redis.value_io import Whole
+from wasmkilnd.cache.redis.value_reader import Whole
 from wasmkilnd.cache.value.names import ValueKey
 
 FORMAT = "wasmkiln cache archive"

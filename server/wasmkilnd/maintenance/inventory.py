@@ -13,10 +13,9 @@ from enum import Enum
 
 from wasmkiln.attestation import peek
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.scan import look_at_heads
-from wasmkilnd.cache.redis.strings import read_strings
-from wasmkilnd.cache.redis.value_io import no_string
+from wasmkilnd.cache.redis.value_reader import no_string
 from wasmkilnd.cache.value import codec
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected

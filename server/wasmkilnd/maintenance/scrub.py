@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from wasmkilnd.cache.redis.for_each import each
 from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.errors import forget_frames

@@ -6,15 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.in_thread import off_loop
-from wasmkilnd.cache.redis.rate_limiter import RateLimiter
-from wasmkilnd.cache.redis.strings import read_strings
-from wasmkilnd.cache.redis.value_io import ValueReader, Whole, check_size
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
+from wasmkilnd.cache.redis.value_reader import (
+    RateLimiter,
+    ValueReader,
+    Whole,
+    check_size,
+    in_thread_if_large,
+)
+from wasmkilnd.cache.redis.value_writer import ValueWriter
 from wasmkilnd.cache.value.codec import Opened, head_end
 from wasmkilnd.cache.value.marks import EVERYTHING, MAX_MARK_BYTES, Marks, read_mark
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
-from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.cache.value.verify import WholeCheck, open_unnamed
 from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter, Member
@@ -111,7 +114,7 @@ class Import:
         fixed_ttl_s: int = 0,
         replace: bool = False,
         tell: Tell,
-        pace: RateLimiter | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._link = link
         self._names = names
@@ -121,7 +124,7 @@ class Import:
         self._fixed_ttl_s = fixed_ttl_s
         self._replace = replace
         self._tell = tell
-        self._pace = pace or RateLimiter()
+        self._writer = ValueWriter(link, names, limiter)
         self._seen: set[ValueKey] = set()
         self._marks = Marks()
         self.moved = Moved()
@@ -164,7 +167,7 @@ class Import:
         else:
             pieces = await self._pieces_of(member, opened)
             whole = Whole(key, opened, head + b"".join(pieces[:1]), pieces[1:])
-            await self._store(whole, member.ttl_s)
+            await self._store(whole, head, pieces, member.ttl_s)
         self._seen.add(key)
 
     async def _refuse_if_evicted(self, artifact: Artifact) -> None:
@@ -185,24 +188,15 @@ class Import:
         check, pieces = WholeCheck(opened), []
         for piece in opened.body.pieces:
             stored = member.read(piece.size_bytes)
-            await off_loop(len(stored), check.take, [stored])
+            await in_thread_if_large(len(stored), check.take, [stored])
             pieces.append(stored)
         check.finish()
         return pieces
 
-    async def _store(self, whole: Whole, left_s: int) -> None:
-        """Store pieces first and the value last, so that it is never there without them."""
+    async def _store(self, whole: Whole, head: bytes, pieces: Sequence[bytes], left_s: int) -> None:
         ttl_s = self._fixed_ttl_s or min(self._ttl_s, left_s if left_s >= 0 else self._ttl_s) or 1
-        for piece, stored in zip(whole.opened.body.pieces[1:], whole.parts, strict=True):
-            name = self._names.part(whole.key, piece.sha256)
-            await self._link.set(name, stored, ttl_s + PARTS_OUTLIVE_S)
-            await self._pace.spent(len(stored))
-        name = self._names.value(whole.key)
-        if self._replace:
-            await self._link.set(name, whole.value, ttl_s)
-            self.moved.count(whole)
-        elif await self._link.add(name, whole.value, ttl_s):
+        stored = list(zip(pieces, whole.opened.body.pieces, strict=True))
+        if await self._writer.copy(whole.key, head, stored, ttl_s, replace=self._replace):
             self.moved.count(whole)
         else:
-            self.moved.kept += 1  # Somebody stored it meanwhile.
-        await self._pace.spent(len(whole.value))
+            self.moved.kept += 1  # A daemon stored it in the meantime.

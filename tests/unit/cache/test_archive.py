@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value import codec
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.pieces import RAW, ZSTD, Body, pack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wasmkilnd.cache.redis.rate_limiter import RateLimiter
+from wasmkilnd.cache.redis.value_reader import RateLimiter
 
 from tests.doubles.clock import Clock
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.in_thread import off_loop
-from wasmkilnd.cache.redis.strings import read_strings
+from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
+from wasmkilnd.cache.redis.value_reader import in_thread_if_large
 from wasmkilnd.cache.value.codec import head_end
 from wasmkilnd.cache.value.rejected import ValueRejected
 
@@ -57,7 +56,7 @@ async def _look(heads: Mapping[bytes, bytes], look: Callable[[bytes, bytes], T])
     def each() -> dict[bytes, T]:
         return {name: look(name, head) for name, head in heads.items()}
 
-    return await off_loop(sum(map(len, heads.values())), each)
+    return await in_thread_if_large(sum(map(len, heads.values())), each)
 
 
 def _batches(lengths: Mapping[bytes, int]) -> Iterator[dict[bytes, int]]:

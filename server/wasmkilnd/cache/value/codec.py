@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from wasmkilnd.cache.value import headers
+from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.pieces import MAX_PIECE_BYTES, Body
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.fingerprint import CACHE_FORMAT
@@ -119,6 +120,13 @@ def open_module(value: bytes, sha256: str, check: CheckStamp) -> Opened[Module]:
     if opened.what.sha256 != sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
     return Opened(opened.what, opened.body, opened.first)
+
+
+def open_head(value: bytes, key: ValueKey, check: CheckStamp) -> Opened[Artifact | Module]:
+    """Verify the head of ``value``, which was read from under ``key``; as the two above."""
+    if key.artifact:
+        return open_artifact(value, key.artifact, check)
+    return open_module(value, key.module_sha256, check)
 
 
 def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:

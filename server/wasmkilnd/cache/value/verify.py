@@ -15,24 +15,15 @@ from wasmkilnd.ports import Verifier
 _PREAMBLE_BYTES = 8
 
 
-def open_artifact(value: bytes, key: CacheKey, verifier: Verifier) -> Opened[Artifact]:
-    """Verify head and attestation of ``value``, which was read from under ``key``.
-
-    Raises ValueRejected, and nothing else, whatever the bytes.
-    """
-    opened = codec.open_artifact(value, key, verifier.check_stamp)
-    _check_attestation(opened.what, key, verifier)
-    return opened
-
-
 def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifact | Module]:
-    """Verify ``value`` up to its first piece, which was read from under ``key``.
+    """Verify ``value``, which was read from under ``key``: head and attestation, not the pieces.
 
     Raises ValueRejected, and nothing else, whatever the bytes.
     """
-    if key.artifact:
-        return open_artifact(value, key.artifact, verifier)
-    return codec.open_module(value, key.module_sha256, verifier.check_stamp)
+    opened = codec.open_head(value, key, verifier.check_stamp)
+    if isinstance(opened.what, Artifact):
+        _check_attestation(opened.what, opened.what.key, verifier)
+    return opened
 
 
 def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Artifact | Module]]:

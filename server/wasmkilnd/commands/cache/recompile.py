@@ -16,7 +16,7 @@ from wasmkiln.attestation import peek
 
 from wasmkilnd.cache.fleet.claim import NullClaim
 from wasmkilnd.cache.redis.for_each import each
-from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.config.machine import cpu_count

@@ -11,8 +11,7 @@ from typing import Any
 import click
 from wasmkiln.cli.text import size
 
-from wasmkilnd.cache.redis.rate_limiter import RateLimiter
-from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.redis.value_reader import RateLimiter, ValueReader
 from wasmkilnd.commands.cache.recompile import Recompiled, recompiler
 from wasmkilnd.commands.cache.session import (
     HELP,

@@ -16,8 +16,7 @@ import click
 from wasmkiln.cli.text import one_line, size
 from wasmkiln.trusted_keys import PublicKey
 
-from wasmkilnd.cache.redis.rate_limiter import RateLimiter
-from wasmkilnd.cache.redis.value_io import ValueReader
+from wasmkilnd.cache.redis.value_reader import RateLimiter, ValueReader
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.commands.cache.choice import Choice, choice_options
 from wasmkilnd.commands.cache.session import (
@@ -137,7 +136,7 @@ def import_values(
             fixed_ttl_s=int(ttl_s),
             replace=replace,
             tell=told.tell,
-            pace=RateLimiter(bytes_per_s),
+            limiter=RateLimiter(bytes_per_s),
         )
         try:
             with bar("importing", size_bytes, of_bytes=True) as advance:
