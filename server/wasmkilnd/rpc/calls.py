@@ -111,7 +111,7 @@ Behavior = Callable[[Any, Call], Awaitable["Message | Frames | bytes"]]
 An answer of bytes is a message that is serialized already."""
 
 
-def observed(
+def handler(
     method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
 ) -> Callable[..., Awaitable[None]]:
     """Return the handler of one RPC for gRPC, always as one of streams both ways.

@@ -19,7 +19,7 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.network import is_listening
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, observed
+from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, handler
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.call import CallsUnderWay
 from wasmkilnd.rpc.connections.flood_guard import FloodGuard
@@ -166,7 +166,7 @@ class RpcServer:
     def _add(self, service: str, descriptor: Any, behaviors: dict[str, Behavior]) -> None:
         handlers = {
             method.name: grpc.stream_stream_rpc_method_handler(
-                observed(
+                handler(
                     f"/{service}/{method.name}",
                     method.input_type._concrete_class.FromString,
                     behaviors[method.name],

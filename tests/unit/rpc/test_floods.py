@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from wasmkilnd.rpc.connections.core_counts import Counts
-from wasmkilnd.rpc.connections.floods import TAKEN_BACK_PER_S, FloodWatch
+from wasmkilnd.rpc.connections.floods import CANCELLED_PER_S, FloodWatch
 from wasmkilnd.rpc.connections.sockets import Address, parse
 
 MESSAGE = 16 * 1024 * 1024
@@ -33,13 +33,13 @@ class Connections:
 
     def send(self, sender: Address, size: int, **counts: int) -> None:
         before = self.counts.get(sender, Counts())
-        values = {name: getattr(before, name) for name in ("begun", "taken_back", "answered")}
+        values = {name: getattr(before, name) for name in ("begun", "cancelled", "answered")}
         values["messages"] = before.messages
         self.received[sender] = self.received.get(sender, 0) + size
         self.counts[sender] = Counts(**{k: v + counts.get(k, 0) for k, v in values.items()})
 
-    def take_back(self, sender: Address, count: int) -> None:
-        self.send(sender, 100 * count, begun=count, taken_back=count)
+    def cancel(self, sender: Address, count: int) -> None:
+        self.send(sender, 100 * count, begun=count, cancelled=count)
 
     def look(
         self, seconds: float = 0.1, *, at_calls: bool = True
@@ -67,43 +67,43 @@ def known(*those: Address, **counts: int) -> Connections:
 
 def test_who_takes_back_more_than_is_bearable_goes_and_nobody_else() -> None:
     connections = known(A, B)
-    connections.take_back(A, BURST + 1_000)
-    connections.take_back(B, 50)
+    connections.cancel(A, BURST + 1_000)
+    connections.cancel(B, 50)
     assert connections.look() == ([A], [])
 
 
 def test_as_many_calls_as_may_be_under_way_may_be_taken_back_at_once() -> None:
     connections = known(A, B, C)
     for one in (A, B, C):
-        connections.take_back(one, BURST // 3)
+        connections.cancel(one, BURST // 3)
     assert connections.look() == ([], [])
 
 
 def test_what_was_taken_back_before_the_first_look_does_not_count() -> None:
-    connections = known(A, begun=1_000_000, taken_back=900_000)
-    connections.take_back(A, 100)
+    connections = known(A, begun=1_000_000, cancelled=900_000)
+    connections.cancel(A, 100)
     assert connections.look() == ([], [])
 
 
 def test_whoever_came_since_the_last_look_has_all_that_it_did_from_then() -> None:
     connections = known(A)
-    connections.take_back(B, BURST + 1_000)
+    connections.cancel(B, BURST + 1_000)
     assert connections.look() == ([B], [])
 
 
 def test_hours_of_honest_deadlines_are_no_flood() -> None:
     connections = known(A)
     for _ in range(10_000):
-        connections.take_back(A, TAKEN_BACK_PER_S // 10)
+        connections.cancel(A, CANCELLED_PER_S // 10)
         assert connections.look() == ([], [])
 
 
 def test_many_connections_that_each_take_back_a_little_go_until_the_rest_is_bearable() -> None:
     flood = [peer(port) for port in range(10, 110)]
     connections = known(A, *flood)
-    connections.take_back(A, 3)
+    connections.cancel(A, 3)
     for one in flood:
-        connections.take_back(one, 40)
+        connections.cancel(one, 40)
     going, _ = connections.look()
     assert set(going) <= set(flood)
     assert len(going) > 80
@@ -111,15 +111,15 @@ def test_many_connections_that_each_take_back_a_little_go_until_the_rest_is_bear
 
 def test_who_comes_back_after_a_flood_has_less_time() -> None:
     connections = known(A)
-    connections.take_back(A, BURST + 1_000)
+    connections.cancel(A, BURST + 1_000)
     assert connections.look() == ([A], [])
     del connections.received[A]
-    connections.take_back(B, BURST // 4)
+    connections.cancel(B, BURST // 4)
     assert connections.watch.alert(connections.now)
     assert connections.look() == ([B], [])
     del connections.received[B]
     connections.look(60)
-    connections.take_back(C, BURST // 4)
+    connections.cancel(C, BURST // 4)
     assert connections.look() == ([], [])
 
 
@@ -166,5 +166,5 @@ def test_what_is_not_there_any_more_is_forgotten() -> None:
     connections = known(A)
     gone: Mapping[Address, int] = {}
     assert connections.watch.look(gone, lambda _: None, 2_000.0, at_calls=True) == ([], [])
-    connections.take_back(A, BURST + 1_000)
+    connections.cancel(A, BURST + 1_000)
     assert connections.look() == ([A], [])

@@ -23,7 +23,7 @@ class Counts:
 
     begun: int = 0
     """Calls that the caller began."""
-    taken_back: int = 0
+    cancelled: int = 0
     """Calls that the caller cancelled before the daemon had answered."""
     answered: int = 0
     """Calls that the daemon has answered."""
@@ -33,7 +33,7 @@ class Counts:
     @property
     def open(self) -> int:
         """Calls that have not ended."""
-        return self.begun - self.taken_back - self.answered
+        return self.begun - self.cancelled - self.answered
 
 
 class CoreCounts:
@@ -71,7 +71,7 @@ class CoreCounts:
             return None
         return Counts(
             begun=_count(data, "streamsStarted"),
-            taken_back=_count(data, "streamsFailed"),
+            cancelled=_count(data, "streamsFailed"),
             answered=_count(data, "streamsSucceeded"),
             messages=_count(data, "messagesReceived"),
         )

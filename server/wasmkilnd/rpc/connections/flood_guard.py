@@ -14,7 +14,7 @@ import structlog
 
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.core_counts import CoreCounts, Counts
-from wasmkilnd.rpc.connections.floods import TAKEN_BACK_PER_S, FloodWatch
+from wasmkilnd.rpc.connections.floods import CANCELLED_PER_S, FloodWatch
 from wasmkilnd.rpc.connections.sockets import Address
 
 log = structlog.get_logger("wasmkilnd.rpc")
@@ -41,15 +41,15 @@ class FloodGuard:
         ports: Iterable[int],
         burst: Callable[[], int],
         message_bytes: int,
-        closed: Callable[[str, int], None],
+        on_closed: Callable[[str, int], None],
     ) -> None:
         """See FloodWatch for ``burst`` and ``message_bytes``.
 
-        ``closed`` is called with a cause and a number, in the guard's thread.
+        ``on_closed`` is called with a cause and a number, in the guard's thread.
         """
         self._ports = frozenset(ports)
         self._watch = FloodWatch(burst, message_bytes)
-        self._closed = closed
+        self._on_closed = on_closed
         self._core = CoreCounts()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flood-guard", daemon=True)
@@ -88,7 +88,7 @@ class FloodGuard:
             self._watch.forget()
             return _QUIET_S
         before, self._failed = self._failed, self._core.calls_failed()
-        at_calls = alert or self._failed - before > TAKEN_BACK_PER_S * passed_s
+        at_calls = alert or self._failed - before > CANCELLED_PER_S * passed_s
         if at_calls:
             took_s = self._look(now, at_calls=True)
             return (
@@ -112,8 +112,8 @@ class FloodGuard:
             # A connection that gRPC does not know yet, or any more, has no counts.
             return self._core.counts(found[peer]) if peer in found else None
 
-        taken_back, only_frames = self._watch.look(received, counts, now, at_calls=at_calls)
-        self._close("taken_back", taken_back, now)
+        cancelled, only_frames = self._watch.look(received, counts, now, at_calls=at_calls)
+        self._close("taken_back", cancelled, now)
         self._close("only_frames", only_frames, now)
         return time.monotonic() - now
 
@@ -121,7 +121,7 @@ class FloodGuard:
         if not peers:
             return
         closed = sockets.close(peers, self._ports)
-        self._closed(cause, closed)
+        self._on_closed(cause, closed)
         self._unlogged[cause] += closed
         if now - self._logged_s >= _LOG_S:
             log.warning(

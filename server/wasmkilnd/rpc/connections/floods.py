@@ -20,7 +20,7 @@ from wasmkilnd.rpc.connections.sockets import Address
 # Calls that all callers together may cancel in a second, for any length of time. Honest
 # callers cancel calls whose deadlines pass. At this rate other calls wait no longer, even
 # on a slow machine.
-TAKEN_BACK_PER_S = 250
+CANCELLED_PER_S = 250
 # For so long after a flood was ended, one on a new connection is ended sooner.
 _ALERT_S = 10.0
 _ALERT_SHARE = 8
@@ -51,7 +51,7 @@ class FloodWatch:
         self._message_bytes = message_bytes
         self._connections: dict[Address, _Connection] = {}
         self._complete = False
-        self._taken_back: Counter[Address] = Counter()
+        self._cancelled: Counter[Address] = Counter()
         self._since_s = self._alert_until_s = 0.0
 
     def alert(self, now: float) -> bool:
@@ -61,7 +61,7 @@ class FloodWatch:
     def forget(self) -> None:
         """Drop what is known of connections, which are not looked at for a while."""
         self._connections.clear()
-        self._taken_back.clear()
+        self._cancelled.clear()
         self._complete = False
 
     def look(
@@ -94,32 +94,32 @@ class FloodWatch:
             if self._progress(peer, connection, found):
                 only_frames.append(peer)
         self._complete = True
-        return self._most_taken_back(now) if at_calls else [], only_frames
+        return self._most_cancelled(now) if at_calls else [], only_frames
 
     def _progress(self, peer: Address, connection: _Connection, found: Counts) -> bool:
         """Note the counts; return whether it sent more bytes than its open calls can need."""
         before, connection.counts = connection.counts, found
         if before:
-            self._taken_back[peer] += found.taken_back - before.taken_back
+            self._cancelled[peer] += found.cancelled - before.cancelled
         if before is None or (found.begun, found.messages) != (before.begun, before.messages):
             connection.progress_bytes = connection.bytes
         idle_bytes = connection.bytes - connection.progress_bytes
         return idle_bytes > (1 + found.open) * self._message_bytes
 
-    def _most_taken_back(self, now: float) -> list[Address]:
+    def _most_cancelled(self, now: float) -> list[Address]:
         """Return the peers that cancelled most, as many as exceed the allowed rate; often none."""
-        allowed = TAKEN_BACK_PER_S * (now - self._since_s)
+        allowed = CANCELLED_PER_S * (now - self._since_s)
         burst = self._burst() // (_ALERT_SHARE if self.alert(now) else 1)
-        total = self._taken_back.total()
+        total = self._cancelled.total()
         found: list[Address] = []
         if total > allowed + burst:
-            for peer, taken_back in self._taken_back.most_common():
+            for peer, cancelled in self._cancelled.most_common():
                 if total <= allowed:
                     break
                 found.append(peer)
-                total -= taken_back
+                total -= cancelled
             self._alert_until_s = now + _ALERT_S
         if found or now - self._since_s > _PERIOD_S:
             self._since_s = now
-            self._taken_back.clear()
+            self._cancelled.clear()
         return found

@@ -35,16 +35,16 @@ class ConnectionReserve:
     """Keeps an eighth of each address's connections free. For one event loop."""
 
     def __init__(
-        self, limit: int, calls: CallsUnderWay, closed: Callable[[str, int], None]
+        self, limit: int, calls: CallsUnderWay, on_closed: Callable[[str, int], None]
     ) -> None:
         """Allow ``limit`` connections to an address.
 
-        ``closed`` is called with a cause and a number when connections are closed.
+        ``on_closed`` is called with a cause and a number when connections are closed.
         """
         self._limit = limit
         self._reserve = max(1, limit // 8)
         self._calls = calls
-        self._closed = closed
+        self._on_closed = on_closed
         self._first_seen: dict[Address, float] = {}
         self._short_since_s: float | None = None
 
@@ -57,7 +57,7 @@ class ConnectionReserve:
 
     async def _look(self, ports: frozenset[int]) -> bool:
         """Close connections where too few are free; return whether that was so."""
-        found = await asyncio.to_thread(sockets.opened, ports, self._limit - self._reserve)
+        found = await asyncio.to_thread(sockets.connected, ports, self._limit - self._reserve)
         now = time.monotonic()
         self._first_seen = {peer: self._first_seen.get(peer, now) for peer in found}
         if not any(self._short(count) for count in Counter(found.values()).values()):
@@ -74,7 +74,7 @@ class ConnectionReserve:
         if kinds[Use.IDLE] < len(peers):
             self._calls.end(peers)
             await asyncio.sleep(_GOODBYE_S)
-        self._closed("no_room", await asyncio.to_thread(sockets.close, peers, ports))
+        self._on_closed("no_room", await asyncio.to_thread(sockets.close, peers, ports))
         log.warning(
             "connections closed: hardly any were left",
             idle=kinds[Use.IDLE],

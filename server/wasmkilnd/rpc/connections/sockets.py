@@ -44,7 +44,7 @@ def close(peers: Collection[Address], ports: frozenset[int]) -> int:
     return closed
 
 
-def opened(ports: frozenset[int], more_than: int) -> dict[Address, int]:
+def connected(ports: frozenset[int], more_than: int) -> dict[Address, int]:
     """Return the peers that are connected, each with the one of ``ports`` it is connected to.
 
     Return nothing, and faster, unless the process has more than ``more_than`` descriptors
