@@ -1,4 +1,4 @@
-"""Imports go one way, and no engine is ever imported by the daemon."""
+"""Imports go one way, and the daemon never imports an engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.architecture.imports import (
     room_of,
 )
 
-# What every room may import of the root: values, errors, ports, and what is small.
+# What every room may import from the root: values, errors, ports and small data structures.
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission", "requests"),
     *("waiters", "singleflight", "redis_address", "reloadable", "fair_share", "network"),
@@ -27,10 +27,10 @@ CORE = {
 }
 SERVICES = {"compile_service", "module_service", "quarantine"}
 
-# The packages among them: each is imported as a whole, and may import what ROOT_FILES says.
+# The packages among them. Others import the package, not its files; ROOT_FILES has its imports.
 CORE_PACKAGES = {"errors", "model", "ports"}
 
-# What each file of the daemon's root may import of the rest of the root.
+# What each file of the root may import from the rest of the root.
 ROOT_FILES: Mapping[str, set[str]] = {
     "model": set(),
     "errors": set(),
@@ -59,7 +59,7 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "__init__": set(),
 }
 
-# What each room may import: files of the root, and other rooms.
+# What each room may import: files of the root, then other rooms.
 ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "cache.value": (CORE, set()),
     "cache.redis": (CORE, {"cache.value"}),
@@ -118,7 +118,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
 
 
 def short(name: str) -> str:
-    """Return a module's name without that of the daemon."""
+    """Return a module's name without the name of the daemon's package."""
     return name.removeprefix("wasmkilnd").removeprefix(".") or "__init__"
 
 
@@ -201,7 +201,7 @@ def test_the_client_imports_nothing_of_the_daemon(path: Path) -> None:
 
 
 def test_no_assert_stands_in_for_validation() -> None:
-    """An assert vanishes under ``python -O``; the one that there is only helps the type checker."""
+    """``python -O`` removes asserts."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for root in (SERVER, CLIENT)

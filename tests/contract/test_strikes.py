@@ -62,7 +62,7 @@ async def test_a_strike_is_shared_listed_and_removed(
     assert await strikes.remove("") == [KEY]
 
 
-async def test_its_age_is_what_the_server_says(
+async def test_a_strike_s_age_is_the_server_s(
     strikes: RedisStrikes, tier: RedisTier, raw: Redis
 ) -> None:
     await strikes.put(STRIKE, 1000, WaitBudget())
@@ -82,7 +82,7 @@ async def test_its_age_is_what_the_server_says(
         assert found.left_s == 0
 
 
-async def test_a_stranger_puts_nobody_into_quarantine(
+async def test_a_strike_without_a_trusted_stamp_has_no_effect(
     strikes: RedisStrikes, tier: RedisTier, raw: Redis
 ) -> None:
     name = tier.names.strike(KEY)
@@ -106,7 +106,7 @@ async def test_a_stranger_puts_nobody_into_quarantine(
     assert await strikes.all() == []
 
 
-async def test_many_are_listed_in_few_round_trips_whatever_lies_among_them(
+async def test_many_strikes_are_listed_in_few_round_trips(
     strikes: RedisStrikes, tier: RedisTier, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_of_them = [replace(STRIKE, key=CacheKey(f"{tag:064x}", "f" * 64)) for tag in range(250)]
@@ -128,7 +128,9 @@ async def test_many_are_listed_in_few_round_trips_whatever_lies_among_them(
     assert len(await strikes.all()) == len(all_of_them)
 
 
-async def test_evicting_everything_releases_nobody(strikes: RedisStrikes, tier: RedisTier) -> None:
+async def test_evicting_everything_releases_no_strike(
+    strikes: RedisStrikes, tier: RedisTier
+) -> None:
     await strikes.put(STRIKE, 1000, WaitBudget())
     await tier.evict(EvictScope())
     assert await strikes.get(KEY, WaitBudget()) == STRIKE

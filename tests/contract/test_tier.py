@@ -55,7 +55,7 @@ async def tier(deployment: Deployment | None) -> AsyncIterator[Tier]:
     await tier.close()
 
 
-async def test_what_was_put_comes_out_whole(tier: Tier) -> None:
+async def test_a_put_artifact_is_returned_whole(tier: Tier) -> None:
     for size_bytes in (0, 1, 600_000, 5_000_000):
         one = artifact(size_bytes, size_bytes)
         assert await tier.get(one.key) is None
@@ -184,7 +184,7 @@ async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: P
     await tier.close()
 
 
-async def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
+async def test_a_wrong_password_is_reported_without_it(tmp_path: Path) -> None:
     settings = ["--requirepass", "right"]
     with redis_server(binary_of("valkey"), tmp_path, settings) as running:
         tier = redis_tier(running.url.replace("unix://", "unix://:wrong@"))
@@ -193,7 +193,7 @@ async def test_a_wrong_password_is_told_without_it(tmp_path: Path) -> None:
         await tier.close()
 
 
-async def test_a_full_server_is_told_and_no_outage(tmp_path: Path) -> None:
+async def test_a_full_server_is_reported_and_no_outage(tmp_path: Path) -> None:
     settings = ["--maxmemory", "1mb", "--maxmemory-policy", "noeviction"]
     with redis_server(binary_of("valkey"), tmp_path, settings) as running:
         tier = redis_tier(running.url)

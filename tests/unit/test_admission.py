@@ -1,4 +1,4 @@
-"""Only binaries get past admission, with the right words for everything else."""
+"""Admission accepts binaries only, and tells callers what other bytes are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_identity_is_the_digest_of_the_bytes() -> None:
         (b"MZ\x90\0", "not a WebAssembly binary"),
     ],
 )
-def test_says_what_it_is_instead(data: bytes, words: str) -> None:
+def test_other_bytes_are_refused_with_what_they_are(data: bytes, words: str) -> None:
     with pytest.raises(WasmkilnError) as refusal:
         admit(data, 100)
     assert refusal.value.reason is Reason.NOT_WASM

@@ -1,4 +1,4 @@
-"""The request path over fakes at its ports: who is asked, in which order, and how often."""
+"""The request path over doubles at its ports: what it calls, in which order, how often."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ async def test_skipping_the_look_up_compiles_again(rig: Rig) -> None:
     assert rig.engines.compiles == 2
 
 
-async def test_an_unknown_digest(rig: Rig) -> None:
+async def test_an_unknown_digest_is_module_not_loaded(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
         await rig.service.compile(CompileRequest(sha256="0" * 64))
     assert failure.value.reason is Reason.MODULE_NOT_LOADED
@@ -223,7 +223,7 @@ async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_de
     assert await rig.modules.find_missing([WantedArtifact(sha256, engine="other")]) == []
 
 
-async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
+async def test_find_missing_asks_redis_a_few_times_however_many_keys() -> None:
     shelf = CountingShelf()
     rig = Rig(RedisTier(shelf, NoSealer(), Notes()))
     wanted = []
@@ -237,7 +237,7 @@ async def test_however_many_are_looked_for_redis_is_asked_few_times() -> None:
     assert shelf.runs <= 5
 
 
-async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
+async def test_a_module_that_does_not_compile_is_not_stored(rig: Rig) -> None:
     rig.engines.failure = errors.module_invalid("usual", "bad", 8)
     with pytest.raises(WasmkilnError):
         await rig.service.compile(CompileRequest(wasm=CORE))
@@ -247,7 +247,7 @@ async def test_what_does_not_compile_is_not_stored(rig: Rig) -> None:
     assert rig.service.flights == 0
 
 
-async def test_load_is_idempotent_and_tells_what_is_there(rig: Rig) -> None:
+async def test_load_is_idempotent_and_lists_artifacts_in_memory(rig: Rig) -> None:
     first = await rig.modules.load(LoadRequest(CORE))
     await rig.service.compile(CompileRequest(sha256=first.module.sha256))
     again = await rig.modules.load(LoadRequest(CORE, first.module.sha256))
@@ -269,7 +269,7 @@ async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Ri
     assert rig.recorder.joined == 25
 
 
-async def test_shutting_down_ends_flights_with_a_word(rig: Rig) -> None:
+async def test_shutting_down_ends_flights_with_server_draining(rig: Rig) -> None:
     rig.engines.release.clear()
     call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
@@ -279,7 +279,7 @@ async def test_shutting_down_ends_flights_with_a_word(rig: Rig) -> None:
     assert failure.value.reason is Reason.SERVER_DRAINING
 
 
-async def test_malformed_questions(rig: Rig) -> None:
+async def test_find_missing_refuses_malformed_digests(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
         await rig.modules.find_missing([WantedArtifact("x")])
     assert failure.value.reason is Reason.INVALID_REQUEST
@@ -317,7 +317,7 @@ async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(r
         await rig.modules.load(LoadRequest(COMPONENT))
 
 
-async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there(rig: Rig) -> None:
+async def test_a_module_that_broke_a_compiler_while_its_job_waited_is_refused(rig: Rig) -> None:
     rig.engines.free.clear()
     waiting = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
@@ -334,7 +334,7 @@ async def test_what_broke_a_compiler_meanwhile_is_refused_when_a_worker_is_there
     assert rig.engines.compiles == 0
 
 
-async def test_what_is_there_when_a_worker_is_is_not_compiled_again(rig: Rig) -> None:
+async def test_an_artifact_stored_while_its_job_waited_is_not_compiled_again(rig: Rig) -> None:
     rig.engines.free.clear()
     waiting = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
     await rig.engines.started.wait()
@@ -348,7 +348,7 @@ async def test_what_is_there_when_a_worker_is_is_not_compiled_again(rig: Rig) ->
 
 
 class Claim(NullClaim):
-    """A claim that a test looks into, and of which it tells how it goes."""
+    """A claim whose results a test decides, and whose calls it records."""
 
     def __init__(self, takes: Sequence[bool] = (True,), stored: Sequence[bool] = ()) -> None:
         self.takes, self.elsewhere = list(takes), list(stored)
@@ -368,7 +368,7 @@ class Claim(NullClaim):
 
 
 def contest(rig: Rig, claim: Claim) -> None:
-    """Have other daemons take part, as ``claim`` says."""
+    """Have the fleet hand out ``claim``."""
 
     @asynccontextmanager
     async def claimed(
@@ -381,7 +381,7 @@ def contest(rig: Rig, claim: Claim) -> None:
     rig.fleet.claim = claimed  # type: ignore[method-assign]
 
 
-async def test_the_fleet_hears_of_a_refusal_before_it_is_explained(rig: Rig) -> None:
+async def test_other_daemons_learn_of_a_refusal_before_it_is_explained(rig: Rig) -> None:
     claim = Claim()
     contest(rig, claim)
 
@@ -397,7 +397,7 @@ async def test_the_fleet_hears_of_a_refusal_before_it_is_explained(rig: Rig) -> 
     assert claim.said[-1] == "explained"
 
 
-async def test_while_another_daemon_compiles_the_worker_is_for_others(rig: Rig) -> None:
+async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[False])
     contest(rig, claim)
 
@@ -410,14 +410,14 @@ async def test_while_another_daemon_compiles_the_worker_is_for_others(rig: Rig) 
     assert rig.engines.compiles == 1
 
 
-async def test_what_others_stored_and_is_no_good_is_made_here(rig: Rig) -> None:
+async def test_an_unusable_artifact_of_another_daemon_is_compiled_here(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[True])
     contest(rig, claim)
     assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
     assert claim.said == ["ignored others", "ended"]
 
 
-async def test_all_that_a_call_asks_of_the_shared_tier_comes_out_of_one_budget(
+async def test_one_call_spends_one_budget_on_the_shared_tier(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[WaitBudget] = []
@@ -468,7 +468,7 @@ def in_time(seconds: float, waiter: Waiter = A) -> Terms:
     return Terms(waiter, asyncio.get_running_loop().time() + seconds)
 
 
-async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig) -> None:
+async def test_a_call_that_would_get_a_worker_after_its_deadline_is_refused(rig: Rig) -> None:
     rig.engines.wait_s = 10.0
     with pytest.raises(WasmkilnError) as failure:
         await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(0.05)))
@@ -487,7 +487,7 @@ async def test_a_call_whose_turn_would_come_too_late_is_refused_at_once(rig: Rig
     assert served.origin is Origin.MEMORY
 
 
-async def test_who_joins_others_is_told_their_wait(rig: Rig) -> None:
+async def test_a_call_that_would_join_a_flight_waits_as_long_as_the_flight(rig: Rig) -> None:
     rig.engines.release.clear()
     first = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE, terms=Terms(A))))
     await rig.engines.started.wait()
@@ -502,7 +502,7 @@ async def test_who_joins_others_is_told_their_wait(rig: Rig) -> None:
     await first
 
 
-async def test_work_that_nobody_waits_for_is_dropped_unless_it_is_kept(rig: Rig) -> None:
+async def test_a_flight_without_callers_is_dropped_unless_it_is_kept(rig: Rig) -> None:
     rig.engines.release.clear()
     rig.engines.keep = False
     call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
@@ -514,7 +514,7 @@ async def test_work_that_nobody_waits_for_is_dropped_unless_it_is_kept(rig: Rig)
     assert rig.memory.usage().entries == 0
 
 
-async def test_what_waits_holds_no_module(rig: Rig) -> None:
+async def test_a_call_that_waits_holds_no_module(rig: Rig) -> None:
     """A hundred callers of one module hold one copy of its bytes, not a hundred."""
     rig.engines.release.clear()
     released: list[int] = []
@@ -533,7 +533,7 @@ async def test_what_waits_holds_no_module(rig: Rig) -> None:
 
 
 def sized(number: int, size_bytes: int = 60) -> bytes:
-    """Return a module unlike others."""
+    """Return a module that differs from all others."""
     return CORE + number.to_bytes(size_bytes - len(CORE), "big")
 
 
@@ -543,8 +543,8 @@ async def refused(call: Any) -> WasmkilnError:
     return failure.value
 
 
-async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None:
-    """Whatever a flight waits for, it holds a module: its limit is twice that of a queue."""
+async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> None:
+    """A flight holds its module whatever it waits for: the limit is twice that of a queue."""
     rig.engines.release.clear()
     b = Terms(Waiter("b"))
     calls = [
@@ -576,7 +576,7 @@ async def test_modules_of_all_that_is_under_way_have_one_bound(rig: Rig) -> None
         assert (await refused(rig.service.compile(order))).reason is Reason.MODULE_INVALID
 
 
-async def test_a_call_given_up_at_any_moment_holds_nothing(rig: Rig) -> None:
+async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
     rig.engines.release.clear()
     rig.engines.keep = False
     for moment in range(10):
@@ -590,7 +590,7 @@ async def test_a_call_given_up_at_any_moment_holds_nothing(rig: Rig) -> None:
     await rig.service.compile(CompileRequest(wasm=sized(11)))
 
 
-async def test_what_is_counted_here_is_released_by_who_counted_it_before(rig: Rig) -> None:
+async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
     rig.engines.release.clear()
     released: list[str] = []
     load = LoadRequest(sized(0), terms=Terms(A, None, lambda: released.append("load")))

@@ -1,4 +1,4 @@
-"""A limit shared so that nobody takes it all."""
+"""Callers share a limit, and no caller takes it all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fill(share: FairShare, caller: str) -> int:
     return share.held(caller)
 
 
-def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
+def test_one_caller_gets_half_and_the_next_finds_room() -> None:
     share = FairShare(lambda: 1200)
     assert [fill(share, caller) for caller in "abcd"] == [600, 300, 150, 75]
     assert share.heaviest() == "a"
@@ -27,7 +27,7 @@ def test_one_caller_gets_a_half_and_there_is_room_for_the_next() -> None:
     assert fill(share, "b") > 300
 
 
-def test_what_fits_leaves_as_much_free() -> None:
+def test_an_amount_fits_if_as_much_stays_free() -> None:
     share = FairShare(lambda: 100)
     assert share.fits("a", 50)
     assert not share.fits("a", 51)
@@ -39,7 +39,9 @@ def test_what_fits_leaves_as_much_free() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
-def test_it_counts_exactly_and_forgets_who_holds_nothing(steps: list[tuple[str, int]]) -> None:
+def test_it_counts_exactly_and_forgets_callers_that_hold_nothing(
+    steps: list[tuple[str, int]],
+) -> None:
     share = FairShare(lambda: 100)
     for caller, amount in steps:
         before = share.total, share.held(caller)

@@ -1,4 +1,4 @@
-"""Whatever decides whether an artifact loads changes the fingerprint, and nothing else does."""
+"""The fingerprint changes with all that decides whether an artifact loads, and nothing else."""
 
 from __future__ import annotations
 

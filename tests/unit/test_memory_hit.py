@@ -1,4 +1,4 @@
-"""A memory hit does no hashing and no signature work: counted, down to the C functions."""
+"""A memory hit hashes and verifies nothing: the calls of C functions are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is refused, for how long, and what other daemons know of it."""
+"""Which modules are refused, for how long, and what other daemons learn."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def refusal(quarantine: Quarantine, key: CacheKey = KEY) -> WasmkilnError 
 
 
 @pytest.mark.parametrize("failure", [TIMEOUT, MEMORY, CRASH])
-async def test_what_broke_the_compiler_is_refused_everywhere_for_a_while(
+async def test_a_module_that_broke_a_compiler_is_refused_by_every_daemon_for_a_while(
     fleet: Fleet, failure: WasmkilnError
 ) -> None:
     assert await refusal(fleet.one) is None
@@ -155,7 +155,7 @@ async def test_each_repeat_doubles_the_time_up_to_a_day(fleet: Fleet) -> None:
     assert strike.count == 44
 
 
-async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
+async def test_a_strike_is_forgotten_a_day_after_its_quarantine(fleet: Fleet) -> None:
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     fleet.clock.now_s += 601 + MEMORY_S
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
@@ -164,7 +164,7 @@ async def test_after_a_day_of_peace_all_is_forgotten(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("failure", [KILLED, LOST, STARVED, REFUSED])
-async def test_a_death_by_another_s_hand_condemns_at_the_second_time_only(
+async def test_a_failure_that_may_be_the_machine_s_starts_no_quarantine_at_first(
     fleet: Fleet, failure: WasmkilnError
 ) -> None:
     await fleet.one.report(KEY, SPEC, failure, WaitBudget())
@@ -176,7 +176,7 @@ async def test_a_death_by_another_s_hand_condemns_at_the_second_time_only(
     assert (strike.count, strike.left_s) == (2, 600)
 
 
-async def test_the_first_reason_is_told(fleet: Fleet) -> None:
+async def test_callers_are_told_the_first_reason(fleet: Fleet) -> None:
     await fleet.one.report(KEY, SPEC, MEMORY, WaitBudget())
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     refused = await refusal(fleet.one)
@@ -195,7 +195,7 @@ async def test_a_release_is_for_the_whole_fleet(fleet: Fleet, module: str) -> No
     assert (await fleet.one.listed())[0].count == 1
 
 
-async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> None:
+async def test_without_redis_each_daemon_keeps_its_own_strikes(fleet: Fleet) -> None:
     fleet.store.down = True
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert await refusal(fleet.one)
@@ -210,7 +210,7 @@ async def test_without_redis_each_daemon_remembers_for_itself(fleet: Fleet) -> N
     assert await refusal(fleet.one) is None
 
 
-async def test_what_was_struck_in_an_outage_is_told_when_it_is_over(fleet: Fleet) -> None:
+async def test_a_strike_during_an_outage_is_shared_when_it_is_over(fleet: Fleet) -> None:
     fleet.store.down = True
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     await fleet.one.report(OTHER, SPEC, CRASH, WaitBudget())
@@ -227,7 +227,9 @@ async def test_what_was_struck_in_an_outage_is_told_when_it_is_over(fleet: Fleet
     await fleet.one.close()
 
 
-async def test_what_ended_or_was_released_in_an_outage_is_not_told(fleet: Fleet) -> None:
+async def test_a_strike_that_ended_or_was_released_during_an_outage_is_not_shared(
+    fleet: Fleet,
+) -> None:
     fleet.store.down = True
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     assert await fleet.one.release("") == (1, False)

@@ -11,7 +11,7 @@ from wasmkilnd.waiters import Waiter, Waiters
 
 
 class Work:
-    """Counts its runs, and ends when it is told to."""
+    """Counts its runs, and ends once it is released."""
 
     def __init__(self, result: object = "made") -> None:
         self.runs = 0
@@ -31,7 +31,7 @@ class Work:
 async def run(
     flights: SingleFlight[str, object], key: str, work: Callable[[], Awaitable[object]]
 ) -> tuple[object, bool]:
-    """Return what a flight's work answers that ends only by itself, and whether it was joined."""
+    """Wait for a flight that is kept; return its result and whether it was joined."""
 
     async def kept(_: Waiters) -> object:
         return await work()
@@ -57,7 +57,7 @@ async def test_concurrent_callers_share_one_run() -> None:
     assert len(flights) == 0
 
 
-async def test_the_first_caller_hanging_up_hurts_nobody() -> None:
+async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
     first = asyncio.create_task(run(flights, "k", work))
@@ -101,7 +101,7 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     assert await run(flights, "k", healthy) == ("made", False)
 
 
-async def test_settle_gives_up_what_does_not_end() -> None:
+async def test_settle_cancels_flights_that_do_not_end() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()
     call = asyncio.create_task(run(flights, "k", work))
@@ -115,7 +115,7 @@ async def test_settle_gives_up_what_does_not_end() -> None:
 A, B = Waiter("a"), Waiter("b")
 
 
-async def test_a_flight_that_everybody_leaves_is_dropped_and_its_key_free_at_once() -> None:
+async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at_once() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     ended = []
 

@@ -1,4 +1,4 @@
-"""Long work is done in slices: others have their turns between, however much of it there is."""
+"""Long work runs in slices between which other tasks run, however much work there is."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_work_of_one_step_is_done_at_once() -> None:
     assert end.value.value == 1
 
 
-async def test_others_have_their_turns_between() -> None:
+async def test_other_tasks_run_between_slices() -> None:
     ran: list[str] = []
     work = asyncio.create_task(in_slices(busy(20, ran)))
     turns, steps = 0, []

@@ -1,4 +1,4 @@
-"""One call waits for the shared tier for one time-out in all, however many things it asks."""
+"""One call waits for the shared tier for one time-out in all, however many requests it makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HANG_S = 60.0
 
 
 class Clock:
-    """Time that passes only where a test says so."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -27,7 +27,7 @@ class Clock:
         return "answer"
 
 
-async def test_what_is_asked_one_after_the_other_shares_one_time_out() -> None:
+async def test_requests_one_after_the_other_share_one_time_out() -> None:
     clock = Clock()
     budget = WaitBudget(1.0, clock)
     assert await budget.spend_on(clock.passes(0.6)) == "answer"
@@ -40,7 +40,7 @@ async def test_what_is_asked_one_after_the_other_shares_one_time_out() -> None:
         await budget.spend_on(clock.passes(0.0))
 
 
-async def test_what_is_free_of_charge_takes_nothing_and_is_bounded_all_the_same() -> None:
+async def test_an_uncharged_request_costs_nothing_and_is_still_bounded() -> None:
     clock = Clock()
     budget = WaitBudget(0.1, clock)
     for _ in range(5):
@@ -53,7 +53,7 @@ async def test_what_is_free_of_charge_takes_nothing_and_is_bounded_all_the_same(
 
 
 @pytest.mark.parametrize("charged", [True, False])
-async def test_who_waited_in_vain_does_not_wait_again(charged: bool) -> None:
+async def test_a_call_that_waited_in_vain_does_not_wait_again(charged: bool) -> None:
     budget = WaitBudget(0.05)
     cancelled = asyncio.Event()
     with pytest.raises(TierUnavailable):
@@ -91,7 +91,7 @@ def looking_up(
     return look_up
 
 
-async def test_many_share_one_look_up() -> None:
+async def test_many_calls_share_one_look_up() -> None:
     lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
     waiting = [
@@ -104,7 +104,7 @@ async def test_many_share_one_look_up() -> None:
     assert await lookups.get("k", looking_up("later", gate=gate), WaitBudget(HANG_S)) == "later"
 
 
-async def test_who_runs_out_of_patience_leaves_and_the_others_are_served() -> None:
+async def test_a_call_whose_budget_ends_leaves_and_the_others_are_served() -> None:
     lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
     look_up = looking_up("found", gate=gate)
@@ -118,7 +118,7 @@ async def test_who_runs_out_of_patience_leaves_and_the_others_are_served() -> No
     assert await patient == "found"
 
 
-async def test_who_comes_late_to_a_look_up_has_no_more_left_than_those_who_began_it() -> None:
+async def test_a_call_that_joins_a_look_up_late_pays_from_its_beginning() -> None:
     async def look_up(_: Allowance) -> None:
         await gate.wait()
 
@@ -135,7 +135,7 @@ async def test_who_comes_late_to_a_look_up_has_no_more_left_than_those_who_began
     assert late.spent
 
 
-async def test_who_waits_for_bytes_may_wait_longer_whoever_began() -> None:
+async def test_an_allowance_for_bytes_counts_for_every_call() -> None:
     lookups: SharedLookups[str, str] = SharedLookups()
     gate = asyncio.Event()
     look_up = looking_up("large", allowed_s=HANG_S, gate=gate)

@@ -1,4 +1,4 @@
-"""More look-ups at once than a daemon can make: they stand in line, unless Redis is slow."""
+"""More look-ups at once than a daemon makes at a time: they queue, unless Redis is slow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANY = [artifact(tag) for tag in range(60)]
 
 
 class SlowShelf(Shelf):
-    """A server that takes its time for each answer."""
+    """A server that answers slowly."""
 
     seconds = 0.0
 
@@ -35,7 +35,7 @@ class SlowShelf(Shelf):
 
 
 async def found(seconds: float) -> tuple[int, bool]:
-    """Return how many of many look-ups found something, and whether Redis is thought to be up."""
+    """Return how many look-ups found their value, and whether the breaker says that Redis is up."""
     shelf = SlowShelf()
     tier = RedisTier(shelf, NoSealer(), Notes(), timeout_s=TIMEOUT_S, reads_at_once=1)
     for one in MANY:
@@ -54,6 +54,6 @@ async def test_a_burst_is_served_from_redis_though_it_takes_longer_than_a_time_o
     assert await found(0.025) == (len(MANY), True)
 
 
-async def test_nobody_stands_in_line_for_a_server_that_is_slow() -> None:
+async def test_no_call_queues_for_a_server_that_is_slow() -> None:
     some, _ = await found(0.4)
     assert some < 10

@@ -1,4 +1,4 @@
-"""Holders that live are waited for; leases that stay, go back or come back are not."""
+"""Live holders are told from leases that are left over, go back or were written back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_holder_that_renews_lives_as_long_as_it_likes(holders: LeaseHolders) -
         lease, now_s = lease.next(), now_s + 0.9
 
 
-def test_one_that_only_stays_does_not(holders: LeaseHolders) -> None:
+def test_a_holder_that_does_not_renew_is_not_alive(holders: LeaseHolders) -> None:
     sightings = Sightings()
     assert holders.is_alive(LEASE, sightings, 100.0)
     assert holders.is_alive(LEASE, sightings, 101.0)
@@ -33,13 +33,13 @@ def test_one_that_only_stays_does_not(holders: LeaseHolders) -> None:
     assert not holders.is_alive(LEASE.next(), sightings, 101.2)
 
 
-def test_neither_does_one_that_goes_back(holders: LeaseHolders) -> None:
+def test_a_holder_whose_beat_goes_back_is_not_alive(holders: LeaseHolders) -> None:
     sightings = Sightings()
     assert holders.is_alive(LEASE.next(), sightings, 100.0)
     assert not holders.is_alive(LEASE, sightings, 100.1)
 
 
-def test_another_holder_is_given_the_same_time(holders: LeaseHolders) -> None:
+def test_the_next_holder_gets_the_same_time(holders: LeaseHolders) -> None:
     sightings = Sightings()
     assert holders.is_alive(LEASE.next(), sightings, 100.0)
     other = Lease.new(1000, TODAY_S)
@@ -48,14 +48,14 @@ def test_another_holder_is_given_the_same_time(holders: LeaseHolders) -> None:
     assert sightings.holders == 2
 
 
-def test_one_that_was_replaced_does_not_come_back(holders: LeaseHolders) -> None:
+def test_a_holder_that_was_replaced_does_not_come_back(holders: LeaseHolders) -> None:
     sightings, other = Sightings(), Lease.new(1000, TODAY_S)
     assert holders.is_alive(LEASE, sightings, 100.0)
     assert holders.is_alive(other, sightings, 100.5)
     assert not holders.is_alive(LEASE.next(), sightings, 100.6)
 
 
-def test_what_one_call_saw_counts_for_the_next(holders: LeaseHolders) -> None:
+def test_sightings_of_one_call_count_for_the_next(holders: LeaseHolders) -> None:
     assert holders.is_alive(LEASE, Sightings(), 100.0)
     assert holders.is_alive(LEASE, Sightings(), 101.0)
     assert not holders.is_alive(LEASE, Sightings(), 101.1)
@@ -74,7 +74,7 @@ def test_a_lease_that_is_too_old_is_a_copy(
     assert holders.is_alive(lease, Sightings(lambda: 30.0), 100.0) is is_believed
 
 
-def test_one_that_does_not_say_when_it_began_is_waited_for_a_little(holders: LeaseHolders) -> None:
+def test_an_undated_lease_is_believed_for_two_leases_only(holders: LeaseHolders) -> None:
     sightings, lease, now_s, waited_s = Sightings(), Lease(secrets.token_hex(16), 1000), 100.0, 0.0
     while holders.is_alive(lease, sightings, now_s + waited_s):
         lease, waited_s = lease.next(), waited_s + 0.5

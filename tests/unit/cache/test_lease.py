@@ -1,4 +1,4 @@
-"""Leases say who holds them, and a copy of one does not stay alive."""
+"""The value of a lease: who may write it, and what it says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_what_is_written_is_read(lease: Lease) -> None:
     assert read_lease(value, NAME, SEALER.check_stamp) == lease
 
 
-def test_only_the_fleet_s_own_are_read_and_only_under_their_name() -> None:
+def test_a_lease_is_read_only_with_a_valid_stamp_and_under_its_own_name() -> None:
     assert read_lease(VALUE, NAME + b"c", SEALER.check_stamp) is None
     assert read_lease(LEASE.written(NAME, sealer(THEIRS).stamp), NAME, SEALER.check_stamp) is None
 
@@ -37,7 +37,7 @@ def test_every_byte_counts(position: int, flip: int) -> None:
     assert read_lease(bytes(changed), NAME, SEALER.check_stamp) is None
 
 
-def test_it_says_when_it_began_and_v0_1_0_s_do_not() -> None:
+def test_a_lease_says_when_it_began_unless_v0_1_0_wrote_it() -> None:
     lease = Lease.new(1000, 1_795_627_309.123)
     assert lease.next().began_s == 1_795_627_309.123
     assert re.fullmatch("[0-9a-f]{32}", lease.holder)  # What v0.1.0 takes for a holder.

@@ -1,4 +1,4 @@
-"""The memory tier's books are exact, whatever is done to it."""
+"""The memory tier counts its bytes exactly, whatever is done to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_the_books_balance_after_every_step(steps: list[tuple[str, int, int]]) -> None:
+def test_the_sums_are_right_after_every_step(steps: list[tuple[str, int, int]]) -> None:
     async def run() -> None:
         limit_bytes = 20_000
         tier = MemoryTier(limit_bytes)
@@ -76,7 +76,7 @@ async def test_an_overwrite_counts_the_difference() -> None:
     tier.check()
 
 
-async def test_it_holds_the_very_same_artifact_and_none_that_is_equal() -> None:
+async def test_holds_tells_the_same_object_from_an_equal_one() -> None:
     tier = MemoryTier(10_000)
     one, equal = artifact(1), artifact(1)
     assert not tier.holds(one)
@@ -87,7 +87,7 @@ async def test_it_holds_the_very_same_artifact_and_none_that_is_equal() -> None:
     assert not tier.holds(one)
 
 
-async def test_only_the_very_same_artifact_is_dropped() -> None:
+async def test_drop_removes_the_same_object_only() -> None:
     tier = MemoryTier(100_000)
     old, new = artifact(1), artifact(1)
     await tier.put(old)
@@ -96,7 +96,7 @@ async def test_only_the_very_same_artifact_is_dropped() -> None:
     assert await tier.get(old.key) is new
 
 
-async def test_others_have_their_turns_while_everything_is_evicted() -> None:
+async def test_other_tasks_run_while_everything_is_evicted() -> None:
     tier = MemoryTier(10**9)
     for tag in range(20_000):
         await tier.put_module(module(tag))

@@ -1,4 +1,4 @@
-"""What metrics learn of a tier: each look-up, and of questions whether one was answered."""
+"""The metrics of a tier: each look-up and write, and each failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.doubles.notes import Notes
 
 
 class Sick(MemoryTier):
-    """A tier that answers nothing."""
+    """A tier that never answers."""
 
     async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         raise TierUnavailable("sick")
@@ -34,7 +34,7 @@ class Sick(MemoryTier):
         raise TierUnavailable("sick")
 
 
-async def test_each_look_up_is_seen_and_no_answered_question() -> None:
+async def test_look_ups_are_recorded_and_answered_questions_are_not() -> None:
     lookups = Notes()
     tier = ObservedTier(MemoryTier(1_000_000), lookups)
     one = artifact(1)
@@ -48,7 +48,7 @@ async def test_each_look_up_is_seen_and_no_answered_question() -> None:
     assert lookups.lookups == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
 
 
-async def test_each_failure_is_seen() -> None:
+async def test_each_failure_is_recorded() -> None:
     lookups = Notes()
     tier = ObservedTier(Sick(1_000_000), lookups)
     key = artifact(1).key

@@ -1,4 +1,4 @@
-"""The tiers as one: nearest first, one fetch for many callers, and no failure of a tier."""
+"""All tiers as one: nearest first, one fetch for many callers, no failure of a tier."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.contract.values import artifact, module
 
 
 class Far(MemoryTier):
-    """A shared tier that answers when it is let, or not at all."""
+    """A shared tier that answers once its gate opens, or fails."""
 
     name = "redis"
 
@@ -79,7 +79,7 @@ class Far(MemoryTier):
 
 
 class Tiers:
-    """A cache over two tiers that the test looks into."""
+    """A cache over two tiers that a test can inspect."""
 
     def __init__(self) -> None:
         self.near = MemoryTier(10_000_000)
@@ -93,7 +93,7 @@ def tiers() -> Tiers:
     return Tiers()
 
 
-async def test_nearest_first_and_kept_nearer(tiers: Tiers) -> None:
+async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(tiers: Tiers) -> None:
     one = artifact()
     assert await tiers.cache.get(one.key, WaitBudget()) is None
     await tiers.far.put(one)
@@ -105,7 +105,7 @@ async def test_nearest_first_and_kept_nearer(tiers: Tiers) -> None:
     assert await tiers.near.get_module(module().sha256) == module()
 
 
-async def test_a_put_is_near_at_once_and_far_behind_the_reply(tiers: Tiers) -> None:
+async def test_a_put_is_in_memory_at_once_and_in_the_shared_tier_later(tiers: Tiers) -> None:
     tiers.far.gate.clear()
     await tiers.cache.put(artifact())
     assert await tiers.near.get(artifact().key) is not None
@@ -212,7 +212,9 @@ async def test_a_module_is_restored_where_it_is_gone_and_not_after_an_eviction(
     assert tiers.writes.pending == 0
 
 
-async def test_what_the_keys_of_today_do_not_vouch_for_is_dropped(tiers: Tiers) -> None:
+async def test_artifacts_that_no_trusted_key_vouches_for_are_dropped_from_memory(
+    tiers: Tiers,
+) -> None:
     good, bad = sealer(OURS).seal(artifact(1)), sealer(THEIRS).seal(artifact(2))
     await tiers.near.put(good)
     await tiers.near.put(bad)
@@ -224,7 +226,9 @@ async def test_what_the_keys_of_today_do_not_vouch_for_is_dropped(tiers: Tiers) 
     assert await tiers.near.get_module(module(2).sha256) == module(2)
 
 
-async def test_nor_is_it_served_from_what_waits_to_be_written(tiers: Tiers) -> None:
+async def test_artifacts_that_no_trusted_key_vouches_for_are_not_served_from_the_queue(
+    tiers: Tiers,
+) -> None:
     good, bad = sealer(OURS).seal(artifact(1)), sealer(THEIRS).seal(artifact(2))
     under_way = sealer(THEIRS).seal(artifact(3))
     tiers.far.gate.clear()  # As if Redis were down.
@@ -252,7 +256,7 @@ async def test_a_fetch_from_before_the_keys_changed_is_not_kept(tiers: Tiers) ->
     assert await tiers.near.get(one.key) is None
 
 
-async def test_what_waits_to_be_written_is_served_though_memory_had_no_room_for_it(
+async def test_a_queued_write_is_served_though_memory_had_no_room_for_it(
     tiers: Tiers,
 ) -> None:
     one, wasm = artifact(1), module(1)
@@ -297,7 +301,7 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
     assert await tiers.near.get(one.key) is one
 
 
-async def test_what_a_question_for_many_costs_is_one_time_out_too(tiers: Tiers) -> None:
+async def test_a_question_about_many_keys_costs_one_time_out(tiers: Tiers) -> None:
     tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, call_wait_s=0.2)
     keys = [artifact(tag).key for tag in range(100)]
     await tiers.far.put(artifact(1))
@@ -317,7 +321,7 @@ async def test_what_a_question_for_many_costs_is_one_time_out_too(tiers: Tiers) 
     assert tiers.far.gets == 3  # All of them at once.
 
 
-async def test_the_kind_of_what_waits_to_be_stored_is_known(tiers: Tiers) -> None:
+async def test_kinds_of_knows_artifacts_that_wait_to_be_written(tiers: Tiers) -> None:
     tiers.far.gate.clear()
     await tiers.cache.put(artifact(1))
     await tiers.near.evict(EvictScope())

@@ -1,4 +1,4 @@
-"""Writes wait behind the reply, within bounds, and never for nothing."""
+"""Writes wait in a bounded queue; each is written, or dropped and logged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.contract.values import artifact, module
 
 
 class SlowTier(NullTier):
-    """Takes writes when it is let."""
+    """A tier that takes writes once its gate opens."""
 
     def __init__(self) -> None:
         super().__init__("redis")
@@ -55,7 +55,7 @@ async def test_nothing_is_lost_while_there_is_room(slow: SlowTier) -> None:
     assert (writes.pending, writes.dropped) == (0, 0)
 
 
-async def test_when_full_the_oldest_goes(slow: SlowTier) -> None:
+async def test_a_full_queue_drops_the_oldest(slow: SlowTier) -> None:
     writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
     writes.add(artifact(0, 400))
     await asyncio.sleep(0)
@@ -92,7 +92,7 @@ async def test_an_artifact_is_not_dropped_for_its_own_module(slow: SlowTier) -> 
 
 
 async def test_artifacts_make_room_before_modules(slow: SlowTier) -> None:
-    """What misses a module has to ask its caller for it; what misses an artifact compiles."""
+    """A missing module costs callers an error, a missing artifact costs a compile."""
     writes = WriteBehind(slow, lambda: 1000, slow.always_ready)
     for tag in (1, 2):
         writes.add(module(tag, 300))
@@ -114,7 +114,7 @@ async def test_the_oldest_module_goes_when_no_artifact_is_left(slow: SlowTier) -
     assert slow.written == [module(tag, 300).sha256 for tag in (3, 4, 5)]
 
 
-async def test_what_is_dropped_is_named(slow: SlowTier) -> None:
+async def test_each_dropped_write_is_logged(slow: SlowTier) -> None:
     writes = WriteBehind(slow, lambda: 500, slow.always_ready)
     with capture_logs() as logs:
         writes.add(artifact(1, 400))
@@ -210,7 +210,7 @@ async def test_failures_are_counted_and_stop_nothing(slow: SlowTier) -> None:
     assert slow.written == [module(1).sha256]
 
 
-async def test_an_outage_does_not_burn_what_waits(slow: SlowTier) -> None:
+async def test_queued_writes_outlast_an_outage(slow: SlowTier) -> None:
     up = asyncio.Event()
 
     async def ready() -> None:

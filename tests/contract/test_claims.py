@@ -1,4 +1,4 @@
-"""Claims of daemons, over a real server: one makes it, the others take it, and nobody hangs."""
+"""Claims over a real server: one daemon compiles, the others fetch, and no call hangs."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_one_of_many_compiles_and_the_others_wait_for_what_it_stored(
         assert sorted(turns) == ["made"] * 4 + ["taken"]
 
 
-async def test_what_was_made_and_is_not_stored_is_waited_for_no_longer_than_a_time_out(
+async def test_a_holder_that_stores_is_waited_for_no_longer_than_a_time_out(
     valkey: RedisServer,
 ) -> None:
     async with fleet(valkey, 2) as (one, two):
@@ -214,7 +214,9 @@ async def test_a_holder_that_gives_up_is_replaced_by_exactly_one(
         assert sorted(turns) == ["made", "made", "taken"]
 
 
-async def test_what_waits_for_a_worker_keeps_no_other_daemon_waiting(valkey: RedisServer) -> None:
+async def test_a_job_that_waits_for_a_worker_keeps_no_other_daemon_waiting(
+    valkey: RedisServer,
+) -> None:
     async with fleet(valkey, 2) as (busy, idle):
         async with busy.worker(NullClaim().stored):
             queued = asyncio.create_task(busy.compile())
@@ -226,7 +228,7 @@ async def test_what_waits_for_a_worker_keeps_no_other_daemon_waiting(valkey: Red
         assert idle.outcomes.turns == ["taken"]
 
 
-async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compiles(
+async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(
     valkey: RedisServer,
 ) -> None:
     async with fleet(valkey, 2) as (one, two):
@@ -238,7 +240,9 @@ async def test_who_gets_a_worker_leaves_it_to_others_while_another_daemon_compil
         assert not await waiting
 
 
-async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServer) -> None:
+async def test_a_stored_artifact_is_not_compiled_when_its_worker_is_free(
+    valkey: RedisServer,
+) -> None:
     async with fleet(valkey, 1, max_wait_s=0.0) as [one]:
         async with one.fleet.claim(ONE.key, WaitBudget(1.0)) as claim:
             await one.tier.put(ONE)
@@ -250,7 +254,9 @@ async def test_nobody_begins_what_is_there_when_its_worker_is(valkey: RedisServe
             assert await claim.take()
 
 
-async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServer) -> None:
+async def test_a_daemon_that_waited_too_long_compiles_only_what_is_not_stored(
+    valkey: RedisServer,
+) -> None:
     async with (
         fleet(valkey, 2, max_wait_s=0.2) as (one, two),
         one.compiling(),
@@ -266,7 +272,7 @@ async def test_who_is_late_begins_only_what_is_still_not_there(valkey: RedisServ
 
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
-async def test_a_lease_that_was_taken_for_nobody_is_released(
+async def test_a_lease_taken_by_an_unanswered_call_is_released(
     valkey: RedisServer, cancelled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:
@@ -304,7 +310,7 @@ async def test_a_dead_holder_is_replaced_by_exactly_one(valkey: RedisServer) -> 
         holding.cancel()
 
 
-async def test_who_lost_its_lease_leaves_the_next_holders_alone(valkey: RedisServer) -> None:
+async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(valkey: RedisServer) -> None:
     async with fleet(valkey, 2) as (slow, quick), Redis.from_url(valkey.url) as raw:
         lease = slow.tier.names.lease(ONE.key)
         async with slow.compiling():
@@ -321,21 +327,21 @@ async def test_who_lost_its_lease_leaves_the_next_holders_alone(valkey: RedisSer
         assert slow.outcomes.turns == quick.outcomes.turns == ["taken"]
 
 
-async def test_an_artifact_that_is_there_is_not_made_again(valkey: RedisServer) -> None:
+async def test_a_stored_artifact_is_not_compiled_again(valkey: RedisServer) -> None:
     async with fleet(valkey, 1) as [one], Redis.from_url(valkey.url) as raw:
         await one.tier.put(ONE)
         assert not await one.compile()
         assert not await raw.exists(one.tier.names.lease(ONE.key))
 
 
-async def test_patience_ends(valkey: RedisServer) -> None:
+async def test_a_live_holder_is_waited_for_no_longer_than_max_wait_s(valkey: RedisServer) -> None:
     async with fleet(valkey, 2, max_wait_s=0.2) as (one, two):
         async with one.compiling():
             assert await two.compile()
         assert two.outcomes.turns == ["late"]
 
 
-async def test_patience_that_grows_counts_for_who_waits_already(valkey: RedisServer) -> None:
+async def test_a_longer_max_wait_s_counts_for_calls_that_wait_already(valkey: RedisServer) -> None:
     async with fleet(valkey, 2, max_wait_s=0.5) as (one, two):
         async with one.compiling():
             waiting = asyncio.create_task(two.compile())
@@ -361,7 +367,7 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
-async def test_a_forged_lease_holds_nobody_up(valkey: RedisServer, value: bytes) -> None:
+async def test_a_forged_lease_delays_no_call(valkey: RedisServer, value: bytes) -> None:
     async with fleet(valkey, 3) as daemons, Redis.from_url(valkey.url) as raw:
         await raw.set(NAME, value)  # And it never expires.
         began = asyncio.get_running_loop().time()
@@ -373,7 +379,7 @@ async def test_a_forged_lease_holds_nobody_up(valkey: RedisServer, value: bytes)
         assert sorted(turns) == ["made", "made", "seized"]
 
 
-async def test_a_lease_of_another_type_holds_nobody_up(valkey: RedisServer) -> None:
+async def test_a_lease_key_of_another_type_delays_no_call(valkey: RedisServer) -> None:
     async with fleet(valkey, 1) as [one], Redis.from_url(valkey.url) as raw:
         await raw.lpush(NAME, "x")
         assert await one.compile()
@@ -416,7 +422,7 @@ async def put_back(raw: Redis, copies: list[bytes]) -> None:
         await asyncio.sleep(0.4 * LEASE_S)
 
 
-async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
+async def test_copied_leases_that_are_written_back_in_turn_are_waited_for_once(
     valkey: RedisServer,
 ) -> None:
     """Each of them is new to the daemon, once; and none when it is too old."""
@@ -435,7 +441,7 @@ async def test_copied_leases_that_are_put_back_in_turn_are_waited_for_once(
             attacking.cancel()
 
 
-async def test_a_lease_that_this_daemon_held_is_no_reason_to_wait(valkey: RedisServer) -> None:
+async def test_a_copy_of_this_daemon_s_own_lease_delays_no_call(valkey: RedisServer) -> None:
     async with fleet(valkey, 1, max_wait_s=60) as [one], Redis.from_url(valkey.url) as raw:
         copies = await captured(raw, one, renewals=2)
         attacking = asyncio.create_task(put_back(raw, copies))
@@ -446,7 +452,7 @@ async def test_a_lease_that_this_daemon_held_is_no_reason_to_wait(valkey: RedisS
 
 
 @pytest.mark.parametrize("what", ["lease", "artifact"])
-async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
+async def test_a_writer_that_makes_leases_come_and_go_cannot_delay_a_call_for_ever(
     valkey: RedisServer, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is there when it is to be taken, and gone when it is looked at."""
@@ -470,7 +476,7 @@ async def test_who_can_make_things_come_and_go_holds_nobody_for_ever(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_without_a_server_everybody_compiles(tmp_path: Path, how: signal.Signals) -> None:
+async def test_without_a_server_every_daemon_compiles(tmp_path: Path, how: signal.Signals) -> None:
     with redis_server(binary_of("valkey"), tmp_path) as running:
         one, two = Daemon(running.url), Daemon(running.url)
 
