@@ -89,7 +89,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "rpc": (CORE, {"rpc.connections", "rpc.flow", "rpc.wire", "rpc.services"}),
     "telemetry": (set(), set()),
     "telemetry.logs": (set(), set()),
-    "telemetry.metrics": (CORE, set()),
+    "telemetry.metrics": ({"errors", "model"}, set()),
     "telemetry.admin": ({"network"}, set()),
     "config.values": ({"redis_address"}, set()),
     "config.sections": (set(), {"config.values"}),

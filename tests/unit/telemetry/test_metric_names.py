@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 CONTRACT = (Path(__file__).parent / "metrics.txt").read_text()
+ALERTS = (Path(__file__).parents[3] / "deploy" / "prometheus-alerts.yml").read_text()
 OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 
 
@@ -65,3 +67,9 @@ def test_two_daemons_in_one_process_share_nothing() -> None:
     one.bytes_sent(7)
     assert one.registry.get_sample_value("wasmkiln_sent_bytes_total") == 7
     assert other.registry.get_sample_value("wasmkiln_sent_bytes_total") == 0
+
+
+def test_the_alerts_use_metrics_of_the_list() -> None:
+    used = set(re.findall(r"\bwasmkiln_\w+", ALERTS))
+    assert used
+    assert used <= {line.split()[1] for line in CONTRACT.splitlines()}
