@@ -30,7 +30,11 @@ def main() -> int:
     args = parser.parse_args()
     installed_engines()
     unclear = 0
-    print("| module | bytes | hurts by | " + " | ".join(f"{e} | s" for e in ENGINES) + " |")
+    print(
+        "| module | bytes | expensive because of | "
+        + " | ".join(f"{e} | s" for e in ENGINES)
+        + " |"
+    )
     print("|---|---|---|" + "---|---|" * len(ENGINES))
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--redis-url", "none", "--quarantine-s", "0", *args.flags]

@@ -22,13 +22,15 @@ def markdown(verdict: Verdict) -> str:
             *map(_row, verdict.checks),
             "",
             f"{len(calls):,} calls in {figures.plan.seconds:g} s, seed {figures.plan.seed};"
-            f" {affected:,} of them were affected by their daemon's own end, {len(verdict.excused)}"
-            " met a job that was killed and were told so."
-            f" Memory hits, while all of this went on: {len(at_hits):,},"
+            f" {affected:,} of them were affected by the end of their daemon, {len(verdict.excused)}"
+            " lost their job and got that answer."
+            f" Memory hits meanwhile: {len(at_hits):,},"
             f" p50 {percentile(at_hits, 0.5) * 1e3:.1f} ms,"
             f" p99 {percentile(at_hits, 0.99) * 1e3:.1f} ms.",
             "",
-            "Blows: " + ", ".join(f"{kind} {count}" for kind, count in sorted(blows.items())) + ".",
+            "Faults: "
+            + ", ".join(f"{kind} {count}" for kind, count in sorted(blows.items()))
+            + ".",
             "",
             "| calls | how many | p50, ms | p99, ms | outcomes |",
             "|---|--:|--:|--:|---|",

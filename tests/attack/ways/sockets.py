@@ -48,13 +48,18 @@ def hold_open(
 
 
 def connect(where: tuple[str, int], first: bytes) -> socket.socket:
-    """Return a connection over which ``first`` was sent. Raises OSError."""
+    """Return a connection over which ``first`` was sent. Raises OSError.
+
+    To read from it does not block. A socket with a time-out would wait for the peer, even with
+    MSG_DONTWAIT.
+    """
     sock = socket.create_connection(where, _TIMEOUT_S)
     try:
         sock.sendall(first)
     except OSError:
         sock.close()
         raise
+    sock.setblocking(False)
     return sock
 
 
