@@ -119,7 +119,7 @@ def markdown(made: Report) -> str:
     lines += [
         "",
         f"One configured time-out is {TIMEOUT_S * 1e3:.0f} ms. Without faults, the longest of"
-        f" {made.quiet_calls:,} calls took {made.quiet_longest_s * 1e3:,.0f} ms apart from compiling."
-        f" Rejected values, by cause: {causes or 'none'}.",
+        f" {made.quiet_calls:,} calls took {made.quiet_longest_s * 1e3:,.0f} ms"
+        f" apart from compiling. Rejected values, by cause: {causes or 'none'}.",
     ]
     return "\n".join(lines)
