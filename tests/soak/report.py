@@ -22,8 +22,8 @@ def markdown(verdict: Verdict) -> str:
             *map(_row, verdict.checks),
             "",
             f"{len(calls):,} calls in {figures.plan.seconds:g} s, seed {figures.plan.seed};"
-            f" {affected:,} of them were affected by the end of their daemon, {len(verdict.excused)}"
-            " lost their job and got that answer."
+            f" {affected:,} of them were affected by the end of their daemon,"
+            f" {len(verdict.excused)} lost their job and got that answer."
             f" Memory hits meanwhile: {len(at_hits):,},"
             f" p50 {percentile(at_hits, 0.5) * 1e3:.1f} ms,"
             f" p99 {percentile(at_hits, 0.99) * 1e3:.1f} ms.",
