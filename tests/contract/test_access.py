@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache.fleet.lease_commands import TOKEN_BYTES, LeaseCommands
+from wasmkilnd.cache.fleet.lease import TOKEN_BYTES
+from wasmkilnd.cache.fleet.lease_commands import LeaseCommands
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.errors import TierUnavailable
@@ -62,9 +63,9 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
     mine, other = b"m" * TOKEN_BYTES, b"o" * TOKEN_BYTES
     assert await leases.take(two, mine + b"1", 60_000, one) == (True, mine + b"1", True)
     assert await leases.take(two, other, 60_000, one) == (False, mine + b"1", True)
-    assert await leases.peek(two, one) == (mine + b"1", True)
-    assert not await leases.keep(two, other, other, 60_000)
-    assert await leases.keep(two, mine, mine + b"2", 60_000)
+    assert await leases.look(two, one) == (mine + b"1", True)
+    assert not await leases.replace(two, other, other, 60_000)
+    assert await leases.replace(two, mine, mine + b"2", 60_000)
     assert await link.beginnings([two], [100]) == [mine + b"2"]
     await leases.release(two, other)
     assert await link.exists([two]) == [True]

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.fleet.claim import LeaseFleet, NullClaim
+from wasmkilnd.cache.fleet.claim import LeaseFleet
 from wasmkilnd.cache.fleet.lease import Lease
 from wasmkilnd.cache.fleet.lease_store import LeaseStore
+from wasmkilnd.cache.fleet.null_fleet import NullClaim
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
 from wasmkilnd.cache.value.names import KeyNames

@@ -155,7 +155,7 @@ async def test_a_lease(tier: RedisTier, raw: Redis, is_good_at_first: bool) -> N
     assert await raw.strlen(name) < 1000
     await enlarge(raw, name)
     with little_memory():
-        assert await LeaseCommands(tier.link).keep(name, ours.token, ours.token, 600_000)
+        assert await LeaseCommands(tier.link).replace(name, ours.token, ours.token, 600_000)
         await enlarge(raw, name)
         await leases.release(ONE.key, ours)
     assert not await raw.exists(name)

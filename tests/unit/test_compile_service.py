@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission
-from wasmkilnd.cache.fleet.claim import NullClaim, NullFleet
-from wasmkilnd.cache.fleet.strike_store import NoStrikes
+from wasmkilnd.cache.fleet.null_fleet import NullClaim, NullFleet, NullStrikes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.redis.server import Command
@@ -161,7 +160,7 @@ class Rig:
         far = far or NullTier("redis")
         self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
         self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes)
-        self.quarantine = Quarantine(NoStrikes(), self.recorder, lambda: 600.0)
+        self.quarantine = Quarantine(NullStrikes(), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
         self.fleet = NullFleet()

@@ -10,9 +10,10 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
-from wasmkilnd.cache.fleet.claim import LeaseFleet, NullFleet
+from wasmkilnd.cache.fleet.claim import LeaseFleet
 from wasmkilnd.cache.fleet.lease_store import LeaseStore
-from wasmkilnd.cache.fleet.strike_store import NoStrikes, RedisStrikes
+from wasmkilnd.cache.fleet.null_fleet import NullFleet, NullStrikes
+from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
@@ -276,7 +277,7 @@ def _without(options: RemoteOptions) -> SharedTier:
         tier=tier,
         write_behind=WriteBehind(tier, options.write_queue_bytes, tier.always_ready),
         fleet=NullFleet(),
-        strikes=NoStrikes(),
+        strikes=NullStrikes(),
         description="no Redis tier (WASMKILN_REDIS_URL=none)",
         mode="none",
     )

@@ -7,7 +7,9 @@ learns for itself that a module breaks its compiler.
 | file | what |
 |---|---|
 | ``claim`` | one flight's claim to compile an artifact: take, wait for others, end |
+| ``null_fleet`` | what a daemon has instead of a fleet |
 | ``lease_store`` | the leases in Redis: look, take, renew, release |
+| ``lease_commands`` | the Redis commands and scripts on a lease's key |
 | ``lease`` | the value of a lease: holder, heartbeat, state, stamp |
 | ``holders`` | which holders are alive, and which leases are old or copied |
 | ``strike_store`` | strikes against modules in Redis, and which of them were released |

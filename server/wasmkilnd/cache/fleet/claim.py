@@ -23,6 +23,7 @@ from typing import Any
 from wasmkilnd.cache.fleet.holders import Sightings
 from wasmkilnd.cache.fleet.lease import State
 from wasmkilnd.cache.fleet.lease_store import End, LeaseStatus, LeaseStore
+from wasmkilnd.cache.fleet.null_fleet import NullClaim
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey
 from wasmkilnd.ports import Claim, Recorder
@@ -61,41 +62,6 @@ class Outcome(Enum):
     """Another daemon took too long to compile or to store: this daemon compiled."""
     ALONE = "alone"
     """The shared tier did not answer: this daemon compiled."""
-
-
-class NullClaim:
-    """A claim that no other daemon contests: it is always granted."""
-
-    async def stored(self) -> None:
-        """Never return."""
-        await asyncio.get_running_loop().create_future()
-
-    async def take(self) -> bool:
-        """Return True."""
-        return True
-
-    async def wait_for_others(self) -> bool:
-        """Return False."""
-        return False
-
-    def ignore_others(self) -> None:
-        """Do nothing."""
-
-    def failed(self) -> None:
-        """Do nothing."""
-
-
-class NullFleet:
-    """The fleet of a daemon that asks no other daemon who compiles."""
-
-    def claim(
-        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
-    ) -> contextlib.AbstractAsyncContextManager[Claim]:
-        """Return a claim that is always granted."""
-        return contextlib.nullcontext(NullClaim())
-
-    async def close(self) -> None:
-        """Do nothing."""
 
 
 class LeaseFleet:

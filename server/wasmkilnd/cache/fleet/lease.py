@@ -18,9 +18,11 @@ import time
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from wasmkilnd.cache.fleet.lease_commands import TOKEN_BYTES
 from wasmkilnd.cache.value.codec import CheckStamp, Stamp
 from wasmkilnd.model import STAMP_BYTES
+
+TOKEN_BYTES = 32
+"""The length of a token: the first bytes of a lease, which name its holder."""
 
 _SHAPE = re.compile(
     rb"([0-9a-f]{%d})\.([0-9]{1,15})\.([0-9]{1,15})\.([a-z]+)\.([0-9a-f]{%d})"

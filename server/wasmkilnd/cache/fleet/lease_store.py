@@ -93,7 +93,7 @@ class LeaseStore:
         """Return what happens to the artifact, changing nothing; add to ``sightings``."""
         name = self._names.lease(key)
         try:
-            held, made = await self._commands.peek(name, self._names.artifact(key))
+            held, made = await self._commands.look(name, self._names.artifact(key))
         except WrongType:
             return LeaseStatus.FREE  # The daemon that takes the lease deletes that value.
         if made:
@@ -126,7 +126,7 @@ class LeaseStore:
         status = self._status_of(name, held, sightings)
         if status is not LeaseStatus.FREE:
             return status
-        if not await self._commands.keep(name, held, value, ours.lasts_ms):
+        if not await self._commands.replace(name, held, value, ours.lasts_ms):
             return LeaseStatus.HELD  # Or it was released just now, as the next look will tell.
         _log.warning("replaced a lease with no valid signature or heartbeat", key=name.decode())
         return LeaseStatus.SEIZED
@@ -178,7 +178,7 @@ class LeaseStore:
     async def _renew(self, key: CacheKey, lease: Lease, ttl_ms: int) -> bool:
         name = self._names.lease(key)
         value = lease.written(name, self._sealer.stamp)
-        return await self._commands.keep(name, lease.token, value, ttl_ms)
+        return await self._commands.replace(name, lease.token, value, ttl_ms)
 
     async def _settled(self, key: CacheKey, ended: asyncio.Future[End]) -> End:
         end = await asyncio.shield(ended)

@@ -7,7 +7,6 @@ key can put a module into quarantine. A released strike that someone writes back
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import structlog
@@ -17,7 +16,7 @@ from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import KeyNames
-from wasmkilnd.errors import TierUnavailable, WrongType
+from wasmkilnd.errors import WrongType
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wait_budget import WaitBudget
@@ -26,32 +25,6 @@ _MAX_LISTED = 10_000
 _BATCH = 100
 
 _log = structlog.get_logger("wasmkilnd.cache")
-
-
-class NoStrikes:
-    """The strikes of a daemon without a shared tier, which shares none."""
-
-    async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
-        """Raise TierUnavailable."""
-        raise TierUnavailable("there is no shared tier")
-
-    async def put(
-        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
-    ) -> None:
-        """Raise TierUnavailable."""
-        raise TierUnavailable("there is no shared tier")
-
-    async def ready(self) -> None:
-        """Never return."""
-        await asyncio.Event().wait()
-
-    async def all(self) -> Sequence[Strike]:
-        """Return an empty list."""
-        return []
-
-    async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
-        """Return an empty list."""
-        return []
 
 
 class RedisStrikes:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from wasmkiln.attestation import peek
 
-from wasmkilnd.cache.fleet.claim import NullClaim
+from wasmkilnd.cache.fleet.null_fleet import NullClaim
 from wasmkilnd.cache.redis.for_each import each
 from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value.names import ValueKey
