@@ -11,9 +11,9 @@ from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parents[1] / "client" / "wasmkiln"
 
-# Each applies to the outcome of those before it, and to the whole text.
+# (pattern, replacement): each applies to the whole text, after those before it.
 RULES = [
-    # What documentation says of event loops.
+    # Documentation that is about event loops.
     (
         r'\A"""The client for asyncio\."""\n',
         '"""The blocking client, generated from aio.py: edit that and run `make client`."""\n',
@@ -22,9 +22,9 @@ RULES = [
         r"daemon from one event loop; safe for use by many of its tasks at once\.",
         "daemon; safe for use by many threads at once.",
     ),
-    (r"    It can be made before the loop runs\.(?:.+\n)+\n", ""),
+    (r"    Make it inside or outside of the loop\.(?:.+\n)+\n", ""),
     (r"is called in the event loop\.", "is called in this thread."),
-    # What code does.
+    # Code.
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\bawait ", ""),
     (r"\bAsync([A-Z]\w*)", r"\1"),
@@ -33,13 +33,16 @@ RULES = [
 
 
 def blocking(source: str) -> str:
-    """Return the blocking form of ``source``. Raise ValueError for a rule that nothing needs."""
+    """Return the blocking form of ``source``.
+
+    Raise ValueError for a rule that matches nothing, and where a word of asyncio is left.
+    """
     for pattern, replacement in RULES:
         source, uses = re.subn(pattern, replacement, source)
         if not uses:
-            raise ValueError(f"nothing in the source matches {pattern!r}: mend or drop the rule")
+            raise ValueError(f"nothing in aio.py matches {pattern!r}: correct or remove the rule")
     if left := re.search(r"async|await|event loop", source):
-        raise ValueError(f"{left[0]!r} is left: a rule is missing")
+        raise ValueError(f"{left[0]!r} is left: add a rule")
     return source
 
 

@@ -6,9 +6,26 @@
         artifact = client.compile("module.wasm", engine="wasmtime")
         module = artifact.load()
 
-Importing this package needs grpcio, protobuf and the rich-error protos only. The
-`wasmkiln` command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`, and
-`Artifact.load` the engine itself.
+What callers use is public and exported here:
+
+    client, aio     Client and AsyncClient. client.py is generated from aio.py (`make client`).
+    artifact        Artifact: bytes and header; save, open, verify, load
+    attestation     who signed an artifact, and what the signature states
+    trusted_keys    the public keys that a caller trusts
+    errors          one exception for each reason of the contract
+    loading/        put an artifact into the engine of this interpreter
+    cli/            the `wasmkiln` command
+
+How a call runs, from the outside in: a client hands the arguments to `_calls`, which builds
+requests (`_requests`), yields the steps of a flow (`_flow`: deadline, attempts), and checks
+each answer before it is used (`_methods`; for a compile `_assembly` and `_header_fields`). The
+client performs the steps over its transport (`_transports`); `_status` turns a failed step
+into an exception. Nothing that a daemon sends is believed without a check: `_header_fields`
+says why each field may be, and `_untrusted` makes texts fit to be shown.
+
+Importing this package needs grpcio, protobuf and googleapis-common-protos only, and nothing
+of the daemon. The command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`,
+and `Artifact.load` the engine itself.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -53,7 +70,7 @@ from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
 try:
     __version__ = version("wasmkiln")
-except PackageNotFoundError:  # run from a source tree that was never installed
+except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Puts an artifact together from the messages of a Compile stream, and verifies it."""
+"""Puts an artifact together from a Compile stream, verifies it, and reports progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     ProgressCallback = Callable[["Progress"], None]
 
-# A newer daemon may send parts that are not known here; one that sends nothing else is ended.
+# A newer daemon may send parts that this client does not know, but not endlessly.
 _MAX_EMPTY_MESSAGES = 100
 
 
@@ -47,10 +47,10 @@ class Progress:
 
 
 class Assembly:
-    """One stream's worth of messages: `add` each, then `finish`.
+    """The artifact of one Compile stream: `add` each message, then `finish`.
 
-    It hashes as the chunks arrive, so that verifying costs nearly nothing after the last
-    one, and stops at the first byte too many.
+    `add` hashes the chunks as they arrive, so that `finish` has little left to do, and refuses
+    the first byte too many.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Assembly:
     def add(self, message: CompileResponse) -> None:
         """Take the next message.
 
-        Raise ArtifactMismatch when it can't be right, and ArtifactTooLarge when the header
-        announces more than the client takes.
+        Raise ArtifactMismatch when it contradicts the call or the header, and ArtifactTooLarge
+        when the header announces more than `max_bytes`.
         """
         if message.WhichOneof("part") == "header":
             self._begin(message.header)
@@ -84,17 +84,17 @@ class Assembly:
         else:
             self._empty_messages += 1
             if self._empty_messages > _MAX_EMPTY_MESSAGES:
-                raise ArtifactMismatch("the daemon sends messages with nothing in them")
+                raise ArtifactMismatch("the daemon sent too many empty messages")
 
     def finish(self) -> Artifact:
         """Return the verified artifact.
 
-        Raise ArtifactMismatch when anything is missing or wrong, and AttestationInvalid when
-        there are trusted keys and none of them vouches for it.
+        Raise ArtifactMismatch when bytes are missing or wrong, and AttestationInvalid when
+        there are trusted keys and none of them signed it.
         """
         header = self._header
         if header is None:
-            raise ArtifactMismatch("the daemon's answer ended before its header")
+            raise ArtifactMismatch("the daemon's answer ended without a header")
         if not self._call.request.omit_artifact:
             self._check_bytes(header)
         artifact = Artifact(
@@ -103,7 +103,7 @@ class Assembly:
             self._trusted_keys,
             requested_settings=dict(self._call.request.settings),
         )
-        # Before anybody has it in hand: what is saved to a file is loaded by others.
+        # Verify before the caller has it: a saved file may be loaded by others without a check.
         if self._trusted_keys:
             artifact.verify_header(self._trusted_keys)
         return artifact
@@ -124,11 +124,11 @@ class Assembly:
     def _begin(self, header: ArtifactHeader) -> None:
         if self._header is not None:
             raise ArtifactMismatch("the daemon's answer has two headers")
-        # A signature says that it is what it is called, not that it is what this call is for.
+        # A signature binds the artifact to its header, not to what this call asked for.
         _header_fields.check(self._call, header)
         if not self._call.request.omit_artifact and header.size_bytes > self._max_bytes:
             raise ArtifactTooLarge(
-                f"the artifact has {header.size_bytes:,} bytes, and this client takes "
+                f"the artifact has {header.size_bytes:,} bytes, above this client's limit of "
                 f"{self._max_bytes:,}: raise max_artifact_bytes, --max-artifact-bytes or "
                 "WASMKILN_MAX_ARTIFACT_BYTES",
                 metadata={
@@ -136,7 +136,7 @@ class Assembly:
                     "limit_bytes": str(self._max_bytes),
                 },
             )
-        # They are only shown; protobuf's conversions, and its JSON, raise for what is none.
+        # Both are only shown. Drop invalid ones: protobuf's conversions and its JSON would raise.
         for name in ("queue_time", "compile_time"):
             if not _untrusted.is_valid(getattr(header, name)):
                 header.ClearField(name)

@@ -1,8 +1,8 @@
-"""Why each field of an ArtifactHeader may be believed: one table, complete by a test.
+"""Why the client may believe each field of an ArtifactHeader: one table, complete by a test.
 
-What the client uses of a header was compared with the call or with the bytes that came, or is
-attested where there are trusted keys. What is only shown is never used: no path, no engine and
-no decision depends on it.
+The client uses a field only after it compared the field with the call or with the artifact's
+bytes; with trusted keys the attestation has to say the same. All other fields are only shown:
+no path, no engine and no decision depends on them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHead
 if TYPE_CHECKING:
     from wasmkiln.v1.module_service_pb2 import CompileRequest
 
-# The first eight bytes: a magic number, a version, and the layer that tells a component.
+# A module's first eight bytes: magic number, version, and layer, which marks a component.
 _KINDS = {
     b"\0asm\x01\0\0\0": KIND_CORE_MODULE,
     b"\0asm\x0d\0\x01\0": KIND_COMPONENT,
@@ -27,26 +27,26 @@ _KINDS = {
 
 
 class Basis(Flag):
-    """What vouches for a field."""
+    """What a field is checked against."""
 
     SHOWN = 0
-    """Nothing: it is shown, or is the attestation itself."""
+    """Nothing: the field is only shown, or is the attestation itself."""
     CALL = auto()
-    """It is compared with what the call asked for, as far as that said it."""
+    """The call, as far as the call named a value."""
     BYTES = auto()
-    """It is compared with the artifact's bytes, where these were asked for."""
+    """The artifact's bytes, where the call asked for them."""
     ATTESTED = auto()
-    """With trusted keys, the attestation has to say the same."""
+    """The attestation, where there are trusted keys."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a compile asked for."""
+    """What the caller of a compile asked for."""
 
     request: CompileRequest
     module_sha256: str
     kind: Kind | None
-    """None where the module's bytes aren't known."""
+    """None where the client does not have the module's bytes."""
 
 
 Differences = Iterator[str]
@@ -54,17 +54,17 @@ Comparison = Callable[[Call, ArtifactHeader], Differences]
 
 
 def kind_of(module: bytes | None) -> Kind | None:
-    """Return the kind that a module's preamble tells, None where there is none that is known."""
+    """Return the kind in a module's preamble. Return None for an unknown one, or no bytes."""
     return _KINDS.get(module[:8]) if module is not None else None
 
 
 def engine_id(engine: Engine) -> str:
-    """Return an engine's id made from what is attested of it."""
+    """Return an engine's id, made from its attested name and version."""
     return f"{engine.name}-{engine.version}"
 
 
 def check(call: Call, header: ArtifactHeader) -> None:
-    """Raise ArtifactMismatch when a header is not about what was asked for."""
+    """Raise ArtifactMismatch when a header is not about what the call asked for."""
     for compare in _COMPARISONS:
         for difference in compare(call, header):
             raise ArtifactMismatch(difference)
@@ -83,7 +83,7 @@ def _engine(call: Call, header: ArtifactHeader) -> Differences:
     asked, name, full = call.request.engine, header.engine.name, engine_id(header.engine)
     if asked and asked not in (name, full):
         yield _differs("engine", asked, full)
-    # No attestation has the id, and callers name files by it.
+    # Attestations do not have the id, and callers name files after it.
     if header.engine.id != full:
         yield f"the header calls the engine {quoted(full)} {quoted(header.engine.id) or 'nothing'}"
 
@@ -103,7 +103,7 @@ def _settings(call: Call, header: ArtifactHeader) -> Differences:
     for name, value in asked.items():
         if value != header.settings.get(name):
             yield _differs(f"setting {quoted(name)}", value, header.settings.get(name, ""))
-    # What nobody asked for is as the engine has it by default.
+    # A setting that the call did not name has to have the engine's default.
     for name, value in header.changed_settings.items():
         if value != asked.get(name):
             default = asked.get(name, "as the engine has it")
@@ -121,7 +121,7 @@ FIELDS: Mapping[str, Basis] = {
     "module_sha256": Basis.CALL | Basis.ATTESTED,
     "artifact_sha256": Basis.BYTES | Basis.ATTESTED,
     "size_bytes": Basis.BYTES,
-    "engine.id": Basis.CALL,  # it has to be made of the two that follow
+    "engine.id": Basis.CALL,  # has to consist of the name and the version
     "engine.name": Basis.CALL | Basis.ATTESTED,
     "engine.version": Basis.CALL | Basis.ATTESTED,
     "engine.core_version": Basis.ATTESTED,
@@ -136,8 +136,8 @@ FIELDS: Mapping[str, Basis] = {
     "origin": Basis.SHOWN,
     "queue_time": Basis.SHOWN,
     "compile_time": Basis.SHOWN,
-    # The attestation has a digest of these three, which a client can't compute: a header has
-    # one kind for all that only components have.
+    # The attestation has a digest of these three. A client cannot compute it: the header has
+    # one kind, OTHER, for everything that only components import or export.
     "imports": Basis.SHOWN,
     "exports": Basis.SHOWN,
     "types_truncated": Basis.SHOWN,

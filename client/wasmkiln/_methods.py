@@ -86,13 +86,13 @@ RELEASE_QUARANTINE = Method(
 )
 DRAIN = Method("/wasmkiln.v1.AdminService/Drain", admin.DrainResponse)
 # On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1}
-# are wrappers of a text and a number, so that the client needs no package for them.
+# look like protobuf's wrappers of a string and an integer, so the client needs no other package.
 HEALTH = Method("/grpc.health.v1.Health/Check", Int32Value)
 _HEALTH_STATUS = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 
 
 def health_status(value: int) -> str:
-    """Return the name of a health status; "STATUS_7" for one that this client doesn't know."""
+    """Return the name of a health status; "STATUS_7" for one that this client does not know."""
     return _HEALTH_STATUS[value] if 0 <= value < len(_HEALTH_STATUS) else f"STATUS_{value}"
 
 
@@ -100,7 +100,7 @@ def check_loaded(answer: modules.LoadResponse, sha256: str, size_bytes: int) -> 
     """Raise UnexpectedAnswer when a Load's answer is about another module."""
     if answer.sha256 != sha256 or answer.size_bytes != size_bytes:
         raise UnexpectedAnswer(
-            f"loaded module {sha256} of {size_bytes} bytes, and the daemon answers about "
+            f"loaded module {sha256} of {size_bytes} bytes, and the daemon's answer is about "
             f"{quoted(answer.sha256) or 'none'} of {answer.size_bytes} bytes"
         )
 
@@ -108,9 +108,9 @@ def check_loaded(answer: modules.LoadResponse, sha256: str, size_bytes: int) -> 
 def still_missing(
     asked: Sequence[ArtifactKey], missing: Sequence[ArtifactKey]
 ) -> list[ArtifactKey]:
-    """Return those of the keys asked for that an answer names.
+    """Return the asked keys that an answer names.
 
-    Raise UnexpectedAnswer when it names another one, or not in the order asked.
+    Raise UnexpectedAnswer when the answer names another key, or names them in another order.
     """
     found = []
     rest = iter(asked)
@@ -118,7 +118,7 @@ def still_missing(
         key = next((key for key in rest if _same(key, named)), None)
         if key is None:
             raise UnexpectedAnswer(
-                "the daemon says that a key is missing which was not asked about: module "
+                "the daemon reports a missing key that was not asked about: module "
                 f"{quoted(named.module_sha256) or 'none'}, engine {quoted(named.engine) or 'none'}"
             )
         found.append(key)

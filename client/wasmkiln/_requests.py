@@ -36,23 +36,23 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class IdentifiedModule:
-    """A module's SHA-256 in lowercase hex, and its bytes unless only the digest is known."""
+    """A module's SHA-256 in lowercase hex, and its bytes (None where only the digest is known)."""
 
     sha256: str
     module: bytes | None
 
 
 def is_digest(text: str) -> bool:
-    """Whether a text is 64 lowercase hexadecimal digits."""
+    """Return whether a text is 64 lowercase hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def identify(source: Source) -> IdentifiedModule:
-    """Reads and hashes a module; a digest is taken at its word.
+    """Read and hash a module. Take a digest as it is.
 
-    A text of 64 lowercase hexadecimal digits is a digest, unless a file has that name.
-    Raises OSError when a path can't be read, ModuleTooLarge for what no daemon would take,
-    TypeError for another kind of source.
+    A text of 64 lowercase hexadecimal digits is a digest, unless a file has that name. Raise
+    OSError when a path cannot be read, ModuleTooLarge above 1 GiB, which no daemon accepts,
+    and TypeError for another kind of source.
     """
     if isinstance(source, str) and is_digest(source) and not Path(source).exists():
         return IdentifiedModule(source, None)
@@ -68,13 +68,13 @@ def identify(source: Source) -> IdentifiedModule:
 
 
 def _read(path: Path) -> bytes:
-    """Reads a file, or a pipe, but not one without an end such as /dev/zero."""
+    """Read a file or a pipe. Stop at 1 GiB: /dev/zero has no end."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         module = file.read(_MAX_MODULE_BYTES + 1) if size_bytes <= _MAX_MODULE_BYTES else b""
     if size_bytes > _MAX_MODULE_BYTES or len(module) > _MAX_MODULE_BYTES:
         raise ModuleTooLarge(
-            f"{path} is larger than {_MAX_MODULE_BYTES:,} bytes, more than any daemon takes"
+            f"{path} is larger than {_MAX_MODULE_BYTES:,} bytes, the highest limit of any daemon"
         )
     return module
 
@@ -88,13 +88,13 @@ def compile_request(
     skip_cache_lookup: bool,
     omit_artifact: bool,
 ) -> modules.CompileRequest:
-    """A CompileRequest without a source, which the caller adds.
+    """Return a CompileRequest without a source, which the caller adds.
 
-    Raises TypeError for a setting that is no text.
+    Raise TypeError for a setting whose value is not a string.
     """
     for name, value in (settings or {}).items():
         if not isinstance(value, str):
-            raise TypeError(f"the value of setting {name!r} has to be a text, such as 'true'")
+            raise TypeError(f"the value of setting {name!r} has to be a string, such as 'true'")
     return modules.CompileRequest(
         engine=engine or "",
         target=target or "",
@@ -106,17 +106,17 @@ def compile_request(
 
 
 def artifact_keys(keys: Iterable[ArtifactKey | str]) -> list[ArtifactKey]:
-    """Keys as they are, and a digest as the key of its default engine's artifact.
+    """Return the keys; a digest becomes the key of the default engine's artifact.
 
-    Raises TypeError for a single text, whose characters would be taken for keys.
+    Raise TypeError for a single string, whose characters would be taken for keys.
     """
     if isinstance(keys, str):
-        raise TypeError("find_missing takes a list of keys or digests, not one text")
+        raise TypeError("find_missing takes a list of keys or digests, not one string")
     return [ArtifactKey(module_sha256=key) if isinstance(key, str) else key for key in keys]
 
 
 def in_batches(keys: Sequence[ArtifactKey]) -> Iterator[modules.FindMissingRequest]:
-    """FindMissing requests of no more keys than the daemon takes in one."""
+    """Yield FindMissing requests, each with no more keys than the daemon allows."""
     for start in range(0, len(keys), FIND_MISSING_KEYS):
         yield modules.FindMissingRequest(keys=keys[start : start + FIND_MISSING_KEYS])
 
@@ -124,7 +124,7 @@ def in_batches(keys: Sequence[ArtifactKey]) -> Iterator[modules.FindMissingReque
 def evict_request(
     *, module_sha256: str | None, engine: str | None, everything: bool, tier: str | None
 ) -> admin.EvictRequest:
-    """An EvictRequest. Raises ValueError unless exactly one scope and a known tier are given."""
+    """Return an EvictRequest. Raise ValueError unless there is one scope, and a known tier."""
     if (module_sha256 is not None) + (engine is not None) + everything != 1:
         raise ValueError("evict needs exactly one of module_sha256, engine and everything=True")
     if tier not in _TIERS:
@@ -142,7 +142,7 @@ def evict_request(
 
 
 def release_request(module_sha256: str | None, everything: bool) -> admin.ReleaseQuarantineRequest:
-    """A ReleaseQuarantineRequest. Raises ValueError unless exactly one scope is given."""
+    """Return a ReleaseQuarantineRequest. Raise ValueError unless there is exactly one scope."""
     if (module_sha256 is not None) + everything != 1:
         raise ValueError("release needs either module_sha256 or everything=True")
     if module_sha256 is None:
@@ -153,7 +153,7 @@ def release_request(module_sha256: str | None, everything: bool) -> admin.Releas
 
 
 def drain_request(grace_s: float | None) -> admin.DrainRequest:
-    """A DrainRequest. Raises ValueError for a grace that is no duration."""
+    """Return a DrainRequest. Raise ValueError unless the grace is from 0 s to a year."""
     request = admin.DrainRequest()
     if grace_s is not None:
         if not 0 <= grace_s <= MAX_TIMEOUT_S:

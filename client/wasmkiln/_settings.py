@@ -1,4 +1,4 @@
-"""Where the daemon is and how long to wait for it: argument over environment over default."""
+"""The settings of a client: an argument wins over the environment, that over the default."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fractions import Fraction
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
-# Four times what a daemon sends unless it is configured otherwise.
+# Four times the default limit of a daemon.
 DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
 
-# A year. gRPC counts nanoseconds in 64 bits, and takes what does not fit for the past.
+# A year. gRPC counts nanoseconds in 64 bits, and reads a number that does not fit as the past.
 MAX_TIMEOUT_S = 365 * 24 * 3600
 
-# As the daemon writes sizes; see its config/quantity.py.
+# The same as in the daemon's config/quantity.py.
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
 _UNITS = {
     "": 1,
@@ -30,9 +30,9 @@ _UNITS = {
 
 _NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
 
-# The contract keeps answers below gRPC's default limit of 4 MiB; a module that is sent may be
-# as large as the daemon allows. The backoff is that of the connection: the default of a
-# second would make every retry within it fail with the first attempt's error.
+# Answers stay below gRPC's default limit of 4 MiB by contract; a module may be as large as the
+# daemon allows. The backoff is the connection's: with gRPC's default of a second, each retry
+# within it would fail with the first attempt's error.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -42,16 +42,18 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def choose_address(argument: str | None) -> str:
-    """`argument`, else WASMKILN_ADDRESS, else 127.0.0.1:50051.
+    """Return `argument`, else WASMKILN_ADDRESS, else 127.0.0.1:50051.
 
-    Raises ValueError for a URL, which gRPC would take for a host's name, and without a port
-    from 1 to 65535, for which it would take another.
+    Raise ValueError for a URL, which gRPC would read as a host's name, and unless the port is
+    from 1 to 65535: gRPC would use another one.
     """
     address = argument or os.environ.get("WASMKILN_ADDRESS") or DEFAULT_ADDRESS
     scheme, separator, _ = address.partition("://")
     if separator and scheme in {"http", "https", "grpc", "grpcs", "tcp"}:
-        raise ValueError(f"an address is host:port or unix:/path, without the {scheme}:// in front")
-    # What has a name of gRPC's in front (unix:, dns:, ipv4:) is for gRPC to read.
+        raise ValueError(
+            f"an address is host:port or unix:/path: leave out the {scheme}:// in front"
+        )
+    # gRPC itself reads an address with one of its schemes in front (unix:, dns:, ipv4:).
     if not _NAMED.match(address) and not _has_port(address):
         raise ValueError(
             f"an address is host:port or unix:/path, with a port from 1 to 65535, not {address}"
@@ -66,10 +68,9 @@ def _has_port(address: str) -> bool:
 
 
 def choose_timeout_s(argument: float | None) -> float:
-    """`argument`, else WASMKILN_TIMEOUT_S, else 60 seconds.
+    """Return `argument`, else WASMKILN_TIMEOUT_S, else 60; a year at most. In seconds.
 
-    More than a year is taken for a year. Raises ValueError unless it is a positive, finite
-    number.
+    Raise ValueError unless it is a positive, finite number.
     """
     name, value = "timeout_s", argument
     if argument is None:
@@ -87,9 +88,9 @@ def choose_timeout_s(argument: float | None) -> float:
 
 
 def choose_max_artifact_bytes(argument: int | None) -> int:
-    """`argument`, else WASMKILN_MAX_ARTIFACT_BYTES, else 1 GiB.
+    """Return `argument`, else WASMKILN_MAX_ARTIFACT_BYTES, else 1 GiB. In bytes.
 
-    Raises ValueError unless it is a positive number, in the environment also such as 512MiB.
+    The environment may say 512MiB too. Raise ValueError unless the number is positive.
     """
     if argument is not None:
         if isinstance(argument, bool) or not isinstance(argument, int) or argument <= 0:
@@ -105,12 +106,12 @@ def choose_max_artifact_bytes(argument: int | None) -> int:
 
 
 def parse_size(text: str) -> int:
-    """Read a positive size such as 512MiB, 1.5GB or 1048576. Raises ValueError."""
+    """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
     size = Fraction(match[1]) * unit if match and unit else Fraction(0)
     if size.denominator != 1 or size <= 0:
         raise ValueError(
-            f"{text[:100]!r} is no size: write bytes as in 268435456, or a suffix as in 256MiB"
+            f"{text[:100]!r} is not a size: write bytes as in 268435456, or a suffix as in 256MiB"
         )
     return int(size)

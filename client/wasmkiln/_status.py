@@ -1,4 +1,4 @@
-"""From a failed gRPC call to the exception that a caller sees."""
+"""Turns a failed gRPC call into the exception that a caller sees."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from wasmkiln.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The reasons that a daemon sends. A reason that is not here, from a newer daemon, becomes
-# a plain WasmkilnError.
+# The reasons that a daemon sends. Any other, which a newer daemon may send, becomes a plain
+# WasmkilnError.
 BY_REASON: dict[str, type[WasmkilnError]] = {
     kind.REASON: kind
     for kind in (
@@ -68,32 +68,31 @@ BY_REASON: dict[str, type[WasmkilnError]] = {
 }
 
 _DOMAIN = "wasmkiln"
-# Of these an honest error has three.
+# An honest error has three details.
 _MAX_DETAILS = 100
 _DETAILS_KEY = "grpc-status-details-bin"
-# What gRPC servers say, C core and Go alike, about a request above their message limit. The
-# C core says "CLIENT: Received …" when it is the answer that is too large.
+# How gRPC servers, C core and Go alike, refuse a request above their message limit. Where the
+# answer is too large, the C core says "CLIENT: Received …".
 _MESSAGE_TOO_LARGE = re.compile(
     r"(?<!CLIENT: )received message larger than max(?: \((\d+) vs\. (\d+)\))?", re.IGNORECASE
 )
 _METADATA_TOO_LARGE = "received metadata size exceeds"
 
-# What gRPC's own words come down to, where they tell more than that nobody answers.
+# What gRPC's own words for a failed connection mean.
 _CAUSES = {
-    "DNS resolution failed": "the host is not known",
-    "Domain name not found": "the host is not known",
-    "Connection refused": "the connection is refused",
-    "No such file or directory": "there is no such socket",
-    "Permission denied": "it may not be used by this user",
-    "Failed parsing HTTP/2": "what answers does not speak gRPC",
+    "DNS resolution failed": "unknown host",
+    "Domain name not found": "unknown host",
+    "Connection refused": "connection refused",
+    "No such file or directory": "no such socket",
+    "Permission denied": "permission denied for this user",
+    "Failed parsing HTTP/2": "the server there does not speak gRPC",
 }
 
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnError:
-    """Translates a grpc.RpcError of either API, sync or aio. Raises nothing.
+    """Return the exception for a grpc.RpcError of either API, sync or aio. Raise nothing.
 
-    `address` and `timeout_s` (the whole call's, in seconds) appear in the messages about
-    the connection and the deadline.
+    `address` and `timeout_s` (of the whole call, in seconds) appear in messages.
     """
     code: grpc.StatusCode = failure.code()
     text: str = failure.details() or ""
@@ -126,7 +125,7 @@ def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnE
 def _without_reason(
     code: grpc.StatusCode, text: str, address: str, timeout_s: float
 ) -> WasmkilnError | None:
-    """What gRPC itself reports, without any daemon having decided it."""
+    """Return the exception for what gRPC itself reports, or None where it is none of these."""
     if code is grpc.StatusCode.UNAVAILABLE:
         return ConnectionFailed(
             f"no daemon answers at {address}{_cause(text)}: start one with `wasmkilnd serve`, "
@@ -148,7 +147,7 @@ def _without_reason(
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _METADATA_TOO_LARGE in text:
         return UnexpectedAnswer(
-            f"{address} answers with more headers, trailers or error details than gRPC takes",
+            f"cannot read the answer of {address}: its metadata is above gRPC's limit",
             code=code,
             metadata={"detail": text},
         )
@@ -156,7 +155,7 @@ def _without_reason(
 
 
 def _details(failure: Any) -> Iterator[object]:
-    """The rich-error details in a failure's trailers; none when they can't be read."""
+    """Yield the rich-error details in a failure's trailers, as far as they can be read."""
     for key, value in failure.trailing_metadata() or ():
         if key != _DETAILS_KEY:
             continue
@@ -171,7 +170,7 @@ def _details(failure: Any) -> Iterator[object]:
                     message = kind()
                     if item.Unpack(message):
                         yield message
-        except DecodeError:  # not ours, or damaged on the way: code and text still stand
+        except DecodeError:  # damaged, or of another server: code and text still count
             return
 
 

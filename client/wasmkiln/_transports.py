@@ -1,6 +1,6 @@
-"""What the two clients do differently: they run in an event loop, or in threads.
+"""The two transports: gRPC in one event loop, and gRPC for many threads.
 
-All else is written once: client.py is generated from aio.py.
+They are all that differs between the clients; client.py is generated from aio.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class AsyncTransport:
-    """For one event loop."""
+    """A connection for one event loop."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -30,31 +30,31 @@ class AsyncTransport:
 
     @property
     def channel(self) -> Any:
-        """The connection. Raises RuntimeError once it is closed."""
+        """The gRPC channel. Raise RuntimeError once the client is closed."""
         if self._closed:
             raise _closed()
-        # Made inside the loop that uses it: grpc.aio binds a channel to the loop it finds.
+        # Not before the first call: grpc.aio binds a channel to the loop that runs now.
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._address, CHANNEL_OPTIONS)
         return self._channel
 
     async def pause(self, seconds: float) -> None:
-        """Waits."""
+        """Wait."""
         await asyncio.sleep(seconds)
 
     async def run(self, blocking: Callable[[], T]) -> T:
-        """Returns what `blocking` does, which is run in a thread."""
+        """Run `blocking` in a thread and return its result."""
         return await asyncio.to_thread(blocking)
 
     async def close(self) -> None:
-        """Closes the connection and ends calls under way. Can be called twice."""
+        """Close the connection and end running calls. May be called twice."""
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
 
 
 class Transport:
-    """For many threads at once."""
+    """A connection for many threads at once."""
 
     def __init__(self, address: str) -> None:
         self._channel: Any = grpc.insecure_channel(address, CHANNEL_OPTIONS)
@@ -62,21 +62,21 @@ class Transport:
 
     @property
     def channel(self) -> Any:
-        """The connection. Raises RuntimeError once it is closed."""
+        """The gRPC channel. Raise RuntimeError once the client is closed."""
         if self._closed.is_set():
             raise _closed()
         return self._channel
 
     def pause(self, seconds: float) -> None:
-        """Waits, until it is closed at most."""
+        """Wait, but end early when the client is closed."""
         self._closed.wait(seconds)
 
     def run(self, blocking: Callable[[], T]) -> T:
-        """Returns what `blocking` does."""
+        """Run `blocking` and return its result."""
         return blocking()
 
     def close(self) -> None:
-        """Closes the connection and ends calls and pauses under way. Can be called twice."""
+        """Close the connection and end running calls and pauses. May be called twice."""
         self._closed.set()
         self._channel.close()
 

@@ -1,4 +1,4 @@
-"""An engine's native code for one module: its bytes and all that is known about them."""
+"""An engine's native code for one module: its bytes, its header, and the files of both."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _KINDS = {KIND_CORE_MODULE: "core", KIND_COMPONENT: "component"}
 
 @dataclass(frozen=True)
 class Artifact:
-    """The answer of a compile.
+    """The result of a compile.
 
     `bytes` is what the engine deserializes, empty when the call asked for the header alone;
-    `header` is the contract's ArtifactHeader; `trusted_keys` are those that `load` asks for,
-    and none where nobody gave any; `requested_settings` are those of the compile, which an
-    artifact that was read from a file doesn't have.
+    `header` is the contract's ArtifactHeader; `trusted_keys` are those of the client: `load`
+    verifies by them, if there are any; `requested_settings` are those of the call, empty for an
+    artifact that `open` read.
     """
 
     bytes: builtins.bytes = field(repr=False)
@@ -50,26 +50,26 @@ class Artifact:
         )
 
     def intact(self) -> bool:
-        """Whether the bytes are those that the header describes."""
+        """Return whether the bytes have the SHA-256 of the header."""
         return hashlib.sha256(self.bytes).hexdigest() == self.header.artifact_sha256
 
     def verify(
         self, trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None
     ) -> Statement:
-        """Checks that a trusted key vouches for these bytes under this header.
+        """Check that a trusted key signed these bytes with this header. Return the statement.
 
-        `trusted_keys` are keys (hex, base64, PEM), files or folders with such; without them,
-        those that the artifact came with, else WASMKILN_TRUSTED_KEYS. Of the header, the
-        artifact's and the module's digest, fingerprint, kind, engine, target, cpu and settings
-        are vouched for. Answers what the attestation says.
+        `trusted_keys` are keys (hex, base64, PEM), or files or folders of keys; without them,
+        those of the artifact, else WASMKILN_TRUSTED_KEYS. The signature covers the digests of
+        artifact and module, fingerprint, kind, engine, target, cpu and settings, and no other
+        field of the header.
 
-        Raises AttestationInvalid; VerificationNotInstalled without `wasmkiln[verify]`; and
-        ValueError when there are no keys at all, or some can't be read.
+        Raise AttestationInvalid; VerificationNotInstalled without `wasmkiln[verify]`; and
+        ValueError when there are no keys, or one cannot be read.
         """
         keys = self.trusted_keys if trusted_keys is None else None
         keys = keys or TrustedKeys.choose(trusted_keys)
         if not keys:
-            raise ValueError("there are no trusted keys: give some, or set WASMKILN_TRUSTED_KEYS")
+            raise ValueError("no trusted key: pass trusted_keys, or set WASMKILN_TRUSTED_KEYS")
         if self.bytes and not self.intact():
             raise AttestationInvalid(
                 "the artifact's bytes are no longer those of its header",
@@ -78,20 +78,19 @@ class Artifact:
         return self.verify_header(keys)
 
     def verify_header(self, trusted_keys: TrustedKeys) -> Statement:
-        """Checks the header alone: what `verify` does, without hashing the bytes."""
+        """Check the header alone: as `verify`, without hashing the bytes."""
         return verify(self.header.attestation, claims_of(self.header), trusted_keys)
 
     def save(
         self, path: str | os.PathLike[str], *, header: bool = True, follow_link: bool = True
     ) -> Path:
-        """Writes the bytes to `path` and, with `header`, what is known about them beside it.
+        """Write the bytes to `path` and, with `header`, two files beside it. Return the path.
 
-        That is the header as `<path>.json`, and its attestation as `<path>.dsse.json`.
+        The two are the header, as `<path>.json`, and its attestation, as `<path>.dsse.json`.
 
-        Each file is written aside and renamed, so that a reader sees the old or the new one
-        and never a part; its mode follows the umask. A link at `path` is followed, unless
-        `follow_link` is False; one at the two other names is replaced. Returns the path.
-        Raises OSError.
+        Write each file under another name and rename it, so that a reader sees the old or the
+        new one and never a part; the umask gives its mode. Follow a link at `path`, unless
+        `follow_link` is False; replace a link at the two other names. Raise OSError.
         """
         target = Path(path)
         if header:
@@ -102,7 +101,7 @@ class Artifact:
             if self.header.attestation:
                 _write_aside(attestation_path(target), self.header.attestation, follow_link=False)
             else:
-                # Or that of the artifact that was here before would seem to be this one's.
+                # Otherwise the attestation of an older artifact would seem to be of this one.
                 attestation_path(target).unlink(missing_ok=True)
         _write_aside(target, self.bytes, follow_link=follow_link)
         return target
@@ -114,12 +113,11 @@ class Artifact:
         *,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
     ) -> Artifact:
-        """Reads what `save` wrote, and compares bytes and header.
+        """Read what `save` wrote, and compare bytes and header.
 
-        `load` then asks for an attestation by `trusted_keys`, or by those of
-        WASMKILN_TRUSTED_KEYS. Raises OSError when a file can't be read, ArtifactMismatch when
-        the bytes aren't those of the header, or the header is none, and ValueError for keys
-        that can't be read.
+        `load` then verifies by `trusted_keys`, else by those of WASMKILN_TRUSTED_KEYS. Raise
+        OSError when a file cannot be read, ArtifactMismatch when the bytes are not those of the
+        header or the header cannot be parsed, and ValueError for keys that cannot be read.
         """
         keys = TrustedKeys.choose(trusted_keys)
         source = Path(path)
@@ -128,38 +126,39 @@ class Artifact:
         try:
             json_format.Parse(text, header, ignore_unknown_fields=True)
         except (json_format.ParseError, UnicodeDecodeError) as error:
-            raise ArtifactMismatch(f"{header_path(source)} is no artifact's header") from error
+            raise ArtifactMismatch(
+                f"cannot read {header_path(source)}: it is not an artifact's header"
+            ) from error
         artifact = cls(source.read_bytes(), header, keys)
         if not artifact.intact():
-            raise ArtifactMismatch(f"{source} doesn't hold the artifact that its header describes")
+            raise ArtifactMismatch(f"{source} does not hold the artifact that its header describes")
         return artifact
 
     def engine(self) -> Any:
-        """The engine that `load` uses when it is given none.
+        """Return the engine that `load` uses without an argument.
 
-        A `wasmtime.Engine` set as the artifact needs it, or a `wasmer.Store`. It is made
-        once per process for each set of settings, so that a `wasmtime.Store(artifact.engine())`
-        fits every module loaded with those. Where there are trusted keys, one of them has to
-        vouch for the settings. Raises EngineNotInstalled, IncompatibleEngine or
-        AttestationInvalid.
+        It is a `wasmtime.Engine` with the artifact's settings, or a `wasmer.Store`; one per
+        process for each set of settings, so that a `wasmtime.Store(artifact.engine())` fits
+        every module loaded with those. Where there are trusted keys, one of them has to have
+        signed the settings. Raise EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
         """
         from wasmkiln.loading import host_engine
 
         return host_engine(self)
 
     def load(self, engine: Any = None) -> Any:
-        """Loads the artifact into the engine of this interpreter, without compiling.
+        """Load the artifact into the engine of this interpreter, without compiling.
 
-        Returns a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`.
+        Return a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`.
         `engine` is a `wasmtime.Engine` or a `wasmer.Store`; without one, it is `engine()`.
 
-        Loading an artifact is running its code. Where there are trusted keys, one of them has
-        to vouch for the artifact, or AttestationInvalid is raised; without any, load only what
-        comes from a daemon that you trust.
+        Loading an artifact is running its code. Without trusted keys, load only what comes from
+        a daemon that you trust; with them, raise AttestationInvalid unless one of them signed
+        the artifact.
 
-        Raises EngineNotInstalled, and IncompatibleEngine when the engine's version,
-        its settings or this machine can't take the artifact, or when the bytes are no longer
-        those of the header; nearly all of that is found before the engine sees a byte.
+        Raise EngineNotInstalled, and IncompatibleEngine when the artifact does not fit the
+        engine's version, its settings or this machine, or when the bytes are no longer those of
+        the header. Check all of that before the engine sees a byte, as far as it can be known.
         """
         from wasmkiln.loading import load_artifact
 
@@ -167,12 +166,12 @@ class Artifact:
 
 
 def attestation_path(path: Path) -> Path:
-    """Where `save` puts the attestation of the artifact at `path`."""
+    """Return where `save` writes the attestation of the artifact at `path`."""
     return path.with_name(path.name + ".dsse.json")
 
 
 def claims_of(header: ArtifactHeader) -> Claims:
-    """What a header says of its artifact, for an attestation to vouch for."""
+    """Return what a header claims of its artifact, to compare with an attestation."""
     engine = header.engine
     return Claims(
         artifact_sha256=header.artifact_sha256,
@@ -193,17 +192,17 @@ def claims_of(header: ArtifactHeader) -> Claims:
 
 
 def header_path(path: Path) -> Path:
-    """Where `save` puts the header of the artifact at `path`."""
+    """Return where `save` writes the header of the artifact at `path`."""
     return path.with_name(path.name + ".json")
 
 
 def _write_aside(path: Path, content: bytes, *, follow_link: bool) -> None:
-    """Writes a file next to `path` and renames it there, with the mode that the umask gives.
+    """Write a file next to `path` and rename it to `path`; the umask gives its mode.
 
-    With `follow_link`, for a path that a person gave: a link there stays, what it points to is
-    replaced, and what is no regular file, such as /dev/null or a pipe, is written to. Without,
-    for a name that was made up: a link is replaced, and what else is no regular file refused,
-    so that nothing is written elsewhere. Raises OSError, and then leaves nothing behind.
+    With `follow_link`, for a path that a person gave: keep a link and replace the file behind
+    it; write into what is not a regular file, such as /dev/null or a pipe. Without, for a name
+    that the client made up: replace a link, and refuse what is not a regular file, so that
+    nothing is written elsewhere. Raise OSError, and then leave nothing behind.
     """
     if follow_link:
         if path.exists() and not path.is_file():
@@ -212,14 +211,14 @@ def _write_aside(path: Path, content: bytes, *, follow_link: bool) -> None:
         target = path.resolve()
     else:
         if not path.is_symlink() and path.exists() and not path.is_file():
-            raise FileExistsError(errno.EEXIST, "there is something that is no file", str(path))
+            raise FileExistsError(errno.EEXIST, "exists and is not a regular file", str(path))
         target = path
-    # Its length does not depend on that of `path`, which may be as long as a name can be.
+    # Not made from `path`, whose name may already have the longest length allowed.
     aside = target.with_name(f".{secrets.token_hex(12)}.tmp")
-    # O_EXCL: never through a link that somebody put there first.
+    # O_EXCL: do not write through a link that somebody put there before.
     try:
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as failure:  # Under a name that its caller knows.
+    except OSError as failure:  # name the path that the caller knows
         raise OSError(failure.errno, failure.strerror, str(path)) from None
     try:
         with os.fdopen(descriptor, "wb") as file:

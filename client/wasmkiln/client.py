@@ -35,24 +35,24 @@ T = TypeVar("T")
 
 
 class Client:
-    """Calls a wasmkiln daemon; safe for use by many threads at once.
+    """A client of a wasmkiln daemon; safe for use by many threads at once.
 
     `address` is `host:port` or `unix:/path`; without one, the environment variable
     WASMKILN_ADDRESS, else 127.0.0.1:50051. Every call ends within `timeout_s` seconds, all
-    attempts included; without one, WASMKILN_TIMEOUT_S, else 60. A call is tried up to
-    `max_attempts` times, and only where the error says that trying again makes sense.
+    attempts included; without one, WASMKILN_TIMEOUT_S, else 60. The client makes up to
+    `max_attempts` attempts, and only where the error says that another one makes sense.
 
-    With `trusted_keys`, or WASMKILN_TRUSTED_KEYS, every artifact needs an attestation by one
-    of them, both on arrival and when it is loaded: a key is hex, base64 or PEM, a file or
-    folder of such, or several of these. Checking needs `wasmkiln[verify]`.
+    With `trusted_keys`, else those of WASMKILN_TRUSTED_KEYS, every artifact needs an
+    attestation by one of them, both on arrival and when it is loaded. A key is hex, base64 or
+    PEM, or a file or folder of keys. Checking needs `wasmkiln[verify]`.
 
-    An artifact above `max_artifact_bytes` is not received: without one, the environment
-    variable WASMKILN_MAX_ARTIFACT_BYTES, which the daemon reads too, else 1 GiB.
+    The client refuses an artifact above `max_artifact_bytes`; without one,
+    WASMKILN_MAX_ARTIFACT_BYTES, which the daemon reads too, else 1 GiB.
 
-    Nothing is dialled before the first call. Raises ValueError for arguments that can't be.
-    Every method raises WasmkilnError, by its subclasses in `wasmkiln.errors`: beside those
-    that it names, ConnectionFailed, DeadlineExceeded, WorkerUnavailable, ServerDraining,
-    UnexpectedAnswer and InternalFailure.
+    The client connects at the first call. Raise ValueError for invalid arguments. Every method
+    raises subclasses of WasmkilnError (`wasmkiln.errors`): those that it names, and
+    ConnectionFailed, DeadlineExceeded, InvalidRequest, CompileQueueFull, WorkerUnavailable,
+    ServerDraining, UnexpectedAnswer and InternalFailure.
     """
 
     def __init__(
@@ -81,13 +81,12 @@ class Client:
         background: bool = False,
         timeout_s: float | None = None,
     ) -> LoadResponse:
-        """Uploads a module, which the daemon validates and stores. Idempotent.
+        """Upload a module, which the daemon validates and stores. Idempotent.
 
-        `source` is a path or the module's bytes. With `background` it yields to calls without.
+        `source` is a path or the module's bytes. `background` lets calls without it go first.
 
-        Raises OSError when the path can't be read,
-        and NotWasm, ModuleTooLarge, DigestMismatch, ModuleInvalid, EngineUnknown,
-        EngineLacksFeature, CompileTimeout, CompileMemoryLimit, CompileQueueFull,
+        Raise OSError when the path cannot be read, and NotWasm, ModuleTooLarge, DigestMismatch,
+        ModuleInvalid, EngineUnknown, EngineLacksFeature, CompileTimeout, CompileMemoryLimit,
         CompilerCrashed or, for a component, ModuleQuarantined.
         """
         return self._run(
@@ -114,20 +113,21 @@ class Client:
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> Artifact:
-        """Gets a module's artifact, compiled now or before, and verifies its digest.
+        """Return a module's artifact, compiled now or before, with its digest verified.
 
-        `source` is a path, the module's bytes, or a SHA-256 of 64 lowercase hexadecimal
-        digits. The daemon is asked by digest first; the module is uploaded only when it
-        isn't known there. What is not given is the daemon's default. With `omit_artifact`
-        the artifact has a header and no bytes. With `background`, for warming, the compilation
-        yields to calls without, until one of those asks for the same artifact. `on_progress`
+        `source` is a path, the module's bytes, or its SHA-256 as 64 lowercase hexadecimal
+        digits. The client asks by digest first, and uploads the module only when the daemon
+        does not have it. The daemon has a default for every argument left out. With
+        `skip_cache_lookup` the daemon compiles even if a tier holds the artifact. With
+        `omit_artifact` the result has a header and no bytes. `background`, for warming, lets
+        calls without it go first, until one of those asks for the same artifact. `on_progress`
         is called in this thread.
 
-        Raises OSError when the path can't be read, ModuleNotLoaded for an unknown digest,
-        ArtifactMismatch when what arrives isn't what was asked for or what its header says,
-        AttestationInvalid when there are trusted keys and none vouches for it, the errors of `load`
-        but DigestMismatch, and InvalidRequest, TargetUnsupported, SettingUnknown,
-        ArtifactTooLarge (by the daemon's limit or `max_artifact_bytes`) or ModuleQuarantined.
+        Raise OSError when the path cannot be read, ModuleNotLoaded for an unknown digest,
+        ArtifactMismatch when the artifact differs from the call or from its header,
+        AttestationInvalid when there are trusted keys and none of them signed it, the errors of
+        `load` but DigestMismatch, and TargetUnsupported, SettingUnknown, ModuleQuarantined or
+        ArtifactTooLarge (the limit of the daemon, or `max_artifact_bytes`).
         """
         return self._run(
             self._calls.compile(
@@ -145,21 +145,20 @@ class Client:
         )
 
     def stats(self, *, timeout_s: float | None = None) -> StatsResponse:
-        """Counters and percentiles of the daemon since its start."""
+        """Return the daemon's counters since its start, and percentiles of its latest calls."""
         return self._run(self._calls.stats(timeout_s))
 
     def capabilities(self, *, timeout_s: float | None = None) -> GetCapabilitiesResponse:
-        """Engines, targets, cpus, settings and limits that can be asked for."""
+        """Return the engines, targets, cpus, settings and limits of the daemon."""
         return self._run(self._calls.capabilities(timeout_s))
 
     def find_missing(
         self, keys: Iterable[ArtifactKey | str], *, timeout_s: float | None = None
     ) -> list[ArtifactKey]:
-        """Those of the keys whose artifact no tier holds, in the order asked.
+        """Return the keys whose artifact no tier holds, in the order given.
 
-        A digest stands for the artifact of the default engine. More keys than the daemon
-        takes in one call are asked in several. Raises InvalidRequest, EngineUnknown,
-        TargetUnsupported or SettingUnknown.
+        A digest stands for the default engine's artifact. The client asks in batches of as many
+        keys as the daemon allows. Raise EngineUnknown, TargetUnsupported or SettingUnknown.
         """
         return self._run(self._calls.find_missing(keys, timeout_s))
 
@@ -172,9 +171,9 @@ class Client:
         tier: Literal["memory", "redis"] | None = None,
         timeout_s: float | None = None,
     ) -> EvictResponse:
-        """Removes a module's, an engine's or all artifacts from one tier, or from every.
+        """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
 
-        Raises ValueError unless exactly one scope is given; InvalidRequest or EngineUnknown.
+        Raise ValueError unless exactly one of the three scopes is given.
         """
         return self._run(
             self._calls.evict(
@@ -187,7 +186,7 @@ class Client:
         )
 
     def quarantined(self, *, timeout_s: float | None = None) -> ListQuarantineResponse:
-        """The modules that are refused because a compile of them broke the compiler."""
+        """Return the modules that the daemon refuses because they broke a compiler."""
         return self._run(self._calls.quarantined(timeout_s))
 
     def release(
@@ -197,32 +196,32 @@ class Client:
         everything: bool = False,
         timeout_s: float | None = None,
     ) -> ReleaseQuarantineResponse:
-        """Lets a module, or every one, be compiled again, and forgets what it did.
+        """Release one module, or every one, from quarantine, and forget its failures.
 
-        Raises ValueError unless exactly one scope is given.
+        Raise ValueError unless exactly one scope is given.
         """
         return self._run(self._calls.release(module_sha256, everything, timeout_s))
 
     def drain(
         self, grace_s: float | None = None, *, timeout_s: float | None = None
     ) -> DrainResponse:
-        """Ends the daemon, as SIGTERM does; answers at once and not when it has ended.
+        """End the daemon, as SIGTERM does. Return at once, before it has ended.
 
-        From then on new calls raise ServerDraining. What is under way may take `grace_s`
-        seconds more; without it, as long as the daemon is configured to wait. Called again
-        it can only shorten that: 0 hurries. Raises ValueError for a negative grace.
+        New calls then raise ServerDraining. Running calls have `grace_s` seconds to finish;
+        without it, the daemon's own shutdown_grace_s. A second call can only shorten the time:
+        0 ends them at once. Raise ValueError for a negative grace.
         """
         return self._run(self._calls.drain(grace_s, timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """The daemon's, or one service's, health: "SERVING", "NOT_SERVING", "UNKNOWN" …
+        """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …
 
-        Raises WasmkilnError with the code NOT_FOUND for a service that it doesn't have.
+        Raise WasmkilnError with the code NOT_FOUND for a service that the daemon does not have.
         """
         return self._run(self._calls.health(service, timeout_s))
 
     def close(self) -> None:
-        """Closes the connection and ends calls under way. Can be called twice."""
+        """Close the connection and end running calls. May be called twice."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -245,7 +244,7 @@ class Client:
                     outcome = self._perform(step)
                 except Exception as error:
                     failure = error
-                # Outside of the except block, so that no RpcError hangs on what is raised.
+                # Outside of the except block: otherwise the error would keep the RpcError alive.
                 step = flow.send(outcome) if failure is None else flow.throw(failure)
         except StopIteration as end:
             answer: T = end.value
@@ -263,7 +262,7 @@ class Client:
                 for message in call:
                     step.sink(message)
             finally:
-                call.cancel()  # nothing once it has ended
+                call.cancel()  # no effect once it has ended
             return None
         if isinstance(step, Pause):
             self._transport.pause(step.seconds)

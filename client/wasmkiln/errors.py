@@ -1,6 +1,7 @@
-"""What a call can raise, and the one table from the daemon's reasons to classes.
+"""The exceptions of the client: one class for each reason of the contract.
 
-The names are the contract's reasons, so they carry no "Error" suffix.
+The names are those of the reasons, so they have no "Error" suffix. docs/api.md says when a
+daemon sends each, and what a caller should do.
 """
 
 # ruff: noqa: N818
@@ -17,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One field of the request that the daemon refused, and why."""
+    """A field of the request that the daemon refused, and why."""
 
     field: str
     description: str
 
 
 class WasmkilnError(Exception):
-    """Every failure of a call or of loading an artifact.
+    """The base of every failure of a call, or of loading an artifact.
 
-    `message` is one readable text, `code` the gRPC status code, `reason` the contract's
-    word for the condition ("" when there is none), `metadata` what the daemon says beside
-    it, `retry_after_s` the seconds after which another try makes sense (None when the
-    error doesn't say), and `field_violations` the fields that were refused.
+    `message` is a text for people, `code` the gRPC status code, and `reason` the contract's
+    word for the condition ("" when there is none); decide by that. `metadata` holds what the
+    contract lists for the reason. `retry_after_s` is how many seconds to wait before another
+    try (None when the daemon did not say), and `field_violations` are the refused fields.
     """
 
     CODE: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -64,70 +65,70 @@ class WasmkilnError(Exception):
 
 
 class InvalidRequest(WasmkilnError):
-    """The request itself is malformed, for example a digest that is none."""
+    """The request is malformed. `metadata`: at_most, size_bytes where a bound was passed."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "INVALID_REQUEST"
 
 
 class NotWasm(WasmkilnError):
-    """WAT text, a compiled artifact, another file, or nothing."""
+    """The bytes are WAT text, a compiled artifact, another file, or nothing."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "NOT_WASM"
 
 
 class ModuleInvalid(WasmkilnError):
-    """A malformed or invalid module. `metadata`: engine, and offset where it is known."""
+    """The module is malformed or invalid. `metadata`: engine, and offset where known."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "MODULE_INVALID"
 
 
 class ModuleTooLarge(WasmkilnError):
-    """Above the daemon's size limit. `metadata`: size_bytes, limit_bytes where known."""
+    """The module is above a size limit. `metadata`: size_bytes, limit_bytes where known."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "MODULE_TOO_LARGE"
 
 
 class DigestMismatch(WasmkilnError):
-    """The module differs from `expected_sha256`. `metadata`: both digests."""
+    """The module is not that of `expected_sha256`. `metadata`: both digests."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "DIGEST_MISMATCH"
 
 
 class EngineUnknown(WasmkilnError):
-    """The daemon has no such engine. `metadata`: engines, the valid ones."""
+    """The daemon serves no such engine. `metadata`: engines, the valid ones."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "ENGINE_UNKNOWN"
 
 
 class TargetUnsupported(WasmkilnError):
-    """A target or cpu that the engine doesn't have. `metadata`: targets or cpus."""
+    """The engine has no such target or cpu. `metadata`: targets or cpus, the valid ones."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "TARGET_UNSUPPORTED"
 
 
 class SettingUnknown(WasmkilnError):
-    """A setting or value that the engine doesn't have. `metadata`: setting, allowed."""
+    """The engine has no such setting or value. `metadata`: setting, allowed."""
 
     CODE = grpc.StatusCode.INVALID_ARGUMENT
     REASON = "SETTING_UNKNOWN"
 
 
 class EngineLacksFeature(WasmkilnError):
-    """A valid module, but not for this engine. `metadata`: engine, accepted_by, offset, feature."""
+    """The engine lacks what the module needs. `metadata`: accepted_by, feature, offset."""
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "ENGINE_LACKS_FEATURE"
 
 
 class ModuleNotLoaded(WasmkilnError):
-    """The daemon knows no module with this digest: upload it."""
+    """No tier of the daemon has a module with this digest: upload it."""
 
     CODE = grpc.StatusCode.NOT_FOUND
     REASON = "MODULE_NOT_LOADED"
@@ -137,21 +138,21 @@ class ModuleNotLoaded(WasmkilnError):
 
 
 class CompileTimeout(WasmkilnError):
-    """Compiling ran past the daemon's own limit, which no client deadline moves."""
+    """Compiling took longer than the daemon allows, whatever the call's own `timeout_s`."""
 
     CODE = grpc.StatusCode.DEADLINE_EXCEEDED
     REASON = "COMPILE_TIMEOUT"
 
 
 class CompileMemoryLimit(WasmkilnError):
-    """Compiling ran past the daemon's memory limit. `metadata`: engine, limit_bytes."""
+    """Compiling needed more memory than the daemon allows. `metadata`: engine, limit_bytes."""
 
     CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
     REASON = "COMPILE_MEMORY_LIMIT"
 
 
 class ArtifactTooLarge(WasmkilnError):
-    """The artifact is above the daemon's limit, or this client's `max_artifact_bytes`.
+    """The artifact is above the limit of the daemon or of this client (`max_artifact_bytes`).
 
     `metadata`: size_bytes, limit_bytes.
     """
@@ -161,38 +162,38 @@ class ArtifactTooLarge(WasmkilnError):
 
 
 class CompilerCrashed(WasmkilnError):
-    """The engine died while it worked on this module. `metadata`: engine, signal."""
+    """The engine died while it compiled this module. `metadata`: engine, signal."""
 
     CODE = grpc.StatusCode.INTERNAL
     REASON = "COMPILER_CRASHED"
 
 
 class InternalFailure(WasmkilnError):
-    """A defect of the daemon; `metadata["request_id"]` leads to its log."""
+    """The daemon has a defect. `metadata`: request_id, which its log names."""
 
     CODE = grpc.StatusCode.INTERNAL
     REASON = "INTERNAL"
 
 
-# --- not now ------------------------------------------------------------------------------
+# --- the daemon cannot do it now ----------------------------------------------------------
 
 
 class ModuleQuarantined(WasmkilnError):
-    """This module failed before and is refused for a while."""
+    """The module broke this engine not long ago, and is refused for a while."""
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "MODULE_QUARANTINED"
 
 
 class CompileQueueFull(WasmkilnError):
-    """Too many compiles wait already; `retry_after_s` says when to come back."""
+    """The daemon is at a limit that protects other callers; retry after `retry_after_s`."""
 
     CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
     REASON = "COMPILE_QUEUE_FULL"
 
 
 class WorkerUnavailable(WasmkilnError):
-    """The daemon cannot start a process for this engine now; the module is not at fault."""
+    """The daemon cannot start a worker of this engine now; the module is not at fault."""
 
     CODE = grpc.StatusCode.UNAVAILABLE
     REASON = "WORKER_UNAVAILABLE"
@@ -205,42 +206,42 @@ class ServerDraining(WasmkilnError):
     REASON = "SERVER_DRAINING"
 
 
-# --- found by the client itself -----------------------------------------------------------
+# --- raised by the client itself ----------------------------------------------------------
 
 
 class ConnectionFailed(WasmkilnError):
-    """No daemon answers at the address, or the connection was lost."""
+    """No daemon listens at the address, or the connection was lost."""
 
     CODE = grpc.StatusCode.UNAVAILABLE
     REASON = "CONNECTION_FAILED"
 
 
 class DeadlineExceeded(WasmkilnError):
-    """The call's own deadline, `timeout_s`, passed."""
+    """The daemon did not answer within the call's own `timeout_s`."""
 
     CODE = grpc.StatusCode.DEADLINE_EXCEEDED
     REASON = "DEADLINE_EXCEEDED"
 
 
 class ArtifactMismatch(WasmkilnError):
-    """An artifact is not what its header says, or its header not about what was asked for."""
+    """An artifact differs from its header, or its header from what the call asked for."""
 
     CODE = grpc.StatusCode.DATA_LOSS
     REASON = "ARTIFACT_MISMATCH"
 
 
 class UnexpectedAnswer(WasmkilnError):
-    """A daemon's answer can't be read, or is not about what was asked."""
+    """The client cannot read the daemon's answer, or it is about something else."""
 
     CODE = grpc.StatusCode.DATA_LOSS
     REASON = "UNEXPECTED_ANSWER"
 
 
 class AttestationInvalid(WasmkilnError):
-    """No trusted key vouches for an artifact. `metadata`: cause, and key_id where it is known.
+    """No trusted key signed this artifact. `metadata`: cause, and key_id where known.
 
-    The cause is "unsigned" (no attestation that can be read), "stranger" (signed by a key
-    that is not trusted) or "mismatch" (forged, or about something else).
+    The cause is "unsigned" (no readable attestation), "stranger" (signed by a key that is not
+    trusted) or "mismatch" (forged, or about another artifact).
     """
 
     CODE = grpc.StatusCode.DATA_LOSS
@@ -248,21 +249,21 @@ class AttestationInvalid(WasmkilnError):
 
 
 class VerificationNotInstalled(WasmkilnError):
-    """Attestations can't be checked here: the packages of `wasmkiln[verify]` are missing."""
+    """The packages that check attestations are missing: install `wasmkiln[verify]`."""
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "VERIFICATION_NOT_INSTALLED"
 
 
 class IncompatibleEngine(WasmkilnError):
-    """The artifact can't be loaded by this engine on this machine."""
+    """This engine, on this machine, cannot load the artifact."""
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "INCOMPATIBLE_ENGINE"
 
 
 class EngineNotInstalled(WasmkilnError):
-    """The engine that the artifact was made for can't be imported here."""
+    """This interpreter cannot import the engine that the artifact was made for."""
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "ENGINE_NOT_INSTALLED"

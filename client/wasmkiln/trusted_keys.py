@@ -1,7 +1,7 @@
-"""Public keys: which daemons' word is taken, and the ways in which a key may be written.
+"""Public keys: which daemons a caller trusts, and the forms in which a key may be given.
 
-An Ed25519 public key is 32 bytes. Its id is their SHA-256, so that every language computes it
-alike. Reading keys needs the standard library only.
+An Ed25519 public key is 32 bytes, and its id is the SHA-256 of these, which every language
+can compute. Reading keys needs the standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ENV = "WASMKILN_TRUSTED_KEYS"
 
 _KEY_BYTES = 32
-# What RFC 8410 puts in front of every Ed25519 public key: a PEM file is this and the key.
+# The start of every Ed25519 public key in PEM (RFC 8410); the key follows.
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
@@ -36,7 +36,7 @@ class PublicKey:
 
     @property
     def id(self) -> str:
-        """The SHA-256 of the key's 32 bytes, in lowercase hex: what an envelope calls keyid."""
+        """The SHA-256 of the key's 32 bytes, in lowercase hex: an envelope's keyid."""
         return hashlib.sha256(self.raw).hexdigest()
 
     @property
@@ -52,7 +52,7 @@ class PublicKey:
 
     @classmethod
     def parse(cls, text: str) -> PublicKey:
-        """Reads hex, base64 or PEM. Raises ValueError."""
+        """Read hex, base64 or PEM. Raise ValueError."""
         text = text.strip()
         if pem := _PEM.fullmatch(text):
             der = _base64("".join(pem[1].split()))
@@ -62,23 +62,25 @@ class PublicKey:
             return cls(bytes.fromhex(text))
         elif len(raw := _base64(text)) == _KEY_BYTES:
             return cls(raw)
-        # Without the text: somebody may have pasted a private key.
-        raise ValueError("it is no Ed25519 public key: 64 hex digits, base64 of 32 bytes, or PEM")
+        # The message does not quote the text: it may be a private key, pasted by mistake.
+        raise ValueError(
+            "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM"
+        )
 
 
 class TrustedKeys(Mapping[str, PublicKey]):
-    """Public keys by their ids. Immutable."""
+    """The public keys that a caller trusts, by their ids. Immutable."""
 
     def __init__(self, keys: Iterable[PublicKey] = ()) -> None:
         self._keys = {key.id: key for key in keys}
 
     @classmethod
     def read(cls, sources: KeySource | Iterable[KeySource]) -> TrustedKeys:
-        """Reads keys in any of the ways in which they may be given.
+        """Read the keys of one or more sources.
 
-        Each source is a key (hex, base64 or PEM), a file with PEM blocks or one key a line, a
-        folder of `*.pem` files, or several of these separated by commas. Raises ValueError
-        when one is none of these, and OSError when a file can't be read.
+        A source is a key (hex, base64 or PEM), a file with PEM blocks or one key a line, a
+        folder of `*.pem` files, or several of these separated by commas. Raise ValueError when
+        a source is none of these, and OSError when a file cannot be read.
         """
         if isinstance(sources, (str, os.PathLike)):
             sources = [sources]
@@ -86,15 +88,15 @@ class TrustedKeys(Mapping[str, PublicKey]):
 
     @classmethod
     def choose(cls, argument: TrustedKeys | KeySource | Iterable[KeySource] | None) -> TrustedKeys:
-        """`argument`, else WASMKILN_TRUSTED_KEYS, else none. Raises as `read` does."""
+        """Return `argument`, else the keys of WASMKILN_TRUSTED_KEYS, else none. Raise as `read`."""
         if isinstance(argument, TrustedKeys):
             return argument
         if argument is None:
             return cls.read(os.environ.get(ENV, ""))
         chosen = cls.read(argument)
         if not chosen:
-            # An empty list would mean that nothing is checked, which is never what it was for.
-            raise ValueError("trusted_keys has no key in it; leave it out to check nothing")
+            # With no key nothing would be checked, and a caller who passes a list wants a check.
+            raise ValueError("trusted_keys has no key in it: leave it out to check nothing")
         return chosen
 
     def __getitem__(self, key_id: str) -> PublicKey:
@@ -140,9 +142,11 @@ def _from_path(path: Path) -> Iterator[PublicKey]:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         keys = [PublicKey.parse(each) for each in blocks or lines]
     except ValueError as error:  # UnicodeDecodeError too
-        raise ValueError(f"{path} holds no Ed25519 public key in hex, base64 or PEM") from error
+        raise ValueError(
+            f"cannot read {path}: expected Ed25519 public keys in hex, base64 or PEM"
+        ) from error
     if not keys:
-        raise ValueError(f"{path} holds no key")
+        raise ValueError(f"cannot read {path}: there is no key in it")
     yield from keys
 
 

@@ -1,11 +1,32 @@
-"""The `wasmkiln` command. Importing this module needs nothing but the standard library."""
+"""The `wasmkiln` command: one sub-command for each thing that a person does with a daemon.
+
+    app          the group of commands: turns every failure into one sentence and an exit code
+    commands/    one file for each command: its options, its call, its output
+    options      options that several commands take, such as --address and --engine
+    session      one run: makes the client, writes results to stdout and failures to stderr
+    batch        several inputs in one run: one that fails does not stop the others
+    exits        the exit codes, in one table that --help prints too
+    place        where `compile -o` writes, and what it refuses to write over
+    tables, grid, text    what people read
+    json_output           what scripts read (--json)
+    progress              bars on stderr, on a terminal only
+
+What scripts can rely on: a result goes to stdout, as tables or as one JSON document, and all
+else to stderr; a failure is one line that begins with "error: "; the exit code says what to do
+next. What a daemon, an engine or a file calls itself is shown as one printable line and never
+steers the terminal, and a table shows 1,000 rows at most.
+
+The daemon's own command, wasmkilnd, borrows `text.size`, `text.one_line` and
+`session.console`. Importing this module needs nothing but the standard library: so `main` can
+say what to install where click or rich is missing.
+"""
 
 import io
 import sys
 
 
 def main() -> None:
-    """Runs the command and exits; with one sentence when its packages are not installed."""
+    """Run the command and exit; with one sentence where click or rich is not installed."""
     try:
         from wasmkiln.cli.app import app
     except ModuleNotFoundError as error:
@@ -16,7 +37,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    # What a terminal's encoding does not have is no reason to fail.
+    # Escape characters that the terminal's encoding does not have.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="wasmkiln")

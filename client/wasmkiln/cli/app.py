@@ -1,4 +1,4 @@
-"""The command group: its options, its commands, and what a failure turns into."""
+"""The group of commands, and what each failure turns into: a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from wasmkiln.errors import WasmkilnError
 
 
 class Commands(click.Group):
-    """Turns every failure of a command into a sentence and an exit code."""
+    """Turn every failure of a command into a sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command."""
+        """Run the command; exit with the code of its failure."""
         session = ctx.ensure_object(Session)
         try:
             return super().invoke(ctx)
         except click.exceptions.Exit:
             raise
         except click.ClickException as error:
-            # It may quote a file's name.
+            # The message may quote a file's name.
             error.message = one_line(error.message)  # type: ignore[misc]
             error.show()
             if session.as_json:
@@ -49,14 +49,14 @@ class Commands(click.Group):
             session.note("error: interrupted")
             code = Exit.INTERRUPTED
         except BrokenPipeError:
-            # Whoever read our output has seen enough. Python would complain once more when
-            # it flushes stdout at exit.
+            # The reader of our stdout has closed it, as `head` does. Python would complain once
+            # more when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = Exit.OK
         except (WasmkilnError, OSError) as error:
             session.report(error)
             code = exit_for(error)
-        except Exception as error:  # a defect of ours, which is still no reason for a traceback
+        except Exception as error:  # a defect of the client: still no traceback
             session.report(RuntimeError(f"unexpected {type(error).__name__}: {error}"))
             code = Exit.REFUSED
         raise click.exceptions.Exit(code)

@@ -1,4 +1,4 @@
-"""Several inputs in one run: one that fails doesn't stop the others."""
+"""Several inputs in one run: one that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """What came of one input: a result or an error."""
+    """The outcome of one input: a result or an error."""
 
     source: str
     result: R | None = None
@@ -27,7 +27,7 @@ class Done(Generic[R]):
 
 
 def attempt(source: str, work: Callable[[str], R]) -> Done[R]:
-    """Does the work for one input, and keeps an expected failure."""
+    """Do the work for one input. Keep a WasmkilnError or OSError instead of raising it."""
     try:
         return Done(source, result=work(source))
     except (WasmkilnError, OSError) as error:
@@ -35,7 +35,7 @@ def attempt(source: str, work: Callable[[str], R]) -> Done[R]:
 
 
 def attempt_each(sources: Iterable[str], work: Callable[[str], R]) -> list[Done[R]]:
-    """Does the work for each in turn; stops early only when no daemon answers."""
+    """Do the work for each input in turn. Stop early only when no daemon listens."""
     done = []
     for source in sources:
         done.append(attempt(source, work))
@@ -45,7 +45,7 @@ def attempt_each(sources: Iterable[str], work: Callable[[str], R]) -> list[Done[
 
 
 def report_failures(session: Session, done: Iterable[Done[Any]]) -> Exit:
-    """Writes every failure to stderr. Answers the exit code of the first, or OK."""
+    """Write every failure to stderr. Return the exit code of the first, or OK."""
     code = Exit.OK
     for item in done:
         if item.error is not None:
@@ -55,7 +55,7 @@ def report_failures(session: Session, done: Iterable[Done[Any]]) -> Exit:
 
 
 def errors_in(done: Iterable[Done[Any]]) -> list[dict[str, Any]]:
-    """The failures as JSON objects."""
+    """Return the failures as JSON objects."""
     return [
         error_document(item.error, item.source)["error"] for item in done if item.error is not None
     ]

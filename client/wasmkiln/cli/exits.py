@@ -1,4 +1,4 @@
-"""The exit codes of the command: one table, which --help prints too."""
+"""The exit codes of the command, in one table that --help prints too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmkiln.errors import (
 
 
 class Exit(IntEnum):
-    """What the command exits with."""
+    """The exit codes."""
 
     OK = 0
     REFUSED = 1
@@ -28,15 +28,15 @@ class Exit(IntEnum):
 
 _MEANING = {
     Exit.OK: "done",
-    Exit.REFUSED: "the daemon refused or failed (a bad module …), or a file or attestation did",
+    Exit.REFUSED: "refused: a bad module, file or attestation, or a failure of the daemon",
     Exit.USAGE: "wrong usage",
-    Exit.UNREACHABLE: "no daemon answers",
+    Exit.UNREACHABLE: "cannot connect to a daemon",
     Exit.DEADLINE: "no answer within --timeout",
-    Exit.NOT_NOW: "not now: queue full, no worker, draining, quarantined, unhealthy, a silent tier",
+    Exit.NOT_NOW: "not now: queue full, no worker, draining, quarantined, unhealthy, a tier down",
     Exit.INTERRUPTED: "interrupted",
 }
 
-# Click keeps the lines of a paragraph that begins with \b as they are.
+# \b: click does not wrap this paragraph.
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {_MEANING[code]}" for code in Exit)
 
 _BY_ERROR: tuple[tuple[type[Exception], Exit], ...] = (
@@ -50,5 +50,5 @@ _BY_ERROR: tuple[tuple[type[Exception], Exit], ...] = (
 
 
 def exit_for(error: Exception) -> Exit:
-    """The code for a failure; REFUSED for all that have none of their own."""
+    """Return the code for a failure; REFUSED where it has no code of its own."""
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.REFUSED)

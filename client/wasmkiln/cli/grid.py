@@ -1,4 +1,4 @@
-"""A table whose cells are clean: none steers a terminal, and no daemon can make it endless."""
+"""A table with safe cells and a bounded size, whatever text a daemon sends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_CELL = 1_000
 
 
 class Grid:
-    """A table; a column whose name starts with ">" is aligned right."""
+    """A table. A column whose name starts with ">" is aligned right."""
 
     def __init__(self, *columns: str, title: str | None = None) -> None:
         self._table = Table(
@@ -44,24 +44,24 @@ class Grid:
         return self._rows > 0
 
     def row(self, *cells: str | Sequence[str]) -> None:
-        """Add a row; a cell of several texts has a line for each."""
+        """Add a row. A cell of several texts has a line for each."""
         self._rows += 1
         if self._rows <= MAX_ROWS:
             self._table.add_row(*map(_cell, cells))
 
     def section(self) -> None:
-        """End a group of rows with a line."""
+        """Draw a line below the rows so far."""
         self._table.add_section()
 
     def shown(self) -> RenderableType:
-        """What can be printed."""
+        """Return what a console can print: 1,000 rows at most, and how many more there are."""
         if self._rows <= MAX_ROWS:
             return self._table
         return Group(self._table, _more(self._rows - MAX_ROWS))
 
 
 def lines(texts: Iterable[str]) -> list[str]:
-    """Sentences below a table, each on its line, and how many more there are."""
+    """Return sentences below a table, one on each line, and how many more there are."""
     all_texts = list(texts)
     shown = [one_line(text) for text in islice(all_texts, MAX_ROWS)]
     left_out = len(all_texts) - len(shown)

@@ -1,8 +1,8 @@
 """The API's messages as JSON for scripts.
 
-Unlike protobuf's own JSON, 64-bit numbers are numbers, a duration is its seconds under a
-name with `_s`, and every field is there, so that `jq` needs no conversions. A number that JSON
-has no word for is null, and a time that RFC 3339 can't write is "@" and its seconds since 1970.
+It differs from protobuf's own JSON so that `jq` needs no conversions: 64-bit numbers are
+numbers, a duration is its seconds under a name with `_s`, and every field is present. NaN and
+infinity are null. A time outside of RFC 3339 is "@" and its seconds since 1970.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from wasmkiln.errors import WasmkilnError
 
 
 def dumps(document: Any) -> str:
-    """One line of JSON, in ASCII: a file's name may hold what is no UTF-8."""
+    """Return one line of JSON, in ASCII: a file's name may not be valid UTF-8."""
     return json.dumps(document, allow_nan=False)
 
 
 def to_document(message: Message) -> dict[str, Any]:
-    """A message as a dictionary that `json` takes."""
+    """Return a message as a dictionary that `json` accepts."""
     document: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -73,7 +73,7 @@ def _time(value: Timestamp) -> str:
 
 
 def error_document(error: Exception, source: str | None = None) -> dict[str, Any]:
-    """A failure as {"error": …}; `source` is the input that it belongs to."""
+    """Return a failure as {"error": …}; `source` is the input that it belongs to."""
     document: dict[str, Any] = {
         "source": source,
         "message": str(error),

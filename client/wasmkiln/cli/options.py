@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds up to a year, which NaN is not, though it is in every range."""
+    """A number of seconds up to a year. Refuses NaN, which click finds in every range."""
 
     def __init__(self, min_s: float = 0, *, min_open: bool = False) -> None:
         super().__init__(min=min_s, min_open=min_open, max=MAX_TIMEOUT_S)
@@ -28,15 +28,15 @@ class Seconds(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The number. Fails when it is none."""
+        """Return the number, or fail with a usage error."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return seconds
 
 
 def parsed_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """An option's callback: the number of bytes that a size such as 512MiB stands for."""
+    """Return an option's size, such as 512MiB, in bytes."""
     try:
         return None if text is None else parse_size(text)
     except ValueError as error:
@@ -44,7 +44,7 @@ def parsed_size(context: click.Context, parameter: click.Parameter, text: str | 
 
 
 def _fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Puts an option's value into the Session."""
+    """Return a callback that puts an option's value into the Session."""
 
     def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
         if value is not None:
@@ -54,7 +54,7 @@ def _fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 
 
 def json_option(command: F) -> F:
-    """--json alone, for a command that asks no daemon."""
+    """Add --json alone, for a command that calls no daemon."""
     return click.option(
         "--json",
         is_flag=True,
@@ -66,10 +66,10 @@ def json_option(command: F) -> F:
 
 
 def connection_options(command: F) -> F:
-    """--address, --timeout and --json, which fill in the Session.
+    """Add --address, --timeout and --json, which fill in the Session.
 
-    They stand at the group and at every command, so that they may come before or after the
-    command's name.
+    The group has them and so has every command, so that a person may write them before or
+    after the command's name.
     """
     for option in (
         json_option,
@@ -79,14 +79,14 @@ def connection_options(command: F) -> F:
             metavar="SECONDS",
             expose_value=False,
             callback=_fill("timeout_s"),
-            help="Longest time for each call.  [default: $WASMKILN_TIMEOUT_S, else 60]",
+            help="Time limit of each call.  [default: $WASMKILN_TIMEOUT_S, else 60]",
         ),
         click.option(
             "--address",
             metavar="HOST:PORT",
             expose_value=False,
             callback=_fill("address"),
-            help="The daemon; unix:/path too.  [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]",
+            help="The daemon; or unix:/path.  [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]",
         ),
     ):
         command = option(command)
@@ -105,12 +105,12 @@ class ModuleParameter(click.Path):
         super().__init__(exists=True, dir_okay=False, readable=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text itself. Fails when it is neither."""
+        """Return the text itself, or fail with a usage error."""
         if is_digest(value) and not Path(value).exists():
             return str(value)
         if _LIKE_A_DIGEST.fullmatch(value) and not Path(value).exists():
             self.fail(
-                f"{value!r} is no file, and no SHA-256: that is 64 lowercase hexadecimal digits",
+                f"{value!r} is neither a file nor a SHA-256 (64 lowercase hexadecimal digits)",
                 param,
                 ctx,
             )
@@ -132,7 +132,7 @@ def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
 
 
 def artifact_options(*, several_engines: bool = False) -> Callable[[F], F]:
-    """--engine, --target, --cpu and --set: which artifact of a module is meant."""
+    """Add --engine, --target, --cpu and --set, which choose an artifact of a module."""
 
     def decorate(command: F) -> F:
         for option in (
@@ -142,7 +142,7 @@ def artifact_options(*, several_engines: bool = False) -> Callable[[F], F]:
                 multiple=True,
                 metavar="NAME=VALUE",
                 callback=_settings,
-                help="A setting; may be repeated. `wasmkiln engines --settings` lists them.",
+                help="A setting; repeat for more. `wasmkiln engines --settings` lists them.",
             ),
             click.option("--cpu", metavar="LEVEL", help="CPU level, e.g. x86-64-v3 or baseline."),
             click.option(
@@ -154,7 +154,7 @@ def artifact_options(*, several_engines: bool = False) -> Callable[[F], F]:
                 multiple=several_engines,
                 metavar="ENGINE",
                 help="Engine, e.g. wasmtime or wasmer-1.1.0"
-                + ("; may be repeated." if several_engines else "."),
+                + ("; repeat for more." if several_engines else "."),
             ),
         ):
             command = option(command)

@@ -1,8 +1,8 @@
 """Where `compile -o` writes: the names of the files, and what it refuses to write over.
 
-A file is called after its input and the engine, and after nothing else that a daemon says. An
-engine's name has no dot and its version no dash, so that a file's name can be read in one way
-only: one input's artifact never gets the name of another's.
+A file's name has two parts: the input's name and the engine. An engine's name has no dot and
+its version no dash, so a name can be split in one way only: whatever a daemon calls an engine,
+the artifact of one input never gets the name of another's.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 _ENGINE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}-[0-9][0-9A-Za-z.+]{0,31}")
 SUFFIX = ".cwasm"
-# With an engine, suffixes and those of the files beside it, no more than the 255 that file
-# systems take.
+# Leaves room for the engine and the longest suffix within the 255 bytes of a file's name.
 _MAX_STEM_BYTES = 170
 
 
 class Place:
-    """A file for one module, or a folder for several, or no place at all.
+    """The output of one run: a file for one module, a folder for several, or none.
 
-    Raises click.UsageError, before anything is written, when two inputs would go to one file
-    or an input would be lost.
+    Raise click.UsageError, before anything is written, when two inputs would go to one file or
+    an input would be overwritten.
     """
 
     def __init__(self, output: Path | None, sources: tuple[str, ...]) -> None:
@@ -49,17 +48,20 @@ class Place:
             _refuse_as_output(output, sources)
             return
         if output.exists() and not output.is_dir():
-            raise click.UsageError(f"{output} is a file; several modules need a folder")
+            raise click.UsageError(f"{output} is a file: several modules need a folder")
         names = [folded(stem(source)) for source in sources]
         twice = sorted({stem(s) for s in sources if names.count(folded(stem(s))) > 1})
         if twice:
-            raise click.UsageError(f"several modules would be written as {', '.join(twice)}")
+            raise click.UsageError(
+                f"several modules would be written as {', '.join(twice)}: compile them apart"
+            )
         output.mkdir(parents=True, exist_ok=True)
 
     def save(self, source: str, artifact: Artifact) -> Path | None:
-        """Write one result. Return its path, None where nothing is to be written.
+        """Write one result. Return its path, or None without an output.
 
-        Raise OSError, and ArtifactMismatch when the daemon's answer leads to no name of its own.
+        Raise OSError, and ArtifactMismatch when the daemon's answer leads to the name of an
+        input or of another result.
         """
         if self._output is None:
             return None
@@ -68,17 +70,19 @@ class Place:
         name = file_name(source, artifact.header)
         path = self._output / name
         if folded(name) in self._written or _is_one_of(path, self._sources):
-            raise ArtifactMismatch(f"{path} is another input, or the result of one: not written")
+            raise ArtifactMismatch(
+                f"cannot write {path}: it is another input, or the result of one"
+            )
         self._written.add(folded(name))
-        # A link of that name would lead to a place that nobody named.
+        # A link of that name may lead to a place that the person did not name.
         return artifact.save(path, follow_link=False)
 
 
 def stem(source: str) -> str:
-    """Return what an artifact's file is called after: the input's name without .wasm.
+    """Return the first part of an artifact's file name: the input's name without .wasm.
 
-    What had to be changed, since it steers a terminal, hides a file, looks like an option or
-    is too long, ends in a digest of the whole name, so that two such inputs are told apart.
+    Change a name that would steer a terminal, hide the file, look like an option or be too
+    long. A changed name ends in a digest of the whole name, so that two inputs stay distinct.
     """
     name = Path(source).name.removesuffix(".wasm")
     clean = "".join(c if c.isprintable() and c != "\\" else "_" for c in name)
@@ -92,7 +96,7 @@ def stem(source: str) -> str:
 
 
 def file_name(source: str, header: ArtifactHeader) -> str:
-    """Return NAME.ENGINE.cwasm. Raise ArtifactMismatch for an engine that can't be in a name."""
+    """Return NAME.ENGINE.cwasm. Raise ArtifactMismatch for an engine that no name can hold."""
     engine = engine_id(header.engine)
     if not _ENGINE.fullmatch(engine):
         raise ArtifactMismatch(f"cannot name a file after engine {quoted(engine)}: nothing written")
@@ -100,16 +104,18 @@ def file_name(source: str, header: ArtifactHeader) -> str:
 
 
 def folded(name: str) -> str:
-    """Return what is the same for names that some file systems take for one."""
+    """Return the name in a form that is equal for names which some file systems treat as one."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _refuse_as_output(output: Path, sources: tuple[str, ...]) -> None:
-    """Raises click.UsageError for what would be lost, or is no place for two files."""
+    """Raise click.UsageError where an input would be lost, or no file can stand beside it."""
     if str(output) == "-":
-        raise click.UsageError("-o takes a file or a folder; artifacts are not written to stdout")
+        raise click.UsageError("-o takes a file or a folder: artifacts are not written to stdout")
     if output.exists() and not output.is_file():
-        raise click.UsageError(f"{output} is no regular file: the header could not go beside it")
+        raise click.UsageError(
+            f"{output} is not a regular file: the header cannot be written beside it"
+        )
     for path in (output, header_path(output), attestation_path(output)):
         if _is_one_of(path, sources):
             raise click.UsageError(f"{path} is the module itself: it would be overwritten")

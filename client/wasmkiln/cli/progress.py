@@ -1,4 +1,4 @@
-"""Progress bars on stderr, for a terminal only."""
+"""Progress bars on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _TEXT = "{task.description}"
 
 
 class TransferBars:
-    """One bar for each call under way."""
+    """One bar for each running call."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     @contextmanager
     def uploading(self, name: str, size_bytes: int) -> Iterator[None]:
-        """Shows that a module is on its way, without a number: gRPC tells none."""
+        """Show an upload, without a number: gRPC does not tell how far it is."""
         with self._task(f"uploading {name} ({size(size_bytes)})"):
             yield
 
     @contextmanager
     def compiling(self, name: str) -> Iterator[ProgressCallback]:
-        """Shows a compile; hand what it yields to Client.compile."""
+        """Show a compile. Yield the `on_progress` for Client.compile."""
         with self._task(f"asking for {name}") as task:
 
             def show(now: CallProgress) -> None:
@@ -74,7 +74,7 @@ class TransferBars:
 
 @contextmanager
 def transfer_bars() -> Iterator[TransferBars]:
-    """Bars for calls, gone when they end; nothing unless stderr is a terminal."""
+    """Yield bars that vanish when their calls end; none unless stderr is a terminal."""
     with Progress(
         SpinnerColumn(),
         TextColumn(_TEXT, markup=False),
@@ -90,7 +90,7 @@ def transfer_bars() -> Iterator[TransferBars]:
 
 @contextmanager
 def counter(text: str, total: int) -> Iterator[Progress]:
-    """A bar that counts to `total`, by `advance(0)`; nothing unless stderr is a terminal."""
+    """Yield a bar that counts to `total`; none unless stderr is a terminal."""
     with Progress(
         TextColumn(_TEXT, markup=False),
         BarColumn(),

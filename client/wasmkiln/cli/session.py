@@ -1,4 +1,4 @@
-"""What every command shares: the connection's options, and where output goes."""
+"""One run of the command: makes its client, and writes its results and failures."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from wasmkiln.client import Client
 if TYPE_CHECKING:
     from typing import TextIO
 
-# For pipes and files, where rich would otherwise assume 80 columns and cut digests.
+# For pipes and files: rich would assume 80 columns and cut digests.
 _UNLIMITED_WIDTH = 240
 
 
 @dataclass
 class Session:
-    """One run of the command. The options fill it in; see options.py."""
+    """One run of the command. The options in options.py fill in its fields."""
 
     address: str | None = None
     timeout_s: float | None = None
     as_json: bool = False
 
     def client(self, *, max_attempts: int = 3, max_artifact_bytes: int | None = None) -> Client:
-        """A client as the options say. Raises click.UsageError when they can't be."""
+        """Return a client for the options. Raise click.UsageError for invalid ones."""
         try:
             return Client(
                 self.address,
@@ -41,7 +41,7 @@ class Session:
             raise click.UsageError(str(error)) from error
 
     def emit(self, document: Any, *tables: RenderableType) -> None:
-        """Writes a result to stdout: the document with --json, else the tables."""
+        """Write a result to stdout: the document with --json, else the tables."""
         if self.as_json:
             click.echo(dumps(document))
         else:
@@ -49,13 +49,13 @@ class Session:
             console(sys.stdout).print(*lines, sep="\n")
 
     def note(self, sentence: str) -> None:
-        """Tells a person something on stderr."""
+        """Write a sentence to stderr."""
         click.echo(one_line(sentence), err=True)
 
     def report(self, error: Exception, source: str | None = None) -> None:
-        """Writes a failure to stderr: a sentence, and with --json an object after it."""
+        """Write a failure to stderr: a sentence, and with --json an object after it."""
         if isinstance(error, OSError) and error.filename is not None:
-            # Its own text has a number first; and what it was about may be another file.
+            # str(error) begins with errno; and the file may not be the source.
             self.note(f"error: {error.filename}: {error.strerror}")
         else:
             self.note(f"error: {source}: {error}" if source else f"error: {error}")
@@ -65,11 +65,11 @@ class Session:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to app.py, where rich would exit with 1."""
+        """Raise, so that app.py handles it; rich would exit with 1."""
         raise BrokenPipeError
 
 
 def console(file: TextIO) -> Console:
-    """A console that takes text as it is: it comes from files' names and engines."""
+    """Return a console that prints text as it is: rich must not read names as markup."""
     width = None if file.isatty() else _UNLIMITED_WIDTH
     return _Console(file=file, width=width, markup=False, emoji=False, highlight=False)

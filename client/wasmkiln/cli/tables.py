@@ -1,4 +1,4 @@
-"""The tables that people read."""
+"""The output of each command as people read it; each function returns it for `Session.emit`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compiled:
-    """One artifact's header, the seconds that the call took, and where the bytes went."""
+    """A row of `compile`: a header, the seconds of the call, and the path of the bytes."""
 
     source: str
     header: ArtifactHeader
@@ -46,7 +46,7 @@ class Compiled:
 
 
 def loaded(modules: Iterable[tuple[str, LoadResponse]]) -> RenderableType:
-    """What `load` did."""
+    """Show the modules that `load` uploaded."""
     table = Grid("module", "sha256", ">size", "kind", "validated by", "was there")
     for file, answer in modules:
         table.row(
@@ -61,7 +61,7 @@ def loaded(modules: Iterable[tuple[str, LoadResponse]]) -> RenderableType:
 
 
 def compiled(artifacts: Iterable[Compiled]) -> RenderableType:
-    """What `compile` got."""
+    """Show the artifacts that `compile` received."""
     table = Grid(
         "module", "engine", "target", "cpu", "origin", ">size", ">compile", ">call", "saved to"
     )
@@ -82,11 +82,11 @@ def compiled(artifacts: Iterable[Compiled]) -> RenderableType:
 
 
 def verified(artifact: str, statement: Statement, key_id: str) -> RenderableType:
-    """What `verify` found."""
+    """Show the statement that `verify` checked."""
     claims = statement.claims
-    table = Grid(artifact, "is vouched for")
+    table = Grid(artifact, "is verified")
     for name, text in (
-        ("by key", key_id),
+        ("signed by key", key_id),
         ("module", claims.module_sha256),
         ("engine", f"{claims.engine.get('name')}-{claims.engine.get('version')}"),
         ("target", f"{claims.target}, {claims.cpu}"),
@@ -98,22 +98,22 @@ def verified(artifact: str, statement: Statement, key_id: str) -> RenderableType
 
 
 def missing(rows: Sequence[tuple[str, str, str]], asked: int) -> RenderableType:
-    """What `find-missing` found: source, digest and engine of each."""
+    """Show what `find-missing` found: source, digest and engine of each."""
     if not rows:
-        return f"nothing missing of {asked}"
-    table = Grid("missing", "sha256", "engine", title=f"{len(rows)} missing of {asked}")
+        return f"none of {asked} artifacts missing"
+    table = Grid("missing", "sha256", "engine", title=f"{len(rows)} of {asked} artifacts missing")
     for source, digest, engine in rows:
         table.row(source, digest, engine or "default")
     return table.shown()
 
 
 def evicted(answer: EvictResponse) -> RenderableType:
-    """What `evict` removed."""
+    """Show how much `evict` removed."""
     return f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
 
 
 def quarantined(answer: ListQuarantineResponse) -> RenderableType:
-    """What is in quarantine."""
+    """Show the modules in quarantine."""
     if not answer.modules:
         return "no module is in quarantine"
     table = Grid("module", "engine", "why", ">strikes", ">time left")
@@ -129,16 +129,16 @@ def quarantined(answer: ListQuarantineResponse) -> RenderableType:
 
 
 def draining(answer: DrainResponse) -> RenderableType:
-    """What `drain` began."""
+    """Show what the daemon still waits for after `drain`."""
     left = time(answer.grace) if answer.calls or answer.flights else "-"
-    wait = f"for at most {left}" if left != "-" else "for nothing more"
-    return f"draining: {answer.calls} calls, {answer.flights} compilations; it waits {wait}"
+    wait = f"waits at most {left} for them" if left != "-" else "waits for nothing more"
+    return f"draining: {answer.calls} calls, {answer.flights} compilations; the daemon {wait}"
 
 
 def warmed(
     files: int, warm_before: int, warm_now: Sequence[tuple[str, ArtifactHeader]], failed: int
 ) -> RenderableType:
-    """What `warm` did."""
+    """Show what `warm` compiled."""
     summary = f"{files} files: {warm_before} warm before, {len(warm_now)} compiled, {failed} failed"
     if not warm_now:
         return summary
@@ -163,7 +163,7 @@ def _latency(summary: LatencySummary) -> tuple[str, str, str]:
 
 
 def stats(answer: StatsResponse) -> RenderableType:
-    """Everything that `stats` shows."""
+    """Show the counters of `stats`."""
     redis = f"{answer.redis_mode or 'none'} {'up' if answer.redis_up else 'not up'}"
     if answer.redis_detail:
         redis += f" ({answer.redis_detail})"
@@ -210,7 +210,7 @@ def stats(answer: StatsResponse) -> RenderableType:
 
 
 def engines(answer: GetCapabilitiesResponse) -> RenderableType:
-    """What `engines` shows."""
+    """Show engines, targets and limits."""
     table = Grid(
         "engine", "core", "compiler", "accepts", "targets", "cpu levels", "interpreter",
         title=f"wasmkilnd {answer.version}",
@@ -238,7 +238,7 @@ def engines(answer: GetCapabilitiesResponse) -> RenderableType:
 
 
 def settings(answer: GetCapabilitiesResponse) -> RenderableType:
-    """What `engines --settings` shows."""
+    """Show the settings of each engine."""
     table = Grid("engine", "setting", "default", "allowed", "what it is")
     for one in answer.engines:
         for setting in one.settings:
@@ -254,12 +254,12 @@ def settings(answer: GetCapabilitiesResponse) -> RenderableType:
 
 
 def isolation(answer: GetCapabilitiesResponse) -> RenderableType:
-    """What `engines --isolation` shows."""
+    """Show what confines the jobs of each engine."""
     table = Grid("engine", "jobs are", "layer", "state", "detail")
     for one in answer.engines:
         found = one.isolation
         holes = [attempt.name for attempt in found.attempts if not attempt.refused]
-        could = f"not confined: they could {', '.join(holes) or 'do anything'}"
+        could = f"not confined: they can {', '.join(holes) or 'do anything'}"
         for index, layer in enumerate(found.layers):
             table.row(
                 "" if index else one.engine.id,

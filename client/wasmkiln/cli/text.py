@@ -1,10 +1,10 @@
-"""Numbers and words as people read them; whatever a daemon sends is shown."""
+"""Numbers and enums as people read them, whatever value a daemon sends."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wasmkiln._untrusted import one_line as one_line  # the daemon's commands have it from here
+from wasmkiln._untrusted import one_line as one_line  # wasmkilnd's commands import it from here
 from wasmkiln._untrusted import seconds
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ _YEAR_S = 365 * 24 * 3600
 
 
 def word(enum: Any, value: int) -> str:
-    """An enum's value as a word, such as "core module"; of a newer daemon as "kind 7"."""
+    """Return an enum's value as a word, such as "core module"; an unknown one as "kind 7"."""
     prefix = enum.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
     known = enum.DESCRIPTOR.values_by_number.get(value)
     name = known.name.removeprefix(prefix) if known is not None else f"{prefix}{value}"
@@ -24,7 +24,7 @@ def word(enum: Any, value: int) -> str:
 
 
 def size(count_bytes: int) -> str:
-    """For example "2.5 MiB"."""
+    """Return a number of bytes as, for example, "2.5 MiB"."""
     if count_bytes < 1024:
         return f"{count_bytes} B"
     power = min(3, (count_bytes.bit_length() - 1) // 10)
@@ -32,17 +32,17 @@ def size(count_bytes: int) -> str:
 
 
 def share(part: float) -> str:
-    """For example "75.0%"; what is no part of a whole as the number that it is."""
+    """Return, for example, "75.0%"; a number outside of 0 to 1 as it is."""
     return f"{part:.1%}" if 0 <= part <= 1 else f"{part:g}"
 
 
 def time(duration: Duration) -> str:
-    """A Duration as `elapsed` shows it."""
+    """Return a Duration as `elapsed` shows it."""
     return elapsed(seconds(duration))
 
 
 def elapsed(duration_s: float) -> str:
-    """For example "0.42 ms", "12 ms", "1.30 s", "2 h 5 min"; "-" for nothing."""
+    """Return seconds as, for example, "0.42 ms", "12 ms", "1.30 s", "2 h 5 min"; 0 as "-"."""
     if duration_s == 0:
         return "-"
     if duration_s < 0:

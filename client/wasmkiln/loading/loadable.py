@@ -1,4 +1,4 @@
-"""What loading needs of an artifact."""
+"""The part of an artifact that loading needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Loadable(Protocol):
-    """`wasmkiln.Artifact`, as far as loading looks at it."""
+    """The part of `wasmkiln.Artifact` that loading uses."""
 
     @property
     def bytes(self) -> builtins.bytes: ...

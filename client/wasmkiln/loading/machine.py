@@ -11,9 +11,9 @@ from wasmkiln.errors import IncompatibleEngine
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _SYSTEMS = {"darwin": ("darwin", "macos"), "win32": ("windows",)}
 
-# Of each level of the x86-64 psABI, the features that an engine makes use of, by their names in
-# /proc/cpuinfo (pni is SSE3, abm has LZCNT). A virtual machine that hides another one, such as
-# movbe, is no reason to refuse. Each level has those of the levels before it.
+# The features of each level of the x86-64 psABI that engines use, by their names in /proc/cpuinfo
+# (pni is SSE3, abm has LZCNT). Others, such as movbe, may be hidden by a virtual machine, and are
+# not required. Each level also has the features of the levels before it.
 _LEVELS: dict[str, frozenset[str]] = {
     "x86-64-v2": frozenset(["cx16", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"]),
     "x86-64-v3": frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "fma"]),
@@ -22,10 +22,10 @@ _LEVELS: dict[str, frozenset[str]] = {
 
 
 def check(target: str, cpu: str) -> None:
-    """Raises IncompatibleEngine unless code for `target` and `cpu` can run here.
+    """Raise IncompatibleEngine unless code for `target` and `cpu` can run on this machine.
 
-    Where the machine doesn't tell its features, and for "native", whose features the
-    artifact doesn't name, the engine's own check has to do.
+    Leave the check to the engine where the system does not list the CPU's features, and for
+    "native", whose features the artifact does not name.
     """
     machine = platform.machine().lower()
     architecture = _ARCHITECTURES.get(machine, machine)
@@ -48,7 +48,7 @@ def check(target: str, cpu: str) -> None:
 
 
 def required_features(cpu: str) -> frozenset[str]:
-    """What a cpu level needs; nothing for "baseline", "native" and others without a level."""
+    """Return the features that a cpu level needs; none for "baseline", "native" and others."""
     if cpu not in _LEVELS:
         return frozenset()
     names = list(_LEVELS)
@@ -57,7 +57,7 @@ def required_features(cpu: str) -> frozenset[str]:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The first CPU's feature flags; empty where the system doesn't tell them."""
+    """Return the first CPU's feature flags; empty where the system does not list them."""
     try:
         text = cpuinfo.read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Loads an artifact into PyPI's wasmer, which has wheels for CPython 3.7 to 3.10 only."""
+"""Load an artifact into PyPI's wasmer, which has wheels for CPython 3.7 to 3.10 only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_version(header: ArtifactHeader) -> None:
-    """The same version and no other: wasmer itself doesn't compare."""
+    """Require the same version exactly: wasmer itself does not compare versions."""
     wanted = header.engine.version
     try:
         import wasmer  # noqa: F401  On other Pythons this is a stub that raises ImportError.
@@ -23,7 +23,7 @@ def check_version(header: ArtifactHeader) -> None:
         installed = version("wasmer")
     except (ImportError, PackageNotFoundError) as error:
         raise EngineNotInstalled(
-            f"wasmer can't be imported here: it needs CPython 3.10 or older and "
+            f"cannot import wasmer here: it needs CPython 3.10 or older and "
             f"pip install 'wasmer=={wanted}' ({error})",
             metadata={"engine": engine_id(header.engine)},
         ) from error
@@ -46,12 +46,12 @@ def _store() -> Any:
 
 
 def host_engine(artifact: Loadable) -> Any:
-    """The process's `wasmer.Store`."""
+    """Return the process's `wasmer.Store`."""
     return _store()
 
 
 def deserialize(artifact: Loadable, engine: Any) -> Any:
-    """A `wasmer.Module`."""
+    """Return a `wasmer.Module`."""
     import wasmer
 
     if not isinstance(engine, wasmer.Store):
@@ -62,7 +62,7 @@ def deserialize(artifact: Loadable, engine: Any) -> Any:
         return wasmer.Module.deserialize(engine, artifact.bytes)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic arrives as one that is no Exception
+    except BaseException as error:  # a Rust panic arrives as a BaseException
         raise IncompatibleEngine(
             f"wasmer {version('wasmer')} refuses the artifact: {' '.join(str(error).split())}",
             metadata={"engine": engine_id(artifact.header.engine)},

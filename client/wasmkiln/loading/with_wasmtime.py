@@ -1,4 +1,4 @@
-"""Loads an artifact into PyPI's wasmtime."""
+"""Load an artifact into PyPI's wasmtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_version(header: ArtifactHeader) -> None:
-    """wasmtime refuses artifacts of another major version; the rest is for it to say."""
+    """Require the same major version; wasmtime itself checks the rest."""
     wanted = header.engine.version
     try:
         import wasmtime  # noqa: F401
@@ -24,7 +24,7 @@ def check_version(header: ArtifactHeader) -> None:
         installed = version("wasmtime")
     except (ImportError, PackageNotFoundError, OSError) as error:
         raise EngineNotInstalled(
-            f"wasmtime can't be imported here: pip install 'wasmtime=={wanted}' ({error})",
+            f"cannot import wasmtime here: pip install 'wasmtime=={wanted}' ({error})",
             metadata={"engine": engine_id(header.engine)},
         ) from error
     if installed.split(".")[0] != wanted.split(".")[0]:
@@ -37,10 +37,10 @@ def check_version(header: ArtifactHeader) -> None:
 
 
 def host_engine(artifact: Loadable) -> Any:
-    """A `wasmtime.Engine` with the artifact's settings, one per process for each set."""
+    """Return a `wasmtime.Engine` with the artifact's settings, one per process for each set."""
     settings = dict(artifact.header.changed_settings)
     if not artifact.trusted_keys:
-        # Nobody vouches that what was asked for and is not among these is the engine's default.
+        # An unsigned header may leave out a setting that the call asked for: apply both.
         settings = {**artifact.requested_settings, **settings}
     return _engine(tuple(sorted(settings.items())))
 
@@ -51,11 +51,11 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
 
     config = wasmtime.Config()
     for name, text in changed_settings:
-        # A property and nothing else: the names come from a daemon.
+        # Properties only: the names come from a daemon.
         if not isinstance(getattr(wasmtime.Config, name, None), property):
             raise IncompatibleEngine(
                 f"the artifact was made with {name}={text}, a setting that the wasmtime "
-                "installed here doesn't have",
+                "installed here does not have",
                 metadata={"setting": name},
             )
         try:
@@ -76,7 +76,7 @@ def _value(text: str) -> bool | int | str:
 
 
 def deserialize(artifact: Loadable, engine: Any) -> Any:
-    """A `wasmtime.Module` or a `wasmtime.component.Component`."""
+    """Return a `wasmtime.Module` or a `wasmtime.component.Component`."""
     import wasmtime
 
     if not isinstance(engine, wasmtime.Engine):

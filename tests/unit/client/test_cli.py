@@ -158,7 +158,7 @@ def test_engines(run: Callable[..., Result]) -> None:
     assert "opt_level" in result.stdout
     assert "none, speed" in result.stdout
     result = run("engines", "--isolation")
-    assert "not confined: they could fork" in result.stdout
+    assert "not confined: they can fork" in result.stdout
     assert "missing" in result.stdout
     assert "the kernel has none" in result.stdout
     assert document(run("engines", "--json"))["engines"][0]["kinds"] == ["KIND_CORE_MODULE"]
@@ -174,9 +174,9 @@ def test_find_missing(run: Callable[..., Result], daemon: FakeDaemon, modules: l
         (DIGEST, "wasmer"),
         (DIGEST, "wasmtime"),
     ]
-    assert "3 missing of 4" in run(*arguments).stdout
+    assert "3 of 4 artifacts missing" in run(*arguments).stdout
     daemon.warm.add((DIGEST, ""))
-    assert run("find-missing", DIGEST).stdout == "nothing missing of 1\n"
+    assert run("find-missing", DIGEST).stdout == "none of 1 artifacts missing\n"
 
 
 def test_evict(run: Callable[..., Result], daemon: FakeDaemon, modules: list[str]) -> None:
@@ -211,7 +211,9 @@ def test_evict_with_a_tier_that_did_not_answer(
 
 def test_drain(run: Callable[..., Result], daemon: FakeDaemon) -> None:
     result = run("drain", "--grace", "30")
-    assert result.stdout == "draining: 3 calls, 1 compilations; it waits for at most 30.00 s\n"
+    assert result.stdout == (
+        "draining: 3 calls, 1 compilations; the daemon waits at most 30.00 s for them\n"
+    )
     answer = document(run("drain", "--json", "--grace", "0.5"))
     assert answer == {"grace_s": 0.5, "calls": 3, "flights": 1}
     assert run("drain", "--grace", "-1").exit_code == Exit.USAGE

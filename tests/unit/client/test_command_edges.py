@@ -97,7 +97,7 @@ def test_the_limit_on_artifacts_says_how_to_raise_it(run: Callable[..., Result])
     result = run("compile", "m.wasm", "-o", "m.cwasm", "--max-artifact-bytes", "11KiB")
     assert result.exit_code == Exit.REFUSED
     assert result.stderr == (
-        "error: m.wasm: the artifact has 12,000 bytes, and this client takes 11,264: raise "
+        "error: m.wasm: the artifact has 12,000 bytes, above this client's limit of 11,264: raise "
         "max_artifact_bytes, --max-artifact-bytes or WASMKILN_MAX_ARTIFACT_BYTES\n"
     )
     assert not Path("m.cwasm").exists()

@@ -136,7 +136,7 @@ def test_what_stands_there_and_is_no_file_is_refused(run: Callable[..., Result])
     os.mkfifo("out/x.wasmtime-50.0.1.cwasm.json")
     result = run("compile", "x.wasm", "-o", "out")
     assert result.exit_code == Exit.REFUSED
-    assert "there is something that is no file" in result.stderr
+    assert "exists and is not a regular file" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_sizes_are_those_of_the_daemon(text: str) -> None:
     if expected > 0:
         assert parse_size(text) == expected
     else:
-        with pytest.raises(ValueError, match="is no size"):
+        with pytest.raises(ValueError, match="is not a size"):
             parse_size(text)
 
 
@@ -54,7 +54,7 @@ def test_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_url_is_refused() -> None:
-    with pytest.raises(ValueError, match="without the http:// in front"):
+    with pytest.raises(ValueError, match="leave out the http:// in front"):
         choose_address("http://localhost:50051")
     assert choose_address("unix:///run/kiln.sock") == "unix:///run/kiln.sock"
 

@@ -71,7 +71,7 @@ def test_a_private_key_is_no_public_one(tmp_path: Path) -> None:
 
 def test_an_empty_file_trusts_nobody_rather_than_everybody(tmp_path: Path) -> None:
     (tmp_path / "keys").touch()
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="there is no key in it"):
         Client(trusted_keys=tmp_path / "keys")
     for nothing in ("", (), " , "):
         with pytest.raises(ValueError, match="has no key in it"):

@@ -39,7 +39,7 @@ def test_verify_command(tmp_path: Path) -> None:
     ):
         lines = run(*key, *given).stderr.splitlines()
         assert [line.split(": ")[-1] for line in lines] == told
-        assert all(line.startswith("not checked: that it is ") for line in lines)
+        assert all(line.startswith("not checked: whether it is ") for line in lines)
     assert answer["key_id"] == OURS.key.id
     assert answer["engine"]["name"] == "nothing"
     for wrong in (
@@ -89,4 +89,4 @@ def test_verify_tells_what_was_mistaken_for_a_key_or_left_out(tmp_path: Path) ->
     (tmp_path / "m.cwasm.dsse.json").unlink()
     alone = runner.invoke(app, ["verify", str(path), "--key", OURS.key.hex])
     assert alone.exit_code == 2
-    assert "name the attestation with --attestation" in alone.stderr
+    assert "give the attestation with --attestation" in alone.stderr

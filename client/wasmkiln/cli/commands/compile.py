@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Where to write: a file for one module; a folder for several, or one that exists, where "
-    "each becomes NAME.ENGINE.cwasm. The header goes beside it as .json, the attestation as "
-    ".dsse.json. Without -o nothing is written.",
+    help="Where to write: a file for one module, or a folder, where each artifact becomes "
+    "NAME.ENGINE.cwasm. The header goes beside it as .json, the attestation as .dsse.json. "
+    "Without -o nothing is written.",
 )
 @artifact_options()
 @click.option(
     "--max-artifact-bytes",
     callback=parsed_size,
     metavar="SIZE",
-    help="Receive no artifact above this, such as 512MiB.  "
+    help="Refuse an artifact above this size, such as 512MiB.  "
     "[default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]",
 )
 @click.option("--no-cache", is_flag=True, help="Compile even when a tier holds the artifact.")
@@ -51,7 +51,7 @@ def compile_(
     max_artifact_bytes: int | None,
     no_cache: bool,
 ) -> None:
-    """Get the artifacts of modules, uploading those that the daemon doesn't have."""
+    """Get the artifacts of modules; upload modules that the daemon does not have."""
     session: Session = context.obj
     place = Place(output, sources)
     with session.client(max_artifact_bytes=max_artifact_bytes) as client, transfer_bars() as bars:

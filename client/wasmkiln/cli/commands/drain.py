@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     "--grace",
     type=Seconds(),
     metavar="SECONDS",
-    help="How long what is under way may take; 0 hurries.  [default: the daemon's own]",
+    help="Time for running calls; 0 ends them at once.  [default: the daemon's own]",
 )
 @connection_options
 @click.pass_obj
 def drain(session: Session, grace: float | None) -> None:
-    """End the daemon: it refuses new calls, finishes what is under way, and exits.
+    """End the daemon: it refuses new calls, finishes running ones, and exits.
 
-    Answers at once. `wasmkiln health` exits with 3 when the daemon has ended.
+    Returns at once. `wasmkiln health` exits with 3 once the daemon has ended.
     """
     with session.client() as client:
         answer = client.drain(grace)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--settings", is_flag=True, help="List settings with their allowed values instead.")
-@click.option("--isolation", is_flag=True, help="List what confines their jobs instead.")
+@click.option("--settings", is_flag=True, help="List settings and their allowed values instead.")
+@click.option("--isolation", is_flag=True, help="List what confines the engines' jobs instead.")
 @connection_options
 @click.pass_obj
 def engines(session: Session, settings: bool, isolation: bool) -> None:
-    """Show what can be asked for: engines, targets, cpus, settings, limits."""
+    """Show the daemon's engines, targets, cpus, settings and limits."""
     show = tables.settings if settings else tables.isolation if isolation else tables.engines
     with session.client() as client:
         answer = client.capabilities()

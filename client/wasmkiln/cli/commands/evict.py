@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--module", type=MODULE, metavar="FILE|SHA256", help="One module, all artifacts.")
+@click.option(
+    "--module", type=MODULE, metavar="FILE|SHA256", help="A module and all of its artifacts."
+)
 @click.option("--engine", metavar="ENGINE", help="Every artifact of one engine version.")
 @click.option("--all", "everything", is_flag=True, help="Everything.")
-@click.option("--tier", type=click.Choice(["memory", "redis"]), help="One tier, not every.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option(
+    "--tier", type=click.Choice(["memory", "redis"]), help="This tier only.  [default: all tiers]"
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @connection_options
 @click.pass_context
 def evict(
@@ -51,11 +55,13 @@ def evict(
     session.emit(to_document(answer), tables.evicted(answer))
     if answer.unreachable_tiers:
         tiers = ", ".join(answer.unreachable_tiers)
-        session.note(f"error: {tiers} did not answer, so its entries may still be there")
+        session.note(f"error: {tiers} did not answer: entries there may be left; evict again later")
         context.exit(Exit.NOT_NOW)
 
 
 def _confirm(what: str, tier: str | None) -> None:
     if not sys.stdin.isatty():
-        raise click.UsageError("without a terminal to ask on, this needs --yes")
-    click.confirm(f"Evict {what} from {tier or 'every'} tier?", abort=True, err=True)
+        raise click.UsageError("cannot ask for confirmation without a terminal: give --yes")
+    click.confirm(
+        f"Evict {what} from {f'the {tier} tier' if tier else 'all tiers'}?", abort=True, err=True
+    )

@@ -28,7 +28,7 @@ def find_missing(
     cpu: str | None,
     settings: dict[str, str],
 ) -> None:
-    """Show which artifacts no tier of the daemon holds; nothing is uploaded."""
+    """Show which artifacts no tier of the daemon holds. Uploads nothing."""
     names: dict[str, str] = {}
     for source in sources:
         names.setdefault(identify(source).sha256, source)

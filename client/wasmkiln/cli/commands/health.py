@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @connection_options
 @click.pass_context
 def health(context: click.Context, service: str) -> None:
-    """Ask whether the daemon, or one SERVICE of it, is serving."""
+    """Show whether the daemon, or one SERVICE of it, is serving."""
     session: Session = context.obj
     with session.client() as client:
         status = client.health(service)

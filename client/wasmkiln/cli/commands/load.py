@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=MODULE_FILE, metavar="FILE...")
-@click.option("--engine", metavar="ENGINE", help="Who validates, e.g. wasmtime or wasmer-1.1.0.")
+@click.option(
+    "--engine", metavar="ENGINE", help="The engine that validates, e.g. wasmtime or wasmer-1.1.0."
+)
 @connection_options
 @click.pass_context
 def load(context: click.Context, files: tuple[str, ...], engine: str | None) -> None:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @click.group()
 def quarantine() -> None:
-    """Modules that broke a compiler and are refused for a while."""
+    """Show or release modules that broke a compiler and are refused for a while."""
 
 
 @quarantine.command("ls")
 @connection_options
 @click.pass_context
 def ls(context: click.Context) -> None:
-    """List what is refused, why, and for how long."""
+    """List the refused modules, why, and for how long."""
     session: Session = context.obj
     with session.client() as client:
         answer = client.quarantined()
@@ -38,7 +38,7 @@ def ls(context: click.Context) -> None:
 @connection_options
 @click.pass_context
 def release(context: click.Context, module: str | None, everything: bool) -> None:
-    """Let a module be compiled again, and forget what it did."""
+    """Allow a module to be compiled again, and forget its failures."""
     session: Session = context.obj
     if (module is not None) + everything != 1:
         raise click.UsageError("give a module, or --all")
@@ -48,5 +48,7 @@ def release(context: click.Context, module: str | None, everything: bool) -> Non
         )
     session.emit(to_document(answer), f"released {answer.released}")
     if answer.redis_unreachable:
-        session.note("error: redis did not answer, so other daemons may still refuse")
+        session.note(
+            "error: redis did not answer: other daemons may still refuse; release again later"
+        )
         context.exit(Exit.NOT_NOW)

@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Go on until interrupted; with --json, a line each.")
+@click.option(
+    "--watch", is_flag=True, help="Repeat until interrupted; with --json, one line each time."
+)
 @click.option(
     "--interval",
     type=Seconds(0.1),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time between two looks of --watch.",
+    help="Time between two updates of --watch.",
 )
 @connection_options
 @click.pass_obj
 def stats(session: Session, watch: bool, interval: float) -> None:
-    """Show counters and latencies: tiers, compiles, workers."""
+    """Show counters and latencies of tiers, compiles and workers."""
     with session.client() as client:
         if not watch:
             _print(session, client)

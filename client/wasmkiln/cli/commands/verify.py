@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 _WITHOUT_MODULE = (
-    "that it is the artifact of the module that you mean, and not another one's with its own"
-    " attestation: give --module"
+    "whether it is the artifact of the module that you mean, or of another one with an attestation"
+    " of its own: give --module"
 )
 _WITHOUT_FINGERPRINT = (
-    "that it is for the engine, target, cpu and settings that you mean: give --fingerprint"
+    "whether it is for the engine, target, cpu and settings that you mean: give --fingerprint"
 )
 
 
@@ -43,13 +43,13 @@ _WITHOUT_FINGERPRINT = (
     "keys",
     multiple=True,
     metavar="KEY|FILE|DIR",
-    help="A trusted public key: hex, base64, or PEM files; may be repeated.  "
+    help="A trusted public key: hex, base64, or PEM files; repeat for more.  "
     "[default: $WASMKILN_TRUSTED_KEYS]",
 )
 @click.option(
-    "--module", type=MODULE, metavar="FILE|SHA256", help="Of which module it has to be as well."
+    "--module", type=MODULE, metavar="FILE|SHA256", help="Also require the artifact of this module."
 )
-@click.option("--fingerprint", metavar="HEX", help="Which fingerprint it has to have as well.")
+@click.option("--fingerprint", metavar="HEX", help="Also require this fingerprint.")
 @json_option
 @click.pass_context
 def verify(
@@ -60,12 +60,12 @@ def verify(
     module: str | None,
     fingerprint: str | None,
 ) -> None:
-    """Check that a trusted key vouches for an artifact's file. Asks no daemon."""
+    """Check that a trusted key signed an artifact's file. Calls no daemon."""
     session: Session = context.obj
     trusted = _trusted(keys)
     envelope = attestation or attestation_path(artifact)
     if not envelope.exists():
-        raise click.UsageError(f"there is no {envelope}: name the attestation with --attestation")
+        raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
     statement, key_id = _opened(envelope.read_bytes(), trusted)
     _check(statement, "artifact_sha256", hashlib.sha256(artifact.read_bytes()).hexdigest())
     if module is not None:
@@ -102,11 +102,11 @@ def _opened(envelope: bytes, trusted: TrustedKeys) -> tuple[Statement, str]:
     try:
         return open_envelope(envelope, trusted)
     except AttestationInvalid as invalid:
-        # The two look alike, and are shown side by side.
+        # Easy to mix up: both are 64 hex digits, side by side in `keys list`.
         if any(key.hex in invalid.message for key in trusted.values()):
             raise AttestationInvalid(
-                "the key that is trusted is the *id* of the one that signed: give its public key,"
-                " the last column of `wasmkilnd keys list`",
+                "the trusted key is only the *id* of the key that signed: give its public key, the"
+                " last column of `wasmkilnd keys list`",
                 metadata=invalid.metadata,
             ) from None
         raise

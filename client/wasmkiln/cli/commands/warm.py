@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from wasmkiln.cli.session import Session
     from wasmkiln.client import Client
 
-# A full queue is what warming many modules leads to, and the daemon says when to come back.
+# Warming many modules fills the queue, and the daemon says when to try again.
 _MAX_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An artifact that should be warm."""
+    """An artifact that the daemon should hold."""
 
     file: str
     key: ArtifactKey
 
     @property
     def name(self) -> str:
-        """How it is called in messages."""
+        """Its name in messages."""
         return f"{self.file} [{self.key.engine}]" if self.key.engine else self.file
 
 
@@ -46,7 +46,11 @@ class Wanted:
 )
 @artifact_options(several_engines=True)
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Calls at a time."
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Calls at the same time.",
 )
 @click.option("--recursive", is_flag=True, help="Go into sub-folders.")
 @connection_options
@@ -66,7 +70,7 @@ def warm(
     files = sorted(
         str(path)
         for path in (folder.rglob("*.wasm") if recursive else folder.glob("*.wasm"))
-        # A link to nothing counts: whoever deploys has to hear of a module that is not there.
+        # A broken link counts, and fails: a deployment must not miss a module without a word.
         if path.is_file() or not path.exists()
     )
     if not files:
@@ -104,7 +108,7 @@ def warm(
     }
     session.emit(document, tables.warmed(len(files), warm_before, warm_now, failed))
     batch.report_failures(session, failures)
-    # Always 1, whatever the failures were: a script asks whether the folder is warm.
+    # 1 for every kind of failure: a script asks only whether the folder is warm.
     context.exit(Exit.REFUSED if failed else Exit.OK)
 
 
@@ -133,7 +137,7 @@ def _in_parallel(
         with counter("warming", len(wanted)) as bar:
             return list(pool.map(run, wanted))
     finally:
-        # On an interrupt, what has not begun never does, and closing the client ends the rest.
+        # On an interrupt: drop what has not begun; closing the client ends the rest.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
