@@ -20,7 +20,7 @@ from wasmkiln.v1 import types_pb2 as types
 from tests.attesting import WASM, Attester, attested
 
 if TYPE_CHECKING:
-    from tests.unit.client.conftest import FakeDaemon
+    from tests.unit.client.fake_daemon import FakeDaemon
 
 OURS, THEIRS = Attester(), Attester()
 make = partial(attested, by=OURS)

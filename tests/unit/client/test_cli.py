@@ -25,7 +25,7 @@ from wasmkiln.cli.exits import Exit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit.client.conftest import FakeDaemon, Refusal
+    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
 WASM = b"\0asm\x01\0\0\0"
 DIGEST = hashlib.sha256(WASM).hexdigest()

@@ -17,34 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from wasmkiln.cli.app import app
+from click.testing import Result
 from wasmkiln.cli.exits import Exit
 
 from tests.lying import honest, lies
-from tests.lying.server import LyingServer, lying_server
+from tests.lying.server import LyingServer
 
 EVIL_FILE = "\x1b]0;owned\x07\x1b[2J\u202egnp\n.wasm"
 # What rich itself writes: colours, and moves of the cursor that progress bars need.
 _OF_RICH = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[lh]|[0-9]*[AK]|2K)")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[LyingServer]:
-    with lying_server() as liar:
-        yield liar
-
-
 @pytest.fixture
-def run(
-    server: LyingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    server.answers.clear()
-    server.calls.clear()
-    monkeypatch.setenv("WASMKILN_ADDRESS", server.address)
-    monkeypatch.chdir(tmp_path)
+def run(invoke: Callable[..., Result]) -> Callable[..., Result]:
+    """Run in a folder with a module."""
     Path("m.wasm").write_bytes(honest.WASM)
-    return lambda *arguments: CliRunner().invoke(app, arguments)
+    return invoke
 
 
 # --- options ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from wasmkiln import AsyncClient, Client, WasmkilnError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.client.conftest import FakeDaemon, Refusal
+    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
 
 def test_one_client_serves_many_threads(daemon: FakeDaemon) -> None:

@@ -15,7 +15,7 @@ from wasmkiln import Client, ConnectionFailed, errors
 from wasmkiln._status import BY_REASON, error_from_rpc
 
 if TYPE_CHECKING:
-    from tests.unit.client.conftest import FakeDaemon, Refusal
+    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
 PROTOS = Path(__file__).parents[3] / "protos" / "wasmkiln" / "v1"
 

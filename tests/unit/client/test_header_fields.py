@@ -17,7 +17,7 @@ from wasmkiln.v1 import types_pb2 as types
 
 from tests.attesting import Attester
 from tests.lying import honest
-from tests.lying.server import LyingServer, lying_server
+from tests.lying.server import LyingServer
 
 OURS = Attester()
 ASKED: dict[str, Any] = {
@@ -59,12 +59,6 @@ def change(header: ArtifactHeader, path: str) -> None:
         setattr(owner, name, not value)
     else:
         setattr(owner, name, value + 1)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LyingServer]:
-    with lying_server() as liar:
-        yield liar
 
 
 def answer(server: LyingServer, header: ArtifactHeader) -> None:

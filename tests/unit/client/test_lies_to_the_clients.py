@@ -15,7 +15,7 @@ from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.lying import honest, lies
-from tests.lying.server import LyingServer, lying_server
+from tests.lying.server import LyingServer
 
 KEYS = [honest.MISSING, types.ArtifactKey(module_sha256="b" * 64, engine="wasmer")]
 
@@ -32,12 +32,6 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "Drain": lambda client: client.drain(),
     "Check": lambda client: client.health(),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LyingServer]:
-    with lying_server() as liar:
-        yield liar
 
 
 @pytest.fixture

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from wasmkiln.cli.app import app
 from wasmkiln.cli.exits import Exit
 from wasmkiln.v1 import module_service_pb2 as modules
 
 from tests.lying import honest, lies
-from tests.lying.server import LyingServer, lying_server
+from tests.lying.server import LyingServer
 
 # A command, the RPC that is lied about, and the exit code when nobody lies.
 COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
@@ -57,25 +56,14 @@ FORMS = [
 _ON_A_LIE = {Exit.OK, Exit.REFUSED, Exit.NOT_NOW}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[LyingServer]:
-    with lying_server() as liar:
-        yield liar
-
-
 @pytest.fixture
-def run(
-    server: LyingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Run a command in a folder with two modules, `out` in it being where it may write."""
-    server.answers.clear()
-    monkeypatch.setenv("WASMKILN_ADDRESS", server.address)
+def run(invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run a command in a folder with two modules, and `out`, where alone it may write."""
     monkeypatch.setenv("WASMKILN_TIMEOUT_S", "30")
-    monkeypatch.chdir(tmp_path)
     Path("m.wasm").write_bytes(honest.WASM)
     Path("n.wasm").write_bytes(honest.WASM + b"\0\x01\x00")
     Path("out").mkdir()
-    return lambda *arguments: CliRunner().invoke(app, arguments)
+    return invoke
 
 
 def no_constant(name: str) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from wasmkiln import ArtifactHeader, ArtifactMismatch
-from wasmkiln.cli.app import app
 from wasmkiln.cli.exits import Exit
 from wasmkiln.cli.place import file_name, folded, stem
 from wasmkiln.v1 import module_service_pb2 as modules
@@ -20,31 +19,20 @@ from wasmkiln.v1 import types_pb2 as types
 
 from tests.attesting import Attester
 from tests.lying import honest
-from tests.lying.server import LyingServer, lying_server
+from tests.lying.server import LyingServer
 
 OURS = Attester()
 SECRET = b"another artifact"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[LyingServer]:
-    with lying_server() as liar:
-        yield liar
-
-
 @pytest.fixture
-def run(
-    server: LyingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
+def run(invoke: Callable[..., Result]) -> Callable[..., Result]:
     """Run in a folder with a module, and next to it another's artifact."""
-    server.answers.clear()
-    monkeypatch.setenv("WASMKILN_ADDRESS", server.address)
-    monkeypatch.chdir(tmp_path)
     Path("x.wasm").write_bytes(honest.WASM)
     for name in ("auth.wasmtime-50.0.1.cwasm", "auth.wasmtime-50.0.1.cwasm.dsse.json"):
         Path(name).write_bytes(SECRET)
     Path("out/x.x").mkdir(parents=True)
-    return lambda *arguments: CliRunner().invoke(app, arguments)
+    return invoke
 
 
 def answer(server: LyingServer, change: Callable[[ArtifactHeader], Any], sign: bool) -> None:

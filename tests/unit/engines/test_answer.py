@@ -10,17 +10,9 @@ from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.workers import job_result
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.model import Limits
 
-LIMITS = Limits(
-    module_bytes=100,
-    artifact_bytes=1000,
-    compile_timeout_s=30,
-    compile_cpu_s=60,
-    compile_memory_bytes=1_000_000,
-    queue_length=1,
-    queue_bytes=1,
-)
+from tests.unit.engines.limits import LIMITS
+
 # As JSON says them: a job may write what it likes into its frame.
 NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "-1", "true", "null", '"1"', "[]", "1e400", "9" * 400]
 NONSENSE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,18 +11,11 @@ from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Opinion
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.model import Limits
 from wasmkilnd.wire import pack
 
-LIMITS = Limits(
-    module_bytes=1,
-    artifact_bytes=1000,
-    compile_timeout_s=30,
-    compile_cpu_s=60,
-    compile_memory_bytes=4096,
-    queue_length=1,
-    queue_bytes=1,
-)
+from tests.unit.engines import limits
+
+LIMITS = replace(limits.LIMITS, compile_memory_bytes=4096)
 
 
 def read(**report: Any) -> verdict.Verdict:

@@ -1,0 +1,262 @@
+"""A daemon of a few lines, on a real port, that answers what a test tells it to."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2_grpc
+from wasmkiln.v1 import admin_service_pb2 as admin
+from wasmkiln.v1 import admin_service_pb2_grpc as admin_grpc
+from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1 import module_service_pb2_grpc as modules_grpc
+from wasmkiln.v1 import types_pb2 as types
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An error to answer the next call with; without a reason it has no details at all."""
+
+    code: grpc.StatusCode
+    reason: str = ""
+    message: str = "no"
+    metadata: dict[str, str] = field(default_factory=dict)
+    retry_after_s: float | None = None
+    violations: tuple[tuple[str, str], ...] = ()
+    domain: str = "wasmkiln"
+
+    def abort(self, context: Any) -> None:
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        if self.reason:
+            self._add(
+                status,
+                error_details_pb2.ErrorInfo(
+                    domain=self.domain, reason=self.reason, metadata=self.metadata
+                ),
+            )
+        if self.retry_after_s is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromNanoseconds(int(self.retry_after_s * 1e9))
+            self._add(status, retry)
+        if self.violations:
+            self._add(
+                status,
+                error_details_pb2.BadRequest(
+                    field_violations=[
+                        error_details_pb2.BadRequest.FieldViolation(field=name, description=text)
+                        for name, text in self.violations
+                    ]
+                ),
+            )
+        if status.details:
+            context.set_trailing_metadata(
+                (("grpc-status-details-bin", status.SerializeToString()),)
+            )
+        context.abort(self.code, self.message)
+
+    @staticmethod
+    def _add(status: Any, detail: Any) -> None:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+
+
+class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServicer):
+    """Keeps modules by digest and "compiles" one to `artifact`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        # Of each call; empty for one that says nothing.
+        self.priorities: list[str] = []
+        self.refusals: deque[Refusal] = deque()
+        self.modules: dict[str, bytes] = {}
+        self.warm: set[tuple[str, str]] = set()
+        self.artifact = b"native code " * 1000
+        self.chunk_bytes = 5000
+        self.header_changes: dict[str, Any] = {}
+        # Takes the honest messages, gives those that are sent.
+        self.tamper: Callable[[list[Any]], list[Any]] = lambda messages: messages
+        # Ends the next streams after two messages.
+        self.cuts: deque[Refusal] = deque()
+        self.refuse_module: dict[bytes, Refusal] = {}
+        self.unreachable_tiers: list[str] = []
+        self.hang = threading.Event()
+        self.hang.set()
+        self.entered = threading.Event()
+        self.cancelled = threading.Event()
+        self.health = health.HealthServicer()
+        self.address = ""
+
+    def refuse(self, *refusals: Refusal) -> None:
+        """Answer the next calls with these refusals, in turn."""
+        self.refusals.extend(refusals)
+
+    def requests(self, method: str) -> list[Any]:
+        return [request for name, request in self.calls if name == method]
+
+    def header(self, sha256: str, request: modules.CompileRequest) -> types.ArtifactHeader:
+        name, _, version = (request.engine or "wasmtime").partition("-")
+        version = version or {"wasmer": "1.1.0", "wasmtime": "50.0.1"}[name]
+        header = types.ArtifactHeader(
+            module_sha256=sha256,
+            artifact_sha256=hashlib.sha256(self.artifact).hexdigest(),
+            size_bytes=len(self.artifact),
+            engine=types.Engine(id=f"{name}-{version}", name=name, version=version),
+            target=request.target or "x86_64-unknown-linux-gnu",
+            cpu=request.cpu or "baseline",
+            settings={"consume_fuel": "false", **request.settings},
+            changed_settings=request.settings,
+            origin=types.ORIGIN_COMPILED,
+            kind=types.KIND_CORE_MODULE,
+        )
+        header.compile_time.FromMilliseconds(420)
+        for name, value in self.header_changes.items():
+            setattr(header, name, value)
+        return header
+
+    def _begin(self, method: str, request: Any, context: Any) -> None:
+        self.calls.append((method, request))
+        self.priorities.append(dict(context.invocation_metadata()).get("wasmkiln-priority", ""))
+        self.entered.set()
+        context.add_callback(self.cancelled.set)
+        self.hang.wait(10)
+        if self.refusals:
+            self.refusals.popleft().abort(context)
+
+    def Load(self, request: modules.LoadRequest, context: Any) -> modules.LoadResponse:  # noqa: N802
+        self._begin("Load", request, context)
+        if request.module in self.refuse_module:
+            self.refuse_module[request.module].abort(context)
+        sha256 = hashlib.sha256(request.module).hexdigest()
+        known = sha256 in self.modules
+        self.modules[sha256] = request.module
+        return modules.LoadResponse(
+            sha256=sha256,
+            size_bytes=len(request.module),
+            already_loaded=known,
+            kind=types.KIND_CORE_MODULE,
+            engine=request.engine or "wasmer-1.1.0",
+        )
+
+    def Compile(self, request: modules.CompileRequest, context: Any) -> Iterator[Any]:  # noqa: N802
+        self._begin("Compile", request, context)
+        if request.WhichOneof("source") == "module":
+            sha256 = hashlib.sha256(request.module).hexdigest()
+            self.modules[sha256] = request.module
+        else:
+            sha256 = request.sha256
+        module = self.modules.get(sha256)
+        if module is None:
+            Refusal(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED", f"no {sha256}").abort(context)
+        elif module in self.refuse_module:
+            self.refuse_module[module].abort(context)
+        messages = [modules.CompileResponse(header=self.header(sha256, request))]
+        if not request.omit_artifact:
+            messages += [
+                modules.CompileResponse(chunk=self.artifact[at : at + self.chunk_bytes])
+                for at in range(0, len(self.artifact), self.chunk_bytes)
+            ]
+        sent = self.tamper(messages)
+        if self.cuts:
+            yield from sent[:2]
+            self.cuts.popleft().abort(context)
+        yield from sent
+
+    def Stats(self, request: modules.StatsRequest, context: Any) -> modules.StatsResponse:  # noqa: N802
+        self._begin("Stats", request, context)
+        answer = modules.StatsResponse(
+            version="9.9.9",
+            hit_ratio=0.75,
+            redis_up=True,
+            redis_mode="embedded",
+            tiers=[modules.TierStats(tier="memory", entries=2, bytes=2**40, hits=3)],
+            compiles=[modules.CompileStats(outcome="ok", count=7, engine="wasmtime-50.0.1")],
+            workers=[modules.WorkerStats(engine="wasmtime-50.0.1", workers=2, busy=1)],
+        )
+        answer.uptime.FromSeconds(90)
+        return answer
+
+    def GetCapabilities(  # noqa: N802
+        self, request: modules.GetCapabilitiesRequest, context: Any
+    ) -> modules.GetCapabilitiesResponse:
+        self._begin("GetCapabilities", request, context)
+        return modules.GetCapabilitiesResponse(
+            version="9.9.9",
+            engines=[
+                modules.EngineCapabilities(
+                    engine=types.Engine(id="wasmer-1.1.0", name="wasmer", version="1.1.0"),
+                    default=True,
+                    kinds=[types.KIND_CORE_MODULE],
+                    isolation=modules.Isolation(
+                        layers=[
+                            modules.IsolationLayer(
+                                name="seccomp",
+                                state=modules.IsolationLayer.STATE_MISSING,
+                                detail="the kernel has none",
+                            )
+                        ],
+                        attempts=[
+                            modules.BreakOutAttempt(name="connect", refused=True),
+                            modules.BreakOutAttempt(name="fork", refused=False),
+                        ],
+                    ),
+                    targets=[
+                        modules.Target(
+                            triple="x86_64-unknown-linux-gnu", cpus=["x86-64-v3"], host=True
+                        )
+                    ],
+                    settings=[
+                        modules.Setting(
+                            name="opt_level",
+                            default_value="speed",
+                            allowed_values=["none", "speed"],
+                        )
+                    ],
+                )
+            ],
+            unserved_engines=[modules.UnservedEngine(id="wasmtime-1.0.0", cause="it is\nbroken")],
+        )
+
+    def FindMissing(  # noqa: N802
+        self, request: modules.FindMissingRequest, context: Any
+    ) -> modules.FindMissingResponse:
+        self._begin("FindMissing", request, context)
+        return modules.FindMissingResponse(
+            missing=[k for k in request.keys if (k.module_sha256, k.engine) not in self.warm]
+        )
+
+    def Evict(self, request: admin.EvictRequest, context: Any) -> admin.EvictResponse:  # noqa: N802
+        self._begin("Evict", request, context)
+        return admin.EvictResponse(
+            artifacts=2, modules=1, bytes=2048, unreachable_tiers=self.unreachable_tiers
+        )
+
+    def Drain(self, request: admin.DrainRequest, context: Any) -> admin.DrainResponse:  # noqa: N802
+        self._begin("Drain", request, context)
+        answer = admin.DrainResponse(calls=3, flights=1)
+        answer.grace.CopyFrom(request.grace)
+        return answer
+
+
+@contextmanager
+def fake_daemon() -> Iterator[FakeDaemon]:
+    """Run a FakeDaemon, which listens on its `address`."""
+    fake = FakeDaemon()
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    modules_grpc.add_ModuleServiceServicer_to_server(fake, server)
+    admin_grpc.add_AdminServiceServicer_to_server(fake, server)
+    health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
+    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield fake
+    fake.hang.set()
+    server.stop(None).wait()
