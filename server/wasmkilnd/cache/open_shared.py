@@ -17,10 +17,9 @@ from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
-from wasmkilnd.cache.redis.server import RedisServer
+from wasmkilnd.cache.redis.server import RedisServer, UnavailableServer
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
-from wasmkilnd.cache.redis.unavailable import UnavailableServer
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import SWITCHED_OFF, CacheKey, RemoteStatus

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from wasmkilnd.cache.redis.for_each import each
+from wasmkilnd.cache.redis.concurrency import for_each
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
@@ -186,7 +186,7 @@ class Scrub:
             await self._verify(key)
             advance()
 
-        await each(keys, verify, _AT_ONCE)
+        await for_each(keys, verify, limit=_AT_ONCE)
 
     async def _verify(self, key: ValueKey) -> None:
         value: bytes | None = None

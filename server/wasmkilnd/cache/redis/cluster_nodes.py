@@ -11,9 +11,8 @@ import structlog
 from redis.exceptions import ClusterDownError, NoPermissionError
 
 from wasmkilnd.cache.redis.cluster_map import Node, SlotMap
+from wasmkilnd.cache.redis.concurrency import first_success, for_each
 from wasmkilnd.cache.redis.errors import explain, is_outage
-from wasmkilnd.cache.redis.first_success import first_success
-from wasmkilnd.cache.redis.for_each import each
 from wasmkilnd.cache.redis.server import SingleServer
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
@@ -169,7 +168,7 @@ class ClusterNodes:
 
     async def _look_at(self, nodes: Iterable[Node]) -> None:
         """Find out which of ``nodes`` answer."""
-        await each(nodes, self._look, _LOOKED_AT_AT_ONCE)
+        await for_each(nodes, self._look, limit=_LOOKED_AT_AT_ONCE)
 
     async def _look(self, node: Node) -> None:
         try:

@@ -18,7 +18,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, ResponseError
 
 from wasmkilnd.cache.redis.cluster import ClusterServer
-from wasmkilnd.cache.redis.connections import (
+from wasmkilnd.cache.redis.replies import (
     WatchedConnection,
     WatchedSocketConnection,
     WatchedSSLConnection,

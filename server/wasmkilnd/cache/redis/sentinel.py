@@ -11,13 +11,13 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from wasmkilnd.cache.redis.connections import (
+from wasmkilnd.cache.redis.concurrency import first_success
+from wasmkilnd.cache.redis.replies import (
     WatchedConnection,
     WatchedSentinelConnection,
     WatchedSentinelSSLConnection,
     WatchedSSLConnection,
 )
-from wasmkilnd.cache.redis.first_success import first_success
 from wasmkilnd.cache.redis.server import SingleServer
 
 

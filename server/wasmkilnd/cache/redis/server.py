@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
-from wasmkilnd.errors import forget_frames
+from wasmkilnd.errors import TierUnavailable, forget_frames
 from wasmkilnd.model import TierUsage
 
 Command: TypeAlias = tuple[bytes | str | int, ...]
@@ -126,6 +126,36 @@ class SingleServer:
                 forget_frames(error)
                 return None  # The server answers, but tells no such thing to this user.
             raise
+
+
+class UnavailableServer:
+    """Stands for a server that could not be started yet: each call raises TierUnavailable."""
+
+    is_one_place = True
+
+    def __init__(self, why: str) -> None:
+        """``why`` is the text of each error."""
+        self._why = why
+
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """As RedisServer."""
+        raise TierUnavailable(self._why)
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """As RedisServer."""
+        raise TierUnavailable(self._why)
+        yield []
+
+    async def usage(self) -> TierUsage:
+        """As RedisServer."""
+        raise TierUnavailable(self._why)
+
+    async def probe(self) -> None:
+        """As RedisServer."""
+        raise TierUnavailable(self._why)
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 def without_errors(answers: list[Any]) -> list[Any]:

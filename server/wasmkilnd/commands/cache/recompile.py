@@ -15,7 +15,7 @@ from typing import Any, cast
 from wasmkiln.attestation import peek
 
 from wasmkilnd.cache.fleet.null_fleet import NullClaim
-from wasmkilnd.cache.redis.for_each import each
+from wasmkilnd.cache.redis.concurrency import for_each
 from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.rejected import ValueRejected
@@ -90,7 +90,7 @@ class Recompiler:
                 self.report.unchecked[str(reason)] += 1
             advance(1)
 
-        await each(keys, check, self._at_once)
+        await for_each(keys, check, limit=self._at_once)
 
     async def _check(self, key: ValueKey) -> None:
         artifact = await self._artifact(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from wasmkilnd.cache.redis.first_success import first_success
+from wasmkilnd.cache.redis.concurrency import first_success
 
 
 async def after(
