@@ -10,7 +10,7 @@ from typing import Any
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
-from wasmkilnd.cache.value.codec import open_artifact
+from wasmkilnd.cache.value.format import open_artifact
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.model import CacheKey
 from wasmkilnd.signing.ring import open_ring

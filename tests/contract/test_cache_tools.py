@@ -17,7 +17,7 @@ from wasmkilnd.cache.redis.connect import NO_ACCESS, connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.tier import DEFAULT_TTL_S, RedisTier
 from wasmkilnd.cache.redis.value_reader import ValueReader
-from wasmkilnd.cache.value.codec import HEADER_OFFSET
+from wasmkilnd.cache.value.format import HEADER_OFFSET
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.connect import open_link

@@ -9,7 +9,7 @@ from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.redis.value_reader import ValueReader
-from wasmkilnd.cache.value.codec import MAX_VALUE_BYTES
+from wasmkilnd.cache.value.format import MAX_VALUE_BYTES
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter
 from wasmkilnd.maintenance.inventory import Inventory, Listed

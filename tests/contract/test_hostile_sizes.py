@@ -17,7 +17,7 @@ from wasmkilnd.cache.fleet.lease_store import LeaseStatus, LeaseStore
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
-from wasmkilnd.cache.value import headers
+from wasmkilnd.cache.value import header as stored_header
 from wasmkilnd.maintenance.inventory import Inventory
 from wasmkilnd.maintenance.orphans import Leftovers, Mentions
 from wasmkilnd.model import CacheKey, EvictScope, ExternType, Strike
@@ -222,8 +222,8 @@ async def test_long_heads_of_strangers_are_neither_kept_in_memory_nor_parsed(
         parsed.append(len(header))
         return genuine(header)
 
-    genuine = headers.read_header
-    monkeypatch.setattr(headers, "read_header", read_header)
+    genuine = stored_header.read_header
+    monkeypatch.setattr("wasmkilnd.cache.value.format.read_header", read_header)
     with little_memory():
         inventory = Inventory(tier.link, tier.names, SEALER)
         listed = {one.key.artifact: one async for one in inventory.values()}

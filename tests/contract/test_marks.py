@@ -15,7 +15,7 @@ from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.server import Command
 from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.value.codec import MAX_VALUE_BYTES
+from wasmkilnd.cache.value.format import MAX_VALUE_BYTES
 from wasmkilnd.cache.value.marks import Mark, Marks, made_ms, write_mark
 from wasmkilnd.model import Artifact, EvictScope, Strike
 from wasmkilnd.reloadable import Reloadable

@@ -17,7 +17,7 @@ import redis
 from wasmkiln import Artifact, AttestationInvalid, Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd import model, wire
-from wasmkilnd.cache.value.codec import HEADER_OFFSET
+from wasmkilnd.cache.value.format import HEADER_OFFSET
 from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import STAMP_BYTES, CacheKey
 from wasmkilnd.ports import Sealer

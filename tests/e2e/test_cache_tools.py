@@ -20,7 +20,7 @@ import pytest
 import redis
 from wasmkiln import Artifact
 from wasmkilnd import model, wire
-from wasmkilnd.cache.value.codec import HEADER_OFFSET
+from wasmkilnd.cache.value.format import HEADER_OFFSET
 from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import CacheKey
 from wasmkilnd.signing.private import PrivateKey

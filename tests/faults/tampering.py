@@ -11,7 +11,7 @@ import redis
 from wasmkilnd import wire
 from wasmkilnd.cache.fleet.lease import Lease
 from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
-from wasmkilnd.cache.value.codec import HEADER_OFFSET, open_artifact, open_module
+from wasmkilnd.cache.value.format import HEADER_OFFSET, open_artifact, open_module
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey

@@ -20,7 +20,7 @@ from wasmkiln import Artifact as SavedArtifact
 from wasmkilnd.cache.fleet.lease import State, read_lease
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.tier import RedisTier
-from wasmkilnd.cache.value.codec import HEADER_OFFSET, head_end
+from wasmkilnd.cache.value.format import HEADER_OFFSET, head_end
 from wasmkilnd.cache.value.marks import Mark, read_mark
 from wasmkilnd.model import Artifact, Module, Strike
 from wasmkilnd.wait_budget import WaitBudget

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from wasmkilnd import errors
 from wasmkilnd.cache.fleet.lease import Lease, State, read_lease
 from wasmkilnd.cache.fleet.strike_record import read_record, write_record
-from wasmkilnd.cache.value import codec
-from wasmkilnd.cache.value.codec import HEADER_OFFSET, Opened, head_end, open_any
+from wasmkilnd.cache.value import format as value_format
+from wasmkilnd.cache.value.format import HEADER_OFFSET, Opened, head_end, open_any
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, Module, Strike
@@ -78,7 +78,7 @@ def test_kept_values(value: bytes) -> None:
 
 def check_header(header: bytes) -> None:
     try:
-        opened = open_any(codec._head(header, SEALER.stamp), SEALER.check_stamp)
+        opened = open_any(value_format._head(header, SEALER.stamp), SEALER.check_stamp)
     except ValueRejected as rejected:
         assert len(str(rejected)) < 300
         return

@@ -16,7 +16,7 @@ from wasmkiln.attestation import peek
 from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.scan import look_at_heads
 from wasmkilnd.cache.redis.value_reader import no_string
-from wasmkilnd.cache.value import codec
+from wasmkilnd.cache.value import format as value_format
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.maintenance.orphans import Mentions
@@ -115,7 +115,7 @@ class Inventory:
     def _listed(self, key: ValueKey, head: bytes, mentions: Mentions | None) -> Listed:
         """Return what ``head`` says, without the value's own length and its time to live."""
         try:
-            opened, refusal = codec.open_anyones(head, self._verifier.check_stamp)
+            opened, refusal = value_format.open_anyones(head, self._verifier.check_stamp)
         except ValueRejected as rejected:
             # Not the exception itself: its traceback holds the head, and callers keep this.
             return Listed(key, 0, 0, ValueRejected(rejected.cause, rejected.why))
@@ -131,7 +131,7 @@ class Inventory:
             stored_bytes=sum(piece.size_bytes for piece in opened.body.pieces[1:]),
             ttl_s=0,
             trust=_trust(refusal),
-            signer=sys.intern(codec.stamped_by(head)),
+            signer=sys.intern(value_format.stamped_by(head)),
             raw_bytes=opened.body.size_bytes,
             kind=what.kind,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.scan import look_at_heads
-from wasmkilnd.cache.value import codec
+from wasmkilnd.cache.value import format as value_format
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.pieces import Body
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
@@ -116,7 +116,7 @@ class Leftovers:
     def parts_of(self, key: ValueKey, value: bytes) -> list[bytes]:
         """Return the names of the pieces that ``value``, under ``key``, mentions, if any."""
         try:
-            opened = codec.open_any(value, _anyone)
+            opened = value_format.open_any(value, _anyone)
         except ValueRejected:
             return []
         return [self._names.part(key, piece.sha256) for piece in opened.body.pieces[1:]]
@@ -145,7 +145,7 @@ class Leftovers:
             if len(head) > _LONG_HEAD_BYTES:
                 return True
             try:
-                self._mentions.add(names[name], codec.open_any(head, _anyone).body)
+                self._mentions.add(names[name], value_format.open_any(head, _anyone).body)
             except ValueRejected as rejected:
                 return rejected.cause is Cause.VERSION
             return False

@@ -15,7 +15,7 @@ from wasmkilnd.cache.redis.value_reader import (
     in_thread_if_large,
 )
 from wasmkilnd.cache.redis.value_writer import ValueWriter
-from wasmkilnd.cache.value.codec import Opened, head_end
+from wasmkilnd.cache.value.format import Opened, head_end
 from wasmkilnd.cache.value.marks import EVERYTHING, MAX_MARK_BYTES, Marks, read_mark
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected

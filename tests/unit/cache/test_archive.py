@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.value_reader import ValueReader
-from wasmkilnd.cache.value import codec
+from wasmkilnd.cache.value import format as value_format
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.pieces import RAW, ZSTD, Body, pack
 from wasmkilnd.maintenance.archive import ArchiveBroken, ArchiveReader, ArchiveWriter
@@ -329,7 +329,7 @@ def test_what_is_refused_is_passed_over_without_being_held() -> None:
 def forged(body: Body, payload: bytes) -> bytes:
     """Return an archive of one artifact that a trusted key signed, whatever it is."""
     one = SEALER.seal(artifact(7, 100))
-    value = codec.write_artifact_head(one, body, SEALER.stamp) + payload
+    value = value_format.write_artifact_head(one, body, SEALER.stamp) + payload
 
     def edit(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
         members[1:] = [(members[1][0], value)]

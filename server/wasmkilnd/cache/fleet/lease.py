@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from wasmkilnd.cache.value.codec import CheckStamp, Stamp
+from wasmkilnd.cache.value.format import CheckStamp, Stamp
 from wasmkilnd.model import STAMP_BYTES
 
 TOKEN_BYTES = 32

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wasmkilnd.cache.fleet.holders import CLOCKS_DIFFER_S
-from wasmkilnd.cache.value.codec import CheckStamp, Stamp
+from wasmkilnd.cache.value.format import CheckStamp, Stamp
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 
 MAX_RECORD_BYTES = 16 * 1024

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.value_reader import in_thread_if_large
-from wasmkilnd.cache.value.codec import head_end
+from wasmkilnd.cache.value.format import head_end
 from wasmkilnd.cache.value.rejected import ValueRejected
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
 from wasmkilnd.cache.redis.scan import look_at_heads
-from wasmkilnd.cache.value.codec import CheckStamp, open_artifact
+from wasmkilnd.cache.value.format import CheckStamp, open_artifact
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind

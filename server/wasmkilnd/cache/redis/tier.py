@@ -19,8 +19,8 @@ from wasmkilnd.cache.redis.server import RedisServer
 from wasmkilnd.cache.redis.sweep import kinds_at, sweep
 from wasmkilnd.cache.redis.value_reader import ValueReader, in_thread_if_large, stored_value
 from wasmkilnd.cache.redis.value_writer import ValueWriter, WriteHealth
-from wasmkilnd.cache.value import codec
-from wasmkilnd.cache.value.codec import MAX_VALUE_BYTES, open_head
+from wasmkilnd.cache.value import format as value_format
+from wasmkilnd.cache.value.format import MAX_VALUE_BYTES, open_head
 from wasmkilnd.cache.value.marks import MAX_MARK_BYTES, Marks
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S, Body, cut
@@ -133,7 +133,7 @@ class RedisTier:
         await self._write(
             ValueKey(artifact.module_sha256, artifact.spec.fingerprint),
             payload_views(artifact.frames),
-            lambda body: codec.write_artifact_head(artifact, body, self._sealer.stamp),
+            lambda body: value_format.write_artifact_head(artifact, body, self._sealer.stamp),
         )
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
@@ -146,7 +146,7 @@ class RedisTier:
         await self._write(
             ValueKey(module.sha256),
             cut(module.wasm),
-            lambda body: codec.write_module_head(module, body, self._sealer.stamp),
+            lambda body: value_format.write_module_head(module, body, self._sealer.stamp),
         )
 
     async def has_module(self, sha256: str) -> bool:
@@ -297,4 +297,4 @@ def _complete(what: Artifact | Module, payload: list[bytes]) -> Artifact | Modul
     """Return ``what`` with its payload. Raises ValueRejected for a module of another digest."""
     if isinstance(what, Artifact):
         return dataclasses.replace(what, frames=tuple(map(frame, payload)))
-    return codec.check_module(dataclasses.replace(what, wasm=b"".join(payload)))
+    return value_format.check_module(dataclasses.replace(what, wasm=b"".join(payload)))

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from wasmkilnd.cache.redis.guarded import GuardedRedis, read_strings
-from wasmkilnd.cache.value import codec
-from wasmkilnd.cache.value.codec import MAX_VALUE_BYTES, Opened
+from wasmkilnd.cache.value import format as value_format
+from wasmkilnd.cache.value.format import MAX_VALUE_BYTES, Opened
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.pieces import Body, Piece
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
@@ -96,7 +96,7 @@ class Whole:
     @property
     def signer(self) -> str:
         """Return the id of the key that signed the value."""
-        return codec.stamped_by(self.value)
+        return value_format.stamped_by(self.value)
 
 
 class ValueReader:

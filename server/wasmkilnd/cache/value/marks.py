@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from wasmkiln.attestation import peek
 
-from wasmkilnd.cache.value.codec import CheckStamp, Stamp
+from wasmkilnd.cache.value.format import CheckStamp, Stamp
 from wasmkilnd.cache.value.names import FIRST_FORMAT
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.fingerprint import CACHE_FORMAT

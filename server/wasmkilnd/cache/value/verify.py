@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from wasmkilnd.cache.value import codec
-from wasmkilnd.cache.value.codec import Opened
+from wasmkilnd.cache.value import format as value_format
+from wasmkilnd.cache.value.format import Opened
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, Module
@@ -20,7 +20,7 @@ def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifa
 
     Raises ValueRejected, and nothing else, whatever the bytes.
     """
-    opened = codec.open_head(value, key, verifier.check_stamp)
+    opened = value_format.open_head(value, key, verifier.check_stamp)
     if isinstance(opened.what, Artifact):
         _check_attestation(opened.what, opened.what.key, verifier)
     return opened
@@ -31,7 +31,7 @@ def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Arti
 
     Raises ValueRejected, and nothing else, whatever the bytes.
     """
-    opened = codec.open_any(head, verifier.check_stamp)
+    opened = value_format.open_any(head, verifier.check_stamp)
     what = opened.what
     if isinstance(what, Module):
         return ValueKey(what.sha256), opened
@@ -71,7 +71,7 @@ class WholeCheck:
         if isinstance(self._what, Module):
             if differs:
                 raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
-            codec.check_kind(self._what.kind, self._beginning)
+            value_format.check_kind(self._what.kind, self._beginning)
         elif differs:
             raise ValueRejected(Cause.MISMATCH, "the bytes are not those of the signed digest")
 

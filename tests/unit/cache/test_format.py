@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkilnd import wire
-from wasmkilnd.cache.value.codec import HEADER_OFFSET, head_end
+from wasmkilnd.cache.value.format import HEADER_OFFSET, head_end
 from wasmkilnd.cache.value.pieces import CODECS, RAW, ZSTD, Body, codec_for, cut, pack
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Module

@@ -9,7 +9,7 @@ offset  bytes  what
 9       32     SHA-256 of the nine bytes before and of the header
 41      96     the stamp: a key's id (32 bytes) and its Ed25519 signature (64)
                over that digest
-137     ...    the header: JSON, see :mod:`wasmkilnd.cache.value.headers`
+137     ...    the header: JSON, see :mod:`wasmkilnd.cache.value.header`
 ...     ...    the payload's first piece; the others have keys of their own
 ======  =====  ==================================================================
 
@@ -31,7 +31,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from wasmkilnd.cache.value import headers
+from wasmkilnd.cache.value.header import (
+    read_header,
+    write_artifact_header,
+    write_module_header,
+)
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.pieces import MAX_PIECE_BYTES, Body
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
@@ -84,15 +88,15 @@ class Opened(Generic[V_co]):
 
 def write_artifact_head(artifact: Artifact, body: Body, stamp: Stamp) -> bytes:
     """Return the head of ``artifact``'s value; without its types where they are too long."""
-    header = headers.write_artifact_header(artifact, body)
+    header = write_artifact_header(artifact, body)
     if len(header) > MAX_HEADER_BYTES:
-        header = headers.write_artifact_header(artifact, body, with_types=False)
+        header = write_artifact_header(artifact, body, with_types=False)
     return _head(header, stamp)
 
 
 def write_module_head(module: Module, body: Body, stamp: Stamp) -> bytes:
     """Return the head of ``module``'s value."""
-    return _head(headers.write_module_header(module, body), stamp)
+    return _head(write_module_header(module, body), stamp)
 
 
 def open_artifact(value: bytes, key: CacheKey, check: CheckStamp) -> Opened[Artifact]:
@@ -135,7 +139,7 @@ def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:
     Raises ValueRejected, and nothing else, whatever the bytes.
     """
     end = head_end(value)
-    what, body = headers.read_header(_header_of(value, end, check))
+    what, body = read_header(_header_of(value, end, check))
     body.check()
     first = memoryview(value)[end:]
     if first and not body.pieces:
