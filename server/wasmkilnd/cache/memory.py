@@ -88,15 +88,15 @@ class MemoryTier:
         """Remove all in ``scope`` that is here now, in slices between which other tasks run."""
 
         def steps() -> Generator[None, None, Evicted]:
-            gone = Evicted()
+            removed = Evicted()
             for key in self._candidates(scope):
                 entry = self._entries.get(key)
                 if entry and _is_in(scope, entry):
                     self._remove(key)
                     is_module = isinstance(entry.value, Module)
-                    gone += Evicted(int(not is_module), int(is_module), entry.size_bytes)
+                    removed += Evicted(int(not is_module), int(is_module), entry.size_bytes)
                 yield
-            return gone
+            return removed
 
         return await in_slices(steps())
 
@@ -129,7 +129,7 @@ class MemoryTier:
         return dropped
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Remove everything."""
         self._entries.clear()
         self._keys_of.clear()
         self._bytes = 0

@@ -105,7 +105,7 @@ class SharedTier:
             return f"takes no writes: {self.redis.write_refusal}"
         return self.redis.breaker.detail
 
-    def reopened(self, access: RedisAccess) -> Callable[[], None]:
+    def prepare_reconnect(self, access: RedisAccess) -> Callable[[], None]:
         """Read ``access`` and the files that it names; return what starts using them.
 
         A connection keeps the certificates that were read when it was made. So every connection

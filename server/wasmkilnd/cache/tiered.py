@@ -144,7 +144,7 @@ class TieredCache:
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
         """Evict ``scope`` from ``tier`` ("" for all); return what went, and which tiers failed."""
-        gone = Evicted()
+        removed = Evicted()
         unreachable = []
         for candidate in (self._shared, self._near):
             if tier not in ("", candidate.name):
@@ -156,10 +156,10 @@ class TieredCache:
             else:
                 self._evictions += 1  # Look-ups that began before must not fill memory again.
             try:
-                gone += await candidate.evict(scope)
+                removed += await candidate.evict(scope)
             except TierUnavailable:
                 unreachable.append(candidate.name)
-        return gone, unreachable
+        return removed, unreachable
 
     async def recheck(self, sealer: Sealer) -> int:
         """Drop artifacts that ``sealer`` does not vouch for; return how many memory held.

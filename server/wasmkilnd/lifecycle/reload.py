@@ -65,7 +65,7 @@ class Reloader:
             if why := limits_too_low(new):
                 raise ConfigError(f"cannot run jobs: {why}")
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
-            use_redis_anew = self._remote.reopened(redis_access(new))
+            use_redis_anew = self._remote.prepare_reconnect(redis_access(new))
         except (ConfigError, KeysUnusable, CannotOpenShared) as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("not reloaded: all stays as it was", cause=cause)

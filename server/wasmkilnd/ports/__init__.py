@@ -20,8 +20,9 @@ Three promises hold for every port that does not say otherwise:
   ``TierUnavailable`` says that a tier could not answer, and never stands for a miss.
 - A call that is cancelled leaves the port usable.
 
-A port has one contract suite for all its implementations (``tests/contract``, and the doubles
-in ``tests/doubles``). Whoever adds a method here adds its promise here and its tests there.
+One suite tests every implementation of ``Tier`` (``tests/contract/test_tier.py``); the doubles
+that stand in for ports in other tests are in ``tests/doubles``. A new method of a port needs its
+promise here, and a test of that promise.
 """
 
 from wasmkilnd.ports.claims import Claim, Fleet

@@ -93,10 +93,10 @@ class LeaseStore:
         """Return what happens to the artifact, changing nothing; add to ``sightings``."""
         name = self._names.lease(key)
         try:
-            held, made = await self._commands.look(name, self._names.artifact(key))
+            held, stored = await self._commands.look(name, self._names.artifact(key))
         except WrongType:
             return LeaseStatus.FREE  # The daemon that takes the lease deletes that value.
-        if made:
+        if stored:
             self._holders.mark_ended(sightings.holder)
             return LeaseStatus.STORED
         return self._status_of(name, held, sightings)
@@ -113,11 +113,11 @@ class LeaseStore:
             self._commands.take, name, value, ours.lasts_ms, self._names.artifact(key)
         )
         try:
-            taken, held, made = await take()
+            taken, held, stored = await take()
         except WrongType:
             await self._link.delete([name])
-            taken, held, made = await take()
-        if made:
+            taken, held, stored = await take()
+        if stored:
             if taken:
                 await self._commands.release(name, ours.token)
             return LeaseStatus.STORED

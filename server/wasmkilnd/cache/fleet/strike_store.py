@@ -78,7 +78,7 @@ class RedisStrikes:
 
         A strike that someone writes back afterwards has no effect.
         """
-        gone: list[CacheKey] = []
+        removed: list[CacheKey] = []
         await self._marks.release(module_sha256, 0)
         async for page in self._link.scan(self._names.strikes_pattern(module_sha256)):
             for start in range(0, len(page), _BATCH):
@@ -86,8 +86,8 @@ class RedisStrikes:
                 await self._release_later(module_sha256, names)
                 existed = await self._link.delete(names)
                 keys = [self._names.strike_key(name) for name in names]
-                gone += [key for key, did in zip(keys, existed, strict=True) if did and key]
-        return gone
+                removed += [key for key, did in zip(keys, existed, strict=True) if did and key]
+        return removed
 
     async def _get(self, key: CacheKey) -> Strike | None:
         name = self._names.strike(key)
