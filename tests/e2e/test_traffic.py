@@ -193,6 +193,7 @@ def forgetful(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
     """A daemon whose artifacts are in memory only while they are sent."""
     flags = ["--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"]
     flags += ["--memory-bytes", "0", "--send-pinned-bytes", "100MiB", "--caller-timeout-s", "20"]
+    flags += ["--send-bytes", "8MiB"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
         yield daemon
 
@@ -206,7 +207,7 @@ def test_slow_readers_keep_nobody_out(forgetful: Daemon) -> None:
         def trickle(call: Any) -> grpc.StatusCode:
             with contextlib.suppress(grpc.RpcError):
                 for _ in call:
-                    time.sleep(2.5)
+                    time.sleep(0.3)  # A message has 64 KiB at most, with so small a budget.
             code: grpc.StatusCode = call.code()
             return code
 
@@ -222,6 +223,8 @@ def test_slow_readers_keep_nobody_out(forgetful: Daemon) -> None:
         assert not any(call.done() for call in calls)
         lighter = other.compile(wasm.with_data(25 * MIB, tag=9), omit_artifact=False)
         assert sum(len(part.chunk) for part in lighter) > 25 * MIB
+        # Its status stands behind messages that it has not read yet.
+        eventually(lambda: any(call.done() for call in calls), "no slow reader was ended")
         ended = [call for call in calls if call.done()]
         for call in set(calls) - set(ended):
             call.cancel()
