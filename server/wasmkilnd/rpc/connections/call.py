@@ -55,7 +55,7 @@ class Call:
     peer: str = field(init=False)
     """gRPC's name of the other end of the connection."""
     caller: str = field(init=False)
-    """Who takes turns with other callers, and shares each limit with them."""
+    """The name under which the call takes turns with other callers, and counts in each limit."""
     release_request: Callable[[], None] = lambda: None
     """Stops counting the request's bytes. A second call does nothing."""
     use: Use = Use.WAITING
@@ -158,7 +158,7 @@ class CallsUnderWay:
 
 
 def caller_of(peer: str) -> str:
-    """Return who takes turns with other callers, from gRPC's name of its peer.
+    """Return the caller that a call counts for, from gRPC's name of its peer.
 
     Another machine is one caller, however many connections it opens: its address, and of
     IPv6 the /64 network that one machine commonly owns. On loopback each connection is a
