@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from wasmkilnd.errors import Reason
 
-from tests.unit.engines.test_opinions import COMPONENT, INVALID, UNSUPPORTED, VALID, Rig, Said
-from tests.unit.engines.test_opinions import refused as refusal_of
+from tests.unit.engines.test_second_opinions import COMPONENT, INVALID, UNSUPPORTED, VALID, Rig, Said
+from tests.unit.engines.test_second_opinions import refused as refusal_of
 
 LEGACY: Said = {
     "outcome": "invalid",
