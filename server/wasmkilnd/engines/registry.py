@@ -22,8 +22,7 @@ from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Compiled, Opinion, Verdict
 from wasmkilnd.engines.workers import job_orders
-from wasmkilnd.engines.workers.lent_worker import LentWorker
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.workers.pool import LentWorker
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder
@@ -219,7 +218,7 @@ class EngineWorker:
 
     _opinions: SecondOpinions
     _compilation: Compilation
-    _lent: LentWorker[Worker]
+    _lent: LentWorker
     _spec: CompileSpec
     _module: Module
     _waiters: Waiters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from wasmkilnd.engines.workers.neighbours import Neighbours
+from wasmkilnd.engines.workers.contention import Neighbours
 
 
 class Clocks:
@@ -29,26 +29,26 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 def test_one_after_the_other_are_alone(clocks: Clocks) -> None:
     jobs = Neighbours()
     for _ in range(2):
-        with jobs.stay() as one:
+        with jobs.job() as one:
             clocks.pass_by(10, used_s=0.5)
         assert one.alone
 
 
 def test_all_that_overlap_are_not_alone_to_their_end(clocks: Clocks) -> None:
     jobs = Neighbours()
-    with jobs.stay() as first:
-        with jobs.stay() as second:
+    with jobs.job() as first:
+        with jobs.job() as second:
             clocks.pass_by(1)
-        with jobs.stay() as third:
+        with jobs.job() as third:
             clocks.pass_by(1)
         clocks.pass_by(100)
     assert [first.alone, second.alone, third.alone] == [False] * 3
-    with jobs.stay() as later:
+    with jobs.job() as later:
         clocks.pass_by(1)
     assert later.alone
 
 
 def test_beside_a_daemon_that_is_busy_with_calls_none_is_alone(clocks: Clocks) -> None:
-    with Neighbours().stay() as one:
+    with Neighbours().job() as one:
         clocks.pass_by(10, used_s=1.5)
     assert not one.alone

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from wasmkilnd.errors import Reason
 
-from tests.unit.engines.test_second_opinions import COMPONENT, INVALID, UNSUPPORTED, VALID, Rig, Said
+from tests.unit.engines.test_second_opinions import (
+    COMPONENT,
+    INVALID,
+    UNSUPPORTED,
+    VALID,
+    Rig,
+    Said,
+)
 from tests.unit.engines.test_second_opinions import refused as refusal_of
 
 LEGACY: Said = {

@@ -16,7 +16,7 @@ from wasmkilnd.engines.scheduling.fair_queue import Entry
 from wasmkilnd.engines.scheduling.ticket import Ticket, Unless
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
-from wasmkilnd.engines.workers.lent_worker import LentWorker
+from wasmkilnd.engines.workers.pool import LentWorker
 from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
 from wasmkilnd.model import (
     EngineCapabilities,
@@ -89,7 +89,7 @@ class Pool:
     @asynccontextmanager
     async def worker(
         self, job: JobOrder, waiters: Waiters, *, unless: Unless
-    ) -> AsyncIterator[LentWorker[str] | None]:
+    ) -> AsyncIterator[LentWorker | None]:
         if self.made_elsewhere:
             yield None
             return

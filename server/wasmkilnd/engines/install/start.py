@@ -15,10 +15,10 @@ from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers.contention import Neighbours
 from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.workers.job_pipes import OutOfDescriptors
 from wasmkilnd.engines.workers.job_users import JobUsers
-from wasmkilnd.engines.workers.neighbours import Neighbours
 from wasmkilnd.engines.workers.pool import WorkerPool
 from wasmkilnd.engines.workers.process import Worker, WorkerDied
 from wasmkilnd.errors import WasmkilnError

@@ -1,6 +1,6 @@
-"""Which system call a job was killed for, as far as the kernel's log tells.
+"""Log which system call a job was killed for, as far as the kernel's log tells.
 
-The kernel tells a process's parent the signal only. It writes the number of the call to its
+The kernel gives a process's parent the signal only. It writes the number of the call to its
 log, which root may read where no audit daemon takes the records away.
 """
 
@@ -11,21 +11,36 @@ import re
 import time
 from pathlib import Path
 
+import structlog
+
 from wasmkilnd.engines.child.isolation import kernel, syscalls
+
+log = structlog.get_logger("wasmkilnd.engines")
 
 _LOG = "/dev/kmsg"
 _RECORD_BYTES = 8192
-# The kernel writes its records a moment later, and of a crowd of them only some.
+# The kernel writes a record a moment after the kill, and drops some of a crowd of them.
 _LOOKS, _LOOK_EVERY_S = 5, 0.01
-# Records name processes as the first process namespace does, whose number never changes.
+# Records give pids of the first process namespace, whose number never changes.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _SECCOMP_RECORD = re.compile(rb"type=1326 .* pid=(\d+) .* sig=31 .* syscall=(\d+) ")
+
+
+def log_refused_call(engine_id: str, module_sha256: str, pid: int) -> None:
+    """Log that the seccomp filter killed a job. Blocks for up to 50 ms."""
+    log.error(
+        "a job was killed for a system call that no compiler makes",
+        engine=engine_id,
+        module=module_sha256,
+        pid=pid,
+        call=refused_call(pid) or "unknown",
+    )
 
 
 def refused_call(pid: int) -> str:
     """Return the name or number of the call that ``pid`` was killed for; empty if not known.
 
-    Takes up to 50 ms. ``pid`` is as the first process namespace has it.
+    Blocks for up to 50 ms. ``pid`` is of the first process namespace.
     """
     try:
         if str(Path("/proc/self/ns/pid").readlink()) != _FIRST_NAMESPACE:
@@ -49,12 +64,12 @@ def _last_call_of(pid: int, log: int) -> int | None:
         try:
             record = os.read(log, _RECORD_BYTES)
         except BrokenPipeError:
-            continue  # Records were overwritten before they were read.
+            continue  # The kernel overwrote records before this process read them.
         except OSError:
-            return found  # That was the last one.
-        said = _SECCOMP_RECORD.search(record)
-        if said and int(said[1]) == pid:
-            found = int(said[2])
+            return found  # no more records
+        match = _SECCOMP_RECORD.search(record)
+        if match and int(match[1]) == pid:
+            found = int(match[2])
 
 
 def _name_of(number: int) -> str:

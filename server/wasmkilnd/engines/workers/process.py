@@ -17,7 +17,7 @@ from typing import Any
 from wasmkilnd.engines import child
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
-from wasmkilnd.engines.workers.cpu_wait import cpu_wait_s
+from wasmkilnd.engines.workers.contention import cpu_wait_s
 from wasmkilnd.engines.workers.job_pipes import JobPipes, job_ends
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, converse, receive
 from wasmkilnd.engines.workers.job_result import MOST

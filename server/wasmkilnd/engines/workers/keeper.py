@@ -1,0 +1,83 @@
+"""Keep a place in a pool filled: start a worker, wait for its end, and start the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from wasmkilnd.engines.workers.process import Worker, WorkerDied
+
+log = structlog.get_logger("wasmkilnd.engines")
+
+_FIRST_RESTART_DELAY_S = 0.1
+_MAX_RESTART_DELAY_S = 30.0
+_HEALTHY_LIFE_S = 5.0
+# Jobs do not wait for a worker whose start is further off than this.
+_SHORT_DELAY_S = 1.0
+
+
+class Pool(Protocol):
+    """What a keeper needs of the pool whose place it keeps filled."""
+
+    engine_id: str
+
+    start_worker: Callable[[], Awaitable[Worker]]
+    """Start a worker. Raises WorkerDied or OSError."""
+
+    def worker_started(self, worker: Worker) -> None:
+        """Give jobs to a new worker."""
+        ...
+
+    def worker_ended(self, worker: Worker) -> None:
+        """Give no more jobs to a worker."""
+        ...
+
+    def worker_replaced(self) -> None:
+        """Count a worker that ended by itself."""
+        ...
+
+    def workers_missing(self, why: str = "") -> None:
+        """Let no job wait if this was the last worker; ``why`` is the cause, where it is known."""
+        ...
+
+
+async def keep_filled(pool: Pool, worker: Worker | None) -> None:
+    """Keep one place filled until cancelled, at first with ``worker`` if there is one.
+
+    A worker that does not start, or ends soon, is replaced after a delay that doubles each time:
+    starting workers must not keep the machine busy.
+    """
+    delay_s = _FIRST_RESTART_DELAY_S
+    while True:
+        try:
+            worker = worker or await pool.start_worker()
+        except (WorkerDied, OSError) as failure:
+            pool.workers_missing(str(failure))
+            log.error(
+                "worker does not start",
+                engine=pool.engine_id,
+                cause=str(failure),
+                retry_in_s=delay_s,
+            )
+        else:
+            began = time.monotonic()
+            pool.worker_started(worker)
+            try:
+                await worker.wait()
+            finally:
+                pool.worker_ended(worker)
+                await worker.kill()
+            pool.worker_replaced()
+            log.warning("worker replaced", engine=pool.engine_id, pid=worker.pid)
+            worker = None
+            if time.monotonic() - began > _HEALTHY_LIFE_S:
+                delay_s = _FIRST_RESTART_DELAY_S
+                continue
+            if delay_s > _SHORT_DELAY_S:
+                pool.workers_missing()
+        await asyncio.sleep(delay_s)
+        delay_s = min(delay_s * 2, _MAX_RESTART_DELAY_S)
