@@ -73,7 +73,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"engines.child", "engines.child.isolation", "engines.scheduling"},
     ),
-    "engines.verdicts": (CORE, {"engines.workers"}),
+    "engines.verdicts": (CORE, {"engines.child", "engines.workers"}),
     "engines": (
         CORE,
         {"engines.child", "engines.scheduling", "engines.workers", "engines.verdicts"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines.install.self_test import LIMITS
-from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers import job_orders, spawn
 from wasmkilnd.engines.workers.job_users import JobUser
 from wasmkilnd.engines.workers.pool import WorkerPool
 from wasmkilnd.engines.workers.process import Worker
@@ -56,7 +56,7 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
     started: list[Worker] = []
 
     async def start_worker() -> Worker:
-        started.append(await Worker.start(python, "wasmtime", 2, JobUser()))
+        started.append(await spawn.start_worker(python, "wasmtime", 2, JobUser()))
         return started[-1]
 
     pool = WorkerPool(

@@ -48,7 +48,7 @@ async def test_a_job_that_hangs_is_killed(confined: Worker) -> None:
 async def test_a_job_that_floods_the_daemon_with_frames_is_killed(confined: Worker) -> None:
     frame = HEADER.pack(Type.CONFIGURED, 0)
     outcome = await attempt(confined, "flood", frame.hex(), (frame * 1000).hex())
-    assert outcome.report.protocol_error == "a CONFIGURED frame out of turn"
+    assert outcome.report.protocol_error == "unexpected CONFIGURED frame"
     assert outcome.report.signal == signal.SIGKILL
     assert (await attempt(confined, "find")).got
 

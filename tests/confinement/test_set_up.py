@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines.install.self_test import LIMITS
-from wasmkilnd.engines.workers import job_orders
+from wasmkilnd.engines.workers import job_orders, spawn
 from wasmkilnd.engines.workers.job_users import JobUser
 from wasmkilnd.engines.workers.pool import WorkerPool
 from wasmkilnd.engines.workers.process import JobNotSetUp, Worker
@@ -61,7 +61,7 @@ async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIte
 
     async def start_worker() -> Worker:
         nonlocal left
-        worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2, JobUser())
+        worker = await spawn.start_worker(engine / "bin" / "python", "wasmtime", 2, JobUser())
         if left:
             left -= 1
             foreign.spoil(worker.pid)

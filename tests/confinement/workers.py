@@ -15,6 +15,7 @@ from typing import Any
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.workers.spawn import start_worker
 
 from tests.contract.values import payload_of
 
@@ -87,7 +88,7 @@ def environment(
 async def running(engine: Path, configured_user: int = 0) -> AsyncIterator[Worker]:
     """A worker in an environment, with a user of its own unless one is configured."""
     user = await JobUsers(configured_user).pick()
-    worker = await Worker.start(engine / "bin" / "python", "wasmtime", 2, user)
+    worker = await start_worker(engine / "bin" / "python", "wasmtime", 2, user)
     try:
         yield worker
     finally:

@@ -16,6 +16,7 @@ from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.engines.workers.job_users import JobUser
 from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.workers.spawn import start_worker
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ENGINE_SPECS
@@ -28,7 +29,7 @@ BROKEN = wasm.busy_functions(1_000, last_is_broken=True)
 @asynccontextmanager
 async def worker_of(engines: EngineStore, engine_id: str) -> AsyncIterator[Worker]:
     [engine] = [engine for engine in engines.installed() if engine.id == engine_id]
-    worker = await Worker.start(engine.interpreter, engine.name, 2, JobUser())
+    worker = await start_worker(engine.interpreter, engine.name, 2, JobUser())
     try:
         yield worker
     finally:

@@ -80,18 +80,18 @@ async def send_and_go(sock: socket.socket, stream: bytes) -> None:
 def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
     """Have the daemon converse with a job that sends ``stream`` and goes."""
 
-    async def converse() -> JobReport:
+    async def exchange() -> JobReport:
         report = JobReport(**ended)  # type: ignore[arg-type]
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
             theirs.setblocking(False)
             sending = asyncio.create_task(send_and_go(theirs, stream))
-            await job_protocol.converse(ours, ORDER, report)
+            await job_protocol.exchange(ours, ORDER, report)
             sending.cancel()  # The daemon may have heard enough.
         return report
 
-    return asyncio.run(converse())
+    return asyncio.run(exchange())
 
 
 def check_error(failure: WasmkilnError) -> None:
@@ -168,7 +168,7 @@ def test_whatever_a_worker_sends_it_is_understood_or_given_up(stream: bytes) -> 
             worker = Worker(process=None, control=ours, pid=1)  # type: ignore[arg-type]
             with pytest.raises(WorkerDied):
                 while True:
-                    answer = await worker._control_frame(Type.ENDED)
+                    answer = await worker.frame(Type.ENDED)
                     process._number(answer, "exit_code")
             sending.cancel()
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from wasmkilnd.engines.child import frames, job
 from wasmkilnd.engines.child.engine import Extern, ModuleRefused
-from wasmkilnd.engines.workers import job_result
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, converse
+from wasmkilnd.engines.verdicts import job_result
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
 
 ORDER = JobOrder(
     {"op": "compile", "kind": "core", "target": "", "cpu": "native", "settings": {}},
@@ -50,7 +50,7 @@ class Talkative:
         return [], self.exports
 
 
-async def said_by(engine: Any) -> job_result.Answer:
+async def said_by(engine: Any) -> job_result.JobResult:
     """Have a job answer for real, and the daemon read it."""
     report = JobReport()
     ours, theirs = socket.socketpair()
@@ -62,7 +62,7 @@ async def said_by(engine: Any) -> job_result.Answer:
     with ours:
         ours.setblocking(False)
         answering = asyncio.create_task(asyncio.to_thread(run))
-        await converse(ours, ORDER, report)
+        await exchange(ours, ORDER, report)
     await answering
     assert report.protocol_error == ""
     assert report.result is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, converse
+from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
 
 FLOOD = """
 import socket, sys
@@ -44,7 +44,7 @@ async def report_of(said: bytes) -> JobReport:
         ours.setblocking(False)
         theirs.sendall(said)
         theirs.shutdown(socket.SHUT_WR)
-        await converse(ours, order(), report)
+        await exchange(ours, order(), report)
     return report
 
 
@@ -87,7 +87,7 @@ async def test_what_jobs_say(said: Sequence[bytes]) -> None:
 )
 async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> None:
     report = await report_of(b"".join(said))
-    assert report.protocol_error == f"a {named} frame out of turn"
+    assert report.protocol_error == f"unexpected {named} frame"
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ async def test_a_flood_of_frames_ends_at_the_first_that_is_too_much() -> None:
     with flooded(CONFIGURED) as sock:
         report = JobReport()
         async with asyncio.timeout(30):
-            await converse(sock, order(), report)
-    assert report == JobReport(configured=True, protocol_error="a CONFIGURED frame out of turn")
+            await exchange(sock, order(), report)
+    assert report == JobReport(configured=True, protocol_error="unexpected CONFIGURED frame")
 
 
 class AlwaysReady(socket.socket):
@@ -160,6 +160,6 @@ async def test_a_flood_within_one_frame_stops_nobody_else_and_ends_in_time() -> 
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 # No order is sent: the other end is nobody's.
-                await converse(sock, order(2**28), JobReport())
+                await exchange(sock, order(2**28), JobReport())
     ticker.cancel()
     assert ticks >= 5

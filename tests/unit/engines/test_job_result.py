@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.workers import job_result
+from wasmkilnd.engines.verdicts import job_result, verdict
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 

@@ -17,10 +17,10 @@ from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.contention import Neighbours
 from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
-from wasmkilnd.engines.workers.job_pipes import OutOfDescriptors
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.engines.workers.pool import WorkerPool
-from wasmkilnd.engines.workers.process import Worker, WorkerDied
+from wasmkilnd.engines.workers.process import OutOfDescriptors, Worker, WorkerDied
+from wasmkilnd.engines.workers.spawn import start_worker
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import (
     EngineCapabilities,
@@ -82,9 +82,9 @@ async def serve_engines(
 async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> ServedEngine:
     """Start an engine's workers, ask it what it can do, and test it. Raises EngineUnusable."""
 
-    async def start_worker() -> Worker:
+    async def start() -> Worker:
         user = await options.users.pick()
-        worker = await Worker.start(engine.interpreter, engine.name, options.threads, user)
+        worker = await start_worker(engine.interpreter, engine.name, options.threads, user)
         try:
             options.guard.admit(engine.id, worker.isolation)
             await worker.run(job_orders.nothing(options.limits.current))
@@ -98,7 +98,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
 
     pool = WorkerPool(
         engine.id,
-        start_worker,
+        start,
         size=options.size,
         limits=options.limits,
         recorder=options.recorder,

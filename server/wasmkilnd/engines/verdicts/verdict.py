@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from wasmkilnd import errors
-from wasmkilnd.engines.verdicts import missing_feature, out_of_memory
-from wasmkilnd.engines.workers import job_result
+from wasmkilnd.engines.verdicts import job_result, missing_feature, out_of_memory
+from wasmkilnd.engines.verdicts.job_result import JobResult
 from wasmkilnd.engines.workers.job_protocol import JobReport
-from wasmkilnd.engines.workers.job_result import Answer
 from wasmkilnd.errors import Fault
 from wasmkilnd.model import Limits
 from wasmkilnd.wire import Packed
@@ -57,7 +56,7 @@ class Compiled:
     """What a job made of a valid module; ``answer`` is missing if it died naming its types."""
 
     code: Packed
-    answer: Answer | None
+    answer: JobResult | None
 
 
 def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdict:
@@ -109,7 +108,7 @@ def compiled(report: JobReport, engine_id: str) -> Compiled:
     return Compiled(report.packed, _answer(report, engine_id))
 
 
-def _answer(report: JobReport, engine_id: str) -> Answer | None:
+def _answer(report: JobReport, engine_id: str) -> JobResult | None:
     if report.result is None:
         return None
     try:

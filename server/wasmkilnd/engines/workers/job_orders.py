@@ -1,4 +1,4 @@
-"""What the daemon asks of a job, as the job reads it: see :mod:`wasmkilnd.engines.child.job`."""
+"""Build the orders that a job understands: see :mod:`wasmkilnd.engines.child.job`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(
     arguments: Sequence[int],
     limits: Limits,
 ) -> JobOrder:
-    """Return an order to load an artifact as a host would, and to call a function of it."""
+    """Return an order to load an artifact as a host would, and call one of its functions."""
     return JobOrder(
         order={
             "op": "call",
@@ -49,7 +49,7 @@ def call(
             "export": export,
             "arguments": list(arguments),
         },
-        wasm=bytes(artifact),  # It travels where a module would.
+        wasm=bytes(artifact),  # sent in the place of a module
         timeout_s=limits.compile_timeout_s,
         cpu_s=limits.compile_cpu_s,
         memory_bytes=limits.compile_memory_bytes,
@@ -62,7 +62,7 @@ def describe(limits: Limits) -> JobOrder:
 
 
 def nothing(limits: Limits) -> JobOrder:
-    """Return an order to be set up as every job is, and to end."""
+    """Return an order to be set up like every job, and end."""
     return _without_module("nothing", limits)
 
 

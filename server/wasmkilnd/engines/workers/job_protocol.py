@@ -1,4 +1,4 @@
-"""What the daemon and a job say to each other: an order, and what came of it."""
+"""What the daemon and a job exchange: an order with its limits, and a report of the job's end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Any
 
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
-from wasmkilnd.engines.workers.job_result import MOST
 from wasmkilnd.wire import Packed, pack
 
-# What a job may say: each once at most and in this order, so none can go on without end.
-_ANSWERS = (Type.SET_UP, Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
+# The frames that a job may send: each at most once and in this order, so a job cannot send without
+# end.
+_FRAMES_OF_JOBS = (Type.SET_UP, Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
 # Packing less than this takes less time than handing it to a thread and back.
 _PACK_INLINE_BYTES = 256 * 1024
 _ONE_READ_BYTES = 256 * 1024
+# The largest number that a worker or a job may send.
+MAX_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """What a job is to do, and within which limits."""
+    """What a job has to do, and within which limits."""
 
     order: Mapping[str, Any]
     wasm: bytes | None
@@ -33,16 +35,16 @@ class JobOrder:
     memory_bytes: int
     artifact_limit_bytes: int = 0
     module_sha256: str = ""
-    """What the module is called in the log; empty where there is none."""
+    """The module's name in the log; empty where there is no module."""
 
     @property
     def op(self) -> str:
-        """What kind of work it is."""
+        """The kind of work, such as ``compile``."""
         return str(self.order["op"])
 
     @property
     def size_bytes(self) -> int:
-        """How large its module is; 0 where there is none."""
+        """The size of its module; 0 where there is none."""
         return len(self.wasm or b"")
 
 
@@ -51,41 +53,41 @@ class JobReport:
     """How a job ended."""
 
     result: dict[str, Any] | None = None
-    """What it answered last, if it answered."""
+    """Its RESULT frame, if it sent one."""
     artifact: bytearray | None = None
-    """What it made, until it is packed."""
+    """The artifact as received, until it is packed."""
     packed: Packed | None = None
-    """What it made, as it is kept and sent."""
+    """The artifact as it is stored and sent to callers."""
     set_up: bool = False
-    """Whether the job was confined and had its limits before whatever happened."""
+    """Whether the job was confined and had its limits before it ended."""
     configured: bool = False
-    """Whether the engine took the settings before whatever happened."""
+    """Whether the engine took the settings before the job ended."""
     compiled: bool = False
-    """Whether the engine had made its code before whatever happened."""
+    """Whether the engine had made the code before the job ended."""
     timed_out: bool = False
     signal: int | None = None
     exit_code: int | None = None
     last_words: str = ""
     """The end of what it wrote to standard error, such as a panic's message."""
     protocol_error: str = ""
-    """What it said that no job of ours says; it was killed for it."""
+    """How it broke the protocol, for which it was killed; empty if it did not."""
     pid: int = 0
-    module_bytes: int = MOST
-    """The size of the module that it was about."""
-    elapsed_s: float = MOST
+    module_bytes: int = MAX_NUMBER
+    """The size of its module."""
+    elapsed_s: float = MAX_NUMBER
     """How long it ran, by the daemon's clock."""
     cpu_s: float = 0.0
     """CPU time that all its threads used; 0 where the kernel does not tell."""
     waited_s: float | None = None
-    """How long its threads were ready and had no CPU, of one that ran past its time; None where
-    the kernel does not tell."""
+    """How long its threads were ready and had no CPU, if it ran past its time; None where the
+    kernel does not tell."""
     alone: bool = False
-    """Whether no other job of this daemon ran while it did."""
+    """Whether it ran beside no other job, and beside no busy daemon."""
     peak_memory_bytes: int = 0
-    """The most memory that it had resident; 0 where the kernel does not tell."""
+    """Its peak resident memory; 0 where the kernel does not tell."""
 
     async def pack(self) -> None:
-        """Pack what the job made, if it made something, and let go of it as it came."""
+        """Pack the artifact, if there is one, and release it as it was received."""
         if self.artifact is not None:
             if len(self.artifact) <= _PACK_INLINE_BYTES:
                 self.packed = pack(self.artifact)
@@ -94,21 +96,21 @@ class JobReport:
             self.artifact = None
 
 
-async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
-    """Send the order and collect answers until the job closes its end, or breaks the protocol."""
+async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
+    """Send the order; fill the report until the job closes its end, or breaks the protocol."""
     loop = asyncio.get_running_loop()
     try:
-        for asked, message in _messages(job):
-            await loop.sock_sendall(sock, frames.HEADER.pack(asked, len(message)))
+        for kind, message in _messages(job):
+            await loop.sock_sendall(sock, frames.HEADER.pack(kind, len(message)))
             await loop.sock_sendall(sock, message)
     except OSError:
-        pass  # It ended already: what it said and how it ended tells why.
-    expected = iter(_ANSWERS)
+        pass  # The job has ended already: what it sent and how it ended tell why.
+    expected = iter(_FRAMES_OF_JOBS)
     try:
         while True:
             kind, size = await _receive_header(sock, job.artifact_limit_bytes)
-            if kind not in expected:  # Which forgets those before it, too.
-                raise frames.FrameError(f"a {kind.name} frame out of turn")
+            if kind not in expected:  # This also drops the frames before it from ``expected``.
+                raise frames.FrameError(f"unexpected {kind.name} frame")
             payload = await _receive_exactly(sock, size)
             if kind is Type.SET_UP:
                 report.set_up = True
@@ -121,7 +123,7 @@ async def converse(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
             else:
                 result = json.loads(payload)
                 if not isinstance(result, dict):
-                    raise frames.FrameError("the result is no object")
+                    raise frames.FrameError("expected a JSON object as the result")
                 report.result = result
     except (EOFError, ConnectionError):
         return
@@ -149,12 +151,12 @@ async def _receive_header(sock: socket.socket, code_bytes: int) -> tuple[Type, i
 
 async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:
     loop = asyncio.get_running_loop()
-    # It grows with what arrives: to clear as much as a header announces takes time, too.
+    # Grow with what arrives: to allocate and clear all that a header announces takes time.
     received = bytearray()
     while len(received) < size:
         if received:
-            # What is there already is read without waiting. Who sends as fast as this reads
-            # would let nobody else run, nor its own time limit.
+            # sock_recv does not wait for what is there already. A job that sends as fast as the
+            # daemon reads would keep all other tasks, and its own time limit, from running.
             await asyncio.sleep(0)
         piece = await loop.sock_recv(sock, min(size - len(received), _ONE_READ_BYTES))
         if not piece:

@@ -15,11 +15,10 @@ from wasmkilnd import errors
 from wasmkilnd.engines.scheduling.dispatch import Dispatch
 from wasmkilnd.engines.scheduling.ticket import Ticket, Unless
 from wasmkilnd.engines.workers.contention import Neighbours
-from wasmkilnd.engines.workers.job_pipes import OutOfDescriptors
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.kernel_log import log_refused_call
-from wasmkilnd.engines.workers.process import JobNotSetUp, Worker, WorkerDied
+from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable

@@ -1,4 +1,8 @@
-"""One worker process, seen from the daemon: start it, give it a job, end it."""
+"""One worker process, seen from the daemon: give it a job, wait for the job's end, kill it.
+
+The worker forks the job, waits for its end and reports it over the control socket. The daemon
+talks to the job itself over a socket of the job's own (see ``job_protocol``).
+"""
 
 from __future__ import annotations
 
@@ -9,43 +13,83 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import FileIO
 from typing import Any
 
-from wasmkilnd.engines import child
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.workers.contention import cpu_wait_s
-from wasmkilnd.engines.workers.job_pipes import JobPipes, job_ends
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, converse, receive
-from wasmkilnd.engines.workers.job_result import MOST
-from wasmkilnd.engines.workers.job_users import JobUser
-from wasmkilnd.model import Isolation, IsolationLayer, LayerState
-
-_START_TIMEOUT_S = 30.0
-# How long a healthy worker takes for its own part of a job, at the very most: a
-# fork before, a word after. Past it the worker itself is sick, and is replaced.
-_WORKER_GRACE_S = 10.0
-# For a worker that closed its socket, to write why and to be gone.
-_LAST_MOMENTS_S = 1.0
-_BOOT = (
-    "import sys; sys.path.append(sys.argv[3]);"
-    " from child.worker import main; main(sys.argv[1], int(sys.argv[2]))"
+from wasmkilnd.engines.workers.job_protocol import (
+    MAX_NUMBER,
+    JobOrder,
+    JobReport,
+    exchange,
+    receive,
 )
+from wasmkilnd.model import Isolation
+
+# The longest that a healthy worker takes for its own part of a job: a fork before it, a frame
+# after it. A worker that takes longer is sick, and is replaced.
+_WORKER_GRACE_S = 10.0
+# More than a pipe holds.
+_WHOLE_PIPE_BYTES = 2 * 1024 * 1024
+_LAST_WORDS_BYTES = 4096
 _GONE = "it ended, or was killed"
 
 
 class WorkerDied(Exception):  # noqa: N818 - an event, not a mistake
-    """The worker itself ended or stopped answering; its job is lost with it."""
+    """The worker itself ended or stopped responding; its job is lost with it."""
 
 
 class JobNotSetUp(WorkerDied):
-    """A job ended before it was confined and saw its module: nothing of it is the module's doing.
+    """A job ended before it was confined and saw its module, so the module is not to blame.
 
-    Its worker has ended too, since each job of it would fare the same.
+    The worker has ended too, since each of its jobs would end the same way.
     """
+
+
+class OutOfDescriptors(Exception):  # noqa: N818 - a state of the daemon, and not the job's fault
+    """The daemon has no file descriptor left for a job; nothing of it has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPipes:
+    """A socket and a pipe for standard error between the daemon and one job: both ends of each."""
+
+    sock: socket.socket
+    jobs_sock: socket.socket
+    stderr: FileIO
+    jobs_stderr: FileIO
+
+    def close_jobs_ends(self) -> None:
+        """Close the daemon's copies of the job's ends."""
+        self.jobs_sock.close()
+        self.jobs_stderr.close()
+
+    def last_words(self) -> str:
+        """Return the end of what the job has written. Read once: the job may still write."""
+        words: bytes = self.stderr.read(_WHOLE_PIPE_BYTES) or b""
+        return words[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
+
+
+@contextmanager
+def _open_pipes() -> Iterator[JobPipes]:
+    """Open the pipes of a job; close all of them at the end. Raises OutOfDescriptors."""
+    with ExitStack() as opened:
+        try:
+            sock, jobs_sock = map(opened.enter_context, socket.socketpair())
+            readable, writable = os.pipe()
+        except OSError as failure:
+            raise OutOfDescriptors(str(failure)) from None
+        stderr = opened.enter_context(FileIO(readable, "r"))
+        jobs_stderr = opened.enter_context(FileIO(writable, "w"))
+        for end in (readable, writable):
+            os.set_blocking(end, False)  # A flood of words is cut off, and blocks neither side.
+        sock.setblocking(False)
+        yield JobPipes(sock, jobs_sock, stderr, jobs_stderr)
 
 
 @dataclass(slots=True)
@@ -59,104 +103,60 @@ class Worker:
     """What it found when it tried to break out, before its first job."""
     _closing: bool = field(default=False)
     _job_pid: int = 0
-    _job_is_over: bool = False
-
-    @classmethod
-    async def start(cls, interpreter: Path, engine: str, threads: int, user: JobUser) -> Worker:
-        """Start a worker and wait until its engine is imported and it is confined.
-
-        Its engine compiles with at most ``threads`` threads, if it has any. It becomes ``user``
-        if the daemon is root. Raises WorkerDied.
-        """
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                str(interpreter),
-                "-I",  # nothing of the caller's environment or folder is imported
-                "-B",
-                "-c",
-                _BOOT,
-                engine,
-                str(theirs.fileno()),
-                str(Path(child.__path__[0]).parent),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                env=_environment(threads, user),
-                cwd="/",
-            )
-        worker = cls(process, ours, process.pid)
-        try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                ready = await worker._control_frame(Type.READY)
-            worker.isolation = _isolation(ready)
-        except (TimeoutError, WorkerDied, OSError, LookupError, TypeError, ValueError) as failure:
-            words = await worker._words_at_death() or str(failure) or "it said nothing in time"
-            raise WorkerDied(f"a {engine} worker did not start: {words}") from None
-        except BaseException:
-            await worker.kill()
-            raise
-        if ready.get("threads") != 1:
-            await worker.kill()
-            raise WorkerDied(
-                f"a {engine} worker has {ready.get('threads')} threads: forking is unsafe"
-            )
-        return worker
+    _job_given_up: bool = False
 
     async def run(self, job: JobOrder) -> JobReport:
         """Have the worker do one job, wait for its end, and pack what it made.
 
-        A job past its time is killed with its process group. Raises OutOfDescriptors
-        before anything has begun, with the worker as good as before; JobNotSetUp or WorkerDied
-        when the worker itself fails: it is of no use any more then.
+        A job past its time is killed with its process group. Raises OutOfDescriptors before
+        anything has begun: the worker stays usable. Raises JobNotSetUp or WorkerDied when the
+        worker itself fails: it is killed.
         """
         report = JobReport(module_bytes=job.size_bytes)
         try:
-            with job_ends() as ends:
+            with _open_pipes() as pipes:
                 try:
-                    await self._run(job, ends, report)
-                    if not (report.set_up or report.timed_out or self._job_is_over):
-                        raise WorkerDied(_how_it_ended(report))
+                    await self._run(job, pipes, report)
+                    if not (report.set_up or report.timed_out or self._job_given_up):
+                        raise WorkerDied(describe_end(report.signal, report.exit_code))
                 except BaseException as failure:
                     # Whatever interrupts a job leaves the worker in the middle of one.
                     await self.kill()
                     if isinstance(failure, WorkerDied) and not report.set_up:
-                        why = report.last_words or ends.last_words() or str(failure)
-                        raise JobNotSetUp(f"a job cannot be set up: {_last_line(why)}") from None
+                        why = report.last_words or pipes.last_words() or str(failure)
+                        raise JobNotSetUp(f"a job cannot be set up: {last_line(why)}") from None
                     raise
-            # Before the next job: so no more artifacts are held twice, as they came and as they
-            # are kept, than there are workers.
+            # Before the next job: so no more artifacts are held twice, as received and as
+            # packed, than there are workers.
             await report.pack()
             return report
         finally:
-            self._job_is_over = False
+            self._job_given_up = False
 
-    async def _run(self, job: JobOrder, ends: JobPipes, report: JobReport) -> None:
+    async def _run(self, job: JobOrder, pipes: JobPipes, report: JobReport) -> None:
         began = time.monotonic()
         try:
-            self._send_run(job, ends)
-            ends.close_jobs()
-            started = await self._soon(Type.STARTED)
+            self._send_run(job, pipes)
+            pipes.close_jobs_ends()
+            started = await self._frame_in_time(Type.STARTED)
             pid = _number(started, "pid")
             if pid <= 1:  # To kill group 0 would be to kill our own.
-                raise WorkerDied(f"{pid} as a job's pid")
+                raise WorkerDied(f"expected a job's pid, got {pid}")
             self._job_pid = report.pid = pid
-            if self._job_is_over:
+            if self._job_given_up:
                 _kill_group(pid)
             try:
                 async with asyncio.timeout(job.timeout_s):
-                    await converse(ends.sock, job, report)
+                    await exchange(pipes.sock, job, report)
                     if report.protocol_error:
                         _kill_group(pid)
-                    ended = await self._control_frame(Type.ENDED)
+                    ended = await self.frame(Type.ENDED)
             except TimeoutError:
                 report.timed_out = True
                 report.waited_s = cpu_wait_s(pid)
                 _kill_group(pid)
-                ended = await self._soon(Type.ENDED)
-            # Threads or children that it left behind go before its pid is given back.
+                ended = await self._frame_in_time(Type.ENDED)
+            # Kill threads and children that the job left behind, before its pid is free again.
             _kill_group(pid)
             report.elapsed_s = time.monotonic() - began
             if ended.get("signal") is None:
@@ -165,65 +165,65 @@ class Worker:
                 report.signal = _number(ended, "signal")
             report.cpu_s = _number(ended, "cpu_ms") / 1000
             report.peak_memory_bytes = _number(ended, "peak_memory_bytes")
-            report.last_words = ends.last_words()
+            report.last_words = pipes.last_words()
         finally:
             self._job_pid = 0
-        await self._send_control(frames.HEADER.pack(Type.REAP, 0))
+        try:
+            await asyncio.get_running_loop().sock_sendall(
+                self.control, frames.HEADER.pack(Type.REAP, 0)
+            )
+        except OSError:
+            raise WorkerDied(_GONE) from None
 
     def end_job(self) -> None:
-        """Kill the job that ``run`` is about, be it not started yet; the worker goes on."""
-        self._job_is_over = True
+        """Kill the job of ``run``, even if it has not started yet; the worker goes on."""
+        self._job_given_up = True
         if self._job_pid:
             _kill_group(self._job_pid)
 
-    def _send_run(self, job: JobOrder, ends: JobPipes) -> None:
+    def _send_run(self, job: JobOrder, pipes: JobPipes) -> None:
         limits = json.dumps({"memory_bytes": job.memory_bytes, "cpu_s": max(1, round(job.cpu_s))})
         message = frames.HEADER.pack(Type.RUN, len(limits)) + limits.encode()
         try:
-            # Small, and to an empty socket: it is taken whole and at once.
-            given = [ends.jobs_sock.fileno(), ends.jobs_words.fileno()]
-            sent = socket.send_fds(self.control, [message], given)
-        except OSError:  # Of a pipe or a descriptor: of no use to who reads the log.
+            # The message is small and the socket empty, so it is sent whole and at once.
+            descriptors = [pipes.jobs_sock.fileno(), pipes.jobs_stderr.fileno()]
+            sent = socket.send_fds(self.control, [message], descriptors)
+        except OSError:  # about a pipe or a descriptor, which tells an operator nothing
             raise WorkerDied(_GONE) from None
         if sent != len(message):
             raise WorkerDied("the worker's control socket is full")
 
-    async def _send_control(self, message: bytes) -> None:
-        try:
-            await asyncio.get_running_loop().sock_sendall(self.control, message)
-        except OSError:
-            raise WorkerDied(_GONE) from None
-
-    async def _soon(self, kind: Type) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(_WORKER_GRACE_S):
-                return await self._control_frame(kind)
-        except TimeoutError:
-            raise WorkerDied(f"no {kind.name} within {_WORKER_GRACE_S:g} s") from None
-
-    async def _control_frame(self, expected: Type) -> dict[str, Any]:
+    async def frame(self, expected: Type) -> dict[str, Any]:
+        """Wait for a frame on the control socket; return its JSON. Raises WorkerDied."""
         try:
             kind, payload = await receive(self.control)
         except (EOFError, OSError):
             raise WorkerDied(_GONE) from None
-        except frames.FrameError as nonsense:
-            raise WorkerDied(str(nonsense)) from None
+        except frames.FrameError as malformed:
+            raise WorkerDied(str(malformed)) from None
         if kind is not expected:
-            raise WorkerDied(f"{kind.name} instead of {expected.name}")
+            raise WorkerDied(f"expected a {expected.name} frame, got {kind.name}")
         try:
-            answer = json.loads(payload)
+            content = json.loads(payload)
         except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
+            content = None
+        if not isinstance(content, dict):
             raise WorkerDied(f"its {kind.name} frame holds no JSON object")
-        return answer
+        return content
+
+    async def _frame_in_time(self, kind: Type) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(_WORKER_GRACE_S):
+                return await self.frame(kind)
+        except TimeoutError:
+            raise WorkerDied(f"no {kind.name} frame within {_WORKER_GRACE_S:g} s") from None
 
     async def wait(self) -> None:
         """Wait until the process has ended."""
         await self.process.wait()
 
     async def kill(self) -> None:
-        """End the worker now; its job dies with it. Does nothing twice."""
+        """End the worker now; its job dies with it. A second call does nothing."""
         if not self._closing:
             self._closing = True
             self.control.close()
@@ -231,66 +231,26 @@ class Worker:
                 self.process.kill()
         await self.process.wait()
 
-    async def _words_at_death(self) -> str:
-        """End it, unless it is ending by itself; return the last line that it wrote, or its signal.
 
-        Nothing where neither tells anything.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_MOMENTS_S):
-                await self.process.wait()
-        code = self.process.returncode
-        await self.kill()
-        stderr = self.process.stderr
-        words = await stderr.read() if stderr else b""
-        if line := _last_line(words.decode(errors="replace")):
-            return line
-        if code is None or code >= 0:
-            return ""
-        return _how_it_ended(JobReport(signal=-code))
-
-
-def _last_line(words: str) -> str:
+def last_line(words: str) -> str:
+    """Return the last line of what a process wrote."""
     return (words.strip().splitlines() or [""])[-1]
 
 
-def _how_it_ended(report: JobReport) -> str:
-    if report.signal is None:
-        return f"it ended with exit code {report.exit_code}"
-    return f"it was ended by signal {report.signal} ({signal.strsignal(report.signal)})"
+def describe_end(by_signal: int | None, exit_code: int | None) -> str:
+    """Describe how a process ended."""
+    if by_signal is None:
+        return f"it ended with exit code {exit_code}"
+    return f"it was ended by signal {by_signal} ({signal.strsignal(by_signal)})"
 
 
-def _number(answer: Mapping[str, Any], name: str) -> int:
-    value = answer.get(name)
-    if type(value) is not int or not 0 <= value <= MOST:
-        raise WorkerDied(f"{name} is no count")
+def _number(content: Mapping[str, Any], name: str) -> int:
+    value = content.get(name)
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise WorkerDied(f"expected a non-negative number as {name}")
     return value
 
 
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _isolation(ready: Mapping[str, Any]) -> Isolation:
-    return Isolation(
-        layers=tuple(
-            IsolationLayer(str(each["name"]), LayerState(each["state"]), str(each["detail"]))
-            for each in ready["layers"]
-        ),
-        attempts={str(each["name"]): each["refused"] is True for each in ready["attempts"]},
-    )
-
-
-def _environment(threads: int, user: JobUser) -> dict[str, str]:
-    """Return a worker's whole environment: nothing of the daemon's, which may hold secrets."""
-    return {
-        "WASMKILN_DAEMON_PID": str(os.getpid()),
-        "WASMKILN_JOB_UID": str(user.uid),
-        "WASMKILN_JOB_UID_SHARED_WITH": user.shared_with,
-        "LC_ALL": "C.UTF-8",
-        # wasmtime's own count looks at files that a confined job does not have.
-        "RAYON_NUM_THREADS": str(threads),
-        "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
