@@ -30,10 +30,10 @@ def break_six(state: Path) -> dict[str, str]:
     (state / "engines" / "wasmtime-50.0.96").mkdir()
     return {
         "wasmtime-50.0.91": "the self-test failed",
-        "wasmtime-50.0.92": "the self-test failed: its code says that 2 + 3 is -1",
+        "wasmtime-50.0.92": "the self-test failed: its code returned -1 for 2 + 3",
         "wasmtime-50.0.93": "SIGABRT",
         "wasmtime-50.0.94": "a wasmtime worker did not start: it was ended by signal",
-        "wasmtime-50.0.95": "it says that it is wasmtime-49.9.9",
+        "wasmtime-50.0.95": "it calls itself wasmtime-49.9.9",
         "wasmtime-50.0.96": "it is damaged: install it again",
     }
 

@@ -14,11 +14,10 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.engines import registry
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.verdicts.verdict import Opinion
+from wasmkilnd.engines.verdicts.verdict import Outcome
 from wasmkilnd.engines.workers import job_protocol, process
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.process import Worker, WorkerDied
@@ -78,7 +77,7 @@ async def send_and_go(sock: socket.socket, stream: bytes) -> None:
 
 
 def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
-    """Have the daemon converse with a job that sends ``stream`` and goes."""
+    """Have the daemon exchange with a job that sends ``stream`` and goes."""
 
     async def exchange() -> JobReport:
         report = JobReport(**ended)  # type: ignore[arg-type]
@@ -112,14 +111,14 @@ def check(report: JobReport) -> None:
         if report.artifact is not None:
             report.packed = pack(report.artifact)
         said = verdict.read(report, "wasmtime-1", "compiling", LIMITS)
-        made = verdict.compiled(report, "wasmtime-1") if said.opinion is Opinion.VALID else None
+        valid = said.outcome is Outcome.VALID
+        code = verdict.compiled_code(report, "wasmtime-1", 0.0) if valid else None
     except WasmkilnError as failure:
         check_error(failure)
         return
     assert len(said.message) < 500
     assert said.message.isprintable()
-    if made:
-        code = registry._code(made, 0.0)
+    if code:
         assert code.code.size_bytes <= ARTIFACT_LIMIT
         for row in [*code.imports, *code.exports]:
             messages._import(ExternType(*row)).SerializeToString()

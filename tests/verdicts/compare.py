@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
 from wasmkilnd.engines.install.store import EngineStore
-from wasmkilnd.engines.verdicts import missing_feature
+from wasmkilnd.engines.verdicts.engine_messages import missing_feature
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.in_engine import interpreter
@@ -129,7 +129,7 @@ class Verdicts:
     def _needs_what_nobody_has(self) -> bool:
         """Whether an engine stops at a proposal that no engine has which gets past it."""
         needs = {
-            engine: missing_feature.named_in(_own_words(said.says))
+            engine: missing_feature(_own_words(said.says))
             for engine, said in self.direct.items()
             if not self._has_no_kind(engine)
         }

@@ -20,7 +20,7 @@ from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.engines.second_opinions import SecondOpinions
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.verdicts.verdict import Compiled, Opinion, Verdict
+from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.pool import LentWorker
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -30,8 +30,8 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.waiters import Waiter, Waiters
 
 _REASONS = {
-    Opinion.INVALID: Reason.MODULE_INVALID,
-    Opinion.UNSUPPORTED: Reason.ENGINE_LACKS_FEATURE,
+    Outcome.INVALID: Reason.MODULE_INVALID,
+    Outcome.UNSUPPORTED: Reason.ENGINE_LACKS_FEATURE,
 }
 
 # Services ask for the same few again and again, and a fingerprint costs as much as a hit.
@@ -169,7 +169,7 @@ class EngineRegistry:
         ``watch`` is entered for a job that compiles to validate, once however many ask for it.
         """
         said = await self._opinions.of(engine_id, module, waiters, watch)
-        if said.opinion is not Opinion.VALID:
+        if said.outcome is not Outcome.VALID:
             raise await self._opinions.refusal(engine_id, module, said, waiters)
 
     def forget(self, scope: EvictScope) -> None:
@@ -244,9 +244,9 @@ class EngineWorker:
                 raise errors.artifact_too_large(
                     engine_id, said.oversize_bytes, self._limits.artifact_bytes
                 )
-        self._compilation.ended(_REASONS.get(said.opinion))
-        if said.opinion is Opinion.VALID:
-            return _code(verdict.compiled(report, engine_id), self.queued_s)
+        self._compilation.ended(_REASONS.get(said.outcome))
+        if said.outcome is Outcome.VALID:
+            return verdict.compiled_code(report, engine_id, self.queued_s)
         return RefusedModule(self._opinions, self._spec, self._module, self._waiters, said)
 
 
@@ -268,16 +268,3 @@ class RefusedModule:
         return await self._opinions.refusal(
             self._spec.engine.id, self._module, self._said, self._waiters
         )
-
-
-def _code(compiled: Compiled, queued_s: float) -> CompiledCode:
-    answer = compiled.answer
-    return CompiledCode(
-        code=compiled.code,
-        compile_time_s=answer.seconds if answer else 0.0,
-        queue_time_s=queued_s,
-        imports=answer.imports if answer else (),
-        exports=answer.exports if answer else (),
-        # Without an answer the engine died while it named the types of a complete artifact.
-        types_truncated=answer.types_truncated if answer else True,
-    )

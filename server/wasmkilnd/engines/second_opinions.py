@@ -19,7 +19,7 @@ from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.resolve import resolve
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.verdicts.verdict import Opinion, Verdict
+from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.verdicts.verdict_cache import Key, VerdictCache
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -91,7 +91,7 @@ class SecondOpinions:
         said = self._memory.get((module.sha256, engine.id, spec.fingerprint))
         if said is None and not spec.changed_settings:
             said = self._memory.get((module.sha256, engine.id, ""))
-        return said if said and said.opinion is not Opinion.VALID else None
+        return said if said and said.outcome is not Outcome.VALID else None
 
     def oversize_known(self, spec: CompileSpec, module: Module) -> int:
         """Return the size in bytes of an artifact that was above its limit; 0 of others.
@@ -103,9 +103,9 @@ class SecondOpinions:
 
     def compiled(self, spec: CompileSpec, module: Module, said: Verdict) -> None:
         """Take note of what a compilation said."""
-        if said.opinion is not Opinion.VALID or said.oversize_bytes is not None:
+        if said.outcome is not Outcome.VALID or said.oversize_bytes is not None:
             self._memory.put((module.sha256, spec.engine.id, spec.fingerprint), said)
-        if said.opinion is not Opinion.UNSUPPORTED and not spec.changed_settings:
+        if said.outcome is not Outcome.UNSUPPORTED and not spec.changed_settings:
             self._memory.put((module.sha256, spec.engine.id, ""), said)
 
     async def refusal(
@@ -118,7 +118,7 @@ class SecondOpinions:
         asked: a verdict without it could be wrong.
         """
         others = [other for other in self._served if other != engine_id]
-        if said.opinion is Opinion.INVALID:
+        if said.outcome is Outcome.INVALID:
             # With settings that switch a proposal off, the engine itself is another.
             others.append(engine_id)
         opinions = dict(
@@ -134,7 +134,7 @@ class SecondOpinions:
         accepted_by = [
             other
             for other, opinion in opinions.items()
-            if (isinstance(opinion, Verdict) and opinion.opinion is Opinion.VALID)
+            if (isinstance(opinion, Verdict) and opinion.outcome is Outcome.VALID)
             # Nothing is known against it, and it is the kind of engine that is needed.
             or (opinion is None and not takes_kind and self._served[other].takes(module.kind))
         ]
@@ -148,7 +148,7 @@ class SecondOpinions:
         heard = [(engine_id, said)] if takes_kind else []
         heard += [(other, one) for other, one in opinions.items() if isinstance(one, Verdict)]
         feature = self._lacked_by_all(heard)
-        all_invalid = all(one.opinion is Opinion.INVALID for _, one in heard)
+        all_invalid = all(one.outcome is Outcome.INVALID for _, one in heard)
         if feature or not heard or not all_invalid:
             return errors.engine_lacks_feature(
                 engine_id, said.message, [], said.offset, feature or said.feature
@@ -239,7 +239,7 @@ class SecondOpinions:
         # What validates there and then does not compile does so in other versions too: to
         # name one that compiles it, it has to be tried.
         by_compiling = (
-            said.opinion is Opinion.UNSUPPORTED
+            said.outcome is Outcome.UNSUPPORTED
             and engine.capabilities.identity.name
             == self._served[engine_id].capabilities.identity.name
         )
@@ -264,6 +264,6 @@ class SecondOpinions:
 def _no_such_kind(kind: Kind) -> Verdict:
     if kind is Kind.COMPONENT:
         return Verdict(
-            Opinion.UNSUPPORTED, "it is a component, and this engine runs core modules only"
+            Outcome.UNSUPPORTED, "it is a component, and this engine runs core modules only"
         )
-    return Verdict(Opinion.UNSUPPORTED, "this engine does not run core modules")
+    return Verdict(Outcome.UNSUPPORTED, "this engine does not run core modules")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.verdicts.missing_feature import named_in
+from wasmkilnd.engines.verdicts.engine_messages import missing_feature
 
 # What wasmer 1.1.0, wasmtime 49.0.0 and 50.0.1 say of a module for each proposal: by default, and
 # with the proposals switched off that wasmtime has.
@@ -121,9 +121,9 @@ OTHER_WORDS = [
 
 @pytest.mark.parametrize(("message", "feature"), SAID.items())
 def test_a_proposal_that_is_not_enabled_is_named(message: str, feature: str) -> None:
-    assert named_in(message) == feature
+    assert missing_feature(message) == feature
 
 
 @pytest.mark.parametrize("message", OTHER_WORDS)
 def test_nothing_is_named_by_other_words_or_by_names_of_the_module(message: str) -> None:
-    assert named_in(message) == ""
+    assert missing_feature(message) == ""

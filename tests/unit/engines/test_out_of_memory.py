@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.verdicts import out_of_memory
+from wasmkilnd.engines.verdicts.engine_messages import tells_out_of_memory
 
 _THREADS = (
     "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os"
@@ -32,7 +32,7 @@ _THREADS = (
     ],
 )
 def test_said_by_the_engine(words: str) -> None:
-    assert out_of_memory.is_said_in(words)
+    assert tells_out_of_memory(words)
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_said_by_the_engine(words: str) -> None:
     ],
 )
 def test_names_of_the_module_say_nothing(words: str) -> None:
-    assert not out_of_memory.is_said_in(words)
+    assert not tells_out_of_memory(words)

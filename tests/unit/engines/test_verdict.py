@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.verdicts.verdict import Opinion
+from wasmkilnd.engines.verdicts.verdict import Outcome
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.wire import pack
@@ -132,13 +132,13 @@ def test_what_a_job_used_tells_its_own_fault_from_the_machine_s(
 
 
 def test_verdicts() -> None:
-    assert read(result={"outcome": "ok"}).opinion is Opinion.VALID
+    assert read(result={"outcome": "ok"}).outcome is Outcome.VALID
     invalid = read(result={"outcome": "invalid", "message": "bad", "offset": 7})
-    assert (invalid.opinion, invalid.message, invalid.offset) == (Opinion.INVALID, "bad", 7)
+    assert (invalid.outcome, invalid.message, invalid.offset) == (Outcome.INVALID, "bad", 7)
     large = read(result={"outcome": "too_large", "size_bytes": 3000})
-    assert (large.opinion, large.oversize_bytes) == (Opinion.VALID, 3000)
+    assert (large.outcome, large.oversize_bytes) == (Outcome.VALID, 3000)
     lacking = read(result={"outcome": "unsupported", "message": "simd"})
-    assert (lacking.opinion, lacking.offset) == (Opinion.UNSUPPORTED, None)
+    assert (lacking.outcome, lacking.offset) == (Outcome.UNSUPPORTED, None)
 
 
 @pytest.mark.parametrize("outcome", ["invalid", "unsupported"])
@@ -155,7 +155,7 @@ def test_a_name_that_speaks_of_memory_is_a_name(
     outcome: str, message: str, offset: int | None
 ) -> None:
     said = read(result={"outcome": outcome, "message": message, "offset": offset})
-    assert (said.opinion.value, said.message, said.offset) == (outcome, message, offset)
+    assert (said.outcome.value, said.message, said.offset) == (outcome, message, offset)
 
 
 def test_a_panic_that_quotes_a_name_is_a_crash() -> None:
@@ -166,4 +166,4 @@ def test_a_panic_that_quotes_a_name_is_a_crash() -> None:
 
 
 def test_an_artifact_counts_even_when_the_engine_dies_of_its_types() -> None:
-    assert read(packed=pack(b"code"), signal=6).opinion is Opinion.VALID
+    assert read(packed=pack(b"code"), signal=6).outcome is Outcome.VALID

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.engines.verdicts.verdict import Opinion, Verdict
+from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.verdicts.verdict_cache import VerdictCache
 
-VALID = Verdict(Opinion.VALID)
+VALID = Verdict(Outcome.VALID)
 
 
 def test_the_least_recently_asked_goes_first() -> None:
@@ -21,7 +21,7 @@ def test_the_least_recently_asked_goes_first() -> None:
 
 def test_long_messages_count() -> None:
     memory = VerdictCache(max_bytes=3000)
-    memory.put(("a", "e", ""), Verdict(Opinion.INVALID, "ü" * 800))
+    memory.put(("a", "e", ""), Verdict(Outcome.INVALID, "ü" * 800))
     memory.put(("b", "e", ""), VALID)
     memory.put(("c", "e", ""), VALID)
     assert [key[0] for key in memory] == ["b", "c"]
@@ -38,7 +38,7 @@ def test_the_sum_of_bytes_is_that_of_what_is_there(steps: list[tuple[str, str, s
     for name, step, message in steps:
         key = (name, "e", "")
         if step == "put":
-            memory.put(key, Verdict(Opinion.INVALID, message))
+            memory.put(key, Verdict(Outcome.INVALID, message))
         elif step == "forget":
             memory.forget(key)
         else:

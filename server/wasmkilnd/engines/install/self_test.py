@@ -1,9 +1,8 @@
-"""The self-test: what an engine has to do once, for real, before it is served.
+"""The self-test: an engine compiles and runs a small module before it is served.
 
-It takes the way of every request: a job compiles and serializes a small module with
-the default target, cpu level and settings. Then another job loads the artifact as a
-host would, in the engine's own interpreter, and calls its function. What comes out
-has to be right.
+It takes the path of every request: a job compiles and serializes the module with the default
+target, cpu level and settings. Then another job loads the artifact as a host would, in the
+engine's own interpreter, and calls its function, which has to return the right sum.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import replace
 from wasmkilnd.admission import admit
 from wasmkilnd.engines.child.isolation import limits
 from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.verdicts.verdict import Opinion
+from wasmkilnd.engines.verdicts.verdict import Outcome
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.pool import WorkerPool
@@ -21,7 +20,7 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import EngineCapabilities, Kind, Limits, TargetInfo
 from wasmkilnd.wire import payload_views
 
-# Its own limits: an engine is not broken because callers may use little.
+# Limits of its own: an engine is not broken because the operator grants callers little.
 LIMITS = Limits(
     module_bytes=1024,
     artifact_bytes=4 * 1024**2,
@@ -47,11 +46,11 @@ _EXPORT, _ARGUMENTS, _SUM = "add", (2, 3), 5
 
 
 class SelfTestFailed(Exception):  # noqa: N818 - an outcome
-    """The engine does not do what it is for; the message says what went wrong."""
+    """The engine does not compile or run a valid module; the message says what went wrong."""
 
 
 def own_limits() -> Limits:
-    """Return what the daemon's own jobs may use, which is no more than its own limits permit."""
+    """Return the limits of the daemon's own jobs, which are within the daemon's hard limits."""
     memory_bytes, cpu_s = limits.reachable(LIMITS.compile_memory_bytes, LIMITS.compile_cpu_s)
     return replace(LIMITS, compile_memory_bytes=memory_bytes, compile_cpu_s=cpu_s)
 
@@ -60,7 +59,7 @@ async def self_test(capabilities: EngineCapabilities, pool: WorkerPool) -> None:
     """Have the engine compile and run a module of each kind. Raises SelfTestFailed."""
     host = next((target for target in capabilities.targets if target.host), None)
     if host is None:
-        raise SelfTestFailed("it compiles for no target that this machine is")
+        raise SelfTestFailed("it does not compile for this machine")
     for kind in sorted(capabilities.kinds, key=lambda kind: kind.value):
         try:
             artifact = await _compiled(capabilities.identity.id, kind, host, pool)
@@ -72,7 +71,7 @@ async def self_test(capabilities: EngineCapabilities, pool: WorkerPool) -> None:
 async def _compiled(engine_id: str, kind: Kind, host: TargetInfo, pool: WorkerPool) -> bytes:
     module = admit(_MODULES[kind], LIMITS.module_bytes)
     order = job_orders.on_module("compile", module, host.triple, host.cpus[0], {}, own_limits())
-    report = await _done(engine_id, "compiling", order, pool)
+    report = await _run_order(engine_id, "compiling", order, pool)
     if report.packed is None:
         raise SelfTestFailed("it sent no artifact")
     return b"".join(payload_views(report.packed.frames))
@@ -82,15 +81,15 @@ async def _run(
     engine_id: str, artifact: bytes, kind: Kind, host: TargetInfo, pool: WorkerPool
 ) -> None:
     order = job_orders.call(artifact, kind, host.triple, _EXPORT, _ARGUMENTS, own_limits())
-    report = await _done(engine_id, "running what it compiled", order, pool)
-    answer = (report.result or {}).get("value")
-    if answer != _SUM:
-        raise SelfTestFailed(f"its code says that 2 + 3 is {answer!r:.40}")
+    report = await _run_order(engine_id, "running what it compiled", order, pool)
+    value = (report.result or {}).get("value")
+    if value != _SUM:
+        raise SelfTestFailed(f"its code returned {value!r:.40} for 2 + 3")
 
 
-async def _done(engine_id: str, what: str, order: JobOrder, pool: WorkerPool) -> JobReport:
+async def _run_order(engine_id: str, what: str, order: JobOrder, pool: WorkerPool) -> JobReport:
     report, _ = await pool.run(order)
-    said = verdict.read(report, engine_id, what, LIMITS)
-    if said.opinion is not Opinion.VALID:
-        raise SelfTestFailed(f"it refuses a valid module: {said.message}")
+    found = verdict.read(report, engine_id, what, LIMITS)
+    if found.outcome is not Outcome.VALID:
+        raise SelfTestFailed(f"it refuses a valid module: {found.message}")
     return report

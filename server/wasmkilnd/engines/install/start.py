@@ -1,4 +1,4 @@
-"""Bring installed engines into service."""
+"""Start the workers of installed engines, test each engine, and read its capabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wasmkilnd.engines.install.self_test import SelfTestFailed, own_limits, self
 from wasmkilnd.engines.install.store import InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.verdicts import verdict
+from wasmkilnd.engines.verdicts.engine_messages import cause_line
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.contention import Neighbours
 from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
@@ -61,9 +61,9 @@ class WorkerOptions:
 async def serve_engines(
     engines: Sequence[InstalledEngine], options: WorkerOptions
 ) -> tuple[list[ServedEngine], list[UnservedEngine]]:
-    """Start all; return those that work, and those that do not with the reason.
+    """Start all engines; return those that work, and those that do not with the reason.
 
-    Whatever is wrong with one engine stops no other.
+    Whatever is wrong with one engine does not stop the others.
     """
     outcomes = await asyncio.gather(
         *(_serve_engine(engine, options) for engine in engines), return_exceptions=True
@@ -105,12 +105,12 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         neighbours=options.neighbours,
     )
     try:
-        # Before the first worker: it would run what lies there as the daemon's user.
+        # Before the first worker, which would run what it finds there as the daemon's user.
         await asyncio.to_thread(check_engine, engine.path, engine.interpreter)
         await pool.start()
         capabilities = await _ask(pool)
         if capabilities.identity.id != engine.id:
-            raise EngineUnusable(f"it says that it is {capabilities.identity.id}")
+            raise EngineUnusable(f"it calls itself {capabilities.identity.id}")
         await self_test(capabilities, pool)
         return ServedEngine(capabilities, pool)
     except BaseException as failure:
@@ -123,8 +123,8 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
 async def _ask(pool: WorkerPool) -> EngineCapabilities:
     report, _ = await pool.run(job_orders.describe(own_limits()))
     if report.protocol_error or not report.result:
-        words = report.protocol_error or verdict.one_line(report.last_words)
-        raise EngineUnusable(words or "it did not say what it can do")
+        words = report.protocol_error or cause_line(report.last_words)
+        raise EngineUnusable(words or "it did not report its capabilities")
     return _capabilities(report.result["capabilities"])
 
 
@@ -133,21 +133,24 @@ def _in_words(failure: Exception) -> str:
         return f"the self-test failed: {failure}"
     if isinstance(failure, WorkerDied | WasmkilnError | OSError | NotOurs):
         return str(failure)
-    # Whatever else an engine makes of the protocol.
-    return f"it makes no sense ({type(failure).__name__}: {failure})"
+    # Capabilities that the daemon cannot read, for example.
+    return f"it broke the job protocol ({type(failure).__name__}: {failure})"
 
 
-def _capabilities(said: dict[str, Any]) -> EngineCapabilities:
+def _capabilities(description: dict[str, Any]) -> EngineCapabilities:
     return EngineCapabilities(
         identity=EngineIdentity(
-            said["name"], said["version"], said["core_version"], said["compiler"]
+            description["name"],
+            description["version"],
+            description["core_version"],
+            description["compiler"],
         ),
-        interpreter=said["interpreter"],
-        host_triple=said["host_triple"],
-        host_cpu_features=tuple(said["host_cpu_features"]),
+        interpreter=description["interpreter"],
+        host_triple=description["host_triple"],
+        host_cpu_features=tuple(description["host_cpu_features"]),
         targets=tuple(
             TargetInfo(target["triple"], tuple(target["cpus"]), target["host"])
-            for target in said["targets"]
+            for target in description["targets"]
         ),
         settings=tuple(
             SettingInfo(
@@ -156,8 +159,8 @@ def _capabilities(said: dict[str, Any]) -> EngineCapabilities:
                 tuple(setting["allowed"]),
                 setting["description"],
             )
-            for setting in said["settings"]
+            for setting in description["settings"]
         ),
-        wasm_features=tuple(said["wasm_features"]),
-        kinds=frozenset(Kind(kind) for kind in said["kinds"]),
+        wasm_features=tuple(description["wasm_features"]),
+        kinds=frozenset(Kind(kind) for kind in description["kinds"]),
     )

@@ -1,4 +1,4 @@
-"""Verdicts that were come to before, good and bad, in a bounded room."""
+"""Remember verdicts, good and bad, in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from wasmkilnd.engines.verdicts.verdict import Verdict
 
 _MAX_ENTRIES = 16_384
 _MAX_BYTES = 8 * 1024 * 1024
-# A key of two digests and an engine's id, the verdict, and what Python needs around them.
+# A key of two digests and an engine's id, the verdict, and Python's own objects around them.
 _OVERHEAD_BYTES = 700
 
 Key = tuple[str, str, str]
 
 
 class VerdictCache:
-    """What engines said, the least recently asked forgotten first. For one event loop.
+    """An LRU cache of verdicts. For one event loop.
 
     A verdict holds for as long as the engine is the same, so none expires. A key is the
-    module's digest, the engine's id, and the question: "" for whether the module is valid
-    for the engine by itself, a fingerprint for whether it compiles so.
+    module's digest, the engine's id, and the question: "" for whether the module is valid with
+    the engine's default settings, a fingerprint for whether it compiles with that spec.
     """
 
     def __init__(self, max_entries: int = _MAX_ENTRIES, max_bytes: int = _MAX_BYTES) -> None:
@@ -34,23 +34,23 @@ class VerdictCache:
         return len(self._verdicts)
 
     def __iter__(self) -> Iterator[Key]:
-        """Go through the keys, the least recently asked first."""
+        """Iterate over the keys, the least recently used first."""
         return iter(self._verdicts)
 
     @property
     def bytes(self) -> int:
-        """About how much memory they take."""
+        """About how much memory the verdicts take."""
         return self._bytes
 
     def get(self, key: Key) -> Verdict | None:
-        """Return the verdict, None if it is not known."""
+        """Return the verdict; None if it is not known."""
         verdict = self._verdicts.get(key)
         if verdict is not None:
             self._verdicts.move_to_end(key)
         return verdict
 
     def put(self, key: Key, verdict: Verdict) -> None:
-        """Remember a verdict, and forget others if the room is too small."""
+        """Remember a verdict; forget the least recently used ones until all fit."""
         self.forget(key)
         self._verdicts[key] = verdict
         self._bytes += _size(verdict)
@@ -58,7 +58,7 @@ class VerdictCache:
             self.forget(next(iter(self._verdicts)))
 
     def forget(self, key: Key) -> None:
-        """Forget one verdict, if it is there."""
+        """Forget one verdict, if it is known."""
         verdict = self._verdicts.pop(key, None)
         if verdict is not None:
             self._bytes -= _size(verdict)
