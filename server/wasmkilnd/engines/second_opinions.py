@@ -1,8 +1,9 @@
-"""What the served engines think of a module: each asked once, and the answer remembered.
+"""Verdicts of all engines about a module, and what an engine's refusal means for the caller.
 
 An engine's refusal alone does not tell a broken module from one that is ahead of the engine.
-So the others are asked as well, and if one of them accepts the module, it is the engine that
-lacks something.
+So the daemon asks the other engines too. If one of them accepts the module, the refusing
+engine lacks a feature; otherwise the module is invalid. Each engine is asked once, and its
+verdict is remembered.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from dataclasses import replace
 
 from wasmkilnd import errors
 from wasmkilnd.engines.child.cpu import NATIVE
-from wasmkilnd.engines.resolve import resolve
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
@@ -30,112 +30,98 @@ from wasmkilnd.waiters import Waiter, Waiters
 
 # wasmtime's package has no other way to validate them.
 _VALIDATED_BY_COMPILING = frozenset({Kind.COMPONENT})
-# Validating the worst of 280 hostile core modules took 0.22 s. Only components need more;
-# and one whose second opinion costs more than this has to do without.
+# Validating the worst of 280 hostile core modules took 0.22 s. Only components need more; an
+# engine that needs more than this for a second opinion gives none.
 _SECOND_OPINION_CPU_S = 2.0
-# How long an engine that came to no opinion of a module is not asked again.
-_NO_OPINION_S = 600.0
-_MAX_NO_OPINIONS = 4096
+# An engine that reached no verdict on a module is not asked about it again for this long.
+_UNDECIDED_S = 600.0
+_MAX_UNDECIDED = 4096
 
-# The engine was not heard: that says nothing about the module.
-_NOT_HEARD = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
+# The engine was not asked: that says nothing about the module.
+_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 
 
 class SecondOpinions:
-    """Every engine's opinions. For one event loop."""
+    """The verdicts of every engine. For one event loop."""
 
     def __init__(self, served: Mapping[str, ServedEngine], limits: Reloadable[Limits]) -> None:
         self._served = served
         self._limits = limits
-        self._memory = VerdictCache()
-        # By question, and whether it is a second opinion: who asks for itself must not get the
-        # end of one that has less time, nor wait for its turn.
+        self._verdicts = VerdictCache()
+        # By question, and whether it is a second opinion: a caller that asks for itself must not
+        # get the result of a job with less time, nor wait in the queue for second opinions.
         self._flights: SingleFlight[tuple[Key, bool], Verdict] = SingleFlight()
-        self._no_opinions: OrderedDict[Key, float] = OrderedDict()
-
-    async def of(
-        self,
-        engine_id: str,
-        module: Module,
-        waiters: Waiters,
-        watch: AbstractAsyncContextManager[None],
-    ) -> Verdict:
-        """Return what an engine with its default settings says of a module.
-
-        ``watch`` is entered for a job that compiles to find out. Raises what it raises, and
-        the errors of Load for an engine that came to no verdict.
-        """
-        return await self._validated(engine_id, module, waiters, watch)
+        self._undecided: OrderedDict[Key, float] = OrderedDict()
 
     def expected_wait_s(
         self, engine_id: str, module: Module, waiter: Waiter, others: Waiters | None
     ) -> float:
-        """Return how long a caller would wait until an engine's worker looks at its module.
+        """Return how long a caller would wait until a worker looks at its module.
 
-        One that the engine does not take is for the others' workers.
+        Only other engines look at a module of a kind that the engine does not run.
         """
         if self._served[engine_id].takes(module.kind):
             return self._served[engine_id].pool.expected_wait_s(waiter, others)
         waits_s = (
             other.pool.expected_wait_s(waiter, others, second=True)
             for other in self._served.values()
-            if other.takes(module.kind) and not self._memory.get((module.sha256, other.id, ""))
+            if other.takes(module.kind) and not self._verdicts.get((module.sha256, other.id, ""))
         )
         return max(waits_s, default=0.0)
 
-    def refusal_known(self, spec: CompileSpec, module: Module) -> Verdict | None:
-        """Return why this module does not compile so, if that needs no worker to tell."""
+    def known_refusal(self, spec: CompileSpec, module: Module) -> Verdict | None:
+        """Return why the engine refuses the module, if that is known without asking a worker."""
         engine = self._served[spec.engine.id]
         if not engine.takes(module.kind):
             return _no_such_kind(module.kind)
-        said = self._memory.get((module.sha256, engine.id, spec.fingerprint))
-        if said is None and not spec.changed_settings:
-            said = self._memory.get((module.sha256, engine.id, ""))
-        return said if said and said.outcome is not Outcome.VALID else None
+        known = self._verdicts.get((module.sha256, engine.id, spec.fingerprint))
+        if known is None and not spec.changed_settings:
+            known = self._verdicts.get((module.sha256, engine.id, ""))
+        return known if known and known.outcome is not Outcome.VALID else None
 
-    def oversize_known(self, spec: CompileSpec, module: Module) -> int:
-        """Return the size in bytes of an artifact that was above its limit; 0 of others.
+    def known_oversize(self, spec: CompileSpec, module: Module) -> int:
+        """Return the size in bytes of an artifact that was above its limit; 0 for others.
 
-        It is the same each time: only a higher limit is worth another compilation.
+        The size is the same each time, so only a higher limit is worth another compilation.
         """
-        said = self._memory.get((module.sha256, spec.engine.id, spec.fingerprint))
-        return said.oversize_bytes or 0 if said else 0
+        known = self._verdicts.get((module.sha256, spec.engine.id, spec.fingerprint))
+        return known.oversize_bytes or 0 if known else 0
 
-    def compiled(self, spec: CompileSpec, module: Module, said: Verdict) -> None:
-        """Take note of what a compilation said."""
-        if said.outcome is not Outcome.VALID or said.oversize_bytes is not None:
-            self._memory.put((module.sha256, spec.engine.id, spec.fingerprint), said)
-        if said.outcome is not Outcome.UNSUPPORTED and not spec.changed_settings:
-            self._memory.put((module.sha256, spec.engine.id, ""), said)
+    def remember(self, spec: CompileSpec, module: Module, found: Verdict) -> None:
+        """Remember the verdict of a compilation."""
+        if found.outcome is not Outcome.VALID or found.oversize_bytes is not None:
+            self._verdicts.put((module.sha256, spec.engine.id, spec.fingerprint), found)
+        if found.outcome is not Outcome.UNSUPPORTED and not spec.changed_settings:
+            self._verdicts.put((module.sha256, spec.engine.id, ""), found)
+
+    def forget(self, scope: EvictScope) -> None:
+        """Forget the verdicts of engines about what ``scope`` names."""
+        for key in [*self._verdicts, *self._undecided]:
+            if scope.module_sha256 in ("", key[0]) and scope.engine_id in ("", key[1]):
+                self._verdicts.forget(key)
+                self._undecided.pop(key, None)
 
     async def refusal(
-        self, engine_id: str, module: Module, said: Verdict, waiters: Waiters
+        self, engine_id: str, module: Module, refused: Verdict, waiters: Waiters
     ) -> WasmkilnError:
-        """Tell an invalid module from one that only this engine cannot take.
+        """Return MODULE_INVALID, or ENGINE_LACKS_FEATURE if another engine accepts the module.
 
-        The others are asked in the turn that ``waiters`` gives. Raises COMPILE_QUEUE_FULL or
-        SERVER_DRAINING where no other accepts the module, and one that might could not be
-        asked: a verdict without it could be wrong.
+        The other engines are asked in the turn of ``waiters``. Raises COMPILE_QUEUE_FULL or
+        SERVER_DRAINING where no engine accepts the module and one could not be asked: a verdict
+        without it could be wrong.
         """
         others = [other for other in self._served if other != engine_id]
-        if said.outcome is Outcome.INVALID:
-            # With settings that switch a proposal off, the engine itself is another.
+        if refused.outcome is Outcome.INVALID:
+            # With settings that switch a proposal off: ask the engine with its defaults as well.
             others.append(engine_id)
-        opinions = dict(
-            zip(
-                others,
-                await asyncio.gather(
-                    *(self._second(other, engine_id, module, said, waiters) for other in others)
-                ),
-                strict=True,
-            )
-        )
+        asked = (self._second(other, engine_id, module, refused, waiters) for other in others)
+        opinions = dict(zip(others, await asyncio.gather(*asked), strict=True))
         takes_kind = self._served[engine_id].takes(module.kind)
         accepted_by = [
             other
             for other, opinion in opinions.items()
             if (isinstance(opinion, Verdict) and opinion.outcome is Outcome.VALID)
-            # Nothing is known against it, and it is the kind of engine that is needed.
+            # It reached no verdict, and the module is of a kind that only others run.
             or (opinion is None and not takes_kind and self._served[other].takes(module.kind))
         ]
         for opinion in opinions.values():
@@ -143,42 +129,37 @@ class SecondOpinions:
                 raise opinion
         if accepted_by:
             return errors.engine_lacks_feature(
-                engine_id, said.message, accepted_by, said.offset, said.feature
+                engine_id, refused.message, accepted_by, refused.offset, refused.feature
             )
-        heard = [(engine_id, said)] if takes_kind else []
-        heard += [(other, one) for other, one in opinions.items() if isinstance(one, Verdict)]
-        feature = self._lacked_by_all(heard)
-        all_invalid = all(one.outcome is Outcome.INVALID for _, one in heard)
-        if feature or not heard or not all_invalid:
+        verdicts = [(engine_id, refused)] if takes_kind else []
+        verdicts += [(other, each) for other, each in opinions.items() if isinstance(each, Verdict)]
+        feature = self._lacked_by_all(verdicts)
+        all_invalid = all(each.outcome is Outcome.INVALID for _, each in verdicts)
+        if feature or not verdicts or not all_invalid:
             return errors.engine_lacks_feature(
-                engine_id, said.message, [], said.offset, feature or said.feature
+                engine_id, refused.message, [], refused.offset, feature or refused.feature
             )
-        engine_id, said = heard[0]
-        return errors.module_invalid(engine_id, said.message, said.offset)
+        engine_id, refused = verdicts[0]
+        return errors.module_invalid(engine_id, refused.message, refused.offset)
 
-    def _lacked_by_all(self, heard: Sequence[tuple[str, Verdict]]) -> str:
+    def _lacked_by_all(self, verdicts: Sequence[tuple[str, Verdict]]) -> str:
         """Return the feature that the module needs and none of the engines has; "" if none.
 
         An engine that has the feature, and calls the module invalid for another reason, has
-        read past the place where the other stopped: the module is invalid.
+        read past the place where the first engine stopped: the module is invalid.
         """
-        features = {one: self._served[one].capabilities.wasm_features for one, _ in heard}
-        for _, said in heard:
+        features = {each: self._served[each].capabilities.wasm_features for each, _ in verdicts}
+        for _, found in verdicts:
             overruled = any(
-                said.feature in features[other] for other, theirs in heard if theirs is not said
+                found.feature in features[other]
+                for other, theirs in verdicts
+                if theirs is not found
             )
-            if said.feature and not overruled:
-                return said.feature
+            if found.feature and not overruled:
+                return found.feature
         return ""
 
-    def forget(self, scope: EvictScope) -> None:
-        """Forget what engines said of what ``scope`` names."""
-        for key in [*self._memory, *self._no_opinions]:
-            if scope.module_sha256 in ("", key[0]) and scope.engine_id in ("", key[1]):
-                self._memory.forget(key)
-                self._no_opinions.pop(key, None)
-
-    async def _validated(
+    async def verdict(
         self,
         engine_id: str,
         module: Module,
@@ -187,6 +168,11 @@ class SecondOpinions:
         *,
         second: bool = False,
     ) -> Verdict:
+        """Return the verdict of an engine with its default settings.
+
+        A job that has to compile in order to validate runs inside ``watch``. Raises what
+        ``watch`` raises, and the errors of Load for a job that reached no verdict.
+        """
         engine = self._served[engine_id]
         if not engine.takes(module.kind):
             return _no_such_kind(module.kind)
@@ -196,14 +182,14 @@ class SecondOpinions:
             host = engine.capabilities.host_triple
             limits = self._limits_of(second)
             order = job_orders.on_module("validate", module, host, NATIVE, {}, limits)
-            # Within the flight: a failure that many callers are told is one strike.
+            # Inside the flight: a failure that many callers get is one strike.
             async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
                 report, _ = await engine.pool.run(order, waiters, second=second)
-                said = verdict.read(report, engine_id, "validating", limits)
-            self._memory.put(key, said)
-            return said
+                found = verdict.read(report, engine_id, "validating", limits)
+            self._verdicts.put(key, found)
+            return found
 
-        known = self._memory.get(key)
+        known = self._verdicts.get(key)
         return known or await self._flights.join((key, second), waiters, ask).wait()
 
     async def _compiles(
@@ -213,9 +199,9 @@ class SecondOpinions:
             limits = self._limits_of(second=True)
             order = job_orders.on_module("compile", module, spec.target, spec.cpu, {}, limits)
             report, _ = await engine.pool.run(order, waiters, second=True)
-            said = verdict.read(report, engine.id, "compiling", limits)
-            self.compiled(spec, module, said)
-            return said
+            found = verdict.read(report, engine.id, "compiling", limits)
+            self.remember(spec, module, found)
+            return found
 
         key = (module.sha256, engine.id, spec.fingerprint)
         return await self._flights.join((key, True), waiters, ask).wait()
@@ -226,38 +212,36 @@ class SecondOpinions:
         return replace(limits, compile_cpu_s=cpu_s) if second else limits
 
     async def _second(
-        self, other: str, engine_id: str, module: Module, said: Verdict, waiters: Waiters
+        self, other: str, engine_id: str, module: Module, refused: Verdict, waiters: Waiters
     ) -> Verdict | WasmkilnError | None:
-        """Return another engine's opinion, None if it has none, an error if it was not heard."""
+        """Return another engine's verdict; None if it has none, an error if it was not asked."""
         engine = self._served[other]
         if not engine.takes(module.kind):
             return None
-        spec = resolve(engine.capabilities, "", "", {})
-        refused = self.refusal_known(spec, module)
-        if refused is not None:
-            return refused
-        # What validates there and then does not compile does so in other versions too: to
-        # name one that compiles it, it has to be tried.
+        spec = engine.spec("", "", {})
+        known = self.known_refusal(spec, module)
+        if known is not None:
+            return known
+        # A module that the engine calls valid and does not compile is valid for its other
+        # versions too. To name a version that compiles it, the daemon has to try.
         by_compiling = (
-            said.outcome is Outcome.UNSUPPORTED
-            and engine.capabilities.identity.name
-            == self._served[engine_id].capabilities.identity.name
+            refused.outcome is Outcome.UNSUPPORTED and engine.name == self._served[engine_id].name
         )
         key = (module.sha256, other, spec.fingerprint if by_compiling else "")
-        if self._no_opinions.get(key, 0.0) > time.monotonic():
+        if self._undecided.get(key, 0.0) > time.monotonic():
             return None
         try:
             if by_compiling:
                 return await self._compiles(engine, module, spec, waiters)
-            return await self._validated(other, module, waiters, nullcontext(), second=True)
+            return await self.verdict(other, module, waiters, nullcontext(), second=True)
         except WasmkilnError as failure:
-            if failure.reason in _NOT_HEARD:
+            if failure.reason in _NOT_ASKED:
                 return failure
             if failure.reason is Reason.WORKER_UNAVAILABLE:
-                return None  # It may be gone for long, and is asked again when it is there.
-        self._no_opinions[key] = time.monotonic() + _NO_OPINION_S
-        if len(self._no_opinions) > _MAX_NO_OPINIONS:
-            self._no_opinions.popitem(last=False)
+                return None  # The engine is asked as soon as it has workers again.
+        self._undecided[key] = time.monotonic() + _UNDECIDED_S
+        if len(self._undecided) > _MAX_UNDECIDED:
+            self._undecided.popitem(last=False)
         return None
 
 

@@ -1,11 +1,20 @@
-"""One engine that is served."""
+"""One engine that is served: what it can do, its workers, and what a request means for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from wasmkilnd import errors
+from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.workers.pool import WorkerPool
-from wasmkilnd.model import EngineCapabilities, Kind
+from wasmkilnd.fingerprint import fingerprint
+from wasmkilnd.model import CompileSpec, EngineCapabilities, Kind, TargetInfo
+
+# Callers ask for the same few specs again and again, and to compute a fingerprint costs as much
+# as a cache hit.
+_REMEMBERED_SPECS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +23,71 @@ class ServedEngine:
 
     capabilities: EngineCapabilities
     pool: WorkerPool
+    _specs: OrderedDict[tuple[object, ...], CompileSpec] = field(
+        default_factory=OrderedDict, init=False, repr=False, compare=False
+    )
 
     @property
     def id(self) -> str:
-        """What a request writes to choose it."""
+        """The id by which a request names the engine."""
         return self.capabilities.identity.id
 
+    @property
+    def name(self) -> str:
+        """The engine's name, without its version."""
+        return self.capabilities.identity.name
+
     def takes(self, kind: Kind) -> bool:
-        """Whether it runs modules of this kind at all."""
+        """Return whether the engine runs modules of this kind at all."""
         return kind in self.capabilities.kinds
+
+    def spec(self, target: str, cpu: str, settings: Mapping[str, str]) -> CompileSpec:
+        """Check a request against the engine's capabilities, and fill in the defaults.
+
+        Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN.
+        """
+        request = (target, cpu, *sorted(settings.items()))
+        spec = self._specs.get(request)
+        if spec is None:
+            spec = self._specs[request] = _resolve(self.capabilities, target, cpu, settings)
+            if len(self._specs) > _REMEMBERED_SPECS:
+                self._specs.popitem(last=False)
+        return spec
+
+
+def _resolve(
+    capabilities: EngineCapabilities, target: str, cpu: str, settings: Mapping[str, str]
+) -> CompileSpec:
+    engine_id = capabilities.identity.id
+    chosen = _target(capabilities, target)
+    cpu = cpu or chosen.cpus[0]
+    if cpu not in chosen.cpus:
+        raise errors.cpu_unsupported(engine_id, chosen.triple, cpu, chosen.cpus)
+    in_force = {setting.name: setting.default for setting in capabilities.settings}
+    allowed = {setting.name: setting.allowed for setting in capabilities.settings}
+    changed = {}
+    for name, value in settings.items():
+        if name not in in_force:
+            raise errors.setting_unknown(engine_id, name, in_force)
+        if value not in allowed[name]:
+            raise errors.setting_value_unknown(engine_id, name, value, allowed[name])
+        if value != in_force[name]:
+            in_force[name] = changed[name] = value
+    features = capabilities.host_cpu_features if cpu == NATIVE else ()
+    return CompileSpec(
+        engine=capabilities.identity,
+        target=chosen.triple,
+        cpu=cpu,
+        settings=in_force,
+        changed_settings=changed,
+        fingerprint=fingerprint(capabilities.identity, chosen.triple, cpu, features, in_force),
+    )
+
+
+def _target(capabilities: EngineCapabilities, target: str) -> TargetInfo:
+    for candidate in capabilities.targets:
+        if candidate.triple == target or (not target and candidate.host):
+            return candidate
+    raise errors.target_unsupported(
+        capabilities.identity.id, target, [t.triple for t in capabilities.targets]
+    )

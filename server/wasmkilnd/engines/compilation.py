@@ -1,0 +1,114 @@
+"""One compilation: a worker compiles one module, and the outcome is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from wasmkilnd import errors
+from wasmkilnd.engines.second_opinions import SecondOpinions
+from wasmkilnd.engines.verdicts import verdict
+from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
+from wasmkilnd.engines.workers.pool import LentWorker
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import CompileSpec, Limits, Module
+from wasmkilnd.ports import CompiledCode, Recorder
+from wasmkilnd.waiters import Waiters
+
+_REASONS = {
+    Outcome.INVALID: Reason.MODULE_INVALID,
+    Outcome.UNSUPPORTED: Reason.ENGINE_LACKS_FEATURE,
+}
+
+
+class CompilationRecord:
+    """Records how one compilation ended and how long it took, its wait for a worker included."""
+
+    def __init__(self, recorder: Recorder, engine_id: str) -> None:
+        self.queued_s = 0.0
+        self._recorder = recorder
+        self._engine_id = engine_id
+        self._began_s = time.monotonic()
+
+    def ended(self, outcome: Reason | None) -> None:
+        """Record the end; ``outcome`` is None if the engine made code."""
+        self._recorder.compiled(
+            self._engine_id,
+            outcome.value.lower() if outcome else "ok",
+            time.monotonic() - self._began_s - self.queued_s,
+            self.queued_s,
+        )
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Record an exception as the end. A cancelled compilation did not end: record nothing."""
+        try:
+            yield
+        except WasmkilnError as failure:
+            self.ended(failure.reason)
+            raise
+        except Exception:
+            self.ended(Reason.INTERNAL)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleWorker:
+    """A worker that is reserved for compiling one module."""
+
+    _opinions: SecondOpinions
+    _record: CompilationRecord
+    _lent: LentWorker
+    _spec: CompileSpec
+    _module: Module
+    _waiters: Waiters
+    _limits: Limits
+
+    @property
+    def queued_s(self) -> float:
+        """How long the module waited for the worker."""
+        return self._lent.queued_s
+
+    async def compile(self) -> CompiledCode | RefusedModule:
+        """Compile the module; return its code, or the engine's refusal.
+
+        Raises the errors of Compile for a job that reached no verdict.
+        """
+        engine_id = self._spec.engine.id
+        with self._record.failures():
+            report = await self._lent.run()
+            self._record.queued_s = self.queued_s
+            found = verdict.read(report, engine_id, "compiling", self._limits)
+            self._opinions.remember(self._spec, self._module, found)
+            if found.oversize_bytes is not None:
+                raise errors.artifact_too_large(
+                    engine_id, found.oversize_bytes, self._limits.artifact_bytes
+                )
+        self._record.ended(_REASONS.get(found.outcome))
+        if found.outcome is Outcome.VALID:
+            return verdict.compiled_code(report, engine_id, self.queued_s)
+        return RefusedModule(self._opinions, self._spec, self._module, self._waiters, found)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedModule:
+    """A module that its engine does not compile."""
+
+    _opinions: SecondOpinions
+    _spec: CompileSpec
+    _module: Module
+    _waiters: Waiters
+    _verdict: Verdict
+
+    async def explained(self) -> WasmkilnError:
+        """Ask other engines, in the turn of the waiters; return the error: see ``Refused``."""
+        # There is no artifact to keep working for: without callers this ends here.
+        self._waiters.release()
+        if not self._waiters.wanted:
+            raise asyncio.CancelledError
+        return await self._opinions.refusal(
+            self._spec.engine.id, self._module, self._verdict, self._waiters
+        )
