@@ -459,7 +459,9 @@ async def test_a_second_opinion_that_nobody_waits_for_any_more_is_dropped() -> N
     waiters.join(Waiter("a"))
     flights.append(asyncio.create_task(rig.compile("old-1", waiters=waiters)))
     waiters.kept = True  # As from when the first job began.
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        while not rig.pools["new-1"].orders:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
     waiters.leave(Waiter("a"))
     with pytest.raises(asyncio.CancelledError):
         await flights[0]
