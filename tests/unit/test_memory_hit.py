@@ -22,7 +22,7 @@ from tests.contract.sealing import sealer
 from tests.doubles.context import Context
 from tests.doubles.notes import Notes
 from tests.doubles.shelf import Shelf
-from tests.unit.test_compile_service import CORE, Rig
+from tests.unit.services import CORE, Rig
 
 # hashlib's digests, whatever they are called in which OpenSSL, and cryptography's signatures.
 _WORK = ("sha", "md5", "blake", "hash_", "verify", "sign")

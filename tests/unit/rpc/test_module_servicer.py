@@ -15,8 +15,8 @@ from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
 
 from tests.doubles.context import Context
-from tests.unit import test_compile_service
-from tests.unit.test_compile_service import CORE, Rig
+from tests.unit import services
+from tests.unit.services import CORE, Rig
 
 LARGE = CORE + bytes(1_000_000)
 SHA256 = hashlib.sha256
@@ -26,9 +26,7 @@ class Kiln:
     """A servicer, and all that was hashed for its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            test_compile_service, "LIMITS", Limits(2_000_000, 1000, 1, 1, 1, 1, 10**9)
-        )
+        monkeypatch.setattr(services, "LIMITS", Limits(2_000_000, 1000, 1, 1, 1, 1, 10**9))
         self.rig = Rig()
         self.rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
         self.hashed: list[tuple[int, bool]] = []

@@ -1,0 +1,164 @@
+"""The services over doubles at their ports, for the tests of each."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from wasmkilnd.admission import Admission
+from wasmkilnd.cache.fleet.null_fleet import NullFleet, NullStrikes
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.null_tier import NullTier
+from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.compile_service import CompileService
+from wasmkilnd.engines.scheduling.ticket import Unless
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.model import (
+    CompileSpec,
+    EngineIdentity,
+    EvictScope,
+    Kind,
+    Limits,
+    Module,
+)
+from wasmkilnd.module_service import ModuleService
+from wasmkilnd.ports import CompiledCode, Refused, Sealer, Tier
+from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.wire import pack
+
+from tests.doubles.no_sealer import NoSealer
+from tests.doubles.notes import Notes
+
+CORE = b"\0asm\x01\0\0\0"
+COMPONENT = b"\0asm\x0d\0\x01\0"
+LIMITS = Limits(1000, 1000, 1, 1, 1, 1, 100)
+A = Waiter("a")
+
+
+class Engines:
+    """Two engines: the default takes core modules, the other both."""
+
+    def __init__(self) -> None:
+        self.compiles = 0
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.release.set()
+        self.failure: WasmkilnError | None = None
+        self.refusal: Refused | None = None
+        self.workers = 0
+        self.keep = True
+        self.validating = 0
+        self.free = asyncio.Event()
+        self.free.set()
+        self.wait_s = 0.0
+        self.asked: list[tuple[str, Waiter, Waiters | None]] = []
+        self.forgotten: list[EvictScope] = []
+
+    def choose(self, engine: str, kind: Kind | None) -> str:
+        return engine or ("other" if kind is Kind.COMPONENT else "usual")
+
+    def spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> CompileSpec:
+        identity = EngineIdentity(engine_id, "1", "1", "c")
+        print_ = hashlib.sha256(f"{engine_id}/{target}/{cpu}/{dict(settings)}".encode()).hexdigest()
+        return CompileSpec(identity, target, cpu, settings, {}, print_)
+
+    @asynccontextmanager
+    async def worker(
+        self, spec: CompileSpec, module: Module, waiters: Waiters, *, unless: Unless
+    ) -> AsyncIterator[EngineWorker | None]:
+        self.started.set()
+        watching = asyncio.create_task(unless())
+        waiting = asyncio.create_task(self.free.wait())
+        began_s = time.monotonic()
+        try:
+            await asyncio.wait((watching, waiting), return_when=asyncio.FIRST_COMPLETED)
+            self.workers += 1
+            queued_s = time.monotonic() - began_s
+            yield EngineWorker(self, spec, waiters, queued_s) if waiting.done() else None
+        finally:
+            self.workers = 0
+            watching.cancel()
+            waiting.cancel()
+
+    async def validate(
+        self,
+        engine_id: str,
+        module: Module,
+        waiters: Waiters,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
+        self.validating += 1
+        await self.release.wait()
+        self.validating -= 1
+        async with watch if module.kind is Kind.COMPONENT else nullcontext():
+            if self.failure:
+                raise self.failure
+
+    def expected_wait_s(
+        self, engine_id: str, module: Module, waiter: Waiter, waiters: Waiters | None
+    ) -> float:
+        self.asked.append((engine_id, waiter, waiters))
+        return self.wait_s
+
+    def forget(self, scope: EvictScope) -> None:
+        self.forgotten.append(scope)
+
+
+@dataclass
+class EngineWorker:
+    engines: Engines
+    spec: CompileSpec
+    waiters: Waiters
+    queued_s: float
+
+    async def compile(self) -> CompiledCode | Refused:
+        engines = self.engines
+        engines.compiles += 1
+        self.waiters.kept = engines.keep
+        await engines.release.wait()
+        if engines.failure:
+            raise engines.failure
+        if engines.refusal:
+            return engines.refusal
+        code = pack(b"code of " + self.spec.engine.name.encode())
+        return CompiledCode(code, 0.5, 0.1, [], [], False)
+
+
+class Rig:
+    def __init__(self, far: Tier | None = None, sealer: Sealer | None = None) -> None:
+        self.engines = Engines()
+        self.recorder = Notes()
+        self.memory = MemoryTier(1_000_000)
+        far = far or NullTier("redis")
+        self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
+        self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes)
+        self.quarantine = Quarantine(NullStrikes(), self.recorder, lambda: 600.0)
+        admission = Admission(self.engines, Reloadable(LIMITS))
+        self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
+        self.fleet = NullFleet()
+        self.service = CompileService(
+            cache,
+            self.fleet,
+            self.engines,
+            sealer or NoSealer(),
+            self.quarantine,
+            self.recorder,
+            admission,
+        )
+
+
+async def refused(call: Any) -> WasmkilnError:
+    with pytest.raises(WasmkilnError) as failure:
+        await call
+    return failure.value

@@ -1,0 +1,168 @@
+"""What Compile and Load refuse for want of time or room, and what waiting calls hold."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from wasmkilnd import errors
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import (
+    Origin,
+)
+from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
+from wasmkilnd.waiters import Waiter
+
+from tests.unit.services import (
+    CORE,
+    A,
+    Rig,
+    refused,
+)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def in_time(seconds: float, waiter: Waiter = A) -> Terms:
+    return Terms(waiter, asyncio.get_running_loop().time() + seconds)
+
+
+async def test_a_call_that_would_get_a_worker_after_its_deadline_is_refused(rig: Rig) -> None:
+    rig.engines.wait_s = 10.0
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(0.05)))
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.metadata["limit"] == "deadline"
+    assert failure.value.retry_after_s == 10.0
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.modules.load(LoadRequest(CORE, terms=in_time(0.05)))
+    assert failure.value.metadata["limit"] == "deadline"
+    assert rig.engines.compiles == 0
+    assert rig.service.flights == 0
+    # Who has the time waits, and so does who set no deadline.
+    await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(60)))
+    # What is there is given to whoever asks.
+    served = await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(0.05)))
+    assert served.origin is Origin.MEMORY
+
+
+async def test_a_call_that_would_join_a_flight_waits_as_long_as_the_flight(rig: Rig) -> None:
+    rig.engines.release.clear()
+    first = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE, terms=Terms(A))))
+    await rig.engines.started.wait()
+    rig.engines.wait_s = 10.0
+    with pytest.raises(WasmkilnError):
+        await rig.service.compile(CompileRequest(wasm=CORE, terms=in_time(1, Waiter("b"))))
+    engine_id, waiter, waiters = rig.engines.asked[-1]
+    assert (engine_id, waiter) == ("usual-1", Waiter("b"))
+    assert waiters is not None
+    assert waiters.effective() == {A}
+    rig.engines.release.set()
+    await first
+
+
+async def test_a_flight_without_callers_is_dropped_unless_it_is_kept(rig: Rig) -> None:
+    rig.engines.release.clear()
+    rig.engines.keep = False
+    call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    await rig.engines.started.wait()
+    call.cancel()
+    await asyncio.sleep(0)
+    assert rig.service.flights == 0
+    await rig.service.settle(5)
+    assert rig.memory.usage().entries == 0
+
+
+async def test_a_call_that_waits_holds_no_module(rig: Rig) -> None:
+    """A hundred callers of one module hold one copy of its bytes, not a hundred."""
+    rig.engines.release.clear()
+    released: list[int] = []
+    orders = [
+        CompileRequest(wasm=CORE, terms=Terms(A, None, lambda number=n: released.append(number)))  # type: ignore[misc]
+        for n in range(3)
+    ]
+    calls = [asyncio.create_task(rig.service.compile(order)) for order in orders]
+    await rig.engines.started.wait()
+    await asyncio.sleep(0)
+    assert released == [0, 1, 2]
+    assert [order.wasm for order in orders] == [b""] * 3
+    assert {order.sha256 for order in orders} == {hashlib.sha256(CORE).hexdigest()}
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
+
+
+def sized(number: int, size_bytes: int = 60) -> bytes:
+    """Return a module that differs from all others."""
+    return CORE + number.to_bytes(size_bytes - len(CORE), "big")
+
+
+async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> None:
+    """A flight holds its module whatever it waits for: the limit is twice that of a queue."""
+    rig.engines.release.clear()
+    b = Terms(Waiter("b"))
+    calls = [
+        asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=Terms(A)))),
+        asyncio.create_task(rig.modules.load(LoadRequest(sized(1), terms=Terms(A)))),
+    ]
+    await asyncio.sleep(0.01)
+    rig.engines.wait_s = 7.0
+    for call in (
+        rig.service.compile(CompileRequest(wasm=sized(2), terms=Terms(A))),
+        rig.modules.load(LoadRequest(sized(2), terms=Terms(A))),
+    ):
+        failure = await refused(call)
+        assert failure.reason is Reason.COMPILE_QUEUE_FULL
+        assert failure.metadata["limit"] == "queue"
+        assert failure.retry_after_s == 7.0
+    # Who joins holds nothing, and there is room for another caller.
+    calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=b))))
+    calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(3), terms=b))))
+    await asyncio.sleep(0.01)
+    assert (rig.engines.compiles, rig.engines.validating) == (2, 1)
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
+    # All is put down, whatever became of it.
+    rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
+    for _ in range(5):
+        assert (await refused(rig.modules.load(LoadRequest(sized(4))))) is rig.engines.failure
+        order = CompileRequest(wasm=sized(4))
+        assert (await refused(rig.service.compile(order))).reason is Reason.MODULE_INVALID
+
+
+async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
+    rig.engines.release.clear()
+    rig.engines.keep = False
+    for moment in range(10):
+        call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(moment))))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.sleep(0)
+        await rig.service.settle(5)
+    rig.engines.release.set()
+    await rig.service.compile(CompileRequest(wasm=sized(11)))
+
+
+async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
+    rig.engines.release.clear()
+    released: list[str] = []
+    load = LoadRequest(sized(0), terms=Terms(A, None, lambda: released.append("load")))
+    compile_ = CompileRequest(
+        wasm=sized(1), terms=Terms(A, None, lambda: released.append("compile"))
+    )
+    calls = [
+        asyncio.create_task(rig.modules.load(load)),
+        asyncio.create_task(rig.service.compile(compile_)),
+    ]
+    await asyncio.sleep(0.01)
+    assert sorted(released) == ["compile", "load"]
+    # Not so what finds no room.
+    full = CompileRequest(wasm=sized(2), terms=Terms(A, None, lambda: released.append("full")))
+    await refused(rig.service.compile(full))
+    assert len(released) == 2
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
