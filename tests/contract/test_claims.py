@@ -3,137 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.fleet.claim import LeaseFleet
-from wasmkilnd.cache.fleet.lease import Lease
-from wasmkilnd.cache.fleet.lease_store import LeaseStore
 from wasmkilnd.cache.fleet.null_fleet import NullClaim
-from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.value.names import KeyNames
-from wasmkilnd.engines.scheduling.dispatch import Dispatch
-from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.errors import (
     WasmkilnError,
     compile_queue_full,
     module_invalid,
     server_draining,
 )
-from wasmkilnd.model import EvictScope, Limits
-from wasmkilnd.ports import Claim
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiter, Waiters
 
-from tests.contract.sealing import THEIRS, early_marks, sealer
+from tests.contract.fleet import A_FEW_LEASES_S, LEASE_S, NAME, ONE, Daemon, fleet
 from tests.contract.servers import RedisServer, binary_of, redis_server
-from tests.contract.values import artifact
-from tests.doubles.notes import Notes
-
-ONE = sealer().seal(artifact(1))
-LEASE_S = 0.5
-# One, and what a busy machine may add; far less than anybody is waited for otherwise.
-A_FEW_LEASES_S = 6 * LEASE_S
-
-
-class Daemon:
-    """What of a daemon takes part in an agreement."""
-
-    def __init__(self, url: str, max_wait_s: float = 20) -> None:
-        self.outcomes = Notes()
-        self.max_wait_s = max_wait_s
-        self.tier = RedisTier(
-            connect(url, timeout_s=1), sealer(), self.outcomes, timeout_s=1, marks=early_marks()
-        )
-        self.writes = asyncio.Event()
-        self.writes.set()
-        leases = LeaseStore(
-            self.tier.link, self.tier.names, sealer(), lambda key: self._stored(), LEASE_S
-        )
-        self.fleet = LeaseFleet(leases, self.outcomes, max_wait_s=lambda: self.max_wait_s)
-        limits = Reloadable(Limits(1, 1, 1, 1, 1, 100, 10**9))
-        self.dispatch = Dispatch[str]("engine-1", limits, self.outcomes)
-        self.dispatch.offer("worker")
-        self.compiles = 0
-
-    async def _stored(self) -> None:
-        await self.writes.wait()
-        await self.tier.put(ONE)
-
-    async def compile(self, seconds: float = 0.0, budget: WaitBudget | None = None) -> bool:
-        """Compile unless another daemon does; return whether it was done here."""
-        async with self.fleet.claim(ONE.key, budget or WaitBudget(1.0)) as claim:
-            while not await self._compiled_here(claim, seconds):
-                if await claim.wait_for_others():
-                    return False
-            return True
-
-    async def _compiled_here(self, claim: Claim, seconds: float) -> bool:
-        async with self.worker(claim.stored) as there:
-            if not (there and await claim.take()):
-                return False
-            self.compiles += 1
-            await asyncio.sleep(seconds)
-            return True
-
-    @contextlib.asynccontextmanager
-    async def worker(self, unless: Unless) -> AsyncIterator[bool]:
-        """Have the only worker, or wait for it; return whether it is there."""
-        ticket = await self.dispatch.take_unless(Waiters.of(Waiter()), "compile", 1, unless)
-        try:
-            yield ticket is not None
-        finally:
-            if ticket:
-                self.dispatch.done(ticket)
-                self.dispatch.offer(ticket.worker)
-
-    @contextlib.asynccontextmanager
-    async def compiling(self) -> AsyncIterator[None]:
-        """Compile for as long as the context lasts."""
-        async with self.fleet.claim(ONE.key, WaitBudget(1.0)) as claim:
-            assert await claim.take()
-            yield
-
-    async def die(self) -> None:
-        """Be as a process that is gone: nobody renews, and nobody says goodbye."""
-        self.fleet._leases._link = None  # type: ignore[assignment]
-        self.fleet._leases._commands = None  # type: ignore[assignment]
-        for task in self.fleet._background:
-            task.cancel()
-        self.fleet._background.clear()
-
-    async def close(self) -> None:
-        await self.fleet.close()
-        await self.tier.close()
 
 
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
         yield running
-
-
-@contextlib.asynccontextmanager
-async def fleet(
-    server: RedisServer, size: int, max_wait_s: float = 20
-) -> AsyncIterator[list[Daemon]]:
-    daemons = [Daemon(server.url, max_wait_s) for _ in range(size)]
-    await daemons[0].tier.evict(EvictScope())
-    async with Redis.from_url(server.url) as raw:
-        await raw.delete(daemons[0].tier.names.lease(ONE.key))
-    try:
-        yield daemons
-    finally:
-        for daemon in daemons:
-            await daemon.close()
 
 
 async def test_one_of_many_compiles_and_the_others_wait_for_what_it_stored(
@@ -351,129 +244,6 @@ async def test_a_longer_max_wait_s_counts_for_calls_that_wait_already(valkey: Re
             await asyncio.sleep(1.5)
         assert not await waiting
         assert two.outcomes.turns == ["made"]
-
-
-NAME = KeyNames(DEFAULT_PREFIX).lease(ONE.key)
-OTHERS = KeyNames(DEFAULT_PREFIX).lease(artifact(2).key)
-HOUR_MS = 3_600_000
-FORGERIES = {
-    "of another shape": b"mine",
-    "empty": b"",
-    "signed by a stranger": Lease.new(HOUR_MS).written(NAME, sealer(THEIRS).stamp),
-    "signed for another key": Lease.new(HOUR_MS).written(OTHERS, sealer().stamp),
-    "signed, then changed": Lease.new(1000)
-    .written(NAME, sealer().stamp)
-    .replace(b".1000.", b".9000."),
-}
-
-
-@pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
-async def test_a_forged_lease_delays_no_call(valkey: RedisServer, value: bytes) -> None:
-    async with fleet(valkey, 3) as daemons, Redis.from_url(valkey.url) as raw:
-        await raw.set(NAME, value)  # And it never expires.
-        began = asyncio.get_running_loop().time()
-        compiled = await asyncio.gather(*(daemon.compile(0.1) for daemon in daemons))
-        assert asyncio.get_running_loop().time() - began < 10
-        # One took it over, and the others believe that one again.
-        assert sorted(compiled) == [False, False, True]
-        turns = [turn for daemon in daemons for turn in daemon.outcomes.turns]
-        assert sorted(turns) == ["made", "made", "seized"]
-
-
-async def test_a_lease_key_of_another_type_delays_no_call(valkey: RedisServer) -> None:
-    async with fleet(valkey, 1) as [one], Redis.from_url(valkey.url) as raw:
-        await raw.lpush(NAME, "x")
-        assert await one.compile()
-        assert one.outcomes.turns == ["taken"]
-
-
-async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_lease(
-    valkey: RedisServer,
-) -> None:
-    async with fleet(valkey, 2) as (one, two), Redis.from_url(valkey.url) as raw:
-        async with one.compiling():
-            copied = await raw.get(NAME)
-            assert copied
-        await one.fleet.close()
-        await one.tier.evict(EvictScope())
-        await raw.set(NAME, copied)
-        assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
-        assert two.outcomes.turns == ["seized"]
-
-
-async def captured(raw: Redis, daemon: Daemon, renewals: int = 0) -> list[bytes]:
-    """What an attacker may copy of a lease while ``daemon`` compiles, if it is renewed so often."""
-    copies: list[bytes] = []
-    async with daemon.compiling():
-        while len(copies) < 1 + renewals:
-            value = await raw.get(NAME)
-            if isinstance(value, bytes) and value not in copies:
-                copies.append(value)
-            await asyncio.sleep(0.01)
-    await daemon.fleet.close()
-    await daemon.tier.evict(EvictScope())
-    await raw.delete(NAME)
-    return copies
-
-
-async def put_back(raw: Redis, copies: list[bytes]) -> None:
-    """Put back one lease after the other, for ever."""
-    for copy in itertools.cycle(copies):
-        await raw.set(NAME, copy)
-        await asyncio.sleep(0.4 * LEASE_S)
-
-
-async def test_copied_leases_that_are_written_back_in_turn_are_waited_for_once(
-    valkey: RedisServer,
-) -> None:
-    """Each of them is new to the daemon, once; and none when it is too old."""
-    async with (
-        fleet(valkey, 3, max_wait_s=60) as (one, two, three),
-        Redis.from_url(valkey.url) as raw,
-    ):
-        copies = [copy for daemon in (one, one, two, two) for copy in await captured(raw, daemon)]
-        attacking = asyncio.create_task(put_back(raw, copies))
-        try:
-            for longest_s in (12 * LEASE_S, 2 * LEASE_S, 2 * LEASE_S):
-                assert await asyncio.wait_for(three.compile(), longest_s)
-                await three.fleet.close()
-                await three.tier.evict(EvictScope())
-        finally:
-            attacking.cancel()
-
-
-async def test_a_copy_of_this_daemon_s_own_lease_delays_no_call(valkey: RedisServer) -> None:
-    async with fleet(valkey, 1, max_wait_s=60) as [one], Redis.from_url(valkey.url) as raw:
-        copies = await captured(raw, one, renewals=2)
-        attacking = asyncio.create_task(put_back(raw, copies))
-        try:
-            assert await asyncio.wait_for(one.compile(), LEASE_S)
-        finally:
-            attacking.cancel()
-
-
-@pytest.mark.parametrize("what", ["lease", "artifact"])
-async def test_a_writer_that_makes_leases_come_and_go_cannot_delay_a_call_for_ever(
-    valkey: RedisServer, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lease is there when it is to be taken, and gone when it is looked at."""
-    async with fleet(valkey, 2, max_wait_s=60) as (one, two), Redis.from_url(valkey.url) as raw:
-        copies = await captured(raw, one, renewals=3)
-        names, genuine = two.tier.names, two.fleet._leases.take
-        lookups = itertools.count()
-
-        async def take(*arguments: Any) -> Any:
-            copy = copies[min(next(lookups), len(copies) - 1)]
-            name, value = (NAME, copy) if what == "lease" else (names.artifact(ONE.key), b"x")
-            await raw.set(name, value)
-            try:
-                return await genuine(*arguments)
-            finally:
-                await raw.delete(name)
-
-        monkeypatch.setattr(two.fleet._leases, "take", take)
-        assert await asyncio.wait_for(two.compile(), A_FEW_LEASES_S)
-        assert next(lookups) < 10
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
