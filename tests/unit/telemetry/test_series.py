@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 from prometheus_client import Counter
 from wasmkilnd.telemetry.metrics.series import Bounded
@@ -68,3 +72,12 @@ def test_threads_lose_nothing() -> None:
         thread.join()
     assert sum(values(family).values()) == 16000
     assert len(values(family)) == 5
+
+
+def test_a_folder_for_several_processes_gets_no_files(tmp_path: Path) -> None:
+    """An operator may have set it for the other services of the machine."""
+    program = "from wasmkilnd.telemetry.metrics.recorder import Metrics; Metrics('1')"
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

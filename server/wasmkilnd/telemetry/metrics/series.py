@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final, Generic, TypeVar
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Histogram, values
 
 S = TypeVar("S")
+
+# The daemon is one process. Without this line, PROMETHEUS_MULTIPROC_DIR in its environment would
+# have the library keep every counter in files of that folder.
+values.ValueClass = values.MutexValue
 
 OTHER: Final = "other"
 """The label of everything that was not expected."""
