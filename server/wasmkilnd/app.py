@@ -21,7 +21,7 @@ from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_share
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
-from wasmkilnd.config.load import Loaded
+from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.address import Address
@@ -50,7 +50,7 @@ from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.capabilities import capabilities_response
 from wasmkilnd.rpc.wire.stats import stats_response
-from wasmkilnd.signing.current import CurrentSealer, Signing, open_signing, tell_signing
+from wasmkilnd.signing.current import CurrentSealer, Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
@@ -68,7 +68,7 @@ class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
 class Daemon:
     """All parts of one daemon."""
 
-    def __init__(self, loaded: Loaded, shutdown: Shutdown) -> None:
+    def __init__(self, loaded: LoadedSettings, shutdown: Shutdown) -> None:
         self._loaded = loaded
         self._settings = Reloadable(loaded.settings)
         self._limits = Reloadable(limits_of(loaded.settings))
@@ -174,7 +174,7 @@ class Daemon:
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
 
-    async def reload(self, read: Callable[[], Loaded]) -> None:
+    async def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Take over what ``read`` answers, as far as a running daemon can."""
         if self._reloader is None or self._shutdown.asked.is_set():
             log.warning("not reloaded: the daemon is starting or ending")
@@ -228,7 +228,7 @@ class Daemon:
             signing = await asyncio.to_thread(open_signing, settings, self._version)
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
-        tell_signing(signing)
+        log_keys(signing)
         return Reloadable(signing)
 
     def _installed_engines(self, settings: Settings) -> list[InstalledEngine]:

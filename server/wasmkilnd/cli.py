@@ -20,7 +20,7 @@ from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.commands.keys import keys
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
-from wasmkilnd.config.load import ConfigError, FlagValue, Loaded, load
+from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
 from wasmkilnd.engines.install.store import (
     KINDS,
     EngineInstallError,
@@ -172,7 +172,7 @@ def remove(engine_id: str, state_dir: str | None) -> None:
     click.echo(f"{engine_id} is removed", err=True)
 
 
-def _loaded(state_dir: str | None) -> Loaded:
+def _loaded(state_dir: str | None) -> LoadedSettings:
     return load({"state_dir": state_dir} if state_dir else {}, os.environ)
 
 

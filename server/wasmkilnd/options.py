@@ -45,9 +45,9 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
     )
 
 
-def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
+def remote_options(reloadable: Reloadable[Settings]) -> RemoteOptions:
     """Return what decides the shared tier."""
-    settings = in_force.current
+    settings = reloadable.current
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
         access=redis_access(settings),
@@ -60,10 +60,10 @@ def remote_options(in_force: Reloadable[Settings]) -> RemoteOptions:
         retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
         # Whoever compiles has ended by then, well or badly.
-        fleet_wait_s=lambda: in_force.current.compile_timeout_s + settings.compile_lease_s,
-        artifact_bytes=lambda: in_force.current.max_artifact_bytes,
-        module_bytes=lambda: in_force.current.max_module_bytes,
-        write_queue_bytes=lambda: in_force.current.effective_write_queue_bytes,
+        fleet_wait_s=lambda: reloadable.current.compile_timeout_s + settings.compile_lease_s,
+        artifact_bytes=lambda: reloadable.current.max_artifact_bytes,
+        module_bytes=lambda: reloadable.current.max_module_bytes,
+        write_queue_bytes=lambda: reloadable.current.effective_write_queue_bytes,
     )
 
 

@@ -16,7 +16,7 @@ class BadRedisUrl(ValueError):  # noqa: N818 - reads as what it is
     """The URL cannot be used. The text says why, and never holds the URL's credentials."""
 
 
-class Kind(Enum):
+class RedisKind(Enum):
     """What is behind a URL."""
 
     SERVER = "server"
@@ -28,36 +28,38 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Scheme:
-    kind: Kind
+    kind: RedisKind
     tls: bool
     port: int
     form: str
 
 
 _SCHEMES: Final[Mapping[str, _Scheme]] = {
-    "redis": _Scheme(Kind.SERVER, False, 6379, "redis://[user:password@]host[:port][/db]"),
-    "rediss": _Scheme(Kind.SERVER, True, 6379, "rediss://[user:password@]host[:port][/db]"),
-    "unix": _Scheme(Kind.SOCKET, False, 0, "unix://[user:password@]/path/to/redis.sock[?db=1]"),
+    "redis": _Scheme(RedisKind.SERVER, False, 6379, "redis://[user:password@]host[:port][/db]"),
+    "rediss": _Scheme(RedisKind.SERVER, True, 6379, "rediss://[user:password@]host[:port][/db]"),
+    "unix": _Scheme(
+        RedisKind.SOCKET, False, 0, "unix://[user:password@]/path/to/redis.sock[?db=1]"
+    ),
     "redis+sentinel": _Scheme(
-        Kind.SENTINEL,
+        RedisKind.SENTINEL,
         False,
         26379,
         "redis+sentinel://[user:password@]host[:port],host[:port]/service[/db]",
     ),
     "rediss+sentinel": _Scheme(
-        Kind.SENTINEL,
+        RedisKind.SENTINEL,
         True,
         26379,
         "rediss+sentinel://[user:password@]host[:port],host[:port]/service[/db]",
     ),
     "redis+cluster": _Scheme(
-        Kind.CLUSTER, False, 6379, "redis+cluster://[user:password@]host[:port],host[:port]"
+        RedisKind.CLUSTER, False, 6379, "redis+cluster://[user:password@]host[:port],host[:port]"
     ),
     "rediss+cluster": _Scheme(
-        Kind.CLUSTER, True, 6379, "rediss+cluster://[user:password@]host[:port],host[:port]"
+        RedisKind.CLUSTER, True, 6379, "rediss+cluster://[user:password@]host[:port],host[:port]"
     ),
-    "https": _Scheme(Kind.REST, True, 443, "https://[:token@]host[:port]"),
-    "http": _Scheme(Kind.REST, False, 80, "http://[:token@]localhost[:port]"),
+    "https": _Scheme(RedisKind.REST, True, 443, "https://[:token@]host[:port]"),
+    "http": _Scheme(RedisKind.REST, False, 80, "http://[:token@]localhost[:port]"),
 }
 SCHEMES: Final = ", ".join(f"{name}://" for name in _SCHEMES)
 
@@ -92,7 +94,7 @@ class RedisAddress:
     """As redis-py names them: ``ssl_ca_certs`` and others."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RedisKind:
         """What is behind the URL."""
         return _SCHEMES[self.scheme].kind
 
@@ -130,7 +132,7 @@ class RedisAddress:
             password=unquote(password),
             tls_options=MappingProxyType(options),
         )
-        if scheme.kind is Kind.REST:
+        if scheme.kind is RedisKind.REST:
             _check_rest(address)
         return address
 
@@ -141,7 +143,7 @@ class RedisAddress:
 
     def __str__(self) -> str:
         service = f"/{self.service}" if self.service else ""
-        db = f"{'?db=' if self.kind is Kind.SOCKET else '/'}{self.db}" if self.db else ""
+        db = f"{'?db=' if self.kind is RedisKind.SOCKET else '/'}{self.db}" if self.db else ""
         return f"{self.origin}{self.path}{service}{db}"
 
     def __repr__(self) -> str:
@@ -154,8 +156,8 @@ def _expected(scheme: _Scheme) -> str:
 
 def _options(query: str, scheme: _Scheme) -> dict[str, str]:
     # All else is ours to choose: decode_responses would change what every read answers.
-    allowed = {"db"} if scheme.kind in (Kind.SERVER, Kind.SOCKET) else set()
-    if scheme.tls and scheme.kind is not Kind.REST:
+    allowed = {"db"} if scheme.kind in (RedisKind.SERVER, RedisKind.SOCKET) else set()
+    if scheme.tls and scheme.kind is not RedisKind.REST:
         allowed |= set(_TLS_OPTIONS)
     options = dict(parse_qsl(query, keep_blank_values=True))
     if options.keys() - allowed or (query and not options):
@@ -169,20 +171,20 @@ def _options(query: str, scheme: _Scheme) -> dict[str, str]:
 def _path(path: str, db_option: str, scheme: _Scheme) -> tuple[str, str, int]:
     """Return the path, the service and the database that a URL's path and ``db`` say."""
     service = ""
-    if scheme.kind is Kind.SOCKET:
+    if scheme.kind is RedisKind.SOCKET:
         if not path.strip("/"):
             raise BadRedisUrl("it names no socket: write unix:///path/to/redis.sock")
         return unquote(path), "", _database(db_option, scheme)
-    if scheme.kind is Kind.REST:
+    if scheme.kind is RedisKind.REST:
         return path.rstrip("/"), "", 0
     rest = path.strip("/")
-    if scheme.kind is Kind.SENTINEL:
+    if scheme.kind is RedisKind.SENTINEL:
         service, _, rest = rest.partition("/")
         if not _SERVICE.fullmatch(service):
             raise BadRedisUrl(
                 f"it does not say which primary the Sentinels watch: {_expected(scheme)}"
             )
-    if scheme.kind is Kind.CLUSTER and rest:
+    if scheme.kind is RedisKind.CLUSTER and rest:
         raise BadRedisUrl(f"it has a path, and a cluster has no databases: {_expected(scheme)}")
     return "", service, _database(rest or db_option, scheme)
 
@@ -197,12 +199,12 @@ def _database(text: str, scheme: _Scheme) -> int:
 
 
 def _hosts(text: str, scheme: _Scheme) -> tuple[tuple[str, int], ...]:
-    if scheme.kind is Kind.SOCKET:
+    if scheme.kind is RedisKind.SOCKET:
         if text:
             raise BadRedisUrl("it names no socket: write unix:///path/to/redis.sock")
         return ()
     hosts = tuple(_host(each, scheme) for each in text.split(","))
-    if len(hosts) > 1 and scheme.kind not in (Kind.SENTINEL, Kind.CLUSTER):
+    if len(hosts) > 1 and scheme.kind not in (RedisKind.SENTINEL, RedisKind.CLUSTER):
         raise BadRedisUrl(
             "it names several hosts, which only +sentinel:// and +cluster:// URLs do:"
             f" {_expected(scheme)}"

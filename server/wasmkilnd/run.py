@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from wasmkilnd.app import Daemon
-from wasmkilnd.config.load import Loaded
+from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.lifecycle import allocator, systemd
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.telemetry.logs.standard_error import relayed
@@ -18,7 +18,7 @@ from wasmkilnd.telemetry.logs.standard_error import relayed
 log = structlog.get_logger("wasmkilnd")
 
 
-async def run(read: Callable[[], Loaded]) -> None:
+async def run(read: Callable[[], LoadedSettings]) -> None:
     """Serve until SIGTERM, SIGINT or Drain, then drain and end.
 
     ``read`` answers the configuration, now and again at each SIGHUP. Raises
@@ -32,7 +32,7 @@ async def run(read: Callable[[], Loaded]) -> None:
         await _live(loaded, read)
 
 
-async def _live(loaded: Loaded, read: Callable[[], Loaded]) -> None:
+async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
     shutdown = Shutdown()
     daemon = Daemon(loaded, shutdown)
     hung_up = asyncio.Event()
@@ -81,7 +81,7 @@ def _obey_no_more() -> None:
 
 
 async def _reload_at_each(
-    hung_up: asyncio.Event, daemon: Daemon, read: Callable[[], Loaded]
+    hung_up: asyncio.Event, daemon: Daemon, read: Callable[[], LoadedSettings]
 ) -> None:
     while True:
         await hung_up.wait()

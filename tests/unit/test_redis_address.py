@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.redis_address import BadRedisUrl, Kind, RedisAddress
+from wasmkilnd.redis_address import BadRedisUrl, RedisAddress, RedisKind
 
 
 @pytest.mark.parametrize(
     ("url", "kind", "hosts", "rest"),
     [
-        ("redis://h", Kind.SERVER, (("h", 6379),), {}),
-        ("redis://u:p%2Fw@h:7000/3", Kind.SERVER, (("h", 7000),), {"db": 3, "password": "p/w"}),
-        ("redis://[::1]:1", Kind.SERVER, (("::1", 1),), {}),
-        ("redis://u:p@ss@h", Kind.SERVER, (("h", 6379),), {"user": "u", "password": "p@ss"}),
-        ("unix://:pw@/run/r.sock?db=2", Kind.SOCKET, (), {"path": "/run/r.sock", "db": 2}),
+        ("redis://h", RedisKind.SERVER, (("h", 6379),), {}),
+        (
+            "redis://u:p%2Fw@h:7000/3",
+            RedisKind.SERVER,
+            (("h", 7000),),
+            {"db": 3, "password": "p/w"},
+        ),
+        ("redis://[::1]:1", RedisKind.SERVER, (("::1", 1),), {}),
+        ("redis://u:p@ss@h", RedisKind.SERVER, (("h", 6379),), {"user": "u", "password": "p@ss"}),
+        ("unix://:pw@/run/r.sock?db=2", RedisKind.SOCKET, (), {"path": "/run/r.sock", "db": 2}),
         (
             "redis+sentinel://u:p@a,b:1,[::1]/main/2",
-            Kind.SENTINEL,
+            RedisKind.SENTINEL,
             (("a", 26379), ("b", 1), ("::1", 26379)),
             {"service": "main", "db": 2, "user": "u"},
         ),
-        ("rediss+cluster://a:1,b", Kind.CLUSTER, (("a", 1), ("b", 6379)), {"tls": True}),
-        ("https://:tok@x.example/base/", Kind.REST, (("x.example", 443),), {"path": "/base"}),
-        ("http://:tok@127.0.0.1:8080", Kind.REST, (("127.0.0.1", 8080),), {"password": "tok"}),
-        ("http://localhost", Kind.REST, (("localhost", 80),), {"tls": False}),
+        ("rediss+cluster://a:1,b", RedisKind.CLUSTER, (("a", 1), ("b", 6379)), {"tls": True}),
+        ("https://:tok@x.example/base/", RedisKind.REST, (("x.example", 443),), {"path": "/base"}),
+        ("http://:tok@127.0.0.1:8080", RedisKind.REST, (("127.0.0.1", 8080),), {"password": "tok"}),
+        ("http://localhost", RedisKind.REST, (("localhost", 80),), {"tls": False}),
     ],
 )
 def test_what_a_url_says(
-    url: str, kind: Kind, hosts: tuple[tuple[str, int], ...], rest: dict[str, object]
+    url: str, kind: RedisKind, hosts: tuple[tuple[str, int], ...], rest: dict[str, object]
 ) -> None:
     address = RedisAddress.parse(url)
     assert (address.kind, address.hosts) == (kind, hosts)

@@ -43,7 +43,7 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSettings:
     """Settings, and for each field where its value came from."""
 
     settings: Settings
@@ -53,7 +53,7 @@ class Loaded:
 
 def load(
     flags: Mapping[str, FlagValue], environ: Mapping[str, str], file: Path | None = None
-) -> Loaded:
+) -> LoadedSettings:
     """Return the settings in force: flag over environment over file over default.
 
     ``flags`` holds those that were given, by field name. ``file`` is a TOML file;
@@ -106,7 +106,7 @@ def load(
     if problems:
         # From None: the cause holds every value.
         raise ConfigError("\n".join(problems)) from None
-    return Loaded(settings, origins)
+    return LoadedSettings(settings, origins)
 
 
 def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str, Any], str]:

@@ -7,23 +7,23 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from wasmkilnd.config.load import CONFIG_ENV, Loaded
+from wasmkilnd.config.load import CONFIG_ENV, LoadedSettings
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag, is_live
 from wasmkilnd.config.values.quantity import written
 
 
-def render(loaded: Loaded) -> str:
+def render(loaded: LoadedSettings) -> str:
     """Return one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
     lines = []
     for field, origin in loaded.origins.items():
         value = _toml(shown_value(loaded.settings, field))
-        effective = _in_force(loaded.settings, field)
+        effective = _effective(loaded.settings, field)
         note = "" if effective is None else f"; {_written(field, effective)} in force"
         lines.append(f"{field} = {value}  # {_one_line(origin)}{note}\n")
     return "".join(lines)
 
 
-def as_json(loaded: Loaded) -> str:
+def as_json(loaded: LoadedSettings) -> str:
     """Return a JSON object: by field ``value``, ``origin`` and ``in_force``, secrets masked.
 
     Sizes are in bytes and durations in seconds. ``in_force`` differs from ``value``
@@ -32,7 +32,7 @@ def as_json(loaded: Loaded) -> str:
     shown = {}
     for field, origin in loaded.origins.items():
         value = _plain(getattr(loaded.settings, field))
-        effective = _in_force(loaded.settings, field)
+        effective = _effective(loaded.settings, field)
         in_force = value if effective is None else effective
         shown[field] = {"value": value, "origin": origin, "in_force": in_force}
     return json.dumps(shown, indent=2)
@@ -92,7 +92,7 @@ needs a restart ([operations.md](operations.md#reloading)).
 """
 
 
-def _in_force(settings: Settings, field: str) -> int | float | None:
+def _effective(settings: Settings, field: str) -> int | float | None:
     # Only where 0 leaves it to the machine.
     if getattr(settings, field) != 0:
         return None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wasmkilnd.config.load import Loaded
+from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.model import UnservedEngine
 
 
 def banner(
     version: str,
-    loaded: Loaded,
+    loaded: LoadedSettings,
     addresses: Sequence[str],
     admin_address: str,
     engines: EngineRegistry,

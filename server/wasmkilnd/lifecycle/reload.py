@@ -11,12 +11,12 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.config.changes import Change, changes, take_over
-from wasmkilnd.config.load import ConfigError, Loaded
+from wasmkilnd.config.load import ConfigError, LoadedSettings
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.current import Signing, open_signing, tell_changes
+from wasmkilnd.signing.current import Signing, log_key_changes, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.logs import standard_error
 
@@ -54,7 +54,7 @@ class Reloader:
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
 
-    async def reload(self, read: Callable[[], Loaded]) -> None:
+    async def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Read and apply, telling of each change; never raises for what it reads."""
         old = self._settings.current
         try:
@@ -65,7 +65,7 @@ class Reloader:
             if why := limits_too_low(new):
                 raise ConfigError(f"cannot run jobs: {why}")
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
-            use_redis_anew = self._remote.prepare_reconnect(redis_access(new))
+            switch_redis = self._remote.prepare_reconnect(redis_access(new))
         except (ConfigError, KeysUnusable, CannotOpenShared) as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("not reloaded: all stays as it was", cause=cause)
@@ -77,7 +77,7 @@ class Reloader:
                 log.warning(
                     "setting needs a restart", setting=change.field, old=change.old, new=change.new
                 )
-        use_redis_anew()
+        switch_redis()
         await self._apply(new, signing)
         log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
 
@@ -94,7 +94,7 @@ class Reloader:
         self._memory.resize(new.memory_bytes)
         before, self._signing.current = self._signing.current, signing
         standard_error.configure(new.log_format, new.log_level)
-        if tell_changes(before, signing):
+        if log_key_changes(before, signing):
             dropped = await self._cache.recheck(signing.sealer)
             if dropped:
                 log.info("artifacts dropped from memory: their key is not trusted", count=dropped)

@@ -64,13 +64,13 @@ class CurrentSealer:
         return self._signing.current.sealer.check_stamp(message, stamp)
 
 
-def tell_signing(signing: Signing) -> None:
+def log_keys(signing: Signing) -> None:
     """Log the keys that a daemon starts with."""
     ring = signing.ring
     log.info("signing artifacts", key_id=ring.signing.public.id, trusted_keys=len(ring.trusted))
 
 
-def tell_changes(old: Signing, new: Signing) -> bool:
+def log_key_changes(old: Signing, new: Signing) -> bool:
     """Log what differs, a line for each key; return whether anything does."""
     before, after = old.ring.signing.public.id, new.ring.signing.public.id
     if before != after:

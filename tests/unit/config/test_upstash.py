@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from wasmkilnd.config import show
-from wasmkilnd.config.load import ConfigError, Loaded, load
+from wasmkilnd.config.load import ConfigError, LoadedSettings, load
 
 URL = "https://name.upstash.example"
 
 
-def loaded(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> Loaded:
+def loaded(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> LoadedSettings:
     """Load them, for a user who has a home."""
     return load(flags or {}, {"HOME": "/h", **environ})
 

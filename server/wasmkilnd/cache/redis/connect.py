@@ -26,7 +26,7 @@ from wasmkilnd.cache.redis.replies import (
 from wasmkilnd.cache.redis.sentinel import SentinelServer
 from wasmkilnd.cache.redis.server import RedisServer, SingleServer
 from wasmkilnd.cache.redis.upstash_rest import UpstashRestServer
-from wasmkilnd.redis_address import Kind, RedisAddress
+from wasmkilnd.redis_address import RedisAddress, RedisKind
 
 CLIENT_NAME = "wasmkiln"
 
@@ -75,9 +75,9 @@ def connect(
     _check_files(access)
     options = _options(address, access, connect_timeout_s, timeout_s)
     match address.kind:
-        case Kind.SENTINEL:
+        case RedisKind.SENTINEL:
             return _sentinel(address, access, options)
-        case Kind.CLUSTER:
+        case RedisKind.CLUSTER:
             node_options = _options(
                 address, access, connect_timeout_s * _NODE_SHARE, timeout_s * _NODE_SHARE
             )
@@ -85,7 +85,7 @@ def connect(
                 address.hosts,
                 lambda node: SingleServer(_client(address, node_options, node)),
             )
-        case Kind.REST:
+        case RedisKind.REST:
             return UpstashRestServer(
                 f"{address.origin}{address.path}",
                 _password(address, access),
@@ -101,7 +101,7 @@ def _client(
     address: RedisAddress, options: dict[str, Any], node: tuple[str, int] | None = None
 ) -> Redis:
     where: dict[str, Any]
-    if address.kind is Kind.SOCKET:
+    if address.kind is RedisKind.SOCKET:
         kind: type[AbstractConnection] = WatchedSocketConnection
         where = {"path": address.path}
     else:

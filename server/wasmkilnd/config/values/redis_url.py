@@ -6,7 +6,7 @@ import re
 
 from pydantic import SecretStr
 
-from wasmkilnd.redis_address import SCHEMES, Kind, RedisAddress
+from wasmkilnd.redis_address import SCHEMES, RedisAddress, RedisKind
 
 EMBEDDED = ""
 """The value that asks for the embedded server."""
@@ -56,7 +56,7 @@ def redis_conflict(
         )
     if ca_file and not address.tls:
         return "redis_ca_file", f"it is set, but {address.scheme}:// is not encrypted"
-    if address.kind is Kind.REST and not (address.password or password or password_file):
+    if address.kind is RedisKind.REST and not (address.password or password or password_file):
         return (
             "redis_url",
             f"{address.scheme}:// needs a token: set UPSTASH_REDIS_TOKEN, redis_password or"
