@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -12,7 +11,6 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.memory import MemoryTier
@@ -22,47 +20,35 @@ from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import LoadedSettings
-from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.types import NO_ADMIN
-from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
-from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.engines.workers.isolation import IsolationGuard
-from wasmkilnd.engines.workers.job_users import JobUsers
-from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.banner import banner
-from wasmkilnd.lifecycle.gauges import usage_of_engine, usage_of_traffic
+from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle.preflight import CannotStart, check_host
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.reload import Reloader
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.model import DrainState, UnservedEngine
+from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
+from wasmkilnd.model import DrainState
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.options import limits_of, limits_too_low, remote_options, traffic_limits
-from wasmkilnd.ownership import NotOurs, make_folder
+from wasmkilnd.options import limits_of, remote_options, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimits
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
-from wasmkilnd.rpc.wire.capabilities import capabilities_response
 from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.signing.current import CurrentSealer, Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
-from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 log = structlog.get_logger("wasmkilnd")
 
 _FLUSH_S = 5.0
-
-
-class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
-    """The daemon cannot start; the message says why and what to do."""
 
 
 class Daemon:
@@ -77,9 +63,7 @@ class Daemon:
         self._version = version("wasmkiln")
         self._metrics = Metrics(self._version, METHODS)
         self._readiness = Readiness()
-        self._unserved: list[UnservedEngine] = []
-        self._isolation = IsolationGuard(loaded.settings.isolation)
-        self._started = AsyncExitStack()
+        self._on_stop = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._service: CompileService | None = None
         self._engines: EngineRegistry | None = None
@@ -89,16 +73,14 @@ class Daemon:
     async def start(self) -> None:
         """Start every part; serve last, when all else works. Raises CannotStart."""
         settings = self._settings.current
-        _check_job_user(settings)
-        if why := limits_too_low(settings):
-            raise CannotStart(f"cannot run jobs: {why}")
-        _make_state_dir(settings)
-        installed = self._installed_engines(settings)
-        connections = _connections(settings, engines=len(installed))
+        check_host(settings)
+        found = find_engines(settings)
+        connections = descriptors.connections_per_address(settings, engines=len(found.installed))
         signing = await self._open_signing(settings)
         marks = Marks()
         sealer = CurrentSealer(signing, marks.evicted_ms)
-        engines = await self._start_engines(installed, settings)
+        started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
+        engines = self._engines = started.registry
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.gauges.tiers["memory"] = memory.usage
         remote = await self._open_remote(sealer, marks)
@@ -113,7 +95,7 @@ class Daemon:
         quarantine = Quarantine(
             remote.strikes, self._metrics, lambda: self._settings.current.quarantine_s
         )
-        self._started.push_async_callback(quarantine.close)
+        self._on_stop.push_async_callback(quarantine.close)
         self._metrics.gauges.quarantined = lambda: quarantine.size
         admission = Admission(engines, self._limits)
         service = CompileService(
@@ -127,11 +109,15 @@ class Daemon:
                 service,
                 modules,
                 lambda: stats_response(self._metrics),
-                lambda: self._capabilities(engines),
+                lambda: started.capabilities(self._version, self._limits.current),
             ),
             AdminServicer(modules, quarantine, self.drain),
             self._metrics,
-            _transport_limits(settings, connections),
+            TransportLimits(
+                module_bytes=settings.max_module_bytes,
+                connections=connections,
+                streams=settings.max_streams,
+            ),
             self._traffic_limits,
             memory.holds,
         )
@@ -149,12 +135,12 @@ class Daemon:
         )
         admin_address = await self._start_admin(settings)
         self._rpc = rpc
-        self._started.push_async_callback(rpc.stop)
+        self._on_stop.push_async_callback(rpc.stop)
         try:
             addresses = await rpc.start(settings.listen)
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
-        self._readiness.started(engines.served, self._unserved, lambda: _what_ails(remote))
+        self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(remote))
         rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
         self._in_the_background(MallocTrim.of_this_process().run())
@@ -168,8 +154,8 @@ class Daemon:
             addresses,
             admin_address,
             engines,
-            self._unserved,
-            self._isolation.summary,
+            started.unserved,
+            started.isolation.summary,
             remote.description,
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
@@ -215,7 +201,7 @@ class Daemon:
         if self._engines:
             # Before the connections go, so that who waits for a worker is told why.
             await self._engines.close()
-        await self._started.aclose()
+        await self._on_stop.aclose()
         log.info("stopped")
 
     async def _finish(self) -> None:
@@ -231,66 +217,15 @@ class Daemon:
         log_keys(signing)
         return Reloadable(signing)
 
-    def _installed_engines(self, settings: Settings) -> list[InstalledEngine]:
-        store = EngineStore(settings.state_dir)
-        for folder in store.damaged():
-            self._leave_out(UnservedEngine(folder.name, "it is damaged: install it again"))
-        installed = store.installed()
-        if not installed:
-            raise CannotStart(
-                f"no engine is installed under {settings.state_dir}: run"
-                " `wasmkilnd engine install wasmtime` (and wasmer, where CPython 3.10 is) first"
-            )
-        return installed
-
-    async def _start_engines(
-        self, installed: list[InstalledEngine], settings: Settings
-    ) -> EngineRegistry:
-        served, broken = await serve_engines(
-            installed,
-            WorkerOptions(
-                size=settings.effective_workers,
-                limits=self._limits,
-                threads=cpu_count(),
-                recorder=self._metrics,
-                guard=self._isolation,
-                users=JobUsers(settings.job_uid),
-            ),
-        )
-        for one in broken:
-            self._leave_out(one)
-        for engine in served:
-            self._metrics.add_engine(engine.id)
-            self._metrics.gauges.engines[engine.id] = usage_of_engine(engine)
-            self._started.push_async_callback(engine.pool.close)
-        if self._isolation.level == "strict" and self._isolation.refused:
-            engine_id, why = next(iter(self._isolation.refused.items()))
-            raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
-        try:
-            self._engines = EngineRegistry(
-                served,
-                settings.default_engine,
-                self._limits,
-                self._metrics,
-                [one.id for one in self._unserved],
-            )
-        except WasmkilnError as failure:
-            raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
-        return self._engines
-
-    def _leave_out(self, engine: UnservedEngine) -> None:
-        log.error("engine is not served", engine=engine.id, cause=engine.cause)
-        self._unserved.append(engine)
-
     async def _open_remote(self, sealer: CurrentSealer, marks: Marks) -> SharedTier:
         options = remote_options(self._settings)
         try:
             remote = await open_shared(options, sealer, self._metrics, marks)
         except CannotOpenShared as failure:
             raise CannotStart(str(failure)) from None
-        self._started.push_async_callback(self._unless_hurried, remote.leave)
-        self._started.push_async_callback(remote.close)
-        self._started.push_async_callback(self._unless_hurried, remote.flush, _FLUSH_S)
+        self._on_stop.push_async_callback(self._unless_hurried, remote.leave)
+        self._on_stop.push_async_callback(remote.close)
+        self._on_stop.push_async_callback(self._unless_hurried, remote.flush, _FLUSH_S)
         self._metrics.gauges.tiers["redis"] = remote.tier.usage
         self._metrics.gauges.remote = remote.status
         return remote
@@ -303,25 +238,8 @@ class Daemon:
             address = await admin.start()
         except AddressInUse as failure:
             raise CannotStart(str(failure)) from None
-        self._started.push_async_callback(admin.stop)
+        self._on_stop.push_async_callback(admin.stop)
         return address
-
-    def _capabilities(self, engines: EngineRegistry) -> pb.GetCapabilitiesResponse:
-        return capabilities_response(
-            self._version,
-            [
-                (
-                    engine.capabilities,
-                    engines.spec(engine.id, "", "", {}).fingerprint,
-                    self._isolation.of(engine.id),
-                )
-                for engine in engines.served
-            ],
-            engines.default,
-            self._unserved,
-            self._limits.current,
-            isolation_required=self._isolation.required,
-        )
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -330,53 +248,12 @@ class Daemon:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-        self._started.push_async_callback(end)
+        self._on_stop.push_async_callback(end)
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
 
 
-def _check_job_user(settings: Settings) -> None:
-    if settings.job_uid and os.geteuid() != 0:
-        raise CannotStart(
-            f"cannot run workers as user {settings.job_uid} (job_uid): only a daemon that is root"
-            " can; run it as root, or leave job_uid out and its workers have the daemon's user"
-        )
-
-
-def _make_state_dir(settings: Settings) -> None:
-    try:
-        make_folder(settings.state_dir)
-    except NotOurs as refusal:
-        raise CannotStart(str(refusal)) from None
-    except OSError as failure:
-        raise CannotStart(
-            f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
-            " choose another with --state-dir or WASMKILN_STATE_DIR"
-        ) from None
-
-
-def _connections(settings: Settings, *, engines: int) -> int:
-    """Return how many connections each address may have, given the descriptors that there are."""
-    return descriptors.share_out(
-        settings.max_connections,
-        sum(Address.parse(address).listeners for address in settings.listen),
-        descriptors.needed(
-            workers=engines * settings.effective_workers,
-            cluster="+cluster:" in settings.redis_url.get_secret_value(),
-            admin=0 if settings.admin_listen == NO_ADMIN else ADMIN_DESCRIPTORS,
-        ),
-    )
-
-
-def _transport_limits(settings: Settings, connections: int) -> TransportLimits:
-    return TransportLimits(
-        module_bytes=settings.max_module_bytes,
-        connections=connections,
-        streams=settings.max_streams,
-    )
-
-
-def _what_ails(remote: SharedTier) -> str:
+def _redis_detail(remote: SharedTier) -> str:
     status = remote.status()
     return "" if status.switched_off else status.detail

@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 import structlog
 
-from wasmkilnd.app import CannotStart
 from wasmkilnd.commands.cache import cache
 from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.commands.keys import keys
@@ -28,6 +27,7 @@ from wasmkilnd.engines.install.store import (
     InstalledEngine,
 )
 from wasmkilnd.engines.install.vetting import check_engine
+from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
 from wasmkilnd.signing.store import KeysUnusable

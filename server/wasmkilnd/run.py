@@ -11,7 +11,8 @@ import structlog
 
 from wasmkilnd.app import Daemon
 from wasmkilnd.config.load import LoadedSettings
-from wasmkilnd.lifecycle import allocator, systemd
+from wasmkilnd.lifecycle import systemd
+from wasmkilnd.lifecycle.malloc_trim import configure_malloc
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.telemetry.logs.standard_error import relayed
 
@@ -24,7 +25,7 @@ async def run(read: Callable[[], LoadedSettings]) -> None:
     ``read`` answers the configuration, now and again at each SIGHUP. Raises
     ConfigError and CannotStart.
     """
-    allocator.keep_little()
+    configure_malloc()
     loaded = read()
     with relayed(loaded.settings.log_format, loaded.settings.log_level):
         # What Python says as it dies of a signal is in no other place.

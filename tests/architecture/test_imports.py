@@ -97,7 +97,9 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "signing": (CORE, {"config"}),
     "lifecycle": (
         CORE | {"options"},
-        {"cache", "config", "engines", "rpc", "signing", "telemetry.logs", "telemetry.metrics"},
+        {"cache", "config", "config.values", "engines", "engines.install", "engines.workers"}
+        | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.logs"}
+        | {"telemetry.metrics"},
     ),
     "maintenance": (CORE, {"cache", "cache.embedded", "cache.redis", "cache.value"}),
     "commands": (set(), {"config", "signing"}),

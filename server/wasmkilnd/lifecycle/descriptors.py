@@ -9,6 +9,11 @@ import resource
 
 import structlog
 
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.config.values.address import Address
+from wasmkilnd.config.values.types import NO_ADMIN
+from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
+
 log = structlog.get_logger("wasmkilnd")
 
 # What a worker takes while it starts and has a job, the job's ends included.
@@ -22,20 +27,15 @@ _OTHERS = 96
 _LEAST_CONNECTIONS = 16
 
 
-def needed(*, workers: int, cluster: bool, admin: int) -> int:
-    """Return how many descriptors the daemon needs for all but connections to the gRPC port.
+def connections_per_address(settings: Settings, engines: int) -> int:
+    """Return how many connections each address of ``listen`` may have, with ``engines`` at work.
 
-    ``cluster`` says whether Redis is one, and ``admin`` how many the admin server takes.
+    Raise the soft limit of the process to what the daemon needs. Where the hard limit is below
+    that, the addresses get fewer connections than ``max_connections``, and the log says so.
     """
-    return workers * _WORKER + (_REDIS_CLUSTER if cluster else _REDIS) + admin + _OTHERS
-
-
-def share_out(connections: int, listeners: int, others: int) -> int:
-    """Let the process open what it needs; return the connections that each listener may have.
-
-    They are ``connections`` where the hard limit of the process allows it. Where it does not,
-    they are fewer, and the log says so.
-    """
+    listeners = sum(Address.parse(address).listeners for address in settings.listen)
+    connections = settings.max_connections
+    others = _needed_by_others(settings, engines)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections * listeners + others
     if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -52,3 +52,11 @@ def share_out(connections: int, listeners: int, others: int) -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return connections
+
+
+def _needed_by_others(settings: Settings, engines: int) -> int:
+    """Return how many descriptors the daemon needs beside connections to the gRPC port."""
+    workers = engines * settings.effective_workers
+    cluster = "+cluster:" in settings.redis_url.get_secret_value()
+    admin = 0 if settings.admin_listen == NO_ADMIN else ADMIN_DESCRIPTORS
+    return workers * _WORKER + (_REDIS_CLUSTER if cluster else _REDIS) + admin + _OTHERS

@@ -1,0 +1,33 @@
+"""What must hold before any part of the daemon starts, and the error when it does not."""
+
+from __future__ import annotations
+
+import os
+
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.options import limits_too_low
+from wasmkilnd.ownership import NotOurs, make_folder
+
+
+class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
+    """The daemon cannot start; the message says why and what to do."""
+
+
+def check_host(settings: Settings) -> None:
+    """Make the state directory. Raises CannotStart where this host or user rules a setting out."""
+    if settings.job_uid and os.geteuid() != 0:
+        raise CannotStart(
+            f"cannot run workers as user {settings.job_uid} (job_uid): only a daemon that is root"
+            " can; run it as root, or leave job_uid out and its workers have the daemon's user"
+        )
+    if why := limits_too_low(settings):
+        raise CannotStart(f"cannot run jobs: {why}")
+    try:
+        make_folder(settings.state_dir)
+    except NotOurs as refusal:
+        raise CannotStart(str(refusal)) from None
+    except OSError as failure:
+        raise CannotStart(
+            f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
+            " choose another with --state-dir or WASMKILN_STATE_DIR"
+        ) from None
