@@ -154,8 +154,8 @@ async def test_a_wait_is_expected_before_it_begins() -> None:
 
 async def test_a_wait_ends_with_the_first_worker_that_is_free() -> None:
     rig = Rig(workers=2)
-    rig.dispatch._estimate.took("compile", 1000, 2.0)
-    rig.dispatch._estimate.took("compile", 5_000_000, 100.0)
+    rig.dispatch._estimate.learn("compile", 1000, 2.0)
+    rig.dispatch._estimate.learn("compile", 5_000_000, 100.0)
     await rig.ask(A, size=5_000_000)
     await rig.ask(A)
     assert rig.dispatch.expected_wait_s(B, None) == pytest.approx(2.0)
@@ -248,7 +248,7 @@ async def test_a_job_whose_worker_died_is_next() -> None:
 
 async def test_a_worker_that_is_not_needed_any_more_teaches_nothing_and_is_for_the_next() -> None:
     rig = Rig()
-    rig.dispatch._estimate.took("compile", 1000, 2.0)
+    rig.dispatch._estimate.learn("compile", 1000, 2.0)
     drops: list[str] = []
     waiters = Waiters(lambda: drops.append("dropped"))
     waiters.join(A)
@@ -401,7 +401,7 @@ async def test_a_second_opinion_that_waits_gets_an_idle_worker_when_one_of_its_l
 
 async def test_a_full_queue_refuses_second_opinions_and_tells_their_wait() -> None:
     rig = Rig(workers=2, length=2)
-    rig.dispatch._estimate.took("compile", 1000, 3.0)
+    rig.dispatch._estimate.learn("compile", 1000, 3.0)
     running = await rig.ask(A, second=True)
     waiting = [rig.ask(A, second=True) for _ in range(2)]
     await settled()
@@ -447,29 +447,29 @@ def test_jobs_are_expected_to_take_what_their_like_took() -> None:
     assert 0 < estimate.expected_s("compile", 10) < 0.1
     assert 1 < estimate.expected_s("compile", 2_500_000) < 3
     for _ in range(30):
-        estimate.took("compile", 3_000_000, 30.0)
-        estimate.took("compile", 100, 0.004)
-        estimate.took("validate", 3_000_000, 0.1)
+        estimate.learn("compile", 3_000_000, 30.0)
+        estimate.learn("compile", 100, 0.004)
+        estimate.learn("validate", 3_000_000, 0.1)
     assert estimate.expected_s("compile", 2_900_000) == pytest.approx(30.0)
     assert estimate.expected_s("compile", 90) == pytest.approx(0.004)
     assert estimate.expected_s("validate", 2_900_000) == pytest.approx(0.1)
     # One that nothing is known of takes after the nearest: in proportion, if that is larger.
     assert estimate.expected_s("compile", 40_000) == pytest.approx(30.0 / 4**3)
-    estimate.took("compile", 100, 0.008)
+    estimate.learn("compile", 100, 0.008)
     assert 0.004 < estimate.expected_s("compile", 100) < 0.008
 
 
 def test_small_jobs_say_little_about_large_ones() -> None:
     estimate = Estimate()
     # Most of these is what any job takes, and no machine is as slow as they make it look.
-    estimate.took("compile", 40, 0.08)
+    estimate.learn("compile", 40, 0.08)
     assert 0.5 < estimate.expected_s("compile", 1_200_000) < 10
 
 
 def test_a_small_module_that_takes_long_says_little_about_large_ones() -> None:
     """Or whoever sends one could have the daemon refuse everybody else's."""
     estimate = Estimate()
-    estimate.took("compile", 8_000, 20.0)
+    estimate.learn("compile", 8_000, 20.0)
     assert estimate.expected_s("compile", 8_000) == pytest.approx(20.0)
     assert 20.0 < estimate.expected_s("compile", 4_000_000) < 25.0
 

@@ -1,9 +1,8 @@
-"""Hands workers to jobs: who gets the next free one, who waits, and who is sent away."""
+"""Give workers to jobs: which job gets the next free one, which wait, and which are refused."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from wasmkilnd import errors
-from wasmkilnd.engines.scheduling.estimate import Estimate
+from wasmkilnd.engines.scheduling.estimate import Estimate, wait_s
 from wasmkilnd.engines.scheduling.fair_queue import Entry, FairQueue
 from wasmkilnd.engines.scheduling.ticket import Ticket, Unless
 from wasmkilnd.model import Abandoned, Limits
@@ -27,10 +26,9 @@ _LEAST_RETRY_S = 0.1
 class Dispatch(Generic[W]):
     """Workers that are idle, jobs that wait, and jobs that run. For one event loop.
 
-    A job waits as its waiters decide: in turn with those of other callers, behind all of
-    them while it is background work, and in the turn of whoever begins to want it.
-    Second opinions wait like any job, but only some of them run at once: or one caller's
-    refused modules would keep all workers.
+    A job waits in the turn of each caller that waits for it, and behind all others while it is
+    background work. Second opinions wait like any job, but only some of them run at once:
+    otherwise one caller's refused modules could occupy all workers.
     """
 
     def __init__(
@@ -42,9 +40,9 @@ class Dispatch(Generic[W]):
         clock: Callable[[], float] = time.monotonic,
         second_limit: int = 1,
     ) -> None:
-        """``usable`` tells whether an idle worker still lives; ``clock`` answers seconds.
+        """Run up to ``second_limit`` second opinions at once.
 
-        Up to ``second_limit`` second opinions run at once.
+        ``usable`` returns whether an idle worker is still alive, ``clock`` the time in seconds.
         """
         self.queue = FairQueue()
         self._engine_id = engine_id
@@ -65,16 +63,16 @@ class Dispatch(Generic[W]):
 
     @property
     def idle(self) -> int:
-        """How many workers have none."""
+        """How many workers have no job."""
         return len(self._idle)
 
     async def take(
         self, waiters: Waiters, kind: str, size_bytes: int, *, second: bool = False
     ) -> Ticket[W]:
-        """Wait for a worker, and return the ticket, to be given to ``done`` in the end.
+        """Wait for a worker; return a ticket, which the caller gives to ``done`` at the end.
 
-        Raises COMPILE_QUEUE_FULL: at once, or later in favour of a caller that holds
-        less of the queue.
+        Raises COMPILE_QUEUE_FULL: at once, or later to make room for a caller that holds less of
+        the queue.
         """
         ticket, starts = self._ask(waiters, kind, size_bytes, second)
         if not starts:
@@ -84,9 +82,9 @@ class Dispatch(Generic[W]):
     async def take_unless(
         self, waiters: Waiters, kind: str, size_bytes: int, unless: Unless
     ) -> Ticket[W] | None:
-        """As take, but return None when ``unless`` returns before a worker is there.
+        """Do as take, but return None if ``unless`` returns before a worker is free.
 
-        Where one is there at once, ``unless`` is not called.
+        If a worker is free at once, ``unless`` is not called.
         """
         ticket, starts = self._ask(waiters, kind, size_bytes, second=False)
         if starts:
@@ -96,11 +94,11 @@ class Dispatch(Generic[W]):
         try:
             return ticket if await self._wait(ticket) else None
         finally:
-            # Not waited for: whoever is cancelled while it has a ticket would keep its worker.
+            # Do not wait for its end: a caller cancelled here would keep the ticket's worker.
             watching.cancel()
 
     async def take_again(self, ticket: Ticket[W]) -> None:
-        """Wait for another worker for a ticket whose worker was lost, before everybody else."""
+        """Wait for another worker for a ticket whose worker was lost, ahead of all other jobs."""
         ticket.granted = asyncio.Future()
         ticket.waiters.watch(ticket, self._waiters_changed)
         if not self._start_on_idle(ticket):
@@ -110,7 +108,7 @@ class Dispatch(Generic[W]):
     def _ask(
         self, waiters: Waiters, kind: str, size_bytes: int, second: bool
     ) -> tuple[Ticket[W], bool]:
-        """Return a ticket that is queued, or starts at once. Raises COMPILE_QUEUE_FULL."""
+        """Return a ticket, and whether it starts at once or waits. Raises COMPILE_QUEUE_FULL."""
         cost_s = self._estimate.expected_s(kind, size_bytes)
         entry = Entry(waiters.effective(), size_bytes, cost_s, second)
         ticket = Ticket[W](waiters, kind, entry, self._clock())
@@ -126,33 +124,34 @@ class Dispatch(Generic[W]):
         return ticket, False
 
     def offer(self, worker: W) -> None:
-        """Give a free worker to whoever is next."""
+        """Give a free worker to the next job."""
         self._idle.append(worker)
         self._fill()
 
     def withdraw(self, worker: W) -> None:
-        """Forget an idle worker that died."""
+        """Forget a worker that died, if it is idle."""
         if worker in self._idle:
             self._idle.remove(worker)
 
     def lost(self, ticket: Ticket[W]) -> None:
-        """Note that a ticket's worker died under its job."""
+        """Note that a ticket's worker died while it ran the job."""
         self._running.pop(ticket, None)
         ticket.waiters.unwatch(ticket)
         self._fill()
 
     def done(self, ticket: Ticket[W]) -> None:
-        """Note that a ticket is over, and learn how long its job took. Offers no worker."""
+        """Note that a ticket's job has ended, and learn how long it took. Offers no worker."""
         del self._running[ticket]
         ticket.waiters.unwatch(ticket)
         if not ticket.given_up:
             took_s = self._clock() - ticket.started_s
-            self._estimate.took(ticket.kind, ticket.entry.size_bytes, took_s)
+            self._estimate.learn(ticket.kind, ticket.entry.size_bytes, took_s)
         self._fill()
 
     def decline(self, ticket: Ticket[W]) -> None:
-        """Note that a ticket needs no worker after all, and nobody waits any more for those who
-        left while it had one. Offers no worker.
+        """Note that a ticket needs no worker after all. Offers no worker.
+
+        If its callers left while it had a worker, their work is dropped now.
         """
         del self._running[ticket]
         ticket.waiters.unwatch(ticket)
@@ -160,15 +159,16 @@ class Dispatch(Generic[W]):
         self._fill()
 
     def refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
-        """Send everybody away who waits."""
+        """Refuse all jobs that wait."""
         for entry in self.queue.drain():
             self._refuse(entry, refusal)
 
     def expected_wait_s(
         self, waiter: Waiter, others: Waiters | None, *, second: bool = False
     ) -> float:
-        """Return how long a caller would wait for a worker: for one of its own, or, when it
-        joins the job of ``others``, for theirs. 0 when their job runs.
+        """Return how long a caller would wait for a worker, 0 if it would not wait.
+
+        ``others`` wait for the job that the caller would join; None for a job of its own.
         """
         if others is None:
             entry = Entry({waiter}, second=second)
@@ -179,47 +179,40 @@ class Dispatch(Generic[W]):
         return 0.0
 
     def _wait_s(self, entry: Entry, waiters: set[Waiter] | None = None) -> float:
-        """Return when a worker is free for ``entry``, and all that goes before has begun."""
+        """Return in how many seconds a worker is free for ``entry``."""
         second = entry.second or self._second_may_start
         ahead_s = self.queue.ahead_s(waiters or entry.waiters, entry, second=second)
         now = self._clock()
-        # What may not start now waits for the end of one of its kind.
+        # A second opinion that may not start now waits for another to end.
         running = [t for t in self._running if t.entry.second or self._may_start(entry)]
-        # A job that is late by some time is expected to need as much time once more.
-        free_s = sorted(abs(t.entry.cost_s - (now - t.started_s)) for t in running)
-        # The first ``count`` workers share what is ahead, unless one more is free before.
-        shared_s = (
-            ((ahead_s + sum(free_s[:count])) / count, next_free_s)
-            for count, next_free_s in enumerate([*free_s[1:], math.inf], 1)
-        )
-        return next(wait_s for wait_s, next_free_s in shared_s if wait_s <= next_free_s)
+        return wait_s(ahead_s, [(t.entry.cost_s, now - t.started_s) for t in running])
 
     async def _wait(self, ticket: Ticket[W]) -> bool:
-        """Wait for a ticket's worker; return whether it got one, rather than be withdrawn."""
+        """Wait for a ticket's worker; return False if the ticket is withdrawn instead."""
         self._waiting[ticket.entry] = ticket
         self._reclaim()
         try:
             got = await ticket.granted is not None
         except BaseException as failure:
-            if ticket in self._running:  # Given up in the moment in which it got a worker.
+            if ticket in self._running:  # cancelled at the moment when it got a worker
                 del self._running[ticket]
                 self.offer(ticket.worker)
-            self._wait_no_more(ticket)
+            self._leave(ticket)
             if isinstance(failure, asyncio.CancelledError) and not ticket.waiters.wanted:
                 self._recorder.abandoned(self._engine_id, "queued")
             raise
         if not got:
-            self._wait_no_more(ticket)
+            self._leave(ticket)
         return got
 
-    def _wait_no_more(self, ticket: Ticket[W]) -> None:
+    def _leave(self, ticket: Ticket[W]) -> None:
         ticket.waiters.unwatch(ticket)
         self.queue.discard(ticket.entry)
         self._waiting.pop(ticket.entry, None)
 
     @property
     def _second_room(self) -> int:
-        """How many second opinions more may run."""
+        """How many more second opinions may run."""
         return max(0, self._second_limit - sum(ticket.entry.second for ticket in self._running))
 
     @property
@@ -230,7 +223,7 @@ class Dispatch(Generic[W]):
         return not entry.second or self._second_may_start
 
     def _fill(self) -> None:
-        """Give idle workers to whoever is next."""
+        """Give idle workers to the next jobs."""
         while (worker := self._idle_worker()) is not None:
             ticket = self._next()
             if ticket is None:
@@ -241,7 +234,7 @@ class Dispatch(Generic[W]):
     def _next(self) -> Ticket[W] | None:
         while (entry := self.queue.pop(second=self._second_may_start)) is not None:
             ticket = self._waiting.pop(entry)
-            if not ticket.granted.done():  # It is, in the moment in which its job is given up.
+            if not ticket.granted.done():  # It is done if its job is cancelled at this moment.
                 return ticket
         return None
 
@@ -272,10 +265,10 @@ class Dispatch(Generic[W]):
             self.queue.move(ticket.entry, ticket.waiters.effective())
 
     def _reclaim(self) -> None:
-        """End jobs that nobody waits for, one for each that waits for a worker."""
+        """End jobs without callers, one for each job that waits for a worker."""
         if self._limits.current.abandoned is not Abandoned.YIELD:
             return
-        # Until its worker is back, a job that was ended is among those that run.
+        # A job that was ended counts as running until its worker is back.
         coming = sum(ticket.reclaimed for ticket in self._running)
         held_back = sum(entry.second for entry in self._waiting) - self._second_room
         missing = len(self._waiting) - max(0, held_back) - coming

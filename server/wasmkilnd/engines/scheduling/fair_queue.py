@@ -1,6 +1,6 @@
-"""Who is next: turns between callers, callers before background work, bounded both ways.
+"""The order of jobs: callers take turns, background work comes last, and the queue is bounded.
 
-A data structure and nothing else: no clock, no event loop.
+This is a data structure only: no clock, no event loop.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from wasmkilnd.waiters import Waiter
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A piece of work that waits. It stands in the line of every caller that wants it."""
+    """A job that waits. It stands in the line of each caller that waits for it."""
 
     waiters: set[Waiter]
     size_bytes: int = 0
     cost_s: float = 0.0
-    """How long it is expected to take."""
+    """How many seconds it is expected to take."""
     second: bool = False
-    """It is a second opinion, which others pass while enough of them run."""
+    """Whether it is a second opinion, which other jobs pass while enough of them run."""
 
 
 @dataclass(slots=True)
 class _Line:
-    """What one caller waits for, in its order."""
+    """The jobs of one caller, in their order."""
 
-    entries: dict[Entry, None] = field(default_factory=dict)  # in order, and quick to leave
+    entries: dict[Entry, None] = field(default_factory=dict)  # in order
     cost_s: float = 0.0
 
 
 class FairQueue:
-    """Lines of entries, one per caller, that take turns; first come, first served within each.
+    """One line of entries per caller; lines take turns, and each is first come, first served.
 
-    Lines of background work move only while no other line has entries. When the queue
-    is full, whoever holds most of it makes room for those who hold less: a caller that
-    floods it fills what others leave free, and keeps nobody out.
+    Lines of background work move only while no other line has entries. When the queue is full,
+    the caller that holds most of it makes room for those that hold less: a caller that floods
+    the queue fills what the others leave free, and keeps no other caller out.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class FairQueue:
 
     @property
     def background(self) -> int:
-        """How many entries nobody waits for."""
+        """How many entries only warm the cache."""
         return sum(all(waiter.background for waiter in entry.waiters) for entry in self._entries)
 
     @property
@@ -60,13 +60,13 @@ class FairQueue:
         return len({waiter.caller for waiter in self._lines})
 
     def add(self, entry: Entry, length: int, limit_bytes: int) -> list[Entry]:
-        """Let ``entry`` wait; return those that have to go for it, or itself for want of room.
+        """Add ``entry``; return the entries that made room for it, or itself if there is no room.
 
-        There is room for ``length`` entries, and ``limit_bytes`` unless it is one alone.
+        There is room for ``length`` entries and ``limit_bytes``, or for one entry of any size.
         """
         self._entries[entry] = None
         self.size_bytes += entry.size_bytes
-        self._stand(entry, entry.waiters)
+        self._join_lines(entry, entry.waiters)
         gone: list[Entry] = []
         while True:
             too_long = len(self._entries) > length
@@ -78,20 +78,20 @@ class FairQueue:
                 return gone
 
     def add_again(self, entry: Entry) -> None:
-        """Let an entry that was popped before be the next, whatever the queue holds."""
+        """Make an entry that was popped before the next one, even if the queue is full."""
         self._again[entry] = None
 
     def move(self, entry: Entry, waiters: set[Waiter]) -> None:
-        """Have ``entry`` stand in other lines, at the end of those that it did not stand in."""
+        """Move ``entry`` to other lines, to the end of those in which it did not stand."""
         if entry in self._entries and waiters != entry.waiters:
-            self._leave(entry, entry.waiters - waiters)
-            self._stand(entry, waiters - entry.waiters)
+            self._leave_lines(entry, entry.waiters - waiters)
+            self._join_lines(entry, waiters - entry.waiters)
             entry.waiters = waiters
 
     def pop(self, *, second: bool = True) -> Entry | None:
         """Return the next entry, None when nothing waits.
 
-        Without ``second``, second opinions are passed over and stay where they are.
+        Without ``second``, pass over second opinions, which keep their places.
         """
         entry = next(iter(self._again), None)
         if entry is None:
@@ -99,31 +99,31 @@ class FairQueue:
             if waiter is None or entry is None:
                 return None
             line = self._lines.pop(waiter)
-            self._lines[waiter] = line  # Its next turn comes after everybody else's.
+            self._lines[waiter] = line  # Its next turn comes after all other lines.
         self.discard(entry)
         return entry
 
     def discard(self, entry: Entry) -> None:
-        """Let ``entry`` wait no more, if it does."""
+        """Remove ``entry``, if it waits."""
         self._again.pop(entry, None)
         if entry in self._entries:
             del self._entries[entry]
             self.size_bytes -= entry.size_bytes
-            self._leave(entry, entry.waiters)
+            self._leave_lines(entry, entry.waiters)
 
     def drain(self) -> Iterator[Entry]:
-        """Take out every entry, in the order of their turns."""
+        """Remove and yield all entries, in the order of their turns."""
         while (entry := self.pop()) is not None:
             yield entry
 
     def ahead_s(
         self, waiters: Iterable[Waiter], entry: Entry | None = None, *, second: bool = True
     ) -> float:
-        """Return the cost of what goes before an entry with these waiters.
+        """Return the cost of the entries that go before one of ``waiters``.
 
-        That is ``entry``, or else one that is added now; without ``second``, one that
-        passes second opinions. Near enough rather than exact: of each other line as many
-        entries count as go before in its own, at that line's average cost.
+        That is ``entry``, or without it an entry that is added now; without ``second``, one that
+        passes second opinions. This is an estimate: of each other line, as many entries count as
+        stand before it in its own line, at the average cost of that line.
         """
         return sum(each.cost_s for each in self._again) + min(
             (self._ahead_of(waiter, entry, second) for waiter in waiters), default=0.0
@@ -153,13 +153,13 @@ class FairQueue:
                     entries = (each for each in line.entries if second or not each.second)
                     yield from ((waiter, entry) for entry in islice(entries, 1))
 
-    def _stand(self, entry: Entry, waiters: Iterable[Waiter]) -> None:
+    def _join_lines(self, entry: Entry, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:
             line = self._lines.setdefault(waiter, _Line())
             line.entries[entry] = None
             line.cost_s += entry.cost_s
 
-    def _leave(self, entry: Entry, waiters: Iterable[Waiter]) -> None:
+    def _leave_lines(self, entry: Entry, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:
             line = self._lines[waiter]
             del line.entries[entry]
@@ -168,9 +168,9 @@ class FairQueue:
                 del self._lines[waiter]
 
     def _victim(self, newcomer: Entry, *, by_bytes: bool) -> Entry:
-        """Return who yields: the last of the longest line, or the newcomer of one as long.
+        """Return the entry to remove: the last of the longest line, or ``newcomer``.
 
-        Background work yields before any other.
+        The newcomer has to go if its own line is as long. Background work goes before any other.
         """
 
         def weight(waiter: Waiter) -> tuple[bool, int]:
@@ -183,6 +183,6 @@ class FairQueue:
         if weight(longest) <= max(map(weight, newcomer.waiters)):
             return newcomer
         entries = list(self._lines[longest].entries)
-        # One that others want too goes only where there is no other.
+        # An entry that other callers wait for too goes only if there is no other.
         alone = (entry for entry in reversed(entries) if len(entry.waiters) == 1)
         return next(alone, entries[-1])

@@ -1,4 +1,4 @@
-"""A job's place in the line for a worker, and the worker that it gets in the end."""
+"""A job's place in the queue for a worker, and the worker that it gets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wasmkilnd.waiters import Waiters
 W = TypeVar("W")
 
 Unless: TypeAlias = "Callable[[], Coroutine[Any, Any, None]]"
-"""Returns when what waits for a worker needs none any more."""
+"""Returns when a job that waits for a worker needs none any more."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[W]):
-    """A job's claim to a worker, from when it asks until its worker is done with it."""
+    """A job's claim to a worker, from when the job asks until the worker is free again."""
 
     waiters: Waiters
     kind: str
@@ -26,15 +26,15 @@ class Ticket(Generic[W]):
     asked_s: float
     started_s: float = 0.0
     granted: asyncio.Future[W | None] = field(default_factory=lambda: asyncio.Future())
-    """Done when it has a worker; None when it needs none any more."""
+    """The worker, once there is one; None if the job needs none any more."""
     given_up: bool = False
-    """Whether its job was ended from outside or never begun, so that its time says nothing."""
+    """Whether its job was killed or never began, so that its time is no measure."""
     reclaimed: bool = False
-    """Whether its worker was asked back for another."""
+    """Whether its job was ended to free the worker for another job."""
 
     @property
     def worker(self) -> W:
-        """The worker that it got. Raises LookupError if it got none."""
+        """The worker. Raises LookupError if the ticket was withdrawn."""
         worker = self.granted.result()
         if worker is None:
             raise LookupError("the ticket was withdrawn")
@@ -42,11 +42,11 @@ class Ticket(Generic[W]):
 
     @property
     def queued_s(self) -> float:
-        """How long it waited for that worker."""
+        """How long the job waited for the worker."""
         return self.started_s - self.asked_s
 
     def withdraw(self, watching: asyncio.Task[None]) -> None:
-        """Wait no more: ``watching`` has ended, and tells so, or how it failed."""
+        """Stop waiting because ``watching`` has ended; raise in the waiting job if that failed."""
         if watching.cancelled() or self.granted.done():
             return
         if failure := watching.exception():
