@@ -1,1 +1,30 @@
-"""Engines: installed side by side, each served by workers in its own interpreter."""
+"""Engines: each installed version runs in its own interpreter, and the daemon imports none.
+
+An engine (wasmer, wasmtime) lives in a virtual environment of its own, so several versions are
+served side by side. For each, a pool of worker processes has the engine imported. A worker forks
+a job for each module; the job is confined, does its one piece of work, and ends.
+
+| part | what it does |
+|---|---|
+| ``registry`` | the port ``Engines``: chooses an engine and waits for a worker |
+| ``compilation`` | compiles one module in a worker, and records how that went |
+| ``second_opinions`` | verdicts of all engines, and what a refusal means for the caller |
+| ``served`` | one engine: its capabilities, its pool, and the spec of a request |
+| ``scheduling`` | which job gets the next free worker |
+| ``workers`` | worker processes, and the daemon's side of a job |
+| ``verdicts`` | what the end of a job says about the module |
+| ``install`` | installs engines, and tests each before it is served |
+| ``child`` | the code that runs inside an engine's interpreter |
+
+Where limits are enforced: the wall clock by the daemon (``workers.process`` kills the job's
+process group); CPU time and memory by the kernel (``child.isolation.limits`` sets them in each
+job); the queue by ``scheduling.fair_queue``; the size of an artifact by the job itself, and by
+``child.frames`` for a job that lies.
+
+To add an engine: ``child/<name>_engine.py`` with a class for the protocol
+``child.engine.Engine``; its import in ``child/engines.py``; its packages and its range of Python
+versions in ``KINDS`` in ``install/store.py``. ``registry`` lists the names that are defaults.
+Nothing else knows engines by name: what an engine can do is asked of it (``child/describe.py``).
+Its proposals' error messages belong in ``verdicts/engine_messages.py``, and tests/verdicts
+compares them with other engines.
+"""

@@ -1,1 +1,21 @@
-"""."""
+"""Install: engines on disk, and how an installed engine comes into service.
+
+``<state_dir>/engines/<name>-<version>/`` is a virtual environment with one engine.
+``engine.json`` in it holds name, version and interpreter; the folder is built beside its final
+place and renamed, so what is there is complete. A folder without a readable ``engine.json`` is
+damaged; installing the engine again replaces it. The environment has no pip: the daemon's own pip
+installs into it, and only wheels.
+
+- ``store``: install, list and remove engines, under a file lock. ``KINDS`` lists the engines with
+  their packages, the versions of CPython that these have wheels for, and the default version.
+- ``interpreters``: finds a Python for an engine: on PATH, and where pyenv, uv, asdf, mise and
+  distributions keep theirs. Each is run before it is believed.
+- ``vetting``: refuses an engine, or an interpreter, whose files another user could change: the
+  daemon would run that user's code.
+- ``start``: starts the workers of each installed engine, and asks it what it can do.
+- ``self_test``: has it compile and run a small module of each kind, on the path of every request.
+
+An engine that fails at any of this is not served, with the reason in the log, in GetCapabilities
+and on the banner; it does not stop the others. Raises NotOurs (``ownership``) where another user
+could put an engine there.
+"""
