@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Operates a daemon. Errors are of the shape that ModuleService describes.
+    """Operates a daemon. Its errors have the form that ModuleService describes.
     """
 
     def __init__(self, channel):
@@ -58,30 +58,32 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Operates a daemon. Errors are of the shape that ModuleService describes.
+    """Operates a daemon. Its errors have the form that ModuleService describes.
     """
 
     def Evict(self, request, context):
-        """Removes artifacts, and for a whole module or everything also the modules,
-        from one tier or from all.
+        """Removes artifacts from one tier or from all; for one module or everything,
+        the modules too.
 
         Errors:
-        INVALID_ARGUMENT INVALID_REQUEST  no scope, a malformed digest, or no engine's id.
+        INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest or engine id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListQuarantine(self, request, context):
-        """Lists the modules that are refused because a compile of them crashed, ran
-        past its time or past its memory: here, and in every daemon on the same Redis.
+        """Lists the modules that this daemon, and every other on the same Redis,
+        refuses because a compile of them crashed, or ran past its limit of time or
+        memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseQuarantine(self, request, context):
-        """Lets a module, or every one, be compiled again, and forgets what it did.
+        """Allows a module, or every one, to be compiled again, and forgets its
+        failures.
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
@@ -91,16 +93,16 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Ends the daemon, as SIGTERM does. Answers at once and not when it has ended: by
-        then health says NOT_SERVING, and new calls get SERVER_DRAINING. Calls under way,
-        and compilations that nobody waits for any more, may go on until `grace` has
-        passed; those that are not done by then get SERVER_DRAINING too. After that the
-        daemon closes its ports, writes to Redis what waits, ends its workers and, if no
+        """Ends the daemon, as SIGTERM does. Returns at once, before the daemon has ended:
+        from then on health is NOT_SERVING, and new calls get SERVER_DRAINING. Running
+        calls, and compilations without a caller, may go on until `grace` has passed;
+        calls that are not finished by then get SERVER_DRAINING too. After that the
+        daemon closes its ports, finishes its writes to Redis, ends its workers and, if no
         other daemon uses it, its embedded server, and exits with status 0.
 
-        May be called again while the daemon drains, as the only call of this service and
-        of ModuleService. The earliest deadline counts: a second Drain can shorten the
-        first one's grace, and no call can lengthen it.
+        While the daemon drains, this is the only call of this service and of
+        ModuleService that it accepts. The earliest deadline counts: a second Drain can
+        shorten the first one's grace, and no call can lengthen it.
 
         Errors: never SERVER_DRAINING; and
         INVALID_ARGUMENT INVALID_REQUEST  a negative or malformed grace.
@@ -141,7 +143,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Operates a daemon. Errors are of the shape that ModuleService describes.
+    """Operates a daemon. Its errors have the form that ModuleService describes.
     """
 
     @staticmethod

@@ -33,38 +33,39 @@ class ModuleServiceStub(object):
     it applies, a BadRequest that names the field, or a RetryInfo that says when
     to try again. In the grpc-status-details-bin trailer, as usual.
 
-    Overload. Compilations and validations that wait for a worker take turns
-    between callers: a caller is an address, on loopback a connection, and all of
-    a Unix socket. Calls of Load and Compile with the metadata
+    Overload. Callers take turns for the workers: a caller is an address, on
+    loopback a connection, and all of a Unix socket. Calls of Load and Compile
+    with the metadata
     wasmkiln-priority: background
-    wait behind all that have none (or "interactive"), until a call without joins
-    the same compilation. When a limit is met that protects other callers, the
-    answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
-    queue     too many or too large modules wait for the engine, or are held by
-    all that is under way;
-    deadline  the call's own deadline would pass before its turn comes: it is
-    refused at once; RetryInfo is the expected wait;
-    calls     the daemon, or this caller, has too many calls under way;
+    wait behind all calls without it (or with "interactive"), until a call
+    without it joins the same compilation. A call that meets a limit which
+    protects other callers fails with COMPILE_QUEUE_FULL, RetryInfo, and the
+    metadata limit, which is
+    queue     too many or too large modules wait for the engine, or running
+    calls hold too many bytes of modules;
+    deadline  the call's own deadline would pass before its turn comes: the
+    daemon refuses it at once; RetryInfo is the expected wait;
+    calls     the daemon, or this caller, has too many running calls;
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
-    send      answers that are not read fill their budget, or this one was not
-    read in time;
-    descriptors  the daemon has too many files and connections open to begin a
+    send      answers that callers do not read fill their budget, or this one
+    was not read in time;
+    descriptors  the daemon has too many open files and connections to begin a
     job.
-    Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
+    Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
-    Beside the reasons named at each RPC, every RPC may answer:
-    INVALID_ARGUMENT INVALID_REQUEST the request has more of a field than it may, or is no
-    message at all; metadata: at_most, size_bytes. At most
-    64 settings, names of 128 bytes, values of 256.
+    Beside the reasons named at each RPC, every RPC may fail with:
+    INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
+    message of its type; metadata: at_most, size_bytes. At
+    most 64 settings, names of 128 bytes, values of 256.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
-    INTERNAL    INTERNAL             a defect of the daemon; its log has more,
+    INTERNAL    INTERNAL             a defect of the daemon; its log has the cause,
     under the request_id in the metadata.
 
-    A dead Redis, a dead worker or a damaged cache value is never an error: it
-    is a miss.
+    A dead Redis, a dead worker or a damaged value in a cache is never an error:
+    it is a miss.
     """
 
     def __init__(self, channel):
@@ -108,43 +109,44 @@ class ModuleServiceServicer(object):
     it applies, a BadRequest that names the field, or a RetryInfo that says when
     to try again. In the grpc-status-details-bin trailer, as usual.
 
-    Overload. Compilations and validations that wait for a worker take turns
-    between callers: a caller is an address, on loopback a connection, and all of
-    a Unix socket. Calls of Load and Compile with the metadata
+    Overload. Callers take turns for the workers: a caller is an address, on
+    loopback a connection, and all of a Unix socket. Calls of Load and Compile
+    with the metadata
     wasmkiln-priority: background
-    wait behind all that have none (or "interactive"), until a call without joins
-    the same compilation. When a limit is met that protects other callers, the
-    answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
-    queue     too many or too large modules wait for the engine, or are held by
-    all that is under way;
-    deadline  the call's own deadline would pass before its turn comes: it is
-    refused at once; RetryInfo is the expected wait;
-    calls     the daemon, or this caller, has too many calls under way;
+    wait behind all calls without it (or with "interactive"), until a call
+    without it joins the same compilation. A call that meets a limit which
+    protects other callers fails with COMPILE_QUEUE_FULL, RetryInfo, and the
+    metadata limit, which is
+    queue     too many or too large modules wait for the engine, or running
+    calls hold too many bytes of modules;
+    deadline  the call's own deadline would pass before its turn comes: the
+    daemon refuses it at once; RetryInfo is the expected wait;
+    calls     the daemon, or this caller, has too many running calls;
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
-    send      answers that are not read fill their budget, or this one was not
-    read in time;
-    descriptors  the daemon has too many files and connections open to begin a
+    send      answers that callers do not read fill their budget, or this one
+    was not read in time;
+    descriptors  the daemon has too many open files and connections to begin a
     job.
-    Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
+    Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
-    Beside the reasons named at each RPC, every RPC may answer:
-    INVALID_ARGUMENT INVALID_REQUEST the request has more of a field than it may, or is no
-    message at all; metadata: at_most, size_bytes. At most
-    64 settings, names of 128 bytes, values of 256.
+    Beside the reasons named at each RPC, every RPC may fail with:
+    INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
+    message of its type; metadata: at_most, size_bytes. At
+    most 64 settings, names of 128 bytes, values of 256.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
-    INTERNAL    INTERNAL             a defect of the daemon; its log has more,
+    INTERNAL    INTERNAL             a defect of the daemon; its log has the cause,
     under the request_id in the metadata.
 
-    A dead Redis, a dead worker or a damaged cache value is never an error: it
-    is a miss.
+    A dead Redis, a dead worker or a damaged value in a cache is never an error:
+    it is a miss.
     """
 
     def Load(self, request, context):
-        """Admits, fully validates and stores a module, so that it can be compiled by
-        its digest. Idempotent.
+        """Validates a module with an engine and stores it, so that it can be compiled
+        by its digest. Idempotent.
 
         Errors:
         INVALID_ARGUMENT    NOT_WASM              WAT text, a compiled artifact, another
@@ -154,20 +156,21 @@ class ModuleServiceServicer(object):
         INVALID_ARGUMENT    MODULE_INVALID        the engine's own message; metadata: engine,
         offset (where the engine says one).
         INVALID_ARGUMENT    ENGINE_UNKNOWN        metadata: engines (the valid ones).
-        FAILED_PRECONDITION ENGINE_LACKS_FEATURE  valid, but not for this engine; metadata:
-        engine, accepted_by (empty if no engine here
-        takes it), offset (where the engine says one),
-        feature (the proposal that it needs, where an
-        engine says so).
-        FAILED_PRECONDITION MODULE_QUARANTINED    a component, which is validated by compiling
-        it, that broke this engine as in Compile;
-        metadata: engine, first_reason, seconds_left.
+        FAILED_PRECONDITION ENGINE_LACKS_FEATURE  this engine does not accept it, and no engine
+        finds it invalid; metadata: engine, accepted_by
+        (empty if no engine here accepts it), offset
+        (where the engine says one), feature (the
+        proposal that it needs, where an engine names
+        one).
+        FAILED_PRECONDITION MODULE_QUARANTINED    as in Compile, for a component: the daemon
+        validates it by compiling it; metadata: engine,
+        first_reason, seconds_left.
         DEADLINE_EXCEEDED   COMPILE_TIMEOUT       validation ran past its limit.
         RESOURCE_EXHAUSTED  COMPILE_MEMORY_LIMIT  validation ran past its memory limit.
         RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
         the limits queue and deadline.
         INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
-        UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a process for this
+        UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a worker of this
         engine now, whatever the module; with
         RetryInfo; metadata: engine.
         """
@@ -176,17 +179,17 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Compile(self, request, context):
-        """Answers the artifact of a module for one engine, target, cpu and settings:
+        """Returns the artifact of a module for one engine, target, cpu and settings:
         from memory, from Redis, or compiled now. The header comes first, then the
         artifact in chunks of at most 1 MiB.
 
         Concurrent calls for one artifact share one compilation, which belongs to
-        the daemon: a caller that goes away does not end it. When the last of them
-        has gone, a compilation that still waits is dropped; one that runs is
-        finished for the cache, unless the daemon is configured otherwise.
+        the daemon: a caller that goes away does not end it. When the last caller
+        has gone, the daemon drops a compilation that still waits, and finishes a
+        running one for the cache, unless it is configured otherwise.
 
-        Errors: those of Load but DIGEST_MISMATCH, with COMPILE_TIMEOUT and
-        COMPILE_MEMORY_LIMIT telling of the compilation (metadata: engine,
+        Errors: those of Load but DIGEST_MISMATCH, where COMPILE_TIMEOUT and
+        COMPILE_MEMORY_LIMIT are about the compilation (metadata: engine,
         limit_s or limit_bytes); and
         INVALID_ARGUMENT    INVALID_REQUEST       no source, or a malformed digest.
         INVALID_ARGUMENT    TARGET_UNSUPPORTED    a target or cpu that the engine does not
@@ -195,16 +198,16 @@ class ModuleServiceServicer(object):
         have; metadata: setting, allowed.
         NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here or in Redis.
         RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
-        FAILED_PRECONDITION MODULE_QUARANTINED    a compile of it crashed, ran past its time or
-        its memory not long ago; metadata: engine,
-        first_reason, seconds_left.
+        FAILED_PRECONDITION MODULE_QUARANTINED    not long ago, a compile of it crashed, or ran
+        past its limit of time or memory; metadata:
+        engine, first_reason, seconds_left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Answers counters and percentiles since the daemon's start.
+        """Returns counters since the daemon's start, and percentiles.
 
         Errors: none of its own.
         """
@@ -213,8 +216,8 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCapabilities(self, request, context):
-        """Answers what can be asked for: engines, targets, cpus, settings, features
-        and limits.
+        """Returns what a request may ask for: engines, targets, cpus, settings,
+        features and limits.
 
         Errors: none of its own.
         """
@@ -223,8 +226,8 @@ class ModuleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FindMissing(self, request, context):
-        """Answers those of the given keys whose artifact no tier holds. At most
-        10,000 keys a call.
+        """Returns those of the given keys whose artifact no tier holds. At most
+        10,000 keys in one call.
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
@@ -279,38 +282,39 @@ class ModuleService(object):
     it applies, a BadRequest that names the field, or a RetryInfo that says when
     to try again. In the grpc-status-details-bin trailer, as usual.
 
-    Overload. Compilations and validations that wait for a worker take turns
-    between callers: a caller is an address, on loopback a connection, and all of
-    a Unix socket. Calls of Load and Compile with the metadata
+    Overload. Callers take turns for the workers: a caller is an address, on
+    loopback a connection, and all of a Unix socket. Calls of Load and Compile
+    with the metadata
     wasmkiln-priority: background
-    wait behind all that have none (or "interactive"), until a call without joins
-    the same compilation. When a limit is met that protects other callers, the
-    answer is COMPILE_QUEUE_FULL, with RetryInfo and metadata: limit, which is
-    queue     too many or too large modules wait for the engine, or are held by
-    all that is under way;
-    deadline  the call's own deadline would pass before its turn comes: it is
-    refused at once; RetryInfo is the expected wait;
-    calls     the daemon, or this caller, has too many calls under way;
+    wait behind all calls without it (or with "interactive"), until a call
+    without it joins the same compilation. A call that meets a limit which
+    protects other callers fails with COMPILE_QUEUE_FULL, RetryInfo, and the
+    metadata limit, which is
+    queue     too many or too large modules wait for the engine, or running
+    calls hold too many bytes of modules;
+    deadline  the call's own deadline would pass before its turn comes: the
+    daemon refuses it at once; RetryInfo is the expected wait;
+    calls     the daemon, or this caller, has too many running calls;
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
-    send      answers that are not read fill their budget, or this one was not
-    read in time;
-    descriptors  the daemon has too many files and connections open to begin a
+    send      answers that callers do not read fill their budget, or this one
+    was not read in time;
+    descriptors  the daemon has too many open files and connections to begin a
     job.
-    Requests may not be compressed (UNIMPLEMENTED), nor have more than 16 KiB of
+    Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
-    Beside the reasons named at each RPC, every RPC may answer:
-    INVALID_ARGUMENT INVALID_REQUEST the request has more of a field than it may, or is no
-    message at all; metadata: at_most, size_bytes. At most
-    64 settings, names of 128 bytes, values of 256.
+    Beside the reasons named at each RPC, every RPC may fail with:
+    INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
+    message of its type; metadata: at_most, size_bytes. At
+    most 64 settings, names of 128 bytes, values of 256.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
-    INTERNAL    INTERNAL             a defect of the daemon; its log has more,
+    INTERNAL    INTERNAL             a defect of the daemon; its log has the cause,
     under the request_id in the metadata.
 
-    A dead Redis, a dead worker or a damaged cache value is never an error: it
-    is a miss.
+    A dead Redis, a dead worker or a damaged value in a cache is never an error:
+    it is a miss.
     """
 
     @staticmethod
