@@ -1,4 +1,4 @@
-"""Where Redis is: what a URL says, read once and strictly, and shown without its secrets."""
+"""Read a Redis URL strictly, and show it without its secrets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote
 
 
 class BadRedisUrl(ValueError):  # noqa: N818 - reads as what it is
-    """The URL cannot be used. The text says why, and never holds the URL's credentials."""
+    """The daemon cannot use the URL. The text says why, and never holds its credentials."""
 
 
 class RedisKind(Enum):
@@ -78,12 +78,12 @@ _CERT_REQS = ("required", "optional", "none")
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """What a Redis URL says. Text and repr hold neither user nor password."""
+    """The parts of a Redis URL. Text and repr hold neither user nor password."""
 
     scheme: str
     hosts: tuple[tuple[str, int], ...] = ()
     path: str = ""
-    """Of the socket, or what comes before every path of a REST service."""
+    """The path of the socket, or the prefix of every path of a REST service."""
     service: str = ""
     """The name under which Sentinels know the primary."""
     db: int = 0
@@ -91,7 +91,7 @@ class RedisAddress:
     password: str = ""
     """The token, for a REST service."""
     tls_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """As redis-py names them: ``ssl_ca_certs`` and others."""
+    """By redis-py's names: ``ssl_ca_certs`` and others."""
 
     @property
     def kind(self) -> RedisKind:
@@ -100,7 +100,7 @@ class RedisAddress:
 
     @property
     def tls(self) -> bool:
-        """Whether the way there is encrypted."""
+        """Whether the connection is encrypted."""
         return _SCHEMES[self.scheme].tls
 
     @classmethod
@@ -109,15 +109,15 @@ class RedisAddress:
         name = url.partition("://")[0]
         scheme = _SCHEMES.get(name)
         if scheme is None or "://" not in url:
-            raise BadRedisUrl(f"it has no scheme that is known here: it takes {SCHEMES}")
+            raise BadRedisUrl(f"it has no known scheme: write one of {SCHEMES}")
         if "#" in url:
-            raise BadRedisUrl(f"it has a '#': {_ENCODE}")
+            raise BadRedisUrl(f"it contains a '#': {_ENCODE}")
         parts = _PARTS.fullmatch(url)
         if parts is None:
-            raise BadRedisUrl(f"it is no valid URL: {_ENCODE}; {_expected(scheme)}")
+            raise BadRedisUrl(f"it is not a valid URL: {_ENCODE}; {_expected(scheme)}")
         authority, path, query = parts["authority"], parts["path"], parts["query"] or ""
         if "@" in path + query:  # What looks like a path is the rest of a password.
-            raise BadRedisUrl(f"it has an '@' after its host: {_ENCODE} (there, %40)")
+            raise BadRedisUrl(f"it contains an '@' after its host: {_ENCODE} ('@' is %40)")
         credentials, _, hosts = authority.rpartition("@")
         user, _, password = credentials.partition(":")
         options = _options(query, scheme)
@@ -155,21 +155,21 @@ def _expected(scheme: _Scheme) -> str:
 
 
 def _options(query: str, scheme: _Scheme) -> dict[str, str]:
-    # All else is ours to choose: decode_responses would change what every read answers.
+    # The daemon sets all others itself: decode_responses would change the result of every read.
     allowed = {"db"} if scheme.kind in (RedisKind.SERVER, RedisKind.SOCKET) else set()
     if scheme.tls and scheme.kind is not RedisKind.REST:
         allowed |= set(_TLS_OPTIONS)
     options = dict(parse_qsl(query, keep_blank_values=True))
     if options.keys() - allowed or (query and not options):
         takes = ", ".join(sorted(allowed)) or "none"
-        raise BadRedisUrl(f"it has an option that it does not take here (it takes: {takes})")
+        raise BadRedisUrl(f"it has an option that such a URL cannot have (it can have: {takes})")
     if options.get("ssl_cert_reqs", "required") not in _CERT_REQS:
         raise BadRedisUrl(f"its ssl_cert_reqs is not one of {', '.join(_CERT_REQS)}")
     return options
 
 
 def _path(path: str, db_option: str, scheme: _Scheme) -> tuple[str, str, int]:
-    """Return the path, the service and the database that a URL's path and ``db`` say."""
+    """Return the path, the service and the database of a URL's path and its option ``db``."""
     service = ""
     if scheme.kind is RedisKind.SOCKET:
         if not path.strip("/"):
@@ -190,7 +190,7 @@ def _path(path: str, db_option: str, scheme: _Scheme) -> tuple[str, str, int]:
 
 
 def _database(text: str, scheme: _Scheme) -> int:
-    # redis-py passes over a database that is no number and takes 0, which is somebody else's.
+    # redis-py ignores a database that is not a number and takes 0, which others may use.
     if text and not _DB.fullmatch(text):
         raise BadRedisUrl(
             f"its path is not the number of a database: {_expected(scheme)}, and {_ENCODE}"
@@ -226,13 +226,13 @@ def _host(text: str, scheme: _Scheme) -> tuple[str, int]:
     if port is not None and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
         raise BadRedisUrl(f"its port is not from 1 to 65535: check it, and {_ENCODE}")
     if not valid:
-        raise BadRedisUrl(f"it is no valid URL: {_ENCODE}; {_expected(scheme)}")
+        raise BadRedisUrl(f"it is not a valid URL: {_ENCODE}; {_expected(scheme)}")
     return host, int(port) if port else scheme.port
 
 
 def _check_rest(address: RedisAddress) -> None:
     if address.user and not address.password:
-        raise BadRedisUrl("its token stands where a user does: write https://:token@host")
+        raise BadRedisUrl("it has the token in place of the user: write https://:token@host")
     [(host, _)] = address.hosts
     ip = _ip(host)
     local = ip.is_loopback if ip else host.lower() == "localhost"

@@ -1,4 +1,4 @@
-"""What differs between the settings in force and those that were read anew."""
+"""Compare the current settings with those that a reload read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from wasmkilnd.config.show import shown_value
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that differs, its values as a person writes them, secrets masked."""
+    """A setting that differs; its values are as a person writes them, with secrets masked."""
 
     field: str
     old: object
     new: object
     live: bool
-    """Whether a running daemon takes it over; else it needs a restart."""
+    """Whether a running daemon takes it over; otherwise it needs a restart."""
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:
@@ -29,5 +29,5 @@ def changes(old: Settings, new: Settings) -> list[Change]:
 
 
 def take_over(old: Settings, new: Settings, fields: list[str]) -> Settings:
-    """Return the settings ``old`` with the ``fields`` of ``new``."""
+    """Return the settings ``old`` with ``fields`` replaced by those of ``new``."""
     return old.model_copy(update={field: getattr(new, field) for field in fields})

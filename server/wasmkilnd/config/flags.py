@@ -23,12 +23,12 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def some_options(chosen: Callable[[str], bool]) -> Decorator:
-    """Return what adds flags for ``chosen`` settings, and ``--config``, to a click command.
+    """Return a decorator that adds flags for ``chosen`` settings and ``--config`` to a command.
 
     The command receives ``flags``, a dict by field name of those that were given,
     and ``config``, a path or None: the first and last arguments of
-    :func:`wasmkilnd.config.load.load`. Values are not looked at here, so that
-    every layer's mistakes are told in the same words.
+    :func:`wasmkilnd.config.load.load`. click does not check values: ``load`` reports the
+    mistakes of every layer in the same words.
     """
     fields = [field for field in Settings.model_fields if has_flag(field) and chosen(field)]
 

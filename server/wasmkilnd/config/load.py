@@ -1,4 +1,4 @@
-"""From flags, environment and file to settings, remembering where each value came from."""
+"""Merge flags, environment and file into settings, and remember where each value came from."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DEFAULT: Final = "default"
 
 FlagValue = str | bool | Sequence[str]
 
-# Their values are in no message.
+# No message shows values of these types.
 _SECRETS = (RedisUrl, SecretStr)
-# Variables of the same prefix that are somebody else's: the client's, the tests'.
+# Variables of the same prefix that the client and the tests use.
 _FOREIGN = re.compile(r"WASMKILN_(ADDRESS|TIMEOUT_S|TEST_.*)")
 # What Kubernetes sets in every pod for a service called wasmkiln, or wasmkiln-something.
 _KUBERNETES = re.compile(
@@ -39,12 +39,12 @@ _KUBERNETES_PORT_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. One line for each problem; never a secret."""
+    """The daemon cannot use the configuration. One line for each problem; never a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Settings, and for each field where its value came from."""
+    """Settings, and where the value of each field came from."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -54,7 +54,7 @@ class LoadedSettings:
 def load(
     flags: Mapping[str, FlagValue], environ: Mapping[str, str], file: Path | None = None
 ) -> LoadedSettings:
-    """Return the settings in force: flag over environment over file over default.
+    """Return the settings: flag over environment over file over default.
 
     ``flags`` holds those that were given, by field name. ``file`` is a TOML file;
     without it, the one that WASMKILN_CONFIG names, if any. Raises ConfigError.
@@ -104,7 +104,7 @@ def load(
     except ValidationError as error:
         problems += _explain(error, values, origins)
     if problems:
-        # From None: the cause holds every value.
+        # From None: the cause holds every value, secrets included.
         raise ConfigError("\n".join(problems)) from None
     return LoadedSettings(settings, origins)
 
@@ -121,19 +121,21 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str,
     try:
         return tomllib.loads(file.read_bytes().decode()), origin
     except OSError as error:
-        raise ConfigError(
-            f"{origin} (named by {named_by}) cannot be read: {error.strerror}"
-        ) from None
+        raise ConfigError(f"cannot read {origin} (named by {named_by}): {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{origin} (named by {named_by}) is not UTF-8 text") from None
+        raise ConfigError(
+            f"cannot read {origin} (named by {named_by}): it is not UTF-8 text"
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin} (named by {named_by}) is not valid TOML: {error}") from None
+        raise ConfigError(
+            f"cannot read {origin} (named by {named_by}): not valid TOML: {error}"
+        ) from None
 
 
 def _is_foreign(name: str, value: str) -> bool:
     if _FOREIGN.fullmatch(name) or _KUBERNETES.fullmatch(name):
         return True
-    # By its value too, or the slip WASMKILN_ADMIN_PORT=9464 would pass for Kubernetes'.
+    # Look at the value too: WASMKILN_ADMIN_PORT=9464 is a mistake, and not from Kubernetes.
     return bool(_KUBERNETES_PORT.fullmatch(name) and _KUBERNETES_PORT_VALUE.fullmatch(value))
 
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPUs and memory, control groups included."""
+"""The CPUs and the memory that this process may use, control groups included."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ _ROOT = Path("/")
 def cpu_count(root: Path = _ROOT) -> int:
     """Return how many CPUs this process may keep busy, at least 1.
 
-    The affinity mask, and below it a control group's quota: a container that may
-    use one CPU of 64 is not helped by 64 workers. ``root`` is where /proc and
-    /sys are looked for.
+    The affinity mask and the quotas of control groups decide: 64 workers do not help a
+    container that may use one CPU of 64. ``root`` holds /proc and /sys.
     """
     count = len(os.sched_getaffinity(0))
     for quota, period in _cpu_quotas(root):
@@ -70,8 +69,8 @@ def _read_up(root: Path, controller: str, file: str) -> list[str]:
             mount = root / "sys/fs/cgroup" / controller
         else:
             continue
-        # Inside a container the path can be the host's, which does not exist here; the
-        # mount's own top is then this group, and it is the last that is looked at.
+        # Inside a container the path can be the host's, which does not exist here. The top of
+        # the mount is then this process's group; the loop reads it last.
         names = [name for name in group.split("/") if name not in ("", "..")]
         for depth in range(len(names), -1, -1):
             text = _read(mount.joinpath(*names[:depth], file)).strip()

@@ -1,4 +1,4 @@
-"""The settings of the daemon: the only place that names, types, explains and defaults them."""
+"""``Settings``: all sections as one schema, with checks across settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def flag_name(field: str) -> str:
 
 
 def has_flag(field: str) -> bool:
-    """Whether a setting has a command line flag: a secret has none, everybody could read it."""
+    """Whether a setting has a command line flag: a secret has none, as others could read it."""
     return Settings.model_fields[field].annotation is not SecretStr
 
 
@@ -47,11 +47,11 @@ def is_live(field: str) -> bool:
 class Settings(
     LifeSettings, JobSettings, TrafficSettings, QueueSettings, CacheSettings, ServingSettings
 ):
-    """What the daemon runs with. Immutable; text and dumps hide secrets.
+    """All settings of one daemon. Immutable; text and dumps hide secrets.
 
     Raises pydantic's ValidationError for an impossible value, without the value.
-    Where 0 stands for "as the machine has it", the ``effective_`` property of the
-    same name answers what is in force.
+    Where 0 stands for "as the machine has it", the ``effective_`` property of the same name
+    returns the value for this machine.
     """
 
     model_config = ConfigDict(
@@ -76,7 +76,7 @@ class Settings(
     @property
     def effective_compile_memory_bytes(self) -> int:
         """Bytes of memory of one compilation."""
-        # 4 GiB lets the hungriest honest module measured through: tree-sitter-cpp, 2.4 GB.
+        # 4 GiB is enough for the largest honest module measured: tree-sitter-cpp, 2.4 GB.
         return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2)
 
     @property
@@ -105,12 +105,12 @@ class Settings(
         if admin is not None and any(admin.overlaps(address) for address in listen):
             raise PydanticCustomError(
                 "address_conflict",
-                "{address} is where gRPC is served already (listen): choose another, or none",
+                "{address} already serves gRPC (listen): choose another address, or none",
                 {"field": "admin_listen", "address": str(admin)},
             )
         surfaces = [("listen", address) for address in listen]
         if admin is not None:
-            # Unauthenticated as well: forgetting one surface is forgetting all.
+            # The admin server has no authentication either.
             surfaces.append(("admin_listen", admin))
         for field, address in surfaces:
             if not self.allow_remote and not address.local:

@@ -1,4 +1,4 @@
-"""Settings as people and scripts read them: TOML, JSON, and the reference page."""
+"""Print settings for people and scripts: as TOML, as JSON, and as the reference page."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ Generated from `server/wasmkilnd/config/sections/`: change it there.
 
 A flag wins over the environment, the environment over the file, the file over the default.
 The file is TOML, named by `--config` or `{CONFIG_ENV}`; its keys are the names below. Unknown
-keys, unknown `WASMKILN_*` variables and impossible values are refused at start.
-`wasmkilnd config` prints what is in force and where each value came from.
+keys, unknown `WASMKILN_*` variables and impossible values stop the daemon at start.
+`wasmkilnd config` prints each value and where it came from.
 
 Sizes (`_bytes`) are bytes, or take a suffix: `KB`, `MB`, `GB` (powers of 1,000), `KiB`, `MiB`,
 `GiB` (powers of 1,024). Durations (`_s`) are seconds, or take a suffix: `ms`, `s`, `m`, `h`, `d`.
 
-A running daemon reads all of it again on `SIGHUP`, and takes over what says *live*; the rest
-needs a restart ([operations.md](operations.md#reloading)).
+On `SIGHUP` a running daemon reads all of it again and takes over the settings marked *live*; the
+others need a restart ([operations.md](operations.md#reloading)).
 
 | key | environment | flag | default | live | meaning |
 |---|---|---|---|---|---|
@@ -93,7 +93,7 @@ needs a restart ([operations.md](operations.md#reloading)).
 
 
 def _effective(settings: Settings, field: str) -> int | float | None:
-    # Only where 0 leaves it to the machine.
+    # Only where 0 stands for what the machine has.
     if getattr(settings, field) != 0:
         return None
     effective: int | float | None = getattr(settings, f"effective_{field}", None)
@@ -122,8 +122,8 @@ def _toml_text(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    # TOML wants control characters escaped, and has no way to say half a surrogate pair,
-    # which is how Python carries a file name that is not UTF-8.
+    # TOML wants control characters escaped, and cannot write half a surrogate pair, which is
+    # how Python represents a file name that is not UTF-8.
     return "".join(
         each
         if each.isprintable()

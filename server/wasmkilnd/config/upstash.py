@@ -1,4 +1,4 @@
-"""The variables that Upstash's console and libraries name, taken where ours are not set."""
+"""Upstash's own variables, which fill the Redis settings that are not set otherwise."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ _TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
 
 
 def from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variable to take for each setting that ``given`` leaves to Upstash's.
+    """Return the variable to take for each setting that ``given`` leaves open.
 
-    A token is taken for a REST URL only: to another server it would be somebody else's
-    secret.
+    A token is taken for a REST URL only: any other server must not see it.
     """
     taken = {}
     url = given.get("redis_url")

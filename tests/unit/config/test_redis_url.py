@@ -29,21 +29,21 @@ def test_known_urls_are_taken(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("ftp://:hunter2@h", "no scheme that is known"),
+        ("ftp://:hunter2@h", "no known scheme"),
         ("http://:hunter2@h", "unencrypted"),
-        ("hunter2", "no scheme"),
-        ("user:hunter2@h:6379", "no scheme"),
-        ("redis:hunter2", "no scheme"),
+        ("hunter2", "no known scheme"),
+        ("user:hunter2@h:6379", "no known scheme"),
+        ("redis:hunter2", "no known scheme"),
         ("redis://:hunter2@h:99999", "port"),
         ("redis://:hunter2@h:0", "port"),
         ("redis://:hunter2/x@h:1", "percent-encode"),
         ("redis://:hunter2#x@h:1", "percent-encode"),
-        ("redis://:hunter2\u2100@h:1", "no valid URL"),
+        ("redis://:hunter2\u2100@h:1", "not a valid URL"),
         ("redis://:hunter2@", "no host"),
         ("redis:///0", "no host"),
         ("redis://:hunter2@h/zero", "number of a database"),
         ("unix://hunter2", "no socket"),
-        (5, "text"),
+        (5, "a string"),
     ],
 )
 def test_others_are_refused_without_their_secret(url: object, why: str) -> None:

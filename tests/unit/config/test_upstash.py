@@ -56,7 +56,7 @@ def test_a_token_goes_nowhere_but_to_a_rest_url_without_one() -> None:
     ("given", "why"),
     [
         ({"redis_url": URL}, "redis_url .*: https:// needs a token"),
-        ({"redis_url": "redis://:a@h", "redis_password_file": "/f"}, "password is there twice"),
+        ({"redis_url": "redis://:a@h", "redis_password_file": "/f"}, "password is given twice"),
         ({"redis_url": "redis://h", "redis_ca_file": "/f"}, "redis:// is not encrypted"),
         ({"redis_url": "unix:///s", "redis_ca_file": "/f"}, "unix:// is not encrypted"),
         ({"redis_url": "redis://h", "redis_ca_file": "a\0b"}, "path of a file"),

@@ -21,43 +21,43 @@ class JobSettings(BaseModel):
     compile_timeout_s: Seconds = Field(
         default=30.0,
         gt=0,
-        description="How long one compilation may take before it is killed.",
+        description="How long one compilation may take before the daemon kills it.",
         json_schema_extra=LIVE,
     )
     compile_cpu_s: Seconds = Field(
         default=0.0,
         ge=0,
-        description="CPU time, of all its threads together, that one compilation may use before"
-        " it is killed; 0 for compile_timeout_s times the number of CPUs.",
+        description="CPU time that all threads of one compilation may use together before the"
+        " daemon kills it; 0 for compile_timeout_s times the number of CPUs.",
         json_schema_extra=LIVE,
     )
     compile_memory_bytes: Size = Field(
         default=0,
         ge=0,
-        description="Memory that one compilation may use before it is killed; 0 for 4 GiB, or"
-        " half of the machine's or control group's memory where that is less.",
+        description="Memory that one compilation may use before it is killed; 0 for 4 GiB, or for"
+        " half of the machine's or control group's memory if that is less.",
         json_schema_extra=LIVE,
     )
     quarantine_s: Seconds = Field(
         default=600.0,
         ge=0,
-        description="How long a module is refused for an engine that it crashed, or with which it"
-        " ran past its time or memory; twice as long each time it does so again, up to a day. 0"
-        " refuses nothing.",
+        description="How long the daemon refuses a module for an engine that it crashed, or with"
+        " which it reached its time or memory limit. Each further failure doubles the time, up to a"
+        " day. With 0 the daemon refuses nothing.",
         json_schema_extra=LIVE,
     )
     isolation: Annotated[Literal["strict", "required", "best-effort"], LowerCase] = Field(
         default="required",
-        description="What becomes of an engine whose jobs are not confined on this machine, as"
-        " its workers find out by trying to break out: required does not serve it, best-effort"
-        " warns. strict does not start the daemon unless seccomp, Landlock and a changed root"
-        " confine the jobs of every engine, even where two of them refuse all attempts.",
+        description="What to do with an engine whose jobs are not confined on this machine; its"
+        " workers find out by trying to break out. required: do not serve it; best-effort: log a"
+        " warning. strict: do not start the daemon unless seccomp, Landlock and a changed root"
+        " confine the jobs of every engine, even if two of them stop all attempts.",
     )
     job_uid: Count = Field(
         default=0,
         ge=0,
         le=2**32 - 2,
-        description="The user, and the group of the same number, that workers and jobs run as where"
-        " the daemon is root; no other process should have it. 0 gives each worker a user that is"
-        " free. A daemon that is not root cannot change it.",
+        description="The user, and the group of the same number, that workers and jobs run as if"
+        " the daemon is root; no other process should run as that user. 0 gives each worker an"
+        " unused user. A daemon that is not root cannot change users.",
     )

@@ -19,7 +19,7 @@ class LifeSettings(BaseModel):
     shutdown_grace_s: Seconds = Field(
         default=30.0,
         ge=0,
-        description="How long calls in progress may go on after the daemon was told to stop.",
+        description="How long calls in progress may continue after the daemon is told to stop.",
         json_schema_extra=LIVE,
     )
     log_format: Annotated[Literal["auto", "text", "json"], LowerCase] = Field(
@@ -30,6 +30,6 @@ class LifeSettings(BaseModel):
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], LowerCase] = Field(
         default="info",
-        description="The least important log lines that are written.",
+        description="The lowest level of log lines to write.",
         json_schema_extra=LIVE,
     )

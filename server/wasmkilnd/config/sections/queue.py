@@ -24,45 +24,44 @@ class QueueSettings(BaseModel):
         default=5 * MIB,
         gt=0,
         le=GIB,
-        description="The largest module that is accepted.",
+        description="The largest module that the daemon accepts.",
         json_schema_extra=LIVE,
     )
     max_artifact_bytes: Size = Field(
         default=256 * MIB,
         gt=0,
-        description="The largest artifact that is kept and sent.",
+        description="The largest artifact that the daemon keeps and sends.",
         json_schema_extra=LIVE,
     )
     default_engine: EngineName = Field(
         default="",
-        description="The engine of requests that name none: an id such as wasmtime-50.0.1, or a"
-        " name for its newest installed version. Empty: wasmer where it is installed.",
+        description="The engine for requests that name none: an id such as wasmtime-50.0.1, or a"
+        " name for its newest installed version. Empty for wasmer, if it is installed.",
     )
     workers: Count = Field(
         default=0,
         ge=0,
         le=1024,
-        description="Compilations that run at once, for each engine; 0 for as many as there are"
-        " CPUs.",
+        description="Compilations that run at the same time, for each engine; 0 for one per CPU.",
     )
     queue_length: Count = Field(
         default=256,
         gt=0,
         le=1_000_000,
-        description="Calls that may wait for a worker, for each engine; more are refused.",
+        description="Calls that may wait for a worker, for each engine; the daemon refuses more.",
         json_schema_extra=LIVE,
     )
     queue_bytes: Size = Field(
         default=256 * MIB,
         gt=0,
-        description="Modules that may wait for a worker, in bytes, for each engine; more are"
-        " refused. All work under way may hold twice that.",
+        description="Bytes of modules that may wait for a worker, for each engine; the daemon"
+        " refuses more. All work in progress may hold twice that.",
         json_schema_extra=LIVE,
     )
     abandoned_compiles: Annotated[Literal["finish", "yield", "kill"], LowerCase] = Field(
         default="finish",
-        description="What becomes of a compilation that runs when its last caller has gone:"
-        " finish it for the cache, let it yield to others that wait for its worker, or kill"
-        " it. One that still waits is always dropped.",
+        description="What to do with a running compilation when its last caller has gone:"
+        " finish it for the cache, yield its worker to jobs that wait for one, or kill it. The"
+        " daemon always drops a compilation that has not started.",
         json_schema_extra=LIVE,
     )

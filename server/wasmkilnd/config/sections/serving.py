@@ -34,21 +34,21 @@ class ServingSettings(BaseModel):
     )
     allow_remote: Switch = Field(
         default=False,
-        description="Permit addresses that other machines can reach. There is no TLS yet: who"
-        " reaches such an address may use the daemon.",
+        description="Permit addresses that other machines can reach. There is no TLS yet:"
+        " everyone who reaches such an address may use the daemon.",
     )
     state_dir: Directory = Field(
         default_factory=lambda: default_state_dir(os.environ),
-        description="Where engines, keys and the embedded server's data live. Daemons that share"
-        " it share those.",
+        description="The directory of engines, keys and the embedded server's data. Daemons with"
+        " the same directory share them.",
         json_schema_extra={
             "shown_default": "$XDG_STATE_HOME/wasmkiln, else ~/.local/state/wasmkiln"
         },
     )
     keys_dir: OptionalDirectory = Field(
         default="",
-        description="Where the signing key and the trusted keys are; empty for keys below the"
-        " state directory. A fleet on one Redis may share it.",
+        description="The directory of the signing key and the trusted keys; empty for keys below"
+        " the state directory. Daemons on one Redis may share it.",
         json_schema_extra=LIVE,
     )
     signing_key: Secret = Field(
@@ -60,7 +60,7 @@ class ServingSettings(BaseModel):
     )
     trusted_keys: Texts = Field(
         default=(),
-        description="Public keys that are trusted beside those in keys_dir: hex, base64, or the"
-        " path of a PEM file or of a folder of such; several are separated by commas.",
+        description="Public keys to trust besides those in keys_dir: hex, base64, or the"
+        " path of a PEM file or of a folder of PEM files; several are separated by commas.",
         json_schema_extra=LIVE,
     )

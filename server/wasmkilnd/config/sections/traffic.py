@@ -20,45 +20,46 @@ class TrafficSettings(BaseModel):
         default=2048,
         gt=0,
         le=1_000_000,
-        description="Calls that may be under way, each waiting, receiving or being answered. No"
-        " caller gets more of them than it leaves to others.",
+        description="Calls in progress, in any phase. No caller may have more of them than it"
+        " leaves to others.",
         json_schema_extra=LIVE,
     )
     max_connections: Count = Field(
         default=1024,
         gt=0,
         le=1_000_000,
-        description="Connections, for each address of listen; more are closed at once. An eighth"
-        " is kept free: idle ones are closed, and then those of the host that has most.",
+        description="Connections, for each address of listen; the daemon closes others at once."
+        " It keeps an eighth of them free: it closes idle ones, then those of the host that has"
+        " most.",
     )
     max_streams: Count = Field(
-        default=256, gt=0, le=100_000, description="Calls under way on one connection."
+        default=256, gt=0, le=100_000, description="Calls in progress on one connection."
     )
     receive_bytes: Size = Field(
         default=512 * MIB,
         ge=MIB,
-        description="Memory for requests that arrive or are being looked at. One that arrives"
-        " slowly counts as large as a message may be.",
+        description="Memory for requests that are arriving or being read. A request that arrives"
+        " slowly counts as the largest possible message.",
         json_schema_extra=LIVE,
     )
     send_bytes: Size = Field(
         default=128 * MIB,
         ge=8 * MIB,
-        description="Memory for copies of answers that their callers have not read yet.",
+        description="Memory for copies of answers that callers have not read yet.",
         json_schema_extra=LIVE,
     )
     send_pinned_bytes: Size = Field(
         default=512 * MIB,
         gt=0,
-        description="Artifacts that may be on their way at once, in bytes, each counted once,"
-        " beside those in the memory tier; they stay in memory until they are sent. No caller gets"
-        " more of it than it leaves to others.",
+        description="Bytes of artifacts that are being sent, besides those in the memory tier;"
+        " each artifact counts once, and stays in memory until it is sent. No caller may have more"
+        " of it than it leaves to others.",
         json_schema_extra=LIVE,
     )
     caller_timeout_s: Seconds = Field(
         default=60.0,
         gt=0,
-        description="How long a caller may take to send its request, and how long it may take"
-        " nothing of its answer, before its call is ended.",
+        description="How long a caller may take to send its request, and how long it may read"
+        " nothing of its answer. The daemon then ends the call.",
         json_schema_extra=LIVE,
     )

@@ -49,11 +49,11 @@ class Address:
 
     @property
     def listeners(self) -> int:
-        """How many sockets may listen there: a name may stand for IPv4 and IPv6."""
+        """How many sockets may listen there: a host name may stand for IPv4 and IPv6."""
         return 1 if self.path or _ip(self.host) else 2
 
     def overlaps(self, other: Address) -> bool:
-        """Whether both cannot be listened on at once. Port 0 never overlaps: it is any free one."""
+        """Whether one process cannot listen on both. Port 0 never overlaps: it is any free port."""
         if self.path or other.path:
             return self.path == other.path
         if self.port != other.port or self.port == 0:
@@ -89,7 +89,7 @@ def _host(host: str, text: str) -> str:
         raise ValueError(f"{text!r} has no host: write 0.0.0.0 or [::] for every interface")
     if _ip(host) is not None:
         return host
-    # A name without a letter is an IPv4 address with a slip in it.
+    # A name without a letter is a mistyped IPv4 address.
     if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[0-9.]+", host):
         raise ValueError(f"{text!r} has neither an IP address nor a host name before its port")
     return host

@@ -60,7 +60,7 @@ def parse_count(value: object) -> int:
     """
     number = _number(value, {}, "")
     if number is None or number.denominator != 1:
-        raise ValueError(f"{_short(value)} is not a whole number")
+        raise ValueError(f"{_short(value)} is not a whole number: write digits only")
     return int(number)
 
 
@@ -104,7 +104,7 @@ def _number(
     match = _NUMBER_AND_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
-    # "m" is minutes and nothing else, so durations are told apart by case; sizes are not.
+    # "m" means minutes only, so the case of a duration's unit counts; that of a size does not.
     unit = match[2] if plain == "s" else match[2].lower()
     if unit in ("", plain):
         return Fraction(match[1])

@@ -13,7 +13,7 @@ EMBEDDED = ""
 NONE = "none"
 """The value that asks for no Redis tier."""
 
-# Up to the last "@": a password may hold "/", "@" and "?" that somebody forgot to encode.
+# Up to the last "@": a password may hold "/", "@" and "?" that were not percent-encoded.
 _CREDENTIALS = re.compile(r"://.*@", re.DOTALL)
 
 
@@ -30,11 +30,11 @@ def mask(url: str) -> str:
 
 
 def parse_redis_url(value: object) -> str:
-    """Return the URL, or the word that stands for one. Raises ValueError, which holds no secret."""
+    """Return the URL, or the word in its place. Raises ValueError, which holds no secret."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if not isinstance(value, str):
-        raise ValueError("it takes a text: " + _ALLOWED)
+        raise ValueError("expected a string: " + _ALLOWED)
     url = value.strip()
     if url not in (EMBEDDED, NONE):
         RedisAddress.parse(url)
@@ -51,11 +51,14 @@ def redis_conflict(
     if bool(address.password) + password + password_file > 1:
         return (
             "redis_password_file" if password_file else "redis_password",
-            "the password is there twice: give it in redis_url, redis_password or"
+            "the password is given twice: keep it in one of redis_url, redis_password and"
             " redis_password_file",
         )
     if ca_file and not address.tls:
-        return "redis_ca_file", f"it is set, but {address.scheme}:// is not encrypted"
+        return (
+            "redis_ca_file",
+            f"it is set, but {address.scheme}:// is not encrypted: leave it out, or use TLS",
+        )
     if address.kind is RedisKind.REST and not (address.password or password or password_file):
         return (
             "redis_url",

@@ -1,4 +1,4 @@
-"""The types of settings: how a value is read, and what is said of one that is not allowed."""
+"""The types of settings: how each is read, and what a value that is not allowed is told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmkilnd.config.values.quantity import parse_bytes, parse_count, parse_sec
 from wasmkilnd.config.values.redis_url import RedisUrl, parse_redis_url
 
 NO_ADMIN: Final = "none"
-"""The value of admin_listen that switches the page off."""
+"""The value of admin_listen that switches the admin server off."""
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 DAY_S = 86400
@@ -23,12 +23,12 @@ _YEARS_S = 10 * 366 * DAY_S
 _MAX_SIZE = 2**50
 
 LIVE: Final[JsonDict] = {"live": True}
-"""Of a setting that a running daemon takes over when it reloads; the others need a restart."""
+"""Marks a setting that a running daemon takes over at a reload; others need a restart."""
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Return the user's state home. Raises RuntimeError where the user has no home."""
-    # The XDG specification says that a relative path is to be passed over.
+    """Return the state directory of this user. Raises RuntimeError where the user has no home."""
+    # The XDG specification says to ignore a relative path.
     state_home = Path(environ.get("XDG_STATE_HOME", ""))
     if state_home.is_absolute():
         return state_home / "wasmkiln"
@@ -40,53 +40,53 @@ def _addresses(value: object) -> object:
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise ValueError("it takes addresses: host:port, [v6]:port or unix:/path")
+        raise ValueError("expected addresses: host:port, [v6]:port or unix:/path")
     texts = [part for each in value for part in each.split(",")]
     if not any(text.strip() for text in texts):
-        raise ValueError("it takes at least one address: host:port, [v6]:port or unix:/path")
+        raise ValueError("expected at least one address: host:port, [v6]:port or unix:/path")
     addresses = [Address.parse(text) for text in texts]
     for index, address in enumerate(addresses):
         if any(address.overlaps(other) for other in addresses[:index]):
-            raise ValueError(f"{address} is there twice, or within another address of the list")
+            raise ValueError(f"{address} is listed twice, or another address of the list covers it")
     return tuple(str(address) for address in addresses)
 
 
 def _admin_address(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError("it takes an address or 'none'")
+        raise ValueError("expected an address or 'none'")
     return NO_ADMIN if value.strip() == NO_ADMIN else str(Address.parse(value))
 
 
 def _directory(value: object) -> object:
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
-        raise ValueError("it takes the path of a directory")
+        raise ValueError("expected the path of a directory")
     try:
         return Path(value).expanduser().absolute()
     except RuntimeError:
-        raise ValueError(f"{str(value)!r} names a home directory that is not known") from None
+        raise ValueError(f"{str(value)!r} names the home of an unknown user") from None
 
 
 def _directory_or_none(value: object) -> object:
-    # A text: an empty path would be the working directory.
+    # A string: an empty Path would be the working directory.
     return "" if value == "" else str(_directory(value))
 
 
 def _file_or_none(value: object) -> object:
     if not isinstance(value, str | Path) or "\0" in str(value):
-        raise ValueError("it takes the path of a file")
+        raise ValueError("expected the path of a file")
     return str(Path(value).expanduser().absolute()) if str(value).strip() else ""
 
 
 def _one_word(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError("it takes a text")
+        raise ValueError("expected a string")
     return value.strip()
 
 
 def _secret(value: object) -> object:
     value = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(value, str):
-        raise ValueError("it takes a text")
+        raise ValueError("expected a string")
     return value.strip()
 
 
@@ -94,20 +94,24 @@ def _texts(value: object) -> object:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise ValueError("it takes texts, separated by commas")
+        raise ValueError("expected strings, separated by commas")
     return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
 
 
 def _prefix(value: object) -> object:
-    # Braces would move the keys' cluster slot, and a glob's characters what an eviction finds.
+    # Braces would change the cluster slot of keys, and glob characters what an eviction finds.
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,64}", value):
-        raise ValueError(f"{value!r} is not 1 to 64 letters, digits or any of _ . : / -")
+        raise ValueError(
+            f"{value!r} is not allowed: write 1 to 64 letters, digits or any of _ . : / -"
+        )
     return value
 
 
 def _engine(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"([a-z][a-z0-9.+_-]{0,63})?", value.strip()):
-        raise ValueError(f"{value!r} is not an engine, such as wasmtime or wasmer-1.1.0")
+        raise ValueError(
+            f"{value!r} is not an engine: write a name such as wasmtime or wasmer-1.1.0"
+        )
     return value.strip()
 
 
@@ -123,7 +127,7 @@ def _boolean(value: object) -> bool:
         return True
     if word in ("false", "0", "no", "off"):
         return False
-    raise ValueError(f"{value!r} is neither true nor false")
+    raise ValueError(f"{value!r} is not a switch: write true or false")
 
 
 Size = Annotated[int, BeforeValidator(parse_bytes), Field(le=_MAX_SIZE)]
