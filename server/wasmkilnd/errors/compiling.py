@@ -32,7 +32,9 @@ def engine_lacks_feature(
     ``feature`` is the proposal that the module needs, where that is known.
     """
     others = ", ".join(accepted_by)
-    advice = f"engines here that accept it: {others}" if others else "no engine here accepts it"
+    advice = (
+        f"compile it with one of: {others}" if others else "no engine of this daemon accepts it"
+    )
     needs = f" it needs {feature};" if feature else ""
     error = WasmkilnError(
         Reason.ENGINE_LACKS_FEATURE,
@@ -51,7 +53,10 @@ def engine_lacks_feature(
 def compile_timeout(
     engine_id: str, what: str, limit_s: float, fault: Fault = Fault.MODULE
 ) -> WasmkilnError:
-    """The job ran past its limit of time and was killed; not by its own fault: without a CPU."""
+    """The job reached its time limit, and the daemon killed it.
+
+    A ``fault`` other than the module's: the job spent part of that time without a CPU.
+    """
     why, advice = "", "simplify the module"
     if fault is not Fault.MODULE:
         why, advice = ", part of it without a CPU,", "try again when the machine is less busy"
@@ -66,7 +71,7 @@ def compile_timeout(
 
 
 def compile_cpu_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnError:
-    """The job used up its limit of CPU time and was stopped."""
+    """The job used up its CPU time, and the daemon stopped it."""
     return WasmkilnError(
         Reason.COMPILE_TIMEOUT,
         f"{engine_id} did not finish within {limit_s:g} s of CPU time, {what}, and was stopped:"
@@ -80,12 +85,15 @@ def compile_cpu_timeout(engine_id: str, what: str, limit_s: float) -> WasmkilnEr
 def compile_memory_limit(
     engine_id: str, limit_bytes: int, fault: Fault = Fault.MODULE
 ) -> WasmkilnError:
-    """The job ran past its limit of memory; not by its own fault: the machine may have none."""
+    """The job reached its memory limit.
+
+    A ``fault`` other than the module's: the machine itself may have had no more memory.
+    """
     what = f"needed more than {limit_bytes:,} bytes of memory and was stopped"
     if fault is not Fault.MODULE:
         what = (
-            f"was refused memory or a thread with less than half of its {limit_bytes:,} bytes"
-            " in use: the machine may have had no more"
+            f"could not get memory or a thread while it used less than half of its {limit_bytes:,}"
+            " bytes: the machine may have had no more"
         )
     advice = "simplify the module, or raise WASMKILN_COMPILE_MEMORY_BYTES"
     return WasmkilnError(
@@ -101,8 +109,8 @@ def artifact_too_large(engine_id: str, size_bytes: int, limit_bytes: int) -> Was
     """The artifact is above its size limit."""
     return WasmkilnError(
         Reason.ARTIFACT_TOO_LARGE,
-        f"{engine_id} made an artifact of {size_bytes:,} bytes and the limit is {limit_bytes:,}:"
-        " send a smaller module, or raise WASMKILN_MAX_ARTIFACT_BYTES",
+        f"{engine_id} produced an artifact of {size_bytes:,} bytes and the limit is"
+        f" {limit_bytes:,}: send a smaller module, or raise WASMKILN_MAX_ARTIFACT_BYTES",
         engine=engine_id,
         size_bytes=size_bytes,
         limit_bytes=limit_bytes,
@@ -112,9 +120,9 @@ def artifact_too_large(engine_id: str, size_bytes: int, limit_bytes: int) -> Was
 def compiler_crashed(
     engine_id: str, how: str, last_words: str, signal: str = "", fault: Fault | None = None
 ) -> WasmkilnError:
-    """The compiler process ended without an answer, or gave one that no compiler gives.
+    """The compiler process ended without a result, or broke the job protocol.
 
-    Without ``fault`` the signal tells whose it was.
+    Without ``fault``, the signal decides.
     """
     if fault is None:
         fault = Fault.UNSURE if signal in FROM_OUTSIDE else Fault.MODULE
@@ -129,10 +137,10 @@ def compiler_crashed(
 
 
 def module_quarantined(engine_id: str, reason: str, message: str, left_s: float) -> WasmkilnError:
-    """The module broke this compiler before. ``reason`` and ``message`` are of the first time."""
+    """The module broke this compiler before; ``reason`` and ``message`` say how at first."""
     return WasmkilnError(
         Reason.MODULE_QUARANTINED,
-        f"the module is refused for {left_s:,.0f} s more, because of what happened before:"
+        f"this module is refused for {left_s:,.0f} s more, because compiling it failed before:"
         f" {message} ({reason}); an operator can release it",
         engine=engine_id,
         first_reason=reason,
@@ -140,16 +148,16 @@ def module_quarantined(engine_id: str, reason: str, message: str, left_s: float)
     )
 
 
-# By then a worker that ended is replaced.
+# The daemon replaces a worker that ended within this time.
 _WORKER_RETRY_S = 1.0
 
 
 def worker_unavailable(engine_id: str, why: str) -> WasmkilnError:
-    """The daemon cannot start a worker of the engine, or a job on it, whatever the module."""
+    """The daemon cannot start a worker of the engine, or a job on it, for any module."""
     return WasmkilnError(
         Reason.WORKER_UNAVAILABLE,
         f"the daemon cannot run {engine_id} now, whatever the module ({why}): try again or call"
-        " another daemon; if it goes on, an operator has to look at the daemon's log",
+        " another daemon; if this lasts, an operator has to read the daemon's log",
         retry_after_s=_WORKER_RETRY_S,
         engine=engine_id,
     )

@@ -30,25 +30,26 @@ class Reason(Enum):
 
 
 class Fault(Enum):
-    """Whose doing a failure was: what counts against a module, and how much."""
+    """Who caused a failure, and so how much it counts against the module."""
 
     NONE = "none"
-    """No job about the module broke, or others' work may have broken it."""
+    """No job on the module broke, or other work on the machine may have broken it."""
     UNSURE = "unsure"
-    """A job broke that ran alone. It may have been the machine's doing, or an operator's."""
+    """A job broke while it ran alone. The machine or an operator may have caused it."""
     MODULE = "module"
+    """The module broke the job."""
 
 
-# Sent by operators, and by a kernel that is out of memory: it may have met the wrong one.
+# Operators send these. A kernel that is out of memory may send SIGKILL to the wrong process.
 FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
 
 
-# Of a caller's text, in an error or in a log.
+# The longest text of a caller's that an error or a log line quotes.
 _MAX_QUOTED = 100
 
 
 class WasmkilnError(Exception):
-    """A request that cannot be served, and why."""
+    """The daemon cannot serve a request; the message says why and what to do."""
 
     def __init__(
         self,
@@ -76,18 +77,18 @@ class WasmkilnError(Exception):
         self.metadata = {name: str(value) for name, value in metadata.items()}
 
     def again(self) -> WasmkilnError:
-        """Return the same failure for one more caller, without what it went through so far."""
+        """Return a copy for one more caller, without the traceback and the causes."""
         copy = WasmkilnError.__new__(WasmkilnError, self.message)
         vars(copy).update(vars(self))
         return copy
 
 
 def forget_frames(failure: BaseException | None) -> None:
-    """Let go of the frames that ``failure``, and what it was raised from, went through.
+    """Drop the tracebacks of ``failure`` and of the exceptions that caused it.
 
-    Frames hold modules, artifacts and often the very task or future that holds the failure:
-    a reference cycle, which would keep all of that until the next garbage collection. To be
-    called where a failure ends its way.
+    Their frames hold modules, artifacts and often the task or future that holds the failure:
+    a reference cycle, which would keep all of that until the next garbage collection. Call
+    this where nothing reads the failure any more.
     """
     while failure is not None:
         before = failure.__context__
@@ -96,7 +97,7 @@ def forget_frames(failure: BaseException | None) -> None:
 
 
 def quoted(text: str) -> str:
-    """Quote a text of a caller's, and of a long one its beginning, with what was cut said."""
+    """Return a caller's text in quotes; of a long one the beginning, and how much is cut."""
     if len(text) <= _MAX_QUOTED:
         return repr(text)
     return f"{text[:_MAX_QUOTED]!r}… ({len(text) - _MAX_QUOTED:,} more characters)"

@@ -6,7 +6,7 @@ from wasmkilnd.errors.core import Reason, WasmkilnError
 
 
 def compile_queue_full(engine_id: str, waiting: int, retry_after_s: float) -> WasmkilnError:
-    """Too many compilations wait already."""
+    """The queue of the engine is full."""
     return _overloaded(
         "queue",
         f"{waiting} compilations already wait for {engine_id}",
@@ -17,17 +17,17 @@ def compile_queue_full(engine_id: str, waiting: int, retry_after_s: float) -> Wa
 
 
 def modules_held(engine_id: str, held_bytes: int, retry_after_s: float) -> WasmkilnError:
-    """Too much work is under way already, whatever it waits for."""
+    """The modules of all work in progress are too large together."""
     return _overloaded(
         "queue",
-        f"the modules of all that is under way hold {held_bytes:,} bytes already",
+        f"the modules of all work in progress already hold {held_bytes:,} bytes",
         max(1.0, retry_after_s),
         engine=engine_id,
     )
 
 
 def deadline_too_near(engine_id: str, wait_s: float, left_s: float) -> WasmkilnError:
-    """The caller would be gone before its turn comes."""
+    """The call's deadline would pass before a worker is free."""
     return _overloaded(
         "deadline",
         f"a worker of {engine_id} would be free in about {wait_s:.1f} s,"
@@ -39,52 +39,56 @@ def deadline_too_near(engine_id: str, wait_s: float, left_s: float) -> WasmkilnE
 
 
 def too_many_calls(running: int, yours: int) -> WasmkilnError:
-    """The daemon answers as many calls as it may, or too many of this caller."""
+    """The daemon serves as many calls as it may, or too many of this caller."""
     return _overloaded(
-        "calls", f"{running} calls are being answered, {yours} of them yours", 1.0, calls=running
+        "calls", f"the daemon is serving {running} calls, {yours} of them yours", 1.0, calls=running
     )
 
 
 def too_many_connections() -> WasmkilnError:
-    """The call's connection has to make way for others."""
+    """The daemon closes the call's connection to have some left for other hosts."""
     return _overloaded(
-        "connections", "hardly any connections are left, and your host has most of them", 1.0
+        "connections",
+        "hardly any connections are left, and your host has most of them",
+        1.0,
     )
 
 
 def receiving_too_much(held_bytes: int) -> WasmkilnError:
-    """Requests that are still being sent fill what they may fill."""
+    """Requests that are still arriving fill the memory set aside for them."""
     return _overloaded(
-        "receive", f"requests that arrive slowly hold {held_bytes:,} bytes already", 1.0
+        "receive", f"requests that arrive slowly already hold {held_bytes:,} bytes", 1.0
     )
 
 
 def sending_too_much(held_bytes: int) -> WasmkilnError:
-    """Return that are not being read fill what they may fill."""
-    return _overloaded("send", f"answers that are not read hold {held_bytes:,} bytes already", 1.0)
+    """Answers that callers do not read fill the memory set aside for them."""
+    return _overloaded(
+        "send", f"answers that callers have not read already hold {held_bytes:,} bytes", 1.0
+    )
 
 
 def out_of_descriptors() -> WasmkilnError:
-    """The daemon has too many files and connections open to begin anything."""
+    """The daemon has too many files and connections open to start a job."""
     return _overloaded(
         "descriptors", "the daemon has no file descriptors left for a compilation", 1.0
     )
 
 
 def request_too_slow(limit_s: float) -> WasmkilnError:
-    """The caller did not send its request."""
+    """The caller did not send its request in time."""
     return _overloaded("receive", f"the request did not arrive within {limit_s:g} s", 1.0)
 
 
 def reader_too_slow(limit_s: float) -> WasmkilnError:
-    """The caller does not read its answer."""
-    return _overloaded("send", f"the answer was not read for {limit_s:g} s", 1.0)
+    """The caller did not read its answer in time."""
+    return _overloaded("send", f"the caller did not read its answer for {limit_s:g} s", 1.0)
 
 
 def _overloaded(
     limit: str, what: str, retry_after_s: float, **metadata: str | int | float
 ) -> WasmkilnError:
-    """A limit is met that protects the others: refused now, welcome later."""
+    """A limit that protects other callers is reached: the caller may try again later."""
     error = WasmkilnError(
         Reason.COMPILE_QUEUE_FULL,
         f"{what}: try again in {retry_after_s:.1f} s",
@@ -98,5 +102,5 @@ def _overloaded(
 def server_draining() -> WasmkilnError:
     """The daemon is shutting down."""
     return WasmkilnError(
-        Reason.SERVER_DRAINING, "the daemon is shutting down: call another, or try again"
+        Reason.SERVER_DRAINING, "the daemon is shutting down: call another daemon, or try again"
     )

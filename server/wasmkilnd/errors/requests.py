@@ -15,7 +15,7 @@ def invalid_request(message: str, field: str, **metadata: int) -> WasmkilnError:
 
 
 def not_wasm(what: str) -> WasmkilnError:
-    """The bytes are something other than a WebAssembly binary."""
+    """The bytes are not a WebAssembly binary; ``what`` says what they are."""
     return WasmkilnError(Reason.NOT_WASM, what, field="module")
 
 
@@ -32,10 +32,11 @@ def module_too_large(size_bytes: int, limit_bytes: int) -> WasmkilnError:
 
 
 def digest_mismatch(expected: str, actual: str) -> WasmkilnError:
-    """The module is not the one that the caller meant."""
+    """The module does not have the digest that the caller expects."""
     return WasmkilnError(
         Reason.DIGEST_MISMATCH,
-        f"the module's SHA-256 is {actual}, not the expected {expected}",
+        f"the module's SHA-256 is {actual}, not the expected {expected}: send the module that it"
+        " belongs to, or correct expected_sha256",
         field="expected_sha256",
         expected_sha256=expected,
         actual_sha256=actual,
@@ -43,11 +44,11 @@ def digest_mismatch(expected: str, actual: str) -> WasmkilnError:
 
 
 def engine_unknown(engine: str, valid: Iterable[str]) -> WasmkilnError:
-    """No such engine is served."""
+    """The daemon serves no engine of this name."""
     engines = ", ".join(valid)
     return WasmkilnError(
         Reason.ENGINE_UNKNOWN,
-        f"no engine {quoted(engine)} is served here; valid are: {engines or 'none'}",
+        f"this daemon serves no engine {quoted(engine)}: choose one of: {engines or 'none'}",
         field="engine",
         engine=engine,
         engines=engines,
@@ -59,7 +60,7 @@ def target_unsupported(engine_id: str, target: str, valid: Iterable[str]) -> Was
     targets = ", ".join(valid)
     return WasmkilnError(
         Reason.TARGET_UNSUPPORTED,
-        f"{engine_id} does not compile for target {quoted(target)}; valid are: {targets}",
+        f"{engine_id} does not compile for target {quoted(target)}: choose one of: {targets}",
         field="target",
         engine=engine_id,
         target=target,
@@ -72,7 +73,7 @@ def cpu_unsupported(engine_id: str, target: str, cpu: str, valid: Iterable[str])
     cpus = ", ".join(valid)
     return WasmkilnError(
         Reason.TARGET_UNSUPPORTED,
-        f"{engine_id} has no cpu level {quoted(cpu)} for {target}; valid are: {cpus}",
+        f"{engine_id} has no cpu level {quoted(cpu)} for {target}: choose one of: {cpus}",
         field="cpu",
         engine=engine_id,
         target=target,
@@ -86,7 +87,7 @@ def setting_unknown(engine_id: str, setting: str, valid: Iterable[str]) -> Wasmk
     settings = ", ".join(valid)
     return WasmkilnError(
         Reason.SETTING_UNKNOWN,
-        f"{engine_id} has no setting {quoted(setting)}; valid are: {settings or 'none'}",
+        f"{engine_id} has no setting {quoted(setting)}: choose from: {settings or 'none'}",
         field="settings",
         engine=engine_id,
         setting=setting,
@@ -101,8 +102,8 @@ def setting_value_unknown(
     allowed = ", ".join(valid)
     return WasmkilnError(
         Reason.SETTING_UNKNOWN,
-        f"{engine_id} has no value {quoted(value)} for setting {quoted(setting)};"
-        f" valid are: {allowed}",
+        f"{engine_id} has no value {quoted(value)} for setting {quoted(setting)}:"
+        f" choose one of: {allowed}",
         field="settings",
         engine=engine_id,
         setting=setting,
@@ -122,10 +123,10 @@ def settings_refused(engine_id: str, message: str) -> WasmkilnError:
 
 
 def module_not_loaded(sha256: str) -> WasmkilnError:
-    """The digest is not known here."""
+    """The daemon has no module with this digest."""
     return WasmkilnError(
         Reason.MODULE_NOT_LOADED,
-        f"no module {sha256} is loaded here: send the module itself",
+        f"this daemon has not loaded module {sha256}: send the module itself",
         field="sha256",
         sha256=sha256,
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class TierUnavailable(Exception):  # noqa: N818 - a state of the tier, and no fault of the caller's
-    """A cache tier did not do what was asked of it. Never reaches a caller."""
+    """A cache tier could not do what the daemon asked of it."""
 
 
 class PartUnavailable(TierUnavailable):
-    """What was asked concerns a part of a tier that is down; the rest of it answers."""
+    """One part of a tier is down, and the key lies there; the rest of the tier answers."""
 
 
 class WrongType(TierUnavailable):
-    """A key holds another type of value than ours, which nobody of us put there."""
+    """A key in Redis holds a type of value that no daemon writes."""

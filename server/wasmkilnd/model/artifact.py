@@ -18,7 +18,7 @@ class Kind(Enum):
 
 
 class Origin(Enum):
-    """Where an answer's artifact came from."""
+    """Where the daemon got the artifact of an answer."""
 
     MEMORY = "memory"
     REDIS = "redis"
@@ -37,7 +37,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class EngineIdentity:
-    """A runtime at one version with its compiler, as the engine itself says it."""
+    """A runtime at one version with its compiler, as the engine reports it."""
 
     name: str
     version: str
@@ -52,15 +52,15 @@ class EngineIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CompileSpec:
-    """All that decides an artifact apart from the module: what a fingerprint stands for."""
+    """All that decides an artifact besides the module: the fingerprint stands for it."""
 
     engine: EngineIdentity
     target: str
     cpu: str
     settings: Mapping[str, str]
-    """Every setting with the value in force, defaults included."""
+    """Every setting with its value, defaults included."""
     changed_settings: Mapping[str, str]
-    """Those of them that differ from the engine's default."""
+    """The settings that differ from the engine's defaults."""
     fingerprint: str
 
 
@@ -87,8 +87,8 @@ class ExternType:
 class Artifact:
     """An engine's native code for one module and one spec, ready to be sent.
 
-    Two artifacts are equal only if they are the same object: nobody compares
-    megabytes by accident.
+    Two artifacts are equal only if they are the same object: no code compares megabytes by
+    accident.
     """
 
     module_sha256: str
@@ -106,17 +106,17 @@ class Artifact:
 
     @property
     def key(self) -> CacheKey:
-        """Under which every tier stores it."""
+        """The key under which every tier stores it."""
         return CacheKey(self.module_sha256, self.spec.fingerprint)
 
 
 STAMP_BYTES = 96
-"""What vouches for a stored value: a key's id (32 bytes) and its signature (64)."""
+"""The size of a stored value's stamp: a key's id (32 bytes) and its signature (64)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why nobody trusted vouches for an artifact."""
+    """Why the daemon refuses a stored value: no trusted key vouches for it."""
 
     cause: str
     """``unsigned``, ``stranger`` or ``mismatch``."""
@@ -126,18 +126,18 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """A compile that broke the compiler, and what follows for the module."""
+    """The compilations of a key that broke the compiler, and what follows for its module."""
 
     key: CacheKey
     engine_id: str
     reason: str
-    """Of the first failure: the public name of an error's reason."""
+    """The first failure's reason, by its public name."""
     message: str
-    """Of the first failure."""
+    """The first failure's message."""
     count: int
     """How many failures there were."""
     left_s: float
-    """How long the module is refused from now on; 0 for not at all."""
+    """Seconds for which the daemon refuses the module from now on; 0 for not at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,16 +21,16 @@ class SettingInfo:
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """One target that an engine really compiled for when it was asked."""
+    """One target that the engine can compile for: it did so when the daemon asked."""
 
     triple: str
     cpus: Sequence[str]
-    """The levels that can be asked for, the default one first."""
+    """The levels that a request may name, the default first."""
     host: bool
 
 
 class LayerState(Enum):
-    """Whether a layer of isolation is in force."""
+    """Whether a layer of isolation works on this machine."""
 
     ENFORCED = "enforced"
     PARTIAL = "partial"
@@ -44,16 +44,16 @@ class IsolationLayer:
     name: str
     state: LayerState
     detail: str
-    """What it is, or what is missing and why."""
+    """What the layer is, or what is missing and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What confines a worker and its jobs, as it found out itself by trying to break out."""
+    """What confines a worker and its jobs; the worker tested it by trying to break out."""
 
     layers: Sequence[IsolationLayer] = ()
     attempts: Mapping[str, bool] = field(default_factory=dict)
-    """What it tried, and whether that was refused."""
+    """What the worker tried, and whether that was refused."""
 
     @property
     def holes(self) -> Sequence[str]:
@@ -67,13 +67,13 @@ class Isolation:
 
     @property
     def gaps(self) -> Sequence[IsolationLayer]:
-        """The layers that are not all there."""
+        """The layers that are missing or partial."""
         return [layer for layer in self.layers if layer.state is not LayerState.ENFORCED]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What one engine version can do on this host, asked from the engine at start."""
+    """What one engine version can do on this host; the daemon asks it at start."""
 
     identity: EngineIdentity
     interpreter: str
@@ -87,7 +87,7 @@ class EngineCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class UnservedEngine:
-    """An engine that is installed and does not work."""
+    """An engine that is installed but does not work."""
 
     id: str
     cause: str

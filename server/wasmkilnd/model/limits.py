@@ -7,19 +7,19 @@ from enum import Enum
 
 
 class Abandoned(Enum):
-    """What becomes of a job that runs when nobody waits for it any more."""
+    """What the daemon does with a running job when no caller waits for it any more."""
 
     FINISH = "finish"
-    """It runs to its end, and its artifact is kept."""
+    """Let it finish, and keep its artifact."""
     YIELD = "yield"
-    """The same, as long as no other job waits for a worker; then it is ended."""
+    """Let it finish unless another job waits for a worker; then end it."""
     KILL = "kill"
-    """It is ended at once."""
+    """End it at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a caller's module, its compilation and the queue are held to."""
+    """Limits on a caller's module, its compilation and the queue."""
 
     module_bytes: int
     artifact_bytes: int
@@ -33,17 +33,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TrafficLimits:
-    """What callers may have under way, all together."""
+    """Limits on the calls in progress of all callers together."""
 
     calls: int
     receive_bytes: int
-    """Requests that arrive or are looked at."""
+    """For requests that arrive or are being read."""
     send_bytes: int
-    """Copies of answers that wait to be read."""
+    """For copies of answers that callers have not read."""
     send_pinned_bytes: int
-    """Artifacts that are being sent."""
+    """For artifacts that are being sent."""
     caller_timeout_s: float
-    """For a caller to send its request, and to take something of its answer."""
+    """How long a caller may take to send its request, and to read something of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class TierUsage:
 
 
 SWITCHED_OFF = "switched off"
-"""The detail of a shared tier that is not wanted."""
+"""The detail of a shared tier that the settings switch off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class RemoteStatus:
 
     @property
     def switched_off(self) -> bool:
-        """Whether there is none because nobody wants one."""
+        """Whether the settings switch the shared tier off."""
         return self.mode == "none" and self.detail == SWITCHED_OFF
 
 
 @dataclass(frozen=True, slots=True)
 class DrainState:
-    """What a daemon that is ending still waits for."""
+    """What a daemon that drains still waits for."""
 
     left_s: float
     calls: int

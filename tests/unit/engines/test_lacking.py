@@ -41,7 +41,7 @@ async def test_what_no_engine_has_is_lacking_whichever_is_asked(engine: str, old
         assert failure.reason is Reason.ENGINE_LACKS_FEATURE
         assert failure.metadata["accepted_by"] == ""
         assert failure.metadata["feature"] == "legacy-exceptions"
-        assert "it needs legacy-exceptions; no engine here accepts it" in failure.message
+        assert "it needs legacy-exceptions; no engine of this daemon accepts it" in failure.message
 
 
 async def test_one_that_has_the_feature_and_finds_a_mistake_has_read_further() -> None:

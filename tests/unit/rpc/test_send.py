@@ -175,7 +175,7 @@ async def test_who_takes_nothing_for_too_long_is_told() -> None:
     with pytest.raises(WasmkilnError) as failure:
         await rig.send(caller, bytes(MIB))
     assert caller.refusal is failure.value
-    assert "not read for 0.1 s" in failure.value.message
+    assert "did not read its answer for 0.1 s" in failure.value.message
     assert failure.value.retry_after_s
     assert rig.closed == []
     assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
@@ -289,5 +289,5 @@ async def test_other_limits_are_in_force_at_once() -> None:
     rig.limits.current = limits(caller_timeout_s=0.05)
     await eventually(lambda: slow.refusal)
     assert slow.refusal
-    assert "not read for 0.05 s" in slow.refusal.message
+    assert "did not read its answer for 0.05 s" in slow.refusal.message
     await rig.close()
