@@ -1,4 +1,36 @@
-"""The wasmkiln daemon: validates, compiles and caches WebAssembly modules."""
+"""The wasmkiln daemon: it validates, compiles and caches WebAssembly modules.
+
+``cli`` parses the command line, ``run`` handles signals, ``app`` builds all parts and ends them.
+One Compile call goes down this path, and each step only calls the next:
+
+    rpc/calls               limits on calls, a request id, the log line and the metrics of the call
+    rpc/services/module     reads the request, sends the answer
+    compile_service         look in the cache; join or start a flight; compile; store
+      admission             refuses a module or a spec before it costs anything
+      cache/tiered          memory first, then Redis
+      singleflight          one compilation for all callers that want the same artifact
+      quarantine            refuses a module that broke this compiler before
+      cache/fleet           one compilation among all daemons on one Redis
+      engines/registry      chooses the engine of a request
+      engines/workers       a worker process for the job: pool, process
+
+Load, FindMissing and Evict are in ``module_service``.
+
+| room | what it is for |
+|---|---|
+| ``rpc`` | gRPC: connections, bytes in flight, messages, the table of errors |
+| ``cache`` | the tiers: memory, Redis, the embedded server; who of the fleet compiles |
+| ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
+| ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
+| ``config`` | settings: one schema for flags, environment, file and docs |
+| ``lifecycle`` | start, readiness, reload, shutdown |
+| ``telemetry`` | logs, metrics, the HTTP port for both |
+| ``maintenance``, ``commands`` | offline tools over Redis and keys, and their commands |
+| ``model``, ``errors``, ``ports`` | values, failures and interfaces that all rooms share |
+
+Rooms know ports and values, not each other; tests/architecture holds who may import whom. The
+daemon never imports an engine: engines run in processes and interpreters of their own.
+"""
 
 import sys
 

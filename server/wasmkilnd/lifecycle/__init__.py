@@ -1,1 +1,27 @@
-"""."""
+"""The life of a daemon: what it checks, starts, reloads, reports and ends.
+
+``app`` calls the parts of this room in order; ``run`` tells it about signals.
+
+| phase | file | what it does |
+|---|---|---|
+| start | ``preflight`` | refuses to start where this host or user rules a setting out |
+| | ``descriptors`` | divides the file descriptors; raises the soft limit |
+| | ``start_engines`` | starts the installed engines, and leaves out those that do not work |
+| | ``banner`` | the text for the person at the terminal |
+| serve | ``readiness`` | whether the daemon serves calls: /readyz, gRPC health, log |
+| | ``gauges`` | what metrics read from engines and calls |
+| | ``malloc_trim`` | returns freed memory to the machine |
+| | ``systemd`` | tells the service manager: ready, reloading, stopping |
+| reload | ``reload`` | applies settings and keys that SIGHUP makes the daemon read again |
+| end | ``shutdown`` | the deadline of calls in progress |
+
+It promises:
+
+- A daemon serves only after every part works, Redis aside. What stops a start is one
+  ``CannotStart`` with what to do.
+- One engine that does not work stops no other; the daemon is ready while one works. A Redis that
+  is down never makes it unready.
+- A reload applies all or nothing: it checks settings, keys and certificates first.
+- SIGTERM and Drain refuse new calls and give those in progress ``shutdown_grace_s``. A second
+  signal ends the daemon at once. Of several deadlines the earliest counts.
+"""

@@ -1,1 +1,30 @@
-"""Signing keys: made at first start, kept with safe permissions, and several trusted at once."""
+"""Keys and signatures: who may put native code into the cache that a daemon serves.
+
+Redis is not trusted. Every artifact carries an attestation that one daemon signed, and a daemon
+serves an artifact from Redis only if a key that it trusts signed it.
+
+**Keys** are Ed25519. A daemon signs with one key and trusts several: its own, those in
+``<keys>/trusted/``, and those that ``trusted_keys`` names. The signing key is the setting
+``signing_key``, or ``<keys>/signing.pem``, which the first start makes. A key's id is the SHA-256
+of its public half. Rotation replaces the signing key and keeps the old one trusted. The daemon
+looks for an unknown key in the directory again, since another daemon may just have rotated.
+
+**A signature covers** two things. The attestation, a DSSE envelope around an in-toto statement
+(``wasmkiln.attestation``, docs/verification.md), covers the digests of artifact and module, the
+fingerprint, kind, engine, target, cpu, settings, times, and a digest over imports and exports. A
+stamp covers the header of a value, a lease, a quarantine record or an eviction mark: the key's
+id (32 bytes), then the signature (64 bytes). What is signed begins with the kind of value, so
+that a stamp of one kind never passes for another.
+
+| file | what it holds |
+|---|---|
+| ``private`` | the private key, which never shows itself |
+| ``store`` | the key directory; refuses one that another user could change |
+| ``ring`` | the trusted keys and the signing key of one daemon |
+| ``sealer`` | signs and verifies artifacts and stamps (ports ``Verifier`` and ``Sealer``) |
+| ``current`` | the sealer that follows reloads, and the log lines about keys |
+
+Settings: ``keys_dir``, ``signing_key``, ``trusted_keys``; a reload applies all three. To change
+what an attestation states, give its statement a new ``BUILD_TYPE`` (``wasmkiln/_statement.py``):
+daemons refuse statements of another type, and compile those artifacts again.
+"""
