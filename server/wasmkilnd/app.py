@@ -1,4 +1,4 @@
-"""The composition root: builds every part, starts them, and ends them in order."""
+"""The composition root: build every part, start them, and end them in order."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Daemon:
         self.banner = ""
 
     async def start(self) -> None:
-        """Start every part; serve last, when all else works. Raises CannotStart."""
+        """Start every part; serve last, once all else works. Raises CannotStart."""
         settings = self._settings.current
         check_host(settings)
         found = find_engines(settings)
@@ -144,8 +144,8 @@ class Daemon:
         rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
         self._in_the_background(MallocTrim.of_this_process().run())
-        # All that lives now lives to the end: let no collection look at it again, for
-        # a full one would hold every caller up.
+        # All that exists now lives until the daemon ends. Exclude it from garbage collection: a
+        # full collection would make every caller wait.
         gc.collect()
         gc.freeze()
         self.banner = banner(
@@ -161,21 +161,21 @@ class Daemon:
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> None:
-        """Take over what ``read`` answers, as far as a running daemon can."""
+        """Apply the configuration that ``read`` returns, as far as a running daemon can."""
         if self._reloader is None or self._shutdown.asked.is_set():
-            log.warning("not reloaded: the daemon is starting or ending")
+            log.warning("cannot reload: the daemon is starting or stopping")
             return
         await self._reloader.reload(read)
 
     @property
     def detail(self) -> str:
-        """How the daemon is, in a sentence."""
+        """The state of the daemon, in a sentence."""
         return self._readiness.now()[1]
 
     def drain(self, grace_s: float | None = None) -> DrainState:
-        """Begin to end: refuse new calls from now on; return what is waited for.
+        """Refuse new calls from now on; return what the daemon still waits for.
 
-        ``grace_s`` is for what is under way; None for what the settings say.
+        Calls in progress have ``grace_s`` to finish; None for the setting.
         """
         first = not self._shutdown.asked.is_set()
         self._shutdown.ask(self._settings.current.shutdown_grace_s if grace_s is None else grace_s)
@@ -189,17 +189,17 @@ class Daemon:
         return state
 
     async def stop(self) -> None:
-        """End in phases: refuse, finish, give up, flush, close."""
+        """End in phases: refuse new calls, finish, give up, flush, close."""
         self.drain()
         if self._service and not await until(self._shutdown.overdue, self._finish()):
             log.warning(
-                "given up, as the grace is over",
+                "grace is over: giving up calls",
                 calls=self._rpc.running_calls if self._rpc else 0,
                 flights=self._service.flights,
             )
             await self._service.settle(0)
         if self._engines:
-            # Before the connections go, so that who waits for a worker is told why.
+            # While connections are open, so that callers who wait for a worker learn why they fail.
             await self._engines.close()
         await self._on_stop.aclose()
         log.info("stopped")

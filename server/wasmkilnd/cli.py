@@ -1,4 +1,4 @@
-"""The ``wasmkilnd`` command: parse, load the configuration, run. The only exit codes."""
+"""The ``wasmkilnd`` command: parse, load the configuration, run; and all exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 def main() -> None:
-    """Run the command. Every failure is one sentence on standard error."""
+    """Run the command. Print every failure as one sentence on standard error."""
     try:
         command(prog_name="wasmkilnd", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -52,8 +52,8 @@ def main() -> None:
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it
-        # flushes standard output at exit.
+        # The reader of the output closed it. Python would complain again when it flushes
+        # standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
@@ -86,7 +86,7 @@ def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
 def show_config(
     flags: Mapping[str, FlagValue], config: Path | None, as_json: bool, reference: bool
 ) -> None:
-    """Print the configuration in force, and where each value came from."""
+    """Print every setting, and where its value came from."""
     if reference:
         click.echo(show.reference(), nl=False)
         return
@@ -104,21 +104,21 @@ command.add_command(cache)
 
 
 _state_dir = click.option(
-    "--state-dir", type=str, default=None, help="Where engines live.  [env: WASMKILN_STATE_DIR]"
+    "--state-dir", type=str, default=None, help="Where engines are.  [env: WASMKILN_STATE_DIR]"
 )
 
 
 @engine.command(context_settings=_HELP)
 @click.argument("specs", nargs=-1, required=True, metavar="NAME[==VERSION]...")
-@click.option("--python", default="", help="The interpreter to use instead of looking for one.")
+@click.option("--python", default="", help="The interpreter to use, instead of searching.")
 @click.option(
-    "--keep-going", is_flag=True, help="Succeed if at least one of them is installed in the end."
+    "--keep-going", is_flag=True, help="Go on after a failure; succeed if one is installed."
 )
 @_state_dir
 def install(specs: Sequence[str], python: str, keep_going: bool, state_dir: str | None) -> None:
     """Install engines, each in a virtual environment of its own.
 
-    Without a version, the one that this release was tested with: see `engine list`.
+    Without a version, install the one that this release was tested with.
     """
     store = EngineStore(_loaded(state_dir).settings.state_dir)
     installed = 0
@@ -135,14 +135,14 @@ def install(specs: Sequence[str], python: str, keep_going: bool, state_dir: str 
             installed += 1
             click.echo(f"{done.id} is installed ({done.python})", err=True)
     if not installed:
-        raise EngineInstallError("no engine could be installed")
+        raise EngineInstallError("cannot install any of the engines: see the warnings above")
 
 
 @engine.command(name="list", context_settings=_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:
-    """List installed engines, newer versions before older ones."""
+    """List the installed engines, newest versions first."""
     engines = EngineStore(_loaded(state_dir).settings.state_dir).installed()
     if as_json:
         click.echo(json.dumps([_engine_row(engine) for engine in engines], indent=2))
@@ -157,7 +157,7 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
         click.echo(f"damaged: {folder}; install that engine again", err=True)
     if not engines:
         known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
-        click.echo(f"none; install one with `wasmkilnd engine install`: {known}", err=True)
+        click.echo(f"none is installed; run `wasmkilnd engine install`: {known}", err=True)
 
 
 @engine.command(context_settings=_HELP)
@@ -166,7 +166,7 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
 def remove(engine_id: str, state_dir: str | None) -> None:
     """Remove an installed engine, for example wasmtime-50.0.1.
 
-    A running daemon serves it until it is restarted; its artifacts stay in the cache.
+    A running daemon serves it until the next restart; its artifacts stay in the cache.
     """
     EngineStore(_loaded(state_dir).settings.state_dir).remove(engine_id)
     click.echo(f"{engine_id} is removed", err=True)

@@ -1,4 +1,4 @@
-"""What the settings come to for the daemon's parts."""
+"""From settings to the options of each part: no part reads ``Settings`` itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def limits_too_low(settings: Settings) -> str:
-    """Say which limits of the process are below what ``settings`` give a job; nothing if none."""
+    """Return which limits of this process are too low for a job; empty if none is."""
     return limits.too_low(
         settings.effective_compile_memory_bytes,
         max(1, round(settings.effective_compile_cpu_s)),
@@ -35,7 +35,7 @@ def limits_too_low(settings: Settings) -> str:
 
 
 def traffic_limits(settings: Settings) -> TrafficLimits:
-    """Return what callers may have under way."""
+    """Return the limits on calls in progress."""
     return TrafficLimits(
         calls=settings.max_calls,
         receive_bytes=settings.receive_bytes,
@@ -46,7 +46,7 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
 
 
 def remote_options(reloadable: Reloadable[Settings]) -> RemoteOptions:
-    """Return what decides the shared tier."""
+    """Return the options of the shared tier; it reads those that a reload changes at each use."""
     settings = reloadable.current
     return RemoteOptions(
         url=settings.redis_url.get_secret_value(),
@@ -68,7 +68,7 @@ def remote_options(reloadable: Reloadable[Settings]) -> RemoteOptions:
 
 
 def redis_access(settings: Settings) -> RedisAccess:
-    """Return what it takes to be let in by Redis, beside the URL."""
+    """Return the credentials and certificates for Redis, besides the URL."""
     return RedisAccess(
         ca_file=settings.redis_ca_file,
         password=settings.redis_password.get_secret_value(),

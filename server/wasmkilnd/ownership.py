@@ -1,12 +1,12 @@
-"""Whether somebody else could change what this daemon runs or believes: the one rule for it.
+"""The one rule on who may own and write the files that this daemon runs or trusts.
 
-Whoever can write to a file, to a folder or to a folder above it decides what lies there. So all
-that is run or believed has to belong to this process' user or to root, every folder and symbolic
-link on the way to it included, and nobody else may write to any of them. Two exceptions:
+A user who can write to a file, its folder or a folder above decides what the daemon finds there.
+So every file that the daemon runs or trusts, and every folder and symbolic link on the way to it,
+must belong to this process's user or to root, and no other user may write to it. Two exceptions:
 
-- Others may write to a folder above that is sticky, such as /tmp: it protects what is in it.
-- A group may write that is this process' own and has no other member, since many systems make
-  files so (umask 002). Keys are ``private``: for them it may not.
+- Other users may write to a folder above that is sticky, such as /tmp: it protects its content.
+- A group of this process that has no other member may write, since many systems create files so
+  (umask 002). Not to keys: they are ``private``.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ _MOST_LINKS = 40
 
 
 class NotOurs(Exception):  # noqa: N818 - says what it is
-    """Somebody else could change what is to be run or believed; the message says what to do."""
+    """Another user could change what the daemon runs or trusts; the message says what to do."""
 
 
 def check_path(path: Path, *, private: bool = False, secret: bool = False) -> None:
-    """Raise NotOurs unless nobody else can change what ``path`` leads to.
+    """Raise NotOurs if another user can change what ``path`` leads to.
 
-    What is not there yet is judged by the folders above it. ``private`` lets no group write,
-    ``secret`` lets others not even read the file.
+    For a path that does not exist yet, the folders above it decide. With ``private`` no group may
+    write; with ``secret`` other users may not even read the file.
     """
     here, links = Path("/"), 0
     steps = list(reversed(path.absolute().parts))
     while steps:
         step = here / steps.pop()
         if step.name == "..":
-            step = here.parent  # No part of here is a link any more, so this is what it means.
+            step = here.parent  # The path so far has no link left, so its parent is the right one.
         try:
             found = step.lstat()
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return  # Whoever wants to use it will be told.
+            return  # Opening the path fails later, with the reason.
         _refuse_owner(step, found, path)
         if stat.S_ISLNK(found.st_mode):
             links += 1
             if links > _MOST_LINKS:
-                raise NotOurs(f"cannot use {path}: it is a symbolic link without end")
+                raise NotOurs(f"cannot use {path}: its symbolic links form a loop")
             steps += reversed(step.readlink().parts)
             continue
         is_above = bool(steps)
@@ -64,9 +64,9 @@ def check_path(path: Path, *, private: bool = False, secret: bool = False) -> No
 
 
 def check_tree(folder: Path, leave_out: Collection[str] = ()) -> None:
-    """Raise NotOurs unless nobody else can change ``folder`` or anything in it.
+    """Raise NotOurs if another user can change ``folder`` or anything in it.
 
-    Folders in it that are called as ``leave_out`` says are not looked into.
+    Skip the folders in it whose names are in ``leave_out``.
     """
     check_path(folder)
     folders = [folder]
@@ -88,13 +88,13 @@ def check_tree(folder: Path, leave_out: Collection[str] = ()) -> None:
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
-    """Make a folder and those above it for this user only, unless they are there.
+    """Make a folder and those above it, for this user only, where they do not exist.
 
-    Raises OSError; NotOurs where somebody else could change it, before and after.
+    Raises OSError, and NotOurs where another user could change the folder, before or after.
     """
     check_path(path, private=private)
     for folder in reversed(path.absolute().parents):
-        # One by one: mkdir itself would make those above as the umask has it.
+        # One by one: mkdir(parents=True) would give those above the permissions of the umask.
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
@@ -119,7 +119,7 @@ def _refuse_writers(step: Path, found: os.stat_result, path: Path, *, private: b
     if not writers:
         return
     of_ours = writers == stat.S_IWGRP and not private
-    # What an access list allows to others is shown as a right of the group.
+    # The mode shows what an access list allows to others as a right of the group.
     if of_ours and _nobody_else_in(found.st_gid, os.geteuid()) and not _has_access_list(step):
         return
     remedy = f"chmod -R go-w {_quoted(path)}"
@@ -137,12 +137,12 @@ def _named(step: Path, path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _nobody_else_in(gid: int, user: int) -> bool:
-    """Whether a group is this process' own, and this machine knows no other member of it."""
+    """Whether this process is in a group that has no other member on this machine."""
     if gid not in (os.getegid(), *os.getgroups()):
         return False
     users = pwd.getpwall()
     members = {one.pw_name for one in users if one.pw_gid == gid}
-    with suppress(KeyError):  # A group without a name, as containers have them.
+    with suppress(KeyError):  # The group has no name, as in containers.
         members |= set(grp.getgrgid(gid).gr_mem)
     return members <= {one.pw_name for one in users if one.pw_uid in (user, 0)}
 
@@ -151,7 +151,7 @@ def _has_access_list(path: Path) -> bool:
     try:
         return "system.posix_acl_access" in os.listxattr(path, follow_symlinks=False)
     except OSError:
-        return False  # A file system without them.
+        return False  # The file system has no access lists.
 
 
 def _quoted(path: Path) -> str:

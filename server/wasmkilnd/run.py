@@ -1,4 +1,4 @@
-"""The life of a daemon: start, obey signals, end."""
+"""The life of a daemon: start, handle signals, reload, end."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = structlog.get_logger("wasmkilnd")
 async def run(read: Callable[[], LoadedSettings]) -> None:
     """Serve until SIGTERM, SIGINT or Drain, then drain and end.
 
-    ``read`` answers the configuration, now and again at each SIGHUP. Raises
+    ``read`` returns the configuration: now, and again at each SIGHUP. Raises
     ConfigError and CannotStart.
     """
     configure_malloc()
     loaded = read()
     with relayed(loaded.settings.log_format, loaded.settings.log_level):
-        # What Python says as it dies of a signal is in no other place.
+        # Without this, nothing tells where Python was when a signal killed it.
         faulthandler.enable(file=2)
         await _live(loaded, read)
 
@@ -37,7 +37,7 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
     shutdown = Shutdown()
     daemon = Daemon(loaded, shutdown)
     hung_up = asyncio.Event()
-    _obey_signals(daemon, shutdown, hung_up)
+    _handle_signals(daemon, shutdown, hung_up)
     try:
         if await until(shutdown.asked, daemon.start()):
             print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
@@ -46,22 +46,22 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
     finally:
         systemd.stopping()
         await daemon.stop()
-        _obey_no_more()
+        _ignore_signals()
 
 
-def _obey_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) -> None:
+def _handle_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) -> None:
     stops = 0
 
     def stop(name: str) -> None:
         nonlocal stops
         stops += 1
-        # Signals are counted apart from Drain: a container's supervisor sends its SIGTERM
-        # right after the hook that drained, and hurries nobody by that.
+        # Drain does not count as a first signal: a container's supervisor sends SIGTERM right
+        # after the hook that called Drain, and does not mean to hurry the daemon.
         if stops == 1:
             log.info("stopping", signal=name)
             daemon.drain()
         else:
-            log.info("hurrying", signal=name)
+            log.info("stopping at once", signal=name)
             shutdown.hurry()
 
     loop = asyncio.get_running_loop()
@@ -70,10 +70,11 @@ def _obey_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) ->
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
 
 
-def _obey_no_more() -> None:
-    """Let signals pass: by its own handlers alone, what has stopped well would die of one.
+def _ignore_signals() -> None:
+    """Ignore signals from now on.
 
-    The event loop takes those away as it closes, before the interpreter is gone.
+    The event loop removes its handlers as it closes, before the interpreter ends: a signal that
+    comes in between would kill a daemon that has stopped cleanly.
     """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -90,6 +91,6 @@ async def _reload_at_each(
         systemd.reloading()
         try:
             await daemon.reload(read)
-        except Exception:  # A defect, which is no reason to end what runs.
-            log.exception("not reloaded: a defect of the daemon")
+        except Exception:  # A defect in reloading must not end a daemon that serves.
+            log.exception("cannot reload: a defect of the daemon")
         systemd.ready(daemon.detail)

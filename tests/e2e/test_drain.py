@@ -107,7 +107,7 @@ def test_what_outlives_the_grace_is_told_so(state: Path) -> None:
                     call.result()
         assert daemon.process.wait(30) == 0
         assert not workers_and_jobs(daemon.pid)
-    assert "given up, as the grace is over" in daemon.log
+    assert "grace is over: giving up calls" in daemon.log
 
 
 def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:

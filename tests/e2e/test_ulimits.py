@@ -93,5 +93,5 @@ def test_a_reload_does_not_ask_for_more_than_there_is(tmp_path: Path) -> None:
     ):
         file.write_text("compile_memory_bytes = '4GiB'\n")
         daemon.process.send_signal(1)
-        assert "RLIMIT_AS is 3,221,225,472" in daemon.wait_for_log("not reloaded")
+        assert "RLIMIT_AS is 3,221,225,472" in daemon.wait_for_log("cannot reload")
         assert client.compile(wasm.adder(1)).bytes

@@ -1,4 +1,4 @@
-"""What the daemon says when it is ready."""
+"""The text that the daemon prints when it is ready."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def banner(
             )
         )
     if not engines.served:
-        rows.append(("engines", "none works: no call is served"))
+        rows.append(("engines", "none works: the daemon serves no call"))
     rows.extend(("", f"{one.id} is not served: {one.cause}") for one in unserved)
     if engines.served:
         rows.append(("jobs", isolation))

@@ -1,6 +1,6 @@
-"""Shares out the file descriptors: jobs, Redis and the admin server have theirs for certain.
+"""Divide the file descriptors: jobs, Redis and the admin server have a fixed share.
 
-Whoever opens connections to the gRPC port gets what is left, and can take no other's.
+Connections to the gRPC port get the rest, so that callers cannot take the others' share.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
 
 log = structlog.get_logger("wasmkilnd")
 
-# What a worker takes while it starts and has a job, the job's ends included.
+# A worker needs so many while it starts and runs a job, both ends of its pipes included.
 _WORKER = 8
-# As many as the pool of connections to one server has; of a cluster, to as many primaries as
-# small ones have: larger ones are not all busy at once.
+# The size of the connection pool of one server. For a cluster, that of six primaries: the
+# primaries of larger clusters are not all busy at once.
 _REDIS = 32
 _REDIS_CLUSTER = 6 * _REDIS
-# Files, sockets that listen, what gRPC and threads use for themselves, and some to spare.
+# Files, listening sockets, what gRPC and threads use for themselves, and a reserve.
 _OTHERS = 96
 _LEAST_CONNECTIONS = 16
 

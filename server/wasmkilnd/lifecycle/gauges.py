@@ -1,4 +1,4 @@
-"""What the gauges of the metrics read from the daemon's parts."""
+"""Functions that read the metrics' gauges from the daemon's parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wasmkilnd.waiters import Waiter
 
 
 def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
-    """Return what tells how busy an engine is."""
+    """Return a function that tells how busy an engine is."""
     pool = engine.pool
     return lambda: EngineUsage(
         workers=pool.alive,
@@ -25,7 +25,7 @@ def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
 
 
 def usage_of_traffic(traffic: Traffic) -> Callable[[], TrafficUsage]:
-    """Return what tells how much calls hold."""
+    """Return a function that tells how much memory calls hold."""
     return lambda: TrafficUsage(
         calls=traffic.gate.running,
         receive_bytes=traffic.receiver.held_bytes,

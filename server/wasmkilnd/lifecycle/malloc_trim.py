@@ -1,7 +1,7 @@
-"""Memory that the daemon freed goes back to the machine, whatever held it before.
+"""Return memory that the daemon freed to the machine.
 
-glibc keeps the holes in its heap until it is told to give them back. It then does so for all but
-the ends of heaps that threads have of their own: see :mod:`wasmkilnd.lifecycle.allocator`.
+glibc keeps the holes in its heap until malloc_trim is called. That call does not reach the ends
+of heaps that single threads have: ``configure_malloc`` leaves the process one heap for all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 _INTERVAL_S = 1.0
 WORTH_BYTES = 16 * 1024 * 1024
-"""Giving back costs about 0.1 ms for each MiB, during which who allocates waits: less stays."""
+"""A trim takes about 0.1 ms for each MiB, and threads that allocate wait for it: keep less."""
 _IN_VAIN_BYTES = 1024 * 1024
 _MOST_SKIPPED = 30
 
@@ -32,15 +32,15 @@ _KEPT_BYTES = 4 * 1024 * 1024
 
 
 def configure_malloc() -> None:
-    """Have large blocks given back as they are freed. Call it before threads begin.
+    """Make glibc return large blocks as they are freed. Call this before threads start.
 
-    By default glibc learns from the first large block that is freed: those of its size are
-    kept from then on, and twice as much at the end of each thread's heap, which malloc_trim does
-    not shorten. Requests of 16 MiB arrive in the heaps of gRPC's threads: 30 of them left 94 MiB
-    behind. So all threads share one heap, whose end malloc_trim gives back.
-    Hardly any two threads allocate at once: most of what they do is Python.
+    By default glibc adapts to the first large block that is freed: from then on it keeps blocks
+    of that size, and twice as much at the end of each thread's heap, which malloc_trim does not
+    shorten. Requests of 16 MiB arrive in the heaps of gRPC's threads: 30 of them left 94 MiB
+    behind. So all threads share one heap, whose end malloc_trim returns. This costs little: two
+    threads hardly ever allocate at once, as most of what they do is Python.
     """
-    with contextlib.suppress(AttributeError):  # A C library that has no such thing.
+    with contextlib.suppress(AttributeError):  # Not glibc.
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
@@ -48,10 +48,10 @@ def configure_malloc() -> None:
 
 
 class MallocTrim:
-    """Has glibc give back what it keeps, as soon as that has become much."""
+    """Makes glibc return what it keeps, as soon as that is much."""
 
     def __init__(self, spare_bytes: Callable[[], int], trim: Callable[[], object]) -> None:
-        """``spare_bytes`` returns about how much memory is resident and not in use."""
+        """Call ``trim`` by ``spare_bytes``: about how much memory is resident and not in use."""
         self._spare_bytes = spare_bytes
         self._trim = trim
         self._least_bytes = self._left_bytes = spare_bytes()
@@ -71,10 +71,10 @@ class MallocTrim:
         )
 
     async def run(self) -> None:
-        """Look once a second, until cancelled."""
+        """Check once a second, until cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL_S)
-            # In a thread: it lets Python run on, and holds up only who needs the same heap.
+            # In a thread: Python runs on, and only threads that need the heap wait.
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
@@ -83,8 +83,8 @@ class MallocTrim:
         self._least_bytes = min(self._least_bytes, spare_bytes)
         if spare_bytes - self._least_bytes < WORTH_BYTES:
             return
-        # What lies between blocks in use cannot be given back, and is no reason to try again.
-        # But some of it may have been freed during the trim itself, and that is.
+        # glibc cannot return parts of pages between blocks in use, so a trim that returned nothing
+        # is repeated less often. But memory may have been freed since then: look at the growth.
         grew = spare_bytes - self._left_bytes >= WORTH_BYTES
         if not grew and self._skipped < min(self._in_vain, _MOST_SKIPPED):
             self._skipped += 1
@@ -96,10 +96,10 @@ class MallocTrim:
 
 
 class _Heap:
-    """What the allocator of the C library says of itself."""
+    """Reads the statistics of the C library's allocator."""
 
     def __init__(self, libc: ctypes.CDLL) -> None:
-        # Before glibc 2.33 there is only the function with 32 bits.
+        # Before glibc 2.33 only the function with 32-bit numbers exists.
         wide = hasattr(libc, "mallinfo2")
         number = ctypes.c_size_t if wide else ctypes.c_uint
 

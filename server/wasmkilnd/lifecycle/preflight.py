@@ -18,7 +18,7 @@ def check_host(settings: Settings) -> None:
     if settings.job_uid and os.geteuid() != 0:
         raise CannotStart(
             f"cannot run workers as user {settings.job_uid} (job_uid): only a daemon that is root"
-            " can; run it as root, or leave job_uid out and its workers have the daemon's user"
+            " can; run it as root, or leave job_uid out to run workers as the daemon's user"
         )
     if why := limits_too_low(settings):
         raise CannotStart(f"cannot run jobs: {why}")

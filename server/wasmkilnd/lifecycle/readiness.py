@@ -1,4 +1,4 @@
-"""Whether calls are served, and why not: one answer for /readyz, gRPC health and the log."""
+"""Whether the daemon serves calls, and if not, why: for /readyz, gRPC health and the log."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _STARTING = "starting"
 
 
 class Readiness:
-    """Follows the engines: calls are served while at least one of them works.
+    """Follows the engines: the daemon serves calls while at least one of them works.
 
-    A sick Redis makes no call fail: it is told of, and changes nothing. For one event loop.
+    A Redis that is down makes no call fail: it is mentioned, and the daemon stays ready. For one
+    event loop.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Readiness:
         unserved: Sequence[UnservedEngine],
         redis_detail: Callable[[], str],
     ) -> None:
-        """From now on the engines decide, unless the daemon drains already.
+        """Let the engines decide from now on, unless the daemon already drains.
 
         ``redis_detail`` says what is wrong with Redis, if anything.
         """
@@ -44,11 +45,11 @@ class Readiness:
             self._phase = ""
 
     def draining(self) -> None:
-        """From now on nothing is served, whatever the engines do."""
+        """Be not ready from now on, whatever the engines do."""
         self._phase = "draining"
 
     def now(self) -> tuple[bool, str]:
-        """Return whether calls are served, and a sentence that says what is wrong, if anything."""
+        """Return whether the daemon serves calls, and a sentence on what is wrong, if anything."""
         if self._phase:
             return False, self._phase
         wrong = [f"{one.id} is not served: {one.cause}" for one in self._unserved]
@@ -62,17 +63,17 @@ class Readiness:
             wrong.append(detail)
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
-    async def follow(self, tell: Callable[[bool], None]) -> None:
-        """Tell of every change until cancelled."""
-        told, _ = self.now()
+    async def follow(self, report: Callable[[bool], None]) -> None:
+        """Report every change until cancelled."""
+        reported, _ = self.now()
         while True:
             await asyncio.sleep(_INTERVAL_S)
             ready, why = self.now()
-            if ready == told or self._phase:
+            if ready == reported or self._phase:
                 continue
-            told = ready
+            reported = ready
             if ready:
                 log.info("serving again", detail=why)
             else:
                 log.error("not serving", cause=why)
-            tell(ready)
+            report(ready)

@@ -1,4 +1,4 @@
-"""SIGHUP: the configuration and the keys, read anew, take the place of those in force."""
+"""Reload on SIGHUP: replace the current settings and keys with those read again."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ log = structlog.get_logger("wasmkilnd")
 class Reloader:
     """Applies what can be applied while everything runs. For one event loop.
 
-    All that can fail comes first: a configuration or a key that cannot be used
-    changes nothing.
+    It reads and checks everything first: a configuration or a key that it cannot use changes
+    nothing.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Reloader:
         largest_module_bytes: int,
         daemon_version: str,
     ) -> None:
-        """Replace what these hold. Modules above ``largest_module_bytes`` need a restart."""
+        """Reload what these hold. Modules above ``largest_module_bytes`` need a restart."""
         self._settings = settings
         self._limits = limits
         self._traffic = traffic
@@ -55,7 +55,7 @@ class Reloader:
         self._daemon_version = daemon_version
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> None:
-        """Read and apply, telling of each change; never raises for what it reads."""
+        """Read and apply, and log each change or why nothing changed; raise for neither."""
         old = self._settings.current
         try:
             wanted = (await asyncio.to_thread(read)).settings
@@ -68,7 +68,7 @@ class Reloader:
             switch_redis = self._remote.prepare_reconnect(redis_access(new))
         except (ConfigError, KeysUnusable, CannotOpenShared) as failure:
             cause = "; ".join(str(failure).splitlines())
-            log.error("not reloaded: all stays as it was", cause=cause)
+            log.error("cannot reload: nothing changed", cause=cause)
             return
         for change in found:
             if change in live:
@@ -83,7 +83,7 @@ class Reloader:
 
     def _is_live(self, change: Change, wanted: Settings) -> bool:
         if change.field == "max_module_bytes":
-            # What the transport lets in was decided when it was opened.
+            # The gRPC server was created with a largest message size.
             return wanted.max_module_bytes <= self._largest_module_bytes
         return change.live
 

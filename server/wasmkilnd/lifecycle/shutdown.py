@@ -1,4 +1,4 @@
-"""When the daemon ends, and how long what is under way may still take."""
+"""When the daemon ends, and how long calls in progress may still take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Shutdown:
-    """Asked for by a signal or by Drain, with a deadline that can only come nearer.
+    """The end of a daemon, asked for by a signal or by Drain; its deadline only comes nearer.
 
     For one event loop, which has to run already.
     """
@@ -17,20 +17,20 @@ class Shutdown:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.overdue = asyncio.Event()
-        """Set when what is under way has had its time."""
+        """Set when the grace for calls in progress is over."""
         self.hurried = asyncio.Event()
-        """Set when nothing at all is to be waited for any more."""
+        """Set when the daemon shall wait for nothing any more."""
         self._loop = asyncio.get_running_loop()
         self._deadline = math.inf
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def left_s(self) -> float:
-        """Seconds until what is under way is given up; infinite before anybody asked."""
+        """Seconds until the daemon gives up calls in progress; infinite before ``ask``."""
         return max(0.0, self._deadline - self._loop.time())
 
     def ask(self, grace_s: float) -> None:
-        """Have the daemon end, giving what is under way ``grace_s`` at most.
+        """End the daemon, and give calls in progress ``grace_s`` at most.
 
         Of several deadlines the earliest counts.
         """
@@ -43,14 +43,14 @@ class Shutdown:
             self._alarm = self._loop.call_at(deadline, self.overdue.set)
 
     def hurry(self) -> None:
-        """Have the daemon end without waiting for anything."""
+        """End the daemon without waiting for anything."""
         self.ask(0.0)
         self.overdue.set()
         self.hurried.set()
 
 
 async def until(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
-    """Do ``work`` until ``event`` happens; return whether it was done before.
+    """Do ``work`` until ``event`` happens; return whether the work was finished by then.
 
     Raises what ``work`` raises.
     """

@@ -1,7 +1,7 @@
-"""What systemd is told of a daemon's life: sd_notify(3), without the library.
+"""Tell systemd when the daemon is ready, reloads or stops: sd_notify(3), without the library.
 
-Does nothing where no service manager asked for it. A datagram to a socket is all there
-is to it, and systemd promises that it stays so.
+These functions do nothing where no service manager set NOTIFY_SOCKET. The protocol is a datagram
+to that socket, and systemd guarantees it as stable.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import time
 
 
 def ready(detail: str) -> None:
-    """Tell that calls are served, or that a reload is over; ``detail`` is for people."""
+    """Say that the daemon serves calls, or that a reload is over; ``detail`` is for people."""
     _notify(f"READY=1\nSTATUS={detail.splitlines()[0]}")
 
 
 def reloading() -> None:
-    """Tell that the configuration is being read anew."""
+    """Say that the daemon reads its configuration again."""
     now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     _notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
 
 
 def stopping() -> None:
-    """Tell that the daemon is ending."""
+    """Say that the daemon is stopping."""
     _notify("STOPPING=1\nSTATUS=draining")
 
 

@@ -1,4 +1,4 @@
-"""The sealer by the keys in force, and what opening them anew changes."""
+"""The sealer that the whole daemon uses: it follows the keys as reloads change them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = structlog.get_logger("wasmkilnd.keys")
 
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """What the settings and the key directory come to, at one moment."""
+    """The keys at one moment, and the sealer that signs with them."""
 
     ring: KeyRing
     sealer: DsseSealer
@@ -35,13 +35,15 @@ def open_signing(settings: Settings, daemon_version: str) -> Signing:
 
 
 class CurrentSealer:
-    """The Sealer port: whatever sealer is in force."""
+    """Implements the Sealer port with the current keys."""
 
     def __init__(
         self, signing: Reloadable[Signing], evicted_ms: Callable[[str, str], int] = lambda *_: 0
     ) -> None:
-        """``evicted_ms`` returns up to when artifacts of a module and an engine were evicted:
-        those that are sealed now are later, whatever the clock says.
+        """Seal with the current keys.
+
+        ``evicted_ms`` returns the time up to which artifacts of a module and an engine are
+        evicted. An artifact that is sealed now gets a later time, whatever the clock says.
         """
         self._signing = signing
         self._evicted_ms = evicted_ms
@@ -52,15 +54,15 @@ class CurrentSealer:
         return self._signing.current.sealer.seal(artifact, evicted_ms)
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Return why nobody vouches for ``artifact`` under ``key``, None if somebody does."""
+        """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
         return self._signing.current.sealer.verify(artifact, key)
 
     def stamp(self, message: bytes) -> bytes:
-        """Return a signature that says by whom ``message`` was written."""
+        """Return the signing key's id and its signature of ``message``."""
         return self._signing.current.sealer.stamp(message)
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Return why nobody vouches for ``message``, None if somebody does."""
+        """Return why no trusted key vouches for ``message``, None if one does."""
         return self._signing.current.sealer.check_stamp(message, stamp)
 
 
@@ -71,14 +73,14 @@ def log_keys(signing: Signing) -> None:
 
 
 def log_key_changes(old: Signing, new: Signing) -> bool:
-    """Log what differs, a line for each key; return whether anything does."""
+    """Log a line for each key that differs; return whether one does."""
     before, after = old.ring.signing.public.id, new.ring.signing.public.id
     if before != after:
         log.info("signing key changed", old=before, new=after)
     gained = [key for key in new.ring.trusted if key not in old.ring.trusted]
     lost = [key for key in old.ring.trusted if key not in new.ring.trusted]
     for key_id in gained:
-        log.info("a key was added", key_id=key_id)
+        log.info("key added", key_id=key_id)
     for key_id in lost:
-        log.warning("a key is not trusted any more", key_id=key_id)
+        log.warning("key no longer trusted", key_id=key_id)
     return bool(before != after or gained or lost)

@@ -1,4 +1,4 @@
-"""A private key, which never shows itself."""
+"""The Ed25519 private key: how it is read, written and used, and never shown."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class PrivateKey:
             key = None
         if key is None:
             raise ValueError(
-                "it is no Ed25519 private key: unencrypted PKCS #8 PEM, or base64 of 32 bytes"
+                "it is not an Ed25519 private key: write unencrypted PKCS #8 PEM, or base64 of its"
+                " 32 bytes"
             )
         return cls(key)
 
@@ -72,7 +73,7 @@ class PrivateKey:
 
 
 def _from_pem(text: str) -> Ed25519PrivateKey | None:
-    # From nothing: the library's own messages may quote what they read.
+    # Raise nothing from the library: its messages may quote what they read.
     try:
         key = serialization.load_pem_private_key(text.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):

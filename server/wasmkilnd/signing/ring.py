@@ -1,4 +1,4 @@
-"""The keys of a running daemon: the one that it signs with, and those that it believes."""
+"""The keys of a running daemon: the one that it signs with, and those that it trusts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = structlog.get_logger("wasmkilnd.keys")
 
 
 class TrustRing:
-    """The keys that are believed. Safe for use from any thread.
+    """The keys that the daemon trusts. Safe for use from any thread.
 
-    A key that is not known is looked for in the key directory once more: another daemon of
-    the fleet may have rotated since this one started, and its values must not be taken for a
-    stranger's and deleted.
+    It looks for an unknown key in the key directory again: another daemon of the fleet may have
+    rotated its key since this one started, and this one must not delete its values as a
+    stranger's.
     """
 
     def __init__(self, given: Iterable[PublicKey], store: KeyStore) -> None:
@@ -28,7 +28,7 @@ class TrustRing:
 
     @property
     def trusted(self) -> TrustedKeys:
-        """All that are known to be trusted by now."""
+        """All trusted keys that are known so far."""
         return TrustedKeys(self._trusted.values())
 
     def get(self, key_id: str, /) -> PublicKey | None:
@@ -38,15 +38,15 @@ class TrustRing:
             try:
                 key = self._store.find(key_id)
             except KeysUnusable as failure:
-                log.warning("a trusted key cannot be read", cause=str(failure))
+                log.warning("cannot read a trusted key", cause=str(failure))
             if key:
                 self._trusted[key_id] = key
-                log.info("a key was added", key_id=key_id)
+                log.info("key added", key_id=key_id)
         return key
 
 
 class KeyRing(TrustRing):
-    """The keys that are believed, and the one to sign with."""
+    """The trusted keys, and the one to sign with."""
 
     def __init__(self, signing: PrivateKey, trusted: TrustedKeys, store: KeyStore) -> None:
         super().__init__((signing.public, *trusted.values()), store)
@@ -54,7 +54,7 @@ class KeyRing(TrustRing):
 
 
 def open_trust(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> TrustRing:
-    """Open the keys that a daemon with these settings believes; make none. Raises KeysUnusable."""
+    """Open the keys that a daemon with these settings trusts; make none. Raises KeysUnusable."""
     store = KeyStore(folder)
     signing = _parsed(signing_key) if signing_key else store.signing_key()
     own = (signing.public,) if signing else ()
@@ -62,9 +62,9 @@ def open_trust(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> T
 
 
 def open_ring(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> KeyRing:
-    """Open a daemon's keys as its settings say. Raises KeysUnusable.
+    """Open the keys that a daemon's settings name. Raises KeysUnusable.
 
-    Without ``signing_key``, the key directory's is used, and made at first start.
+    Without ``signing_key``, the key directory holds the signing key; the first start makes it.
     """
     store = KeyStore(folder)
     trusted = _read(trusted_keys)
@@ -78,7 +78,7 @@ def _read(trusted_keys: Sequence[str]) -> TrustedKeys:
         raise KeysUnusable(f"WASMKILN_TRUSTED_KEYS: {error}") from None
     except OSError as error:
         raise KeysUnusable(
-            f"WASMKILN_TRUSTED_KEYS: {error.filename} cannot be read: {error.strerror}"
+            f"WASMKILN_TRUSTED_KEYS: cannot read {error.filename}: {error.strerror}"
         ) from None
 
 

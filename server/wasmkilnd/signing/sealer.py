@@ -1,4 +1,4 @@
-"""Sealers: what vouches for an artifact that comes back from the shared tier."""
+"""Sign artifacts, and verify those that come back from the shared tier."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 _KEY_ID_BYTES = 32
 
 _ADVICE = {
-    UNSIGNED: "written by an older version, or by somebody else",
+    UNSIGNED: "an older version of the daemon or another program wrote it",
     STRANGER: "daemons on one Redis have to share keys: see `wasmkilnd keys trust`,"
     " WASMKILN_KEYS_DIR and WASMKILN_SIGNING_KEY",
 }
 
 
 class DsseVerifier:
-    """Believes the trusted keys only.
+    """Accepts signatures by the trusted keys only.
 
-    An attestation binds what its claims hold, and beyond them the compile time and a
-    digest over imports and exports. A stamp binds whatever it is put on.
+    An attestation signs its claims, and with them the compile time and a digest over imports
+    and exports. A stamp signs the bytes that it is made for.
     """
 
     def __init__(self, trusted: KeyLookup) -> None:
@@ -53,7 +53,7 @@ class DsseVerifier:
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
         if artifact.key != key:
-            return Refusal(MISMATCH, "the artifact is another key's")
+            return Refusal(MISMATCH, "the artifact belongs to another cache key")
         try:
             statement, _ = open_envelope(artifact.attestation, self._trusted)
             check_claims(statement, _claims(artifact))
@@ -63,7 +63,7 @@ class DsseVerifier:
             return Refusal(cause, f"{error} ({advice})" if advice else str(error))
         described = (artifact.compile_time_s, _types_sha256(artifact))
         if described != (statement.compile_time_s, statement.types_sha256):
-            return Refusal(MISMATCH, "the attestation is about another compile time or other types")
+            return Refusal(MISMATCH, "the attestation states another compile time or other types")
         return None
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
@@ -76,12 +76,12 @@ class DsseVerifier:
         try:
             _public_key(key.raw).verify(signature, message)
         except InvalidSignature:
-            return Refusal(MISMATCH, "the value's signature is not that of its key")
+            return Refusal(MISMATCH, "the value's signature does not match its key")
         return None
 
 
 class DsseSealer(DsseVerifier):
-    """Signs every artifact that is compiled here."""
+    """Signs the artifacts that this daemon compiles."""
 
     def __init__(
         self,
@@ -96,8 +96,9 @@ class DsseSealer(DsseVerifier):
         self._now = now
 
     def seal(self, artifact: Artifact, after_ms: int = 0) -> Artifact:
-        """Return ``artifact`` with an envelope by the signing key, which says that it was made
-        now, and later than ``after_ms``.
+        """Return ``artifact`` with an envelope signed by the signing key.
+
+        The envelope says that the artifact was made now, and in any case later than ``after_ms``.
         """
         now_s = self._now()
         statement = Statement(

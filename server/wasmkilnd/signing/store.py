@@ -5,11 +5,11 @@
     <keys>/              0700
     <keys>/signing.pem   0600  the private key, PKCS #8
     <keys>/trusted/      0700  <key id>.pem: public keys, this one's and others'
-    <keys>/.lock         0600  held by whoever changes something
+    <keys>/.lock         0600  held by the process that changes something
 
-A public key is in place before its private key signs anything, and stays when the private
-key goes: so no value is ever signed by a key that is not trusted, and rotation loses none.
-Several daemons, on several machines, may share the directory.
+The store writes a public key before its private key signs anything, and keeps it when the
+private key is replaced: every value is signed by a trusted key, and rotation loses none. Several
+daemons, on several machines, may share the directory.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from wasmkilnd.signing.private import PrivateKey
 
 
 class KeysUnusable(Exception):  # noqa: N818 - a state, told to the operator
-    """The keys cannot be used; the message says why and what to do, and holds no secret."""
+    """The daemon cannot use its keys. The message says why and what to do, and holds no secret."""
 
 
 class KeyStore:
     """A key directory. Safe for use by several processes at once; every method may block.
 
-    Whoever may change something in it decides whose native code is run. So every method raises
-    KeysUnusable where the directory, ``trusted/``, a key in it or a folder above belongs to another
-    user than this one or root, or may be written by others.
+    A user who can change something in it decides whose native code callers run. So every method
+    raises KeysUnusable where the directory, ``trusted/``, a key in it or a folder above belongs to
+    a user other than this one and root, or where other users may write to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,9 +46,9 @@ class KeyStore:
 
     def signing_key(self) -> PrivateKey | None:
         """Return the signing key, None if there is none. Raises KeysUnusable."""
-        with _told(self.folder):
+        with _as_keys_unusable(self.folder):
             self._refuse_open_folders()
-            # A group may read: that is how a volume of secrets is mounted for a user of its own.
+            # A group may read the key: so Kubernetes mounts a volume of secrets for a user.
             text = _read(self._signing, secret=True)
         if text is None:
             return None
@@ -58,12 +58,12 @@ class KeyStore:
             raise KeysUnusable(f"{self._signing}: {error}") from None
 
     def ensure(self) -> PrivateKey:
-        """Return the signing key, made if there is none yet. Raises KeysUnusable.
+        """Return the signing key; make it if there is none yet. Raises KeysUnusable.
 
-        Of processes that start at once on an empty directory, the first makes the key and
-        the others find it.
+        Of several processes that start at once on an empty directory, the first makes the key
+        and the others find it.
         """
-        # Without the lock first: a directory that is mounted read-only is enough to sign.
+        # First without the lock: a directory that is mounted read-only is enough to sign.
         key = self.signing_key()
         if key is None:
             with self._locked():
@@ -75,7 +75,8 @@ class KeyStore:
         with self._locked():
             if self.signing_key():
                 raise KeysUnusable(
-                    f"{self._signing} is there already: `wasmkilnd keys rotate` replaces it"
+                    f"cannot make a signing key: {self._signing} exists; replace it with"
+                    " `wasmkilnd keys rotate`"
                 )
             return self._replace()
 
@@ -93,30 +94,35 @@ class KeyStore:
             self._trust(key)
 
     def distrust(self, key_id: str) -> None:
-        """Trust a key no more. Raises KeysUnusable, also for one that is not trusted here."""
+        """Stop trusting a key. Raises KeysUnusable, also for a key that is not trusted here."""
         with self._locked():
             signing = self.signing_key()
             if signing and signing.public.id == key_id:
                 raise KeysUnusable(
-                    f"{key_id} is what signs here: `wasmkilnd keys rotate` replaces it first"
+                    f"cannot distrust {key_id}: this daemon signs with it; run"
+                    " `wasmkilnd keys rotate` first"
                 )
-            # By content and not by name: somebody may have put a file there by hand.
+            # By content and not by name: an operator may have put a file there by hand.
             held = {file: _read_trusted(file) for file in self._trusted.glob("*.pem")}
             files = [file for file, keys in held.items() if key_id in keys]
             if not files:
                 raise KeysUnusable(
-                    f"{key_id} is no id of a key in {self._trusted}: `wasmkilnd keys list` shows"
-                    " them; a key that WASMKILN_TRUSTED_KEYS names is taken out of that variable"
+                    f"cannot distrust {key_id}: it is not the id of a key in {self._trusted};"
+                    " `wasmkilnd keys list` shows the keys. Take a key that WASMKILN_TRUSTED_KEYS"
+                    " names out of that variable"
                 )
             for file in files:
                 if len(held[file]) > 1:
-                    raise KeysUnusable(f"{file} holds other keys too: take it out there by hand")
+                    raise KeysUnusable(
+                        f"cannot distrust {key_id}: {file} holds other keys too; take it out"
+                        " by hand"
+                    )
             for file in files:
                 file.unlink()
 
     def trusted(self) -> TrustedKeys:
         """Return the public keys that are trusted. Raises KeysUnusable."""
-        with _told(self._trusted):
+        with _as_keys_unusable(self._trusted):
             self._refuse_open_folders()
             if not self._trusted.is_dir():
                 return TrustedKeys()
@@ -126,7 +132,7 @@ class KeyStore:
 
     def find(self, key_id: str) -> PublicKey | None:
         """Return the trusted key with this id, if it lies here. Raises KeysUnusable."""
-        with _told(self._trusted):
+        with _as_keys_unusable(self._trusted):
             self._refuse_open_folders()
             text = _read(self._trusted / f"{key_id}.pem")
         if text is None:
@@ -135,7 +141,7 @@ class KeyStore:
             key = PublicKey.parse(text)
             if key.id == key_id:
                 return key
-        raise KeysUnusable(f"{self._trusted}/{key_id}.pem does not hold the key of its name")
+        raise KeysUnusable(f"{self._trusted}/{key_id}.pem does not hold the key that its name says")
 
     def _replace(self) -> PrivateKey:
         key = PrivateKey.generate()
@@ -150,13 +156,13 @@ class KeyStore:
             _write(path, key.pem.encode())
 
     def _refuse_open_folders(self) -> None:
-        # Before anything in them is looked at: from then on only we and root can change it.
+        # Check before reading anything: after this only this user and root can change the folders.
         for folder in (self.folder, self._trusted):
             check_path(folder, private=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with _told(self.folder):
+        with _as_keys_unusable(self.folder):
             make_folder(self.folder, private=True)
             self._refuse_open_folders()
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -175,8 +181,8 @@ def _read_trusted(path: Path) -> TrustedKeys:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Word the system's errors for the operator."""
+def _as_keys_unusable(path: Path) -> Iterator[None]:
+    """Raise KeysUnusable for the errors of the file system."""
     try:
         yield
     except NotOurs as refusal:
@@ -188,7 +194,7 @@ def _told(path: Path) -> Iterator[None]:
 def _read(path: Path, *, secret: bool = False) -> str | None:
     """Return a key file's text, None if there is none.
 
-    What is no text is none of a key's either: whoever parses it will say so.
+    Bytes that are not text are replaced, and the parser then rejects them.
     """
     try:
         check_path(path, private=True, secret=secret)

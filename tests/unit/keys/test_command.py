@@ -94,7 +94,7 @@ def test_distrust(keys: Command) -> None:
     keys("trust", other.public.hex)
     assert "forget it on SIGHUP" in keys("distrust", other.public.id).stdout
     [signing] = keys.rows()
-    for key_id, words in ((other.public.id, "is no id of a key"), (signing["id"], "rotate")):
+    for key_id, words in ((other.public.id, "is not the id of a key"), (signing["id"], "rotate")):
         with pytest.raises(KeysUnusable, match=words):
             keys("distrust", key_id)
     keys("rotate")

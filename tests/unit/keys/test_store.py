@@ -141,7 +141,7 @@ def test_a_directory_without_write_access_is_enough_to_sign(tmp_path: Path) -> N
 def test_what_is_damaged_is_told_and_not_quoted(store: KeyStore) -> None:
     store.ensure()
     (store.folder / "signing.pem").write_text("hunter2")
-    with pytest.raises(KeysUnusable, match=r"signing\.pem: it is no Ed25519") as caught:
+    with pytest.raises(KeysUnusable, match=r"signing\.pem: it is not an Ed25519") as caught:
         store.ensure()
     assert "hunter2" not in str(caught.value)
     (store.folder / "trusted" / "x.pem").write_text("hunter2")
@@ -245,7 +245,7 @@ def test_a_file_that_cannot_be_believed_is_no_key_for_a_running_daemon(
 def test_a_signing_key_that_is_no_text_is_told(store: KeyStore) -> None:
     store.ensure()
     (store.folder / "signing.pem").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(KeysUnusable, match=r"signing\.pem: it is no Ed25519"):
+    with pytest.raises(KeysUnusable, match=r"signing\.pem: it is not an Ed25519"):
         store.ensure()
 
 
