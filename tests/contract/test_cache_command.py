@@ -266,7 +266,7 @@ def test_a_server_that_is_full_is_told_with_what_was_done(
         told = cache.refusal("import", str(file))
     finally:
         server.config_set("maxmemory", "0")
-    assert "Redis says no: it is full: it has reached its maxmemory" in told
+    assert "Redis refuses: it is full: it has reached its maxmemory" in told
     assert told.endswith("0 values were imported before")
 
 
@@ -299,7 +299,7 @@ def test_whatever_is_wrong_is_one_sentence(cache: Command, tmp_path: Path) -> No
     for words in (["ls"], ["du"], ["scrub"], ["export", "-"], ["import", str(file)]):
         url = f"unix://:hidden@{tmp_path}/nobody.sock"
         told = cache.refusal(*words, "--redis-url", url)
-        assert "Redis cannot be reached" in told
+        assert "cannot reach Redis" in told
         assert "hidden" not in told
 
 

@@ -567,7 +567,7 @@ def options(url: str, state_dir: Path) -> RemoteOptions:
 async def test_where_no_server_answers_one_sentence_says_so(tmp_path: Path) -> None:
     for url, words in (
         ("none", "WASMKILN_REDIS_URL is none"),
-        (f"unix://:secret@{tmp_path}/nobody.sock", "Redis cannot be reached"),
+        (f"unix://:secret@{tmp_path}/nobody.sock", "cannot reach Redis"),
         ("", "no daemon has run with the state directory"),
     ):
         with pytest.raises(CannotOpenShared, match=words) as refusal:

@@ -124,12 +124,12 @@ async def test_two_binary_arguments_are_refused_here(server: RedisServer) -> Non
     [
         (401, "Redis refuses the user or password"),
         (403, "Redis refuses the user or password"),
-        (302, "Redis does not answer over REST: HTTP status 302"),
-        (404, "Redis does not answer over REST: HTTP status 404"),
-        (429, "Redis is asked too often over REST (HTTP status 429)"),
-        (503, "Redis does not answer over REST: HTTP status 503"),
-        (200, "what answers does not speak the Redis protocol (InvalidResponse)"),
-        (400, "what answers does not speak the Redis protocol (InvalidResponse)"),
+        (302, "Redis over REST fails with HTTP status 302"),
+        (404, "Redis over REST fails with HTTP status 404"),
+        (429, "Redis over REST refuses: too many requests (HTTP status 429)"),
+        (503, "Redis over REST fails with HTTP status 503"),
+        (200, "the server does not speak the Redis protocol (InvalidResponse)"),
+        (400, "the server does not speak the Redis protocol (InvalidResponse)"),
     ],
 )
 async def test_a_service_that_serves_nobody_is_left_alone_until_it_does(
@@ -174,7 +174,7 @@ async def test_a_new_token_in_its_file_is_taken(rest: Deployment, tmp_path: Path
 async def test_a_service_that_is_gone_or_hangs_is_told(rest: Deployment) -> None:
     async with tier_at("https://127.0.0.1:1", rest.access) as tier:
         assert not await tier.start()
-        assert "cannot be reached" in tier.breaker.detail
+        assert "cannot reach Redis" in tier.breaker.detail
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):

@@ -172,7 +172,7 @@ async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: P
         assert tier.breaker.up
         running.process.kill()
         running.process.wait()
-        with pytest.raises(TierUnavailable, match="cannot be reached"):
+        with pytest.raises(TierUnavailable, match="cannot reach Redis"):
             await tier.get(artifact(1).key)
         assert tier.breaker.open
         with pytest.raises(TierUnavailable):

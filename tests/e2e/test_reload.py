@@ -263,7 +263,7 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
             eventually(lambda: "certificate" in client.stats().redis_detail, "it is believed", 30)
             ca_file.write_text("no certificate")
             [line] = one.reload()
-            assert "holds no certificate" in line["cause"]
+            assert "is not a PEM certificate" in line["cause"]
             ca_file.write_bytes(new.ca_file.read_bytes())
             one.reload()
             eventually(lambda: client.stats().redis_up, "the new authority is not believed", 30)

@@ -19,7 +19,7 @@ from tests.faults.material import ENGINE
 from tests.faults.proxy import GOOD, Line, Proxy
 
 LINES = {
-    "refuses": (Line(refuse=True), "cannot be reached"),
+    "refuses": (Line(refuse=True), "cannot reach Redis"),
     "never answers": (Line(swallow=True), "does not answer in time"),
     "answers garbage": (Line(garbage=b"+HELLO\r\n?\r\n"), "Redis"),
 }

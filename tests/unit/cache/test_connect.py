@@ -75,7 +75,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None
 def test_authorities_that_are_none_are_told(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("not a certificate")
-    with pytest.raises(AccessUnusable, match=r"redis_ca_file: .* holds no certificate"):
+    with pytest.raises(AccessUnusable, match=r"redis_ca_file: .* is not a PEM certificate"):
         connect("rediss://h", RedisAccess(ca_file=str(file)))
 
 

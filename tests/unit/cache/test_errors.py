@@ -10,7 +10,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from wasmkilnd.cache.redis.errors import explain, is_outage
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
-NO = "Redis says no: "
+NO = "Redis refuses: "
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -24,8 +24,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
     [
         (PartUnavailable("a node is down"), "a node is down", False),
         (TierUnavailable("nobody answers"), "nobody answers", True),
-        (exceptions.ReadOnlyError("hunter2"), "Redis says no: it is read-only", False),
-        (exceptions.ClusterDownError("hunter2"), "Redis says no: the cluster is down", True),
+        (exceptions.ReadOnlyError("hunter2"), "Redis refuses: it is read-only", False),
+        (exceptions.ClusterDownError("hunter2"), "Redis refuses: the cluster is down", True),
         (exceptions.ResponseError("ERR max requests limit exceeded."), f"{NO}the requests", True),
         (exceptions.ResponseError("ERR max daily request limit exceeded"), f"{NO}the req", True),
         (exceptions.ResponseError("ERR max request size exceeded"), f"{NO}this is too", False),
@@ -33,22 +33,22 @@ def caused(error: Exception, cause: Exception) -> Exception:
             exceptions.ResponseError(
                 "unknown command 'AUTH', with args beginning with: 'app' 'hunter2' "
             ),
-            "Redis says no: it does not know this command",
+            "Redis refuses: it does not know this command",
             False,
         ),
         (
             exceptions.ResponseError("unknown command 'EVAL', with args beginning with: 'hunter2'"),
-            "Redis says no: it does not know this command (EVAL)",
+            "Redis refuses: it does not know this command (EVAL)",
             False,
         ),
         (
             exceptions.NoPermissionError("User hunter has no permissions to run the 'get' command"),
-            "Redis says no: this user may not do that (GET)",
+            "Redis refuses: this user has no permission (GET)",
             False,
         ),
         (
             exceptions.ResponseError("HUNTER2 hunter2"),
-            "Redis says no: it does not say why in words that are known",
+            "Redis refuses: it gives no reason that wasmkilnd knows",
             False,
         ),
         (
@@ -58,7 +58,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         ),
         (
             caused(MasterNotFoundError("x"), exceptions.NoPermissionError("hunter2")),
-            "the Sentinels do not let this user ask SENTINEL MASTER",
+            "the Sentinels do not allow this user to run SENTINEL MASTER",
             True,
         ),
         (
@@ -68,12 +68,12 @@ def caused(error: Exception, cause: Exception) -> Exception:
         ),
         (
             caused(MasterNotFoundError("x"), exceptions.ConnectionError("hunter2")),
-            "no Sentinel that can be reached names a primary that is up",
+            "no reachable Sentinel names a primary that is up",
             True,
         ),
         (
             caused(exceptions.ConnectionError("hunter2"), ssl.SSLError(1, "hunter2")),
-            "Redis cannot be reached: TLS fails",
+            "cannot reach Redis: TLS fails",
             True,
         ),
     ],

@@ -1,10 +1,9 @@
-"""A circuit breaker: whoever does not answer is left alone for a while.
+"""A circuit breaker: stop asking a server that does not answer, until it answers again.
 
-While it is closed, calls go through. The first outage opens it. While it is
-open, calls fail at once without touching the network, and a task of its own,
-never a caller, asks the other side again and again, waiting longer each time,
-until it answers. So an outage costs each caller of that moment one time-out at
-most, and later callers nothing.
+While the breaker is closed, calls go through. The first outage opens it. While it is open,
+calls fail at once without touching the network, and a background task, never a caller, probes
+the server, waiting longer each time, until it answers. So an outage costs the callers of that
+moment one time-out at most, and later callers nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ _log = structlog.get_logger("wasmkilnd.cache")
 class Breaker:
     """Guards calls to one server. For one event loop.
 
-    ``probe`` asks the server anything cheap and raises if it does not answer.
-    ``is_outage`` tells errors that mean "nobody answers" from answers that say
-    no, which leave the breaker closed. ``explain`` words an error without
-    secrets.
+    ``probe`` sends the server something cheap and raises if it does not answer.
+    ``is_outage`` tells an outage from a refusal, which leaves the breaker closed.
+    ``explain`` describes an error without secrets.
     """
 
     def __init__(
@@ -62,65 +60,65 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether calls are refused now."""
+        """Whether calls fail at once now."""
         return not self._closed.is_set()
 
     @property
     def up(self) -> bool:
-        """Whether the other side answered when it was asked last."""
+        """Whether the server answered the last time it was asked."""
         return self._proven and not self.open
 
     @property
     def detail(self) -> str:
-        """What is wrong, in words that hold no secret; empty while it is up."""
+        """What is wrong, without secrets; empty while the server is up."""
         return "" if self.up else self._detail
 
     async def call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what ``work`` answers.
+        """Return what ``work`` returns.
 
-        Raises TierUnavailable where ``work`` raises an Exception, and at once,
-        without calling it, while the breaker is open.
+        Raises TierUnavailable if ``work`` raises an Exception, and at once,
+        without calling ``work``, while the breaker is open.
         """
         if self.open:
             raise TierUnavailable(self._detail)
         try:
             answer = await work()
         except Exception as error:
-            # Not `from error`: a traceback in a log would word it with its secrets.
+            # Not `from error`: a traceback in a log would contain its secrets.
             explained = self._explain(error)
-            forget_frames(error)  # Clients keep their errors in the frames that these went through.
+            forget_frames(error)  # Frames hold values, and clients keep their errors.
             if self._is_outage(error):
                 self._trip(explained)
             else:
-                self._proven = True  # An answer that says no is an answer.
-            # What is worded already keeps its kind.
-            worded = isinstance(error, TierUnavailable)
-            raise (error if worded else TierUnavailable(explained)) from None
+                self._proven = True  # A refusal is an answer.
+            # Keep the class of an error that is described already.
+            is_described = isinstance(error, TierUnavailable)
+            raise (error if is_described else TierUnavailable(explained)) from None
         self._proven = True
         return answer
 
     async def wait_closed(self) -> None:
-        """Return when calls are let through."""
+        """Return when calls go through again."""
         await self._closed.wait()
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop probing."""
         if self._prober is not None:
             self._prober.cancel()
             await asyncio.gather(self._prober, return_exceptions=True)
 
     def _trip(self, why: str) -> None:
         if self.open:
-            return  # A call from before it opened; the first one told it already.
+            return  # A call that began before the breaker opened; the first one has logged it.
         if self._clock() - self._closed_at > self._longest_wait_s:
             self._wait_s = self._first_wait_s
-        # Else it flaps: it answers the probe and no more. The waits go on growing.
+        # Else it flaps: it answers the probe and nothing more. Keep the waits growing.
         self._detail = why
         self._closed.clear()
         _log.warning("tier is down", tier=self._name, detail=why)
-        self._prober = asyncio.create_task(self._ask_until_it_answers())
+        self._prober = asyncio.create_task(self._probe_until_it_answers())
 
-    async def _ask_until_it_answers(self) -> None:
+    async def _probe_until_it_answers(self) -> None:
         opened_at = self._clock()
         while True:
             await self._sleep(self._wait_s)

@@ -1,8 +1,8 @@
 """A Redis Cluster as one server: each command goes to the node that serves its key.
 
-redis-py has a cluster client too. It is not used because it keeps one state for the
-whole cluster: after a failure at one node every call waits until the slots are learned
-anew, from nodes that may hang, and so the keys of healthy nodes suffer as well.
+redis-py's cluster client is not used because it keeps one state for the whole cluster: after
+one node fails, every call waits until the slots are read again, from nodes that may hang. So
+the keys of healthy nodes suffer as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TRY_AGAIN_S = 0.05
 
 
 class _Place(NamedTuple):
-    """Where a command is to be run; ``asking`` if the node has to be told that it was sent."""
+    """The node that runs a command; ``asking`` if ASKING has to precede the command."""
 
     node: Node
     asking: bool = False
@@ -34,15 +34,14 @@ class _Place(NamedTuple):
 class ClusterServer:
     """The cluster to which ``seeds`` belong.
 
-    Commands on keys of a node that is down raise PartUnavailable, at once after the
-    first; those on other keys are served. When no node is left, what the last one
-    raised is raised on.
+    Commands on keys of a node that is down raise PartUnavailable, from the second one on at
+    once; commands on other keys work. If every node is down, the last error is raised.
     """
 
     is_one_place = False
 
     def __init__(self, seeds: Sequence[Node], connect: Callable[[Node], SingleServer]) -> None:
-        """``connect`` answers a node's connections, which are closed with this server."""
+        """``connect`` returns a node's connections, which are closed with this server."""
         self._nodes = ClusterNodes(seeds, connect)
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
@@ -56,7 +55,7 @@ class ClusterServer:
             by_node: dict[Node, list[int]] = {}
             for index, place in places.items():
                 by_node.setdefault(place.node, []).append(index)
-            # All are waited for, lest the answers to an exchange find nobody.
+            # Wait for all, so that no reply arrives after its reader is gone.
             done = await asyncio.gather(
                 *(
                     self._run_at(node, [(commands[i], places[i].asking) for i in indices])
@@ -74,7 +73,7 @@ class ClusterServer:
             }
             if not places:
                 return without_errors(answers)
-        raise PartUnavailable("the nodes of the Redis cluster do not agree on who serves a key")
+        raise PartUnavailable("the nodes of the Redis cluster disagree on which serves a key")
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """As RedisServer, primary by primary. Raises PartUnavailable if one is down."""
@@ -104,7 +103,7 @@ class ClusterServer:
         )
 
     async def probe(self) -> None:
-        """As RedisServer: one primary is enough, if it holds the cluster for up."""
+        """As RedisServer: one primary is enough, if it considers the cluster up."""
         await self._nodes.probe()
 
     async def close(self) -> None:
@@ -112,7 +111,7 @@ class ClusterServer:
         await self._nodes.close()
 
     async def _run_at(self, node: Node, commands: Sequence[tuple[Command, bool]]) -> list[Any]:
-        """Return what ``node`` answers to each command, errors among them."""
+        """Return the replies of ``node``, errors among them."""
         batch: list[Command] = []
         for command, asking in commands:
             batch += [("ASKING",), command] if asking else [command]

@@ -1,4 +1,4 @@
-"""Which node of a cluster serves which keys."""
+"""The slot map: which node of a cluster serves which keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_NODES = 1000
 
 @dataclass(frozen=True, slots=True)
 class SlotMap:
-    """The primaries of a cluster by ranges of slots, as a node told it."""
+    """The primaries of a cluster by ranges of slots, as one node reported them."""
 
     starts: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
@@ -29,21 +29,20 @@ class SlotMap:
 
     @classmethod
     def read(cls, answer: Any, asked: Node) -> SlotMap:
-        """Read what the node ``asked`` answered to CLUSTER SLOTS.
+        """Read the reply of the node ``asked`` to CLUSTER SLOTS.
 
-        Raises ValueError if it is nothing of the kind, which is one more way for a
-        server to be no node of a cluster.
+        Raises ValueError for a malformed reply.
         """
         try:
             ranges = sorted(
                 (int(start), int(end), _node(primary, asked)) for start, end, primary, *_ in answer
             )
         except (TypeError, ValueError, IndexError):
-            raise ValueError("the answer to CLUSTER SLOTS cannot be read") from None
+            raise ValueError("cannot read the reply to CLUSTER SLOTS") from None
         if not ranges:
             raise ValueError("the node belongs to no cluster yet")
         if len({owner for _, _, owner in ranges}) > _MAX_NODES:
-            raise ValueError("the answer to CLUSTER SLOTS has more nodes than a cluster can have")
+            raise ValueError("the reply to CLUSTER SLOTS has more nodes than a cluster can have")
         starts, ends, owners = zip(*ranges, strict=True)
         return cls(starts, ends, owners)
 
@@ -58,7 +57,7 @@ class SlotMap:
         return sum(self.ends) - sum(self.starts) + len(self.starts) == _SLOTS
 
     def owner(self, slot: int) -> Node | None:
-        """Return who serves ``slot``, if anyone does."""
+        """Return the node that serves ``slot``; None if none does."""
         index = bisect_right(self.starts, slot) - 1
         return self.owners[index] if index >= 0 and slot <= self.ends[index] else None
 
@@ -71,7 +70,7 @@ def slot_of(command: Command) -> int:
 
 
 def node_named(host: str, port: int, asked: Node) -> Node:
-    """Return the node that ``asked`` calls ``host``: no host stands for its own."""
+    """Return the node that ``asked`` calls ``host``; an empty host means ``asked`` itself."""
     return (host if host not in ("", "?") else asked[0], port)
 
 

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: who serves which slots, who is down, and finding out anew."""
+"""The nodes of a cluster: which serves which slots, which are down, and when to ask again."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
 T = TypeVar("T")
 
-# Nodes that are asked for the slots at once, so that one that hangs costs nothing.
+# Ask so many nodes for the slots at once: one that hangs costs nothing then.
 _ASKED_AT_ONCE = 3
-# A node can name a thousand others, whether they are there or not.
+# A node can name a thousand others that do not exist.
 _LOOKED_AT_AT_ONCE = 32
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
@@ -28,14 +28,14 @@ _log = structlog.get_logger("wasmkilnd.cache")
 
 
 class ClusterNodes:
-    """What is known of the cluster to which ``seeds`` belong. For one event loop.
+    """What this daemon knows of the cluster to which ``seeds`` belong. For one event loop.
 
-    A node that does not answer is left alone until it does, or until another has its
-    slots: a task of its own looks, for as long as a slot has no node that answers.
+    A node that does not answer is not asked again by calls, until it answers a background task
+    or another node has its slots. The task runs while some slot has no node that answers.
     """
 
     def __init__(self, seeds: Sequence[Node], connect: Callable[[Node], SingleServer]) -> None:
-        """``connect`` answers a node's connections, which are closed with this object."""
+        """``connect`` returns a node's connections, which are closed with this object."""
         self._seeds = tuple(seeds)
         self._connect = connect
         self._servers: dict[Node, SingleServer] = {}
@@ -45,7 +45,7 @@ class ClusterNodes:
         self._mending: asyncio.Task[None] | None = None
 
     async def owner(self, slot: int) -> Node:
-        """Return who serves ``slot``. Raises PartUnavailable if nobody does."""
+        """Return the node that serves ``slot``. Raises PartUnavailable if none does."""
         await self.primaries()
         node = self._slots.owner(slot)
         if node is None:
@@ -54,16 +54,16 @@ class ClusterNodes:
         return node
 
     async def primaries(self) -> frozenset[Node]:
-        """Return all who serve slots. Raises what asking for them raises."""
+        """Return all nodes that serve slots. Raises what asking for the slots raises."""
         if not self._slots.owners:
             await self._learn()
         return self._slots.primaries
 
     async def ask(self, node: Node, work: Callable[[SingleServer], Awaitable[T]]) -> T:
-        """Return what ``work`` does with ``node``.
+        """Return what ``work`` returns for ``node``.
 
-        Raises what it raises; but PartUnavailable if the node is down while others are
-        not, and that at once if it was found down before.
+        Raises what ``work`` raises, except PartUnavailable if the node is down and others are
+        not; at once if the node is known to be down.
         """
         if node in self._down:
             raise self._part_unavailable(node)
@@ -78,16 +78,16 @@ class ClusterNodes:
             raise self._part_unavailable(node) from None
 
     def mend(self) -> None:
-        """Learn the slots anew, in the background, until each has a node that answers."""
+        """Read the slots again, in the background, until each slot has a node that answers."""
         if self._mending is None or self._mending.done():
             self._mending = asyncio.create_task(self._learn_until_whole())
 
     async def probe(self) -> None:
-        """Raise unless some primary answers and holds the cluster for up."""
+        """Raise unless some primary answers and considers the cluster up."""
         await self._learn()
         await self._look_at(self._slots.primaries)
         for node in self._slots.primaries - self._down.keys():
-            # PING is answered by a cluster that is down too.
+            # A cluster that is down answers PING too.
             with contextlib.suppress(NoPermissionError):
                 [info] = await self.server(node).run([("CLUSTER", "INFO")])
                 if b"cluster_state:fail" in info:
@@ -123,13 +123,13 @@ class ClusterNodes:
         return PartUnavailable(f"a node of the Redis cluster is down: {why}")
 
     async def _learn(self) -> None:
-        """Ask for the slots; callers of the same moment ask once."""
+        """Read the slots; concurrent callers share one request."""
         if self._learning is None or self._learning.done():
             self._learning = asyncio.create_task(self._ask_for_slots())
         await asyncio.shield(self._learning)
 
     async def _ask_for_slots(self) -> None:
-        # Those that are down come last: they hang, or tell of a time before they were.
+        # Ask nodes that are down last: they hang, or return an outdated map.
         known = dict.fromkeys([*self._slots.primaries, *self._seeds])
         nodes = sorted(known, key=lambda node: node in self._down)
         failure: Exception | None = None
@@ -140,20 +140,20 @@ class ClusterNodes:
             except Exception as error:
                 failure = error
             else:
-                return await self._forget_strangers()
+                return await self._drop_unused_nodes()
         raise failure or TierUnavailable("the Redis cluster has no nodes")
 
     async def _slots_from(self, node: Node) -> SlotMap:
         [answer] = await self.server(node).run([("CLUSTER", "SLOTS")])
         return SlotMap.read(answer, node)
 
-    async def _forget_strangers(self) -> None:
-        """Let go of nodes that serve no slots: replaced ones, and replicas among the seeds."""
+    async def _drop_unused_nodes(self) -> None:
+        """Drop nodes that serve no slots: replaced ones, and replicas among the seeds."""
         for node in self._down.keys() - self._slots.primaries:
             del self._down[node]
             _log.info("cluster node was replaced", node=_written(node))
-        strangers = [node for node in self._servers if node not in self._slots.primaries]
-        await asyncio.gather(*(self._servers.pop(node).close() for node in strangers))
+        unused = [node for node in self._servers if node not in self._slots.primaries]
+        await asyncio.gather(*(self._servers.pop(node).close() for node in unused))
 
     async def _learn_until_whole(self) -> None:
         wait_s = _FIRST_WAIT_S
@@ -167,7 +167,7 @@ class ClusterNodes:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def _look_at(self, nodes: Iterable[Node]) -> None:
-        """Find out which of ``nodes`` answer."""
+        """Probe ``nodes``, and note which of them answer."""
         await for_each(nodes, self._look, limit=_LOOKED_AT_AT_ONCE)
 
     async def _look(self, node: Node) -> None:

@@ -1,4 +1,4 @@
-"""From a URL to what runs commands there: the one place that knows the kinds of Redis."""
+"""Make a RedisServer of a URL: the one place that knows all kinds of Redis."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ CLIENT_NAME = "wasmkiln"
 # Large reads take half the time of redis-py's default of 32 KiB (docs/performance.md).
 _READ_BYTES = 1024 * 1024
 _MAX_CONNECTIONS = 32
-# One node of a cluster has to be found down before the time of the whole call is over,
-# or it would pass for an outage of all.
+# A node of a cluster must time out before the whole call does: else one dead node would pass
+# for an outage of the whole cluster.
 _NODE_SHARE = 0.75
 _AUTH_UNKNOWN = re.compile(r"unknown command ['`]?AUTH\b", re.IGNORECASE)
 
 
 class AccessUnusable(ValueError):  # noqa: N818 - reads as what it is
-    """A file that is needed to reach Redis cannot be used. The text holds no secret."""
+    """A file that the connection to Redis needs cannot be used. The text holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
-    """What is needed to be let in, as far as the URL does not say it."""
+    """Credentials and certificates for a server, as far as its URL does not hold them."""
 
     ca_file: str = ""
-    """Certificates that are trusted instead of the system's authorities."""
+    """A file of certificates to trust instead of the system's authorities."""
     password: str = field(default="", repr=False)
     password_file: str = ""
-    """Read again for each connection, so that a password can change."""
+    """A file that is read for each connection, so that the password can change."""
     sentinel_user: str = ""
     sentinel_password: str = field(default="", repr=False)
 
@@ -66,10 +66,10 @@ def connect(
     connect_timeout_s: float = 1.0,
     timeout_s: float = 10.0,
 ) -> RedisServer:
-    """Return what runs commands at ``url``; it connects when it is first used.
+    """Return a server for ``url``; it connects when it is first used.
 
-    ``timeout_s`` bounds each write and each read by itself. Nothing is tried again
-    behind the caller's back. Raises BadRedisUrl and AccessUnusable.
+    ``timeout_s`` bounds each write and each read by itself. No command is retried. Raises
+    BadRedisUrl and AccessUnusable.
     """
     address = RedisAddress.parse(url)
     _check_files(access)
@@ -173,7 +173,7 @@ def _password(address: RedisAddress, access: RedisAccess) -> Callable[[], str]:
 
     def read() -> str:
         nonlocal last
-        # While the file is being replaced, the password is the one that it was.
+        # While the file is being replaced, use the previous password.
         with contextlib.suppress(OSError, UnicodeDecodeError):
             last = Path(access.password_file).read_text().strip()
         return last
@@ -193,7 +193,7 @@ def _check_files(access: RedisAccess) -> None:
             if path == access.ca_file:
                 ssl.create_default_context(cafile=path)
         except ssl.SSLError:
-            raise AccessUnusable(f"{setting}: {path} holds no certificate in PEM") from None
+            raise AccessUnusable(f"{setting}: {path} is not a PEM certificate") from None
         except OSError as failure:
             raise AccessUnusable(f"{setting}: {path}: {failure.strerror}") from None
         except UnicodeDecodeError:
@@ -206,7 +206,7 @@ async def _introduce(connection: AbstractConnection) -> None:
     except ResponseError as refusal:
         if not _AUTH_UNKNOWN.search(str(refusal)):
             raise
-        # Nobody gets in here, and what it says quotes the password.
+        # The server knows no AUTH, and its error quotes the password.
         raise AuthenticationError from None
     await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME)
     # A name is a courtesy to operators; some services and ACLs refuse CLIENT.

@@ -1,4 +1,4 @@
-"""Errors of the clients of Redis in words for operators: fixed sentences that hold no secret."""
+"""Describe the errors of Redis clients to operators, in fixed sentences without secrets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from redis.asyncio.sentinel import MasterNotFoundError
 
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 
-# A server's own words are told to nobody: they may hold what it was sent, a password among it.
+# A server's own text is never repeated: it may quote what it was sent, even a password.
 NO_ANSWER = "Redis does not answer in time"
-"""Of a server that is connected and says nothing."""
+"""For a server that accepts connections and does not answer."""
 
 _REFUSALS: dict[type[exceptions.ResponseError], str] = {
-    exceptions.NoPermissionError: "this user may not do that",
+    exceptions.NoPermissionError: "this user has no permission",
     exceptions.OutOfMemoryError: "it is full: it has reached its maxmemory",
     exceptions.ReadOnlyError: "it is read-only",
     exceptions.ClusterDownError: "the cluster is down",
@@ -26,12 +26,12 @@ _REFUSALS: dict[type[exceptions.ResponseError], str] = {
 _USED_UP = re.compile(r"max (daily )?requests? limit exceeded")
 _REFUSALS_BY_TEXT = {
     "the requests of the plan are used up": _USED_UP,
-    "this is too large for one request": re.compile(r"max request size exceeded"),
+    "the request is too large": re.compile(r"max request size exceeded"),
     "it does not know this command": re.compile(r"unknown command"),
     "it cannot save what it holds": re.compile(r"MISCONF"),
     "too few of its replicas follow": re.compile(r"NOREPLICAS"),
 }
-# But for a command's name, where it is one that we send.
+# Except the name of a command, if it is one that this daemon sends.
 _COMMAND = re.compile(
     r"(?:unknown command|to run the) ['`]"
     r"(asking|cluster|dbsize|del|eval|exists|expire|get|getrange|hello|info|ping|scan|select"
@@ -46,10 +46,10 @@ _WRONG_CREDENTIALS = (
 
 
 def explain(error: Exception) -> str:
-    """Word ``error`` for logs and Stats."""
+    """Describe ``error`` for logs and Stats."""
     if isinstance(error, TierUnavailable):
-        return str(error)  # Worded already.
-    # The client wraps what went wrong while connecting, once or twice.
+        return str(error)  # Described already.
+    # redis-py wraps errors of connecting, once or twice.
     chain = list(_chain(error))
     if any(isinstance(link, MasterNotFoundError) for link in chain):
         return _explain_no_primary(chain)
@@ -63,13 +63,13 @@ def explain(error: Exception) -> str:
     if is_timeout(error):
         return NO_ANSWER
     if isinstance(error, exceptions.ResponseError):
-        return f"Redis says no: {_explain_refusal(error)}"
+        return f"Redis refuses: {_explain_refusal(error)}"
     for link in chain:
         if isinstance(link, OSError) and link.strerror:
-            return f"Redis cannot be reached: {link.strerror}"
+            return f"cannot reach Redis: {link.strerror}"
     if isinstance(error, exceptions.ConnectionError | OSError):
-        return f"Redis cannot be reached ({type(chain[-1]).__name__})"
-    return f"what answers does not speak the Redis protocol ({type(error).__name__})"
+        return f"cannot reach Redis ({type(chain[-1]).__name__})"
+    return f"the server does not speak the Redis protocol ({type(error).__name__})"
 
 
 def _explain_refusal(error: exceptions.ResponseError) -> str:
@@ -82,28 +82,28 @@ def _explain_refusal(error: exceptions.ResponseError) -> str:
     for why, pattern in _REFUSALS_BY_TEXT.items():
         if pattern.search(text):
             return why + about
-    return f"it does not say why in words that are known ({type(error).__name__})"
+    return f"it gives no reason that wasmkilnd knows ({type(error).__name__})"
 
 
 def _explain_no_primary(chain: list[BaseException]) -> str:
     if any(isinstance(link, _WRONG_CREDENTIALS) for link in chain):
         return "the Sentinels refuse the user or password"
     if any(isinstance(link, exceptions.NoPermissionError) for link in chain):
-        return "the Sentinels do not let this user ask SENTINEL MASTER"
+        return "the Sentinels do not allow this user to run SENTINEL MASTER"
     if any(isinstance(link, exceptions.ResponseError) for link in chain):
         return "the Sentinels know no primary of that name"
-    return "no Sentinel that can be reached names a primary that is up"
+    return "no reachable Sentinel names a primary that is up"
 
 
 def _explain_tls(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", "") or "it cannot be checked"
         return f"the certificate of Redis is not trusted: {why}"
-    return f"Redis cannot be reached: TLS fails ({getattr(error, 'reason', None) or 'no reason'})"
+    return f"cannot reach Redis: TLS fails ({getattr(error, 'reason', None) or 'no reason'})"
 
 
 def is_timeout(error: Exception) -> bool:
-    """Tell whether nobody answered in time, perhaps while connecting."""
+    """Return whether the server did not answer in time, perhaps while connecting."""
     return any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in _chain(error))
 
 
@@ -114,12 +114,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_outage(error: Exception) -> bool:
-    """Tell a server that nobody can use now from one that answers, even if it says no.
+    """Return whether no client can use the server now, rather than it refusing one command.
 
-    One that answers garbage, which shows as any error at all, is as good as down.
+    A server that returns garbage, which shows as any error at all, is as good as down.
     """
     if isinstance(error, exceptions.ResponseError):
-        # Refusals that mean "nobody gets an answer here", however promptly they come.
+        # Refusals that every command would meet.
         everybody = (*_WRONG_CREDENTIALS, exceptions.ClusterDownError)
         return isinstance(error, everybody) or _USED_UP.search(str(error)) is not None
     return not isinstance(error, PartUnavailable)

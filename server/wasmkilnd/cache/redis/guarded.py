@@ -1,4 +1,4 @@
-"""The few Redis commands that the tier needs, each bounded in time and behind the breaker."""
+"""The Redis commands that this daemon uses, each with a time-out and behind the breaker."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from wasmkilnd.model import TierUsage
 
 T = TypeVar("T")
 
-# A command, and what makes sure that its answer is one: it raises for what is none.
 Asked: TypeAlias = "tuple[Callable[[object], Any], Command]"
+"""A command, and the function that converts its reply, or raises for a malformed one."""
 
-# Who answers in a quarter of the time-out is no reason to wait.
+# A server is prompt if it answers within this fraction of the time-out.
 _PROMPT = 4
 
 _WRONG_TYPE = "WRONGTYPE"
 
-# For a write nobody waits: it may take what a slow line needs for one piece.
+# No caller waits for a write, so it may take the time that a slow line needs for one piece.
 STORE_TIMEOUT_S = 10.0
 
 
 class GuardedRedis:
-    """Speaks to ``server``, which it owns from now on.
+    """Runs commands on ``server``, and closes it at the end.
 
-    Others may write to it too: no more is read of a value than the caller asks for. Safe
-    for concurrent use from one event loop. Every method raises TierUnavailable, and no other
-    error, when the server does not do its part within ``timeout_s`` (for writes
-    ``store_timeout_s``, or ``timeout_s`` where that is longer; for a scan each round):
-    WrongType, where a key holds something else than a string.
+    Other clients may write to the server too, so no more of a value is read than the caller asks
+    for. Safe for concurrent use from one event loop. Every method raises TierUnavailable, and no
+    other error, if the server fails or does not answer within ``timeout_s``. For writes the limit
+    is ``store_timeout_s`` if that is longer, and a scan has the limit for each page. The error is
+    WrongType if a key holds another type than a string.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class GuardedRedis:
 
     @property
     def prompt(self) -> bool:
-        """Whether the server answers far within the time-out, now, whatever it is asked."""
+        """Whether the server now answers each command well within the time-out."""
         now = time.monotonic()
         longest_s = max(
             self._answer_took_s,
@@ -82,7 +82,7 @@ class GuardedRedis:
         return longest_s < self.timeout_s / _PROMPT
 
     async def run(self, asked: Sequence[Asked], timeout_s: float | None = None) -> list[Any]:
-        """Run commands in one round trip; return what their answers are converted to."""
+        """Run commands in one round trip; return their converted replies."""
 
         async def run() -> list[Any] | None:
             this, began = object(), time.monotonic()
@@ -98,7 +98,7 @@ class GuardedRedis:
                 del self._asked_at_s[this]
             self._answered_at_s = time.monotonic()
             self._answer_took_s = self._answered_at_s - began
-            # Converted inside the guarded call: a server that answers garbage is as good
+            # Converted inside the guarded call: a server that returns garbage is as good
             # as down, and the breaker must see it.
             pairs = zip(asked, answers, strict=True)
             return [convert(answer) for (convert, _), answer in pairs]
@@ -111,65 +111,62 @@ class GuardedRedis:
         return converted
 
     async def beginnings(self, keys: Sequence[bytes], lengths: Sequence[int]) -> list[bytes]:
-        """Return the beginning of each value, of the length that stands at its place.
-
-        It is empty where there is no value.
-        """
+        """Return the first bytes of each value, as many as ``lengths`` says; empty for no value."""
         wanted = zip(keys, lengths, strict=True)
         return await self._each(as_bytes, [beginning(key, length) for key, length in wanted])
 
     async def beginnings_with_ttls(
         self, keys: Sequence[bytes], length: int
     ) -> list[tuple[bytes, int]]:
-        """Return the beginning of each value, and the seconds that it has left (-1 for ever)."""
+        """Return the first bytes of each value and its TTL in seconds (-1: none, -2: no value)."""
         asked: list[Asked] = []
         for key in keys:
             asked += [(as_bytes, beginning(key, length)), (as_number, ("TTL", key))]
-        told = await self.run(asked)
-        return list(zip(told[::2], told[1::2], strict=True))
+        replies = await self.run(asked)
+        return list(zip(replies[::2], replies[1::2], strict=True))
 
     async def set(self, key: bytes, value: bytes, ttl_s: int) -> None:
         """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
         await self._each(as_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
 
     async def add(self, key: bytes, value: bytes, ttl_s: int) -> bool:
-        """Store ``value`` for ``ttl_s`` seconds if nothing is there; return whether that was so."""
+        """Store ``value`` for ``ttl_s`` seconds if nothing is there; return whether it was."""
         store: Command = ("SET", key, value, "EX", ttl_s, "NX")
         return bool((await self._each(as_done, [store], self._store_timeout_s))[0])
 
     async def delete(self, keys: Sequence[bytes]) -> list[bool]:
-        """Delete each of ``keys``; answer which existed."""
+        """Delete each of ``keys``; return which existed."""
         return await self._each(as_flag, [("UNLINK", key) for key in keys])
 
     async def delete_if(self, key: bytes, value: bytes, others: Sequence[bytes] = ()) -> bool:
-        """Delete ``key`` and ``others`` if exactly ``value`` is under ``key``; answer whether so.
+        """Delete ``key`` and ``others`` if ``key`` holds exactly ``value``; return whether it did.
 
-        The others have to be in the same slot of a cluster.
+        ``others`` must be in the same slot of a cluster as ``key``.
         """
         digest = hashlib.sha1(value, usedforsecurity=False).hexdigest()
         script: Command = ("EVAL", _DELETE_IF, 1 + len(others), key, *others, digest, len(value))
         return (await self._each(as_flag, [script]))[0]
 
     async def exists(self, keys: Sequence[bytes]) -> list[bool]:
-        """Return for each of ``keys`` whether it is stored."""
+        """Return for each of ``keys`` whether it exists."""
         return await self._each(as_flag, [("EXISTS", key) for key in keys])
 
     async def lengths(self, keys: Sequence[bytes]) -> list[int]:
-        """Return the bytes of each value; 0 where there is none."""
+        """Return the length of each value in bytes; 0 for no value."""
         return await self._each(as_number, [("STRLEN", key) for key in keys])
 
     async def ages(self, keys: Sequence[bytes]) -> list[int]:
-        """Return how many seconds each of ``keys`` has left; -1 for ever, -2 if it is not there."""
+        """Return the TTL of each of ``keys`` in seconds; -1 for none, -2 for no value."""
         return await self._each(as_number, [("TTL", key) for key in keys])
 
     async def prolong(self, keys: Sequence[bytes], ttl_s: int) -> None:
-        """Let each of ``keys`` that is stored live ``ttl_s`` seconds from now on."""
+        """Set the TTL of each of ``keys`` that exists to ``ttl_s`` seconds."""
         await self._each(as_flag, [("EXPIRE", key, ttl_s) for key in keys])
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        """Return the keys that match, batch by batch, some perhaps twice.
+        """Return the keys that match ``pattern``, in pages; a page may be empty.
 
-        Each that is there from begin to end is among them. A batch may be empty.
+        Includes each key that exists during the whole scan; some may come twice.
         """
         pages = self._server.scan(pattern)
 
@@ -181,11 +178,11 @@ class GuardedRedis:
             yield page
 
     async def usage(self) -> TierUsage:
-        """Return what the server says about itself; zeros for what it does not tell."""
+        """Return what the server reports about itself; zero for what it does not report."""
         return await self._call(self._server.usage)
 
     def replace(self, server: RedisServer) -> None:
-        """Speak to ``server`` from now on; calls under way end with the one before."""
+        """Use ``server`` from now on; commands that are running end on the previous one."""
         retiring = asyncio.create_task(self._retire(self._server))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
@@ -201,7 +198,7 @@ class GuardedRedis:
 
     async def _retire(self, server: RedisServer) -> None:
         try:
-            # No call takes longer, but for a scan, which is then told that the tier fails.
+            # No call takes longer, except a scan, which then fails with TierUnavailable.
             await asyncio.sleep(self._store_timeout_s)
         finally:
             await server.close()
@@ -225,7 +222,7 @@ class GuardedRedis:
 
     def _is_outage(self, error: Exception) -> bool:
         if is_timeout(error) and time.monotonic() - self._answered_at_s < self.timeout_s / 2:
-            return False  # Others were answered meanwhile: it is we, or one answer, that is slow.
+            return False  # The server answered others meanwhile: this daemon or one reply is slow.
         return is_outage(error)
 
     async def _probe(self) -> None:
@@ -233,7 +230,7 @@ class GuardedRedis:
             await self._server.probe()
 
 
-# Who judged a value must not delete the one that took its place meanwhile.
+# A value that was replaced since it was rejected must not be deleted.
 _DELETE_IF = """
 if redis.sha1hex(redis.call('getrange', KEYS[1], 0, ARGV[2])) ~= ARGV[1] then return 0 end
 for _, key in ipairs(KEYS) do redis.call('unlink', key) end
@@ -245,33 +242,33 @@ def beginning(key: bytes, length: int) -> Command:
     return "GETRANGE", key, 0, length - 1
 
 
-def as_bytes(answer: object) -> bytes:
-    if type(answer) is bytes:
-        return answer
-    raise TypeError("the server answered with something else than bytes")
+def as_bytes(reply: object) -> bytes:
+    if type(reply) is bytes:
+        return reply
+    raise TypeError("the server returned something other than bytes")
 
 
-def as_number(answer: object) -> int:
-    if isinstance(answer, int):
-        return int(answer)
-    raise TypeError("the server answered with something else than a number")
+def as_number(reply: object) -> int:
+    if isinstance(reply, int):
+        return int(reply)
+    raise TypeError("the server returned something other than a number")
 
 
-def as_flag(answer: object) -> bool:
-    return bool(as_number(answer))
+def as_flag(reply: object) -> bool:
+    return bool(as_number(reply))
 
 
-def as_stored(answer: object) -> None:
-    if not as_done(answer):
-        raise TypeError("the server answered with something else than OK")
+def as_stored(reply: object) -> None:
+    if not as_done(reply):
+        raise TypeError("the server returned something other than OK")
 
 
-def as_done(answer: object) -> bool:
-    if answer in (b"OK", "OK") or answer is True:
+def as_done(reply: object) -> bool:
+    if reply in (b"OK", "OK") or reply is True:
         return True
-    if answer is None or answer is False:
+    if reply is None or reply is False:
         return False
-    raise TypeError("the server answered with something else than OK")
+    raise TypeError("the server returned something other than OK")
 
 
 async def read_strings(

@@ -1,4 +1,4 @@
-"""Marks where all daemons see them, and put back when they are gone from there."""
+"""Store marks of evictions for all daemons, and restore those that someone deletes."""
 
 from __future__ import annotations
 
@@ -29,33 +29,34 @@ _MAX_RESTORING = 16
 _RESTORED_EVERY_S = 5.0
 _EVERYTHING_EVERY_S = 0.1
 _BATCH = 100
-_MAX_BELIEVED = 1000
+_MAX_CHECKED = 1000
 
 
 class MarkStore:
-    """The marks on a server that daemons share, and in ``marks`` what this daemon knows of them.
+    """The marks on a server that daemons share, and in ``marks`` those that this daemon knows.
 
-    A mark lives twice as long as what it is about, and a month at least. For one event loop.
+    A mark lives twice as long as the values that it concerns, and a month at least. For one
+    event loop.
     """
 
     def __init__(
         self, link: GuardedRedis, names: KeyNames, sealer: Sealer, marks: Marks, ttl_s: int
     ) -> None:
-        """``ttl_s`` is how long values live."""
+        """``ttl_s`` is the time to live of values."""
         self.marks = marks
         self._link = link
         self._names = names
         self._sealer = sealer
         self._ttl_s = max(_TIMES_AS_LONG * ttl_s, _LEAST_TTL_S)
-        self._believed: OrderedDict[bytes, Mark] = OrderedDict()  # By digest.
+        self._checked: OrderedDict[bytes, Mark] = OrderedDict()  # By digest.
         self._everything_at_s = -_EVERYTHING_EVERY_S
         self._restoring: dict[str, asyncio.Task[None]] = {}
 
     def names_for(self, module_sha256: str) -> dict[bytes, str]:
-        """Return under which names marks are that are about a module, and whose each is.
+        """Return the names of the marks to read along with a module's values, and whose each is.
 
-        Only those that are to be read along with a value: that of EVERYTHING not so often that
-        it costs hits anything, and not from another node of a cluster, see ``refresh``.
+        The mark of EVERYTHING is among them once in 0.1 s at most, so that it costs hits
+        nothing, and never in a cluster, where another node has it (``refresh`` reads it).
         """
         whose, now_s = [module_sha256], time.monotonic()
         if self._link.is_one_place and now_s - self._everything_at_s > _EVERYTHING_EVERY_S:
@@ -64,10 +65,10 @@ class MarkStore:
         return {self._names.mark(each): each for each in whose}
 
     def learn(self, module_sha256: str, record: bytes) -> None:
-        """Take note of what was read as the mark of a module, or of EVERYTHING.
+        """Learn ``record``, which was read as the mark of a module or of EVERYTHING.
 
-        Where this daemon knows more than the server it tells the server, behind the caller's
-        back: somebody has deleted the mark, or put back an older one.
+        If this daemon knows more than ``record`` says, someone deleted the mark or wrote back an
+        older one: the daemon writes its own in the background.
         """
         read = self._read(self._names.mark(module_sha256), record)
         self.marks.learn(module_sha256, read)
@@ -88,48 +89,48 @@ class MarkStore:
                 self.learn(by_name[name], record)
 
     async def discard(self, names: frozenset[bytes]) -> None:
-        """Delete what is under names of marks and is no string. Raises TierUnavailable."""
+        """Delete ``names``, marks' keys that hold another type. Raises TierUnavailable."""
         if names:
             await self._link.delete(sorted(names))
 
     async def evict(self, scope: EvictScope) -> None:
         """Mark all in ``scope`` that was made so far as evicted. Raises TierUnavailable.
 
-        This daemon knows of it even then.
+        This daemon remembers the eviction even if it cannot store the mark.
         """
         await self._write(self.marks.evict(scope))
 
     async def release(self, module_sha256: str, newest_ms: int) -> None:
-        """As ``evict``, for the strikes against a module, one of ``newest_ms`` among them."""
+        """Mark a module's strikes as released; ``newest_ms`` is the time of the newest one."""
         self.marks.release(module_sha256, newest_ms)
         await self._write(module_sha256)
 
     async def close(self) -> None:
-        """Give up what is under way; never raises."""
+        """Cancel the writes that are running; never raises."""
         tasks = list(self._restoring.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _read(self, name: bytes, record: bytes) -> Mark:
-        """Return what ``record`` says. Its stamp is checked once: it is read with each hit."""
+        """Return the mark in ``record``; check each stamp once, as every hit reads its mark."""
         if not record:
             return Mark()
         digest = hashlib.sha256(name + record).digest()
-        read = self._believed.get(digest)
+        read = self._checked.get(digest)
         if read is None:
             read = read_mark(name, record, self._sealer.check_stamp)
             if read != Mark():
-                self._believed[digest] = read
-            if len(self._believed) > _MAX_BELIEVED:
-                self._believed.popitem(last=False)
+                self._checked[digest] = read
+            if len(self._checked) > _MAX_CHECKED:
+                self._checked.popitem(last=False)
         return read
 
     async def _records(self, names: Sequence[bytes]) -> list[bytes]:
         return await self._link.beginnings(names, [MAX_MARK_BYTES + 1] * len(names))
 
     async def _write(self, module_sha256: str) -> None:
-        # What others wrote there meanwhile is not to be lost.
+        # Keep what other daemons wrote there meanwhile.
         name = self._names.mark(module_sha256)
         found, others = await read_strings([name], self._records)
         await self.discard(others)
@@ -145,7 +146,7 @@ class MarkStore:
         async def restore() -> None:
             with contextlib.suppress(TierUnavailable):
                 await self._write(module_sha256)
-            # Whoever deletes it again and again does not have this daemon write all the time.
+            # However often another client deletes the mark, write it at most this often.
             await asyncio.sleep(_RESTORED_EVERY_S)
 
         task = asyncio.create_task(restore())

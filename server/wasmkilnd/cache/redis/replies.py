@@ -1,9 +1,9 @@
-"""How much a server may answer: what was asked, and no more.
+"""Limit what a server may send to what was asked for, on connections of redis-py.
 
-A client buffers what a server announces, and makes objects of it, however much that is. So each
-piece that arrives is looked at before the client is given it: the lengths and counts that it
-announces are held against what the commands that were sent can be answered with. Nothing of
-the values' own bytes is looked at. See https://valkey.io/topics/protocol/ (RESP2).
+redis-py buffers whatever a server announces, and makes objects of it, however much that is. So
+these connections look at all that arrives before redis-py does: they compare the announced
+lengths and counts with the largest replies that the commands under way can have. They do not
+look at the bytes of values. See https://valkey.io/topics/protocol/ (RESP2).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_LINE_BYTES = 4 * _KIB
 _MAX_DEPTH = 6
 _LEAST_REPLY_BYTES = _MAX_LINE_BYTES + 64
 
-# Bytes and elements of what answers with more than a number, a line, or what was asked for.
+# Bytes and array elements of replies that are more than a number, a line or a GETRANGE.
 _LARGER = {
     "GET": (6 * _MIB, 0),
     "SCAN": (4 * _MIB, 100_000),
@@ -43,7 +43,7 @@ _LARGER = {
 
 
 def most_of(command: Sequence[Argument]) -> tuple[int, int]:
-    """Return how many bytes, and how many elements of arrays, ``command`` may be answered with."""
+    """Return the most bytes, and the most array elements, that a reply to ``command`` has."""
     name = _text(command[0]).partition(" ")[0].upper()
     if name == "GETRANGE":
         first, last = int(_text(command[2])), int(_text(command[3]))
@@ -53,24 +53,24 @@ def most_of(command: Sequence[Argument]) -> tuple[int, int]:
 
 
 class Replies:
-    """Watches what arrives on one connection. ``look`` raises InvalidResponse for too much."""
+    """Checks what arrives on one connection; ``look`` raises InvalidResponse for too much."""
 
     def __init__(self) -> None:
         self._commands = 0
-        """Those whose answers are not there yet."""
+        """Commands without a reply so far."""
         self._bytes = 0
         self._elements = 0
         self._body = 0
-        """Bytes to come of a value that has begun."""
+        """Bytes that are missing of a value that has begun."""
         self._line = b""
-        """The beginning of a line whose end is to come."""
+        """The beginning of a line whose end is missing."""
         self._open: list[int] = []
-        """How many elements are to come of each array that has begun, the outer first."""
+        """Missing elements of each array that has begun, the outermost first."""
 
     def expect(self, commands: Iterable[Sequence[Argument]]) -> None:
-        """Allow for the answers to ``commands``, which are about to be sent."""
+        """Allow the replies to ``commands``, which are about to be sent."""
         if not self._commands:
-            self._bytes = self._elements = 0  # What was left over is not for these.
+            self._bytes = self._elements = 0  # Do not add what earlier replies left unused.
         for command in commands:
             size_bytes, elements = most_of(command)
             self._commands += 1
@@ -78,10 +78,10 @@ class Replies:
             self._elements += elements
 
     def look(self, arrived: bytes) -> None:
-        """Take note of what arrived. Raises InvalidResponse if nobody asked for so much."""
+        """Check what arrived. Raises InvalidResponse for more than was asked for."""
         self._bytes -= len(arrived)
         if self._bytes < 0:
-            raise InvalidResponse("the server answers with more than it was asked for")
+            raise InvalidResponse("the server sends more than it was asked for")
         if self._line:
             arrived, self._line = self._line + arrived, b""
         at = 0
@@ -101,7 +101,7 @@ class Replies:
             at = end + 2
 
     def _begin(self, line: bytes, here: int) -> None:
-        """Take note of what ``line`` begins, of which up to ``here`` bytes are there."""
+        """Begin what ``line`` announces; at most ``here`` bytes of it have arrived."""
         match line[:1]:
             case b"+" | b"-" | b":":
                 self._one_done()
@@ -117,7 +117,7 @@ class Replies:
                 count = _number(line)
                 self._elements -= max(0, count)
                 if self._elements < 0 or len(self._open) >= _MAX_DEPTH:
-                    raise InvalidResponse("the server announces an array that nobody asked for")
+                    raise InvalidResponse("the server announces an array that was not asked for")
                 if count <= 0:
                     self._one_done()
                 else:
@@ -126,7 +126,7 @@ class Replies:
                 raise InvalidResponse("the server does not speak version 2 of the protocol")
 
     def _one_done(self) -> None:
-        """Take note that a value has ended, and with it perhaps the arrays that it is in."""
+        """Note the end of a value, and of the arrays whose last element it is."""
         while self._open:
             self._open[-1] -= 1
             if self._open[-1]:
@@ -134,13 +134,13 @@ class Replies:
             self._open.pop()
         self._commands -= 1
         if self._commands < 0:
-            raise InvalidResponse("the server answers what nobody asked")
+            raise InvalidResponse("the server sends a reply without a command")
 
 
 def _number(line: bytes) -> int:
     digits = line[1:]
     if not digits.removeprefix(b"-").isdigit() or len(digits) > 20:
-        raise InvalidResponse("the server announces a length that is no number")
+        raise InvalidResponse("the server announces a length that is not a number")
     return max(-1, int(digits))
 
 
@@ -149,7 +149,7 @@ def _text(argument: Argument) -> str:
 
 
 class _WatchingParser(_AsyncHiredisParser):
-    """As its base, but what it is fed was looked at."""
+    """A parser that gets only what ``Replies`` has checked."""
 
     __slots__ = ("replies",)
 
@@ -171,33 +171,33 @@ class _WatchingParser(_AsyncHiredisParser):
 
 
 class _Watched(AbstractConnection):
-    """Tells the parser what was asked."""
+    """A connection that tells its parser which commands it sends."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, parser_class=_WatchingParser)
 
     def pack_command(self, *command: Any) -> list[bytes]:
-        # Those of a pipeline come by here as well, one by one.
+        # The commands of a pipeline pass here too, one by one.
         cast("_WatchingParser", self._parser).replies.expect([command])
         packed: list[bytes] = super().pack_command(*command)
         return packed
 
 
 class WatchedConnection(_Watched, Connection):
-    """By TCP."""
+    """Over TCP."""
 
 
 class WatchedSSLConnection(_Watched, SSLConnection):
-    """By TLS."""
+    """Over TLS."""
 
 
 class WatchedSocketConnection(_Watched, UnixDomainSocketConnection):
-    """By a Unix socket."""
+    """Over a Unix socket."""
 
 
 class WatchedSentinelConnection(_Watched, SentinelManagedConnection):
-    """By TCP, to whom the Sentinels name."""
+    """Over TCP, to the primary that the Sentinels name."""
 
 
 class WatchedSentinelSSLConnection(_Watched, SentinelManagedSSLConnection):
-    """By TLS, to whom the Sentinels name."""
+    """Over TLS, to the primary that the Sentinels name."""

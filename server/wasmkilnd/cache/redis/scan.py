@@ -1,4 +1,4 @@
-"""The heads of many values, of which only so many are in memory at a time as fit."""
+"""Read the heads of many values, with few of them in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wasmkilnd.cache.value.rejected import ValueRejected
 
 T = TypeVar("T")
 
-# Holds the head of nearly every artifact; whole values are never read.
+# Enough for the head of nearly every artifact; whole values are never read.
 _BEGINNING_BYTES = 8192
 _AT_ONCE = 128
 _BYTES_AT_ONCE = 4 * 1024 * 1024
@@ -21,10 +21,10 @@ _BYTES_AT_ONCE = 4 * 1024 * 1024
 async def look_at_heads(
     link: GuardedRedis, names: Sequence[bytes], look: Callable[[bytes, bytes], T]
 ) -> tuple[dict[bytes, T], frozenset[bytes]]:
-    """Return what ``look`` makes of each value, by name, and which names are of no strings.
+    """Return what ``look`` returns for each value, by name, and the names of other types' keys.
 
-    It is given the name and the value's beginning, which holds the whole head if there is
-    one, and is empty if nothing is there. It runs in a thread where that is long, never
+    ``look`` gets the name and the first bytes of the value: the whole head if there is one,
+    nothing if there is no value. It runs in a thread if there is much to look at, and never
     twice at a time. Raises TierUnavailable.
     """
     looked: dict[bytes, T] = {}

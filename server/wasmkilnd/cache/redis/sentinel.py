@@ -1,4 +1,4 @@
-"""A primary whose address Sentinels tell, and tell anew after a failover."""
+"""A primary that Sentinels name: each new connection asks them, so it follows a failover."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from wasmkilnd.cache.redis.server import SingleServer
 
 
 class SentinelServer(SingleServer):
-    """The primary that is called ``service`` now.
+    """The server that is the primary of ``service`` now.
 
-    Each new connection asks the Sentinels first, so those to a primary that died or was
-    demoted are replaced by some to its successor. ``options`` are those of the
-    connections to the primary, ``sentinel_options`` to the Sentinels.
+    Each new connection asks the Sentinels first, so connections to a primary that died or was
+    demoted are replaced by connections to its successor. ``options`` are for connections to
+    the primary, ``sentinel_options`` for those to the Sentinels.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class _Sentinels(Sentinel):
     ) -> None:
         super().__init__([])  # type: ignore[no-untyped-call]
         kind = WatchedSSLConnection if tls else WatchedConnection
-        # redis-py's own connections would take whatever a Sentinel answers.
+        # redis-py's own connections accept replies of any size.
         self.sentinels = [
             Redis.from_pool(ConnectionPool(connection_class=kind, host=host, port=port, **options))
             for host, port in sentinels
@@ -70,8 +70,8 @@ class _Sentinels(Sentinel):
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Return where the primary is. Raises MasterNotFoundError.
 
-        All Sentinels are asked at once: redis-py asks one after the other, so that
-        a first one that hangs would use up the time of every call.
+        Asks all Sentinels at once: redis-py asks one after the other, so the first one,
+        if it hangs, would use up the time of every call.
         """
         try:
             return await first_success(self._ask(each, service_name) for each in self.sentinels)
@@ -80,7 +80,7 @@ class _Sentinels(Sentinel):
 
     async def _ask(self, sentinel: Redis, service_name: str) -> tuple[str, int]:
         state: Any = await sentinel.sentinel_master(service_name)
-        # One that lost its peers goes on naming the primary that died, but sees it down.
+        # A Sentinel that lost its peers still names the primary that died, but marks it down.
         if not self.check_master_state(state, service_name):
             raise RedisConnectionError("the primary that this Sentinel names is down")
         return state["ip"], state["port"]

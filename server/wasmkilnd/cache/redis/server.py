@@ -1,4 +1,4 @@
-"""What stands behind a Redis URL: something that runs commands."""
+"""What runs commands behind a Redis URL: the protocol, one server, and a missing server."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ _SCAN_COUNT = 1000
 class RedisServer(Protocol):
     """A server, or several that act as one.
 
-    Safe for concurrent use from one event loop. How long a call may take as a whole,
-    and what happens after one that failed, is decided above it, in GuardedRedis. What
-    goes wrong is raised as the client library raises it.
+    Safe for concurrent use from one event loop. GuardedRedis, above it, limits the time of
+    a call and decides what happens after a failure. Errors are those of the client library.
     """
 
     is_one_place: bool
     """Whether commands on any keys are one round trip, and fail or succeed together."""
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
-        """Run ``commands`` in one round trip where that is possible; answer their answers.
+        """Run ``commands``, in one round trip where that is possible, and return their replies.
 
-        Strings are answered as bytes. It is no transaction, but commands on one key are
-        executed in order. The key is a command's first argument (of EVAL, the third).
-        Raises the first error among the answers.
+        Strings are returned as bytes. This is no transaction, but commands on one key run
+        in order. The key is a command's first argument (of EVAL, the third). Raises the
+        first error among the replies.
         """
         ...
 
     def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        """Return the keys that match, batch by batch, some perhaps twice.
+        """Return the keys that match ``pattern``, in pages.
 
-        Each that is there from begin to end is among them. A batch is what one round trip
-        found, and empty where that was nothing: so each can be bounded in time.
+        Includes each key that exists during the whole scan; some may come twice. A page is what
+        one round trip found, even if that is nothing, so that each can be bounded in time.
         """
         ...
 
     async def usage(self) -> TierUsage:
-        """Return what the server says about itself; zeros for what it does not tell."""
+        """Return what the server reports about itself; zero for what it does not report."""
         ...
 
     async def probe(self) -> None:
-        """Ask on a new connection whether anyone answers; raise if not."""
+        """Ask on a new connection whether the server answers; raise if not."""
         ...
 
     async def close(self) -> None:
@@ -62,8 +61,8 @@ class RedisServer(Protocol):
 class SingleServer:
     """One server, or the primary that a Sentinel names, through redis-py's ``client``.
 
-    ``client`` should give up each read and write by itself in time: on Python 3.11
-    asyncio can lose a cancellation that meets the end of a write.
+    ``client`` needs time-outs of its own for each read and write: on Python 3.11 asyncio can
+    lose a cancellation that meets the end of a write.
     """
 
     is_one_place = True
@@ -76,14 +75,14 @@ class SingleServer:
         return without_errors(await self.answers(commands))
 
     async def answers(self, commands: Sequence[Command]) -> list[Any]:
-        """As ``run``, but an error that the server answers is an answer, and raises nothing."""
+        """As ``run``, but return errors among the replies instead of raising them."""
         async with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
         if any(isinstance(answer, ReadOnlyError) for answer in answers):
-            # It was the primary once. What its name or virtual address stands for now
-            # shows when somebody connects anew.
+            # This server was the primary once. A new connection goes to the server that its
+            # name or virtual address stands for now.
             await self._client.connection_pool.disconnect(inuse_connections=False)
         return answers
 
@@ -98,15 +97,18 @@ class SingleServer:
 
     async def usage(self) -> TierUsage:
         """As RedisServer."""
-        memory, stats = await self._told("INFO", "memory"), await self._told("INFO", "stats")
-        return usage_of(await self._told("DBSIZE"), memory, stats)
+        memory, stats = (
+            await self._ask_if_allowed("INFO", "memory"),
+            await self._ask_if_allowed("INFO", "stats"),
+        )
+        return usage_of(await self._ask_if_allowed("DBSIZE"), memory, stats)
 
     async def probe(self) -> None:
         """As RedisServer."""
-        # After a failover or a pulled cable idle connections look alive and are dead.
-        # Each would cost one more time-out.
+        # After a failover or a pulled cable, idle connections look alive and are dead:
+        # each would cost one more time-out.
         await self._client.connection_pool.disconnect(inuse_connections=False)
-        # A user that may not ask so was answered all the same.
+        # A user without permission to PING was answered all the same.
         with contextlib.suppress(NoPermissionError):
             await self._ask("PING")
 
@@ -118,13 +120,13 @@ class SingleServer:
     async def _ask(self, *command: Any) -> Any:
         return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    async def _told(self, *command: Any) -> Any:
+    async def _ask_if_allowed(self, *command: Any) -> Any:
         try:
             return await self._ask(*command)
         except ResponseError as error:
             if type(error) in (ResponseError, NoPermissionError):
                 forget_frames(error)
-                return None  # The server answers, but tells no such thing to this user.
+                return None  # The server answers, but this user may not see it.
             raise
 
 
@@ -159,7 +161,7 @@ class UnavailableServer:
 
 
 def without_errors(answers: list[Any]) -> list[Any]:
-    """Return ``answers``. Raises the first error among them."""
+    """Return ``answers``; raise the first error among them."""
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer
@@ -167,7 +169,7 @@ def without_errors(answers: list[Any]) -> list[Any]:
 
 
 def usage_of(entries: Any, memory: Any, stats: Any) -> TierUsage:
-    """Read the answers to DBSIZE and to INFO memory and stats; None is nothing told."""
+    """Read the replies to DBSIZE, INFO memory and INFO stats; None is no reply."""
     memory, stats = memory or {}, stats or {}
     return TierUsage(
         entries=number(entries),

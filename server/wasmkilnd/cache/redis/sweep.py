@@ -1,4 +1,4 @@
-"""What is done in the shared tier by heads alone: eviction, and telling kinds."""
+"""Evict stored values, and find the kinds of modules, by the values' heads alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BATCH = 128
 async def sweep(
     link: GuardedRedis, names: KeyNames, scope: EvictScope, check: CheckStamp
 ) -> Evicted:
-    """Delete all in ``scope``: only keys of ours, by SCAN, in batches. Raises TierUnavailable."""
+    """Delete all values in ``scope``, by SCAN and in batches. Raises TierUnavailable."""
     if scope.module_sha256:
         gone = Evicted()
         for pattern in (
@@ -39,7 +39,7 @@ async def sweep(
 async def kinds_at(
     link: GuardedRedis, names: KeyNames, keys: Sequence[CacheKey], check: CheckStamp
 ) -> dict[CacheKey, Kind]:
-    """Return from what kinds of modules those of the artifacts were made that are there.
+    """Return the kind of module that each artifact was made of, for those that are stored.
 
     Raises TierUnavailable.
     """
@@ -63,7 +63,7 @@ async def _sweep(
 ) -> Evicted:
     gone = Evicted()
     async for found in link.scan(pattern):
-        # The prefix may hold keys of another purpose: only values are to be deleted.
+        # Other clients may have keys under the prefix: delete only values.
         keys = [key for key in found if names.is_value(key)]
         for start in range(0, len(keys), _BATCH):
             chosen = await choose(keys[start : start + _BATCH])
@@ -77,7 +77,7 @@ async def _take_all(keys: Sequence[bytes]) -> Sequence[bytes]:
 
 
 async def _delete(link: GuardedRedis, names: KeyNames, keys: Sequence[bytes]) -> Evicted:
-    # What somebody else put under our names goes too, and has no length.
+    # A key of another type under a value's name is deleted too; it has no length.
     lengths, _ = await read_strings(keys, link.lengths)
     existed = await link.delete(keys)
     gone = Evicted()
@@ -91,10 +91,10 @@ async def _delete(link: GuardedRedis, names: KeyNames, keys: Sequence[bytes]) ->
 async def _made_by(
     link: GuardedRedis, names: KeyNames, keys: Sequence[bytes], engine_id: str, check: CheckStamp
 ) -> list[bytes]:
-    """Choose the artifacts of an engine, with all of their pieces.
+    """Return the artifacts of an engine, with all of their pieces.
 
-    What nobody trusted vouches for is not even parsed, which may take seconds: whoever
-    reads it deletes it.
+    A value without a trusted key's stamp is not parsed, which could take seconds: the next
+    daemon that reads it deletes it.
     """
 
     def of_engine(name: bytes, head: bytes) -> list[bytes]:

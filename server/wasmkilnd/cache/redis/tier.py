@@ -1,4 +1,4 @@
-"""The shared tier: a server that speaks Redis's protocol."""
+"""The tier on a server that speaks the Redis protocol."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from wasmkilnd.wire import frame, payload_views
 DEFAULT_PREFIX = "wasm:"
 DEFAULT_TTL_S = 7 * 24 * 3600
 
-# What is slower makes a look-up slow, whatever its value's size.
+# A look-up may take longer for a large value, but no longer than this rate allows.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024
 READS_AT_ONCE = 8
-"""Look-ups that read at the same time; the others stand in line."""
+"""The most look-ups that read at the same time; the others wait."""
 _LOOK_EVERY_S = 5.0
 _HELD_BATCH = 1000
 
@@ -55,8 +55,8 @@ _log = structlog.get_logger("wasmkilnd.cache")
 class RedisTier:
     """Keeps artifacts and modules on a server that other daemons share.
 
-    Nothing that the server answers is believed: a value that does not verify is
-    deleted, counted, logged, and a miss.
+    Trusts nothing that the server returns: a value that does not verify is deleted,
+    counted, logged, and a miss.
     """
 
     name = "redis"
@@ -77,13 +77,11 @@ class RedisTier:
         module_bytes: Callable[[], int] = lambda: sys.maxsize,
         marks: Marks | None = None,
     ) -> None:
-        """Store on ``server``, which this tier owns from now on.
+        """Store on ``server``, and close it at the end.
 
-        ``marks`` is what this daemon knows of what was evicted.
-        What is larger than ``artifact_bytes`` or ``module_bytes``, unpacked, is not read.
-
-        ``timeout_s`` bounds each answer; the waits are the breaker's, from one question
-        whether a silent server is back to the next.
+        ``marks`` are the evictions that this daemon knows of. Payloads larger than
+        ``artifact_bytes`` or ``module_bytes`` are not read. ``timeout_s`` bounds each reply; the
+        two waits are the breaker's: how long it waits before it asks a silent server again.
         """
         self.link = GuardedRedis(
             server,
@@ -107,16 +105,16 @@ class RedisTier:
 
     @property
     def breaker(self) -> Breaker:
-        """What knows whether the server answers."""
+        """The breaker, which knows whether the server answers."""
         return self.link.breaker
 
     @property
     def write_refusal(self) -> str:
-        """Why the server, which answers, takes no writes; empty while it does."""
+        """Why the server, which answers, refuses writes; empty while it takes them."""
         return self._write_health.refusal
 
     async def start(self) -> bool:
-        """Ask whether the server answers, and go on looking at it; return whether it did."""
+        """Start to watch the server; return whether it answers now."""
         await self._look()
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._watch())
@@ -150,11 +148,11 @@ class RedisTier:
         )
 
     async def has_module(self, sha256: str) -> bool:
-        """Return whether a module is stored; whether it verifies shows when it is read."""
+        """Return whether a module is stored, without verifying it."""
         return (await self.link.exists([self.names.module(sha256)]))[0]
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Return which of ``keys`` are stored; whether they verify shows when they are read."""
+        """Return which of ``keys`` are stored, without verifying them."""
         found: set[CacheKey] = set()
         for start in range(0, len(keys), _HELD_BATCH):
             batch = keys[start : start + _HELD_BATCH]
@@ -163,7 +161,7 @@ class RedisTier:
         return frozenset(found)
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Return the kinds of modules behind artifacts: their heads are read, and no more."""
+        """Return the kinds of the modules behind artifacts, from the artifacts' heads alone."""
         return await kinds_at(self.link, self.names, keys, self._sealer.check_stamp)
 
     async def renew(self, key: CacheKey | str) -> None:
@@ -189,19 +187,19 @@ class RedisTier:
         await self.link.prolong(list(by_name), self._ttl_s)
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Delete all in ``scope`` under the prefix, and see that it is not put back.
+        """Delete all in ``scope`` under the prefix, and mark it, so that no copy is used again.
 
-        Takes time linear in the server's keys.
+        Takes time linear in the number of the server's keys.
         """
         await self.marks.evict(scope)
         return await sweep(self.link, self.names, scope, self._sealer.check_stamp)
 
     def usage(self) -> TierUsage:
-        """Return what the server said of itself last, other people's keys included."""
+        """Return what the server reported last, the keys of other clients included."""
         return self._usage
 
     async def close(self) -> None:
-        """Stop looking and close the connections."""
+        """Stop watching, and close the connections."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -285,7 +283,7 @@ class RedisTier:
             await self._look()
 
     async def _look(self) -> None:
-        # If the server is down, the breaker said so, and goes on asking by itself.
+        # If the server is down, the breaker has logged it and asks again by itself.
         with contextlib.suppress(TierUnavailable):
             self._usage = await self.link.usage()
             if not self.link.is_one_place:

@@ -1,4 +1,4 @@
-"""Longer lives in the shared tier for what is used."""
+"""Restart the time to live of entries in the shared tier when they are used."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ _MAX_AT_ONCE = 16
 
 
 class TtlRefresher:
-    """Has entries that are used live another full time to live, behind the caller's back.
+    """Renews entries that are used, in the background.
 
-    Each at most ten times in a life, wherever the use was served from: what every
-    daemon has in memory must not be gone from the shared tier when one starts anew. For
-    one event loop.
+    Each at most ten times in a time to live. A use from memory counts too: what every daemon
+    has in memory must still be in the shared tier when a daemon restarts. For one event loop.
     """
 
     def __init__(
@@ -37,14 +36,12 @@ class TtlRefresher:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def used(self, key: CacheKey | str) -> None:
-        """Take note of a use of an artifact, or of a module by its digest. Returns at once and
-        never raises.
-        """
+        """Note a use of an artifact, or of a module by its digest; return at once, never raise."""
         now = self._clock()
         if now - self._renewed.get(key, -self._interval_s) < self._interval_s:
             return
         if len(self._under_way) >= _MAX_AT_ONCE:
-            return  # The next use will do.
+            return  # The next use will renew it.
         self._renewed[key] = now
         self._renewed.move_to_end(key)
         if len(self._renewed) > _MAX_REMEMBERED:
@@ -54,7 +51,7 @@ class TtlRefresher:
         renewing.add_done_callback(self._under_way.discard)
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel the renewals that are running."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -63,6 +60,6 @@ class TtlRefresher:
         try:
             await self._renew(key)
         except TierUnavailable:
-            # It was not renewed: the next use tries again.
+            # The next use tries again.
             with contextlib.suppress(KeyError):
                 del self._renewed[key]

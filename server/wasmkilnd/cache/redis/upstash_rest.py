@@ -1,9 +1,9 @@
 """Upstash's REST protocol, which carries Redis commands over HTTPS.
 
-The library ``upstash-redis`` is not used: it sends commands as JSON and decodes answers as
-UTF-8, so that it can carry neither way what an artifact is made of, and it knows no
-timeouts. The protocol itself can: a binary argument is the body of a request, and
-answers come in base64. https://upstash.com/docs/redis/features/restapi describes it.
+The library ``upstash-redis`` is not used: it sends commands as JSON and decodes replies as
+UTF-8, so it cannot carry the bytes of an artifact either way, and it has no time-outs. The
+protocol itself can: a binary argument is the body of a request, and replies come in base64.
+See https://upstash.com/docs/redis/features/restapi.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from wasmkilnd.model import TierUsage
 
 _SCAN_COUNT = 1000
 _USAGE_AGE_S = 300.0
-# Of an answer, beside the elements of arrays in it; an error's text may hold some.
+# JSON punctuation beside that of array elements: an error's text may contain some.
 _JSON_ELEMENTS = 200
 _SYNC_TOKEN = "Upstash-Sync-Token"  # noqa: S105 - the name of a header
-# Below this, handing an answer to a thread costs more than reading it.
+# Below this, handing a reply to a thread costs more than parsing it.
 _INLINE_BYTES = 64 * 1024
 
 _FLAGS = ("NX", "XX", "GET", "KEEPTTL")
@@ -55,7 +55,7 @@ _REFUSALS: dict[str, type[ResponseError | AuthenticationError]] = {
 
 
 class UpstashRestServer:
-    """The database at ``url``, asked with the token that ``token`` answers each time."""
+    """The database at ``url``; each request carries the token that ``token`` returns."""
 
     is_one_place = True
 
@@ -104,7 +104,7 @@ class UpstashRestServer:
                 return
 
     async def usage(self) -> TierUsage:
-        """As RedisServer, but up to _USAGE_AGE_S old: every question is paid for."""
+        """As RedisServer, but up to _USAGE_AGE_S old: every request costs money."""
         if self._usage is None or time.monotonic() - self._usage_at > _USAGE_AGE_S:
             told = await self._pipeline([["DBSIZE"], ["INFO", "memory"], ["INFO", "stats"]])
             entries, memory, stats = (None if isinstance(it, Exception) else it for it in told)
@@ -115,7 +115,7 @@ class UpstashRestServer:
     async def probe(self) -> None:
         """As RedisServer."""
         await self.close()
-        # A token that may not ask so was answered all the same.
+        # A token without permission to PING was answered all the same.
         with contextlib.suppress(NoPermissionError):
             await self.run([("PING",)])
 
@@ -136,7 +136,7 @@ class UpstashRestServer:
         return answers
 
     async def _with_body(self, command: list[Any]) -> Any:
-        """Send a command whose one binary argument is the body; what follows is the query."""
+        """Send a command with its one binary argument as the body and the rest as the query."""
         at = next(index for index, part in enumerate(command) if isinstance(part, bytes))
         before, body, after = command[:at], command[at], command[at + 1 :]
         if any(isinstance(part, bytes) for part in after):
@@ -151,12 +151,12 @@ class UpstashRestServer:
         headers = {
             "Authorization": f"Bearer {self._token()}",
             "Upstash-Encoding": "base64",
-            # A few bytes that are unpacked can be any number of them.
+            # A few compressed bytes can become any number of bytes.
             "Accept-Encoding": "identity",
         }
         if self._sync_token:
-            headers[_SYNC_TOKEN] = self._sync_token  # So that we read what we wrote.
-        # Not followed: it would carry the token to somebody else.
+            headers[_SYNC_TOKEN] = self._sync_token  # Reads then see our own writes.
+        # Redirects are not followed: they would give the token to another host.
         url = URL(f"{self._url}{path}", encoded=True)
         async with self._opened().post(
             url, data=body, headers=headers, allow_redirects=False
@@ -180,7 +180,7 @@ class UpstashRestServer:
 async def _read_at_most(
     response: aiohttp.ClientResponse, commands: Sequence[list[Any]]
 ) -> bytearray:
-    """Return the body. Raises InvalidResponse if it is more than ``commands`` ask for."""
+    """Return the body. Raises InvalidResponse if it has more than ``commands`` ask for."""
     most = [most_of(command) for command in commands]
     # Base64 makes four bytes of three, and JSON adds its own to each.
     most_bytes = sum(size_bytes * 3 // 2 for size_bytes, _ in most)
@@ -192,14 +192,14 @@ async def _read_at_most(
         answer += part
         if len(answer) > most_bytes:
             raise InvalidResponse("more than was asked for")
-    # Each makes an object, which is far larger than the character.
+    # Each of these characters makes an object, which is far larger.
     if sum(map(answer.count, (b",", b"[", b"{"))) > most_elements:
         raise InvalidResponse("an answer of more elements than were asked for")
     return answer
 
 
 def _texts(command: Command) -> list[Any]:
-    """Return the command with all that JSON can carry made text."""
+    """Return ``command`` with all bytes that are UTF-8 decoded, since JSON can carry text."""
     return [_text(part) for part in command]
 
 
@@ -217,7 +217,7 @@ def _is_text(command: list[Any]) -> bool:
 
 
 def _query(after: Sequence[Any]) -> str:
-    """Return ``EX 60 NX`` and the like as the query that says the same."""
+    """Return options like ``EX 60 NX`` as a query."""
     options = []
     words = iter(after)
     for word in words:
@@ -231,9 +231,9 @@ def _check(status: int) -> None:
     if status in (401, 403):
         raise AuthenticationError("the token is refused")
     if status == 429:
-        raise TierUnavailable("Redis is asked too often over REST (HTTP status 429)")
-    if status not in (200, 400):  # 400 comes with the error that Redis answered.
-        raise TierUnavailable(f"Redis does not answer over REST: HTTP status {status}")
+        raise TierUnavailable("Redis over REST refuses: too many requests (HTTP status 429)")
+    if status not in (200, 400):  # 400 carries the error that Redis returned.
+        raise TierUnavailable(f"Redis over REST fails with HTTP status {status}")
 
 
 def _parsed(answer: bytes | bytearray) -> Any:
@@ -259,7 +259,7 @@ def _one(answer: Any) -> Any:
 
 def _decoded(result: Any) -> Any:
     if isinstance(result, str):
-        # The one string that is answered as it is. No base64 is this short.
+        # The one string that is not encoded; no base64 is this short.
         return b"OK" if result == "OK" else base64.b64decode(result, validate=True)
     if isinstance(result, list):
         return [_decoded(each) for each in result]
