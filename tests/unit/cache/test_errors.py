@@ -28,7 +28,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (exceptions.ClusterDownError("hunter2"), "Redis refuses: the cluster is down", True),
         (exceptions.ResponseError("ERR max requests limit exceeded."), f"{NO}the requests", True),
         (exceptions.ResponseError("ERR max daily request limit exceeded"), f"{NO}the req", True),
-        (exceptions.ResponseError("ERR max request size exceeded"), f"{NO}this is too", False),
+        (
+            exceptions.ResponseError("ERR max request size exceeded"),
+            f"{NO}the request",
+            False,
+        ),
         (
             exceptions.ResponseError(
                 "unknown command 'AUTH', with args beginning with: 'app' 'hunter2' "

@@ -13,14 +13,14 @@ offset  bytes  what
 ...     ...    the payload's first piece; the others have keys of their own
 ======  =====  ==================================================================
 
-All but the last is the head. The header says size and digest of every piece, see
-:mod:`wasmkilnd.cache.value.pieces`, so the stamp vouches for the whole value. Nothing is
-believed before it was checked, in this order: magic, version, bounds, the digest (which
-tells damage from forgery), the stamp, the header's shape, that it belongs to the key asked
-for, the attestation, and then each piece before it is decompressed.
+All but the last is the head. The header holds size and digest of every piece (see
+:mod:`wasmkilnd.cache.value.pieces`), so the stamp covers the whole value. A reader checks, in
+this order: magic, version, bounds, the digest (which tells damage from forgery), the stamp, the
+header's shape, that it is about the requested key, the attestation, and then each piece before
+it is decompressed.
 
-The format's version is part of every fingerprint, and of the names of modules, so that
-daemons with different formats never meet each other's values.
+The version is part of every fingerprint and of the names of modules, so daemons with different
+formats never read each other's values.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ HEADER_OFFSET = _STAMP_AT + STAMP_BYTES
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 
 MAX_VALUE_BYTES = HEADER_OFFSET + MAX_HEADER_BYTES + MAX_PIECE_BYTES
-"""More than any value takes under its own name, further pieces left aside."""
+"""The most bytes that a value has under its own name, without its further pieces."""
 
 # Nearly every head is far shorter.
-_MAX_STRANGERS_BYTES = 64 * 1024
+_MAX_UNTRUSTED_BYTES = 64 * 1024
 
-# What a stamp is over, so that no signature of another purpose can be taken for one.
+# Part of what a stamp signs, so that no signature for another purpose passes for one.
 _PURPOSE = b"wasmkiln stored value\0"
 
 # The layer field of a component's preamble, see admission.
@@ -72,22 +72,22 @@ _COMPONENT_LAYER = b"\x01\0"
 Stamp = Callable[[bytes], bytes]
 """Signs a message."""
 CheckStamp = Callable[[bytes, bytes], Refusal | None]
-"""Answers why a stamp does not vouch for a message, None if it does."""
+"""Returns why a stamp is not a trusted key's signature of a message; None if it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened(Generic[V_co]):
-    """A value whose head was verified, and whose pieces were not looked at yet."""
+    """A value whose head is verified and whose pieces are not."""
 
     what: V_co
-    """The artifact or module; without its bytes."""
+    """The artifact or module, without its payload."""
     body: Body
     first: memoryview
-    """What follows the head: the first piece, if there is any."""
+    """The bytes after the head: the first piece, if there is one."""
 
 
 def write_artifact_head(artifact: Artifact, body: Body, stamp: Stamp) -> bytes:
-    """Return the head of ``artifact``'s value; without its types where they are too long."""
+    """Return the head of ``artifact``'s value; without its types if they are too long."""
     header = write_artifact_header(artifact, body)
     if len(header) > MAX_HEADER_BYTES:
         header = write_artifact_header(artifact, body, with_types=False)
@@ -102,7 +102,7 @@ def write_module_head(module: Module, body: Body, stamp: Stamp) -> bytes:
 def open_artifact(value: bytes, key: CacheKey, check: CheckStamp) -> Opened[Artifact]:
     """Verify the head of ``value``, which was read from under ``key``.
 
-    The artifact has no frames yet; its attestation is not looked at. Raises
+    The artifact has no frames yet; its attestation is not verified. Raises
     ValueRejected, and nothing else, whatever the bytes.
     """
     opened = open_any(value, check)
@@ -127,14 +127,14 @@ def open_module(value: bytes, sha256: str, check: CheckStamp) -> Opened[Module]:
 
 
 def open_head(value: bytes, key: ValueKey, check: CheckStamp) -> Opened[Artifact | Module]:
-    """Verify the head of ``value``, which was read from under ``key``; as the two above."""
+    """Verify the head of ``value``, which was read from under ``key``, with the fitting one."""
     if key.artifact:
         return open_artifact(value, key.artifact, check)
     return open_module(value, key.module_sha256, check)
 
 
 def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:
-    """Verify the head of ``value``, whatever it is of: its key is for the caller to look at.
+    """Verify the head of ``value``; the caller checks that it is about the right key.
 
     Raises ValueRejected, and nothing else, whatever the bytes.
     """
@@ -150,11 +150,11 @@ def open_any(value: bytes, check: CheckStamp) -> Opened[Artifact | Module]:
 def open_anyones(
     value: bytes, check: CheckStamp
 ) -> tuple[Opened[Artifact | Module], Refusal | None]:
-    """As open_any, for tools: also opens a stranger's value, and return what ``check`` says.
+    """As open_any, but also open a value of an untrusted key; return what ``check`` returned.
 
-    A stranger's long head is rejected all the same: parsing it takes its time and memory.
+    For tools. A long head of an untrusted key is rejected: parsing it would take time and memory.
     """
-    is_long = head_end(value) > _MAX_STRANGERS_BYTES
+    is_long = head_end(value) > _MAX_UNTRUSTED_BYTES
     refusal: Refusal | None = None
 
     def check_if_long(message: bytes, stamp: bytes) -> Refusal | None:
@@ -166,12 +166,12 @@ def open_anyones(
 
 
 def stamped_by(value: bytes) -> str:
-    """Return the id of the key that a value's stamp says it is of; proves nothing."""
+    """Return the id of the key that a value's stamp names; this proves nothing."""
     return value[_STAMP_AT : _STAMP_AT + _KEY_ID_BYTES].hex()
 
 
 def check_module(module: Module) -> Module:
-    """Return ``module``, now with its bytes, if they are it. Raises ValueRejected."""
+    """Return ``module`` if its bytes have its digest and kind. Raises ValueRejected."""
     if hashlib.sha256(module.wasm).hexdigest() != module.sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
     check_kind(module.kind, module.wasm)
@@ -179,14 +179,14 @@ def check_module(module: Module) -> Module:
 
 
 def check_kind(kind: Kind, wasm: bytes) -> None:
-    """Raise ValueRejected if ``wasm``, or the beginning of it, is of another ``kind``."""
+    """Raise ValueRejected unless ``wasm``, or the beginning of it, is of ``kind``."""
     is_component = wasm[6:8] == _COMPONENT_LAYER
     if wasm.startswith(_PREAMBLE) and is_component != (kind is Kind.COMPONENT):
         raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
 
 
 def head_end(start: bytes) -> int:
-    """Return at which offset a value's head ends, given at least its first 9 bytes.
+    """Return the length of a value's head, given at least its first 9 bytes.
 
     Raises ValueRejected.
     """

@@ -1,7 +1,7 @@
-"""The JSON header of a stored value: what it says, and the strict reading of it.
+"""Write and read the JSON header of a stored value.
 
-A header comes from a server that others may write to. So every field is
-required, no other is allowed, and each has exactly one type.
+Other clients may write to the server, so reading is strict: every field is required, no other
+is allowed, and each has exactly one type.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from wasmkilnd.model import (
     Module,
 )
 
-# More than any compile may take; NaN is not within it.
+# Longer than any compile; NaN does not pass either.
 _MAX_S = 1e9
 
 
 def write_artifact_header(artifact: Artifact, body: Body, with_types: bool = True) -> bytes:
-    """Serialize all of ``artifact`` but its frames; without its types if so wished."""
+    """Serialize all of ``artifact`` except its frames, and its types unless ``with_types``."""
     spec = artifact.spec
     return _dump(
         {
@@ -58,7 +58,7 @@ def write_artifact_header(artifact: Artifact, body: Body, with_types: bool = Tru
 
 
 def write_module_header(module: Module, body: Body) -> bytes:
-    """Serialize all of ``module`` but its bytes."""
+    """Serialize all of ``module`` except its bytes."""
     return _dump(
         {
             "body": _body(body),
@@ -70,7 +70,7 @@ def write_module_header(module: Module, body: Body) -> bytes:
 
 
 def read_header(header: bytes) -> tuple[Artifact | Module, Body]:
-    """Read what either function wrote; an artifact has no frames, a module no bytes.
+    """Return what a header describes: an artifact without frames, or a module without bytes.
 
     Raises ValueRejected, and nothing else.
     """
@@ -144,7 +144,7 @@ def _dump(fields: Mapping[str, object]) -> bytes:
 
 
 def _malformed(name: str) -> ValueRejected:
-    # The value's own text stays out: it may be anything, and this goes to the log.
+    # Without the value's own text, which may be anything: this goes to the log.
     return ValueRejected(Cause.FORMAT, f"the header's {name} is malformed")
 
 
@@ -152,7 +152,7 @@ def _is_text(value: object) -> bool:
     if type(value) is not str:
         return False
     try:
-        value.encode()  # JSON can spell a lone surrogate, which no protobuf string may hold.
+        value.encode()  # JSON can contain a lone surrogate, which no protobuf string can.
     except UnicodeEncodeError:
         return False
     return True
@@ -163,7 +163,7 @@ def _is_size(value: object) -> bool:
 
 
 class _Fields:
-    """A JSON object that is taken apart field by field; each must be taken once."""
+    """A JSON object whose fields are taken one by one; ``finish`` rejects what is left."""
 
     def __init__(self, name: str, fields: dict[str, Any]) -> None:
         self._name = name

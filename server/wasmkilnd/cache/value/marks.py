@@ -1,9 +1,10 @@
-"""Marks: what is left of an Evict or a release, so that nothing removed comes back.
+"""Marks: what an Evict or a release leaves, so that nothing removed comes back.
 
-Whoever may write to the server can put back what was once real, and its stamp is good. So an
-Evict leaves a time, and artifacts that were made up to then are used no more; a release leaves
-one for strikes. What a daemon makes afterwards is later than every mark that it knows, whatever
-its clock says: it takes one millisecond after the mark, or its own time if that is later.
+A client that can write to the server can write back an old value, and its stamp is still valid.
+So an Evict leaves a time, and artifacts that were made up to then are not used any more; a
+release leaves a time for strikes. What a daemon makes later is later than every mark that it
+knows, whatever its clock says: it takes its own time, or one millisecond after the mark if that
+is later.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import STAMP_BYTES, Artifact, EvictScope
 
 MAX_MARK_BYTES = 16 * 1024
-"""More than any mark has as it is stored."""
+"""The most bytes of a stored mark."""
 
 EVERYTHING = ""
-"""In the place of a module's digest: of all modules."""
+"""Instead of a module's digest: all modules."""
 
 _MAX_MODULES = 10_000
 _MAX_ENGINES = 100
 _MAX_ENGINE_CHARACTERS = 100
 _MAX_MS = 1 << 62
-# What a stamp is over, so that no signature of another purpose can be taken for one.
+# Part of what a stamp signs, so that no signature for another purpose passes for one.
 _PURPOSE = b"wasmkiln mark\0"
 
 
@@ -42,16 +43,16 @@ class Mark:
     """Times in milliseconds since 1970; 0 for never."""
 
     evicted_ms: int = 0
-    """Artifacts made up to then were evicted."""
+    """Artifacts made up to this time are evicted."""
     released_ms: int = 0
-    """Strikes up to then were released."""
+    """Strikes up to this time are released."""
     engines: Mapping[str, int] = field(default_factory=dict)
-    """As ``evicted_ms``, of the artifacts of an engine in one format of values, which stands
-    behind the engine's id for all but the first; only in the mark of everything.
+    """As ``evicted_ms``, for the artifacts of one engine in one format of values. The key is the
+    engine's id, followed by the format unless that is the first. Only in the mark of everything.
     """
 
     def merged(self, other: Mark) -> Mark:
-        """Return what both say together."""
+        """Return a mark that says what both say."""
         engines = {
             engine: max(self.engines.get(engine, 0), other.engines.get(engine, 0))
             for engine in {**self.engines, **other.engines}
@@ -65,17 +66,17 @@ class Mark:
 
 
 class Marks:
-    """The marks that one daemon knows. What it once knew, nobody can take back."""
+    """The marks that one daemon knows. It never forgets one that was on the server."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """``clock`` is the time of day."""
+        """``clock`` returns the time of day."""
         self._clock = clock
         self._everything = Mark()
         self._modules: OrderedDict[str, Mark] = OrderedDict()
 
     @property
     def now_ms(self) -> int:
-        """The time of day."""
+        """The time of day in milliseconds."""
         return int(self._clock() * 1000)
 
     def of(self, module_sha256: str) -> Mark:
@@ -85,7 +86,7 @@ class Marks:
         return self._modules.get(module_sha256, _NO_MARK)
 
     def learn(self, module_sha256: str, mark: Mark) -> None:
-        """Take note of ``mark``, beside what is known already."""
+        """Add ``mark`` to what is known."""
         if module_sha256 == EVERYTHING:
             self._everything = self._everything.merged(mark)
         elif mark != _NO_MARK:
@@ -95,32 +96,32 @@ class Marks:
                 self._modules.popitem(last=False)
 
     def evict(self, scope: EvictScope) -> str:
-        """Take note that ``scope`` is evicted now; return whose mark says so."""
+        """Note that ``scope`` is evicted now; return whose mark changed."""
         known_ms = max(
             self._everything.evicted_ms,
             self.of(scope.module_sha256).evicted_ms,
             *self._everything.engines.values(),
             0,
         )
-        # What was made since the last mark may be later than this daemon's clock.
+        # An artifact made since the last mark may be later than this daemon's clock.
         until_ms = max(self.now_ms, known_ms + 1)
         if scope.engine_id:
-            # Artifacts of other formats are another daemon's to evict.
+            # Daemons with other formats evict the artifacts of those.
             engine = _in_this_format(scope.engine_id)
             if not scope.engine_id.isascii() or len(scope.engine_id) > _MAX_ENGINE_CHARACTERS:
-                return EVERYTHING  # No engine is called so.
+                return EVERYTHING  # No engine has such an id.
             self.learn(EVERYTHING, Mark(engines={engine: until_ms}))
             return EVERYTHING
         self.learn(scope.module_sha256, Mark(evicted_ms=until_ms))
         return scope.module_sha256
 
     def release(self, module_sha256: str, newest_ms: int) -> None:
-        """Take note that strikes are released now, one of ``newest_ms`` among them."""
+        """Note that strikes are released now, the newest of which is of ``newest_ms``."""
         until_ms = max(self.now_ms, newest_ms, self.released_ms(module_sha256) + 1)
         self.learn(module_sha256, Mark(released_ms=until_ms))
 
     def evicted_ms(self, module_sha256: str, engine_id: str) -> int:
-        """Return up to when artifacts of a module and an engine were evicted."""
+        """Return the time up to which artifacts of a module and an engine are evicted."""
         everything = self._everything
         return max(
             everything.evicted_ms,
@@ -129,20 +130,18 @@ class Marks:
         )
 
     def released_ms(self, module_sha256: str) -> int:
-        """Return up to when strikes against a module were released."""
+        """Return the time up to which strikes against a module are released."""
         return max(self._everything.released_ms, self.of(module_sha256).released_ms)
 
     def check(self, artifact: Artifact) -> None:
-        """Raise ValueRejected for an artifact that was evicted. Believes its attestation."""
+        """Raise ValueRejected if ``artifact``, whose attestation is verified, was evicted."""
         evicted_ms = self.evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
         if evicted_ms and made_ms(artifact) <= evicted_ms:
-            raise ValueRejected(
-                Cause.EVICTED, "the artifact is older than an Evict that it falls under"
-            )
+            raise ValueRejected(Cause.EVICTED, "the artifact is older than an Evict of its scope")
 
 
 def made_ms(artifact: Artifact) -> int:
-    """Return when ``artifact`` was made, as its attestation says; 0 if it does not say."""
+    """Return when ``artifact`` was made by its attestation; 0 if that holds no time."""
     told = peek(artifact.attestation)
     if told is None:
         return 0
@@ -157,7 +156,7 @@ def made_ms(artifact: Artifact) -> int:
 
 
 def write_mark(name: bytes, mark: Mark, stamp: Stamp) -> bytes:
-    """Return what to store of ``mark`` under ``name``."""
+    """Return the bytes to store for ``mark`` under ``name``."""
     said: dict[str, object] = {"evicted_ms": mark.evicted_ms, "released_ms": mark.released_ms}
     if mark.engines:
         said["engines"] = dict(mark.engines)
@@ -166,9 +165,9 @@ def write_mark(name: bytes, mark: Mark, stamp: Stamp) -> bytes:
 
 
 def read_mark(name: bytes, record: bytes, check: CheckStamp) -> Mark:
-    """Return the mark that was stored under ``name``; an empty one if nobody vouches for it.
+    """Return the mark that was stored under ``name``; an empty one without a valid stamp.
 
-    Fields that are not known here are left alone.
+    Ignores unknown fields.
     """
     stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
     if not text or len(record) > MAX_MARK_BYTES or check(_message(name, text), stamp):

@@ -1,4 +1,4 @@
-"""The names of the shared tier's keys."""
+"""The names of the shared tier's keys, and what each name is the key of."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import CacheKey
 
-# Daemons of two versions on one server must not undo each other's work. In an artifact's
-# name the fingerprint tells formats apart; of modules, the first format's names say nothing.
+# Daemons with different formats on one server must not delete each other's values. An artifact's
+# name holds the fingerprint, which differs; a module's name holds the format, except the first.
 FIRST_FORMAT = 2
 
 _GLOB = re.compile(rb"[][*?\\^-]")
@@ -22,7 +22,7 @@ _OF_PART = re.compile(rf"{{({_HEX})}}:(?:({_HEX})|module(v[0-9]+)?):{_HEX}".enco
 
 @dataclass(frozen=True, slots=True)
 class ValueKey:
-    """What a stored value is: an artifact, or a module, which has no fingerprint."""
+    """The key of a stored value: an artifact's, or a module's, which has no fingerprint."""
 
     module_sha256: str
     fingerprint: str = ""
@@ -37,17 +37,16 @@ class KeyNames:
     """``<prefix>compiled:{<module>}:<fingerprint>`` and ``<prefix>module:{<module>}``.
 
     A value's further pieces are at ``<prefix>part:{<module>}:<fingerprint>:<digest>``, with
-    ``module`` for the fingerprint of a module's. From format 3 on, a module is at
-    ``<prefix>module:{<module>}v3``, and ``modulev3`` is in the names of its pieces. Who
-    compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
-    ``<prefix>strike:{<module>}:<fingerprint>`` tells of a compile that broke the compiler.
-    ``<prefix>mark:{<module>}`` is left of an Evict or a release, ``<prefix>mark:all`` of one of
-    everything or of an engine.
-    The braces keep all keys of a module in one slot of a cluster.
+    ``module`` instead of a fingerprint for the pieces of a module. From format 3 on, a module is
+    at ``<prefix>module:{<module>}v3``, and ``modulev3`` is in the names of its pieces. The daemon
+    that compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
+    ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
+    Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
+    everything or an engine. The braces keep all keys of a module in one slot of a cluster.
     """
 
     def __init__(self, prefix: str, cache_format: int = CACHE_FORMAT) -> None:
-        """Name keys below ``prefix``, as daemons with this format of values do."""
+        """Name keys below ``prefix``, as daemons with ``cache_format`` do."""
         self._suffix = "" if cache_format == FIRST_FORMAT else f"v{cache_format}"
         self._compiled = f"{prefix}compiled:".encode()
         self._module = f"{prefix}module:".encode()
@@ -58,27 +57,27 @@ class KeyNames:
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
-        """Return under which name an artifact is stored."""
+        """Return the name of an artifact."""
         return _of_key(self._compiled, key)
 
     def lease(self, key: CacheKey) -> bytes:
-        """Return under which name who compiles an artifact is told."""
+        """Return the name of the lease on an artifact."""
         return _of_key(self._lease, key)
 
     def lease_key(self, name: bytes) -> CacheKey | None:
-        """Return for what ``name`` is a lease, None if it is none."""
+        """Return the artifact's key if ``name`` is a lease's, else None."""
         return _key_of(self._lease, name)
 
     def strike(self, key: CacheKey) -> bytes:
-        """Return under which name a strike against a module is stored."""
+        """Return the name of a strike against a module."""
         return _of_key(self._strike, key)
 
     def strike_key(self, name: bytes) -> CacheKey | None:
-        """Return against what ``name`` is a strike, None if it is none."""
+        """Return the key that a strike is about if ``name`` is a strike's, else None."""
         return _key_of(self._strike, name)
 
     def mark(self, module_sha256: str) -> bytes:
-        """Return under which name the mark of a module is stored; "" for that of everything."""
+        """Return the name of the mark of a module, of everything for an empty digest."""
         return self._mark + (b"{%b}" % module_sha256.encode() if module_sha256 else b"all")
 
     def is_mark(self, name: bytes) -> bool:
@@ -90,15 +89,15 @@ class KeyNames:
         return _pattern(self._strike, module_sha256)
 
     def artifact_part(self, key: CacheKey, digest: str) -> bytes:
-        """Return under which name a piece of an artifact is stored."""
+        """Return the name of a piece of an artifact."""
         return b"%b:%b" % (_of_key(self._part, key), digest.encode())
 
     def module_part(self, sha256: str, digest: str) -> bytes:
-        """Return under which name a piece of a module is stored."""
+        """Return the name of a piece of a module."""
         return self.artifact_part(CacheKey(sha256, f"module{self._suffix}"), digest)
 
     def module(self, sha256: str) -> bytes:
-        """Return under which name a module is stored."""
+        """Return the name of a module."""
         return b"%b{%b}%b" % (self._module, sha256.encode(), self._suffix.encode())
 
     def is_artifact(self, name: bytes) -> bool:
@@ -119,7 +118,7 @@ class KeyNames:
         return any(_after(prefix, name, shape) for prefix, shape in shapes)
 
     def all_pattern(self) -> bytes:
-        """Return a pattern that matches every name, and perhaps more under the prefix."""
+        """Return a pattern that matches all names, and other keys under the prefix."""
         return _literal(self._prefix) + b"*"
 
     def artifacts_pattern(self, module_sha256: str = "") -> bytes:
@@ -137,28 +136,28 @@ class KeyNames:
         return _pattern(self._part, module_sha256)
 
     def artifact_key(self, name: bytes) -> CacheKey | None:
-        """Return which artifact ``name`` is that of, None if it is no artifact's."""
+        """Return the key of the artifact that ``name`` is the name of; None if it is none."""
         return _key_of(self._compiled, name)
 
     def value(self, key: ValueKey) -> bytes:
-        """Return under which name a value is stored."""
+        """Return the name of a value."""
         return self.artifact(key.artifact) if key.artifact else self.module(key.module_sha256)
 
     def part(self, key: ValueKey, digest: str) -> bytes:
-        """Return under which name a piece of a value is stored."""
+        """Return the name of a piece of a value."""
         if key.artifact:
             return self.artifact_part(key.artifact, digest)
         return self.module_part(key.module_sha256, digest)
 
     def value_at(self, name: bytes) -> ValueKey | None:
-        """Return what value is stored under ``name``, None if it is no value's name."""
+        """Return the key of the value that ``name`` is the name of; None if it is none."""
         if artifact := self.artifact_key(name):
             return ValueKey(artifact.module_sha256, artifact.fingerprint)
         module, suffix = _after(self._module, name, _OF_MODULE) or ("", "")
         return ValueKey(module) if module and suffix == self._suffix else None
 
     def part_at(self, name: bytes) -> ValueKey | None:
-        """Return of what value a piece is stored under ``name``, None if it is no piece's name."""
+        """Return the key of the value that the piece ``name`` belongs to; None if it is none."""
         module, fingerprint, suffix = _after(self._part, name, _OF_PART) or ("", "", "")
         if not module or (not fingerprint and suffix != self._suffix):
             return None
@@ -167,7 +166,7 @@ class KeyNames:
     def is_of_other_format(self, name: bytes) -> bool:
         """Whether ``name`` is that of a module, or of a piece of one, in another format.
 
-        Of artifacts, names do not tell.
+        An artifact's name does not show its format.
         """
         shaped = _after(self._module, name, _OF_MODULE) or _after(self._part, name, _OF_PART)
         return bool(shaped) and not self.value_at(name) and not self.part_at(name)

@@ -1,9 +1,8 @@
 """A value's payload in pieces, so that no command moves more than one of them.
 
-A piece is what one message to a caller carries (:data:`wasmkilnd.wire.CHUNK_BYTES`),
-compressed by itself or as it is. Each has a digest over its *stored* bytes, which stands
-in the value's signed head: a piece is hashed once, and nothing is decompressed that was
-not vouched for.
+A piece is what one message to a caller carries (:data:`wasmkilnd.wire.CHUNK_BYTES`), compressed
+by itself or as it is. The value's signed head holds the digest of each piece's *stored* bytes:
+a piece is hashed once, and nothing is decompressed before its digest is checked.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ RAW, ZSTD = "raw", "zstd"
 CODECS = (RAW, ZSTD)
 
 PARTS_OUTLIVE_S = 3600
-"""How much longer than its value a piece of it lives, so that none goes before its value."""
+"""How much longer than its value a piece lives, so that no piece expires before its value."""
 
 MAX_PIECE_BYTES = CHUNK_BYTES + CHUNK_BYTES // 64
-"""More than any piece takes as it is stored: zstd adds at most 1/256, and a header."""
+"""The most stored bytes of a piece: zstd adds at most 1/256 and a header."""
 
 # Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/performance.md).
 _LEVEL = 1
-# What shrinks less than this costs its readers more time than the bytes saved.
+# A payload that shrinks less costs its readers more time than the saved bytes do.
 _PAYS_BELOW = 0.9
 _LEAST_BYTES = 512
 
@@ -43,11 +42,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """How a payload is stored: what a head says of it."""
+    """How a payload is stored, as its head describes it."""
 
     codec: str
     size_bytes: int
-    """Of the whole payload, not compressed."""
+    """The size of the whole payload, not compressed."""
     pieces: tuple[Piece, ...]
 
     @property
@@ -58,16 +57,16 @@ class Body:
     def check(self) -> None:
         """Raise ValueRejected unless the pieces can make up the payload."""
         if self.codec not in CODECS:
-            raise ValueRejected(Cause.VERSION, "the value has a codec that is not known here")
+            raise ValueRejected(Cause.VERSION, "the value has an unknown codec")
         if len(self.pieces) != -(-self.size_bytes // CHUNK_BYTES):
-            raise ValueRejected(Cause.FORMAT, "the value has pieces too few or too many")
+            raise ValueRejected(Cause.FORMAT, "the value has too few or too many pieces")
         if not all(0 < piece.size_bytes <= MAX_PIECE_BYTES for piece in self.pieces):
-            raise ValueRejected(Cause.FORMAT, "the value has a piece of a size that none has")
+            raise ValueRejected(Cause.FORMAT, "the value has a piece of an impossible size")
 
     def unpack(self, first: int, stored: Sequence[bytes | memoryview | None]) -> list[bytes]:
-        """Return the bytes that the pieces from number ``first`` on stand for.
+        """Return the unpacked bytes of the pieces from number ``first`` on.
 
-        Raises ValueRejected unless each is there and is what the head says.
+        Raises ValueRejected unless each is there and is as the head describes it.
         """
         return [self._unpack(first + place, piece) for place, piece in enumerate(stored)]
 
@@ -95,7 +94,7 @@ def cut(payload: bytes) -> list[memoryview]:
 
 
 def codec_for(payload: Sequence[memoryview]) -> str:
-    """Choose a codec by the first piece: whether it pays to compress it."""
+    """Return the codec for ``payload``: zstd if its first piece shrinks enough."""
     if not payload or len(payload[0]) < _LEAST_BYTES:
         return RAW
     shrunk = len(pack(ZSTD, payload[0])[0])
@@ -103,7 +102,7 @@ def codec_for(payload: Sequence[memoryview]) -> str:
 
 
 def pack(codec: str, raw: memoryview) -> tuple[bytes, Piece]:
-    """Return a piece's bytes as they are to be stored, and what a head says of them."""
+    """Return the bytes to store for a piece, and the piece's entry in the head."""
     stored = bytes(raw) if codec == RAW else zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
     return stored, Piece(len(stored), hashlib.sha256(stored).hexdigest())
 
@@ -111,8 +110,8 @@ def pack(codec: str, raw: memoryview) -> tuple[bytes, Piece]:
 def _decompress(stored: bytes | memoryview, size_bytes: int) -> bytes:
     try:
         if zstandard.frame_content_size(stored) != size_bytes:
-            return b""  # Before it allocates what it says.
+            return b""  # Before zstd allocates the size that the frame claims.
         decompressor = zstandard.ZstdDecompressor()
         return decompressor.decompress(stored, max_output_size=size_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise ValueRejected(Cause.FORMAT, "a piece cannot be decompressed") from error
+        raise ValueRejected(Cause.FORMAT, "cannot decompress a piece") from error

@@ -6,32 +6,32 @@ from enum import Enum
 
 
 class Cause(Enum):
-    """The causes, few and fixed: they become a metric's labels."""
+    """The causes: few and fixed, since they are labels of a metric."""
 
     FORMAT = "format"
-    """Not a value of ours, or not well formed."""
+    """Not a value of wasmkilnd, or malformed."""
     VERSION = "version"
     """Written in a format of another version, or with an unknown codec."""
     TRUNCATED = "truncated"
-    """Shorter than it says itself."""
+    """Shorter than its header says."""
     INCOMPLETE = "incomplete"
-    """A piece of it is gone: the server made room, or somebody deleted it."""
+    """A piece is missing: the server evicted it, or another client deleted it."""
     WRONG_KEY = "wrong_key"
-    """Made for another key than the one that it was read from."""
+    """About another key than the one that it was read from."""
     DIGEST = "digest"
     """The bytes are not those that were stored."""
     UNSIGNED = "unsigned"
-    """It carries no attestation that can be read."""
+    """It has no readable attestation."""
     STRANGER = "stranger"
-    """Its attestation is signed by a key that is not trusted."""
+    """It is signed by a key that is not trusted."""
     MISMATCH = "mismatch"
     """Its attestation is forged, or about something else."""
     EVICTED = "evicted"
-    """It was made before an Evict that it is in the scope of: somebody has put it back."""
+    """It is older than an Evict of its scope: another client wrote back a copy."""
 
 
 class ValueRejected(Exception):  # noqa: N818 - says what happened to the value
-    """A stored value does not verify: it is to be deleted and never used."""
+    """A stored value does not verify: delete it, and never use it."""
 
     def __init__(self, cause: Cause, why: str) -> None:
         super().__init__(f"{cause.value}: {why}")

@@ -1,4 +1,4 @@
-"""Values that a trusted key vouches for: the checks that come before any of their bytes is used."""
+"""Verify values against trusted keys before any of their bytes is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifa
 
 
 def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Artifact | Module]]:
-    """Verify ``head``, from wherever it came, and return what it is the head of.
+    """Verify ``head``, of unknown origin; return the key that it is about, and the opened head.
 
     Raises ValueRejected, and nothing else, whatever the bytes.
     """
@@ -37,16 +37,16 @@ def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Arti
         return ValueKey(what.sha256), opened
     for digest in (what.module_sha256, what.spec.fingerprint):
         if not SHA256_HEX.fullmatch(digest):
-            raise ValueRejected(Cause.WRONG_KEY, "the value belongs to a key that cannot be")
+            raise ValueRejected(Cause.WRONG_KEY, "the value belongs to an impossible key")
     _check_attestation(what, what.key, verifier)
     return ValueKey(what.module_sha256, what.spec.fingerprint), opened
 
 
 class WholeCheck:
-    """Checks all pieces of a value, in order, and what they make up. Keeps none of them.
+    """Checks all pieces of a value, in order, and the payload that they make up; keeps none.
 
-    A daemon believes the stamp for the last step, and does it not: what was stored is what
-    a trusted key stored. Here also a key's owner is not believed.
+    A daemon skips the last step: the stamp proves that a trusted key stored these pieces. Tools
+    check even whether the key's owner stored the payload of the signed digest.
     """
 
     def __init__(self, opened: Opened[Artifact | Module]) -> None:
@@ -64,7 +64,7 @@ class WholeCheck:
         self._next += len(stored)
 
     def finish(self) -> None:
-        """Check what all pieces make up. Raises ValueRejected."""
+        """Check the payload of all pieces. Raises ValueRejected."""
         if self._next < len(self._body.pieces):
             raise ValueRejected(Cause.INCOMPLETE, f"piece {self._next} is gone")
         differs = self._digest.hexdigest() != self._what.sha256
@@ -73,15 +73,15 @@ class WholeCheck:
                 raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
             value_format.check_kind(self._what.kind, self._beginning)
         elif differs:
-            raise ValueRejected(Cause.MISMATCH, "the bytes are not those of the signed digest")
+            raise ValueRejected(Cause.MISMATCH, "the bytes do not have the signed digest")
 
 
 def _check_attestation(artifact: Artifact, key: CacheKey, verifier: Verifier) -> None:
     try:
         refusal = verifier.verify(artifact, key)
     except Exception as error:
-        # An envelope that its reader trips over is vouched for by nobody.
-        why = f"the attestation cannot be read ({type(error).__name__})"
+        # An attestation that breaks its parser proves nothing.
+        why = f"cannot read the attestation ({type(error).__name__})"
         raise ValueRejected(Cause.MISMATCH, why) from None
     if refusal:
         raise ValueRejected(Cause(refusal.cause), refusal.why)
