@@ -22,7 +22,7 @@ from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.connect import open_link
 from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
-from wasmkilnd.maintenance.orphans import Leftovers, Mentions, Rest
+from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
 from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
 from wasmkilnd.model import Artifact, CacheKey, Module
 from wasmkilnd.ports import Sealer
@@ -95,12 +95,12 @@ class Shared:
         assert len({one.key for one in found}) == len(found)
         return {one.key: one for one in found}
 
-    async def rest(self) -> Rest:
+    async def rest(self) -> OtherKeys:
         """Return what there is beside values."""
         mentions = Mentions(self.names)
         async for _ in Inventory(self.link, self.names, SEALER).values(mentions):
             pass
-        return await Leftovers(self.link, self.names, mentions).count()
+        return await OrphanFinder(self.link, self.names, mentions).count()
 
     async def scrub(
         self, *, dry_run: bool = False, older_than_s: float = 0, verifier: Sealer = SEALER
@@ -123,9 +123,9 @@ class Shared:
             self.names,
             reader,
             Inventory(self.link, self.names, SEALER),
-            Leftovers(self.link, self.names, Mentions(self.names)),
+            OrphanFinder(self.link, self.names, Mentions(self.names)),
             dry_run=dry_run,
-            tell=self.findings.append,
+            report_finding=self.findings.append,
         )
 
 
@@ -450,8 +450,8 @@ async def test_what_took_the_place_of_a_bad_value_stays(shared: Shared) -> None:
 async def test_a_piece_whose_value_comes_late_is_no_orphan(shared: Shared) -> None:
     one = sealed(1, LARGE_BYTES)
     await shared.put(one)
-    leftovers = Leftovers(shared.link, shared.names, Mentions(shared.names))
-    assert [orphan async for page in leftovers.orphans() for orphan in page] == []
+    finder = OrphanFinder(shared.link, shared.names, Mentions(shared.names))
+    assert [orphan async for page in finder.orphans() for orphan in page] == []
 
 
 async def test_a_value_that_is_replaced_during_the_scrub_is_judged_anew(shared: Shared) -> None:

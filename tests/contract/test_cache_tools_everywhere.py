@@ -13,7 +13,7 @@ from wasmkilnd.cache.value.format import MAX_VALUE_BYTES
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter
 from wasmkilnd.maintenance.inventory import Inventory, Listed
-from wasmkilnd.maintenance.orphans import Leftovers, Mentions
+from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
 from wasmkilnd.maintenance.scrub import Finding, Scrub
 from wasmkilnd.maintenance.transfer import Import, export
 from wasmkilnd.model import Artifact, Module
@@ -48,7 +48,7 @@ async def test_values_are_listed_verified_and_moved(deployment: Deployment) -> N
         for one in VALUES:
             await (tier.put(one) if isinstance(one, Artifact) else tier.put_module(one))
         assert len(await listed(link)) == len(VALUES)
-        rest = await Leftovers(link, NAMES, Mentions(NAMES)).count()
+        rest = await OrphanFinder(link, NAMES, Mentions(NAMES)).count()
         assert (rest.parts, rest.orphans, rest.unknown) == (10, 0, 0)
         for name in (NAMES.artifact(artifact(0).key), NAMES.module(module(0).sha256)):
             [value] = await link.beginnings([name], [MAX_VALUE_BYTES])
@@ -60,9 +60,9 @@ async def test_values_are_listed_verified_and_moved(deployment: Deployment) -> N
             NAMES,
             reader,
             Inventory(link, NAMES, SEALER),
-            Leftovers(link, NAMES, Mentions(NAMES)),
+            OrphanFinder(link, NAMES, Mentions(NAMES)),
             dry_run=False,
-            tell=findings.append,
+            report_finding=findings.append,
         )
         await scrub.find_orphans()
         await scrub.verify(await scrub.keys(), lambda: None)

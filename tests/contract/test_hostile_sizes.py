@@ -19,7 +19,7 @@ from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.value import header as stored_header
 from wasmkilnd.maintenance.inventory import Inventory
-from wasmkilnd.maintenance.orphans import Leftovers, Mentions
+from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
 from wasmkilnd.model import CacheKey, EvictScope, ExternType, Strike
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wait_budget import WaitBudget
@@ -227,7 +227,7 @@ async def test_long_heads_of_strangers_are_neither_kept_in_memory_nor_parsed(
     with little_memory():
         inventory = Inventory(tier.link, tier.names, SEALER)
         listed = {one.key.artifact: one async for one in inventory.values()}
-        rest = await Leftovers(tier.link, tier.names, Mentions(tier.names)).count()
+        rest = await OrphanFinder(tier.link, tier.names, Mentions(tier.names)).count()
         kinds = await tier.kinds_of([one.key for one in (ONE, *long)])
         gone = await tier.evict(EvictScope(engine_id=ONE.spec.engine.id))
     assert max(parsed) < 10_000

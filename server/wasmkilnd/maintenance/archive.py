@@ -6,13 +6,13 @@
     module/<module>                        a module's value
     compiled/<module>/<fingerprint>        an artifact's value
 
-A value is what is stored under its name, and its further pieces after it, as they are stored:
-its head says where each begins. A member's date says when the value expires: as long after
-the export as it had left to live; 1970 stands for never.
+A member is the value as it is stored under its name, followed by its further pieces; the
+value's head says where each piece begins. A member's date is the time when the value expires,
+counted from the export; 1970 stands for never.
 
-Members' names are for people. Reading does not look at them, since each value's signed head
-says what it is of. Only what :class:`ArchiveWriter` writes is read, which is ustar with regular
-files and nothing else: no extension whose size is told by a file from who knows where.
+Members' names are for people. A reader ignores them, since each value's signed head holds its
+key. A reader accepts only what :class:`ArchiveWriter` writes, which is ustar with regular files:
+it parses no extension headers, whose sizes an untrusted file could choose.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NEVER = 0
 
 
 class ArchiveBroken(Exception):  # noqa: N818 - says what it is
-    """This is no archive that can be read, or not all of one; the message says why."""
+    """This is not a readable, complete archive; the message says why."""
 
 
 class ArchiveWriter:
@@ -53,12 +53,12 @@ class ArchiveWriter:
         self._member(_MANIFEST, exported_at, [text])
 
     def add(self, whole: Whole, ttl_s: int) -> None:
-        """Write a value that has ``ttl_s`` left to live; -1 for ever."""
+        """Write a value with a TTL of ``ttl_s``; -1 for none."""
         expires_at = _NEVER if ttl_s < 0 else self._exported_at + ttl_s
         self._member(_name(whole.key), expires_at, [whole.value, *whole.parts])
 
     def close(self) -> None:
-        """Write the end: without it the archive counts as cut off."""
+        """Write the end; without it a reader finds the archive cut off."""
         self._write(_END)
 
     def _member(self, name: str, date: int, content: list[bytes]) -> None:
@@ -78,7 +78,7 @@ class Member:
 
     size_bytes: int
     ttl_s: int
-    """How long it had left to live when it was exported; -1 for ever."""
+    """The TTL that it had when it was exported; -1 for none."""
     _file: BinaryIO = field(repr=False)
     _left: int
 
@@ -89,14 +89,14 @@ class Member:
         return content
 
     def skip(self) -> None:
-        """Pass over what was not read, without holding it. Raises ArchiveBroken."""
+        """Skip the bytes that were not read, without keeping them. Raises ArchiveBroken."""
         while self._left:
             self.read(_SKIP_BYTES)
         _exactly(self._file, -self.size_bytes % _BLOCK)
 
 
 class ArchiveReader:
-    """Reads an archive from a file that may be a pipe, and may be anything at all."""
+    """Reads an archive from an untrusted file, which may be a pipe."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Read the beginning. Raises ArchiveBroken."""
@@ -106,13 +106,13 @@ class ArchiveReader:
             raise ArchiveBroken(_NOT_OURS)
         manifest = Member(header.size, 0, file, header.size)
         try:
-            said = json.loads(manifest.read(header.size))
+            fields = json.loads(manifest.read(header.size))
         except (ValueError, RecursionError):
-            said = None
-        if type(said) is not dict or said.get("format") != FORMAT:
+            fields = None
+        if type(fields) is not dict or fields.get("format") != FORMAT:
             raise ArchiveBroken(_NOT_OURS)
-        if said.get("version") != VERSION:
-            raise ArchiveBroken("it is of a version that this wasmkilnd does not know")
+        if fields.get("version") != VERSION:
+            raise ArchiveBroken("its version is one that this wasmkilnd does not know")
         manifest.skip()
         self._exported_at = int(header.mtime)
 
@@ -149,7 +149,7 @@ def _name(key: ValueKey) -> str:
 
 
 def _exactly(file: BinaryIO, size_bytes: int) -> bytes:
-    """Read all of ``size_bytes``: a pipe answers with what it has."""
+    """Read exactly ``size_bytes``: a read from a pipe may return fewer."""
     parts = []
     while size_bytes:
         part = file.read(size_bytes)

@@ -1,4 +1,4 @@
-"""The shared tier's server without the tier, for tools."""
+"""Open the shared tier's server for a tool, without a tier above it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmkilnd.cache.redis.errors import NO_ANSWER
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.errors import TierUnavailable
 
-# Nobody waits for a reply meanwhile, and a batch is larger than what a caller asks for.
+# Longer than in a daemon: no caller waits for the reply, and batches are larger.
 _TIMEOUT_S = 10.0
 # The embedded server listens before it has loaded its data.
 _LOADING_S = 60.0
@@ -25,20 +25,17 @@ _LOADING_S = 60.0
 async def open_link(options: RemoteOptions, *, make: bool = False) -> AsyncIterator[GuardedRedis]:
     """Open the server that a daemon with ``options`` uses, and leave it as it was found.
 
-    The embedded server is run for as long as the context lasts where no daemon runs it.
-    Where there never was one, it is made with ``make`` only. Raises CannotOpenShared,
-    also if the server does not answer.
+    Runs the embedded server while the context lasts, unless a daemon runs it. Creates one only
+    with ``make``. Raises CannotOpenShared, also if the server does not answer.
     """
     if options.url == "none":
-        raise CannotOpenShared(
-            "there is no shared cache in this configuration: WASMKILN_REDIS_URL is none"
-        )
+        raise CannotOpenShared("this configuration has no shared cache: WASMKILN_REDIS_URL is none")
     async with contextlib.AsyncExitStack() as opened:
         url, access, patience_s = options.url, options.access, 0.0
         if not url:
             access = NO_ACCESS
             embedded = _embedded(options, make)
-            # Before it is started: a start that is interrupted has to be undone as well.
+            # Before the start, since an interrupted start has to be undone too.
             opened.push_async_callback(embedded.stop)
             try:
                 url = await embedded.start()
@@ -57,7 +54,7 @@ async def open_link(options: RemoteOptions, *, make: bool = False) -> AsyncItera
 
 def _embedded(options: RemoteOptions, make: bool) -> EmbeddedServer:
     folder = ServerFolder(options.state_dir).path
-    # Not is_dir: it raises where we may not look.
+    # Not is_dir: it raises without permission to look.
     if not make and not os.path.isdir(folder):  # noqa: PTH112
         raise CannotOpenShared(
             f"there is no cache yet: no daemon has run with the state directory"
@@ -75,7 +72,7 @@ async def _answers(link: GuardedRedis, name: bytes, patience_s: float) -> None:
                     await link.exists([name])
                     return
                 except TierUnavailable:
-                    # One that loads its data says so; one that says nothing hangs.
+                    # A server that loads its data says so; one that does not answer hangs.
                     if not patience_s or not link.breaker.open or link.breaker.detail == NO_ANSWER:
                         raise
                 await link.breaker.wait_closed()

@@ -1,7 +1,7 @@
-"""What values a shared tier holds, told by their heads alone.
+"""List the values of a shared tier by their heads alone.
 
-Works with any number of them: one SCAN, heads in batches, and a few hundred bytes of memory for
-each.
+Works with any number of values: one SCAN, heads in batches, and a few hundred bytes of memory
+for each value.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _BATCH = 256
 
 
 class Trust(Enum):
-    """What there is to say of a value's stamp."""
+    """Whose key signed a value."""
 
     TRUSTED = "trusted"
     STRANGER = "stranger"
     FORGED = "forged"
     NONE = ""
-    """Nobody can tell: the value cannot be read."""
+    """Unknown: the value cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A stored value as its head describes it."""
+    """A stored value, as its head describes it."""
 
     key: ValueKey
     stored_bytes: int
-    """Of the value and its pieces, as the head says; of the value alone where it cannot be read."""
+    """Of the value and its pieces; of the value alone if its head cannot be read."""
     ttl_s: int
-    """How long it has left; -1 for ever."""
+    """Its TTL; -1 for none."""
     rejected: ValueRejected | None = None
-    """Why the head cannot be read. All that follows is empty then."""
+    """Why the head cannot be read; all further fields are empty then."""
     trust: Trust = Trust.NONE
     signer: str = ""
-    """The id of the key that stored it."""
+    """The id of the key that signed it."""
     raw_bytes: int = 0
     kind: Kind | None = None
     engine: str = ""
@@ -58,21 +58,21 @@ class Listed:
     cpu: str = ""
     changed_settings: tuple[tuple[str, str], ...] = ()
     finished_on: str = ""
-    """When it was compiled, as its attestation says."""
+    """When it was compiled, by its attestation."""
 
 
 class Inventory:
-    """Looks through all values under the prefix. Raises TierUnavailable."""
+    """Lists all values under the prefix. Raises TierUnavailable."""
 
     def __init__(self, link: GuardedRedis, names: KeyNames, verifier: Verifier) -> None:
         self._link = link
         self._names = names
         self._verifier = verifier
         self.other_format: set[bytes] = set()
-        """Names of modules in another version's format, as far as they were seen."""
+        """Names of modules in another format, as far as they were seen."""
 
     async def key_pages(self) -> AsyncIterator[list[ValueKey]]:
-        """Return the keys of all values, modules first, batch by batch, each once."""
+        """Return the keys of all values, modules first, in batches, each once."""
         seen: set[ValueKey] = set()
         for pattern in (self._names.modules_pattern(), self._names.artifacts_pattern()):
             async for page in self._link.scan(pattern):
@@ -84,13 +84,13 @@ class Inventory:
                     yield new[start : start + _BATCH]
 
     async def values(self, mentions: Mentions | None = None) -> AsyncIterator[Listed]:
-        """Return all values, modules first, each once; tell ``mentions`` of their pieces."""
+        """Return all values, modules first, each once; add their pieces to ``mentions``."""
         async for keys in self.key_pages():
             for listed in await self._look(keys, mentions):
                 yield listed
 
     async def _look(self, keys: Sequence[ValueKey], mentions: Mentions | None) -> list[Listed]:
-        """Return what the heads under ``keys`` say; nothing for what is gone by now."""
+        """Return the values under ``keys``, without those that are gone by now."""
         names = {self._names.value(key): key for key in keys}
 
         def listed_at(name: bytes, head: bytes) -> Listed:
@@ -113,11 +113,11 @@ class Inventory:
         return listed
 
     def _listed(self, key: ValueKey, head: bytes, mentions: Mentions | None) -> Listed:
-        """Return what ``head`` says, without the value's own length and its time to live."""
+        """Return what ``head`` describes, without the value's own length and its TTL."""
         try:
             opened, refusal = value_format.open_anyones(head, self._verifier.check_stamp)
         except ValueRejected as rejected:
-            # Not the exception itself: its traceback holds the head, and callers keep this.
+            # Not the exception itself: its traceback holds the head, and callers keep the result.
             return Listed(key, 0, 0, ValueRejected(rejected.cause, rejected.why))
         what = opened.what
         of = what.key if isinstance(what, Artifact) else what.sha256

@@ -1,4 +1,4 @@
-"""What there is in a shared tier beside values: their pieces, orphans among them, and the rest."""
+"""Find the keys of a shared tier that are not values: pieces, orphans among them, and others."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.pieces import Body
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 
-# A longer head may be anybody's, and takes its time and memory to parse.
+# A longer head may be any client's, and takes time and memory to parse.
 _LONG_HEAD_BYTES = 64 * 1024
 _GONE = -2
 
 FOR_EVER = -1
-"""What is left of the life of what has no end."""
+"""The TTL of a key that never expires."""
 
 
 @dataclass(slots=True)
-class Rest:
-    """What there is beside values."""
+class OtherKeys:
+    """Numbers and sizes of the keys that are not values."""
 
     parts: int = 0
     part_bytes: int = 0
     orphans: int = 0
-    """Those of the pieces that no value mentions."""
+    """The pieces that no value mentions."""
     orphan_bytes: int = 0
     leases: int = 0
     strikes: int = 0
     marks: int = 0
-    """What Evicts and releases left."""
+    """The marks that evictions and releases left."""
     other_format: int = 0
-    """Modules and pieces of modules that daemons of another version made."""
+    """Modules and pieces of modules in another format."""
     unknown: int = 0
     """Keys under the prefix that no daemon of this version makes."""
 
@@ -46,30 +46,30 @@ class Orphan:
     name: bytes
     size_bytes: int
     ttl_s: int
-    """How long it has left; -1 for ever."""
+    """Its TTL; -1 for none."""
 
 
 class Mentions:
-    """Remembers which pieces the heads that were seen mention."""
+    """The pieces that the heads seen so far mention."""
 
     def __init__(self, names: KeyNames) -> None:
         self._names = names
-        # Of names only their hashes: there can be a hundred pieces for each value.
+        # Only hashes of the names: a value can have a hundred pieces.
         self._hashes: set[int] = set()
 
     def add(self, key: ValueKey, body: Body) -> None:
-        """Take note of the pieces of one value."""
+        """Add the pieces of one value."""
         self._hashes.update(hash(self._names.part(key, p.sha256)) for p in body.pieces[1:])
 
     def __contains__(self, name: bytes) -> bool:
         return hash(name) in self._hashes
 
 
-class Leftovers:
-    """Looks through all keys under the prefix but values. Raises TierUnavailable.
+class OrphanFinder:
+    """Looks through the keys under the prefix that are not values. Raises TierUnavailable.
 
-    ``mentions`` saves looking at heads again: a piece that is not in it is looked for in
-    the head of its value before it is called an orphan.
+    ``mentions`` saves reading heads again: for a piece that is not in it, the head of its value
+    is read before the piece counts as an orphan.
     """
 
     def __init__(self, link: GuardedRedis, names: KeyNames, mentions: Mentions) -> None:
@@ -77,9 +77,9 @@ class Leftovers:
         self._names = names
         self._mentions = mentions
 
-    async def count(self) -> Rest:
-        """Count all there is beside values."""
-        rest, seen = Rest(), set[int]()
+    async def count(self) -> OtherKeys:
+        """Count the keys that are not values."""
+        rest, seen = OtherKeys(), set[int]()
         async for page in self._link.scan(self._names.all_pattern()):
             new = [name for name in dict.fromkeys(page) if hash(name) not in seen]
             seen.update(map(hash, new))
@@ -103,7 +103,7 @@ class Leftovers:
         return rest
 
     async def orphans(self) -> AsyncIterator[list[Orphan]]:
-        """Return the pieces that no value mentions, batch by batch, some perhaps twice."""
+        """Return the pieces that no value mentions, in batches; some may come twice."""
         async for page in self._link.scan(self._names.parts_pattern()):
             found = await self._orphans_of([name for name in page if self._names.part_at(name)])
             sizes, ages = await self._sizes(found), await self._link.ages(found)
@@ -114,50 +114,50 @@ class Leftovers:
             ]
 
     def parts_of(self, key: ValueKey, value: bytes) -> list[bytes]:
-        """Return the names of the pieces that ``value``, under ``key``, mentions, if any."""
+        """Return the names of the pieces that ``value`` mentions, which is under ``key``."""
         try:
-            opened = value_format.open_any(value, _anyone)
+            opened = value_format.open_any(value, _accept_any_stamp)
         except ValueRejected:
             return []
         return [self._names.part(key, piece.sha256) for piece in opened.body.pieces[1:]]
 
     async def _orphans_of(self, parts: Sequence[bytes]) -> list[bytes]:
-        """Return which of ``parts`` no value mentions now."""
+        """Return those of ``parts`` that no value mentions now."""
         suspects = {
             name: key
             for name in parts
             if name not in self._mentions and (key := self._names.part_at(name))
         }
-        # A value may have come since its head was looked for. What one in another format
-        # mentions cannot be told here, and what one with a long head does is not.
-        untold = await self._look_again(list(dict.fromkeys(suspects.values())))
+        # A value may have been stored since its head was read. Of values in another format, and
+        # of those with a long head, this cannot know the pieces: their pieces are no orphans.
+        unknown = await self._read_heads_again(list(dict.fromkeys(suspects.values())))
         return [
             name
             for name, key in suspects.items()
-            if name not in self._mentions and key not in untold
+            if name not in self._mentions and key not in unknown
         ]
 
-    async def _look_again(self, keys: Sequence[ValueKey]) -> set[ValueKey]:
-        """Take note of what the values under ``keys`` mention; answer for which that is untold."""
+    async def _read_heads_again(self, keys: Sequence[ValueKey]) -> set[ValueKey]:
+        """Add what the values under ``keys`` mention; return those for which it is unknown."""
         names = {self._names.value(key): key for key in keys}
 
-        def is_untold(name: bytes, head: bytes) -> bool:
+        def is_unknown(name: bytes, head: bytes) -> bool:
             if len(head) > _LONG_HEAD_BYTES:
                 return True
             try:
-                self._mentions.add(names[name], value_format.open_any(head, _anyone).body)
+                self._mentions.add(names[name], value_format.open_any(head, _accept_any_stamp).body)
             except ValueRejected as rejected:
                 return rejected.cause is Cause.VERSION
             return False
 
-        found, _ = await look_at_heads(self._link, list(names), is_untold)
-        return {names[name] for name, untold in found.items() if untold}
+        found, _ = await look_at_heads(self._link, list(names), is_unknown)
+        return {names[name] for name, unknown in found.items() if unknown}
 
     async def _sizes(self, names: Sequence[bytes]) -> dict[bytes, int]:
-        """Return the bytes of each; nothing for what is no string."""
+        """Return the length of each string among ``names``."""
         found, _ = await read_strings(names, self._link.lengths)
         return found
 
 
-def _anyone(message: bytes, stamp: bytes) -> None:
+def _accept_any_stamp(message: bytes, stamp: bytes) -> None:
     return None

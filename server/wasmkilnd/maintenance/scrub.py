@@ -1,4 +1,4 @@
-"""Verifying every stored value, and deleting those that do not verify."""
+"""Verify every stored value, and delete those that do not verify."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.errors import forget_frames
 from wasmkilnd.maintenance.inventory import Inventory
-from wasmkilnd.maintenance.orphans import FOR_EVER, Leftovers, Orphan
+from wasmkilnd.maintenance.orphans import FOR_EVER, Orphan, OrphanFinder
 from wasmkilnd.model import Artifact
 
-# Enough to hide the way to the server; each holds some pieces of one value in memory.
+# Enough to hide the latency of the server; each holds some pieces of one value in memory.
 _AT_ONCE = 4
 
-# A time to live is told in whole seconds, twice.
+# Two TTLs, each in whole seconds, are compared.
 _ROUNDING_S = 2.0
 
 OTHER_CODE = "other_code"
-"""The cause of an artifact that is not what its engine makes of the module."""
+"""The cause for an artifact that differs from what its engine makes of the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Finding:
 
     name: bytes
     cause: str
-    """Of :class:`Cause`, or ``OTHER_CODE``."""
+    """A value of :class:`Cause`, or ``OTHER_CODE``."""
     why: str
     deleted: bool
 
@@ -52,13 +52,13 @@ class Scrubbed:
     """By cause."""
     deleted: int = 0
     other_format: int = 0
-    """Values in the format of another version, which are left alone."""
+    """Values in another format, which are left alone."""
     gone: int = 0
-    """Values that went while the scrub ran."""
+    """Values that were deleted or expired while the scrub ran."""
     orphans: int = 0
     orphan_bytes: int = 0
     young_orphans: int = 0
-    """Those whose value may still be on its way, which are left alone."""
+    """Those whose value a daemon may still be writing, which are left alone."""
 
     @property
     def good(self) -> int:
@@ -69,9 +69,9 @@ class Scrubbed:
 class Scrub:
     """One scrub. Raises TierUnavailable.
 
-    A value is deleted only if it does not verify twice in a row, and if it is still the one
-    that was judged: a daemon may have been replacing it. Where no value at all verifies, those
-    of strangers are kept: the keys at hand are then most likely the wrong ones.
+    A value is deleted only if it fails to verify twice in a row and is still the one that failed:
+    a daemon may be replacing it. If no value at all verifies, values of untrusted keys are kept,
+    since the keys at hand are then most likely the wrong ones.
     """
 
     def __init__(
@@ -80,19 +80,19 @@ class Scrub:
         names: KeyNames,
         reader: ValueReader,
         inventory: Inventory,
-        leftovers: Leftovers,
+        orphans: OrphanFinder,
         *,
         dry_run: bool,
-        tell: Callable[[Finding], None],
+        report_finding: Callable[[Finding], None],
     ) -> None:
         self._link = link
         self._names = names
         self._reader = reader
         self._inventory = inventory
-        self._leftovers = leftovers
+        self._finder = orphans
         self._dry_run = dry_run
-        self._tell = tell
-        self._strangers: list[ValueKey] = []
+        self._report_finding = report_finding
+        self._untrusted: list[ValueKey] = []
         self._orphans: dict[bytes, int] = {}
         self._found_s = 0.0
         self.report = Scrubbed()
@@ -100,9 +100,9 @@ class Scrub:
         """The artifacts that verified, and their engines' ids."""
 
     @property
-    def believes_nobody(self) -> bool:
-        """Whether strangers' values were kept, as no value verified."""
-        return bool(self._strangers) and not self.report.good
+    def trusts_no_value(self) -> bool:
+        """Whether values of untrusted keys were kept because no value verified."""
+        return bool(self._untrusted) and not self.report.good
 
     async def keys(self) -> list[ValueKey]:
         """Return all values that there are now."""
@@ -111,28 +111,25 @@ class Scrub:
         return found
 
     async def verify(self, keys: Sequence[ValueKey], advance: Callable[[], None]) -> None:
-        """Verify the values under ``keys``, some at a time; tell ``advance`` of each."""
+        """Verify the values under ``keys``, some at a time; call ``advance`` for each."""
         await self._verify_all(keys, advance)
-        strangers, self._strangers = self._strangers, []
-        await self._verify_all(strangers, lambda: None)
-        for key in self._strangers:
+        untrusted, self._untrusted = self._untrusted, []
+        await self._verify_all(untrusted, lambda: None)
+        for key in self._untrusted:
             self._count(key, Cause.STRANGER.value, _KEPT, deleted=False)
 
     async def find_orphans(self) -> None:
-        """Take note of the pieces that no value mentions now."""
+        """Remember the pieces that no value mentions now."""
         self._orphans = {
-            orphan.name: orphan.ttl_s
-            async for found in self._leftovers.orphans()
-            for orphan in found
+            orphan.name: orphan.ttl_s async for found in self._finder.orphans() for orphan in found
         }
         self._found_s = time.monotonic()
 
     async def sweep_orphans(self, older_than_s: float) -> None:
-        """Delete the pieces that no value mentions, neither now nor when they were found, which
-        is ``older_than_s`` ago: if it is less, the rest of that is waited for.
+        """Delete the pieces that no value mentioned when they were found and none mentions now.
 
-        A daemon writes a value after its pieces. One that writes a piece of the same name
-        anew begins its life anew, and that shows.
+        Waits until ``older_than_s`` have passed between the two: a daemon writes a value after
+        its pieces. A piece that a daemon wrote again meanwhile is kept: its TTL shows it.
         """
         if not self._orphans:
             return
@@ -146,7 +143,7 @@ class Scrub:
             return ttl_s - orphan.ttl_s > passed_s - _ROUNDING_S
 
         seen: set[bytes] = set()
-        async for found in self._leftovers.orphans():
+        async for found in self._finder.orphans():
             new = [orphan for orphan in found if orphan.name not in seen]
             seen.update(orphan.name for orphan in new)
             old = [orphan for orphan in new if is_old(orphan)]
@@ -157,14 +154,16 @@ class Scrub:
                 await self._link.delete([orphan.name for orphan in old])
 
     async def retract(self, key: ValueKey, value: bytes | None, why: str) -> None:
-        """Count, tell and delete ``value``, which was found good, as bad: it is of other code."""
+        """Count, report and delete ``value``, which had verified, because it is other code."""
         del self.good[key]
         self.report.artifacts -= 1
-        await self._condemn(key, value, OTHER_CODE, why)
+        await self._reject(key, value, OTHER_CODE, why)
 
-    async def _condemn(self, key: ValueKey, value: bytes | None, cause: str, why: str) -> None:
-        """Count and tell that ``value`` is bad; delete it if it is still there, unless this is
-        a dry run. None is for what no daemon stores under any circumstances.
+    async def _reject(self, key: ValueKey, value: bytes | None, cause: str, why: str) -> None:
+        """Count and report that ``value`` is bad; delete it if it is still there.
+
+        None stands for what no daemon stores, which is deleted whatever it is by now. A dry run
+        deletes nothing.
         """
         name = self._names.value(key)
         deleted = False
@@ -172,14 +171,14 @@ class Scrub:
             if value is None:
                 [deleted] = await self._link.delete([name])
             else:
-                parts = self._leftovers.parts_of(key, value)
+                parts = self._finder.parts_of(key, value)
                 deleted = await self._link.delete_if(name, value, parts)
         self._count(key, cause, why, deleted=deleted)
 
     def _count(self, key: ValueKey, cause: str, why: str, *, deleted: bool) -> None:
         self.report.bad[cause] += 1
         self.report.deleted += deleted
-        self._tell(Finding(self._names.value(key), cause, why, deleted))
+        self._report_finding(Finding(self._names.value(key), cause, why, deleted))
 
     async def _verify_all(self, keys: Sequence[ValueKey], advance: Callable[[], None]) -> None:
         async def verify(key: ValueKey) -> None:
@@ -192,7 +191,7 @@ class Scrub:
         value: bytes | None = None
         rejected = await self._rejection(key)
         if rejected and rejected.cause is not Cause.VERSION:
-            # What is read between two judgements and is there at the end was judged bad.
+            # If the value read between two checks is still there at the end, it is what failed.
             value = await self._raw(key)
             rejected = await self._rejection(key)
         if rejected is None:
@@ -200,22 +199,22 @@ class Scrub:
         if rejected.cause is Cause.VERSION:
             self.report.other_format += 1
         elif rejected.cause is Cause.STRANGER and not self.report.good:
-            self._strangers.append(key)
+            self._untrusted.append(key)
         else:
-            await self._condemn(key, value, rejected.cause.value, rejected.why)
+            await self._reject(key, value, rejected.cause.value, rejected.why)
 
     async def _raw(self, key: ValueKey) -> bytes | None:
         try:
             return await self._reader.raw(key)
         except ValueRejected:
-            return None  # No string, or longer than any.
+            return None  # Not a string, or longer than any value.
 
     async def _rejection(self, key: ValueKey) -> ValueRejected | None:
         """Verify one value, and count it if it is good or gone."""
         try:
             opened = await self._reader.check(key)
         except ValueRejected as rejected:
-            forget_frames(rejected)  # They hold the value.
+            forget_frames(rejected)  # The frames hold the value.
             return rejected
         if opened is None:
             self.report.gone += 1
@@ -227,4 +226,4 @@ class Scrub:
         return None
 
 
-_KEPT = "signed by a key that is not trusted, as all values are: kept"
+_KEPT = "signed by an untrusted key, as all values are: kept"

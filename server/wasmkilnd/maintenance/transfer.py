@@ -1,4 +1,4 @@
-"""Taking values out of a shared tier into an archive, and from an archive into another tier."""
+"""Copy values from a shared tier into an archive, and from an archive into another tier."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from wasmkilnd.model import Artifact, Module
 from wasmkilnd.ports import Verifier
 
 Tell = Callable[[str, ValueRejected], None]
-"""Is told what value was left out, and why."""
+"""Called with the name of a value that was left out, and why."""
 
-# The first bytes of a value, from which the head's length is told.
+# The first bytes of a value, which hold the head's length.
 _START_BYTES = 9
 
 
 @dataclass(slots=True)
 class Moved:
-    """What was moved, and what was not."""
+    """What was copied, and what was not."""
 
     artifacts: int = 0
     modules: int = 0
     stored_bytes: int = 0
     signers: Counter[str] = field(default_factory=Counter)
-    """Values by the id of the key that stored them."""
+    """Values by the id of the key that signed them."""
     refused: Counter[str] = field(default_factory=Counter)
     """Values that do not verify, by cause."""
     gone: int = 0
-    """Exporting: values that went meanwhile."""
+    """Exporting: values that were deleted or expired meanwhile."""
     kept: int = 0
     """Importing: values that were there already."""
     duplicates: int = 0
@@ -52,11 +52,11 @@ class Moved:
 
     @property
     def values(self) -> int:
-        """How many were moved."""
+        """The number of copied values."""
         return self.artifacts + self.modules
 
     def count(self, whole: Whole) -> None:
-        """Count a value that was moved."""
+        """Count a copied value."""
         self.stored_bytes += whole.stored_bytes
         self.signers[whole.signer] += 1
         if whole.key.artifact:
@@ -99,8 +99,7 @@ async def export(
 class Import:
     """Stores the values of an archive that verify as a whole, and no others.
 
-    ``ttl_s`` is the longest that a value lives here, and how long those live that have no
-    end; with ``fixed_ttl_s`` each lives that long.
+    Each value keeps the TTL that it had, ``ttl_s`` at most; with ``fixed_ttl_s`` each gets that.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Import:
         self.moved = Moved()
 
     async def run(self, archive: ArchiveReader, advance: Callable[[int], None]) -> None:
-        """Store what is in ``archive``; tell ``advance`` the size of each value.
+        """Store what is in ``archive``; call ``advance`` with the size of each value.
 
         Raises ArchiveBroken and TierUnavailable, after which ``moved`` says what was stored.
         """
@@ -154,7 +153,7 @@ class Import:
         self, member: Member, head: bytes, key: ValueKey, opened: Opened[Artifact | Module]
     ) -> None:
         if member.size_bytes != len(head) + opened.body.stored_bytes:
-            raise ValueRejected(Cause.FORMAT, "the value has another length than its head says")
+            raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
         check_size(opened.body, self._limit_bytes)
         if isinstance(opened.what, Artifact):
             await self._refuse_if_evicted(opened.what)
@@ -171,7 +170,7 @@ class Import:
         self._seen.add(key)
 
     async def _refuse_if_evicted(self, artifact: Artifact) -> None:
-        """Raise ValueRejected for what was evicted here: no daemon would serve it."""
+        """Raise ValueRejected for an artifact that was evicted here: no daemon would serve it."""
         by_name = {self._names.mark(whose): whose for whose in (artifact.module_sha256, EVERYTHING)}
 
         async def read(names: Sequence[bytes]) -> list[bytes]:
@@ -184,7 +183,7 @@ class Import:
         self._marks.check(artifact)
 
     async def _pieces_of(self, member: Member, opened: Opened[Artifact | Module]) -> list[bytes]:
-        """Read all pieces of a value, and verify them and what they make up."""
+        """Return all pieces of a value, verified together with their payload."""
         check, pieces = WholeCheck(opened), []
         for piece in opened.body.pieces:
             stored = member.read(piece.size_bytes)

@@ -30,7 +30,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (exceptions.ResponseError("ERR max daily request limit exceeded"), f"{NO}the req", True),
         (
             exceptions.ResponseError("ERR max request size exceeded"),
-            f"{NO}the request",
+            f"{NO}the request is too",
             False,
         ),
         (

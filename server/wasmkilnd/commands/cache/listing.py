@@ -17,7 +17,7 @@ from wasmkilnd.commands.cache.session import HELP, Session, run, where_options
 from wasmkilnd.commands.cache.text import bar, duration, say, say_json, short, table
 from wasmkilnd.config.load import FlagValue
 from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
-from wasmkilnd.maintenance.orphans import Leftovers, Mentions, Rest
+from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
 
 _ORDERS: Mapping[str, Callable[[Listed], Any]] = {
     # A module stands before its artifacts.
@@ -75,7 +75,7 @@ def ls(
 def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> None:
     """Add up what is stored, by engine and kind, and what lies beside values."""
 
-    async def look(session: Session) -> tuple[dict[tuple[str, str], _Sum], Rest]:
+    async def look(session: Session) -> tuple[dict[tuple[str, str], _Sum], OtherKeys]:
         inventory = Inventory(session.link, session.names, session.verifier)
         mentions = Mentions(session.names)
         sums: dict[tuple[str, str], _Sum] = {}
@@ -83,7 +83,7 @@ def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> No
             async for one in inventory.values(mentions):
                 advance(1)
                 sums.setdefault(_group(one), _Sum()).add(one)
-            rest = await Leftovers(session.link, session.names, mentions).count()
+            rest = await OrphanFinder(session.link, session.names, mentions).count()
         return sums, rest
 
     sums, rest = run(flags, config, look)

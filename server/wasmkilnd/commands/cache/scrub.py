@@ -25,7 +25,7 @@ from wasmkilnd.commands.cache.session import (
 from wasmkilnd.commands.cache.text import bar, document, duration, say, say_json
 from wasmkilnd.config.load import FlagValue
 from wasmkilnd.maintenance.inventory import Inventory
-from wasmkilnd.maintenance.orphans import Leftovers, Mentions
+from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
 from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
 
 _COMPILING = (
@@ -75,7 +75,7 @@ def scrub(
     if sample and not recompile:
         raise click.UsageError("--sample says how many to compile again: it needs --recompile")
 
-    def tell(finding: Finding) -> None:
+    def report(finding: Finding) -> None:
         if as_json:
             say_json({**document(finding), "name": finding.name.decode()})
         else:
@@ -92,9 +92,9 @@ def scrub(
             session.names,
             reader,
             Inventory(session.link, session.names, session.verifier),
-            Leftovers(session.link, session.names, Mentions(session.names)),
+            OrphanFinder(session.link, session.names, Mentions(session.names)),
             dry_run=dry_run,
-            tell=tell,
+            report_finding=report,
         )
         with bar("looking for orphans", None):
             await one.find_orphans()
@@ -122,7 +122,7 @@ def scrub(
     else:
         for line in _summary(done.report, recompiled, bytes_read, dry_run, orphan_age_s):
             say(line)
-    if done.believes_nobody:
+    if done.trusts_no_value:
         raise BadValuesFound(
             "no value here is signed by a key that is trusted here, so strangers' values were kept:"
             " are these the right keys (--keys-dir, WASMKILN_TRUSTED_KEYS)?"
