@@ -174,7 +174,7 @@ def test_sums_are_those_of_the_server(cache: Command, server: redis.Redis) -> No
     server.set(NAMES.lease(WASMTIME.key), "me")
     server.set("wasm:what", "x")
     page = cache.good("du").stdout
-    assert "2 of them orphans" in page
+    assert "2 of them are orphans" in page
     assert "1 leases, 0 strikes, 0 marks\n0 keys in another version's format" in page
     assert "1 unknown keys" in page
 
@@ -192,7 +192,7 @@ def test_a_bad_value_is_told_and_decides_the_exit(cache: Command, server: redis.
     for flags, done in ((["--dry-run"], "kept"), ([], "deleted")):
         result = cache("scrub", "--orphans-older-than", "1s", *flags)
         assert isinstance(result.exception, BadValuesFound)
-        assert str(result.exception) == "values that are bad: 1 format"
+        assert str(result.exception) == "bad values: 1 format"
         lines = result.stdout.splitlines()
         assert lines[0] == f"BAD ({done}) {name}: format: the value has another magic"
         assert "1 bad" in result.stdout
@@ -207,7 +207,7 @@ def test_with_the_wrong_keys_nothing_is_deleted(cache: Command, server: redis.Re
         assert "no key is trusted here" in cache.refusal(*words, WASMKILN_TRUSTED_KEYS="")
     result = cache("scrub", WASMKILN_TRUSTED_KEYS=THEIRS.public.hex)
     assert isinstance(result.exception, BadValuesFound)
-    assert "are these the right keys" in str(result.exception)
+    assert "check that these are the right keys" in str(result.exception)
     assert server.dbsize() == before
     assert {row["trust"] for row in cache.rows()} == {"trusted"}
 
@@ -220,11 +220,11 @@ def test_an_archive_goes_out_and_comes_in(
     assert "exported 1 artifacts and 1 modules" in result.stdout
     assert OURS.public.hex in result.stderr
     assert file.stat().st_size < 20_000
-    assert "is there already: --force replaces it" in cache.refusal("export", str(file))
+    assert "it exists already (see --force)" in cache.refusal("export", str(file))
     assert cache.good("export", "--force", "--json", str(file)).stdout
     assert file.stat().st_size > sum(map(len, VALUES.values()))
     assert [path.name for path in tmp_path.iterdir()] == ["warm.tar"]
-    assert "4 were there already, and were kept" in cache.good("import", str(file)).stdout
+    assert "4 existed already, and were kept" in cache.good("import", str(file)).stdout
     server.flushall()
     assert "imported 2 artifacts and 2 modules" in cache.good("import", str(file)).stdout
     assert {name: server.get(name) for name in server.scan_iter()} == VALUES
@@ -244,7 +244,7 @@ def test_what_is_left_out_is_told_with_advice(
     server.flushall()
     result = cache("import", str(file), WASMKILN_TRUSTED_KEYS=THEIRS.public.hex)
     assert isinstance(result.exception, BadValuesFound)
-    assert "4 stranger: to trust a key, `wasmkilnd keys trust`" in str(result.exception)
+    assert "4 stranger; trust their key with `wasmkilnd keys trust`" in str(result.exception)
     assert result.stderr.count("left out: ") == 4
     assert OURS.public.id in result.stderr
     assert server.dbsize() == 0
@@ -252,7 +252,7 @@ def test_what_is_left_out_is_told_with_advice(
         server.set(name, value[:-1])
     result = cache("export", "--force", str(file))
     assert isinstance(result.exception, BadValuesFound)
-    assert "values that were left out: 4 truncated" in str(result.exception)
+    assert "left out bad values: 4 truncated" in str(result.exception)
 
 
 def test_a_server_that_is_full_is_told_with_what_was_done(
@@ -287,9 +287,9 @@ def test_whatever_is_wrong_is_one_sentence(cache: Command, tmp_path: Path) -> No
     (tmp_path / "cut.tar").write_bytes(file.read_bytes()[:-2000])
     (tmp_path / "nonsense").write_bytes(b"PK" * 5000)
     for words, sentence in (
-        (["export", f"{tmp_path}/no/where"], "cannot be written: No such file"),
-        (["import", f"{tmp_path}/nothing"], "cannot be read: No such file"),
-        (["import", str(tmp_path)], "cannot be read: Is a directory"),
+        (["export", f"{tmp_path}/no/where"], f"cannot write {tmp_path}/no/where: No such file"),
+        (["import", f"{tmp_path}/nothing"], f"cannot read {tmp_path}/nothing: No such file"),
+        (["import", str(tmp_path)], f"cannot read {tmp_path}: Is a directory"),
         (["import", f"{tmp_path}/cut.tar"], "it is cut off; 0 values were imported before"),
         (["import", f"{tmp_path}/nonsense"], "not what `wasmkilnd cache export` writes"),
         (["ls", "--redis-url", "none"], "WASMKILN_REDIS_URL is none"),
@@ -310,8 +310,8 @@ def test_whatever_is_wrong_is_one_sentence(cache: Command, tmp_path: Path) -> No
         (["scrub", "--rate", "fast"], "is not a size"),
         (["scrub", "--sample", "3"], "needs --recompile"),
         (["scrub", "--orphans-older-than", "long"], "is not a duration"),
-        (["import", "x", "--ttl", "99999d"], "write 1s to 10 years"),
-        (["import", "x", "--ttl", "0.5"], "write 1s to 10 years"),
+        (["import", "x", "--ttl", "99999d"], "expected 1 s to 10 years"),
+        (["import", "x", "--ttl", "0.5"], "expected 1 s to 10 years"),
     ],
 )
 def test_a_wrong_command_line_is_told(cache: Command, words: list[str], mistake: str) -> None:

@@ -465,7 +465,7 @@ def test_an_export_whose_reader_is_gone_has_failed(site: Site) -> None:
     _, told = running.communicate(timeout=60)
     assert (running.returncode, told) == (
         1,
-        b"error: standard output cannot be written: Broken pipe\n",
+        b"error: cannot write to standard output: Broken pipe\n",
     )
 
 

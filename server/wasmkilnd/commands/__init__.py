@@ -1,1 +1,17 @@
-"""."""
+"""The operator's commands beside ``serve``: what they ask for, and what they print.
+
+| command | where | what it does |
+|---|---|---|
+| ``wasmkilnd keys …`` | ``keys`` | make, list, rotate, trust and distrust the signing keys |
+| ``wasmkilnd cache …`` | ``cache/`` | list, verify and move the values of the shared tier |
+
+The commands run without a daemon and beside one. They read the same settings as ``serve``, from
+flags, environment and file, so they work on the same keys and the same tier.
+
+A command only parses, calls and prints: the work is in ``signing`` and ``maintenance``. Results
+go to standard output, also as JSON with ``--json``; progress and messages go to standard error.
+Errors read "cannot X: Y". ``cli`` prints the exceptions of these commands and sets the exit code:
+0 done, 1 not possible, 2 wrong settings or command line, 3 bad values found, 130 interrupted.
+
+A new command is a click command in a file of its own, added to its group here or in ``cli``.
+"""

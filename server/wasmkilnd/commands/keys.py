@@ -21,8 +21,8 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, variable, text in (
-        ("--keys-dir", "WASMKILN_KEYS_DIR", "Where keys are instead."),
-        ("--state-dir", "WASMKILN_STATE_DIR", "The state directory, with keys/ in it."),
+        ("--keys-dir", "WASMKILN_KEYS_DIR", "The directory of the keys, instead of keys/ there."),
+        ("--state-dir", "WASMKILN_STATE_DIR", "The state directory, which contains keys/."),
     ):
         help_text = f"{text}  [env: {variable}]"
         command = click.option(name, type=str, default=None, metavar="DIR", help=help_text)(command)
@@ -39,35 +39,35 @@ def keys() -> None:
     "--print",
     "print_only",
     is_flag=True,
-    help="Store nothing: print the private key for WASMKILN_SIGNING_KEY on standard output, and"
+    help="Store nothing: print the private key, for WASMKILN_SIGNING_KEY, on standard output and"
     " the public key on standard error.",
 )
 @_where
 def generate(print_only: bool, keys_dir: str | None, state_dir: str | None) -> None:
-    """Make the signing key. `serve` does so by itself where there is none."""
+    """Make the signing key. `serve` makes one by itself if there is none."""
     if print_only:
         key = PrivateKey.generate()
         click.echo(key.base64)
         click.echo(f"public key {key.public.hex} (id {key.public.id})", err=True)
         return
     key = _store(keys_dir, state_dir).generate()
-    click.echo(f"{key.public.id} signs from now on")
+    click.echo(f"made key {key.public.id}: daemons sign with it from now on")
 
 
 @keys.command(name="list", context_settings=_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_where
 def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> None:
-    """List the signing key and all that are trusted: id, role, public key in hex.
+    """List the signing key and the trusted keys: id, role, public key in hex.
 
-    WASMKILN_SIGNING_KEY and WASMKILN_TRUSTED_KEYS count, as they do for `serve`.
+    Includes WASMKILN_SIGNING_KEY and WASMKILN_TRUSTED_KEYS, as `serve` does.
     """
     settings = _settings(keys_dir, state_dir)
     store = KeyStore(settings.effective_keys_dir)
     given = settings.signing_key.get_secret_value()
     signing, trusted = store.signing_key(), store.trusted()
     if given or signing:
-        # As `serve` would have them.
+        # As `serve` would read them.
         ring = open_ring(store.folder, given, settings.trusted_keys)
         signing, trusted = ring.signing, ring.trusted
     rows = [
@@ -86,55 +86,58 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     for row in rows:
         click.echo(f"{row['id']}  {row['role']:<7}  {row['key']}")
     if not rows:
-        click.echo(f"none in {store.folder}; `wasmkilnd serve` makes one", err=True)
+        click.echo(f"there is no key in {store.folder}: `wasmkilnd serve` makes one", err=True)
 
 
 @keys.command(context_settings=_HELP)
 @_where
 def rotate(keys_dir: str | None, state_dir: str | None) -> None:
-    """Replace the signing key. The old one stays trusted, so no artifact is lost.
+    """Replace the signing key. The old key stays trusted, so no artifact is lost.
 
-    Daemons sign with the new key once they are reloaded (SIGHUP) or restarted; those that
-    share the directory trust it at once.
+    Daemons sign with the new key after a reload (SIGHUP) or a restart. Daemons that share the
+    directory trust it at once.
     """
     settings = _settings(keys_dir, state_dir)
     if settings.signing_key.get_secret_value():
         raise KeysUnusable(
-            "WASMKILN_SIGNING_KEY is what signs: see docs/verification.md for how to replace it"
+            "cannot rotate: WASMKILN_SIGNING_KEY is set, and daemons sign with that key; see"
+            " docs/verification.md for how to replace it"
         )
     key = KeyStore(settings.effective_keys_dir).rotate()
-    click.echo(f"{key.public.id} signs once daemons are reloaded; the old key stays trusted")
+    click.echo(
+        f"made key {key.public.id}: daemons sign with it after a reload; the old key stays trusted"
+    )
 
 
 @keys.command(context_settings=_HELP)
 @click.argument("public_keys", nargs=-1, required=True, metavar="KEY|FILE|DIR...")
 @_where
 def trust(public_keys: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
-    """Trust other daemons' public keys: hex, base64, or PEM files or folders of such."""
+    """Trust public keys of other daemons: hex, base64, PEM files, or folders of PEM files."""
     try:
         trusted = TrustedKeys.read(public_keys)
     except ValueError as error:
         raise KeysUnusable(str(error)) from None
     except OSError as error:
-        raise KeysUnusable(f"{error.filename}: {error.strerror}") from None
+        raise KeysUnusable(f"cannot read {error.filename}: {error.strerror}") from None
     store = _store(keys_dir, state_dir)
     for key in trusted.values():
         store.trust(key)
-        click.echo(f"{key.id} is trusted")
+        click.echo(f"key {key.id} is trusted now")
 
 
 @keys.command(context_settings=_HELP)
 @click.argument("key_ids", nargs=-1, required=True, metavar="KEYID...")
 @_where
 def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
-    """Trust keys no more, by the ids that `keys list` shows.
+    """Stop trusting keys, by the ids that `keys list` shows.
 
-    What they signed is rejected when it is read. Running daemons forget them on SIGHUP.
+    Daemons reject what these keys signed. A running daemon forgets them on SIGHUP.
     """
     store = _store(keys_dir, state_dir)
     for key_id in key_ids:
         store.distrust(key_id)
-        click.echo(f"{key_id} is not trusted any more; running daemons forget it on SIGHUP")
+        click.echo(f"key {key_id} is no longer trusted; running daemons forget it on SIGHUP")
 
 
 def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:

@@ -112,7 +112,7 @@ class ArchiveReader:
         if type(fields) is not dict or fields.get("format") != FORMAT:
             raise ArchiveBroken(_NOT_OURS)
         if fields.get("version") != VERSION:
-            raise ArchiveBroken("its version is one that this wasmkilnd does not know")
+            raise ArchiveBroken("it is of a version that this wasmkilnd does not know")
         manifest.skip()
         self._exported_at = int(header.mtime)
 

@@ -70,7 +70,7 @@ def test_print_stores_nothing_and_says_the_public_half_apart(keys: Command) -> N
     keys.environ = {"WASMKILN_SIGNING_KEY": result.stdout.strip()}
     [row] = keys.rows()
     assert row == {"id": key.public.id, "role": "signing", "key": key.public.hex}
-    with pytest.raises(KeysUnusable, match="WASMKILN_SIGNING_KEY is what signs"):
+    with pytest.raises(KeysUnusable, match="cannot rotate: WASMKILN_SIGNING_KEY is set"):
         keys("rotate")
 
 

@@ -1,4 +1,4 @@
-"""Which values a command is about."""
+"""The flags that choose the values a command is about."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Choice:
     engine: str = ""
     """An engine's id or name."""
     module: str = ""
-    """How a module's digest begins."""
+    """The beginning of a module's digest."""
 
     def takes(self, one: Listed) -> bool:
-        """Whether a value is among those that were chosen."""
+        """Return whether a value is among the chosen ones."""
         if not one.key.module_sha256.startswith(self.module):
             return False
         return not self.engine or self.engine in (one.engine, one.engine.rpartition("-")[0])
@@ -44,17 +44,17 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default="",
         callback=_beginning,
         metavar="SHA256",
-        help="Only this module and its artifacts; the beginning of the digest is enough.",
+        help="Only this module and its artifacts; the first digits of the digest are enough.",
     )(decorated)
     return click.option(
         "--engine",
         default="",
         metavar="ENGINE",
-        help="Only artifacts of an engine: wasmtime-50.0.1, or wasmtime for all its versions.",
+        help="Only artifacts of an engine: wasmtime-50.0.1, or wasmtime for all versions.",
     )(decorated)
 
 
 def _beginning(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if value and not _BEGINNING.fullmatch(value):
-        raise click.BadParameter("write 4 to 64 lowercase hexadecimal digits")
+        raise click.BadParameter("expected 4 to 64 lowercase hexadecimal digits")
     return value

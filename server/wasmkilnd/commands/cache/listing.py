@@ -1,4 +1,4 @@
-"""``wasmkilnd cache ls`` and ``du``: what is stored, told by heads alone."""
+"""``wasmkilnd cache ls`` and ``du``: list and add up what is stored, by heads alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
 
 _ORDERS: Mapping[str, Callable[[Listed], Any]] = {
-    # A module stands before its artifacts.
+    # A module comes before its artifacts.
     "module": lambda one: (one.key.module_sha256, one.engine, one.key.fingerprint),
     "size": lambda one: -one.stored_bytes,
     "age": lambda one: one.finished_on or "~",
@@ -36,18 +36,18 @@ _ORDERS: Mapping[str, Callable[[Listed], Any]] = {
     type=click.Choice(list(_ORDERS)),
     default="module",
     show_default=True,
-    help="By module, largest first, oldest first, or first to expire first.",
+    help="Sort by module, largest first, oldest first, or first to expire first.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print an object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @where_options()
 def ls(
     choice: Choice, order: str, as_json: bool, flags: Mapping[str, FlagValue], config: Path | None
 ) -> None:
-    """List all values: sizes, ages, engines, and who signed them."""
+    """List all values: sizes, ages, engines, and the keys that signed them."""
 
     async def look(session: Session) -> list[Listed]:
         inventory = Inventory(session.link, session.names, session.verifier)
-        with bar("looking", None) as advance:
+        with bar("reading heads", None) as advance:
             found = []
             async for listed in inventory.values():
                 advance(1)
@@ -70,16 +70,16 @@ def ls(
 
 
 @click.command(context_settings=HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print one object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @where_options()
 def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> None:
-    """Add up what is stored, by engine and kind, and what lies beside values."""
+    """Add up the sizes of values by engine and kind, and of the other keys."""
 
     async def look(session: Session) -> tuple[dict[tuple[str, str], _Sum], OtherKeys]:
         inventory = Inventory(session.link, session.names, session.verifier)
         mentions = Mentions(session.names)
         sums: dict[tuple[str, str], _Sum] = {}
-        with bar("looking", None) as advance:
+        with bar("reading heads", None) as advance:
             async for one in inventory.values(mentions):
                 advance(1)
                 sums.setdefault(_group(one), _Sum()).add(one)
@@ -103,8 +103,8 @@ def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> No
     ):
         click.echo(line)
     say("")
-    say(f"{rest.parts} pieces beside the values' first ones: {size(rest.part_bytes)}")
-    say(f"{rest.orphans} of them orphans, which no value mentions: {size(rest.orphan_bytes)}")
+    say(f"{rest.parts} further pieces of values: {size(rest.part_bytes)}")
+    say(f"{rest.orphans} of them are orphans, which no value mentions: {size(rest.orphan_bytes)}")
     say(f"{rest.leases} leases, {rest.strikes} strikes, {rest.marks} marks")
     say(f"{rest.other_format} keys in another version's format, {rest.unknown} unknown keys")
 

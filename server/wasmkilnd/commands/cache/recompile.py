@@ -1,6 +1,7 @@
-"""Compiling stored artifacts again: an engine makes the same code of the same module each time.
+"""Compile stored artifacts again, and compare: an engine always makes the same code of a module.
 
-So code that is another was not made by the engine: whoever signed it lied, or lost the key.
+So an artifact with other code was not made by its engine: a daemon that signed it is compromised,
+or its key is stolen.
 """
 
 from __future__ import annotations
@@ -36,31 +37,31 @@ from wasmkilnd.ports import CompiledCode, Recorder
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.waiters import Waiter, Waiters
 
-_REPLACED = "it went, or was replaced, meanwhile"
-# What an engine says of a module of which it cannot have made an artifact.
+_REPLACED = "it was deleted or replaced meanwhile"
+# With these errors, an engine cannot have made an artifact of the module.
 _CANNOT_BE = frozenset({Reason.MODULE_INVALID, Reason.ENGINE_LACKS_FEATURE})
 
 
 @dataclass(slots=True)
 class Recompiled:
-    """What compiling again showed."""
+    """The results of compiling again."""
 
     same: int = 0
     other: int = 0
     unchecked: Counter[str] = field(default_factory=Counter)
-    """Artifacts that cannot be checked here, by the reason."""
+    """Artifacts that cannot be checked here, by reason."""
 
 
 class _NotCheckable(Exception):  # noqa: N818 - an answer
-    """The artifact cannot be compiled again here; the message says why."""
+    """The artifact cannot be checked here; the message says why."""
 
 
 class _OtherCode(Exception):  # noqa: N818 - an answer
-    """The artifact is not what the engine makes; the message says what it is instead."""
+    """The artifact is not what its engine makes; the message says how it differs."""
 
 
 class Recompiler:
-    """Compiles artifacts again, in workers as a daemon does, and condemns those that differ."""
+    """Compiles artifacts again, in workers as a daemon does, and rejects those that differ."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Recompiler:
         scrub: Scrub,
         settings: Settings,
     ) -> None:
-        """Compile with ``engines``; ``broken`` tells of others why they do not work."""
+        """Compile with ``engines``; ``broken`` holds why each of the others does not work."""
         self._engines = engines
         self._broken = broken
         self._served = {engine.id for engine in engines.served}
@@ -97,12 +98,12 @@ class Recompiler:
         try:
             await self._compare(artifact)
         except _OtherCode as other:
-            # Compiling took its time: a daemon may have stored another by now, or may soon.
+            # Compiling took a while: a daemon may have stored another artifact by now.
             value = await self._raw(key)
             if (await self._artifact(key)).sha256 != artifact.sha256:
                 raise _NotCheckable(_REPLACED) from None
             self.report.other += 1
-            await self._scrub.retract(key, value, f"{other}; {_said_by(artifact)}")
+            await self._scrub.retract(key, value, f"{other}; {_signer_of(artifact)}")
         else:
             self.report.same += 1
 
@@ -130,31 +131,31 @@ class Recompiler:
         made = await self._compile(spec, module)
         if made == artifact.sha256:
             return
-        # Before anybody is accused: does the engine agree with itself?
+        # Compile once more, to be sure that the engine is deterministic here.
         if await self._compile(spec, module) != made:
-            raise _NotCheckable(f"{spec.engine.id} made two different artifacts of one module")
+            raise _NotCheckable(f"{spec.engine.id} makes different code each time")
         raise _OtherCode(f"it is not what {spec.engine.id} makes of the module")
 
     def _spec_of(self, artifact: Artifact) -> CompileSpec:
-        said = artifact.spec
-        # What a daemon asks for is the fingerprint. Were all else to be believed, whoever
-        # signed it could name settings under which nobody looks.
-        if said.cpu != NATIVE and said.fingerprint != fingerprint(
-            said.engine, said.target, said.cpu, (), said.settings
+        stored = artifact.spec
+        # A daemon looks an artifact up by its fingerprint. Without this check, a signer could name
+        # other settings than those of the fingerprint, and pass under these.
+        if stored.cpu != NATIVE and stored.fingerprint != fingerprint(
+            stored.engine, stored.target, stored.cpu, (), stored.settings
         ):
-            raise _OtherCode("its fingerprint is not that of the settings that it names")
-        if cause := self._broken.get(said.engine.id):
-            raise _NotCheckable(f"{said.engine.id} does not work here: {cause}")
-        if said.engine.id not in self._served:
-            raise _NotCheckable(f"{said.engine.id} is not installed here")
+            raise _OtherCode("its fingerprint does not belong to the settings that it names")
+        if cause := self._broken.get(stored.engine.id):
+            raise _NotCheckable(f"{stored.engine.id} does not work here: {cause}")
+        if stored.engine.id not in self._served:
+            raise _NotCheckable(f"{stored.engine.id} is not installed here")
         try:
-            spec = self._engines.spec(said.engine.id, said.target, said.cpu, said.settings)
+            spec = self._engines.spec(stored.engine.id, stored.target, stored.cpu, stored.settings)
         except WasmkilnError as refusal:
             raise _NotCheckable(refusal.message) from None
-        if spec.fingerprint != said.fingerprint:
+        if spec.fingerprint != stored.fingerprint:
             raise _NotCheckable(
-                f"{said.engine.id} has another fingerprint here: other CPU features, or another"
-                " build of it"
+                f"{stored.engine.id} has another fingerprint here: this host has other CPU"
+                " features, or another build of the engine"
             )
         return spec
 
@@ -179,7 +180,7 @@ class Recompiler:
                 raise await code.explained() if code else server_draining()
         except WasmkilnError as refusal:
             if refusal.reason in _CANNOT_BE:
-                raise _OtherCode(f"{spec.engine.id} makes nothing of the module") from None
+                raise _OtherCode(f"{spec.engine.id} cannot compile the module") from None
             raise _NotCheckable(f"it does not compile here: {refusal.reason.value}") from None
         return code.code.sha256
 
@@ -188,7 +189,7 @@ class Recompiler:
 async def recompiler(
     engine_ids: Collection[str], reader: ValueReader, scrub: Scrub, settings: Settings
 ) -> AsyncIterator[Recompiler]:
-    """Start those of the engines that are installed, for as long as the context lasts."""
+    """Start those of the engines that are installed, while the context lasts."""
     installed = EngineStore(settings.state_dir).installed()
     limits = Reloadable(limits_of(settings))
     unrecorded = cast(Recorder, _Unrecorded())
@@ -212,7 +213,7 @@ async def recompiler(
 
 
 class _Unrecorded:
-    """A recorder for those whose metrics nobody reads."""
+    """A recorder that drops all metrics: a command has no endpoint for them."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return _nothing
@@ -222,12 +223,12 @@ def _nothing(*args: Any) -> None:
     pass
 
 
-def _said_by(artifact: Artifact) -> str:
+def _signer_of(artifact: Artifact) -> str:
     attested = peek(artifact.attestation)
     if attested is None:
-        return "nobody says that it is"
+        return "it names no signer"
     statement, key_id = attested
     return (
-        f"key {key_id} says that it is, on {statement.finished_on}: trust it no longer, unless"
-        " you know why (docs/verification.md, a stolen key)"
+        f"key {key_id} signed it on {statement.finished_on}: stop trusting this key, unless you"
+        " know why (docs/verification.md, a stolen key)"
     )

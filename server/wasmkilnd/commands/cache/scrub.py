@@ -34,28 +34,30 @@ _COMPILING = (
 
 
 @click.command(context_settings=HELP)
-@click.option("--dry-run", is_flag=True, help="Delete nothing, only report.")
+@click.option("--dry-run", is_flag=True, help="Report only; delete nothing.")
 @click.option(
     "--recompile",
     is_flag=True,
-    help="Compile the artifacts again, with the engines that are installed here, and compare.",
+    help="Compile the artifacts again with the engines installed here, and compare.",
 )
 @click.option(
     "--sample",
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help="Compile only N of them, chosen at random.",
+    help="Compile only N artifacts, chosen at random.",
 )
 @duration_option(
     "--orphans-older-than",
     "orphan_age_s",
     "2m",
-    "Delete pieces that no value mentions, neither at first nor this long after, which is waited"
-    " for: a daemon writes a value after its pieces.",
+    "Look twice for pieces that no value mentions, this long apart, and delete those found both"
+    " times: a daemon writes a value after its pieces.",
 )
 @rate_option
-@click.option("--json", "as_json", is_flag=True, help="Print an object a line; the last sums up.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line; the last is a summary."
+)
 @where_options("max_artifact_bytes", *_COMPILING)
 def scrub(
     dry_run: bool,
@@ -69,11 +71,10 @@ def scrub(
 ) -> None:
     """Verify every value completely, and delete the bad ones.
 
-    Daemons may go on meanwhile. Exits with 0 when all values are good, and with 3 when some
-    were bad.
+    Daemons may run meanwhile. Exits with 0 if all values are good, and with 3 if some are bad.
     """
     if sample and not recompile:
-        raise click.UsageError("--sample says how many to compile again: it needs --recompile")
+        raise click.UsageError("--sample limits what is compiled again: it needs --recompile")
 
     def report(finding: Finding) -> None:
         if as_json:
@@ -96,13 +97,13 @@ def scrub(
             dry_run=dry_run,
             report_finding=report,
         )
-        with bar("looking for orphans", None):
+        with bar("finding orphans", None):
             await one.find_orphans()
-        with bar("looking", None):
+        with bar("listing", None):
             keys = await one.keys()
         with bar("verifying", len(keys)) as advance:
             await one.verify(keys, lambda: advance(1))
-        with bar("looking at orphans again", None):
+        with bar("checking orphans again", None):
             await one.sweep_orphans(orphan_age_s)
         recompiled = None
         if recompile:
@@ -124,11 +125,11 @@ def scrub(
             say(line)
     if done.trusts_no_value:
         raise BadValuesFound(
-            "no value here is signed by a key that is trusted here, so strangers' values were kept:"
-            " are these the right keys (--keys-dir, WASMKILN_TRUSTED_KEYS)?"
+            "no value is signed by a key that is trusted here, so none was deleted for that: check"
+            " that these are the right keys (--keys-dir, WASMKILN_TRUSTED_KEYS)"
         )
     if done.report.bad:
-        raise BadValuesFound(f"values that are bad: {_counts(done.report.bad)}")
+        raise BadValuesFound(f"bad values: {_counts(done.report.bad)}")
 
 
 def _document(
@@ -161,16 +162,16 @@ def _summary(
     if report.other_format:
         lines.append(f"{report.other_format} in another version's format: left alone")
     if report.gone:
-        lines.append(f"{report.gone} went meanwhile")
+        lines.append(f"{report.gone} were deleted or expired meanwhile")
     if report.orphans or report.young_orphans:
         lines.append(
             f"{report.orphans} orphaned pieces {gone} ({size(report.orphan_bytes)}),"
-            f" {report.young_orphans} of less than {duration(orphan_age_s)} left alone"
+            f" {report.young_orphans} younger than {duration(orphan_age_s)} left alone"
         )
     if recompiled:
         lines.append(f"compiled again: {recompiled.same} the same, {recompiled.other} other code")
         for reason, count in recompiled.unchecked.most_common():
-            lines.append(f"not checkable here: {count}: {reason}")
+            lines.append(f"cannot check here: {count}: {reason}")
     return lines
 
 

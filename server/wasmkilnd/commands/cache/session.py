@@ -1,4 +1,4 @@
-"""What every ``wasmkilnd cache`` command does first and last: find the cache, and let it go."""
+"""Open and close the cache for a ``wasmkilnd cache`` command; flags that several share."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _WHERE = ("state_dir", "keys_dir", "trusted_keys", "embedded_redis_bytes", "cach
 
 
 class CacheCommandFailed(Exception):  # noqa: N818 - says what happened
-    """The command could not do its work; the message says why and what to do."""
+    """The command failed; the message says why and what to do."""
 
 
 class BadValuesFound(Exception):  # noqa: N818 - an answer
-    """The command did its work, and values were found that are bad; the message says how many."""
+    """The command succeeded and found bad values; the message says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,16 @@ class Session:
     verifier: DsseVerifier
 
     def require_trust(self) -> None:
-        """Raise CacheCommandFailed where nobody is trusted, so that no value could verify."""
+        """Raise CacheCommandFailed if no key is trusted, since no value could verify."""
         if not self.trust.trusted:
             raise CacheCommandFailed(
-                f"no key is trusted here, so that no value verifies: the keys are not in"
-                f" {self.settings.effective_keys_dir} (see --keys-dir, WASMKILN_TRUSTED_KEYS)"
+                f"cannot verify any value: no key is trusted here, and there is none in"
+                f" {self.settings.effective_keys_dir} (set --keys-dir or WASMKILN_TRUSTED_KEYS)"
             )
 
 
 def where_options(*more: str) -> Decorator:
-    """Return what adds the flags that say where the cache is, and those of ``more`` settings."""
+    """Return a decorator that adds the flags that locate the cache, and those of ``more``."""
     return some_options(lambda field: field in (*_WHERE, *more) or field.startswith("redis_"))
 
 
@@ -95,13 +95,13 @@ def run(
     *,
     make: bool = False,
 ) -> T:
-    """Do ``work`` with the cache that a daemon of this configuration has; answer its answer.
+    """Run ``work`` on the cache that a daemon of this configuration uses; return its result.
 
-    ``make`` permits to make the embedded server where there never was one. Raises
-    ConfigError, KeysUnusable and CacheCommandFailed.
+    With ``make``, create the embedded server if there never was one. Raises ConfigError,
+    KeysUnusable and CacheCommandFailed.
     """
     settings = load(flags, os.environ, config).settings
-    # The command's own sentences tell what an operator needs.
+    # Only errors: the command prints what an operator needs.
     pipeline.configure("text", "error", sys.stderr)
     signal.signal(signal.SIGTERM, _interrupted)
     trust = open_trust(
@@ -125,7 +125,7 @@ def run(
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    # As Ctrl-C, so that what was begun is undone.
+    # As Ctrl-C, so that unfinished work is undone.
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""What ``wasmkilnd cache`` writes: rows, numbers and progress."""
+"""Print tables, numbers, JSON and progress for ``wasmkilnd cache``."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _RIGHT = ">"
 
 
 def say(line: str) -> None:
-    """Write a line of the answer."""
+    """Print a line of the result."""
     click.echo(one_line(line))
 
 
 def say_json(document: Mapping[str, Any], *, err: bool = False) -> None:
-    """Write a document of the answer, in one line."""
+    """Print a document of the result, in one line."""
     click.echo(json.dumps(document), err=err)
 
 
 def document(of: DataclassInstance) -> dict[str, Any]:
-    """Return a dataclass's fields; counters as plain dictionaries, which asdict spoils."""
+    """Return a dataclass's fields, counters as plain dictionaries (asdict breaks them)."""
     values = {field.name: getattr(of, field.name) for field in fields(of)}
     return {
         name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()
@@ -49,9 +49,9 @@ def document(of: DataclassInstance) -> dict[str, Any]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lay out ``rows`` below ``columns``; one whose name begins with ">" is aligned right.
+    """Lay out ``rows`` below ``columns``; a column whose name begins with ">" is aligned right.
 
-    Any number of rows, which rich's tables are too slow for.
+    Not rich's tables, which are too slow for many rows.
     """
     titles = [column.removeprefix(_RIGHT).upper() for column in columns]
     shown = [titles, *([one_line(cell) for cell in row] for row in rows)]
@@ -65,12 +65,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def short(digest: str) -> str:
-    """A digest's beginning, enough to find it again."""
+    """Return the beginning of a digest, enough to find it again."""
     return digest[:12]
 
 
 def duration(seconds: float) -> str:
-    """For example "40 s", "5 min", "3 h 20 min", "6 d 23 h"."""
+    """Return for example "40 s", "5 min", "3 h 20 min" or "6 d 23 h"."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def bar(text: str, total: int | None, *, of_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """Show progress and the time left on stderr, if that is a terminal; yield what advances it."""
+    """Show a progress bar on stderr if that is a terminal; yield the function that advances it."""
     counted: tuple[ProgressColumn, ...] = (
         (DownloadColumn(binary_units=True), TransferSpeedColumn())
         if of_bytes
@@ -97,7 +97,7 @@ def bar(text: str, total: int | None, *, of_bytes: bool = False) -> Iterator[Cal
         console=console(sys.stderr),
         transient=True,
         disable=not sys.stderr.isatty(),
-        # What goes to a pipe must not be shown instead.
+        # Output to a pipe must not go to the terminal instead.
         redirect_stdout=sys.stdout.isatty(),
     ) as progress:
         task = progress.add_task(text, total=total)

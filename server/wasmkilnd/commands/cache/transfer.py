@@ -1,4 +1,4 @@
-"""``wasmkilnd cache export`` and ``import``: a warm cache as one file."""
+"""``wasmkilnd cache export`` and ``import``: copy a warm cache as one file."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from wasmkilnd.maintenance.archive import ArchiveBroken, ArchiveReader, ArchiveW
 from wasmkilnd.maintenance.inventory import Inventory, Listed
 from wasmkilnd.maintenance.transfer import Import, Moved, export
 
-_TOLD = 20
-"""Of values that are left out, so many are told one by one; an archive may hold any number."""
+_MAX_REPORTED = 20
+"""The most values that are reported one by one: an archive may hold any number of bad ones."""
 _YEARS_S = 10 * 366 * 86400
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print a summary as one object.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 
 
 @click.command(name="export", context_settings=HELP)
 @click.argument("file", metavar="FILE")
 @choice_options
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @rate_option
 @_json
 @where_options("max_artifact_bytes")
@@ -61,16 +61,16 @@ def export_values(
 ) -> None:
     """Write all values that verify to FILE, or to standard output if that is "-".
 
-    With --engine, its artifacts and their modules. Exits with 3 when values were left out
-    because they are bad.
+    With --engine, write the engine's artifacts and their modules. Exits with 3 if it left out
+    bad values.
     """
-    told = _Told()
+    left_out = _LeftOut()
 
     async def work(session: Session, write_to: BinaryIO) -> tuple[Moved, list[PublicKey]]:
         session.require_trust()
         archive = ArchiveWriter(write_to.write, int(time.time()), _made_by())
         inventory = Inventory(session.link, session.names, session.verifier)
-        with bar("looking", None) as advance:
+        with bar("reading heads", None) as advance:
             chosen = await _chosen(inventory, choice, advance)
         reader = ValueReader(
             session.link, session.names, session.verifier, RateLimiter(bytes_per_s)
@@ -83,26 +83,24 @@ def export_values(
                 session.names,
                 archive,
                 session.settings.max_artifact_bytes,
-                told.tell,
+                left_out.report,
                 lambda one: advance(one.stored_bytes),
             )
         return moved, [key for key in map(session.trust.get, moved.signers) if key]
 
     with _written(file, force) as write_to:
         moved, signers = run(flags, config, lambda session: work(session, write_to))
-    # An archive on standard output is nothing to write among.
+    # Standard output may be the archive.
     _sum_up("exported", moved, as_json, err=file == "-")
     for key in signers:
-        click.echo(f"trust this key where it is imported: {key.hex}", err=True)
-    told.finish(moved)
+        click.echo(f"trust this key where you import the file: {key.hex}", err=True)
+    left_out.finish(moved)
 
 
 @click.command(name="import", context_settings=HELP)
 @click.argument("file", metavar="FILE")
-@click.option("--replace", is_flag=True, help="Replace values that are there already.")
-@duration_option(
-    "--ttl", "ttl_s", "0", "How long each value lives here, instead of as long as it had left."
-)
+@click.option("--replace", is_flag=True, help="Replace values that exist already.")
+@duration_option("--ttl", "ttl_s", "0", "The TTL of each value here, instead of what it had left.")
 @rate_option
 @_json
 @where_options("max_artifact_bytes")
@@ -117,13 +115,13 @@ def import_values(
 ) -> None:
     """Store the values in FILE, or on standard input if that is "-".
 
-    Each is verified completely before it is stored, and keeps its signature: trust the key
-    of the site that it comes from first, with `wasmkilnd keys trust`. Exits with 3 when values
-    were refused.
+    Each value is verified completely before it is stored, and keeps its signature. So first trust
+    the key of the site that it comes from, with `wasmkilnd keys trust`. Exits with 3 if it left
+    out bad values.
     """
     if ttl_s > _YEARS_S or 0 < ttl_s < 1:
-        raise click.BadParameter("write 1s to 10 years", param_hint="--ttl")
-    told = _Told()
+        raise click.BadParameter("expected 1 s to 10 years", param_hint="--ttl")
+    left_out = _LeftOut()
 
     async def work(session: Session, read_from: BinaryIO, size_bytes: int | None) -> Moved:
         session.require_trust()
@@ -135,7 +133,7 @@ def import_values(
             ttl_s=session.settings.cache_ttl_s,
             fixed_ttl_s=int(ttl_s),
             replace=replace,
-            tell=told.tell,
+            tell=left_out.report,
             limiter=RateLimiter(bytes_per_s),
         )
         try:
@@ -145,43 +143,43 @@ def import_values(
             why = f"{failure}; {taking.moved.values} values were imported before"
             if isinstance(failure, TierUnavailable):
                 raise TierUnavailable(why) from None
-            raise CacheCommandFailed(f"{_shown(file)}: {why}") from None
+            raise CacheCommandFailed(f"cannot import {_shown(file)}: {why}") from None
         return taking.moved
 
     with _read(file) as (read_from, size_bytes):
         moved = run(flags, config, lambda session: work(session, read_from, size_bytes), make=True)
     _sum_up("imported", moved, as_json, err=False)
-    told.finish(moved)
+    left_out.finish(moved)
 
 
-class _Told:
-    """Tells on stderr why values are left out, the first few of them."""
+class _LeftOut:
+    """Reports on stderr why values are left out, for the first few of them."""
 
     def __init__(self) -> None:
         self._count = 0
 
-    def tell(self, what: str, rejected: ValueRejected) -> None:
+    def report(self, what: str, rejected: ValueRejected) -> None:
         self._count += 1
-        if self._count <= _TOLD:
+        if self._count <= _MAX_REPORTED:
             click.echo(one_line(f"left out: {what}: {rejected}"), err=True)
 
     def finish(self, moved: Moved) -> None:
         """Raise BadValuesFound if values were left out because they are bad."""
-        if self._count > _TOLD:
-            click.echo(f"left out: {self._count - _TOLD} more", err=True)
-        # In another version's format they may be good, to others.
+        if self._count > _MAX_REPORTED:
+            click.echo(f"left out: {self._count - _MAX_REPORTED} more", err=True)
+        # Values in another format are no bad values: other daemons can read them.
         bad = moved.refused.total() - moved.refused[Cause.VERSION.value]
         if not bad:
             return
         advice = ""
         if moved.refused[Cause.STRANGER.value]:
-            advice = ": to trust a key, `wasmkilnd keys trust` its public key"
+            advice = "; trust their key with `wasmkilnd keys trust` if you know it"
         counts = ", ".join(f"{count} {cause}" for cause, count in moved.refused.most_common())
-        raise BadValuesFound(f"values that were left out: {counts}{advice}")
+        raise BadValuesFound(f"left out bad values: {counts}{advice}")
 
 
 async def _chosen(inventory: Inventory, choice: Choice, advance: Any) -> list[Listed]:
-    """Return what is to be exported; with an engine, its artifacts' modules too."""
+    """Return the values to export: with an engine, its artifacts and their modules."""
     listed = []
     async for one in inventory.values():
         advance(1)
@@ -204,9 +202,9 @@ def _sum_up(done: str, moved: Moved, as_json: bool, *, err: bool) -> None:
         err=err,
     )
     for count, what in (
-        (moved.kept, "were there already, and were kept"),
-        (moved.duplicates, "came more than once"),
-        (moved.gone, "went meanwhile"),
+        (moved.kept, "existed already, and were kept"),
+        (moved.duplicates, "were in the file more than once"),
+        (moved.gone, "were deleted or expired meanwhile"),
     ):
         if count:
             click.echo(f"{count} {what}", err=err)
@@ -214,23 +212,23 @@ def _sum_up(done: str, moved: Moved, as_json: bool, *, err: bool) -> None:
 
 @contextlib.contextmanager
 def _written(file: str, force: bool) -> Iterator[BinaryIO]:
-    """Yield what writes to ``file``, which is there when all is well at the end, and else not."""
+    """Yield a file to write; it becomes ``file`` at the end, unless an error is raised."""
     if file == "-":
         if sys.stdout.isatty():
-            raise click.UsageError("an archive is nothing to look at: send it to a file or a pipe")
+            raise click.UsageError("cannot write an archive to a terminal: redirect it to a file")
         try:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
         except OSError as failure:
-            # Python would complain once more when it flushes standard output at exit.
+            # Else Python reports the error again when it flushes standard output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise CacheCommandFailed(
-                f"standard output cannot be written: {failure.strerror}"
+                f"cannot write to standard output: {failure.strerror}"
             ) from None
         return
     path = Path(file)
     if path.exists() and not force:
-        raise CacheCommandFailed(f"{file} is there already: --force replaces it")
+        raise CacheCommandFailed(f"cannot write {file}: it exists already (see --force)")
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with aside.open("xb") as opened:
@@ -239,14 +237,14 @@ def _written(file: str, force: bool) -> Iterator[BinaryIO]:
             os.fsync(opened.fileno())
         aside.replace(path)
     except OSError as failure:
-        raise CacheCommandFailed(f"{file} cannot be written: {failure.strerror}") from None
+        raise CacheCommandFailed(f"cannot write {file}: {failure.strerror}") from None
     finally:
         aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _read(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
-    """Yield what reads ``file``, and its size where that is known."""
+    """Yield ``file``, opened, and its size if that is known."""
     if file == "-":
         yield sys.stdin.buffer, None
         return
@@ -254,7 +252,7 @@ def _read(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
         with Path(file).open("rb") as opened:
             yield opened, os.fstat(opened.fileno()).st_size
     except OSError as failure:
-        raise CacheCommandFailed(f"{file} cannot be read: {failure.strerror}") from None
+        raise CacheCommandFailed(f"cannot read {file}: {failure.strerror}") from None
 
 
 def _made_by() -> str:
