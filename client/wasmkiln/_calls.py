@@ -5,7 +5,7 @@ So digest-first upload, batches and the checks of answers are written once for b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,7 @@ from wasmkiln._methods import (
     health_status,
     still_missing,
 )
-from wasmkiln._requests import (
-    artifact_keys,
-    compile_request,
-    drain_request,
-    evict_request,
-    identify,
-    in_batches,
-    release_request,
-)
+from wasmkiln._requests import artifact_keys, identify, in_batches
 from wasmkiln._settings import choose_address, choose_max_artifact_bytes, choose_timeout_s
 from wasmkiln.errors import ModuleNotLoaded
 from wasmkiln.trusted_keys import TrustedKeys
@@ -103,13 +95,8 @@ class Calls:
     def compile(
         self,
         source: Source,
+        request: modules.CompileRequest,
         *,
-        engine: str | None,
-        target: str | None,
-        cpu: str | None,
-        settings: Mapping[str, str] | None,
-        skip_cache_lookup: bool,
-        omit_artifact: bool,
         background: bool,
         timeout_s: float | None,
         on_progress: ProgressCallback | None,
@@ -117,14 +104,7 @@ class Calls:
         deadline = self._deadline(timeout_s)
         report: ProgressCallback = on_progress or (lambda _: None)
         identified = yield Blocking(partial(identify, source))
-        request = compile_request(
-            engine=engine,
-            target=target,
-            cpu=cpu,
-            settings=settings,
-            skip_cache_lookup=skip_cache_lookup,
-            omit_artifact=omit_artifact,
-        )
+        request.sha256 = identified.sha256
         assemble = partial(
             Assembly,
             Call(request, identified.sha256, kind_of(identified.module)),
@@ -132,7 +112,6 @@ class Calls:
             on_progress=on_progress,
             trusted_keys=self._trusted_keys,
         )
-        request.sha256 = identified.sha256
         report(Progress(Phase.ASKING))
         try:
             return (yield from self._artifact(request, deadline, assemble, background))
@@ -161,17 +140,8 @@ class Calls:
         return missing
 
     def evict(
-        self,
-        *,
-        module_sha256: str | None,
-        engine: str | None,
-        everything: bool,
-        tier: str | None,
-        timeout_s: float | None,
+        self, request: admin.EvictRequest, timeout_s: float | None
     ) -> Flow[admin.EvictResponse]:
-        request = evict_request(
-            module_sha256=module_sha256, engine=engine, everything=everything, tier=tier
-        )
         return self._unary(EVICT, request, self._deadline(timeout_s))
 
     def quarantined(self, timeout_s: float | None) -> Flow[admin.ListQuarantineResponse]:
@@ -179,13 +149,14 @@ class Calls:
         return self._unary(LIST_QUARANTINE, request, self._deadline(timeout_s))
 
     def release(
-        self, module_sha256: str | None, everything: bool, timeout_s: float | None
+        self, request: admin.ReleaseQuarantineRequest, timeout_s: float | None
     ) -> Flow[admin.ReleaseQuarantineResponse]:
-        request = release_request(module_sha256, everything)
         return self._unary(RELEASE_QUARANTINE, request, self._deadline(timeout_s))
 
-    def drain(self, grace_s: float | None, timeout_s: float | None) -> Flow[admin.DrainResponse]:
-        return self._unary(DRAIN, drain_request(grace_s), self._deadline(timeout_s))
+    def drain(
+        self, request: admin.DrainRequest, timeout_s: float | None
+    ) -> Flow[admin.DrainResponse]:
+        return self._unary(DRAIN, request, self._deadline(timeout_s))
 
     def health(self, service: str, timeout_s: float | None) -> Flow[str]:
         request = StringValue(value=service)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from wasmkiln._calls import Calls
 from wasmkiln._flow import Pause, Stream, Unary
+from wasmkiln._requests import compile_request, drain_request, evict_request, release_request
 from wasmkiln._transports import AsyncTransport
 
 if TYPE_CHECKING:
@@ -135,12 +136,14 @@ class AsyncClient:
         return await self._run(
             self._calls.compile(
                 source,
-                engine=engine,
-                target=target,
-                cpu=cpu,
-                settings=settings,
-                skip_cache_lookup=skip_cache_lookup,
-                omit_artifact=omit_artifact,
+                compile_request(
+                    engine=engine,
+                    target=target,
+                    cpu=cpu,
+                    settings=settings,
+                    skip_cache_lookup=skip_cache_lookup,
+                    omit_artifact=omit_artifact,
+                ),
                 background=background,
                 timeout_s=timeout_s,
                 on_progress=on_progress,
@@ -178,15 +181,10 @@ class AsyncClient:
 
         Raise ValueError unless exactly one of the three scopes is given.
         """
-        return await self._run(
-            self._calls.evict(
-                module_sha256=module_sha256,
-                engine=engine,
-                everything=everything,
-                tier=tier,
-                timeout_s=timeout_s,
-            )
+        request = evict_request(
+            module_sha256=module_sha256, engine=engine, everything=everything, tier=tier
         )
+        return await self._run(self._calls.evict(request, timeout_s))
 
     async def quarantined(self, *, timeout_s: float | None = None) -> ListQuarantineResponse:
         """Return the modules that the daemon refuses because they broke a compiler."""
@@ -203,7 +201,9 @@ class AsyncClient:
 
         Raise ValueError unless exactly one scope is given.
         """
-        return await self._run(self._calls.release(module_sha256, everything, timeout_s))
+        return await self._run(
+            self._calls.release(release_request(module_sha256, everything), timeout_s)
+        )
 
     async def drain(
         self, grace_s: float | None = None, *, timeout_s: float | None = None
@@ -214,7 +214,7 @@ class AsyncClient:
         without it, the daemon's own shutdown_grace_s. A second call can only shorten the time:
         0 ends them at once. Raise ValueError for a negative grace.
         """
-        return await self._run(self._calls.drain(grace_s, timeout_s))
+        return await self._run(self._calls.drain(drain_request(grace_s), timeout_s))
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from wasmkiln._calls import Calls
 from wasmkiln._flow import Pause, Stream, Unary
+from wasmkiln._requests import compile_request, drain_request, evict_request, release_request
 from wasmkiln._transports import Transport
 
 if TYPE_CHECKING:
@@ -132,12 +133,14 @@ class Client:
         return self._run(
             self._calls.compile(
                 source,
-                engine=engine,
-                target=target,
-                cpu=cpu,
-                settings=settings,
-                skip_cache_lookup=skip_cache_lookup,
-                omit_artifact=omit_artifact,
+                compile_request(
+                    engine=engine,
+                    target=target,
+                    cpu=cpu,
+                    settings=settings,
+                    skip_cache_lookup=skip_cache_lookup,
+                    omit_artifact=omit_artifact,
+                ),
                 background=background,
                 timeout_s=timeout_s,
                 on_progress=on_progress,
@@ -175,15 +178,10 @@ class Client:
 
         Raise ValueError unless exactly one of the three scopes is given.
         """
-        return self._run(
-            self._calls.evict(
-                module_sha256=module_sha256,
-                engine=engine,
-                everything=everything,
-                tier=tier,
-                timeout_s=timeout_s,
-            )
+        request = evict_request(
+            module_sha256=module_sha256, engine=engine, everything=everything, tier=tier
         )
+        return self._run(self._calls.evict(request, timeout_s))
 
     def quarantined(self, *, timeout_s: float | None = None) -> ListQuarantineResponse:
         """Return the modules that the daemon refuses because they broke a compiler."""
@@ -200,7 +198,7 @@ class Client:
 
         Raise ValueError unless exactly one scope is given.
         """
-        return self._run(self._calls.release(module_sha256, everything, timeout_s))
+        return self._run(self._calls.release(release_request(module_sha256, everything), timeout_s))
 
     def drain(
         self, grace_s: float | None = None, *, timeout_s: float | None = None
@@ -211,7 +209,7 @@ class Client:
         without it, the daemon's own shutdown_grace_s. A second call can only shorten the time:
         0 ends them at once. Raise ValueError for a negative grace.
         """
-        return self._run(self._calls.drain(grace_s, timeout_s))
+        return self._run(self._calls.drain(drain_request(grace_s), timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …
