@@ -1,7 +1,7 @@
-"""Find a Python interpreter that an engine can live in.
+"""Find a Python interpreter for an engine.
 
-A name on PATH proves nothing: a ``python3.10`` there can be a version
-manager's shim that exits 127. So every candidate is run before it is believed.
+A name on PATH proves nothing: a ``python3.10`` there can be a version manager's shim that exits
+127. So this module runs each candidate to find out what it is.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PythonRange:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """A Python that was run and said what it is."""
+    """A Python interpreter that was run, and what it reported."""
 
     path: Path
     implementation: str
@@ -57,38 +57,40 @@ class Interpreter:
         return f"{self.implementation} {'.'.join(map(str, self.version))}"
 
     def fits(self, wanted: PythonRange) -> bool:
-        """Whether an engine that wants ``wanted`` can live here."""
+        """Return whether an engine that needs ``wanted`` runs in this interpreter."""
         return self.implementation == "CPython" and self.version[:2] in wanted
 
 
 def probe(path: str | Path) -> Interpreter | None:
-    """Run ``path`` and answer what it says it is; None if it is no working Python.
+    """Run ``path`` and return what it reports; None if it is not a working Python.
 
-    Raises NotOurs, and runs nothing, where somebody else could change it or its library.
+    Raises NotOurs, and runs nothing, where another user could change it or its library.
     """
     check_interpreter(Path(shutil.which(path) or path))
     try:
-        answer = subprocess.run(
-            # Without the packages that lie beside its library, which may be anybody's.
+        output = subprocess.run(
+            # -S: without the packages beside its library, which another user may own.
             [str(path), "-I", "-S", "-c", _PROBE],
             capture_output=True,
             timeout=_PROBE_TIMEOUT_S,
             check=True,
             stdin=subprocess.DEVNULL,
         ).stdout
-        said = json.loads(answer)
-        major, minor, micro = said["version"]
-        found = Interpreter(Path(said["executable"]), said["implementation"], (major, minor, micro))
+        report = json.loads(output)
+        major, minor, micro = report["version"]
+        found = Interpreter(
+            Path(report["executable"]), report["implementation"], (major, minor, micro)
+        )
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
-    check_interpreter(found.path)  # It may be another, which a version manager chose.
+    check_interpreter(found.path)  # A version manager may have run another one than ``path``.
     return found
 
 
 def find(wanted: PythonRange) -> Interpreter | None:
-    """Return a working interpreter in the range, this daemon's own kind first; None if none is.
+    """Return a working interpreter in the range, at best the daemon's own; None if there is none.
 
-    Those that somebody else could change are passed over. Raises NotOurs if there is no other.
+    Interpreters that another user could change are skipped. Raises NotOurs if there is no other.
     """
     seen: set[str] = set()
     refused: NotOurs | None = None
@@ -124,7 +126,7 @@ def _candidates(wanted: PythonRange) -> Iterator[str]:
 
 
 def _install_patterns() -> Iterator[str]:
-    """Where version managers and distributions keep interpreters that are not on PATH."""
+    """Yield where version managers and distributions keep interpreters that are not on PATH."""
     home = Path.home()
     pyenv_root = os.environ.get("PYENV_ROOT") or str(home / ".pyenv")
     uv_root = os.environ.get("UV_PYTHON_INSTALL_DIR") or str(home / ".local/share/uv/python")

@@ -1,7 +1,7 @@
-"""The engines installed under a state directory, each in a virtual environment of its own.
+"""Install, list and remove the engines under a state directory.
 
-``<state>/engines/<name>-<version>/`` holds one; ``engine.json`` in it is written
-last and the whole is renamed into place, so what is there is complete.
+Each is a virtual environment in ``<state>/engines/<name>-<version>/``. It is built beside its
+place, with ``engine.json`` written last, and then renamed: what is there is complete.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _VERSION_PROBE = "import importlib.metadata, sys; print(importlib.metadata.versi
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """What an engine is made of."""
+    """The packages of an engine and the interpreters that they run in."""
 
     packages: tuple[str, ...]
-    """Installed at the same version; the first one's version is the engine's."""
+    """Installed at the same version; the version of the first is the engine's."""
     python: PythonRange
     default_version: str
-    """What is installed when no version is named: the one that this release was tested with."""
+    """The version to install when none is named: the one that this release was tested with."""
 
 
 # wasmer 1.1.0, of January 2022, is its last release on PyPI and has wheels for CPython 3.7
@@ -69,19 +69,19 @@ class InstalledEngine:
 
     @property
     def id(self) -> str:
-        """What a request writes to choose it."""
+        """The id by which a request names the engine."""
         return f"{self.name}-{self.version}"
 
     @property
     def interpreter(self) -> Path:
-        """The Python that has the engine."""
+        """The Python in the engine's environment."""
         return self.path / "bin" / "python"
 
 
 class EngineStore:
     """Installs, lists and removes engines. Safe for several processes at once.
 
-    Every method raises NotOurs where somebody else could put an engine there, or take one away.
+    Every method raises NotOurs where another user could add or remove an engine.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -94,12 +94,12 @@ class EngineStore:
         return newest_first([engine for engine in found if engine])
 
     def damaged(self) -> list[Path]:
-        """List folders that should hold an engine and do not; installing it again mends one."""
+        """List folders that should hold an engine and do not; to repair one, install it again."""
         check_path(self._root)
         return sorted(
             folder
             for folder in self._root.glob("[!.]*-*")
-            # One that this user cannot look at is of no use either, and no reason to fail.
+            # A folder that this user cannot read is damaged too, and no reason to fail.
             if (os.path.isdir(folder) or folder.is_symlink())  # noqa: PTH112 - is_dir raises
             and not _read(folder / _MARKER)
         )
@@ -107,17 +107,17 @@ class EngineStore:
     def install(
         self, spec: str, python: str = "", report: Callable[[str], None] = lambda _: None
     ) -> InstalledEngine:
-        """Install ``NAME`` or ``NAME==VERSION``; answer the engine. Idempotent.
+        """Install ``NAME`` or ``NAME==VERSION``; return the engine. Idempotent.
 
         ``python`` is a path to an interpreter, or empty to look for one.
-        ``report`` is told each step. Raises EngineInstallError.
+        Call ``report`` with each step. Raises EngineInstallError.
         """
         name, version = parse_spec(spec)
         kind = KINDS[name]
         version = version or kind.default_version
         with self._lock():
             for left_over in self._root.glob(f"{_BUILDING}*"):
-                shutil.rmtree(left_over, ignore_errors=True)  # by an installation that was killed
+                shutil.rmtree(left_over, ignore_errors=True)  # of an installation that was killed
             already = [e for e in self.installed() if e.name == name and e.version == version]
             if already:
                 return already[0]
@@ -145,8 +145,8 @@ class EngineStore:
         python = building / "bin" / "python"
         wanted = [f"{package}=={version}" for package in kind.packages]
         report(f"installing {', '.join(wanted)}")
-        # The daemon's own pip works on the other environment, so that environment
-        # needs none: some distributions' Pythons come without.
+        # The daemon's own pip installs into the other environment, which needs no pip of its own:
+        # the Pythons of some distributions come without.
         _run(
             [
                 *(sys.executable, "-m", "pip", "--python", str(python), "install"),
@@ -194,7 +194,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
     found = _SPEC.fullmatch(spec)
     if not found or found["name"] not in KINDS:
         raise EngineInstallError(
-            f"{spec!r} names no engine: write wasmer or wasmtime, or one with a version,"
+            f"{spec!r} is not an engine: write wasmer or wasmtime, or one with a version,"
             " such as wasmtime==50.0.1"
         )
     version = found["version"] or ""
@@ -214,17 +214,17 @@ def newest_first(engines: list[InstalledEngine]) -> list[InstalledEngine]:
 def _write_marker(folder: Path, name: str, version: str, python: str) -> None:
     marker = folder / _MARKER
     marker.write_text(json.dumps({"name": name, "version": version, "python": python}))
-    marker.chmod(0o644)  # Whatever the umask is: nobody else may write to an engine.
+    marker.chmod(0o644)  # Whatever the umask is, no other user may write to an engine.
 
 
 def _read(marker: Path) -> InstalledEngine | None:
-    """Return the engine that a marker tells of; None for a damaged one."""
+    """Return the engine that a marker describes; None for a damaged one."""
     if marker.parent.name.startswith("."):
         return None
     try:
-        said = json.loads(marker.read_text())
-        Version(said["version"])
-        return InstalledEngine(said["name"], said["version"], said["python"], marker.parent)
+        engine = json.loads(marker.read_text())
+        Version(engine["version"])
+        return InstalledEngine(engine["name"], engine["version"], engine["python"], marker.parent)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -233,7 +233,7 @@ def _interpreter_for(name: str, kind: EngineKind, python: str) -> interpreters.I
     if python:
         given = interpreters.probe(python)
         if given is None:
-            raise EngineInstallError(f"{python} is no working Python interpreter")
+            raise EngineInstallError(f"{python} is not a working Python interpreter")
         if not given.fits(kind.python):
             raise EngineInstallError(f"{python} is {given}, and {name} needs {kind.python}")
         return given
@@ -256,7 +256,7 @@ def _run(command: list[str]) -> str:
             text=True,
             timeout=_INSTALL_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
-            umask=0o022,  # Whatever the caller's is: nobody else may write to an engine.
+            umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
             env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
         )
     except subprocess.TimeoutExpired:
@@ -267,7 +267,7 @@ def _run(command: list[str]) -> str:
         raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
-        # pip's last error names the package; earlier ones explain what it passed over.
+        # pip's last error names the package; earlier ones tell which files it did not choose.
         words = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
         raise EngineInstallError(
             f"`{' '.join(command)}` failed with exit code {done.returncode}: {words}"

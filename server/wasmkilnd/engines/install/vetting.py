@@ -1,4 +1,4 @@
-"""Whether nobody else could change the code of an engine or of its interpreter."""
+"""Check that no other user can change the code of an engine or of its interpreter."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from wasmkilnd.ownership import check_path, check_tree
 
 _LIBRARY_FOLDERS = ("lib", "lib64")
 _LIBRARY = re.compile(r"python3\.\d+")
-# Nothing of these is imported: an engine's environment has packages of its own.
+# Workers import nothing from these: an engine's environment has packages of its own.
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _HOME = re.compile(r"^home *= *(.+)$", re.MULTILINE)
 
 
 def check_engine(environment: Path, interpreter: Path) -> None:
-    """Raise NotOurs unless nobody else can change what an engine's workers run. May block."""
+    """Raise NotOurs if another user can change what an engine's workers run. May block."""
     check_tree(environment)
     check_interpreter(interpreter)
-    # From where the environment's Python takes its library, whatever the link to it says.
+    # The environment's Python takes its library from there, wherever the link to it leads.
     with suppress(OSError):
         text = (environment / "pyvenv.cfg").read_text(errors="replace")
         for home in _HOME.findall(text):
@@ -27,7 +27,7 @@ def check_engine(environment: Path, interpreter: Path) -> None:
 
 
 def check_interpreter(executable: Path) -> None:
-    """Raise NotOurs unless nobody else can change a Python or its library. May block."""
+    """Raise NotOurs if another user can change a Python or its library. May block."""
     check_path(executable)
     _check_libraries(executable.resolve().parent.parent, executable)
 
@@ -35,7 +35,7 @@ def check_interpreter(executable: Path) -> None:
 def _check_libraries(prefix: Path, executable: Path) -> None:
     name = executable.resolve().name
     versions = name if _LIBRARY.fullmatch(name) else "python3.*"
-    for folder in (prefix / one for one in _LIBRARY_FOLDERS):
+    for folder in (prefix / each for each in _LIBRARY_FOLDERS):
         check_path(folder)
         for library in folder.glob(versions):
             check_tree(library, leave_out=_PACKAGES)

@@ -1,4 +1,4 @@
-"""Which workers are let in, given how well they are confined, and who is told."""
+"""Admit or refuse a worker by how well it is confined, and log what is missing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ log = structlog.get_logger("wasmkilnd.engines")
 
 Level = Literal["strict", "required", "best-effort"]
 
-# What each layer must not be under strict. Landlock's first version covers files; what later ones
-# add, TCP and signals, the namespaces and seccomp refuse as well.
+# The states that strict isolation does not accept of a layer. Landlock's first version covers
+# files; what later ones add, TCP and signals, namespaces and seccomp refuse as well.
 _NOT_STRICT = {
     "seccomp": (LayerState.MISSING, LayerState.PARTIAL),
     "root": (LayerState.MISSING, LayerState.PARTIAL),
@@ -22,24 +22,24 @@ _NOT_STRICT = {
 }
 
 
-class NotConfined(Exception):  # noqa: N818 - says what the worker is
-    """A worker's jobs could do what they should not; the message says what, and what to do."""
+class NotConfined(Exception):  # noqa: N818 - a state of the worker
+    """Jobs of a worker are not confined enough; the message says why, and what to do."""
 
 
 class IsolationGuard:
-    """Judges every worker of every engine before its first job, and says once what is missing."""
+    """Judges each worker before its first job, and logs once what is missing."""
 
     def __init__(self, level: Level) -> None:
-        """Let workers in as ``level`` says; it is the setting ``isolation``."""
+        """Admit workers that meet ``level``, which is the setting ``isolation``."""
         self.level = level
         self.refused: dict[str, str] = {}
-        """The engines of which a worker was not let in, and why the last was not."""
+        """By engine, why its last refused worker was refused."""
         self._weakest: dict[str, Isolation] = {}
-        self._said: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
 
     def admit(self, engine_id: str, isolation: Isolation) -> None:
-        """Let a worker in. Raises NotConfined where it is confined less than it has to be."""
-        self._say_what_is_missing(engine_id, isolation)
+        """Admit a worker. Raises NotConfined where it is not confined enough."""
+        self._log_what_is_missing(engine_id, isolation)
         if why := self._why_not(isolation):
             self.refused[engine_id] = why
             raise NotConfined(why)
@@ -48,12 +48,12 @@ class IsolationGuard:
             self._weakest[engine_id] = isolation
 
     def of(self, engine_id: str) -> Isolation:
-        """Return how the least confined worker of an engine was, of all since the start."""
+        """Return the isolation of an engine's least confined worker since the daemon started."""
         return self._weakest.get(engine_id, Isolation())
 
     @property
     def summary(self) -> str:
-        """How the jobs of all engines are confined, in a few words."""
+        """How the jobs of all engines are confined, in one line."""
         found = list(self._weakest.values())
         if not all(each.holds for each in found):
             holes = sorted({hole for each in found for hole in each.holes})
@@ -66,25 +66,27 @@ class IsolationGuard:
 
     @property
     def required(self) -> bool:
-        """Whether an engine whose jobs are not confined is not served."""
+        """Whether an engine is served only if its jobs are confined."""
         return self.level != "best-effort"
 
     def _why_not(self, isolation: Isolation) -> str:
         if not isolation.holds and self.required:
             return (
                 f"its jobs are not confined, and could {_holes(isolation)} ({_gaps(isolation)});"
-                " set WASMKILN_ISOLATION=best-effort to serve it all the same"
+                " set WASMKILN_ISOLATION=best-effort to serve it anyway"
             )
-        lacking = [one for one in isolation.layers if one.state in _NOT_STRICT.get(one.name, ())]
+        lacking = [
+            each for each in isolation.layers if each.state in _NOT_STRICT.get(each.name, ())
+        ]
         if lacking and self.level == "strict":
-            layers = "; ".join(f"{one.name} is {one.state.value}: {one.detail}" for one in lacking)
+            layers = "; ".join(f"{gap.name} is {gap.state.value}: {gap.detail}" for gap in lacking)
             return (
-                f"strict isolation needs seccomp, Landlock and a changed root, and {layers}; make"
+                f"strict isolation needs seccomp, Landlock and a changed root, but {layers}; let"
                 " the machine or its container allow it, or set WASMKILN_ISOLATION=required"
             )
         return ""
 
-    def _say_what_is_missing(self, engine_id: str, isolation: Isolation) -> None:
+    def _log_what_is_missing(self, engine_id: str, isolation: Isolation) -> None:
         for gap in isolation.gaps:
             if self._first_time(gap.name, gap.state.value, gap.detail):
                 log.warning(
@@ -99,8 +101,8 @@ class IsolationGuard:
             )
 
     def _first_time(self, *what: str) -> bool:
-        new = what not in self._said
-        self._said.add(what)
+        new = what not in self._logged
+        self._logged.add(what)
         return new
 
 

@@ -1,8 +1,8 @@
-"""A user for each worker and its jobs that no other process of the machine has.
+"""Find a user for each worker and its jobs that no other process of the machine has.
 
-Processes of one user may signal each other and lower each other's limits, whatever they are
-confined by. So a daemon that is root gives each worker a user, and the group of the same
-number, that nobody else has; no other daemon can.
+Processes of one user may signal each other and lower each other's limits, however they are
+confined. So a daemon that is root gives each worker a user, and the group of the same number,
+that no other process has. A daemon that is not root cannot.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 NOBODY = 65534  # the user that owns nothing, by the kernel's own convention; services share it
 
-# Ranges that no convention gives to anybody, by systemd's table (UIDS-GIDS.md) and SSSD's
-# defaults. The first is so large that two daemons do not meet in it though they see nothing of
-# each other. The second is for containers that have 65,536 users.
+# Ranges that no convention assigns, by systemd's table (UIDS-GIDS.md) and SSSD's defaults. The
+# first is so large that two daemons that cannot see each other hardly choose the same user. The
+# second is for containers that have 65,536 users.
 _RANGES = (range(2_000_400_000, 2_147_000_000), range(60_578, 61_184))
 _ATTEMPTS = 100
 _LAST_MOMENTS_S = 0.2
@@ -31,18 +31,18 @@ _ENDED = "ZX"  # states of a process in /proc/PID/status (proc(5)): a zombie, an
 
 @dataclass(frozen=True, slots=True)
 class JobUser:
-    """Who a worker becomes, if it is root."""
+    """The user that a worker becomes, if it is root."""
 
     uid: int = NOBODY
     shared_with: str = ""
-    """Who else has this user, in words; empty if nobody is known to."""
+    """What else has this user, in words; empty if nothing is known to."""
 
 
 class JobUsers:
     """Finds a user for each worker."""
 
     def __init__(self, configured: int = 0) -> None:
-        """Give all workers the user ``configured``; with 0, each one of its own."""
+        """Give all workers the user ``configured``; with 0, give each worker its own."""
         self._configured = configured
 
     async def pick(self) -> JobUser:
@@ -51,11 +51,11 @@ class JobUsers:
 
     def _pick(self) -> JobUser:
         if os.geteuid() != 0:
-            return JobUser()  # It stays the daemon's.
+            return JobUser()  # A worker keeps the daemon's user.
         others = dict(_users_of_others())
         if self._configured:
             if self._configured in others:
-                time.sleep(_LAST_MOMENTS_S)  # It may be a job of a worker that has just ended.
+                time.sleep(_LAST_MOMENTS_S)  # A job of a worker that has just ended may have it.
                 others = dict(_users_of_others())
             return JobUser(self._configured, _owner_of(self._configured, others))
         mapped = [_mapped_ids("uid_map"), _mapped_ids("gid_map")]
@@ -66,11 +66,11 @@ class JobUsers:
                 uid = random.choice(candidates)  # noqa: S311 - not a secret
                 if not _owner_of(uid, others):
                     return JobUser(uid)
-        return JobUser(NOBODY, "whoever else is nobody: there is no free user in this container")
+        return JobUser(NOBODY, "other processes of nobody: there is no free user in this container")
 
 
 def _owner_of(uid: int, others: dict[int, str]) -> str:
-    """Say who has a user or the group of its number; return nothing for one that is free."""
+    """Return what has a user or the group of its number, in words; empty for a free one."""
     with contextlib.suppress(KeyError):
         return f"the user {pwd.getpwuid(uid).pw_name}"
     with contextlib.suppress(KeyError):
@@ -83,7 +83,7 @@ def _owner_of(uid: int, others: dict[int, str]) -> str:
 
 
 def _users_of_others() -> Iterator[tuple[int, str]]:
-    """Find the users and groups of all processes but this one and those that it started."""
+    """Yield the users and groups of all processes except this one and its descendants."""
     statuses = dict(_statuses())
     for pid, (_, ids, name) in statuses.items():
         ancestor = pid
@@ -94,24 +94,24 @@ def _users_of_others() -> Iterator[tuple[int, str]]:
 
 
 def _statuses() -> Iterator[tuple[int, tuple[int, set[int], str]]]:
-    """Find each process's parent, users and groups, and name.
+    """Yield each process with its parent, users and groups, and name.
 
-    Zombies count as having no user: they run no code, and an init that reaps nobody keeps them.
+    Zombies count as having no user: they run no code, and stay where init reaps no processes.
     """
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        with contextlib.suppress(OSError, KeyError, ValueError):  # It has ended.
+        with contextlib.suppress(OSError, KeyError, ValueError):  # The process has ended.
             lines = (entry / "status").read_text(errors="replace").splitlines()
-            said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-            ids = {int(one) for name in ("Uid", "Gid", "Groups") for one in said[name].split()}
-            if said["State"][0] in _ENDED:
+            fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            ids = {int(one) for name in ("Uid", "Gid", "Groups") for one in fields[name].split()}
+            if fields["State"][0] in _ENDED:
                 ids = set()
-            yield int(entry.name), (int(said["PPid"]), ids, said["Name"])
+            yield int(entry.name), (int(fields["PPid"]), ids, fields["Name"])
 
 
 def _mapped_ids(name: str) -> Sequence[range]:
-    """Return the ids that there are for this process, which may be a container's."""
+    """Return the ids that exist for this process, which may run in a container."""
     rows = (line.split() for line in Path(f"/proc/self/{name}").read_text().splitlines())
     return [range(int(first), int(first) + int(count)) for first, _, count in rows]
 
