@@ -1,8 +1,7 @@
-"""The levels of CPU features that code may use.
+"""The levels of CPU features that compiled code may use.
 
-x86-64-v2, -v3 and -v4 are those of the x86-64 psABI supplement. Features are
-named as in /proc/cpuinfo; of each level only those are listed that some engine
-can make use of.
+x86-64-v2, -v3 and -v4 are those of the x86-64 psABI supplement. Features are named as in
+/proc/cpuinfo; each level lists only features that some engine can use.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _V4 = (*_V3, "avx512f", "avx512dq", "avx512vl")
 
 X86_64_LEVELS = {BASELINE: (), "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
-# /proc/cpuinfo's own words for two features.
+# Two features have other names in /proc/cpuinfo.
 _CPUINFO_NAMES = {"pni": "sse3", "abm": "lzcnt"}
 
 
@@ -39,10 +38,9 @@ def host_features() -> frozenset[str]:
 def default_level(architecture: str, is_host: bool, features: frozenset[str]) -> str:
     """Return the level for a request that names none.
 
-    One artifact should serve a fleet of mixed machines: x86-64-v3 is what
-    nearly all x86-64 servers have. A host without it, or of an architecture
-    without levels, gets code for itself; a foreign target gets what any of its
-    machines can run.
+    One artifact should serve a fleet of mixed machines, and nearly all x86-64 servers have
+    x86-64-v3. A host without it, or of an architecture without levels, gets code for itself; a
+    foreign target gets code that any of its machines can run.
     """
     if not is_host:
         return BASELINE
@@ -52,6 +50,6 @@ def default_level(architecture: str, is_host: bool, features: frozenset[str]) ->
 
 
 def offered_levels(architecture: str, is_host: bool) -> tuple[str, ...]:
-    """Return the levels that an engine is asked about at start."""
+    """Return the levels that a worker tries with its engine at start."""
     levels = tuple(X86_64_LEVELS) if architecture == "x86_64" else (BASELINE,)
     return (*levels, NATIVE) if is_host else levels

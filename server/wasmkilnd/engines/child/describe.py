@@ -1,9 +1,9 @@
-"""Ask an engine what it really can do on this machine.
+"""Find out what an engine can do on this machine, by trying.
 
-Nothing is looked up in a table: for each target, cpu level, setting value and
-proposal the engine is made to compile or validate a tiny module. Engines abort
-the whole process for what they do not have, so each question is asked in a
-process of its own, confined as a compile is; forking one costs about a millisecond.
+There is no table of capabilities: for each target, CPU level, setting value and proposal, the
+engine compiles or validates a tiny module. Engines abort the whole process for what they lack, so
+each attempt is made in a process of its own, confined as a compile is; to fork one costs about a
+millisecond.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ _NULL = 0  # the worker's standard input, which is /dev/null
 
 def describe(engine: Engine, confinement: Confinement) -> dict[str, Any]:
     """Return the engine's capabilities as JSON-ready data."""
-    return _Interview(engine, confinement).answers()
+    return _Trials(engine, confinement).capabilities()
 
 
-class _Interview:
-    """Questions to one engine."""
+class _Trials:
+    """Attempts with one engine."""
 
     def __init__(self, engine: Engine, confinement: Confinement) -> None:
         self._engine = engine
         self._confinement = confinement
         self._host = ""
 
-    def answers(self) -> dict[str, Any]:
-        said = json.loads(self._ask(self._describe) or "{}")
-        if not said:
+    def capabilities(self) -> dict[str, Any]:
+        engine = json.loads(self._attempt(self._describe) or "{}")
+        if not engine:
             raise RuntimeError("the engine could not compile an empty module")
-        self._host = said["host_triple"]
-        by_itself = self._artifact(self._host, cpu.NATIVE, {})
+        self._host = engine["host_triple"]
+        by_default = self._artifact(self._host, cpu.NATIVE, {})
         settings = [
-            {**setting, "description": said["setting_descriptions"][name]}
-            for name, values in said["setting_values"].items()
-            if (setting := self._setting(name, values, by_itself))
+            {**setting, "description": engine["setting_descriptions"][name]}
+            for name, values in engine["setting_values"].items()
+            if (setting := self._setting(name, values, by_default))
         ]
         return {
-            "name": said["name"],
-            "version": said["version"],
-            "core_version": said["core_version"],
-            "compiler": said["compiler"],
+            "name": engine["name"],
+            "version": engine["version"],
+            "core_version": engine["core_version"],
+            "compiler": engine["compiler"],
             "interpreter": interpreter(),
             "host_triple": self._host,
-            "host_cpu_features": said["host_cpu_features"],
-            "kinds": said["kinds"],
+            "host_cpu_features": engine["host_cpu_features"],
+            "kinds": engine["kinds"],
             "targets": [
                 target
-                for triple in said["candidate_targets"]
+                for triple in engine["candidate_targets"]
                 if (target := self._target(triple, triple == self._host))
             ],
             "settings": settings,
@@ -69,7 +69,7 @@ class _Interview:
                 for proposal in features.CORE_PROPOSALS
                 if self._validates(features.core_module(proposal))
             ]
-            + (["component-model"] if "component" in said["kinds"] else []),
+            + (["component-model"] if "component" in engine["kinds"] else []),
         }
 
     def _describe(self) -> bytes:
@@ -87,13 +87,15 @@ class _Interview:
             levels.sort(key=lambda level: level != default)
         return {"triple": triple, "cpus": levels, "host": is_host} if levels else None
 
-    def _setting(self, name: str, values: list[str], by_itself: bytes) -> dict[str, Any] | None:
-        """Find the values that the engine takes, and which of them is what it does by itself."""
-        taken = {value: self._artifact(self._host, cpu.NATIVE, {name: value}) for value in values}
-        allowed = [value for value, artifact in taken.items() if artifact]
-        default = next((value for value in allowed if taken[value] == by_itself), None)
+    def _setting(self, name: str, values: list[str], by_default: bytes) -> dict[str, Any] | None:
+        """Find the values that the engine takes, and which of them is its default."""
+        artifacts = {
+            value: self._artifact(self._host, cpu.NATIVE, {name: value}) for value in values
+        }
+        allowed = [value for value, artifact in artifacts.items() if artifact]
+        default = next((value for value in allowed if artifacts[value] == by_default), None)
         if default is None:
-            # Its default is none of the candidates, or it changes nothing: not worth offering.
+            # Its default is not a candidate, or the setting changes nothing: do not offer it.
             return None
         return {"name": name, "default": default, "allowed": allowed}
 
@@ -103,7 +105,7 @@ class _Interview:
             module = self._engine.compile(configured, bytearray(features.CORE_PREAMBLE), "core")
             return bytes(self._engine.serialize(module))
 
-        return self._ask(compile_it)
+        return self._attempt(compile_it)
 
     def _validates(self, wasm: bytes) -> bool:
         def validate_it() -> bytes:
@@ -111,33 +113,33 @@ class _Interview:
             self._engine.validate(configured, bytearray(wasm), "core")
             return b"valid"
 
-        return self._ask(validate_it) == b"valid"
+        return self._attempt(validate_it) == b"valid"
 
-    def _ask(self, question: Callable[[], bytes]) -> bytes:
-        """Return what ``question`` answers in a fork, or b"" if it fails in whatever way."""
+    def _attempt(self, step: Callable[[], bytes]) -> bytes:
+        """Return what ``step`` returns in a fork, or b"" if it fails in any way."""
         readable, writable = os.pipe()
-        asking = os.getpid()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            limits.die_with_parent(asking)
-            self._answer_and_exit(question, writable)
+            limits.die_with_parent(parent)
+            self._run_and_exit(step, writable)
         os.close(writable)
-        answer = b""
+        output = b""
         while piece := os.read(readable, _PIPE_BYTES):
-            answer += piece
+            output += piece
         os.close(readable)
         _, status = os.waitpid(pid, 0)
-        return answer if status == 0 else b""
+        return output if status == 0 else b""
 
-    def _answer_and_exit(self, question: Callable[[], bytes], writable: int) -> None:
+    def _run_and_exit(self, step: Callable[[], bytes], writable: int) -> None:
         try:
-            # A refusal is an expected answer here: nobody wants its last words.
+            # A refusal is expected here, so its message is discarded.
             os.dup2(_NULL, 2)
             signal.alarm(_PROBE_SECONDS)
             self._confinement.seal()
-            answer = question()
-            while answer:
-                answer = answer[os.write(writable, answer) :]
+            output = step()
+            while output:
+                output = output[os.write(writable, output) :]
         except BaseException:  # A panic derives from BaseException.
             os._exit(1)
         os._exit(0)

@@ -1,4 +1,4 @@
-"""What a job asks of an engine, whichever it is."""
+"""The protocol that each engine implements for its jobs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 
 class SettingsRefused(Exception):  # noqa: N818 - a verdict
-    """The engine does not take these settings together."""
+    """The engine does not support this combination of settings."""
 
 
 class ModuleRefused(Exception):  # noqa: N818 - a verdict
-    """The engine says that the module is invalid. ``str()`` is its own message."""
+    """The engine finds the module invalid. ``str()`` is the engine's own message."""
 
 
 class FeatureLacking(Exception):  # noqa: N818 - a verdict
@@ -32,7 +32,7 @@ class Extern:
 
 @dataclass(frozen=True)
 class Description:
-    """What an engine says of itself."""
+    """What an engine reports about itself."""
 
     name: str
     version: str
@@ -41,7 +41,7 @@ class Description:
     host_triple: str
     host_cpu_features: list[str]
     candidate_targets: list[str]
-    """Triples that are worth asking about; the host's first."""
+    """Triples to try; the host's first."""
     setting_values: dict[str, list[str]]
     """Candidate values of each candidate setting."""
     setting_descriptions: dict[str, str]
@@ -54,7 +54,7 @@ class Engine(Protocol):
     name: str
 
     def describe(self) -> Description:
-        """Say what it is. May compile, so only ever called in a process of its own."""
+        """Return a description. May compile, so call it only in a process of its own."""
         ...
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Any:
@@ -62,13 +62,16 @@ class Engine(Protocol):
         ...
 
     def validate(self, configured: Any, wasm: bytearray, kind: str) -> None:
-        """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking where compiling tells."""
+        """Raise ModuleRefused unless ``wasm`` is valid.
+
+        An engine that has to compile in order to validate may raise FeatureLacking.
+        """
         ...
 
     def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any:
         """Return the engine's own module. Raises ModuleRefused or FeatureLacking.
 
-        A core module is validated first, all of it: an invalid one costs no compile.
+        A core module is validated as a whole first: an invalid one costs no compile.
         """
         ...
 
@@ -83,11 +86,11 @@ class Engine(Protocol):
     def call(
         self, configured: Any, artifact: bytearray, kind: str, export: str, arguments: list[int]
     ) -> Any:
-        """Load an artifact that is known to be good, and return what its function answers."""
+        """Load an artifact that is known to be good; return what its function returns."""
         ...
 
 
-# The last one counts: a message quotes names of the module before it says where.
+# The last match counts: a message quotes names of the module before it tells the offset.
 _OFFSET = re.compile(r".*\bat offset (0x[0-9a-fA-F]{1,16}|[0-9]{1,19})\b", re.DOTALL)
 
 

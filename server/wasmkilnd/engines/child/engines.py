@@ -1,4 +1,4 @@
-"""The table of engines: the one place that knows them all."""
+"""The table of engines by name."""
 
 from __future__ import annotations
 

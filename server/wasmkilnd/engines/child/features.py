@@ -1,13 +1,11 @@
 """One tiny module for each WebAssembly proposal: an engine that validates it has the proposal.
 
-So what an engine can do is asked from it and written down nowhere. Each value is
-a binary module without its preamble, in hexadecimal, made from the text beside it.
+Each value is a binary module without its preamble, in hexadecimal, made from the text above it.
 """
 
 from __future__ import annotations
 
 CORE_PREAMBLE = b"\0asm\x01\0\0\0"
-COMPONENT_PREAMBLE = b"\0asm\x0d\0\x01\0"
 
 CORE_PROPOSALS = {
     # (global (export "g") (mut i32) (i32.const 0))

@@ -2,8 +2,8 @@
 
 A frame is one byte of type, four bytes of length (big endian), and a payload.
 Two sockets carry them: the control socket of a worker, for as long as it lives,
-and the job socket of each job, which ends with it. Bytes of a module go through
-job sockets only, so no worker ever holds one.
+and the job socket of each job, which ends with it. Modules go through job sockets
+only, so no worker ever holds one.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Type(IntEnum):
     ORDER = 6  # JSON: what to do
     MODULE = 7  # the module's bytes
     # Job socket, job to daemon.
-    CONFIGURED = 8  # empty: the engine took the settings; what fails now is the module's
+    CONFIGURED = 8  # empty: the engine took the settings; what fails now is due to the module
     RESULT = 9  # JSON
     ARTIFACT = 10  # the artifact's bytes
-    COMPILED = 11  # empty: the code is made, and what is left is to copy it
-    SET_UP = 12  # empty: the job is confined and has its limits; what fails now is not the daemon's
+    COMPILED = 11  # empty: the code is made; all that is left is to copy it
+    SET_UP = 12  # empty: the job is confined and has its limits
 
 
-# What a frame may hold at most; a module's and an artifact's may be as large as the order says.
-# The daemon reads JSON while everything else waits: 8 MiB of it can take a second.
+# The most that a frame may hold; the order limits those of a module and an artifact.
+# The daemon parses JSON while all other tasks wait: 8 MiB of it can take a second.
 LIMITS_BYTES = {
     Type.READY: _SMALL_BYTES,
     Type.STARTED: _SMALL_BYTES,
@@ -57,14 +57,14 @@ LIMITS_BYTES = {
 
 
 class FrameError(Exception):
-    """The other side broke the protocol, or went away in the middle of a frame."""
+    """The other side broke the protocol, or closed its end in the middle of a frame."""
 
 
 def send(sock: socket.socket, kind: Type, payload: bytes | bytearray = b"") -> None:
     """Send one frame, waiting until all of it has left. Raises OSError."""
     head = HEADER.pack(kind, len(payload))
     if len(payload) <= _ONE_SEND_BYTES:
-        # In one piece, so that a reader that has the header has all of it.
+        # In one piece, so that a reader that has the header has the whole frame.
         sock.sendall(head + payload)
     else:
         sock.sendall(head)
@@ -74,14 +74,14 @@ def send(sock: socket.socket, kind: Type, payload: bytes | bytearray = b"") -> N
 def receive(sock: socket.socket, code_bytes: int = 0) -> tuple[Type, bytearray]:
     """Wait for one frame. Raises EOFError at a clean end, FrameError, OSError.
 
-    ``code_bytes`` is how large a module or an artifact may be.
+    ``code_bytes`` is the limit for a module or an artifact.
     """
     head = receive_exactly(sock, HEADER.size)
     kind, size = parse_header(head, code_bytes)
     try:
         return kind, receive_exactly(sock, size)
     except EOFError:
-        raise FrameError("the other side went away in the middle of a frame") from None
+        raise FrameError("the other side closed its end in the middle of a frame") from None
 
 
 def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, int]:
@@ -107,6 +107,6 @@ def receive_exactly(sock: socket.socket, size: int) -> bytearray:
         if received == 0:
             if filled == 0:
                 raise EOFError
-            raise FrameError("the other side went away in the middle of a frame")
+            raise FrameError("the other side closed its end in the middle of a frame")
         filled += received
     return buffer

@@ -1,4 +1,4 @@
-"""One job: a process that does one thing for one module, answers, and ends."""
+"""One job: a process that carries out one order for one module, and ends."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from .describe import describe
 from .engine import Engine, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
 from .isolation.confinement import Confinement
 
-# What a header may hold of a module's imports and exports: a hostile module has
-# hundreds of thousands, and a client reads messages of at most 4 MiB. Counted as they are
-# sent, so that a RESULT frame never passes its limit.
+# The most imports and exports that a header holds: a hostile module has hundreds of thousands,
+# and a client reads messages of at most 4 MiB. Bytes are counted as they are sent, so that a RESULT
+# frame stays within its limit.
 MAX_TYPES = 1_000
 _MAX_TYPES_BYTES = 256 * 1024
-# Of an engine's message, which quotes names of the module, at either end. JSON needs six
-# bytes for a character at most.
+# How much is kept at either end of an engine's message, which quotes names of the module. JSON
+# needs at most six bytes for a character.
 _MAX_MESSAGE_END = 4096
 
 
 def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
-    """Take the order from ``sock``, do it, and answer on ``sock``.
+    """Read the order from ``sock``, carry it out, and send the result on ``sock``.
 
-    It is sealed before it sees a byte of a module.
+    The job is sealed before it reads a byte of a module.
     """
     _, order_json = frames.receive(sock)
     order = json.loads(order_json)
     if order["op"] == "describe":
         frames.send(sock, frames.Type.SET_UP)
-        _answer(sock, outcome="ok", capabilities=describe(engine, confinement))
+        _send_result(sock, outcome="ok", capabilities=describe(engine, confinement))
         return
     confinement.seal()
     frames.send(sock, frames.Type.SET_UP)
@@ -47,43 +47,43 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
             value = engine.call(
                 configured, wasm, order["kind"], order["export"], order["arguments"]
             )
-            _answer(sock, outcome="ok", value=value)
+            _send_result(sock, outcome="ok", value=value)
             return
         if order["op"] == "validate":
             engine.validate(configured, wasm, order["kind"])
-            _answer(sock, outcome="ok", seconds=time.perf_counter() - started)
+            _send_result(sock, outcome="ok", seconds=time.perf_counter() - started)
             return
         module = engine.compile(configured, wasm, order["kind"])
         frames.send(sock, frames.Type.COMPILED)
         artifact = engine.serialize(module)
     except SettingsRefused as refusal:
-        _answer(sock, outcome="settings_refused", message=_cut(str(refusal)))
+        _send_result(sock, outcome="settings_refused", message=_cut(str(refusal)))
     except ModuleRefused as refusal:
         message = str(refusal)
-        _answer(sock, outcome="invalid", message=_cut(message), offset=offset_in(message))
+        _send_result(sock, outcome="invalid", message=_cut(message), offset=offset_in(message))
     except FeatureLacking as refusal:
         message = str(refusal)
-        _answer(sock, outcome="unsupported", message=_cut(message), offset=offset_in(message))
+        _send_result(sock, outcome="unsupported", message=_cut(message), offset=offset_in(message))
     except MemoryError:
-        _answer(sock, outcome="out_of_memory")
+        _send_result(sock, outcome="out_of_memory")
     else:
         seconds = time.perf_counter() - started
         if len(artifact) > int(order["artifact_limit_bytes"]):
-            _answer(sock, outcome="too_large", size_bytes=len(artifact))
+            _send_result(sock, outcome="too_large", size_bytes=len(artifact))
             return
         frames.send(sock, frames.Type.ARTIFACT, artifact)
-        # Last, since an engine may abort on types that it compiles but cannot name:
-        # the artifact is complete by then.
-        _answer(sock, outcome="ok", seconds=seconds, **_types(engine, configured, module))
+        # Last, because an engine may abort on types that it compiles but cannot name. The artifact
+        # is complete by then.
+        _send_result(sock, outcome="ok", seconds=seconds, **_types(engine, configured, module))
 
 
-def _answer(sock: socket.socket, **result: Any) -> None:
+def _send_result(sock: socket.socket, **result: Any) -> None:
     result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     frames.send(sock, frames.Type.RESULT, _json(result))
 
 
 def _json(value: Any) -> bytes:
-    # Most names are shorter so than as escapes; a lone surrogate is no name's.
+    # Most names are shorter than with escapes. Replace a lone surrogate, which no name contains.
     return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 

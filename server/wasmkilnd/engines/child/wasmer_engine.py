@@ -1,4 +1,4 @@
-"""wasmer with cranelift, as its Python package of 1.x offers it: core modules only."""
+"""wasmer with cranelift, by its Python package of version 1.x: core modules only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FEATURE_NAMES = {
     "avx512vl": "avx512vl",
 }
 
-# The package gives a value's type as a number.
+# The package represents a value's type as a number.
 _VALUE_TYPES = {
     int(wasmer.Type.I32): "i32",
     int(wasmer.Type.I64): "i64",
@@ -64,7 +64,7 @@ class WasmerEngine:
     name = "wasmer"
 
     def describe(self) -> Description:
-        """Say what it is."""
+        """Return a description."""
         host = str(wasmer_targets.Triple.host())
         return Description(
             name=self.name,
@@ -118,7 +118,7 @@ class WasmerEngine:
             raise
         except BaseException as failure:  # A panic derives from BaseException.
             message = str(failure)
-        # A panic leaves locks of its store poisoned: another one has to answer.
+        # A panic leaves locks of its store poisoned, so validate in a new one.
         if wasmer.Module.validate(wasmer.Store(wasmer_engines.Universal(Compiler)), data):
             raise FeatureLacking(message)
         raise ModuleRefused(_without_prefix(message))
@@ -145,13 +145,13 @@ class WasmerEngine:
         export: str,
         arguments: list[int],
     ) -> Any:
-        """Load an artifact, and return what its function answers."""
+        """Load an artifact; return what its function returns."""
         module = wasmer.Module.deserialize(configured, bytes(artifact))
         return getattr(wasmer.Instance(module).exports, export)(*arguments)
 
     @staticmethod
     def _why_invalid(store: wasmer.Store, data: bytes) -> str:
-        # validate() answers only yes or no; compile stops at the same place, with words.
+        # validate() returns only yes or no; compiling stops at the same place, with a message.
         try:
             wasmer.Module(store, data)
         except MemoryError:

@@ -26,7 +26,7 @@ from .features import CORE_PREAMBLE
 
 _BOOL = ["false", "true"]
 
-# The attributes of wasmtime.Config that change an artifact or decide who can load it.
+# The attributes of wasmtime.Config that change an artifact or decide which hosts can load it.
 # Those that only change how this process works (cache, profiler, parallel_compilation,
 # strategy, max_wasm_stack, memory_init_cow, mach ports) are left out on purpose, and so is
 # debug_info, which puts paths and sources into artifacts.
@@ -74,11 +74,11 @@ class WasmtimeEngine:
     name = "wasmtime"
 
     def __init__(self) -> None:
-        # Read now: a job has no files.
+        # Read it now: a job cannot open files.
         self._version = importlib.metadata.version("wasmtime")
 
     def describe(self) -> Description:
-        """Say what it is: the triple and the CPU features are read off a compiled module."""
+        """Return a description; read the triple and the CPU features from a compiled module."""
         probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
         triple = _TRIPLE.search(probe)
         host = triple.group().decode() if triple else ""
@@ -108,7 +108,7 @@ class WasmtimeEngine:
         )
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
-        """Return an engine. Raises SettingsRefused; wasmtime aborts for what it refuses later."""
+        """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
         config = wasmtime.Config()
         try:
             if cpu != NATIVE:
@@ -125,8 +125,7 @@ class WasmtimeEngine:
     def validate(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> None:
         """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking too, for a component.
 
-        The package validates core modules only; a component is compiled, which
-        is the one way to its verdict.
+        The package validates core modules only; to validate a component, compile it.
         """
         try:
             if kind == "core":
@@ -137,11 +136,11 @@ class WasmtimeEngine:
             raise _refusal(_plain(str(refusal)), kind) from None
 
     def compile(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> Any:
-        """Compile. Raises ModuleRefused, or FeatureLacking for what is valid all the same.
+        """Compile. Raises ModuleRefused, or FeatureLacking for a module that is valid.
 
-        wasmtime validates each function only when its turn to be compiled comes, so a module
-        with an error at its end would cost all of a compile. Validating a core module first
-        costs 1 to 2 % of it; for a component the package has nothing but compiling.
+        wasmtime validates each function just before it compiles it, so a module with an error at
+        its end would cost a whole compile. Validating a core module first costs 1 to 2 % of that.
+        The package cannot validate a component without compiling it.
         """
         if kind == "core":
             self.validate(configured, wasm, kind)
@@ -181,7 +180,7 @@ class WasmtimeEngine:
         export: str,
         arguments: list[int],
     ) -> Any:
-        """Load an artifact, and return what its function answers."""
+        """Load an artifact; return what its function returns."""
         store = wasmtime.Store(configured)
         function: Any
         if kind == "core":
@@ -195,14 +194,14 @@ class WasmtimeEngine:
 
 
 def _refusal(message: str, kind: str) -> Exception:
-    # What a component asks for and the engine does not have is no fault at some place in it.
+    # A component that needs a feature which the engine lacks gets a message without an offset.
     if kind == "component" and offset_in(message) is None and _LACKING.search(message):
         return FeatureLacking(message)
     return ModuleRefused(message)
 
 
 def _plain(message: str) -> str:
-    """Take the first cause, which is the engine's own sentence, out of its chain of causes."""
+    """Return the first cause of a chain of causes: that is the engine's own sentence."""
     causes = _CAUSES.split(message.strip(), maxsplit=1)[-1]
     return _CAUSE_NUMBER.split(causes)[-1].strip()
 
@@ -218,7 +217,7 @@ def _as_config_value(value: str) -> bool | int | str:
 
 
 def _core_version(probe: bytes, host: str) -> str:
-    """Return the version that the engine writes before its triple: what a loader compares."""
+    """Return the version that the engine writes before its triple, which a loader compares."""
     found = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + re.escape(host.encode()), probe)
     return found.group(1).decode() if host and found else ""
 

@@ -1,8 +1,8 @@
-"""A worker: a process with one engine imported, that forks a job for each order.
+"""A worker: a process with one engine imported that forks a job for each order.
 
-It stays single-threaded, for only then is forking safe, and it never sees a
-module: a job reads its own from its own socket. So nothing of one caller's
-module is left in memory when the next one comes. The daemon gives one order at a time.
+It stays single-threaded, because only then is forking safe. It never sees a module: a job reads
+its module from its own socket, so nothing of it is left in memory when the next caller's module
+comes. The daemon gives one order at a time.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _NICENESS = 5
 
 
 def main(engine_name: str, control_fd: int) -> None:
-    """Serve orders from the daemon's end of ``control_fd`` until it closes."""
+    """Carry out the daemon's orders from ``control_fd`` until the daemon closes its end."""
     daemon = int(os.environ["WASMKILN_DAEMON_PID"])
     limits.die_with_parent(daemon)
-    # Ctrl-C, and service managers, signal the whole group: it is the daemon that decides,
-    # and jobs that callers wait for may finish. A worker ends when its socket closes.
+    # Ctrl-C and service managers signal the whole group, but the daemon decides when workers end,
+    # and lets jobs finish that callers wait for. A worker ends when its socket closes.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     os.nice(_NICENESS)
-    # It came under the number that it has in the daemon, which grows with the daemon's
-    # callers; a job closes what may be open, and no more than that may be.
+    # The socket has the same number as in the daemon, where numbers grow with the callers. Jobs
+    # close only the first few descriptors, so give it a low number.
     control = socket.socket(fileno=os.dup(control_fd))
     os.close(control_fd)
     engine = load(engine_name)
     machine = kernel.machine()
     threads = len(os.listdir("/proc/self/task"))
-    cpu.host_features()  # Remembered, for a confined worker has no file to read.
+    cpu.host_features()  # Read and remember them now: a confined worker cannot open files.
     confinement = Confinement(
         int(os.environ["WASMKILN_JOB_UID"]), os.environ["WASMKILN_JOB_UID_SHARED_WITH"]
     )
@@ -61,8 +61,8 @@ def main(engine_name: str, control_fd: int) -> None:
         for fd in fds:
             os.close(fd)
         _send(control, frames.Type.STARTED, pid=pid)
-        # Not reaped yet, only looked at: while the daemon may still kill the job,
-        # its pid must not become somebody else's.
+        # Wait without reaping: while the daemon may still kill the job, no other process must
+        # get its pid.
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         by_signal = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED) if ended else False
         _send(
@@ -105,7 +105,7 @@ def _start_job(
     try:
         _own_group(0)
         limits.die_with_parent(worker)
-        control.detach()  # Closed by its number, with all that is not the job's.
+        control.detach()  # enter_job closes the descriptor, with all that are not the job's.
         sock = socket.socket(fileno=confinement.enter_job(*fds))
         threads = int(os.environ["RAYON_NUM_THREADS"])
         limits.limit(wanted, confinement.mapped_bytes, threads)
@@ -118,7 +118,7 @@ def _start_job(
 
 
 def _own_group(pid: int) -> None:
-    """Make the job the leader of its group. Both sides do it: whoever is first, it is done."""
+    """Make the job the leader of its group. Worker and job both do it, so that neither waits."""
     try:
         os.setpgid(pid, pid)
     except OSError:
