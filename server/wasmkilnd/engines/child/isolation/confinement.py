@@ -1,8 +1,8 @@
-"""The layers around a worker, put up once its engine is imported, and drawn closer by each job.
+"""Put up the layers around a worker, once its engine is imported, and those of each job.
 
-Each is tried as soon as it is up, by something that it is to stop: that was possible a
-moment before, so whatever refuses it is this layer. One that the kernel does not have is
-reported, and the others are put up all the same.
+Each layer is tested as soon as it is up, by something that it should stop: that was possible a
+moment before, so only this layer can have refused it. A layer that the kernel lacks is reported,
+and the others are put up nevertheless.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _LIMITED_TO_NOTHING = (
 # Engines start a thread for each CPU.
 _MOST_THREADS = 256
 _THREADS_PER_CPU = 4
-# Since Linux 5.14 each user namespace counts for itself. Before, the limit was one for all of
-# a user's processes, and would have hit whoever came last.
+# Since Linux 5.14 each user namespace counts its own processes. Before, the limit covered all
+# processes of a user, and would have stopped jobs for the sake of others.
 _PROCESSES_COUNTED_APART = (5, 14)
 
 
@@ -42,19 +42,19 @@ class Layer:
     name: str
     state: str
     detail: str = ""
-    """What is missing and why; of one that is enforced, what it is."""
+    """What is missing and why; for an enforced layer, what it consists of."""
 
 
 class Confinement:
-    """What this worker is confined by, and what its jobs add."""
+    """The layers of this worker, and what its jobs add."""
 
     def __init__(self, user: int, shared_with: str) -> None:
-        """Put up everything that the kernel has. For a process with one thread.
+        """Put up every layer that the kernel has. For a process with one thread.
 
-        Root becomes ``user``, which is known to be that of ``shared_with`` too, if of anybody.
+        Root becomes ``user``. ``shared_with`` tells what else has that user, if that is known.
         """
         self._was_root = os.geteuid() == 0
-        # In a user namespace without a mapping every user looks like nobody.
+        # In a user namespace without a mapping every user looks like ``nobody``.
         self._user = user if self._was_root else os.geteuid()
         self._machine = kernel.machine()
         self._job_program = seccomp.job_program(self._machine) if self._machine else b""
@@ -82,7 +82,7 @@ class Confinement:
         return [asdict(layer) for layer in self.layers]
 
     def enter_job(self, job_socket: int, words: int) -> int:
-        """Confine this process, a job that was just forked; answer its socket's descriptor.
+        """Confine this process, a job that was just forked; return its socket's descriptor.
 
         It keeps its socket and standard streams, and may still fork: see :meth:`seal`.
         Raises OSError.
@@ -91,21 +91,21 @@ class Confinement:
         os.dup2(words, 2)
         namespaces.leave_workers(self._entered, self._machine)
         if self._ruleset >= 0:
-            landlock.restrict(self._ruleset)  # So that it is below the worker, not beside it.
+            landlock.restrict(self._ruleset)  # below the worker, not beside it
         os.dup2(job_socket, _JOB_SOCKET)
         os.closerange(_FIRST_CLOSED, _MOST_DESCRIPTORS)
         return _JOB_SOCKET
 
     def seal(self) -> None:
-        """Take from this job all that compiling does not need. Raises OSError."""
+        """Forbid this job all system calls that compiling does not need. Raises OSError."""
         if self._job_program:
             seccomp.install(seccomp.for_process(self._job_program, os.getpid()), self._machine)
 
     def _namespaces(self, entered: namespaces.Entered) -> Layer:
         if entered.namespaces:
-            return Layer("namespaces", MISSING, f"they are refused: {entered.namespaces}")
+            return Layer("namespaces", MISSING, f"the kernel refuses them: {entered.namespaces}")
         if _refusal_of(namespaces.use_loopback) != errno.ENETUNREACH:
-            return Layer("namespaces", PARTIAL, "there is a network all the same")
+            return Layer("namespaces", PARTIAL, "there is still a network")
         if entered.user:
             return Layer("namespaces", PARTIAL, f"no user namespace: {entered.user}")
         of_worker = "user, mount, network, IPC, PID"
@@ -114,9 +114,9 @@ class Confinement:
         return Layer("namespaces", ENFORCED, f"{of_worker}, UTS, cgroup")
 
     def _of_each_job(self, of_worker: Layer) -> Layer:
-        """Return the layer of namespaces once it is tried whether jobs can have some of their own.
+        """Try whether each job can have namespaces of its own; return the layer of namespaces.
 
-        What that takes is given up where they cannot.
+        If not, give up the capability that it takes.
         """
         why = kernel.why_not(lambda: namespaces.try_as_job(self._entered, self._machine))
         if why:
@@ -145,9 +145,9 @@ class Confinement:
             landlock.restrict(ruleset)
         except OSError as failure:
             return Layer("landlock", MISSING, landlock.why_none(failure))
-        self._ruleset = ruleset  # Only one that could be used: jobs fail of any other.
+        self._ruleset = ruleset  # Only one that works: jobs would fail with any other.
         if _refusal_of(lambda: os.close(os.open("/", os.O_RDONLY))) != errno.EACCES:
-            return Layer("landlock", MISSING, "a folder could be opened all the same")
+            return Layer("landlock", MISSING, "a folder could still be opened")
         gaps = landlock.missing(abi)
         if gaps:
             return Layer("landlock", PARTIAL, f"ABI {abi} does not cover {gaps}")
@@ -156,13 +156,13 @@ class Confinement:
     def _privileges(self, entered: namespaces.Entered, shared_with: str) -> Layer:
         try:
             privileges.forbid_new_ones()
-            # Of the worker's own user namespace, and until its jobs have made their others.
+            # In the worker's own user namespace, and in a job until it has made its namespaces.
             needed = privileges.MAKE_NAMESPACES if entered.job_flags else 0
             privileges.drop_capabilities(self._machine, needed)
             privileges.leave_no_traces()
             kept = privileges.left_over(self._machine, needed)
             if entered.ordinary:
-                # In a user namespace without a mapping it would look like another all the same.
+                # In a user namespace without a mapping root looks like another user.
                 kept.append(f"the user root ({entered.ordinary})")
         except OSError as failure:
             return Layer("privileges", MISSING, str(failure))
@@ -199,7 +199,7 @@ class Confinement:
             self._job_program = b""
             return Layer("seccomp", MISSING, str(failure))
         if _refusal_of(lambda: socket.socket().close()) != errno.EPERM:
-            return Layer("seccomp", MISSING, "a socket could be made all the same")
+            return Layer("seccomp", MISSING, "a socket could still be made")
         return Layer("seccomp", ENFORCED, "what is not listed is refused")
 
 
@@ -210,7 +210,7 @@ def _lower(what: int, value: int) -> None:
 
 
 def _refusal_of(attempt: Callable[[], None]) -> int:
-    """Return the number of the error that ``attempt`` meets; 0 if it succeeds."""
+    """Return the number of the error that ``attempt`` raises; 0 if it succeeds."""
     try:
         attempt()
     except OSError as failure:

@@ -1,4 +1,4 @@
-"""The system calls that the standard library has no function for."""
+"""Make the system calls that the standard library has no function for."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PR_GET_NO_NEW_PRIVS = 39
 
 
 def machine() -> str:
-    """Return ``x86_64`` or ``aarch64``, whose numbers are known; empty for any other."""
+    """Return ``x86_64`` or ``aarch64``, whose call numbers are known; empty for others."""
     name = os.uname().machine
-    is_64_bit = sys.maxsize > 2**32  # A 32-bit interpreter has the numbers of another machine.
+    is_64_bit = sys.maxsize > 2**32  # a 32-bit interpreter uses other numbers
     return name if name in ("x86_64", "aarch64") and is_64_bit else ""
 
 
@@ -70,7 +70,7 @@ def unmount(target: str, flags: int) -> None:
 
 
 def why_not(step: Callable[[], None]) -> str:
-    """Take a step; return why it failed with an OSError, nothing if it did not."""
+    """Take a step; return why it failed with an OSError, empty if it did not fail."""
     try:
         step()
     except OSError as failure:
@@ -78,8 +78,8 @@ def why_not(step: Callable[[], None]) -> str:
     return ""
 
 
-def _checked(answer: int) -> int:
-    if answer < 0:
+def _checked(result: int) -> int:
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return answer
+    return result

@@ -1,7 +1,7 @@
 """Landlock: no file, no TCP, and, where the kernel is new enough, no signal or abstract socket.
 
-The ruleset allows nothing at all. What an engine needs of its environment was read
-before; so there is no list of paths that could be too long.
+The ruleset allows nothing at all. The engine has read what it needs before, so there is no list
+of allowed paths that could be too long.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _CREATE_RULESET = 444
 _RESTRICT_SELF = 446
 _VERSION_FLAG = 1
 
-# ABI: how many rights on files it knows, from linux/landlock.h. Those of each later one
-# are those of the one before and more.
+# ABI: how many rights on files it knows, from linux/landlock.h. Each later ABI adds to those
+# before it.
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _TCP_BIND_AND_CONNECT = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
@@ -31,7 +31,7 @@ def abi() -> int:
 
 
 def missing(abi: int) -> str:
-    """Say what this version does not cover; empty for none of what is wanted."""
+    """Return what this version does not cover, in words; empty if it covers all."""
     gaps = []
     if abi < _TCP_ABI:
         gaps.append(f"TCP (ABI {_TCP_ABI}, Linux 6.7)")
@@ -41,11 +41,11 @@ def missing(abi: int) -> str:
 
 
 def why_none(failure: OSError) -> str:
-    """Say why there is no Landlock."""
+    """Return why there is no Landlock, in words."""
     if failure.errno == errno.ENOSYS:
         return "the kernel has no Landlock (Linux 5.13)"
     if failure.errno == errno.EOPNOTSUPP:
-        return "Landlock is switched off in this kernel (its command line's lsm= lacks it)"
+        return "Landlock is switched off in this kernel (add it to lsm= on its command line)"
     return f"Landlock is refused: {os.strerror(failure.errno or 0)}"
 
 

@@ -1,4 +1,4 @@
-"""How long a process may live, and how much of the machine a job may use, and did."""
+"""Limit how long a process lives and what a job uses of the machine; read what it used."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from . import kernel, syscalls
 
-# The highest oom_score_adj: as if it had all of the machine's memory.
+# The highest oom_score_adj: as if the process had all of the machine's memory.
 _FIRST_TO_GO = 1000
 
-# What getppid answers when the parent is outside of the process namespace.
+# What getppid returns when the parent is outside of the process namespace.
 _OUT_OF_SIGHT = 0
 # A struct rusage is all longs: seconds and microseconds as a user and in the kernel, the most
 # kibibytes resident, and more.
 _USAGE_LONGS = 18
-# What the kernel gives a process where nobody says otherwise, and compilers recurse into.
+# The kernel's default, which compilers need because they recurse.
 _STACK_BYTES = 8 * 1024 * 1024
 # A worker's own, and the job's while it is set up.
 _DESCRIPTORS = 16
@@ -29,17 +29,17 @@ _MAPPED_BYTES = 1024**3
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent's main thread ends. Linux only.
 
-    To be asked for again whenever the user changes, since the kernel forgets it then.
+    Call it again whenever the user changes: the kernel forgets the request then.
     """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() not in (parent, _OUT_OF_SIGHT):
-        os._exit(1)  # It ended before the kernel was asked.
+        os._exit(1)  # The parent ended before this request.
 
 
 def be_killed_first() -> None:
     """Have a kernel that runs out of memory kill this process, and what it starts, before others.
 
-    A compile can be done again, while a daemon that is killed fails all that it serves.
+    A compile can be repeated, while a daemon that is killed fails all of its calls.
     Raises OSError.
     """
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
@@ -65,25 +65,26 @@ def limit(wanted: dict[str, Any], mapped_bytes: int, threads: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
 
 
-class LimitTooLow(Exception):  # noqa: N818 - says what the limit is
-    """A limit that somebody else has set leaves a job less than it needs; the message says all."""
+class LimitTooLow(Exception):  # noqa: N818 - a state of the limit
+    """A hard limit of the worker leaves a job less than it needs; the message says what to do."""
 
 
 class _Need(NamedTuple):
-    """How high a limit has to be for a job, and who can change what."""
+    """How high a limit has to be for a job, and what an operator can change."""
 
     what: int
     name: str
     amount: int
     flag: str
-    """Of the shell's ``ulimit``."""
+    """The flag of the shell's ``ulimit``."""
     setting: str
-    """Which the amount follows from; empty for none."""
+    """The setting that the amount follows from; empty for none."""
 
 
 def too_low(memory_bytes: int, cpu_s: int, threads: int) -> str:
-    """Say which limits of this process, which those that it starts inherit, leave a job too
-    little, and what to do; nothing if none does.
+    """Return which hard limits of this process leave its jobs too little, and what to do.
+
+    Empty if none does. Processes that this one starts inherit the limits.
     """
     return "; ".join(
         f"{need.name} is {hard:,} and a job needs {need.amount:,}: raise the hard limit"
@@ -95,7 +96,7 @@ def too_low(memory_bytes: int, cpu_s: int, threads: int) -> str:
 
 
 def reachable(memory_bytes: int, cpu_s: float) -> tuple[int, float]:
-    """Return as much of both as the hard limits of this process leave to a job."""
+    """Return both, lowered to what the hard limits of this process leave to a job."""
     for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
         hard = resource.getrlimit(what)[1]
         if hard >= 0:
@@ -105,7 +106,7 @@ def reachable(memory_bytes: int, cpu_s: float) -> tuple[int, float]:
 
 
 def _needs(memory_bytes: int, cpu_s: int, threads: int) -> tuple[_Need, ...]:
-    # Its worker, the holder of the process namespace, and the job count beside the threads.
+    # The worker, the holder of the process namespace and the job itself count too.
     processes = threads + 3
     return (
         _Need(resource.RLIMIT_AS, "RLIMIT_AS", memory_bytes, "v", "COMPILE_MEMORY_BYTES"),
@@ -118,12 +119,14 @@ def _needs(memory_bytes: int, cpu_s: int, threads: int) -> tuple[_Need, ...]:
 
 
 def used_by(pid: int, machine: str) -> dict[str, int]:
-    """Return what a child that has ended, and is not reaped, used: ``cpu_ms`` of all its threads,
-    and ``peak_memory_bytes`` resident. Zeros where the kernel does not tell.
+    """Return what a child that has ended and is not reaped used.
+
+    ``cpu_ms`` is the time of all its threads, ``peak_memory_bytes`` its resident memory. Zeros
+    where the kernel does not tell.
     """
     usage = (ctypes.c_long * _USAGE_LONGS)()
     try:
-        # The library's waitid leaves this out, and its wait4 reaps.
+        # The standard library's waitid leaves the usage out, and its wait4 reaps.
         syscalls.make("waitid", machine, os.P_PID, pid, None, os.WEXITED | os.WNOWAIT, usage)
     except OSError:
         return {"cpu_ms": 0, "peak_memory_bytes": 0}

@@ -1,4 +1,4 @@
-"""Namespaces: no network but an empty one, no files but an empty folder, no process but its own."""
+"""Namespaces: an empty network, an empty folder as root, and no other processes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _NEW_USER = 0x10000000
 _NEW_PROCESSES = 0x20000000
 # mounts, network, System V and POSIX message queues
 _NEW_REST = 0x00020000 | 0x40000000 | 0x08000000
-# the host's name, control groups: some service managers allow the others only
+# the host's name, control groups: some service managers allow only the others
 _NEW_NAMES = 0x04000000 | 0x02000000
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _MNT_DETACH = 2
 
-# Some folder that is there on every Linux; the new root is mounted over it.
+# A folder that exists on every Linux; the new root is mounted over it.
 _MOUNT_POINT = "/proc"
 
 
 @dataclass
 class Entered:
-    """How far this process got: for each part why it did not get there, empty if it did."""
+    """How far this process got: for each part why it failed, empty if it did not."""
 
     namespaces: str = ""
     root: str = ""
@@ -40,15 +40,16 @@ class Entered:
     names: str = ""
     """Namespaces of its own for the host's name and for control groups."""
     job_flags: int = 0
-    """What a job unshares: see :func:`leave_workers`. Not processes: it would be the first."""
+    """What a job unshares: see :func:`leave_workers`. No process namespace, whose first process
+    it would be."""
 
 
 def enter(machine: str, user: int) -> Entered:
-    """Leave the machine's network, files and processes, and be ``user`` instead of root.
+    """Leave the machine's network, files and processes; become ``user`` if this is root.
 
-    Root makes the namespaces before it stops being root, since ordinary users are forbidden
-    to on some systems; anybody else makes a user namespace first, in which it may.
-    Only children see no other process: see :func:`hold_processes`.
+    Root makes the namespaces before it stops being root, because some systems forbid that to
+    ordinary users. Any other user makes a user namespace first, in which it may make the others.
+    Only children of this process are in the new process namespace: see :func:`hold_processes`.
     """
     entered = Entered()
     by_root = os.geteuid() == 0 and not kernel.why_not(lambda: _unshare(entered, 0))
@@ -66,7 +67,7 @@ def enter(machine: str, user: int) -> Entered:
             failed = kernel.why_not(lambda: _empty_root(machine))
             entered.root = failed and (unmapped or failed)  # The first cause.
     if not entered.user:
-        # Capabilities of a user namespace of its own, worth nothing outside, are what it takes.
+        # It takes a capability in a user namespace of its own, which is worth nothing outside.
         entered.job_flags = _NEW_REST if entered.names else _NEW_REST | _NEW_NAMES
     return entered
 
@@ -79,17 +80,14 @@ def _unshare(entered: Entered, user: int) -> None:
 
 
 def leave_workers(entered: Entered, machine: str) -> None:
-    """Have this process, a job, leave its worker's namespaces for new ones. Raises OSError.
-
-    It has no capability afterwards.
-    """
+    """Move this process, a job, to new namespaces, and drop its capabilities. Raises OSError."""
     if entered.job_flags:
         kernel.unshare(entered.job_flags)
         privileges.drop_capabilities(machine)
 
 
 def try_as_job(entered: Entered, machine: str) -> None:
-    """Leave the worker's namespaces in a process of its own. Raises OSError if a job could not."""
+    """Try ``leave_workers`` in a process of its own. Raises OSError if a job would fail."""
     pid = os.fork()
     if pid == 0:
         failed = errno.EPERM
@@ -107,8 +105,8 @@ def try_as_job(entered: Entered, machine: str) -> None:
 
 
 def _map_user(user: int, group: int) -> None:
-    """Be the same user and group in the new namespace."""
-    # The files under /proc/self belong to root after the user changed, unless one is dumpable.
+    """Map this user and group to the same ones in the new namespace."""
+    # Once the user has changed, the files under /proc/self belong to root unless dumpable.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     for name, text in (
         ("setgroups", "deny"),
@@ -124,23 +122,23 @@ def _empty_root(machine: str) -> None:
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     kernel.mount(_MOUNT_POINT, "tmpfs", flags, "size=4k,nr_inodes=2,mode=555")
     os.chdir(_MOUNT_POINT)
-    # The old root comes to lie over the new one, and is taken away.
+    # Stack the old root on the new one, and then unmount it.
     syscalls.make("pivot_root", machine, b".", b".")
     kernel.unmount(".", _MNT_DETACH)
     os.chdir("/")
 
 
 def use_loopback() -> None:
-    """Find the way to this machine itself, as whoever has a network can. Raises OSError."""
+    """Find a route to this machine itself. Raises OSError if there is no network."""
     with socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.connect(("127.0.0.1", 9))  # Sends nothing.
 
 
 def hold_processes() -> None:
-    """Start the first process of the new namespace, which does nothing but stay.
+    """Start the first process of the new namespace, which does nothing but exist.
 
-    Without it the first job would be that: signals that a process sends to itself
-    have no effect on the first of a namespace. When it goes, the kernel kills all others.
+    Without it the first job would be the first process, and signals that the first process of a
+    namespace sends to itself have no effect. When it ends, the kernel kills all others.
     Raises OSError.
     """
     worker_reads, holder_writes = os.pipe()

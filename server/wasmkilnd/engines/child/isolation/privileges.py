@@ -1,4 +1,4 @@
-"""What a process may do beyond an ordinary user's, given up for good."""
+"""Give up for good what a process may do beyond an ordinary user."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _CAPABILITY_SETS_BYTES = 24
 
 
 def become_ordinary(user: int) -> None:
-    """Be ``user``, and the group of the same number, instead of root.
+    """Become ``user``, and the group of the same number, if this is root.
 
-    Does nothing for other users. Raises OSError where there is no such user.
+    Do nothing for other users. Raises OSError where there is no such user.
     """
     if os.geteuid() == 0:
         os.setgroups([])
@@ -28,32 +28,32 @@ def become_ordinary(user: int) -> None:
 
 
 def drop_capabilities(machine: str, kept: int = 0) -> None:
-    """Give every capability up, but for a set of them. Raises OSError."""
+    """Give up every capability, except ``kept``. Raises OSError."""
     syscalls.make("capset", machine, _capability_head(), _sets(kept))
 
 
 def forbid_new_ones() -> None:
-    """Have no program that is executed from now on gain a privilege. Raises OSError."""
+    """Let programs that are executed from now on gain no privilege. Raises OSError."""
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def leave_no_traces() -> None:
-    """Write no core dump, not even into a pipe, and let no equal look into memory.
+    """Write no core dump, and let no process of the same user read this one's memory.
 
-    RLIMIT_CORE does not hold where /proc/sys/kernel/core_pattern names a program.
+    RLIMIT_CORE has no effect where /proc/sys/kernel/core_pattern names a program.
     """
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
 def has_capabilities(machine: str, but: int = 0) -> bool:
-    """Return whether any is left, but for a set of them. Raises OSError."""
+    """Return whether any capability except ``but`` is left. Raises OSError."""
     sets = ctypes.create_string_buffer(_CAPABILITY_SETS_BYTES)
     syscalls.make("capget", machine, _capability_head(), sets)
     return sets.raw != _sets(but)
 
 
 def left_over(machine: str, but: int = 0) -> list[str]:
-    """Name what is not given up, but for a set of capabilities. Raises OSError."""
+    """Return the names of what is left, except the capabilities ``but``. Raises OSError."""
     kept = {
         "capabilities": has_capabilities(machine, but),
         "new privileges": kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) != 1,

@@ -1,7 +1,7 @@
-"""Try to break out: what a worker does before it takes its first job, in jobs like any other.
+"""Try to break out, as a job could: a worker does this before it takes its first job.
 
-Each attempt is made in a process of its own, confined as a job is. It is refused if
-the kernel says no or kills the process; whatever else happens counts as a hole.
+Each attempt is made in a process of its own, confined as a job is. It counts as refused if the
+kernel returns an error or kills the process; anything else counts as a hole.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _NULL = 0  # the worker's standard input, which is /dev/null
 _ATTEMPT_SECONDS = 10
 _REFUSED, _DONE = 0, 1
 
-# No, there is none, or it is out of reach: nothing of the machine answered.
-_NOES = frozenset(
+# Refused, not there, or out of reach.
+_REFUSALS = frozenset(
     (
         *(errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOSYS, errno.ENOENT, errno.ESRCH),
         *(errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAGAIN, errno.EBADF),
@@ -34,7 +34,7 @@ _PTRACE_SEIZE = 0x4206
 _NEW_USER = 0x10000000
 _IPC_CREAT = 0o1000
 
-# Something that was there to be read, and that every engine has.
+# A file that every interpreter has.
 _A_FILE = os.__file__
 
 
@@ -54,9 +54,9 @@ def _refused_to_a_job(confinement: Confinement, attempt: Callable[[], None]) -> 
             confinement.enter_job(_NULL, _NULL)
             confinement.seal()
             attempt()
-        except (OSError, ValueError) as failure:  # ValueError is setrlimit's word for EPERM.
+        except (OSError, ValueError) as failure:  # setrlimit raises ValueError for EPERM
             code = getattr(failure, "errno", errno.EPERM)
-            os._exit(_REFUSED if code in _NOES else _DONE)
+            os._exit(_REFUSED if code in _REFUSALS else _DONE)
         except BaseException:
             os._exit(_DONE)
         os._exit(_DONE)
@@ -67,7 +67,7 @@ def _refused_to_a_job(confinement: Confinement, attempt: Callable[[], None]) -> 
 
 def _connect() -> None:
     with socket.socket() as tcp:
-        # Nobody listens there, but only a network can say so.
+        # Nothing listens there, but only a network can report that.
         tcp.connect(("127.0.0.1", 9))
 
 
@@ -81,7 +81,7 @@ def _write() -> None:
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except OSError as failure:
-            if failure.errno not in _NOES:
+            if failure.errno not in _REFUSALS:
                 return
         else:
             os.unlink(path)
@@ -93,7 +93,7 @@ def _fork() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0)
-    os.waitpid(pid, 0)  # The next attempts are not to find it.
+    os.waitpid(pid, 0)  # Later attempts must not find it.
 
 
 def _execute() -> None:
@@ -102,12 +102,12 @@ def _execute() -> None:
 
 
 def _signal() -> None:
-    # Its parent, or where that is out of sight, everybody. Signal 0 asks only whether it may.
+    # The parent, or all processes where it is out of sight. Signal 0 only checks permission.
     os.kill(os.getppid() or -1, 0)
 
 
 def _trace() -> None:
-    # Where the parent is out of sight, the first process of the namespace is not.
+    # Where the parent is out of sight, trace the first process of the namespace.
     syscalls.make("ptrace", kernel.machine(), _PTRACE_SEIZE, os.getppid() or 1, 0, 0)
 
 

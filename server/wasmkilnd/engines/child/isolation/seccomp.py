@@ -1,7 +1,7 @@
-"""Seccomp: a program that the kernel asks about each system call.
+"""Seccomp: a program that the kernel runs for each system call.
 
-Everything that is not allowed is refused. The program is classic BPF, assembled here:
-a comparison for each call, followed by the answer if it is that one.
+All calls that are not listed are refused. The program is classic BPF, assembled here: a comparison
+for each call, followed by the action for that call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import syscalls
 
 _SET_MODE_FILTER = 1
 
-# Answers, from linux/seccomp.h.
+# Actions, from linux/seccomp.h.
 _KILL_PROCESS = 0x80000000
 _ERRNO = 0x00050000
 _ALLOW = 0x7FFF0000
@@ -43,33 +43,33 @@ _NAMESPACES_OF_JOBS = 0x4E020000
 _PR_SET_NAME = 15
 _PR_SET_VMA = 0x53564D41  # naming memory
 
-_OWN_PID = 0x3A9D77E1  # stands for the pid of the job, which is not known yet
+_OWN_PID = 0x3A9D77E1  # placeholder for the pid of the job, which is not known yet
 
 Instruction = tuple[int, int, int, int]
 
 
 def job_program(machine: str) -> bytes:
-    """Return what a job runs under, for :func:`for_process` to complete."""
+    """Return the program for jobs, which :func:`for_process` completes."""
     return _program(
         machine,
         syscalls.JOB_MAY,
         {
             "clone": _clone_a_thread(),
-            # The C library makes threads with clone when it finds no clone3, whose flags
-            # lie in memory that no filter sees.
-            "clone3": [_answer(_ERRNO | errno.ENOSYS)],
+            # No filter sees the flags of clone3, which lie in memory. Without clone3 the C library
+            # makes threads with clone.
+            "clone3": [_action(_ERRNO | errno.ENOSYS)],
             "prctl": _if_argument(0, (_PR_SET_NAME, _PR_SET_VMA)),
-            "prlimit64": _if_zero_words(_low(0), _low(2), _high(2)),  # its own; reading only
-            "sendto": _if_zero_words(_low(4), _high(4)),  # to its peer and nobody else
+            "prlimit64": _if_zero_words(_low(0), _low(2), _high(2)),  # its own limits; reading only
+            "sendto": _if_zero_words(_low(4), _high(4)),  # only to the peer of its socket
             # abort() signals the process itself
             "tgkill": _if_argument(0, (_OWN_PID,), _KILL_PROCESS),
-            **{name: [_answer(_KILL_PROCESS)] for name in syscalls.JOB_DIES_OF},
+            **{name: [_action(_KILL_PROCESS)] for name in syscalls.JOB_DIES_OF},
         },
     )
 
 
 def worker_program(machine: str) -> bytes:
-    """Return what a worker runs under, and so what its jobs start under."""
+    """Return the program for a worker, under which its jobs start."""
     return _program(
         machine,
         syscalls.WORKER_MAY,
@@ -77,16 +77,16 @@ def worker_program(machine: str) -> bytes:
             "clone": [
                 (_LOAD, 0, 0, _low(0)),
                 (_JUMP_ANY_BIT, 1, 0, _CLONE_NEW_NAMESPACES),
-                _answer(_ALLOW),
-                _answer(_EPERM),
+                _action(_ALLOW),
+                _action(_EPERM),
             ],
-            "clone3": [_answer(_ERRNO | errno.ENOSYS)],
-            # Its jobs make namespaces of their own, but none of users or processes.
+            "clone3": [_action(_ERRNO | errno.ENOSYS)],
+            # Its jobs make namespaces of their own, but no user or process namespace.
             "unshare": [
                 (_LOAD, 0, 0, _low(0)),
                 (_JUMP_ANY_BIT, 1, 0, 0xFFFFFFFF & ~_NAMESPACES_OF_JOBS),
-                _answer(_ALLOW),
-                _answer(_EPERM),
+                _action(_ALLOW),
+                _action(_EPERM),
             ],
             "prlimit64": _if_zero_words(_low(0)),
             "sendto": _if_zero_words(_low(4), _high(4)),
@@ -100,7 +100,7 @@ def for_process(program: bytes, pid: int) -> bytes:
 
 
 def install(program: bytes, machine: str) -> None:
-    """Have the kernel ask ``program`` from now on, for good. Raises OSError."""
+    """Make the kernel run ``program`` from now on, for good. Raises OSError."""
     code = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("=HxxxxxxQ", len(program) // _INSTRUCTION.size, ctypes.addressof(code))
     syscalls.make("seccomp", machine, _SET_MODE_FILTER, 0, ctypes.c_char_p(head))
@@ -117,28 +117,28 @@ def _assemble(
 ) -> Iterator[Instruction]:
     yield (_LOAD, 0, 0, _ARCHITECTURE)
     yield (_JUMP_EQUAL, 1, 0, _AUDIT_ARCHITECTURE[machine])
-    yield _answer(_KILL_PROCESS)
+    yield _action(_KILL_PROCESS)
     yield (_LOAD, 0, 0, _NUMBER)
     if machine == "x86_64":
         yield (_JUMP_GREATER_EQUAL, 0, 1, _X32_CALL)
-        yield _answer(_KILL_PROCESS)
+        yield _action(_KILL_PROCESS)
     for name in allowed:
         if name not in special:
-            yield from _when(syscalls.number(name, machine), [_answer(_ALLOW)])
+            yield from _when(syscalls.number(name, machine), [_action(_ALLOW)])
     for name, body in special.items():
         yield from _when(syscalls.number(name, machine), body)
-    yield _answer(_EPERM)
+    yield _action(_EPERM)
 
 
 def _when(number: int | None, body: Sequence[Instruction]) -> Iterator[Instruction]:
-    """Run ``body``, which ends in an answer on every path, for the call ``number``."""
+    """Run ``body``, which ends in an action on every path, for the call ``number``."""
     if number is not None:
         yield (_JUMP_EQUAL, 0, len(body), number)
         yield from body
 
 
-def _answer(answer: int) -> Instruction:
-    return (_RETURN, 0, 0, answer)
+def _action(action: int) -> Instruction:
+    return (_RETURN, 0, 0, action)
 
 
 def _clone_a_thread() -> list[Instruction]:
@@ -146,15 +146,15 @@ def _clone_a_thread() -> list[Instruction]:
         (_LOAD, 0, 0, _low(0)),
         (_JUMP_ANY_BIT, 0, 2, _CLONE_THREAD),
         (_JUMP_ANY_BIT, 1, 0, 0xFFFFFFFF & ~_CLONE_OF_THREADS),
-        _answer(_ALLOW),
-        _answer(_KILL_PROCESS),
+        _action(_ALLOW),
+        _action(_KILL_PROCESS),
     ]
 
 
 def _if_argument(index: int, values: Sequence[int], otherwise: int = _EPERM) -> list[Instruction]:
     """Allow a call whose 32-bit argument is one of ``values``."""
     tests = [(_JUMP_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
-    return [(_LOAD, 0, 0, _low(index)), *tests, _answer(otherwise), _answer(_ALLOW)]
+    return [(_LOAD, 0, 0, _low(index)), *tests, _action(otherwise), _action(_ALLOW)]
 
 
 def _if_zero_words(*offsets: int) -> list[Instruction]:
@@ -163,7 +163,7 @@ def _if_zero_words(*offsets: int) -> list[Instruction]:
     for place, offset in enumerate(offsets):
         left = 2 * (len(offsets) - 1 - place)
         tests += [(_LOAD, 0, 0, offset), (_JUMP_EQUAL, 0, left + 1, 0)]
-    return [*tests, _answer(_ALLOW), _answer(_EPERM)]
+    return [*tests, _action(_ALLOW), _action(_EPERM)]
 
 
 def _low(argument: int) -> int:

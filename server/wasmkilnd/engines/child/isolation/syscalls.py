@@ -1,8 +1,8 @@
 """Which system calls a worker and a job may make, and their numbers.
 
-What is allowed was found by observing: every engine, compiling, validating, refusing,
-panicking and running out of memory, under ``strace``. The numbers are the kernel's own,
-of ``arch/x86/entry/syscalls/syscall_64.tbl`` and ``include/uapi/asm-generic/unistd.h``.
+The allowed calls were observed with ``strace``: every engine, compiling, validating, refusing,
+panicking and running out of memory. The numbers are from the kernel's
+``arch/x86/entry/syscalls/syscall_64.tbl`` and ``include/uapi/asm-generic/unistd.h``.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "write": (1, 64),
 }
 
-# A job computes, in threads, and answers on a socket that it has. It opens nothing.
+# A job computes in threads, and sends its result on a socket that it has. It opens nothing.
 JOB_MAY = (
     # memory; membarrier publishes new machine code on aarch64
     *("brk", "madvise", "membarrier", "mmap", "mprotect", "mremap", "munmap"),
@@ -139,12 +139,12 @@ JOB_MAY = (
     # time, and what it used
     *("clock_getres", "clock_gettime", "clock_nanosleep", "getcpu", "getrandom", "getrusage"),
     *("gettimeofday", "nanosleep", "sysinfo", "time", "uname"),
-    # the descriptors that it was given
+    # the descriptors that it has
     *("close", "recvfrom", "write"),
 )
 
-# A worker does that, starts jobs, and waits for them. This is also what a job needs to
-# be confined, and an engine to be asked what it can do.
+# A worker does that, starts jobs, and waits for them. A job needs these calls to be confined, and
+# an engine to have its capabilities found out.
 WORKER_MAY = (
     *JOB_MAY,
     *(
@@ -163,7 +163,7 @@ WORKER_MAY = (
     *("recvmsg", "seccomp", "setitimer", "setpgid", "tgkill", "wait4", "waitid"),
 )
 
-# Nothing that compiles makes these by mistake: whoever does has taken the job over.
+# No compiler makes these calls by mistake: a job that does has been taken over.
 JOB_DIES_OF = (
     # the network
     *("accept", "accept4", "bind", "connect", "listen", "socket", "socketpair"),
@@ -174,7 +174,7 @@ JOB_DIES_OF = (
     # other privileges and namespaces
     *("capset", "chroot", "fsopen", "mount", "move_mount", "open_by_handle_at", "open_tree"),
     *("pivot_root", "setns", "umount2", "unshare"),
-    # parts of the kernel that attackers like
+    # parts of the kernel that attackers use
     *("add_key", "bpf", "delete_module", "finit_module", "init_module", "io_uring_enter"),
     *("io_uring_register", "io_uring_setup", "kexec_file_load", "kexec_load", "keyctl"),
     *("perf_event_open", "request_key", "userfaultfd"),
