@@ -40,7 +40,7 @@ async def open_link(options: RemoteOptions, *, make: bool = False) -> AsyncItera
             try:
                 url = await embedded.start()
             except EmbeddedUnavailable as failure:
-                raise CannotOpenShared(f"the embedded server: {failure}") from None
+                raise CannotOpenShared(f"cannot use the embedded server: {failure}") from None
             patience_s = _LOADING_S
         timeout_s = max(options.timeout_s, _TIMEOUT_S)
         link = GuardedRedis(connected(options, url, access, timeout_s), timeout_s=timeout_s)

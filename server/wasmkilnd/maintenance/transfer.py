@@ -79,19 +79,19 @@ async def export(
     None of them is larger than ``limit_bytes`` when unpacked.
     """
     moved = Moved()
-    for one in listed:
+    for value in listed:
         try:
-            whole = await reader.whole(one.key, limit_bytes)
+            whole = await reader.whole(value.key, limit_bytes)
         except ValueRejected as rejected:
             moved.refused[rejected.cause.value] += 1
-            tell(names.value(one.key).decode(), rejected)
+            tell(names.value(value.key).decode(), rejected)
         else:
             if whole is None:
                 moved.gone += 1
             else:
-                archive.add(whole, one.ttl_s)
+                archive.add(whole, value.ttl_s)
                 moved.count(whole)
-        advance(one)
+        advance(value)
     archive.close()
     return moved
 

@@ -63,8 +63,8 @@ class ClusterServer:
                 ),
                 return_exceptions=True,
             )
-            for indices, told in zip(by_node.values(), done, strict=True):
-                for index, answer in zip(indices, _each(told, len(indices)), strict=True):
+            for indices, replies in zip(by_node.values(), done, strict=True):
+                for index, answer in zip(indices, _each(replies, len(indices)), strict=True):
                     answers[index] = answer
             places = {
                 index: await self._redirected(place.node, answers[index])
@@ -85,16 +85,16 @@ class ClusterServer:
 
     async def usage(self) -> TierUsage:
         """As RedisServer: sums over those primaries that answer."""
-        told = await asyncio.gather(
+        replies = await asyncio.gather(
             *(
                 self._nodes.ask(node, lambda server: server.usage())
                 for node in await self._nodes.primaries()
             ),
             return_exceptions=True,
         )
-        usages = [each for each in told if isinstance(each, TierUsage)]
+        usages = [each for each in replies if isinstance(each, TierUsage)]
         if not usages:
-            without_errors(list(told))
+            without_errors(list(replies))
         return TierUsage(
             entries=sum(each.entries for each in usages),
             bytes=sum(each.bytes for each in usages),
@@ -116,12 +116,12 @@ class ClusterServer:
         for command, asking in commands:
             batch += [("ASKING",), command] if asking else [command]
         answers = iter(await self._nodes.ask(node, lambda server: server.answers(batch)))
-        told = []
+        replies = []
         for _, asking in commands:
             if asking:
                 next(answers)
-            told.append(self._read(next(answers)))
-        return told
+            replies.append(self._read(next(answers)))
+        return replies
 
     def _read(self, answer: Any) -> Any:
         if isinstance(answer, ClusterDownError) and "not served" in str(answer):
@@ -143,5 +143,5 @@ async def _next(pages: AsyncIterator[list[bytes]], _: SingleServer) -> list[byte
     return await anext(pages, None)
 
 
-def _each(told: list[Any] | BaseException, count: int) -> list[Any]:
-    return [told] * count if isinstance(told, BaseException) else told
+def _each(replies: list[Any] | BaseException, count: int) -> list[Any]:
+    return [replies] * count if isinstance(replies, BaseException) else replies

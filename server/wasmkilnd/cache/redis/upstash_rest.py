@@ -106,8 +106,8 @@ class UpstashRestServer:
     async def usage(self) -> TierUsage:
         """As RedisServer, but up to _USAGE_AGE_S old: every request costs money."""
         if self._usage is None or time.monotonic() - self._usage_at > _USAGE_AGE_S:
-            told = await self._pipeline([["DBSIZE"], ["INFO", "memory"], ["INFO", "stats"]])
-            entries, memory, stats = (None if isinstance(it, Exception) else it for it in told)
+            replies = await self._pipeline([["DBSIZE"], ["INFO", "memory"], ["INFO", "stats"]])
+            entries, memory, stats = (None if isinstance(it, Exception) else it for it in replies)
             self._usage = usage_of(entries, _info(memory), _info(stats))
             self._usage_at = time.monotonic()
         return self._usage
@@ -128,9 +128,9 @@ class UpstashRestServer:
 
     async def _pipeline(self, commands: list[list[Any]]) -> list[Any]:
         if len(commands) == 1:
-            return [await self._post("", json.dumps(commands[0]).encode(), _one, commands)]
+            return [await self._post("", json.dumps(commands[0]).encode(), _reply, commands)]
         body = json.dumps(commands).encode()
-        answers: list[Any] = await self._post("/pipeline", body, _several, commands)
+        answers: list[Any] = await self._post("/pipeline", body, _replies, commands)
         if len(answers) != len(commands):
             raise InvalidResponse("not as many answers as commands")
         return answers
@@ -143,7 +143,7 @@ class UpstashRestServer:
             raise DataError("REST cannot carry a command with two binary arguments")
         path = "".join(f"/{quote(str(part), safe='')}" for part in before)
         query = _query(after)
-        return await self._post(f"{path}?{query}" if query else path, body, _one, [command])
+        return await self._post(f"{path}?{query}" if query else path, body, _reply, [command])
 
     async def _post(
         self, path: str, body: bytes, read: Callable[[Any], Any], commands: Sequence[list[Any]]
@@ -243,13 +243,13 @@ def _parsed(answer: bytes | bytearray) -> Any:
         raise InvalidResponse("no JSON") from None
 
 
-def _several(answers: Any) -> list[Any]:
+def _replies(answers: Any) -> list[Any]:
     if isinstance(answers, dict):
-        raise _one(answers)
-    return [_one(answer) for answer in answers]
+        raise _reply(answers)
+    return [_reply(answer) for answer in answers]
 
 
-def _one(answer: Any) -> Any:
+def _reply(answer: Any) -> Any:
     """Read ``{"result": …}``, or make the error that ``{"error": …}`` holds."""
     if "error" in answer:
         text = str(answer["error"])

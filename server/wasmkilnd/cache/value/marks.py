@@ -142,10 +142,10 @@ class Marks:
 
 def made_ms(artifact: Artifact) -> int:
     """Return when ``artifact`` was made by its attestation; 0 if that holds no time."""
-    told = peek(artifact.attestation)
-    if told is None:
+    attested = peek(artifact.attestation)
+    if attested is None:
         return 0
-    statement, _ = told
+    statement, _ = attested
     if statement.made_ms:
         return statement.made_ms
     try:
@@ -183,9 +183,9 @@ def read_mark(name: bytes, record: bytes, check: CheckStamp) -> Mark:
         _time(said.get("evicted_ms")),
         _time(said.get("released_ms")),
         {
-            engine: _time(told)
-            for engine, told in (engines.items() if isinstance(engines, dict) else ())
-            if _time(told)
+            engine: _time(value)
+            for engine, value in (engines.items() if isinstance(engines, dict) else ())
+            if _time(value)
         },
     )
 
@@ -194,8 +194,8 @@ def _in_this_format(engine_id: str) -> str:
     return engine_id if CACHE_FORMAT == FIRST_FORMAT else f"{engine_id} v{CACHE_FORMAT}"
 
 
-def _time(told: object) -> int:
-    return told if type(told) is int and 0 <= told < _MAX_MS else 0
+def _time(value: object) -> int:
+    return value if type(value) is int and 0 <= value < _MAX_MS else 0
 
 
 def _message(name: bytes, text: bytes) -> bytes:

@@ -24,11 +24,11 @@ class Choice:
     module: str = ""
     """The beginning of a module's digest."""
 
-    def takes(self, one: Listed) -> bool:
+    def takes(self, value: Listed) -> bool:
         """Return whether a value is among the chosen ones."""
-        if not one.key.module_sha256.startswith(self.module):
+        if not value.key.module_sha256.startswith(self.module):
             return False
-        return not self.engine or self.engine in (one.engine, one.engine.rpartition("-")[0])
+        return not self.engine or self.engine in (value.engine, value.engine.rpartition("-")[0])
 
 
 def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,10 +21,10 @@ from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
 
 _ORDERS: Mapping[str, Callable[[Listed], Any]] = {
     # A module comes before its artifacts.
-    "module": lambda one: (one.key.module_sha256, one.engine, one.key.fingerprint),
-    "size": lambda one: -one.stored_bytes,
-    "age": lambda one: one.finished_on or "~",
-    "expiry": lambda one: one.ttl_s if one.ttl_s >= 0 else float("inf"),
+    "module": lambda value: (value.key.module_sha256, value.engine, value.key.fingerprint),
+    "size": lambda value: -value.stored_bytes,
+    "age": lambda value: value.finished_on or "~",
+    "expiry": lambda value: value.ttl_s if value.ttl_s >= 0 else float("inf"),
 }
 
 
@@ -57,15 +57,15 @@ def ls(
 
     listed = sorted(run(flags, config, look), key=_ORDERS[order])
     if as_json:
-        for one in listed:
-            say_json(_document(one))
+        for value in listed:
+            say_json(_document(value))
         return
     columns = (
         *("module", "what", "kind", "target", "cpu", "settings", ">raw", ">stored"),
         *(">compiled", ">expires in", "signed by"),
     )
     now = time.time()
-    for line in table(columns, [_row(one, now) for one in listed]):
+    for line in table(columns, [_row(value, now) for value in listed]):
         click.echo(line)
 
 
@@ -80,9 +80,9 @@ def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> No
         mentions = Mentions(session.names)
         sums: dict[tuple[str, str], _Sum] = {}
         with bar("reading heads", None) as advance:
-            async for one in inventory.values(mentions):
+            async for value in inventory.values(mentions):
                 advance(1)
-                sums.setdefault(_group(one), _Sum()).add(one)
+                sums.setdefault(_group(value), _Sum()).add(value)
             rest = await OrphanFinder(session.link, session.names, mentions).count()
         return sums, rest
 
@@ -115,8 +115,8 @@ class _Sum:
     raw_bytes: int = 0
     stored_bytes: int = 0
 
-    def add(self, one: Listed) -> None:
-        self.merge(_Sum(1, one.raw_bytes, one.stored_bytes))
+    def add(self, value: Listed) -> None:
+        self.merge(_Sum(1, value.raw_bytes, value.stored_bytes))
 
     def merge(self, other: _Sum) -> None:
         self.values += other.values
@@ -127,32 +127,37 @@ class _Sum:
         return str(self.values), size(self.raw_bytes), size(self.stored_bytes)
 
 
-def _what(one: Listed) -> str:
-    if one.key.artifact is None:
+def _what(value: Listed) -> str:
+    if value.key.artifact is None:
         return "module"
-    return one.engine or "artifact"
+    return value.engine or "artifact"
 
 
-def _group(one: Listed) -> tuple[str, str]:
-    if one.rejected:
-        return "unreadable", one.rejected.cause.value
-    return _what(one), one.kind.value if one.kind else ""
+def _group(value: Listed) -> tuple[str, str]:
+    if value.rejected:
+        return "unreadable", value.rejected.cause.value
+    return _what(value), value.kind.value if value.kind else ""
 
 
-def _row(one: Listed, now: float) -> tuple[str, ...]:
-    expires_in = duration(one.ttl_s) if one.ttl_s >= 0 else "never"
-    beginning = (short(one.key.module_sha256), _what(one))
-    if one.rejected:
-        why = f"unreadable: {one.rejected}"
-        return (*beginning, *("-",) * 5, size(one.stored_bytes), "-", expires_in, why)
-    settings = ",".join(f"{name}={value}" for name, value in one.changed_settings)
-    trust = "" if one.trust is Trust.TRUSTED else f", {one.trust.value}"
+def _row(value: Listed, now: float) -> tuple[str, ...]:
+    expires_in = duration(value.ttl_s) if value.ttl_s >= 0 else "never"
+    beginning = (short(value.key.module_sha256), _what(value))
+    if value.rejected:
+        why = f"unreadable: {value.rejected}"
+        return (*beginning, *("-",) * 5, size(value.stored_bytes), "-", expires_in, why)
+    settings = ",".join(f"{name}={setting}" for name, setting in value.changed_settings)
+    trust = "" if value.trust is Trust.TRUSTED else f", {value.trust.value}"
     return (
         *beginning,
-        one.kind.value if one.kind else "-",
-        *(one.target or "-", one.cpu or "-", settings or "-"),
-        *(size(one.raw_bytes), size(one.stored_bytes), _age(one.finished_on, now), expires_in),
-        f"{short(one.signer)}{trust}",
+        value.kind.value if value.kind else "-",
+        *(value.target or "-", value.cpu or "-", settings or "-"),
+        *(
+            size(value.raw_bytes),
+            size(value.stored_bytes),
+            _age(value.finished_on, now),
+            expires_in,
+        ),
+        f"{short(value.signer)}{trust}",
     )
 
 
@@ -164,22 +169,22 @@ def _age(finished_on: str, now: float) -> str:
     return f"{duration(now - then.timestamp())} ago"
 
 
-def _document(one: Listed) -> dict[str, Any]:
-    rejected = one.rejected
+def _document(value: Listed) -> dict[str, Any]:
+    rejected = value.rejected
     return {
-        "what": "artifact" if one.key.artifact else "module",
-        "module": one.key.module_sha256,
-        "fingerprint": one.key.fingerprint or None,
-        "kind": one.kind.value if one.kind else None,
-        "engine": one.engine or None,
-        "target": one.target or None,
-        "cpu": one.cpu or None,
-        "changed_settings": dict(one.changed_settings),
-        "raw_bytes": one.raw_bytes,
-        "stored_bytes": one.stored_bytes,
-        "expires_in_s": one.ttl_s if one.ttl_s >= 0 else None,
-        "finished_on": one.finished_on or None,
-        "signed_by": one.signer or None,
-        "trust": one.trust.value or None,
+        "what": "artifact" if value.key.artifact else "module",
+        "module": value.key.module_sha256,
+        "fingerprint": value.key.fingerprint or None,
+        "kind": value.kind.value if value.kind else None,
+        "engine": value.engine or None,
+        "target": value.target or None,
+        "cpu": value.cpu or None,
+        "changed_settings": dict(value.changed_settings),
+        "raw_bytes": value.raw_bytes,
+        "stored_bytes": value.stored_bytes,
+        "expires_in_s": value.ttl_s if value.ttl_s >= 0 else None,
+        "finished_on": value.finished_on or None,
+        "signed_by": value.signer or None,
+        "trust": value.trust.value or None,
         "unreadable": {"cause": rejected.cause.value, "why": rejected.why} if rejected else None,
     }

@@ -88,7 +88,7 @@ def scrub(
         reader = ValueReader(
             session.link, session.names, session.verifier, RateLimiter(bytes_per_s)
         )
-        one = Scrub(
+        scrubber = Scrub(
             session.link,
             session.names,
             reader,
@@ -98,24 +98,24 @@ def scrub(
             report_finding=report,
         )
         with bar("finding orphans", None):
-            await one.find_orphans()
+            await scrubber.find_orphans()
         with bar("listing", None):
-            keys = await one.keys()
+            keys = await scrubber.keys()
         with bar("verifying", len(keys)) as advance:
-            await one.verify(keys, lambda: advance(1))
+            await scrubber.verify(keys, lambda: advance(1))
         with bar("checking orphans again", None):
-            await one.sweep_orphans(orphan_age_s)
+            await scrubber.sweep_orphans(orphan_age_s)
         recompiled = None
         if recompile:
-            chosen = list(one.good)
+            chosen = list(scrubber.good)
             if sample is not None:
                 chosen = random.sample(chosen, min(sample, len(chosen)))
-            engines = {one.good[key] for key in chosen}
-            async with recompiler(engines, reader, one, session.settings) as again:
+            engines = {scrubber.good[key] for key in chosen}
+            async with recompiler(engines, reader, scrubber, session.settings) as again:
                 with bar("compiling", len(chosen)) as advance:
                     await again.check(chosen, advance)
             recompiled = again.report
-        return one, recompiled, reader.bytes_read
+        return scrubber, recompiled, reader.bytes_read
 
     done, recompiled, bytes_read = run(flags, config, work)
     if as_json:

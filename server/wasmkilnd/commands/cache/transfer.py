@@ -75,7 +75,7 @@ def export_values(
         reader = ValueReader(
             session.link, session.names, session.verifier, RateLimiter(bytes_per_s)
         )
-        total = sum(one.stored_bytes for one in chosen)
+        total = sum(value.stored_bytes for value in chosen)
         with bar("exporting", total, of_bytes=True) as advance:
             moved = await export(
                 chosen,
@@ -84,7 +84,7 @@ def export_values(
                 archive,
                 session.settings.max_artifact_bytes,
                 left_out.report,
-                lambda one: advance(one.stored_bytes),
+                lambda value: advance(value.stored_bytes),
             )
         return moved, [key for key in map(session.trust.get, moved.signers) if key]
 
@@ -181,14 +181,14 @@ class _LeftOut:
 async def _chosen(inventory: Inventory, choice: Choice, advance: Any) -> list[Listed]:
     """Return the values to export: with an engine, its artifacts and their modules."""
     listed = []
-    async for one in inventory.values():
+    async for value in inventory.values():
         advance(1)
-        listed.append(one)
-    chosen = [one for one in listed if choice.takes(one)]
+        listed.append(value)
+    chosen = [value for value in listed if choice.takes(value)]
     if choice.engine:
-        modules = {one.key.module_sha256 for one in chosen}
-        of_them = [one for one in listed if not one.key.artifact]
-        chosen = [one for one in of_them if one.key.module_sha256 in modules] + chosen
+        modules = {value.key.module_sha256 for value in chosen}
+        of_them = [value for value in listed if not value.key.artifact]
+        chosen = [value for value in of_them if value.key.module_sha256 in modules] + chosen
     return chosen
 
 
