@@ -35,7 +35,7 @@ class Attester:
 
 
 def attested(content: bytes = b"code", *, by: Attester | None) -> Artifact:
-    """An artifact of an engine that nobody has, attested by somebody or not at all."""
+    """Return an artifact of an engine that does not exist, with or without an attestation."""
     header = ArtifactHeader(
         module_sha256=hashlib.sha256(WASM).hexdigest(),
         artifact_sha256=hashlib.sha256(content).hexdigest(),

@@ -1,4 +1,4 @@
-"""``python -m tests.attack``: its figures as Markdown; exit code 1 for a broken promise."""
+"""``python -m tests.attack``: print figures as Markdown; exit with 1 if a promise was broken."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``python -m tests.attack.attacker NAME SECONDS < TARGET``: one way to attack, for so long.
+"""``python -m tests.attack.attacker NAME SECONDS < TARGET``: attack in one way for some seconds.
 
-It prints as JSON how often it did what.
+It prints as JSON how often it did each thing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.attack.target import Target
 
 
 def main() -> None:
-    """Attack, and say what came of it."""
+    """Attack, and print the counts."""
     target = Target.of_json(sys.stdin.read())
     done = WAYS[sys.argv[1]].attack(target, time.monotonic() + float(sys.argv[2]))
     print(json.dumps(dict(done)))

@@ -1,4 +1,4 @@
-"""All ways to attack, by name: what each does, and the function that does it."""
+"""All ways to attack, by name, each with a description and its function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Honest callers, whose calls must not fail whatever others do. They share one connection."""
+"""Honest callers. Their calls must not fail, whatever the attacker does."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _tags = count(random.SystemRandom().randrange(2**30))
 
 
 class Failed(Exception):  # noqa: N818 - an outcome
-    """A call had no good answer; the message says what it had."""
+    """A call failed; the message says how."""
 
 
 class Wrong(Exception):  # noqa: N818 - an outcome
-    """An answer is not the right one; the message says in what way."""
+    """An answer is wrong; the message says in what way."""
 
 
 @dataclass(frozen=True)
 class Immortal:
-    """The daemon of the calls, which nobody ends."""
+    """The daemon that the calls go to; nobody ends it."""
 
     doomed_s: float = float("inf")
 
 
 @dataclass
 class Honest:
-    """All of them, and what became of their calls."""
+    """All honest callers, and the outcomes of their calls."""
 
     target: Target
     trusted: TrustedKeys
@@ -50,7 +50,7 @@ class Honest:
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[None]:
-        """Call while the context lasts; every call that was begun is waited for."""
+        """Call while the context lasts, and then wait for the calls under way."""
         over = asyncio.Event()
         async with AsyncExitStack() as stack:
             kinds: list[tuple[str, float, Act]] = []

@@ -43,15 +43,15 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Phase:
-    """One way to attack, and what was seen while it went on."""
+    """One way to attack, and what was measured meanwhile."""
 
     name: str
     began_s: float
     ended_s: float
     done: dict[str, int]
-    """How often the attacker did what, and what it was told."""
+    """How often the attacker did each thing, and which answers it got."""
     calls: list[Call]
-    """Of honest callers, as far as they began meanwhile."""
+    """The calls that honest callers began meanwhile."""
     holds: list[Hold]
     samples: list[Sample]
     log_bytes: int
@@ -59,15 +59,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Figures:
-    """All that an attack has found out."""
+    """All measurements of an attack."""
 
     phases: list[Phase]
     before: Sample
-    """The daemon after a while of honest calls, with nobody attacking."""
+    """The daemon after a phase of honest calls alone."""
     after: Sample
-    """And once the attack is over, in the same state."""
+    """The daemon after the attack, when it has settled."""
     afterwards: list[str]
-    """What honest callers were refused afterwards."""
+    """The honest calls that failed afterwards."""
     condemned: list[str]
     """Honest modules in quarantine."""
     exit_code: int
@@ -76,7 +76,7 @@ class Figures:
 async def run(
     folder: Path, names: Sequence[str], seconds: float, tell: Tell = lambda _: None
 ) -> Figures:
-    """Attack in each of the ways for ``seconds``; answer what was seen."""
+    """Attack in each of the ways for ``seconds``; return the measurements."""
     engines = await asyncio.to_thread(installed_engines)
     assert ENGINE in {engine.id for engine in engines.installed()}
     server = await asyncio.to_thread(Server, folder / "redis")
@@ -174,7 +174,7 @@ async def _attack(target: Target, name: str, seconds: float) -> dict[str, int]:
 
 
 async def _settled(sampler: Sampler, before: Sample) -> Sample:
-    """Wait until the daemon holds what it held before, or has had the time for it."""
+    """Wait until the daemon holds as little as before, or a minute has passed."""
     deadline = time.monotonic() + _SETTLE_S
     while True:
         sample = await asyncio.to_thread(sampler.look)
@@ -188,7 +188,7 @@ async def _settled(sampler: Sampler, before: Sample) -> Sample:
 
 
 async def _afterwards(target: Target, slow: bytes) -> tuple[list[str], list[str]]:
-    """Return which honest modules are condemned, and what a newcomer is refused."""
+    """Return which honest modules are in quarantine, and which calls of a newcomer fail."""
     refused = []
     async with AsyncClient(target.address, max_attempts=1) as client:
         listed = (await client.quarantined(timeout_s=TIMEOUT_S)).modules

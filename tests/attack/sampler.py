@@ -1,4 +1,4 @@
-"""What a daemon holds, looked at again and again from outside."""
+"""Samples of what a daemon holds, taken from outside."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the daemon's own process."""
+    """One sample of the daemon's own process."""
 
     at_s: float
     memory_bytes: int
     descriptors: int
     log_bytes: int
-    """What it has written to standard error since its start."""
+    """What the daemon has written to standard error since its start."""
 
 
 @dataclass
 class Sampler:
-    """Looks at a daemon that runs under ``tests.e2e.stall_watch``."""
+    """Takes samples of a daemon that runs under ``tests.e2e.stall_watch``."""
 
     daemon: Daemon
     stalls: Path
     samples: list[Sample] = field(default_factory=list)
 
     def look(self) -> Sample:
-        """Look once, and remember what was seen."""
+        """Take a sample, and keep it."""
         pid = self.daemon.pid
         sample = Sample(
             time.monotonic(),
@@ -48,16 +48,16 @@ class Sampler:
         return sample
 
     def holds(self, since_s: float, until_s: float) -> list[Hold]:
-        """Return what held the loop within a span of time."""
+        """Return the holds of the event loop within a span of time."""
         return [hold for hold in holds(self.stalls) if since_s <= hold.at_s <= until_s]
 
     def within(self, since_s: float, until_s: float) -> list[Sample]:
-        """Return what was seen within a span of time."""
+        """Return the samples of a span of time."""
         return [sample for sample in self.samples if since_s <= sample.at_s <= until_s]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look five times a second while the context lasts."""
+        """Take five samples a second while the context lasts."""
 
         async def sample() -> None:
             while True:

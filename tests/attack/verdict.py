@@ -1,4 +1,4 @@
-"""What the figures of an attack say: which promises were kept."""
+"""Decide by the figures of an attack which promises were kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DESCRIPTORS_LEFT = 16
 
 @dataclass(frozen=True)
 class Check:
-    """A promise, and what was seen of it."""
+    """A promise, and what was measured."""
 
     promise: str
     seen: str
@@ -25,7 +25,7 @@ class Check:
 
 
 def judge(figures: Figures) -> list[Check]:
-    """Return what is to be said of an attack."""
+    """Return a check for each promise."""
     return [
         _calls(figures),
         _holds(figures),
@@ -62,7 +62,7 @@ def log_bytes_per_s(phase: Phase) -> float:
 
 
 def failed(phase: Phase) -> Counter[str]:
-    """Return what became of the honest calls that failed."""
+    """Return the outcomes of the honest calls that failed."""
     return Counter(
         f"{call.kind}: {call.outcome}: {call.wrong or call.said[:200]}"
         for call in phase.calls

@@ -1,4 +1,4 @@
-"""What code that took a job over may try, and what there is to attack."""
+"""What code that took over a job may try, and its targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wasmkilnd.engines.workers.process import Worker
 
 @dataclass
 class Machine:
-    """What there is to attack: a daemon, which is this process, with its files and sockets."""
+    """The targets: a daemon, which is this process, with its files and sockets."""
 
     folder: Path
     tcp: socket.socket
@@ -51,7 +51,7 @@ class Machine:
             self.keys[f"HARD_{name}"] = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
 
     def clean(self) -> None:
-        """Remove what controls made and the machine would keep."""
+        """Remove what the controls made and the machine would keep."""
         for name in ("TMP", "SHM"):
             Path(str(self.keys[name])).unlink(missing_ok=True)
         libc = ctypes.CDLL(None)

@@ -65,6 +65,6 @@ async def confined(confined_engine: Path) -> AsyncIterator[Worker]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bare(bare_engine: Path) -> AsyncIterator[Worker]:
-    """A worker that is confined by nothing, for the controls."""
+    """A worker without any confinement, for the controls."""
     async with workers.running(bare_engine) as worker:
         yield worker

@@ -1,4 +1,4 @@
-"""A process of another service on the machine, that interferes with workers and jobs as it may."""
+"""Processes of other services on the machine, which try to interfere with workers and jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def user_of(pid: int) -> int:
 
 
 def may_signal(user: int, pid: int, number: int = 0) -> bool:
-    """Signal a process as ``user``; return whether that was allowed. 0 only asks."""
+    """Signal a process as ``user``; return whether that was allowed. 0 sends no signal."""
     return _run_as(user, _SIGNAL, pid, number)
 
 
@@ -43,12 +43,12 @@ def may_limit(user: int, pid: int, what: int, limit: int) -> bool:
 
 
 def spoil(pid: int, what: int = resource.RLIMIT_AS, limit: int = 2**30) -> None:
-    """Lower a limit of a worker, and so of its jobs, as somebody who has its user."""
+    """Lower a limit of a worker, and so of its jobs, as a process that has its user."""
     assert may_limit(user_of(pid), pid, what, limit)
 
 
 def kill(pid: int) -> None:
-    """Kill a process as somebody who has its user."""
+    """Kill a process as another process that has its user."""
     assert may_signal(user_of(pid), pid, signal.SIGKILL)
 
 

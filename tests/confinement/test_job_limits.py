@@ -34,7 +34,7 @@ async def test_threads_for_every_cpu_start(confined: Worker) -> None:
 
 
 async def test_an_abort_is_an_abort(confined: Worker) -> None:
-    """It signals itself: the first process of a namespace could not."""
+    """A job signals itself: the first process of a namespace could not."""
     assert (await attempt(confined, "abort")).report.signal == signal.SIGABRT
 
 

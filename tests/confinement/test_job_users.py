@@ -1,4 +1,4 @@
-"""Run by root, a worker and its jobs have a user that nobody else on the machine has."""
+"""A daemon that is root gives a worker and its jobs a user that no other process has."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def state_of(pid: int) -> str:
 
 @pytest.mark.parametrize("how", INTERFERENCES)
 async def test_other_services_cannot_interfere(confined_engine: Path, how: str) -> None:
-    """Those that run as nobody, as many do, and as workers once did."""
+    """Many services run as nobody, and workers once did."""
     async with workers.running(confined_engine) as worker, job_of(worker) as job:
         for pid in (worker.pid, job):
             assert user_of(pid) not in (0, NOBODY)
@@ -64,7 +64,7 @@ async def test_other_services_cannot_interfere(confined_engine: Path, how: str) 
 
 @pytest.mark.parametrize("how", INTERFERENCES)
 async def test_who_has_the_same_user_could(confined_engine: Path, how: str) -> None:
-    """The control, and why no other process is to have it: nothing else stands in its way."""
+    """The control: only the user keeps other processes from interfering."""
     async with workers.running(confined_engine) as worker, job_of(worker) as job:
         for pid in (job, worker.pid):
             assert INTERFERENCES[how](user_of(worker.pid), pid)
@@ -92,7 +92,7 @@ async def test_a_user_that_somebody_else_has_is_told(confined_engine: Path) -> N
 
 
 async def test_a_user_that_only_a_zombie_has_is_free() -> None:
-    """An init that reaps nobody keeps them for ever; here the parent of the other service does."""
+    """An init that reaps nothing keeps zombies for ever; here a parent keeps one."""
     user = unused_user()
     program = (
         "import os, sys, time; pid = os.fork();"
@@ -149,7 +149,7 @@ async def test_who_is_in_the_user_database_is_told() -> None:
     ids=["65,536 users", "one user"],
 )
 def test_in_a_container(mapped: tuple[str, ...], range_: range, *, shared: bool) -> None:
-    """Where not every user exists another range is taken, and if there is none, it is told."""
+    """If not every user exists, the daemon takes another range; if there is none, it says so."""
     program = (
         "import asyncio; from wasmkilnd.engines.workers.job_users import JobUsers;"
         " user = asyncio.run(JobUsers().pick()); print(user.uid, bool(user.shared_with))"

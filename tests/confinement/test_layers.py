@@ -1,4 +1,4 @@
-"""Each layer by itself, and what is said when some are missing."""
+"""Each layer by itself, and what a worker reports when some are missing."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_all_layers_together_refuse_every_attempt(tmp_path: Path) -> None:
 
 
 async def test_the_workers_own_attempts_succeed_where_nothing_confines_it(tmp_path: Path) -> None:
-    """The control: a probe that calls everything refused would be worth nothing."""
+    """The control: a probe that finds everything refused would be worth nothing."""
     found = await isolation(tmp_path, EVERYTHING)
     assert not found.holds
     # Nor has a bare worker a descriptor too many by itself: test_leftovers gives it some.
@@ -129,11 +129,11 @@ async def test_the_workers_own_attempts_succeed_where_nothing_confines_it(tmp_pa
 
 
 async def test_only_seccomp_and_limits_are_enough(tmp_path: Path) -> None:
-    """So it is in a container that forbids namespaces, on a kernel without Landlock."""
+    """This is so in a container that forbids namespaces, on a kernel without Landlock."""
     assert (await isolation(tmp_path, ["namespaces", "landlock", "privileges"])).holds
 
 
 async def isolation(folder: Path, left_out: Sequence[str]) -> Isolation:
-    """Return what a worker finds that lacks some layers."""
+    """Return what a worker without some layers finds."""
     async with workers.running(workers.environment(folder, left_out)) as worker:
         return worker.isolation

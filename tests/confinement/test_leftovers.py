@@ -1,4 +1,4 @@
-"""What one job leaves behind for the next: nothing. And what is left when a worker ends."""
+"""A job leaves nothing behind for the next one, and a worker leaves nothing when it ends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_each_job_has_namespaces_of_its_own(confined: Worker) -> None:
 async def test_without_a_filter_shared_memory_does_not_reach_the_next_job_either(
     tmp_path: Path, machine: Machine
 ) -> None:
-    """The namespace that it was made in has gone with its job."""
+    """The namespace of the shared memory has ended with its job."""
     key = machine.keys["IPC"]
     async with workers.running(workers.environment(tmp_path, ["seccomp"])) as worker:
         assert (await attempt(worker, "share_memory", key)).got is not None
@@ -110,7 +110,7 @@ async def test_a_worker_whose_process_namespace_has_gone_does_not_go_on(
 
 
 async def end_of(*pids: int) -> None:
-    """Wait until processes do not run; one may still wait for its parent to take note of it."""
+    """Wait until processes have ended; a zombie has ended too."""
     deadline = time.monotonic() + 10
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""A job that cannot be set up is the daemon's fault: told apart, and tried elsewhere."""
+"""A job that cannot be set up is the daemon's fault, and another worker tries it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_a_worker_that_cannot_fork_says_so(confined_engine: Path) -> None:
 
 @asynccontextmanager
 async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIterator[WorkerPool]:
-    """Run a pool of workers, the first ``count`` of which are spoiled once they are started."""
+    """Run a pool of workers; lower a limit of the first ``count`` as soon as they have started."""
     left = count
 
     async def start_worker() -> Worker:

@@ -1,4 +1,4 @@
-"""Daemons of other users than root: their workers find other ways into the same confinement."""
+"""Workers of daemons that are not root reach the same confinement in other ways."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_the_probe_sees_an_ordinary_users_holes() -> None:
     ids=["without capabilities", "of a user namespace"],
 )
 async def test_a_root_who_cannot_become_anybody_says_so(command: tuple[str, ...]) -> None:
-    """As in containers, where root is root by name only."""
+    """In containers root has few privileges."""
     with engine_run_by(*command) as engine:
         async with workers.running(engine) as worker:
             found = worker.isolation

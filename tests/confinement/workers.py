@@ -34,21 +34,21 @@ class Outcome:
 
     @property
     def said(self) -> dict[str, Any]:
-        """What the code in the job said, if it lived to."""
+        """What the code in the job reported, if it could."""
         made = self.report.packed
         said: dict[str, Any] = json.loads(payload_of(made.frames)) if made is not None else {}
         return said
 
     @property
     def got(self) -> Any:
-        """What it got, None if it was refused."""
+        """What the code got; None if it was refused."""
         if "executed" in self.report.last_words:
             return "executed"
         return self.said.get("got")
 
     @property
     def refused(self) -> str:
-        """What said no: an error's name, or SIGSYS; empty if nothing did."""
+        """What refused it: an error's name, or SIGSYS; empty if nothing did."""
         if self.report.signal == 31:
             return "SIGSYS"
         return str(self.said.get("refused", ""))
@@ -62,7 +62,7 @@ def module(attempt: str, *arguments: object) -> bytes:
 def environment(
     folder: Path, left_out: Sequence[str] = (), python: str = "", name: str = "wasmtime-0.0.1"
 ) -> Path:
-    """Make an engine's environment with the hostile engine in it; answer its folder."""
+    """Make an engine's environment with the hostile engine in it; return its folder."""
     python = python or str(Path(sys.executable).resolve())
     probe = "import sys; print(sys.base_prefix, '%d.%d' % sys.version_info[:2])"
     said = subprocess.run([python, "-I", "-c", probe], capture_output=True, text=True, check=True)
@@ -138,5 +138,5 @@ async def job_of(worker: Worker) -> AsyncIterator[int]:
 
 
 def status_of(pid: int) -> str:
-    """Return what the kernel says of a process; nothing of one that there is not."""
+    """Return the kernel's status of a process; an empty text for pid 0."""
     return Path(f"/proc/{pid}/status").read_text() if pid else ""

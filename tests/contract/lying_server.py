@@ -59,7 +59,7 @@ class LyingServer:
 
 @asynccontextmanager
 async def lying_server(folder: Path, lie: str, *, from_the_start: bool) -> AsyncIterator[str]:
-    """Run one in this process, which takes next to no memory; answer its URL."""
+    """Run one in this process, which takes next to no memory; return its URL."""
     server = LyingServer(lie, from_the_start=from_the_start)
     tasks: set[asyncio.Task[None]] = set()
 

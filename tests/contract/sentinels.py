@@ -54,7 +54,7 @@ class Sentinels:
         )
 
     def kill_primary(self) -> int:
-        """Kill it; answer its port."""
+        """Kill it; return its port."""
         port = self.primary_port
         process = self.servers[port].process
         process.kill()

@@ -127,7 +127,7 @@ def key_of(one: Module) -> bytes:
 
 
 async def stored_on_all_nodes(running: Cluster, tier: RedisTier) -> tuple[Module, list[Module]]:
-    """Store a module on each primary; answer one, and those of the other nodes."""
+    """Store a module on each primary; return one, and those of the other nodes."""
     by_port: dict[int, Module] = {}
     for tag in range(50):
         by_port.setdefault(running.owner_of(key_of(module(tag))), module(tag))

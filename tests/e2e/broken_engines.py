@@ -45,7 +45,7 @@ Module.__init__ = _slow
 
 
 def copy_engine(state: Path, version: str, *, patch: str = "", says: str = "") -> Path:
-    """Copy wasmtime into ``state`` as ``version``; answer its package's folder.
+    """Copy wasmtime into ``state`` as ``version``; return its package's folder.
 
     ``patch`` is Python at the end of the package; ``says`` is the version that the
     package claims, if not ``version``.

@@ -65,12 +65,12 @@ def modules(count: int) -> list[bytes]:
 
 
 def header_of(call: Any) -> Any:
-    """Wait for a call's end; answer its header."""
+    """Wait for a call's end; return its header."""
     return next(iter(list(call))).header
 
 
 def outcome_of(call: Any) -> grpc.StatusCode:
-    """Wait for a call's end; answer its code."""
+    """Wait for a call's end; return its code."""
     with contextlib.suppress(grpc.RpcError):
         list(call)
     code: grpc.StatusCode = call.code()
@@ -78,7 +78,7 @@ def outcome_of(call: Any) -> grpc.StatusCode:
 
 
 def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], float]:
-    """Wait for a call's failure; answer its code, reason, metadata and seconds to wait."""
+    """Wait for a call's failure; return its code, reason, metadata and seconds to wait."""
     with contextlib.suppress(grpc.RpcError):
         raise AssertionError(f"it succeeded with {len(list(call))} messages")
     reason, metadata, retry_s = "", {}, 0.0
@@ -122,7 +122,7 @@ class RawCaller:
         self._flush()
 
     def begin(self, method: str, announced: int) -> int:
-        """Begin a call with a message of ``announced`` bytes; answer its stream."""
+        """Begin a call with a message of ``announced`` bytes; return its stream."""
         stream = self.connection.get_next_available_stream_id()
         headers = {
             ":method": "POST",
@@ -166,7 +166,7 @@ class RawCaller:
                 self.socket.settimeout(0.001)
 
     def wait(self, stream: int, timeout_s: float = 20) -> dict[str, str]:
-        """Wait for a call's end; answer its trailers."""
+        """Wait for a call's end; return its trailers."""
         deadline = time.monotonic() + timeout_s
         while not (trailers := self.ended(stream)):
             assert time.monotonic() < deadline, "the call does not end"

@@ -194,7 +194,7 @@ class Daemon:
         self._ended(_STOP_TIMEOUT_S)
 
     def wait_for_log(self, words: str, timeout_s: float = 30.0) -> str:
-        """Wait until a line of the log holds ``words``; answer the line."""
+        """Wait until a line of the log holds ``words``; return the line."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for line in list(self.log_lines):

@@ -124,7 +124,7 @@ class Borrowed(NoSealer):
 def origin_for_another(
     one: Mapping[str, str], two: Mapping[str, str], tmp_path: Path, valkey: str
 ) -> tuple[types_pb2.Origin, str, dict[str, int]]:
-    """Compile in one daemon, ask another with keys of its own; answer origin, log, rejections."""
+    """Compile in one daemon, ask another with keys of its own; return origin, log, rejections."""
     environ = {"WASMKILN_REDIS_URL": valkey}
     states = [
         fresh_state(tmp_path / name, own_keys=True, engines=ONE_ENGINE) for name in ("one", "two")

@@ -203,7 +203,7 @@ def flights(daemon: Daemon) -> int:
 
 
 def first_that_compiles(daemons: Sequence[Daemon]) -> Daemon:
-    """Wait until a worker has a job; answer whose.
+    """Wait until a worker has a job; return whose.
 
     Daemons are not asked: they are busy with all the calls, and the jobs may be over by then.
     """

@@ -66,7 +66,7 @@ def shown_configuration(environ: Mapping[str, str]) -> str:
 
 
 def store(client: Client, tag: int) -> str:
-    """Compile a module until Redis has taken it; answer its digest."""
+    """Compile a module until Redis has taken it; return its digest."""
     deadline = time.monotonic() + 30
     while True:
         dropped = client.stats().dropped_writes

@@ -69,14 +69,14 @@ def fleet(tmp_path: Path, server: str) -> Fleet:
 
 
 def compiled_by(client: Client, *, engine: str = NEW) -> list[types_pb2.Origin]:
-    """Compile each module, wait until it is stored; answer where the artifacts came from."""
+    """Compile each module, wait until it is stored; return where the artifacts came from."""
     origins = [client.compile(module, engine=engine).header.origin for module in MODULES]
     settled(client)
     return origins
 
 
 def read_again(client: Client, *, engine: str = NEW) -> list[types_pb2.Origin]:
-    """Have nothing in memory, and ask by digest alone; answer where the artifacts came from."""
+    """Have nothing in memory, and ask by digest alone; return where the artifacts came from."""
     client.evict(everything=True, tier="memory")
     return [client.compile(wasm.digest(module), engine=engine).header.origin for module in MODULES]
 

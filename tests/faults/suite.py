@@ -70,7 +70,7 @@ class Outcome:
 async def run(
     folder: Path, plan: Plan, tell: Callable[[str], None] = lambda _: None
 ) -> list[Outcome]:
-    """Run it all; answer an outcome for each site: a server alone, and one behind a bad line."""
+    """Run it all; return an outcome for each site: a server alone, and one behind a bad line."""
     material = await asyncio.to_thread(make_material)
     sites = [
         _run_at(folder / ("line" if by_proxy else "server"), by_proxy, material, plan, tell)

@@ -1,4 +1,4 @@
-"""Every module that is made to hurt, and a daemon with small limits that has to outlive all."""
+"""A daemon with small limits survives every module of the catalogue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """One worker for each engine; nothing is refused for what it did before."""
+    """One worker for each engine, and no quarantine."""
     flags = [*LIMITS, "--workers", "1", "--redis-url", "none", "--quarantine-s", "0"]
     with Daemon(state_with(tmp_path / "state", *ENGINES), flags) as daemon:
         yield daemon

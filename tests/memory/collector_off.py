@@ -1,4 +1,4 @@
-"""A daemon without a garbage collector that tells what only a collector would free.
+"""A daemon without a garbage collector that reports what only a collector would free.
 
 Run as ``python -m tests.memory.collector_off serve …``. At SIGUSR1, and at its end, it writes what
 it found to the file that WASMKILN_TEST_GARBAGE names, and only then frees it.
@@ -29,7 +29,7 @@ def _large_buffers(holders: Iterable[Any]) -> Iterator[str]:
 
 
 def _frames(failures: Iterable[Any]) -> Iterator[str]:
-    """Describe the failures that still hold frames of the daemon's."""
+    """Describe the exceptions that still hold frames of the daemon."""
     for failure in failures:
         trace = failure.__traceback__ if isinstance(failure, BaseException) else None
         while trace is not None:

@@ -1,4 +1,4 @@
-"""Whatever becomes of a call, reference counts alone free what it held: no collector runs here."""
+"""However a call ends, reference counts alone free what it held: no collector runs here."""
 
 from __future__ import annotations
 

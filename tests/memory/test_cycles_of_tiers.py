@@ -1,4 +1,4 @@
-"""As test_cycles, with tiers: memory, a Redis well and sick, other daemons, and stored damage."""
+"""Like test_cycles, with tiers: memory, Redis with and without faults, and other daemons."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def states(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where daemons of one fleet have their states."""
+    """The folder for the state directories of a fleet."""
     return tmp_path_factory.mktemp("fleet")
 
 

@@ -1,4 +1,4 @@
-"""Memory is back three seconds after its last use, whatever path an artifact took."""
+"""The daemon returns memory within three seconds of its last use, on every path."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SIZE = 20 * MIB
 CALLS = 18
 WORKERS = 2
 LARGEST = 21 * MIB
-"""Of a module, and of an artifact, which is a little larger than its module."""
+"""The limit of a module and of an artifact, which is a little larger than its module."""
 RECEIVE, QUEUE, SEND, PINNED = 96 * MIB, 96 * MIB, 16 * MIB, 48 * MIB
 MOST = (
     RECEIVE
@@ -45,7 +45,7 @@ FLAGS = [
 
 @contextmanager
 def most_of(daemon: Daemon) -> Iterator[list[int]]:
-    """Note the most memory that the daemon takes meanwhile."""
+    """Record the most memory that the daemon takes meanwhile."""
     most, done = [0], threading.Event()
 
     def watch() -> None:

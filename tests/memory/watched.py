@@ -39,7 +39,7 @@ class Watched(Daemon):
         return all(self.metric(name) == 0 for name in HELD)
 
     def look(self) -> tuple[Counter[str], Counter[str]]:
-        """Return what only a collector would have freed, and which large buffers live on."""
+        """Return what only a collector would free, and which large buffers are still alive."""
         eventually(self.quiet, "something is held for nobody")
         time.sleep(_AFTERMATH_S)
         self._report.unlink(missing_ok=True)
@@ -50,7 +50,7 @@ class Watched(Daemon):
 
     @contextmanager
     def leaves_nothing(self, *, kept: bool = False) -> Iterator[None]:
-        """Fail if what is done meanwhile leaves a cycle, or unless ``kept`` a large buffer."""
+        """Fail if the work in the context leaves a cycle, or (unless ``kept``) a large buffer."""
         self.look()
         yield
         cycles, buffers = self.look()

@@ -1,1 +1,1 @@
-"""Everything at once, for minutes: what a fleet has lost, leaked or got wrong in the end."""
+"""Everything at once, for minutes: does a fleet lose, leak or get anything wrong?"""

@@ -1,4 +1,4 @@
-"""The callers: each kind does one thing again and again, at moments and in ways drawn by lot."""
+"""The callers: each kind does one thing again and again, at random moments in random ways."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class Actor:
     name: str
     act: Act
     tasks: int
-    """How many of them there are."""
+    """How many callers of this kind there are."""
     pause_s: float
     """How long they rest between two acts, on average."""
 
 
 async def hit(stage: Stage, dice: random.Random) -> None:
-    """Ask for what is asked for all the time."""
+    """Ask for one of the regular modules."""
     await _ask_regular(stage, dice, "hit", dice.choice(stage.hot))
 
 
 async def regular(stage: Stage, dice: random.Random) -> None:
-    """Ask for any of more modules than memory holds."""
+    """Ask for any of the modules, which are more than memory holds."""
     await _ask_regular(stage, dice, "regular", dice.choice(stage.regulars))
 
 
 async def evicted(stage: Stage, dice: random.Random) -> None:
-    """Have a module forgotten by memory, or by all tiers, and ask for it."""
+    """Evict a module from memory, or from all tiers, and ask for it."""
     life = stage.fleet.any_life(dice)
     known = dice.choice(stage.regulars)
     tier: Literal["memory"] | None = "memory" if dice.random() < 0.8 else None
@@ -61,7 +61,7 @@ async def evicted(stage: Stage, dice: random.Random) -> None:
 
 
 async def fresh(stage: Stage, dice: random.Random) -> None:
-    """Ask for a module that nobody has seen yet, or for one as if nobody had."""
+    """Ask for a new module, or have a known one compiled again."""
     known = stage.fresh(dice)
     engine = dice.choice(list(known.artifacts))
     life = stage.fleet.any_life(dice)
@@ -71,7 +71,7 @@ async def fresh(stage: Stage, dice: random.Random) -> None:
 
 
 async def crowd(stage: Stage, dice: random.Random) -> None:
-    """Ask for one new module from all sides at once."""
+    """Ask for one new module by many calls at once."""
     known = stage.fresh(dice)
     engine = dice.choice(list(known.artifacts))
     lives = [stage.fleet.any_life(dice) for _ in range(_CROWD)]
@@ -79,7 +79,7 @@ async def crowd(stage: Stage, dice: random.Random) -> None:
 
 
 async def fickle(stage: Stage, dice: random.Random) -> None:
-    """Hang up at some moment."""
+    """Cancel a call at a random moment."""
     known = stage.fresh(dice) if dice.random() < 0.4 else dice.choice(stage.regulars)
     life = stage.fleet.any_life(dice)
     engine = dice.choice(list(known.artifacts))
@@ -102,7 +102,7 @@ async def fickle(stage: Stage, dice: random.Random) -> None:
 
 
 async def impatient(stage: Stage, dice: random.Random) -> None:
-    """Give it less time than it may need."""
+    """Set a deadline that may be too short."""
     known = stage.fresh(dice)
     life = stage.fleet.any_life(dice)
     engine = dice.choice(list(known.artifacts))
@@ -141,7 +141,7 @@ async def slow_reader(stage: Stage, dice: random.Random) -> None:
 
 
 async def operator(stage: Stage, dice: random.Random) -> None:
-    """Look at what a daemon says of itself."""
+    """Ask a daemon for its stats and capabilities."""
     life = stage.fleet.any_life(dice)
     client = life.strangers
     questions: list[Callable[[], Awaitable[object]]] = [
@@ -159,7 +159,7 @@ async def operator(stage: Stage, dice: random.Random) -> None:
 
 
 async def mistaken(stage: Stage, dice: random.Random) -> None:
-    """Ask for what there is not."""
+    """Make a request with a mistake in it."""
     life = stage.fleet.any_life(dice)
     client, known = life.strangers, dice.choice(stage.hot)
     nothing = f"{dice.getrandbits(256):064x}"

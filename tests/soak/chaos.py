@@ -1,4 +1,4 @@
-"""What is done to the fleet meanwhile: workers, jobs, Redis and whole daemons are killed."""
+"""The faults of the soak: it kills workers, jobs, Redis and whole daemons."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _LEAST_PER_RUN = 4
 
 @dataclass(frozen=True)
 class Blow:
-    """Something that was done."""
+    """One fault."""
 
     kind: str
     at_s: float
     life: Life | None = None
-    """To whom, unless it is Redis."""
+    """The daemon that it concerned, unless it was Redis."""
 
 
 class Chaos:
-    """Deals blows until it is told that it is over; then all is started again that was ended."""
+    """Causes faults until the soak is over; then starts everything again that it ended."""
 
     def __init__(self, fleet: Fleet, seed: int, seconds: float, over: asyncio.Event) -> None:
         self.blows: list[Blow] = []
@@ -52,11 +52,11 @@ class Chaos:
 
     @property
     def missing(self) -> list[str]:
-        """Which kinds of blows were not dealt yet."""
+        """The kinds of faults that have not happened yet."""
         return sorted(set(KINDS) - {blow.kind for blow in self.blows})
 
     async def rage(self) -> None:
-        """Do it all, each kind by itself."""
+        """Cause all kinds of faults, each in a task of its own."""
         steady, *others = self._fleet.members
         tracks: list[Callable[[random.Random], Coroutine[None, None, None]]] = [
             self._kill_workers,
@@ -139,7 +139,7 @@ class Chaos:
             how.reverse()
 
     async def _end_early(self, member: Member) -> None:
-        """Kill once, and then never again: what leaks has to have the time for it."""
+        """Kill a daemon once and then never again, so that a leak has time to show."""
         await self._sleep(self._seconds / 10)
         if not self._over.is_set():
             self.blows.append(Blow(DAEMON_KILLED, time.monotonic(), member.life))
@@ -147,7 +147,7 @@ class Chaos:
             await member.start()
 
     async def _rest(self, dice: random.Random, mean_s: float) -> bool:
-        """Wait; return whether to go on."""
+        """Wait; return whether the soak goes on."""
         mean_s = min(mean_s, self._seconds / _LEAST_PER_RUN)
         await self._sleep(mean_s * dice.uniform(0.5, 1.5))
         return not self._over.is_set()

@@ -1,4 +1,4 @@
-"""Daemons on one Valkey, each of which may die and come back, again and again."""
+"""Daemons on one Valkey, which die and come back again and again."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ _VALKEY_SETTINGS = ("--maxmemory", "128mb", "--maxmemory-policy", "allkeys-lru")
 
 @dataclass(eq=False)
 class Life:
-    """One process of a daemon, and those who got to know it."""
+    """One process of a daemon, and its clients."""
 
     daemon: Daemon
     socket: Path
-    """Where it listens beside its port."""
+    """The Unix socket on which it also listens."""
     regulars: AsyncClient = field(init=False)
     strangers: AsyncClient = field(init=False)
-    """Come by another way, so that the daemon does not take them for the same caller."""
+    """Clients that connect in another way, so that the daemon takes them for another caller."""
     slow: module_service_pb2_grpc.ModuleServiceStub = field(init=False)
     born_s: float = field(default_factory=time.monotonic)
     doomed_s: float = float("inf")
     rss: list[tuple[float, int]] = field(default_factory=list)
-    """How much memory it had, in bytes, and when."""
+    """Its memory in bytes, each with the time of the sample."""
 
     @property
     def lives(self) -> bool:
-        """Whether nobody has ended it yet."""
+        """Whether it still runs."""
         return self.doomed_s == float("inf")
 
 
@@ -78,7 +78,7 @@ class Member:
         self.number = number
         self.lives: list[Life] = []
         self.exit_codes: list[int] = []
-        """Of those that were ended with SIGTERM."""
+        """The exit codes of processes that were ended with SIGTERM."""
         self._state = state
         self._environ = environ
         self._trusted = trusted
@@ -86,11 +86,11 @@ class Member:
 
     @property
     def life(self) -> Life:
-        """The process that is, or was last."""
+        """The present or the last process."""
         return self.lives[-1]
 
     async def start(self) -> Life:
-        """Start a process, and make its acquaintance."""
+        """Start a process, and connect to it."""
         path = self._state / f"{len(self.lives)}.sock"
         flags = ["--listen", f"unix:{path}"]
         life = Life(await asyncio.to_thread(Daemon, self._state, flags, self._environ), path)
@@ -99,7 +99,7 @@ class Member:
         return life
 
     async def meet_again(self) -> None:
-        """Connect to the process once more."""
+        """Connect to the process again."""
         await self._meet(self.life)
 
     async def _meet(self, life: Life) -> None:
@@ -127,7 +127,7 @@ class Member:
         await self._known.aclose()
 
     async def end(self) -> None:
-        """End whatever is left, however it is."""
+        """End whatever is left, whatever its state."""
         await self.hang_up()
         if self.lives:
             await asyncio.to_thread(self.life.daemon.end)
@@ -146,7 +146,7 @@ class Fleet:
     trusted: TrustedKeys
 
     def any_life(self, dice: random.Random) -> Life:
-        """Return the process of some member: nearly always of one that lives, if any does."""
+        """Return the process of a random member, nearly always of one that runs, if any does."""
         lives = [member.life for member in self.members]
         if dice.random() > _STUBBORN:
             lives = [life for life in lives if life.lives] or lives

@@ -1,4 +1,4 @@
-"""What strangers send: each has an answer that it must get."""
+"""Hostile modules, each with the answers that are right."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _NOT_NOW = frozenset({"COMPILE_QUEUE_FULL", "DEADLINE_EXCEEDED"})
 
 @dataclass(frozen=True)
 class Hostile:
-    """One way to be a nuisance."""
+    """One kind of hostile module."""
 
     name: str
     reason: str
     engines: Sequence[str]
     make: Callable[[random.Random], bytes]
-    """Answers another module for each tag that is drawn."""
+    """Makes another module for each tag."""
     condemned: bool = False
-    """Whether it goes into quarantine for what it does."""
+    """Whether the daemon puts it into quarantine."""
 
     @property
     def expected(self) -> frozenset[str]:
@@ -33,7 +33,7 @@ class Hostile:
 
 
 def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
-    """Return those that a daemon refuses at next to no cost."""
+    """Return those that a daemon refuses at hardly any cost."""
     real = {mould.name: mould for mould in moulds}
     both = (WASMER, WASMTIME)
     victim = real["itk-downsample-sigma"]
@@ -64,7 +64,7 @@ def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
 
 
 def costly() -> list[Hostile]:
-    """Return those of which only a limit protects: time, memory, size of the artifact."""
+    """Return those that only a limit stops: on time, memory, or the size of the artifact."""
     return [
         Hostile(
             "nested blocks, too slow for wasmer",

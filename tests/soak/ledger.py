@@ -1,4 +1,4 @@
-"""Every call of a soak: when it began, when it had to end, when it did, and how."""
+"""Every call of a soak: when it began, when it had to end, and when and how it ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Mortal(Protocol):
 
     @property
     def doomed_s(self) -> float:
-        """When it was told to end, or was killed; infinite while it lives."""
+        """When it was told to end, or was killed; infinity while it lives."""
         ...
 
 
@@ -46,23 +46,23 @@ class Call:
     metadata: dict[str, str] = field(default_factory=dict)
     origin: int = 0
     wrong: str = ""
-    """In what way an artifact that it was given is not the right one."""
+    """What is wrong with the artifact that it got."""
 
     def __post_init__(self) -> None:
         self.deadline_s = self.began_s + self.timeout_s
 
     def hurry(self) -> None:
-        """Note that it was cancelled, and has to end now."""
+        """Record that the call was cancelled, and has to end now."""
         self.deadline_s = time.monotonic()
 
     @property
     def group(self) -> str:
-        """What kind of kind it is: all hostile calls are one."""
+        """The group of its kind: all hostile calls are one group."""
         return self.kind.partition(":")[0]
 
     @property
     def seconds(self) -> float:
-        """What it took."""
+        """How long it took."""
         return self.ended_s - self.began_s
 
     @property
@@ -75,7 +75,7 @@ class Call:
 
     @property
     def as_expected(self) -> bool:
-        """Whether it came to an end that is right for it."""
+        """Whether it ended in a way that is right for it."""
         return self.outcome in self.expected and not self.wrong
 
 
@@ -89,7 +89,7 @@ class Ledger:
     def call(
         self, kind: str, life: Mortal, timeout_s: float, expected: frozenset[str] = ONLY_OK
     ) -> Iterator[Call]:
-        """Note a call, which is what the context does. An error of it ends here."""
+        """Record the call that the context makes. An error of the call ends here."""
         call = Call(kind, life, expected, timeout_s)
         self.calls.append(call)
         try:
@@ -109,7 +109,7 @@ class Ledger:
 
     @contextmanager
     def verified(self, call: Call) -> Iterator[None]:
-        """Note what the context finds untrue in the answer to ``call``, which has ended."""
+        """Record what the context finds wrong in the answer to ``call``, which has ended."""
         try:
             yield
         except AttestationInvalid as untrue:

@@ -1,4 +1,4 @@
-"""Real modules, each with the artifacts that the engines make of it without any daemon."""
+"""Real modules, each with the artifacts that the engines make of it without a daemon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.e2e.in_engine import interpreter
 WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
 ENGINES = (WASMER, WASMTIME)
 CPU = "native"
-"""What an engine compiles for by itself."""
+"""The CPU level that an engine compiles for by default."""
 
 # From eight toolchains; no compile of any takes more than half of the CPU time that a
 # compile may take here. resvg is left to wasmtime for that.

@@ -12,12 +12,12 @@ from tests.e2e.processes import jobs_of, memory_of, workers_and_jobs, workers_of
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a daemon that has nothing to do holds."""
+    """What an idle daemon holds."""
 
     processes: int
-    """Its workers, and whatever belongs to them."""
+    """Its workers, and the processes that belong to them."""
     descriptors: int
-    """Its own, idle connections to Redis included."""
+    """The daemon's own descriptors, idle connections to Redis included."""
     memory_bytes: int
     """Its own resident memory."""
 

@@ -35,10 +35,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done."""
+    """How long the soak lasts, and what it uses."""
 
     seconds: float
-    """How long the load lasts; what comes before and after it is not counted."""
+    """How long the load lasts, without the time before and after it."""
     seed: int
     small: bool = False
     """Only modules that compile in no time."""
@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Figures:
-    """All that a soak has found out."""
+    """All measurements of a soak."""
 
     plan: Plan
     began_s: float
@@ -55,25 +55,25 @@ class Figures:
     blows: list[Blow]
     lives: list[Life]
     before: list[Holdings]
-    """What each daemon held before the load, with everybody gone who had called it."""
+    """What each daemon held before the load, without callers."""
     after: list[Holdings]
-    """And what its last process held after the load, in the same state."""
+    """What its last process held after the load, without callers."""
     unsettled: list[str]
-    """What went on although nobody wanted anything any more."""
+    """Work that went on without callers."""
     leases: int
     """Leases left in Redis."""
     exit_codes: list[int]
-    """Of all that were ended with SIGTERM."""
+    """The exit codes of all processes that were ended with SIGTERM."""
     left_behind: int
     """Processes whose daemon is gone."""
     last: list[Life]
     """The last process of each daemon."""
     missing: list[str]
-    """What was planned and did not happen."""
+    """Planned faults and outcomes that did not happen."""
 
 
 async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
-    """Run it; return what was seen. Nothing that went wrong in a call raises."""
+    """Run the soak; return its measurements. A failed call raises nothing."""
     tell("compiling each module with each engine itself")
     engines = await asyncio.to_thread(installed_engines)
     moulds = await asyncio.to_thread(make_moulds, engines, folder / "direct", small=plan.small)
@@ -115,7 +115,7 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
 
 
 class Died(Exception):  # noqa: N818 - an event
-    """A daemon ended although nobody had ended it; the message says how."""
+    """A daemon ended by itself; the message says how."""
 
 
 def _check_alive(fleet: Fleet) -> None:
@@ -128,7 +128,7 @@ def _check_alive(fleet: Fleet) -> None:
 
 
 async def _warmed_up(stage: Stage, member: Member) -> Holdings:
-    """Have a daemon do a little of everything; return what it holds then, all alone."""
+    """Have a daemon do a little of everything; return what it holds then without callers."""
     dice = random.Random(0)
     life = member.life
     for engine in ENGINES:
@@ -180,7 +180,7 @@ async def _act(stage: Stage, actor: Actor, dice: random.Random) -> None:
 
 @asynccontextmanager
 async def _sampled(fleet: Fleet) -> AsyncIterator[None]:
-    """Note every second how much memory each daemon has."""
+    """Record every second how much memory each daemon has."""
 
     async def sample() -> None:
         while True:
@@ -202,7 +202,7 @@ async def _sampled(fleet: Fleet) -> AsyncIterator[None]:
 
 
 async def _audit(stage: Stage) -> None:
-    """Ask every daemon for every regular artifact, and not from its memory."""
+    """Ask every daemon for every regular artifact, after an eviction from its memory."""
     for member in stage.fleet.members:
         with stage.ledger.call("operator", member.life, TIMEOUT_S):
             await member.life.regulars.evict(everything=True, tier="memory", timeout_s=TIMEOUT_S)
@@ -245,7 +245,7 @@ def _leases(fleet: Fleet) -> int:
 
 
 async def _freed(member: Member, before: Holdings) -> Holdings:
-    """Return what a daemon holds, once connections that nobody has any more are closed."""
+    """Return what a daemon holds once the connections of its former callers are closed."""
     deadline = time.monotonic() + _CLOSED_BY_S
     while True:
         held = await asyncio.to_thread(holdings, member.life.daemon.pid)

@@ -1,4 +1,4 @@
-"""What every actor works with, and the one way in which a call is made and its answer checked."""
+"""What every actor works with, and how it makes a call and checks the answer."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Stage:
     regulars: list[Known] = field(init=False)
     """Modules that are asked for again and again."""
     hot: list[Known] = field(init=False)
-    """Those of them that are asked for so often that they stay in memory."""
+    """The regular modules that callers ask for so often that they stay in memory."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when nobody is to begin anything any more."""
+    """Set when callers must begin no more calls."""
     _tags: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Stage:
         self.hot = [known for known in self.regulars if len(known.wasm) < _HOT_BYTES]
 
     def fresh(self, dice: random.Random) -> Known:
-        """Return a module that nobody has seen yet, a large one less often than a small one."""
+        """Return a new module, a large one less often than a small one."""
         weights = [1 / max(50_000, mould.size_bytes) for mould in self.moulds]
         [mould] = dice.choices(self.moulds, weights)
         return mould.cast(next(self._tags))
@@ -69,7 +69,7 @@ class Stage:
 
 
 def difference(answer: Artifact, module: Known, engine: str) -> str:
-    """Return in what way an artifact, whose attestation was verified, is not the right one."""
+    """Return what is wrong with an artifact whose attestation was verified."""
     if answer.header.module_sha256 != module.sha256 or answer.header.engine.id != engine:
         return f"{answer!r} instead of {module.name} for {engine}"
     if answer.bytes != module.artifacts[engine]:

@@ -1,4 +1,4 @@
-"""What the figures of a soak say: which promises were kept."""
+"""Decide by the figures of a soak which promises were kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.soak.ledger import Call
 from tests.soak.run import Figures
 
 GRACE_S = 1.0
-"""What a call may end after its deadline: for the client's own work, on a busy machine."""
+"""How late a call may end after its deadline: the client has work to do on a busy machine."""
 LEAST_SHARE = 0.999
 # What daemons keep connected to Redis, once many calls at once have needed it.
 _REDIS_CONNECTIONS = 32
@@ -26,7 +26,7 @@ _MEMORY_GROWTH, _MEMORY_SLACK_BYTES = 1.25, 32 * 2**20
 
 @dataclass(frozen=True)
 class Check:
-    """A promise, and what was seen of it."""
+    """A promise, and what was measured."""
 
     promise: str
     seen: str
@@ -35,7 +35,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All of it."""
+    """All checks of a soak."""
 
     figures: Figures
     checks: list[Check]
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def judge(figures: Figures) -> Verdict:
-    """Return what is to be said of a soak."""
+    """Return a check for each promise."""
     excused = [call for call in figures.calls if _is_excused(call, figures)]
     judged = [call for call in figures.calls if call.unaffected and call not in excused]
     checks = [
@@ -78,13 +78,13 @@ def hits(calls: Sequence[Call]) -> list[Call]:
 
 
 def percentile(calls: Sequence[Call], share: float) -> float:
-    """Return in how many seconds that share of the calls had ended."""
+    """Return within how many seconds this share of the calls ended."""
     taken = sorted(call.seconds for call in calls)
     return taken[max(0, math.ceil(share * len(taken)) - 1)] if taken else math.nan
 
 
 def _is_excused(call: Call, figures: Figures) -> bool:
-    """Whether a call met a job that the soak itself had killed, and was told just that."""
+    """Return whether the soak killed the call's job, and the call got exactly that answer."""
     if call.outcome == "COMPILER_CRASHED" and call.metadata.get("signal") == "SIGKILL":
         return any(
             blow.kind == chaos.JOB_KILLED
@@ -165,7 +165,7 @@ def _nothing_is_left(figures: Figures) -> list[Check]:
 
 
 def _memory_is_bounded(figures: Figures) -> Check:
-    """Look at the daemons that lived long enough to tell what they need from what they leak."""
+    """Check the memory of daemons that lived long enough to show a leak."""
     seen, kept = [], True
     for life, after in zip(figures.last, figures.after, strict=True):
         held = [held for _, held in life.rss]

@@ -1,4 +1,4 @@
-"""Holds the daemon's verdicts against what each engine says by itself, module by module."""
+"""Compares the daemon's verdicts with each engine's own, module by module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OFFSET = re.compile(r"\bat offset (0x[0-9a-f]+|\d+)\b")
 
 @dataclass(frozen=True)
 class Direct:
-    """What an engine says by itself. None stands for an engine that ended without an answer."""
+    """What an engine itself says. None means that it ended without an answer."""
 
     valid: bool | None
     says: str
@@ -57,7 +57,7 @@ class Verdicts:
     compile: Mapping[str, Answer]
 
     def disagreements(self) -> Iterable[str]:
-        """Say where the daemon's verdict is not the engine's own."""
+        """Describe where the daemon's verdict differs from the engine's own."""
         for engine in self.direct:
             for call, answer in (("Load", self.load[engine]), ("Compile", self.compile[engine])):
                 if answer.reason == "MODULE_TOO_LARGE":
@@ -99,10 +99,10 @@ class Verdicts:
         return self.is_component and _name(engine) == "wasmer"
 
     def _accepts(self, other: str, engine: str) -> bool:
-        """Whether ``other`` may be named to who asked for ``engine``."""
+        """Return whether the daemon may name ``other`` to a caller of ``engine``."""
         one, another = self.direct[engine], self.direct[other]
         if one.valid and _name(engine) == _name(other):
-            # The engine is no proof that what validates compiles; so neither is its sister.
+            # The engine validates what it does not compile; so its other version may too.
             return bool(another.compiles)
         return bool(another.valid)
 
@@ -127,7 +127,7 @@ class Verdicts:
         return "COMPILER_CRASHED" if said.compiles is None else "ENGINE_LACKS_FEATURE"
 
     def _needs_what_nobody_has(self) -> bool:
-        """Whether an engine stops at a proposal that no engine has which gets past it."""
+        """Return whether an engine stops at a feature that no engine here has."""
         needs = {
             engine: missing_feature(_own_words(said.says))
             for engine, said in self.direct.items()
@@ -194,7 +194,7 @@ async def _answer(call: object) -> Answer:
 
 
 def compare(store: EngineStore, daemon: Daemon, paths: Sequence[Path]) -> list[Verdicts]:
-    """Ask everyone about every file."""
+    """Ask the daemon and each engine about every file."""
     engine_ids = [engine.id for engine in store.installed()]
     modules = [path.read_bytes() for path in paths]
     direct = {engine: ask_directly(store, engine, paths) for engine in engine_ids}

@@ -1,4 +1,4 @@
-"""Modules without end, the same for the same seed: by wasm-tools, and by damaging bytes."""
+"""Generated modules, the same for the same seed: by wasm-tools, and by damaging bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.corpus.modules import BY_NAME
 from tests.e2e.wasm import WASM_TOOLS
 
 _SEED_BYTES = 2_000
-"""What smith makes a module from: about as many bytes as the module gets."""
+"""How many bytes smith makes a module from; the module gets about as many."""
 
 # What wasmer 1.1.0 lacks is switched off, or next to none of the modules would be valid for it.
 _OF_2021 = [
@@ -47,7 +47,7 @@ PROFILES: dict[str, Sequence[str]] = {
 
 
 def write_generated(folder: Path, count: int, seed: int = 1) -> list[Path]:
-    """Write modules of every kind, ``count`` of each; answer their paths.
+    """Write modules of every kind, ``count`` of each; return their paths.
 
     They are smith's of each profile, and mutations and damages of modules that people publish.
     """
@@ -129,7 +129,7 @@ def _from(seed: int) -> Iterator[int]:
 
 
 def _collect(count: int, calls: Iterator[tuple[list[str], bytes]]) -> list[bytes]:
-    """Run wasm-tools until there are ``count`` answers: some seeds make none."""
+    """Run wasm-tools until it has made ``count`` modules: some seeds make none."""
     found: list[bytes] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while len(found) < count:

@@ -22,7 +22,7 @@ _TIMEOUT_S = 60.0
 
 
 def large(target: Target, until_s: float) -> Counter[str]:
-    """Have artifacts of some 26 MiB compiled; leave each caller as soon as its header is there."""
+    """Have artifacts of some 26 MiB compiled, and read nothing after the header."""
     return _compile(target, until_s, _large_module, read=False)
 
 
@@ -32,7 +32,7 @@ def late_invalid(target: Target, until_s: float) -> Counter[str]:
 
 
 def late_invalid_module(tag: int) -> bytes:
-    """Return a module whose last function leaves nothing where a number is due."""
+    """Return a module whose last function returns nothing where its type says a number."""
     busy = b"\0" + b"\x20\0\x41\3\x6c\x41\7\x6a\x21\0" * 60 + b"\x20\0\x0b"
     broken = b"\0\x0b"
     count = 2_500

@@ -1,4 +1,4 @@
-"""Strangers who crowd the machine, and have an honest slow module compiled meanwhile."""
+"""Strangers crowd the machine, and have an honest slow module compiled meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOGS = 3
 
 
 def attack(target: Target, until_s: float) -> Counter[str]:
-    """Three connections send what takes all the time that there is; a fourth the slow module."""
+    """Send endless modules over three connections, and the slow module over a fourth."""
     done: Counter[str] = Counter()
     slow = Path(target.slow_module).read_bytes()
     senders = [Thread(target=_hog, args=(target, until_s, number, done)) for number in range(HOGS)]

@@ -1,4 +1,4 @@
-"""HTTP/2 frames as fast as they go: calls that are taken back at once, and frames without calls."""
+"""Send HTTP/2 frames as fast as possible: calls cancelled at once, and frames without calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TURN_S = 1.5
 
 
 def resets(target: Target, until_s: float) -> Counter[str]:
-    """Begin and take back 50,000 calls a second, over a new connection whenever one is closed."""
+    """Begin and cancel 50,000 calls a second, over a new connection whenever one is closed."""
     return _flood(target, until_s, ["resets"], until_s - time.monotonic())
 
 

@@ -1,4 +1,4 @@
-"""HTTP requests by the thousand that never end, and answers that nobody reads."""
+"""Thousands of HTTP requests that never end, and answers that the attacker does not read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BEGINNINGS = (
 
 
 def attack(target: Target, until_s: float) -> Counter[str]:
-    """Hold 1,600 connections to the admin port, each with a request of another bad kind."""
+    """Hold 1,600 connections to the admin port, with bad requests of five kinds."""
     return hold_open(
         CONNECTIONS,
         lambda before: connect(target.admin_host_and_port, _BEGINNINGS[before % len(_BEGINNINGS)]),

@@ -1,4 +1,4 @@
-"""Other services of the machine that mean harm to workers and jobs."""
+"""Other services of the machine attack workers and jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def as_nobody(target: Target, until_s: float) -> Counter[str]:
 
 
 def as_the_worker(target: Target, until_s: float) -> Counter[str]:
-    """Kill workers and lower their limits, as somebody who has got hold of their user."""
+    """Kill workers and lower their limits, as a process that has their user."""
     done: Counter[str] = Counter()
     for name, harm in cycle({"spoiled": spoil, "killed": kill}.items()):
         if time.monotonic() >= until_s:

@@ -1,4 +1,4 @@
-"""Somebody who may write to Redis puts back what was once true, alters it, and swaps it."""
+"""An attacker who may write to Redis puts old values back, alters them, and swaps them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEASE = b"wasm:lease:"
 
 
 def attack(target: Target, until_s: float) -> Counter[str]:
-    """Note every value that appears, and set it again later: under its key, or under another."""
+    """Record every value that appears, and set it again later under its key or another."""
     done: Counter[str] = Counter()
     dice = random.Random(0)
     known: dict[bytes, bytes] = {}

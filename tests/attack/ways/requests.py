@@ -1,4 +1,4 @@
-"""Requests that are cheap to send and dear to parse, and strings that are long."""
+"""Requests that are cheap to send and expensive to parse, and long strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections by the thousand, without a thread for each."""
+"""Thousands of connections, without a thread for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hold_open(
     stands: Callable[[socket.socket], bool],
     until_s: float,
 ) -> Counter[str]:
-    """Keep ``count`` connections until ``until_s``, opening anew those that are closed.
+    """Keep ``count`` connections until ``until_s``, and open those again that are closed.
 
     ``open_one`` is told how many there were before, and may raise OSError. Returns how many
     were opened, refused and closed by the daemon.
@@ -64,11 +64,11 @@ def connect(where: tuple[str, int], first: bytes) -> socket.socket:
 
 
 HTTP2 = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0)
-"""How a caller begins HTTP/2, and takes the daemon's settings for granted."""
+"""How a caller begins HTTP/2 without waiting for the daemon's settings."""
 
 
 def read_and_stands(sock: socket.socket) -> bool:
-    """Take in what the peer has said; return whether the connection still stands."""
+    """Read what the peer has sent; return whether the connection is still open."""
     try:
         while sock.recv(65536, socket.MSG_DONTWAIT):
             pass

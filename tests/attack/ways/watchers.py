@@ -1,4 +1,4 @@
-"""Connections by the thousand, each with one call that never ends."""
+"""Thousands of connections, each with one call that never ends."""
 
 from __future__ import annotations
 
