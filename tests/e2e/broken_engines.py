@@ -1,4 +1,4 @@
-"""Engines that are damaged for real: copies of one that works, each spoilt in its own way."""
+"""Broken engines: copies of one that works, each damaged in another way."""
 
 from __future__ import annotations
 

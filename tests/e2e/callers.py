@@ -31,7 +31,7 @@ BACKGROUND = (("wasmkiln-priority", "background"),)
 
 
 class Caller:
-    """A gRPC client with a connection that it shares with nobody."""
+    """A gRPC client with a connection of its own."""
 
     def __init__(self, daemon: Daemon, address: str = "") -> None:
         options = (
@@ -109,7 +109,7 @@ def held_worker(daemon: Daemon) -> Iterator[None]:
 
 
 class RawCaller:
-    """A connection that speaks HTTP/2 without gRPC's manners."""
+    """A connection that speaks plain HTTP/2, and may break gRPC's rules."""
 
     def __init__(self, daemon: Daemon) -> None:
         host, _, port = daemon.address.rpartition(":")
@@ -138,7 +138,7 @@ class RawCaller:
         return stream
 
     def send(self, stream: int, message: int | bytes, timeout_s: float = 10) -> int:
-        """Send a message, or so many zeros, as far as they are taken; return how many were."""
+        """Send a message or so many zeros, as far as the daemon reads; return how many bytes."""
         data = bytes(message) if isinstance(message, int) else message
         sent, deadline = 0, time.monotonic() + timeout_s
         while sent < len(data) and time.monotonic() < deadline and not self.ended(stream):
@@ -157,7 +157,7 @@ class RawCaller:
         self._flush()
 
     def receive(self, timeout_s: float) -> None:
-        """Take in what the daemon says within ``timeout_s``."""
+        """Read what the daemon sends within ``timeout_s``."""
         self.socket.settimeout(max(timeout_s, 0.001))
         with contextlib.suppress(TimeoutError):
             while data := self.socket.recv(65536):

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: installed engines, and one daemon that is used gently."""
+"""Fixtures of the end-to-end tests: installed engines, and a daemon that tests share."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def state_with(path: Path, *engine_ids: str) -> Path:
 
 
 def is_ready(daemon: Daemon) -> bool:
-    """Return whether it says that it serves calls."""
+    """Return whether a daemon says that it is ready."""
     try:
         with urllib.request.urlopen(f"{daemon.admin_url}/readyz", timeout=30):
             return True
@@ -85,7 +85,7 @@ def is_ready(daemon: Daemon) -> bool:
 
 
 class Daemon:
-    """One ``wasmkilnd serve``, ready once this is made; ends with the context."""
+    """A ``wasmkilnd serve``, ready once the constructor returns; it ends with the context."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Daemon:
         *,
         log_format: str = "json",
     ) -> None:
-        """Start it; ``program`` is what Python runs instead of the daemon as it is.
+        """Start it; ``program`` is what Python runs instead of ``-m wasmkilnd``.
 
         An empty ``log_format`` leaves that to the flags and the environment.
         """
@@ -135,7 +135,7 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """What it wrote to standard error so far."""
+        """What it has written to standard error."""
         return "".join(self.log_lines)
 
     @property
@@ -145,7 +145,7 @@ class Daemon:
 
     @property
     def addresses(self) -> list[str]:
-        """Everywhere where it serves gRPC."""
+        """All addresses where it serves gRPC."""
         return self._row("serving").split(", ")
 
     @property

@@ -1,4 +1,4 @@
-"""The rows of the error table: how each is met by grpcurl, and what it then promises."""
+"""The rows of the error table: how grpcurl meets each, and what the answer must hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRICT = (
     *("--compile-timeout-s", str(TIMEOUT_S), "--compile-memory-bytes", str(MEMORY_BYTES)),
     *("--max-artifact-bytes", str(ARTIFACT_BYTES), "--workers", "1", "--redis-url", "none"),
 )
-"""A daemon with limits that are met within seconds."""
+"""A daemon with limits that a call meets within seconds."""
 CROWDED = ("--workers", "1", "--queue-length", "1", "--redis-url", "none")
 """A daemon whose one worker can be held up for as long as a row needs; it serves ``ENGINE``."""
 
@@ -42,7 +42,7 @@ TARGET = r"\w+-unknown-linux-gnu"
 
 @dataclass(frozen=True)
 class Row:
-    """One way to meet a reason, and all that the answer has to hold."""
+    """One way to meet a reason, and everything that the answer must hold."""
 
     name: str
     reason: Reason
@@ -52,10 +52,10 @@ class Row:
     at_fault: str = ""
     """The field that a BadRequest names; empty if there is none."""
     says: str = ""
-    """What the message holds."""
+    """What the message contains."""
     retry: bool = False
     crowded: bool = False
-    """Whether it takes the crowded daemon instead of the strict one."""
+    """Whether it needs the crowded daemon instead of the strict one."""
 
     def __str__(self) -> str:
         return f"{self.reason.name}-{self.name}"

@@ -54,7 +54,7 @@ def request_headers(path: str = "/wasmkiln.v1.ModuleService/Stats") -> bytes:
 
 
 class Flood:
-    """One connection that answers pings and settings as it should, and sends what it is told to."""
+    """A connection that answers pings and settings correctly, and sends what tests tell it to."""
 
     def __init__(self, address: str) -> None:
         """Connect to ``host:port`` or ``unix:path``."""
@@ -138,7 +138,7 @@ def _same(data: bytes) -> Iterator[bytes]:
 
 
 def resets(path: str = "/wasmkiln.v1.ModuleService/Stats") -> Iterator[bytes]:
-    """Begin calls and take each back at once."""
+    """Begin calls and cancel each at once."""
     block = request_headers(path)
     head = struct.pack(">IB", len(block) << 8 | HEADERS, END_HEADERS)
     reset = struct.pack(">IB", 4 << 8 | RST_STREAM, 0)
@@ -171,7 +171,7 @@ def _continuation(flood: Flood) -> Iterator[bytes]:
 
 
 def _many_headers(_: Flood) -> Iterator[bytes]:
-    """Header lists of 15 KiB, each a call that is taken back."""
+    """Header lists of 15 KiB, each of a call that is cancelled."""
     block = request_headers() + b"\x00\x01x\x7f\xf5\x7a" + b"y" * 15_860
     streams = _streams()
 
@@ -199,14 +199,14 @@ def _hpack_bomb(_: Flood) -> Iterator[bytes]:
 
 
 def _unfinished(_: Flood) -> Iterator[bytes]:
-    """Calls that are begun, and never heard of again."""
+    """Calls that begin and never go on."""
     block = request_headers()
     streams = _streams()
     return _batches(lambda: frame(HEADERS, END_HEADERS, next(streams), block))
 
 
 def _short_calls(_: Flood) -> Iterator[bytes]:
-    """Whole calls, whose answers nobody waits for."""
+    """Complete calls; nobody waits for the answers."""
     block = request_headers()
     streams = _streams()
 

@@ -26,11 +26,11 @@ class Refusal:
     details: Mapping[str, Any]
     """By their types, such as ``ErrorInfo``."""
     text: str
-    """All that was printed."""
+    """Everything that grpcurl printed."""
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the ErrorInfo says beside its reason."""
+        """The metadata of the ErrorInfo."""
         return dict(self.details["ErrorInfo"].get("metadata", {}))
 
 
@@ -43,7 +43,7 @@ class Grpcurl:
     def __call__(
         self, *words: str, request: object = None, max_time_s: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        """Run it; a request goes in by standard input, where there is room for any module."""
+        """Run grpcurl; it reads the request from standard input, which takes any module."""
         data = [] if request is None else ["-d", "@"]
         flags = ["-plaintext", "-max-time", str(max_time_s), "-max-msg-sz", str(64 * 1024 * 1024)]
         return subprocess.run(
@@ -56,7 +56,7 @@ class Grpcurl:
         )
 
     def json(self, method: str, request: object) -> list[Any]:
-        """Return the messages that a call that succeeds is answered with."""
+        """Return the messages of a call that succeeds."""
         done = self(method, request=request)
         assert done.returncode == 0, done.stderr
         decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []

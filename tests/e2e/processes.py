@@ -1,4 +1,4 @@
-"""Which processes belong to a daemon, and what becomes of them."""
+"""Find the processes that belong to a daemon, and whether they still run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def eventually(check: Callable[[], object], what: str, timeout_s: float = 20) -> None:
-    """Wait until ``check`` answers something true."""
+    """Wait until ``check`` returns something true."""
     deadline = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < deadline, what

@@ -1,4 +1,4 @@
-"""How each error is brought about, by grpcurl as far as its caller goes."""
+"""Ways to cause each error; the caller is grpcurl."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def crash(daemon: Daemon) -> Refusal:
 
 
 def fill_the_queue(daemon: Daemon) -> Refusal:
-    """Come when one job runs and another waits, for which the queue has room."""
+    """Call while one job runs and another fills the queue."""
     with held_worker(daemon), Caller(daemon) as another:
         waiting = another.compile(*modules(1))
         eventually(lambda: daemon.metric("queue_depth", engine=ENGINE) == 1, "nobody waits")
@@ -78,7 +78,7 @@ def fill_the_queue(daemon: Daemon) -> Refusal:
 
 
 def come_too_late(daemon: Daemon) -> Refusal:
-    """Come with little time when the job that runs is late, and expected to be as late again."""
+    """Call with a short deadline while a job runs that is expected to take long."""
     with held_worker(daemon):
         began = time.monotonic()
         refused = None
@@ -108,7 +108,7 @@ def lose_every_worker(daemon: Daemon) -> Refusal:
 
 
 def drain(daemon: Daemon) -> Refusal:
-    """Call a daemon that is drained, and still there for the sake of a call that runs."""
+    """Call a daemon that drains and waits for a call that runs."""
     with held_worker(daemon):
         Grpcurl(daemon.address).json("wasmkiln.v1.AdminService/Drain", {"grace": "100s"})
         return compile_("(module (memory 1))")(daemon)

@@ -17,7 +17,7 @@ _NOTED_S = 0.005
 
 
 def longest_stall_s(notes: Path) -> float:
-    """Return how long the loop was held at most, in seconds of CPU; print by what."""
+    """Return the longest hold of the loop, in seconds of CPU; print its cause."""
     found = sorted(holds(notes), key=lambda hold: hold.cpu_s)
     for hold in found[-3:]:
         print(f"held for {hold.cpu_s * 1e3:.1f} ms of CPU by {hold.what}")
@@ -35,7 +35,7 @@ class Hold:
 
 
 def holds(notes: Path) -> list[Hold]:
-    """Return all steps that were noted so far."""
+    """Return all recorded steps."""
     # The last line may be half written.
     lines = notes.read_text().splitlines(keepends=True)
     rows = [line.split(maxsplit=2) for line in lines if line.endswith("\n")]

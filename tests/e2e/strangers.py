@@ -1,4 +1,4 @@
-"""Strangers at a daemon's ports: raw sockets that send what nobody should, by the thousand."""
+"""Strangers at a daemon's ports: thousands of raw sockets that send bad input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SENT = {
 
 
 class Strangers:
-    """Hold ``count`` connections on which ``data`` was sent, and open each anew that is closed.
+    """Hold ``count`` connections on which ``data`` was sent, and open those again that are closed.
 
     Nothing that the daemon answers is read. Ends with the context.
     """
@@ -40,7 +40,7 @@ class Strangers:
     def __init__(
         self, connect: Callable[[], socket.socket], data: bytes, count: int, pause_s: float = 0.2
     ) -> None:
-        """``connect`` makes a connection; one that was closed is opened anew after a pause."""
+        """``connect`` makes a connection; one that was closed is opened again after a pause."""
         self.opened = 0
         self._connect = connect
         self._data = data

@@ -23,7 +23,7 @@ FEW = 700
 """Descriptors of the daemon: fewer than there are strangers."""
 STRANGERS = 1600
 FEWER = 200
-"""Of those that ask for something, or send a lot."""
+"""The number of strangers that ask for something, or send a lot."""
 HONEST_S = 2.5
 # Of what several thousand connections by strangers may leave in the log.
 LOG_BYTES = 200_000

@@ -1,4 +1,4 @@
-"""The tiers, with real servers: what is compiled once is found again, by whoever asks."""
+"""The tiers with real servers: every daemon finds what one of them compiled."""
 
 from __future__ import annotations
 

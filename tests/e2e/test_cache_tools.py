@@ -48,7 +48,7 @@ class Site:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What tells daemons and tools of it."""
+        """The variables that daemons and tools of this site need."""
         return {"WASMKILN_STATE_DIR": str(self.state)} | (
             {"WASMKILN_REDIS_URL": self.url} if self.url else {}
         )
@@ -78,7 +78,7 @@ class Site:
         )
 
     def clean(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return an environment with nothing in it of whoever runs the tests."""
+        """Return an environment without the variables of the user who runs the tests."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         return {**inherited, **self.environ, **(environ or {})}
 
@@ -144,7 +144,7 @@ def refill(site: Site, warm: Warm) -> None:
 
 @contextmanager
 def direct(site: Site) -> Iterator[redis.Redis]:
-    """Somebody else's client of a site's server."""
+    """A client that talks to a site's server directly."""
     with redis.Redis.from_url(site.url) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Connections are few, and nobody keeps the others out by holding them."""
+"""Connections are limited, and nobody can keep others out by holding them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting, stopping, and being looked at."""
+"""Start, stop, banner, metrics and health of a daemon."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ main()
 
 
 def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:
-    """It counts for nothing at first: the daemon serves, and says what to do."""
+    """The daemon serves all the same, and says what to do."""
     flags = ["--workers", "1", "--redis-url", "none"]
     with Daemon(state_dir, flags, program=["-c", FEW_DESCRIPTORS]) as daemon:
         with daemon.client() as client:

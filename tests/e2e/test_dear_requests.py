@@ -1,4 +1,4 @@
-"""Requests that are cheap to send and dear to build: nobody else notices, and nothing is left."""
+"""Requests that are cheap to send and expensive to parse harm no other caller."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Kiln:
         return b"".join(answers)
 
     def refusal(self, method: str, raw: bytes) -> grpc.RpcError:
-        """Send a request that is refused; return how."""
+        """Send a request that the daemon refuses; return the error."""
         with pytest.raises(grpc.RpcError) as failure:
             self.send(method, raw)
         return failure.value
@@ -174,7 +174,7 @@ def test_what_is_dear_to_build_is_refused_before_it_is_built(kiln: Kiln, case: s
 
 
 def test_10_000_keys_with_every_setting_hold_nobody_up(kiln: Kiln) -> None:
-    """Each asks for other settings, so that nothing is remembered from the last."""
+    """Each asks for other settings, so that the daemon can reuse nothing."""
     with kiln.daemon.client() as client:
         settings = [
             (setting.name, setting.allowed_values)

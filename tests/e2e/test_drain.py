@@ -124,7 +124,7 @@ def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:
 
 
 def test_a_signal_after_all_is_stopped_is_no_failure(state: Path) -> None:
-    """As of a supervisor that signals while the daemon that was drained is about to be gone."""
+    """A supervisor may signal while the drained daemon is ending."""
     with Daemon(state, NO_REDIS) as daemon:
         with daemon.client() as client:
             client.drain(0)
@@ -161,7 +161,7 @@ def test_a_second_signal_waits_for_no_embedded_server_either(state: Path) -> Non
 
 
 def test_a_signal_while_starting_is_heard(state: Path) -> None:
-    """The embedded server is held up by somebody who keeps its lock."""
+    """The embedded server waits for a lock that the test holds."""
     folder = state / "redis"
     folder.mkdir(mode=0o700)
     with (folder / "users.lock").open("w") as held:
@@ -217,7 +217,7 @@ def test_a_redis_that_is_down_holds_nobody_up(state: Path, tmp_path: Path) -> No
 
 
 def test_every_watcher_of_the_health_hears_of_it(state: Path) -> None:
-    """Also those that stay when another leaves."""
+    """Also watchers that stay when another leaves."""
     with Daemon(state, NO_REDIS) as daemon:
         heard: queue.Queue[int] = queue.Queue()
         channels = [grpc.insecure_channel(daemon.address) for _ in range(3)]

@@ -105,7 +105,7 @@ def test_limit_on_cpu_time(state_dir: Path) -> None:
 
 
 def test_malformed_requests(strict: Daemon) -> None:
-    """By the bare stub: our own client would not send them."""
+    """With the bare stub: the project's own client would not send them."""
     with grpc.insecure_channel(strict.address) as channel:
         modules = module_service_pb2_grpc.ModuleServiceStub(channel)
         admin = admin_service_pb2_grpc.AdminServiceStub(channel)

@@ -1,4 +1,4 @@
-"""Several daemons on one Redis: one compile for all of them, whatever dies meanwhile."""
+"""Several daemons on one Redis compile once for all, whatever dies meanwhile."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_cold_calls_to_all_daemons_compile_each_module_once(fleet: list[Da
 def test_a_module_with_a_large_artifact_is_there_for_all(
     tmp_path: Path, valkey: RedisServer, queue: dict[str, str]
 ) -> None:
-    """However large both together are, and whatever may wait."""
+    """However large module and artifact are together, and whatever the write queue holds."""
     environ = {
         "WASMKILN_REDIS_URL": valkey.url,
         "WASMKILN_MAX_MODULE_BYTES": "40MiB",

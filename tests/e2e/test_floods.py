@@ -87,7 +87,7 @@ def test_who_sends_frames_that_carry_nothing_loses_the_connection(kiln: Daemon, 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {*RESETS, *FRAMES}))
 def test_other_floods_cost_the_daemon_little(kiln: Daemon, kind: str) -> None:
-    """gRPC ends them, refuses what is too much, or reads no faster than it is read."""
+    """gRPC ends these floods, refuses what is too much, or reads only as fast as the peer does."""
     memory, spent_s = memory_of(kiln.pid), processor_s(kiln.pid)
     with honest_callers(kiln):
         began = time.monotonic()
@@ -101,7 +101,7 @@ def test_other_floods_cost_the_daemon_little(kiln: Daemon, kind: str) -> None:
 
 
 def test_honest_callers_in_a_hurry_keep_their_connections(kiln: Daemon) -> None:
-    """A thousand calls on each of four connections, many of them taken back."""
+    """A thousand calls on each of four connections, many of them cancelled."""
 
     def hurry(_: int) -> None:
         with Caller(kiln) as caller:

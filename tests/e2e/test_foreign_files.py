@@ -1,4 +1,4 @@
-"""Nothing is run or believed that another user could change: the daemon and its commands say so."""
+"""The daemon and its commands use no file that another user could change, and say so."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_services_that_run_as_nobody_change_nothing(tmp_path: Path) -> None:
 
 
 def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
-    """All workers are idle, and their limits are lowered: jobs go to workers that start since."""
+    """Another process lowers the limits of all idle workers: jobs go to new workers."""
     with (
         Daemon(state_with(tmp_path / "state", ENGINE), FLAGS) as daemon,
         daemon.client(max_attempts=1) as client,
@@ -52,7 +52,7 @@ def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
 
 
 def test_only_root_can_choose_a_user(tmp_path: Path) -> None:
-    """What cannot be had is refused, rather than left out."""
+    """The daemon refuses a setting that it cannot apply."""
     command = [sys.executable, "-m", "wasmkilnd", "serve", "--job-uid", "12345"]
     if subprocess.run(["test", "-r", wasm.__file__], user=12345, check=False).returncode:
         pytest.skip("an ordinary user cannot read the daemon here")

@@ -1,4 +1,4 @@
-"""What happens inside a worker stays there: real kills, real hangs, real crowds."""
+"""Kills, hangs and crowds inside a worker affect nothing outside."""
 
 from __future__ import annotations
 

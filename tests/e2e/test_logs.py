@@ -1,4 +1,4 @@
-"""What strangers can make a daemon write to its log is bounded, in length and in number."""
+"""The lines that strangers can make a daemon log are bounded in length and number."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Victim:
         return jobs_of(self.pid)
 
     def kill(self) -> None:
-        """Kill the daemon alone; everything that belonged to it has to go by itself."""
+        """Kill the daemon alone; its other processes have to end by themselves."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         # Sooner than any of them would end because its own time is over.
@@ -122,7 +122,7 @@ def test_killed_while_it_starts(engines: EngineStore, tmp_path: Path) -> None:
 def test_killed_while_an_engine_is_asked_what_it_can_do(
     engines: EngineStore, tmp_path: Path
 ) -> None:
-    """Each question is asked in a fork of a job; this engine thinks long about it."""
+    """A job asks each question in a fork; this engine takes long to answer."""
     state = tmp_path / "state"
     copy_engine(state, "50.0.90", patch=SLOW)
     Bench(state).kill_when(lambda victim: children_of(*victim.jobs()), "a fork of a job")
@@ -141,7 +141,7 @@ def test_killed_while_it_works(engines: EngineStore, tmp_path: Path) -> None:
         time.sleep(1.2)  # The embedded server writes to its file every second.
 
     def look(client: Client) -> None:
-        """What was stored before the kills is there, and right."""
+        """Check that what was stored before the kills is there, and right."""
         for sha256, content in known:
             found = client.compile(sha256)
             assert found.header.origin == types_pb2.ORIGIN_REDIS

@@ -1,4 +1,4 @@
-"""More work than workers: who waits how long, who is sent away, and what is dropped."""
+"""More work than workers: which calls wait, which are refused, and which jobs are dropped."""
 
 from __future__ import annotations
 

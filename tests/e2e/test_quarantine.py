@@ -1,4 +1,4 @@
-"""Quarantine in real daemons: a module that harms one is refused by all, and may be released."""
+"""Quarantine in real daemons: all refuse a module that harmed one, until it is released."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
 def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
     tmp_path: Path, valkey: str
 ) -> None:
-    """It is validated by compiling it: each Load would cost what its compile costs."""
+    """An engine validates a component by compiling it, so each Load costs a compile."""
     with (
         daemon(tmp_path, "a", valkey, TWO_ENGINES, COMPILE_CPU_S="1") as one,
         daemon(tmp_path, "b", valkey, TWO_ENGINES, COMPILE_CPU_S="1") as two,

@@ -1,4 +1,4 @@
-"""A daemon in front of each kind of Redis, and what it never tells about it."""
+"""A daemon with each kind of Redis; it never shows a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGHUP: what a running daemon takes over, what it says of it, and what it leaves alone."""
+"""SIGHUP: which settings a running daemon applies, what it logs, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def signing_key(state: Path) -> PrivateKey:
 
 
 def test_a_stolen_key_is_replaced_and_forgotten(engines: EngineStore, tmp_path: Path) -> None:
-    """What it signed is dropped, wherever it is: nobody can tell it from what a thief signed."""
+    """The daemon drops everything that the key signed: a thief may have signed it."""
     one = Configured(tmp_path, redis_url="")
     with one.daemon, one.daemon.client() as client:
         stolen = signing_key(one.state)

@@ -1,4 +1,4 @@
-"""Engines that do not work: not served, told why, and no hindrance to those that do."""
+"""The daemon does not serve engines that do not work, says why, and serves the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = ["--redis-url", "none", "--workers", "1"]
 
 
 def break_six(state: Path) -> dict[str, str]:
-    """Put six broken engines into a state directory; return what each will be blamed for."""
+    """Put six broken engines into a state directory; return the cause for each."""
     copy_engine(state, "50.0.91", patch=GARBAGE)
     copy_engine(state, "50.0.92", patch=WRONG_CODE)
     copy_engine(state, "50.0.93", patch=DIES)

@@ -1,4 +1,4 @@
-"""``isolation = "strict"``: no daemon where one of three layers is really missing."""
+"""``isolation = "strict"``: the daemon does not start if one of three layers is missing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_a_layer_the_daemon_does_not_start(call: str, tmp_path: Path) ->
 
 
 def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
-    """As systemd does by RestrictNamespaces=user mnt net ipc pid."""
+    """systemd does so with RestrictNamespaces=user mnt net ipc pid."""
     uts_and_cgroup = "unshare:0x06000000"
     with (
         Daemon(

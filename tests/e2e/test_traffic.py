@@ -1,4 +1,4 @@
-"""Callers that send and read slowly, never, too much or too often: the others do not notice."""
+"""Callers that send or read slowly, never, too much or too often do not disturb others."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_request_that_never_arrives_whole_is_ended(kiln: Daemon) -> None:
 
 
 def test_requests_that_arrive_slowly_take_no_more_than_their_budget(kiln: Daemon) -> None:
-    """Ten callers send 40 of 45 MiB each and stop: 400 MiB, were nobody to stop them."""
+    """Ten callers send 40 of 45 MiB each and stop: 400 MiB, if nothing stopped them."""
     before = memory_of(kiln.pid)
     sent, most = 0, 0
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Limits of the daemon that leave a job less than it needs are named, and nothing else fails."""
+"""The daemon names each of its own limits that is too low for a job."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_limit_that_is_too_low_is_named(name: str, tmp_path: Path) -> None:
 def test_a_limit_that_is_high_enough_is_enough(
     name: str, limit: int, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Also for the self-test, which has limits of its own."""
+    """This holds for the self-test too, which has limits of its own."""
     state = state_with(tmp_path / "state", ENGINE)
     with (
         Daemon(state, (*FLAGS, *flags), program=program(name, limit)) as daemon,

@@ -1,4 +1,4 @@
-"""What Load and Compile say of a module is what the engine says of it, asked by itself.
+"""Load and Compile give the verdict that the engine itself gives.
 
 `make verdicts` does the same with thousands of generated modules, and `python -m tests.verdicts`
 with any folder, such as the official test suite's.
@@ -25,7 +25,7 @@ GENERATED = 20
 def verdicts(
     engines: EngineStore, daemon: Daemon, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Verdicts]:
-    """What everybody says of the cases."""
+    """The verdicts of the daemon and of each engine on all cases."""
     return compare(engines, daemon, write_cases(tmp_path_factory.mktemp("verdicts") / "cases"))
 
 
@@ -66,7 +66,7 @@ def test_generated_and_damaged_modules_each_get_a_clear_verdict(
 
 
 def test_a_refused_module_costs_no_engine_a_second_look(client: Client, daemon: Daemon) -> None:
-    """The verdict is remembered, and so is everyone else's: no job is started for it."""
+    """The daemon remembers the verdicts of all engines, and starts no job."""
     [case] = [case for case in CASES if case.name == "table-of-externref"]
     module = case.wasm()
     for call in (client.load, client.compile):

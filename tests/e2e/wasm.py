@@ -71,7 +71,7 @@ def many_functions(count: int, tag: int = 0) -> bytes:
 
 
 def busy_functions(count: int, *, last_is_broken: bool = False) -> bytes:
-    """A module of ``count`` functions that are dear to compile; the last may not be valid.
+    """A module of ``count`` functions that are expensive to compile; the last may not be valid.
 
     A thousand are 0.8 MB and take either engine 0.2 s to compile, 0.006 s to validate.
     """
@@ -96,7 +96,7 @@ def component(core: bytes) -> bytes:
 
 
 def constant(value: int) -> bytes:
-    """A valid module that exports one function, which answers ``value``."""
+    """A valid module that exports one function, which returns ``value``."""
     body = b"\0\x41" + signed_leb128(value) + b"\x0b"
     return (
         CORE_PREAMBLE

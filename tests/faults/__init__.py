@@ -1,1 +1,1 @@
-"""Redis made sick in every way, under load: what callers notice of it."""
+"""Faults of Redis of every kind, under load: what callers notice."""

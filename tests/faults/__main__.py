@@ -15,7 +15,7 @@ from tests.faults.suite import Plan, run
 
 
 def main() -> int:
-    """Run, and print the table as Markdown. Answers 1 if a promise was broken."""
+    """Run, and print the table as Markdown. Return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of every sickness (3)")
     parser.add_argument("--tamperings", type=int, default=10, help="of every sort (10)")

@@ -35,12 +35,12 @@ class Call:
     seconds: float
     origin: int = 0
     work_s: float = 0.0
-    """What of it was spent on compiling, and on waiting for a worker."""
+    """The time for compiling and for waiting for a worker."""
     upload_wanted: bool = False
-    """It was answered that the module is not known, as a caller by digest must expect."""
+    """The daemon answered that it does not know the module, as a caller by digest must expect."""
     failure: str = ""
     wrong: str = ""
-    """In what way the answer is not the right one."""
+    """What is wrong with the answer."""
 
     @property
     def ended_s(self) -> float:
@@ -49,12 +49,12 @@ class Call:
 
     @property
     def waited_s(self) -> float:
-        """What it took beside compiling."""
+        """How long it took apart from compiling."""
         return self.seconds - self.work_s
 
 
 class Caller:
-    """Calls one daemon from this event loop, and keeps note of every call."""
+    """Calls one daemon from this event loop, and records every call."""
 
     def __init__(self, daemon: int, address: str, trusted: TrustedKeys) -> None:
         self.daemon = daemon
@@ -77,12 +77,12 @@ class Caller:
         return await self._call(module, pb.CompileRequest(module=module.wasm))
 
     async def forget(self, module: Known) -> None:
-        """Have it gone from the daemon's memory, so that the next call asks Redis."""
+        """Evict the module from the daemon's memory, so that the next call asks Redis."""
         request = admin_pb.EvictRequest(module_sha256=module.sha256, tier=admin_pb.TIER_MEMORY)
         await self._admin.Evict(request, timeout=_DEADLINE_S)
 
     async def stats(self) -> pb.StatsResponse:
-        """Return what the daemon says of itself."""
+        """Return the daemon's stats."""
         answer: pb.StatsResponse = await self._modules.Stats(pb.StatsRequest(), timeout=_DEADLINE_S)
         return answer
 
@@ -142,7 +142,7 @@ class Caller:
 
 
 def with_shared_work(calls: Iterable[Call]) -> list[Call]:
-    """Return ``calls``, each with the work that another call did for it taken for its own.
+    """Return ``calls``, each with the work that another call did for it counted as its own.
 
     Who joins a flight, or waits for the other daemon to compile the same, waits for work.
     """

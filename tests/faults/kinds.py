@@ -1,4 +1,4 @@
-"""The ways in which a Redis, or the line to it, is sick: how each begins, and how it ends."""
+"""The faults of a Redis, or of the connection to it: how each begins, and how it ends."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Sickness = Callable[[Site], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to be sick. Within the context Redis is; after it, it is well."""
+    """One fault. It lasts as long as the context."""
 
     name: str
     sick: Sickness
     by_proxy: bool
     lasts_s: float
     takes_reads: bool = False
-    """It goes on being read, and only refuses writes."""
+    """Redis still answers reads, and only refuses writes."""
     takes_long: bool = False
-    """It is for the command, and not for the tests."""
+    """Only the command causes it, and not the tests."""
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def full(site: Site) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def demoted(site: Site) -> AsyncIterator[None]:
-    """A failover made it the replica of another server: read-only, and soon as empty as that."""
+    """A failover made it the replica of another, empty server: it is read-only, and soon empty."""
     [port] = free_ports(1)
     settings = ["--port", str(port), "--requirepass", PASSWORD]
     folder = site.folder / f"primary-{port}"
@@ -76,7 +76,7 @@ async def demoted(site: Site) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def other_password(site: Site) -> AsyncIterator[None]:
-    """The password is changed, and who is connected has to connect anew."""
+    """The password is changed, and clients have to connect again."""
     configure(site, "requirepass", "another")
     drop_clients(site)
     yield
@@ -85,7 +85,7 @@ async def other_password(site: Site) -> AsyncIterator[None]:
 
 
 def line(choose: Callable[[], Line], *, cut: bool = False) -> Sickness:
-    """Return a sickness of the line, which is another each time; ``cut`` ends connections."""
+    """Return a fault of the line; ``choose`` picks the line each time, ``cut`` ends connections."""
 
     @asynccontextmanager
     async def bad(site: Site) -> AsyncIterator[None]:
@@ -114,7 +114,7 @@ _GARBAGE = (
 
 
 def garbage() -> Line:
-    """Return that are no answers."""
+    """Return bytes that are no valid reply."""
     return Line(garbage=_chance.choice([*_GARBAGE, _chance.randbytes(200)]))
 
 
@@ -153,7 +153,7 @@ KINDS = (
 
 
 def configure(site: Site, name: str, value: str) -> None:
-    """Set what a Redis can be told while it runs."""
+    """Change a setting of the running Redis."""
     site.admin.config_set(name, value)
 
 

@@ -1,4 +1,4 @@
-"""Many callers at once: hits in memory, hits in Redis, and modules that nobody asked for yet."""
+"""Many callers at once: hits in memory, hits in Redis, and new modules."""
 
 from __future__ import annotations
 

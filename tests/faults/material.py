@@ -1,4 +1,4 @@
-"""Modules, each with the artifact that the engine makes of it without any daemon."""
+"""Modules, each with the artifact that the engine makes of it without a daemon."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def known(module: bytes) -> Known:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What callers ask for again and again."""
+    """The modules that callers ask for again and again."""
 
     hot: list[Known]
-    """So often that they stay in memory."""
+    """Those that callers ask for so often that they stay in memory."""
     warm: list[Known]
-    """More than memory holds: they are fetched from Redis each time."""
+    """More than memory holds: the daemon reads them from Redis each time."""
     small: list[Known]
     large: list[Known]
-    """What is tampered with; stored in one piece each, and in two."""
+    """The modules whose values are tampered with; stored in one piece each, and in two."""
 
 
 def make_material() -> Material:
-    """Make it all: a few seconds."""
+    """Make all modules, which takes a few seconds."""
     return Material(
         hot=[known(wasm.constant(-1 - tag)) for tag in range(2)],
         # 140 KB, of which compiling takes 60 ms; 0.6 MB in two pieces and 1.2 in three, which
@@ -60,5 +60,5 @@ def make_material() -> Material:
 
 
 def cold(tag: int) -> Known:
-    """A module that nobody asked for yet; each ``tag`` makes another."""
+    """A new module; each ``tag`` makes another."""
     return known(wasm.constant(tag))

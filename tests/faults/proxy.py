@@ -1,4 +1,4 @@
-"""A line to Redis that can be made bad: slow, thin, silent, cut, or lying."""
+"""A proxy in front of Redis that can be slow, thin, silent, cut off, or wrong."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _LONGEST_PAUSE_S = 30.0
 
 @dataclass(frozen=True)
 class Line:
-    """How the line is. All of it is about what comes from the server."""
+    """The state of the line. It concerns only what comes from the server."""
 
     delay_s: float = 0.0
     """Before each chunk of bytes."""
     bytes_per_s: float = 0.0
     """0 for as fast as it can be."""
     swallow: bool = False
-    """Takes what is sent, and passes nothing on in either direction."""
+    """Accepts what is sent, and passes nothing on in either direction."""
     garbage: bytes = b""
-    """Answered in the place of whatever the server would say."""
+    """Sent instead of the server's reply."""
     flip_one_in: int = 0
-    """Of so many bytes one is changed; 0 for none."""
+    """One of so many bytes is changed; 0 for none."""
     cut_after_bytes: int = 0
     """The connection ends after so many; 0 for never."""
     refuse: bool = False
@@ -52,7 +52,7 @@ class Proxy:
         self.port = 0
 
     def set(self, line: Line) -> None:
-        """Make the line so, for the connections that there are and for new ones."""
+        """Set the state of the line, for present and new connections."""
         self._do(self._set(line))
 
     def cut(self) -> None:

@@ -1,4 +1,4 @@
-"""What the faults did to callers, in figures."""
+"""The effect of the faults on callers, in figures."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Row:
     waited_out_s: float
     """The median wait of the calls that waited for most of a time-out or longer; else 0."""
     recovery_s: float
-    """The median, from the cause's end until all was well."""
+    """The median time from the end of the cause to recovery."""
     longest_recovery_s: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of it."""
+    """The report of a run."""
 
     rows: list[Row]
     injected: int
@@ -44,10 +44,10 @@ class Report:
     longest_recovery_s: float
     quiet_calls: int
     quiet_longest_s: float
-    """The longest that a call without faults took, beside compiling."""
+    """How long the longest call without faults took, apart from compiling."""
     rejected: Counter[str]
     errors: list[str]
-    """What the daemons logged as errors."""
+    """The errors that the daemons logged."""
 
 
 def report(outcomes: Sequence[Outcome]) -> Report:

@@ -1,4 +1,4 @@
-"""What is made sick: a Redis, daemons on it, and perhaps a bad line between."""
+"""What the faults affect: a Redis, its daemons, and perhaps a bad line between them."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Server:
         return self._folder / "server.sock"
 
     def admin(self) -> redis.Redis:
-        """Return a client of an operator's; the caller closes it."""
+        """Return an operator's client; the caller closes it."""
         return redis.Redis(unix_socket_path=str(self.socket), password=PASSWORD, socket_timeout=30)
 
     def start(self) -> None:
-        """Start it, anew or again."""
+        """Start it, for the first time or again."""
         self._running = self._stack.enter_context(
             redis_server(binary_of("valkey"), self._folder, self._settings)
         )
@@ -70,13 +70,13 @@ class Server:
             self._running.process.wait()
 
     def close(self) -> None:
-        """End it, however it is."""
+        """End it, whatever its state."""
         self._stack.close()
 
 
 @dataclass(frozen=True)
 class Site:
-    """All of it, running."""
+    """A Redis and its daemons, running."""
 
     server: Server
     admin: redis.Redis
@@ -85,7 +85,7 @@ class Site:
     callers: list[Caller]
     """One for each daemon."""
     keys: PrivateKey
-    """What the daemons sign with."""
+    """The key that the daemons sign with."""
     folder: Path
 
 

@@ -1,4 +1,4 @@
-"""Runs the faults under load, and takes note of what callers noticed."""
+"""Runs the faults under load, and records what callers noticed."""
 
 from __future__ import annotations
 
@@ -23,54 +23,54 @@ _POLL_S = 0.02
 _REJECTED = re.compile(r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', re.MULTILINE)
 _RECOVERY_S = 30.0
 _BETWEEN_S = 0.3
-"""So that hardly a call meets two sicknesses."""
+"""The pause between two faults, so that hardly any call meets two."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done."""
+    """How many faults of each kind a run has."""
 
     rounds: int
-    """How often each sickness befalls the server or the line."""
+    """How often each fault of the server or the line happens."""
     tamperings: int
     """How often each way of tampering is tried."""
     quiet_s: float
-    """How long the load runs without faults, to compare with."""
+    """How long the load runs without faults, for comparison."""
     long: bool = False
-    """Also what takes long, once."""
+    """Whether to include faults that take long, once each."""
     together: bool = False
-    """Both sites at the same time: it takes less, and waits for the CPU are in the figures."""
+    """Run both sites at once: that is faster, and the figures include waits for the CPU."""
 
 
 @dataclass(frozen=True)
 class Injection:
-    """One fault: when it began, when the cause was gone, and when all was well again."""
+    """One fault: when it began, when the cause ended, and when the daemons had recovered."""
 
     fault: str
     began_s: float
     healed_s: float
     recovered_s: float
     sha256: str = ""
-    """The one module that it was about, if there is one."""
+    """The module that it concerned, if there is one."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a site went through, and all calls to it, in good times and in bad ones."""
+    """All faults of a site, and all calls to it, with and without faults."""
 
     injections: list[Injection]
     quiet: list[Call]
     calls: list[Call]
     rejected: Counter[str]
-    """Values that the daemons found and did not believe, by cause."""
+    """Values that the daemons rejected, by cause."""
     errors: list[str]
-    """What the daemons logged as errors: none is expected."""
+    """The errors that the daemons logged; none is expected."""
 
 
 async def run(
     folder: Path, plan: Plan, tell: Callable[[str], None] = lambda _: None
 ) -> list[Outcome]:
-    """Run it all; return an outcome for each site: a server alone, and one behind a bad line."""
+    """Run all faults; return an outcome for each site, with and without a bad line."""
     material = await asyncio.to_thread(make_material)
     sites = [
         _run_at(folder / ("line" if by_proxy else "server"), by_proxy, material, plan, tell)
@@ -148,7 +148,7 @@ async def _until(well: Callable[[Site], Awaitable[bool]], site: Site, what: str)
 async def _tamper_with_all(
     site: Site, material: Material, rounds: int, tell: Callable[[str], None]
 ) -> list[Injection]:
-    """Each victim has a task of its own, which tampers with it in one way after the other."""
+    """Tamper with each victim in a task of its own, in one way after the other."""
     injections: list[Injection] = []
 
     async def work(victim: Known, other: Known, left: list[str]) -> None:
@@ -187,7 +187,7 @@ async def _tamper(site: Site, how: str, victim: Known, other: Known) -> Injectio
 
 
 def _stored(target: Target) -> Callable[[Site], Awaitable[bool]]:
-    """Return what has a module and its artifact stored whole, and return whether they are."""
+    """Return what has module and artifact stored, and tells whether they are complete."""
 
     async def stored(site: Site) -> bool:
         if await asyncio.to_thread(target.is_whole):
@@ -202,7 +202,7 @@ def _stored(target: Target) -> Callable[[Site], Awaitable[bool]]:
 
 
 def rejected_values(site: Site) -> Counter[str]:
-    """Return how many stored values the daemons did not believe, by cause."""
+    """Return how many stored values the daemons rejected, by cause."""
     counted: Counter[str] = Counter()
     for daemon in site.daemons:
         with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:

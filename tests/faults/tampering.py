@@ -1,4 +1,4 @@
-"""What somebody who may write to Redis does to what is stored there."""
+"""What an attacker who may write to Redis does to stored values."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Tampering: TypeAlias = "Callable[[Target], object]"
 
 @dataclass(frozen=True)
 class Target:
-    """What is tampered with, and something else of the same sort to put in its place."""
+    """A module whose values are tampered with, and another one to put in its place."""
 
     admin: redis.Redis
     keys: PrivateKey
-    """The fleet's own, of which an attacker has only what was signed with them."""
+    """The fleet's own keys; an attacker has only what was signed with them."""
     fingerprint: str
     module: Known
     other: Known
@@ -51,17 +51,17 @@ class Target:
 
     @property
     def name(self) -> bytes:
-        """Where the artifact is."""
+        """The name under which the artifact is stored."""
         return _NAMES.artifact(self.key)
 
     @property
     def module_name(self) -> bytes:
-        """Where the module is."""
+        """The name under which the module is stored."""
         return _NAMES.module(self.module.sha256)
 
     @property
     def lease(self) -> bytes:
-        """Where it is told who compiles."""
+        """The name of the lease."""
         return _NAMES.lease(self.key)
 
     def value(self, name: bytes) -> bytes:
@@ -86,7 +86,7 @@ class Target:
         return [_NAMES.module_part(sha256, piece.sha256) for piece in body.pieces[1:]]
 
     def is_whole(self) -> bool:
-        """Whether artifact and module are stored with all of their pieces."""
+        """Whether artifact and module are stored with all their pieces."""
         try:
             names = [self.name, self.module_name, *self.pieces(), *self.module_pieces()]
         except (AssertionError, ValueRejected, redis.ResponseError):
@@ -94,14 +94,14 @@ class Target:
         return self.admin.exists(*names) == len(names)
 
     def read(self) -> Artifact:
-        """Return the artifact, without asking who signed it."""
+        """Return the artifact, without a check of its signature."""
         values = {name: self.value(name) for name in (self.name, *self.pieces())}
         artifact, _ = read(values, self.key, _ANYONE)
         assert isinstance(artifact, Artifact)
         return artifact
 
     def store(self, artifact: Artifact, by: Sealer, stamp: bytes = b"") -> None:
-        """Store ``artifact`` as somebody else would, perhaps under a ``stamp`` from elsewhere."""
+        """Store ``artifact`` as a stranger would, perhaps with a ``stamp`` from another value."""
         for name, value in stored(artifact, by).items():
             if name == self.name and stamp:
                 value = value[: _STAMP.start] + stamp + value[_STAMP.stop :]
@@ -181,7 +181,7 @@ def copy_a_lease(target: Target) -> None:
 
 
 def of_the_module(spoil: Tampering) -> Tampering:
-    """Spoil the stored module, and have the artifact gone, so that the module is asked for."""
+    """Damage the stored module and delete the artifact, so that a daemon reads the module."""
 
     def both(target: Target) -> None:
         spoil(target)

@@ -1,4 +1,4 @@
-"""Redis made sick in every way while daemons are called: no call is wrong, lost, or held up."""
+"""Whatever fault Redis has, no call of a daemon is wrong, lost, or delayed for long."""
 
 from __future__ import annotations
 

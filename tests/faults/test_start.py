@@ -1,4 +1,4 @@
-"""Daemons that start while Redis is not well: they serve, say so once, and take it back."""
+"""Daemons that start while Redis has a fault: they serve, log it once, and log its end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
 
 
 def events(daemon: Daemon, *names: str) -> list[str]:
-    """Return those of the log's events that have one of these names, in order."""
+    """Return the events of the log with one of these names, in order."""
     logged = [json.loads(line).get("event") for line in list(daemon.log_lines)]
     return [event for event in logged if event in names]
 
