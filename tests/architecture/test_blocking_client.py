@@ -1,4 +1,4 @@
-"""The blocking client is generated from the one for asyncio, and what nobody generates is found."""
+"""The blocking client is generated from the one for asyncio, and a stale copy is found."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def files() -> list[Path]:
 
 
 def dead_links(page: Path, text: str) -> Iterator[str]:
-    """Find links to files or headings that there are not."""
+    """Find links to files or headings that do not exist."""
     for found in _LINK.finditer(text):
         target, _, heading = found[1].partition("#")
         if ":" in target:

@@ -1,4 +1,4 @@
-"""Test doubles stand in for what they are given as, and take no call that it would not take."""
+"""Test doubles accept only the calls that the real object accepts."""
 
 from __future__ import annotations
 

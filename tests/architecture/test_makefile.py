@@ -1,4 +1,4 @@
-"""What can be made is listed by `make help`, so that a terminal shows it."""
+"""`make help` lists every target on a line that fits a terminal."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
 
 
 def main() -> None:
-    """Do what each line says and return with a line of JSON."""
+    """Do what each line says, and print the answer as a line of JSON."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     server = EmbeddedServer(Path(sys.argv[1]), int(sys.argv[2]))
     actions = {"start": server.start, "ensure": server.ensure, "stop": server.stop}

@@ -6,7 +6,7 @@ from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Refusal
 
 
 class NoSealer:
-    """Signs nothing and vouches for everything."""
+    """Signs nothing and accepts everything."""
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Return ``artifact`` as it is."""
@@ -17,7 +17,7 @@ class NoSealer:
         return None
 
     def stamp(self, message: bytes) -> bytes:
-        """Return a stamp that says nothing."""
+        """Return an empty stamp."""
         return bytes(STAMP_BYTES)
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:

@@ -10,7 +10,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.lookups: list[tuple[str, str]] = []
-        """What was looked up, and the outcome."""
+        """Look-ups, and their outcomes."""
         self.stores: list[str] = []
         self.rejected: list[str] = []
         """Why values were rejected."""
@@ -19,9 +19,9 @@ class Notes:
         self.origins: list[Origin] = []
         self.joined = 0
         self.turns: list[str] = []
-        """How waits for a turn in the fleet ended."""
+        """How waits for other daemons of the fleet ended."""
         self.abandonments: list[str] = []
-        """At which stage work was ended that nobody waited for."""
+        """At which stage jobs without callers were ended."""
         self.refused = 0
         self.replaced: list[str] = []
 

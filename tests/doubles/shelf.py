@@ -1,4 +1,4 @@
-"""A server in this process, where a test needs thousands of values rather than a real one."""
+"""A server in this process, for tests that need thousands of values but no real server."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from wasmkilnd.ports import Sealer
 from tests.doubles.notes import Notes
 
 TTL_S = 1000
-"""What every value has left to live."""
+"""The remaining time to live of every value."""
 
 
 class Shelf:
-    """A RedisServer that keeps values in a dictionary, and forgets times to live."""
+    """A RedisServer that keeps values in a dictionary, and ignores times to live."""
 
     def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
         self.values = dict(values or {})

@@ -132,7 +132,7 @@ def _exact(values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def _header(value: bytes) -> dict[str, Any]:
-    """What a value's head says, but for sizes and digests of compressed pieces."""
+    """The content of a value's head, without sizes and digests of compressed pieces."""
     header: dict[str, Any] = json.loads(value[HEADER_OFFSET : head_end(value)])
     header["body"]["pieces"] = len(header["body"]["pieces"])
     return header

@@ -1,4 +1,4 @@
-"""What the samples hold, and how this version writes it: always the same bytes.
+"""Writes the samples; the same version always writes the same bytes.
 
 ``python -m tests.formats.writing FILE`` writes a sample of every stored value to FILE.
 """

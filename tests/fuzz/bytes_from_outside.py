@@ -1,4 +1,4 @@
-"""What fuzzing starts from: a corpus of inputs that are valid or once were trouble, and changes.
+"""The inputs of fuzzing: a corpus of valid and formerly harmful inputs, and changes of these.
 
 `tests/fuzz/corpus/TARGET/` has one input a file. Each is tried as it is, and hypothesis changes
 them further. An input that broke something is put there, so that it is tried for ever.
@@ -22,7 +22,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=10,
 )
-"""All that JSON can say, and what Python's reader takes beyond it."""
+"""All values of JSON, and what Python's reader also accepts."""
 
 
 def corpus(target: str) -> list[bytes]:
@@ -52,5 +52,5 @@ def changed(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 
 def anything(target: str) -> st.SearchStrategy[bytes]:
-    """Changed inputs of the corpus, and bytes out of the blue."""
+    """Changed inputs of the corpus, and random bytes."""
     return st.one_of(changed(corpus(target)), st.binary(max_size=256))

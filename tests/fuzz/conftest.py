@@ -1,4 +1,4 @@
-"""How long fuzzing lasts: a moment in the tests, as long as one likes by `make fuzz`."""
+"""How long fuzzing lasts: a moment in the tests, much longer by `make fuzz`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests made from their descriptors: each field as it should be, too long, too often, or askew.
+"""Requests made from their descriptors: each field valid, too long, too often, or malformed.
 
 What a message is made of is drawn, and then written by hand, since protobuf would not write most
 of it: numbers in more bytes than they need, wrong wire types, fields twice, groups, lies about
@@ -17,12 +17,12 @@ from wasmkilnd.rpc.wire.bounds import TABLE
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_GROUP, _FIXED32 = range(6)
 _TEXTS = {FieldDescriptor.TYPE_STRING: _LENGTH, FieldDescriptor.TYPE_BYTES: _LENGTH}
 _MANY_BYTES = 20_000
-"""In one field; what is larger by far only takes longer to make."""
+"""The most bytes in one field; far more would only take longer to make."""
 
 
 @dataclass(frozen=True)
 class Askew:
-    """How much of a message is not as it should be, of 100."""
+    """How much of a message is malformed, of 100."""
 
     fields: int
     bounds: int
@@ -33,7 +33,7 @@ HOSTILE = Askew(30, 30)
 
 
 def varint(number: int, more_bytes: int = 0) -> bytes:
-    """Write a number, in so many bytes more than it needs."""
+    """Write a number, with some bytes more than it needs."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Whatever is offered as an attestation: nothing but what a trusted key signed is believed."""
+"""Whatever bytes come as an attestation, only what a trusted key signed is accepted."""
 
 from __future__ import annotations
 

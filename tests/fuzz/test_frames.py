@@ -1,4 +1,4 @@
-"""Whatever a job or a worker sends, the daemon comes to an answer, and one that it can send.
+"""Whatever a job or a worker sends, the daemon reaches an answer that it can send.
 
 A job runs a compiler over a stranger's module: it has to be taken for somebody who speaks the
 protocol and means harm.

@@ -1,4 +1,4 @@
-"""Whatever a caller sends as a module: admitted as what it is, or refused in the caller's words."""
+"""Whatever a caller sends as a module, the daemon accepts it correctly or refuses it clearly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a caller sends as a request: what is built of it is within the bounds, or nothing is."""
+"""Whatever a caller sends as a request, the parsed message is within the bounds, or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def built(raw: bytes, method: str) -> Message:
 
 
 def check_within_bounds(message: Any, merged: int = 1) -> None:
-    """Hold what protobuf built to the table, in protobuf's own words."""
+    """Check the message that protobuf built against the table of bounds."""
     assert len(unknown_fields.UnknownFieldSet(message)) <= MAX_UNKNOWN_FIELDS
     for field, value in message.ListFields():
         bound = TABLE[field.full_name]

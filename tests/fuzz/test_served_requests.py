@@ -1,4 +1,4 @@
-"""Whatever a caller sends to a real daemon, it gets an answer of the contract, and it goes on."""
+"""Whatever a caller sends, a real daemon gives an answer of the contract, and goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever lies in Redis: what the fleet wrote is read, and all else is nothing.
+"""Whatever is stored in Redis, the daemon reads only what the fleet wrote.
 
 Others may write there. Values, leases and strikes that no trusted key stamped must not be
 believed whatever they look like; and what a trusted key did stamp, by a daemon of another version
@@ -43,7 +43,7 @@ TTLS = st.integers(-2, 2**40)
 
 
 def as_bytes(value: Any) -> bytes:
-    """Write JSON, lone surrogates and numbers that are none included."""
+    """Write JSON, with lone surrogates and NaN too."""
     return json.dumps(value).encode()
 
 
@@ -59,7 +59,7 @@ def check_value(value: bytes) -> None:
 
 
 def check_opened(opened: Opened[Artifact | Module]) -> None:
-    """What was believed can be served: it fits the messages that it is told in."""
+    """A value that was accepted can be served: it fits into the messages."""
     if isinstance(opened.what, Artifact):
         assert messages._fixed_header(opened.what).SerializeToString()
         SEALER.verify(opened.what, opened.what.key)
@@ -87,7 +87,7 @@ def check_header(header: bytes) -> None:
 
 @st.composite
 def altered(draw: st.DrawFn, genuine: list[dict[str, Any]]) -> bytes:
-    """A header of which something, at any depth, is something else, is gone, or is there twice."""
+    """A header in which something, at any depth, was changed, removed or doubled."""
     header = json.loads(json.dumps(draw(st.sampled_from(genuine))))
     for _ in range(draw(st.integers(1, 3))):
         place: Any = header
@@ -137,7 +137,7 @@ def test_no_strike_is_believed_but_the_fleets_own(record: bytes, ttl_s: int) -> 
 
 
 def check_strike(strike: Strike | None) -> None:
-    """It can be told to callers and operators, and ends some day."""
+    """A strike can be reported to callers and operators, and ends some day."""
     assert strike
     assert strike.key == ARTIFACT.key
     assert 0 <= strike.left_s < 1e12
