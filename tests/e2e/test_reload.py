@@ -60,7 +60,9 @@ class Configured:
         self.daemon.process.send_signal(signal.SIGHUP)
 
         def answered() -> bool:
-            return bool(re.search(r'"(not )?reloaded\W', "".join(self.daemon.log_lines[seen:])))
+            return bool(
+                re.search(r'"(reloaded|cannot reload)\W', "".join(self.daemon.log_lines[seen:]))
+            )
 
         eventually(answered, "no answer to SIGHUP")
         lines = [json.loads(line) for line in self.daemon.log_lines[seen:]]
@@ -324,7 +326,7 @@ def test_a_stolen_key_is_replaced_and_forgotten(engines: EngineStore, tmp_path: 
 
         store.distrust(stolen.public.id)
         lines = one.reload()
-        [forgotten] = [line for line in lines if "not trusted any more" in line["event"]]
+        [forgotten] = [line for line in lines if "no longer trusted" in line["event"]]
         assert forgotten["key_id"] == stolen.public.id
         with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
             assert origin(strict, held) == COMPILED
