@@ -41,7 +41,7 @@ from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimi
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
-from wasmkilnd.signing.current import CurrentSealer, Signing, log_keys, open_signing
+from wasmkilnd.signing.ring import CurrentSealer, Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.metrics.recorder import Metrics

@@ -16,7 +16,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.current import Signing, log_key_changes, open_signing
+from wasmkilnd.signing.ring import Signing, log_key_changes, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.logs import standard_error
 

@@ -20,9 +20,8 @@ that a stamp of one kind never passes for another.
 |---|---|
 | ``private`` | the private key, which never shows itself |
 | ``store`` | the key directory; refuses one that another user could change |
-| ``ring`` | the trusted keys and the signing key of one daemon |
 | ``sealer`` | signs and verifies artifacts and stamps (ports ``Verifier`` and ``Sealer``) |
-| ``current`` | the sealer that follows reloads, and the log lines about keys |
+| ``ring`` | the keys of a running daemon, and the sealer that follows their reloads |
 
 Settings: ``keys_dir``, ``signing_key``, ``trusted_keys``; a reload applies all three. To change
 what an attestation states, give its statement a new ``BUILD_TYPE`` (``wasmkiln/_statement.py``):
