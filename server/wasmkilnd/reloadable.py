@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Reloadable(Generic[T]):
-    """Holds the value in force; a reload replaces it as a whole.
+    """Holds the current value; a reload replaces it as a whole.
 
     A piece of work that needs the value more than once reads ``current`` once, at its
     start: so a compilation ends under the limits under which it began.

@@ -28,7 +28,7 @@ async def run(read: Callable[[], LoadedSettings]) -> None:
     configure_malloc()
     loaded = read()
     with relayed(loaded.settings.log_format, loaded.settings.log_level):
-        # Without this, nothing tells where Python was when a signal killed it.
+        # On a fatal signal, Python prints its stack here and nowhere else.
         faulthandler.enable(file=2)
         await _live(loaded, read)
 

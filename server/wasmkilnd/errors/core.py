@@ -1,4 +1,4 @@
-"""The error that a caller is told of: a reason, a sentence, and whose fault it was."""
+"""The error that a caller receives: a reason, a sentence, and whose fault it was."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from wasmkilnd.ownership import NotOurs, check_path, make_folder
 from wasmkilnd.signing.private import PrivateKey
 
 
-class KeysUnusable(Exception):  # noqa: N818 - a state, told to the operator
+class KeysUnusable(Exception):  # noqa: N818 - a state, shown to the operator
     """The daemon cannot use its keys. The message says why and what to do, and holds no secret."""
 
 

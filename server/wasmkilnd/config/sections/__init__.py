@@ -5,7 +5,7 @@
 | ``serving`` | addresses, the state directory, signing keys |
 | ``caches`` | Redis and the embedded server, the memory tier, entries that expire |
 | ``queue`` | sizes of modules and artifacts, engines, workers, the queue in front of them |
-| ``traffic`` | calls, connections and bytes that callers may have under way |
+| ``traffic`` | limits on calls, connections and bytes in progress |
 | ``jobs`` | the time and memory of one compilation, quarantine, isolation |
 | ``life`` | shutdown and logs |
 

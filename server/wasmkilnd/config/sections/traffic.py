@@ -1,4 +1,4 @@
-"""What callers may have under way, so that none is in another's way."""
+"""Limits on calls in progress, so that no caller can crowd out the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wasmkilnd.config.values.types import (
 
 
 class TrafficSettings(BaseModel):
-    """What callers may have under way, so that none is in another's way."""
+    """Limits on calls in progress, so that no caller can crowd out the others."""
 
     max_calls: Count = Field(
         default=2048,

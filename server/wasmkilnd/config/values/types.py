@@ -1,4 +1,4 @@
-"""The types of settings: how each is read, and what a value that is not allowed is told."""
+"""The types of settings: how each is read, and the message for a value that is not allowed."""
 
 from __future__ import annotations
 
