@@ -19,11 +19,8 @@ never shows a secret. Upstash's own variables (``upstash``) fill Redis settings 
 | ``changes`` | what a reload may change in a running daemon |
 | ``machine`` | the CPUs and the memory that this process may use, control groups included |
 
-**To add a setting**: a field in the file of ``sections/`` that fits, with a default and a help
-text. Its flag, its variable and its row in the docs follow (``make docs``). Hand the value to the
-part that uses it in ``wasmkilnd/options.py``. If a running daemon can take it over, mark it
-``LIVE`` and apply it in ``lifecycle/reload.py``; a value that no part reads again must not be
-marked. A setting that can contradict another is checked in ``schema``. A field of the type
-``Secret`` gets no flag and is masked everywhere. Names end in ``_bytes`` or ``_s`` where the value
-has a unit: the reader of sizes and durations, and the docs, go by that.
+CONTRIBUTING.md lists the files that a new setting touches. A value that no part reads again must
+not be marked ``LIVE``. A field of the type ``Secret`` gets no flag and is masked everywhere. Names
+end in ``_bytes`` or ``_s`` where the value has a unit: the reader of sizes and durations, and the
+docs, go by that.
 """

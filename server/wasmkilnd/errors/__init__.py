@@ -18,9 +18,7 @@ Nothing here knows gRPC: ``rpc/wire/status.py`` maps each reason to a status cod
 ``Fault`` says whether a failure counts against its module: see ``quarantine``. A reason, its
 metadata and its status code are a promise to callers in every language; the sentences are not.
 
-To add a reason: ``Reason`` and a function here, a row in ``rpc/wire/status.py``, the exception
-in ``client/wasmkiln/errors.py`` and its row in ``client/wasmkiln/_status.py``, the comment in
-``protos/``, and a row in docs/api.md and in tests/e2e/error_rows.py.
+CONTRIBUTING.md lists the files that a new reason touches.
 """
 
 from wasmkilnd.errors.compiling import (

@@ -19,15 +19,5 @@ bounds before protobuf builds anything of it. Each failure becomes a row of the 
 (``wire.status``); anything else becomes INTERNAL and a traceback in the log. No frame, task or
 buffer of a call outlives it.
 
-To add an RPC:
-
-1. ``protos/``: the messages, and the RPC with every error reason; then ``make protos``.
-2. ``wire/bounds.py``: a row for each field of the request. The daemon does not start without.
-3. ``wire/messages.py``: the translation, if it is more than a line.
-4. ``services/module.py`` or ``admin.py``: a method ``async def name(self, request, call)``.
-5. ``server.py``: its line in the table of behaviors.
-6. ``client/``, ``docs/api.md``, and a test in ``tests/e2e``.
-
-To add an error reason: ``errors.Reason``, ``wire.status.CODES``, ``docs/api.md``, and a row of
-``tests/e2e/error_rows.py``.
+CONTRIBUTING.md lists the files that a new RPC or error reason touches.
 """
