@@ -42,7 +42,7 @@ _RECHECK_QUARANTINE_AFTER_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Work:
     """What one flight compiles."""
 
     key: CacheKey
@@ -125,8 +125,8 @@ class CompileService:
                 key = CacheKey(sha256, spec.fingerprint)
                 if served := await self._look_up(key, request, budget):
                     return served
-        job = _Job(key, module, uploaded, spec, request.skip_cache_lookup, budget)
-        return self._join(job, request.terms)
+        work = _Work(key, module, uploaded, spec, request.skip_cache_lookup, budget)
+        return self._join(work, request.terms)
 
     def _spec(self, request: CompileRequest, module: Module | None) -> CompileSpec:
         engine_id = self._engines.choose(request.engine, module.kind if module else None)
@@ -140,13 +140,13 @@ class CompileService:
         found = await self._cache.get(key, budget)
         return Served(*found) if found else None
 
-    def _join(self, job: _Job, terms: Terms) -> FlightTicket[Served]:
-        flight, engine_id = (job.key, job.recompile), job.spec.engine.id
+    def _join(self, work: _Work, terms: Terms) -> FlightTicket[Served]:
+        flight, engine_id = (work.key, work.recompile), work.spec.engine.id
         others = self._flights.waiters(flight)
-        self._admission.refuse_if_late(engine_id, job.module, terms, others)
-        release = None if others else self._admission.hold(engine_id, job.module, terms.waiter)
+        self._admission.refuse_if_late(engine_id, work.module, terms, others)
+        release = None if others else self._admission.hold(engine_id, work.module, terms.waiter)
         ticket = self._flights.join(
-            flight, Waiters.of(terms.waiter), lambda waiters: self._fly(job, waiters)
+            flight, Waiters.of(terms.waiter), lambda waiters: self._run(work, waiters)
         )
         if release:
             ticket.on_end(release)
@@ -159,71 +159,79 @@ class CompileService:
         self._recorder.flight_joined()
         return Served(served.artifact, Origin.JOINED_FLIGHT)
 
-    async def _fly(self, job: _Job, waiters: Waiters) -> Served:
+    async def _run(self, work: _Work, waiters: Waiters) -> Served:
         try:
-            return await self._compile(job, waiters)
+            return await self._compile(work, waiters)
         except asyncio.CancelledError:
-            # Either every caller has left, or the daemon ends.
+            # If every caller has left, nobody reads this error. Otherwise the daemon is
+            # shutting down.
             raise errors.server_draining() from None
 
-    async def _compile(self, job: _Job, waiters: Waiters) -> Served:
+    async def _compile(self, work: _Work, waiters: Waiters) -> Served:
         """Do the work of a flight."""
         # Another flight of this key may have ended since the caller looked. Without this
         # second look, that interleaving would compile the same module twice.
-        if found := await self._local(job):
+        if found := await self._find_local(work):
             return found
-        async with self._fleet.claim(job.key, job.budget, contested=not job.recompile) as claim:
-            while (code := await self._compile_in_worker(job, claim, waiters)) is None:
-                if found := await self._from_fleet(job, claim):
+        async with self._fleet.claim(work.key, work.budget, alone=work.recompile) as claim:
+            while True:
+                code = await self._compile_in_worker(work, claim, waiters)
+                if isinstance(code, CompiledCode):
+                    waiters.kept = True  # Store the artifact even if every caller has left.
+                    return await self._store(work, code)
+                if code is not None:
+                    claim.failed()
+                    break
+                if found := await self._from_fleet(work, claim):
                     return found
-            if isinstance(code, CompiledCode):
-                waiters.kept = True  # Store the artifact even if every caller has left.
-                return await self._store(job, code)
-            claim.failed()
-        # The worker is free and the other daemons know: now take the time to ask other engines.
+        # The claim has ended, so asking other engines now blocks neither a worker nor another
+        # daemon.
         raise await code.explained()
 
     async def _compile_in_worker(
-        self, job: _Job, claim: Claim, waiters: Waiters
+        self, work: _Work, claim: Claim, waiters: Waiters
     ) -> CompiledCode | Refused | None:
-        """Compile in a worker; return None if the artifact is stored, or another compiles it."""
+        """Compile in a worker.
+
+        Return None if the artifact is stored, or another daemon compiles it.
+        """
         async with (
-            self._quarantine.watch(job.key, job.spec, job.budget),
-            self._engines.worker(job.spec, job.module, waiters, unless=claim.stored) as worker,
+            self._quarantine.watch(work.key, work.spec, work.budget),
+            self._engines.worker(work.spec, work.module, waiters, unless=claim.stored) as worker,
         ):
             if worker is None:
                 return None
             if worker.queued_s > _RECHECK_QUARANTINE_AFTER_S:
-                await self._quarantine.check(job.key, job.budget)
-            if not job.recompile and await self._cache.has_local(job.key):
+                await self._quarantine.check(work.key, work.budget)
+            if not work.recompile and await self._cache.has_local(work.key):
                 return None
             if not await claim.take():
                 return None
             return await worker.compile()
 
-    async def _from_fleet(self, job: _Job, claim: Claim) -> Served | None:
+    async def _from_fleet(self, work: _Work, claim: Claim) -> Served | None:
         """Wait for another daemon's artifact; return None if this daemon has to compile.
 
-        A claim believes other daemons only a few times, so the flight's loop ends.
+        After a few waits the claim stops waiting for other daemons, so the flight's loop ends.
         """
-        if found := await self._local(job):
+        if found := await self._find_local(work):
             return found
         if await claim.wait_for_others():
-            if stored := await self._cache.get(job.key, job.budget):
+            if stored := await self._cache.get(work.key, work.budget):
                 return Served(*stored)
-            # What is stored cannot be used. Without this the flight would find it again and again.
+            # The stored value cannot be used. Without this, each look would find it again.
             claim.ignore_others()
         return None
 
-    async def _local(self, job: _Job) -> Served | None:
-        artifact = None if job.recompile else await self._cache.get_local(job.key)
+    async def _find_local(self, work: _Work) -> Served | None:
+        artifact = None if work.recompile else await self._cache.get_local(work.key)
         return Served(artifact, Origin.MEMORY) if artifact else None
 
-    async def _store(self, job: _Job, code: CompiledCode) -> Served:
-        artifact = self._sealer.seal(_artifact(job.module, job.spec, code))
-        if job.uploaded:
+    async def _store(self, work: _Work, code: CompiledCode) -> Served:
+        artifact = self._sealer.seal(_artifact(work.module, work.spec, code))
+        if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
-            await self._cache.put_module(job.module)
+            await self._cache.put_module(work.module)
         await self._cache.put(artifact)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 

@@ -56,9 +56,9 @@ def contest(rig: Rig, claim: Claim) -> None:
 
     @asynccontextmanager
     async def claimed(
-        key: CacheKey, budget: WaitBudget, *, contested: bool = True
+        key: CacheKey, budget: WaitBudget, *, alone: bool = False
     ) -> AsyncIterator[Claim]:
-        assert contested
+        assert not alone
         yield claim
         claim.said.append("ended")
 

@@ -48,12 +48,12 @@ class Fleet(Protocol):
     """The daemons that share a tier. Safe for concurrent use from one event loop."""
 
     def claim(
-        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
+        self, key: CacheKey, budget: WaitBudget, *, alone: bool = False
     ) -> AbstractAsyncContextManager[Claim]:
         """Return this daemon's claim to compile ``key``, which lasts as long as the context.
 
         Its requests to the shared tier together take no longer than ``budget`` has left. Other
-        daemons learn how the context ends. A claim that is not ``contested`` has nothing to do
-        with other daemons: its daemon compiles, whatever they do.
+        daemons learn how the context ends. With ``alone``, this daemon compiles whatever other
+        daemons do, and they learn nothing of it.
         """
         ...

@@ -83,10 +83,10 @@ class LeaseFleet:
 
     @contextlib.asynccontextmanager
     async def claim(
-        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
+        self, key: CacheKey, budget: WaitBudget, *, alone: bool = False
     ) -> AsyncIterator[Claim]:
         """See Fleet."""
-        if not contested:
+        if alone:
             yield NullClaim()
             return
         claim = LeaseClaim(

@@ -13,7 +13,7 @@ from wasmkilnd.wait_budget import WaitBudget
 
 
 class NullClaim:
-    """A claim that no other daemon contests: it is always granted."""
+    """A claim of a daemon that compiles whatever other daemons do: it is always granted."""
 
     async def stored(self) -> None:
         """Never return."""
@@ -38,7 +38,7 @@ class NullFleet:
     """Implements Fleet without other daemons, so that no caller asks whether there is a fleet."""
 
     def claim(
-        self, key: CacheKey, budget: WaitBudget, *, contested: bool = True
+        self, key: CacheKey, budget: WaitBudget, *, alone: bool = False
     ) -> contextlib.AbstractAsyncContextManager[Claim]:
         """Return a claim that is always granted."""
         return contextlib.nullcontext(NullClaim())
