@@ -16,8 +16,8 @@ One call goes down these files and back: ``calls`` (admission, request id, log l
 
 What the room promises: each request is admitted, read within a budget, and checked against its
 bounds before protobuf builds anything of it. Each failure becomes a row of the error table
-(``wire.status``); anything else becomes INTERNAL and a traceback in the log. No frame, task or
-buffer of a call outlives it.
+(``wire.status``); anything else becomes INTERNAL and a traceback in the log. No task,
+buffer or traceback of a call outlives it.
 
 CONTRIBUTING.md lists the files that a new RPC or error reason touches.
 """

@@ -25,7 +25,7 @@ from wasmkilnd.errors import (
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import TrafficLimits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, Frames
+from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, SerializedAnswer
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.wire import status
@@ -38,7 +38,7 @@ log = structlog.get_logger("wasmkilnd.rpc")
 class CallGate:
     """Counts the calls that run, refuses those above the limit, and can be closed to new ones.
 
-    For one event loop. No caller may run more calls than it leaves room for.
+    For one event loop. A caller may run at most as many calls as are still free for others.
     """
 
     def __init__(self, limits: Reloadable[TrafficLimits]) -> None:
@@ -94,7 +94,7 @@ class CallRecorder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What every call passes, in this order."""
+    """The gates and budgets of all calls."""
 
     gate: CallGate
     grpcio_gate: CallGate
@@ -105,7 +105,7 @@ class Traffic:
     recorder: CallRecorder
 
 
-Behavior = Callable[[Any, Call], Awaitable["Message | Frames | bytes"]]
+Behavior = Callable[[Any, Call], Awaitable["Message | SerializedAnswer | bytes"]]
 """One RPC of a servicer: takes a request, or its Parts, and returns an answer.
 
 An answer of bytes is a message that is serialized already."""
@@ -114,13 +114,13 @@ An answer of bytes is a message that is serialized already."""
 def handler(
     method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
 ) -> Callable[..., Awaitable[None]]:
-    """Return the handler of one RPC for gRPC, always as one of streams both ways.
+    """Return the handler of one RPC, to be registered as stream-stream, whatever the RPC.
 
-    On the wire there is no difference; here the daemon reads a request when there is room
-    for it. It builds nothing of a request that is above a bound of the table. A WasmkilnError
-    becomes its row of the error table; any other exception becomes INTERNAL with the request
-    id, and goes to the log whole. The daemon counts and logs a call right after its answer,
-    so that the caller does not wait for that.
+    On the wire there is no difference. A stream lets the daemon read a request only when there
+    is room for it. The daemon builds nothing of a request that exceeds ``bounds.TABLE``. A
+    WasmkilnError becomes its row of the error table; any other exception becomes INTERNAL with
+    the request id, and goes to the log whole. The daemon counts and logs a call right after its
+    answer, so that the caller does not wait for that.
     """
     requests = Requests(method, parse, traffic.receiver)
 
@@ -132,7 +132,7 @@ def handler(
     async def answer(call: Call) -> None:
         # No variable here keeps the request: it may be megabytes, and the call may wait long.
         found = await behavior(await request(call), call)
-        if isinstance(found, Frames):
+        if isinstance(found, SerializedAnswer):
             artifact = found.artifact
             await traffic.sender.send(
                 call.context,
@@ -167,7 +167,7 @@ def handler(
             if not context.done():
                 await abort(context, failure)
         except asyncio.CancelledError as gone:
-            # The caller hung up, or its deadline passed; grpcio tells it which.
+            # The caller hung up, its deadline passed, or the server stops. grpcio ends the call.
             code = grpc.StatusCode.CANCELLED
             forget_frames(gone)
             raise
@@ -202,7 +202,7 @@ async def abort(context: Context, failure: WasmkilnError) -> None:
     """End a call with its row of the error table.
 
     grpcio raises an exception in the handler, and keeps it for as long as the connection is
-    open. What the frames of that exception hold must not live so long.
+    open. So drop its traceback, which holds the call and its answer.
     """
     answer = status.to_status(failure)
     try:

@@ -97,7 +97,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
+class SerializedAnswer:
     """An answer that is serialized already: a header, and perhaps an artifact."""
 
     header: bytes

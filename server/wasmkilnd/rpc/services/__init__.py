@@ -8,9 +8,9 @@
 
 A servicer of the first two has one method per RPC: it takes a request and the ``Call`` (caller,
 priority, deadline, request id), translates the request, calls a service of the core, notes in
-the call what its log line tells, and returns a message, serialized bytes, or ``Frames``. It
-raises ``WasmkilnError`` for what the caller has to know. Counting, logging, limits and errors
-are those of ``rpc.calls``.
+the call what its log line tells, and returns a message, serialized bytes, or a
+``SerializedAnswer``. It raises ``WasmkilnError`` for what the caller has to know. Counting,
+logging, limits and errors are those of ``rpc.calls``.
 
 The other three come with grpcio or replace what it does badly: its health servicer loses
 watchers, its channelz fails at new fields, its reflection lacks v1. They run behind

@@ -13,7 +13,7 @@ from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
-from wasmkilnd.rpc.connections.call import Call, Frames
+from wasmkilnd.rpc.connections.call import Call, SerializedAnswer
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import Parts, repeated
 from wasmkilnd.rpc.wire.requests import not_a_message
@@ -49,7 +49,7 @@ class ModuleServicer:
         call.module, call.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
 
-    async def compile(self, request: pb.CompileRequest, call: Call) -> Frames:
+    async def compile(self, request: pb.CompileRequest, call: Call) -> SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         call.module, call.engine = request.sha256, request.engine
         omit_artifact = request.omit_artifact
@@ -66,7 +66,7 @@ class ModuleServicer:
         if served.queue_time_s:
             call.queue_ms = round(served.queue_time_s * 1e3, 3)
         call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
-        return Frames(self._headers.frame(served), None if omit_artifact else artifact)
+        return SerializedAnswer(self._headers.frame(served), None if omit_artifact else artifact)
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
         """Return counters and latencies."""
