@@ -1,4 +1,4 @@
-"""The spine of a Compile call: each file calls the next, and nothing else steers it."""
+"""The spine of a Compile call: no file imports one above it, and no exception steers the call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.architecture.imports import SERVER, imported_modules
 
-# In the order in which they call each other. All other files that a call runs are called by these.
+# In the order in which a call reaches them. All other files that a call runs are called by these.
 SPINE = (
     "rpc/calls.py",
     "rpc/services/module.py",
@@ -22,7 +22,6 @@ SPINE = (
     "engines/workers/pool.py",
     "engines/workers/process.py",
 )
-MOST_LINES = 299
 
 # The exceptions that the spine may catch: each says what went wrong. Do not add an exception that
 # says what to do next: return a value instead.
@@ -58,11 +57,6 @@ def caught_in(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
             caught = node.args
         yield from map(ast.unparse, caught)
-
-
-@pytest.mark.parametrize("name", SPINE)
-def test_a_file_of_the_spine_can_be_read_in_one_sitting(name: str) -> None:
-    assert len((SERVER / name).read_text().splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("name", SPINE)
