@@ -1,7 +1,8 @@
 """The wasmkiln daemon: it validates, compiles and caches WebAssembly modules.
 
 ``cli`` parses the command line, ``run`` handles signals, ``app`` builds all parts and ends them.
-One Compile call goes down this path, and each step only calls the next:
+One Compile call goes through these files in this order; ``compile_service`` calls the indented
+ones:
 
     rpc/calls               limits on calls, a request id, the log line and the metrics of the call
     rpc/services/module     reads the request, sends the answer

@@ -1,4 +1,4 @@
-"""From settings to the options of each part: no part reads ``Settings`` itself."""
+"""Convert the settings to the options of cache, engines and rpc, which do not know ``Settings``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def remote_options(reloadable: Reloadable[Settings]) -> RemoteOptions:
         timeout_s=settings.redis_timeout_s,
         retry_max_s=settings.redis_retry_max_s,
         lease_s=settings.compile_lease_s,
-        # Whoever compiles has ended by then, well or badly.
+        # The daemon that compiles has succeeded or failed by then.
         fleet_wait_s=lambda: reloadable.current.compile_timeout_s + settings.compile_lease_s,
         artifact_bytes=lambda: reloadable.current.max_artifact_bytes,
         module_bytes=lambda: reloadable.current.max_module_bytes,

@@ -1,11 +1,13 @@
 """One flight per key: many callers share one piece of work.
 
 A flight is a task of its own that belongs to SingleFlight, not to a caller: a caller that is
-cancelled or times out stops neither the work nor the other callers.
+cancelled or times out does not stop the other callers. When the last caller leaves, the flight is
+cancelled, unless its waiters are ``kept``: its job runs and ``abandoned_compiles`` does not kill
+it, or its artifact is being stored.
 
 The task never fails: a failure is a value that it returns, and each caller raises its own copy.
-A task that failed would keep every frame that its exception passed through, and those frames
-would keep the task.
+A failed task refers to its traceback, which refers to the task: a cycle that only the garbage
+collector frees.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class FlightTicket(Generic[V]):
-    """A caller's place in a flight. Its holder calls ``wait``, at once."""
+    """A caller's place in a flight.
+
+    Call ``wait`` exactly once, without awaiting anything before.
+    """
 
     joined: bool
     """Whether another caller started the flight."""
@@ -41,8 +46,8 @@ class FlightTicket(Generic[V]):
     async def wait(self) -> V:
         """Return what the flight's work returns, or raise what it raises.
 
-        A caller that is cancelled stops waiting, and nothing else; when the last caller
-        leaves, the flight is dropped unless its waiters say that it is kept.
+        A caller that is cancelled stops only its own wait. When the last caller leaves, the
+        flight is dropped unless its waiters are ``kept``.
         """
         try:
             result = await asyncio.shield(self._flight)
@@ -80,7 +85,7 @@ class SingleFlight(Generic[K, V]):
     ) -> FlightTicket[V]:
         """Join the flight of ``key``; start it with ``work`` if there is none.
 
-        The flight has ``waiters`` among its own until the ticket's holder has waited.
+        The flight counts ``waiters`` as its own until the ticket's ``wait`` ends.
         """
         joined = key in self._flights
         task, of_flight = self._flights[key] if joined else self._start(key, work)
@@ -131,10 +136,10 @@ async def _outcome(work: Coroutine[Any, Any, V]) -> V | Failed:
     try:
         return await work
     except asyncio.CancelledError:
-        pass  # Raise a new one below, which holds none of this one's frames.
+        pass  # Raise a fresh CancelledError below, without this one's traceback.
     except WasmkilnError as failure:
         forget_frames(failure)
         return Failed(failure)
     except Exception as defect:
-        return Failed(defect)  # Keep its frames for the log.
+        return Failed(defect)  # Keep its traceback for the log.
     raise asyncio.CancelledError

@@ -28,11 +28,11 @@ class TieredCache:
         *,
         call_wait_s: float = math.inf,
     ) -> None:
-        """``near`` is ``memory`` with its metrics; ``memory`` serves what a Tier does not offer.
+        """``near`` is ``memory`` wrapped in ObservedTier. ``memory`` has methods that Tier lacks.
 
         ``used`` is called with the key of each artifact that is found, and with each module's
-        digest. One call waits for ``shared`` no longer than ``call_wait_s`` in all, apart from
-        the time that it takes to move the bytes.
+        digest. One call waits for ``shared`` no longer than ``call_wait_s`` in all; the time for
+        moving a large value is added (Allowance).
         """
         self._used = used
         self._call_wait_s = call_wait_s
@@ -74,7 +74,7 @@ class TieredCache:
         """Return the artifact if this daemon has it, and keep it in memory."""
         artifact = await self._near.get(key)
         if artifact is None and (artifact := self._writes.waiting(key)):
-            # Memory evicted it before it was written, and the write may still take long.
+            # Memory evicted the artifact before it was written, and the write may take long.
             await self._near.put(artifact)
         return artifact
 
@@ -118,7 +118,7 @@ class TieredCache:
         if missing:
             asked = tuple(sorted(missing, key=_in_order))
             held = await self._held_lookups.get(asked, lambda _: self._shared.held(asked), budget)
-            # If the tier does not answer, nobody knows that it holds them: report them missing.
+            # If the tier does not answer, report all these keys missing.
             missing -= held or frozenset()
         return missing
 

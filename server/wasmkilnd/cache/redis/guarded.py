@@ -26,7 +26,8 @@ _PROMPT = 4
 
 _WRONG_TYPE = "WRONGTYPE"
 
-# No caller waits for a write, so it may take the time that a slow line needs for one piece.
+# No caller waits for a write, so all of its steps together (a connection, sending, the reply) may
+# take this long. The client bounds each step by ``timeout_s``, except sending to a REST API.
 STORE_TIMEOUT_S = 10.0
 
 

@@ -67,9 +67,10 @@ class CacheSettings(BaseModel):
     redis_timeout_s: Seconds = Field(
         default=1.0,
         gt=0,
-        description="How long to wait for Redis to accept a connection, to answer, or to take a"
-        " write. The first call that meets a Redis that hangs waits about this long; later calls do"
-        " not wait.",
+        description="How long to wait for each step of Redis: to accept a connection, to take a"
+        " command, or to answer it. The first call that meets a Redis that hangs waits about this"
+        " long; later calls do not wait. No call waits for writes: all steps of one write together"
+        " may take 10 s, or this long if that is longer.",
     )
     redis_retry_max_s: Seconds = Field(
         default=10.0,

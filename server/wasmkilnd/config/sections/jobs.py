@@ -28,7 +28,7 @@ class JobSettings(BaseModel):
         default=0.0,
         ge=0,
         description="CPU time that all threads of one compilation may use together before the"
-        " daemon kills it; 0 for compile_timeout_s times the number of CPUs.",
+        " kernel kills it; 0 for compile_timeout_s times the number of CPUs.",
         json_schema_extra=LIVE,
     )
     compile_memory_bytes: Size = Field(
