@@ -16,6 +16,8 @@ class Notes:
         """Why values were rejected."""
         self.compiles: list[str] = []
         """How compiles ended."""
+        self.compile_times: list[tuple[float, float]] = []
+        """How long compiles took, and how long each had waited for a worker before."""
         self.origins: list[Origin] = []
         self.joined = 0
         self.turns: list[str] = []
@@ -36,6 +38,7 @@ class Notes:
 
     def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
         self.compiles.append(outcome)
+        self.compile_times.append((seconds, queued_s))
 
     def served(self, origin: Origin) -> None:
         self.origins.append(origin)

@@ -28,23 +28,26 @@ class CompilationRecord:
     """Records how one compilation ended and how long it took, its wait for a worker included."""
 
     def __init__(self, recorder: Recorder, engine_id: str) -> None:
-        self.queued_s = 0.0
+        self.worker: LentWorker | None = None
+        """The worker that compiles, once there is one."""
         self._recorder = recorder
         self._engine_id = engine_id
         self._began_s = time.monotonic()
 
     def ended(self, outcome: Reason | None) -> None:
+        took_s = time.monotonic() - self._began_s
+        queued_s = self.worker.queued_s if self.worker else took_s
         """Record the end; ``outcome`` is None if the engine made code."""
         self._recorder.compiled(
             self._engine_id,
             outcome.value.lower() if outcome else "ok",
-            time.monotonic() - self._began_s - self.queued_s,
-            self.queued_s,
+            took_s - queued_s,
+            queued_s,
         )
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Record an exception as the end. A cancelled compilation did not end: record nothing."""
+        """Record an exception as the end. Do not record cancelled compilations."""
         try:
             yield
         except WasmkilnError as failure:
@@ -80,7 +83,6 @@ class ModuleWorker:
         engine_id = self._spec.engine.id
         with self._record.failures():
             report = await self._lent.run()
-            self._record.queued_s = self.queued_s
             found = verdict.read(report, engine_id, "compiling", self._limits)
             self._opinions.remember(self._spec, self._module, found)
             if found.oversize_bytes is not None:

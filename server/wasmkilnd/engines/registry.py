@@ -121,6 +121,7 @@ class EngineRegistry:
         async with AsyncExitStack() as stack:
             with record.failures():
                 waiting = self._served[spec.engine.id].pool.worker(order, waiters, unless=unless)
+            record.worker = lent
                 lent = await stack.enter_async_context(waiting)
             if lent is None:
                 yield None

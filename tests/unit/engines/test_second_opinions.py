@@ -62,6 +62,8 @@ class Pool:
         self.free = asyncio.Event()
         self.free.set()
         self.made_elsewhere = False
+        self.queued_s = 0.0
+        self.full = False
 
     async def run(
         self, job: JobOrder, waiters: Waiters, *, second: bool = False
@@ -94,11 +96,15 @@ class Pool:
             yield None
             return
 
+        await asyncio.sleep(self.queued_s)
+        if self.full:
+            raise errors.compile_queue_full("old-1", 1, 1.0)
+
         async def run() -> JobReport:
             return (await self.run(job, waiters))[0]
 
         granted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        ticket = Ticket[str](waiters, job.op, Entry(set()), 0.0, granted=granted)
+        ticket = Ticket[str](waiters, job.op, Entry(set()), 0.0, self.queued_s, granted)
         yield LentWorker(ticket, run)
 
     def expected_wait_s(
@@ -172,6 +178,25 @@ async def refused(call: Any) -> WasmkilnError:
     with pytest.raises(WasmkilnError) as failure:
         await call
     return failure.value
+
+
+async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> None:
+    rig = Rig({"old-1": (VALID, errors.compiler_crashed("old-1", "lost its worker", "gone"))})
+    pool = rig.pools["old-1"]
+    pool.queued_s = 0.01
+    assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILER_CRASHED
+    [(_, queued_s)] = rig.recorder.compile_times
+    assert queued_s == pool.queued_s
+
+
+async def test_a_compile_that_gets_no_worker_takes_no_time_but_its_wait() -> None:
+    rig = Rig({"old-1": (VALID, VALID)})
+    pool = rig.pools["old-1"]
+    pool.queued_s, pool.full = 0.01, True
+    assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILE_QUEUE_FULL
+    [(seconds, queued_s)] = rig.recorder.compile_times
+    assert seconds == 0
+    assert queued_s > 0
 
 
 async def test_others_are_asked_when_the_worker_is_back_and_a_refusal_is_to_be_explained() -> None:
