@@ -19,6 +19,7 @@ SPINE = (
     "cache/tiered.py",
     "singleflight.py",
     "engines/registry.py",
+    "engines/compilation.py",
     "engines/workers/pool.py",
     "engines/workers/process.py",
 )

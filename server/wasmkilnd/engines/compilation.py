@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +34,9 @@ class CompilationRecord:
         self._began_s = time.monotonic()
 
     def ended(self, outcome: Reason | None) -> None:
+        """Record the end; ``outcome`` is None if the engine made code."""
         took_s = time.monotonic() - self._began_s
         queued_s = self.worker.queued_s if self.worker else took_s
-        """Record the end; ``outcome`` is None if the engine made code."""
         self._recorder.compiled(
             self._engine_id,
             outcome.value.lower() if outcome else "ok",
@@ -107,10 +106,10 @@ class RefusedModule:
 
     async def explained(self) -> WasmkilnError:
         """Ask other engines, in the turn of the waiters; return the error: see ``Refused``."""
-        # There is no artifact to keep working for: without callers this ends here.
+        # A refusal is not stored, so stop if no caller waits any more.
         self._waiters.release()
         if not self._waiters.wanted:
-            raise asyncio.CancelledError
+            return errors.server_draining()
         return await self._opinions.refusal(
             self._spec.engine.id, self._module, self._verdict, self._waiters
         )

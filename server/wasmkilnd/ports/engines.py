@@ -32,8 +32,8 @@ class Refused(Protocol):
     async def explained(self) -> WasmkilnError:
         """Ask other engines why, which takes a while; return the error for the caller.
 
-        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked, and
-        CancelledError if no caller waits any more.
+        If no caller waits any more, ask none and return SERVER_DRAINING, which no caller reads.
+        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
         """
         ...
 
