@@ -33,7 +33,7 @@ class EngineRegistry:
     ) -> None:
         """Serve ``served``, which lists newer versions of a name before older ones.
 
-        ``default_engine`` is an id, a name, or empty for the usual default. ``unserved`` are the
+        ``default_engine`` is an id, a name, or empty for the first served. ``unserved`` are the
         ids of installed engines that do not work. If the default is one of them, requests that
         name no engine are refused, rather than served by an engine that the operator did not
         choose. Raises ENGINE_UNKNOWN when the default is in neither list.
@@ -57,17 +57,13 @@ class EngineRegistry:
 
     def _choose_default(self, wanted: str, unserved: Sequence[str]) -> str:
         if not wanted:
-            return self._usual_default()
+            return next(iter(self._served), "")
         try:
             return self._find(wanted)
         except WasmkilnError:
             if any(wanted in (engine_id, engine_id.partition("-")[0]) for engine_id in unserved):
                 return ""
             raise
-
-    def _usual_default(self) -> str:
-        names = {engine.name for engine in self._served.values()}
-        return next((self._find(name) for name in ("wasmer", "wasmtime") if name in names), "")
 
     def _find(self, engine: str) -> str:
         """Return the id of the engine with this id, or of the newest one with this name."""

@@ -43,6 +43,7 @@ class EngineKind:
     """The version to install when none is named: the one that this release was tested with."""
 
 
+# In the order in which engines are listed; the first that is served is the default.
 # wasmer 1.1.0, of January 2022, is its last release on PyPI and has wheels for CPython 3.7
 # to 3.10 only; the workers' own code needs 3.9.
 KINDS = {
@@ -88,7 +89,7 @@ class EngineStore:
         self._root = state_dir / "engines"
 
     def installed(self) -> list[InstalledEngine]:
-        """List complete engines, wasmer first, newer versions before older ones."""
+        """List complete engines in the order of KINDS, newer versions before older ones."""
         check_path(self._root)
         found = (_read(marker) for marker in self._root.glob(f"*/{_MARKER}"))
         return newest_first([engine for engine in found if engine])
@@ -194,7 +195,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
     found = _SPEC.fullmatch(spec)
     if not found or found["name"] not in KINDS:
         raise EngineInstallError(
-            f"{spec!r} is not an engine: write wasmer or wasmtime, or one with a version,"
+            f"{spec!r} is not an engine: write {' or '.join(KINDS)}, or one with a version,"
             " such as wasmtime==50.0.1"
         )
     version = found["version"] or ""
@@ -206,9 +207,10 @@ def parse_spec(spec: str) -> tuple[str, str]:
 
 
 def newest_first(engines: list[InstalledEngine]) -> list[InstalledEngine]:
-    """Sort by name, and by version from newest to oldest within a name."""
+    """Sort in the order of KINDS, and by version from newest to oldest within a name."""
+    place = {name: number for number, name in enumerate(KINDS)}
     by_version = sorted(engines, key=lambda engine: Version(engine.version), reverse=True)
-    return sorted(by_version, key=lambda engine: engine.name)
+    return sorted(by_version, key=lambda engine: (place.get(engine.name, len(KINDS)), engine.name))
 
 
 def _write_marker(folder: Path, name: str, version: str, python: str) -> None:
