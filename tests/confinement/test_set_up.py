@@ -106,7 +106,7 @@ async def test_when_two_fail_the_daemon_is_blamed(confined_engine: Path) -> None
         assert failure.value.reason is Reason.WORKER_UNAVAILABLE
         assert failure.value.fault is Fault.NONE
         assert failure.value.retry_after_s
-        assert pool.ailing
+        assert pool.why_not_ready
         report, _ = await pool.run(ORDER)
         assert report.result
-        assert not pool.ailing
+        assert not pool.why_not_ready

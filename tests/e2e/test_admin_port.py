@@ -150,6 +150,6 @@ def test_connections_to_the_grpc_port_leave_descriptors_for_jobs(daemon: Daemon)
             for _ in range(20):
                 assert list(caller.compile(constant(next(_tags))))
                 assert descriptors_of(daemon) < FEW - 64
-    assert "no job" not in daemon.log
+    assert "cannot start a job" not in daemon.log
     line = daemon.wait_for_log("too few file descriptors")
     assert json.loads(line)["max_connections"] < 100

@@ -47,7 +47,7 @@ def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
         for tag in range(5):
             assert client.compile(wasm.adder(tag)).bytes
         assert not set(spoiled) <= set(workers_of(daemon.pid))
-        daemon.wait_for_log("worker cannot set up a job")
+        daemon.wait_for_log("worker cannot set up a job and is replaced")
         assert is_ready(daemon)
 
 

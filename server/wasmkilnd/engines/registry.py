@@ -31,7 +31,7 @@ class EngineRegistry:
         recorder: Recorder,
         unserved: Sequence[str] = (),
     ) -> None:
-        """Serve ``served``, which lists newer versions of a name before older ones.
+        """Serve ``served``, which must list newer versions of a name before older ones.
 
         ``default_engine`` is an id, a name, or empty for the first served. ``unserved`` are the
         ids of installed engines that do not work. If the default is one of them, requests that
@@ -77,8 +77,8 @@ class EngineRegistry:
     def choose(self, engine: str, kind: Kind | None) -> str:
         """Return the id of the engine that a request names. Raises ENGINE_UNKNOWN.
 
-        A request that names none gets the default, or, if that does not run modules of this
-        kind, the first engine that does.
+        A request that names none gets the default. If the default runs no modules of this kind
+        (components, for example), it gets the first engine that does.
         """
         if engine:
             return self._find(engine)
@@ -103,7 +103,7 @@ class EngineRegistry:
     ) -> AsyncIterator[ModuleWorker | None]:
         """Wait for a worker to compile ``module``; yield None if ``unless`` returns first.
 
-        Raises the errors of Compile: a verdict that is known already, or why there is no worker.
+        Raises the errors of Compile: a refusal that was remembered, or why there is no worker.
         """
         if refusal := self._opinions.known_refusal(spec, module):
             raise await RefusedModule(self._opinions, spec, module, waiters, refusal).explained()
@@ -117,11 +117,11 @@ class EngineRegistry:
         async with AsyncExitStack() as stack:
             with record.failures():
                 waiting = self._served[spec.engine.id].pool.worker(order, waiters, unless=unless)
-            record.worker = lent
                 lent = await stack.enter_async_context(waiting)
             if lent is None:
                 yield None
                 return
+            record.worker = lent
             yield ModuleWorker(self._opinions, record, lent, spec, module, waiters, limits)
 
     def expected_wait_s(
@@ -139,7 +139,8 @@ class EngineRegistry:
     ) -> None:
         """Validate in a worker, in the turn of ``waiters``. Raises the errors of Load.
 
-        A job that has to compile in order to validate runs inside ``watch``.
+        ``watch`` surrounds a job that has to compile in order to validate: it checks the
+        quarantine and records strikes.
         """
         found = await self._opinions.verdict(engine_id, module, waiters, watch)
         if found.outcome is not Outcome.VALID:

@@ -54,9 +54,9 @@ class Readiness:
             return False, self._phase
         wrong = [f"{one.id} is not served: {one.cause}" for one in self._unserved]
         wrong += [
-            f"{engine.id} has no worker: {engine.pool.ailing}"
+            f"{engine.id} has no worker: {engine.pool.why_not_ready}"
             for engine in self._engines
-            if engine.pool.ailing
+            if engine.pool.why_not_ready
         ]
         ready = len(wrong) < len(self._engines) + len(self._unserved)
         if detail := self._redis_detail():

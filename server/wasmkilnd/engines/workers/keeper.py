@@ -41,7 +41,7 @@ class Pool(Protocol):
         ...
 
     def workers_missing(self, why: str = "") -> None:
-        """Let no job wait if this was the last worker; ``why`` is the cause, where it is known."""
+        """Let no job wait if this was the last worker; ``why`` is the cause, if it is known."""
         ...
 
 

@@ -47,7 +47,7 @@ class LentWorker:
 
 
 class WorkerPool:
-    """Runs jobs on a fixed number of workers, in the order that their waiters give.
+    """Runs jobs on a fixed number of workers. Callers take turns (see ``scheduling``).
 
     For one event loop. The queue is bounded: a job for which there is no room is refused at
     once, rather than made to wait.
@@ -74,8 +74,8 @@ class WorkerPool:
         )
         self._keepers: list[asyncio.Task[None]] = []
         self._closed = False
-        self._broken = ""
-        self._unfit = ""
+        self._missing_cause = ""
+        self._set_up_failure = ""
 
     @property
     def busy(self) -> int:
@@ -94,7 +94,7 @@ class WorkerPool:
 
     @property
     def waiting_in_background(self) -> int:
-        """How many of them only warm the cache."""
+        """How many waiting jobs only warm the cache."""
         return self._dispatch.queue.background
 
     @property
@@ -108,14 +108,14 @@ class WorkerPool:
         return self._dispatch.queue.size_bytes
 
     @property
-    def down(self) -> str:
-        """Why no worker is there and none starts; empty while there is one, or soon will be."""
-        return "" if self.alive else self._broken
+    def why_no_worker(self) -> str:
+        """Why the engine has no worker; empty if it has one or one is starting."""
+        return "" if self.alive else self._missing_cause
 
     @property
-    def ailing(self) -> str:
-        """Why no job can run now, though that may be over in a moment; empty while one can."""
-        return "" if self.alive else self._broken or self._unfit
+    def why_not_ready(self) -> str:
+        """As ``why_no_worker``, also while workers that could not set up a job are replaced."""
+        return "" if self.alive else self._missing_cause or self._set_up_failure
 
     def expected_wait_s(
         self, waiter: Waiter, others: Waiters | None = None, *, second: bool = False
@@ -177,18 +177,22 @@ class WorkerPool:
         """Run ``job`` on the ticket's worker, which is free for others when the job ends.
 
         A job that loses its worker through no fault of its own runs once more. A job that cannot
-        be set up tries as many other workers as there are, and one that is started since.
-        When cancelled, the job ends at once. Raises COMPILE_QUEUE_FULL when the daemon has no
-        file descriptors left, WORKER_UNAVAILABLE when no worker could set the job up,
-        COMPILER_CRASHED when two workers died under it, or SERVER_DRAINING.
+        be set up is tried on ``size + 1`` workers. When cancelled, the job ends at once.
+        Raises COMPILE_QUEUE_FULL when the daemon has no file descriptors left,
+        WORKER_UNAVAILABLE when no worker could set the job up, COMPILER_CRASHED when two workers
+        died under it, or SERVER_DRAINING.
         """
-        # What spoiled one worker may have spoiled all, but none that starts from now on.
+        # All present workers may be damaged; a new one is not.
         tries_at_set_up, tries = self.size + 1, 2
         while True:
             try:
                 return await self._run_on(ticket, job)
             except JobNotSetUp as failure:
-                log.warning("worker cannot set up a job", engine=self.engine_id, cause=str(failure))
+                log.warning(
+                    "worker cannot set up a job and is replaced",
+                    engine=self.engine_id,
+                    cause=str(failure),
+                )
                 tries_at_set_up -= 1
                 if not tries_at_set_up:
                     raise errors.worker_unavailable(self.engine_id, str(failure)) from None
@@ -216,10 +220,14 @@ class WorkerPool:
             self._recorder.abandoned(self.engine_id, "running")
             raise
         except OutOfDescriptors as shortage:
-            log.warning("no job", engine=self.engine_id, cause=str(shortage))
+            log.warning(
+                "cannot start a job: no file descriptors left",
+                engine=self.engine_id,
+                cause=str(shortage),
+            )
             raise errors.out_of_descriptors() from None
         finally:
-            del work  # A task that failed holds its traceback, and that this frame.
+            del work  # A failed task holds its traceback, and the traceback holds this frame.
         if report.signal == signal.SIGSYS:
             await asyncio.to_thread(log_refused_call, self.engine_id, job.module_sha256, report.pid)
         return report
@@ -235,7 +243,7 @@ class WorkerPool:
     ) -> None:
         """Offer the worker to the next job, unless it was lost: then its keeper replaces it."""
         failure = asyncio.CancelledError() if work.cancelled() else work.exception()
-        self._unfit = str(failure) if isinstance(failure, JobNotSetUp) else ""
+        self._set_up_failure = str(failure) if isinstance(failure, JobNotSetUp) else ""
         if failure and not isinstance(failure, OutOfDescriptors):
             self._dispatch.lost(ticket)
         else:
@@ -249,7 +257,7 @@ class WorkerPool:
 
     def worker_started(self, worker: Worker) -> None:
         """Give jobs to a new worker."""
-        self._broken = ""
+        self._missing_cause = ""
         self._offer(worker)
 
     def worker_ended(self, worker: Worker) -> None:
@@ -262,19 +270,19 @@ class WorkerPool:
         self._recorder.worker_replaced(self.engine_id)
 
     def workers_missing(self, why: str = "") -> None:
-        """Refuse the jobs that wait if no worker is left to run them."""
-        self._broken = why or self._unfit or "its workers end soon after they start"
-        if self.down:
+        """Remember why a worker is missing; if none is left, refuse the jobs that wait."""
+        self._missing_cause = why or self._set_up_failure or "its workers end soon after they start"
+        if self.why_no_worker:
             self._dispatch.refuse_waiting(self._no_worker())
 
     def _refuse_if_useless(self) -> None:
         if self._closed:
             raise errors.server_draining()
-        if self.down:
+        if self.why_no_worker:
             raise self._no_worker()
 
     def _no_worker(self) -> errors.WasmkilnError:
-        return errors.worker_unavailable(self.engine_id, self._broken)
+        return errors.worker_unavailable(self.engine_id, self._missing_cause)
 
 
 def _is_alive(worker: Worker) -> bool:

@@ -34,13 +34,13 @@ from wasmkilnd.model import Isolation
 # The longest that a healthy worker takes for its own part of a job: a fork before it, a frame
 # after it. A worker that takes longer is sick, and is replaced.
 _WORKER_GRACE_S = 10.0
-# More than a pipe holds.
+# Reads all that a full pipe can hold.
 _WHOLE_PIPE_BYTES = 2 * 1024 * 1024
 _LAST_WORDS_BYTES = 4096
-_GONE = "it ended, or was killed"
+_GONE = "the worker ended, or was killed"
 
 
-class WorkerDied(Exception):  # noqa: N818 - an event, not a mistake
+class WorkerDied(Exception):  # noqa: N818
     """The worker itself ended or stopped responding; its job is lost with it."""
 
 
@@ -51,7 +51,7 @@ class JobNotSetUp(WorkerDied):
     """
 
 
-class OutOfDescriptors(Exception):  # noqa: N818 - a state of the daemon, and not the job's fault
+class OutOfDescriptors(Exception):  # noqa: N818
     """The daemon has no file descriptor left for a job; nothing of it has begun."""
 
 
@@ -70,7 +70,8 @@ class JobPipes:
         self.jobs_stderr.close()
 
     def last_words(self) -> str:
-        """Return the end of what the job has written. Read once: the job may still write."""
+        """Return the end of what the job has written."""
+        # One read only, since the job may keep writing.
         words: bytes = self.stderr.read(_WHOLE_PIPE_BYTES) or b""
         return words[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
 
@@ -87,7 +88,8 @@ def _open_pipes() -> Iterator[JobPipes]:
         stderr = opened.enter_context(FileIO(readable, "r"))
         jobs_stderr = opened.enter_context(FileIO(writable, "w"))
         for end in (readable, writable):
-            os.set_blocking(end, False)  # A flood of words is cut off, and blocks neither side.
+            # If the job writes too much to standard error, the rest is lost and nobody blocks.
+            os.set_blocking(end, False)
         sock.setblocking(False)
         yield JobPipes(sock, jobs_sock, stderr, jobs_stderr)
 
@@ -120,14 +122,14 @@ class Worker:
                     if not (report.set_up or report.timed_out or self._job_given_up):
                         raise WorkerDied(describe_end(report.signal, report.exit_code))
                 except BaseException as failure:
-                    # Whatever interrupts a job leaves the worker in the middle of one.
+                    # After any exception the worker's state is unknown.
                     await self.kill()
                     if isinstance(failure, WorkerDied) and not report.set_up:
                         why = report.last_words or pipes.last_words() or str(failure)
                         raise JobNotSetUp(f"a job cannot be set up: {last_line(why)}") from None
                     raise
-            # Before the next job: so no more artifacts are held twice, as received and as
-            # packed, than there are workers.
+            # Pack before the worker is free: so at most one artifact per worker is in memory
+            # twice, as received and as packed.
             await report.pack()
             return report
         finally:
