@@ -29,7 +29,8 @@ Load, FindMissing and Evict are in ``module_service``.
 | ``maintenance``, ``commands`` | offline tools over Redis and keys, and their commands |
 | ``model``, ``errors``, ``ports`` | values, failures and interfaces that all rooms share |
 
-Rooms know ports and values, not each other; tests/architecture holds who may import whom. The
+Rooms share values and ports; which other rooms each may import is listed in
+tests/architecture/test_imports.py. The
 daemon never imports an engine: engines run in processes and interpreters of their own.
 """
 

@@ -24,7 +24,8 @@ job); the queue by ``scheduling.fair_queue``; the size of an artifact by the job
 To add an engine: ``child/<name>_engine.py`` with a class for the protocol
 ``child.engine.Engine``; its line in ``child/engines.py``; its packages and its range of Python
 versions in ``KINDS`` in ``install/store.py``, whose order decides which engine is the default.
-Nothing else knows engines by name: what an engine can do is asked of it (``child/describe.py``).
-Its proposals' error messages belong in ``verdicts/engine_messages.py``, and tests/verdicts
-compares them with other engines.
+No other code chooses by an engine's name: the daemon
+asks each engine what it can do (``child/describe.py``). The messages with which an engine says
+that a proposal or memory is missing belong in ``verdicts/engine_messages.py``. CONTRIBUTING.md has
+the whole list.
 """

@@ -19,12 +19,12 @@ further pieces first and the value last, so no reader finds a value without its 
 live an hour longer than their value.
 
 **When the server fails.** Every command has a time-out (``redis_timeout_s``; writes 10 s). A
-refused connection, garbage, or a time-out while no other command is answered opens the breaker:
-from then on calls fail at once with TierUnavailable, and a task asks the server again, after
-0.25 s at first and every 10 s at last.
-A key of another type raises WrongType; one dead node of a cluster raises PartUnavailable. Both
-are TierUnavailable, and neither opens the breaker. A server that refuses writes (full,
-read-only) stays in use for reads, and readiness and Stats report the refusal.
+refused connection, garbage, or a time-out, unless another command was answered in its last half,
+opens the breaker: from then on calls fail at once with TierUnavailable, and a task asks the
+server again, after 0.25 s at first and every 10 s at last. A key of another type raises
+WrongType; one dead node of a cluster raises PartUnavailable. Both are TierUnavailable, and
+neither opens the breaker. A server that refuses writes (full, read-only) stays in use for reads,
+and readiness and Stats report the refusal.
 
 **Keys and formats** belong to ``cache.value``. Other clients may use the same server: only keys
 of the shapes in ``value.names`` are ever deleted.
