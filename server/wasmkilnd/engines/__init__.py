@@ -23,9 +23,8 @@ job); the queue by ``scheduling.fair_queue``; the size of an artifact by the job
 
 To add an engine: ``child/<name>_engine.py`` with a class for the protocol
 ``child.engine.Engine``; its line in ``child/engines.py``; its packages and its range of Python
-versions in ``KINDS`` in ``install/store.py``, whose order decides which engine is the default.
-No other code chooses by an engine's name: the daemon
-asks each engine what it can do (``child/describe.py``). The messages with which an engine says
-that a proposal or memory is missing belong in ``verdicts/engine_messages.py``. CONTRIBUTING.md has
-the whole list.
+versions in ``KINDS`` in ``install/store.py``, whose order decides which engine is the default. No
+other code chooses by an engine's name: the daemon asks each engine what it can do
+(``child/describe.py``). The messages with which an engine says that a proposal or memory is
+missing belong in ``verdicts/engine_messages.py``. CONTRIBUTING.md has the whole list.
 """
