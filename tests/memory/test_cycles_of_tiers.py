@@ -153,7 +153,7 @@ def test_a_call_that_takes_over_from_another_daemon(
     kiln: Watched, caller: Caller, other: Daemon
 ) -> None:
     module = wasm.with_data(MIB, 78)[:-5] + b"\0" * 4 + b"\x01"
-    slow = wasm.many_functions(20_000, tag=79)
+    slow = wasm.many_functions(60_000, tag=79)
     with kiln.leaves_nothing(), Caller(other) as others:
         first = others.compile(slow)
         eventually(lambda: len(jobs_of(other.pid)) == 1, "no job started")
