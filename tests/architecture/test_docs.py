@@ -32,6 +32,21 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert [*missing, *dead_links(page, text)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_stays_within_a_hundred_columns(page: Path) -> None:
+    assert list(too_wide(page.read_text())) == []
+
+
+def too_wide(text: str) -> Iterator[str]:
+    """Find lines of 100 columns or more, apart from tables (also in lists) and blocks of code."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return (
+        line
+        for line in prose.splitlines()
+        if len(line) >= 100 and not line.startswith("    ") and not line.lstrip().startswith("|")
+    )
+
+
 def paths_in(text: str) -> Iterator[str]:
     """Find the files and folders of the repository that a page names in backquotes."""
     for found in _CODE.finditer(text):
@@ -84,3 +99,8 @@ def test_a_name_that_is_wrong_is_found() -> None:
         *("rpc/none.py", "tests/none", "none.py")
     ]
     assert list(dead_links(page, text)) == ["none.md", "#none"]
+
+
+def test_a_line_that_is_too_wide_is_found() -> None:
+    wide = "w" * 100
+    assert list(too_wide(f"{wide}\n| {wide} |\n```\n{wide}\n```\n{'w' * 99}\n")) == [wide]
