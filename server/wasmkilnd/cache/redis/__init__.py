@@ -18,13 +18,13 @@ for each eight further pieces, while the previous ones are unpacked. **Writing**
 further pieces first and the value last, so no reader finds a value without its pieces. Pieces
 live an hour longer than their value.
 
-**When the server fails.** Every command has a time-out (``redis_timeout_s``; writes 10 s). A
-refused connection, garbage, or a time-out, unless another command was answered in its last half,
-opens the breaker: from then on calls fail at once with TierUnavailable, and a task asks the
-server again, after 0.25 s at first and every 10 s at last. A key of another type raises
-WrongType; one dead node of a cluster raises PartUnavailable. Both are TierUnavailable, and
-neither opens the breaker. A server that refuses writes (full, read-only) stays in use for reads,
-and readiness and Stats report the refusal.
+**When the server fails.** Every command has a time-out, ``redis_timeout_s``. A write, whose steps
+each have that time-out, has 10 s in all. A refused connection, garbage, or a time-out, unless
+another command was answered in its last half, opens the breaker: from then on calls fail at once
+with TierUnavailable, and a task asks the server again, after 0.25 s at first and every 10 s at
+last. A key of another type raises WrongType; one dead node of a cluster raises PartUnavailable.
+Both are TierUnavailable, and neither opens the breaker. A server that refuses writes (full,
+read-only) stays in use for reads, and readiness and Stats report the refusal.
 
 **Keys and formats** belong to ``cache.value``. Other clients may use the same server: only keys
 of the shapes in ``value.names`` are ever deleted.
