@@ -74,11 +74,3 @@ def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
             end_of_length += 1
         views.append(memoryview(frame)[end_of_length + 1 :])
     return views
-
-
-def sha256_of(frames: Iterable[bytes]) -> str:
-    """Return the hexadecimal SHA-256 of the payload inside ``frames``."""
-    digest = hashlib.sha256()
-    for view in payload_views(frames):
-        digest.update(view)
-    return digest.hexdigest()

@@ -31,7 +31,6 @@ def test_frames_are_serialized_compile_responses(size: int) -> None:
 def test_payload_survives_framing(payload: bytes) -> None:
     frames = wire.to_frames(payload)
     assert payload_of(frames) == payload
-    assert wire.sha256_of(frames) == hashlib.sha256(payload).hexdigest()
 
 
 @given(st.integers(min_value=0, max_value=2**40))

@@ -17,7 +17,7 @@ from wasmkilnd.config.values.redis_url import RedisUrl, parse_redis_url
 NO_ADMIN: Final = "none"
 """The value of admin_listen that switches the admin server off."""
 
-KIB, MIB, GIB = 2**10, 2**20, 2**30
+MIB, GIB = 2**20, 2**30
 DAY_S = 86400
 _YEARS_S = 10 * 366 * DAY_S
 _MAX_SIZE = 2**50
