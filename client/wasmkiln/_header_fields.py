@@ -115,7 +115,30 @@ def _kind(call: Call, header: ArtifactHeader) -> Differences:
         yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
 
 
-_COMPARISONS: tuple[Comparison, ...] = (_module, _engine, _target, _cpu, _settings, _kind)
+def _delivery(call: Call, header: ArtifactHeader) -> Differences:
+    request = call.request
+    if header.HasField("host_file") and not request.accept_host_file:
+        yield "asked for the artifact's bytes, got a file's name"
+    if header.inline_artifact and len(header.inline_artifact) > request.inline_limit_bytes:
+        yield (
+            f"asked for at most {request.inline_limit_bytes} bytes in the header, got"
+            f" {len(header.inline_artifact)}"
+        )
+    if header.content_encoding and header.content_encoding not in request.accept_encodings:
+        yield f"got bytes in an encoding that was not asked for: {quoted(header.content_encoding)}"
+    if header.is_fast and not request.accept_fast:
+        yield "asked for optimised code, got a fast compiler's"
+
+
+_COMPARISONS: tuple[Comparison, ...] = (
+    _module,
+    _engine,
+    _target,
+    _cpu,
+    _settings,
+    _kind,
+    _delivery,
+)
 
 FIELDS: Mapping[str, Basis] = {
     "module_sha256": Basis.CALL | Basis.ATTESTED,
@@ -132,6 +155,13 @@ FIELDS: Mapping[str, Basis] = {
     "changed_settings": Basis.CALL | Basis.ATTESTED,
     "kind": Basis.CALL | Basis.ATTESTED,
     "fingerprint": Basis.ATTESTED,
+    "inline_artifact": Basis.CALL | Basis.BYTES,
+    "content_encoding": Basis.CALL,
+    # The client compares the file that it opens with these, and with size_bytes.
+    "host_file.path": Basis.CALL,
+    "host_file.device": Basis.CALL,
+    "host_file.inode": Basis.CALL,
+    "is_fast": Basis.CALL,
     "attestation": Basis.SHOWN,
     "origin": Basis.SHOWN,
     "queue_time": Basis.SHOWN,

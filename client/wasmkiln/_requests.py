@@ -29,6 +29,7 @@ _TIERS: dict[str | None, admin.Tier] = {
     None: admin.TIER_UNSPECIFIED,
     "memory": admin.TIER_MEMORY,
     "redis": admin.TIER_REDIS,
+    "host_store": admin.TIER_HOST_STORE,
 }
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -128,7 +129,9 @@ def evict_request(
     if (module_sha256 is not None) + (engine is not None) + everything != 1:
         raise ValueError("evict needs exactly one of module_sha256, engine and everything=True")
     if tier not in _TIERS:
-        raise ValueError(f"tier is 'memory', 'redis' or None for every tier, not {tier!r}")
+        raise ValueError(
+            f"tier is 'memory', 'host_store', 'redis' or None for every tier, not {tier!r}"
+        )
     request = admin.EvictRequest(tier=_TIERS[tier])
     if module_sha256 is not None:
         if not is_digest(module_sha256):

@@ -171,7 +171,7 @@ class Client:
         module_sha256: str | None = None,
         engine: str | None = None,
         everything: bool = False,
-        tier: Literal["memory", "redis"] | None = None,
+        tier: Literal["memory", "host_store", "redis"] | None = None,
         timeout_s: float | None = None,
     ) -> EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wasmkilnd.model import Artifact, Module, Origin
+from wasmkilnd.model import Artifact, HostFile, Module, Origin
 from wasmkilnd.waiters import Waiter
 
 
@@ -36,6 +36,12 @@ class CompileRequest:
     cpu: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     skip_cache_lookup: bool = False
+    accept_host_file: bool = False
+    """Whether the caller takes a file of the host store instead of the bytes."""
+    accept_encodings: frozenset[str] = frozenset()
+    """How the artifact's bytes may be encoded."""
+    accept_fast: bool = False
+    """Whether the caller takes a fast compiler's artifact until the optimised one is there."""
     terms: Terms = field(default_factory=Terms)
 
 
@@ -58,6 +64,8 @@ class Served:
     artifact: Artifact
     origin: Origin
     queue_time_s: float = 0.0
+    host_file: HostFile | None = None
+    """Where the caller can map the artifact; only if it accepts that."""
 
 
 @dataclass(frozen=True, slots=True)

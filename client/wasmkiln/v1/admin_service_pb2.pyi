@@ -15,9 +15,11 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_UNSPECIFIED: _ClassVar[Tier]
     TIER_MEMORY: _ClassVar[Tier]
     TIER_REDIS: _ClassVar[Tier]
+    TIER_HOST_STORE: _ClassVar[Tier]
 TIER_UNSPECIFIED: Tier
 TIER_MEMORY: Tier
 TIER_REDIS: Tier
+TIER_HOST_STORE: Tier
 
 class ListQuarantineRequest(_message.Message):
     __slots__ = ()

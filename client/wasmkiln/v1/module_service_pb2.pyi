@@ -39,7 +39,7 @@ class LoadResponse(_message.Message):
     def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., already_loaded: bool = ..., artifacts: _Optional[_Iterable[_Union[_types_pb2.CachedArtifact, _Mapping]]] = ..., kind: _Optional[_Union[_types_pb2.Kind, str]] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class CompileRequest(_message.Message):
-    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup")
+    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup", "accept_host_file", "inline_limit_bytes", "accept_encodings", "accept_fast")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,10 @@ class CompileRequest(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     OMIT_ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     SKIP_CACHE_LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_HOST_FILE_FIELD_NUMBER: _ClassVar[int]
+    INLINE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FAST_FIELD_NUMBER: _ClassVar[int]
     sha256: str
     module: bytes
     engine: str
@@ -63,7 +67,11 @@ class CompileRequest(_message.Message):
     settings: _containers.ScalarMap[str, str]
     omit_artifact: bool
     skip_cache_lookup: bool
-    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ...) -> None: ...
+    accept_host_file: bool
+    inline_limit_bytes: int
+    accept_encodings: _containers.RepeatedScalarFieldContainer[str]
+    accept_fast: bool
+    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ..., accept_host_file: bool = ..., inline_limit_bytes: _Optional[int] = ..., accept_encodings: _Optional[_Iterable[str]] = ..., accept_fast: bool = ...) -> None: ...
 
 class CompileResponse(_message.Message):
     __slots__ = ("header", "chunk")

@@ -180,8 +180,9 @@ class ModuleServiceServicer(object):
 
     def Compile(self, request, context):
         """Returns the artifact of a module for one engine, target, cpu and settings:
-        from memory, from Redis, or compiled now. The header comes first, then the
-        artifact in chunks of at most 1 MiB.
+        from memory, from the host store, from Redis, or compiled now. The header
+        comes first, then the artifact in chunks of at most 1 MiB; without chunks
+        where the header says where the artifact is, or holds it.
 
         Concurrent calls for one artifact share one compilation, which belongs to
         the daemon: a caller that goes away does not end it. When the last caller

@@ -23,6 +23,7 @@ class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORIGIN_REDIS: _ClassVar[Origin]
     ORIGIN_COMPILED: _ClassVar[Origin]
     ORIGIN_JOINED_FLIGHT: _ClassVar[Origin]
+    ORIGIN_HOST_STORE: _ClassVar[Origin]
 
 class ExternKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +42,7 @@ ORIGIN_MEMORY: Origin
 ORIGIN_REDIS: Origin
 ORIGIN_COMPILED: Origin
 ORIGIN_JOINED_FLIGHT: Origin
+ORIGIN_HOST_STORE: Origin
 EXTERN_KIND_UNSPECIFIED: ExternKind
 EXTERN_KIND_FUNCTION: ExternKind
 EXTERN_KIND_GLOBAL: ExternKind
@@ -131,8 +133,18 @@ class CachedArtifact(_message.Message):
     settings: _containers.ScalarMap[str, str]
     def __init__(self, engine: _Optional[str] = ..., fingerprint: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., size_bytes: _Optional[int] = ..., settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class HostFile(_message.Message):
+    __slots__ = ("path", "device", "inode")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    device: int
+    inode: int
+    def __init__(self, path: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
+
 class ArtifactHeader(_message.Message):
-    __slots__ = ("module_sha256", "artifact_sha256", "size_bytes", "engine", "target", "cpu", "settings", "fingerprint", "origin", "queue_time", "compile_time", "attestation", "kind", "imports", "exports", "types_truncated", "changed_settings")
+    __slots__ = ("module_sha256", "artifact_sha256", "size_bytes", "engine", "target", "cpu", "settings", "fingerprint", "origin", "queue_time", "compile_time", "attestation", "kind", "imports", "exports", "types_truncated", "changed_settings", "host_file", "inline_artifact", "content_encoding", "is_fast")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +176,10 @@ class ArtifactHeader(_message.Message):
     EXPORTS_FIELD_NUMBER: _ClassVar[int]
     TYPES_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     CHANGED_SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FILE_FIELD_NUMBER: _ClassVar[int]
+    INLINE_ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_ENCODING_FIELD_NUMBER: _ClassVar[int]
+    IS_FAST_FIELD_NUMBER: _ClassVar[int]
     module_sha256: str
     artifact_sha256: str
     size_bytes: int
@@ -181,4 +197,8 @@ class ArtifactHeader(_message.Message):
     exports: _containers.RepeatedCompositeFieldContainer[ExportType]
     types_truncated: bool
     changed_settings: _containers.ScalarMap[str, str]
-    def __init__(self, module_sha256: _Optional[str] = ..., artifact_sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., fingerprint: _Optional[str] = ..., origin: _Optional[_Union[Origin, str]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attestation: _Optional[bytes] = ..., kind: _Optional[_Union[Kind, str]] = ..., imports: _Optional[_Iterable[_Union[ImportType, _Mapping]]] = ..., exports: _Optional[_Iterable[_Union[ExportType, _Mapping]]] = ..., types_truncated: bool = ..., changed_settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    host_file: HostFile
+    inline_artifact: bytes
+    content_encoding: str
+    is_fast: bool
+    def __init__(self, module_sha256: _Optional[str] = ..., artifact_sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., fingerprint: _Optional[str] = ..., origin: _Optional[_Union[Origin, str]] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compile_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., attestation: _Optional[bytes] = ..., kind: _Optional[_Union[Kind, str]] = ..., imports: _Optional[_Iterable[_Union[ImportType, _Mapping]]] = ..., exports: _Optional[_Iterable[_Union[ExportType, _Mapping]]] = ..., types_truncated: bool = ..., changed_settings: _Optional[_Mapping[str, str]] = ..., host_file: _Optional[_Union[HostFile, _Mapping]] = ..., inline_artifact: _Optional[bytes] = ..., content_encoding: _Optional[str] = ..., is_fast: bool = ...) -> None: ...

@@ -24,6 +24,7 @@ class Origin(Enum):
     REDIS = "redis"
     COMPILED = "compiled"
     JOINED_FLIGHT = "joined_flight"
+    HOST_STORE = "host_store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,15 @@ class Artifact:
     def key(self) -> CacheKey:
         """The key under which every tier stores it."""
         return CacheKey(self.module_sha256, self.spec.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFile:
+    """An artifact's file in the host store."""
+
+    path: str
+    device: int
+    inode: int
 
 
 STAMP_BYTES = 96

@@ -29,9 +29,9 @@ ASKED: dict[str, Any] = {
 
 
 def paths() -> Iterator[str]:
-    """Every field of a header; those of its engine each for itself."""
+    """Every field of a header; those of its engine and host file each for itself."""
     for field in types.ArtifactHeader.DESCRIPTOR.fields:
-        if field.message_type is types.Engine.DESCRIPTOR:
+        if field.message_type in (types.Engine.DESCRIPTOR, types.HostFile.DESCRIPTOR):
             yield from (f"{field.name}.{each.name}" for each in field.message_type.fields)
         else:
             yield field.name

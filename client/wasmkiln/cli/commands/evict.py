@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.option("--engine", metavar="ENGINE", help="Every artifact of one engine version.")
 @click.option("--all", "everything", is_flag=True, help="Everything.")
 @click.option(
-    "--tier", type=click.Choice(["memory", "redis"]), help="This tier only.  [default: all tiers]"
+    "--tier",
+    type=click.Choice(["memory", "host_store", "redis"]),
+    help="This tier only.  [default: all tiers]",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @connection_options
@@ -36,7 +38,7 @@ def evict(
     module: str | None,
     engine: str | None,
     everything: bool,
-    tier: Literal["memory", "redis"] | None,
+    tier: Literal["memory", "host_store", "redis"] | None,
     yes: bool,
 ) -> None:
     """Remove artifacts from the caches: of a module, of an engine, or all."""

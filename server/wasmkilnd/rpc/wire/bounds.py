@@ -18,6 +18,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 MAX_FIND_MISSING_KEYS = 10_000
 MAX_SETTINGS = 64
 """Of one artifact. Today's engines have at most 30."""
+MAX_ENCODINGS = 16
+"""Of one answer. Today the daemon knows one."""
 MAX_FIELDS = 1_000_000
 """Of one request, those of inner messages included: 10,000 keys with every setting."""
 MAX_UNKNOWN_FIELDS = 100
@@ -84,6 +86,10 @@ TABLE: Mapping[str, Bound] = {
     f"{_API}CompileRequest.SettingsEntry.value": _VALUE,
     f"{_API}CompileRequest.omit_artifact": _NUMBER,
     f"{_API}CompileRequest.skip_cache_lookup": _NUMBER,
+    f"{_API}CompileRequest.accept_host_file": _NUMBER,
+    f"{_API}CompileRequest.inline_limit_bytes": _NUMBER,
+    f"{_API}CompileRequest.accept_encodings": Bound(128, MAX_ENCODINGS),
+    f"{_API}CompileRequest.accept_fast": _NUMBER,
     f"{_API}FindMissingRequest.keys": Bound(_KEY, MAX_FIND_MISSING_KEYS, one_by_one=True),
     f"{_API}ArtifactKey.module_sha256": _DIGEST,
     f"{_API}ArtifactKey.engine": _NAME,

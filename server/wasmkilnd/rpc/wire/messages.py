@@ -40,6 +40,7 @@ ORIGINS = {
     Origin.REDIS: types_pb2.ORIGIN_REDIS,
     Origin.COMPILED: types_pb2.ORIGIN_COMPILED,
     Origin.JOINED_FLIGHT: types_pb2.ORIGIN_JOINED_FLIGHT,
+    Origin.HOST_STORE: types_pb2.ORIGIN_HOST_STORE,
 }
 EXTERN_KINDS = {
     "function": types_pb2.EXTERN_KIND_FUNCTION,
@@ -57,6 +58,7 @@ TIERS = {
     admin_service_pb2.TIER_UNSPECIFIED: "",
     admin_service_pb2.TIER_MEMORY: "memory",
     admin_service_pb2.TIER_REDIS: "redis",
+    admin_service_pb2.TIER_HOST_STORE: "host_store",
 }
 
 MAX_CACHED_ARTIFACTS = 1000
@@ -112,6 +114,9 @@ def compile_request(request: module_service_pb2.CompileRequest, terms: Terms) ->
         cpu=request.cpu,
         settings=dict(request.settings),
         skip_cache_lookup=request.skip_cache_lookup,
+        accept_host_file=request.accept_host_file,
+        accept_encodings=frozenset(request.accept_encodings),
+        accept_fast=request.accept_fast,
         terms=terms,
     )
 

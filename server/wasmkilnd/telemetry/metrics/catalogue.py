@@ -15,7 +15,7 @@ from wasmkilnd.telemetry.metrics.series import OTHER, Bounded, Latency
 S = TypeVar("S")
 
 PREFIX: Final = "wasmkiln_"
-TIERS: Final = ("memory", "redis")
+TIERS: Final = ("memory", "host_store", "redis")
 OK: Final = "ok"
 ERROR: Final = "error"
 _WHAT = ("artifact", "module")
