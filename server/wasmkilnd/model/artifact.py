@@ -104,6 +104,9 @@ class Artifact:
     exports: tuple[ExternType, ...] = ()
     types_truncated: bool = False
     attestation: bytes = b""
+    encoding: str = ""
+    """How the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``. ``sha256``,
+    ``size_bytes`` and ``attestation`` are of the decoded artifact."""
 
     @property
     def key(self) -> CacheKey:
