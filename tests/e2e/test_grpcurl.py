@@ -67,6 +67,25 @@ def test_loads_compiles_and_reads(grpcurl: Grpcurl) -> None:
     assert int(evicted["artifacts"]) >= 1
 
 
+def test_a_small_artifact_is_in_the_header_for_callers_that_say_so(grpcurl: Grpcurl) -> None:
+    compile_ = "wasmkiln.v1.ModuleService/Compile"
+    module = {"module": base64.b64encode(wasm.adder(101)).decode(), "engine": "wasmtime"}
+    # As a caller of 0.2.0, which knows no limit.
+    header, *chunks = grpcurl.json(compile_, module)
+    assert "inline_artifact" not in header["header"]
+    artifact = b"".join(base64.b64decode(part["chunk"]) for part in chunks)
+    assert 0 < len(artifact) <= 64 * 1024
+    for limit_bytes in (len(artifact), 2**32 - 1):
+        [inline] = grpcurl.json(compile_, {**module, "inline_limit_bytes": limit_bytes})
+        assert base64.b64decode(inline["header"].pop("inline_artifact")) == artifact
+        assert inline["header"]["origin"] == "ORIGIN_MEMORY"
+    for limit_bytes in (0, len(artifact) - 1):
+        answer = grpcurl.json(compile_, {**module, "inline_limit_bytes": limit_bytes})
+        assert answer == [inline, *chunks]
+    wish = {**module, "inline_limit_bytes": 65_536, "omit_artifact": True}
+    assert grpcurl.json(compile_, wish) == [inline]
+
+
 def test_health_of_each_service_and_overall(grpcurl: Grpcurl) -> None:
     for service in ("", "wasmkiln.v1.ModuleService", "wasmkiln.v1.AdminService"):
         [health] = grpcurl.json("grpc.health.v1.Health/Check", {"service": service})

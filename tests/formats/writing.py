@@ -36,7 +36,7 @@ from wasmkilnd.model import (
     Strike,
 )
 from wasmkilnd.requests import Served
-from wasmkilnd.rpc.wire.messages import HeaderFrames
+from wasmkilnd.rpc.wire.headers import Headers
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.sealer import DsseSealer
 
@@ -126,8 +126,8 @@ def marks() -> Marks:
 def saved(artifact: Artifact) -> dict[str, bytes]:
     """Return the files that a caller saves of ``artifact``, by name."""
     payload = b"".join(wire.payload_views(artifact.frames))
-    frame = HeaderFrames().frame(Served(artifact, Origin.REDIS, 0.5))
-    header = CompileResponse.FromString(frame).header
+    answer = Headers().answer(Served(artifact, Origin.REDIS, 0.5))
+    header = CompileResponse.FromString(answer.first).header
     with tempfile.TemporaryDirectory() as folder:
         SavedArtifact(payload, header).save(Path(folder) / "artifact")
         return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}

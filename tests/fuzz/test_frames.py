@@ -23,7 +23,7 @@ from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.process import Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
-from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire import headers
 from wasmkilnd.rpc.wire.status import to_status
 from wasmkilnd.wire import pack
 
@@ -121,7 +121,7 @@ def check(report: JobReport) -> None:
     if code:
         assert code.code.size_bytes <= ARTIFACT_LIMIT
         for row in [*code.imports, *code.exports]:
-            messages._import(ExternType(*row)).SerializeToString()
+            headers._import(ExternType(*row)).SerializeToString()
 
 
 ends = st.sampled_from(

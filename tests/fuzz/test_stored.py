@@ -21,7 +21,7 @@ from wasmkilnd.cache.value.format import HEADER_OFFSET, Opened, head_end, open_a
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, Module, Strike
-from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire import headers, messages
 from wasmkilnd.rpc.wire.status import to_status
 
 from tests.contract.sealing import OURS, sealer
@@ -61,7 +61,7 @@ def check_value(value: bytes) -> None:
 def check_opened(opened: Opened[Artifact | Module]) -> None:
     """A value that was accepted can be served: it fits into the messages."""
     if isinstance(opened.what, Artifact):
-        assert messages._fixed_header(opened.what).SerializeToString()
+        assert headers.header_of(opened.what).SerializeToString()
         SEALER.verify(opened.what, opened.what.key)
     assert opened.body.stored_bytes <= 2 * opened.body.size_bytes + 512
 

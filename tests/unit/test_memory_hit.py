@@ -63,7 +63,7 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
             frames = await servicer.compile(request, Call(Context()))
         assert frames.artifact
         assert len(frames.artifact.frames) == 1
-        return pb.CompileResponse.FromString(frames.header).header.origin, calls
+        return pb.CompileResponse.FromString(frames.first).header.origin, calls
 
     origin, work = await call(pb.CompileRequest(module=CORE))
     assert origin == types_pb2.ORIGIN_COMPILED

@@ -25,10 +25,11 @@ from wasmkilnd.errors import (
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import TrafficLimits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, SerializedAnswer
+from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.wire import status
+from wasmkilnd.rpc.wire.headers import SerializedAnswer
 from wasmkilnd.rpc.wire.parts import Parts
 from wasmkilnd.rpc.wire.requests import Requests
 
@@ -137,12 +138,12 @@ def handler(
             await traffic.sender.send(
                 call.context,
                 call.caller,
-                chain((found.header,), artifact.frames if artifact else ()),
+                chain((found.first,), artifact.frames if artifact else ()),
                 cut=wire.cut,
                 artifact=artifact,
             )
-            if artifact:
-                traffic.recorder.bytes_sent(artifact.size_bytes)
+            if found.artifact_bytes:
+                traffic.recorder.bytes_sent(found.artifact_bytes)
         else:
             message = found if isinstance(found, bytes) else found.SerializeToString()
             await traffic.sender.send(call.context, call.caller, (message,))

@@ -1,4 +1,4 @@
-"""Headers that are put together from serialized parts are what protobuf would have made."""
+"""Requests and results are translated whole, and what is malformed is refused."""
 
 from __future__ import annotations
 
@@ -6,51 +6,13 @@ from dataclasses import replace
 
 import pytest
 from google.protobuf import duration_pb2
-from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
-from wasmkilnd import wire
+from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module, Origin
-from wasmkilnd.requests import LoadResult, Served, Terms
+from wasmkilnd.model import Kind, Module
+from wasmkilnd.requests import LoadResult, Terms
 from wasmkilnd.rpc.wire import messages
 
-ARTIFACT = Artifact(
-    module_sha256="a" * 64,
-    kind=Kind.COMPONENT,
-    spec=CompileSpec(
-        EngineIdentity("wasmtime", "50.0.1", "50", "cranelift"),
-        "x86_64-unknown-linux-gnu",
-        "native",
-        {"consume_fuel": "true", "gc_support": "true"},
-        {"consume_fuel": "true"},
-        "f" * 64,
-    ),
-    sha256="b" * 64,
-    size_bytes=4,
-    frames=wire.to_frames(b"code"),
-    compile_time_s=1.25,
-    imports=(ExternType("env", "log", "function", "() -> ()"),),
-    exports=(ExternType("", "run", "tag", ""), ExternType("", "x", "unheard of", "")),
-)
-
-
-def test_a_header_is_whole_whenever_it_is_made() -> None:
-    frames = messages.HeaderFrames()
-    for origin, queued_s in ((Origin.COMPILED, 0.5), (Origin.MEMORY, 0.0), (Origin.REDIS, 0.0)):
-        frame = frames.frame(Served(ARTIFACT, origin, queued_s))
-        response = module_service_pb2.CompileResponse.FromString(frame)
-        assert response.WhichOneof("part") == "header"
-        header = response.header
-        assert header.origin == messages.ORIGINS[origin]
-        assert header.queue_time.ToMilliseconds() == queued_s * 1000
-        assert header.compile_time.ToMilliseconds() == 1250
-        assert header.engine.id == "wasmtime-50.0.1"
-        assert dict(header.changed_settings) == {"consume_fuel": "true"}
-        assert header.kind == types_pb2.KIND_COMPONENT
-        assert [i.module for i in header.imports] == ["env"]
-        assert [e.kind for e in header.exports] == [
-            types_pb2.EXTERN_KIND_TAG,
-            types_pb2.EXTERN_KIND_OTHER,
-        ]
+from tests.unit.rpc.test_headers import ARTIFACT
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from enum import IntEnum
 from typing import Any, TypeAlias
 
 from wasmkilnd.errors import invalid_request, quoted, too_many_connections
-from wasmkilnd.model import Artifact
 from wasmkilnd.network import host_of
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.sockets import Address
@@ -94,14 +93,6 @@ class Call:
             if key == wanted and isinstance(value, str):
                 return value
         return ""
-
-
-@dataclass(frozen=True, slots=True)
-class SerializedAnswer:
-    """An answer that is serialized already: a header, and perhaps an artifact."""
-
-    header: bytes
-    artifact: Artifact | None = None
 
 
 class CallsUnderWay:

@@ -13,8 +13,9 @@ from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
-from wasmkilnd.rpc.connections.call import Call, SerializedAnswer
+from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.headers import Headers, SerializedAnswer
 from wasmkilnd.rpc.wire.parts import Parts, repeated
 from wasmkilnd.rpc.wire.requests import not_a_message
 from wasmkilnd.waiters import Waiter
@@ -34,7 +35,7 @@ class ModuleServicer:
         self._modules = modules
         self._stats = stats
         self._capabilities = capabilities
-        self._headers = messages.HeaderFrames()
+        self._headers = Headers()
 
     async def load(self, request: pb.LoadRequest, call: Call) -> pb.LoadResponse:
         """Admit, validate and store a module."""
@@ -52,7 +53,7 @@ class ModuleServicer:
     async def compile(self, request: pb.CompileRequest, call: Call) -> SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         call.module, call.engine = request.sha256, request.engine
-        omit_artifact = request.omit_artifact
+        omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
         wanted = messages.compile_request(request, _terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         try:
@@ -66,7 +67,9 @@ class ModuleServicer:
         if served.queue_time_s:
             call.queue_ms = round(served.queue_time_s * 1e3, 3)
         call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
-        return SerializedAnswer(self._headers.frame(served), None if omit_artifact else artifact)
+        return self._headers.answer(
+            served, omit_artifact=omit_artifact, inline_limit_bytes=inline_limit_bytes
+        )
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
         """Return counters and latencies."""

@@ -4,6 +4,7 @@
 ``requests``      reads a request, checks its bytes against the bounds, and builds it
 ``parts``         messages of many parts, built one by one: the 10,000 keys of FindMissing
 ``messages``      domain values to messages of the contract, and requests to domain values
+``headers``       the first message of Compile, which may hold a small artifact
 ``capabilities``  the response of GetCapabilities
 ``stats``         the response of Stats
 ``status``        the error table
@@ -20,6 +21,7 @@ The error table is ``status.CODES``: one gRPC code for each ``errors.Reason``. C
 (BadRequest) and the time to wait (RetryInfo), cut to what HTTP/2 headers carry. The names of
 reasons, fields and metadata keys are public: add some, change none.
 
-``messages.HeaderFrames`` serializes the header of an artifact once, so that a hit in the memory
-tier builds no message at all.
+``headers.Headers`` serializes what an artifact says of itself once, so that a hit in the memory
+tier builds no message at all. It puts an artifact of up to 64 KiB into the first message, if the
+caller allows that, and the name of its file in the host store instead of it.
 """

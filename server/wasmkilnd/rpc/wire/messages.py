@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import weakref
 
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
@@ -11,22 +10,18 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.errors import invalid_request, quoted
 from wasmkilnd.model import (
-    Artifact,
     EngineCapabilities,
     EngineIdentity,
     EvictScope,
-    ExternType,
     Isolation,
     Kind,
     LayerState,
-    Origin,
     Strike,
 )
 from wasmkilnd.requests import (
     CompileRequest,
     LoadRequest,
     LoadResult,
-    Served,
     Terms,
     WantedArtifact,
 )
@@ -34,20 +29,6 @@ from wasmkilnd.requests import (
 KINDS = {
     Kind.CORE_MODULE: types_pb2.KIND_CORE_MODULE,
     Kind.COMPONENT: types_pb2.KIND_COMPONENT,
-}
-ORIGINS = {
-    Origin.MEMORY: types_pb2.ORIGIN_MEMORY,
-    Origin.REDIS: types_pb2.ORIGIN_REDIS,
-    Origin.COMPILED: types_pb2.ORIGIN_COMPILED,
-    Origin.JOINED_FLIGHT: types_pb2.ORIGIN_JOINED_FLIGHT,
-    Origin.HOST_STORE: types_pb2.ORIGIN_HOST_STORE,
-}
-EXTERN_KINDS = {
-    "function": types_pb2.EXTERN_KIND_FUNCTION,
-    "global": types_pb2.EXTERN_KIND_GLOBAL,
-    "table": types_pb2.EXTERN_KIND_TABLE,
-    "memory": types_pb2.EXTERN_KIND_MEMORY,
-    "tag": types_pb2.EXTERN_KIND_TAG,
 }
 LAYER_STATES = {
     LayerState.ENFORCED: module_service_pb2.IsolationLayer.STATE_ENFORCED,
@@ -233,67 +214,3 @@ def engine_capabilities(
             ],
         ),
     )
-
-
-class HeaderFrames:
-    """Serializes the first message of Compile, in most cases once per artifact and origin.
-
-    The bytes are kept for as long as the artifact is in memory. A call that waited in a queue
-    gets a header of its own, which says for how long.
-    """
-
-    def __init__(self) -> None:
-        self._kept: weakref.WeakKeyDictionary[Artifact, dict[Origin, bytes]] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def frame(self, served: Served) -> bytes:
-        """Return the serialized CompileResponse with the header of ``served``."""
-        if served.queue_time_s:
-            return _header_frame(served)
-        kept = self._kept.get(served.artifact)
-        if kept is None:
-            kept = self._kept[served.artifact] = {}
-        frame = kept.get(served.origin)
-        if frame is None:
-            frame = kept[served.origin] = _header_frame(served)
-        return frame
-
-
-def _header_frame(served: Served) -> bytes:
-    header = _fixed_header(served.artifact)
-    header.origin = ORIGINS[served.origin]
-    if served.queue_time_s:
-        header.queue_time.CopyFrom(duration(served.queue_time_s))
-    return module_service_pb2.CompileResponse(header=header).SerializeToString()
-
-
-def _fixed_header(artifact: Artifact) -> types_pb2.ArtifactHeader:
-    spec = artifact.spec
-    return types_pb2.ArtifactHeader(
-        module_sha256=artifact.module_sha256,
-        artifact_sha256=artifact.sha256,
-        size_bytes=artifact.size_bytes,
-        engine=engine(spec.engine),
-        target=spec.target,
-        cpu=spec.cpu,
-        settings=spec.settings,
-        changed_settings=spec.changed_settings,
-        fingerprint=spec.fingerprint,
-        compile_time=duration(artifact.compile_time_s),
-        attestation=artifact.attestation,
-        kind=KINDS[artifact.kind],
-        imports=[_import(item) for item in artifact.imports],
-        exports=[_export(item) for item in artifact.exports],
-        types_truncated=artifact.types_truncated,
-    )
-
-
-def _import(item: ExternType) -> types_pb2.ImportType:
-    kind = EXTERN_KINDS.get(item.kind, types_pb2.EXTERN_KIND_OTHER)
-    return types_pb2.ImportType(module=item.module, name=item.name, kind=kind, type=item.type)
-
-
-def _export(item: ExternType) -> types_pb2.ExportType:
-    kind = EXTERN_KINDS.get(item.kind, types_pb2.EXTERN_KIND_OTHER)
-    return types_pb2.ExportType(name=item.name, kind=kind, type=item.type)
