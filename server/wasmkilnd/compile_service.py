@@ -137,7 +137,7 @@ class CompileService:
     ) -> Served | None:
         if request.skip_cache_lookup:
             return None
-        found = await self._cache.get(key, budget)
+        found = await self._cache.get(key, budget, request.accept_encodings)
         return Served(*found) if found else None
 
     def _join(self, work: _Work, terms: Terms) -> FlightTicket[Served]:

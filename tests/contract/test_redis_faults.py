@@ -562,7 +562,8 @@ async def test_another_format_has_other_names_for_modules(
     own = tier.names
 
     def name_values_by(names: KeyNames) -> None:
-        tier.names = tier._reader._names = tier._writer._names = names
+        tier.names = tier._writer._names = names
+        tier._lookups._names = tier._lookups._reader._names = names
 
     name_values_by(KeyNames(prefix, CACHE_FORMAT + 1))
     assert await tier.get_module(wasm.sha256) is None

@@ -77,13 +77,18 @@ def stored(what: Artifact | Module, sealer: Sealer) -> dict[bytes, bytes]:
 
 
 def read(
-    values: Mapping[bytes, bytes], key: CacheKey | str, sealer: Sealer
+    values: Mapping[bytes, bytes],
+    key: CacheKey | str,
+    sealer: Sealer,
+    accept: frozenset[str] = frozenset(),
 ) -> tuple[Artifact | Module | None, list[str]]:
     """Return what a daemon with ``sealer`` finds in ``values``, and the causes of rejections."""
     notes = Notes()
 
     async def get() -> Artifact | Module | None:
         tier = RedisTier(Shelf(values), sealer, notes)
-        return await (tier.get(key) if isinstance(key, CacheKey) else tier.get_module(key))
+        if isinstance(key, CacheKey):
+            return await tier.get(key, accept=accept)
+        return await tier.get_module(key)
 
     return asyncio.run(get()), notes.rejected

@@ -48,8 +48,13 @@ class MemoryTier:
         self._entries: OrderedDict[CacheKey | str, _Entry] = OrderedDict()
         self._keys_of: dict[str, dict[CacheKey, None]] = {}
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """Return the artifact under ``key`` and make it the most recently used."""
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
+        """Return the artifact under ``key`` as it was put, and make it the most recently used."""
         entry = self._touch(key)
         return entry.value if entry and isinstance(entry.value, Artifact) else None
 

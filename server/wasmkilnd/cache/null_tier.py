@@ -22,7 +22,12 @@ class NullTier:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
         """Return None."""
         return None
 

@@ -21,9 +21,14 @@ class ObservedTier:
         self._tier = tier
         self._recorder = recorder
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
         """Delegate; record a look-up of an artifact."""
-        return await self._look_up("artifact", self._tier.get(key, allowance))
+        return await self._look_up("artifact", self._tier.get(key, allowance, accept))
 
     async def put(self, artifact: Artifact) -> None:
         """Delegate; record a write."""

@@ -7,7 +7,9 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from wasmkilnd.cache.decoded import DecodedInMemory
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.value.pieces import ENCODINGS
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, Origin
@@ -40,7 +42,11 @@ class TieredCache:
         self._near = near
         self._shared = shared
         self._writes = writes
-        self._artifact_lookups: SharedLookups[CacheKey, Artifact] = SharedLookups()
+        # Keyed by what the caller accepts too: the others need the artifact unpacked.
+        self._artifact_lookups: SharedLookups[tuple[CacheKey, frozenset[str]], Artifact] = (
+            SharedLookups()
+        )
+        self._decoded = DecodedInMemory(memory)
         self._module_lookups: SharedLookups[str, Module] = SharedLookups()
         self._held_lookups: SharedLookups[tuple[CacheKey, ...], frozenset[CacheKey]] = (
             SharedLookups()
@@ -55,14 +61,17 @@ class TieredCache:
         """Return how long one call may wait for the shared tier in all, from now on."""
         return WaitBudget(self._call_wait_s)
 
-    async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
+    async def get(
+        self, key: CacheKey, budget: WaitBudget, accept: frozenset[str] = frozenset()
+    ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier that has it, and keep it in memory."""
+        accept &= ENCODINGS
         origin = Origin.MEMORY
-        artifact = await self.get_local(key)
+        artifact = await self.get_local(key, accept)
         if artifact is None:
             origin = Origin.REDIS
             artifact = await self._artifact_lookups.get(
-                key, lambda allowance: self._fetch(key, allowance), budget
+                (key, accept), lambda allowance: self._fetch(key, allowance, accept), budget
             )
         if artifact is None:
             return None
@@ -70,12 +79,16 @@ class TieredCache:
             self._used(key)
         return artifact, origin
 
-    async def get_local(self, key: CacheKey) -> Artifact | None:
+    async def get_local(
+        self, key: CacheKey, accept: frozenset[str] = frozenset()
+    ) -> Artifact | None:
         """Return the artifact if this daemon has it, and keep it in memory."""
         artifact = await self._near.get(key)
         if artifact is None and (artifact := self._writes.waiting(key)):
             # Memory evicted the artifact before it was written, and the write may take long.
             await self._near.put(artifact)
+        if artifact is not None and artifact.encoding and artifact.encoding not in accept:
+            artifact = await self._decoded.get(artifact)
         return artifact
 
     async def has_local(self, key: CacheKey) -> bool:
@@ -181,9 +194,11 @@ class TieredCache:
             if not await self._shared.has_module(module.sha256):
                 self._writes.add(module)
 
-    async def _fetch(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
+    async def _fetch(
+        self, key: CacheKey, allowance: Allowance, accept: frozenset[str]
+    ) -> Artifact | None:
         evictions = self._evictions
-        artifact = await self._shared.get(key, allowance)
+        artifact = await self._shared.get(key, allowance, accept)
         if artifact and evictions == self._evictions:
             await self._near.put(artifact)
         return artifact

@@ -30,10 +30,17 @@ class Tier(Protocol):
 
     name: str
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
         """Return the artifact under ``key``. Raises TierUnavailable.
 
         The tier adds to ``allowance`` what the look-up may take on top of the callers' budgets.
+        A tier that stores encoded artifacts decodes what it returns, unless ``accept`` names
+        their encoding. A tier that keeps what it was given returns that.
         """
         ...
 
@@ -90,16 +97,26 @@ class Cache(Protocol):
         """Return how long one call may wait for the shared tier in all, from now on."""
         ...
 
-    async def get_local(self, key: CacheKey) -> Artifact | None:
-        """Return the artifact if this daemon has it, and keep it in memory."""
+    async def get_local(
+        self, key: CacheKey, accept: frozenset[str] = frozenset()
+    ) -> Artifact | None:
+        """Return the artifact if this daemon has it, and keep it in memory.
+
+        Its encoding is empty or one of ``accept``.
+        """
         ...
 
     async def has_local(self, key: CacheKey) -> bool:
         """Return whether this daemon has the artifact, without counting as use."""
         ...
 
-    async def get(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
-        """Return the artifact from the nearest tier that has it, and keep it in memory."""
+    async def get(
+        self, key: CacheKey, budget: WaitBudget, accept: frozenset[str] = frozenset()
+    ) -> tuple[Artifact, Origin] | None:
+        """Return the artifact from the nearest tier that has it, and keep it in memory.
+
+        Its encoding is empty or one of ``accept``.
+        """
         ...
 
     async def put(self, artifact: Artifact) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkilnd import wire
 from wasmkilnd.cache.value.format import HEADER_OFFSET, head_end
-from wasmkilnd.cache.value.pieces import CODECS, RAW, ZSTD, Body, codec_for, cut, pack
+from wasmkilnd.cache.value.pieces import CODECS, RAW, ZSTD, Body, codec_for, cut, decoded, pack
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Module
 from wasmkilnd.wire import CHUNK_BYTES
@@ -50,12 +50,19 @@ def is_served(name: str, values: dict[bytes, bytes]) -> bool:
     """Read ``values`` as a daemon does; whatever comes out is as it was put in."""
     found, rejected = read(values, key_of(name), SEALER)
     what = ALL[name]
+    if isinstance(what, Artifact):
+        kept, rejected_kept = read(values, key_of(name), SEALER, frozenset({ZSTD}))
+        assert rejected_kept == rejected
+        assert (kept is None) is (found is None)
     if found is None:
         return False
     assert not rejected
     if isinstance(what, Artifact):
         assert isinstance(found, Artifact)
+        assert isinstance(kept, Artifact)
         assert same(found, what)
+        assert kept.encoding == ("" if name == "large" else ZSTD) or name == "small"
+        assert same(decoded(kept), what)
     else:
         assert found == what
     return True

@@ -18,7 +18,12 @@ from tests.doubles.notes import Notes
 class Sick(MemoryTier):
     """A tier that never answers."""
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
         raise TierUnavailable("sick")
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:

@@ -46,7 +46,12 @@ class Far(MemoryTier):
         if self.down:
             raise TierUnavailable("down")
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
         found = await super().get(key)
         await self._answer()
         return found

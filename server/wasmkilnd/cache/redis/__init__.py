@@ -5,7 +5,7 @@ before they are parsed, and the error texts of a server never reach a log or a c
 
 | layer | files |
 |---|---|
-| the tier behind ``ports.Tier`` | ``tier``; ``rejections``, ``ttl_refresh`` |
+| the tier behind ``ports.Tier`` | ``tier``; ``lookups``, ``rejections``, ``ttl_refresh`` |
 | values | ``value_reader``, ``value_writer``: the only code that reads and writes them |
 | many keys by their heads | ``scan``; ``sweep`` (eviction, kinds of modules) |
 | marks of evictions | ``mark_store`` |
@@ -14,7 +14,8 @@ before they are parsed, and the error texts of a server never reach a log or a c
 | connections | ``connect`` (from a URL to a server), ``replies`` (limits on what arrives) |
 
 **Reading a value** takes one round trip for the head, the first piece and the marks, then one
-for each eight further pieces, while the previous ones are unpacked. **Writing** stores the
+for each eight further pieces, while the previous ones are unpacked. For a caller that accepts
+zstd, pieces are checked and not unpacked: they become the artifact's frames. **Writing** stores the
 further pieces first and the value last, so no reader finds a value without its pieces. Pieces
 live an hour longer than their value.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,18 +11,19 @@ import structlog
 
 from wasmkilnd.cache.redis.breaker import Breaker
 from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.lookups import READS_AT_ONCE, Lookups
 from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.redis.rejections import Rejections
 from wasmkilnd.cache.redis.scan import look_at_heads
 from wasmkilnd.cache.redis.server import RedisServer
 from wasmkilnd.cache.redis.sweep import kinds_at, sweep
-from wasmkilnd.cache.redis.value_reader import ValueReader, in_thread_if_large, stored_value
+from wasmkilnd.cache.redis.value_reader import ValueReader
 from wasmkilnd.cache.redis.value_writer import ValueWriter, WriteHealth
 from wasmkilnd.cache.value import format as value_format
-from wasmkilnd.cache.value.format import MAX_VALUE_BYTES, open_head
-from wasmkilnd.cache.value.marks import MAX_MARK_BYTES, Marks
+from wasmkilnd.cache.value.format import open_head
+from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
-from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S, Body, cut
+from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S, Body, cut, decoded
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 from wasmkilnd.model import (
@@ -37,15 +37,11 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.wait_budget import Allowance
-from wasmkilnd.wire import frame, payload_views
+from wasmkilnd.wire import payload_views
 
 DEFAULT_PREFIX = "wasm:"
 DEFAULT_TTL_S = 7 * 24 * 3600
 
-# A look-up may take longer for a large value, but no longer than this rate allows.
-_LEAST_BYTES_PER_S = 32 * 1024 * 1024
-READS_AT_ONCE = 8
-"""The most look-ups that read at the same time; the others wait."""
 _LOOK_EVERY_S = 5.0
 _HELD_BATCH = 1000
 
@@ -93,12 +89,17 @@ class RedisTier:
         self.names = KeyNames(prefix)
         self._ttl_s = ttl_s
         self.marks = MarkStore(self.link, self.names, sealer, marks or Marks(), ttl_s)
-        self._reader = ValueReader(self.link, self.names, sealer)
         self._writer = ValueWriter(self.link, self.names)
-        self._rejections = Rejections(self.name, self.link, recorder)
+        self._lookups = Lookups(
+            self.link,
+            self.names,
+            ValueReader(self.link, self.names, sealer),
+            self.marks,
+            Rejections(self.name, self.link, recorder),
+            reads_at_once,
+        )
         self._usage = TierUsage()
         self._watcher: asyncio.Task[None] | None = None
-        self._reading = asyncio.Semaphore(reads_at_once)
         self._artifact_bytes = artifact_bytes
         self._module_bytes = module_bytes
         self._write_health = WriteHealth(self.name, self.link)
@@ -120,14 +121,22 @@ class RedisTier:
             self._watcher = asyncio.create_task(self._watch())
         return self.breaker.up
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
         """Return the artifact under ``key``, verified. Raises TierUnavailable."""
         value_key = ValueKey(key.module_sha256, key.fingerprint)
-        found = await self._read(value_key, self._artifact_bytes(), allowance or Allowance())
+        limit_bytes = self._artifact_bytes()
+        found = await self._lookups.get(value_key, limit_bytes, allowance or Allowance(), accept)
         return found if isinstance(found, Artifact) else None
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact`` for the time to live. Raises TierUnavailable."""
+        if artifact.encoding:
+            artifact = await asyncio.to_thread(decoded, artifact)
         await self._write(
             ValueKey(artifact.module_sha256, artifact.spec.fingerprint),
             payload_views(artifact.frames),
@@ -136,7 +145,9 @@ class RedisTier:
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """Return the module with this digest, verified. Raises TierUnavailable."""
-        found = await self._read(ValueKey(sha256), self._module_bytes(), allowance or Allowance())
+        found = await self._lookups.get(
+            ValueKey(sha256), self._module_bytes(), allowance or Allowance()
+        )
         return found if isinstance(found, Module) else None
 
     async def put_module(self, module: Module) -> None:
@@ -206,64 +217,6 @@ class RedisTier:
         await self.marks.close()
         await self.link.close()
 
-    async def _read(
-        self, key: ValueKey, limit_bytes: int, allowance: Allowance
-    ) -> Artifact | Module | None:
-        """Return what is stored under ``key``; None if nothing is, or nothing usable."""
-        # At most READS_AT_ONCE look-ups read at a time: with more, answers would seem late
-        # because this daemon is busy, and not because the server is slow.
-        with allowance.while_free(lambda: self.link.prompt):
-            await self._reading.acquire()
-        try:
-            return await self._read_now(key, limit_bytes, allowance)
-        finally:
-            self._reading.release()
-
-    async def _read_now(
-        self, key: ValueKey, limit_bytes: int, allowance: Allowance
-    ) -> Artifact | Module | None:
-        name, value, parts = self.names.value(key), None, list[bytes]()
-        try:
-            stored = await self._with_marks(key)
-            if not stored:
-                return None
-            value = stored
-            opened = await self._reader.open_value(key, value)
-            if isinstance(opened.what, Artifact):
-                await in_thread_if_large(len(value), self.marks.marks.check, opened.what)
-            body = opened.body
-            if body.size_bytes > limit_bytes:
-                # Not deleted: daemons with a higher limit use it.
-                _log.info("stored value is larger than the limit", key=name.decode())
-                return None
-            parts = [self.names.part(key, piece.sha256) for piece in body.pieces[1:]]
-            moving_s = body.stored_bytes / _LEAST_BYTES_PER_S
-            allowance.add(moving_s)
-            async with asyncio.timeout(self.link.timeout_s + moving_s):
-                payload = await self._reader.pieces(key, opened, body.unpack)
-            return await in_thread_if_large(body.size_bytes, _complete, opened.what, payload)
-        except TimeoutError:
-            # Not an outage: the server answered each command in time.
-            raise TierUnavailable("Redis takes too long for a value of this size") from None
-        except ValueRejected as rejected:
-            await self._rejections.discard(name, value, parts, rejected)
-        return None
-
-    async def _with_marks(self, key: ValueKey) -> bytes:
-        """Return what is stored under ``key``, empty if nothing is.
-
-        For an artifact, read the marks that concern it in the same round trip, and learn them.
-        """
-        name = self.names.value(key)
-        marks = self.marks.names_for(key.module_sha256) if key.artifact else {}
-        wanted = {name: MAX_VALUE_BYTES, **dict.fromkeys(marks, MAX_MARK_BYTES)}
-        found, others = await self._reader.strings(wanted)
-        await self.marks.discard(others & marks.keys())
-        for mark, module_sha256 in marks.items():
-            if mark in found:
-                self.marks.learn(module_sha256, found[mark])
-        return stored_value(name, found, others)
-
     async def _write(
         self, key: ValueKey, payload: Sequence[memoryview], write_head: Callable[[Body], bytes]
     ) -> None:
@@ -289,10 +242,3 @@ class RedisTier:
             if not self.link.is_one_place:
                 await self.marks.refresh()
         await self._write_health.try_again()
-
-
-def _complete(what: Artifact | Module, payload: list[bytes]) -> Artifact | Module:
-    """Return ``what`` with its payload. Raises ValueRejected for a module of another digest."""
-    if isinstance(what, Artifact):
-        return dataclasses.replace(what, frames=tuple(map(frame, payload)))
-    return value_format.check_module(dataclasses.replace(what, wasm=b"".join(payload)))

@@ -3,10 +3,16 @@
 A piece is what one message to a caller carries (:data:`wasmkilnd.wire.CHUNK_BYTES`), compressed
 by itself or as it is. The value's signed head holds the digest of each piece's *stored* bytes:
 a piece is hashed once, and nothing is decompressed before its digest is checked.
+
+A compressed piece is one zstd frame with its size in the frame's header. So the stored pieces of
+an artifact, one after the other, are what a caller that accepts zstd decodes by itself: the
+daemon keeps them as they are (:meth:`Body.stored_frames`), until somebody else needs the bytes
+(:func:`decoded`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +20,14 @@ from dataclasses import dataclass
 import zstandard
 
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
-from wasmkilnd.wire import CHUNK_BYTES
+from wasmkilnd.model import Artifact
+from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 RAW, ZSTD = "raw", "zstd"
 CODECS = (RAW, ZSTD)
+
+ENCODINGS = frozenset({ZSTD})
+"""The encodings that an artifact's frames can have."""
 
 PARTS_OUTLIVE_S = 3600
 """How much longer than its value a piece lives, so that no piece expires before its value."""
@@ -70,7 +80,33 @@ class Body:
         """
         return [self._unpack(first + place, piece) for place, piece in enumerate(stored)]
 
+    def frames(self, first: int, stored: Sequence[bytes | memoryview | None]) -> list[bytes]:
+        """Do what ``unpack`` does; return the pieces as the wire carries them."""
+        return [frame(raw) for raw in self.unpack(first, stored)]
+
+    def stored_frames(self, first: int, stored: Sequence[bytes | memoryview | None]) -> list[bytes]:
+        """Return the pieces from number ``first`` on as the wire carries them, not unpacked.
+
+        For a body whose codec is zstd. Raises ValueRejected as ``unpack`` does, but for a piece
+        whose compressed bytes were damaged before they were signed.
+        """
+        return [frame(self._packed(first + place, piece)) for place, piece in enumerate(stored)]
+
+    def _packed(self, index: int, stored: bytes | memoryview | None) -> bytes | memoryview:
+        checked = self._checked(index, stored)
+        if _announced(checked) != raw_size(self.size_bytes, index):
+            raise ValueRejected(Cause.FORMAT, f"piece {index} has another size than it should")
+        return checked
+
     def _unpack(self, index: int, stored: bytes | memoryview | None) -> bytes:
+        checked = self._checked(index, stored)
+        size_bytes = raw_size(self.size_bytes, index)
+        raw = bytes(checked) if self.codec == RAW else _decompress(checked, size_bytes)
+        if len(raw) != size_bytes:
+            raise ValueRejected(Cause.FORMAT, f"piece {index} has another size than it should")
+        return raw
+
+    def _checked(self, index: int, stored: bytes | memoryview | None) -> bytes | memoryview:
         expected = self.pieces[index]
         if stored is None:
             raise ValueRejected(Cause.INCOMPLETE, f"piece {index} is gone")
@@ -80,11 +116,33 @@ class Body:
             raise ValueRejected(Cause.FORMAT, f"piece {index} is too long")
         if hashlib.sha256(stored).hexdigest() != expected.sha256:
             raise ValueRejected(Cause.DIGEST, f"piece {index} is damaged")
-        size_bytes = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
-        raw = bytes(stored) if self.codec == RAW else _decompress(stored, size_bytes)
+        return stored
+
+
+def raw_size(payload_bytes: int, index: int) -> int:
+    """Return the unpacked size of a piece of a payload of ``payload_bytes``."""
+    return min(CHUNK_BYTES, payload_bytes - index * CHUNK_BYTES)
+
+
+def decoded(artifact: Artifact) -> Artifact:
+    """Return ``artifact`` with the bytes themselves in its frames.
+
+    Takes a few milliseconds for a megabyte: call it in a thread. Raises ValueRejected for frames
+    that do not decode to the sizes that the artifact should have.
+    """
+    if not artifact.encoding:
+        return artifact
+    stored = payload_views(artifact.frames)
+    if len(stored) != -(-artifact.size_bytes // CHUNK_BYTES):
+        raise ValueRejected(Cause.FORMAT, "the artifact has too few or too many pieces")
+    frames = []
+    for index, piece in enumerate(stored):
+        size_bytes = raw_size(artifact.size_bytes, index)
+        raw = _decompress(piece, size_bytes)
         if len(raw) != size_bytes:
             raise ValueRejected(Cause.FORMAT, f"piece {index} has another size than it should")
-        return raw
+        frames.append(frame(raw))
+    return dataclasses.replace(artifact, frames=tuple(frames), encoding="")
 
 
 def cut(payload: bytes) -> list[memoryview]:
@@ -108,10 +166,18 @@ def pack(codec: str, raw: memoryview) -> tuple[bytes, Piece]:
 
 
 def _decompress(stored: bytes | memoryview, size_bytes: int) -> bytes:
+    if _announced(stored) != size_bytes:
+        return b""  # Before zstd allocates the size that the frame claims.
     try:
-        if zstandard.frame_content_size(stored) != size_bytes:
-            return b""  # Before zstd allocates the size that the frame claims.
         decompressor = zstandard.ZstdDecompressor()
         return decompressor.decompress(stored, max_output_size=size_bytes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueRejected(Cause.FORMAT, "cannot decompress a piece") from error
+
+
+def _announced(stored: bytes | memoryview) -> int:
+    """Return the size that a frame's header announces; -1 for none."""
+    try:
+        return zstandard.frame_content_size(stored)
     except zstandard.ZstdError as error:
         raise ValueRejected(Cause.FORMAT, "cannot decompress a piece") from error
