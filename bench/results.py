@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -13,22 +15,26 @@ from rich.table import Table
 from bench.timing import ratio, spread
 
 _SMALL = 0.1  # Below this two decimals say too little.
+_COLUMNS = 99  # Of a line in docs/.
+
+Unit = Literal["s", "B"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. ``ours_s`` and ``yardstick_s`` are seconds."""
+    """One comparison. ``ours`` and ``yardstick`` are seconds, or bytes."""
 
     group: str
     what: str
-    ours_s: float
+    ours: float
     against: str
-    yardstick_s: float
+    yardstick: float
     ratio: float
     spread: tuple[float, float]
     rounds: int
     goal: float | None = None
     note: str = ""
+    unit: Unit = "s"
 
     @property
     def met(self) -> bool | None:
@@ -75,9 +81,9 @@ def table(rows: Sequence[Row]) -> Table:
     """Return the table for people."""
     made = Table(box=box.SIMPLE_HEAD, title="wasmkiln beside its yardsticks", title_justify="left")
     made.add_column("wasmkiln")
-    made.add_column("ms", justify="right")
+    made.add_column("figure", justify="right")
     made.add_column("yardstick")
-    made.add_column("ms", justify="right")
+    made.add_column("figure", justify="right")
     made.add_column("ratio", justify="right")
     made.add_column("least to most", justify="right", style="dim")
     made.add_column("goal", justify="right")
@@ -90,11 +96,11 @@ def table(rows: Sequence[Row]) -> Table:
             made.add_row(f"[bold]{group}[/bold]")
         made.add_row(
             f"  {row.what}",
-            milliseconds(row.ours_s),
+            figure(row.ours, row.unit),
             row.against,
-            milliseconds(row.yardstick_s),
-            f"{row.ratio:.2g}" if row.ratio < _SMALL else f"{row.ratio:.2f}",
-            f"{row.spread[0]:.2f} to {row.spread[1]:.2f}",
+            figure(row.yardstick, row.unit),
+            _ratio(row.ratio),
+            _spread(row),
             _goal(row),
         )
     return made
@@ -109,31 +115,61 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table for docs/performance.md."""
+    """Return the table for docs/performance.md, as it stands there."""
     lines = [
-        "| | wasmkiln, ms | yardstick | ms | ratio | least to most | goal |",
+        "| | wasmkiln | yardstick | | ratio | least to most | goal |",
         "|---|--:|---|--:|--:|--:|---|",
     ]
     for row in rows:
-        goal = f"≤ {row.goal:g}, {'met' if row.met else 'missed'}" if row.goal else ""
+        goal = f"≤ {row.goal:g}, {'met' if row.met else '**missed**'}" if row.goal else ""
         cells = (
             f"{row.group}: {row.what}",
-            milliseconds(row.ours_s),
+            figure(row.ours, row.unit),
             row.against,
-            milliseconds(row.yardstick_s),
-            f"{row.ratio:.3g}",
-            f"{row.spread[0]:.2f} to {row.spread[1]:.2f}",
+            figure(row.yardstick, row.unit),
+            _ratio(row.ratio),
+            _spread(row),
             goal,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    notes = [f"- {row.group}, {row.what}: {row.note}" for row in rows if row.note]
+    notes = [
+        textwrap.fill(
+            f"- {row.group}, {row.what}: {row.note}",
+            _COLUMNS,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for row in rows
+        if row.note
+    ]
     return "\n".join([*lines, "", *notes])
+
+
+def figure(value: float, unit: Unit) -> str:
+    """Return a figure with three significant digits or so, and its unit."""
+    if unit == "B":
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{_digits(value / 1e6)} MB"
+    if value >= 10:
+        return f"{value:.1f} s"
+    return f"{_digits(value * 1e6)} µs" if value < 1e-4 else f"{milliseconds(value)} ms"
 
 
 def milliseconds(seconds: float) -> str:
     """Return three significant digits or so."""
-    value = seconds * 1e3
+    return _digits(seconds * 1e3)
+
+
+def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < _SMALL else f"{ratio:.2f}"
+
+
+def _spread(row: Row) -> str:
+    return " to ".join(map(_ratio, row.spread))
 
 
 def _goal(row: Row) -> str:
