@@ -14,6 +14,7 @@ from bench import compiles, hits, loads, neighbours, redis_hits, stalls
 from bench.lab import BenchError
 from bench.machine import describe
 from bench.results import Row, as_json, markdown, print_table
+from bench.scale.rows import scale
 from bench.setting import Setting, setting
 
 MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
@@ -24,6 +25,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "warm": loads.warm,
     "callers": compiles.callers,
     "stalls": stalls.under_load,
+    "scale": scale,
 }
 
 
@@ -34,7 +36,10 @@ def main() -> int:
     started = time.monotonic()
     rows: list[Row] = []
     try:
-        with progress.status("starting a daemon") as status, setting(options.quick) as given:
+        with (
+            progress.status("starting a daemon") as status,
+            setting(options.quick, thorough=options.only == ["scale"]) as given,
+        ):
             for name, measure in MEASUREMENTS.items():
                 if options.only and name not in options.only:
                     continue

@@ -120,7 +120,7 @@ def _best_bare(given: Setting, held: Held) -> tuple[str, int]:
 
 
 def _bare(stack: ExitStack, kind: str, held: Held, chunk: int) -> RawStream:
-    port = start_server(stack, kind, str(held.file), str(chunk))
+    port = start_server(stack, kind, str(held.file), str(chunk)).port
     return _stream(stack, f"127.0.0.1:{port}", METHOD)
 
 
@@ -134,7 +134,7 @@ class _Tcp:
     """A connection whose other end sends the artifact for every byte that it gets."""
 
     def __init__(self, stack: ExitStack, held: Held) -> None:
-        port = start_server(stack, "tcp", str(held.file), str(held.size_bytes))
+        port = start_server(stack, "tcp", str(held.file), str(held.size_bytes)).port
         self._socket = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         self._buffer = bytearray(held.size_bytes)
 

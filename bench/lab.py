@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -69,15 +71,18 @@ class Daemon:
     Its log goes to a file: to read it in the process that measures would disturb that.
     """
 
-    def __init__(self, state_dir: Path, *flags: str) -> None:
+    def __init__(
+        self, state_dir: Path, *flags: str, program: Sequence[str] = ("wasmkilnd",)
+    ) -> None:
         self._log = state_dir / "daemon.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state_dir)),
+                    *(sys.executable, "-m", *program, "serve", "--state-dir", str(state_dir)),
                     *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
                     *flags,
                 ],
+                cwd=ROOT,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -99,6 +104,11 @@ class Daemon:
             self.stop()
             words = self._log.read_text(errors="replace").strip().splitlines()
             raise BenchError(f"the daemon did not start: {words[-1] if words else 'no message'}")
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
 
     def client(self, timeout_s: float = 120.0) -> Client:
         """Return a new client; the caller closes it."""
@@ -129,8 +139,16 @@ def end(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-def start_server(stack: ExitStack, *command: str) -> int:
-    """Start one of the bare servers; return the port that it prints. ``stack`` ends it."""
+@dataclass(frozen=True)
+class Server:
+    """One of the bare servers."""
+
+    port: int
+    pid: int
+
+
+def start_server(stack: ExitStack, *command: str) -> Server:
+    """Start one of the bare servers; ``stack`` ends it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.bare", *command],
         cwd=ROOT,
@@ -140,7 +158,7 @@ def start_server(stack: ExitStack, *command: str) -> int:
     )
     stack.callback(end, process)
     for line in _lines(process):
-        return int(line)
+        return Server(int(line), process.pid)
     raise BenchError(f"the bare server {command[0]} did not start")
 
 

@@ -18,6 +18,20 @@ def describe() -> str:
     )
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used, without that of other processes."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Return how much memory a process has, without that of other processes."""
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def _cpu() -> str:
     for line in _read("/proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")

@@ -33,10 +33,19 @@ class Setting:
     modules: Modules
     folder: Path
     quick: bool
+    thorough: bool = False
+    """Whether nothing else is measured, so that there is time for all sizes."""
 
     def rounds(self, usual: int, quick: int) -> int:
         """Return how many rounds to measure."""
         return quick if self.quick else usual
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of entries, from least to most."""
+        if self.quick:
+            return 10**3, 10**4
+        return (10**3, 10**4, 10**5, 10**6) if self.thorough else (10**3, 10**6)
 
     @property
     def wasmtime(self) -> Target:
@@ -45,7 +54,7 @@ class Setting:
 
 
 @contextmanager
-def setting(quick: bool) -> Iterator[Setting]:
+def setting(quick: bool, thorough: bool = False) -> Iterator[Setting]:
     """Start all that is measured, and end it afterwards. Raises BenchError."""
     engines = engines_or_install()
     with tempfile.TemporaryDirectory(prefix="wasmkiln-bench-") as name:
@@ -53,7 +62,7 @@ def setting(quick: bool) -> Iterator[Setting]:
         modules = fetch_all(folder)
         state = make_state(folder / "state", engines)
         with Daemon(state) as daemon:
-            yield Setting(daemon, _targets(daemon, engines), modules, folder, quick)
+            yield Setting(daemon, _targets(daemon, engines), modules, folder, quick, thorough)
 
 
 def _targets(daemon: Daemon, engines: Mapping[str, InstalledEngine]) -> dict[str, Target]:

@@ -1,0 +1,43 @@
+"""Programs that answer orders: how one is started, asked and ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from bench.lab import ROOT, BenchError, end
+
+
+class Program:
+    """A program of the bench that reads lines of JSON, and answers each with one."""
+
+    def __init__(self, stack: ExitStack, module: str, *arguments: str) -> None:
+        """Start it; ``stack`` ends it."""
+        self._name = " ".join([module, *arguments[:2]])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        stack.callback(end, self._process)
+
+    def begun(self) -> dict[str, Any]:
+        """Return the line that it prints once it is ready."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError(f"{self._name} ended by itself")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, **order: object) -> dict[str, Any]:
+        """Give an order, and return the answer."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self.begun()

@@ -1,0 +1,127 @@
+"""What a probe fills and measures: each tier, as the daemon composes it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import redis.asyncio
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.observed import ObservedTier
+from wasmkilnd.cache.redis.connect import connect
+from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, DEFAULT_TTL_S, RedisTier
+from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.model import Artifact
+from wasmkilnd.ports import Tier
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+
+from bench.scale.entries import Entries
+
+_TIMEOUT_S = 60.0
+_BATCH = 1000
+
+
+class Store(Protocol):
+    """A tier with a number of entries."""
+
+    tier: Tier
+    """The tier with the metrics of the daemon around it."""
+    budget_bytes: int
+    """What the settings let it hold in the daemon's memory."""
+
+    @property
+    def live(self) -> Sequence[int]:
+        """Return entries that are stored."""
+        ...
+
+    def make(self, number: int) -> Artifact:
+        """Return an entry in the form that the tier stores."""
+        ...
+
+    def stored(self, numbers: Sequence[int]) -> None:
+        """Take note that the tier holds these from now on."""
+        ...
+
+
+class _InMemory:
+    """The memory tier, full: each further entry makes it drop the one that it used least."""
+
+    def __init__(self, entries: Entries, count: int) -> None:
+        self.make = entries.unsigned
+        self._count = self._end = count
+        self._memory = MemoryTier(1 << 40)
+        self.tier: Tier = ObservedTier(self._memory, Metrics("bench"))
+
+    async def fill(self) -> None:
+        """Store all, and leave no room for more."""
+        for number in range(self._count):
+            await self._memory.put(self.make(number))
+        self.budget_bytes = self._memory.usage().bytes
+        self._memory.resize(self.budget_bytes)
+
+    @property
+    def live(self) -> Sequence[int]:
+        # Entries that were read are younger than others: the newest quarter is surely there.
+        return range(self._end - self._count // 4, self._end)
+
+    def stored(self, numbers: Sequence[int]) -> None:
+        self._end = max(self._end, *(number + 1 for number in numbers))
+
+
+class _InRedis:
+    """The Redis tier. All entries are as large as real ones, those that are read are real."""
+
+    budget_bytes = 0
+
+    def __init__(self, entries: Entries, url: str, tier: RedisTier) -> None:
+        self.make = entries.sealed
+        self.tier: Tier = ObservedTier(tier, Metrics("bench"))
+        self._entries = entries
+        self._url = url
+        self.live: list[int] = []
+
+    async def fill(self, count: int, real: int) -> None:
+        """Store ``count`` entries, of which ``real`` can be read."""
+        self.live = list(range(0, count, max(1, count // real)))
+        for number in self.live:
+            await self.tier.put(self.make(number))
+        names = KeyNames(DEFAULT_PREFIX)
+        async with redis.asyncio.Redis.from_url(self._url) as client:
+            value = await client.get(names.artifact(self._entries.key(self.live[0])))
+            assert value
+            for start in range(0, count, _BATCH):
+                pipeline = client.pipeline(transaction=False)
+                for number in range(start, min(start + _BATCH, count)):
+                    name = names.artifact(self._entries.key(number))
+                    pipeline.set(name, value, ex=DEFAULT_TTL_S, nx=True)
+                await pipeline.execute()
+
+    def stored(self, numbers: Sequence[int]) -> None:
+        self.live += numbers
+
+
+@asynccontextmanager
+async def _memory(entries: Entries, count: int, _: str) -> AsyncIterator[Store]:
+    store = _InMemory(entries, count)
+    await store.fill()
+    yield store
+    await store.tier.close()
+
+
+@asynccontextmanager
+async def _redis(entries: Entries, count: int, url: str) -> AsyncIterator[Store]:
+    tier = RedisTier(
+        connect(url, timeout_s=_TIMEOUT_S),
+        entries.sealer,
+        Metrics("bench"),
+        timeout_s=_TIMEOUT_S,
+    )
+    store = _InRedis(entries, url, tier)
+    await store.fill(count, real=1000)
+    yield store
+    await tier.close()
+
+
+STORES = {"memory": _memory, "redis": _redis}
+"""By name: what opens a store with so many entries, given where its server or folder is."""
