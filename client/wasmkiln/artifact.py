@@ -94,10 +94,7 @@ class Artifact:
         """
         target = Path(path)
         if header:
-            text = json_format.MessageToJson(
-                self.header, preserving_proto_field_name=True, sort_keys=True
-            )
-            _write_aside(header_path(target), text.encode() + b"\n", follow_link=False)
+            _write_aside(header_path(target), header_text(self.header), follow_link=False)
             if self.header.attestation:
                 _write_aside(attestation_path(target), self.header.attestation, follow_link=False)
             else:
@@ -194,6 +191,12 @@ def claims_of(header: ArtifactHeader) -> Claims:
 def header_path(path: Path) -> Path:
     """Return where `save` writes the header of the artifact at `path`."""
     return path.with_name(path.name + ".json")
+
+
+def header_text(header: ArtifactHeader) -> bytes:
+    """Return the content of the file that holds `header`. The daemon writes the same."""
+    text = json_format.MessageToJson(header, preserving_proto_field_name=True, sort_keys=True)
+    return text.encode() + b"\n"
 
 
 def _write_aside(path: Path, content: bytes, *, follow_link: bool) -> None:
