@@ -65,7 +65,11 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "cache.redis": (CORE, {"cache.value"}),
     "cache.embedded": ({"ownership"}, set()),
     "cache.fleet": (CORE, {"cache.value", "cache.redis"}),
-    "cache": (CORE, {"cache.value", "cache.redis", "cache.embedded", "cache.fleet"}),
+    "cache.host": (CORE, {"cache.value"}),
+    "cache": (
+        CORE,
+        {"cache.value", "cache.redis", "cache.embedded", "cache.fleet", "cache.host"},
+    ),
     "engines.child": (set(), {"engines.child.isolation"}),
     "engines.child.isolation": (set(), set()),
     "engines.scheduling": (CORE, set()),

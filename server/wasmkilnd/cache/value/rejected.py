@@ -26,6 +26,8 @@ class Cause(Enum):
     """It is signed by a key that is not trusted."""
     MISMATCH = "mismatch"
     """Its attestation is forged, or about something else."""
+    FOREIGN = "foreign"
+    """A file of the host store with another owner, another mode, a link, or no file at all."""
     EVICTED = "evicted"
     """It is older than an Evict of its scope: another client wrote back a copy."""
 

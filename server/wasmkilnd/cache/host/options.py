@@ -1,0 +1,38 @@
+"""The settings of the host store, and the modes and limits that follow from them."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK_BYTES = 4096
+"""What the store counts for a folder, and the unit to which it rounds up the size of a file."""
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """Where the store is, how much it may hold, and who may read it."""
+
+    directory: Path
+    limit_bytes: int
+    file_mode: int = 0o640
+    """The mode of files. Only the owner may have the right to write."""
+    group: int | None = None
+    """The number of the group of files and folders; None for the daemon's own."""
+
+    def __post_init__(self) -> None:
+        if self.file_mode & ~0o666 or self.file_mode & _OTHERS_WRITE or self.file_mode < 0o400:
+            raise ValueError(f"cannot use mode {self.file_mode:04o} for files of the host store")
+
+    @property
+    def folder_mode(self) -> int:
+        """The mode of folders: whoever may read files may search folders, and the owner writes."""
+        return self.file_mode | (self.file_mode & 0o444) >> 2 | stat.S_IRWXU
+
+
+def on_disk(size_bytes: int) -> int:
+    """Return what the store counts for a file of ``size_bytes``."""
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
