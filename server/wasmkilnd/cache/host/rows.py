@@ -1,0 +1,160 @@
+"""The rows of the index: one per entry, and the total of their bytes in the same transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from wasmkilnd.model import CacheKey
+
+SCHEMA_ID = 0x776B6831
+"""SQLite's ``application_id``: "wkh" and the version of the schema."""
+
+SCHEMA = (
+    f"PRAGMA application_id={SCHEMA_ID}",
+    "CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    # A fingerprint stands for one engine: 32 bytes and an engine's name for thousands of entries.
+    "CREATE TABLE specs (id INTEGER PRIMARY KEY, fingerprint BLOB NOT NULL UNIQUE,"
+    " engine TEXT NOT NULL)",
+    "CREATE TABLE entries (module BLOB NOT NULL, spec INTEGER NOT NULL, bytes INTEGER NOT NULL,"
+    " used INTEGER NOT NULL, pending INTEGER NOT NULL, PRIMARY KEY (module, spec)) WITHOUT ROWID",
+    "CREATE INDEX by_use ON entries (used)",
+    "CREATE TABLE total (entries INTEGER NOT NULL, bytes INTEGER NOT NULL)",
+    "INSERT INTO total VALUES (0, 0)",
+    "CREATE TRIGGER added AFTER INSERT ON entries BEGIN"
+    " UPDATE total SET entries = entries + 1, bytes = bytes + NEW.bytes; END",
+    "CREATE TRIGGER removed AFTER DELETE ON entries BEGIN"
+    " UPDATE total SET entries = entries - 1, bytes = bytes - OLD.bytes; END",
+    "CREATE TRIGGER resized AFTER UPDATE OF bytes ON entries BEGIN"
+    " UPDATE total SET bytes = bytes + NEW.bytes - OLD.bytes; END",
+)
+
+_PENDING_S = 600
+"""How long a write may take before its row counts as that of a process that was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What the rows add up to."""
+
+    entries: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An entry's row."""
+
+    key: CacheKey
+    used_s: int
+
+
+class Rows:
+    """Reads and changes rows, inside the transaction of ``Index.write``."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def total(self) -> Total:
+        """Return what all rows add up to."""
+        [row] = self._connection.execute("SELECT entries, bytes FROM total")
+        return Total(*row)
+
+    def adds_up(self) -> bool:
+        """Return whether the total is that of the rows; reads all of them."""
+        [row] = self._connection.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM entries")
+        return self.total() == Total(*row)
+
+    def reserve(self, key: CacheKey, engine_id: str, size_bytes: int, now_s: int) -> None:
+        """Add the row of an entry that is about to be written, or add its bytes to the old one."""
+        self._connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " bytes = bytes + excluded.bytes, used = excluded.used, pending = excluded.pending",
+            (_blob(key.module_sha256), self._spec(key, engine_id), size_bytes, now_s, now_s),
+        )
+
+    def settle(self, key: CacheKey, size_bytes: int, now_s: int) -> bool:
+        """Note that an entry is written; return False if its row is gone: it was evicted."""
+        changed = self._connection.execute(
+            "UPDATE entries SET bytes = ?, used = ?, pending = 0"
+            " WHERE module = ? AND spec = (SELECT id FROM specs WHERE fingerprint = ?)",
+            (size_bytes, now_s, *_of(key)),
+        )
+        return changed.rowcount == 1
+
+    def add(self, key: CacheKey, engine_id: str, size_bytes: int, used_s: int) -> None:
+        """Add the row of an entry that was found on the disk, if it has none."""
+        self._connection.execute(
+            "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, 0)",
+            (_blob(key.module_sha256), self._spec(key, engine_id), size_bytes, used_s),
+        )
+
+    def oldest(self, limit: int, now_s: int) -> Sequence[Row]:
+        """Return the entries that were not used for longest, without those that are written."""
+        found = self._connection.execute(
+            "SELECT lower(hex(module)), lower(hex(fingerprint)), used FROM entries"
+            " JOIN specs ON specs.id = spec WHERE pending < ? ORDER BY used LIMIT ?",
+            (now_s - _PENDING_S, limit),
+        )
+        return [Row(CacheKey(module, print_), used) for module, print_, used in found]
+
+    def used(self, key: CacheKey, used_s: int) -> None:
+        """Note when an entry was used."""
+        self._connection.execute(
+            "UPDATE entries SET used = max(used, ?)"
+            " WHERE module = ? AND spec = (SELECT id FROM specs WHERE fingerprint = ?)",
+            (used_s, *_of(key)),
+        )
+
+    def remove(self, key: CacheKey) -> None:
+        """Remove the row of an entry that is gone."""
+        self._connection.execute(
+            "DELETE FROM entries"
+            " WHERE module = ? AND spec = (SELECT id FROM specs WHERE fingerprint = ?)",
+            _of(key),
+        )
+
+    def remove_module(self, module_sha256: str) -> None:
+        """Remove the rows of a module."""
+        self._connection.execute("DELETE FROM entries WHERE module = ?", (_blob(module_sha256),))
+
+    def remove_fingerprints(self, fingerprints: Iterable[str]) -> None:
+        """Remove all rows of fingerprints, and that they are known."""
+        for fingerprint in map(_blob, fingerprints):
+            self._connection.execute(
+                "DELETE FROM entries WHERE spec = (SELECT id FROM specs WHERE fingerprint = ?)",
+                (fingerprint,),
+            )
+            self._connection.execute("DELETE FROM specs WHERE fingerprint = ?", (fingerprint,))
+
+    def engines(self) -> dict[str, str]:
+        """Return the engine's id of each fingerprint that is known."""
+        return dict(self._connection.execute("SELECT lower(hex(fingerprint)), engine FROM specs"))
+
+    def swap_note(self, name: str, value: str) -> str:
+        """Write a note down; return what it said before, empty for nothing."""
+        found = self._connection.execute("SELECT value FROM notes WHERE name = ?", (name,))
+        old = found.fetchone()
+        if old != (value,):
+            self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+        return str(old[0]) if old else ""
+
+    def _spec(self, key: CacheKey, engine_id: str) -> int:
+        fingerprint = _blob(key.fingerprint)
+        self._connection.execute(
+            "INSERT OR IGNORE INTO specs (fingerprint, engine) VALUES (?, ?)",
+            (fingerprint, engine_id),
+        )
+        [[spec]] = self._connection.execute(
+            "SELECT id FROM specs WHERE fingerprint = ?", (fingerprint,)
+        )
+        return int(spec)
+
+
+def _of(key: CacheKey) -> tuple[bytes, bytes]:
+    return _blob(key.module_sha256), _blob(key.fingerprint)
+
+
+def _blob(digest: str) -> bytes:
+    return bytes.fromhex(digest)
