@@ -1,0 +1,66 @@
+"""What the store says of entries that are not used, and of what it cannot do: once per cause."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from wasmkilnd.cache.value.rejected import Cause, ValueRejected
+from wasmkilnd.model import CacheKey
+from wasmkilnd.ports import Recorder
+
+_LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
+_MAX_REMEMBERED = 64
+
+_log = structlog.get_logger("wasmkilnd.cache")
+
+
+class Reports:
+    """Logs and counts for the tier ``tier``. Safe for use from any thread."""
+
+    def __init__(self, tier: str, recorder: Recorder) -> None:
+        self._tier = tier
+        self._recorder = recorder
+        self._lock = threading.Lock()
+        self._logged: set[str] = set()
+        self._troubles: dict[str, str] = {}
+
+    def rejected(self, key: CacheKey, rejected: ValueRejected, *, removed: bool) -> None:
+        """Count and log an entry that does not verify."""
+        self._recorder.value_rejected(self._tier, rejected.cause.value)
+        log = _log.debug if self._was_logged(rejected) else _log.warning
+        log(
+            "stored value rejected",
+            tier=self._tier,
+            module=key.module_sha256,
+            fingerprint=key.fingerprint,
+            cause=rejected.cause.value,
+            why=rejected.why,
+            removed=removed,
+        )
+
+    def trouble(self, doing: str, why: str) -> None:
+        """Log why the store cannot do something, unless that is what it logged last."""
+        with self._lock:
+            known, self._troubles[doing] = self._troubles.get(doing), why
+        if known != why:
+            _log.warning(f"cannot {doing} the host store", tier=self._tier, cause=why)
+
+    def works(self, doing: str) -> None:
+        """Note that the store can do something; log it if it could not before."""
+        if doing in self._troubles:
+            with self._lock:
+                known = self._troubles.pop(doing, None)
+            if known is not None:
+                _log.info(f"can {doing} the host store again", tier=self._tier)
+
+    def _was_logged(self, rejected: ValueRejected) -> bool:
+        """Return whether an entry was rejected before for the same key that is not trusted."""
+        if rejected.cause not in _LOGGED_ONCE:
+            return False
+        with self._lock:
+            if rejected.why in self._logged or len(self._logged) >= _MAX_REMEMBERED:
+                return True
+            self._logged.add(rejected.why)
+            return False
