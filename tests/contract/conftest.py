@@ -1,21 +1,25 @@
-"""Every kind of Redis, each started once."""
+"""Every kind of tier, each started once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 
 
-@pytest.fixture(scope="session", params=[*KINDS_OF_REDIS, "memory"])
+@pytest.fixture(scope="session", params=[*KINDS_OF_REDIS, "memory", "host_store"])
 def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment | None]:
-    """One kind after the other; None for the daemon's own memory."""
+) -> Iterator[Deployment | Path | None]:
+    """One kind after the other; a folder for the host store, None for the daemon's memory."""
     if request.param == "memory":
         yield None
+        return
+    if request.param == "host_store":
+        yield tmp_path_factory.mktemp("host") / "store"
         return
     with KINDS_OF_REDIS[request.param](tmp_path_factory.mktemp(request.param[:8])) as running:
         yield running

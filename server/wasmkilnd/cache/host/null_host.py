@@ -1,0 +1,84 @@
+"""The host store of a daemon that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    HostFile,
+    Kind,
+    Module,
+    TierUsage,
+)
+from wasmkilnd.wait_budget import Allowance
+
+
+class NullHostTier:
+    """Holds nothing and does nothing, so that no caller asks whether there is a host store."""
+
+    name = "host_store"
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
+        """Return None."""
+        return None
+
+    async def file_of(self, key: CacheKey) -> tuple[Artifact, HostFile] | None:
+        """Return None."""
+        return None
+
+    async def put(self, artifact: Artifact) -> None:
+        """Do nothing."""
+
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
+        """Return None."""
+        return None
+
+    async def put_module(self, module: Module) -> None:
+        """Do nothing."""
+
+    async def has_module(self, sha256: str) -> bool:
+        """Return False."""
+        return False
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Return an empty set."""
+        return frozenset()
+
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Return an empty mapping."""
+        return {}
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Return that nothing was removed."""
+        return Evicted()
+
+    def usage(self) -> TierUsage:
+        """Return zeros."""
+        return TierUsage()
+
+    async def write_engines(self, document: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def recheck(self) -> None:
+        """Do nothing."""
+
+    def resize(self, limit_bytes: int) -> None:
+        """Do nothing."""
+
+    async def always_ready(self) -> None:
+        """Return at once: there is nothing to wait for."""
+
+    async def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,196 @@
+"""The host store as a tier: runs ``HostStore`` in threads, and keeps house behind the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from wasmkilnd.cache.host.disk import Disk
+from wasmkilnd.cache.host.engines_file import write_engines
+from wasmkilnd.cache.host.entry import HeaderOf
+from wasmkilnd.cache.host.housekeeping import Housekeeping
+from wasmkilnd.cache.host.options import HostOptions
+from wasmkilnd.cache.host.reports import Reports
+from wasmkilnd.cache.host.store import HostStore
+from wasmkilnd.cache.host.sweep import Sweep
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    HostFile,
+    Kind,
+    Module,
+    TierUsage,
+)
+from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.wait_budget import Allowance
+
+T = TypeVar("T")
+
+_THREADS = 4
+_EVERY_S = 5.0
+_TOUCH_EVERY_S = 300.0
+_MAX_TOUCHED = 100_000
+
+
+class HostTier:
+    """Keeps artifacts as files that processes of this host map. It keeps no modules.
+
+    Implements ``ports.Tier``, and more. For one event loop, which nothing here blocks.
+    """
+
+    name = "host_store"
+
+    def __init__(
+        self,
+        options: HostOptions,
+        sealer: Sealer,
+        recorder: Recorder,
+        *,
+        header_of: HeaderOf,
+        marks: Marks | None = None,
+        artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
+        """Keep entries in ``options.directory``, which is made when it is first needed.
+
+        ``header_of`` translates an artifact into the header that the daemon sends, without origin
+        and what else depends on a call. ``marks`` are the evictions that this daemon knows of.
+        ``get`` reads no artifact that is larger than ``artifact_bytes``.
+        """
+        self._reports = Reports(self.name, recorder)
+        self._disk = Disk(options)
+        self._store = HostStore(
+            options, self._disk, sealer, header_of, marks or Marks(), self._reports, artifact_bytes
+        )
+        self._sweep = Sweep(self._disk, self._store.engine_of)
+        self._keeping = Housekeeping(self._disk, self._sweep, self._reports)
+        self._threads = ThreadPoolExecutor(_THREADS, "wasmkiln-host-store")
+        self._checks: dict[CacheKey, asyncio.Task[tuple[Artifact, HostFile] | None]] = {}
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the directory, and keep house from now on; never raises.
+
+        Reads no entry: a store with 100,000 of them starts as fast as an empty one.
+        """
+        await self._quietly("use", self._keeping.open)
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep_house())
+
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
+        """Return the artifact under ``key``, verified. Raises TierUnavailable."""
+        artifact = await self._do("read", self._store.read, key)
+        if artifact:
+            self._keeping.used(key)
+        return artifact
+
+    async def file_of(self, key: CacheKey) -> tuple[Artifact, HostFile] | None:
+        """Return the artifact without frames, and the file that holds it, verified.
+
+        Raises TierUnavailable. The file may be evicted by the time a caller opens it.
+        """
+        # Callers of one entry share its check. A caller that leaves does not end it.
+        check = self._checks.get(key)
+        if check is None:
+            check = asyncio.create_task(self._do("read", self._store.file_of, key))
+            self._checks[key] = check
+            check.add_done_callback(lambda _: self._checks.pop(key, None))
+        found = await asyncio.shield(check)
+        if found:
+            self._keeping.used(key)
+        return found
+
+    async def put(self, artifact: Artifact) -> None:
+        """Store ``artifact``, unless it was evicted or is too large. Raises TierUnavailable."""
+        await self._do("write", self._store.write, artifact)
+
+    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
+        """Return None: there are no modules here."""
+        return None
+
+    async def put_module(self, module: Module) -> None:
+        """Do nothing."""
+
+    async def has_module(self, sha256: str) -> bool:
+        """Return False."""
+        return False
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Return which of ``keys`` are stored, without verifying them. Raises TierUnavailable."""
+        return await self._do("read", self._store.held, keys) if keys else frozenset()
+
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+        """Return the kinds of the modules behind artifacts, from the entries' heads alone."""
+        return await self._do("read", self._store.kinds_of, keys) if keys else {}
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable.
+
+        Leaves no mark: other tiers keep what they have.
+        """
+        self._store.verified.forget_all()
+        return await self._do("evict from", self._sweep.evict, scope)
+
+    def usage(self) -> TierUsage:
+        """Return what all daemons of the host stored, as of a few seconds ago."""
+        disk = self._disk
+        return TierUsage(disk.total.entries, disk.total.bytes, disk.limit_bytes, disk.evictions)
+
+    async def write_engines(self, document: Mapping[str, object]) -> None:
+        """Replace ``engines.json``, from which clients compute fingerprints; never raises."""
+        await self._quietly("write engines.json to", write_engines, self._disk, document)
+
+    def recheck(self) -> None:
+        """Verify each entry again at its next use: a key is no longer trusted."""
+        self._store.verified.forget_all()
+
+    def resize(self, limit_bytes: int) -> None:
+        """Change the limit. Entries that are too many go soon after."""
+        self._disk.limit_bytes = limit_bytes
+        self._keeping.wake.set()
+
+    async def close(self) -> None:
+        """Note the last uses, and close the index; never raises."""
+        self._keeping.closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await asyncio.gather(*self._checks.values(), return_exceptions=True)
+        with contextlib.suppress(RuntimeError):  # It was closed before.
+            await self._quietly("close", self._keeping.close)
+        self._threads.shutdown(wait=False)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._quietly("tidy", self._keeping.tidy)
+            self._keeping.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S):
+                    await self._keeping.wake.wait()
+
+    async def _do(self, doing: str, work: Callable[..., T], *args: Any) -> T:
+        """Run ``work`` in a thread; log why it fails, once per cause."""
+        loop = asyncio.get_running_loop()
+        try:
+            done = await loop.run_in_executor(self._threads, work, *args)
+        except TierUnavailable as failure:
+            self._reports.trouble(doing, str(failure))
+            raise
+        self._reports.works(doing)
+        return done
+
+    async def _quietly(self, doing: str, work: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(TierUnavailable):
+            await self._do(doing, work, *args)
