@@ -14,10 +14,12 @@ import structlog
 
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.null_tier import NullHost
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_shared
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.config.schema import Settings
@@ -84,9 +86,12 @@ class Daemon:
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.gauges.tiers["memory"] = memory.usage
         remote = await self._open_remote(sealer, marks)
+        host = NullHost()
         cache = TieredCache(
             memory,
             ObservedTier(memory, self._metrics),
+            host,
+            WriteBehind(host, lambda: 0, host.always_ready),
             remote.tier,
             remote.write_behind,
             remote.used,

@@ -8,7 +8,7 @@ alone: no gRPC, no Redis, no engine.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
@@ -87,9 +87,12 @@ class CompileService:
 
     async def compile(self, request: CompileRequest) -> Served:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
-        found = await self._find_or_join(request, self._cache.wait_budget())
+        budget = self._cache.wait_budget()
+        found = await self._find_or_join(request, budget)
         request.terms.release()
         served = found if isinstance(found, Served) else await self._wait_for(found)
+        if request.accept_host_file and served.host_file is None:
+            served = await self._with_host_file(served, budget)
         self._recorder.served(served.origin)
         return served
 
@@ -137,8 +140,18 @@ class CompileService:
     ) -> Served | None:
         if request.skip_cache_lookup:
             return None
+        if request.accept_host_file and (mapped := await self._cache.host_file(key, budget)):
+            return Served(mapped[0], Origin.HOST_STORE, host_file=mapped[1])
         found = await self._cache.get(key, budget, request.accept_encodings)
         return Served(*found) if found else None
+
+    async def _with_host_file(self, served: Served, budget: WaitBudget) -> Served:
+        """Return ``served`` with its file, if the host store has it by now or can be filled."""
+        mapped = await self._cache.host_file(served.artifact.key, budget, served.artifact)
+        # If these bytes could not be written, a file of others may be there from before.
+        if mapped and mapped[0].sha256 == served.artifact.sha256:
+            return replace(served, host_file=mapped[1])
+        return served
 
     def _join(self, work: _Work, terms: Terms) -> FlightTicket[Served]:
         flight, engine_id = (work.key, work.recompile), work.spec.engine.id

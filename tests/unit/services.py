@@ -29,7 +29,7 @@ from wasmkilnd.model import (
     Module,
 )
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.ports import CompiledCode, Refused, Sealer, Tier
+from wasmkilnd.ports import CompiledCode, HostStore, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.waiters import Waiter, Waiters
@@ -37,6 +37,7 @@ from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
+from tests.doubles.null_host import null_host, written
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
@@ -136,13 +137,21 @@ class EngineWorker:
 
 
 class Rig:
-    def __init__(self, far: Tier | None = None, sealer: Sealer | None = None) -> None:
+    def __init__(
+        self,
+        far: Tier | None = None,
+        sealer: Sealer | None = None,
+        host: HostStore | None = None,
+    ) -> None:
         self.engines = Engines()
         self.recorder = Notes()
         self.memory = MemoryTier(1_000_000)
         far = far or NullTier("redis")
         self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
-        self.cache = cache = TieredCache(self.memory, self.memory, far, self.writes)
+        self.host, self.host_writes = written(host) if host else null_host()
+        self.cache = cache = TieredCache(
+            self.memory, self.memory, self.host, self.host_writes, far, self.writes
+        )
         self.quarantine = Quarantine(NullStrikes(), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission)

@@ -1,4 +1,4 @@
-"""The shared tier of a daemon that has none."""
+"""The shared tier, and the host store, of a daemon that has none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
+    HostFile,
     Kind,
     Module,
     TierUsage,
@@ -17,7 +18,7 @@ from wasmkilnd.wait_budget import Allowance
 
 
 class NullTier:
-    """Holds nothing and does nothing, so that no caller asks whether there is a shared tier."""
+    """Holds nothing and does nothing, so that no caller asks whether there is such a tier."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,4 +66,25 @@ class NullTier:
         """Return at once: there is nothing to wait for."""
 
     async def close(self) -> None:
+        """Do nothing."""
+
+
+class NullHost(NullTier):
+    """A host store that is switched off."""
+
+    def __init__(self) -> None:
+        super().__init__("host_store")
+
+    @property
+    def takes_writes(self) -> bool:
+        """Return False."""
+        return False
+
+    async def file_of(
+        self, key: CacheKey, allowance: Allowance | None = None
+    ) -> tuple[Artifact, HostFile] | None:
+        """Return None."""
+        return None
+
+    def recheck(self) -> None:
         """Do nothing."""

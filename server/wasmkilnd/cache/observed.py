@@ -6,8 +6,17 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
-from wasmkilnd.ports import Recorder, Tier
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    HostFile,
+    Kind,
+    Module,
+    TierUsage,
+)
+from wasmkilnd.ports import HostStore, Recorder, Tier
 from wasmkilnd.wait_budget import Allowance
 
 V = TypeVar("V")
@@ -90,3 +99,26 @@ class ObservedTier:
             self._recorder.tier_store(self.name, "error", time.perf_counter() - began)
             raise
         self._recorder.tier_store(self.name, "ok", time.perf_counter() - began)
+
+
+class ObservedHost(ObservedTier):
+    """Does what ``store`` does, and records each look-up and each write, as ObservedTier."""
+
+    def __init__(self, store: HostStore, recorder: Recorder) -> None:
+        super().__init__(store, recorder)
+        self._store_of_files = store
+
+    @property
+    def takes_writes(self) -> bool:
+        """Delegate."""
+        return self._store_of_files.takes_writes
+
+    async def file_of(
+        self, key: CacheKey, allowance: Allowance | None = None
+    ) -> tuple[Artifact, HostFile] | None:
+        """Delegate; record a look-up of an artifact."""
+        return await self._look_up("artifact", self._store_of_files.file_of(key, allowance))
+
+    def recheck(self) -> None:
+        """Delegate."""
+        self._store_of_files.recheck()

@@ -1,4 +1,4 @@
-"""Writes to the shared tier, after the calls that cause them: no reply waits for one.
+"""Writes to the tiers below memory, after the calls that cause them: no reply waits for one.
 
 The queue is bounded (:mod:`wasmkilnd.cache.write_queue`). Each write that is dropped is counted
 and logged.
@@ -109,9 +109,14 @@ class WriteBehind:
                 del self._under_way[key]
         self._tell_one_done()
 
-    async def settled(self, key: CacheKey | str) -> None:
-        """Return once nothing waits under ``key``: it was written, or dropped."""
+    async def settled(self, key: CacheKey | str, *, at_once: bool = False) -> None:
+        """Return once nothing waits under ``key``: it was written, or dropped.
+
+        With ``at_once``, give up the head start: a caller waits for the write.
+        """
         while self.waiting(key):
+            if at_once:
+                self._pressing.set()
             await self._one_done.wait()
 
     async def forget(self, scope: EvictScope) -> None:
@@ -148,7 +153,7 @@ class WriteBehind:
         if timeout_s:
             await self.flush(timeout_s)
         if self.pending:
-            log.warning("cache writes given up", writes=self.pending)
+            log.warning("cache writes given up", tier=self._tier.name, writes=self.pending)
         for item in (*self._under_way.values(), *self._waiting.clear()):
             self._drop(item, "the daemon ends before the write")
         self._writer.cancel()
@@ -179,7 +184,7 @@ class WriteBehind:
                         self._drop(item, str(failure))
                 except Exception:
                     self._drop(item, "the daemon failed to write it")
-                    log.exception("cache write failed")
+                    log.exception("cache write failed", tier=self._tier.name)
                 finally:
                     self._under_way.clear()
                     if not self._waiting.get(key):
@@ -210,6 +215,7 @@ class WriteBehind:
         if isinstance(item, Artifact):
             log.warning(
                 "a cache write was dropped",
+                tier=self._tier.name,
                 kind="artifact",
                 module=item.module_sha256,
                 engine=item.spec.engine.id,
@@ -220,6 +226,7 @@ class WriteBehind:
         else:
             log.warning(
                 "a cache write was dropped",
+                tier=self._tier.name,
                 kind="module",
                 module=item.sha256,
                 bytes=size_of(item),

@@ -78,6 +78,14 @@ class RemoteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HostStatus:
+    """The writes to the host store."""
+
+    pending_writes: int = 0
+    dropped_writes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DrainState:
     """What a daemon that drains still waits for."""
 

@@ -6,7 +6,7 @@ knowing the services.
 
 | file | ports | implemented by |
 |---|---|---|
-| ``tiers`` | ``Tier``: one level of cache; ``Cache``: all levels as one | ``cache`` |
+| ``tiers`` | ``Tier``, ``HostStore``: one level of cache; ``Cache``: all levels | ``cache`` |
 | ``claims`` | ``Fleet``: who compiles; ``Claim``: one daemon's claim to compile | ``cache.fleet`` |
 | ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
@@ -30,7 +30,7 @@ from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
 from wasmkilnd.ports.recorder import Recorder
 from wasmkilnd.ports.seals import Sealer, Verifier
 from wasmkilnd.ports.strikes import StrikeStore
-from wasmkilnd.ports.tiers import Cache, Tier
+from wasmkilnd.ports.tiers import Cache, HostStore, Tier
 
 __all__ = [
     "Cache",
@@ -39,6 +39,7 @@ __all__ = [
     "EngineWorker",
     "Engines",
     "Fleet",
+    "HostStore",
     "Recorder",
     "Refused",
     "Sealer",

@@ -10,6 +10,7 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
+    HostFile,
     Kind,
     Module,
     Origin,
@@ -84,6 +85,28 @@ class Tier(Protocol):
         ...
 
 
+class HostStore(Tier, Protocol):
+    """A tier of files that processes on this host map. It holds artifacts, no modules."""
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether it is worth writing to it; not for a while after a write failed."""
+        ...
+
+    async def file_of(
+        self, key: CacheKey, allowance: Allowance | None = None
+    ) -> tuple[Artifact, HostFile] | None:
+        """Return the artifact under ``key`` without its bytes, and the verified file of these.
+
+        Raises TierUnavailable.
+        """
+        ...
+
+    def recheck(self) -> None:
+        """Verify each entry again at its next use: a key is no longer trusted."""
+        ...
+
+
 class Cache(Protocol):
     """All tiers as one.
 
@@ -119,8 +142,18 @@ class Cache(Protocol):
         """
         ...
 
+    async def host_file(
+        self, key: CacheKey, budget: WaitBudget, at_hand: Artifact | None = None
+    ) -> tuple[Artifact, HostFile] | None:
+        """Return the artifact without its bytes, and the file that a process here can map.
+
+        None if the host store does not have it. A write of it that waits comes first; so does
+        one of the artifact ``at_hand``, if the store lacks it.
+        """
+        ...
+
     async def put(self, artifact: Artifact) -> None:
-        """Store ``artifact`` in memory now, and in the shared tier after the call."""
+        """Store ``artifact`` in memory now, and in the other tiers after the call."""
         ...
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:

@@ -16,6 +16,7 @@ from wasmkilnd.cache.write_behind import WriteBehind
 from tests.contract.values import artifact
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
+from tests.doubles.null_host import null_host
 from tests.doubles.shelf import Shelf
 
 TIMEOUT_S = 1.0
@@ -42,7 +43,7 @@ async def found(seconds: float) -> tuple[int, bool]:
         await tier.put(one)
     near = MemoryTier(1_000_000)
     writes = WriteBehind(tier, lambda: 1000, NullTier("").always_ready)
-    cache = TieredCache(near, near, tier, writes, call_wait_s=TIMEOUT_S)
+    cache = TieredCache(near, near, *null_host(), tier, writes, call_wait_s=TIMEOUT_S)
     shelf.seconds = seconds
     calls = [asyncio.create_task(cache.get(one.key, cache.wait_budget())) for one in MANY]
     answers = await asyncio.wait_for(asyncio.gather(*calls), 20)

@@ -26,6 +26,7 @@ from wasmkilnd.wait_budget import Allowance, WaitBudget
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.values import artifact, payload_of, same
+from tests.doubles.null_host import null_host
 
 ACCEPTS = frozenset({ZSTD})
 
@@ -154,7 +155,7 @@ class Tiers:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
         writes = WriteBehind(self.far, lambda: 1_000_000, NullTier("").always_ready)
-        self.cache = TieredCache(self.near, self.near, self.far, writes)
+        self.cache = TieredCache(self.near, self.near, *null_host(), self.far, writes)
 
     async def get(self, accept: frozenset[str] = frozenset()) -> tuple[Artifact, Origin]:
         found = await self.cache.get(ONE.key, WaitBudget(), accept)

@@ -24,6 +24,7 @@ from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module
+from tests.doubles.null_host import null_host
 
 
 class Far(MemoryTier):
@@ -90,7 +91,7 @@ class Tiers:
         self.near = MemoryTier(10_000_000)
         self.far = Far()
         self.writes = WriteBehind(self.far, lambda: 1_000_000, NullTier("").always_ready)
-        self.cache = TieredCache(self.near, self.near, self.far, self.writes)
+        self.cache = TieredCache(self.near, self.near, *null_host(), self.far, self.writes)
 
 
 @pytest.fixture
@@ -283,7 +284,9 @@ async def test_a_queued_write_is_served_though_memory_had_no_room_for_it(
 
 
 async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, call_wait_s=0.2)
+    tiers.cache = TieredCache(
+        tiers.near, tiers.near, *null_host(), tiers.far, tiers.writes, call_wait_s=0.2
+    )
     one = artifact(1)
     await tiers.far.put(one)
     tiers.far.gate.clear()
@@ -307,7 +310,9 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
 
 
 async def test_a_question_about_many_keys_costs_one_time_out(tiers: Tiers) -> None:
-    tiers.cache = TieredCache(tiers.near, tiers.near, tiers.far, tiers.writes, call_wait_s=0.2)
+    tiers.cache = TieredCache(
+        tiers.near, tiers.near, *null_host(), tiers.far, tiers.writes, call_wait_s=0.2
+    )
     keys = [artifact(tag).key for tag in range(100)]
     await tiers.far.put(artifact(1))
     tiers.far.gate.clear()

@@ -81,7 +81,8 @@ def _workers(catalogue: Catalogue, engine_id: str, usage: EngineUsage) -> pb.Wor
 def _hit_ratio(catalogue: Catalogue) -> float:
     served = {origin: count_of(catalogue.served.at(origin.value)) for origin in Origin}
     answered = sum(served.values())
-    return (served[Origin.MEMORY] + served[Origin.REDIS]) / answered if answered else 0.0
+    hits = served[Origin.MEMORY] + served[Origin.HOST_STORE] + served[Origin.REDIS]
+    return hits / answered if answered else 0.0
 
 
 def _latency(series: Latency) -> pb.LatencySummary:

@@ -11,7 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from wasmkilnd.model import RemoteStatus, TierUsage
+from wasmkilnd.model import HostStatus, RemoteStatus, TierUsage
 from wasmkilnd.telemetry.metrics.catalogue import PREFIX, TIERS
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ class Readings:
     quarantined: int
     traffic: TrafficUsage
     remote: RemoteStatus
+    host: HostStatus
 
 
 class Gauges(Collector):
@@ -75,6 +76,7 @@ class Gauges(Collector):
         self.quarantined: Callable[[], int] = int
         self.traffic: Callable[[], TrafficUsage] = TrafficUsage
         self.remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
+        self.host: Callable[[], HostStatus] = HostStatus
 
     def read(self) -> Readings:
         """Return what every source returns now."""
@@ -92,6 +94,7 @@ class Gauges(Collector):
             quarantined=_read("quarantine", self.quarantined, 0),
             traffic=_read("traffic", self.traffic, TrafficUsage()),
             remote=_read("redis", self.remote, unreadable),
+            host=_read("host store", self.host, HostStatus()),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -129,6 +132,16 @@ class Gauges(Collector):
             f"{PREFIX}redis_dropped_writes",
             "Writes to Redis that the daemon gave up.",
             now.remote.dropped_writes,
+        )
+        yield _gauge(
+            "host_store_pending_writes",
+            "Writes that wait to go to the host store.",
+            now.host.pending_writes,
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}host_store_dropped_writes",
+            "Writes to the host store that the daemon gave up.",
+            now.host.dropped_writes,
         )
 
 
