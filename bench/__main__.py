@@ -6,14 +6,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
-from bench import compiles, hits, loads, neighbours, redis_hits, stalls
+from bench import compiles, hits, loads, neighbours, plot, redis_hits, stalls
 from bench.lab import BenchError
 from bench.machine import describe
-from bench.results import Row, as_json, markdown, print_table
+from bench.results import Row, as_json, from_json, markdown, print_table, wrapped
 from bench.scale.rows import scale
 from bench.setting import Setting, setting
 
@@ -30,37 +31,51 @@ MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
 
 
 def main() -> int:
-    """Measure and print. Answers the exit code: 0 measured, 1 goal missed with --strict, 2 not."""
+    """Measure and print. Return the exit code: 0 measured, 1 goal missed with --strict, 2 not."""
     options = _parser().parse_args()
     progress = Console(stderr=True)
-    started = time.monotonic()
-    rows: list[Row] = []
     try:
-        with (
-            progress.status("starting a daemon") as status,
-            setting(options.quick, thorough=options.only == ["scale"]) as given,
-        ):
-            for name, measure in MEASUREMENTS.items():
-                if options.only and name not in options.only:
-                    continue
-                status.update(f"measuring: {name}")
-                rows.extend(measure(given))
+        runs = [json.loads(file.read_text()) for file in options.runs or ()]
+        rows = [from_json(row) for run in runs for row in run["rows"]]
+        machines = [run["machine"] for run in runs]
+        if not runs:
+            started = time.monotonic()
+            rows = _measured(options.only, options.quick, progress)
+            machines = [f"{describe()}; {time.monotonic() - started:.0f} s"]
     except BenchError as failure:
         print(f"bench: {failure}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    seconds = time.monotonic() - started
     if options.json:
-        print(json.dumps({"machine": describe(), "rows": [as_json(row) for row in rows]}, indent=1))
+        machine = " And: ".join(machines)
+        print(json.dumps({"machine": machine, "rows": [as_json(row) for row in rows]}, indent=1))
     elif options.markdown:
-        print(f"{markdown(rows)}\n\n{describe()}; {seconds:.0f} s.")
+        print(markdown(rows), *map(wrapped, machines), sep="\n\n")
     else:
         console = Console() if sys.stdout.isatty() else Console(width=160)
         print_table(rows, console)
-        console.print(f"{describe()}; {seconds:.0f} s; medians, measured in turns", style="dim")
+        for machine in machines:
+            console.print(f"{machine}; medians, measured in turns", style="dim")
+    if options.plot:
+        plot.write(rows)
+        progress.print(f"wrote {plot.FILE}")
     missed = [row for row in rows if row.met is False]
     return int(bool(missed) and options.strict)
+
+
+def _measured(only: Sequence[str] | None, quick: bool, progress: Console) -> list[Row]:
+    rows: list[Row] = []
+    with (
+        progress.status("starting a daemon") as status,
+        setting(quick, thorough=only == ["scale"]) as given,
+    ):
+        for name, measure in MEASUREMENTS.items():
+            if only and name not in only:
+                continue
+            status.update(f"measuring: {name}")
+            rows.extend(measure(given))
+    return rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument(
+        "--plot", action="store_true", help="draw ratios and goals into docs/performance.svg"
+    )
+    parser.add_argument(
+        "--from",
+        action="append",
+        type=Path,
+        dest="runs",
+        metavar="FILE",
+        help="measure nothing: take what an earlier run printed with --json; repeatable",
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is missed")
     parser.add_argument(
         "--only", action="append", choices=list(MEASUREMENTS), help="one measurement; repeatable"

@@ -6,7 +6,7 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -77,6 +77,12 @@ def as_json(row: Row) -> dict[str, object]:
     return {**asdict(row), "met": row.met}
 
 
+def from_json(described: dict[str, Any]) -> Row:
+    """Return the row that `as_json` described."""
+    given = {name: value for name, value in described.items() if name != "met"}
+    return Row(**{**given, "spread": tuple(given["spread"])})
+
+
 def table(rows: Sequence[Row]) -> Table:
     """Return the table for people."""
     made = Table(box=box.SIMPLE_HEAD, title="wasmkiln beside its yardsticks", title_justify="left")
@@ -132,18 +138,15 @@ def markdown(rows: Sequence[Row]) -> str:
             goal,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    notes = [
-        textwrap.fill(
-            f"- {row.group}, {row.what}: {row.note}",
-            _COLUMNS,
-            subsequent_indent="  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for row in rows
-        if row.note
-    ]
+    notes = [wrapped(f"- {row.group}, {row.what}: {row.note}", "  ") for row in rows if row.note]
     return "\n".join([*lines, "", *notes])
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Return a text in lines for docs/."""
+    return textwrap.fill(
+        text, _COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def figure(value: float, unit: Unit) -> str:
