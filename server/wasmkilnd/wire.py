@@ -65,6 +65,19 @@ def cut(message: bytes, limit_bytes: int) -> Iterable[bytes]:
     )
 
 
+def cut_off(message: bytes, tail_bytes: int) -> tuple[bytes, bytes]:
+    """Cut a chunk message so that its second part has ``tail_bytes`` of the chunk at most.
+
+    The first part is empty if the message fits, or is no chunk message.
+    """
+    if len(message) <= tail_bytes or not message.startswith(_CHUNK_TAG):
+        return b"", message
+    (chunk,) = payload_views((message,))
+    if len(chunk) <= tail_bytes:
+        return b"", message
+    return frame(chunk[:-tail_bytes]), frame(chunk[-tail_bytes:])
+
+
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
     """Return views of the payload inside ``frames``, without copying."""
     views = []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
@@ -14,7 +13,6 @@ import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
-from wasmkilnd import wire
 from wasmkilnd.errors import (
     Reason,
     WasmkilnError,
@@ -25,7 +23,7 @@ from wasmkilnd.errors import (
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import TrafficLimits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context
+from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, this_task
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.wire import status
@@ -114,14 +112,15 @@ An answer of bytes is a message that is serialized already."""
 
 def handler(
     method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
-) -> Callable[..., Awaitable[None]]:
-    """Return the handler of one RPC, to be registered as stream-stream, whatever the RPC.
+) -> Callable[..., Awaitable[bytes | None]]:
+    """Return the handler of one RPC, to be registered as one of a stream of requests.
 
     On the wire there is no difference. A stream lets the daemon read a request only when there
-    is room for it. The daemon builds nothing of a request that exceeds ``bounds.TABLE``. A
-    WasmkilnError becomes its row of the error table; any other exception becomes INTERNAL with
-    the request id, and goes to the log whole. The daemon counts and logs a call right after its
-    answer, so that the caller does not wait for that.
+    is room for it. The handler of a behavior with a SerializedAnswer returns its last message:
+    register it as one with a single answer. The daemon builds nothing of a request that exceeds
+    ``bounds.TABLE``. A WasmkilnError becomes its row of the error table; any other exception
+    becomes INTERNAL with the request id, and goes to the log whole. The daemon counts and logs a
+    call right after its answer, so that the caller does not wait for that.
     """
     requests = Requests(method, parse, traffic.receiver)
 
@@ -130,54 +129,47 @@ def handler(
         call.start_work()
         return message
 
-    async def answer(call: Call) -> None:
+    async def answer(call: Call) -> bytes | None:
         # No variable here keeps the request: it may be megabytes, and the call may wait long.
         found = await behavior(await request(call), call)
         if isinstance(found, SerializedAnswer):
-            artifact = found.artifact
-            await traffic.sender.send(
-                call.context,
-                call.caller,
-                chain((found.first,), artifact.frames if artifact else ()),
-                cut=wire.cut,
-                artifact=artifact,
+            last = await traffic.sender.send_but_last(
+                call.context, call.caller, found.first, found.artifact
             )
             if found.artifact_bytes:
                 traffic.recorder.bytes_sent(found.artifact_bytes)
-        else:
-            message = found if isinstance(found, bytes) else found.SerializeToString()
-            await traffic.sender.send(call.context, call.caller, (message,))
+            return last
+        message = found if isinstance(found, bytes) else found.SerializeToString()
+        await traffic.sender.send(call.context, call.caller, message)
+        return None
 
-    async def handle(_: Any, context: Context) -> None:
-        started = time.perf_counter()
+    async def handle(_: Any, context: Context) -> bytes | None:
         call = Call(context)
-        code = grpc.StatusCode.OK
-        reason = limit = ""
+        ended = _Ended(method, call, traffic)
+        # gRPC's task for this call ends when the answer is on its way, its last message included.
+        this_task().add_done_callback(ended)
         try:
             traffic.gate.enter(call.caller)
-            try:
-                with traffic.under_way.answering(call):
-                    await answer(call)
-            finally:
-                call.release_request()
-                traffic.gate.leave(call.caller)
+            ended.entered = True
+            with traffic.under_way.answering(call):
+                return await answer(call)
         except WasmkilnError as failure:
-            code, reason = status.CODES[failure.reason], failure.reason.value
-            limit = failure.metadata.get("limit", "")
+            ended.code, ended.reason = status.CODES[failure.reason], failure.reason.value
+            ended.limit = failure.metadata.get("limit", "")
             forget_frames(failure)
             if not context.done():
                 await abort(context, failure)
         except asyncio.CancelledError as gone:
             # The caller hung up, its deadline passed, or the server stops. grpcio ends the call.
-            code = grpc.StatusCode.CANCELLED
+            ended.code = grpc.StatusCode.CANCELLED
             forget_frames(gone)
             raise
         except aio.InternalError:
             # gRPC could not send or receive: the connection has gone, and with it the caller.
-            code = grpc.StatusCode.CANCELLED
+            ended.code = grpc.StatusCode.CANCELLED
             raise asyncio.CancelledError from None
         except Exception as defect:
-            code, reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
+            ended.code, ended.reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
             log.exception("call failed", method=method, request_id=call.request_id)
             forget_frames(defect)
             await abort(
@@ -189,14 +181,32 @@ def handler(
                 ),
             )
         finally:
-            seconds = time.perf_counter() - started
-            asyncio.get_running_loop().call_soon(ended, call, code, reason, limit, seconds)
-
-    def ended(call: Call, code: grpc.StatusCode, reason: str, limit: str, seconds: float) -> None:
-        traffic.recorder.rpc(method, code.name, seconds, limit)
-        _log_call(method, call, code.name, reason, seconds)
+            call.release_request()
+        return None
 
     return handle
+
+
+@dataclass(slots=True)
+class _Ended:
+    """Does what is left when a call has ended: no caller waits for that."""
+
+    method: str
+    call: Call
+    traffic: Traffic
+    entered: bool = False
+    """Whether the gate let the call in."""
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+    limit: str = ""
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, _: asyncio.Task[Any]) -> None:
+        if self.entered:
+            self.traffic.gate.leave(self.call.caller)
+        seconds = time.perf_counter() - self.started_s
+        self.traffic.recorder.rpc(self.method, self.code.name, seconds, self.limit)
+        _log_call(self.method, self.call, self.code.name, self.reason, seconds)
 
 
 async def abort(context: Context, failure: WasmkilnError) -> None:

@@ -113,7 +113,7 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
             try:
                 with traffic.under_way.answering(call):
                     async for answer in answers(context, call.caller):
-                        await traffic.sender.send(context, call.caller, (serialized(answer),))
+                        await traffic.sender.send(context, call.caller, serialized(answer))
             finally:
                 traffic.grpcio_gate.leave(call.caller)
         except WasmkilnError as failure:

@@ -165,7 +165,12 @@ class RpcServer:
 
     def _add(self, service: str, descriptor: Any, behaviors: dict[str, Behavior]) -> None:
         handlers = {
-            method.name: grpc.stream_stream_rpc_method_handler(
+            method.name: (
+                # What its handler returns is its last message.
+                grpc.stream_unary_rpc_method_handler
+                if method.name == "Compile"
+                else grpc.stream_stream_rpc_method_handler
+            )(
                 handler(
                     f"/{service}/{method.name}",
                     method.input_type._concrete_class.FromString,

@@ -18,6 +18,7 @@ from tests.contract.values import artifact, payload_of
 from tests.unit.rpc.limits import limits
 
 KIB, MIB = 1024, 1024 * 1024
+HEADER = b"\x0a\x00"
 
 
 class Caller:
@@ -33,6 +34,8 @@ class Caller:
             self.reads.set()
 
     async def write(self, message: bytes) -> None:
+        if message == HEADER:
+            return  # gRPC's first window takes it.
         await self.reads.wait()
         self.got.append(message)
 
@@ -46,6 +49,7 @@ class Rig:
         self.artifacts: dict[bytes, Artifact] = {}
         self.memory: set[bytes] = set()
         self.tasks: list[asyncio.Task[None]] = []
+        self.last_messages: dict[str, list[asyncio.Task[Any]]] = {}
         self.limits = Reloadable(
             limits(send_bytes=unread, send_pinned_bytes=pinned, caller_timeout_s=timeout)
         )
@@ -59,6 +63,8 @@ class Rig:
 
     async def _close(self, peer: str) -> None:
         self.closed.append(peer)
+        for task in self.last_messages.get(peer, ()):
+            task.cancel()  # As gRPC ends a call whose connection is closed.
 
     def send(self, caller: Caller, payload: bytes) -> asyncio.Task[None]:
         """Send an artifact: equal payloads are the same artifact."""
@@ -66,7 +72,7 @@ class Rig:
             self.artifacts[payload] = replace(
                 artifact(), size_bytes=len(payload), frames=wire.to_frames(payload)
             )
-        task = asyncio.create_task(self._send(caller, self.artifacts[payload]))
+        task = asyncio.create_task(self._call(caller, self.artifacts[payload]))
         self.tasks.append(task)
         return task
 
@@ -74,10 +80,30 @@ class Rig:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.check_that_all_is_free()
+
+    def check_that_all_is_free(self) -> None:
         assert self.sender.unread_bytes == self.sender.pinned_bytes == 0
 
+    async def _call(self, caller: Caller, one: Artifact) -> None:
+        """Send it in a task of its own, and end after all that was told of its end."""
+        task = asyncio.create_task(self._send(caller, one))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            await asyncio.wait([task])
+            await asyncio.sleep(0)
+
     async def _send(self, caller: Caller, one: Artifact) -> None:
-        await self.sender.send(caller, caller.name, one.frames, cut=wire.cut, artifact=one)
+        last = await self.sender.send_but_last(caller, caller.name, HEADER, one)
+        # As gRPC does, with the status, in the call's task.
+        task = asyncio.current_task()
+        assert task
+        self.last_messages.setdefault(caller.peer(), []).append(task)
+        await caller.write(last)
 
     def _in_memory(self, one: Artifact) -> bool:
         return any(self.artifacts.get(payload) is one for payload in self.memory)
@@ -100,8 +126,64 @@ async def test_who_reads_gets_everything_in_whole_frames() -> None:
     caller = Caller("a")
     await rig.send(caller, bytes(3 * MIB))
     assert payload_of(caller.got) == bytes(3 * MIB)
-    assert len(caller.got) == 6
+    # The last frame in two, for what goes out with the status is small.
+    assert [len(message) // KIB for message in caller.got] == [512, 512, 512, 512, 512, 448, 64]
     assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
+
+
+async def test_a_small_last_frame_is_not_cut() -> None:
+    rig = Rig(unread=128 * MIB)
+    caller = Caller("a")
+    await rig.send(caller, bytes(MIB + 22_000))
+    assert [len(message) // 1000 for message in caller.got] == [524, 524, 22]
+    assert payload_of(caller.got) == bytes(MIB + 22_000)
+
+
+async def test_the_last_message_counts_until_the_call_has_ended() -> None:
+    rig = Rig(unread=128 * MIB)
+    caller = Caller("a", reads=False)
+    call = rig.send(caller, bytes(20_000))
+    await eventually(lambda: rig.sender.unread_bytes)
+    assert not call.done()
+    assert 20_000 < rig.sender.unread_bytes < 20_010
+    assert rig.sender.pinned_bytes == 20_000
+    caller.reads.set()
+    await call
+    assert rig.sender.unread_bytes == rig.sender.pinned_bytes == 0
+
+
+async def test_an_answer_of_one_message_waits_for_room_as_any_other() -> None:
+    rig = Rig()
+    for number in range(40):
+        rig.send(Caller(f"slow {number}", reads=False), bytes(MIB))
+    for _ in range(300):
+        rig.send(Caller("flood", reads=False), bytes(MIB))
+    await asyncio.sleep(0)
+    flood = Caller("flood")
+    alone = asyncio.create_task(rig.sender.send_but_last(flood, "flood", bytes(64 * KIB), None))
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+    assert not alone.done()
+    alone.cancel()
+    await rig.close()
+
+
+@pytest.mark.parametrize("size_bytes", [20_000, MIB])
+async def test_who_does_not_take_the_last_message_loses_the_connection(size_bytes: int) -> None:
+    """No refusal can follow a status. The window of gRPC takes such a message of any live peer."""
+    rig = Rig(timeout=0.1)
+    caller = Caller("dead", reads=False)
+    call = rig.send(caller, bytes(size_bytes))
+    while sum(map(len, caller.got)) < size_bytes - 64 * KIB:
+        caller.reads.set()
+        caller.reads.clear()
+        await asyncio.sleep(0.001)
+    await eventually(lambda: rig.closed)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert rig.closed == ["peer of dead"]
+    assert caller.refusal is None
+    rig.check_that_all_is_free()
 
 
 async def test_many_who_read_nothing_stay_within_the_budget_and_hold_up_nobody() -> None:
@@ -109,7 +191,7 @@ async def test_many_who_read_nothing_stay_within_the_budget_and_hold_up_nobody()
     slow = [Caller(f"slow {n}", reads=False) for n in range(400)]
     payload = bytes(MIB)
     calls = [rig.send(caller, payload) for caller in slow]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     assert rig.sender.unread_bytes <= 8 * MIB
     assert MIB <= rig.sender.pinned_bytes < 1.1 * MIB  # once, not 400 times
     quick_ = Caller("quick")
@@ -129,7 +211,7 @@ async def test_pieces_grow_smaller_as_less_is_left() -> None:
     rig = Rig(unread=64 * MIB)
     for number in range(200):
         rig.send(Caller(f"slow {number}", reads=False), bytes(MIB))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     caller = Caller("a")
     await rig.send(caller, bytes(MIB))
     assert 2 < len(caller.got) < 1 + MIB // (16 * KIB)
@@ -141,7 +223,7 @@ async def test_a_caller_with_many_unread_answers_holds_up_itself() -> None:
     rig = Rig()
     for _ in range(300):
         rig.send(Caller("flood", reads=False), bytes(MIB))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     assert rig.sender.unread_bytes <= 4 * MIB
     other = Caller("other")
     await rig.send(other, bytes(MIB))
@@ -156,8 +238,8 @@ async def test_when_nothing_is_left_those_who_read_nothing_make_room() -> None:
     rig = Rig()
     slow = [Caller(f"slow {number}", reads=False) for number in range(2000)]
     for one in slow:
-        rig.send(one, bytes(64 * KIB))
-    await asyncio.sleep(0)
+        rig.send(one, bytes(128 * KIB))
+    await asyncio.sleep(0.01)
     caller = Caller("quick")
     async with asyncio.timeout(20):
         await rig.send(caller, bytes(MIB))
@@ -166,6 +248,19 @@ async def test_when_nothing_is_left_those_who_read_nothing_make_room() -> None:
     assert ended[0].refusal is not None
     assert ended[0].refusal.reason is Reason.COMPILE_QUEUE_FULL
     assert ended[0].refusal.metadata["limit"] == "send"
+    await rig.close()
+
+
+async def test_when_nothing_is_left_those_who_leave_last_messages_unread_are_cut_off() -> None:
+    rig = Rig()
+    slow = [Caller(f"slow {number}", reads=False) for number in range(2000)]
+    for one in slow:
+        rig.send(one, bytes(16 * KIB))
+    caller = Caller("quick")
+    async with asyncio.timeout(20):
+        await rig.send(caller, bytes(MIB))
+    assert payload_of(caller.got) == bytes(MIB)
+    assert 0 < len(rig.closed) < len(slow)
     await rig.close()
 
 
@@ -208,7 +303,7 @@ async def test_who_reads_slowly_but_reads_is_left_alone() -> None:
 async def test_who_hangs_up_frees_what_it_held() -> None:
     rig = Rig()
     call = rig.send(Caller("a", reads=False), bytes(MIB))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     assert rig.sender.unread_bytes
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -221,7 +316,7 @@ async def test_artifacts_that_nobody_reads_make_room_for_others() -> None:
     slow = [Caller(f"slow {number}", reads=False) for number in range(3)]
     for number, caller in enumerate(slow):
         rig.send(caller, bytes([number]) * MIB)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     assert rig.sender.pinned_bytes <= 3 * MIB
     caller = Caller("quick")
     async with asyncio.timeout(20):
@@ -282,7 +377,7 @@ async def test_other_limits_are_in_force_at_once() -> None:
     slow = Caller("slow", reads=False)
     for _ in range(300):
         rig.send(slow, bytes(MIB))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     before = rig.sender.unread_bytes
     rig.limits.current = limits(send_bytes=16 * MIB)
     await eventually(lambda: rig.sender.unread_bytes > before)

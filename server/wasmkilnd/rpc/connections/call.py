@@ -113,9 +113,7 @@ class CallsUnderWay:
 
         Raises COMPILE_QUEUE_FULL if the call was ended because its connection will be closed.
         """
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("calls are answered in tasks")
+        task = this_task()
         self._tasks[call] = task
         try:
             yield
@@ -146,6 +144,14 @@ class CallsUnderWay:
         self._ended.move_to_end(peer)
         if len(self._ended) > self._remembered:
             self._ended.popitem(last=False)
+
+
+def this_task() -> asyncio.Task[Any]:
+    """Return the task that answers a call: the running one."""
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("calls are answered in tasks")
+    return task
 
 
 def caller_of(peer: str) -> str:

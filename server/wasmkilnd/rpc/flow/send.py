@@ -8,59 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from itertools import islice
-from typing import Any
 
 import structlog
 
-from wasmkilnd import errors
+from wasmkilnd import errors, wire
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import Artifact, TrafficLimits
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.flow.answer import Answer, Context
 from wasmkilnd.rpc.flow.send_budget import SendBudget
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
-Context = Any  # a grpc.aio.ServicerContext; grpcio ships no types
-Cut = Callable[[bytes, int], Iterable[bytes]]
 
 # A message is at most this part of what its caller may still hold: the first callers get
 # whole frames, the last ones still something. 128 MiB are enough for some 640 callers that
 # read nothing.
 _SHARE = 128
 _LEAST_PIECE_BYTES = 16 * 1024
+# The last part of an artifact that goes out with the status: gRPC's first window takes it.
+_LAST_BYTES = 64 * 1024
 _SWEEP_S = 0.25
 # An answer of which nothing was read for so long is ended when other calls wait for its room.
 _STALLED_S = 1.0
 _MOST_ENDED = 128  # In one sweep.
-
-
-@dataclass(slots=True, eq=False)
-class _Answer:
-    """An answer on its way."""
-
-    context: Context
-    caller: str
-    task: asyncio.Task[Any]
-    artifact: Artifact | None
-    unread_bytes: int = 0
-    """The size of the message that gRPC holds until the caller reads."""
-    since_s: float = 0.0
-    """When that message was written."""
-    taken_bytes: int = 0
-    """What the caller has read since ``counted_since_s``."""
-    counted_since_s: float = 0.0
-    """When the answer began, or later: when a call began to wait for room."""
-    refusal: WasmkilnError | None = None
-    """Why the answer is ended before all of it was sent."""
-    refusing: bool = False
-    """Whether the refusal waits for the caller to read it."""
-    given_up: bool = False
-    """Whether the caller did not read that either."""
 
 
 class Sender:
@@ -87,9 +61,10 @@ class Sender:
         self._artifacts = SendBudget(limits, in_memory)
         self._abort = abort
         self._close = close
-        self._answers: dict[_Answer, None] = {}
-        self._wait_to_send: dict[_Answer, asyncio.Future[None]] = {}
+        self._answers: dict[Answer, None] = {}
+        self._wait_to_send: dict[Answer, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Future[None]] = set()
 
     @property
     def unread_bytes(self) -> int:
@@ -101,35 +76,56 @@ class Sender:
         """The size of the artifacts that are being sent."""
         return self._artifacts.total_bytes
 
-    async def send(
+    async def send(self, context: Context, caller: str, message: bytes) -> None:
+        """Send a serialized message. Raises COMPILE_QUEUE_FULL, mostly after the caller got it."""
+        await self._send(context, caller, message, None, keep_last=False)
+
+    async def send_but_last(
+        self, context: Context, caller: str, first: bytes, artifact: Artifact | None
+    ) -> bytes:
+        """Send ``first`` and the artifact's frames but for the last message; return that one.
+
+        The handler returns it to gRPC, which sends it together with the status. This saves the
+        caller one turn of the event loop. The message counts until the current task ends, and it
+        is small, so that gRPC can send it at once. Raises as ``send`` does.
+        """
+        return await self._send(context, caller, first, artifact, keep_last=True)
+
+    async def _send(
         self,
         context: Context,
         caller: str,
-        messages: Iterable[bytes],
+        first: bytes,
+        artifact: Artifact | None,
         *,
-        cut: Cut | None = None,
-        artifact: Artifact | None = None,
-    ) -> None:
-        """Send serialized messages.
-
-        ``cut`` cuts messages that are larger than there is room for; ``artifact`` is what they
-        keep in memory. Raises COMPILE_QUEUE_FULL, in most cases after the caller got it.
-        """
+        keep_last: bool,
+    ) -> bytes:
         if artifact:
             await self._artifacts.enter(caller, artifact)
         loop = asyncio.get_running_loop()
-        answer = _Answer(context, caller, _current_task(), artifact, counted_since_s=loop.time())
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("answers are sent in tasks")
+        answer = Answer(context, caller, task, artifact, counted_since_s=loop.time())
         self._answers[answer] = None
         if self._timer is None:
             self._timer = loop.call_later(_SWEEP_S, self._sweep)
         try:
-            for message in messages:
-                piece_bytes = self._piece_bytes(caller) or await self._room(answer)
-                if cut is None or len(message) <= piece_bytes:
-                    await self._write(answer, message, loop.time())
-                else:
-                    for piece in cut(message, piece_bytes):
-                        await self._write(answer, piece, loop.time())
+            message = first
+            for following in artifact.frames if artifact else ():
+                await self._write_in_pieces(answer, message)
+                message = following
+            if keep_last:
+                rest, message = wire.cut_off(message, _LAST_BYTES)
+                if rest:
+                    await self._write_in_pieces(answer, rest)
+                await self._wait_for_room(answer)
+                self._note_unread(answer, message)
+                answer.is_last = True
+                task.add_done_callback(lambda _: self._end_of(answer))
+            else:
+                await self._wait_for_room(answer)
+                await self._write(answer, message)
         except asyncio.CancelledError:
             if answer.refusal is None:
                 raise  # The caller has hung up.
@@ -137,15 +133,27 @@ class Sender:
             await self._refuse(answer, answer.refusal)
             raise answer.refusal from None
         finally:
-            del self._answers[answer]
-            self._unread.add(caller, -answer.unread_bytes)
-            if artifact:
-                self._artifacts.leave(caller, artifact)
-            self._wake()
+            if not answer.is_last:
+                self._end_of(answer)
+        return message
 
-    async def _write(self, answer: _Answer, message: bytes, now: float) -> None:
-        answer.unread_bytes, answer.since_s = len(message), now
-        self._unread.add(answer.caller, len(message))
+    def _end_of(self, answer: Answer) -> None:
+        del self._answers[answer]
+        self._unread.add(answer.caller, -answer.unread_bytes)
+        if answer.artifact:
+            self._artifacts.leave(answer.caller, answer.artifact)
+        self._wake()
+
+    async def _write_in_pieces(self, answer: Answer, message: bytes) -> None:
+        piece_bytes = await self._wait_for_room(answer)
+        if len(message) <= piece_bytes:
+            await self._write(answer, message)
+        else:
+            for piece in wire.cut(message, piece_bytes):
+                await self._write(answer, piece)
+
+    async def _write(self, answer: Answer, message: bytes) -> None:
+        self._note_unread(answer, message)
         await answer.context.write(message)
         # Not in a finally: gRPC holds a message that was not read until the call has ended.
         self._unread.add(answer.caller, -len(message))
@@ -154,12 +162,19 @@ class Sender:
         if self._wait_to_send:
             self._wake()
 
+    def _note_unread(self, answer: Answer, message: bytes) -> None:
+        answer.unread_bytes, answer.since_s = len(message), asyncio.get_running_loop().time()
+        self._unread.add(answer.caller, len(message))
+
     def _piece_bytes(self, caller: str) -> int:
         """Return how large a message to ``caller`` may be; 0 if none may be sent now."""
         piece_bytes = self._unread.room(caller) // _SHARE
         return piece_bytes if piece_bytes >= _LEAST_PIECE_BYTES else 0
 
-    async def _room(self, answer: _Answer) -> int:
+    async def _wait_for_room(self, answer: Answer) -> int:
+        """Return how large the next message may be, once any may be sent."""
+        if piece_bytes := self._piece_bytes(answer.caller):
+            return piece_bytes
         try:
             while not (piece_bytes := self._piece_bytes(answer.caller)):
                 turn = asyncio.get_running_loop().create_future()
@@ -202,7 +217,7 @@ class Sender:
         """
         held = self._unread.held
         stalled = sorted(
-            (answer for answer in self._answers if _is_stalled(answer, now)),
+            (answer for answer in self._answers if answer.stalled(now, _patience_s(answer))),
             key=lambda answer: (-held(answer.caller), answer.since_s),
         )
         for waiting, answer in zip(islice(self._wait_to_send, _MOST_ENDED), stalled, strict=False):
@@ -216,32 +231,44 @@ class Sender:
             for answer in self._answers:
                 answer.taken_bytes, answer.counted_since_s = 0, now
             return
-        answers: dict[Artifact, list[_Answer]] = {}
+        answers: dict[Artifact, list[Answer]] = {}
         for answer in self._answers:
             if answer.artifact:
                 answers.setdefault(answer.artifact, []).append(answer)
         paces = {
-            artifact: max(_pace(answer, now) for answer in readers)
+            artifact: max(answer.pace(now, _STALLED_S) for answer in readers)
             for artifact, readers in answers.items()
         }
         for artifact in self._artifacts.too_slow(paces):
             for answer in answers[artifact]:
-                if not answer.refusing or now - answer.since_s >= _STALLED_S:
+                can_be_told = not answer.refusing and not answer.is_last
+                if can_be_told or now - answer.since_s >= _STALLED_S:
                     refusal = errors.sending_too_much(self._artifacts.total_bytes)
                     self._end(answer, refusal, now)
 
-    def _end(self, answer: _Answer, refusal: WasmkilnError, now: float) -> None:
-        """End an answer with a refusal; at the second time give its connection up."""
+    def _end(self, answer: Answer, refusal: WasmkilnError, now: float) -> None:
+        """End an answer with a refusal; at the second time give its connection up.
+
+        No refusal can follow the last message, so there the first time is the second.
+        """
+        if answer.given_up:
+            return
+        if answer.is_last:
+            answer.given_up = True
+            closing = asyncio.ensure_future(self._give_up(answer))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            return
         if answer.refusal is None:
             answer.refusal = refusal
-        elif answer.refusing and not answer.given_up:
+        elif answer.refusing:
             answer.given_up = True
         else:
             return
         answer.since_s = now
         answer.task.cancel()
 
-    async def _refuse(self, answer: _Answer, refusal: WasmkilnError) -> None:
+    async def _refuse(self, answer: Answer, refusal: WasmkilnError) -> None:
         """Send the refusal, and wait until the caller has read it: so long gRPC holds the bytes."""
         answer.refusing = True
         try:
@@ -251,27 +278,13 @@ class Sender:
             if not answer.given_up:
                 raise
             answer.task.uncancel()
-            peer = answer.context.peer()
-            log.warning("connection closed: its peer does not read", peer=peer)
-            await self._close(peer)
+            await self._give_up(answer)
+
+    async def _give_up(self, answer: Answer) -> None:
+        peer = answer.context.peer()
+        log.warning("connection closed: its peer does not read", peer=peer)
+        await self._close(peer)
 
 
-def _is_stalled(answer: _Answer, now: float) -> bool:
-    if not answer.unread_bytes or answer.given_up:
-        return False
-    return now - answer.since_s >= (_SWEEP_S if answer.refusing else _STALLED_S)
-
-
-def _pace(answer: _Answer, now: float) -> float:
-    """Return how many bytes a second are read; infinite for an answer that began just now."""
-    if answer.refusing:
-        return 0.0
-    seconds = now - answer.counted_since_s
-    return answer.taken_bytes / seconds if seconds >= _STALLED_S else math.inf
-
-
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("answers are sent in tasks")
-    return task
+def _patience_s(answer: Answer) -> float:
+    return _SWEEP_S if answer.refusing else _STALLED_S
