@@ -49,6 +49,11 @@ class Artifact:
             f"on {self.header.target} {self.header.cpu}, {len(self.bytes)} bytes>"
         )
 
+    @property
+    def descriptor(self) -> int | None:
+        """A file with the same bytes, for the engine to map; None: the engine copies `bytes`."""
+        return None
+
     def intact(self) -> bool:
         """Return whether the bytes have the SHA-256 of the header."""
         return hashlib.sha256(self.bytes).hexdigest() == self.header.artifact_sha256

@@ -10,11 +10,14 @@ checked without the engine is checked before it sees a byte, in this order:
                       the features of the artifact's cpu level
     4. with_wasmer,   the installed engine is one that takes artifacts of this version: wasmer
        with_wasmtime  of the same version only, wasmtime of the same major version
-    5. the settings that differ from the engine's default exist here too; then deserialize
+    5. the settings that differ from the engine's default exist here too; then deserialize, or
+       map the artifact's file
 
-Each engine is a module with the three functions of the protocol Loader below, and a row in
-the table _LOADERS; an engine is imported only when an artifact of it is loaded. `loadable`
-says what this package needs of an artifact, so that it does not import the class Artifact.
+`host_store` checks files by rules of its own, and begins with step 3. Each engine is a module
+with the functions of the protocol Loader below, and a row in the table _LOADERS; an engine is
+imported only when an artifact of it is loaded. `loadable` says what this package needs of an
+artifact, so that it does not import the class Artifact; `installed` finds an engine's version;
+`chosen` is about the engine of a call that names none, or of a module that was loaded.
 
 Raises EngineNotInstalled where the engine cannot be imported, IncompatibleEngine where the
 artifact does not fit, and AttestationInvalid where no trusted key signed it.
@@ -22,20 +25,24 @@ artifact does not fit, and AttestationInvalid where no trusted key signed it.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
-from wasmkiln.loading import machine, with_wasmer, with_wasmtime
+from wasmkiln.loading import chosen, machine, with_wasmer, with_wasmtime
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Protocol
 
-    from wasmkiln.loading.loadable import Loadable
-    from wasmkiln.v1.types_pb2 import ArtifactHeader
+    from wasmkiln.loading.loadable import Loadable, Verifiable
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
     class Loader(Protocol):
         """How one engine loads: the functions of a module in the table below."""
+
+        REFUSES_OTHER_VERSIONS: bool
 
         def check_version(self, header: ArtifactHeader) -> None:
             """Raise EngineNotInstalled, or IncompatibleEngine for another version."""
@@ -46,48 +53,84 @@ if TYPE_CHECKING:
         def deserialize(self, artifact: Loadable, engine: Any) -> Any:
             """Return the engine's module. Raise IncompatibleEngine."""
 
+        def compile_here(
+            self, wasm: bytes, kind: Kind, settings: Mapping[str, str], engine: Any
+        ) -> tuple[Any, Any]:
+            """Compile in this process, for `engine` or the one with these settings.
+
+            Return the module and the engine. Raise EngineNotInstalled, IncompatibleEngine or
+            ModuleInvalid.
+            """
+
 
 _LOADERS: dict[str, Loader] = {"wasmtime": with_wasmtime, "wasmer": with_wasmer}
 
 
-def host_engine(artifact: Loadable) -> Any:
+def host_engine(artifact: Verifiable) -> Any:
     """Return the engine for `Artifact.engine`.
 
     Raise EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
     """
     _verify(artifact)
-    loader = _loader(artifact.header)
+    loader = _loader(artifact.header.engine.name)
     loader.check_version(artifact.header)
     return loader.host_engine(artifact)
 
 
-def load_artifact(artifact: Loadable, engine: Any) -> Any:
+def load_artifact(artifact: Verifiable, engine: Any) -> Any:
     """Return the module for `Artifact.load`.
 
     Raise EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
     """
-    header = artifact.header
-    loader = _loader(header)
+    _loader(artifact.header.engine.name)
     if not artifact.bytes:
         raise IncompatibleEngine("the artifact has no bytes: compile it without omit_artifact")
     if not artifact.intact():
         raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
     _verify(artifact)
+    return load_verified(artifact, engine)
+
+
+def load_verified(artifact: Loadable, engine: Any, *, explain: bool = True) -> Any:
+    """Return the module of an artifact whose bytes and signature need no check.
+
+    Without `explain`, leave the version to an engine that compares it itself: to find out which
+    one is installed takes a tenth of a load. Raise EngineNotInstalled or IncompatibleEngine.
+    """
+    header = artifact.header
+    loader = _loader(header.engine.name)
     machine.check(header.target, header.cpu)
-    loader.check_version(header)
-    return loader.deserialize(artifact, loader.host_engine(artifact) if engine is None else engine)
+    if explain or not loader.REFUSES_OTHER_VERSIONS or header.engine.name not in sys.modules:
+        loader.check_version(header)
+    if engine is None:
+        engine = loader.host_engine(artifact)
+    module = loader.deserialize(artifact, engine)
+    chosen.remember(module, engine)
+    return module
 
 
-def _verify(artifact: Loadable) -> None:
+def compile_here(
+    wasm: bytes, kind: Kind, name: str, settings: Mapping[str, str], engine: Any
+) -> Any:
+    """Compile a module in this process with the engine of this name, without any daemon.
+
+    Raise EngineNotInstalled, IncompatibleEngine or ModuleInvalid.
+    """
+    module, engine = _loader(name).compile_here(wasm, kind, settings, engine)
+    chosen.remember(module, engine)
+    return module
+
+
+def _verify(artifact: Verifiable) -> None:
     """Verify the header by the trusted keys. Without keys, `compile` only compared it."""
     if artifact.trusted_keys:
         artifact.verify_header(artifact.trusted_keys)
 
 
-def _loader(header: ArtifactHeader) -> Loader:
-    loader = _LOADERS.get(header.engine.name)
+def _loader(engine: str) -> Loader:
+    loader = _LOADERS.get(engine)
     if loader is None:
-        name = quoted(header.engine.name) or "an unnamed engine"
+        name = quoted(engine) or "an unnamed engine"
         raise EngineNotInstalled(
             f"cannot load artifacts of {name}: this client knows {' and '.join(sorted(_LOADERS))}"
         )

@@ -18,11 +18,20 @@ class Loadable(Protocol):
     @property
     def bytes(self) -> builtins.bytes: ...
     @property
+    def descriptor(self) -> int | None:
+        """A file that holds the same bytes, and that the engine may map."""
+        ...
+
+    @property
     def header(self) -> ArtifactHeader: ...
     @property
     def trusted_keys(self) -> TrustedKeys: ...
     @property
     def requested_settings(self) -> Mapping[str, str]: ...
+
+
+class Verifiable(Loadable, Protocol):
+    """What is needed besides, to verify an artifact before it is loaded."""
 
     def intact(self) -> bool:
         """Return whether the bytes are those that the header describes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 
 from wasmkiln.errors import IncompatibleEngine
@@ -19,6 +20,10 @@ _LEVELS: dict[str, frozenset[str]] = {
     "x86-64-v3": frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "fma"]),
     "x86-64-v4": frozenset(["avx512dq", "avx512f", "avx512vl"]),
 }
+
+
+TRIPLE = f"{platform.machine().lower()}-unknown-{sys.platform}"
+"""As far as `check` compares it."""
 
 
 def check(target: str, cpu: str) -> None:
@@ -37,8 +42,9 @@ def check(target: str, cpu: str) -> None:
             f"the artifact was made for {target}, and this machine is {architecture} {systems[0]}",
             metadata={"target": target},
         )
-    features = cpu_features()
-    missing = required_features(cpu) - features if features else frozenset()
+    required = required_features(cpu)
+    features = cpu_features() if required else frozenset()
+    missing = required - features if features else frozenset()
     if missing:
         raise IncompatibleEngine(
             f"the artifact needs a {cpu} CPU, and this one lacks {', '.join(sorted(missing))}: "
@@ -56,14 +62,15 @@ def required_features(cpu: str) -> frozenset[str]:
     return frozenset().union(*(_LEVELS[level] for level in levels))
 
 
+@cache
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the first CPU's feature flags; empty where the system does not list them."""
     try:
-        text = cpuinfo.read_text()
+        with cpuinfo.open() as lines:  # no further than needed: a machine may have 200 CPUs
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == "flags":
+                    return frozenset(value.split())
     except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
-            return frozenset(value.split())
+        pass
     return frozenset()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._header_fields import engine_id
-from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine, ModuleInvalid
+from wasmkiln.loading.installed import installed
+from wasmkiln.v1.types_pb2 import KIND_COMPONENT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wasmkiln.loading.loadable import Loadable
-    from wasmkiln.v1.types_pb2 import ArtifactHeader
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+
+REFUSES_OTHER_VERSIONS = False
 
 
 def check_version(header: ArtifactHeader) -> None:
@@ -20,22 +26,23 @@ def check_version(header: ArtifactHeader) -> None:
     try:
         import wasmer  # noqa: F401  On other Pythons this is a stub that raises ImportError.
 
-        installed = version("wasmer")
+        here = installed("wasmer")
     except (ImportError, PackageNotFoundError) as error:
         raise EngineNotInstalled(
             f"cannot import wasmer here: it needs CPython 3.10 or older and "
             f"pip install 'wasmer=={wanted}' ({error})",
             metadata={"engine": engine_id(header.engine)},
         ) from error
-    if installed != wanted:
+    if here != wanted:
         raise IncompatibleEngine(
-            f"the artifact was made by wasmer {wanted}, and wasmer {installed} is installed here",
-            metadata={"engine": engine_id(header.engine), "installed": installed},
+            f"the artifact was made by wasmer {wanted}, and wasmer {here} is installed here",
+            metadata={"engine": engine_id(header.engine), "installed": here},
         )
 
 
 @cache  # a module and what it imports have to share their Store
-def _store() -> Any:
+def host_store() -> Any:
+    """Return the `wasmer.Store` of this process."""
     import wasmer
 
     try:
@@ -47,7 +54,7 @@ def _store() -> Any:
 
 def host_engine(artifact: Loadable) -> Any:
     """Return the process's `wasmer.Store`."""
-    return _store()
+    return host_store()
 
 
 def deserialize(artifact: Loadable, engine: Any) -> Any:
@@ -64,6 +71,31 @@ def deserialize(artifact: Loadable, engine: Any) -> Any:
         raise
     except BaseException as error:  # a Rust panic arrives as a BaseException
         raise IncompatibleEngine(
-            f"wasmer {version('wasmer')} refuses the artifact: {' '.join(str(error).split())}",
+            f"wasmer {installed('wasmer')} refuses the artifact: {' '.join(str(error).split())}",
             metadata={"engine": engine_id(artifact.header.engine)},
+        ) from error
+
+
+def compile_here(
+    wasm: bytes, kind: Kind, settings: Mapping[str, str], engine: Any
+) -> tuple[Any, Any]:
+    """Compile in this process. Return the module and its store.
+
+    Raise EngineNotInstalled, IncompatibleEngine or ModuleInvalid.
+    """
+    try:
+        import wasmer
+    except ImportError as error:
+        raise EngineNotInstalled(f"cannot import wasmer here: {error}") from error
+    if settings or kind == KIND_COMPONENT:
+        raise IncompatibleEngine("wasmer compiles here core modules with default settings only")
+    store = host_store() if engine is None else engine
+    try:
+        return wasmer.Module(store, wasm), store
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a Rust panic arrives as a BaseException
+        raise ModuleInvalid(
+            f"wasmer {installed('wasmer')} cannot compile the module here: "
+            f"{' '.join(str(error).split())}"
         ) from error

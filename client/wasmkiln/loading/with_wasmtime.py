@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._header_fields import engine_id
-from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine, ModuleInvalid
+from wasmkiln.loading.installed import installed
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wasmkiln.loading.loadable import Loadable
-    from wasmkiln.v1.types_pb2 import ArtifactHeader
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+
+REFUSES_OTHER_VERSIONS = True
 
 
 def check_version(header: ArtifactHeader) -> None:
@@ -21,18 +27,18 @@ def check_version(header: ArtifactHeader) -> None:
     try:
         import wasmtime  # noqa: F401
 
-        installed = version("wasmtime")
+        here = installed("wasmtime")
     except (ImportError, PackageNotFoundError, OSError) as error:
         raise EngineNotInstalled(
             f"cannot import wasmtime here: pip install 'wasmtime=={wanted}' ({error})",
             metadata={"engine": engine_id(header.engine)},
         ) from error
-    if installed.split(".")[0] != wanted.split(".")[0]:
+    if here.split(".")[0] != wanted.split(".")[0]:
         raise IncompatibleEngine(
-            f"the artifact was made by wasmtime {wanted}, and wasmtime {installed} is installed "
-            f"here: ask the daemon for an engine wasmtime-{installed.split('.')[0]}.…, "
+            f"the artifact was made by wasmtime {wanted}, and wasmtime {here} is installed "
+            f"here: ask the daemon for an engine wasmtime-{here.split('.')[0]}.…, "
             f"or pip install 'wasmtime=={wanted}'",
-            metadata={"engine": engine_id(header.engine), "installed": installed},
+            metadata={"engine": engine_id(header.engine), "installed": here},
         )
 
 
@@ -69,6 +75,10 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
     return wasmtime.Engine(config)
 
 
+# wasmtime's own destructors fail once Python has taken its modules apart.
+atexit.register(_engine.cache_clear)
+
+
 def _value(text: str) -> bool | int | str:
     if text in {"true", "false"}:
         return text == "true"
@@ -89,12 +99,41 @@ def deserialize(artifact: Loadable, engine: Any) -> Any:
     else:
         from wasmtime import Module as Loaded
     try:
+        if artifact.descriptor is not None:  # the file may have another name by now, or none
+            return Loaded.deserialize_file(engine, f"/proc/self/fd/{artifact.descriptor}")
         return Loaded.deserialize(engine, artifact.bytes)
     except wasmtime.WasmtimeError as error:
         settings = ", ".join(f"{k}={v}" for k, v in sorted(header.changed_settings.items()))
         raise IncompatibleEngine(
-            f"wasmtime {version('wasmtime')} refuses the artifact of "
+            f"wasmtime {installed('wasmtime')} refuses the artifact of "
             f"{engine_id(header.engine)}, made with {settings or 'default settings'}: "
             f"{' '.join(str(error).split())}",
             metadata=dict(header.changed_settings),
+        ) from error
+
+
+def compile_here(
+    wasm: bytes, kind: Kind, settings: Mapping[str, str], engine: Any
+) -> tuple[Any, Any]:
+    """Compile in this process. Return the module and its engine.
+
+    Raise EngineNotInstalled, IncompatibleEngine or ModuleInvalid.
+    """
+    try:
+        import wasmtime
+    except (ImportError, OSError) as error:
+        raise EngineNotInstalled(f"cannot import wasmtime here: {error}") from error
+
+    if kind == KIND_COMPONENT:
+        from wasmtime.component import Component as Compiled
+    else:
+        from wasmtime import Module as Compiled
+    if engine is None:
+        engine = _engine(tuple(sorted(settings.items())))
+    try:
+        return Compiled(engine, wasm), engine
+    except wasmtime.WasmtimeError as error:
+        raise ModuleInvalid(
+            f"wasmtime {installed('wasmtime')} cannot compile the module here: "
+            f"{' '.join(str(error).split())}"
         ) from error

@@ -213,9 +213,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, this_machine: None) -> dict[str, 
     monkeypatch.setitem(sys.modules, "wasmtime.component", component)
     monkeypatch.setitem(sys.modules, "wasmer", wasmer)
     for loader in (with_wasmtime, with_wasmer):
-        monkeypatch.setattr(loader, "version", versions.__getitem__)
+        monkeypatch.setattr(loader, "installed", versions.__getitem__)
     with_wasmtime._engine.cache_clear()
-    with_wasmer._store.cache_clear()
+    with_wasmer.host_store.cache_clear()
     return versions
 
 
@@ -223,7 +223,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, this_machine: None) -> dict[str, 
 def _forget_engines() -> Any:
     yield
     with_wasmtime._engine.cache_clear()
-    with_wasmer._store.cache_clear()
+    with_wasmer.host_store.cache_clear()
 
 
 @pytest.mark.usefixtures("installed")
