@@ -14,6 +14,7 @@ What callers use is public and exported here:
     trusted_keys    the public keys that a caller trusts
     errors          one exception for each reason of the contract
     loading/        put an artifact into the engine of this interpreter
+    host_store/     artifacts in files that a daemon of this machine keeps, to map them
     cli/            the `wasmkiln` command
 
 How a call runs, from the outside in: a client hands the arguments to `_calls`, which builds
@@ -49,6 +50,7 @@ from wasmkiln.errors import (
     EngineNotInstalled,
     EngineUnknown,
     FieldViolation,
+    HostFileUnavailable,
     IncompatibleEngine,
     InternalFailure,
     InvalidRequest,
@@ -65,6 +67,7 @@ from wasmkiln.errors import (
     WasmkilnError,
     WorkerUnavailable,
 )
+from wasmkiln.loading.chosen import engine_of
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
@@ -93,6 +96,7 @@ __all__ = [
     "EngineNotInstalled",
     "EngineUnknown",
     "FieldViolation",
+    "HostFileUnavailable",
     "IncompatibleEngine",
     "InternalFailure",
     "InvalidRequest",
@@ -113,4 +117,5 @@ __all__ = [
     "WasmkilnError",
     "WorkerUnavailable",
     "__version__",
+    "engine_of",
 ]

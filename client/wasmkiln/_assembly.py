@@ -95,7 +95,8 @@ class Assembly:
         header = self._header
         if header is None:
             raise ArtifactMismatch("the daemon's answer ended without a header")
-        if not self._call.request.omit_artifact:
+        # A file is checked by whoever opens it; no bytes came with its name.
+        if not self._call.request.omit_artifact and not header.HasField("host_file"):
             self._check_bytes(header)
         artifact = Artifact(
             b"".join(self._chunks),
@@ -148,6 +149,8 @@ class Assembly:
             raise ArtifactMismatch("the daemon's answer has bytes before its header")
         if self._call.request.omit_artifact:
             raise ArtifactMismatch("asked for the header alone, got the artifact's bytes too")
+        if self._header.HasField("host_file"):
+            raise ArtifactMismatch("the daemon named a file and sent bytes too")
         if self._received_bytes + len(chunk) > self._header.size_bytes:
             raise ArtifactMismatch(
                 f"the artifact is longer than the {self._header.size_bytes} bytes of its header"

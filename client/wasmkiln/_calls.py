@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from wasmkiln._assembly import ProgressCallback
-    from wasmkiln._flow import Flow, Step
-    from wasmkiln._requests import Source
+    from wasmkiln._flow import Flow
+    from wasmkiln._requests import IdentifiedModule, Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource
     from wasmkiln.v1.types_pb2 import ArtifactKey
@@ -67,7 +67,7 @@ class Calls:
         self.address = choose_address(address)
         self._timeout_s = choose_timeout_s(timeout_s)
         self._retry = RetryPolicy(max_attempts)
-        self._trusted_keys = TrustedKeys.choose(trusted_keys)
+        self.trusted_keys = TrustedKeys.choose(trusted_keys)
         self._max_artifact_bytes = choose_max_artifact_bytes(max_artifact_bytes)
 
     def load(
@@ -79,7 +79,7 @@ class Calls:
         background: bool,
         timeout_s: float | None,
     ) -> Flow[modules.LoadResponse]:
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline(timeout_s)
         identified = yield Blocking(partial(identify, source))
         if identified.module is None:
             raise ValueError("load needs a module's bytes or path; a digest has no bytes")
@@ -101,38 +101,61 @@ class Calls:
         timeout_s: float | None,
         on_progress: ProgressCallback | None,
     ) -> Flow[Artifact]:
-        deadline = self._deadline(timeout_s)
-        report: ProgressCallback = on_progress or (lambda _: None)
+        deadline = self.deadline(timeout_s)
         identified = yield Blocking(partial(identify, source))
         request.sha256 = identified.sha256
+        call = Call(request, identified.sha256, kind_of(identified.module))
+        return (
+            yield from self.obtain(
+                *(call, lambda: identified, deadline),
+                background=background,
+                on_progress=on_progress,
+            )
+        )
+
+    def obtain(
+        self,
+        call: Call,
+        read: Callable[[], IdentifiedModule],
+        deadline: Deadline,
+        *,
+        retry: RetryPolicy | None = None,
+        background: bool = False,
+        on_progress: ProgressCallback | None = None,
+    ) -> Flow[Artifact]:
+        """Ask by digest, and again with the module that `read` returns if the daemon lacks it."""
+        request = call.request
+        report: ProgressCallback = on_progress or (lambda _: None)
         assemble = partial(
             Assembly,
-            Call(request, identified.sha256, kind_of(identified.module)),
             max_bytes=self._max_artifact_bytes,
             on_progress=on_progress,
-            trusted_keys=self._trusted_keys,
+            trusted_keys=self.trusted_keys,
         )
+        run = partial(self._artifact, request, deadline, retry or self._retry, background)
         report(Progress(Phase.ASKING))
         try:
-            return (yield from self._artifact(request, deadline, assemble, background))
+            return (yield from run(partial(assemble, call)))
         except ModuleNotLoaded:
+            identified = yield Blocking(read)
             if identified.module is None:
                 raise
+        call = Call(request, identified.sha256, kind_of(identified.module))
         request.module = identified.module
         report(Progress(Phase.UPLOADING, 0, len(identified.module)))
-        return (yield from self._artifact(request, deadline, assemble, background))
+        return (yield from run(partial(assemble, call)))
 
     def stats(self, timeout_s: float | None) -> Flow[modules.StatsResponse]:
-        return self._unary(STATS, modules.StatsRequest(), self._deadline(timeout_s))
+        return self._unary(STATS, modules.StatsRequest(), self.deadline(timeout_s))
 
     def capabilities(self, timeout_s: float | None) -> Flow[modules.GetCapabilitiesResponse]:
         request = modules.GetCapabilitiesRequest()
-        return self._unary(CAPABILITIES, request, self._deadline(timeout_s))
+        return self._unary(CAPABILITIES, request, self.deadline(timeout_s))
 
     def find_missing(
         self, keys: Iterable[ArtifactKey | str], timeout_s: float | None
     ) -> Flow[list[ArtifactKey]]:
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline(timeout_s)
         missing: list[ArtifactKey] = []
         for request in in_batches(artifact_keys(keys)):
             answer = yield from self._unary(FIND_MISSING, request, deadline)
@@ -142,42 +165,44 @@ class Calls:
     def evict(
         self, request: admin.EvictRequest, timeout_s: float | None
     ) -> Flow[admin.EvictResponse]:
-        return self._unary(EVICT, request, self._deadline(timeout_s))
+        return self._unary(EVICT, request, self.deadline(timeout_s))
 
     def quarantined(self, timeout_s: float | None) -> Flow[admin.ListQuarantineResponse]:
         request = admin.ListQuarantineRequest()
-        return self._unary(LIST_QUARANTINE, request, self._deadline(timeout_s))
+        return self._unary(LIST_QUARANTINE, request, self.deadline(timeout_s))
 
     def release(
         self, request: admin.ReleaseQuarantineRequest, timeout_s: float | None
     ) -> Flow[admin.ReleaseQuarantineResponse]:
-        return self._unary(RELEASE_QUARANTINE, request, self._deadline(timeout_s))
+        return self._unary(RELEASE_QUARANTINE, request, self.deadline(timeout_s))
 
     def drain(
         self, request: admin.DrainRequest, timeout_s: float | None
     ) -> Flow[admin.DrainResponse]:
-        return self._unary(DRAIN, request, self._deadline(timeout_s))
+        return self._unary(DRAIN, request, self.deadline(timeout_s))
 
     def health(self, service: str, timeout_s: float | None) -> Flow[str]:
         request = StringValue(value=service)
-        answer = yield from self._unary(HEALTH, request, self._deadline(timeout_s))
+        answer = yield from self._unary(HEALTH, request, self.deadline(timeout_s))
         return health_status(answer.value)
 
-    def _deadline(self, timeout_s: float | None) -> Deadline:
+    def deadline(self, timeout_s: float | None) -> Deadline:
+        """Return when a call ends that begins now."""
         return Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
 
     def _unary(
         self, method: Method, request: Message, deadline: Deadline, metadata: Metadata = ()
     ) -> Flow[Any]:
         step = partial(Unary, method, request, metadata=metadata)
-        return method.usable((yield from self._attempts(deadline, step)))
+        return method.usable((yield from attempts(step, deadline, self._retry, self.address)))
 
     def _artifact(
         self,
         request: Message,
         deadline: Deadline,
-        assemble: Callable[[], Assembly],
+        retry: RetryPolicy,
         background: bool,
+        assemble: Callable[[], Assembly],
     ) -> Flow[Artifact]:
         # Each attempt starts from nothing: a stream that broke has left half an artifact.
         assembly = assemble()
@@ -191,11 +216,8 @@ class Calls:
 
             return Stream(COMPILE, request, timeout_s, take, _priority(background))
 
-        yield from self._attempts(deadline, attempt)
+        yield from attempts(attempt, deadline, retry, self.address)
         return assembly.finish()
-
-    def _attempts(self, deadline: Deadline, step: Callable[[float], Step]) -> Flow[Any]:
-        return attempts(step, deadline, self._retry, self.address)
 
 
 def _priority(background: bool) -> Metadata:

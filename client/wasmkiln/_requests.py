@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # The daemon refuses more keys in one call; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
 # The highest limit that a daemon can be configured to have. A larger file is not read.
-_MAX_MODULE_BYTES = 1024**3
+MAX_MODULE_BYTES = 1024**3
 
 _TIERS: dict[str | None, admin.Tier] = {
     None: admin.TIER_UNSPECIFIED,
@@ -72,10 +72,10 @@ def _read(path: Path) -> bytes:
     """Read a file or a pipe. Stop at 1 GiB: /dev/zero has no end."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        module = file.read(_MAX_MODULE_BYTES + 1) if size_bytes <= _MAX_MODULE_BYTES else b""
-    if size_bytes > _MAX_MODULE_BYTES or len(module) > _MAX_MODULE_BYTES:
+        module = file.read(MAX_MODULE_BYTES + 1) if size_bytes <= MAX_MODULE_BYTES else b""
+    if size_bytes > MAX_MODULE_BYTES or len(module) > MAX_MODULE_BYTES:
         raise ModuleTooLarge(
-            f"{path} is larger than {_MAX_MODULE_BYTES:,} bytes, the highest limit of any daemon"
+            f"{path} is larger than {MAX_MODULE_BYTES:,} bytes, the highest limit of any daemon"
         )
     return module
 
@@ -86,8 +86,8 @@ def compile_request(
     target: str | None,
     cpu: str | None,
     settings: Mapping[str, str] | None,
-    skip_cache_lookup: bool,
-    omit_artifact: bool,
+    skip_cache_lookup: bool = False,
+    omit_artifact: bool = False,
 ) -> modules.CompileRequest:
     """Return a CompileRequest without a source, which the caller adds.
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from wasmkiln._aio_performer import AsyncPerformer
 from wasmkiln._calls import Calls
-from wasmkiln._flow import Pause, Stream, Unary
+from wasmkiln._modules import Modules
 from wasmkiln._requests import compile_request, drain_request, evict_request, release_request
-from wasmkiln._transports import AsyncTransport
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
-    from typing import Literal, Self
+    from pathlib import Path
+    from typing import Any, Literal
 
     from wasmkiln._assembly import ProgressCallback
-    from wasmkiln._flow import Flow, Step
     from wasmkiln._requests import Source
     from wasmkiln.artifact import Artifact
+    from wasmkiln.host_store import CheckFiles
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
     from wasmkiln.v1.admin_service_pb2 import (
         DrainResponse,
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
     )
     from wasmkiln.v1.types_pb2 import ArtifactKey
 
-T = TypeVar("T")
 
-
-class AsyncClient:
+class AsyncClient(AsyncPerformer):
     """A client of a wasmkiln daemon from one event loop; safe for use by many of its tasks at once.
 
     `address` is `host:port` or `unix:/path`; without one, the environment variable
@@ -49,6 +48,12 @@ class AsyncClient:
 
     The client refuses an artifact above `max_artifact_bytes`; without one,
     WASMKILN_MAX_ARTIFACT_BYTES, which the daemon reads too, else 1 GiB.
+
+    `module` and `host_file` look into the host store of this machine, at `host_store_dir`,
+    WASMKILN_HOST_STORE_DIR, or where a daemon of this user or of the system has it; "none"
+    switches that off. `check_files` says what of a file is checked before it is mapped: digest
+    and signature "always" or "once" per file and process, or its "owner" and mode alone; None
+    is "once" with trusted keys and "owner" without.
 
     Make it inside or outside of the loop. It reads and hashes a module's file in a thread.
     Cancelling a task ends its call; the daemon finishes and keeps what it is compiling.
@@ -67,9 +72,12 @@ class AsyncClient:
         max_attempts: int = 3,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
         max_artifact_bytes: int | None = None,
+        host_store_dir: str | os.PathLike[str] | None = None,
+        check_files: CheckFiles | None = None,
     ) -> None:
         self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
-        self._transport = AsyncTransport(self._calls.address)
+        self._modules = Modules(self._calls, host_store_dir, check_files)
+        super().__init__(self._calls.address)
 
     @property
     def address(self) -> str:
@@ -150,6 +158,61 @@ class AsyncClient:
             )
         )
 
+    async def module(
+        self,
+        source: Source,
+        *,
+        engine: str | None = None,
+        target: str | None = None,
+        cpu: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        into: Any = None,
+        fallback: Literal["compile"] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Return a module, loaded into an engine of this process and ready to instantiate.
+
+        Return what this client loaded before; else map the artifact's file in this machine's
+        host store, without a call; else ask the daemon for a file to map, or for the bytes.
+        With `fallback="compile"`, compile in this process when the daemon cannot be reached or
+        fails with anything but the module's own fault: the daemon then gets one attempt and
+        half of `timeout_s`. A compile cannot be stopped: after `timeout_s` the call raises
+        DeadlineExceeded, and the compile goes on in its thread (wasmer's lets no other run).
+
+        The arguments are those of `compile`, but the engine is that of `into`, a
+        `wasmtime.Engine` or `wasmer.Store`, or wasmtime where it is installed, else wasmer. Of
+        several versions that the host store knows, it is the newest that this process can load.
+        Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
+        client keeps the 128 modules that were used last, and the digests of unchanged files.
+
+        Loading a module is running its code: see `check_files`. Raise the errors of `compile`
+        and of `Artifact.load`.
+        """
+        request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
+        return await self._run(
+            self._modules.module(source, request, into=into, fallback=fallback, timeout_s=timeout_s)
+        )
+
+    async def host_file(
+        self,
+        source: Source,
+        *,
+        engine: str | None = None,
+        target: str | None = None,
+        cpu: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Path:
+        """Return the path of a module's artifact in this machine's host store.
+
+        It is checked as `check_files` says, when this returns; whoever opens it should check it
+        again: docs/host-store.md says how. The daemon compiles what is not there yet. Raise
+        HostFileUnavailable where the daemon keeps no file of it that this process can open, and
+        the errors of `compile`.
+        """
+        request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
+        return await self._run(self._modules.host_file(source, request, timeout_s=timeout_s))
+
     async def stats(self, *, timeout_s: float | None = None) -> StatsResponse:
         """Return the daemon's counters since its start, and percentiles of its latest calls."""
         return await self._run(self._calls.stats(timeout_s))
@@ -222,52 +285,3 @@ class AsyncClient:
         Raise WasmkilnError with the code NOT_FOUND for a service that the daemon does not have.
         """
         return await self._run(self._calls.health(service, timeout_s))
-
-    async def close(self) -> None:
-        """Close the connection and end running calls. May be called twice."""
-        await self._transport.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def _run(self, flow: Flow[T]) -> T:
-        try:
-            step = next(flow)
-            while True:
-                outcome, failure = None, None
-                try:
-                    outcome = await self._perform(step)
-                except Exception as error:
-                    failure = error
-                # Outside of the except block: otherwise the error would keep the RpcError alive.
-                step = flow.send(outcome) if failure is None else flow.throw(failure)
-        except StopIteration as end:
-            answer: T = end.value
-            return answer
-        finally:
-            flow.close()
-
-    async def _perform(self, step: Step) -> object:
-        channel = self._transport.channel
-        if isinstance(step, Unary):
-            return await step.begin(channel)
-        if isinstance(step, Stream):
-            call = step.begin(channel)
-            try:
-                async for message in call:
-                    step.sink(message)
-            finally:
-                call.cancel()  # no effect once it has ended
-            return None
-        if isinstance(step, Pause):
-            await self._transport.pause(step.seconds)
-            return None
-        return await self._transport.run(step.run)

@@ -262,6 +262,13 @@ class IncompatibleEngine(WasmkilnError):
     REASON = "INCOMPATIBLE_ENGINE"
 
 
+class HostFileUnavailable(WasmkilnError):
+    """No file of the host store that this process can open holds the artifact."""
+
+    CODE = grpc.StatusCode.FAILED_PRECONDITION
+    REASON = "HOST_FILE_UNAVAILABLE"
+
+
 class EngineNotInstalled(WasmkilnError):
     """This interpreter cannot import the engine that the artifact was made for."""
 

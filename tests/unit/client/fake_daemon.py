@@ -83,6 +83,8 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         self.artifact = b"native code " * 1000
         self.chunk_bytes = 5000
         self.header_changes: dict[str, Any] = {}
+        # What a call that accepts a file gets instead of bytes.
+        self.host_file: types.HostFile | None = None
         # Takes the honest messages, gives those that are sent.
         self.tamper: Callable[[list[Any]], list[Any]] = lambda messages: messages
         # Ends the next streams after two messages.
@@ -160,7 +162,9 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         elif module in self.refuse_module:
             self.refuse_module[module].abort(context)
         messages = [modules.CompileResponse(header=self.header(sha256, request))]
-        if not request.omit_artifact:
+        if self.host_file is not None and request.accept_host_file:
+            messages[0].header.host_file.CopyFrom(self.host_file)
+        elif not request.omit_artifact:
             messages += [
                 modules.CompileResponse(chunk=self.artifact[at : at + self.chunk_bytes])
                 for at in range(0, len(self.artifact), self.chunk_bytes)

@@ -1,0 +1,228 @@
+"""From a wasm file, bytes or a digest to a loaded module, by the shortest way that works.
+
+1. loaded before by this client      nothing but a look into a dictionary
+2. the host store of this machine    no call; the engine maps the file
+3. the daemon                        it names a file of its host store, or sends the bytes
+4. the engine of this process        only with fallback="compile"
+
+A step that fails for a reason that the next one can heal is a miss, which the logger "wasmkiln"
+mentions at the level DEBUG.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wasmkiln import errors
+from wasmkiln._compile_here import compile_within
+from wasmkiln._file_digests import identify_once
+from wasmkiln._flow import Blocking, Deadline, RetryPolicy
+from wasmkiln._header_fields import Call
+from wasmkiln._loaded import LoadedModules
+from wasmkiln._requests import identify
+from wasmkiln.host_store import FileChecks, HostStore, Refused
+from wasmkiln.loading import chosen, load_verified
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from wasmkiln._calls import Calls
+    from wasmkiln._flow import Flow
+    from wasmkiln._requests import IdentifiedModule, Source
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.host_store import CheckFiles, Entry
+    from wasmkiln.v1.module_service_pb2 import CompileRequest
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+_log = logging.getLogger("wasmkiln")
+
+# How long a client that could not open a file which the daemon named asks for bytes.
+_NO_FILES_S = 60.0
+# How often a call begins anew because its module's file changed meanwhile.
+_MAX_CHANGES = 3
+
+# What the engine of this process would not do better, or should not try: a module that breaks a
+# compiler or takes too long would do the same here, where nothing confines it.
+_FINAL = (
+    *(errors.NotWasm, errors.ModuleInvalid, errors.ModuleTooLarge, errors.EngineLacksFeature),
+    *(errors.CompileTimeout, errors.CompileMemoryLimit, errors.CompilerCrashed),
+    *(errors.ModuleQuarantined, errors.ArtifactTooLarge, errors.InvalidRequest),
+    *(errors.SettingUnknown, errors.TargetUnsupported, errors.EngineNotInstalled),
+    errors.VerificationNotInstalled,
+)
+
+
+class Modules:
+    """The methods of a client that look into the host store, as flows of steps."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        host_store_dir: str | os.PathLike[str] | None,
+        check_files: CheckFiles | None,
+    ) -> None:
+        self._calls = calls
+        self._store = HostStore(host_store_dir)
+        self._checks = FileChecks(check_files, calls.trusted_keys)
+        self._loaded = LoadedModules()
+        self._no_files_until_s = 0.0
+
+    def module(
+        self,
+        source: Source,
+        request: CompileRequest,
+        *,
+        into: Any,
+        fallback: str | None,
+        timeout_s: float | None,
+    ) -> Flow[Any]:
+        deadline = self._calls.deadline(timeout_s)
+        if fallback not in (None, "compile"):
+            raise ValueError(f"fallback is 'compile' or None, not {fallback!r}")
+        request.engine = request.engine or chosen.engine_name(into)
+        for _ in range(_MAX_CHANGES):
+            with suppress(_FileChanged):
+                return (yield from self._module(source, request, into, fallback, deadline))
+        return (yield from self._module(source, request, into, fallback, deadline))
+
+    def _module(
+        self,
+        source: Source,
+        request: CompileRequest,
+        into: Any,
+        fallback: str | None,
+        deadline: Deadline,
+    ) -> Flow[Any]:
+        asked = (request.engine, request.target, request.cpu, *sorted(request.settings.items()))
+        identified, kind = yield Blocking(partial(identify_once, source))
+        module = self._loaded.get((identified.sha256, *asked), into)
+        if module is not None:
+            return module
+        request.sha256 = identified.sha256
+        call = Call(request, identified.sha256, kind)
+        opening = partial(self._store.open, call, chosen.fits)
+        module = yield Blocking(partial(self._load_file, opening, into))
+        if module is None:
+            request.engine = self._store.engine_id(request.engine, chosen.fits)
+            read = partial(_identify_again, source, identified.sha256)
+            if fallback is None:
+                module = yield from self._from_daemon(call, read, into, deadline, None)
+            else:
+                module = yield from self._from_daemon_or_here(call, read, into, deadline)
+        return self._loaded.put((identified.sha256, *asked), into, module)
+
+    def host_file(
+        self, source: Source, request: CompileRequest, *, timeout_s: float | None
+    ) -> Flow[Path]:
+        deadline = self._calls.deadline(timeout_s)
+        identified, kind = yield Blocking(partial(identify_once, source))
+        request.sha256 = identified.sha256
+        call = Call(request, identified.sha256, kind)
+        path: Path | None
+        path = yield Blocking(partial(self._checked_path, partial(self._store.open, call, _any)))
+        if path is None:
+            request.accept_host_file = True
+            artifact = yield from self._calls.obtain(
+                *(call, partial(_identify_again, source, identified.sha256), deadline)
+            )
+            opening = partial(self._open_answered, call, artifact.header)
+            path = yield Blocking(partial(self._checked_path, opening))
+        if path is None:
+            raise errors.HostFileUnavailable(
+                f"the daemon at {self._calls.address} has compiled the module, and this process "
+                "sees no file of it: it needs a daemon on this machine with a host store "
+                "(host_store_bytes above 0) whose directory this user may read"
+            )
+        return path
+
+    def _from_daemon(
+        self,
+        call: Call,
+        read: Callable[[], Any],
+        into: Any,
+        deadline: Deadline,
+        retry: RetryPolicy | None,
+    ) -> Flow[Any]:
+        call.request.accept_host_file = time.monotonic() >= self._no_files_until_s
+        artifact: Artifact = yield from self._calls.obtain(call, read, deadline, retry=retry)
+        if artifact.header.HasField("host_file"):
+            opening = partial(self._open_answered, call, artifact.header)
+            module = yield Blocking(partial(self._load_file, opening, into))
+            if module is not None:
+                return module
+            self._no_files_until_s = time.monotonic() + _NO_FILES_S
+            call.request.accept_host_file = False
+            artifact = yield from self._calls.obtain(call, read, deadline, retry=retry)
+        # The bytes were verified on arrival.
+        return (yield Blocking(partial(load_verified, artifact, into)))
+
+    def _from_daemon_or_here(
+        self, call: Call, read: Callable[[], Any], into: Any, deadline: Deadline
+    ) -> Flow[Any]:
+        # A daemon that does not answer must leave time to compile here.
+        half = Deadline(deadline.remaining_s() / 2)
+        try:
+            return (yield from self._from_daemon(call, read, into, half, RetryPolicy(1)))
+        except _FINAL:
+            raise
+        except errors.WasmkilnError as failure:
+            error = failure
+        identified = yield Blocking(read)
+        if identified.module is None:
+            raise error
+        _log.debug("compiling module %s here: %s", identified.sha256, error)
+        return (yield Blocking(partial(compile_within, deadline, identified, call.request, into)))
+
+    def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
+        if not header.HasField("host_file"):
+            raise Refused("the daemon named no file")
+        return self._store.open_answered(call, header)
+
+    def _load_file(self, opening: Callable[[], Entry], into: Any) -> Any:
+        """Open, check and load a file of the host store. Return None where that fails."""
+        try:
+            entry = opening()
+            try:
+                entry.check(self._checks)
+                module = load_verified(entry, into, explain=False)
+                entry.check_unchanged()
+            finally:
+                entry.close()
+        except (Refused, errors.IncompatibleEngine, OSError) as why:
+            _log.debug("not from the host store: %s", why)
+            return None
+        return module
+
+    def _checked_path(self, opening: Callable[[], Entry]) -> Path | None:
+        try:
+            entry = opening()
+            try:
+                entry.check(self._checks)
+            finally:
+                entry.close()
+        except (Refused, OSError) as why:
+            _log.debug("not from the host store: %s", why)
+            return None
+        return entry.path
+
+
+class _FileChanged(OSError):  # noqa: N818
+    """A module's file changed while a call for it ran."""
+
+
+def _identify_again(source: Source, sha256: str) -> IdentifiedModule:
+    """Return the module with its bytes. Raise _FileChanged unless they still have this digest."""
+    identified = identify(source)
+    if identified.sha256 != sha256:
+        raise _FileChanged(f"the file of module {sha256} changed while a call for it ran")
+    return identified
+
+
+def _any(_name: str, _version: str) -> bool:
+    return True
