@@ -1,0 +1,282 @@
+"""`client.module`: what serves it, in order, and what it falls back to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import wasmkiln
+import wasmtime
+from wasmkiln import _file_digests, _modules, errors
+from wasmkiln._loaded import LoadedModules
+from wasmkiln._requests import identify
+from wasmkiln.v1 import types_pb2 as types
+
+from tests.e2e import wasm
+from tests.host_store_writer import ROW, StoreWriter
+from tests.unit.client.fake_daemon import FakeDaemon, Refusal
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreWriter:
+    return StoreWriter(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def adder() -> bytes:
+    return wasm.adder(7)
+
+
+def add(module: Any) -> int:
+    """Run a module of `wasm.adder`."""
+    engine_store = wasmtime.Store(wasmkiln.engine_of(module))
+    exported = wasmtime.Instance(engine_store, module, []).exports(engine_store)["add"]
+    assert isinstance(exported, wasmtime.Func)
+    return int(exported(engine_store, 40, 2))
+
+
+@pytest.fixture
+def code(adder: bytes) -> bytes:
+    return bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
+
+
+def test_a_dead_daemon_is_not_missed(
+    make_client: Callable[..., Any], store: StoreWriter, adder: bytes, tmp_path: Path
+) -> None:
+    store.add(adder)
+    client = make_client(NOBODY, host_store_dir=store.directory)
+    file = tmp_path / "adder.wasm"
+    file.write_bytes(adder)
+    for source in (adder, hashlib.sha256(adder).hexdigest(), file, str(file)):
+        assert add(client.module(source, engine="wasmtime")) == 42
+
+
+def test_a_loaded_module_is_loaded_once(
+    make_client: Callable[..., Any], store: StoreWriter, adder: bytes
+) -> None:
+    store.add(adder)
+    client = make_client(NOBODY, host_store_dir=store.directory)
+    first = client.module(adder)
+    assert client.module(hashlib.sha256(adder).hexdigest(), engine="wasmtime") is first
+    engine = wasmtime.Engine()
+    other = client.module(adder, into=engine)
+    assert other is not first
+    assert wasmkiln.engine_of(other) is engine
+    assert client.module(adder, into=engine) is other
+
+
+def test_settings_and_engine_belong_together(
+    make_client: Callable[..., Any], store: StoreWriter, adder: bytes
+) -> None:
+    store.add(adder)
+    store.add(adder, {"consume_fuel": "true"})
+    client = make_client(NOBODY, host_store_dir=store.directory)
+    fueled = client.module(adder, settings={"consume_fuel": "true"})
+    engine_store = wasmtime.Store(wasmkiln.engine_of(fueled))
+    engine_store.set_fuel(1000)
+    assert wasmtime.Instance(engine_store, fueled, [])
+    assert add(client.module(adder)) == 42
+
+
+def test_an_unchanged_file_is_hashed_once(
+    make_client: Callable[..., Any],
+    store: StoreWriter,
+    adder: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store.add(adder)
+    file = tmp_path / "adder.wasm"
+    file.write_bytes(adder)
+    hashed: list[Any] = []
+    real = _file_digests._hashed
+
+    def counted(path: Any) -> Any:
+        hashed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(_file_digests, "_hashed", counted)
+    client = make_client(NOBODY, host_store_dir=store.directory)
+    client.module(file)
+    client.module(file)
+    assert len(hashed) == 2, "a file that was written a moment ago may change unseen"
+    monkeypatch.setattr(_file_digests, "is_racy", lambda _: False)
+    for _ in range(3):
+        client.module(file)
+    assert len(hashed) == 3
+    other = wasm.adder(8)
+    store.add(other)
+    assert len(other) == len(adder)
+    file.write_bytes(other)
+    os.utime(file, ns=(file.stat().st_atime_ns, 1))
+    assert client.module(file) is client.module(other)
+    assert len(hashed) == 4
+
+
+def test_the_daemon_names_a_file(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    store: StoreWriter,
+    adder: bytes,
+    tmp_path: Path,
+) -> None:
+    path = store.add(adder)
+    (store.directory / "engines.json").unlink()
+    name_file(daemon, store, path, adder)
+    client = make_client(daemon.address, host_store_dir="none")
+    assert add(client.module(adder)) == 42
+    [request] = daemon.requests("Compile")
+    assert request.accept_host_file
+
+
+@pytest.mark.parametrize("wrong", ["inode", "path", "mode"])
+def test_a_file_that_cannot_be_opened_is_sent_as_bytes(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    store: StoreWriter,
+    adder: bytes,
+    code: bytes,
+    wrong: str,
+) -> None:
+    path = store.add(adder)
+    name_file(daemon, store, path, adder)
+    daemon.artifact = code
+    assert daemon.host_file
+    if wrong == "inode":
+        daemon.host_file.inode += 1
+    elif wrong == "path":
+        daemon.host_file.path = str(path.parent / "elsewhere" / "artifact")
+    else:
+        path.chmod(0o666)
+    client = make_client(daemon.address, host_store_dir="none")
+    daemon.modules[hashlib.sha256(adder).hexdigest()] = adder
+    assert add(client.module(adder)) == 42
+    assert [each.accept_host_file for each in daemon.requests("Compile")] == [True, False]
+    assert client.module(adder, into=wasmtime.Engine()) is not None
+    asked = [each.accept_host_file for each in daemon.requests("Compile")]
+    assert asked == [True, False, False], "the client asks for no files for a while"
+
+
+def name_file(daemon: FakeDaemon, store: StoreWriter, path: Path, module: bytes) -> None:
+    """Have the daemon answer with the name of an entry's file, where a call accepts it."""
+    status = path.stat()
+    fingerprint = path.parents[2].name
+    daemon.modules[hashlib.sha256(module).hexdigest()] = module
+    daemon.artifact = path.read_bytes()
+    daemon.host_file = types.HostFile(path=str(path), device=status.st_dev, inode=status.st_ino)
+    daemon.header_changes = {"fingerprint": fingerprint}
+
+
+class TestFallback:
+    def test_compiles_here_without_a_daemon(
+        self, make_client: Callable[..., Any], adder: bytes
+    ) -> None:
+        client = make_client(NOBODY, host_store_dir="none", timeout_s=20)
+        assert add(client.module(adder, fallback="compile")) == 42
+        fueled = client.module(adder, fallback="compile", settings={"consume_fuel": "true"})
+        wasmtime.Store(wasmkiln.engine_of(fueled)).set_fuel(1)
+        with pytest.raises(errors.ConnectionFailed):
+            client.module(wasm.adder(9))
+        with pytest.raises(errors.ConnectionFailed):
+            client.module("0" * 64, fallback="compile")
+
+    def test_not_for_what_is_the_module_s_fault(
+        self, make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes
+    ) -> None:
+        client = make_client(daemon.address, host_store_dir="none")
+        code = grpc.StatusCode.FAILED_PRECONDITION
+        daemon.refuse(Refusal(code, "MODULE_QUARANTINED"))
+        with pytest.raises(errors.ModuleQuarantined):
+            client.module(adder, fallback="compile")
+        daemon.refuse(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL"))
+        assert add(client.module(adder, fallback="compile")) == 42
+        assert len(daemon.requests("Compile")) == 2, "one attempt each"
+
+    def test_stops_waiting_at_the_deadline(
+        self, make_client: Callable[..., Any], adder: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stuck = threading.Event()
+        monkeypatch.setattr("wasmkiln._compile_here.compile_here", lambda *_: stuck.wait(30))
+        client = make_client(NOBODY, host_store_dir="none", timeout_s=1)
+        with pytest.raises(errors.DeadlineExceeded, match="in this process"):
+            client.module(adder, fallback="compile")
+        stuck.set()
+
+    def test_text_is_not_compiled(self, make_client: Callable[..., Any]) -> None:
+        client = make_client(NOBODY, host_store_dir="none")
+        with pytest.raises(errors.NotWasm):
+            client.module(b"(module)", fallback="compile")
+
+    def test_another_machine_s_target_is_not(
+        self, make_client: Callable[..., Any], adder: bytes
+    ) -> None:
+        client = make_client(NOBODY, host_store_dir="none")
+        with pytest.raises(errors.IncompatibleEngine):
+            client.module(adder, fallback="compile", target="riscv64-unknown-linux-gnu")
+        assert client.module(adder, fallback="compile", cpu="baseline")
+
+
+def test_of_several_versions_the_one_that_fits(
+    make_client: Callable[..., Any], daemon: FakeDaemon, store: StoreWriter, adder: bytes
+) -> None:
+    store.add(adder)
+    newer = {**ROW, "id": "wasmtime-99.0.0", "version": "99.0.0", "core_version": "99.0.0"}
+    store.rows.insert(0, newer)
+    store.write_engines()
+    client = make_client(daemon.address, host_store_dir=store.directory)
+    assert add(client.module(adder, engine="wasmtime")) == 42
+    daemon.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"))
+    with pytest.raises(errors.ModuleInvalid):
+        client.module(wasm.adder(3), engine="wasmtime")
+    assert daemon.requests("Compile")[-1].engine == "wasmtime-50.0.1"
+
+
+def test_a_file_that_changes_meanwhile_begins_anew(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    adder: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "m.wasm"
+    file.write_bytes(wasm.adder(1))
+
+    def changed_first(source: Any) -> Any:
+        file.write_bytes(adder)
+        return identify(source)
+
+    monkeypatch.setattr(_modules, "identify", changed_first)
+    daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
+    client = make_client(daemon.address, host_store_dir="none")
+    assert client.module(file) is client.module(adder)
+
+
+def test_the_least_recently_used_is_forgotten() -> None:
+    loaded = LoadedModules(limit=2)
+    one, two, three = object(), object(), object()
+    loaded.put(("a",), None, one)
+    loaded.put(("b",), None, two)
+    assert loaded.get(("a",), None) is one
+    loaded.put(("c",), None, three)
+    assert loaded.get(("b",), None) is None
+    assert loaded.put(("a",), None, two) is one, "what came first stays"
+
+
+def test_arguments(make_client: Callable[..., Any], adder: bytes) -> None:
+    with pytest.raises(ValueError, match="check_files"):
+        make_client(NOBODY, check_files="never")
+    client = make_client(NOBODY)
+    with pytest.raises(ValueError, match="fallback"):
+        client.module(adder, fallback="interpret")
+    with pytest.raises(TypeError, match="Engine"):
+        client.module(adder, into=object())
+    with pytest.raises(LookupError):
+        wasmkiln.engine_of(object())
