@@ -7,7 +7,7 @@ from wasmkilnd.cache.redis.connect import RedisAccess
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child.isolation import limits
-from wasmkilnd.model import Abandoned, Limits, TrafficLimits
+from wasmkilnd.model import Abandoned, Limits, Priority, TrafficLimits
 from wasmkilnd.reloadable import Reloadable
 
 
@@ -22,6 +22,7 @@ def limits_of(settings: Settings) -> Limits:
         queue_length=settings.queue_length,
         queue_bytes=settings.queue_bytes,
         abandoned=Abandoned(settings.abandoned_compiles),
+        priority=Priority(settings.compile_priority),
     )
 
 

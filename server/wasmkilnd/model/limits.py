@@ -17,6 +17,16 @@ class Abandoned(Enum):
     """End it at once."""
 
 
+class Priority(Enum):
+    """How a job competes for the machine's CPUs. The values are those of the job's order."""
+
+    IDLE = "idle"
+    """It gets what no other process wants; while others want it all, it runs as LOW."""
+    LOW = "low"
+    """It gets a third of what an ordinary process gets beside it."""
+    NORMAL = "normal"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits on a caller's module, its compilation and the queue."""
@@ -29,6 +39,7 @@ class Limits:
     queue_length: int
     queue_bytes: int
     abandoned: Abandoned = Abandoned.FINISH
+    priority: Priority = Priority.IDLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ async def said_by(engine: Any) -> job_result.JobResult:
 
     def run() -> None:
         with theirs:
-            job.run(engine, theirs, engine)
+            job.run(engine, theirs, engine, "normal")
 
     with ours:
         ours.setblocking(False)

@@ -120,6 +120,12 @@ class TestEachMachine:
             assert worker(machine, "unshare", new) == ALLOW  # A job that is not sealed yet.
         for new in (0x10000000, 0x20000000, 0x5E020000, 0x400):
             assert worker(machine, "unshare", new) == EPERM
+        assert worker(machine, "sched_setscheduler", 0, 5) == ALLOW  # That job goes idle.
+        for policy in (0, 1, 2, 3, 6):
+            assert worker(machine, "sched_setscheduler", 0, policy) == EPERM
+        assert worker(machine, "setpriority", 0, 0, 5) == ALLOW
+        for which, who in ((1, 0), (2, 0), (0, 1)):
+            assert worker(machine, "setpriority", which, who, 5) == EPERM
         of_jobs = {"unshare", "capset"}
         for name in syscalls.JOB_DIES_OF:
             if syscalls.number(name, machine) is not None and name not in of_jobs:

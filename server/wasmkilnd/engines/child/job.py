@@ -11,6 +11,7 @@ from typing import Any
 from . import frames
 from .describe import describe
 from .engine import Engine, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
+from .isolation import priority
 from .isolation.confinement import Confinement
 
 # The most imports and exports that a header holds: a hostile module has hundreds of thousands,
@@ -23,10 +24,10 @@ _MAX_TYPES_BYTES = 256 * 1024
 _MAX_MESSAGE_END = 4096
 
 
-def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
+def run(engine: Engine, sock: socket.socket, confinement: Confinement, wanted: str) -> None:
     """Read the order from ``sock``, carry it out, and send the result on ``sock``.
 
-    The job is sealed before it reads a byte of a module.
+    The job gets the priority ``wanted`` and is sealed before it reads a byte of a module.
     """
     _, order_json = frames.receive(sock)
     order = json.loads(order_json)
@@ -34,6 +35,7 @@ def run(engine: Engine, sock: socket.socket, confinement: Confinement) -> None:
         frames.send(sock, frames.Type.SET_UP)
         _send_result(sock, outcome="ok", capabilities=describe(engine, confinement))
         return
+    priority.lower_to(wanted)
     confinement.seal()
     frames.send(sock, frames.Type.SET_UP)
     if order["op"] == "nothing":

@@ -20,8 +20,6 @@ from .engines import load
 from .isolation import kernel, limits, probe
 from .isolation.confinement import Confinement
 
-_NICENESS = 5
-
 
 def main(engine_name: str, control_fd: int) -> None:
     """Carry out the daemon's orders from ``control_fd`` until the daemon closes its end."""
@@ -31,7 +29,6 @@ def main(engine_name: str, control_fd: int) -> None:
     # and lets jobs finish that callers wait for. A worker ends when its socket closes.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    os.nice(_NICENESS)
     # The socket has the same number as in the daemon, where numbers grow with the callers. Jobs
     # close only the first few descriptors, so give it a low number.
     control = socket.socket(fileno=os.dup(control_fd))
@@ -109,7 +106,7 @@ def _start_job(
         sock = socket.socket(fileno=confinement.enter_job(*fds))
         threads = int(os.environ["RAYON_NUM_THREADS"])
         limits.limit(wanted, confinement.mapped_bytes, threads)
-        job.run(engine, sock, confinement)
+        job.run(engine, sock, confinement, wanted["priority"])
         sock.close()
     except BaseException as failure:  # A panic derives from BaseException.
         os.write(2, f"{type(failure).__name__}: {failure}\n".encode(errors="replace"))

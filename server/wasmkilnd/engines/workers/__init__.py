@@ -21,8 +21,10 @@ Around it:
 - ``isolation`` admits a worker only if its confinement holds as the setting ``isolation``
   demands; the worker tried to break out before its first job, and reports how that went.
 - ``job_users`` finds a user for each worker that no other process has, if the daemon is root.
-- ``contention`` tells whether a job had to share the CPUs, which decides what a timeout is blamed
-  on.
+- ``job_clock`` ends a job at its time limit, in which the time that other processes take does not
+  count, and takes a job that starves out of the idle class (setting ``compile_priority``).
+- ``contention`` tells whether a job had to share the CPUs, and with whom, which also decides what a
+  timeout is blamed on. ``cpu_time`` reads the kernel's account of a process.
 - ``kernel_log`` finds the system call that a job was killed for.
 
 A worker is never reused after something unexpected: it is killed and replaced.

@@ -25,6 +25,7 @@ def on_module(
         timeout_s=limits.compile_timeout_s,
         cpu_s=limits.compile_cpu_s,
         memory_bytes=limits.compile_memory_bytes,
+        priority=limits.priority,
         artifact_limit_bytes=limits.artifact_bytes,
         module_sha256=module.sha256,
     )
@@ -53,6 +54,7 @@ def call(
         timeout_s=limits.compile_timeout_s,
         cpu_s=limits.compile_cpu_s,
         memory_bytes=limits.compile_memory_bytes,
+        priority=limits.priority,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
+from wasmkilnd.model import Priority
 from wasmkilnd.wire import Packed, pack
 
 # The frames that a job may send: each at most once and in this order, so a job cannot send without
@@ -36,6 +37,7 @@ class JobOrder:
     artifact_limit_bytes: int = 0
     module_sha256: str = ""
     """The module's name in the log; empty where there is no module."""
+    priority: Priority = Priority.NORMAL
 
     @property
     def op(self) -> str:

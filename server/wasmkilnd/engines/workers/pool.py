@@ -18,7 +18,13 @@ from wasmkilnd.engines.workers.contention import Neighbours
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.kernel_log import log_refused_call
-from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
+from wasmkilnd.engines.workers.process import (
+    JobNotSetUp,
+    JobStarved,
+    OutOfDescriptors,
+    Worker,
+    WorkerDied,
+)
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
@@ -196,6 +202,8 @@ class WorkerPool:
                 tries_at_set_up -= 1
                 if not tries_at_set_up:
                     raise errors.worker_unavailable(self.engine_id, str(failure)) from None
+            except JobStarved:
+                pass  # The machine counts as busy now: the job runs at low priority.
             except WorkerDied as death:
                 log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
                 tries -= 1
@@ -209,7 +217,7 @@ class WorkerPool:
     async def _run_on(self, ticket: Ticket[Worker], job: JobOrder) -> JobReport:
         worker = ticket.worker
         # A task of its own: cancelling the job must not cancel the clean-up of its worker.
-        work = asyncio.create_task(self._run_beside_others(worker, job))
+        work = asyncio.create_task(worker.run(job, self._neighbours))
         work.add_done_callback(lambda done: self._job_ended(ticket, worker, done))
         try:
             report = await asyncio.shield(work)
@@ -230,12 +238,6 @@ class WorkerPool:
             del work  # A failed task holds its traceback, and the traceback holds this frame.
         if report.signal == signal.SIGSYS:
             await asyncio.to_thread(log_refused_call, self.engine_id, job.module_sha256, report.pid)
-        return report
-
-    async def _run_beside_others(self, worker: Worker, job: JobOrder) -> JobReport:
-        with self._neighbours.job() as running:
-            report = await worker.run(job)
-        report.alone = running.alone
         return report
 
     def _job_ended(

@@ -21,7 +21,9 @@ from typing import Any
 
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
-from wasmkilnd.engines.workers.contention import cpu_wait_s
+from wasmkilnd.engines.workers.contention import Neighbours, RunningJob
+from wasmkilnd.engines.workers.cpu_time import cpu_wait_s, leave_idle_class
+from wasmkilnd.engines.workers.job_clock import JobClock
 from wasmkilnd.engines.workers.job_protocol import (
     MAX_NUMBER,
     JobOrder,
@@ -29,7 +31,7 @@ from wasmkilnd.engines.workers.job_protocol import (
     exchange,
     receive,
 )
-from wasmkilnd.model import Isolation
+from wasmkilnd.model import Isolation, Priority
 
 # The longest that a healthy worker takes for its own part of a job: a fork before it, a frame
 # after it. A worker that takes longer is sick, and is replaced.
@@ -49,6 +51,10 @@ class JobNotSetUp(WorkerDied):
 
     The worker has ended too, since each of its jobs would end the same way.
     """
+
+
+class JobStarved(WorkerDied):
+    """A job got no CPU in the idle class and could not leave it; its worker was ended with it."""
 
 
 class OutOfDescriptors(Exception):  # noqa: N818
@@ -107,23 +113,29 @@ class Worker:
     _job_pid: int = 0
     _job_given_up: bool = False
 
-    async def run(self, job: JobOrder) -> JobReport:
+    async def run(self, job: JobOrder, jobs: Neighbours | None = None) -> JobReport:
         """Have the worker do one job, wait for its end, and pack what it made.
 
-        A job past its time is killed with its process group. Raises OutOfDescriptors before
-        anything has begun: the worker stays usable. Raises JobNotSetUp or WorkerDied when the
-        worker itself fails: it is killed.
+        ``jobs`` are all that run now; a job past its time is killed with its process group. Raises
+        OutOfDescriptors before anything has begun: the worker stays usable. Raises JobNotSetUp or
+        WorkerDied when the worker itself fails, and JobStarved for a job that is to start again
+        elsewhere: the worker is killed.
         """
+        jobs = jobs or Neighbours()
         report = JobReport(module_bytes=job.size_bytes)
         try:
             with _open_pipes() as pipes:
                 try:
-                    await self._run(job, pipes, report)
+                    with jobs.job() as running:
+                        await self._run(job, pipes, report, running, jobs)
+                    report.alone = running.alone
                     if not (report.set_up or report.timed_out or self._job_given_up):
                         raise WorkerDied(describe_end(report.signal, report.exit_code))
                 except BaseException as failure:
                     # After any exception the worker's state is unknown.
                     await self.kill()
+                    if isinstance(failure, JobStarved):
+                        raise
                     if isinstance(failure, WorkerDied) and not report.set_up:
                         why = report.last_words or pipes.last_words() or str(failure)
                         raise JobNotSetUp(f"a job cannot be set up: {last_line(why)}") from None
@@ -135,28 +147,43 @@ class Worker:
         finally:
             self._job_given_up = False
 
-    async def _run(self, job: JobOrder, pipes: JobPipes, report: JobReport) -> None:
+    async def _run(
+        self,
+        job: JobOrder,
+        pipes: JobPipes,
+        report: JobReport,
+        running: RunningJob,
+        jobs: Neighbours,
+    ) -> None:
         began = time.monotonic()
+        priority = jobs.priority(job.priority)
         try:
-            self._send_run(job, pipes)
+            self._send_run(job, priority, pipes)
             pipes.close_jobs_ends()
             started = await self._frame_in_time(Type.STARTED)
             pid = _number(started, "pid")
             if pid <= 1:  # To kill group 0 would be to kill our own.
                 raise WorkerDied(f"expected a job's pid, got {pid}")
-            self._job_pid = report.pid = pid
+            self._job_pid = report.pid = running.pid = pid
             if self._job_given_up:
-                _kill_group(pid)
+                _end_group(pid)
+            clock = JobClock(running, jobs, priority, job.timeout_s)
             try:
-                async with asyncio.timeout(job.timeout_s):
+                async with clock.running():
                     await exchange(pipes.sock, job, report)
                     if report.protocol_error:
-                        _kill_group(pid)
+                        _end_group(pid)
                     ended = await self.frame(Type.ENDED)
             except TimeoutError:
-                report.timed_out = True
                 report.waited_s = cpu_wait_s(pid)
-                _kill_group(pid)
+                _end_group(pid)
+                if clock.must_start_again:
+                    if report.result is None:
+                        raise JobStarved("a job got no CPU in the idle class") from None
+                    report.elapsed_s = time.monotonic() - began
+                    await self.kill()  # The job has done its work, but cannot end soon.
+                    return
+                report.timed_out = True
                 ended = await self._frame_in_time(Type.ENDED)
             # Kill threads and children that the job left behind, before its pid is free again.
             _kill_group(pid)
@@ -165,7 +192,7 @@ class Worker:
                 report.exit_code = _number(ended, "exit_code")
             else:
                 report.signal = _number(ended, "signal")
-            report.cpu_s = _number(ended, "cpu_ms") / 1000
+            report.cpu_s = running.used_s = _number(ended, "cpu_ms") / 1000
             report.peak_memory_bytes = _number(ended, "peak_memory_bytes")
             report.last_words = pipes.last_words()
         finally:
@@ -181,11 +208,13 @@ class Worker:
         """Kill the job of ``run``, even if it has not started yet; the worker goes on."""
         self._job_given_up = True
         if self._job_pid:
-            _kill_group(self._job_pid)
+            _end_group(self._job_pid)
 
-    def _send_run(self, job: JobOrder, pipes: JobPipes) -> None:
-        limits = json.dumps({"memory_bytes": job.memory_bytes, "cpu_s": max(1, round(job.cpu_s))})
-        message = frames.HEADER.pack(Type.RUN, len(limits)) + limits.encode()
+    def _send_run(self, job: JobOrder, priority: Priority, pipes: JobPipes) -> None:
+        cpu_s = max(1, round(job.cpu_s))
+        wanted = {"memory_bytes": job.memory_bytes, "cpu_s": cpu_s, "priority": priority.value}
+        order = json.dumps(wanted).encode()
+        message = frames.HEADER.pack(Type.RUN, len(order)) + order
         try:
             # The message is small and the socket empty, so it is sent whole and at once.
             descriptors = [pipes.jobs_sock.fileno(), pipes.jobs_stderr.fileno()]
@@ -251,6 +280,12 @@ def _number(content: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or not 0 <= value <= MAX_NUMBER:
         raise WorkerDied(f"expected a non-negative number as {name}")
     return value
+
+
+def _end_group(pid: int) -> None:
+    """Kill a job that still runs. To end, it needs a CPU, so it does not stay in the idle class."""
+    _kill_group(pid)
+    leave_idle_class(pid)
 
 
 def _kill_group(pid: int) -> None:

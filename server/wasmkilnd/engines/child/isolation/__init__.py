@@ -17,7 +17,8 @@ is enough (``engines.workers.isolation``). In the order of putting them up:
 must be its own. ``seal()`` installs the job's filter; after it, a call that no compiler makes
 kills the job, and any other that is not listed is refused with EPERM. The file ``limits`` is not
 the layer of that name: it sets memory (RLIMIT_AS) and CPU time (RLIMIT_CPU) in each job, from the
-job's order, and reads what an ended job used. Before its first job, ``probe`` has
+job's order, and reads what an ended job used; ``priority`` lowers the job's priority, which no
+sealed job can change. Before its first job, ``probe`` has
 a test job try to break out: connect, read, write, fork, execute, signal, trace; what succeeds is a
 hole, and the daemon is told. ``kernel`` makes the system calls that the standard library has no
 function for.

@@ -40,6 +40,8 @@ _CLONE_OF_THREADS = 0x007D0F00
 _CLONE_NEW_NAMESPACES = 0x7E020000
 _NAMESPACES_OF_JOBS = 0x4E020000
 
+_SCHED_IDLE = 5
+
 _PR_SET_NAME = 15
 _PR_SET_VMA = 0x53564D41  # naming memory
 
@@ -89,6 +91,9 @@ def worker_program(machine: str) -> bytes:
                 _action(_EPERM),
             ],
             "prlimit64": _if_zero_words(_low(0)),
+            # A job lowers its own priority before it is sealed.
+            "sched_setscheduler": _if_argument(1, (_SCHED_IDLE,)),
+            "setpriority": _if_zero_words(_low(0), _low(1)),
             "sendto": _if_zero_words(_low(4), _high(4)),
         },
     )

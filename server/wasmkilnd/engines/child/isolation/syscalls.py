@@ -102,6 +102,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "rt_sigreturn": (15, 139),
     "rt_tgsigqueueinfo": (297, 240),
     "sched_getaffinity": (204, 123),
+    "sched_setscheduler": (144, 119),
     "sched_yield": (24, 124),
     "seccomp": (317, 277),
     "sendto": (44, 206),
@@ -109,6 +110,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "setitimer": (38, 103),
     "setns": (308, 268),
     "setpgid": (109, 154),
+    "setpriority": (141, 140),
     "shmget": (29, 194),
     "sigaltstack": (131, 132),
     "socket": (41, 198),
@@ -160,7 +162,8 @@ WORKER_MAY = (
         "getsockname",
     ),
     *("getsockopt", "landlock_restrict_self", "pause", "pipe2", "ppoll", "prctl", "read"),
-    *("recvmsg", "seccomp", "setitimer", "setpgid", "tgkill", "wait4", "waitid"),
+    *("recvmsg", "sched_setscheduler", "seccomp", "setitimer", "setpgid", "setpriority", "tgkill"),
+    *("wait4", "waitid"),
 )
 
 # No compiler makes these calls by mistake: a job that does has been taken over.
