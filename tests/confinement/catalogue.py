@@ -122,6 +122,7 @@ ATTEMPTS: list[tuple[object, ...]] = [
     ("join_namespaces_of", "DAEMON"),
     ("change_root",),
     ("go_first",),
+    ("compete",),
     # parts of the kernel that attackers like
     ("io_uring",),
     ("bpf",),

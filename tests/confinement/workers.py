@@ -16,6 +16,7 @@ from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.engines.workers.spawn import start_worker
+from wasmkilnd.model import Priority
 
 from tests.contract.values import payload_of
 
@@ -102,31 +103,52 @@ async def attempt(
     memory_bytes: int = 2**31,
     cpu_s: float = 20,
     timeout_s: float = 30,
+    priority: Priority = Priority.NORMAL,
 ) -> Outcome:
     """Have the code in a job try something."""
-    report = await worker.run(
-        JobOrder(
-            order={
-                "op": "compile",
-                "kind": "core",
-                "target": TRIPLE,
-                "cpu": "native",
-                "settings": {},
-            },
-            wasm=module(name, *arguments),
-            timeout_s=timeout_s,
-            cpu_s=cpu_s,
-            memory_bytes=memory_bytes,
-            artifact_limit_bytes=2**20,
-        )
+    ordered = order(
+        name,
+        *arguments,
+        memory_bytes=memory_bytes,
+        cpu_s=cpu_s,
+        timeout_s=timeout_s,
+        priority=priority,
     )
-    return Outcome(report)
+    return Outcome(await worker.run(ordered))
+
+
+def order(
+    name: str,
+    *arguments: object,
+    memory_bytes: int = 2**31,
+    cpu_s: float = 20,
+    timeout_s: float = 30,
+    priority: Priority = Priority.NORMAL,
+) -> JobOrder:
+    """Return the order of a job whose code is to try something."""
+    return JobOrder(
+        order={
+            "op": "compile",
+            "kind": "core",
+            "target": TRIPLE,
+            "cpu": "native",
+            "settings": {},
+        },
+        wasm=module(name, *arguments),
+        timeout_s=timeout_s,
+        cpu_s=cpu_s,
+        memory_bytes=memory_bytes,
+        artifact_limit_bytes=2**20,
+        priority=priority,
+    )
 
 
 @asynccontextmanager
-async def job_of(worker: Worker) -> AsyncIterator[int]:
+async def job_of(worker: Worker, priority: Priority = Priority.NORMAL) -> AsyncIterator[int]:
     """A job that runs a module; yields its pid."""
-    work = asyncio.create_task(attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30))
+    work = asyncio.create_task(
+        attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30, priority=priority)
+    )
     try:
         async with asyncio.timeout(20):
             while "Seccomp_filters:	2" not in status_of(worker._job_pid):  # noqa: ASYNC110

@@ -317,6 +317,12 @@ def go_first():
     return "raised"
 
 
+def compete():
+    """Leave the idle class, as a process may that RLIMIT_NICE allows it."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return "competes"
+
+
 # Parts of the kernel that attackers like
 
 
@@ -422,6 +428,14 @@ def fill_memory(size):
 def burn_cpu():
     while True:
         pass
+
+
+def use_cpu(seconds):
+    """Do as an honest compiler does: it needs so much of a CPU, however long that takes."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    return seconds
 
 
 def flood(begin, piece):
