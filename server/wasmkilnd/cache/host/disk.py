@@ -11,7 +11,8 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,7 @@ from wasmkilnd.model import CacheKey
 T = TypeVar("T")
 
 _VICTIMS_AT_ONCE = 64
+_MAX_GONE = 10_000
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 
@@ -46,6 +48,7 @@ class Disk:
         """What the index said last."""
         self.evictions = 0
         """How many entries this process removed to make room."""
+        self._gone: deque[CacheKey] = deque(maxlen=_MAX_GONE)
 
     def change(self, work: Callable[[Rows], T]) -> T:
         """Run ``work`` in a transaction; once more if the index had to be replaced."""
@@ -58,7 +61,11 @@ class Disk:
         """Make room for an entry, and add its row; return False if it can never fit."""
         if size_bytes > self.limit_bytes:
             return False
-        self.change(lambda rows: rows.reserve(key, engine_id, size_bytes, int(time.time())))
+        try:
+            writer = self.scratch.name()
+        except OSError as failure:
+            raise cannot("write an entry", failure) from None
+        self.change(lambda rows: rows.reserve(key, engine_id, size_bytes, writer))
         try:
             self.make_room()
         except TierUnavailable:
@@ -70,11 +77,31 @@ class Disk:
         """Evict the entries that were not used for longest, until the rest is in the limit."""
         while self.total.bytes > self.limit_bytes:
             gone = list[Path]()
-            found = self.change(partial(self._evict_some, gone))
+            try:
+                found = self.change(partial(self._evict_some, gone))
+            except OSError as failure:
+                raise cannot("evict an entry", failure) from None
             for path in gone:
                 delete(path)
-            if not found:
+            if not found and not self.release():
                 raise TierUnavailable("the host store is full of entries that are being written")
+
+    def release(self) -> int:
+        """Free the room of what killed processes were about to write; return for how many rows."""
+        try:
+            dead = [
+                writer for writer in self.change(Rows.writers) if not self.scratch.is_alive(writer)
+            ]
+        except OSError as failure:
+            raise cannot("look into tmp/", failure) from None
+
+        def settle(rows: Rows) -> int:
+            keys = [key for writer in dead for key in rows.pending_of(writer)]
+            for key in keys:
+                self._settle(rows, key)
+            return len(keys)
+
+        return self.change(settle) if dead else 0
 
     def place(self, key: CacheKey, aside: Path, size_bytes: int) -> bool:
         """Rename an entry into place; return False if it was evicted since ``reserve``."""
@@ -83,7 +110,7 @@ class Disk:
 
         def rename(rows: Rows) -> None:
             nonlocal away, placed
-            if rows.settle(key, size_bytes, int(time.time())):
+            if rows.settle(key, size_bytes):
                 away = self._rename_in(key, aside)
                 placed = True
 
@@ -105,16 +132,8 @@ class Disk:
         """Undo ``reserve`` after a write that failed; never raises."""
         if aside:
             delete(aside)
-        path = self.path(key)
-
-        def settle(rows: Rows) -> None:
-            if size_bytes := disk_bytes_at(path):
-                rows.settle(key, size_bytes, int(time.time()))
-            else:
-                rows.remove(key)
-
         with contextlib.suppress(TierUnavailable, OSError):
-            self.change(settle)
+            self.change(lambda rows: self._settle(rows, key))
 
     def remove(self, key: CacheKey) -> bool:
         """Remove an entry that does not verify; return whether it is gone. Never raises."""
@@ -123,13 +142,26 @@ class Disk:
             away = self._move_away(path)
         except OSError:
             return False
-        with contextlib.suppress(TierUnavailable):
-            if path.name == key.module_sha256:
-                self.change(lambda rows: None if path.exists() else rows.remove(key))
+        self._gone.append(key)
         if away:
             delete(away)
         prune(self.options.directory, key)
         return True
+
+    def refresh(self) -> None:
+        """Remove the rows of entries that are gone, and read the total, which others change."""
+        gone = list[CacheKey]()
+        with contextlib.suppress(IndexError):
+            while True:
+                gone.append(self._gone.popleft())
+
+        self.change(lambda rows: self.forget_lost(rows, gone))
+
+    def forget_lost(self, rows: Rows, keys: Iterable[CacheKey]) -> None:
+        """Remove the rows of those of ``keys`` that are not on the disk, nor being written."""
+        for key in keys:
+            if not os.path.lexists(self.path(key)) and not rows.is_pending(key):
+                rows.remove(key)
 
     def take_away(self, paths: Sequence[Path], work: Callable[[Rows], None]) -> list[Path]:
         """Rename folders away, and change their rows; return where they are now.
@@ -171,9 +203,16 @@ class Disk:
         self.total = total
         return done
 
+    def _settle(self, rows: Rows, key: CacheKey) -> None:
+        """Make a row that of what is on the disk."""
+        if size_bytes := disk_bytes_at(self.path(key)):
+            rows.settle(key, size_bytes)
+        else:
+            rows.remove(key)
+
     def _evict_some(self, gone: list[Path], rows: Rows) -> bool:
         """Evict entries until the rest is in the limit, or some; return whether there were any."""
-        oldest = rows.oldest(_VICTIMS_AT_ONCE, int(time.time()))
+        oldest = rows.oldest(_VICTIMS_AT_ONCE)
         for row in oldest:
             if rows.total().bytes <= self.limit_bytes:
                 break

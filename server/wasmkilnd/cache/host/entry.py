@@ -113,7 +113,7 @@ class OpenEntry:
     """An entry whose folder is open. Its methods raise ValueRejected and OSError."""
 
     def __init__(self, folder: int, key: CacheKey, verifier: Verifier, header_of: HeaderOf) -> None:
-        """Take over ``folder``, a descriptor that ``close`` closes."""
+        """``folder`` is a descriptor, which the caller closes."""
         self._folder = folder
         self._key = key
         self._verifier = verifier
@@ -155,10 +155,6 @@ class OpenEntry:
     def identity(self) -> EntryId:
         """Return the identities of the files."""
         return tuple(_stat(name, self._folder) for name in FILES)
-
-    def close(self) -> None:
-        """Close the folder."""
-        os.close(self._folder)
 
     def _check_pieces(self, body: Body, *, keep: bool) -> tuple[bytes, ...]:
         frames = []

@@ -91,6 +91,14 @@ def open_entry(directory: Path, key: CacheKey) -> int | None:
     return here
 
 
+def is_at(path: Path, descriptor: int) -> bool:
+    """Return whether ``path`` still leads to the open file or folder."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
 def make_way(options: HostOptions, key: CacheKey) -> Path:
     """Make the folders above an entry where they are missing; return where the entry belongs.
 

@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from pathlib import Path
 
 import structlog
 
 from wasmkilnd.cache.host.disk import Disk
 from wasmkilnd.cache.host.folders import prepare
-from wasmkilnd.cache.host.reports import Reports
 from wasmkilnd.cache.host.rows import Rows
 from wasmkilnd.cache.host.sweep import Sweep
-from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey
 
 _USE_EVERY_S = 300.0
 _MAX_USES = 20_000
+# Calls of tidy, which come every few seconds.
+_CLEAN_EVERY = 60
+
+# A note in the index: since which start of the machine it has a row for each entry. The last rows
+# may be lost when a machine loses power, so a new start counts as an index that lacks some.
+_COMPLETE, _MENDING = "complete", "mending"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -27,14 +34,14 @@ _log = structlog.get_logger("wasmkilnd.cache")
 class Housekeeping:
     """Work of one thread at a time; only ``used`` is called on the event loop."""
 
-    def __init__(self, disk: Disk, sweep: Sweep, reports: Reports) -> None:
+    def __init__(self, disk: Disk, sweep: Sweep) -> None:
         self._disk = disk
         self._sweep = sweep
-        self._reports = reports
         # When an entry's use was noted last, the oldest first; and the uses to note.
         self._noted: OrderedDict[CacheKey, float] = OrderedDict()
-        self._uses: dict[CacheKey, None] = {}
-        self._checked_index = False
+        self._uses: deque[CacheKey] = deque(maxlen=_MAX_USES)
+        self._ticks = 0
+        self._boot_id = _boot_id()
         self.wake = asyncio.Event()
         """Set when there is something to do now."""
         self.closing = False
@@ -48,27 +55,27 @@ class Housekeeping:
         self._noted.move_to_end(key)
         if len(self._noted) > _MAX_USES:
             self._noted.popitem(last=False)
-        self._uses[key] = None
+        self._uses.append(key)
 
     def open(self) -> None:
         """Make the directory, and open the index. Raises TierUnavailable."""
         prepare(self._disk.options)
         with contextlib.suppress(OSError):
             self._disk.scratch.fresh()  # While there is room: a full disk must not stop an Evict.
-        if not self._disk.index.same_boot():
-            self._disk.index.incomplete = True
-        self._disk.change(lambda rows: None)
+        self._disk.refresh()
 
     def tidy(self) -> None:
         """Do all that waits to be done. Raises TierUnavailable."""
-        self._write_uses()
-        self._disk.change(lambda rows: None)  # Read the total, which other daemons change.
-        self._disk.make_room()
-        if not self._checked_index:
-            self._checked_index = True
-            self._disk.scratch.clean()
+        if not self._ticks:
             self._disk.index.check()
-        if self._disk.index.incomplete:
+        if self._ticks % _CLEAN_EVERY == 0:
+            self._disk.release()
+            self._disk.scratch.clean()
+        self._ticks += 1
+        self._write_uses()
+        self._disk.refresh()
+        self._disk.make_room()
+        if self._disk.change(lambda rows: rows.note(_COMPLETE)) != self._boot_id:
             self._mend()
 
     def close(self) -> None:
@@ -79,10 +86,12 @@ class Housekeeping:
             self._disk.close()
 
     def _write_uses(self) -> None:
-        if not self._uses:
+        uses, now_s = list[CacheKey](), int(time.time())
+        with contextlib.suppress(IndexError):
+            while True:
+                uses.append(self._uses.popleft())
+        if not uses:
             return
-        uses, self._uses = self._uses, {}
-        now_s = int(time.time())
         for key in uses:
             with contextlib.suppress(OSError):
                 os.utime(self._disk.path(key), (now_s, now_s), follow_symlinks=False)
@@ -94,12 +103,27 @@ class Housekeeping:
         self._disk.change(note)
 
     def _mend(self) -> None:
-        self._disk.index.incomplete = False
-        try:
-            entries = self._sweep.reconcile(lambda: not self.closing)
-        except TierUnavailable:
-            self._disk.index.incomplete = True
-            raise
+        """Fill an index that is new, or that was not closed before the machine stopped."""
+        token = secrets.token_hex(8)
+        self._disk.change(lambda rows: rows.set_note(_MENDING, token))
+        entries = self._sweep.reconcile(lambda: not self.closing)
+        self._sweep.forget_lost(lambda: not self.closing)
+        if self.closing:
+            return
+
+        def complete(rows: Rows) -> None:
+            # Unless it is another index by now, or another daemon started over.
+            if rows.note(_MENDING) == token:
+                rows.set_note(_COMPLETE, self._boot_id)
+
+        self._disk.change(complete)
         if entries:
             _log.info("the host store's index is complete", entries=entries)
         self._disk.make_room()
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return "unknown"

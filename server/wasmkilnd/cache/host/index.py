@@ -28,7 +28,6 @@ _ASIDE = ("", "-wal", "-shm", "-journal")
 _TIMEOUT_S = 5.0
 _TRY_EVERY_S = 0.01
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class IndexLost(TierUnavailable):
@@ -44,8 +43,6 @@ class Index:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
-        self.incomplete = False
-        """Whether entries may be on the disk for which there is no row; see ``reconcile``."""
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Rows]:
@@ -68,18 +65,6 @@ class Index:
                 if isinstance(failure, sqlite3.DatabaseError):
                     raise self._failed(failure, guard) from None
                 raise
-
-    def same_boot(self) -> bool:
-        """Return whether the index was last opened since the machine started; note that it is.
-
-        A machine that lost power may have lost the last rows. Raises TierUnavailable.
-        """
-        try:
-            boot_id = _BOOT_ID.read_text().strip()
-        except OSError:
-            boot_id = ""
-        with self.write() as rows:
-            return rows.swap_note("boot_id", boot_id) == boot_id
 
     def check(self) -> None:
         """Read all of the index; replace it if it is damaged. Raises TierUnavailable."""
@@ -113,21 +98,13 @@ class Index:
         connection = sqlite3.connect(
             self._path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        self._connection = connection
         self._inode = self._inode_now()
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("BEGIN IMMEDIATE")
-        [[schema_id]] = connection.execute("PRAGMA application_id")
-        [[tables]] = connection.execute("SELECT count(*) FROM sqlite_schema")
-        if tables and schema_id != SCHEMA_ID:
-            connection.execute("ROLLBACK")
-            raise sqlite3.DatabaseError("the file is not an index of this version")
-        if not tables:
-            for statement in SCHEMA:
-                connection.execute(statement)
-            self.incomplete = True
-        connection.execute("COMMIT")
+        try:
+            _prepare(connection)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._connection = connection
         return connection
 
     def _failed(self, failure: sqlite3.DatabaseError, guard: int) -> TierUnavailable:
@@ -149,7 +126,6 @@ class Index:
             if self._inode_now() == inode:
                 for suffix in _ASIDE:
                     self._path.with_name(_NAME + suffix).unlink(missing_ok=True)
-            self.incomplete = True
         except OSError as failure:
             raise cannot("replace its index", failure) from None
         finally:
@@ -192,6 +168,21 @@ class Index:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables of an index that is new. Raises sqlite3.DatabaseError."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("BEGIN IMMEDIATE")
+    [[schema_id]] = connection.execute("PRAGMA application_id")
+    [[tables]] = connection.execute("SELECT count(*) FROM sqlite_schema")
+    if tables and schema_id != SCHEMA_ID:
+        raise sqlite3.DatabaseError("the file is not an index of this version")
+    if not tables:
+        for statement in SCHEMA:
+            connection.execute(statement)
+    connection.execute("COMMIT")
 
 
 def _lock(guard: int, how: int) -> None:

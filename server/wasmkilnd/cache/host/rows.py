@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ SCHEMA = (
     "CREATE TABLE specs (id INTEGER PRIMARY KEY, fingerprint BLOB NOT NULL UNIQUE,"
     " engine TEXT NOT NULL)",
     "CREATE TABLE entries (module BLOB NOT NULL, spec INTEGER NOT NULL, bytes INTEGER NOT NULL,"
-    " used INTEGER NOT NULL, pending INTEGER NOT NULL, PRIMARY KEY (module, spec)) WITHOUT ROWID",
+    " used INTEGER NOT NULL, pending TEXT NOT NULL, PRIMARY KEY (module, spec)) WITHOUT ROWID",
+    "CREATE INDEX by_writer ON entries (pending) WHERE pending != ''",
     "CREATE INDEX by_use ON entries (used)",
     "CREATE TABLE total (entries INTEGER NOT NULL, bytes INTEGER NOT NULL)",
     "INSERT INTO total VALUES (0, 0)",
@@ -29,9 +31,6 @@ SCHEMA = (
     "CREATE TRIGGER resized AFTER UPDATE OF bytes ON entries BEGIN"
     " UPDATE total SET bytes = bytes + NEW.bytes - OLD.bytes; END",
 )
-
-_PENDING_S = 600
-"""How long a write may take before its row counts as that of a process that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +65,68 @@ class Rows:
         [row] = self._connection.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM entries")
         return self.total() == Total(*row)
 
-    def reserve(self, key: CacheKey, engine_id: str, size_bytes: int, now_s: int) -> None:
-        """Add the row of an entry that is about to be written, or add its bytes to the old one."""
+    def reserve(self, key: CacheKey, engine_id: str, size_bytes: int, writer: str) -> None:
+        """Add the row of an entry that ``writer`` is about to write, or its bytes to the old one.
+
+        It is pending, and not evicted, until it is settled.
+        """
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " bytes = bytes + excluded.bytes, used = excluded.used, pending = excluded.pending",
-            (_blob(key.module_sha256), self._spec(key, engine_id), size_bytes, now_s, now_s),
+            (
+                _blob(key.module_sha256),
+                self._spec(key, engine_id),
+                size_bytes,
+                int(time.time()),
+                writer,
+            ),
         )
 
-    def settle(self, key: CacheKey, size_bytes: int, now_s: int) -> bool:
+    def settle(self, key: CacheKey, size_bytes: int) -> bool:
         """Note that an entry is written; return False if its row is gone: it was evicted."""
         changed = self._connection.execute(
-            "UPDATE entries SET bytes = ?, used = ?, pending = 0"
+            "UPDATE entries SET bytes = ?, used = ?, pending = ''"
             " WHERE module = ? AND spec = (SELECT id FROM specs WHERE fingerprint = ?)",
-            (size_bytes, now_s, *_of(key)),
+            (size_bytes, int(time.time()), *_of(key)),
         )
         return changed.rowcount == 1
+
+    def is_pending(self, key: CacheKey) -> bool:
+        """Return whether an entry is being written now."""
+        found = self._connection.execute(
+            "SELECT pending FROM entries"
+            " WHERE module = ? AND spec = (SELECT id FROM specs WHERE fingerprint = ?)",
+            _of(key),
+        )
+        return found.fetchone() not in (None, ("",))
+
+    def writers(self) -> Sequence[str]:
+        """Return who has entries that are pending."""
+        found = self._connection.execute("SELECT DISTINCT pending FROM entries WHERE pending != ''")
+        return [writer for (writer,) in found]
+
+    def pending_of(self, writer: str) -> Sequence[CacheKey]:
+        """Return the entries that ``writer`` is writing."""
+        found = self._connection.execute(
+            "SELECT lower(hex(module)), lower(hex(fingerprint)) FROM entries"
+            " JOIN specs ON specs.id = spec WHERE pending = ?",
+            (writer,),
+        )
+        return [CacheKey(*row) for row in found]
 
     def add(self, key: CacheKey, engine_id: str, size_bytes: int, used_s: int) -> None:
         """Add the row of an entry that was found on the disk, if it has none."""
         self._connection.execute(
-            "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, 0)",
+            "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, '')",
             (_blob(key.module_sha256), self._spec(key, engine_id), size_bytes, used_s),
         )
 
-    def oldest(self, limit: int, now_s: int) -> Sequence[Row]:
-        """Return the entries that were not used for longest, without those that are written."""
+    def oldest(self, limit: int) -> Sequence[Row]:
+        """Return the entries that were not used for longest, without those that are pending."""
         found = self._connection.execute(
             "SELECT lower(hex(module)), lower(hex(fingerprint)), used FROM entries"
-            " JOIN specs ON specs.id = spec WHERE pending < ? ORDER BY used LIMIT ?",
-            (now_s - _PENDING_S, limit),
+            " JOIN specs ON specs.id = spec WHERE pending = '' ORDER BY used LIMIT ?",
+            (limit,),
         )
         return [Row(CacheKey(module, print_), used) for module, print_, used in found]
 
@@ -132,13 +163,31 @@ class Rows:
         """Return the engine's id of each fingerprint that is known."""
         return dict(self._connection.execute("SELECT lower(hex(fingerprint)), engine FROM specs"))
 
-    def swap_note(self, name: str, value: str) -> str:
-        """Write a note down; return what it said before, empty for nothing."""
+    def after(self, key: CacheKey | None, limit: int) -> Sequence[CacheKey]:
+        """Return the next keys after ``key``, in the order of the rows; None for the first."""
+        spec = 0
+        if key:
+            [[spec]] = self._connection.execute(
+                "SELECT coalesce(max(id), 0) FROM specs WHERE fingerprint = ?",
+                (_blob(key.fingerprint),),
+            )
+        found = self._connection.execute(
+            "SELECT lower(hex(module)), lower(hex(fingerprint)) FROM entries"
+            " JOIN specs ON specs.id = spec WHERE (module, spec) > (?, ?)"
+            " ORDER BY module, spec LIMIT ?",
+            (_blob(key.module_sha256) if key else b"", spec, limit),
+        )
+        return [CacheKey(*row) for row in found]
+
+    def note(self, name: str) -> str:
+        """Return a note, empty if there is none."""
         found = self._connection.execute("SELECT value FROM notes WHERE name = ?", (name,))
-        old = found.fetchone()
-        if old != (value,):
-            self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
-        return str(old[0]) if old else ""
+        row = found.fetchone()
+        return str(row[0]) if row else ""
+
+    def set_note(self, name: str, value: str) -> None:
+        """Write a note down."""
+        self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def _spec(self, key: CacheKey, engine_id: str) -> int:
         fingerprint = _blob(key.fingerprint)

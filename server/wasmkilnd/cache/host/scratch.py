@@ -14,6 +14,8 @@ import shutil
 import threading
 from pathlib import Path
 
+from wasmkilnd.cache.host.folders import is_at
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _TRIES = 10
 
@@ -30,11 +32,27 @@ class Scratch:
 
     def fresh(self) -> Path:
         """Return a path that does not exist, in a folder that does. Raises OSError."""
-        with self._lock:
-            if self._own is None or not self._is_there(self._own):
-                self._release()
-                self._own = self._make()
-            return self._own / secrets.token_hex(8)
+        return self._folder() / secrets.token_hex(8)
+
+    def name(self) -> str:
+        """Return the name of the folder, which stands for this process. Raises OSError."""
+        return self._folder().name
+
+    def is_alive(self, name: str) -> bool:
+        """Return whether the process that works in the folder ``name`` runs. Raises OSError."""
+        if self._own and name == self._own.name:
+            return True
+        try:
+            descriptor = os.open(self._above / name, _FOLDER)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def clean(self) -> int:
         """Remove what processes that ended left in ``tmp/``; return how many folders. Never raises.
@@ -60,6 +78,13 @@ class Scratch:
         with self._lock:
             self._release()
 
+    def _folder(self) -> Path:
+        with self._lock:
+            if self._own is None or not is_at(self._own, self._held):
+                self._release()
+                self._own = self._make()
+            return self._own
+
     def _make(self) -> Path:
         for _ in range(_TRIES):
             if self._above.is_symlink():
@@ -74,16 +99,10 @@ class Scratch:
                 os.close(held)
                 continue
             self._held = held
-            if self._is_there(path):
+            if is_at(path, self._held):
                 return path
             self._release()
         raise FileExistsError(f"cannot make a folder of its own in {self._above}")
-
-    def _is_there(self, path: Path) -> bool:
-        try:
-            return os.path.samestat(path.lstat(), os.fstat(self._held))
-        except OSError:
-            return False
 
     def _release(self) -> None:
         if self._own is not None:

@@ -7,8 +7,9 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from wasmkiln.host_layout import ARTIFACT, entry_path
 
@@ -20,18 +21,20 @@ from wasmkilnd.cache.host.entry import (
     OpenEntry,
     chunks_of,
     content_of,
-    entry_id,
     write_aside,
 )
-from wasmkilnd.cache.host.folders import cannot, open_entry, prepare
+from wasmkilnd.cache.host.folders import cannot, is_at, open_entry, prepare
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.reports import Reports
 from wasmkilnd.cache.host.verified import Verified
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.rejected import ValueRejected
-from wasmkilnd.model import Artifact, CacheKey, HostFile, Kind
+from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, HostFile, Kind
 from wasmkilnd.ports import Sealer
 
+T = TypeVar("T")
+
+_TRIES = 3
 _REMEMBERED_BYTES = 16 * 1024 * 1024
 # A file that changed this recently may change again with the same ctime.
 _SETTLED_NS = 1_000_000_000
@@ -64,38 +67,34 @@ class HostStore:
 
     def read(self, key: CacheKey) -> Artifact | None:
         """Return the artifact with its frames, every byte of it checked now."""
-        with self._reading(key) as entry:
-            if entry is None:
-                return None
-            opened = entry.open_head()
+
+        def read(entry: OpenEntry) -> Artifact | None:
+            epoch, opened = self.verified.epoch, entry.open_head()
             self._marks.check(opened.what)
             if opened.body.size_bytes > self._artifact_bytes():
                 return None  # Not removed: daemons with a higher limit use it.
-            epoch = self.verified.epoch
             artifact, identity = entry.verify(opened, keep=True)
             self._remember(artifact, identity, epoch)
             return artifact
-        return None
+
+        return self._with_entry(key, read)
 
     def file_of(self, key: CacheKey) -> tuple[Artifact, HostFile] | None:
         """Return the artifact without frames, and its file, which this process has checked."""
-        path = self._path(key)
-        known = self.verified.get(key)
-        if known and known.identity == entry_id(path):
-            with self._rejecting(key):
-                self._marks.check(known.artifact)
-                return known.artifact, _host_file(path, known.identity)
-            return None
-        with self._reading(key) as entry:
-            if entry is None:
-                return None
-            epoch = self.verified.epoch
-            opened = entry.open_head()
-            self._marks.check(opened.what)
-            artifact, identity = entry.verify(opened, keep=False)
-            self._remember(artifact, identity, epoch)
-            return artifact, _host_file(path, identity)
-        return None
+
+        def find(entry: OpenEntry) -> tuple[Artifact, HostFile]:
+            epoch, known = self.verified.epoch, self.verified.get(key)
+            if known and known.identity == entry.identity():
+                artifact, identity = known.artifact, known.identity
+                self._marks.check(artifact)
+            else:
+                opened = entry.open_head()
+                self._marks.check(opened.what)
+                artifact, identity = entry.verify(opened, keep=False)
+                self._remember(artifact, identity, epoch)
+            return artifact, _host_file(self._path(key), identity)
+
+        return self._with_entry(key, find)
 
     def write(self, artifact: Artifact) -> None:
         """Store ``artifact``, unless it was evicted, is too large, or is there already."""
@@ -110,23 +109,19 @@ class HostStore:
 
     def held(self, keys: Iterable[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without checking them."""
-        return frozenset(key for key in keys if (self._path(key) / ARTIFACT).is_file())
+        return frozenset(
+            key for key in keys if _is_possible(key) and (self._path(key) / ARTIFACT).is_file()
+        )
 
     def kinds_of(self, keys: Iterable[CacheKey]) -> dict[CacheKey, Kind]:
         """Return the kinds of the modules behind those of ``keys`` that are stored."""
-        kinds = {}
-        for key in keys:
-            with self._reading(key) as entry:
-                if entry is not None:
-                    kinds[key] = entry.open_head().what.kind
-        return kinds
+        heads = ((key, self._with_entry(key, OpenEntry.open_head)) for key in keys)
+        return {key: opened.what.kind for key, opened in heads if opened}
 
     def engine_of(self, key: CacheKey) -> str:
         """Return the engine's id of an entry by its head; empty if it does not verify."""
-        with self._reading(key) as entry:
-            if entry is not None:
-                return entry.open_head().what.spec.engine.id
-        return ""
+        opened = self._with_entry(key, OpenEntry.open_head)
+        return opened.what.spec.engine.id if opened else ""
 
     def _write(self, artifact: Artifact, content: Content) -> None:
         prepare(self._options)
@@ -145,40 +140,44 @@ class HostStore:
 
     def _holds(self, artifact: Artifact) -> bool:
         """Return whether the entry is this artifact by its head, made at the same time."""
-        with self._reading(artifact.key) as entry:
-            if entry is not None:
-                stored = entry.open_head().what
-                sizes = [each[2] if each else -1 for each in entry.identity()]
-                return (stored.sha256, stored.attestation) == (
-                    artifact.sha256,
-                    artifact.attestation,
-                ) and sizes[0] == artifact.size_bytes
-        return False
 
-    @contextlib.contextmanager
-    def _reading(self, key: CacheKey) -> Iterator[OpenEntry | None]:
-        """Open an entry; None if there is none. One that is rejected is removed and counted."""
-        with self._rejecting(key):
-            folder = open_entry(self._options.directory, key)
-            if folder is None:
-                yield None
-                return
-            entry = OpenEntry(folder, key, self._sealer, self._header_of)
-            try:
-                yield entry
-            except OSError as failure:
-                raise cannot("read an entry", failure) from None
-            finally:
-                entry.close()
+        def same(entry: OpenEntry) -> bool:
+            stored, file = entry.open_head().what, entry.identity()[0]
+            return (
+                (stored.sha256, stored.attestation) == (artifact.sha256, artifact.attestation)
+                and file is not None
+                and file[2] == artifact.size_bytes
+            )
 
-    @contextlib.contextmanager
-    def _rejecting(self, key: CacheKey) -> Iterator[None]:
+        return bool(self._with_entry(artifact.key, same))
+
+    def _with_entry(self, key: CacheKey, work: Callable[[OpenEntry], T]) -> T | None:
+        """Return what ``work`` returns for an entry; None if there is none.
+
+        One that is rejected is removed and counted, and None too.
+        """
+        if not _is_possible(key):
+            return None
         try:
-            yield
+            for _ in range(_TRIES):
+                folder = open_entry(self._options.directory, key)
+                if folder is None:
+                    return None
+                try:
+                    return work(OpenEntry(folder, key, self._sealer, self._header_of))
+                except ValueRejected:
+                    if is_at(self._path(key), folder):
+                        raise
+                    # Another process evicted or replaced the entry meanwhile: nothing is wrong.
+                finally:
+                    os.close(folder)
         except ValueRejected as rejected:
             self.verified.forget(key)
             removed = self._disk.remove(key)
             self._reports.rejected(key, rejected, removed=removed)
+        except OSError as failure:
+            raise cannot("read an entry", failure) from None
+        return None
 
     def _remember(self, artifact: Artifact, identity: EntryId, epoch: int) -> None:
         changed_ns = max(each[3] for each in identity if each)
@@ -187,6 +186,11 @@ class HostStore:
 
     def _path(self, key: CacheKey) -> Path:
         return entry_path(self._options.directory, key.fingerprint, key.module_sha256)
+
+
+def _is_possible(key: CacheKey) -> bool:
+    """Whether the names of folders can come of ``key``: it must not lead to another place."""
+    return bool(SHA256_HEX.fullmatch(key.fingerprint) and SHA256_HEX.fullmatch(key.module_sha256))
 
 
 def _host_file(path: Path, identity: EntryId) -> HostFile:

@@ -68,6 +68,18 @@ class Sweep:
                     time.sleep(_PAUSE_S)
         return seen + self._add(batch)
 
+    def forget_lost(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Remove the rows of entries that are not on the disk, while ``wanted``."""
+        last: CacheKey | None = None
+
+        def forget(rows: Rows) -> CacheKey | None:
+            keys = rows.after(last, _ROWS_AT_ONCE)
+            self._disk.forget_lost(rows, keys)
+            return keys[-1] if keys else None
+
+        while wanted() and (last := self._disk.change(forget)):
+            time.sleep(_PAUSE_S)
+
     def _evict_module(self, module_sha256: str) -> Evicted:
         if not SHA256_HEX.fullmatch(module_sha256):
             return Evicted()

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from wasmkilnd.cache.host.disk import Disk
@@ -36,8 +37,6 @@ T = TypeVar("T")
 
 _THREADS = 4
 _EVERY_S = 5.0
-_TOUCH_EVERY_S = 300.0
-_MAX_TOUCHED = 100_000
 
 
 class HostTier:
@@ -70,7 +69,7 @@ class HostTier:
             options, self._disk, sealer, header_of, marks or Marks(), self._reports, artifact_bytes
         )
         self._sweep = Sweep(self._disk, self._store.engine_of)
-        self._keeping = Housekeeping(self._disk, self._sweep, self._reports)
+        self._keeping = Housekeeping(self._disk, self._sweep)
         self._threads = ThreadPoolExecutor(_THREADS, "wasmkiln-host-store")
         self._checks: dict[CacheKey, asyncio.Task[tuple[Artifact, HostFile] | None]] = {}
         self._keeper: asyncio.Task[None] | None = None
@@ -106,7 +105,7 @@ class HostTier:
         if check is None:
             check = asyncio.create_task(self._do("read", self._store.file_of, key))
             self._checks[key] = check
-            check.add_done_callback(lambda _: self._checks.pop(key, None))
+            check.add_done_callback(partial(self._checked, key))
         found = await asyncio.shield(check)
         if found:
             self._keeping.used(key)
@@ -167,10 +166,14 @@ class HostTier:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await asyncio.gather(*self._checks.values(), return_exceptions=True)
-        with contextlib.suppress(RuntimeError):  # It was closed before.
-            await self._quietly("close", self._keeping.close)
-        self._threads.shutdown(wait=False)
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        with contextlib.suppress(TierUnavailable):
+            await asyncio.to_thread(self._keeping.close)
+
+    def _checked(self, key: CacheKey, check: asyncio.Task[object]) -> None:
+        del self._checks[key]
+        if not check.cancelled():
+            check.exception()  # All callers may have left: nobody else looks at it.
 
     async def _keep_house(self) -> None:
         while True:
@@ -182,12 +185,14 @@ class HostTier:
 
     async def _do(self, doing: str, work: Callable[..., T], *args: Any) -> T:
         """Run ``work`` in a thread; log why it fails, once per cause."""
+        if self._keeping.closing:
+            raise TierUnavailable("the host store is closed")
         loop = asyncio.get_running_loop()
         try:
             done = await loop.run_in_executor(self._threads, work, *args)
-        except TierUnavailable as failure:
+        except (TierUnavailable, OSError) as failure:
             self._reports.trouble(doing, str(failure))
-            raise
+            raise TierUnavailable(str(failure)) from None
         self._reports.works(doing)
         return done
 
