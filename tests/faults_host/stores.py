@@ -1,0 +1,110 @@
+"""What the tests of a host store's faults share: stores, artifacts, and what may come back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEAD, HEADER, entry_path
+from wasmkilnd.cache.host.entry import disk_bytes_at
+from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.model import Artifact, HostFile
+from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.private import PrivateKey
+
+from tests.contract.host_store import host_tier
+from tests.contract.sealing import sealer
+from tests.contract.values import artifact as unsigned
+from tests.contract.values import payload_of, same
+from tests.doubles.notes import Notes
+
+# The same key in each process that a test starts.
+SEALER = sealer(PrivateKey.parse("11" * 32))
+FILES = (ARTIFACT, HEADER, ATTESTATION, HEAD)
+
+
+def artifact(tag: int = 0, size_bytes: int = 3000, engine: str = "wasmtime") -> Artifact:
+    """A signed artifact, the same for the same arguments."""
+    return SEALER.seal(unsigned(tag, size_bytes, engine))
+
+
+def folder_of(directory: Path, one: Artifact) -> Path:
+    """Where the entry of an artifact is."""
+    return entry_path(directory, one.spec.fingerprint, one.module_sha256)
+
+
+@asynccontextmanager
+async def store(
+    folder: Path,
+    notes: Notes | None = None,
+    *,
+    limit_bytes: int = 100_000_000,
+    by: Sealer = SEALER,
+    marks: Marks | None = None,
+) -> AsyncIterator[HostTier]:
+    """A host store that runs, as that of a daemon that just started."""
+    tier = host_tier(folder, by, notes, limit_bytes=limit_bytes, marks=marks)
+    await tier.start()
+    try:
+        yield tier
+    finally:
+        await tier.close()
+
+
+async def check_is_right(tier: HostTier, one: Artifact) -> bool:
+    """Check that all that ``tier`` has of ``one`` is right; return whether ``get`` found it."""
+    found = await tier.get(one.key)
+    assert found is None or same(found, one)
+    named = await tier.file_of(one.key)
+    if named is not None:
+        check_file(named[1], one)
+        assert named[0].attestation == one.attestation
+    return found is not None
+
+
+def check_file(file: HostFile, one: Artifact) -> bool:
+    """Do what a client does with a file: return whether it is there, and the one that was named.
+
+    Check that it holds the artifact, if it is.
+    """
+    try:
+        with Path(file.path).open("rb") as opened:
+            found = os.fstat(opened.fileno())
+            if (found.st_dev, found.st_ino) != (file.device, file.inode):
+                return False
+            assert opened.read() == payload_of(one.frames)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def entries_on_disk(directory: Path) -> dict[Path, int]:
+    """The folders of all entries, and what the store counts for each."""
+    return {
+        path: size_bytes
+        for path in directory.glob("[0-9a-f]*/??/[0-9a-f]*")
+        if (size_bytes := disk_bytes_at(path))
+    }
+
+
+def check_index(directory: Path, limit_bytes: int) -> None:
+    """Check that no entry lacks its row, that the sums are right, and that the limit holds."""
+    with contextlib.closing(sqlite3.connect(directory / "index.sqlite")) as index:
+        rows = {
+            directory / fingerprint / module[:2] / module: size_bytes
+            for fingerprint, module, size_bytes in index.execute(
+                "SELECT lower(hex(fingerprint)), lower(hex(module)), bytes FROM entries"
+                " JOIN specs ON specs.id = spec"
+            )
+        }
+        [[entries, total_bytes]] = index.execute("SELECT entries, bytes FROM total")
+    found = entries_on_disk(directory)
+    assert found.keys() <= rows.keys()
+    assert all(rows[path] >= size_bytes for path, size_bytes in found.items())
+    assert (entries, total_bytes) == (len(rows), sum(rows.values()))
+    assert sum(found.values()) <= limit_bytes

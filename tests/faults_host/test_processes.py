@@ -1,0 +1,94 @@
+"""Processes that use one host store at a time, and processes that are killed while they do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from wasmkilnd.model import EvictScope
+
+from tests.doubles.notes import Notes
+from tests.faults_host.stores import check_index, check_is_right, entries_on_disk, store
+from tests.faults_host.writing import LIMIT_BYTES, TAGS, one_of, running
+
+KILLS = 60
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.005)
+
+
+def left_over(directory: Path) -> list[Path]:
+    return list((directory / "tmp").iterdir())
+
+
+async def check_whole_store(directory: Path) -> int:
+    """Check every artifact that a store may have; return how many it has."""
+    notes = Notes()
+    async with store(directory, notes, limit_bytes=LIMIT_BYTES) as tier:
+        found = [await check_is_right(tier, one_of(tag)) for tag in range(TAGS)]
+    assert notes.rejected == []
+    return sum(found)
+
+
+async def check_is_tidied(directory: Path) -> None:
+    """Check that a daemon removes what killed ones left in tmp/, and its own at the end."""
+    async with store(directory, limit_bytes=LIMIT_BYTES) as tier:
+        await asyncio.to_thread(wait_until, lambda: len(left_over(directory)) == 1)
+        await tier.evict(EvictScope())
+        assert entries_on_disk(directory) == {}
+    assert left_over(directory) == []
+
+
+def test_a_process_that_is_killed_at_any_moment_leaves_nothing_wrong(tmp_path: Path) -> None:
+    directory, dice, found, left = tmp_path / "store", random.Random(1), 0, 0
+    for seed in range(KILLS):
+        with running(directory, seed, evicts=seed % 4 == 0) as process:
+            time.sleep(dice.random() * 0.1)  # Into the middle of what it does.
+            process.kill()
+            process.join()
+        left += len(left_over(directory)) > 0
+        if seed % 4 == 3:
+            found += asyncio.run(check_whole_store(directory))
+            check_index(directory, LIMIT_BYTES)
+    assert found  # It was no empty store that had nothing wrong,
+    assert left  # and no process that had nothing on its way.
+    asyncio.run(check_is_tidied(directory))
+
+
+def test_two_processes_that_write_stay_within_the_limit(tmp_path: Path) -> None:
+    directory, most = tmp_path / "store", 0
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(running(directory, seed, 6.0, evicts=False)) for seed in (1, 2)
+        ]
+        while any(process.is_alive() for process in processes):
+            # Only what was there all the time: an entry may come after another has gone.
+            before, after = entries_on_disk(directory), entries_on_disk(directory)
+            most = max(most, sum(before[path] for path in before.keys() & after.keys()))
+            assert most <= LIMIT_BYTES
+            time.sleep(0.01)
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0]
+    assert most > LIMIT_BYTES / 2
+    check_index(directory, LIMIT_BYTES)
+    assert asyncio.run(check_whole_store(directory)) > 1
+
+
+def test_processes_that_evict_under_each_other(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    with ExitStack() as stack:
+        processes = [stack.enter_context(running(directory, seed, 4.0)) for seed in (3, 4, 5)]
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+    check_index(directory, LIMIT_BYTES)
+    asyncio.run(check_whole_store(directory))
