@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from wasmkiln import _header_fields, _untrusted
+from wasmkiln._compression import Decoder
 from wasmkiln._untrusted import quoted
 from wasmkiln.artifact import Artifact
 from wasmkiln.errors import ArtifactMismatch, ArtifactTooLarge
@@ -66,21 +67,25 @@ class Assembly:
         self._trusted_keys = trusted_keys or TrustedKeys()
         self._on_progress = on_progress
         self._header: ArtifactHeader | None = None
-        self._chunks: list[bytes] = []
-        self._received_bytes = 0
+        self._decoder: Decoder | None = None
+        self._refused = ""
+        self._pieces: list[bytes | memoryview] = []
+        self._size_bytes = self._received_bytes = 0
         self._empty_messages = 0
         self._digest = hashlib.sha256()
 
-    def add(self, message: CompileResponse) -> None:
-        """Take the next message.
+    def add(self, message: CompileResponse | memoryview) -> None:
+        """Take the next message, or the chunk that is all of it.
 
         Raise ArtifactMismatch when it contradicts the call or the header, and ArtifactTooLarge
         when the header announces more than `max_bytes`.
         """
-        if message.WhichOneof("part") == "header":
+        if isinstance(message, memoryview):
+            self._chunk(message)
+        elif message.WhichOneof("part") == "header":
             self._begin(message.header)
         elif message.chunk:
-            self._append(message.chunk)
+            self._chunk(message.chunk)
         else:
             self._empty_messages += 1
             if self._empty_messages > _MAX_EMPTY_MESSAGES:
@@ -99,7 +104,7 @@ class Assembly:
         if not self._call.request.omit_artifact and not header.HasField("host_file"):
             self._check_bytes(header)
         artifact = Artifact(
-            b"".join(self._chunks),
+            b"".join(self._pieces),
             header,
             self._trusted_keys,
             requested_settings=dict(self._call.request.settings),
@@ -110,6 +115,8 @@ class Assembly:
         return artifact
 
     def _check_bytes(self, header: ArtifactHeader) -> None:
+        if self._decoder is not None and self._received_bytes == header.size_bytes:
+            self._decoder.finish()
         if self._received_bytes != header.size_bytes:
             raise ArtifactMismatch(
                 f"the artifact ended after {self._received_bytes} of {header.size_bytes} bytes"
@@ -141,26 +148,42 @@ class Assembly:
         for name in ("queue_time", "compile_time"):
             if not _untrusted.is_valid(getattr(header, name)):
                 header.ClearField(name)
-        self._header = header
+        self._header, self._size_bytes = header, header.size_bytes
         self._report()
+        inline, encoding = header.inline_artifact, header.content_encoding
+        # They say how the bytes came; what the caller gets is the artifact itself.
+        header.ClearField("inline_artifact")
+        header.ClearField("content_encoding")
+        if self._call.request.omit_artifact:
+            self._refused = "asked for the header alone, got the artifact's bytes too"
+        elif header.HasField("host_file"):
+            self._refused = "the daemon named a file and sent bytes too"
+        if inline:
+            self._chunk(inline)
+            self._refused = "the artifact is in its header, and more bytes follow"
+        elif encoding:
+            self._decoder = Decoder(encoding, header.size_bytes, self._append)
 
-    def _append(self, chunk: bytes) -> None:
+    def _chunk(self, chunk: bytes | memoryview) -> None:
         if self._header is None:
             raise ArtifactMismatch("the daemon's answer has bytes before its header")
-        if self._call.request.omit_artifact:
-            raise ArtifactMismatch("asked for the header alone, got the artifact's bytes too")
-        if self._header.HasField("host_file"):
-            raise ArtifactMismatch("the daemon named a file and sent bytes too")
-        if self._received_bytes + len(chunk) > self._header.size_bytes:
+        if self._refused:
+            raise ArtifactMismatch(self._refused)
+        if self._decoder is not None:
+            self._decoder.feed(chunk)
+        else:
+            self._append(chunk)
+
+    def _append(self, chunk: bytes | memoryview) -> None:
+        if self._received_bytes + len(chunk) > self._size_bytes:
             raise ArtifactMismatch(
-                f"the artifact is longer than the {self._header.size_bytes} bytes of its header"
+                f"the artifact is longer than the {self._size_bytes} bytes of its header"
             )
         self._received_bytes += len(chunk)
-        self._chunks.append(chunk)
+        self._pieces.append(chunk)
         self._digest.update(chunk)
         self._report()
 
     def _report(self) -> None:
-        if self._on_progress is not None and self._header is not None:
-            total_bytes = self._header.size_bytes
-            self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, total_bytes))
+        if self._on_progress is not None:
+            self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, self._size_bytes))

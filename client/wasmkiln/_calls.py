@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.wrappers_pb2 import StringValue
 
 from wasmkiln._assembly import Assembly, Phase, Progress
+from wasmkiln._compression import choose_encodings
 from wasmkiln._flow import Blocking, Deadline, Metadata, RetryPolicy, Stream, Unary, attempts
 from wasmkiln._header_fields import Call, kind_of
 from wasmkiln._methods import (
@@ -61,6 +62,7 @@ class Calls:
         max_attempts: int,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None,
         max_artifact_bytes: int | None,
+        compression: bool | None = None,
     ) -> None:
         if max_attempts < 1:
             raise ValueError("max_attempts has to be at least 1")
@@ -69,6 +71,7 @@ class Calls:
         self._retry = RetryPolicy(max_attempts)
         self.trusted_keys = TrustedKeys.choose(trusted_keys)
         self._max_artifact_bytes = choose_max_artifact_bytes(max_artifact_bytes)
+        self._encodings = choose_encodings(compression, self.address)
 
     def load(
         self,
@@ -125,6 +128,7 @@ class Calls:
     ) -> Flow[Artifact]:
         """Ask by digest, and again with the module that `read` returns if the daemon lacks it."""
         request = call.request
+        request.accept_encodings[:] = self._encodings
         report: ProgressCallback = on_progress or (lambda _: None)
         assemble = partial(
             Assembly,

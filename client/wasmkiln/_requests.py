@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The daemon refuses more keys in one call; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
+# A daemon puts no larger artifact into its header's message; see module_service.proto.
+_INLINE_LIMIT_BYTES = 65_536
 # The highest limit that a daemon can be configured to have. A larger file is not read.
 MAX_MODULE_BYTES = 1024**3
 
@@ -103,6 +105,7 @@ def compile_request(
         settings=dict(settings or {}),
         skip_cache_lookup=skip_cache_lookup,
         omit_artifact=omit_artifact,
+        inline_limit_bytes=_INLINE_LIMIT_BYTES,
     )
 
 

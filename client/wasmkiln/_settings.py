@@ -33,7 +33,10 @@ _NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):"
 # Answers stay below gRPC's default limit of 4 MiB by contract; a module may be as large as the
 # daemon allows. The backoff is the connection's: with gRPC's default of a second, each retry
 # within it would fail with the first attempt's error.
+# A stream of the blocking client is read by its caller's thread alone: this takes a tenth less
+# time than gRPC's usual thread beside it.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("SingleThreadedUnaryStream", 1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -55,6 +55,10 @@ class AsyncClient(AsyncPerformer):
     and signature "always" or "once" per file and process, or its "owner" and mode alone; None
     is "once" with trusted keys and "owner" without.
 
+    With `compression`, else WASMKILN_COMPRESSION, a daemon may send artifacts compressed by
+    zstd, as it has them in Redis; this needs `wasmkiln[zstd]`. Without either, it may where
+    that is installed and the daemon is on another machine.
+
     Make it inside or outside of the loop. It reads and hashes a module's file in a thread.
     Cancelling a task ends its call; the daemon finishes and keeps what it is compiling.
 
@@ -74,8 +78,11 @@ class AsyncClient(AsyncPerformer):
         max_artifact_bytes: int | None = None,
         host_store_dir: str | os.PathLike[str] | None = None,
         check_files: CheckFiles | None = None,
+        compression: bool | None = None,
     ) -> None:
-        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
+        self._calls = Calls(
+            *(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
+        )
         self._modules = Modules(self._calls, host_store_dir, check_files)
         super().__init__(self._calls.address)
 

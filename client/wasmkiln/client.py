@@ -55,6 +55,10 @@ class Client(Performer):
     and signature "always" or "once" per file and process, or its "owner" and mode alone; None
     is "once" with trusted keys and "owner" without.
 
+    With `compression`, else WASMKILN_COMPRESSION, a daemon may send artifacts compressed by
+    zstd, as it has them in Redis; this needs `wasmkiln[zstd]`. Without either, it may where
+    that is installed and the daemon is on another machine.
+
     The client connects at the first call. Raise ValueError for invalid arguments. Every method
     raises subclasses of WasmkilnError (`wasmkiln.errors`): those that it names, and
     ConnectionFailed, DeadlineExceeded, InvalidRequest, CompileQueueFull, WorkerUnavailable,
@@ -71,8 +75,11 @@ class Client(Performer):
         max_artifact_bytes: int | None = None,
         host_store_dir: str | os.PathLike[str] | None = None,
         check_files: CheckFiles | None = None,
+        compression: bool | None = None,
     ) -> None:
-        self._calls = Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes)
+        self._calls = Calls(
+            *(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
+        )
         self._modules = Modules(self._calls, host_store_dir, check_files)
         super().__init__(self._calls.address)
 

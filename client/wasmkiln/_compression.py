@@ -1,0 +1,131 @@
+"""zstd on the wire: whether to ask for it, and how to decode what a daemon sends.
+
+Nothing of a stream is trusted. The decoder never makes more than the header's `size_bytes`, and
+never needs more than a window of 8 MiB; whatever else a stream is, it is an ArtifactMismatch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from wasmkiln._untrusted import quoted
+from wasmkiln.errors import ArtifactMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ZSTD = "zstd"
+
+# What RFC 8878 asks every decoder to support; a daemon's frames need 512 KiB.
+_WINDOW_BYTES = 8 * 1024 * 1024
+# Made at a time: as much as a daemon packs into one frame.
+_OUTPUT_BYTES = 512 * 1024
+# zstd adds less than 1/128 to bytes that it cannot compress, and each frame a few bytes.
+_MOST_ADDED = 64
+_ADDED_BYTES = 64 * 1024
+
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_LOCAL = re.compile(r"(?:unix|unix-abstract|vsock):")
+_SCHEME = re.compile(r"(?:dns|ipv4|ipv6|passthrough):(?:///)?(?://[^/]*/)?")
+
+
+def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:
+    """Return the encodings to ask a daemon at `address` for.
+
+    `argument` wins over WASMKILN_COMPRESSION. Without either, ask for zstd where the package
+    `zstandard` can be imported and the daemon is on another machine: on this one, decoding takes
+    longer than the bytes. Raise ValueError for another value of the variable, and where zstd is
+    wanted and the package is missing.
+    """
+    wanted = _from_environment() if argument is None else argument
+    if wanted is None:
+        return (ZSTD,) if not is_local(address) and _package() else ()
+    if wanted and not _package():
+        raise ValueError("compression needs zstandard: pip install 'wasmkiln[zstd]'")
+    return (ZSTD,) if wanted else ()
+
+
+def is_local(address: str) -> bool:
+    """Return whether an address is on this machine, as far as it tells by itself."""
+    if _LOCAL.match(address):
+        return True
+    host = _SCHEME.sub("", address).rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _from_environment() -> bool | None:
+    text = os.environ.get("WASMKILN_COMPRESSION", "").strip().lower()
+    if text in _ON:
+        return True
+    if text in _OFF:
+        return False
+    if text:
+        raise ValueError(f"WASMKILN_COMPRESSION has to be on or off, not {text[:100]!r}")
+    return None
+
+
+def _package() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        return None
+    return zstandard
+
+
+class Decoder:
+    """Decodes the chunks of one artifact: `feed` each, then `finish`.
+
+    A chunk may begin and end anywhere in a frame. `take` gets the decoded bytes, piece by
+    piece; what it raises ends the decoding.
+    """
+
+    def __init__(self, encoding: str, size_bytes: int, take: Callable[[bytes], None]) -> None:
+        zstandard = _package()
+        if encoding != ZSTD or zstandard is None:
+            raise ArtifactMismatch(f"cannot decode bytes in the encoding {quoted(encoding)}")
+        self._left_bytes = size_bytes + size_bytes // _MOST_ADDED + _ADDED_BYTES
+        self._take = take
+        self._end = b""
+        self._error: type[Exception] = zstandard.ZstdError
+        self._mark = zstandard.ZstdCompressor().compress(b"\0")
+        self._ended = False
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+        self._writer = decompressor.stream_writer(self, write_size=_OUTPUT_BYTES)
+
+    def feed(self, chunk: bytes | memoryview) -> None:
+        """Decode the next chunk. Raise ArtifactMismatch."""
+        self._left_bytes -= len(chunk)
+        if self._left_bytes < 0:
+            raise ArtifactMismatch("the encoded artifact is longer than the artifact itself")
+        try:
+            self._writer.write(chunk)
+        except self._error as error:
+            raise ArtifactMismatch(
+                f"cannot decode the artifact as zstd: {quoted(str(error))}"
+            ) from None
+
+    def finish(self) -> None:
+        """Raise ArtifactMismatch unless the last frame is complete, with nothing behind it."""
+        # The library does not tell whether a frame has ended. A frame of our own that follows
+        # is decoded as such only if it has.
+        self._ended = True
+        try:
+            self._writer.write(self._mark)
+        except self._error:
+            self._end = b""
+        if self._end != b"\0":
+            raise ArtifactMismatch("the encoded artifact ends within a zstd frame")
+
+    def write(self, piece: bytes) -> int:
+        """Take decoded bytes: the library calls this."""
+        if self._ended:
+            self._end += piece[:2]
+        else:
+            self._take(piece)
+        return len(piece)
