@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
-from tests.lying import honest, lies
+from tests.lying import encoded, honest, lies
 from tests.lying.server import LyingServer
 
 KEYS = [honest.MISSING, types.ArtifactKey(module_sha256="b" * 64, engine="wasmer")]
@@ -90,6 +90,48 @@ def test_a_key_that_nobody_asked_about_is_not_missing(server: LyingServer, clien
             client.find_missing(KEYS)
     server.say("FindMissing", modules.FindMissingResponse(missing=KEYS[1:]).SerializeToString())
     assert client.find_missing(KEYS) == KEYS[1:]
+
+
+# --- how the bytes come --------------------------------------------------------------------
+
+
+@pytest.fixture
+def packing(server: LyingServer, make_client: Callable[..., Any]) -> Iterator[Any]:
+    """A client that accepts packed artifacts."""
+    yield make_client(server.address, timeout_s=30, compression=True)
+    server.answers.clear()
+
+
+@pytest.mark.parametrize("name", encoded.TRUE)
+def test_an_artifact_may_come_in_many_ways(server: LyingServer, packing: Any, name: str) -> None:
+    server.answers["Compile"] = encoded.TRUE[name].answer()
+    artifact = packing.compile(honest.WASM)
+    assert artifact.bytes == honest.ARTIFACT
+    # It is the artifact's header, however the bytes came: `save` writes it.
+    assert not artifact.header.inline_artifact
+    assert not artifact.header.content_encoding
+
+
+@pytest.mark.parametrize("name", encoded.LIES)
+def test_every_lie_about_packed_and_inline_bytes(
+    server: LyingServer, packing: Any, name: str
+) -> None:
+    told, says = encoded.LIES[name]
+    server.answers["Compile"] = told.answer()
+    with pytest.raises(wasmkiln.ArtifactMismatch, match=says) as caught:
+        packing.compile(honest.WASM)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_not_asked_for_is_refused(server: LyingServer, client: Any) -> None:
+    # This server is on loopback, so the client asks for no encoding by itself.
+    server.answers["Compile"] = encoded.TRUE["one frame"].answer()
+    with pytest.raises(wasmkiln.ArtifactMismatch, match="that was not asked for: zstd"):
+        client.compile(honest.WASM)
+    for told in (encoded.TRUE["inside the header"], encoded.TRUE["not encoded though it may be"]):
+        server.answers["Compile"] = told.answer()
+        with pytest.raises(wasmkiln.ArtifactMismatch, match="the header alone"):
+            client.compile(honest.WASM, omit_artifact=True)
 
 
 # --- streams without an end ----------------------------------------------------------------
