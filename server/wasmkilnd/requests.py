@@ -44,6 +44,22 @@ class CompileRequest:
     """Whether the caller takes a fast compiler's artifact until the optimised one is there."""
     terms: Terms = field(default_factory=Terms)
 
+    def of_call(self, terms: Terms) -> CompileRequest:
+        """Return a copy with the terms of a call."""
+        return CompileRequest(
+            self.sha256,
+            self.wasm,
+            self.engine,
+            self.target,
+            self.cpu,
+            self.settings,
+            self.skip_cache_lookup,
+            self.accept_host_file,
+            self.accept_encodings,
+            self.accept_fast,
+            terms,
+        )
+
 
 @dataclass(slots=True)
 class LoadRequest:

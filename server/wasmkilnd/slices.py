@@ -23,9 +23,9 @@ async def in_slices(steps: Generator[object, None, T]) -> T:
     slice per round, for one piece of work after the other: however many pieces are under way,
     no other task waits for more than one slice.
     """
-    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     try:
         next(steps)
+        turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         while True:
             async with turns:
                 until = time.perf_counter() + SLICE_S

@@ -17,6 +17,7 @@ from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import EvictScope
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.wire.messages import CompileCall
 
 from tests.contract.sealing import sealer
 from tests.doubles.context import Context
@@ -60,7 +61,9 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
 
     async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
         with counted() as calls:
-            frames = await servicer.compile(request, Call(Context()))
+            frames = await servicer.compile(
+                CompileCall(request.SerializeToString()), Call(Context())
+            )
         assert frames.artifact
         assert len(frames.artifact.frames) == 1
         return pb.CompileResponse.FromString(frames.first).header.origin, calls

@@ -28,7 +28,6 @@ from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
 from wasmkilnd.rpc.wire import status
 from wasmkilnd.rpc.wire.headers import SerializedAnswer
-from wasmkilnd.rpc.wire.parts import Parts
 from wasmkilnd.rpc.wire.requests import Requests
 
 log = structlog.get_logger("wasmkilnd.rpc")
@@ -111,7 +110,7 @@ An answer of bytes is a message that is serialized already."""
 
 
 def handler(
-    method: str, parse: Callable[[bytes], Message], behavior: Behavior, traffic: Traffic
+    method: str, parse: Callable[[bytes], Any], behavior: Behavior, traffic: Traffic
 ) -> Callable[..., Awaitable[bytes | None]]:
     """Return the handler of one RPC, to be registered as one of a stream of requests.
 
@@ -124,7 +123,7 @@ def handler(
     """
     requests = Requests(method, parse, traffic.receiver)
 
-    async def request(call: Call) -> Message | Parts:
+    async def request(call: Call) -> Any:
         message, call.release_request = await requests.read(call.context, call.caller)
         call.start_work()
         return message

@@ -32,6 +32,7 @@ from wasmkilnd.rpc.services.channelz import Channelz
 from wasmkilnd.rpc.services.health import Health
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.services.reflection import add_reflection
+from wasmkilnd.rpc.wire.messages import CompileCall
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -164,24 +165,23 @@ class RpcServer:
         add_reflection(limited, SERVICES)
 
     def _add(self, service: str, descriptor: Any, behaviors: dict[str, Behavior]) -> None:
-        handlers = {
-            method.name: (
-                # What its handler returns is its last message.
+        def served(method: Any) -> Any:
+            # What the handler of Compile returns is its last message.
+            is_compile = method.name == "Compile"
+            register = (
                 grpc.stream_unary_rpc_method_handler
-                if method.name == "Compile"
-                else grpc.stream_stream_rpc_method_handler
-            )(
-                handler(
-                    f"/{service}/{method.name}",
-                    method.input_type._concrete_class.FromString,
-                    behaviors[method.name],
-                    # The daemon accepts Drain while it drains: an operator may shorten the
-                    # grace, or try again if the first answer was lost.
-                    self._ungated if method.name == "Drain" else self._traffic,
-                )
+                if is_compile
+                else (grpc.stream_stream_rpc_method_handler)
             )
-            for method in descriptor.methods
-        }
+            parse = CompileCall if is_compile else method.input_type._concrete_class.FromString
+            # The daemon accepts Drain while it drains: an operator may shorten the grace, or try
+            # again if the first answer was lost.
+            traffic = self._ungated if method.name == "Drain" else self._traffic
+            return register(
+                handler(f"/{service}/{method.name}", parse, behaviors[method.name], traffic)
+            )
+
+        handlers = {method.name: served(method) for method in descriptor.methods}
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, handlers),)
         )

@@ -36,7 +36,7 @@ def test_an_order_needs_a_source() -> None:
         module_service_pb2.CompileRequest(sha256=""),
     ):
         with pytest.raises(WasmkilnError):
-            messages.compile_request(request, Terms())
+            messages.CompileCall(request.SerializeToString()).request(Terms())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.wire.messages import CompileCall
 
 from tests.doubles.context import Context
 from tests.unit import services
@@ -46,7 +47,12 @@ class Kiln:
         if isinstance(request, pb.LoadRequest):
             call = self._servicer.load
         with pytest.raises(WasmkilnError) as failure:
-            await call(request, under_way)
+            await call(
+                CompileCall(request.SerializeToString())
+                if isinstance(request, pb.CompileRequest)
+                else request,
+                under_way,
+            )
         return failure.value.reason, under_way.module
 
 

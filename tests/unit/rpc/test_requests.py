@@ -91,3 +91,42 @@ async def test_nothing_is_held_of_what_is_refused(receiver: Receiver, raw: bytes
 async def test_no_request_is_an_empty_one(receiver: Receiver) -> None:
     stats = requests(receiver, pb.StatsRequest, "Stats", [])
     assert (await stats.read(Call(b""), "a"))[0] == pb.StatsRequest()
+
+
+async def test_the_same_small_request_is_built_once_and_counts_each_time(
+    receiver: Receiver,
+) -> None:
+    built: list[int] = []
+    compiling = requests(receiver, pb.CompileRequest, "Compile", built)
+    raw = pb.CompileRequest(sha256="a" * 64, settings={"a": "b"}).SerializeToString()
+    first, release_first = await compiling.read(Call(raw), "a")
+    counted = receiver.held_bytes
+    assert counted > len(raw)
+    second, release_second = await compiling.read(Call(raw), "b")
+    assert first is second
+    assert receiver.held_bytes == 2 * counted
+    release_first()
+    release_second()
+    assert receiver.held_bytes == 0
+    other = pb.CompileRequest(sha256="b" * 64).SerializeToString()
+    assert (await compiling.read(Call(other), "a"))[0].sha256 == "b" * 64
+    assert len(built) == 2
+
+
+async def test_a_small_request_above_a_bound_is_refused_each_time(receiver: Receiver) -> None:
+    compiling = requests(receiver, pb.CompileRequest, "Compile", [])
+    raw = pb.CompileRequest(engine="e" * 129).SerializeToString()
+    for _ in range(2):
+        with pytest.raises(WasmkilnError, match="engine has 129 bytes"):
+            await compiling.read(Call(raw), "a")
+        assert receiver.held_bytes == 0
+
+
+async def test_a_large_request_is_not_kept(receiver: Receiver) -> None:
+    built: list[int] = []
+    compiling = requests(receiver, pb.CompileRequest, "Compile", built)
+    raw = pb.CompileRequest(module=bytes(1000)).SerializeToString()
+    for _ in range(2):
+        _, release = await compiling.read(Call(raw), "a")
+        release()
+    assert len(built) == 2

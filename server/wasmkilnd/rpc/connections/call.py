@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from wasmkilnd.errors import invalid_request, quoted, too_many_connections
@@ -66,6 +67,7 @@ class Call:
     compile_ms: float | None = None
     bytes: int | None = None
     _request_id: str = ""
+    _sent: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
         self.peer = self.context.peer()
@@ -76,7 +78,7 @@ class Call:
         """The id that the caller sent with the call if it is well-formed, else a new one."""
         if not self._request_id:
             sent = self._metadata(_REQUEST_ID_KEY)
-            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex[:16]
+            self._request_id = sent if _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
         return self._request_id
 
     @property
@@ -89,7 +91,9 @@ class Call:
         self.use, self.since_s = Use.WORKING, time.monotonic()
 
     def _metadata(self, wanted: str) -> str:
-        for key, value in self.context.invocation_metadata() or ():
+        if self._sent is None:  # grpcio makes a new tuple each time.
+            self._sent = self.context.invocation_metadata() or ()
+        for key, value in self._sent:
             if key == wanted and isinstance(value, str):
                 return value
         return ""
@@ -154,6 +158,7 @@ def this_task() -> asyncio.Task[Any]:
     return task
 
 
+@lru_cache(maxsize=4096)  # More than the connections of most daemons; each makes many calls.
 def caller_of(peer: str) -> str:
     """Return the caller that a call counts for, from gRPC's name of its peer.
 

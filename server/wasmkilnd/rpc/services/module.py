@@ -16,6 +16,7 @@ from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifac
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.headers import Headers, SerializedAnswer
+from wasmkilnd.rpc.wire.messages import CompileCall
 from wasmkilnd.rpc.wire.parts import Parts, repeated
 from wasmkilnd.rpc.wire.requests import not_a_message
 from wasmkilnd.waiters import Waiter
@@ -50,11 +51,11 @@ class ModuleServicer:
         call.module, call.engine = loaded.module.sha256, loaded.engine_id
         return messages.load_response(loaded)
 
-    async def compile(self, request: pb.CompileRequest, call: Call) -> SerializedAnswer:
+    async def compile(self, request: CompileCall, call: Call) -> SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         call.module, call.engine = request.sha256, request.engine
         omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
-        wanted = messages.compile_request(request, _terms(call))
+        wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         try:
             served = await self._service.compile(wanted)

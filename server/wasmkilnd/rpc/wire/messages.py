@@ -78,8 +78,36 @@ def engine(identity: EngineIdentity) -> types_pb2.Engine:
     )
 
 
-def compile_request(request: module_service_pb2.CompileRequest, terms: Terms) -> CompileRequest:
-    """Translate a CompileRequest. Raises INVALID_REQUEST."""
+class CompileCall:
+    """A CompileRequest as it came: translated once, however many calls send the same bytes."""
+
+    __slots__ = (
+        "_message",
+        "_translated",
+        "engine",
+        "inline_limit_bytes",
+        "omit_artifact",
+        "sha256",
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        """Raise DecodeError for bytes that are no CompileRequest."""
+        message = module_service_pb2.CompileRequest.FromString(raw)
+        self._message = message
+        self._translated: CompileRequest | None = None
+        self.sha256 = message.sha256
+        self.engine = message.engine
+        self.omit_artifact = message.omit_artifact
+        self.inline_limit_bytes = message.inline_limit_bytes
+
+    def request(self, terms: Terms) -> CompileRequest:
+        """Return the request with a call's terms. Raises INVALID_REQUEST."""
+        if self._translated is None:
+            self._translated = _compile_request(self._message)
+        return self._translated.of_call(terms)
+
+
+def _compile_request(request: module_service_pb2.CompileRequest) -> CompileRequest:
     source = request.WhichOneof("source")
     if source is None:
         raise invalid_request(
@@ -98,7 +126,6 @@ def compile_request(request: module_service_pb2.CompileRequest, terms: Terms) ->
         accept_host_file=request.accept_host_file,
         accept_encodings=frozenset(request.accept_encodings),
         accept_fast=request.accept_fast,
-        terms=terms,
     )
 
 
