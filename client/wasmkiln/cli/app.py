@@ -17,6 +17,7 @@ from wasmkiln.cli.commands.evict import evict
 from wasmkiln.cli.commands.find_missing import find_missing
 from wasmkiln.cli.commands.health import health
 from wasmkiln.cli.commands.load import load
+from wasmkiln.cli.commands.path import path
 from wasmkiln.cli.commands.quarantine import quarantine
 from wasmkiln.cli.commands.stats import stats
 from wasmkiln.cli.commands.verify import verify
@@ -74,7 +75,7 @@ def app() -> None:
 
 
 for command in (
-    *(load, compile_, stats, engines, find_missing, evict, warm, verify, health),
+    *(load, compile_, path, stats, engines, find_missing, evict, warm, verify, health),
     *(quarantine, drain),
 ):
     app.add_command(command)

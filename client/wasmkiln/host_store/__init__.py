@@ -18,8 +18,7 @@ What it promises:
   it, it is a regular file, and it has one name (see `files`).
 - Anything that is not as it should be raises Refused, which callers turn into a miss: they ask
   the daemon. No other exception leaves this room but VerificationNotInstalled.
-- It only reads, and writes nothing; except that it sets the time of an entry's folder, where it
-  may, so that the daemon does not evict what clients use.
+- It writes nothing. The daemon sees by the file's time of access that an entry is in use.
 
 Settings: WASMKILN_HOST_STORE_DIR, and the client's arguments host_store_dir and check_files.
 """

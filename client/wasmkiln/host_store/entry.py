@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 
 # Imports and exports are part of it, and the daemon bounds those.
 _MAX_HEADER_BYTES = 64 * 1024 * 1024
-# How old the time of an entry's folder may be before a client sets it: see `_touch`.
-_TOUCH_AFTER_S = 300
 
 _TEXTS = ("module_sha256", "artifact_sha256", "fingerprint", "target", "cpu")
 _ENGINE_TEXTS = ("id", "name", "version", "core_version", "compiler")
@@ -118,7 +114,6 @@ def open_entry(
         if status.st_size != header.size_bytes or not status.st_size:
             entry.close()
             raise Refused("the artifact does not have the size that its header says")
-        _touch(folder)
         return entry
     finally:
         for each in opened[1:]:
@@ -134,14 +129,6 @@ def _own_header(folder: int, owners: Owners, fingerprint: str, call: Call) -> Ar
     if header.fingerprint != fingerprint:
         raise Refused("the entry is about another fingerprint")
     return header
-
-
-def _touch(folder: int) -> None:
-    """Tell the daemon that the entry is in use, where this process may: it evicts by this time."""
-    with suppress(OSError):
-        status = os.fstat(folder)
-        if status.st_uid == os.geteuid() and time.time() - status.st_mtime > _TOUCH_AFTER_S:
-            os.utime(folder)
 
 
 def parse_header(text: bytes) -> ArtifactHeader:

@@ -344,13 +344,6 @@ def test_a_file_may_be_evicted_while_it_is_mapped(store: StoreWriter, adder: byt
     assert run(engine_store, 1, 2) == 3
 
 
-def test_use_is_told_by_the_folder_s_time(store: StoreWriter, adder: bytes) -> None:
-    folder = store.add(adder).parent
-    os.utime(folder, (1, 1))
-    load(store, adder)
-    assert folder.stat().st_mtime > 1
-
-
 def test_no_descriptor_is_left_open(store: StoreWriter, adder: bytes) -> None:
     path = store.add(adder)
     damaged = store.add(wasm.adder(8))

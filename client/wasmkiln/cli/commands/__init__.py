@@ -5,6 +5,7 @@ hands the answer to `session.emit` twice: as a JSON document and as a table of t
 exit code is OK unless it says otherwise by `context.exit`; exceptions go to cli/app.py.
 
     load, compile, warm        modules in, artifacts out; several inputs in one run
+    path                       the artifact's file in the host store, for other programs
     find-missing, stats,       ask, and change nothing
       engines, health
     evict, quarantine, drain   operate a daemon
