@@ -45,7 +45,7 @@ class Setting:
         """Numbers of entries, from least to most."""
         if self.quick:
             return 10**3, 10**4
-        return (10**3, 10**4, 10**5, 10**6) if self.thorough else (10**3, 10**6)
+        return (10**3, 10**4, 10**5, 10**6) if self.thorough else (10**3, 10**5)
 
     @property
     def wasmtime(self) -> Target:

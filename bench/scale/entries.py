@@ -40,7 +40,7 @@ class Entries:
     """Entries by number. The same number is the same entry, in every process."""
 
     def __init__(self, spec: CompileSpec = _SPEC) -> None:
-        self._spec = spec
+        self.spec = spec
         # A seed instead of a random key: a store that one process filled is valid in another.
         key = PrivateKey.parse(hashlib.sha256(b"bench").hexdigest())
         self.sealer = DsseSealer(key.signer(), TrustedKeys([key.public]), "bench")
@@ -48,7 +48,7 @@ class Entries:
 
     def key(self, number: int) -> CacheKey:
         """Return an entry's key, of strings that nobody has hashed yet, as a call brings it."""
-        return CacheKey(_digest(number), self._spec.fingerprint)
+        return CacheKey(_digest(number), self.spec.fingerprint)
 
     def unsigned(self, number: int) -> Artifact:
         """Return an entry with a copy of another one's attestation: for what verifies nothing."""
@@ -64,7 +64,7 @@ class Entries:
         return Artifact(
             _digest(number),
             Kind.CORE_MODULE,
-            self._spec,
+            self.spec,
             hashlib.sha256(code).hexdigest(),
             len(code),
             to_frames(code),

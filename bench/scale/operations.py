@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 from bench.results import Row, compare, figure
+from bench.scale.host_files import files_of
 from bench.scale.orders import Program
 from bench.setting import Setting
 from bench.timing import collect
@@ -25,27 +26,26 @@ _BUDGET_S = 20.0  # For one operation of one tier.
 @dataclass(frozen=True)
 class _Tier:
     name: str
-    most: int
-    """The most entries that are measured of this tier."""
     counts: Mapping[str, int]
     """How many of each operation make one turn."""
 
 
 _TIERS = (
-    _Tier("memory", 10**6, {"get": 2000, "put": 1000, "evict": 200}),
-    _Tier("redis", 10**6, {"get": 100, "put": 50, "evict": 1}),
+    _Tier("memory", {"get": 2000, "put": 1000, "evict": 200}),
+    _Tier("host_store", {"get": 200, "path": 1000, "put": 30, "evict": 30}),
+    _Tier("redis", {"get": 100, "put": 50, "evict": 1}),
 )
 
 
 def operations(given: Setting) -> Iterator[Row]:
     """Each tier with each number of entries, against the least number."""
     for tier in _TIERS:
-        sizes = sorted({min(size, tier.most) for size in given.sizes})
         with ExitStack() as stack:
-            yield from _of_tier(given, stack, tier, sizes)
+            yield from _of_tier(given, stack, tier)
 
 
-def _of_tier(given: Setting, stack: ExitStack, tier: _Tier, sizes: Sequence[int]) -> Iterator[Row]:
+def _of_tier(given: Setting, stack: ExitStack, tier: _Tier) -> Iterator[Row]:
+    sizes = given.sizes
     servers: dict[int, Valkey] = {}
     probes: dict[int, Program] = {}
     for size in sizes:
@@ -57,6 +57,9 @@ def _of_tier(given: Setting, stack: ExitStack, tier: _Tier, sizes: Sequence[int]
     for probe in probes.values():
         probe.begun()
     least, most = sizes[0], sizes[-1]
+    note = ""
+    if tier.name == "host_store" and files_of(most) < most:
+        note = f"{files_of(most):,} entries have files, the others only a row in the index"
     for operation, count in tier.counts.items():
         series = collect(
             {
@@ -75,6 +78,7 @@ def _of_tier(given: Setting, stack: ExitStack, tier: _Tier, sizes: Sequence[int]
                 f"with {least:,}",
                 series[str(least)],
                 COST_GOAL if size == most else None,
+                note if size == most else "",
             )
     yield _memory(tier, most, probes[most].ask(op="memory"), servers.get(most))
 

@@ -58,6 +58,17 @@ class Probe:
             raise ValueError("the tier does not hold what it was given")
         return seconds / count
 
+    async def path(self, count: int) -> float:
+        """Ask for files that this process has checked."""
+        assert self._store.files
+        keys = [self._entries.key(each) for each in random.choices(self._store.live, k=count)]
+        began = time.perf_counter()
+        found = [await self._store.files.file_of(key) for key in keys]
+        seconds = time.perf_counter() - began
+        if None in found:
+            raise ValueError("the tier does not have a file that it was given")
+        return seconds / count
+
     async def put(self, count: int) -> float:
         """Store new entries."""
         numbers = range(self._next, self._next + count)
@@ -99,6 +110,7 @@ async def main(tier: str, count: str, place: str) -> None:
         probe = Probe(store, entries, int(count))
         operations: dict[str, Callable[[int], Awaitable[float]]] = {
             "get": probe.get,
+            "path": probe.path,
             "put": probe.put,
             "evict": probe.evict,
         }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
 import redis.asyncio
+from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.connect import connect
@@ -16,10 +18,14 @@ from wasmkilnd.model import Artifact
 from wasmkilnd.ports import Tier
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
+from bench.scale import host_files
 from bench.scale.entries import Entries
 
 _TIMEOUT_S = 60.0
 _BATCH = 1000
+_REAL = 1000
+"""As many of the entries can be read, except in memory, where all can."""
+_REAL_FILES = 200  # Each waits for the disk.
 
 
 class Store(Protocol):
@@ -29,6 +35,11 @@ class Store(Protocol):
     """The tier with the metrics of the daemon around it."""
     budget_bytes: int
     """What the settings let it hold in the daemon's memory."""
+
+    @property
+    def files(self) -> HostTier | None:
+        """The tier itself, if processes map its files."""
+        ...
 
     @property
     def live(self) -> Sequence[int]:
@@ -46,6 +57,8 @@ class Store(Protocol):
 
 class _InMemory:
     """The memory tier, full: each further entry makes it drop the one that it used least."""
+
+    files = None
 
     def __init__(self, entries: Entries, count: int) -> None:
         self.make = entries.unsigned
@@ -73,6 +86,7 @@ class _InRedis:
     """The Redis tier. All entries are as large as real ones, those that are read are real."""
 
     budget_bytes = 0
+    files = None
 
     def __init__(self, entries: Entries, url: str, tier: RedisTier) -> None:
         self.make = entries.sealed
@@ -83,7 +97,7 @@ class _InRedis:
 
     async def fill(self, count: int, real: int) -> None:
         """Store ``count`` entries, of which ``real`` can be read."""
-        self.live = list(range(0, count, max(1, count // real)))
+        self.live = spread(count, real)
         for number in self.live:
             await self.tier.put(self.make(number))
         names = KeyNames(DEFAULT_PREFIX)
@@ -99,6 +113,26 @@ class _InRedis:
 
     def stored(self, numbers: Sequence[int]) -> None:
         self.live += numbers
+
+
+class _InFiles:
+    """The host store. Those entries that are read are real."""
+
+    budget_bytes = 0
+
+    def __init__(self, entries: Entries, tier: HostTier, live: list[int]) -> None:
+        self.make = entries.sealed
+        self.files = tier
+        self.tier: Tier = ObservedTier(tier, Metrics("bench"))
+        self.live = live
+
+    def stored(self, numbers: Sequence[int]) -> None:
+        self.live += numbers
+
+
+def spread(count: int, some: int) -> list[int]:
+    """Return about ``some`` numbers below ``count``, evenly spread."""
+    return list(range(0, count, max(1, count // some)))
 
 
 @asynccontextmanager
@@ -118,10 +152,20 @@ async def _redis(entries: Entries, count: int, url: str) -> AsyncIterator[Store]
         timeout_s=_TIMEOUT_S,
     )
     store = _InRedis(entries, url, tier)
-    await store.fill(count, real=1000)
+    await store.fill(count, _REAL)
     yield store
     await tier.close()
 
 
-STORES = {"memory": _memory, "redis": _redis}
+@asynccontextmanager
+async def _host_store(entries: Entries, count: int, folder: str) -> AsyncIterator[Store]:
+    live = spread(count, _REAL_FILES)
+    await host_files.fill(Path(folder), entries, count, live, host_files.files_of(count))
+    tier = host_files.host_tier(Path(folder), entries)
+    await tier.start()
+    yield _InFiles(entries, tier, live)
+    await tier.close()
+
+
+STORES = {"host_store": _host_store, "memory": _memory, "redis": _redis}
 """By name: what opens a store with so many entries, given where its server or folder is."""

@@ -25,7 +25,7 @@ def test_each_operation_compiles(tmp_path: Path, name: str) -> None:
             assert process.measure(operation, module) > 0
 
 
-@pytest.mark.parametrize("tier", ["memory", "redis"])
+@pytest.mark.parametrize("tier", ["host_store", "memory", "redis"])
 def test_a_probe_fills_its_tier_and_measures_each_operation(tmp_path: Path, tier: str) -> None:
     with ExitStack() as stack:
         place = str(tmp_path / "store")
