@@ -14,6 +14,12 @@ from wasmkilnd.model import EngineIdentity
 # other's artifacts.
 CACHE_FORMAT = 2
 
+UNHASHED_DEFAULTS: Mapping[str, str] = {"strategy": "cranelift", "compiler": "cranelift"}
+"""Settings that version 0.2.0 did not have, with their defaults.
+
+They enter a fingerprint only where they differ from these: so the artifacts of 0.2.0 are found.
+"""
+
 
 def fingerprint(
     engine: EngineIdentity,
@@ -25,7 +31,8 @@ def fingerprint(
     """Return the digest, as 64 hexadecimal digits, of all that decides what can load an artifact.
 
     ``cpu_features`` are the host's where ``cpu`` is ``native``, which differs from host to
-    host, and empty otherwise. ``settings`` hold every setting with its effective value.
+    host, and empty otherwise. ``settings`` hold every setting with its effective value; those of
+    ``UNHASHED_DEFAULTS`` may be missing at their default.
     """
     canonical = json.dumps(
         {
@@ -34,7 +41,11 @@ def fingerprint(
             "target": target,
             "cpu": cpu,
             "cpu_features": sorted(cpu_features),
-            "settings": dict(settings),
+            "settings": {
+                name: value
+                for name, value in settings.items()
+                if value != UNHASHED_DEFAULTS.get(name)
+            },
         },
         sort_keys=True,
         separators=(",", ":"),

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from wasmkilnd import fingerprint as module
 from wasmkilnd.fingerprint import fingerprint
-from wasmkilnd.model import EngineIdentity
+from wasmkilnd.model import FAST_SETTINGS, EngineIdentity
 
 ENGINE = EngineIdentity("wasmtime", "50.0.1", "50", "cranelift")
 ARGUMENTS = (ENGINE, "x86_64-unknown-linux-gnu", "native", ("avx", "bmi1"), {"a": "1", "b": "2"})
@@ -31,6 +31,32 @@ def test_order_does_not_matter() -> None:
 )
 def test_everything_counts(changed: tuple[object, ...]) -> None:
     assert fingerprint(*changed) != fingerprint(*ARGUMENTS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unhashed", [{}, {"strategy": "cranelift", "compiler": "cranelift"}])
+def test_artifacts_of_version_0_2_0_are_found(unhashed: dict[str, str]) -> None:
+    """These are the fingerprints that version 0.2.0 computes."""
+    wasmtime = EngineIdentity("wasmtime", "50.0.1", "50.0.1", "cranelift")
+    settings = {"consume_fuel": "false", "gc_support": "true", **unhashed}
+    assert fingerprint(wasmtime, "x86_64-unknown-linux-gnu", "x86-64-v3", (), settings) == (
+        "4e4f9b1bacee4dd57aab49aaf88446cb680a15249acdd831a65699cd97103348"
+    )
+    wasmer = EngineIdentity("wasmer", "1.1.0", "2.1.1", "cranelift")
+    features, settings = ("avx", "sse2"), {"engine": "universal", **unhashed}
+    assert fingerprint(wasmer, "x86_64-unknown-linux-gnu", "native", features, settings) == (
+        "4e943bc02c592d63be4e98c0a1c58e2fdcdd02260b0e5b727f1fb1c54276412a"
+    )
+
+
+@pytest.mark.parametrize("setting", [{"strategy": "winch"}, {"compiler": "singlepass"}])
+def test_a_fast_compiler_counts(setting: dict[str, str]) -> None:
+    changed = (*ARGUMENTS[:4], {**ARGUMENTS[4], **setting})
+    assert fingerprint(*changed) != fingerprint(*ARGUMENTS)
+
+
+def test_the_fast_settings_differ_from_the_defaults_that_are_left_out() -> None:
+    for name, value in FAST_SETTINGS.values():
+        assert module.UNHASHED_DEFAULTS[name] != value
 
 
 def test_the_cache_format_counts(monkeypatch: pytest.MonkeyPatch) -> None:

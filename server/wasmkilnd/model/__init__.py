@@ -19,6 +19,7 @@ formats.
 """
 
 from wasmkilnd.model.artifact import (
+    FAST_SETTINGS,
     SHA256_HEX,
     STAMP_BYTES,
     Artifact,
@@ -57,6 +58,7 @@ from wasmkilnd.model.limits import (
 )
 
 __all__ = [
+    "FAST_SETTINGS",
     "SHA256_HEX",
     "STAMP_BYTES",
     "SWITCHED_OFF",

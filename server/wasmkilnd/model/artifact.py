@@ -27,7 +27,7 @@ class Origin(Enum):
     HOST_STORE = "host_store"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Module:
     """A WebAssembly binary that passed admission."""
 
@@ -51,6 +51,13 @@ class EngineIdentity:
         return f"{self.name}-{self.version}"
 
 
+FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
+    "wasmtime": ("strategy", "winch"),
+    "wasmer": ("compiler", "singlepass"),
+}
+"""By an engine's name: the setting, and its value, that chooses the engine's fast compiler."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompileSpec:
     """All that decides an artifact besides the module: the fingerprint stands for it."""
@@ -63,6 +70,12 @@ class CompileSpec:
     changed_settings: Mapping[str, str]
     """The settings that differ from the engine's defaults."""
     fingerprint: str
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the engine's fast compiler makes it, whose code runs slower."""
+        name, value = FAST_SETTINGS.get(self.engine.name, ("", ""))
+        return bool(name) and self.changed_settings.get(name) == value
 
 
 @dataclass(frozen=True, slots=True)
