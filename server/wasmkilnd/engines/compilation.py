@@ -105,11 +105,18 @@ class RefusedModule:
     _verdict: Verdict
 
     async def explained(self) -> WasmkilnError:
-        """Ask other engines, in the turn of the waiters; return the error: see ``Refused``."""
+        """Ask other engines, in the turn of the waiters; return the error: see ``Refused``.
+
+        Ask none about what a fast compiler lacks: it says nothing about the module, and the caller
+        may be waiting for the optimised artifact instead.
+        """
+        found, engine_id = self._verdict, self._spec.engine.id
+        if self._spec.is_fast and found.outcome is Outcome.UNSUPPORTED:
+            return errors.fast_compiler_lacks_feature(
+                engine_id, found.message, found.offset, found.feature
+            )
         # A refusal is not stored, so stop if no caller waits any more.
         self._waiters.release()
         if not self._waiters.wanted:
             return errors.server_draining()
-        return await self._opinions.refusal(
-            self._spec.engine.id, self._module, self._verdict, self._waiters
-        )
+        return await self._opinions.refusal(engine_id, self._module, found, self._waiters)

@@ -50,6 +50,19 @@ def engine_lacks_feature(
     return error
 
 
+def fast_compiler_lacks_feature(
+    engine_id: str, message: str, offset: int | None = None, feature: str = ""
+) -> WasmkilnError:
+    """The engine's fast compiler cannot compile the module. ``message`` is the engine's own."""
+    error = engine_lacks_feature(engine_id, message, [engine_id], offset, feature)
+    needs = f" it needs {feature};" if feature else ""
+    error.message = (
+        f"the fast compiler of {engine_id} cannot compile this module ({message});{needs}"
+        " compile it with the default compiler"
+    )
+    return error
+
+
 def compile_timeout(
     engine_id: str, what: str, limit_s: float, fault: Fault = Fault.MODULE
 ) -> WasmkilnError:

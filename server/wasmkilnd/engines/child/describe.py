@@ -1,9 +1,9 @@
 """Find out what an engine can do on this machine, by trying.
 
 There is no table of capabilities: for each target, CPU level, setting value and proposal, the
-engine compiles or validates a tiny module. Engines abort the whole process for what they lack, so
-each attempt is made in a process of its own, confined as a compile is; to fork one costs about a
-millisecond.
+engine compiles or validates a tiny module; where a setting chooses the compiler, the code has to
+load and run as well. Engines abort the whole process for what they lack, so each attempt is made
+in a process of its own, confined as a compile is; to fork one costs about a millisecond.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class _Trials:
             {**setting, "description": engine["setting_descriptions"][name]}
             for name, values in engine["setting_values"].items()
             if (setting := self._setting(name, values, by_default))
+        ]
+        settings = [
+            setting
+            for setting in settings
+            if setting["name"] != engine["compiler_setting"] or self._choice(setting)
         ]
         return {
             "name": engine["name"],
@@ -99,10 +104,37 @@ class _Trials:
             return None
         return {"name": name, "default": default, "allowed": allowed}
 
-    def _artifact(self, triple: str, level: str, settings: dict[str, str]) -> bytes:
+    def _choice(self, setting: dict[str, Any]) -> bool:
+        """Leave only the compilers whose code runs here; return whether there is a choice."""
+        name, default = setting["name"], setting["default"]
+        setting["allowed"] = [
+            compiler
+            for compiler in setting["allowed"]
+            if compiler == default or self._runs({name: compiler})
+        ]
+        return len(setting["allowed"]) > 1
+
+    def _runs(self, settings: dict[str, str]) -> bool:
+        adder = features.ADDER
+        artifact = self._artifact(self._host, cpu.NATIVE, settings, adder)
+
+        def call_it() -> bytes:
+            configured = self._engine.configure(self._host, cpu.NATIVE, settings)
+            value = self._engine.call(configured, bytearray(artifact), "core", "add", [40, 2])
+            return str(value).encode()
+
+        return bool(artifact) and self._attempt(call_it) == b"42"
+
+    def _artifact(
+        self,
+        triple: str,
+        level: str,
+        settings: dict[str, str],
+        wasm: bytes = features.CORE_PREAMBLE,
+    ) -> bytes:
         def compile_it() -> bytes:
             configured = self._engine.configure(triple, level, settings)
-            module = self._engine.compile(configured, bytearray(features.CORE_PREAMBLE), "core")
+            module = self._engine.compile(configured, bytearray(wasm), "core")
             return bytes(self._engine.serialize(module))
 
         return self._attempt(compile_it)

@@ -46,6 +46,8 @@ class Description:
     """Candidate values of each candidate setting."""
     setting_descriptions: dict[str, str]
     kinds: list[str] = field(default_factory=lambda: ["core"])
+    compiler_setting: str = ""
+    """The setting that chooses the engine's compiler; empty if there is one only."""
 
 
 class Engine(Protocol):

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 CORE_PREAMBLE = b"\0asm\x01\0\0\0"
 
+# (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)
+ADDER = CORE_PREAMBLE + bytes.fromhex(
+    "01070160027f7f017f030201000707010361646400000a09010700200020016a0b"
+)
+
 CORE_PROPOSALS = {
     # (global (export "g") (mut i32) (i32.const 0))
     "mutable-globals": "0606017f0141000b07050101670300",

@@ -1,17 +1,19 @@
-"""wasmtime with cranelift: core modules and components.
+"""wasmtime with cranelift, or with Winch, its fast compiler: core modules and components.
 
-Settings carry the names of ``wasmtime.Config``'s own attributes, so that a host
-can apply ``changed_settings`` one by one to load the artifact.
+Settings carry the names of ``wasmtime.Config``'s own attributes, so that a host can apply
+``changed_settings`` one by one to load the artifact. The attribute ``strategy`` takes no
+``winch``, although the package's library has it: see ``_set_strategy``.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import wasmtime
-from wasmtime import component
+from wasmtime import _bindings, component
 
 from .cpu import NATIVE, X86_64_LEVELS
 from .engine import (
@@ -23,36 +25,7 @@ from .engine import (
     offset_in,
 )
 from .features import CORE_PREAMBLE
-
-_BOOL = ["false", "true"]
-
-# The attributes of wasmtime.Config that change an artifact or decide which hosts can load it.
-# Those that only change how this process works (cache, profiler, parallel_compilation,
-# strategy, max_wasm_stack, memory_init_cow, mach ports) are left out on purpose, and so is
-# debug_info, which puts paths and sources into artifacts.
-_SETTINGS = {
-    "cranelift_opt_level": (
-        ["none", "speed", "speed_and_size"],
-        "How hard the compiler tries.",
-    ),
-    "cranelift_nan_canonicalization": (_BOOL, "One NaN for all, for deterministic floats."),
-    "consume_fuel": (_BOOL, "Code counts fuel, and stops when it is used up."),
-    "epoch_interruption": (_BOOL, "Code can be interrupted by raising the engine's epoch."),
-    "gc_support": (_BOOL, "Whether the garbage collector is there at all."),
-    "signals_based_traps": (_BOOL, "Traps by signal handlers rather than by explicit checks."),
-    "native_unwind_info": (_BOOL, "Whether unwind tables are part of the artifact."),
-    "memory_may_move": (_BOOL, "Whether linear memories may move when they grow."),
-    "memory_reservation": (
-        ["0", "4294967296"],
-        "Virtual memory reserved for each linear memory, bytes.",
-    ),
-    "memory_guard_size": (
-        ["0", "65536", "33554432"],
-        "Guard region behind each linear memory, bytes.",
-    ),
-    "shared_memory": (_BOOL, "Whether shared memories can be created."),
-}
-_PROPOSAL_DESCRIPTION = "Whether modules may use this proposal."
+from .wasmtime_settings import BOOL, PROPOSAL_DESCRIPTION, SETTINGS, STRATEGIES, STRATEGY
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
 _CPU_FLAG = re.compile(rb"has_([a-z0-9_]+)\x02\x01")
@@ -66,6 +39,17 @@ _LACKING = re.compile(
     r"\b(?:not (?:yet )?(?:supported|implemented)|unsupported|unimplemented)\b", re.I
 )
 _CAUSE_NUMBER = re.compile(r"^ +\d+: ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Configured:
+    """An engine that compiles, and one that decides whether a module is valid.
+
+    They differ for Winch, whose engine calls modules invalid that need a proposal it lacks.
+    """
+
+    engine: wasmtime.Engine
+    validator: wasmtime.Engine
 
 
 class WasmtimeEngine:
@@ -82,8 +66,8 @@ class WasmtimeEngine:
         probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
         triple = _TRIPLE.search(probe)
         host = triple.group().decode() if triple else ""
-        settings = {name: allowed for name, (allowed, _) in _SETTINGS.items() if _has_setting(name)}
-        proposals = {name: _BOOL for name in dir(wasmtime.Config) if name.startswith("wasm_")}
+        settings = {name: allowed for name, (allowed, _) in SETTINGS.items() if _has_setting(name)}
+        proposals = {name: BOOL for name in dir(wasmtime.Config) if name.startswith("wasm_")}
         return Description(
             name=self.name,
             version=self._version,
@@ -101,14 +85,25 @@ class WasmtimeEngine:
             ],
             setting_values={**settings, **proposals},
             setting_descriptions={
-                **{name: text for name, (_, text) in _SETTINGS.items()},
-                **dict.fromkeys(proposals, _PROPOSAL_DESCRIPTION),
+                **{name: text for name, (_, text) in SETTINGS.items()},
+                **dict.fromkeys(proposals, PROPOSAL_DESCRIPTION),
             },
             kinds=["core", "component"],
+            compiler_setting=STRATEGY,
         )
 
-    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
+    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Configured:
         """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
+        others = {name: value for name, value in settings.items() if name != STRATEGY}
+        strategy = settings.get(STRATEGY, "cranelift")
+        validator = self._engine(target, cpu, others)
+        if strategy == "cranelift":
+            return Configured(validator, validator)
+        return Configured(self._engine(target, cpu, others, strategy), validator)
+
+    def _engine(
+        self, target: str, cpu: str, settings: dict[str, str], strategy: str = "cranelift"
+    ) -> wasmtime.Engine:
         config = wasmtime.Config()
         try:
             if cpu != NATIVE:
@@ -118,24 +113,26 @@ class WasmtimeEngine:
                     config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
             for name, value in settings.items():
                 setattr(config, name, _as_config_value(value))
+            if strategy != "cranelift":
+                _set_strategy(config, strategy)
             return wasmtime.Engine(config)
         except (wasmtime.WasmtimeError, TypeError) as refusal:
             raise SettingsRefused(str(refusal)) from None
 
-    def validate(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> None:
+    def validate(self, configured: Configured, wasm: bytearray, kind: str) -> None:
         """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking too, for a component.
 
         The package validates core modules only; to validate a component, compile it.
         """
         try:
             if kind == "core":
-                wasmtime.Module.validate(configured, wasm)
+                wasmtime.Module.validate(configured.validator, wasm)
             else:
-                component.Component(configured, wasm)
+                component.Component(configured.validator, wasm)
         except wasmtime.WasmtimeError as refusal:
             raise _refusal(_plain(str(refusal)), kind) from None
 
-    def compile(self, configured: wasmtime.Engine, wasm: bytearray, kind: str) -> Any:
+    def compile(self, configured: Configured, wasm: bytearray, kind: str) -> Any:
         """Compile. Raises ModuleRefused, or FeatureLacking for a module that is valid.
 
         wasmtime validates each function just before it compiles it, so a module with an error at
@@ -146,26 +143,28 @@ class WasmtimeEngine:
             self.validate(configured, wasm, kind)
         try:
             if kind == "core":
-                return wasmtime.Module(configured, wasm)
-            return component.Component(configured, wasm)
+                return wasmtime.Module(configured.engine, wasm)
+            return component.Component(configured.engine, wasm)
         except wasmtime.WasmtimeError as failure:
             message = _plain(str(failure))
-        raise FeatureLacking(message) if kind == "core" else _refusal(message, kind)
+        if kind == "core" or configured.engine is not configured.validator:
+            # Winch calls valid components invalid. Only a compile by cranelift could tell which
+            # are, so do not say that any is.
+            raise FeatureLacking(message)
+        raise _refusal(message, kind)
 
     def serialize(self, module: Any) -> bytearray:
         """Return the artifact."""
         artifact: bytearray = module.serialize()
         return artifact
 
-    def externs(
-        self, configured: wasmtime.Engine, module: Any
-    ) -> tuple[list[Extern], list[Extern]]:
+    def externs(self, configured: Configured, module: Any) -> tuple[list[Extern], list[Extern]]:
         """List imports and exports in the module's order."""
         if isinstance(module, component.Component):
-            kind = module.type
+            kind, engine = module.type, configured.engine
             return (
-                [Extern("", name, *_item(item)) for name, item in kind.imports(configured).items()],
-                [Extern("", name, *_item(item)) for name, item in kind.exports(configured).items()],
+                [Extern("", name, *_item(item)) for name, item in kind.imports(engine).items()],
+                [Extern("", name, *_item(item)) for name, item in kind.exports(engine).items()],
             )
         return (
             [Extern(i.module, i.name or "", *_kind_and_type(i.type)) for i in module.imports],
@@ -174,21 +173,22 @@ class WasmtimeEngine:
 
     def call(
         self,
-        configured: wasmtime.Engine,
+        configured: Configured,
         artifact: bytearray,
         kind: str,
         export: str,
         arguments: list[int],
     ) -> Any:
         """Load an artifact; return what its function returns."""
-        store = wasmtime.Store(configured)
+        engine = configured.engine
+        store = wasmtime.Store(engine)
         function: Any
         if kind == "core":
-            module = wasmtime.Module.deserialize(configured, artifact)
+            module = wasmtime.Module.deserialize(engine, artifact)
             function = wasmtime.Instance(store, module, []).exports(store)[export]
         else:
-            loaded = component.Component.deserialize(configured, artifact)
-            instance = component.Linker(configured).instantiate(store, loaded)
+            loaded = component.Component.deserialize(engine, artifact)
+            instance = component.Linker(engine).instantiate(store, loaded)
             function = instance.get_func(store, export)
         return function(store, *arguments)
 
@@ -207,11 +207,25 @@ def _plain(message: str) -> str:
 
 
 def _has_setting(name: str) -> bool:
-    return hasattr(wasmtime.Config, name)
+    return hasattr(wasmtime.Config, name) and (name != STRATEGY or _takes_strategies())
+
+
+def _takes_strategies() -> bool:
+    return hasattr(_bindings, "wasmtime_config_strategy_set")
+
+
+def _set_strategy(config: wasmtime.Config, strategy: str) -> None:
+    """Set it by the C function: the package's own setter refuses ``winch``.
+
+    A strategy that the library was built without makes it abort later, when the engine is made.
+    """
+    if strategy not in STRATEGIES or not _takes_strategies():
+        raise SettingsRefused(f"this wasmtime has no strategy {strategy}")
+    _bindings.wasmtime_config_strategy_set(config.ptr(), STRATEGIES[strategy])
 
 
 def _as_config_value(value: str) -> bool | int | str:
-    if value in _BOOL:
+    if value in BOOL:
         return value == "true"
     return int(value) if value.isdigit() else value
 
