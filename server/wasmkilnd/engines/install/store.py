@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ class EngineKind:
     python: PythonRange
     default_version: str
     """The version to install when none is named: the one that this release was tested with."""
+    optional: tuple[str, ...] = ()
+    """Installed at the same version too, where there are wheels; without them the engine works."""
 
 
 # In the order in which engines are listed; the first that is served is the default.
@@ -48,7 +50,10 @@ class EngineKind:
 # to 3.10 only; the workers' own code needs 3.9.
 KINDS = {
     "wasmer": EngineKind(
-        ("wasmer", "wasmer-compiler-cranelift"), PythonRange((3, 9), (3, 10)), "1.1.0"
+        ("wasmer", "wasmer-compiler-cranelift"),
+        PythonRange((3, 9), (3, 10)),
+        "1.1.0",
+        ("wasmer-compiler-singlepass",),  # for x86-64 only
     ),
     "wasmtime": EngineKind(("wasmtime",), PythonRange((3, 9)), "50.0.1"),
 }
@@ -144,18 +149,11 @@ class EngineStore:
     ) -> InstalledEngine:
         _run([str(interpreter.path), "-I", "-S", "-m", "venv", "--without-pip", str(building)])
         python = building / "bin" / "python"
-        wanted = [f"{package}=={version}" for package in kind.packages]
-        report(f"installing {', '.join(wanted)}")
-        # The daemon's own pip installs into the other environment, which needs no pip of its own:
-        # the Pythons of some distributions come without.
-        _run(
-            [
-                *(sys.executable, "-m", "pip", "--python", str(python), "install"),
-                *("--quiet", "--no-input", "--disable-pip-version-check"),
-                *("--only-binary", ":all:"),
-                *wanted,
-            ]
-        )
+        _pip_install(python, [f"{package}=={version}" for package in kind.packages], report)
+        try:
+            _pip_install(python, [f"{package}=={version}" for package in kind.optional], report)
+        except EngineInstallError as failure:
+            report(f"going on without: {failure}")
         actual = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
         final = self._root / f"{name}-{actual}"
         _write_marker(building, name, actual, str(interpreter))
@@ -248,6 +246,23 @@ def _interpreter_for(name: str, kind: EngineKind, python: str) -> interpreters.I
             f" python{newest} package), then run this again, or pass --python PATH"
         )
     return found
+
+
+def _pip_install(python: Path, wanted: Sequence[str], report: Callable[[str], None]) -> None:
+    """Install into the environment of ``python``. Raises EngineInstallError."""
+    if not wanted:
+        return
+    report(f"installing {', '.join(wanted)}")
+    # The daemon's own pip installs into the other environment, which needs no pip of its own:
+    # the Pythons of some distributions come without.
+    _run(
+        [
+            *(sys.executable, "-m", "pip", "--python", str(python), "install"),
+            *("--quiet", "--no-input", "--disable-pip-version-check"),
+            *("--only-binary", ":all:"),
+            *wanted,
+        ]
+    )
 
 
 def _run(command: list[str]) -> str:
