@@ -17,6 +17,13 @@ class Waiter:
     """The name under which the caller takes turns; calls with the same name share one turn."""
     background: bool = False
     """Whether the caller only warms the cache: work that a caller waits for goes first."""
+    last: bool = False
+    """Whether it goes behind all background work too: the daemon's own compiles."""
+
+    @property
+    def rank(self) -> int:
+        """Return its place: work of a lower rank goes first."""
+        return 2 if self.last else int(self.background)
 
 
 class Waiters:
@@ -47,9 +54,9 @@ class Waiters:
         return bool(self._waiting)
 
     def effective(self) -> set[Waiter]:
-        """Return the waiters that count: those in the background only if there are no others."""
-        urgent = {waiter for waiter in self._waiting if not waiter.background}
-        return urgent or set(self._waiting)
+        """Return the waiters that count: those of the lowest rank."""
+        first = min((waiter.rank for waiter in self._waiting), default=0)
+        return {waiter for waiter in self._waiting if waiter.rank == first}
 
     def join(self, waiter: Waiter) -> None:
         """Add a caller that waits."""

@@ -35,7 +35,8 @@ class _Line:
 class FairQueue:
     """One line of entries per caller; lines take turns, and each is first come, first served.
 
-    Lines of background work move only while no other line has entries. When the queue is full,
+    Lines of background work move only while no other line has entries, and the daemon's own only
+    while no caller's line has. When the queue is full,
     the caller that holds most of it makes room for those that hold less: a caller that floods
     the queue fills what the others leave free, and keeps no other caller out.
     """
@@ -138,18 +139,18 @@ class FairQueue:
             if second or not other.second:
                 before, cost_s = before + 1, cost_s + other.cost_s
         for theirs, line in self._lines.items():
-            if theirs == waiter or theirs.background > waiter.background:
+            if theirs == waiter or theirs.rank > waiter.rank:
                 continue
             turns = len(line.entries)
-            if theirs.background == waiter.background:
+            if theirs.rank == waiter.rank:
                 turns = min(turns, before + 1)
             cost_s += turns * line.cost_s / len(line.entries)
         return cost_s
 
     def _by_turn(self, second: bool) -> Iterator[tuple[Waiter, Entry]]:
-        for background in (False, True):
+        for rank in sorted({waiter.rank for waiter in self._lines}):
             for waiter, line in self._lines.items():
-                if waiter.background is background:
+                if waiter.rank == rank:
                     entries = (each for each in line.entries if second or not each.second)
                     yield from ((waiter, entry) for entry in islice(entries, 1))
 
@@ -173,11 +174,9 @@ class FairQueue:
         The newcomer has to go if its own line is as long. Background work goes before any other.
         """
 
-        def weight(waiter: Waiter) -> tuple[bool, int]:
+        def weight(waiter: Waiter) -> tuple[int, int]:
             entries = self._lines[waiter].entries
-            return waiter.background, sum(e.size_bytes for e in entries) if by_bytes else len(
-                entries
-            )
+            return waiter.rank, sum(e.size_bytes for e in entries) if by_bytes else len(entries)
 
         longest = max(self._lines, key=weight)
         if weight(longest) <= max(map(weight, newcomer.waiters)):
