@@ -26,6 +26,12 @@ _KINDS = {
 }
 
 
+# By an engine's name: the setting and the value that choose its fast compiler.
+_FAST = {"wasmtime": ("strategy", "winch"), "wasmer": ("compiler", "singlepass")}
+# Settings that artifacts of wasmkiln 0.2.0 do not state, and what these artifacts have.
+_UNSTATED = {"strategy": "cranelift", "compiler": "cranelift"}
+
+
 class Basis(Flag):
     """What a field is checked against."""
 
@@ -101,11 +107,14 @@ def _cpu(call: Call, header: ArtifactHeader) -> Differences:
 def _settings(call: Call, header: ArtifactHeader) -> Differences:
     asked: Mapping[str, str] = call.request.settings
     for name, value in asked.items():
-        if value != header.settings.get(name):
-            yield _differs(f"setting {quoted(name)}", value, header.settings.get(name, ""))
-    # A setting that the call did not name has to have the engine's default.
+        got = header.settings.get(name, _UNSTATED.get(name, ""))
+        if value != got:
+            yield _differs(f"setting {quoted(name)}", value, got)
+    fast = _FAST.get(header.engine.name) if header.is_fast else None
+    # A setting that the call did not name has to have the engine's default, apart from the one
+    # that makes the artifact a fast one: see _delivery.
     for name, value in header.changed_settings.items():
-        if value != asked.get(name):
+        if value != asked.get(name) and (name, value) != fast:
             default = asked.get(name, "as the engine has it")
             yield _differs(f"setting {quoted(name)}", default, value)
 
@@ -126,7 +135,11 @@ def _delivery(call: Call, header: ArtifactHeader) -> Differences:
         )
     if header.content_encoding and header.content_encoding not in request.accept_encodings:
         yield f"got bytes in an encoding that was not asked for: {quoted(header.content_encoding)}"
-    if header.is_fast and not request.accept_fast:
+    name, value = _FAST.get(header.engine.name, ("", ""))
+    is_fast = bool(name) and header.changed_settings.get(name) == value
+    if header.is_fast != is_fast:
+        yield f"the header says is_fast={header.is_fast}, and its settings say the opposite"
+    if is_fast and not (request.accept_fast or request.settings.get(name) == value):
         yield "asked for optimised code, got a fast compiler's"
 
 

@@ -90,6 +90,7 @@ def compile_request(
     settings: Mapping[str, str] | None,
     skip_cache_lookup: bool = False,
     omit_artifact: bool = False,
+    accept_fast: bool = False,
 ) -> modules.CompileRequest:
     """Return a CompileRequest without a source, which the caller adds.
 
@@ -106,6 +107,7 @@ def compile_request(
         skip_cache_lookup=skip_cache_lookup,
         omit_artifact=omit_artifact,
         inline_limit_bytes=_INLINE_LIMIT_BYTES,
+        accept_fast=accept_fast,
     )
 
 

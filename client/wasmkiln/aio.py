@@ -128,6 +128,7 @@ class AsyncClient(AsyncPerformer):
         settings: Mapping[str, str] | None = None,
         skip_cache_lookup: bool = False,
         omit_artifact: bool = False,
+        accept_fast: bool = False,
         background: bool = False,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
@@ -139,7 +140,9 @@ class AsyncClient(AsyncPerformer):
         does not have it. The daemon has a default for every argument left out. With
         `skip_cache_lookup` the daemon compiles even if a tier holds the artifact. With
         `omit_artifact` the result has a header and no bytes. `background`, for warming, lets
-        calls without it go first, until one of those asks for the same artifact. `on_progress`
+        calls without it go first, until one of those asks for the same artifact. With
+        `accept_fast` the artifact may be one of the engine's fast compiler (`header.is_fast`),
+        while the daemon compiles the optimised one: ask again later. `on_progress`
         is called in the event loop.
 
         Raise OSError when the path cannot be read, ModuleNotLoaded for an unknown digest,
@@ -158,6 +161,7 @@ class AsyncClient(AsyncPerformer):
                     settings=settings,
                     skip_cache_lookup=skip_cache_lookup,
                     omit_artifact=omit_artifact,
+                    accept_fast=accept_fast,
                 ),
                 background=background,
                 timeout_s=timeout_s,

@@ -125,6 +125,7 @@ class Client(Performer):
         settings: Mapping[str, str] | None = None,
         skip_cache_lookup: bool = False,
         omit_artifact: bool = False,
+        accept_fast: bool = False,
         background: bool = False,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
@@ -136,7 +137,9 @@ class Client(Performer):
         does not have it. The daemon has a default for every argument left out. With
         `skip_cache_lookup` the daemon compiles even if a tier holds the artifact. With
         `omit_artifact` the result has a header and no bytes. `background`, for warming, lets
-        calls without it go first, until one of those asks for the same artifact. `on_progress`
+        calls without it go first, until one of those asks for the same artifact. With
+        `accept_fast` the artifact may be one of the engine's fast compiler (`header.is_fast`),
+        while the daemon compiles the optimised one: ask again later. `on_progress`
         is called in this thread.
 
         Raise OSError when the path cannot be read, ModuleNotLoaded for an unknown digest,
@@ -155,6 +158,7 @@ class Client(Performer):
                     settings=settings,
                     skip_cache_lookup=skip_cache_lookup,
                     omit_artifact=omit_artifact,
+                    accept_fast=accept_fast,
                 ),
                 background=background,
                 timeout_s=timeout_s,

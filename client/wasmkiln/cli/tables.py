@@ -72,7 +72,7 @@ def compiled(artifacts: Iterable[Compiled]) -> RenderableType:
             header.engine.id,
             header.target,
             header.cpu,
-            word(Origin, header.origin),
+            word(Origin, header.origin) + (", fast" if header.is_fast else ""),
             size(header.size_bytes),
             time(header.compile_time),
             elapsed(one.call_s),

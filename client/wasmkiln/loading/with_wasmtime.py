@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 REFUSES_OTHER_VERSIONS = True
 
+_WINCH = 2  # in wasmtime_strategy_enum of wasmtime/config.h
+
 
 def check_version(header: ArtifactHeader) -> None:
     """Require the same major version; wasmtime itself checks the rest."""
@@ -65,7 +67,7 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
                 metadata={"setting": name},
             )
         try:
-            setattr(config, name, _value(text))
+            _apply(config, name, text)
         except Exception as error:
             raise IncompatibleEngine(
                 f"the artifact was made with {name}={text}, which the wasmtime installed here "
@@ -77,6 +79,16 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
 
 # wasmtime's own destructors fail once Python has taken its modules apart.
 atexit.register(_engine.cache_clear)
+
+
+def _apply(config: Any, name: str, text: str) -> None:
+    if (name, text) == ("strategy", "winch"):
+        # The package's own setter refuses it, though its library has it.
+        from wasmtime import _bindings
+
+        _bindings.wasmtime_config_strategy_set(config.ptr(), _WINCH)
+    else:
+        setattr(config, name, _value(text))
 
 
 def _value(text: str) -> bool | int | str:
@@ -107,7 +119,7 @@ def deserialize(artifact: Loadable, engine: Any) -> Any:
         raise IncompatibleEngine(
             f"wasmtime {installed('wasmtime')} refuses the artifact of "
             f"{engine_id(header.engine)}, made with {settings or 'default settings'}: "
-            f"{' '.join(str(error).split())}",
+            f"{' '.join(str(error).split())}; artifact.engine() is an engine that fits",
             metadata=dict(header.changed_settings),
         ) from error
 

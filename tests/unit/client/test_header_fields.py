@@ -183,3 +183,63 @@ def test_the_kind_is_that_of_the_module_s_bytes(
         else:
             with pytest.raises(ArtifactMismatch, match="of kind"):
                 client.compile(asked_as)
+
+
+FAST = {"strategy": "winch"}
+
+
+def fast_header(**fields: Any) -> ArtifactHeader:
+    """Return the header of an artifact by Winch, as the daemon sends it."""
+    header = true_header()
+    for settings in (header.settings, header.changed_settings):
+        settings.update(FAST)
+    header.is_fast = True
+    for name, value in fields.items():
+        setattr(header, name, value)
+    return header
+
+
+@pytest.mark.parametrize(
+    "asked", [{"accept_fast": True}, {"settings": {**ASKED["settings"], **FAST}}], ids=str
+)
+def test_who_accepts_fast_code_gets_it(
+    server: LyingServer, make_client: Callable[..., Any], asked: dict[str, Any]
+) -> None:
+    client = make_client(server.address, timeout_s=30)
+    answer(server, fast_header())
+    assert client.compile(honest.WASM, **{**ASKED, **asked}).header.is_fast
+    # An optimised artifact is what a caller that accepts both may get, too.
+    answer(server, true_header())
+    if "accept_fast" in asked:
+        assert not client.compile(honest.WASM, **{**ASKED, **asked}).header.is_fast
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_who_does_not_accept_fast_code_gets_none(
+    server: LyingServer, make_client: Callable[..., Any], is_fast: bool
+) -> None:
+    answer(server, fast_header(is_fast=is_fast))
+    with pytest.raises(ArtifactMismatch):
+        make_client(server.address, timeout_s=30).compile(honest.WASM, **ASKED)
+
+
+def test_a_header_that_hides_or_invents_fast_code_is_refused(
+    server: LyingServer, make_client: Callable[..., Any]
+) -> None:
+    client = make_client(server.address, timeout_s=30)
+    hidden, invented = fast_header(is_fast=False), true_header()
+    invented.is_fast = True
+    another = fast_header()
+    another.changed_settings["wasm_gc"] = another.settings["wasm_gc"] = "false"
+    for header in (hidden, invented, another):
+        answer(server, header)
+        with pytest.raises(ArtifactMismatch):
+            client.compile(honest.WASM, accept_fast=True, **ASKED)
+
+
+def test_an_artifact_of_version_0_2_0_does_not_state_its_compiler(
+    server: LyingServer, make_client: Callable[..., Any]
+) -> None:
+    answer(server, true_header())
+    named = {**ASKED, "settings": {**ASKED["settings"], "strategy": "cranelift"}}
+    assert make_client(server.address, timeout_s=30).compile(honest.WASM, **named).bytes

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     "[default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]",
 )
 @click.option("--no-cache", is_flag=True, help="Compile even when a tier holds the artifact.")
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="Take an artifact of the engine's fast compiler if the optimised one is not there yet; "
+    "the daemon then compiles that behind.",
+)
 @connection_options
 @click.pass_context
 def compile_(
@@ -50,6 +56,7 @@ def compile_(
     settings: dict[str, str],
     max_artifact_bytes: int | None,
     no_cache: bool,
+    fast: bool,
 ) -> None:
     """Get the artifacts of modules; upload modules that the daemon does not have."""
     session: Session = context.obj
@@ -67,6 +74,7 @@ def compile_(
                     settings=settings,
                     skip_cache_lookup=no_cache,
                     omit_artifact=output is None,
+                    accept_fast=fast,
                     on_progress=show,
                 )
             call_s = time.perf_counter() - start_s
