@@ -104,7 +104,15 @@ class Daemon:
         self._metrics.gauges.quarantined = lambda: quarantine.size
         admission = Admission(engines, self._limits)
         service = CompileService(
-            cache, remote.fleet, engines, sealer, quarantine, self._metrics, admission
+            cache,
+            remote.fleet,
+            engines,
+            sealer,
+            quarantine,
+            self._metrics,
+            admission,
+            # So that most workers stay free for callers.
+            behind_at_once=max(1, settings.effective_workers // 2),
         )
         modules = ModuleService(cache, engines, quarantine, admission)
         self._service = service
@@ -196,6 +204,8 @@ class Daemon:
     async def stop(self) -> None:
         """End in phases: refuse new calls, finish, give up, flush, close."""
         self.drain()
+        if self._service:
+            await self._service.end_behind()
         if self._service and not await until(self._shutdown.overdue, self._finish()):
             log.warning(
                 "grace is over: giving up calls",

@@ -8,15 +8,17 @@ alone: no gRPC, no Redis, no engine.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
+from wasmkilnd.compile_work import CompileWork
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.fast_first import MAY_SUCCEED_OPTIMISED, CompilesBehind
 from wasmkilnd.model import (
-    Artifact,
     CacheKey,
     CompileSpec,
-    ExternType,
     Module,
     Origin,
 )
@@ -41,21 +43,6 @@ from wasmkilnd.waiters import Waiters
 _RECHECK_QUARANTINE_AFTER_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What one flight compiles."""
-
-    key: CacheKey
-    module: Module
-    uploaded: bool
-    """Whether the module came with the call, rather than from a tier."""
-    spec: CompileSpec
-    recompile: bool
-    """Whether to compile even if the artifact is stored or another daemon compiles it."""
-    budget: WaitBudget
-    """How long the call that started the flight may still wait for the shared tier."""
-
-
 class CompileService:
     """Serves Compile. For one event loop."""
 
@@ -68,7 +55,10 @@ class CompileService:
         quarantine: Quarantine,
         recorder: Recorder,
         admission: Admission,
+        *,
+        behind_at_once: int = 1,
     ) -> None:
+        """Compile up to ``behind_at_once`` optimised artifacts at once that no caller waits for."""
         self._cache = cache
         self._fleet = fleet
         self._engines = engines
@@ -79,6 +69,9 @@ class CompileService:
         # Keyed by ``recompile`` too: a caller that wants a new compilation must not join a
         # flight that may return a stored artifact.
         self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
+        # A call holds its module until it is served; all calls with one module hold one copy.
+        self._copies: WeakValueDictionary[str, Module] = WeakValueDictionary()
+        self._behind = CompilesBehind(self._serve, self._end_unwanted, recorder, behind_at_once)
 
     @property
     def flights(self) -> int:
@@ -87,14 +80,15 @@ class CompileService:
 
     async def compile(self, request: CompileRequest) -> Served:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
-        budget = self._cache.wait_budget()
-        found = await self._find_or_join(request, budget)
-        request.terms.release()
-        served = found if isinstance(found, Served) else await self._wait_for(found)
-        if request.accept_host_file and served.host_file is None:
-            served = await self._with_host_file(served, budget)
+        served = await self._serve(request)
+        if served.origin is Origin.JOINED_FLIGHT:
+            self._recorder.flight_joined()
         self._recorder.served(served.origin)
         return served
+
+    async def end_behind(self) -> None:
+        """End the compiles that no caller waits for, and start no more."""
+        await self._behind.end()
 
     async def settle(self, timeout_s: float | None = None) -> int:
         """Let compilations finish, then cancel those that are left; return how many those were.
@@ -103,10 +97,32 @@ class CompileService:
         """
         return await self._flights.settle(timeout_s)
 
-    async def _find_or_join(
-        self, request: CompileRequest, budget: WaitBudget
-    ) -> Served | FlightTicket[Served]:
-        """Look the artifact up; if no tier has it, join the flight that compiles it."""
+    async def _serve(self, request: CompileRequest) -> Served:
+        budget = self._cache.wait_budget()
+        found = await self._find(request, budget)
+        if isinstance(found, Served):
+            request.terms.release()
+            served = found
+        else:
+            served = await self._compiled(found, request)
+        if request.accept_host_file and served.host_file is None:
+            return await self._with_host_file(served, budget)
+        return served
+
+    async def _compiled(self, found: CompileWork, request: CompileRequest) -> Served:
+        """Return what a flight compiles; the cases with ``accept_fast`` are in fast_first.py."""
+        fast = self._fast(found.spec, request)
+        if fast is None:
+            return await self._make(found, request.terms)
+        try:
+            return await self._make(found.by(fast), request.terms, behind=found)
+        except WasmkilnError as failure:
+            if failure.reason not in MAY_SUCCEED_OPTIMISED:
+                raise
+        return await self._make(found, request.terms)
+
+    async def _find(self, request: CompileRequest, budget: WaitBudget) -> Served | CompileWork:
+        """Look the artifact up; if no tier has it, return what there is to compile."""
         module = None
         if request.wasm or not request.sha256:
             module = await self._admission.admit(request.wasm)
@@ -115,7 +131,7 @@ class CompileService:
         uploaded = module is not None
         spec = self._spec(request, module)
         key = CacheKey(sha256, spec.fingerprint)
-        if served := await self._look_up(key, request, budget):
+        if served := await self._look_up(key, spec, request, budget):
             return served
         if module is None:
             module = await self._cache.get_module(sha256, budget)
@@ -126,20 +142,34 @@ class CompileService:
             spec = self._spec(request, module)
             if key.fingerprint != spec.fingerprint:
                 key = CacheKey(sha256, spec.fingerprint)
-                if served := await self._look_up(key, request, budget):
+                if served := await self._look_up(key, spec, request, budget):
                     return served
-        work = _Work(key, module, uploaded, spec, request.skip_cache_lookup, budget)
-        return self._join(work, request.terms)
+        module = self._copies.setdefault(sha256, module)
+        return CompileWork(key, module, uploaded, spec, request.skip_cache_lookup, budget)
 
     def _spec(self, request: CompileRequest, module: Module | None) -> CompileSpec:
         engine_id = self._engines.choose(request.engine, module.kind if module else None)
         return self._engines.spec(engine_id, request.target, request.cpu, request.settings)
 
+    def _fast(self, spec: CompileSpec, request: CompileRequest) -> CompileSpec | None:
+        """Return the spec of the fast compiler, if the caller accepts it and there is one."""
+        return self._engines.fast(spec, request.settings) if request.accept_fast else None
+
     async def _look_up(
-        self, key: CacheKey, request: CompileRequest, budget: WaitBudget
+        self, key: CacheKey, spec: CompileSpec, request: CompileRequest, budget: WaitBudget
     ) -> Served | None:
         if request.skip_cache_lookup:
             return None
+        served = await self._get(key, request, budget)
+        if served is None and (fast := self._fast(spec, request)):
+            fast_key = CacheKey(key.module_sha256, fast.fingerprint)
+            if served := await self._get(fast_key, request, budget):
+                self._behind.add(key.module_sha256, spec)
+        return served
+
+    async def _get(
+        self, key: CacheKey, request: CompileRequest, budget: WaitBudget
+    ) -> Served | None:
         if request.accept_host_file and (mapped := await self._cache.host_file(key, budget)):
             return Served(mapped[0], Origin.HOST_STORE, host_file=mapped[1])
         found = await self._cache.get(key, budget, request.accept_encodings)
@@ -153,7 +183,23 @@ class CompileService:
             return replace(served, host_file=mapped[1])
         return served
 
-    def _join(self, work: _Work, terms: Terms) -> FlightTicket[Served]:
+    async def _make(
+        self, work: CompileWork, terms: Terms, *, behind: CompileWork | None = None
+    ) -> Served:
+        """Join the flight that compiles the artifact, and wait for it.
+
+        When the artifact is there, have that of ``behind`` compiled, whether or not the caller
+        still waits.
+        """
+        ticket = self._join(work, terms)
+        terms.release()
+        if behind:
+            sha256, spec, anew = behind.key.module_sha256, behind.spec, behind.recompile
+            ticket.on_success(lambda: self._behind.add(sha256, spec, anew=anew))
+        served = await ticket.wait()
+        return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
+
+    def _join(self, work: CompileWork, terms: Terms) -> FlightTicket[Served]:
         flight, engine_id = (work.key, work.recompile), work.spec.engine.id
         others = self._flights.waiters(flight)
         self._admission.refuse_if_late(engine_id, work.module, terms, others)
@@ -165,14 +211,14 @@ class CompileService:
             ticket.on_end(release)
         return ticket
 
-    async def _wait_for(self, ticket: FlightTicket[Served]) -> Served:
-        served = await ticket.wait()
-        if not ticket.joined:
-            return served
-        self._recorder.flight_joined()
-        return Served(served.artifact, Origin.JOINED_FLIGHT)
+    def _end_unwanted(self, request: CompileRequest) -> None:
+        """End the flight of the daemon's own request, unless a caller waits for it too."""
+        spec = self._spec(request, None)
+        flight = CacheKey(request.sha256, spec.fingerprint), request.skip_cache_lookup
+        if waiters := self._flights.waiters(flight):
+            waiters.release()
 
-    async def _run(self, work: _Work, waiters: Waiters) -> Served:
+    async def _run(self, work: CompileWork, waiters: Waiters) -> Served:
         try:
             return await self._compile(work, waiters)
         except asyncio.CancelledError:
@@ -180,7 +226,7 @@ class CompileService:
             # shutting down.
             raise errors.server_draining() from None
 
-    async def _compile(self, work: _Work, waiters: Waiters) -> Served:
+    async def _compile(self, work: CompileWork, waiters: Waiters) -> Served:
         """Do the work of a flight."""
         # Another flight of this key may have ended since the caller looked. Without this
         # second look, that interleaving would compile the same module twice.
@@ -202,7 +248,7 @@ class CompileService:
         raise await code.explained()
 
     async def _compile_in_worker(
-        self, work: _Work, claim: Claim, waiters: Waiters
+        self, work: CompileWork, claim: Claim, waiters: Waiters
     ) -> CompiledCode | Refused | None:
         """Compile in a worker.
 
@@ -222,7 +268,7 @@ class CompileService:
                 return None
             return await worker.compile()
 
-    async def _from_fleet(self, work: _Work, claim: Claim) -> Served | None:
+    async def _from_fleet(self, work: CompileWork, claim: Claim) -> Served | None:
         """Wait for another daemon's artifact; return None if this daemon has to compile.
 
         After a few waits the claim stops waiting for other daemons, so the flight's loop ends.
@@ -236,29 +282,14 @@ class CompileService:
             claim.ignore_others()
         return None
 
-    async def _find_local(self, work: _Work) -> Served | None:
+    async def _find_local(self, work: CompileWork) -> Served | None:
         artifact = None if work.recompile else await self._cache.get_local(work.key)
         return Served(artifact, Origin.MEMORY) if artifact else None
 
-    async def _store(self, work: _Work, code: CompiledCode) -> Served:
-        artifact = self._sealer.seal(_artifact(work.module, work.spec, code))
+    async def _store(self, work: CompileWork, code: CompiledCode) -> Served:
+        artifact = self._sealer.seal(work.artifact(code))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
             await self._cache.put_module(work.module)
         await self._cache.put(artifact)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
-
-
-def _artifact(module: Module, spec: CompileSpec, compiled: CompiledCode) -> Artifact:
-    return Artifact(
-        module_sha256=module.sha256,
-        kind=module.kind,
-        spec=spec,
-        sha256=compiled.code.sha256,
-        size_bytes=compiled.code.size_bytes,
-        frames=compiled.code.frames,
-        compile_time_s=compiled.compile_time_s,
-        imports=tuple(ExternType(*row) for row in compiled.imports),
-        exports=tuple(ExternType(*row) for row in compiled.exports),
-        types_truncated=compiled.types_truncated,
-    )

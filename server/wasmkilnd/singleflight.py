@@ -63,6 +63,15 @@ class FlightTicket(Generic[V]):
         """Call ``call`` when the flight has ended, whether or not a caller still waits."""
         self._flight.add_done_callback(lambda _: call())
 
+    def on_success(self, call: Callable[[], None]) -> None:
+        """Do as ``on_end``, but only if the flight's work did not fail."""
+
+        def ended(flight: asyncio.Task[V | Failed]) -> None:
+            if not (flight.cancelled() or isinstance(flight.result(), Failed)):
+                call()
+
+        self._flight.add_done_callback(ended)
+
 
 class SingleFlight(Generic[K, V]):
     """Runs at most one piece of work per key at a time. For one event loop."""

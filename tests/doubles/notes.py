@@ -20,6 +20,8 @@ class Notes:
         """How long compiles took, and how long each had waited for a worker before."""
         self.origins: list[Origin] = []
         self.joined = 0
+        self.behind: list[str] = []
+        """How optimised compiles behind fast artifacts ended."""
         self.turns: list[str] = []
         """How waits for other daemons of the fleet ended."""
         self.abandonments: list[str] = []
@@ -45,6 +47,9 @@ class Notes:
 
     def flight_joined(self) -> None:
         self.joined += 1
+
+    def compiled_behind(self, outcome: str) -> None:
+        self.behind.append(outcome)
 
     def fleet_turn(self, outcome: str) -> None:
         self.turns.append(outcome)

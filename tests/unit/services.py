@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from wasmkilnd.compile_service import CompileService
 from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import (
+    FAST_SETTINGS,
     CompileSpec,
     EngineIdentity,
     EvictScope,
@@ -57,6 +58,10 @@ class Engines:
         self.refusal: Refused | None = None
         self.workers = 0
         self.keep = True
+        self.has_fast = True
+        self.fast_failure: WasmkilnError | None = None
+        self.compiled: list[tuple[bool, set[Waiter]]] = []
+        """Of each compile: whether it was a fast one, and who waited for it."""
         self.validating = 0
         self.free = asyncio.Event()
         self.free.set()
@@ -65,7 +70,7 @@ class Engines:
         self.forgotten: list[EvictScope] = []
 
     def choose(self, engine: str, kind: Kind | None) -> str:
-        return engine or ("other" if kind is Kind.COMPONENT else "usual")
+        return engine.removesuffix("-1") or ("other" if kind is Kind.COMPONENT else "usual")
 
     def spec(
         self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
@@ -73,6 +78,15 @@ class Engines:
         identity = EngineIdentity(engine_id, "1", "1", "c")
         print_ = hashlib.sha256(f"{engine_id}/{target}/{cpu}/{dict(settings)}".encode()).hexdigest()
         return CompileSpec(identity, target, cpu, settings, {}, print_)
+
+    def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
+        """Only wasmtime and wasmer have a fast compiler."""
+        name, value = FAST_SETTINGS.get(spec.engine.name, ("", ""))
+        if not name or name in settings or not self.has_fast:
+            return None
+        changed = {**spec.changed_settings, name: value}
+        made = self.spec(spec.engine.name, spec.target, spec.cpu, changed)
+        return replace(made, changed_settings=changed)
 
     @asynccontextmanager
     async def worker(
@@ -126,8 +140,11 @@ class EngineWorker:
     async def compile(self) -> CompiledCode | Refused:
         engines = self.engines
         engines.compiles += 1
+        engines.compiled.append((self.spec.is_fast, self.waiters.effective()))
         self.waiters.kept = engines.keep
         await engines.release.wait()
+        if engines.fast_failure and self.spec.is_fast:
+            raise engines.fast_failure
         if engines.failure:
             raise engines.failure
         if engines.refusal:

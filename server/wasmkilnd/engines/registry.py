@@ -97,6 +97,10 @@ class EngineRegistry:
         """Complete a request with defaults. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
         return self._served[engine_id].spec(target, cpu, settings)
 
+    def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
+        """Return ``spec`` with the engine's fast compiler; None if there is no such choice."""
+        return self._served[spec.engine.id].fast(spec, settings)
+
     @asynccontextmanager
     async def worker(
         self, spec: CompileSpec, module: Module, waiters: Waiters, *, unless: Unless

@@ -10,7 +10,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.workers.pool import WorkerPool
 from wasmkilnd.fingerprint import fingerprint
-from wasmkilnd.model import CompileSpec, EngineCapabilities, Kind, TargetInfo
+from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineCapabilities, Kind, TargetInfo
 
 # Callers ask for the same few specs again and again, and to compute a fingerprint costs as much
 # as a cache hit.
@@ -53,6 +53,25 @@ class ServedEngine:
             if len(self._specs) > _REMEMBERED_SPECS:
                 self._specs.popitem(last=False)
         return spec
+
+    @property
+    def has_fast(self) -> bool:
+        """Whether the engine has a fast compiler that works here."""
+        name, value = FAST_SETTINGS.get(self.name, ("", ""))
+        return any(
+            setting.name == name and value in setting.allowed
+            for setting in self.capabilities.settings
+        )
+
+    def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
+        """Return ``spec`` with the engine's fast compiler; None if there is no such choice.
+
+        ``settings`` are those of the request: where they name a compiler, it is chosen.
+        """
+        name, value = FAST_SETTINGS.get(self.name, ("", ""))
+        if not self.has_fast or name in settings:
+            return None
+        return self.spec(spec.target, spec.cpu, {**spec.changed_settings, name: value})
 
 
 def _resolve(

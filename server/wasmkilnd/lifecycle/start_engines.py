@@ -19,7 +19,7 @@ from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.lifecycle.gauges import usage_of_engine
 from wasmkilnd.lifecycle.preflight import CannotStart
-from wasmkilnd.model import Limits, UnservedEngine
+from wasmkilnd.model import FAST_SETTINGS, Limits, UnservedEngine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.wire.capabilities import capabilities_response
 from wasmkilnd.telemetry.metrics.recorder import Metrics
@@ -104,6 +104,8 @@ async def start_engines(
         metrics.add_engine(working.id)
         metrics.gauges.engines[working.id] = usage_of_engine(working)
         on_stop.push_async_callback(working.pool.close)
+        if working.name in FAST_SETTINGS and not working.has_fast:
+            log.info("engine has no fast compiler", engine=working.id)
     if isolation.level == "strict" and isolation.refused:
         engine_id, why = next(iter(isolation.refused.items()))
         raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")

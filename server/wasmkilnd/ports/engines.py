@@ -71,6 +71,14 @@ class Engines(Protocol):
         """Complete a request with defaults. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
         ...
 
+    def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
+        """Return ``spec`` with the engine's fast compiler.
+
+        Return None if the engine has none, or if ``settings``, those of the request, choose a
+        compiler.
+        """
+        ...
+
     def worker(
         self,
         spec: CompileSpec,

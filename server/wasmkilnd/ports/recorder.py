@@ -44,6 +44,14 @@ class Recorder(Protocol):
         """Record that a caller shared another caller's compilation."""
         ...
 
+    def compiled_behind(self, outcome: str) -> None:
+        """Record how an optimised compile behind a fast artifact ended.
+
+        ``outcome`` is ``compiled``; ``found`` if the artifact came from elsewhere; ``failed``; or
+        ``dropped`` if it did not run.
+        """
+        ...
+
     def fleet_turn(self, outcome: str) -> None:
         """Record how a claim to compile ended; ``outcome`` is one of a small set."""
         ...

@@ -106,6 +106,7 @@ def header_of(artifact: Artifact) -> types_pb2.ArtifactHeader:
         imports=[_import(item) for item in artifact.imports],
         exports=[_export(item) for item in artifact.exports],
         types_truncated=artifact.types_truncated,
+        is_fast=spec.is_fast,
     )
 
 

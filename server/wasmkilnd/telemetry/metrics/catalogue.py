@@ -42,6 +42,7 @@ _GRPC_CODES = (
 # The limits that protect callers from each other; see errors.py.
 _LIMITS = ("queue", "deadline", "calls", "connections", "receive", "send", "descriptors")
 _CLOSED_CAUSES = ("taken_back", "only_frames", "no_room", "not_read")
+_BEHIND_OUTCOMES = ("compiled", "found", "failed", "dropped")
 _FLEET_OUTCOMES = ("taken", "seized", "made", "failed", "late", "alone")
 _ABANDONED_STAGES = ("queued", "running")
 # How many causes of rejection have a series of their own, all tiers together.
@@ -123,6 +124,11 @@ class Catalogue:
         )
         self.flights_joined = self._counter(
             "flights_joined", "Calls that shared another call's compilation."
+        )
+        self.compiled_behind = self._counters(
+            "compiled_behind",
+            "Optimised compiles behind a fast artifact, by how they ended.",
+            outcome=_BEHIND_OUTCOMES,
         )
         self.fleet_turns = self._counters(
             "fleet_turns",

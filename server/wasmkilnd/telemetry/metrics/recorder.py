@@ -78,6 +78,10 @@ class Metrics:
         """See :meth:`wasmkilnd.ports.Recorder.served`."""
         self.catalogue.served.at(origin.value).inc()
 
+    def compiled_behind(self, outcome: str) -> None:
+        """See :meth:`wasmkilnd.ports.Recorder.compiled_behind`."""
+        self.catalogue.compiled_behind.at(outcome).inc()
+
     def fleet_turn(self, outcome: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.fleet_turn`."""
         self.catalogue.fleet_turns.at(outcome).inc()

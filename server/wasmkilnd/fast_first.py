@@ -1,0 +1,169 @@
+"""Fast code first: the optimised compile behind an artifact of a fast compiler.
+
+"Optimised" is what a call gets without ``accept_fast``; "fast" is the same but for the setting that
+chooses the engine's fast compiler. What a call with ``accept_fast`` gets, where the first case that
+fits counts:
+
+1. It names the setting itself, or the engine has no fast compiler: as without ``accept_fast``.
+2. It skips the look-up: both are compiled anew, as in case 5.
+3. A tier has the optimised artifact: that one.
+4. A tier has the fast one: that one, and the optimised one is compiled behind. This needs no module
+   in a tier; without one, nothing is compiled behind.
+5. No tier has either: the fast one is compiled now, in a flight like any other. When it is there,
+   the optimised one is compiled behind, even if every caller has left. This holds too while an
+   optimised compile waits or runs: nobody knows how long it takes.
+6. The fast compile fails, and the optimised one may not (``MAY_SUCCEED_OPTIMISED``): the optimised
+   one, in the same call, as without ``accept_fast``. The failure counts against the fast
+   fingerprint only. So a module in quarantine for the fast compiler goes here at once.
+7. The fast compile fails for a reason that concerns both, such as a full queue or an invalid
+   module: that error.
+
+An optimised compile that fails behind, or that the quarantine refuses, costs no caller anything:
+the fast artifact goes on serving. It is not tried again for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import structlog
+
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import CacheKey, CompileSpec, Origin
+from wasmkilnd.ports import Recorder
+from wasmkilnd.requests import CompileRequest, Served, Terms
+from wasmkilnd.waiters import Waiter
+
+log = structlog.get_logger("wasmkilnd")
+
+MAY_SUCCEED_OPTIMISED = frozenset(
+    {
+        Reason.ENGINE_LACKS_FEATURE,
+        Reason.SETTING_UNKNOWN,  # the engine refuses it together with another setting
+        Reason.COMPILER_CRASHED,
+        Reason.COMPILE_TIMEOUT,
+        Reason.COMPILE_MEMORY_LIMIT,
+        Reason.ARTIFACT_TOO_LARGE,  # fast code is larger
+        Reason.MODULE_QUARANTINED,
+    }
+)
+
+MAX_WAITING = 1000
+"""How many compiles may wait behind; of each, a digest and a spec are kept, and no module."""
+_PAUSE_S = 60.0
+_MAX_FAILED = 4096
+
+# Behind all callers, and behind all that they warm.
+_THE_DAEMON = Waiter(background=True, last=True)
+
+
+class CompilesBehind:
+    """Compiles optimised artifacts that no caller waits for. For one event loop."""
+
+    def __init__(
+        self,
+        compile_now: Callable[[CompileRequest], Coroutine[Any, Any, Served]],
+        end_unwanted: Callable[[CompileRequest], None],
+        recorder: Recorder,
+        at_once: int,
+    ) -> None:
+        """Run up to ``at_once`` compiles at a time, which should leave workers for callers.
+
+        ``compile_now`` serves a request. ``end_unwanted`` ends its flight if no caller waits
+        for it.
+        """
+        self._compile_now = compile_now
+        self._end_unwanted = end_unwanted
+        self._recorder = recorder
+        self._at_once = at_once
+        self._waiting: OrderedDict[CacheKey, CompileRequest] = OrderedDict()
+        self._running: dict[CacheKey, asyncio.Task[None]] = {}
+        self._failed: OrderedDict[CacheKey, float] = OrderedDict()
+        self._ended = False
+
+    def __len__(self) -> int:
+        """Return how many compiles wait or run."""
+        return len(self._waiting) + len(self._running)
+
+    def add(self, module_sha256: str, spec: CompileSpec, *, anew: bool = False) -> None:
+        """Have a module compiled behind all other work, unless that is going to happen anyway.
+
+        With ``anew``, compile it even if a tier holds the artifact.
+        """
+        key = CacheKey(module_sha256, spec.fingerprint)
+        known = key in self._waiting or key in self._running
+        if self._ended or known or self._failed.get(key, 0.0) > time.monotonic():
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            self._recorder.compiled_behind("dropped")
+            return
+        self._waiting[key] = CompileRequest(
+            sha256=module_sha256,
+            engine=spec.engine.id,
+            target=spec.target,
+            cpu=spec.cpu,
+            settings=spec.changed_settings,
+            skip_cache_lookup=anew,
+            terms=Terms(_THE_DAEMON),
+        )
+        self._start()
+
+    async def end(self) -> None:
+        """Start no more, and end those that wait or run."""
+        self._ended = True
+        for _ in self._waiting:
+            self._recorder.compiled_behind("dropped")
+        self._waiting.clear()
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _start(self) -> None:
+        while self._waiting and len(self._running) < self._at_once:
+            key, request = self._waiting.popitem(last=False)
+            task = self._running[key] = asyncio.create_task(self._compile(key, request))
+            task.add_done_callback(partial(self._has_ended, key))
+
+    def _has_ended(self, key: CacheKey, _: asyncio.Task[None]) -> None:
+        del self._running[key]
+        self._start()
+
+    async def _compile(self, key: CacheKey, request: CompileRequest) -> None:
+        began_s = time.monotonic()
+        about = {"module": key.module_sha256, "engine": request.engine}
+        outcome = "dropped"
+        try:
+            served = await self._compile_now(request)
+        except WasmkilnError as failure:
+            if failure.reason is not Reason.SERVER_DRAINING:
+                outcome = "failed"
+                self._remember_failure(key)
+                log.info(
+                    "optimised artifact not made",
+                    reason=failure.reason.value,
+                    cause=failure.message,
+                    **about,
+                )
+        else:
+            outcome = "compiled" if served.origin is Origin.COMPILED else "found"
+            seconds = round(time.monotonic() - began_s, 3)
+            log.info(
+                "optimised artifact ready", origin=served.origin.value, seconds=seconds, **about
+            )
+        finally:
+            self._recorder.compiled_behind(outcome)
+            if self._ended:
+                # Without this, a job that runs would delay the end of the daemon.
+                self._end_unwanted(request)
+
+    def _remember_failure(self, key: CacheKey) -> None:
+        self._failed[key] = time.monotonic() + _PAUSE_S
+        self._failed.move_to_end(key)
+        if len(self._failed) > _MAX_FAILED:
+            self._failed.popitem(last=False)

@@ -1,0 +1,248 @@
+"""What a call with accept_fast gets, case by case, and what is compiled behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from wasmkilnd import errors, fast_first
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import CacheKey, CompileSpec, Origin
+from wasmkilnd.requests import CompileRequest, Served
+from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiter
+
+from tests.unit.services import CORE, Rig, refused
+
+SHA256 = hashlib.sha256(CORE).hexdigest()
+CRASH = errors.compiler_crashed("wasmtime-1", "was ended by SIGABRT", "", "SIGABRT")
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def asking(**fields: object) -> CompileRequest:
+    return CompileRequest(**{"wasm": CORE, "engine": "wasmtime", "accept_fast": True, **fields})  # type: ignore[arg-type]
+
+
+async def compile_fast(rig: Rig, **fields: object) -> Served:
+    return await rig.service.compile(asking(**fields))
+
+
+def spec_of(rig: Rig) -> CompileSpec:
+    return rig.engines.spec("wasmtime", "", "", {})
+
+
+async def behind_ended(rig: Rig) -> None:
+    async with asyncio.timeout(10):
+        while rig.service._behind:  # noqa: ASYNC110 - nothing tells a test
+            await asyncio.sleep(0.001)
+
+
+async def test_fast_now_and_optimised_behind(rig: Rig) -> None:
+    first = await compile_fast(rig)
+    assert first.artifact.spec.is_fast
+    assert first.origin is Origin.COMPILED
+    await behind_ended(rig)
+    later = await compile_fast(rig)
+    assert not later.artifact.spec.is_fast
+    assert later.origin is Origin.MEMORY
+    assert rig.recorder.behind == ["compiled"]
+    # The daemon's own compile is no call.
+    assert rig.recorder.origins == [Origin.COMPILED, Origin.MEMORY]
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
+    assert rig.engines.compiled[1][1] == {Waiter(background=True, last=True)}
+
+
+async def test_an_optimised_artifact_goes_first(rig: Rig) -> None:
+    await compile_fast(rig, accept_fast=False)
+    found = await compile_fast(rig)
+    assert not found.artifact.spec.is_fast
+    assert (rig.engines.compiles, len(rig.service._behind)) == (1, 0)
+
+
+@pytest.mark.parametrize("setting", ["winch", "cranelift"])
+async def test_who_names_a_compiler_gets_that_one(rig: Rig, setting: str) -> None:
+    await compile_fast(rig, settings={"strategy": setting})
+    assert (rig.engines.compiles, len(rig.service._behind)) == (1, 0)
+
+
+async def test_an_engine_without_a_fast_compiler(rig: Rig) -> None:
+    rig.engines.has_fast = False
+    assert not (await compile_fast(rig)).artifact.spec.is_fast
+    assert len(rig.service._behind) == 0
+
+
+async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> None:
+    first = await compile_fast(rig)
+    await behind_ended(rig)
+    optimised = CacheKey(SHA256, spec_of(rig).fingerprint)
+    rig.memory.drop([each for each in rig.memory.artifacts() if each.key == optimised])
+    again = await compile_fast(rig, wasm=b"", sha256=SHA256)
+    assert again.artifact is first.artifact
+    assert again.origin is Origin.MEMORY
+    await behind_ended(rig)
+    assert rig.recorder.behind == ["compiled", "compiled"]
+
+
+async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
+    for _ in range(2):
+        assert (await compile_fast(rig, skip_cache_lookup=True)).origin is Origin.COMPILED
+        await behind_ended(rig)
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        CRASH,
+        errors.compile_timeout("wasmtime-1", "compiling", 30),
+        errors.compile_memory_limit("wasmtime-1", 1000),
+        errors.artifact_too_large("wasmtime-1", 1001, 1000),
+        errors.fast_compiler_lacks_feature("wasmtime-1", "no tail calls"),
+        errors.settings_refused("wasmtime-1", "not together"),
+    ],
+    ids=lambda failure: failure.reason.value,
+)
+async def test_what_the_fast_compiler_cannot_do_the_optimising_one_does(
+    rig: Rig, failure: WasmkilnError
+) -> None:
+    rig.engines.fast_failure = failure
+    served = await compile_fast(rig)
+    assert not served.artifact.spec.is_fast
+    assert served.origin is Origin.COMPILED
+    assert len(rig.service._behind) == 0
+    # Strikes count against the fast fingerprint only.
+    assert {strike.key.fingerprint for strike in await rig.quarantine.listed()} <= {
+        rig.engines.fast(spec_of(rig), {}).fingerprint  # type: ignore[union-attr]
+    }
+
+
+async def test_a_module_in_quarantine_for_the_fast_compiler_is_not_tried_there(rig: Rig) -> None:
+    rig.engines.fast_failure = CRASH
+    await compile_fast(rig)
+    rig.memory.drop(list(rig.memory.artifacts()))
+    assert not (await compile_fast(rig)).artifact.spec.is_fast
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        errors.module_invalid("wasmtime-1", "bad", 8),
+        errors.compile_queue_full("wasmtime-1", 5, 1.0),
+        errors.worker_unavailable("wasmtime-1", "none starts"),
+    ],
+    ids=lambda failure: failure.reason.value,
+)
+async def test_a_reason_that_concerns_both_is_the_answer(rig: Rig, failure: WasmkilnError) -> None:
+    rig.engines.fast_failure = failure
+    assert (await refused(compile_fast(rig))).reason is failure.reason
+    assert rig.engines.compiles == 1
+
+
+async def test_an_optimised_module_in_quarantine_leaves_the_fast_one(rig: Rig) -> None:
+    spec = spec_of(rig)
+    key = CacheKey(SHA256, spec.fingerprint)
+    await rig.quarantine.report(key, spec, CRASH, WaitBudget())
+    for _ in range(3):
+        assert (await compile_fast(rig)).artifact.spec.is_fast
+        await behind_ended(rig)
+    # It is not tried again with each call.
+    assert rig.recorder.behind == ["failed"]
+    assert [fast for fast, _ in rig.engines.compiled] == [True]
+    failure = await refused(compile_fast(rig, accept_fast=False))
+    assert failure.reason is Reason.MODULE_QUARANTINED
+
+
+async def test_many_calls_share_both_compiles_and_one_copy_of_the_module(rig: Rig) -> None:
+    rig.engines.release.clear()
+    # Copies, as the calls of many clients are.
+    calls = [asyncio.create_task(compile_fast(rig, wasm=bytes(bytearray(CORE)))) for _ in range(20)]
+    await rig.engines.started.wait()
+    rig.engines.release.set()
+    answers = [await call for call in calls]
+    assert all(served.artifact is answers[0].artifact for served in answers)
+    assert rig.recorder.joined == 19
+    await behind_ended(rig)
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
+    assert rig.recorder.joined == 19
+
+
+async def test_a_crowd_falls_back_together(rig: Rig) -> None:
+    rig.engines.fast_failure = CRASH
+    rig.engines.release.clear()
+    calls = [asyncio.create_task(compile_fast(rig)) for _ in range(5)]
+    await rig.engines.started.wait()
+    rig.engines.release.set()
+    answers = [await call for call in calls]
+    assert all(served.artifact is answers[0].artifact for served in answers)
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
+
+
+async def test_the_optimised_compile_survives_the_caller(rig: Rig) -> None:
+    rig.engines.release.clear()
+    call = asyncio.create_task(compile_fast(rig))
+    await rig.engines.started.wait()
+    await asyncio.sleep(0.01)
+    call.cancel()  # The double keeps the fast job, as abandoned_compiles may.
+    await asyncio.gather(call, return_exceptions=True)
+    rig.engines.release.set()
+    await rig.service.settle()
+    await behind_ended(rig)
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
+
+
+async def test_a_caller_of_the_optimised_artifact_joins_the_compile_behind(rig: Rig) -> None:
+    await compile_fast(rig)
+    rig.engines.release.clear()
+    await asyncio.sleep(0.01)
+    joined = asyncio.create_task(compile_fast(rig, accept_fast=False))
+    await asyncio.sleep(0.01)
+    rig.engines.release.set()
+    assert (await joined).origin is Origin.JOINED_FLIGHT
+    await behind_ended(rig)
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
+
+
+async def test_the_end_of_the_daemon_ends_what_waits_and_what_runs(rig: Rig) -> None:
+    await compile_fast(rig)
+    rig.engines.release.clear()
+    await asyncio.sleep(0.01)  # The optimised compile runs, and is kept like any other.
+    rig.service._behind.add("1" * 64, spec_of(rig))
+    assert len(rig.service._behind) == 2
+    await rig.service.end_behind()
+    assert await rig.service.settle(5) == 0
+    assert (len(rig.service._behind), rig.service.flights) == (0, 0)
+    assert rig.recorder.behind == ["dropped", "dropped"]
+    rig.service._behind.add("2" * 64, spec_of(rig))
+    assert len(rig.service._behind) == 0
+
+
+async def test_the_end_of_the_daemon_leaves_a_flight_that_a_caller_joined(rig: Rig) -> None:
+    await compile_fast(rig)
+    rig.engines.release.clear()
+    await asyncio.sleep(0.01)
+    joined = asyncio.create_task(compile_fast(rig, accept_fast=False))
+    await asyncio.sleep(0.01)
+    await rig.service.end_behind()
+    rig.engines.release.set()
+    assert not (await joined).artifact.spec.is_fast
+
+
+async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_first, "MAX_WAITING", 2)
+    await compile_fast(rig)
+    rig.engines.release.clear()
+    for digit in "1122334":
+        rig.service._behind.add(digit * 64, spec_of(rig))
+    await asyncio.sleep(0.01)
+    assert rig.engines.compiles == 2
+    assert len(rig.service._behind) == 3  # one that runs, two that wait
+    assert rig.recorder.behind == ["dropped"] * 3
+    rig.engines.release.set()
+    await behind_ended(rig)
+    assert sorted(rig.recorder.behind) == ["compiled", *["dropped"] * 3, "failed", "failed"]
