@@ -20,7 +20,7 @@ from typing import TypeVar
 from wasmkiln.host_layout import ARTIFACT, entry_path
 
 from wasmkilnd.cache.host.entry import disk_bytes_at
-from wasmkilnd.cache.host.folders import cannot, first_wrong_step, make_way, prune
+from wasmkilnd.cache.host.folders import cannot, first_wrong_step, make_way, open_root, prune
 from wasmkilnd.cache.host.index import Index, IndexLost
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.rows import Row, Rows, Total
@@ -197,6 +197,7 @@ class Disk:
         self.scratch.close()
 
     def _change(self, work: Callable[[Rows], T]) -> T:
+        os.close(open_root(self.options.directory))  # Not where another user can change it.
         with self.index.write() as rows:
             done = work(rows)
             total = rows.total()

@@ -14,6 +14,7 @@ import structlog
 
 from wasmkilnd.cache.host.disk import Disk
 from wasmkilnd.cache.host.folders import prepare
+from wasmkilnd.cache.host.index import IndexLost
 from wasmkilnd.cache.host.rows import Rows
 from wasmkilnd.cache.host.sweep import Sweep
 from wasmkilnd.model import CacheKey
@@ -66,14 +67,17 @@ class Housekeeping:
 
     def tidy(self) -> None:
         """Do all that waits to be done. Raises TierUnavailable."""
-        if not self._ticks:
-            self._disk.index.check()
+        self._disk.refresh()
+        self._write_uses()
         if self._ticks % _CLEAN_EVERY == 0:
             self._disk.release()
             self._disk.scratch.clean()
+        if not self._ticks:
+            try:
+                self._disk.index.check()
+            except IndexLost as failure:
+                _log.warning("the host store's index is damaged", cause=str(failure))
         self._ticks += 1
-        self._write_uses()
-        self._disk.refresh()
         self._disk.make_room()
         if self._disk.change(lambda rows: rows.note(_COMPLETE)) != self._boot_id:
             self._mend()

@@ -27,6 +27,7 @@ _LOCK = "index.lock"
 _ASIDE = ("", "-wal", "-shm", "-journal")
 _TIMEOUT_S = 5.0
 _TRY_EVERY_S = 0.01
+_WAL_PAGES = 256
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
@@ -174,6 +175,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     """Make the tables of an index that is new. Raises sqlite3.DatabaseError."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
     connection.execute("BEGIN IMMEDIATE")
     [[schema_id]] = connection.execute("PRAGMA application_id")
     [[tables]] = connection.execute("SELECT count(*) FROM sqlite_schema")

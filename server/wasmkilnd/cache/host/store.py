@@ -100,6 +100,7 @@ class HostStore:
         """Store ``artifact``, unless it was evicted, is too large, or is there already."""
         with contextlib.suppress(ValueRejected):
             self._marks.check(artifact)
+            prepare(self._options)
             if self._holds(artifact):
                 return
             chunks = chunks_of(artifact)
@@ -124,7 +125,6 @@ class HostStore:
         return opened.what.spec.engine.id if opened else ""
 
     def _write(self, artifact: Artifact, content: Content) -> None:
-        prepare(self._options)
         key, epoch = artifact.key, self.verified.epoch
         if not self._disk.reserve(key, artifact.spec.engine.id, content.disk_bytes):
             return
