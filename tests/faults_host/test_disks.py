@@ -1,0 +1,80 @@
+"""Disks that are full, read-only or gone: a miss and a log line, and no failed call."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import EvictScope
+
+from tests.doubles.notes import Notes
+from tests.faults_host.stores import artifact, check_index, check_is_right, store
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE = artifact(1)
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+@pytest.mark.parametrize("program", ["full", "no_byte_free", "read_only"])
+def test_a_small_disk(tmp_path: Path, program: str) -> None:
+    """See ``small_disk``, which runs in a mount namespace."""
+    tried = subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no namespace of its own for a file system: {tried.stderr.strip()}")
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-m", "tests.faults_host.small_disk", program, str(tmp_path)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+async def test_a_directory_that_vanishes_and_comes_back(tmp_path: Path) -> None:
+    directory, notes = tmp_path / "store", Notes()
+    async with store(directory, notes) as tier:
+        await tier.put(ONE)
+        shutil.rmtree(directory)
+        with capture_logs() as logged:
+            for _ in range(3):
+                with pytest.raises(TierUnavailable, match="No such file"):
+                    await tier.get(ONE.key)
+                with pytest.raises(TierUnavailable):
+                    await tier.file_of(ONE.key)
+            assert await tier.held([ONE.key]) == frozenset()
+            assert await tier.evict(EvictScope()) == await tier.evict(EvictScope())
+            assert sum(line["event"] == "cannot read the host store" for line in logged) == 1
+        await tier.put(ONE)
+        assert await check_is_right(tier, ONE)
+        assert notes.rejected == []
+        assert tier.usage().entries == 1
+    check_index(directory, 1 << 30)
+
+
+async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with capture_logs() as logged:
+        async with store(tmp_path / "file" / "store") as tier:
+            for doing in (tier.get(ONE.key), tier.put(ONE), tier.file_of(ONE.key)):
+                with pytest.raises(TierUnavailable):
+                    await doing
+            await tier.write_engines({})
+            assert tier.usage().entries == 0
+    assert {line["log_level"] for line in logged} == {"warning"}
+
+
+async def test_a_directory_of_another_user_is_not_used(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)
+    async with store(directory) as tier:
+        with pytest.raises(TierUnavailable, match="other users may write"):
+            await tier.put(ONE)
+    assert list(directory.iterdir()) == []
