@@ -10,7 +10,12 @@ import structlog
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.redis.rejections import Rejections
-from wasmkilnd.cache.redis.value_reader import ValueReader, in_thread_if_large, stored_value
+from wasmkilnd.cache.redis.value_reader import (
+    ValueReader,
+    head_size,
+    in_thread_if_large,
+    stored_value,
+)
 from wasmkilnd.cache.value import format as value_format
 from wasmkilnd.cache.value.format import MAX_VALUE_BYTES, Opened
 from wasmkilnd.cache.value.marks import MAX_MARK_BYTES
@@ -77,7 +82,8 @@ class Lookups:
             value = stored
             opened = await self._reader.open_value(key, value)
             if isinstance(opened.what, Artifact):
-                await in_thread_if_large(len(value), self._marks.marks.check, opened.what)
+                size_bytes = head_size(value)
+                await in_thread_if_large(size_bytes, self._marks.marks.check, opened.what)
             body = opened.body
             if body.size_bytes > limit_bytes:
                 # Not deleted: daemons with a higher limit use it.
