@@ -8,7 +8,8 @@ none at all (``null_tier``); ``open_shared`` chooses by ``redis_url`` when the d
 **Reading.** A call looks in memory, then in the writes that wait, then in the shared tier, and
 keeps in memory what it finds. Calls for the same entry share one look-up, and one call waits for
 the shared tier no longer than ``redis_timeout_s`` in all (``wait_budget``), apart from moving
-large values and waiting while another daemon compiles.
+large values and waiting while another daemon compiles. For a caller that accepts zstd, pieces
+stay as Redis has them, in memory too, until somebody needs the bytes (``decoded``).
 
 **Writing.** Memory at once, the shared tier after the call (``write_behind``), from a queue of
 ``write_queue_bytes``. A full queue drops the oldest artifacts, then the oldest modules. While
