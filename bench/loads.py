@@ -30,9 +30,7 @@ def warm(given: Setting) -> Iterator[Row]:
 
 def _measure(given: Setting) -> dict[str, list[float]]:
     engine = given.wasmtime.engine
-    packages = next(engine.path.glob("lib/python*/site-packages"), None)
-    if packages is None:
-        raise BenchError(f"{engine.path} has no site-packages")
+    packages = given.wasmtime.packages
     folder = given.folder / "warm"
     folder.mkdir()
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(packages)])

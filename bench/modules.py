@@ -8,12 +8,26 @@ from pathlib import Path
 
 from bench.lab import BenchError
 from tests.corpus.fetch import CorpusMismatch, CorpusUnavailable, fetch
-from tests.corpus.modules import BY_NAME
+from tests.corpus.modules import BY_NAME, RealModule
 
 MEDIUM = "itk-compress-stringify-2"
 """1.0 MB of C++; 2.6 MB in wasmtime. Both engines take about half a second."""
 LARGE = "quickjs-wasi"
 """1.5 MB of C: an interpreter with one very large function, which no engine can split."""
+PAGES = (
+    BY_NAME["resvg"],
+    RealModule(
+        name="esbuild",
+        source="npm",
+        package="esbuild-wasm",
+        version="0.28.2",
+        member="esbuild.wasm",
+        toolchain="go",
+        sha256="b1831a5c0f6cf688034fb94d0419812f165ea316a3380d3fc00a151e562d2eaf",
+        size_bytes=13_978_850,
+    ),
+)
+"""2.5 MB of Rust, and 14 MB of Go: artifacts whose pages hosts map."""
 
 # As many of these functions make an artifact of about 20 KB in wasmtime, of which the
 # empty module's ELF file alone is most.
@@ -47,7 +61,12 @@ def fetch_all(folder: Path) -> Modules:
     """Get the real ones from PyPI unless they are there; make the other. Raises BenchError."""
     small = folder / "small.wasm"
     small.write_bytes(small_module())
-    return Modules(_module("small", small), _real(MEDIUM), _real(LARGE))
+    return Modules(_module("small", small), _real(BY_NAME[MEDIUM]), _real(BY_NAME[LARGE]))
+
+
+def fetch_pages() -> list[Module]:
+    """Get the modules whose artifacts are mapped from npm, unless they are there."""
+    return [_real(each) for each in PAGES]
 
 
 def small_module() -> bytes:
@@ -74,9 +93,9 @@ def _leb128(number: int) -> bytes:
     return bytes([low | 0x80]) + _leb128(number) if number else bytes([low])
 
 
-def _real(name: str) -> Module:
+def _real(module: RealModule) -> Module:
     try:
-        return _module(name, fetch(BY_NAME[name]))
+        return _module(module.name, fetch(module))
     except (CorpusUnavailable, CorpusMismatch) as failure:
         raise BenchError(str(failure)) from None
 

@@ -35,9 +35,9 @@ class RawStream:
         self._channel.close()
 
 
-def by_digest(sha256: str, engine_id: str) -> bytes:
-    """Return the serialized request for a module's artifact."""
-    request = pb.CompileRequest(sha256=sha256, engine=engine_id)
+def by_digest(sha256: str, engine_id: str, **more: Any) -> bytes:
+    """Return the serialized request for a module's artifact; ``more`` fields as in the contract."""
+    request = pb.CompileRequest(sha256=sha256, engine=engine_id, **more)
     return bytes(request.SerializeToString())
 
 
@@ -47,7 +47,12 @@ def by_bytes(wasm: bytes, engine_id: str) -> bytes:
     return bytes(request.SerializeToString())
 
 
+def header_of(messages: list[bytes]) -> types_pb2.ArtifactHeader:
+    """Return the header of a raw answer."""
+    header: types_pb2.ArtifactHeader = pb.CompileResponse.FromString(messages[0]).header
+    return header
+
+
 def origin(messages: list[bytes]) -> int:
     """Return where the artifact in a raw answer came from."""
-    header: types_pb2.ArtifactHeader = pb.CompileResponse.FromString(messages[0]).header
-    return header.origin
+    return header_of(messages).origin

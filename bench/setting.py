@@ -23,6 +23,14 @@ class Target:
     triple: str
     cpu: str
 
+    @property
+    def packages(self) -> Path:
+        """Where its Python finds the engine."""
+        found = next(self.engine.path.glob("lib/python*/site-packages"), None)
+        if found is None:
+            raise BenchError(f"{self.engine.path} has no site-packages")
+        return found
+
 
 @dataclass(frozen=True)
 class Setting:

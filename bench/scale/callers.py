@@ -11,9 +11,9 @@ from bench.bare import METHOD
 from bench.hits import hold
 from bench.lab import start_server
 from bench.machine import cpu_seconds
+from bench.orders import Program
 from bench.raw import COMPILE
 from bench.results import Row, compare
-from bench.scale.orders import Program
 from bench.setting import Setting
 
 CALLERS = (1, 8, 64)

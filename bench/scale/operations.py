@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from bench.orders import Program
 from bench.results import Row, compare, figure
 from bench.scale.host_files import files_of
-from bench.scale.orders import Program
 from bench.setting import Setting
 from bench.timing import collect
 from bench.valkey import Valkey, start_valkey

@@ -9,7 +9,7 @@ import pytest
 
 from bench.engine_process import EngineProcess
 from bench.inside import OPERATIONS
-from bench.scale.orders import Program
+from bench.orders import Program
 from bench.valkey import start_valkey
 from tests.e2e.daemon import installed_engines
 from tests.e2e.wasm import adder

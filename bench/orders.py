@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from bench.lab import ROOT, BenchError, end
@@ -14,12 +16,18 @@ from bench.lab import ROOT, BenchError, end
 class Program:
     """A program of the bench that reads lines of JSON, and answers each with one."""
 
-    def __init__(self, stack: ExitStack, module: str, *arguments: str) -> None:
-        """Start it; ``stack`` ends it."""
+    def __init__(
+        self, stack: ExitStack, module: str, *arguments: str, packages: Path | None = None
+    ) -> None:
+        """Start it, with ``packages`` beside those of this process; ``stack`` ends it."""
+        path = os.pathsep.join(
+            each for each in (os.environ.get("PYTHONPATH"), packages and str(packages)) if each
+        )
         self._name = " ".join([module, *arguments[:2]])
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
