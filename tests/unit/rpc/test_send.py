@@ -95,6 +95,7 @@ class Rig:
             raise
         finally:
             await asyncio.wait([task])
+            task.cancelled() or task.exception()
             await asyncio.sleep(0)
 
     async def _send(self, caller: Caller, one: Artifact) -> None:
