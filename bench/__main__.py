@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import compiles, hits, loads, neighbours, plot, redis_hits, stalls
+from bench import busy, compiles, hits, loads, neighbours, plot, redis_hits, stalls
 from bench.lab import BenchError
 from bench.machine import describe
 from bench.results import Row, as_json, from_json, markdown, print_table, wrapped
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "warm": loads.warm,
     "callers": compiles.callers,
     "stalls": stalls.under_load,
+    "busy": busy.on_a_busy_machine,
     "scale": scale,
 }
 
