@@ -9,7 +9,8 @@ sides compile the very same thing.
 A ``first`` compile happens in a fork that has the engine imported and has compiled
 nothing: what a service sees that imports its engine, compiles its module and goes
 on. An ``again`` compile happens in this process, whose allocator and threads are
-warm from earlier ones. Neither counts reading the module, nor the fork.
+warm from earlier ones. Neither counts reading the module, nor the fork. Both validate
+the whole module first, as a host does that compiles what others wrote, and as jobs do.
 """
 
 from __future__ import annotations
