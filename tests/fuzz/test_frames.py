@@ -25,7 +25,6 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
 from wasmkilnd.rpc.wire import headers
 from wasmkilnd.rpc.wire.status import to_status
-from wasmkilnd.wire import pack
 
 from tests.fuzz.bytes_from_outside import anything, corpus, json_values
 
@@ -108,8 +107,6 @@ def check_error(failure: WasmkilnError) -> None:
 def check(report: JobReport) -> None:
     """A verdict, or an error of the contract, and both can be sent to a caller."""
     try:
-        if report.artifact is not None:
-            report.packed = pack(report.artifact)
         said = verdict.read(report, "wasmtime-1", "compiling", LIMITS)
         valid = said.outcome is Outcome.VALID
         code = verdict.compiled_code(report, "wasmtime-1", 0.0) if valid else None

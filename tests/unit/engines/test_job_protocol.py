@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
+from wasmkilnd.wire import pack
 
 FLOOD = """
 import socket, sys
@@ -66,7 +67,7 @@ async def test_what_jobs_say(said: Sequence[bytes]) -> None:
     assert report.set_up == (SET_UP in said)
     assert report.configured == (CONFIGURED in said)
     assert report.compiled == (COMPILED in said)
-    assert report.artifact == (b"code" if ARTIFACT in said else None)
+    assert report.packed == (pack(b"code") if ARTIFACT in said else None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from wasmkilnd.engines.verdicts import job_result, verdict
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
+from wasmkilnd.wire import pack
 
 from tests.unit.engines.limits import LIMITS
 
@@ -27,7 +28,7 @@ def read(outcome: str, **numbers: Any) -> verdict.Verdict:
         set_up=True,
         configured=True,
         result={**said, **numbers},
-        artifact=bytearray(b"code") if outcome == "ok" else None,
+        packed=pack(b"code") if outcome == "ok" else None,
         module_bytes=100,
         elapsed_s=2.5,
     )

@@ -9,9 +9,9 @@ the next one comes. One compile, from top to bottom:
   loses its worker runs once more on another; after the second loss it is COMPILER_CRASHED.
 - ``process`` gives the job to its worker, enforces the wall clock, and waits for the end. Past
   the time limit it kills the job's process group; the worker goes on.
-- ``job_protocol`` sends the order and receives the artifact and the result. A job that breaks the
-  protocol is killed. Nothing that a job sends is trusted: frames are bounded, each type may come
-  once and in order.
+- ``job_protocol`` sends the order and receives the artifact and the result; ``receive`` packs the
+  artifact as it arrives. A job that breaks the protocol is killed. Nothing that a job sends is
+  trusted: frames are bounded, each type may come once and in order.
 - ``job_orders`` builds the orders: compile, validate, call, describe, nothing.
 
 Around it:

@@ -11,15 +11,13 @@ from typing import Any
 
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
+from wasmkilnd.engines.workers.receive import receive_exactly, receive_header, receive_packed
 from wasmkilnd.model import Priority
-from wasmkilnd.wire import Packed, pack
+from wasmkilnd.wire import Packed
 
 # The frames that a job may send: each at most once and in this order, so a job cannot send without
 # end.
 _FRAMES_OF_JOBS = (Type.SET_UP, Type.CONFIGURED, Type.COMPILED, Type.ARTIFACT, Type.RESULT)
-# Packing less than this takes less time than handing it to a thread and back.
-_PACK_INLINE_BYTES = 256 * 1024
-_ONE_READ_BYTES = 256 * 1024
 # The largest number that a worker or a job may send.
 MAX_NUMBER = 2**63 - 1
 
@@ -56,8 +54,6 @@ class JobReport:
 
     result: dict[str, Any] | None = None
     """Its RESULT frame, if it sent one."""
-    artifact: bytearray | None = None
-    """The artifact as received, until it is packed."""
     packed: Packed | None = None
     """The artifact as it is stored and sent to callers."""
     set_up: bool = False
@@ -88,15 +84,6 @@ class JobReport:
     peak_memory_bytes: int = 0
     """Its peak resident memory; 0 where the kernel does not tell."""
 
-    async def pack(self) -> None:
-        """Pack the artifact, if there is one, and release it as it was received."""
-        if self.artifact is not None:
-            if len(self.artifact) <= _PACK_INLINE_BYTES:
-                self.packed = pack(self.artifact)
-            else:
-                self.packed = await asyncio.to_thread(pack, self.artifact)
-            self.artifact = None
-
 
 async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> None:
     """Send the order; fill the report until the job closes its end, or breaks the protocol."""
@@ -110,18 +97,19 @@ async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
     expected = iter(_FRAMES_OF_JOBS)
     try:
         while True:
-            kind, size = await _receive_header(sock, job.artifact_limit_bytes)
+            kind, size = await receive_header(sock, job.artifact_limit_bytes)
             if kind not in expected:  # This also drops the frames before it from ``expected``.
                 raise frames.FrameError(f"unexpected {kind.name} frame")
-            payload = await _receive_exactly(sock, size)
+            if kind is Type.ARTIFACT:
+                report.packed = await receive_packed(sock, size)
+                continue
+            payload = await receive_exactly(sock, size)
             if kind is Type.SET_UP:
                 report.set_up = True
             elif kind is Type.CONFIGURED:
                 report.configured = True
             elif kind is Type.COMPILED:
                 report.compiled = True
-            elif kind is Type.ARTIFACT:
-                report.artifact = payload
             else:
                 result = json.loads(payload)
                 if not isinstance(result, dict):
@@ -139,29 +127,3 @@ def _messages(job: JobOrder) -> Sequence[tuple[Type, bytes]]:
         return [(Type.ORDER, json.dumps(order).encode())]
     order["module_bytes"] = len(job.wasm)
     return [(Type.ORDER, json.dumps(order).encode()), (Type.MODULE, job.wasm)]
-
-
-async def receive(sock: socket.socket) -> tuple[Type, bytearray]:
-    """Wait for one frame without code in it. Raises EOFError, FrameError, OSError."""
-    kind, size = await _receive_header(sock, 0)
-    return kind, await _receive_exactly(sock, size)
-
-
-async def _receive_header(sock: socket.socket, code_bytes: int) -> tuple[Type, int]:
-    return frames.parse_header(await _receive_exactly(sock, frames.HEADER.size), code_bytes)
-
-
-async def _receive_exactly(sock: socket.socket, size: int) -> bytearray:
-    loop = asyncio.get_running_loop()
-    # Grow with what arrives: to allocate and clear all that a header announces takes time.
-    received = bytearray()
-    while len(received) < size:
-        if received:
-            # sock_recv does not wait for what is there already. A job that sends as fast as the
-            # daemon reads would keep all other tasks, and its own time limit, from running.
-            await asyncio.sleep(0)
-        piece = await loop.sock_recv(sock, min(size - len(received), _ONE_READ_BYTES))
-        if not piece:
-            raise EOFError
-        received += piece
-    return received

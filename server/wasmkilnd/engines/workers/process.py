@@ -29,8 +29,8 @@ from wasmkilnd.engines.workers.job_protocol import (
     JobOrder,
     JobReport,
     exchange,
-    receive,
 )
+from wasmkilnd.engines.workers.receive import receive
 from wasmkilnd.model import Isolation, Priority
 
 # The longest that a healthy worker takes for its own part of a job: a fork before it, a frame
@@ -114,7 +114,7 @@ class Worker:
     _job_given_up: bool = False
 
     async def run(self, job: JobOrder, jobs: Neighbours | None = None) -> JobReport:
-        """Have the worker do one job, wait for its end, and pack what it made.
+        """Have the worker do one job, and wait for its end.
 
         ``jobs`` are all that run now; a job past its time is killed with its process group. Raises
         OutOfDescriptors before anything has begun: the worker stays usable. Raises JobNotSetUp or
@@ -140,9 +140,6 @@ class Worker:
                         why = report.last_words or pipes.last_words() or str(failure)
                         raise JobNotSetUp(f"a job cannot be set up: {last_line(why)}") from None
                     raise
-            # Pack before the worker is free: so at most one artifact per worker is in memory
-            # twice, as received and as packed.
-            await report.pack()
             return report
         finally:
             self._job_given_up = False
