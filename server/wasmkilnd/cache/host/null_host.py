@@ -21,6 +21,7 @@ class NullHostTier:
     """Holds nothing and does nothing, so that no caller asks whether there is a host store."""
 
     name = "host_store"
+    takes_writes = False
 
     async def start(self) -> None:
         """Do nothing."""
@@ -34,7 +35,9 @@ class NullHostTier:
         """Return None."""
         return None
 
-    async def file_of(self, key: CacheKey) -> tuple[Artifact, HostFile] | None:
+    async def file_of(
+        self, key: CacheKey, allowance: Allowance | None = None
+    ) -> tuple[Artifact, HostFile] | None:
         """Return None."""
         return None
 

@@ -31,16 +31,19 @@ from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, HostFile, Kind
 from wasmkilnd.ports import Sealer
+from wasmkilnd.wait_budget import Allowance
 
 T = TypeVar("T")
 
 _TRIES = 3
+# A slow disk; a look-up may take longer for a large artifact, but no longer than at this rate.
+_LEAST_BYTES_PER_S = 32 * 1024 * 1024
 _REMEMBERED_BYTES = 16 * 1024 * 1024
 # A file that changed this recently may change again with the same ctime.
 _SETTLED_NS = 1_000_000_000
 
 
-class HostStore:
+class EntryStore:
     """Writes and reads entries. Safe for use from any thread.
 
     Each method raises TierUnavailable for what the disk refuses, and nothing else.
@@ -65,22 +68,29 @@ class HostStore:
         self._artifact_bytes = artifact_bytes
         self.verified = Verified(_REMEMBERED_BYTES)
 
-    def read(self, key: CacheKey) -> Artifact | None:
-        """Return the artifact with its frames, every byte of it checked now."""
+    def read(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
+        """Return the artifact with its frames, every byte of it checked now.
+
+        Add to ``allowance`` the time that reading so much may take.
+        """
 
         def read(entry: OpenEntry) -> Artifact | None:
             epoch, opened = self.verified.epoch, entry.open_head()
             self._marks.check(opened.what)
             if opened.body.size_bytes > self._artifact_bytes():
                 return None  # Not removed: daemons with a higher limit use it.
+            allowance.add(opened.body.size_bytes / _LEAST_BYTES_PER_S)
             artifact, identity = entry.verify(opened, keep=True)
             self._remember(artifact, identity, epoch)
             return artifact
 
         return self._with_entry(key, read)
 
-    def file_of(self, key: CacheKey) -> tuple[Artifact, HostFile] | None:
-        """Return the artifact without frames, and its file, which this process has checked."""
+    def file_of(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, HostFile] | None:
+        """Return the artifact without frames, and its file, which this process has checked.
+
+        Add to ``allowance`` the time that a check of so much may take.
+        """
 
         def find(entry: OpenEntry) -> tuple[Artifact, HostFile]:
             epoch, known = self.verified.epoch, self.verified.get(key)
@@ -90,6 +100,7 @@ class HostStore:
             else:
                 opened = entry.open_head()
                 self._marks.check(opened.what)
+                allowance.add(opened.body.size_bytes / _LEAST_BYTES_PER_S)
                 artifact, identity = entry.verify(opened, keep=False)
                 self._remember(artifact, identity, epoch)
             return artifact, _host_file(self._path(key), identity)

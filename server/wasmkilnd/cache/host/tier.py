@@ -1,4 +1,4 @@
-"""The host store as a tier: runs ``HostStore`` in threads, and keeps house behind the calls."""
+"""The host store as a tier: runs ``EntryStore`` in threads, and keeps house behind the calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wasmkilnd.cache.host.entry import HeaderOf
 from wasmkilnd.cache.host.housekeeping import Housekeeping
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.reports import Reports
-from wasmkilnd.cache.host.store import HostStore
+from wasmkilnd.cache.host.store import EntryStore
 from wasmkilnd.cache.host.sweep import Sweep
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.errors import TierUnavailable
@@ -65,7 +65,7 @@ class HostTier:
         """
         self._reports = Reports(self.name, recorder)
         self._disk = Disk(options)
-        self._store = HostStore(
+        self._store = EntryStore(
             options, self._disk, sealer, header_of, marks or Marks(), self._reports, artifact_bytes
         )
         self._sweep = Sweep(self._disk, self._store.engine_of)
@@ -90,12 +90,14 @@ class HostTier:
         accept: frozenset[str] = frozenset(),
     ) -> Artifact | None:
         """Return the artifact under ``key``, verified. Raises TierUnavailable."""
-        artifact = await self._do("read", self._store.read, key)
+        artifact = await self._do("read", self._store.read, key, allowance or Allowance())
         if artifact:
             self._keeping.used(key)
         return artifact
 
-    async def file_of(self, key: CacheKey) -> tuple[Artifact, HostFile] | None:
+    async def file_of(
+        self, key: CacheKey, allowance: Allowance | None = None
+    ) -> tuple[Artifact, HostFile] | None:
         """Return the artifact without frames, and the file that holds it, verified.
 
         Raises TierUnavailable. The file may be evicted by the time a caller opens it.
@@ -103,7 +105,8 @@ class HostTier:
         # Callers of one entry share its check. A caller that leaves does not end it.
         check = self._checks.get(key)
         if check is None:
-            check = asyncio.create_task(self._do("read", self._store.file_of, key))
+            work = self._do("read", self._store.file_of, key, allowance or Allowance())
+            check = asyncio.create_task(work)
             self._checks[key] = check
             check.add_done_callback(partial(self._checked, key))
         found = await asyncio.shield(check)
