@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,16 @@ from wasmkiln._compile_here import compile_within
 from wasmkiln._file_digests import identify_once
 from wasmkiln._flow import Blocking, Deadline, RetryPolicy
 from wasmkiln._header_fields import Call
-from wasmkiln._loaded import LoadedModules
+from wasmkiln._loaded import Loaded, LoadedModules
 from wasmkiln._requests import identify
 from wasmkiln.host_store import FileChecks, HostStore, Refused
 from wasmkiln.loading import chosen, load_verified
+from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1.types_pb2 import ArtifactKey
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from wasmkiln._calls import Calls
@@ -40,10 +43,14 @@ if TYPE_CHECKING:
     from wasmkiln.v1.module_service_pb2 import CompileRequest
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
+    Read = Callable[[], IdentifiedModule]
+
 _log = logging.getLogger("wasmkiln")
 
 # How long a client that could not open a file which the daemon named asks for bytes.
 _NO_FILES_S = 60.0
+# How long a call whose caller has fast code already may look for optimised code.
+_LOOK_S = 5.0
 # How often a call begins anew because its module's file changed meanwhile.
 _MAX_CHANGES = 3
 
@@ -86,36 +93,72 @@ class Modules:
         if fallback not in (None, "compile"):
             raise ValueError(f"fallback is 'compile' or None, not {fallback!r}")
         request.engine = request.engine or chosen.engine_name(into)
+        if request.accept_fast and into is not None:
+            raise ValueError(
+                "with accept_fast the engine depends on the artifact: leave out `into`, and use "
+                "wasmkiln.engine_of(module)"
+            )
+        asking = _Asking(source, request, into, fallback, deadline)
         for _ in range(_MAX_CHANGES):
             with suppress(_FileChanged):
-                return (yield from self._module(source, request, into, fallback, deadline))
-        return (yield from self._module(source, request, into, fallback, deadline))
+                return (yield from self._module(asking))
+        return (yield from self._module(asking))
 
-    def _module(
-        self,
-        source: Source,
-        request: CompileRequest,
-        into: Any,
-        fallback: str | None,
-        deadline: Deadline,
-    ) -> Flow[Any]:
-        asked = (request.engine, request.target, request.cpu, *sorted(request.settings.items()))
-        identified, kind = yield Blocking(partial(identify_once, source))
-        module = self._loaded.get((identified.sha256, *asked), into)
-        if module is not None:
-            return module
+    def _module(self, asking: _Asking) -> Flow[Any]:
+        request, into = asking.request, asking.into
+        identified, kind = yield Blocking(partial(identify_once, asking.source))
         request.sha256 = identified.sha256
+        asked = (request.engine, request.target, request.cpu, *sorted(request.settings.items()))
+        key = identified.sha256, *asked
+        read = partial(_identify_again, asking.source, identified.sha256)
         call = Call(request, identified.sha256, kind)
-        opening = partial(self._store.open, call, chosen.fits)
-        module = yield Blocking(partial(self._load_file, opening, into))
-        if module is None:
-            request.engine = self._store.engine_id(request.engine, chosen.fits)
-            read = partial(_identify_again, source, identified.sha256)
-            if fallback is None:
-                module = yield from self._from_daemon(call, read, into, deadline, None)
-            else:
-                module = yield from self._from_daemon_or_here(call, read, into, deadline)
-        return self._loaded.put((identified.sha256, *asked), into, module)
+        held = self._loaded.get(key, into)
+        if held is not None and (request.accept_fast or not held.is_fast):
+            if not held.look_again():
+                return held.module
+            loaded = yield from self._optimised(
+                Call(request, identified.sha256, kind), read, asking
+            )
+            loaded = loaded or held
+        else:
+            loaded = yield from self._found(call, read, asking)
+        return self._loaded.put(key, into, loaded)
+
+    def _found(self, call: Call, read: Read, asking: _Asking) -> Flow[Loaded]:
+        """Return the module from wherever it is."""
+        loaded = yield from self._from_store(call, asking.into)
+        if loaded is not None:
+            return loaded
+        call.request.engine = self._store.engine_id(call.request.engine, chosen.fits)
+        if asking.fallback is None:
+            return (yield from self._from_daemon(call, read, asking.into, asking.deadline, None))
+        return (yield from self._from_daemon_or_here(call, read, asking))
+
+    def _optimised(self, call: Call, read: Read, asking: _Asking) -> Flow[Loaded | None]:
+        """Return the module with optimised code, if that can be had at once; None if not."""
+        plain = modules.CompileRequest()
+        plain.CopyFrom(call.request)
+        plain.accept_fast = False
+        call = Call(plain, call.module_sha256, call.kind)
+        loaded = yield from self._from_store(call, asking.into)
+        if loaded is not None:
+            return loaded
+        key = ArtifactKey(
+            module_sha256=call.module_sha256,
+            engine=plain.engine,
+            target=plain.target,
+            cpu=plain.cpu,
+            settings=plain.settings,
+        )
+        remaining_s = max(0.001, min(asking.deadline.remaining_s(), _LOOK_S))
+        try:
+            if (yield from self._calls.find_missing([key], remaining_s)):
+                return None
+            soon = Deadline(remaining_s)
+            return (yield from self._from_daemon(call, read, asking.into, soon, RetryPolicy(1)))
+        except errors.WasmkilnError as why:  # the fast code still works
+            _log.debug("no optimised code of module %s: %s", call.module_sha256, why)
+            return None
 
     def host_file(
         self, source: Source, request: CompileRequest, *, timeout_s: float | None
@@ -141,34 +184,33 @@ class Modules:
             )
         return path
 
+    def _from_store(self, call: Call, into: Any) -> Flow[Loaded | None]:
+        opening = partial(self._store.open, call, chosen.fits)
+        loaded: Loaded | None = yield Blocking(partial(self._load_opened, opening, into))
+        return loaded
+
     def _from_daemon(
-        self,
-        call: Call,
-        read: Callable[[], Any],
-        into: Any,
-        deadline: Deadline,
-        retry: RetryPolicy | None,
-    ) -> Flow[Any]:
+        self, call: Call, read: Read, into: Any, deadline: Deadline, retry: RetryPolicy | None
+    ) -> Flow[Loaded]:
         call.request.accept_host_file = time.monotonic() >= self._no_files_until_s
         artifact: Artifact = yield from self._calls.obtain(call, read, deadline, retry=retry)
-        if artifact.header.HasField("host_file"):
-            opening = partial(self._open_answered, call, artifact.header)
-            module = yield Blocking(partial(self._load_file, opening, into))
-            if module is not None:
-                return module
-            self._no_files_until_s = time.monotonic() + _NO_FILES_S
+        header = artifact.header
+        if header.HasField("host_file"):
+            opening = partial(self._open_answered, call, header)
+            loaded: Loaded | None = yield Blocking(partial(self._load_opened, opening, into))
+            if loaded is not None:
+                return loaded
             call.request.accept_host_file = False
             artifact = yield from self._calls.obtain(call, read, deadline, retry=retry)
         # The bytes were verified on arrival.
-        return (yield Blocking(partial(load_verified, artifact, into)))
+        module = yield Blocking(partial(load_verified, artifact, into))
+        return Loaded(module, artifact.header.is_fast)
 
-    def _from_daemon_or_here(
-        self, call: Call, read: Callable[[], Any], into: Any, deadline: Deadline
-    ) -> Flow[Any]:
+    def _from_daemon_or_here(self, call: Call, read: Read, asking: _Asking) -> Flow[Loaded]:
         # A daemon that does not answer must leave time to compile here.
-        half = Deadline(deadline.remaining_s() / 2)
+        half = Deadline(asking.deadline.remaining_s() / 2)
         try:
-            return (yield from self._from_daemon(call, read, into, half, RetryPolicy(1)))
+            return (yield from self._from_daemon(call, read, asking.into, half, RetryPolicy(1)))
         except _FINAL:
             raise
         except errors.WasmkilnError as failure:
@@ -177,39 +219,52 @@ class Modules:
         if identified.module is None:
             raise error
         _log.debug("compiling module %s here: %s", identified.sha256, error)
-        return (yield Blocking(partial(compile_within, deadline, identified, call.request, into)))
+        compiling = partial(compile_within, asking.deadline, identified, call.request, asking.into)
+        return Loaded((yield Blocking(compiling)), is_fast=False)
 
     def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
-        if not header.HasField("host_file"):
-            raise Refused("the daemon named no file")
-        return self._store.open_answered(call, header)
-
-    def _load_file(self, opening: Callable[[], Entry], into: Any) -> Any:
-        """Open, check and load a file of the host store. Return None where that fails."""
+        """Open the file that an answer names. Where that fails, ask for no files for a while."""
         try:
-            entry = opening()
-            try:
-                entry.check(self._checks)
-                module = load_verified(entry, into, explain=False)
-                entry.check_unchanged()
-            finally:
-                entry.close()
-        except (Refused, errors.IncompatibleEngine, OSError) as why:
-            _log.debug("not from the host store: %s", why)
-            return None
-        return module
+            if not header.HasField("host_file"):
+                raise Refused("the daemon named no file")
+            return self._store.open_answered(call, header)
+        except Refused:
+            self._no_files_until_s = time.monotonic() + _NO_FILES_S
+            raise
+
+    def _load_opened(self, opening: Callable[[], Entry], into: Any) -> Loaded | None:
+        """Open, check and load a file of the host store. Return None where that fails."""
+        with self._missed(), closing(opening()) as entry:
+            entry.check(self._checks)
+            module = load_verified(entry, into, explain=False)
+            entry.check_unchanged()
+            return Loaded(module, entry.header.is_fast)
+        return None
 
     def _checked_path(self, opening: Callable[[], Entry]) -> Path | None:
+        """Open and check a file of the host store. Return its path, or None."""
+        with self._missed(), closing(opening()) as entry:
+            entry.check(self._checks)
+            return entry.path
+        return None
+
+    @contextmanager
+    def _missed(self) -> Iterator[None]:
         try:
-            entry = opening()
-            try:
-                entry.check(self._checks)
-            finally:
-                entry.close()
-        except (Refused, OSError) as why:
+            yield
+        except (Refused, errors.IncompatibleEngine, OSError) as why:
             _log.debug("not from the host store: %s", why)
-            return None
-        return entry.path
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """One call of `module`."""
+
+    source: Source
+    request: CompileRequest
+    into: Any
+    fallback: str | None
+    deadline: Deadline
 
 
 class _FileChanged(OSError):  # noqa: N818

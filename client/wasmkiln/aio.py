@@ -179,6 +179,7 @@ class AsyncClient(AsyncPerformer):
         settings: Mapping[str, str] | None = None,
         into: Any = None,
         fallback: Literal["compile"] | None = None,
+        accept_fast: bool = False,
         timeout_s: float | None = None,
     ) -> Any:
         """Return a module, loaded into an engine of this process and ready to instantiate.
@@ -186,20 +187,22 @@ class AsyncClient(AsyncPerformer):
         Return what this client loaded before; else map the artifact's file in this machine's
         host store, without a call; else ask the daemon for a file to map, or for the bytes.
         With `fallback="compile"`, compile in this process when the daemon cannot be reached or
-        fails with anything but the module's own fault: the daemon then gets one attempt and
-        half of `timeout_s`. A compile cannot be stopped: after `timeout_s` the call raises
-        DeadlineExceeded, and the compile goes on in its thread (wasmer's lets no other run).
+        fails with anything but the module's own fault; it gets one attempt and half of the time.
+        After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
 
         The arguments are those of `compile`, but the engine is that of `into`, a
-        `wasmtime.Engine` or `wasmer.Store`, or wasmtime where it is installed, else wasmer. Of
-        several versions that the host store knows, it is the newest that this process can load.
+        `wasmtime.Engine` or `wasmer.Store`, or else wasmtime where it is installed, or wasmer; of
+        several versions that the host store knows, the newest that this process can load.
         Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
-        client keeps the 128 modules that were used last, and the digests of unchanged files.
+        client keeps the 128 modules used last, and digests of unchanged files. With `accept_fast`
+        and without `into`, the code may be a fast compiler's; a later call, at most one a second,
+        looks for the optimised code, and returns that.
 
-        Loading a module is running its code: see `check_files`. Raise the errors of `compile`
-        and of `Artifact.load`.
+        Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
         """
-        request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
+        request = compile_request(
+            engine=engine, target=target, cpu=cpu, settings=settings, accept_fast=accept_fast
+        )
         return await self._run(
             self._modules.module(source, request, into=into, fallback=fallback, timeout_s=timeout_s)
         )
@@ -216,10 +219,8 @@ class AsyncClient(AsyncPerformer):
     ) -> Path:
         """Return the path of a module's artifact in this machine's host store.
 
-        It is checked as `check_files` says, when this returns; whoever opens it should check it
-        again: docs/host-store.md says how. The daemon compiles what is not there yet. Raise
-        HostFileUnavailable where the daemon keeps no file of it that this process can open, and
-        the errors of `compile`.
+        It was checked as `check_files` says; docs/host-store.md says how to open it. The daemon
+        compiles what is not there yet. Raise the errors of `compile`, and HostFileUnavailable.
         """
         request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
         return await self._run(self._modules.host_file(source, request, timeout_s=timeout_s))

@@ -83,6 +83,8 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         self.artifact = b"native code " * 1000
         self.chunk_bytes = 5000
         self.header_changes: dict[str, Any] = {}
+        # What a call that accepts fast code gets, if it is not empty.
+        self.fast_artifact = b""
         # What a call that accepts a file gets instead of bytes.
         self.host_file: types.HostFile | None = None
         # Takes the honest messages, gives those that are sent.
@@ -105,13 +107,15 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
     def requests(self, method: str) -> list[Any]:
         return [request for name, request in self.calls if name == method]
 
-    def header(self, sha256: str, request: modules.CompileRequest) -> types.ArtifactHeader:
+    def header(
+        self, sha256: str, request: modules.CompileRequest, artifact: bytes
+    ) -> types.ArtifactHeader:
         name, _, version = (request.engine or "wasmtime").partition("-")
         version = version or {"wasmer": "1.1.0", "wasmtime": "50.0.1"}[name]
         header = types.ArtifactHeader(
             module_sha256=sha256,
-            artifact_sha256=hashlib.sha256(self.artifact).hexdigest(),
-            size_bytes=len(self.artifact),
+            artifact_sha256=hashlib.sha256(artifact).hexdigest(),
+            size_bytes=len(artifact),
             engine=types.Engine(id=f"{name}-{version}", name=name, version=version),
             target=request.target or "x86_64-unknown-linux-gnu",
             cpu=request.cpu or "baseline",
@@ -161,13 +165,19 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             Refusal(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED", f"no {sha256}").abort(context)
         elif module in self.refuse_module:
             self.refuse_module[module].abort(context)
-        messages = [modules.CompileResponse(header=self.header(sha256, request))]
+        is_fast = request.accept_fast and self.fast_artifact != b""
+        artifact = self.fast_artifact if is_fast else self.artifact
+        header = self.header(sha256, request, artifact)
+        if is_fast:
+            header.is_fast = True
+            header.settings["strategy"] = header.changed_settings["strategy"] = "winch"
+        messages = [modules.CompileResponse(header=header)]
         if self.host_file is not None and request.accept_host_file:
             messages[0].header.host_file.CopyFrom(self.host_file)
         elif not request.omit_artifact:
             messages += [
-                modules.CompileResponse(chunk=self.artifact[at : at + self.chunk_bytes])
-                for at in range(0, len(self.artifact), self.chunk_bytes)
+                modules.CompileResponse(chunk=artifact[at : at + self.chunk_bytes])
+                for at in range(0, len(artifact), self.chunk_bytes)
             ]
         sent = self.tamper(messages)
         if self.cuts:

@@ -14,8 +14,9 @@ import pytest
 import wasmkiln
 import wasmtime
 from wasmkiln import _file_digests, _modules, errors
-from wasmkiln._loaded import LoadedModules
+from wasmkiln._loaded import Loaded, LoadedModules
 from wasmkiln._requests import identify
+from wasmkiln.loading import with_wasmtime
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.e2e import wasm
@@ -260,14 +261,81 @@ def test_a_file_that_changes_meanwhile_begins_anew(
 
 
 def test_the_least_recently_used_is_forgotten() -> None:
-    loaded = LoadedModules(limit=2)
-    one, two, three = object(), object(), object()
-    loaded.put(("a",), None, one)
-    loaded.put(("b",), None, two)
-    assert loaded.get(("a",), None) is one
-    loaded.put(("c",), None, three)
-    assert loaded.get(("b",), None) is None
-    assert loaded.put(("a",), None, two) is one, "what came first stays"
+    held = LoadedModules(limit=2)
+    one, two, three = (Loaded(object(), is_fast=False) for _ in range(3))
+    held.put(("a",), None, one)
+    held.put(("b",), None, two)
+    assert held.get(("a",), None) is one
+    held.put(("c",), None, three)
+    assert held.get(("b",), None) is None
+    assert held.put(("a",), None, two) is one.module, "what came first stays"
+
+
+class TestFast:
+    @pytest.fixture
+    def fast(self, daemon: FakeDaemon, adder: bytes) -> FakeDaemon:
+        """A daemon that has fast code only, as yet."""
+        engine = with_wasmtime._engine((("strategy", "winch"),))
+        daemon.modules[hashlib.sha256(adder).hexdigest()] = adder
+        daemon.fast_artifact = bytes(wasmtime.Module(engine, adder).serialize())
+        daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
+        return daemon
+
+    def test_it_is_replaced_once_the_daemon_has_better_code(
+        self,
+        make_client: Callable[..., Any],
+        fast: FakeDaemon,
+        adder: bytes,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        client = make_client(fast.address, host_store_dir="none")
+        first = client.module(adder, accept_fast=True)
+        assert add(first) == 42
+        for _ in range(5):
+            assert client.module(adder, accept_fast=True) is first
+        assert not fast.requests("FindMissing"), "not more than one look a second"
+        monkeypatch.setattr("wasmkiln._loaded.LOOK_AGAIN_S", 0)
+        assert client.module(adder, accept_fast=True) is first
+        [look] = fast.requests("FindMissing")
+        assert [key.engine for key in look.keys] == ["wasmtime"]
+        fast.fast_artifact = b""
+        fast.warm.add((hashlib.sha256(adder).hexdigest(), "wasmtime"))
+        better = client.module(adder, accept_fast=True)
+        assert better is not first
+        assert add(better) == 42
+        calls = len(fast.calls)
+        assert client.module(adder, accept_fast=True) is better
+        assert client.module(adder) is better
+        assert len(fast.calls) == calls
+
+    def test_it_is_replaced_from_the_host_store(
+        self,
+        make_client: Callable[..., Any],
+        fast: FakeDaemon,
+        adder: bytes,
+        store: StoreWriter,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("wasmkiln._loaded.LOOK_AGAIN_S", 0)
+        client = make_client(fast.address, host_store_dir=store.directory)
+        first = client.module(adder, accept_fast=True)
+        fast.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING"))
+        assert client.module(adder, accept_fast=True) is first, "a failed look harms nothing"
+        store.add(adder)
+        calls = len(fast.calls)
+        assert client.module(adder, accept_fast=True) is not first
+        assert len(fast.calls) == calls
+
+    def test_a_call_that_does_not_accept_it_gets_optimised_code(
+        self, make_client: Callable[..., Any], fast: FakeDaemon, adder: bytes
+    ) -> None:
+        client = make_client(fast.address, host_store_dir="none")
+        first = client.module(adder, accept_fast=True)
+        best = client.module(adder)
+        assert best is not first
+        assert client.module(adder, accept_fast=True) is best
+        with pytest.raises(ValueError, match="engine_of"):
+            client.module(adder, accept_fast=True, into=wasmtime.Engine())
 
 
 def test_arguments(make_client: Callable[..., Any], adder: bytes) -> None:
