@@ -7,7 +7,7 @@ daemon up or down. An entry is a folder with the artifact, its header and attest
 
 | file | what |
 |---|---|
-| ``tier``, ``null_host`` | ``HostTier`` runs the rest in threads; the store switched off |
+| ``tier`` | ``HostTier`` runs the rest in threads |
 | ``store`` | read, write and check entries; ``entry``: one entry's files; ``verified``: done once |
 | ``disk`` | entries come, go and make room, on the disk and in the index together |
 | ``index``, ``rows`` | SQLite: bytes and last use of each entry |

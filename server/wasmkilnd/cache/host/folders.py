@@ -16,7 +16,7 @@ from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey
-from wasmkilnd.ownership import NotOurs, make_folder
+from wasmkilnd.ownership import NotOurs, check_path, make_folder
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ELOOP, errno.ENOTDIR)
@@ -61,8 +61,17 @@ def open_root(directory: Path) -> int:
         check_ours(os.fstat(descriptor), str(directory))
     except ValueRejected as rejected:
         os.close(descriptor)
+        refuse_foreign(directory)  # It says what to do.
         raise TierUnavailable(f"the host store refuses its directory: {rejected.why}") from None
     return descriptor
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Raise TierUnavailable if another user can change what ``directory`` leads to."""
+    try:
+        check_path(directory)
+    except NotOurs as failure:
+        raise TierUnavailable(str(failure)) from None
 
 
 def open_entry(directory: Path, key: CacheKey) -> int | None:

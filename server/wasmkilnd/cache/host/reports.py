@@ -41,10 +41,11 @@ class Reports:
         )
 
     def trouble(self, doing: str, why: str) -> None:
-        """Log why the store cannot do something, unless that is what it logged last."""
+        """Log why the store cannot do something, once while the cause lasts."""
         with self._lock:
-            known, self._troubles[doing] = self._troubles.get(doing), why
-        if known != why:
+            is_known = why in self._troubles.values()
+            self._troubles[doing] = why
+        if not is_known:
             _log.warning(f"cannot {doing} the host store", tier=self._tier, cause=why)
 
     def works(self, doing: str) -> None:

@@ -20,7 +20,6 @@ from wasmkiln.artifact import Artifact as ClientArtifact
 from wasmkiln.host_layout import ENGINES, entry_path
 from wasmkilnd import wire
 from wasmkilnd.cache.host.entry import disk_bytes_at
-from wasmkilnd.cache.host.null_host import NullHostTier
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.pieces import ZSTD
@@ -296,10 +295,3 @@ async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(TierUnavailable, match="closed"):
         await tier.get(artifact(1).key)
     assert tier.usage().entries == 1
-
-
-async def test_the_null_store_has_what_the_store_has() -> None:
-    def methods(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")}
-
-    assert methods(HostTier) <= methods(NullHostTier)
