@@ -14,12 +14,11 @@ import structlog
 
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.null_tier import NullHost
 from wasmkilnd.cache.observed import ObservedTier
+from wasmkilnd.cache.open_host import OpenHost, open_host
 from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_shared
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
-from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.config.schema import Settings
@@ -32,16 +31,18 @@ from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 from wasmkilnd.lifecycle.preflight import CannotStart, check_host
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.reload import Reloader
+from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.model import DrainState
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.options import limits_of, remote_options, traffic_limits
+from wasmkilnd.options import host_options, limits_of, remote_options, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimits
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.signing.ring import CurrentSealer, Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
@@ -85,13 +86,13 @@ class Daemon:
         engines = self._engines = started.registry
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.gauges.tiers["memory"] = memory.usage
+        host = await self._open_host(sealer, marks, engines)
         remote = await self._open_remote(sealer, marks)
-        host = NullHost()
         cache = TieredCache(
             memory,
             ObservedTier(memory, self._metrics),
-            host,
-            WriteBehind(host, lambda: 0, host.always_ready),
+            host.store,
+            host.write_behind,
             remote.tier,
             remote.write_behind,
             remote.used,
@@ -141,6 +142,7 @@ class Daemon:
             self._traffic_limits,
             signing,
             memory,
+            host,
             remote,
             cache,
             largest_module_bytes=rpc.largest_module_bytes,
@@ -169,7 +171,7 @@ class Daemon:
             engines,
             started.unserved,
             started.isolation.summary,
-            remote.description,
+            [host.description, remote.description],
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
 
@@ -231,6 +233,29 @@ class Daemon:
             raise CannotStart(str(failure)) from None
         log_keys(signing)
         return Reloadable(signing)
+
+    async def _open_host(
+        self, sealer: CurrentSealer, marks: Marks, engines: EngineRegistry
+    ) -> OpenHost:
+        settings = self._settings.current
+        host = open_host(
+            host_options(settings),
+            sealer,
+            self._metrics,
+            marks,
+            header_of=header_of,
+            # So that a disk that hangs leaves a call time to ask Redis.
+            wait_s=settings.redis_timeout_s / 2,
+            artifact_bytes=lambda: self._limits.current.artifact_bytes,
+            write_queue_bytes=lambda: self._settings.current.effective_write_queue_bytes,
+        )
+        host.engines = served_engines(engines)
+        self._on_stop.push_async_callback(host.close)
+        self._on_stop.push_async_callback(self._unless_hurried, host.flush, _FLUSH_S)
+        self._metrics.gauges.tiers["host_store"] = host.store.usage
+        self._metrics.gauges.host = host.status
+        await host.start()
+        return host
 
     async def _open_remote(self, sealer: CurrentSealer, marks: Marks) -> SharedTier:
         options = remote_options(self._settings)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+
+from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.open_shared import RemoteOptions
 from wasmkilnd.cache.redis.connect import RedisAccess
 from wasmkilnd.config.machine import cpu_count
@@ -68,6 +71,16 @@ def remote_options(reloadable: Reloadable[Settings]) -> RemoteOptions:
     )
 
 
+def host_options(settings: Settings) -> HostOptions:
+    """Return the options of the host store."""
+    return HostOptions(
+        directory=settings.effective_host_store_dir,
+        limit_bytes=settings.effective_host_store_bytes,
+        file_mode=int(settings.host_store_mode, 8),
+        group=_group_id(settings.host_store_group),
+    )
+
+
 def redis_access(settings: Settings) -> RedisAccess:
     """Return the credentials and certificates for Redis, besides the URL."""
     return RedisAccess(
@@ -77,3 +90,9 @@ def redis_access(settings: Settings) -> RedisAccess:
         sentinel_user=settings.redis_sentinel_user,
         sentinel_password=settings.redis_sentinel_password.get_secret_value(),
     )
+
+
+def _group_id(group: str) -> int | None:
+    if group.isdecimal():
+        return int(group)
+    return grp.getgrnam(group).gr_gid if group else None

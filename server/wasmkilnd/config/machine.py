@@ -1,4 +1,4 @@
-"""The CPUs and the memory that this process may use, control groups included."""
+"""The CPUs, the memory and the disk that this process may use, control groups included."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def memory_bytes(root: Path = _ROOT) -> int:
         int(text) for text in _read_up(root, "memory", "memory.limit_in_bytes") if text.isdecimal()
     ]
     return min([total, *(limit for limit in limits if limit > 0)])
+
+
+def file_system_bytes(path: Path) -> int:
+    """Return the size of the file system that ``path`` is on, or would be if it were made.
+
+    0 if there is no telling.
+    """
+    for place in (path, *path.absolute().parents):
+        try:
+            found = os.statvfs(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return 0
+        return found.f_blocks * found.f_frsize
+    return 0
 
 
 def _physical_bytes(root: Path) -> int:

@@ -8,8 +8,9 @@ from typing import Final, Self
 from pydantic import ConfigDict, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
-from wasmkilnd.config.machine import cpu_count, memory_bytes
+from wasmkilnd.config.machine import cpu_count, file_system_bytes, memory_bytes
 from wasmkilnd.config.sections.caches import CacheSettings
+from wasmkilnd.config.sections.host_store import HostStoreSettings
 from wasmkilnd.config.sections.jobs import JobSettings
 from wasmkilnd.config.sections.life import LifeSettings
 from wasmkilnd.config.sections.queue import QueueSettings
@@ -17,7 +18,7 @@ from wasmkilnd.config.sections.serving import ServingSettings
 from wasmkilnd.config.sections.traffic import TrafficSettings
 from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.redis_url import redis_conflict
-from wasmkilnd.config.values.types import GIB, MIB, NO_ADMIN
+from wasmkilnd.config.values.types import AUTO, GIB, MIB, NO_ADMIN
 
 ENV_PREFIX: Final = "WASMKILN_"
 
@@ -45,13 +46,19 @@ def is_live(field: str) -> bool:
 
 # Documentation and help show the sections from the last to the first.
 class Settings(
-    LifeSettings, JobSettings, TrafficSettings, QueueSettings, CacheSettings, ServingSettings
+    LifeSettings,
+    JobSettings,
+    TrafficSettings,
+    QueueSettings,
+    HostStoreSettings,
+    CacheSettings,
+    ServingSettings,
 ):
     """All settings of one daemon. Immutable; text and dumps hide secrets.
 
     Raises pydantic's ValidationError for an impossible value, without the value.
-    Where 0 stands for "as the machine has it", the ``effective_`` property of the same name
-    returns the value for this machine.
+    Where 0 or "auto" stands for "as the machine has it", the ``effective_`` property of the same
+    name returns the value for this machine.
     """
 
     model_config = ConfigDict(
@@ -62,6 +69,18 @@ class Settings(
     def effective_keys_dir(self) -> Path:
         """The key directory."""
         return Path(self.keys_dir) if self.keys_dir else self.state_dir / "keys"
+
+    @property
+    def effective_host_store_dir(self) -> Path:
+        """The directory of the host store."""
+        return Path(self.host_store_dir) if self.host_store_dir else self.state_dir / "host_store"
+
+    @property
+    def effective_host_store_bytes(self) -> int:
+        """Bytes that the host store may fill; 0 if it is off."""
+        if self.host_store_bytes != AUTO:
+            return self.host_store_bytes
+        return min(4 * GIB, file_system_bytes(self.effective_host_store_dir) // 10)
 
     @property
     def effective_workers(self) -> int:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from wasmkilnd.config.load import CONFIG_ENV, LoadedSettings
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag, is_live
 from wasmkilnd.config.values.quantity import written
+from wasmkilnd.config.values.types import AUTO
 
 
 def render(loaded: LoadedSettings) -> str:
@@ -27,7 +28,7 @@ def as_json(loaded: LoadedSettings) -> str:
     """Return a JSON object: by field ``value``, ``origin`` and ``in_force``, secrets masked.
 
     Sizes are in bytes and durations in seconds. ``in_force`` differs from ``value``
-    where 0 stands for what the machine has.
+    where 0 or auto stands for what the machine has.
     """
     shown = {}
     for field, origin in loaded.origins.items():
@@ -93,11 +94,11 @@ others need a restart ([operations.md](operations.md#reloading)).
 
 
 def _effective(settings: Settings, field: str) -> int | float | None:
-    # Only where 0 stands for what the machine has.
-    if getattr(settings, field) != 0:
+    # Only where 0 or auto stands for what the machine has.
+    if getattr(settings, field) not in (0, AUTO):
         return None
     effective: int | float | None = getattr(settings, f"effective_{field}", None)
-    return effective
+    return effective or None
 
 
 def _plain(value: object) -> object:

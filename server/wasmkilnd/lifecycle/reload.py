@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.open_host import OpenHost
 from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.config.changes import Change, changes, take_over
@@ -37,6 +38,7 @@ class Reloader:
         traffic: Reloadable[TrafficLimits],
         signing: Reloadable[Signing],
         memory: MemoryTier,
+        host: OpenHost,
         remote: SharedTier,
         cache: TieredCache,
         *,
@@ -49,6 +51,7 @@ class Reloader:
         self._traffic = traffic
         self._signing = signing
         self._memory = memory
+        self._host = host
         self._remote = remote
         self._cache = cache
         self._largest_module_bytes = largest_module_bytes
@@ -85,13 +88,20 @@ class Reloader:
         if change.field == "max_module_bytes":
             # The gRPC server was created with a largest message size.
             return wanted.max_module_bytes <= self._largest_module_bytes
+        if change.field == "host_store_bytes":
+            # A store that was off at the start does not exist, and one that is on would have to
+            # delete all that it holds.
+            return self._host.is_on and wanted.effective_host_store_bytes > 0
         return change.live
 
     async def _apply(self, new: Settings, signing: Signing) -> None:
-        self._settings.current = new
+        old, self._settings.current = self._settings.current, new
         self._limits.current = limits_of(new)
         self._traffic.current = traffic_limits(new)
         self._memory.resize(new.memory_bytes)
+        if new.host_store_bytes != old.host_store_bytes:
+            self._host.resize(new.effective_host_store_bytes)
+        await self._host.write_engines()
         before, self._signing.current = self._signing.current, signing
         standard_error.configure(new.log_format, new.log_level)
         if log_key_changes(before, signing):

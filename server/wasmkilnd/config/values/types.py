@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic.config import JsonDict
@@ -16,6 +17,8 @@ from wasmkilnd.config.values.redis_url import RedisUrl, parse_redis_url
 
 NO_ADMIN: Final = "none"
 """The value of admin_listen that switches the admin server off."""
+AUTO: Final = "auto"
+"""The value of a size that the daemon chooses by the machine."""
 
 MIB, GIB = 2**20, 2**30
 DAY_S = 86400
@@ -98,6 +101,42 @@ def _texts(value: object) -> object:
     return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
 
 
+def _size_or_auto(value: object) -> object:
+    if isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
+    size_bytes = parse_bytes(value)
+    if size_bytes > _MAX_SIZE:
+        raise ValueError(f"{value!r} is too large a size")
+    return size_bytes
+
+
+def _file_mode(value: object) -> object:
+    # TOML has octal numbers; elsewhere a mode is a text of octal digits.
+    mode = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        mode = value
+    elif isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value.strip()):
+        mode = int(value.strip().removeprefix("0o"), 8)
+    if mode < 0 or mode & ~0o644 or not mode & 0o400:
+        raise ValueError(
+            f"{value!r} is not allowed: write a mode in octal that lets the daemon's user read and"
+            " nobody else write, such as 0600, 0640 or 0644"
+        )
+    return f"{mode:04o}"
+
+
+def _group(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("expected the name or number of a group")
+    group = value.strip()
+    if group and not group.isdecimal():
+        try:
+            grp.getgrnam(group)
+        except KeyError:
+            raise ValueError(f"{value!r} is not a group of this machine") from None
+    return group
+
+
 def _prefix(value: object) -> object:
     # Braces would change the cluster slot of keys, and glob characters what an eviction finds.
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:/-]{1,64}", value):
@@ -131,6 +170,10 @@ def _boolean(value: object) -> bool:
 
 
 Size = Annotated[int, BeforeValidator(parse_bytes), Field(le=_MAX_SIZE)]
+SizeOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_size_or_auto)]
+FileMode = Annotated[str, BeforeValidator(_file_mode)]
+"""Four octal digits."""
+Group = Annotated[str, BeforeValidator(_group)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 Count = Annotated[int, BeforeValidator(parse_count)]

@@ -1,0 +1,123 @@
+"""Opens the host store, the tier of files that processes on this host map, or none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wasmkilnd.cache.guarded_host import GuardedHost
+from wasmkilnd.cache.host.entry import HeaderOf
+from wasmkilnd.cache.host.options import HostOptions
+from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.null_tier import NullHost
+from wasmkilnd.cache.observed import ObservedHost
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.model import HostStatus
+from wasmkilnd.ports import HostStore, Recorder, Sealer
+
+# As long as the reply that caused the write is being sent: see WriteBehind.
+_WRITE_HEAD_START_S = 0.05
+# How long a disk may delay the start of the daemon.
+_START_S = 2.0
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OpenHost:
+    """The host store, and what comes and goes with it."""
+
+    store: HostStore
+    write_behind: WriteBehind
+    description: str
+    tier: HostTier | None = None
+    """None if the store is switched off."""
+    engines: Mapping[str, Any] = field(default_factory=dict)
+    """What the daemon serves, for clients that compute fingerprints themselves."""
+    _starting: asyncio.Task[None] | None = None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a host store."""
+        return self.tier is not None
+
+    async def start(self) -> None:
+        """Make the store ready, in the background if its disk takes long; never raise."""
+        self._starting = asyncio.create_task(self._start())
+        await asyncio.wait((self._starting,), timeout=_START_S)
+
+    async def _start(self) -> None:
+        if self.tier:
+            await self.tier.start()
+            await self.write_engines()
+
+    async def write_engines(self) -> None:
+        """Write ``engines`` where clients look for it; never raise."""
+        if self.tier:
+            await self.tier.write_engines(self.engines)
+
+    def resize(self, limit_bytes: int) -> None:
+        """Hold at most ``limit_bytes`` from now on."""
+        if self.tier:
+            self.tier.resize(limit_bytes)
+
+    def status(self) -> HostStatus:
+        """Return how many writes wait, and how many were given up."""
+        return HostStatus(self.write_behind.pending, self.write_behind.dropped)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``."""
+        await self.write_behind.flush(timeout_s)
+
+    async def close(self) -> None:
+        """Drop the writes that wait, and close, without waiting; see flush."""
+        if self._starting:
+            self._starting.cancel()
+        await self.write_behind.close(0)
+        await self.store.close()
+
+
+def open_host(
+    options: HostOptions,
+    sealer: Sealer,
+    recorder: Recorder,
+    marks: Marks,
+    *,
+    header_of: HeaderOf,
+    wait_s: float,
+    artifact_bytes: Callable[[], int],
+    write_queue_bytes: Callable[[], int],
+) -> OpenHost:
+    """Open the host store; none if it may hold no bytes.
+
+    ``header_of`` returns the header that clients get with an artifact. ``wait_s`` bounds each
+    look-up, apart from reading large artifacts.
+    """
+    if not options.limit_bytes:
+        null = NullHost()
+        writes = WriteBehind(null, write_queue_bytes, null.always_ready)
+        return OpenHost(
+            store=null,
+            write_behind=writes,
+            description="no host store (WASMKILN_HOST_STORE_BYTES=0)",
+        )
+    tier = HostTier(
+        options,
+        sealer,
+        recorder,
+        header_of=header_of,
+        marks=marks,
+        artifact_bytes=artifact_bytes,
+    )
+    store = ObservedHost(GuardedHost(tier, wait_s), recorder)
+
+    async def always_ready() -> None:
+        """Return at once: a write to a disk that fails is dropped, not kept for later."""
+
+    return OpenHost(
+        store=store,
+        write_behind=WriteBehind(store, write_queue_bytes, always_ready, _WRITE_HEAD_START_S),
+        description="host store",
+        tier=tier,
+    )

@@ -1,0 +1,279 @@
+"""The host store with real daemons and engines: what a host has is served, mapped and evicted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkiln import Artifact
+from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import module_service_pb2_grpc as rpc
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.engines.install.store import EngineStore
+from wasmkilnd.signing.store import KeyStore
+
+from tests.contract.servers import binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.in_engine import run_script
+from tests.e2e.processes import eventually
+from tests.e2e.test_engines import CALL_ADD
+
+MEMORY, HOST_STORE, REDIS, COMPILED = (
+    types_pb2.ORIGIN_MEMORY,
+    types_pb2.ORIGIN_HOST_STORE,
+    types_pb2.ORIGIN_REDIS,
+    types_pb2.ORIGIN_COMPILED,
+)
+NO_REDIS = ("--redis-url", "none")
+[ENGINE] = ONE_ENGINE
+
+
+def stored(daemon: Daemon, entries: int) -> None:
+    """Wait until this daemon has written ``entries`` entries to the host store."""
+    eventually(
+        lambda: daemon.metric("tier_stores_total", outcome="ok", tier="host_store") >= entries,
+        "the host store was not written",
+    )
+
+
+def compiles(daemon: Daemon) -> float:
+    """Return how many compilations of this daemon succeeded."""
+    return daemon.metric("compiles_total", engine=ENGINE, outcome="ok")
+
+
+def asked_for_file(
+    daemon: Daemon, source: bytes | str, *, skip_cache_lookup: bool = False
+) -> tuple[types_pb2.ArtifactHeader, bytes]:
+    """Return the header and the bytes that a caller gets who accepts a file."""
+    request = pb.CompileRequest(accept_host_file=True, skip_cache_lookup=skip_cache_lookup)
+    if isinstance(source, bytes):
+        request.module = source
+    else:
+        request.sha256 = source
+    with grpc.insecure_channel(daemon.address) as channel:
+        first, *chunks = rpc.ModuleServiceStub(channel).Compile(request, timeout=60)
+    return first.header, b"".join(part.chunk for part in chunks)
+
+
+@pytest.fixture
+def store(lean_state_dir: Path) -> Path:
+    return lean_state_dir / "host_store"
+
+
+def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
+    with Daemon(lean_state_dir, NO_REDIS) as one, one.client() as client:
+        assert "host store" in one.banner
+        artifacts = [client.compile(wasm.adder(tag)) for tag in range(5)]
+    # The daemon writes what waits before it ends.
+    with Daemon(lean_state_dir, NO_REDIS) as two, two.client() as client:
+        for first in artifacts:
+            again = client.compile(first.header.module_sha256)
+            assert again.header.origin == HOST_STORE
+            assert again.bytes == first.bytes
+            assert client.compile(first.header.module_sha256).header.origin == MEMORY
+        sums = [artifact.header.module_sha256 for artifact in artifacts]
+        client.evict(everything=True, tier="memory")
+        assert client.find_missing(sums) == []
+        assert compiles(two) == 0
+        tier = next(each for each in client.stats().tiers if each.tier == "host_store")
+        assert (tier.entries, tier.hits, tier.errors) == (5, 5, 0)
+        assert 0 < tier.bytes <= tier.limit_bytes
+        assert client.stats().hit_ratio == 1
+
+
+def test_the_entry_is_what_any_client_can_use(
+    lean_state_dir: Path, store: Path, engines: EngineStore
+) -> None:
+    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+        made = client.compile(wasm.adder(1))
+        stored(daemon, 1)
+        entry = entry_path(store, made.header.fingerprint, made.header.module_sha256)
+    opened = Artifact.open(entry / ARTIFACT)
+    assert opened.bytes == made.bytes
+    assert opened.header.attestation == made.header.attestation
+    assert run_script(engines, ENGINE, CALL_ADD["wasmer"], str(entry / ARTIFACT)) == "42"
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()}
+    assert modes == {0o640}
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o750
+    [served] = json.loads((store / ENGINES).read_text())["engines"]
+    assert (served["id"], served["default"]) == (ENGINE, True)
+    assert served["fingerprint"] == made.header.fingerprint
+
+
+def test_a_caller_is_told_the_file_of_what_it_gets(
+    lean_state_dir: Path, store: Path, engines: EngineStore
+) -> None:
+    with Daemon(lean_state_dir, NO_REDIS) as daemon:
+        for source, origin in ((wasm.adder(2), COMPILED), (wasm.digest(wasm.adder(2)), HOST_STORE)):
+            header, payload = asked_for_file(daemon, source)
+            assert (header.origin, payload) == (origin, b"")
+            file = Path(header.host_file.path)
+            assert file == entry_path(store, header.fingerprint, header.module_sha256) / ARTIFACT
+            found = file.stat()
+            assert (found.st_dev, found.st_ino) == (header.host_file.device, header.host_file.inode)
+            assert found.st_size == header.size_bytes
+            assert run_script(engines, ENGINE, CALL_ADD["wasmer"], str(file)) == "42"
+        again, payload = asked_for_file(daemon, wasm.adder(2), skip_cache_lookup=True)
+        assert (again.origin, payload) == (COMPILED, b"")
+        assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
+
+
+def test_a_caller_is_told_the_file_of_a_redis_hit(engines: EngineStore, tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path / "server") as redis, ExitStack() as stack:
+        environ = {"WASMKILN_REDIS_URL": redis.url}
+        states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
+        one, two = (stack.enter_context(Daemon(state, environ=environ)) for state in states)
+        made, _ = asked_for_file(one, wasm.adder(3))
+        with one.client() as client:
+            eventually(lambda: not client.stats().pending_writes, "Redis was not written")
+        header, payload = asked_for_file(two, made.module_sha256)
+        assert (header.origin, payload) == (REDIS, b"")
+        assert Path(header.host_file.path).is_relative_to(states[1])
+
+
+def test_two_daemons_use_one_store_at_once(engines: EngineStore, tmp_path: Path) -> None:
+    flags = (*NO_REDIS, "--host-store-dir", str(tmp_path / "store"))
+    with ExitStack() as stack:
+        states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
+        one, two = (stack.enter_context(Daemon(state, flags)) for state in states)
+        here, there = stack.enter_context(one.client()), stack.enter_context(two.client())
+        made = [here.compile(wasm.adder(tag)).header for tag in range(3)]
+        made += [there.compile(wasm.adder(tag)).header for tag in range(3, 6)]
+        stored(one, 3)
+        stored(two, 3)
+        for client in (here, there):
+            client.evict(everything=True, tier="memory")
+            origins = {client.compile(each.module_sha256).header.origin for each in made}
+            assert origins == {HOST_STORE}
+        assert compiles(one) == compiles(two) == 3
+        here.evict(module_sha256=made[0].module_sha256)
+        there.evict(everything=True, tier="memory")
+        assert len(there.find_missing([made[0].module_sha256])) == 1
+
+
+def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
+    engines: EngineStore, tmp_path: Path
+) -> None:
+    states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
+    with redis_server(binary_of("valkey"), tmp_path / "server") as redis:
+        environ = {"WASMKILN_REDIS_URL": redis.url}
+        with ExitStack() as stack:
+            fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
+            clients = [stack.enter_context(daemon.client()) for daemon in fleet]
+            made = [clients[tag % 2].compile(wasm.adder(tag)).header for tag in range(6)]
+            sums = [header.module_sha256 for header in made]
+            eventually(
+                lambda: not any(client.stats().pending_writes for client in clients),
+                "Redis was not written",
+            )
+            for client in clients:
+                assert {client.compile(each).header.origin for each in sums} == {MEMORY, REDIS}
+            assert sum(map(compiles, fleet)) == 6
+    # Redis is gone, and so is the memory of both.
+    with ExitStack() as stack:
+        fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
+        for daemon in fleet:
+            client = stack.enter_context(daemon.client())
+            assert not client.stats().redis_up
+            assert {client.compile(each).header.origin for each in sums} == {HOST_STORE}
+            header, payload = asked_for_file(daemon, sums[0])
+            assert (header.origin, payload) == (HOST_STORE, b"")
+            assert client.find_missing(sums) == []
+            assert compiles(daemon) == 0
+
+
+def test_evict_reaches_it(lean_state_dir: Path) -> None:
+    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+        one, two = (client.compile(wasm.adder(tag)).header for tag in (1, 2))
+        stored(daemon, 2)
+        gone = client.evict(module_sha256=one.module_sha256, tier="host_store")
+        assert (gone.artifacts, list(gone.unreachable_tiers)) == (1, [])
+        header, _ = asked_for_file(daemon, two.module_sha256)
+        with Path(header.host_file.path).open("rb") as mapped:
+            client.evict(engine=ENGINE)
+            assert len(mapped.read()) == header.size_bytes  # Whoever has it open keeps it.
+        assert not Path(header.host_file.path).exists()
+        again = client.compile(wasm.adder(2)).header
+        assert again.origin == COMPILED
+        stored(daemon, 3)
+        assert client.evict(everything=True).artifacts == 2  # In memory and in the store.
+        assert len(client.find_missing([two.module_sha256])) == 1
+
+
+def test_sighup_changes_the_limit(engines: EngineStore, tmp_path: Path) -> None:
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    file = tmp_path / "wasmkilnd.toml"
+    file.write_text('redis_url = "none"\nhost_store_bytes = "64MiB"\n')
+    with Daemon(state, ["--config", str(file)]) as daemon, daemon.client() as client:
+        for tag in range(10):
+            client.compile(wasm.adder(tag))
+        stored(daemon, 10)
+        size_bytes = daemon.metric("tier_bytes", tier="host_store")
+        limit_bytes = int(size_bytes / 2)
+        file.write_text(f'redis_url = "none"\nhost_store_bytes = {limit_bytes}\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for_log('"reloaded"')
+        assert daemon.metric("tier_limit_bytes", tier="host_store") == limit_bytes
+        eventually(
+            lambda: daemon.metric("tier_bytes", tier="host_store") <= limit_bytes,
+            "the host store makes no room",
+        )
+        assert daemon.metric("tier_evictions_total", tier="host_store") >= 5
+        file.write_text('redis_url = "none"\nhost_store_bytes = 0\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for_log('"setting needs a restart"')
+        assert daemon.metric("tier_limit_bytes", tier="host_store") == limit_bytes
+
+
+def test_what_a_revoked_key_signed_is_not_served(engines: EngineStore, tmp_path: Path) -> None:
+    state = fresh_state(tmp_path / "state", own_keys=True, engines=ONE_ENGINE)
+    with Daemon(state, NO_REDIS) as daemon, daemon.client() as client:
+        made = client.compile(wasm.adder(1)).header
+        header, _ = asked_for_file(daemon, made.module_sha256)
+        assert header.origin == HOST_STORE
+        keys = KeyStore(state / "keys")
+        stolen = keys.ensure().public.id
+        keys.rotate()
+        keys.distrust(stolen)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for_log('"reloaded"')
+        header, _ = asked_for_file(daemon, wasm.adder(1))
+        assert header.origin == COMPILED
+        assert header.attestation != made.attestation
+        assert header.host_file.path
+        assert daemon.metric("values_rejected_total", cause="stranger", tier="host_store") == 1
+
+
+def test_a_directory_that_others_may_write_is_told_once_and_left_alone(
+    lean_state_dir: Path, store: Path
+) -> None:
+    store.mkdir()
+    store.chmod(0o777)
+    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+        for origin in (COMPILED, MEMORY):
+            header, payload = asked_for_file(daemon, wasm.adder(1))
+            assert (header.origin, header.HasField("host_file")) == (origin, False)
+            assert len(payload) == header.size_bytes
+        line = daemon.wait_for_log("cannot use the host store")
+        assert "chmod" in line
+        told = [each for each in daemon.log_lines if "other users may write" in each]
+        assert [each for each in told if "a cache write was dropped" not in each] == [line]
+        assert client.health() == "SERVING"
+    assert list(store.iterdir()) == []
+
+
+def test_it_can_be_switched_off(lean_state_dir: Path, store: Path) -> None:
+    flags = (*NO_REDIS, "--host-store-bytes", "0")
+    with Daemon(lean_state_dir, flags) as daemon:
+        assert "no host store" in daemon.banner
+        header, payload = asked_for_file(daemon, wasm.adder(1))
+        assert not header.HasField("host_file")
+        assert len(payload) == header.size_bytes
+    assert not store.exists()
