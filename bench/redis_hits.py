@@ -35,7 +35,9 @@ def in_redis(given: Setting) -> Iterator[Row]:
     with ExitStack() as stack:
         valkey = start_valkey(stack, given.folder)
         state = make_state(given.folder / "redis-hits", {"wasmtime": given.wasmtime.engine})
-        daemon = stack.enter_context(Daemon(state, "--redis-url", f"unix://{valkey.socket}"))
+        # Without a host store, which would answer first.
+        flags = ("--redis-url", f"unix://{valkey.socket}", "--host-store-bytes", "0")
+        daemon = stack.enter_context(Daemon(state, *flags))
         client = stack.enter_context(daemon.client())
         direct = valkey.client(stack)
         ring = open_ring(state / "keys", "", ())

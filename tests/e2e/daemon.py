@@ -247,3 +247,20 @@ class Daemon:
             self.stop()
         else:
             self._ended(0)
+
+
+class RedisDaemon(Daemon):
+    """A daemon without a host store: what its memory lost comes from Redis, or is compiled."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        flags: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "wasmkilnd"),
+        *,
+        log_format: str = "json",
+    ) -> None:
+        """Start it, as a Daemon."""
+        without = {"WASMKILN_HOST_STORE_BYTES": "0", **(environ or {})}
+        super().__init__(state_dir, flags, without, program, log_format=log_format)

@@ -29,7 +29,7 @@ from tests.contract.servers import binary_of, redis_server
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, ROOT, TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, ROOT, TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
@@ -46,7 +46,7 @@ def public_key(state: Path) -> str:
     return key.public.hex
 
 
-def rejected(daemon: Daemon) -> dict[str, int]:
+def rejected(daemon: RedisDaemon) -> dict[str, int]:
     """Return how many stored values were rejected, by cause."""
     with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
         page = answer.read().decode()
@@ -59,7 +59,7 @@ def rejected(daemon: Daemon) -> dict[str, int]:
 def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_path: Path) -> None:
     environ = {"WASMKILN_REDIS_URL": valkey, "WASMKILN_KEYS_DIR": str(tmp_path / "keys")}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
         one.client() as client,
     ):
         good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
@@ -95,7 +95,7 @@ def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_
             (thief, borrowed),
         ]
         with (
-            Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
+            RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
             two.client(trusted_keys=public_key(tmp_path / "b")) as client,
         ):
             for stamper, attack in attacks:
@@ -129,11 +129,14 @@ def origin_for_another(
     states = [
         fresh_state(tmp_path / name, own_keys=True, engines=ONE_ENGINE) for name in ("one", "two")
     ]
-    with Daemon(states[0], environ={**environ, **one}) as first, first.client() as client:
+    with RedisDaemon(states[0], environ={**environ, **one}) as first, first.client() as client:
         for tag in (1, 2):
             client.compile(wasm.adder(tag))
         settled(client)
-        with Daemon(states[1], environ={**environ, **two}) as second, second.client() as client:
+        with (
+            RedisDaemon(states[1], environ={**environ, **two}) as second,
+            second.client() as client,
+        ):
             origins = {client.compile(wasm.adder(tag)).header.origin for tag in (1, 2)}
             counted = rejected(second)
             settled(client)
@@ -196,11 +199,11 @@ def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
         fresh_state(tmp_path / "a", engines=ONE_ENGINE),
         fresh_state(tmp_path / "b", engines=ONE_ENGINE),
     )
-    with Daemon(a, environ=environ) as running, running.client() as old:
+    with RedisDaemon(a, environ=environ) as running, running.client() as old:
         old.compile(wasm.adder(1))
         settled(old)
         KeyStore(b / "keys").rotate()
-        with Daemon(b, environ=environ) as restarted, restarted.client() as new:
+        with RedisDaemon(b, environ=environ) as restarted, restarted.client() as new:
             assert new.compile(wasm.adder(1)).header.origin == REDIS
             new.compile(wasm.adder(2))
             settled(new)
@@ -211,7 +214,7 @@ def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
     engines: EngineStore, tmp_path: Path
 ) -> None:
     state = fresh_state(tmp_path / "state", own_keys=True, engines=TWO_ENGINES)
-    with Daemon(state, ["--redis-url", "none"]) as daemon:
+    with RedisDaemon(state, ["--redis-url", "none"]) as daemon:
         assert stat.S_IMODE((state / "keys").stat().st_mode) == 0o700
         assert stat.S_IMODE((state / "keys" / "signing.pem").stat().st_mode) == 0o600
         with Client(daemon.address, trusted_keys=state / "keys" / "trusted") as client:
@@ -229,7 +232,7 @@ def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
     ("language", "command"), [("js", ["node"]), ("go", ["go", "run"])], ids=["node", "go"]
 )
 def test_the_programs_of_the_documentation(
-    daemon: Daemon, tmp_path: Path, language: str, command: list[str]
+    daemon: RedisDaemon, tmp_path: Path, language: str, command: list[str]
 ) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")

@@ -17,7 +17,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, parent_of
 
 MEMORY, REDIS, COMPILED = (
@@ -47,7 +47,7 @@ def test_another_daemon_on_the_same_redis_compiles_nothing(
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
         one.client() as client,
     ):
         first = client.compile(wasm.adder(1))
@@ -55,7 +55,7 @@ def test_another_daemon_on_the_same_redis_compiles_nothing(
         assert client.compile(wasm.adder(1)).header.origin == MEMORY
         settled(client)
     with (
-        Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
+        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
         two.client() as client,
     ):
         second = client.compile(first.header.module_sha256)
@@ -76,7 +76,7 @@ def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
     state = fresh_state(tmp_path / "a", engines=ONE_ENGINE)
     in_the_way = state / "redis"
     in_the_way.write_text("where its folder is to be")
-    with Daemon(state) as daemon, daemon.client() as client:
+    with RedisDaemon(state) as daemon, daemon.client() as client:
         assert "which does not answer yet" in daemon.banner
         header = client.compile(wasm.adder(1)).header
         stats = client.stats()
@@ -98,8 +98,8 @@ def test_loading_again_puts_a_module_back_that_redis_has_lost(
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
-        Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
+        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
         one.client() as here,
         two.client() as there,
         redis.Redis.from_url(redis_url) as direct,
@@ -120,7 +120,7 @@ def test_loading_again_puts_a_module_back_that_redis_has_lost(
 def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
         daemon.client() as client,
     ):
         header = client.compile(wasm.adder(2)).header
@@ -142,7 +142,7 @@ def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
         "WASMKILN_CACHE_TTL_REFRESH": "true",
     }
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
         daemon.client() as client,
         redis.Redis.from_url(redis_url) as direct,
     ):
@@ -173,7 +173,7 @@ def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
 def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
         one.client() as client,
     ):
         good = client.compile(wasm.adder(3))
@@ -191,7 +191,7 @@ def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_u
         flipped = bytearray(stored)
         flipped[len(flipped) // 2] ^= 1
         with (
-            Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
+            RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
             two.client() as client,
         ):
             errors = 0
@@ -213,18 +213,18 @@ def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_u
 
 
 def test_the_embedded_server_survives_a_restart(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir) as one, one.client() as client:
+    with RedisDaemon(lean_state_dir) as one, one.client() as client:
         first = client.compile(wasm.adder(5))
         settled(client)
         assert client.stats().redis_mode == "embedded"
-    with Daemon(lean_state_dir) as two, two.client() as client:
+    with RedisDaemon(lean_state_dir) as two, two.client() as client:
         again = client.compile(first.header.module_sha256)
         assert again.header.origin == REDIS
         assert again.bytes == first.bytes
 
 
 def test_a_killed_daemon_leaves_nothing_behind(lean_state_dir: Path) -> None:
-    daemon = Daemon(lean_state_dir)
+    daemon = RedisDaemon(lean_state_dir)
     with daemon.client() as client:
         first = client.compile(wasm.adder(6))
         settled(client)
@@ -233,13 +233,13 @@ def test_a_killed_daemon_leaves_nothing_behind(lean_state_dir: Path) -> None:
     assert children
     daemon.kill()
     eventually(lambda: not any(map(parent_of, children)), "children outlived their daemon", 30)
-    with Daemon(lean_state_dir) as again, again.client() as client:
+    with RedisDaemon(lean_state_dir) as again, again.client() as client:
         assert client.compile(first.header.module_sha256).header.origin == REDIS
 
 
 @pytest.mark.parametrize("stop_first", [0, 1])
 def test_two_daemons_share_one_embedded_server(lean_state_dir: Path, stop_first: int) -> None:
-    with Daemon(lean_state_dir) as one, Daemon(lean_state_dir) as two:
+    with RedisDaemon(lean_state_dir) as one, RedisDaemon(lean_state_dir) as two:
         daemons = [one, two]
         with one.client() as client:
             header = client.compile(wasm.adder(7 + stop_first)).header
@@ -255,7 +255,7 @@ def test_two_daemons_share_one_embedded_server(lean_state_dir: Path, stop_first:
 
 
 def test_the_embedded_server_comes_back_when_it_is_killed(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir) as daemon, daemon.client() as client:
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
         header = client.compile(wasm.adder(9)).header
         settled(client)
         time.sleep(1.1)  # The server writes its file every second.
@@ -293,7 +293,7 @@ def server_processes(state_dir: Path) -> list[int]:
 
 
 def test_memory_only(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir, ["--redis-url", "none"]) as daemon, daemon.client() as client:
+    with RedisDaemon(lean_state_dir, ["--redis-url", "none"]) as daemon, daemon.client() as client:
         assert client.compile(wasm.adder(11)).header.origin == COMPILED
         assert client.compile(wasm.adder(11)).header.origin == MEMORY
         stats = client.stats()
@@ -304,7 +304,7 @@ def test_a_redis_that_is_not_there_costs_nobody_anything(
     lean_state_dir: Path, tmp_path: Path
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": f"unix://:hunter2@{tmp_path}/nothing.sock"}
-    with Daemon(lean_state_dir, environ=flags) as daemon, daemon.client() as client:
+    with RedisDaemon(lean_state_dir, environ=flags) as daemon, daemon.client() as client:
         assert client.compile(wasm.adder(12)).header.origin == COMPILED
         assert client.compile(wasm.adder(12)).header.origin == MEMORY
         stats = client.stats()
@@ -314,7 +314,7 @@ def test_a_redis_that_is_not_there_costs_nobody_anything(
 
 
 def test_evict(state_dir: Path) -> None:
-    with Daemon(state_dir) as daemon, daemon.client() as client:
+    with RedisDaemon(state_dir) as daemon, daemon.client() as client:
         one = client.compile(wasm.adder(13), engine="wasmtime").header
         two = client.compile(wasm.adder(14), engine="wasmer").header
         settled(client)

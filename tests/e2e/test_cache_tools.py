@@ -31,7 +31,7 @@ from tests.contract.sealing import sealer
 from tests.contract.servers import binary_of, redis_server
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
@@ -58,9 +58,9 @@ class Site:
         """What its daemons sign with."""
         return KeyStore(self.state / "keys").ensure()
 
-    def daemon(self) -> Daemon:
+    def daemon(self) -> RedisDaemon:
         """Return a daemon that runs."""
-        return Daemon(self.state, environ=self.environ)
+        return RedisDaemon(self.state, environ=self.environ)
 
     def command(self, *words: str) -> list[str]:
         """Return a command line."""

@@ -16,7 +16,7 @@ import pytest
 from wasmkiln import Client, WasmkilnError
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, RedisDaemon
 
 
 def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -192,14 +192,14 @@ def test_the_daemon_survives_garbage_on_its_port(daemon: Daemon, client: Client)
 
 
 def test_a_damaged_password_costs_nothing(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir) as daemon, daemon.client() as client:
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
         header = client.compile(wasm.adder(34)).header
         deadline = time.monotonic() + 20
         while client.stats().pending_writes:
             assert time.monotonic() < deadline
             time.sleep(0.02)
     (lean_state_dir / "redis" / "password").write_text("")
-    with Daemon(lean_state_dir) as daemon, daemon.client() as client:
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
         assert client.compile(header.module_sha256).header.origin == 2
     assert not list((lean_state_dir / "redis").glob("broken-*"))
 

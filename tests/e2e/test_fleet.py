@@ -20,7 +20,7 @@ from wasmkilnd.engines.install.store import EngineStore
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
 
 DAEMONS = 4
@@ -42,7 +42,7 @@ def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[RedisServer]:
 @pytest.fixture
 def fleet(
     request: pytest.FixtureRequest, tmp_path: Path, valkey: RedisServer
-) -> Iterator[list[Daemon]]:
+) -> Iterator[list[RedisDaemon]]:
     """Daemons that share a Redis and keys, and nothing else; each has one engine."""
     environ = {
         "WASMKILN_REDIS_URL": valkey.url,
@@ -54,14 +54,14 @@ def fleet(
     engine = getattr(request, "param", SLOW_ENGINE)
     states = [fresh_state(tmp_path / f"d{number}", engines=(engine,)) for number in range(DAEMONS)]
     with ThreadPoolExecutor(DAEMONS) as threads:
-        daemons = list(threads.map(lambda state: Daemon(state, environ=environ), states))
+        daemons = list(threads.map(lambda state: RedisDaemon(state, environ=environ), states))
         try:
             yield daemons
         finally:
-            list(threads.map(Daemon.end, daemons))
+            list(threads.map(RedisDaemon.end, daemons))
 
 
-async def call_all(daemons: Sequence[Daemon]) -> list[Artifact]:
+async def call_all(daemons: Sequence[RedisDaemon]) -> list[Artifact]:
     """Make all calls at once, spread over modules and daemons; return what each got.
 
     Who finds its daemon gone asks the next one, as a client of a fleet does.
@@ -84,7 +84,7 @@ async def call_all(daemons: Sequence[Daemon]) -> list[Artifact]:
         return await asyncio.gather(*(one(number) for number in range(CALLS)))
 
 
-def compiles(daemon: Daemon) -> int:
+def compiles(daemon: RedisDaemon) -> int:
     """Return how many compilations of a daemon went well."""
     with daemon.client() as client:
         return sum(each.count for each in client.stats().compiles if each.outcome == "ok")
@@ -97,7 +97,7 @@ def check(artifacts: Sequence[Artifact]) -> None:
     assert len(digests) == len(MODULES)
 
 
-async def test_cold_calls_to_all_daemons_compile_each_module_once(fleet: list[Daemon]) -> None:
+async def test_cold_calls_to_all_daemons_compile_each_module_once(fleet: list[RedisDaemon]) -> None:
     check(await call_all(fleet))
     assert sum(map(compiles, fleet)) == len(MODULES)
 
@@ -116,8 +116,8 @@ def test_a_module_with_a_large_artifact_is_there_for_all(
     large = wasm.with_data(36 * 1024**2, 7)
     states = [fresh_state(tmp_path / f"d{number}", engines=(ENGINE,)) for number in range(2)]
     with (
-        Daemon(states[0], environ=environ) as one,
-        Daemon(states[1], environ=environ) as other,
+        RedisDaemon(states[0], environ=environ) as one,
+        RedisDaemon(states[1], environ=environ) as other,
         one.client() as client,
         other.client() as elsewhere,
     ):
@@ -133,7 +133,7 @@ def test_a_module_with_a_large_artifact_is_there_for_all(
 
 
 async def test_a_holder_that_is_killed_is_replaced_and_every_call_answered(
-    fleet: list[Daemon],
+    fleet: list[RedisDaemon],
 ) -> None:
     calling = asyncio.create_task(call_all(fleet))
     holder = await asyncio.to_thread(first_that_compiles, fleet)
@@ -146,7 +146,7 @@ async def test_a_holder_that_is_killed_is_replaced_and_every_call_answered(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_redis_lost_in_the_middle_costs_no_call(
-    fleet: list[Daemon], valkey: RedisServer, how: signal.Signals
+    fleet: list[RedisDaemon], valkey: RedisServer, how: signal.Signals
 ) -> None:
     calling = asyncio.create_task(call_all(fleet))
     await asyncio.to_thread(first_that_compiles, fleet)
@@ -157,7 +157,7 @@ async def test_redis_lost_in_the_middle_costs_no_call(
 
 @of_wasmtime
 def test_what_stands_in_one_queue_is_compiled_by_a_daemon_with_a_free_worker(
-    fleet: list[Daemon],
+    fleet: list[RedisDaemon],
 ) -> None:
     busy, idle, *_ = fleet
     wanted = modules(5)
@@ -175,7 +175,7 @@ def test_what_stands_in_one_queue_is_compiled_by_a_daemon_with_a_free_worker(
 
 
 @of_wasmtime
-def test_a_daemon_that_ends_leaves_what_it_compiles_to_one_other(fleet: list[Daemon]) -> None:
+def test_a_daemon_that_ends_leaves_what_it_compiles_to_one_other(fleet: list[RedisDaemon]) -> None:
     ending, *others = fleet
     wanted = wasm.many_functions(5_000, tag=-1)
     with ExitStack() as stack:
@@ -192,17 +192,17 @@ def test_a_daemon_that_ends_leaves_what_it_compiles_to_one_other(fleet: list[Dae
     assert sum(map(compiles, others)) == 1
 
 
-def waiting(daemon: Daemon) -> int:
+def waiting(daemon: RedisDaemon) -> int:
     """Return how many jobs of a daemon wait for a worker."""
     return int(daemon.metric("queue_depth", engine=ENGINE))
 
 
-def flights(daemon: Daemon) -> int:
+def flights(daemon: RedisDaemon) -> int:
     """Return how many compilations a daemon has under way, waiting for others included."""
     return int(daemon.metric("flights"))
 
 
-def first_that_compiles(daemons: Sequence[Daemon]) -> Daemon:
+def first_that_compiles(daemons: Sequence[RedisDaemon]) -> RedisDaemon:
     """Wait until a worker has a job; return whose.
 
     Daemons are not asked: they are busy with all the calls, and the jobs may be over by then.

@@ -17,7 +17,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.test_cache import settled
 
 SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
@@ -82,7 +82,7 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
 ) -> None:
     running, environ = deployed
     with (
-        Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
+        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
         one.client() as client,
     ):
         first = client.compile(wasm.adder(1))
@@ -94,7 +94,7 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
         assert client.stats().redis_up
     told = one.banner + one.log
     with (
-        Daemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
+        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
         two.client() as client,
     ):
         second = client.compile(first.header.module_sha256)
@@ -117,7 +117,9 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
         assert running.stranger
         url, access = running.stranger
         environ = {"WASMKILN_REDIS_URL": url, "WASMKILN_REDIS_CA_FILE": access.ca_file}
-        with Daemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as daemon:
+        with RedisDaemon(
+            fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ
+        ) as daemon:
             assert "which does not answer yet" in daemon.banner
             with daemon.client() as client:
                 assert client.compile(wasm.adder(1)).header.origin == types_pb2.ORIGIN_COMPILED

@@ -30,7 +30,7 @@ from tests.contract.certificates import Certificates, certificates
 from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 
@@ -45,7 +45,7 @@ class Configured:
         self.file = folder / "wasmkilnd.toml"
         self._settings: dict[str, object] = {"workers": 1, "redis_url": "none", **settings}
         self.write()
-        self.daemon = Daemon(self.state, ["--config", str(self.file), *flags])
+        self.daemon = RedisDaemon(self.state, ["--config", str(self.file), *flags])
 
     def write(self, **settings: object) -> None:
         """Change settings in the file."""
@@ -281,7 +281,7 @@ def test_systemd_hears_of_start_reload_and_end(engines: EngineStore, tmp_path: P
         systemd.settimeout(60)
         state = fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
         environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with Daemon(state, ["--redis-url", "none", "--workers", "1"], environ) as daemon:
+        with RedisDaemon(state, ["--redis-url", "none", "--workers", "1"], environ) as daemon:
             assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
             daemon.process.send_signal(signal.SIGHUP)
             assert systemd.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")

@@ -13,7 +13,7 @@ from wasmkilnd.fingerprint import CACHE_FORMAT
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import RedisDaemon, state_with
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 
@@ -45,12 +45,12 @@ class Fleet:
         self._started = 0
         self._direct = redis.Redis.from_url(url)
 
-    def daemon(self, *engines: str, other_format: bool = False) -> Daemon:
+    def daemon(self, *engines: str, other_format: bool = False) -> RedisDaemon:
         """Start a daemon with a state of its own, which serves some engines."""
         self._started += 1
         state = state_with(self._folder / f"d{self._started}", *engines)
         program = OTHER_FORMAT if other_format else ("-m", "wasmkilnd")
-        return Daemon(state, environ=self._environ, program=program)
+        return RedisDaemon(state, environ=self._environ, program=program)
 
     def stored(self) -> dict[bytes, bytes]:
         """Return all that is in Redis, but for what Evicts left."""

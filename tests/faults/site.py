@@ -27,6 +27,7 @@ TIMEOUT_S = 0.5
 LEASE_S = 1.0
 SETTINGS = {
     "WASMKILN_REDIS_TIMEOUT_S": str(TIMEOUT_S),
+    "WASMKILN_HOST_STORE_BYTES": "0",
     # Faults come far more often here than in life: without this each would look to the
     # breaker like one more of the same, and it would ask less and less.
     "WASMKILN_REDIS_RETRY_MAX_S": "1",

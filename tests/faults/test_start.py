@@ -13,7 +13,7 @@ from wasmkiln.v1 import types_pb2
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import RedisDaemon, state_with
 from tests.e2e.test_cache import settled
 from tests.faults.material import ENGINE
 from tests.faults.proxy import GOOD, Line, Proxy
@@ -34,7 +34,7 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
         yield line
 
 
-def events(daemon: Daemon, *names: str) -> list[str]:
+def events(daemon: RedisDaemon, *names: str) -> list[str]:
     """Return the events of the log with one of these names, in order."""
     logged = [json.loads(line).get("event") for line in list(daemon.log_lines)]
     return [event for event in logged if event in names]
@@ -51,7 +51,7 @@ def test_a_daemon_starts_without_redis_says_so_once_and_takes_it_back(
         "WASMKILN_REDIS_RETRY_MAX_S": "0.5",
     }
     with (
-        Daemon(state_with(tmp_path / "state", ENGINE), environ=environ) as daemon,
+        RedisDaemon(state_with(tmp_path / "state", ENGINE), environ=environ) as daemon,
         daemon.client() as client,
     ):
         assert "which does not answer yet" in daemon.banner

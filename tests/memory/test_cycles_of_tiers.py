@@ -23,7 +23,7 @@ from wasmkilnd.engines.install.store import EngineStore
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, failure_of, header_of, outcome_of
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
 from tests.memory.watched import Watched
 
@@ -57,10 +57,10 @@ def kiln(states: Path, valkey: RedisServer) -> Iterator[Watched]:
 
 
 @pytest.fixture(scope="module")
-def other(states: Path, valkey: RedisServer) -> Iterator[Daemon]:
+def other(states: Path, valkey: RedisServer) -> Iterator[RedisDaemon]:
     """Another daemon of the fleet."""
     state = fresh_state(states / "other", engines=(ENGINE,))
-    with Daemon(state, FLAGS, {"WASMKILN_REDIS_URL": valkey.url}) as daemon:
+    with RedisDaemon(state, FLAGS, {"WASMKILN_REDIS_URL": valkey.url}) as daemon:
         yield daemon
 
 

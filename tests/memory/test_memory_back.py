@@ -42,7 +42,8 @@ def keeps_nothing(
 ) -> Iterator[Daemon]:
     """A daemon without tiers; each test compares its memory with what it was before the test."""
     state = state_with(tmp_path_factory.mktemp("keeps_nothing") / "state", ENGINE)
-    with Daemon(state, [*LIMITS, "--memory-bytes", "0", "--redis-url", "none"]) as daemon:
+    no_tiers = ("--memory-bytes", "0", "--host-store-bytes", "0", "--redis-url", "none")
+    with Daemon(state, [*LIMITS, *no_tiers]) as daemon:
         yield daemon
 
 

@@ -35,7 +35,8 @@ MOST = (
     + 32 * MIB  # What Python, gRPC and the allocator need for all that.
 )  # fmt: skip
 FLAGS = [
-    *("--memory-bytes", "0", "--redis-url", "none", "--workers", str(WORKERS)),
+    *("--memory-bytes", "0", "--host-store-bytes", "0", "--redis-url", "none"),
+    *("--workers", str(WORKERS)),
     *("--max-module-bytes", str(LARGEST), "--max-artifact-bytes", str(LARGEST)),
     *("--receive-bytes", str(RECEIVE), "--queue-bytes", str(QUEUE)),
     *("--send-bytes", str(SEND), "--send-pinned-bytes", str(PINNED)),

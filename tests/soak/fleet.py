@@ -28,8 +28,9 @@ SETTINGS = {
     "WASMKILN_REDIS_TIMEOUT_S": "0.5",
     "WASMKILN_REDIS_RETRY_MAX_S": "1",
     "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
-    # Less than the artifacts of all modules: some are always evicted, and fetched from Redis.
+    # Less than the artifacts of all modules: some are always evicted, and fetched from below.
     "WASMKILN_MEMORY_BYTES": "32MiB",
+    "WASMKILN_HOST_STORE_BYTES": "32MiB",
     "WASMKILN_WORKERS": str(WORKERS),
     "WASMKILN_MAX_MODULE_BYTES": str(MODULE_LIMIT_BYTES),
     # More than any of the real modules needs, and less than the hostile ones take. CPU time
