@@ -28,7 +28,13 @@ class Session:
     timeout_s: float | None = None
     as_json: bool = False
 
-    def client(self, *, max_attempts: int = 3, max_artifact_bytes: int | None = None) -> Client:
+    def client(
+        self,
+        *,
+        max_attempts: int = 3,
+        max_artifact_bytes: int | None = None,
+        compression: bool | None = None,
+    ) -> Client:
         """Return a client for the options. Raise click.UsageError for invalid ones."""
         try:
             return Client(
@@ -36,6 +42,7 @@ class Session:
                 timeout_s=self.timeout_s,
                 max_attempts=max_attempts,
                 max_artifact_bytes=max_artifact_bytes,
+                compression=compression,
             )
         except ValueError as error:
             raise click.UsageError(str(error)) from error

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     help="Refuse an artifact above this size, such as 512MiB.  "
     "[default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]",
 )
+@click.option(
+    "--compression/--no-compression",
+    default=None,
+    help="Whether the daemon may send compressed artifacts.  "
+    "[default: $WASMKILN_COMPRESSION, else only from another machine]",
+)
 @click.option("--no-cache", is_flag=True, help="Compile even when a tier holds the artifact.")
 @click.option(
     "--fast",
@@ -55,13 +61,15 @@ def compile_(
     cpu: str | None,
     settings: dict[str, str],
     max_artifact_bytes: int | None,
+    compression: bool | None,
     no_cache: bool,
     fast: bool,
 ) -> None:
     """Get the artifacts of modules; upload modules that the daemon does not have."""
     session: Session = context.obj
     place = Place(output, sources)
-    with session.client(max_artifact_bytes=max_artifact_bytes) as client, transfer_bars() as bars:
+    client = session.client(max_artifact_bytes=max_artifact_bytes, compression=compression)
+    with client, transfer_bars() as bars:
 
         def compile_one(source: str) -> tables.Compiled:
             start_s = time.perf_counter()
