@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # A newer daemon may send parts that this client does not know, but not endlessly.
 _MAX_EMPTY_MESSAGES = 100
+# Room made for an artifact before it is here: more grows as it comes.
+_MOST_BYTES_AT_ONCE = 64 * 1024 * 1024
 
 
 class Phase(Enum):
@@ -69,7 +72,7 @@ class Assembly:
         self._header: ArtifactHeader | None = None
         self._decoder: Decoder | None = None
         self._refused = ""
-        self._pieces: list[bytes | memoryview] = []
+        self._file: io.BytesIO | None = None
         self._size_bytes = self._received_bytes = 0
         self._empty_messages = 0
         self._digest = hashlib.sha256()
@@ -104,7 +107,7 @@ class Assembly:
         if not self._call.request.omit_artifact and not header.HasField("host_file"):
             self._check_bytes(header)
         artifact = Artifact(
-            b"".join(self._pieces),
+            self._file.getvalue() if self._file else b"",
             header,
             self._trusted_keys,
             requested_settings=dict(self._call.request.settings),
@@ -180,7 +183,11 @@ class Assembly:
                 f"the artifact is longer than the {self._size_bytes} bytes of its header"
             )
         self._received_bytes += len(chunk)
-        self._pieces.append(chunk)
+        if self._file is None:
+            # Written from the beginning: each message can go at once, gRPC uses its memory for
+            # the next, and getvalue copies nothing (on CPython).
+            self._file = io.BytesIO(bytes(min(self._size_bytes, _MOST_BYTES_AT_ONCE)))
+        self._file.write(chunk)
         self._digest.update(chunk)
         self._report()
 
