@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from wasmkilnd.engines.install.store import EngineStore
 
-RUNS = Path(__file__).resolve().parents[1] / "corpus" / "runs.py"
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = ROOT / "tests" / "corpus" / "runs.py"
 _TIMEOUT_S = 120
+
+# What importing the client needs; see pyproject.toml.
+CLIENT_NEEDS = ("grpcio", "protobuf", "googleapis-common-protos")
 
 
 def interpreter(engines: EngineStore, engine_id: str) -> Path:
@@ -39,3 +44,12 @@ def run_script(engines: EngineStore, engine_id: str, script: str, *args: str) ->
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
+
+
+def client_path(python: Path) -> str:
+    """Return a PYTHONPATH on which an engine's interpreter, CPython 3.10, finds the client."""
+    needs = ROOT / ".work" / "client-3.10"
+    if not needs.exists():
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        subprocess.run([*pip, "--target", str(needs), *CLIENT_NEEDS], check=True)
+    return f"{ROOT / 'client'}:{needs}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,7 @@ from wasmkiln import AsyncClient, Client, IncompatibleEngine
 from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT
-from tests.e2e.in_engine import interpreter
-
-# What importing the client needs; see pyproject.toml.
-CLIENT_NEEDS = ("grpcio", "protobuf", "googleapis-common-protos")
+from tests.e2e.in_engine import client_path, interpreter
 
 
 def test_wasmtime_module(client: Client) -> None:
@@ -74,10 +69,7 @@ async def test_the_asynchronous_client_does_the_same(daemon_address: str) -> Non
 def test_wasmer_module(client: Client, engines: EngineStore, tmp_path: Path) -> None:
     """The client library on CPython 3.10, the newest Python that wasmer has wheels for."""
     python = interpreter(engines, "wasmer-1.1.0")
-    needs = ROOT / ".work" / "client-3.10"
-    if not needs.exists():
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-        subprocess.run([*pip, "--target", str(needs), *CLIENT_NEEDS], check=True)
+    path = client_path(python)
     saved = client.compile(wasm.adder(44), engine="wasmer").save(tmp_path / "artifact")
     script = (
         "import json, sys, wasmkiln, wasmer; m = wasmkiln.Artifact.open(sys.argv[1]).load();"
@@ -85,7 +77,7 @@ def test_wasmer_module(client: Client, engines: EngineStore, tmp_path: Path) -> 
     )
     done = subprocess.run(
         [str(python), "-c", script, str(saved)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT / 'client'}:{needs}"},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

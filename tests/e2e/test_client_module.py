@@ -1,0 +1,223 @@
+"""`client.module` and `wasmkiln path` with real daemons, engines and host stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wasmtime
+from wasmkiln import Client, engine_of, errors
+from wasmkiln.host_store.engines import Engines
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.in_engine import client_path, interpreter
+
+NOBODY = "127.0.0.1:1"
+SETTINGS: list[dict[str, str]] = [{}, {"consume_fuel": "true"}]
+
+
+@pytest.fixture(scope="module")
+def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with a host store of its own."""
+    state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
+    with Daemon(state) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def store(kiln: Daemon) -> Path:
+    return kiln.state_dir / "host_store"
+
+
+def add(module: wasmtime.Module) -> int:
+    engine_store = wasmtime.Store(engine_of(module))
+    exported = wasmtime.Instance(engine_store, module, []).exports(engine_store)["add"]
+    assert isinstance(exported, wasmtime.Func)
+    return int(exported(engine_store, 40, 2))
+
+
+def mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+def test_fingerprints_of_engines_json_are_the_daemon_s(kiln: Daemon, store: Path) -> None:
+    engines = Engines.parse((store / "engines.json").read_bytes())
+    module = wasm.adder(300)
+    with kiln.client() as client:
+        for row in client.capabilities().engines:
+            for cpu in ("", "baseline", "native"):
+                header = client.compile(
+                    module, engine=row.engine.id, cpu=cpu, omit_artifact=True
+                ).header
+                chosen = engines.choose(row.engine.id, "core")
+                assert engines.fingerprint(chosen, "", cpu, {}) == header.fingerprint
+            for setting in row.settings:
+                value = setting.allowed_values[-1]
+                wanted = {setting.name: value}
+                try:
+                    header = client.compile(
+                        module, engine=row.engine.id, settings=wanted, omit_artifact=True
+                    ).header
+                except errors.WasmkilnError:
+                    continue  # a combination that the engine itself refuses
+                assert engines.fingerprint(chosen, "", "", wanted) == header.fingerprint
+
+
+def test_the_first_caller_gets_a_file_and_the_next_needs_no_daemon(
+    kiln: Daemon, store: Path
+) -> None:
+    module = wasm.adder(301)
+    with Client(kiln.address, host_store_dir="none") as client:
+        path = client.host_file(module, engine="wasmtime")
+        assert path.is_relative_to(store)
+        assert add(client.module(module, engine="wasmtime")) == 42
+    with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
+        assert add(alone.module(hashlib.sha256(module).hexdigest(), engine="wasmtime")) == 42
+        assert mapped(path)
+        with pytest.raises(errors.ConnectionFailed):
+            alone.module(wasm.adder(302), engine="wasmtime")
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_an_attested_file_is_checked(kiln: Daemon, store: Path, settings: dict[str, str]) -> None:
+    module = wasm.adder(303)
+    [key] = (kiln.state_dir / "keys" / "trusted").glob("*.pem")
+    with kiln.client(host_store_dir=store, trusted_keys=key) as client:
+        path = client.host_file(module, engine="wasmtime", settings=settings)
+    options: dict[str, Any] = {"host_store_dir": store, "max_attempts": 1}
+    with Client(NOBODY, trusted_keys=key, check_files="always", **options) as client:
+        assert client.module(module, engine="wasmtime", settings=settings)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    other = path.with_name("other")
+    other.write_bytes(content)
+    other.chmod(path.stat().st_mode)
+    other.replace(path)
+    with (
+        Client(NOBODY, trusted_keys=key, **options) as client,
+        pytest.raises(errors.ConnectionFailed),
+    ):
+        client.module(module, engine="wasmtime", settings=settings)
+    # The daemon heals what the client would not take.
+    with Client(kiln.address, trusted_keys=key, host_store_dir=store) as client:
+        assert client.module(module, engine="wasmtime", settings=settings)
+
+
+def test_a_component(kiln: Daemon, store: Path) -> None:
+    from wasmtime.component import Component
+
+    module = wasm.from_text("(component)")
+    with kiln.client() as client:
+        client.host_file(module, engine="wasmtime")
+    with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
+        assert isinstance(alone.module(module), Component)
+
+
+def test_a_process_that_does_not_see_the_files_gets_bytes(kiln: Daemon, store: Path) -> None:
+    """In a mount namespace where the store's place is empty."""
+    module = wasm.adder(304)
+    with kiln.client() as client:
+        client.host_file(module, engine="wasmtime")
+    script = (
+        "import sys, wasmkiln, wasmtime\n"
+        "with wasmkiln.Client(sys.argv[1], host_store_dir='none') as client:\n"
+        "    module = client.module(sys.argv[2], engine='wasmtime')\n"
+        "    print(wasmtime.Store(wasmkiln.engine_of(module)) is not None)\n"
+        "print(sys.argv[3] in open('/proc/self/maps').read())\n"
+    )
+    command = [sys.executable, "-c", script, kiln.address, hashlib.sha256(module).hexdigest()]
+    apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(store)]
+    probe = subprocess.run([*apart, "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this user cannot make a mount namespace")
+    done = subprocess.run(
+        [*apart, *command, str(store)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_wasmer_in_a_second_process(kiln: Daemon, store: Path, engines: EngineStore) -> None:
+    """On CPython 3.10, the newest Python that wasmer has wheels for, with no daemon."""
+    python = interpreter(engines, "wasmer-1.1.0")
+    module = wasm.adder(305)
+    with kiln.client() as client:
+        client.host_file(module, engine="wasmer")
+    script = (
+        "import json, sys, wasmkiln, wasmer\n"
+        "client = wasmkiln.Client('127.0.0.1:1', host_store_dir=sys.argv[1], max_attempts=1)\n"
+        "module = client.module(sys.argv[2], engine='wasmer')\n"
+        "assert client.module(sys.argv[2], engine='wasmer') is module\n"
+        "assert isinstance(wasmkiln.engine_of(module), wasmer.Store)\n"
+        "own = client.module(sys.argv[2], into=wasmer.Store())\n"
+        "print(json.dumps([wasmer.Instance(each).exports.add(40, 2) for each in (module, own)]))\n"
+    )
+    done = subprocess.run(
+        [str(python), "-c", script, str(store), hashlib.sha256(module).hexdigest()],
+        env={**os.environ, "PYTHONPATH": client_path(python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [42, 42]
+
+
+def test_the_command_prints_the_path(
+    kiln: Daemon, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "adder.wasm"
+    file.write_bytes(wasm.adder(306))
+    command = [
+        str(Path(sys.executable).with_name("wasmkiln")),
+        "path",
+        str(file),
+        "--engine",
+        "wasmtime",
+    ]
+    environ = {**os.environ, "WASMKILN_HOST_STORE_DIR": str(store)}
+
+    command += ["--engine", "wasmtime"]
+
+    def run(address: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env={**environ, "WASMKILN_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run(NOBODY).returncode == 3
+    first = run(kiln.address)
+    assert first.returncode == 0, first.stderr
+    assert Path(first.stdout.strip()).is_relative_to(store)
+    assert run(NOBODY).stdout == first.stdout
+
+
+def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> None:
+    module = wasm.adder(307)
+    with kiln.client(host_store_dir=store) as client:
+        first = client.module(module, engine="wasmtime", accept_fast=True)
+        assert add(first) == 42
+        best = first
+        for _ in range(60):
+            best = client.module(module, engine="wasmtime", accept_fast=True)
+            if best is not first:
+                break
+            time.sleep(0.5)
+        assert best is not first
+        assert add(best) == 42
+        assert client.module(module, engine="wasmtime") is best
+    with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
+        settings = {"strategy": "winch"}
+        assert add(alone.module(module, engine="wasmtime", settings=settings)) == 42
