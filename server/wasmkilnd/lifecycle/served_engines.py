@@ -6,7 +6,7 @@ from typing import Any
 
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.fingerprint import CACHE_FORMAT
+from wasmkilnd.fingerprint import CACHE_FORMAT, UNHASHED_DEFAULTS
 
 VERSION = 1
 """Raise it when a client that knows the old document would compute wrong fingerprints."""
@@ -43,6 +43,10 @@ def _engine(engine: ServedEngine, is_default: bool) -> dict[str, Any]:
         "native_cpu_features": sorted(capabilities.host_cpu_features),
         "settings": {setting.name: setting.default for setting in capabilities.settings},
         # Settings that enter the fingerprint only where they differ from their default.
-        "unhashed_defaults": [],
+        "unhashed_defaults": [
+            setting.name
+            for setting in capabilities.settings
+            if setting.default == UNHASHED_DEFAULTS.get(setting.name)
+        ],
         "fingerprint": engine.spec("", "", {}).fingerprint,
     }
