@@ -11,7 +11,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import busy, compiles, hits, loads, neighbours, plot, redis_hits, stalls
+from bench import (
+    busy,
+    compiles,
+    fast,
+    fresh_loads,
+    hits,
+    host_hits,
+    loads,
+    neighbours,
+    plot,
+    redis_hits,
+    stalls,
+)
 from bench.lab import BenchError
 from bench.machine import describe
 from bench.results import Row, as_json, from_json, markdown, print_table, wrapped
@@ -21,9 +33,12 @@ from bench.setting import Setting, setting
 MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "cold": compiles.cold,
     "memory": hits.memory,
+    "host": host_hits.in_host_store,
     "redis": redis_hits.in_redis,
     "neighbours": neighbours.beside_large_values,
+    "fast": fast.first_code,
     "warm": loads.warm,
+    "fresh": fresh_loads.fresh,
     "callers": compiles.callers,
     "stalls": stalls.under_load,
     "busy": busy.on_a_busy_machine,

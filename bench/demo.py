@@ -13,9 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from wasmkiln import WasmkilnError
 
-from bench.demo_steps import Engine, compile_cold, hit, join, run_artifact, wait_for_writes
+from bench.demo_steps import Engine, compile_cold, hit, join, run_artifact
 from bench.demo_view import Timings, show_engine, show_result, show_table, show_title
-from bench.lab import ENGINE_NAMES, BenchError, Daemon, engines_in, make_state, user_state_dir
+from bench.lab import (
+    ENGINE_NAMES,
+    BenchError,
+    Daemon,
+    engines_in,
+    make_state,
+    user_state_dir,
+    wait_for_writes,
+)
 from tests.corpus.fetch import CorpusMismatch, CorpusUnavailable, fetch
 from tests.corpus.modules import BY_NAME
 

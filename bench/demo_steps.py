@@ -22,8 +22,6 @@ from bench.lab import ROOT, BenchError
 _RUNS = ROOT / "tests" / "corpus" / "runs.py"
 _RUN_TIMEOUT_S = 30
 _HITS = 15
-_WRITES_TIMEOUT_S = 20.0
-_POLL_S = 0.05
 
 _ORIGINS = {"memory": types_pb2.ORIGIN_MEMORY, "redis": types_pb2.ORIGIN_REDIS}
 
@@ -110,15 +108,6 @@ def hit(client: Client, engine: Engine, sha256: str, tier: str) -> float:
         series.append(time.perf_counter() - started)
         _expect(artifact, _ORIGINS[tier])
     return statistics.median(series)
-
-
-def wait_for_writes(client: Client) -> None:
-    """Wait until Redis has what the daemon made: no reply waited for that."""
-    deadline = time.monotonic() + _WRITES_TIMEOUT_S
-    while client.stats().pending_writes:
-        if time.monotonic() > deadline:
-            raise BenchError("the daemon did not finish writing to Redis")
-        time.sleep(_POLL_S)
 
 
 def _expect(artifact: Artifact, origin: int) -> None:

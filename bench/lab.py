@@ -22,6 +22,8 @@ ENGINE_NAMES = ("wasmer", "wasmtime")
 
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 40.0
+_WRITES_TIMEOUT_S = 60.0
+_POLL_S = 0.01
 _LAST_LINE_OF_BANNER = "  try "
 
 
@@ -123,6 +125,15 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def wait_for_writes(client: Client) -> None:
+    """Wait until Redis has what the daemon made: no reply waited for that."""
+    until = time.monotonic() + _WRITES_TIMEOUT_S
+    while client.stats().pending_writes:
+        if time.monotonic() > until:
+            raise BenchError("the daemon did not finish its writes to Redis")
+        time.sleep(_POLL_S)
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -41,9 +41,9 @@ def by_digest(sha256: str, engine_id: str, **more: Any) -> bytes:
     return bytes(request.SerializeToString())
 
 
-def by_bytes(wasm: bytes, engine_id: str) -> bytes:
-    """Return the serialized request that carries the module."""
-    request = pb.CompileRequest(module=wasm, engine=engine_id)
+def by_bytes(wasm: bytes, engine_id: str, **more: Any) -> bytes:
+    """Return the serialized request that carries the module; ``more`` as above."""
+    request = pb.CompileRequest(module=wasm, engine=engine_id, **more)
     return bytes(request.SerializeToString())
 
 

@@ -17,7 +17,7 @@ from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.sealer import DsseSealer
 
 from bench.hits import GOALS, Held, hold
-from bench.lab import BenchError, Daemon, make_state
+from bench.lab import BenchError, Daemon, make_state, wait_for_writes
 from bench.raw import COMPILE, RawStream, by_digest, header_of
 from bench.results import Row, compare
 from bench.setting import Setting
@@ -46,7 +46,7 @@ def in_redis(given: Setting) -> Iterator[Row]:
             held = hold(given, getattr(given.modules, name), daemon)
             fingerprint = client.compile(held.module.sha256, engine=given.wasmtime.engine.id)
             key = CacheKey(held.module.sha256, fingerprint.header.fingerprint)
-            _wait_for_writes(client)
+            wait_for_writes(client)
             stream = RawStream(daemon.address, COMPILE)
             stack.callback(stream.close)
             yield from _rows(given, held, client, stream, _Stored(direct, key, sealer))
@@ -153,10 +153,3 @@ def _timed_from(stream: RawStream, request: bytes, expected: int, encoding: str 
             f"a call was answered by origin {header.origin} in {header.content_encoding or 'raw'}"
         )
     return seconds
-
-
-def _wait_for_writes(client: Client) -> None:
-    for _ in range(10_000):
-        if not client.stats().pending_writes:
-            return
-    raise BenchError("the daemon did not finish its writes to Redis")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from bench.results import Row
 from bench.scale.callers import callers
 from bench.scale.operations import operations
+from bench.scale.start import starts
 from bench.scale.whole import whole_daemons
 from bench.setting import Setting
 
@@ -15,4 +16,5 @@ def scale(given: Setting) -> Iterator[Row]:
     """What grows with entries, and what a hit costs with many callers."""
     yield from whole_daemons(given)
     yield from operations(given)
+    yield from starts(given)
     yield from callers(given)
