@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from wasmkilnd.config.machine import cpu_count, memory_bytes
+from wasmkilnd.config.machine import cpu_count, file_system_bytes, memory_bytes
 
 GIB = 2**30
 
@@ -89,3 +89,12 @@ def test_a_cpu_quota_of_version_1_counts(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_real_machine_has_some_of_both() -> None:
     assert 1 <= cpu_count() <= len(os.sched_getaffinity(0))
     assert memory_bytes() > 2**20
+
+
+def test_the_file_system_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    here = os.statvfs(tmp_path)
+    size_bytes = here.f_blocks * here.f_frsize
+    assert size_bytes > 0
+    assert file_system_bytes(tmp_path / "not" / "there" / "yet") == size_bytes
+    (tmp_path / "file").write_text("")
+    assert file_system_bytes(tmp_path / "file" / "below") == size_bytes
