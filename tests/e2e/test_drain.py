@@ -26,7 +26,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
 from tests.e2e.test_daemon import get
@@ -186,7 +186,7 @@ def test_a_signal_while_starting_is_heard(state: Path) -> None:
 
 
 def test_cache_writes_are_flushed(state: Path) -> None:
-    with Daemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
+    with RedisDaemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
         headers = []
         for tag in range(40, 140):  # Until the drain finds something that is not written yet.
             headers.append(client.compile(wasm.adder(tag)).header)
@@ -197,7 +197,7 @@ def test_cache_writes_are_flushed(state: Path) -> None:
         client.drain()
         assert daemon.process.wait(30) == 0
     assert "given up" not in daemon.log
-    with Daemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
+    with RedisDaemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
         for header in headers:
             assert client.compile(header.module_sha256).header.origin == 2
 

@@ -46,7 +46,7 @@ class Victim:
                 [
                     *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
                     *("--listen", f"{self.address},unix:{self.socket}", "--admin-listen", "none"),
-                    *("--workers", "1", "--log-format", "json"),
+                    *("--workers", "1", "--log-format", "json", "--host-store-bytes", "0"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
