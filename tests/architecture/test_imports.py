@@ -107,11 +107,15 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.logs"}
         | {"telemetry.metrics"},
     ),
-    "maintenance": (CORE, {"cache", "cache.embedded", "cache.redis", "cache.value"}),
+    "maintenance": (
+        CORE,
+        {"cache", "cache.embedded", "cache.host", "cache.redis", "cache.value"},
+    ),
     "commands": (set(), {"config", "signing"}),
     "commands.cache": (
         CORE | {"options"},
         {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "config.values"}
+        | {"cache.host", "rpc.wire"}
         | {
             "maintenance",
             "signing",

@@ -7,11 +7,13 @@ import signal
 import stat
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from wasmkiln import Artifact
 from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path
+from wasmkiln.host_store.engines import Engines
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc as rpc
 from wasmkiln.v1 import types_pb2
@@ -23,6 +25,7 @@ from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
+from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
 
 MEMORY, HOST_STORE, REDIS, COMPILED = (
@@ -277,3 +280,60 @@ def test_it_can_be_switched_off(lean_state_dir: Path, store: Path) -> None:
         assert not header.HasField("host_file")
         assert len(payload) == header.size_bytes
     assert not store.exists()
+
+
+def test_a_client_computes_the_daemon_s_fingerprints(state_dir: Path) -> None:
+    with Daemon(state_dir, NO_REDIS) as daemon, daemon.client() as client:
+        served = Engines.parse((state_dir / "host_store" / ENGINES).read_bytes())
+        capabilities = client.capabilities().engines
+        assert [row["id"] for row in served.rows] == [each.engine.id for each in capabilities]
+        for row, engine in zip(served.rows, capabilities, strict=True):
+            assert served.fingerprint(row, "", "", {}) == engine.fingerprint
+            changed = {"consume_fuel": "true"} if row["name"] == "wasmtime" else {}
+            for cpu in ("", "baseline", "native"):
+                for settings in ({}, changed):
+                    made = client.compile(
+                        wasm.adder(1), engine=row["id"], cpu=cpu, settings=settings
+                    )
+                    assert served.fingerprint(row, "", cpu, settings) == made.header.fingerprint
+
+
+def test_the_offline_tools_show_it_and_find_what_is_wrong(
+    lean_state_dir: Path, store: Path
+) -> None:
+    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+        made = [client.compile(wasm.adder(tag)).header for tag in range(3)]
+        stored(daemon, 3)
+
+    def cache(code: int, *words: str) -> list[dict[str, Any]]:
+        where = ("--tier", "host_store", "--state-dir", str(lean_state_dir), "--json")
+        done = wasmkilnd("cache", *words, *where)
+        assert done.returncode == code, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    listed = cache(0, "ls")
+    assert {row["module"] for row in listed} == {header.module_sha256 for header in made}
+    assert {(row["engine"], row["trust"]) for row in listed} == {(ENGINE, "trusted")}
+    [row] = cache(0, "ls", "--module", made[0].module_sha256[:8])
+    assert row["raw_bytes"] == made[0].size_bytes
+    [sums] = cache(0, "du")
+    assert sums["total"]["values"] == 3
+    entry = entry_path(store, made[1].fingerprint, made[1].module_sha256)
+    code = bytearray((entry / ARTIFACT).read_bytes())
+    code[len(code) // 2] ^= 1
+    (entry / ARTIFACT).write_bytes(code)
+    [finding, last] = cache(3, "scrub", "--dry-run")
+    assert (finding["name"], finding["cause"], finding["deleted"]) == (str(entry), "digest", False)
+    [finding, last] = cache(3, "scrub")
+    assert finding["deleted"]
+    assert not entry.exists()
+    [last] = cache(0, "scrub")
+    assert last["summary"]["artifacts"] == 2
+    # With other keys nothing verifies, and nothing is deleted.
+    elsewhere = KeyStore(lean_state_dir / "other-keys")
+    elsewhere.ensure()
+    *findings, last = cache(3, "scrub", "--keys-dir", str(lean_state_dir / "other-keys"))
+    assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
+    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+        assert client.compile(made[0].module_sha256).header.origin == HOST_STORE
+        assert daemon.metric("tier_entries", tier="host_store") == 2

@@ -1,17 +1,18 @@
-"""Where modules and artifacts are kept: this daemon's memory, and a tier that daemons share.
+"""Where modules and artifacts are kept: memory, files of this host, and what daemons share.
 
-**Tiers.** ``memory`` is an LRU of this process: modules and artifacts in one budget of
-``memory_bytes``. The shared tier is a Redis, an embedded Valkey that the daemon runs itself, or
-none at all (``null_tier``); ``open_shared`` chooses by ``redis_url`` when the daemon starts.
-``tiered`` makes one cache of them, behind ``ports.Cache``: no call fails because a tier fails.
+**Tiers.** ``memory`` is an LRU of this process, within ``memory_bytes``. The host store (``host``)
+keeps artifacts as files that processes map; ``guarded_host`` passes it over while its disk hangs.
+The shared tier is a Redis, or an embedded Valkey that the daemon runs itself. ``open_host`` and
+``open_shared`` open them when the daemon starts, or nothing in their place (``null_tier``).
+``tiered`` makes one cache of all, behind ``ports.Cache``: no call fails because a tier fails.
 
-**Reading.** A call looks in memory, then in the writes that wait, then in the shared tier, and
-keeps in memory what it finds. Calls for the same entry share one look-up, and one call waits for
-the shared tier no longer than ``redis_timeout_s`` in all (``wait_budget``), apart from moving
-large values and waiting while another daemon compiles. For a caller that accepts zstd, pieces
-stay as Redis has them, in memory too, until somebody needs the bytes (``decoded``).
+**Reading.** A call looks in memory, then in the writes that wait, the host store and the shared
+tier, and keeps in memory what it finds. Calls for the same entry share one look-up, and one call
+waits for them no longer than ``redis_timeout_s`` in all (``wait_budget``), apart from moving large
+values and waiting while another daemon compiles. For a caller that accepts zstd, pieces stay as
+Redis has them, in memory too, until somebody needs the bytes (``decoded``).
 
-**Writing.** Memory at once, the shared tier after the call (``write_behind``), from a queue of
+**Writing.** Memory at once, the others after the call (``write_behind``), each from a queue of
 ``write_queue_bytes``. A full queue drops the oldest artifacts, then the oldest modules. While
 Redis is down the writes wait; at shutdown the daemon takes up to 5 s to write them.
 
@@ -19,10 +20,10 @@ Redis is down the writes wait; at shutdown the daemon takes up to 5 s to write t
 for ``cache_ttl_s``, from its last use on with ``cache_ttl_refresh``. The memory tier has no time
 to live: it drops the least recently used entries.
 
-**What is verified.** Every value from the shared tier, before anything else reads it: shape,
-stamp, key, attestation and the digest of each piece. A value that fails is deleted, counted and
-a miss. A value in memory was verified when it came, and again only when a key loses its trust
-(``TieredCache.recheck``).
+**What is verified.** Every value from the shared tier and every entry of the host store, before
+anything else reads it: shape, stamp, key, attestation and the digest of each piece. What fails is
+deleted, counted and a miss. A value in memory was verified when it came, and again only when a
+key loses its trust (``TieredCache.recheck``).
 
 **When to bump a version.** ``fingerprint.CACHE_FORMAT`` is part of every fingerprint and of the
 module's key: raise it when stored values change their format, or when artifacts of equal
@@ -32,7 +33,8 @@ other's values; the old values expire.
 **Metrics.** ``observed`` wraps a tier and counts ``tier_lookups`` and ``tier_stores`` with their
 durations; ``values_rejected`` counts what did not verify.
 
-**Rooms.** ``value``: the bytes under a key. ``redis``: talking to a server, whatever its kind.
-``embedded``: the Valkey that the daemon runs. ``fleet``: what daemons agree on. A further tier
-implements ``ports.Tier``, passes ``tests/contract/test_tier.py`` and is put into ``tiered``.
+**Rooms.** ``value``: the bytes under a key. ``host``: entries as files. ``redis``: talking to a
+server, whatever its kind. ``embedded``: the Valkey that the daemon runs. ``fleet``: what daemons
+agree on. A further tier implements ``ports.Tier``, passes ``tests/contract/test_tier.py`` and is
+put into ``tiered``.
 """

@@ -5,6 +5,7 @@
 | ``connect`` | open the server that a daemon of the same settings uses, without a tier above it |
 | ``inventory`` | what values there are, by their heads alone |
 | ``orphans`` | the other keys under the prefix: pieces without a value, leases, strikes, marks |
+| ``host_store`` | list and verify the entries of the host store |
 | ``scrub`` | verify every value completely, delete the bad ones and the orphans |
 | ``archive`` | the file format of an export: a plain tar file, read and written as a stream |
 | ``transfer`` | values into an archive, and from an archive into another tier |

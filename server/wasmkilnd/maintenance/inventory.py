@@ -94,7 +94,7 @@ class Inventory:
         names = {self._names.value(key): key for key in keys}
 
         def listed_at(name: bytes, head: bytes) -> Listed:
-            return self._listed(names[name], head, mentions)
+            return listed_by_head(names[name], head, self._verifier, mentions)
 
         found, others = await look_at_heads(self._link, list(names), listed_at)
         lengths, more = await read_strings(list(found), self._link.lengths)
@@ -112,30 +112,36 @@ class Inventory:
                 listed.append(replace(one, stored_bytes=stored_bytes, ttl_s=ages[name]))
         return listed
 
-    def _listed(self, key: ValueKey, head: bytes, mentions: Mentions | None) -> Listed:
-        """Return what ``head`` describes, without the value's own length and its TTL."""
-        try:
-            opened, refusal = value_format.open_anyones(head, self._verifier.check_stamp)
-        except ValueRejected as rejected:
-            # Not the exception itself: its traceback holds the head, and callers keep the result.
-            return Listed(key, 0, 0, ValueRejected(rejected.cause, rejected.why))
-        what = opened.what
-        of = what.key if isinstance(what, Artifact) else what.sha256
-        if of != (key.artifact or key.module_sha256):
-            wrong = ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-            return Listed(key, 0, 0, wrong)
-        if mentions is not None:
-            mentions.add(key, opened.body)
-        listed = Listed(
-            key=key,
-            stored_bytes=sum(piece.size_bytes for piece in opened.body.pieces[1:]),
-            ttl_s=0,
-            trust=_trust(refusal),
-            signer=sys.intern(value_format.stamped_by(head)),
-            raw_bytes=opened.body.size_bytes,
-            kind=what.kind,
-        )
-        return _of_artifact(listed, what) if isinstance(what, Artifact) else listed
+
+def listed_by_head(
+    key: ValueKey, head: bytes, verifier: Verifier, mentions: Mentions | None = None
+) -> Listed:
+    """Return what ``head`` describes, without the value's own length and its TTL.
+
+    Add its pieces to ``mentions``.
+    """
+    try:
+        opened, refusal = value_format.open_anyones(head, verifier.check_stamp)
+    except ValueRejected as rejected:
+        # Not the exception itself: its traceback holds the head, and callers keep the result.
+        return Listed(key, 0, 0, ValueRejected(rejected.cause, rejected.why))
+    what = opened.what
+    of = what.key if isinstance(what, Artifact) else what.sha256
+    if of != (key.artifact or key.module_sha256):
+        wrong = ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
+        return Listed(key, 0, 0, wrong)
+    if mentions is not None:
+        mentions.add(key, opened.body)
+    listed = Listed(
+        key=key,
+        stored_bytes=sum(piece.size_bytes for piece in opened.body.pieces[1:]),
+        ttl_s=0,
+        trust=_trust(refusal),
+        signer=sys.intern(value_format.stamped_by(head)),
+        raw_bytes=opened.body.size_bytes,
+        kind=what.kind,
+    )
+    return _of_artifact(listed, what) if isinstance(what, Artifact) else listed
 
 
 def _of_artifact(listed: Listed, artifact: Artifact) -> Listed:

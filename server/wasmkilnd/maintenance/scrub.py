@@ -116,7 +116,7 @@ class Scrub:
         untrusted, self._untrusted = self._untrusted, []
         await self._verify_all(untrusted, lambda: None)
         for key in self._untrusted:
-            self._count(key, Cause.STRANGER.value, _KEPT, deleted=False)
+            self._count(key, Cause.STRANGER.value, KEPT, deleted=False)
 
     async def find_orphans(self) -> None:
         """Remember the pieces that no value mentions now."""
@@ -226,4 +226,4 @@ class Scrub:
         return None
 
 
-_KEPT = "signed by an untrusted key, as all values are: kept"
+KEPT = "signed by an untrusted key, as all values are: kept"

@@ -56,9 +56,9 @@ class Sweep:
         """
         seen = 0
         batch = list[tuple[CacheKey, str, int, int]]()
-        for fingerprint in _names(self._directory):
+        for fingerprint in fingerprints_in(self._directory):
             engine_id = self._engine_behind(fingerprint)
-            for path, key in self._entries(fingerprint):
+            for path, key in entries_of(self._directory, fingerprint):
                 if size_bytes := disk_bytes_at(path):
                     batch.append((key, engine_id, size_bytes, _mtime_s(path)))
                 if len(batch) >= _ROWS_AT_ONCE:
@@ -102,16 +102,10 @@ class Sweep:
                 return known
         except TierUnavailable:
             pass  # The entries say the same.
-        for _, key in self._entries(fingerprint):
+        for _, key in entries_of(self._directory, fingerprint):
             if engine_id := self._engine_of(key):
                 return engine_id
         return ""
-
-    def _entries(self, fingerprint: str) -> Iterator[tuple[Path, CacheKey]]:
-        folder = self._directory / fingerprint
-        for start in _names(folder, None):
-            for module in _names(folder / start):
-                yield folder / start / module, CacheKey(module, fingerprint)
 
     def _add(self, batch: list[tuple[CacheKey, str, int, int]]) -> int:
         def add(rows: Rows) -> None:
@@ -122,6 +116,19 @@ class Sweep:
         added = len(batch)
         batch.clear()
         return added
+
+
+def fingerprints_in(directory: Path) -> Iterator[str]:
+    """Return the fingerprints for which there are folders. Raises TierUnavailable."""
+    return _names(directory)
+
+
+def entries_of(directory: Path, fingerprint: str) -> Iterator[tuple[Path, CacheKey]]:
+    """Return the entries of a fingerprint, unchecked. Raises TierUnavailable."""
+    folder = directory / fingerprint
+    for start in _names(folder, None):
+        for module in _names(folder / start):
+            yield folder / start / module, CacheKey(module, fingerprint)
 
 
 def _names(folder: Path, digests: bool | None = True) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +13,18 @@ import click
 from wasmkiln.cli.text import size
 
 from wasmkilnd.commands.cache.choice import Choice, choice_options
-from wasmkilnd.commands.cache.session import HELP, Session, run, where_options
+from wasmkilnd.commands.cache.session import (
+    HELP,
+    HostSession,
+    Session,
+    run,
+    run_on_host,
+    tier_option,
+    where_options,
+)
 from wasmkilnd.commands.cache.text import bar, duration, say, say_json, short, table
 from wasmkilnd.config.load import FlagValue
+from wasmkilnd.maintenance.host_store import host_values
 from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
 
@@ -39,9 +48,15 @@ _ORDERS: Mapping[str, Callable[[Listed], Any]] = {
     help="Sort by module, largest first, oldest first, or first to expire first.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@tier_option
 @where_options()
 def ls(
-    choice: Choice, order: str, as_json: bool, flags: Mapping[str, FlagValue], config: Path | None
+    choice: Choice,
+    order: str,
+    as_json: bool,
+    on_host: bool,
+    flags: Mapping[str, FlagValue],
+    config: Path | None,
 ) -> None:
     """List all values: sizes, ages, engines, and the keys that signed them."""
 
@@ -55,7 +70,11 @@ def ls(
                     found.append(listed)
         return found
 
-    listed = sorted(run(flags, config, look), key=_ORDERS[order])
+    def look_on_host(session: HostSession) -> list[Listed]:
+        return list(filter(choice.takes, _on_host(session)))
+
+    found = run_on_host(flags, config, look_on_host) if on_host else run(flags, config, look)
+    listed = sorted(found, key=_ORDERS[order])
     if as_json:
         for value in listed:
             say_json(_document(value))
@@ -71,8 +90,9 @@ def ls(
 
 @click.command(context_settings=HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@tier_option
 @where_options()
-def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> None:
+def du(as_json: bool, on_host: bool, flags: Mapping[str, FlagValue], config: Path | None) -> None:
     """Add up the sizes of values by engine and kind, and of the other keys."""
 
     async def look(session: Session) -> tuple[dict[tuple[str, str], _Sum], OtherKeys]:
@@ -86,7 +106,17 @@ def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> No
             rest = await OrphanFinder(session.link, session.names, mentions).count()
         return sums, rest
 
-    sums, rest = run(flags, config, look)
+    def look_on_host(session: HostSession) -> dict[tuple[str, str], _Sum]:
+        sums: dict[tuple[str, str], _Sum] = {}
+        for value in _on_host(session):
+            sums.setdefault(_group(value), _Sum()).add(value)
+        return sums
+
+    rest: OtherKeys | None = None
+    if on_host:
+        sums = run_on_host(flags, config, look_on_host)
+    else:
+        sums, rest = run(flags, config, look)
     total = _Sum()
     for each in sums.values():
         total.merge(each)
@@ -95,18 +125,27 @@ def du(as_json: bool, flags: Mapping[str, FlagValue], config: Path | None) -> No
             {"what": what, "kind": kind, **asdict(each)}
             for (what, kind), each in sorted(sums.items())
         ]
-        say_json({"values": values, "total": asdict(total), **asdict(rest)})
+        say_json({"values": values, "total": asdict(total), **(asdict(rest) if rest else {})})
         return
     rows = [(what, kind, *each.cells()) for (what, kind), each in sorted(sums.items())]
     for line in table(
         ("what", "kind", ">values", ">raw", ">stored"), [*rows, ("total", "", *total.cells())]
     ):
         click.echo(line)
+    if rest is None:
+        return
     say("")
     say(f"{rest.parts} further pieces of values: {size(rest.part_bytes)}")
     say(f"{rest.orphans} of them are orphans, which no value mentions: {size(rest.orphan_bytes)}")
     say(f"{rest.leases} leases, {rest.strikes} strikes, {rest.marks} marks")
     say(f"{rest.other_format} keys in another version's format, {rest.unknown} unknown keys")
+
+
+def _on_host(session: HostSession) -> Iterator[Listed]:
+    with bar("reading heads", None) as advance:
+        for value in host_values(session.options.directory, session.verifier):
+            advance(1)
+            yield value
 
 
 @dataclass(slots=True)

@@ -16,17 +16,22 @@ from wasmkilnd.commands.cache.recompile import Recompiled, recompiler
 from wasmkilnd.commands.cache.session import (
     HELP,
     BadValuesFound,
+    HostSession,
     Session,
     duration_option,
     rate_option,
     run,
+    run_on_host,
+    tier_option,
     where_options,
 )
 from wasmkilnd.commands.cache.text import bar, document, duration, say, say_json
 from wasmkilnd.config.load import FlagValue
+from wasmkilnd.maintenance.host_store import HostScrub
 from wasmkilnd.maintenance.inventory import Inventory
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
 from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
+from wasmkilnd.rpc.wire.headers import header_of
 
 _COMPILING = (
     *("workers", "compile_timeout_s", "compile_cpu_s", "compile_memory_bytes", "isolation"),
@@ -58,6 +63,7 @@ _COMPILING = (
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per line; the last is a summary."
 )
+@tier_option
 @where_options("max_artifact_bytes", *_COMPILING)
 def scrub(
     dry_run: bool,
@@ -66,6 +72,7 @@ def scrub(
     orphan_age_s: float,
     bytes_per_s: int,
     as_json: bool,
+    on_host: bool,
     flags: Mapping[str, FlagValue],
     config: Path | None,
 ) -> None:
@@ -117,7 +124,27 @@ def scrub(
             recompiled = again.report
         return scrubber, recompiled, reader.bytes_read
 
-    done, recompiled, bytes_read = run(flags, config, work)
+    def work_on_host(session: HostSession) -> tuple[HostScrub, None, int]:
+        session.require_trust()
+        scrubber = HostScrub(
+            session.options,
+            session.verifier,
+            header_of,
+            dry_run=dry_run,
+            report_finding=report,
+        )
+        with bar("verifying", None) as advance:
+            scrubber.run(lambda: advance(1))
+        return scrubber, None, scrubber.bytes_read
+
+    if on_host and (recompile or bytes_per_s):
+        raise click.UsageError("--recompile and --rate are for the tier redis")
+    done: Scrub | HostScrub
+    recompiled: Recompiled | None
+    if on_host:
+        done, recompiled, bytes_read = run_on_host(flags, config, work_on_host)
+    else:
+        done, recompiled, bytes_read = run(flags, config, work)
     if as_json:
         say_json(_document(done.report, recompiled, bytes_read, dry_run))
     else:

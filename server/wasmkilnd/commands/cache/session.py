@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.open_shared import CannotOpenShared, where
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.value.names import KeyNames
@@ -23,7 +24,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.quantity import parse_bytes, parse_seconds
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.connect import open_link
-from wasmkilnd.options import remote_options
+from wasmkilnd.options import host_options, remote_options
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.ring import TrustRing, open_trust
 from wasmkilnd.signing.sealer import DsseVerifier
@@ -56,16 +57,48 @@ class Session:
 
     def require_trust(self) -> None:
         """Raise CacheCommandFailed if no key is trusted, since no value could verify."""
-        if not self.trust.trusted:
-            raise CacheCommandFailed(
-                f"cannot verify any value: no key is trusted here, and there is none in"
-                f" {self.settings.effective_keys_dir} (set --keys-dir or WASMKILN_TRUSTED_KEYS)"
-            )
+        _require_trust(self.trust, self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class HostSession:
+    """The host store's place, and who is trusted."""
+
+    settings: Settings
+    options: HostOptions
+    trust: TrustRing
+    verifier: DsseVerifier
+
+    def require_trust(self) -> None:
+        """Raise CacheCommandFailed if no key is trusted, since no entry could verify."""
+        _require_trust(self.trust, self.settings)
+
+
+def tier_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--tier`` to a command, which receives ``on_host``."""
+    return click.option(
+        "--tier",
+        "on_host",
+        type=click.Choice(["redis", "host_store"]),
+        default="redis",
+        show_default=True,
+        callback=lambda context, parameter, value: value == "host_store",
+        help="The cache that daemons share in Redis, or the host store of this machine.",
+    )(command)
 
 
 def where_options(*more: str) -> Decorator:
     """Return a decorator that adds the flags that locate the cache, and those of ``more``."""
-    return some_options(lambda field: field in (*_WHERE, *more) or field.startswith("redis_"))
+    places = ("redis_", "host_store_")
+    return some_options(lambda field: field in (*_WHERE, *more) or field.startswith(places))
+
+
+def _require_trust(trust: TrustRing, settings: Settings) -> None:
+    if not trust.trusted:
+        raise CacheCommandFailed(
+            f"cannot verify any value: no key is trusted here, and there is none in"
+            f" {settings.effective_keys_dir} (set --keys-dir or WASMKILN_TRUSTED_KEYS)"
+        )
 
 
 def rate_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,15 +133,7 @@ def run(
     With ``make``, create the embedded server if there never was one. Raises ConfigError,
     KeysUnusable and CacheCommandFailed.
     """
-    settings = load(flags, os.environ, config).settings
-    # Only errors: the command prints what an operator needs.
-    pipeline.configure("text", "error", sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupted)
-    trust = open_trust(
-        settings.effective_keys_dir,
-        settings.signing_key.get_secret_value(),
-        settings.trusted_keys,
-    )
+    settings, trust = _prepared(flags, config)
     options = remote_options(Reloadable(settings))
 
     async def with_cache() -> T:
@@ -122,6 +147,42 @@ def run(
         raise CacheCommandFailed(str(failure)) from None
     except TierUnavailable as failure:
         raise CacheCommandFailed(f"{where(options)}: {failure}") from None
+
+
+def run_on_host(
+    flags: Mapping[str, FlagValue],
+    config: Path | None,
+    work: Callable[[HostSession], T],
+) -> T:
+    """Run ``work`` on the host store of this configuration; return its result.
+
+    Raises ConfigError, KeysUnusable and CacheCommandFailed.
+    """
+    settings, trust = _prepared(flags, config)
+    options = host_options(settings)
+    if not options.limit_bytes:
+        raise CacheCommandFailed("this configuration has no host store: host_store_bytes is 0")
+    if not options.directory.is_dir():
+        raise CacheCommandFailed(
+            f"there is no host store yet in {options.directory} (choose another directory with"
+            " --host-store-dir)"
+        )
+    try:
+        return work(HostSession(settings, options, trust, DsseVerifier(trust)))
+    except TierUnavailable as failure:
+        raise CacheCommandFailed(str(failure)) from None
+
+
+def _prepared(flags: Mapping[str, FlagValue], config: Path | None) -> tuple[Settings, TrustRing]:
+    settings = load(flags, os.environ, config).settings
+    # Only errors: the command prints what an operator needs.
+    pipeline.configure("text", "error", sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupted)
+    return settings, open_trust(
+        settings.effective_keys_dir,
+        settings.signing_key.get_secret_value(),
+        settings.trusted_keys,
+    )
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
