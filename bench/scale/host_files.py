@@ -16,7 +16,7 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 from bench.scale.entries import Entries
 
 _ALL_FILES = 10**4
-"""Each entry takes five inodes and 24 KB: of more than this, a tenth have files."""
+"""Each entry takes five inodes and 20 KB: of more than this, a tenth have files."""
 _NO_LIMIT = 1 << 50
 _ROWS_AT_ONCE = 10_000
 
@@ -56,7 +56,7 @@ async def fill(folder: Path, entries: Entries, count: int, real: Iterable[int], 
     for start in range(0, len(others), _ROWS_AT_ONCE):
         with index.write() as rows:
             for number in others[start : start + _ROWS_AT_ONCE]:
-                rows.add(entries.key(number), engine_id, 24 * 1024, now_s)
+                rows.add(entries.key(number), engine_id, 20 * 1024, now_s)
     index.close()
 
 
