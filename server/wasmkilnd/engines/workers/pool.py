@@ -153,7 +153,7 @@ class WorkerPool:
         """
         self._refuse_if_useless()
         waiters = waiters or Waiters.of(Waiter())
-        ticket = await self._dispatch.take(waiters, job.op, job.size_bytes, second=second)
+        ticket = await self._dispatch.take(waiters, job.like, job.size_bytes, second=second)
         return await self._run(ticket, job), ticket.queued_s
 
     @asynccontextmanager
@@ -167,7 +167,7 @@ class WorkerPool:
         SERVER_DRAINING.
         """
         self._refuse_if_useless()
-        ticket = await self._dispatch.take_unless(waiters, job.op, job.size_bytes, unless)
+        ticket = await self._dispatch.take_unless(waiters, job.like, job.size_bytes, unless)
         if ticket is None:
             yield None
             return
