@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 WASI = "wasi_snapshot_preview1"
 
+OPTIONS = argparse.Namespace(strategy=None)
+
 
 class WrongResultError(Exception):
     """The module ran, and what it computed is not what is known to be right."""
@@ -75,12 +77,24 @@ def _unexpected(module: str, name: str) -> Stub:
     return stub
 
 
+def wasmtime_engine() -> Any:
+    """Return an engine for artifacts of the compiler that the command line names."""
+    import wasmtime
+
+    config = wasmtime.Config()
+    if OPTIONS.strategy == "winch":
+        from wasmtime import _bindings
+
+        _bindings.wasmtime_config_strategy_set(config.ptr(), 2)
+    return wasmtime.Engine(config)
+
+
 class WasmtimeCore:
     def __init__(self, data: bytes, artifact: bool) -> None:
         import wasmtime
 
         self._lib = wasmtime
-        self._engine = wasmtime.Engine()
+        self._engine = wasmtime_engine()
         make = wasmtime.Module.deserialize if artifact else wasmtime.Module
         self._module = make(self._engine, data)
         self._store = wasmtime.Store(self._engine)
@@ -202,7 +216,7 @@ class Component:
         from wasmtime import component
 
         self._component_lib = component
-        self.engine = wasmtime.Engine()
+        self.engine = wasmtime_engine()
         make = component.Component.deserialize if artifact else component.Component
         self._component = make(self.engine, data)
         self.store = wasmtime.Store(self.engine)
@@ -817,7 +831,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--wasm", type=Path, help="compile this module here")
     source.add_argument("--artifact", type=Path, help="load this native code instead")
-    options = parser.parse_args(argv)
+    parser.add_argument("--strategy", choices=["cranelift", "winch"], help="wasmtime's compiler")
+    options = parser.parse_args(argv, OPTIONS)
     recipe = RECIPES[options.module]
     if recipe.component and options.engine != "wasmtime":
         parser.error(f"{options.module} is a component, which {options.engine} does not know")

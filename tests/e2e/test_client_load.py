@@ -48,6 +48,24 @@ def test_settings_come_along(client: Client) -> None:
         artifact.load(wasmtime.Engine())
 
 
+@pytest.mark.parametrize("text", ["(component)", None], ids=["component", "core module"])
+def test_fast_code_comes_with_its_engine(client: Client, text: str | None) -> None:
+    module = wasm.from_text(text) if text else wasm.adder(46)
+    artifact = client.compile(module, engine="wasmtime-50.0.1", settings={"strategy": "winch"})
+    loaded = artifact.load()
+    if text is None:
+        store = wasmtime.Store(artifact.engine())
+        add = wasmtime.Instance(store, loaded, []).exports(store)["add"]
+        assert isinstance(add, wasmtime.Func)
+        assert add(store, 40, 2) == 42
+    with pytest.raises(IncompatibleEngine, match=r"strategy=winch.*artifact\.engine\(\)"):
+        artifact.load(wasmtime.Engine())
+    # The engine of fast code does not fit optimised code either.
+    optimised = client.compile(module, engine="wasmtime-50.0.1")
+    with pytest.raises(IncompatibleEngine, match="default settings"):
+        optimised.load(artifact.engine())
+
+
 def test_what_cannot_be_loaded_is_refused(client: Client) -> None:
     older = client.compile(wasm.adder(42), engine="wasmtime-49.0.0")
     with pytest.raises(IncompatibleEngine, match="49"):

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from wasmkiln import Artifact, Client
+from wasmkiln.errors import EngineLacksFeature, ModuleInvalid, SettingUnknown
 from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED, ORIGIN_MEMORY
+from wasmkilnd.engines.install.store import EngineStore
 
+from tests.corpus.modules import ALL_MODULES, RealModule
 from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.in_engine import run_module
+from tests.e2e.test_real_modules import path_of
 
 FAST = {"wasmtime": {"strategy": "winch"}, "wasmer": {"compiler": "singlepass"}}
 ENGINES = ("wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0")
@@ -81,3 +90,151 @@ def test_a_caller_that_names_the_default_compiler_gets_it(client: Client) -> Non
     ).header
     assert not header.is_fast
     assert header.settings["strategy"] == "cranelift"
+
+
+@pytest.mark.parametrize("module", [TAIL_CALL, GC], ids=["tail call", "gc"])
+def test_what_winch_lacks_comes_optimised_in_the_same_call(client: Client, module: bytes) -> None:
+    artifact = client.compile(module, engine="wasmtime-50.0.1", accept_fast=True)
+    assert (artifact.header.is_fast, artifact.header.origin) == (False, ORIGIN_COMPILED)
+
+
+def test_what_singlepass_lacks_comes_optimised_in_the_same_call(client: Client) -> None:
+    artifact = client.compile(SIMD, engine="wasmer", accept_fast=True)
+    assert (artifact.header.is_fast, artifact.header.origin) == (False, ORIGIN_COMPILED)
+
+
+@pytest.mark.parametrize("cpu", ["baseline", "x86-64-v2"])
+def test_a_cpu_that_singlepass_does_not_know_gets_optimised_code(client: Client, cpu: str) -> None:
+    module = wasm.adder(9_005)
+    artifact = client.compile(module, engine="wasmer", cpu=cpu, accept_fast=True)
+    assert (artifact.header.is_fast, artifact.header.cpu) == (False, cpu)
+    with pytest.raises(SettingUnknown, match="AVX"):
+        client.compile(module, engine="wasmer", cpu=cpu, settings=FAST["wasmer"])
+
+
+def test_settings_that_winch_refuses_get_optimised_code(client: Client) -> None:
+    module, settings = wasm.adder(9_006), {"signals_based_traps": "false"}
+    artifact = client.compile(module, engine="wasmtime", settings=settings, accept_fast=True)
+    assert dict(artifact.header.changed_settings) == settings
+    assert not artifact.header.is_fast
+    with pytest.raises(SettingUnknown):
+        client.compile(module, engine="wasmtime", settings={**settings, **FAST["wasmtime"]})
+
+
+@pytest.mark.parametrize("setting", ["consume_fuel", "epoch_interruption"])
+def test_fast_code_counts_fuel_and_epochs(client: Client, setting: str) -> None:
+    settings = {setting: "true"}
+    header = client.compile(
+        wasm.adder(9_007), engine="wasmtime", settings=settings, accept_fast=True
+    ).header
+    assert header.is_fast
+    assert dict(header.changed_settings) == {**settings, **FAST["wasmtime"]}
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "feature"),
+    [
+        ("wasmtime-50.0.1", TAIL_CALL, "tail-call"),
+        ("wasmtime-50.0.1", GC, "gc"),
+        ("wasmer-1.1.0", SIMD, ""),
+    ],
+    ids=["tail call", "gc", "simd"],
+)
+def test_a_valid_module_is_never_called_invalid_by_a_fast_compiler(
+    client: Client, engine: str, module: bytes, feature: str
+) -> None:
+    with pytest.raises(EngineLacksFeature, match="fast compiler") as refusal:
+        client.compile(module, engine=engine, settings=fast_of(engine))
+    assert refusal.value.metadata["accepted_by"] == engine
+    # What the fast compiler says has no bearing on what the engine says.
+    assert client.load(module, engine=engine).engine == engine
+    assert client.compile(module, engine=engine).bytes
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_invalid_module_is_invalid_for_fast_compilers_too(client: Client, engine: str) -> None:
+    invalid = wasm.from_text('(module (func (export "f") (result i32) i64.const 1))')
+    for asked in ({"settings": fast_of(engine)}, {"accept_fast": True}):
+        with pytest.raises(ModuleInvalid):
+            client.compile(invalid, engine=engine, **asked)
+
+
+@pytest.mark.parametrize("name", ["wasmtime", "wasmer"])
+@pytest.mark.parametrize(
+    "module", [module for module in ALL_MODULES if module.size_bytes < 1_100_000], ids=str
+)
+def test_fast_code_does_what_the_module_does(
+    client: Client, engines: EngineStore, tmp_path: Path, module: RealModule, name: str
+) -> None:
+    path, engine_id = path_of(module), {"wasmtime": ENGINES[0], "wasmer": ENGINES[2]}[name]
+    if name not in module.engines:
+        pytest.skip(f"{name} cannot compile it")
+    try:
+        artifact = client.compile(path, engine=engine_id, settings=FAST[name])
+    except EngineLacksFeature as lacking:
+        pytest.skip(lacking.message)
+    saved = artifact.save(tmp_path / "artifact", header=False)
+    strategy = ("--strategy", "winch") if name == "wasmtime" else ()
+    by_artifact = run_module(engines, engine_id, module.name, "--artifact", str(saved), *strategy)
+    assert by_artifact == run_module(engines, engine_id, module.name, "--wasm", str(path))
+
+
+def test_a_component_has_fast_code_too(client: Client) -> None:
+    component = wasm.from_text(
+        """(component
+          (core module $m (func (export "add") (param i32 i32) (result i32)
+            local.get 0 local.get 1 i32.add))
+          (core instance $i (instantiate $m))
+          (func (export "add") (param "a" u32) (param "b" u32) (result u32)
+            (canon lift (core func $i "add"))))"""
+    )
+    artifact = client.compile(component, accept_fast=True)
+    assert (artifact.header.is_fast, artifact.header.engine.name) == (True, "wasmtime")
+    assert not until_optimised(client, component, "wasmtime").header.changed_settings
+
+
+def test_many_callers_share_each_compile(client: Client) -> None:
+    module = wasm.adder(9_008)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(
+            pool.map(
+                lambda _: client.compile(module, engine="wasmtime", accept_fast=True).header,
+                range(20),
+            )
+        )
+    fast = [header for header in answers if header.is_fast]
+    assert fast
+    assert [header.origin for header in fast].count(ORIGIN_COMPILED) == 1
+    until_optimised(client, module, "wasmtime")
+
+
+@pytest.fixture
+def two_workers(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon of a test's own, with wasmtime alone and no Redis. One compile runs behind."""
+    state = fresh_state(tmp_path / "state", engines=("wasmtime-50.0.1",))
+    with Daemon(state, ["--workers", "2", "--redis-url", "none"]) as daemon:
+        yield daemon
+
+
+def test_a_drain_ends_the_compiles_that_nobody_waits_for(two_workers: Daemon) -> None:
+    with two_workers.client(timeout_s=60) as client:
+        modules = (wasm.long_function(300_000), wasm.adder(9_009))
+        for module in modules:
+            assert client.compile(module, engine="wasmtime", accept_fast=True).header.is_fast
+        assert client.stats().flights == 1  # The first one's runs; the second one's waits for it.
+        client.drain()
+    assert two_workers.stop() == 0
+    assert "optimised artifact" not in two_workers.log
+    assert "grace is over" not in two_workers.log
+    assert "Traceback" not in two_workers.log
+
+
+def test_what_runs_behind_is_counted_and_logged(two_workers: Daemon) -> None:
+    with two_workers.client() as client:
+        module = wasm.adder(9_010)
+        header = client.compile(module, engine="wasmtime", accept_fast=True).header
+        until_optimised(client, module, "wasmtime")
+    line = two_workers.wait_for_log("optimised artifact ready")
+    assert header.module_sha256 in line
+    assert two_workers.metric("compiled_behind_total", outcome="compiled") == 1
+    assert two_workers.metric("served_total", origin="compiled") == 1

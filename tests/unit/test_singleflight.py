@@ -101,6 +101,39 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     assert await run(flights, "k", healthy) == ("made", False)
 
 
+@pytest.mark.parametrize(("result", "told"), [("made", ["k"]), (ValueError("no"), [])])
+async def test_who_asks_is_told_of_success_even_after_leaving(
+    result: object, told: list[str]
+) -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    work, heard = Work(result), list[str]()
+
+    async def kept(waiters: Waiters) -> object:
+        waiters.kept = True
+        return await work()
+
+    ticket = flights.join("k", Waiters.of(Waiter()), kept)
+    ticket.on_success(lambda: heard.append("k"))
+    call = asyncio.create_task(ticket.wait())
+    await work.started.wait()
+    call.cancel()
+    work.release.set()
+    await flights.settle(5)
+    assert heard == told
+
+
+async def test_no_one_is_told_of_a_flight_that_is_dropped() -> None:
+    flights: SingleFlight[str, object] = SingleFlight()
+    work, heard = Work(), list[str]()
+    ticket = flights.join("k", Waiters.of(Waiter()), lambda _: work())
+    ticket.on_success(lambda: heard.append("k"))
+    call = asyncio.create_task(ticket.wait())
+    await work.started.wait()
+    call.cancel()
+    await flights.settle(5)
+    assert heard == []
+
+
 async def test_settle_cancels_flights_that_do_not_end() -> None:
     flights: SingleFlight[str, object] = SingleFlight()
     work = Work()

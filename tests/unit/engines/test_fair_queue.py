@@ -9,6 +9,7 @@ from wasmkilnd.waiters import Waiter
 
 A, B, C = Waiter("a"), Waiter("b"), Waiter("c")
 WARMING = Waiter("w", background=True)
+OWN = Waiter(background=True, last=True)
 
 
 def entry(*waiters: Waiter, size: int = 1, cost: float = 1.0, second: bool = False) -> Entry:
@@ -82,6 +83,23 @@ def test_background_work_waits_for_everybody() -> None:
     queue = queue_of(*warming, *calls)
     assert queue.background == 3
     assert popped(queue) == calls + warming
+
+
+def test_the_daemons_own_work_waits_for_background_work_too() -> None:
+    own, warming, called = entry(OWN), [entry(WARMING) for _ in range(3)], entry(A)
+    queue = queue_of(own, *warming, called)
+    assert queue.background == 4
+    assert queue.ahead_s({OWN}, own) == 4.0
+    assert queue.ahead_s({WARMING}, warming[0]) == 1.0
+    assert popped(queue) == [called, *warming, own]
+
+
+def test_the_daemons_own_work_makes_room_first() -> None:
+    own, warming = entry(OWN), [entry(WARMING), entry(WARMING)]
+    queue = queue_of(own, warming[0], length=2)
+    assert queue.put(warming[1]) == [own]
+    queue = queue_of(*warming, length=2)
+    assert queue.put(own) == [own]
 
 
 def test_background_work_that_a_caller_begins_to_want_goes_in_its_turn() -> None:

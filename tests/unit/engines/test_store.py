@@ -126,3 +126,44 @@ def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "engines").write_text("a file")
     with pytest.raises(EngineInstallError, match="--state-dir"):
         EngineStore(tmp_path).install("wasmtime")
+
+
+class FakePip:
+    """Installs nothing, and refuses ``missing`` packages as pip does where there is no wheel."""
+
+    def __init__(self, *missing: str) -> None:
+        self._missing = missing
+        self.installed: list[str] = []
+
+    def __call__(self, command: list[str]) -> str:
+        if "pip" in command:
+            wanted = [word for word in command if "==" in word]
+            for one in wanted:
+                if one.partition("==")[0] in self._missing:
+                    raise EngineInstallError(f"no matching distribution found for {one}")
+            self.installed += wanted
+        return "1.1.0"
+
+
+@pytest.mark.parametrize("missing", [(), ("wasmer-compiler-singlepass",)])
+def test_an_engine_is_installed_without_what_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    pip, steps = FakePip(*missing), list[str]()
+    monkeypatch.setattr(store, "_run", pip)
+    python = interpreters.Interpreter(Path("python3.10"), "CPython", (3, 10, 1))
+    monkeypatch.setattr(interpreters, "find", lambda wanted: python)
+    EngineStore(tmp_path).install("wasmer", report=steps.append)
+    assert ("wasmer-compiler-singlepass==1.1.0" in pip.installed) is not bool(missing)
+    assert any("going on without" in step for step in steps) is bool(missing)
+
+
+def test_an_engine_is_not_installed_without_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_run", FakePip("wasmer-compiler-cranelift"))
+    python = interpreters.Interpreter(Path("python3.10"), "CPython", (3, 10, 1))
+    monkeypatch.setattr(interpreters, "find", lambda wanted: python)
+    with pytest.raises(EngineInstallError, match="cranelift"):
+        EngineStore(tmp_path).install("wasmer")
+    assert EngineStore(tmp_path).installed() == []
