@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln import _header_fields
+from wasmkiln._requests import is_digest
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.host_layout import ARTIFACT, HEADER, entry_path
 from wasmkiln.host_store.checks import identity, is_racy
@@ -97,6 +98,8 @@ def open_entry(
     one, read the entry's own and compare that. Raise Refused.
     """
     module, owners = call.module_sha256, store.owners
+    if not (is_digest(fingerprint) and is_digest(module)):
+        raise Refused("a fingerprint or a module's digest is not 64 hexadecimal digits")
     opened = [store.descriptor]
     try:
         for name in (fingerprint, module[:2], module):

@@ -166,6 +166,49 @@ def test_a_file_that_cannot_be_opened_is_sent_as_bytes(
     assert asked == [True, False, False], "the client asks for no files for a while"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "",
+            "artifact",
+            "/",
+            "/etc/passwd",
+            "relative/artifact",
+            "/\0/artifact",
+            "/" + "a/" * 5000,
+        ),
+        "{store}/../store/{fingerprint}/{start}/{module}/artifact",
+        "{store}/{fingerprint}/{start}/{other}/artifact",
+        "{store}/./{fingerprint}/{start}/{module}/artifact.json",
+    ],
+)
+def test_a_daemon_may_name_any_path(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    store: StoreWriter,
+    adder: bytes,
+    code: bytes,
+    path: str,
+) -> None:
+    artifact = store.add(adder)
+    name_file(daemon, store, artifact, adder)
+    other = store.add(wasm.adder(8))
+    assert daemon.host_file
+    module = hashlib.sha256(adder).hexdigest()
+    daemon.host_file.path = path.format(
+        store=store.directory,
+        fingerprint=artifact.parents[2].name,
+        start=module[:2],
+        module=module,
+        other=other.parent.name,
+    )
+    daemon.artifact = code
+    client = make_client(daemon.address, host_store_dir="none")
+    assert add(client.module(adder)) == 42
+    assert [each.accept_host_file for each in daemon.requests("Compile")] == [True, False]
+
+
 def name_file(daemon: FakeDaemon, store: StoreWriter, path: Path, module: bytes) -> None:
     """Have the daemon answer with the name of an entry's file, where a call accepts it."""
     status = path.stat()
