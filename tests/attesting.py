@@ -6,7 +6,7 @@ import hashlib
 
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from wasmkiln import Artifact, ArtifactHeader, PublicKey
-from wasmkiln.artifact import claims_of
+from wasmkiln._claims import claims_of
 from wasmkiln.attestation import Statement, sign
 from wasmkiln.v1 import types_pb2 as types
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 
+from wasmkiln._claims import claims_of
 from wasmkiln._header_fields import engine_id
-from wasmkiln.attestation import Claims, verify
+from wasmkiln._saved_file import SavedFile
+from wasmkiln.attestation import verify
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHeader
+from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 if TYPE_CHECKING:
     import builtins
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
     from wasmkiln.attestation import Statement
     from wasmkiln.trusted_keys import KeySource
-
-_KINDS = {KIND_CORE_MODULE: "core", KIND_COMPONENT: "component"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Artifact:
     header: ArtifactHeader = field(repr=False)
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys, repr=False, compare=False)
     requested_settings: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    file: SavedFile | None = field(default=None, repr=False, compare=False)
+    """Where `open` read it, if that is a file of the host store: `load` maps it."""
 
     def __repr__(self) -> str:
         return (
@@ -51,7 +53,7 @@ class Artifact:
 
     @property
     def descriptor(self) -> int | None:
-        """A file with the same bytes, for the engine to map; None: the engine copies `bytes`."""
+        """None: the engine copies `bytes`, unless `load` finds that it may map `file`."""
         return None
 
     def intact(self) -> bool:
@@ -131,7 +133,10 @@ class Artifact:
             raise ArtifactMismatch(
                 f"cannot read {header_path(source)}: it is not an artifact's header"
             ) from error
-        artifact = cls(source.read_bytes(), header, keys)
+        with source.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read()
+        artifact = cls(content, header, keys, file=SavedFile.of(source, header, status))
         if not artifact.intact():
             raise ArtifactMismatch(f"{source} does not hold the artifact that its header describes")
         return artifact
@@ -153,6 +158,7 @@ class Artifact:
 
         Return a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`.
         `engine` is a `wasmtime.Engine` or a `wasmer.Store`; without one, it is `engine()`.
+        wasmtime maps a file of the host store that `open` read, and copies all other bytes.
 
         Loading an artifact is running its code. Without trusted keys, load only what comes from
         a daemon that you trust; with them, raise AttestationInvalid unless one of them signed
@@ -170,27 +176,6 @@ class Artifact:
 def attestation_path(path: Path) -> Path:
     """Return where `save` writes the attestation of the artifact at `path`."""
     return path.with_name(path.name + ".dsse.json")
-
-
-def claims_of(header: ArtifactHeader) -> Claims:
-    """Return what a header claims of its artifact, to compare with an attestation."""
-    engine = header.engine
-    return Claims(
-        artifact_sha256=header.artifact_sha256,
-        module_sha256=header.module_sha256,
-        fingerprint=header.fingerprint,
-        kind=_KINDS.get(header.kind, ""),
-        engine={
-            "name": engine.name,
-            "version": engine.version,
-            "coreVersion": engine.core_version,
-            "compiler": engine.compiler,
-        },
-        target=header.target,
-        cpu=header.cpu,
-        settings=dict(header.settings),
-        changed_settings=dict(header.changed_settings),
-    )
 
 
 def header_path(path: Path) -> Path:

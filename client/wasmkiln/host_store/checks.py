@@ -13,7 +13,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from wasmkiln.artifact import claims_of
+from wasmkiln._claims import claims_of
 from wasmkiln.attestation import Statement, check_claims, open_envelope
 from wasmkiln.errors import AttestationInvalid
 from wasmkiln.host_store.refused import Refused

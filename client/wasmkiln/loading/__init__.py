@@ -25,17 +25,22 @@ artifact does not fit, and AttestationInvalid where no trusted key signed it.
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+from wasmkiln.host_store.refused import Refused
 from wasmkiln.loading import chosen, machine, with_wasmer, with_wasmtime
+from wasmkiln.loading.loadable import Mapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Protocol
 
+    from wasmkiln._saved_file import SavedFile
     from wasmkiln.loading.loadable import Loadable, Verifiable
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
@@ -88,7 +93,22 @@ def load_artifact(artifact: Verifiable, engine: Any) -> Any:
     if not artifact.intact():
         raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
     _verify(artifact)
+    if artifact.file is not None:
+        with suppress(Refused):
+            return _load_mapped(artifact, artifact.file, engine)
     return load_verified(artifact, engine)
+
+
+def _load_mapped(artifact: Loadable, file: SavedFile, engine: Any) -> Any:
+    """Load the file that the artifact's verified bytes were read from. Raise Refused."""
+    descriptor = file.open()
+    try:
+        module = load_verified(Mapped(artifact, descriptor), engine)
+        if not file.is_unchanged(descriptor):
+            raise Refused("the file changed while it was loaded")
+    finally:
+        os.close(descriptor)
+    return module
 
 
 def load_verified(artifact: Loadable, engine: Any, *, explain: bool = True) -> Any:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Mapping
 
+    from wasmkiln._saved_file import SavedFile
     from wasmkiln.trusted_keys import TrustedKeys
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
@@ -33,6 +34,9 @@ class Loadable(Protocol):
 class Verifiable(Loadable, Protocol):
     """What is needed besides, to verify an artifact before it is loaded."""
 
+    @property
+    def file(self) -> SavedFile | None: ...
+
     def intact(self) -> bool:
         """Return whether the bytes are those that the header describes."""
         ...
@@ -40,3 +44,14 @@ class Verifiable(Loadable, Protocol):
     def verify_header(self, trusted_keys: TrustedKeys) -> Any:
         """Raise AttestationInvalid unless one of the keys vouches for the header."""
         ...
+
+
+class Mapped:
+    """An artifact whose bytes an open file holds, too."""
+
+    def __init__(self, artifact: Loadable, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.bytes = artifact.bytes
+        self.header = artifact.header
+        self.trusted_keys = artifact.trusted_keys
+        self.requested_settings = artifact.requested_settings

@@ -14,7 +14,7 @@ import pytest
 import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wasmkiln import Client, engine_of, errors
+from wasmkiln import Artifact, Client, engine_of, errors
 from wasmkiln._header_fields import Call
 from wasmkiln.host_layout import HEADER
 from wasmkiln.host_store import CheckFiles, FileChecks, HostStore, Refused, checks, entry, files
@@ -388,3 +388,21 @@ def test_a_file_s_path(make_client: Callable[..., Any], store: StoreWriter, adde
     assert client.host_file(adder) == path, "the default engine, since the kind is known"
     with pytest.raises(errors.ConnectionFailed):
         client.host_file(hashlib.sha256(adder).hexdigest())
+
+
+def test_an_artifact_that_was_opened_there_is_mapped(store: StoreWriter, adder: bytes) -> None:
+    path = store.add(adder)
+    young = Artifact.open(path)
+    assert young.file is None, "it was written a moment ago, and might change without a trace"
+    age(path)
+    artifact = Artifact.open(path)
+    before = descriptors()
+    modules = [artifact.load(), young.load()]
+    assert descriptors() - before == {path: 1}, "what wasmtime itself keeps"
+    assert artifact.bytes == path.read_bytes()
+    path.chmod(0o600)  # another ctime, so maybe another content
+    modules.append(artifact.load())
+    assert descriptors() - before == {path: 1}
+    saved = artifact.save(path.parents[3] / "saved")
+    assert Artifact.open(saved).file is None, "others may be written to in their place"
+    assert all(isinstance(each, wasmtime.Module) for each in modules)
