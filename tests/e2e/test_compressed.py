@@ -22,7 +22,11 @@ from tests.e2e.callers import ENGINE, Caller
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
 
-MEMORY, REDIS = types_pb2.ORIGIN_MEMORY, types_pb2.ORIGIN_REDIS
+MEMORY, REDIS, HOST_STORE = (
+    types_pb2.ORIGIN_MEMORY,
+    types_pb2.ORIGIN_REDIS,
+    types_pb2.ORIGIN_HOST_STORE,
+)
 # Its artifact has several pieces, and shrinks.
 MODULE = wasm.many_functions(10_000, tag=7)
 DIGEST = wasm.digest(MODULE)
@@ -37,6 +41,7 @@ def other(tmp_path: Path, engines: EngineStore) -> Iterator[tuple[Daemon, bytes]
         with Daemon(states[0], environ=environ) as one, one.client() as client:
             made = client.compile(MODULE, engine=ENGINE)
             eventually(lambda: not client.stats().pending_writes, "its writes are done")
+        environ |= {"WASMKILN_HOST_STORE_BYTES": "256MiB"}
         with Daemon(states[1], environ=environ) as two:
             yield two, made.bytes
 
@@ -82,6 +87,23 @@ def test_who_accepts_zstd_gets_the_stored_pieces_and_memory_serves_both_kinds(
         forget(daemon)
         header, stream = ask(caller)
         assert (header.origin, header.content_encoding, stream) == (REDIS, "", made)
+
+
+def test_the_host_store_gets_the_bytes(other: tuple[Daemon, bytes]) -> None:
+    daemon, made = other
+    with Caller(daemon) as caller, daemon.client() as client:
+        header, _ = ask(caller, "zstd")
+        assert (header.origin, header.content_encoding) == (REDIS, "zstd")
+
+        def from_file(*encodings: str) -> bool:
+            client.evict(module_sha256=DIGEST, tier="memory")
+            header, stream = ask(caller, *encodings)
+            assert (header.content_encoding, stream) == ("", made)
+            return bool(header.origin == HOST_STORE)
+
+        # Until the file is written, the daemon has the artifact in the queue for it.
+        eventually(from_file, "the file is written")
+        assert from_file("zstd")
 
 
 def test_both_kinds_at_once_get_what_they_accept(other: tuple[Daemon, bytes]) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
@@ -14,7 +18,9 @@ from wasmkiln._compression import Decoder, choose_encodings, is_local
 from wasmkiln._methods import COMPILE
 from wasmkiln.v1 import module_service_pb2 as modules
 
+from tests.lying import honest
 from tests.lying.encoded import bomb, packed
+from tests.lying.server import LyingServer
 
 REMOTE = "builder.example:50051"
 
@@ -143,3 +149,28 @@ def test_a_chunk_is_read_as_protobuf_reads_it(wire: bytes) -> None:
         parsed = modules.CompileResponse.FromString(wire)
         assert parsed.WhichOneof("part") == "chunk"
         assert parsed.chunk == read
+
+
+@pytest.mark.parametrize(
+    ("flags", "encodings"),
+    [((), []), (("--compression",), ["zstd"]), (("--no-compression",), [])],
+)
+def test_the_command_has_a_flag(
+    server: LyingServer,
+    invoke: Callable[..., Result],
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    encodings: list[str],
+) -> None:
+    asked: list[modules.CompileRequest] = []
+
+    def answer(request: bytes, context: Any) -> Iterator[bytes]:
+        asked.append(modules.CompileRequest.FromString(request))
+        return honest.HONEST["Compile"](request, context)
+
+    (tmp_path / "m.wasm").write_bytes(honest.WASM)
+    server.answers["Compile"] = answer
+    assert invoke("compile", "m.wasm", "-o", "a.cwasm", *flags).exit_code == 0
+    assert (tmp_path / "a.cwasm").read_bytes() == honest.ARTIFACT
+    assert [list(request.accept_encodings) for request in asked] == [encodings]
+    assert asked[0].inline_limit_bytes == 65_536
