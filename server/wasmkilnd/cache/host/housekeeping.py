@@ -117,6 +117,7 @@ class Housekeeping:
 
         def complete(rows: Rows) -> None:
             # Unless it is another index by now, or another daemon started over.
+            rows.forget_unused()
             if rows.note(_MENDING) == token:
                 rows.set_note(_COMPLETE, self._boot_id)
 

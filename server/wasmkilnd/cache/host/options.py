@@ -24,6 +24,8 @@ class HostOptions:
     """The number of the group of files and folders; None for the daemon's own."""
 
     def __post_init__(self) -> None:
+        # Callers get paths, and have another working directory.
+        object.__setattr__(self, "directory", self.directory.absolute())
         if self.file_mode & ~0o666 or self.file_mode & _OTHERS_WRITE or self.file_mode < 0o400:
             raise ValueError(f"cannot use mode {self.file_mode:04o} for files of the host store")
 

@@ -18,8 +18,8 @@ SCHEMA = (
     # A fingerprint stands for one engine: 32 bytes and an engine's name for thousands of entries.
     "CREATE TABLE specs (id INTEGER PRIMARY KEY, fingerprint BLOB NOT NULL UNIQUE,"
     " engine TEXT NOT NULL)",
-    "CREATE TABLE entries (module BLOB NOT NULL, spec INTEGER NOT NULL, bytes INTEGER NOT NULL,"
-    " used INTEGER NOT NULL, pending TEXT NOT NULL, PRIMARY KEY (module, spec)) WITHOUT ROWID",
+    "CREATE TABLE entries (spec INTEGER NOT NULL, module BLOB NOT NULL, bytes INTEGER NOT NULL,"
+    " used INTEGER NOT NULL, pending TEXT NOT NULL, PRIMARY KEY (spec, module)) WITHOUT ROWID",
     "CREATE INDEX by_writer ON entries (pending) WHERE pending != ''",
     "CREATE INDEX by_use ON entries (used)",
     "CREATE TABLE total (entries INTEGER NOT NULL, bytes INTEGER NOT NULL)",
@@ -74,8 +74,8 @@ class Rows:
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
             " bytes = bytes + excluded.bytes, used = excluded.used, pending = excluded.pending",
             (
-                _blob(key.module_sha256),
                 self._spec(key, engine_id),
+                _blob(key.module_sha256),
                 size_bytes,
                 int(time.time()),
                 writer,
@@ -118,7 +118,7 @@ class Rows:
         """Add the row of an entry that was found on the disk, if it has none."""
         self._connection.execute(
             "INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, '')",
-            (_blob(key.module_sha256), self._spec(key, engine_id), size_bytes, used_s),
+            (self._spec(key, engine_id), _blob(key.module_sha256), size_bytes, used_s),
         )
 
     def oldest(self, limit: int) -> Sequence[Row]:
@@ -148,7 +148,10 @@ class Rows:
 
     def remove_module(self, module_sha256: str) -> None:
         """Remove the rows of a module."""
-        self._connection.execute("DELETE FROM entries WHERE module = ?", (_blob(module_sha256),))
+        self._connection.execute(
+            "DELETE FROM entries WHERE spec IN (SELECT id FROM specs) AND module = ?",
+            (_blob(module_sha256),),
+        )
 
     def remove_fingerprints(self, fingerprints: Iterable[str]) -> None:
         """Remove all rows of fingerprints, and that they are known."""
@@ -158,6 +161,12 @@ class Rows:
                 (fingerprint,),
             )
             self._connection.execute("DELETE FROM specs WHERE fingerprint = ?", (fingerprint,))
+
+    def forget_unused(self) -> None:
+        """Forget the fingerprints that have no entries."""
+        self._connection.execute(
+            "DELETE FROM specs WHERE NOT EXISTS (SELECT 1 FROM entries WHERE spec = specs.id)"
+        )
 
     def engines(self) -> dict[str, str]:
         """Return the engine's id of each fingerprint that is known."""
@@ -173,9 +182,9 @@ class Rows:
             )
         found = self._connection.execute(
             "SELECT lower(hex(module)), lower(hex(fingerprint)) FROM entries"
-            " JOIN specs ON specs.id = spec WHERE (module, spec) > (?, ?)"
-            " ORDER BY module, spec LIMIT ?",
-            (_blob(key.module_sha256) if key else b"", spec, limit),
+            " JOIN specs ON specs.id = spec WHERE (spec, module) > (?, ?)"
+            " ORDER BY spec, module LIMIT ?",
+            (spec, _blob(key.module_sha256) if key else b"", limit),
         )
         return [CacheKey(*row) for row in found]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
+
+import structlog
 
 from wasmkilnd.cache.host.disk import Disk
 from wasmkilnd.cache.host.engines_file import write_engines
@@ -35,7 +37,10 @@ from wasmkilnd.wait_budget import Allowance
 
 T = TypeVar("T")
 
+_log = structlog.get_logger("wasmkilnd.cache")
+
 _THREADS = 4
+_HANGS_S = 5.0
 _EVERY_S = 5.0
 
 
@@ -77,11 +82,13 @@ class HostTier:
     async def start(self) -> None:
         """Open the directory, and keep house from now on; never raises.
 
-        Reads no entry: a store with 100,000 of them starts as fast as an empty one.
+        Reads no entry: a store with 100,000 of them starts as fast as an empty one. Waits some
+        seconds at most for a disk that hangs.
         """
-        await self._quietly("use", self._keeping.open)
         if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep_house())
+            opened = asyncio.Event()
+            self._keeper = asyncio.create_task(self._keep_house(opened))
+            await _for_a_while(opened.wait())
 
     async def get(
         self,
@@ -169,18 +176,24 @@ class HostTier:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
-        with contextlib.suppress(TierUnavailable):
-            await asyncio.to_thread(self._keeping.close)
+        # After the work that is under way, unless the disk hangs.
+        if await _for_a_while(asyncio.to_thread(self._threads.shutdown, cancel_futures=True)):
+            with contextlib.suppress(TierUnavailable):
+                await asyncio.to_thread(self._keeping.close)
 
     def _checked(self, key: CacheKey, check: asyncio.Task[object]) -> None:
         del self._checks[key]
         if not check.cancelled():
             check.exception()  # All callers may have left: nobody else looks at it.
 
-    async def _keep_house(self) -> None:
+    async def _keep_house(self, opened: asyncio.Event) -> None:
+        await self._quietly("use", self._keeping.open)
+        opened.set()
         while True:
-            await self._quietly("tidy", self._keeping.tidy)
+            try:
+                await self._quietly("tidy", self._keeping.tidy)
+            except Exception:
+                _log.exception("a defect keeps the host store from being tidied")
             self._keeping.wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY_S):
@@ -202,3 +215,10 @@ class HostTier:
     async def _quietly(self, doing: str, work: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(TierUnavailable):
             await self._do(doing, work, *args)
+
+
+async def _for_a_while(work: Coroutine[Any, Any, object]) -> bool:
+    """Wait some seconds for ``work``; return whether it ended. It goes on if it did not."""
+    task = asyncio.create_task(work)
+    await asyncio.wait((task,), timeout=_HANGS_S)
+    return task.done()
