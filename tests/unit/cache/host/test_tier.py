@@ -9,6 +9,7 @@ import mmap
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -295,3 +296,25 @@ async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(TierUnavailable, match="closed"):
         await tier.get(artifact(1).key)
     assert tier.usage().entries == 1
+
+
+async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr("wasmkilnd.cache.host.housekeeping.prepare", lambda _: hangs.wait(60))
+    monkeypatch.setattr("wasmkilnd.cache.host.tier._HANGS_S", 0.05)
+    tier = host_tier(tmp_path, SEALER)
+    await tier.start()
+    await tier.close()
+    assert not hangs.is_set()
+    hangs.set()
+
+
+async def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with started(host_tier(Path("store"), SEALER)) as tier:
+        await tier.put(artifact(1))
+        found = await tier.file_of(artifact(1).key)
+    assert found
+    assert found[1].path == str(folder_of(tmp_path / "store", artifact(1)) / "artifact")

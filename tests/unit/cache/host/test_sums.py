@@ -1,0 +1,82 @@
+"""Whatever is done to a small store, its index is right and its limit holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import EvictScope
+
+from tests.contract.host_store import host_tier
+from tests.doubles.notes import Notes
+from tests.faults_host.stores import SEALER, artifact, check_index, check_is_right
+
+STEP = st.tuples(
+    st.sampled_from(["put", "put", "put", "look", "evict", "engine", "all", "resize"]),
+    st.integers(0, 5),
+    st.integers(1, 9000),
+)
+LIMIT_BYTES = 90_000
+
+
+async def do(tier: HostTier, what: str, tag: int, size_bytes: int) -> None:
+    one = artifact(tag, 1000 * tag, "wasmer" if tag % 2 else "wasmtime")
+    match what:
+        case "put":
+            # Of a killed compile there may be two artifacts under one key.
+            await tier.put(artifact(tag, size_bytes, one.spec.engine.name))
+        case "look":
+            named = await tier.file_of(one.key)
+            assert named is None or named[0].key == one.key
+        case "evict":
+            await tier.evict(EvictScope(module_sha256=one.module_sha256))
+        case "engine":
+            await tier.evict(EvictScope(engine_id=one.spec.engine.id))
+        case "all":
+            await tier.evict(EvictScope())
+        case "resize":
+            tier.resize(min(LIMIT_BYTES, 10 * size_bytes))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(STEP, max_size=5), max_size=6))
+def test_the_sums_are_right_after_steps_at_once(rounds: list[list[tuple[str, int, int]]]) -> None:
+    async def run(directory: Path) -> None:
+        notes = Notes()
+        for together in rounds:
+            tier = host_tier(directory, SEALER, notes, limit_bytes=LIMIT_BYTES)
+            await tier.start()
+            done = await asyncio.gather(
+                *(do(tier, *step) for step in together), return_exceptions=True
+            )
+            # Too many writes at once for so small a store.
+            assert all(each is None or isinstance(each, TierUnavailable) for each in done)
+            await tier.close()
+            check_index(directory, LIMIT_BYTES)
+        assert notes.rejected == []
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda descriptor: None)
+        asyncio.run(run(Path(folder) / "store"))
+
+
+async def test_many_callers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+    many = [artifact(tag, 20_000) for tag in range(30)]
+    notes = Notes()
+    tier = host_tier(tmp_path, SEALER, notes, limit_bytes=900_000)
+    await tier.start()
+    for _ in range(3):
+        await asyncio.gather(*(tier.put(one) for one in many))
+        right = await asyncio.gather(*(check_is_right(tier, one) for one in many))
+        assert sum(right) == 900_000 // (tier.usage().bytes // tier.usage().entries)
+    await tier.close()
+    assert notes.rejected == []
+    check_index(tmp_path, 900_000)
