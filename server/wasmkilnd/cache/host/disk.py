@@ -200,8 +200,7 @@ class Disk:
         os.close(open_root(self.options.directory))  # Not where another user can change it.
         with self.index.write() as rows:
             done = work(rows)
-            total = rows.total()
-        self.total = total
+            self.total = rows.total()  # In here, so that no older one replaces it.
         return done
 
     def _settle(self, rows: Rows, key: CacheKey) -> None:
