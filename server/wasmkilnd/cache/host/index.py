@@ -44,6 +44,8 @@ class Index:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self.closed = False
+        """Set to open the file no more."""
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Rows]:
@@ -52,6 +54,8 @@ class Index:
         Raises TierUnavailable if there is no index that can be written; nothing has changed then.
         """
         with self._lock, self._guarded() as guard:
+            if self.closed:
+                raise TierUnavailable("the host store is closed")
             try:
                 connection = self._opened(guard)
                 connection.execute("BEGIN IMMEDIATE")
@@ -84,6 +88,7 @@ class Index:
 
     def close(self) -> None:
         """Close the file; never raises."""
+        self.closed = True
         with self._lock:
             self._close()
 

@@ -176,10 +176,11 @@ class HostTier:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        # After the work that is under way, unless the disk hangs.
+        # After the work that is under way, unless the disk hangs: that work finds a closed index.
         if await _for_a_while(asyncio.to_thread(self._threads.shutdown, cancel_futures=True)):
             with contextlib.suppress(TierUnavailable):
                 await asyncio.to_thread(self._keeping.close)
+        self._disk.index.closed = True
 
     def _checked(self, key: CacheKey, check: asyncio.Task[object]) -> None:
         del self._checks[key]
