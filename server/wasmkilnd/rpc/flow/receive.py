@@ -39,6 +39,28 @@ class _Read:
     refusal: errors.WasmkilnError | None = None
 
 
+@dataclass(slots=True)
+class Held:
+    """What a request that has arrived takes of the budget; a call releases it."""
+
+    share: FairShare
+    caller: str
+    size_bytes: int
+    wake: Callable[[], None]
+
+    def add(self, size_bytes: int) -> None:
+        """Count more bytes for the request."""
+        self.share.add(self.caller, size_bytes)
+        self.size_bytes += size_bytes
+
+    def __call__(self) -> None:
+        """Stop counting. A second call does nothing."""
+        if self.size_bytes:
+            self.share.add(self.caller, -self.size_bytes)
+            self.size_bytes = 0
+            self.wake()
+
+
 class Receiver:
     """Reads requests within a budget of bytes. For one event loop.
 
@@ -65,7 +87,7 @@ class Receiver:
 
     async def read(
         self, context: Context, caller: str, *, patient: bool = False
-    ) -> tuple[bytes | None, Callable[[], None]]:
+    ) -> tuple[bytes | None, Held]:
         """Return the next message, None after the last, and a function that releases its bytes.
 
         With ``patient`` the message may take any time. Raises COMPILE_QUEUE_FULL.
@@ -91,20 +113,13 @@ class Receiver:
             del self._reads[read]
             self._arriving.add(caller, -read.held_bytes)
         if message is aio.EOF:
-            return None, _nothing
+            return None, self.hold(caller, 0)
         return message, self.hold(caller, len(message))
 
-    def hold(self, caller: str, size_bytes: int) -> Callable[[], None]:
-        """Count bytes for a request that has arrived; return a function that releases them."""
+    def hold(self, caller: str, size_bytes: int) -> Held:
+        """Count bytes for a request that has arrived."""
         self._arrived.add(caller, size_bytes)
-        held = [size_bytes]
-
-        def release() -> None:
-            if held:
-                self._arrived.add(caller, -held.pop())
-                self._wake()
-
-        return release
+        return Held(self._arrived, caller, size_bytes, self._wake)
 
     def _half(self) -> int:
         return max(self._limits.current.receive_bytes // 2, self._message_bytes)
@@ -169,7 +184,3 @@ class Receiver:
         read.held_bytes = 0
         read.refusal = refusal
         read.task.cancel()
-
-
-def _nothing() -> None:
-    """Release nothing."""

@@ -58,26 +58,21 @@ class Requests:
         The request is Parts if its fields are built one by one. Raises COMPILE_QUEUE_FULL, or
         INVALID_REQUEST for bytes above a bound or bytes that are no message of this method.
         """
-        message, release_bytes = await self._receiver.read(context, caller)
-        holds = [release_bytes]
-
-        def release() -> None:
-            for release_one in holds:
-                release_one()
-
+        message, held = await self._receiver.read(context, caller)
         message = message or b""
+        built: Any
         try:
             if len(message) <= _SMALL_BYTES and not self._in_parts:
                 built, cost_bytes = self._small(message)
-                holds.append(self._receiver.hold(caller, cost_bytes))
-                return built, release
+                held.add(cost_bytes)
+                return built, held
             scanned = await in_slices(scan(message, self._plan))
-            holds.append(self._receiver.hold(caller, scanned.cost_bytes))
+            held.add(scanned.cost_bytes)
             built = Parts(message, scanned.parts) if self._in_parts else await self._built(message)
         except BaseException:
-            release()
+            held()
             raise
-        return built, release
+        return built, held
 
     def _scanned_and_built(self, message: bytes) -> tuple[Any, int]:
         steps = scan(message, self._plan)
