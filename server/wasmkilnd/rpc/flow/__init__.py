@@ -10,6 +10,9 @@ what it buffers within budgets, and ends the calls that do not move.
 ``send``         An answer. gRPC holds a copy of each message until its caller reads. So the
                  messages become smaller as the budget fills, and hundreds of callers that read
                  nothing fit into it while the others read on.
+                 The last message of Compile goes out with the status, in one turn of the event
+                 loop. It is at most 64 KiB of an artifact, which gRPC's first window takes.
+``answer``       What the sender knows of an answer on its way.
 ``send_budget``  The artifacts that answers keep in memory after the memory tier has dropped
                  them. Each counts once, however many answers send it.
 
@@ -19,8 +22,9 @@ What the room promises:
 - Every budget is a ``FairShare``: a caller gets no more of it than it leaves free.
 - A call that makes no progress for ``caller_timeout_s`` is ended with COMPILE_QUEUE_FULL
   (``limit=receive`` or ``limit=send``). If its caller does not read even that, the daemon
-  closes the connection. While other calls wait for room, readers that stall for a second, or
-  read an artifact at less than 256 KiB/s, are ended sooner, the heaviest caller's first.
+  closes the connection; so it does after twice the time if only the last message is unread,
+  which no refusal can follow. While other calls wait for room, readers that stall for a second,
+  or read an artifact at less than 256 KiB/s, are ended sooner, the heaviest caller's first.
 
 Gauges: ``wasmkiln_receive_bytes``, ``wasmkiln_send_bytes``, ``wasmkiln_send_pinned_bytes``.
 """

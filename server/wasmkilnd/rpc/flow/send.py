@@ -200,7 +200,9 @@ class Sender:
         loop = asyncio.get_running_loop()
         now, timeout_s = loop.time(), self._limits.current.caller_timeout_s
         for answer in list(self._answers):
-            if answer.unread_bytes and now - answer.since_s >= timeout_s:
+            # The end of a connection after the last message, as after a refusal that is not read.
+            allowed_s = 2 * timeout_s if answer.is_last else timeout_s
+            if answer.unread_bytes and now - answer.since_s >= allowed_s:
                 self._end(answer, errors.reader_too_slow(timeout_s), now)
         # A reload may have raised the limits.
         self._wake()
