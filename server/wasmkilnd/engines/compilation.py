@@ -13,7 +13,7 @@ from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.workers.pool import LentWorker
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import CompileSpec, Limits, Module
+from wasmkilnd.model import CompileSpec, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder
 from wasmkilnd.waiters import Waiters
 
@@ -111,9 +111,15 @@ class RefusedModule:
         may be waiting for the optimised artifact instead.
         """
         found, engine_id = self._verdict, self._spec.engine.id
-        if self._spec.is_fast and found.outcome is Outcome.UNSUPPORTED:
+        by_fast = self._spec.is_fast and self._opinions.takes(engine_id, self._module.kind)
+        if by_fast and found.outcome is Outcome.UNSUPPORTED:
             return errors.fast_compiler_lacks_feature(
-                engine_id, found.message, found.offset, found.feature
+                engine_id,
+                found.message,
+                found.offset,
+                found.feature,
+                # An engine that validates components by compiling them has not validated it.
+                valid=self._module.kind is Kind.CORE_MODULE,
             )
         # A refusal is not stored, so stop if no caller waits any more.
         self._waiters.release()

@@ -69,6 +69,10 @@ class SecondOpinions:
         )
         return max(waits_s, default=0.0)
 
+    def takes(self, engine_id: str, kind: Kind) -> bool:
+        """Return whether the engine runs modules of this kind at all."""
+        return self._served[engine_id].takes(kind)
+
     def known_refusal(self, spec: CompileSpec, module: Module) -> Verdict | None:
         """Return why the engine refuses the module, if that is known without asking a worker."""
         engine = self._served[spec.engine.id]

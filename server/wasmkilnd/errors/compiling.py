@@ -51,14 +51,24 @@ def engine_lacks_feature(
 
 
 def fast_compiler_lacks_feature(
-    engine_id: str, message: str, offset: int | None = None, feature: str = ""
+    engine_id: str,
+    message: str,
+    offset: int | None = None,
+    feature: str = "",
+    *,
+    valid: bool = True,
 ) -> WasmkilnError:
-    """The engine's fast compiler cannot compile the module. ``message`` is the engine's own."""
-    error = engine_lacks_feature(engine_id, message, [engine_id], offset, feature)
+    """The engine's fast compiler cannot compile the module. ``message`` is the engine's own.
+
+    ``valid`` is whether the engine's validator accepts the module; False if it was not asked.
+    """
+    accepted_by = [engine_id] if valid else []
+    error = engine_lacks_feature(engine_id, message, accepted_by, offset, feature)
     needs = f" it needs {feature};" if feature else ""
     error.message = (
         f"the fast compiler of {engine_id} cannot compile this module ({message});{needs}"
         " compile it with the default compiler"
+        + ("" if valid else ", which tells whether it is valid")
     )
     return error
 

@@ -10,7 +10,7 @@ starts it as ``child.worker``.
 - ``job``: one process for one order. It is sealed before it reads the first byte of a module.
 - ``frames``: the format of both sockets, with the most that each type of frame may hold.
 - ``engine``: the protocol that each engine implements; ``wasmer_engine`` and ``wasmtime_engine``
-  implement it, and ``engines`` chooses by name.
+  implement it, and ``engines`` chooses by name. ``wasmtime_settings`` is what the daemon offers.
 - ``describe``: asks an engine what it can do, by trying: each target, CPU level, setting and
   proposal in a process of its own, since engines abort for what they lack. ``features`` holds a
   tiny module for each proposal, ``cpu`` the levels of CPU features.
