@@ -7,6 +7,7 @@ ones:
     rpc/calls               limits on calls, a request id, the log line and the metrics of the call
     rpc/services/module     reads the request, sends the answer
     compile_service         look in the cache; join or start a flight; compile; store
+      fast_first            what calls that accept fast code get; optimised compiles behind it
       admission             refuses a module or a spec before it costs anything
       cache/tiered          memory first, then Redis
       singleflight          one compilation for all callers that want the same artifact
