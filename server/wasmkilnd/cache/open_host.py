@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from wasmkilnd.ports import HostStore, Recorder, Sealer
 
 # As long as the reply that caused the write is being sent: see WriteBehind.
 _WRITE_HEAD_START_S = 0.05
-# How long a disk may delay the start of the daemon.
-_START_S = 2.0
+# How long a disk may delay the start of the daemon, or a reload.
+_PATIENCE_S = 2.0
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -35,7 +35,7 @@ class OpenHost:
     """None if the store is switched off."""
     engines: Mapping[str, Any] = field(default_factory=dict)
     """What the daemon serves, for clients that compute fingerprints themselves."""
-    _starting: asyncio.Task[None] | None = None
+    _under_way: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def is_on(self) -> bool:
@@ -44,18 +44,20 @@ class OpenHost:
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
-        self._starting = asyncio.create_task(self._start())
-        await asyncio.wait((self._starting,), timeout=_START_S)
-
-    async def _start(self) -> None:
         if self.tier:
-            await self.tier.start()
-            await self.write_engines()
+            await self._briefly(self.tier.start())
+        await self.write_engines()
 
     async def write_engines(self) -> None:
-        """Write ``engines`` where clients look for it; never raise."""
+        """Write ``engines`` where clients look for it, as ``start``; never raise."""
         if self.tier:
-            await self.tier.write_engines(self.engines)
+            await self._briefly(self.tier.write_engines(self.engines))
+
+    async def _briefly(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        await asyncio.wait((task,), timeout=_PATIENCE_S)
 
     def resize(self, limit_bytes: int) -> None:
         """Hold at most ``limit_bytes`` from now on."""
@@ -72,8 +74,8 @@ class OpenHost:
 
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush."""
-        if self._starting:
-            self._starting.cancel()
+        for task in self._under_way:
+            task.cancel()
         await self.write_behind.close(0)
         await self.store.close()
 
