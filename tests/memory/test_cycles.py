@@ -34,7 +34,8 @@ from tests.memory.watched import Watched
 MIB = 1024 * 1024
 BAD = wasm.CORE_PREAMBLE + b"\x01\x02" + bytes(MIB)
 FLAGS = [
-    *("--redis-url", "none", "--memory-bytes", "0", "--workers", "1", "--queue-length", "2"),
+    *("--redis-url", "none", "--memory-bytes", "0", "--host-store-bytes", "0"),
+    *("--workers", "1", "--queue-length", "2"),
     *("--caller-timeout-s", "1", "--max-artifact-bytes", "48MiB", "--max-module-bytes", "64MiB"),
     *("--compile-timeout-s", "90", "--compile-cpu-s", "3"),
     *("--compile-memory-bytes", "1GiB", "--quarantine-s", "60"),

@@ -50,7 +50,7 @@ def states(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def kiln(states: Path, valkey: RedisServer) -> Iterator[Watched]:
     """A daemon that keeps nothing in memory."""
     state = fresh_state(states / "kiln", engines=(ENGINE,))
-    flags = [*FLAGS, "--memory-bytes", "0"]
+    flags = [*FLAGS, "--memory-bytes", "0", "--host-store-bytes", "0"]
     with Watched(state, flags, {"WASMKILN_REDIS_URL": valkey.url}) as daemon:
         yield daemon
     assert daemon.process.returncode == 0
@@ -94,6 +94,33 @@ def test_memory_hits(states: Path) -> None:
         with daemon.leaves_nothing():
             admin = admin_service_pb2_grpc.AdminServiceStub(caller.channel)
             admin.Evict(admin_service_pb2.EvictRequest(all=True))
+
+
+def test_host_store_hits_and_files(states: Path) -> None:
+    state = fresh_state(states / "host", engines=(ENGINE,))
+    flags = [*FLAGS, "--redis-url", "none", "--memory-bytes", "0"]
+    with Watched(state, flags) as daemon, Caller(daemon) as caller:
+
+        def file_of(module: bytes) -> str:
+            asked = pb.CompileRequest(sha256=wasm.digest(module), accept_host_file=True)
+            [first] = caller.stub.Compile(asked, timeout=60)
+            return str(first.header.host_file.path)
+
+        with daemon.leaves_nothing():
+            header_of(caller.compile(large(1)))
+            eventually(lambda: daemon.metric("host_store_pending_writes") == 0, "writes wait")
+            for _ in range(3):
+                assert origin_of(caller, large(1)) == types_pb2.ORIGIN_HOST_STORE
+            assert Path(file_of(large(1))).exists()
+        with daemon.leaves_nothing():
+            Path(file_of(large(1))).write_bytes(b"altered")
+            assert failure_of(caller.compile(wasm.digest(large(1))))[1] == "MODULE_NOT_LOADED"
+        with daemon.leaves_nothing():
+            for folder in sorted((state / "host_store").rglob("*"), reverse=True):
+                folder.rmdir() if folder.is_dir() else folder.unlink()
+            (state / "host_store").rmdir()
+            (state / "host_store").write_text("in the way")
+            header_of(caller.compile(large(2)))
 
 
 def test_redis_hits_and_misses(kiln: Watched, caller: Caller) -> None:
