@@ -21,8 +21,10 @@ How a call runs, from the outside in: a client hands the arguments to `_calls`, 
 requests (`_requests`), yields the steps of a flow (`_flow`: deadline, attempts), and checks
 each answer before it is used (`_methods`; for a compile `_assembly` and `_header_fields`). The
 client performs the steps over its transport (`_transports`); `_status` turns a failed step
-into an exception. Nothing that a daemon sends is believed without a check: `_header_fields`
-says why each field may be, and `_untrusted` makes texts fit to be shown.
+into an exception. `_modules` goes from a module's source to one that is loaded, by the shortest
+way that works: loaded before, host store, daemon, this process's own engine. Nothing that a
+daemon sends is believed without a check: `_header_fields` says why each field may be, and
+`_untrusted` makes texts fit to be shown.
 
 Importing this package needs grpcio, protobuf and googleapis-common-protos only, and nothing
 of the daemon. The command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`,
