@@ -61,7 +61,7 @@ def busy_cpu() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def pool_of(engine: Path, jobs: Neighbours) -> AsyncIterator[WorkerPool]:
+async def pool_of(engine: Path, jobs: Neighbours, notes: Notes) -> AsyncIterator[WorkerPool]:
     async def start() -> Worker:
         return await start_worker(engine / "bin" / "python", "wasmtime", 2, await JobUsers().pick())
 
@@ -71,7 +71,7 @@ async def pool_of(engine: Path, jobs: Neighbours) -> AsyncIterator[WorkerPool]:
         start,
         size=1,
         limits=Reloadable(limits),
-        recorder=Notes(),
+        recorder=notes,
         neighbours=jobs,
     )
     await pool.start()
@@ -144,10 +144,13 @@ async def test_a_starved_job_that_stays_idle_ends_with_its_worker(bare_engine: P
 async def test_a_starved_job_that_stays_idle_starts_again(confined_engine: Path) -> None:
     with busy_cpu():
         jobs = Neighbours()
-        async with pool_of(confined_engine, jobs) as pool:
+        notes = Notes()
+        async with pool_of(confined_engine, jobs, notes) as pool:
             report, _ = await pool.run(order("use_cpu", 0.3, priority=Priority.IDLE))
         assert Outcome(report).got == 0.3
         assert jobs.machine_is_busy
+        assert notes.starved == ["wasmtime-0.0.1"]
+        assert not notes.replaced  # Nothing was wrong with the worker.
 
 
 async def test_time_that_others_take_does_not_count(bare_engine: Path) -> None:

@@ -28,6 +28,7 @@ class Notes:
         """At which stage jobs without callers were ended."""
         self.refused = 0
         self.replaced: list[str] = []
+        self.starved: list[str] = []
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         self.lookups.append((what, outcome))
@@ -59,6 +60,9 @@ class Notes:
 
     def quarantine_refused(self) -> None:
         self.refused += 1
+
+    def job_starved(self, engine_id: str) -> None:
+        self.starved.append(engine_id)
 
     def worker_replaced(self, engine_id: str) -> None:
         self.replaced.append(engine_id)

@@ -67,6 +67,10 @@ class Recorder(Protocol):
         """Record that a compile was refused because the module is in quarantine."""
         ...
 
+    def job_starved(self, engine_id: str) -> None:
+        """Record that a job got no CPU in the idle class, and went on at low priority."""
+        ...
+
     def worker_replaced(self, engine_id: str) -> None:
         """Record that a worker died and a new one took its place."""
         ...

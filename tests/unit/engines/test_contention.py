@@ -136,3 +136,21 @@ def test_once_a_job_starved_others_run_at_low_priority_for_a_while(clocks: Clock
     assert jobs.priority(Priority.NORMAL) is Priority.NORMAL
     clocks.pass_by(2)
     assert jobs.priority(Priority.IDLE) is Priority.IDLE
+
+
+def test_a_machine_that_stays_busy_is_tried_less_and_less_often(clocks: Clocks) -> None:
+    jobs = Neighbours()
+
+    def busy_for_s() -> float:
+        """Starve a job; return for how long no other is tried in the idle class."""
+        with jobs.job() as job:
+            assert jobs.starved(job)
+        passed_s = 0.0
+        while jobs.machine_is_busy:
+            clocks.pass_by(1)
+            passed_s += 1
+        return passed_s
+
+    assert [busy_for_s() for _ in range(7)] == [30, 60, 120, 240, 480, 600, 600]
+    clocks.pass_by(601)
+    assert busy_for_s() == 30

@@ -8,6 +8,7 @@ a job may take.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,10 @@ from wasmkilnd.model import Priority
 
 # A daemon that used more of a CPU than this has taken it from its jobs for other calls.
 _BUSY = 0.1
-# How long jobs run at low priority once one was starved in the idle class.
-_BUSY_FOR_S = 30.0
+# How long jobs run at low priority once one starved in the idle class. It doubles while the machine
+# is found busy again soon after: a job that starves in vain costs time, and perhaps its worker.
+_FIRST_BUSY_S = 30.0
+_MOST_BUSY_S = 600.0
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +45,8 @@ class Neighbours:
     def __init__(self) -> None:
         self._running: set[RunningJob] = set()
         self._used_by_ended_s = 0.0
-        self._busy_until_s = 0.0
+        self._busy_for_s = _FIRST_BUSY_S
+        self._busy_until_s = -math.inf
 
     @contextmanager
     def job(self) -> Iterator[RunningJob]:
@@ -74,7 +78,12 @@ class Neighbours:
         """Take note that a job starves; return whether this was not known of the machine."""
         new = not self.machine_is_busy
         job.starved = True
-        self._busy_until_s = time.monotonic() + _BUSY_FOR_S
+        now_s = time.monotonic()
+        if new and now_s < self._busy_until_s + self._busy_for_s:
+            self._busy_for_s = min(2 * self._busy_for_s, _MOST_BUSY_S)
+        elif new:
+            self._busy_for_s = _FIRST_BUSY_S
+        self._busy_until_s = now_s + self._busy_for_s
         return new
 
     def used_s(self) -> float:

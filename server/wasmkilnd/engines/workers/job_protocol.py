@@ -88,6 +88,8 @@ class JobReport:
     kernel does not tell."""
     alone: bool = False
     """Whether it ran beside no other job, and beside no busy daemon."""
+    starved: bool = False
+    """Whether it got no CPU in the idle class, and left it."""
     peak_memory_bytes: int = 0
     """Its peak resident memory; 0 where the kernel does not tell."""
 

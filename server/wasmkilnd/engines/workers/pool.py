@@ -202,8 +202,8 @@ class WorkerPool:
                 tries_at_set_up -= 1
                 if not tries_at_set_up:
                     raise errors.worker_unavailable(self.engine_id, str(failure)) from None
-            except JobStarved:
-                pass  # The machine counts as busy now: the job runs at low priority.
+            except JobStarved:  # The machine counts as busy now: the job runs at low priority.
+                self._recorder.job_starved(self.engine_id)
             except WorkerDied as death:
                 log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
                 tries -= 1
@@ -236,6 +236,8 @@ class WorkerPool:
             raise errors.out_of_descriptors() from None
         finally:
             del work  # A failed task holds its traceback, and the traceback holds this frame.
+        if report.starved:
+            self._recorder.job_starved(self.engine_id)
         if report.signal == signal.SIGSYS:
             await asyncio.to_thread(log_refused_call, self.engine_id, job.module_sha256, report.pid)
         return report

@@ -109,6 +109,8 @@ class Worker:
     pid: int
     isolation: Isolation = field(default_factory=Isolation)
     """What it found when it tried to break out, before its first job."""
+    starved: bool = False
+    """Whether the daemon ended it because its job got no CPU."""
     _closing: bool = field(default=False)
     _job_pid: int = 0
     _job_given_up: bool = False
@@ -128,7 +130,7 @@ class Worker:
                 try:
                     with jobs.job() as running:
                         await self._run(job, pipes, report, running, jobs)
-                    report.alone = running.alone
+                    report.alone, report.starved = running.alone, running.starved
                     if not (report.set_up or report.timed_out or self._job_given_up):
                         raise WorkerDied(describe_end(report.signal, report.exit_code))
                 except BaseException as failure:
@@ -175,6 +177,7 @@ class Worker:
                 report.waited_s = cpu_wait_s(pid)
                 _end_group(pid)
                 if clock.must_start_again:
+                    self.starved = True
                     if report.result is None:
                         raise JobStarved("a job got no CPU in the idle class") from None
                     report.elapsed_s = time.monotonic() - began

@@ -101,6 +101,9 @@ class Catalogue:
         self.workers_replaced = self._counters(
             "workers_replaced", "Workers that died, so that the daemon replaced them.", engine=()
         )
+        self.jobs_starved = self._counters(
+            "jobs_starved", "Jobs that got no CPU in the idle class, and left it.", engine=()
+        )
         self.abandoned = self._counters(
             "abandoned",
             "Jobs that the daemon ended because no caller waited for them.",
@@ -183,6 +186,7 @@ class Catalogue:
         self.compile_durations.add(engine_id, OK)
         self.queue_waits.add(engine_id)
         self.workers_replaced.add(engine_id)
+        self.jobs_starved.add(engine_id)
         for stage in _ABANDONED_STAGES:
             self.abandoned.add(engine_id, stage)
 
