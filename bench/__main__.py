@@ -50,13 +50,14 @@ def main() -> int:
     """Measure and print. Return the exit code: 0 measured, 1 goal missed with --strict, 2 not."""
     options = _parser().parse_args()
     progress = Console(stderr=True)
+    failures: list[str] = []
     try:
         runs = [json.loads(file.read_text()) for file in options.runs or ()]
         rows = [from_json(row) for run in runs for row in run["rows"]]
         machines = [run["machine"] for run in runs]
         if not runs:
             started = time.monotonic()
-            rows = _measured(options.only, options.quick, progress)
+            rows = _measured(options.only, options.quick, progress, failures)
             machines = [f"{describe()}; {time.monotonic() - started:.0f} s"]
     except BenchError as failure:
         print(f"bench: {failure}", file=sys.stderr)
@@ -76,11 +77,16 @@ def main() -> int:
     if options.plot:
         plot.write(rows)
         progress.print(f"wrote {plot.FILE}")
+    if failures:
+        return 2
     missed = [row for row in rows if row.met is False]
     return int(bool(missed) and options.strict)
 
 
-def _measured(only: Sequence[str] | None, quick: bool, progress: Console) -> list[Row]:
+def _measured(
+    only: Sequence[str] | None, quick: bool, progress: Console, failures: list[str]
+) -> list[Row]:
+    """Return all rows that can be measured; what cannot is no reason to lose the others."""
     rows: list[Row] = []
     with (
         progress.status("starting a daemon") as status,
@@ -90,7 +96,11 @@ def _measured(only: Sequence[str] | None, quick: bool, progress: Console) -> lis
             if only and name not in only:
                 continue
             status.update(f"measuring: {name}")
-            rows.extend(measure(given))
+            try:
+                rows.extend(measure(given))
+            except BenchError as failure:
+                failures.append(name)
+                print(f"bench: {name}: {failure}", file=sys.stderr)
     return rows
 
 

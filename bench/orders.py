@@ -40,7 +40,10 @@ class Program:
         line = self._process.stdout.readline()
         if not line:
             raise BenchError(f"{self._name} ended by itself")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise BenchError(f"{self._name} printed no answer: {line.strip()}") from None
         return answer
 
     def ask(self, **order: object) -> dict[str, Any]:

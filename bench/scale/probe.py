@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
 from wasmkilnd.model import EvictScope
 
 from bench.machine import resident_bytes
@@ -99,6 +100,8 @@ class Probe:
 
 async def main(tier: str, count: str, place: str) -> None:
     """Fill the tier, and serve orders until standard input ends."""
+    # The tiers' log would come between the answers.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     entries, pauses = Entries(), _Pauses()
     # As the daemon does once it has started.
     gc.collect()
