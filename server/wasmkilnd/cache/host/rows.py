@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from wasmkilnd.model import CacheKey
 
-SCHEMA_ID = 0x776B6831
+SCHEMA_ID = 0x776B6802
 """SQLite's ``application_id``: "wkh" and the version of the schema."""
 
 SCHEMA = (
