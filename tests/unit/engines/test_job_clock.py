@@ -56,7 +56,7 @@ async def looks() -> None:
 async def test_a_job_that_gets_nothing_leaves_the_idle_class_once(machine: Machine) -> None:
     jobs = Neighbours()
     with jobs.job() as job:
-        async with clock_of(job, jobs).running():
+        async with clock_of(job, jobs):
             await looks()
     assert machine.taken_out == [1]
     assert jobs.machine_is_busy
@@ -68,7 +68,7 @@ async def test_a_job_that_cannot_leave_is_interrupted(machine: Machine) -> None:
     with jobs.job() as job:
         clock = clock_of(job, jobs)
         with pytest.raises(TimeoutError):
-            async with clock.running():
+            async with clock:
                 await asyncio.sleep(60)
     assert clock.must_start_again
 
@@ -76,7 +76,7 @@ async def test_a_job_that_cannot_leave_is_interrupted(machine: Machine) -> None:
 async def test_a_job_of_another_class_stays_where_it_is(machine: Machine) -> None:
     jobs = Neighbours()
     with jobs.job() as job:
-        async with clock_of(job, jobs, Priority.LOW).running():
+        async with clock_of(job, jobs, Priority.LOW):
             await looks()
     assert not machine.taken_out
 
@@ -86,7 +86,7 @@ async def test_a_job_that_waits_for_something_else_does_not_starve(machine: Mach
     machine.wants_cpu = False
     jobs = Neighbours()
     with jobs.job() as job:
-        async with clock_of(job, jobs).running():
+        async with clock_of(job, jobs):
             await looks()
     assert not machine.taken_out
 
@@ -95,7 +95,7 @@ async def test_a_job_whose_cpus_other_jobs_have_does_not_starve(machine: Machine
     jobs = Neighbours()
     with jobs.job() as other, jobs.job() as job:
         other.pid = 2
-        async with clock_of(job, jobs).running():
+        async with clock_of(job, jobs):
             for _ in range(30):
                 machine.used_s[2] += 1.0
                 await asyncio.sleep(0.01)
@@ -108,7 +108,7 @@ async def test_the_limit_is_the_limit_where_nobody_is_in_the_way(machine: Machin
         machine.used_s[1] = 1.0
         clock = clock_of(job, jobs, Priority.NORMAL, limit_s=0.05)
         with pytest.raises(TimeoutError):
-            async with clock.running():
+            async with clock:
                 await asyncio.sleep(60)
         assert not clock.must_start_again
 
@@ -117,7 +117,7 @@ async def test_the_limit_grows_by_what_others_take(machine: Machine) -> None:
     jobs = Neighbours()
     machine.used_s[1] = machine.wait_s = 1.0
     with jobs.job() as job:
-        async with clock_of(job, jobs, Priority.NORMAL, limit_s=0.2).running():
+        async with clock_of(job, jobs, Priority.NORMAL, limit_s=0.2):
             await asyncio.sleep(0.3)  # Half of the time is others': it ends after 0.4 s.
 
 
@@ -125,5 +125,5 @@ async def test_the_limit_does_not_grow_for_ever(machine: Machine) -> None:
     jobs = Neighbours()
     machine.wait_s = 1e9
     with jobs.job() as job, pytest.raises(TimeoutError):
-        async with clock_of(job, jobs, Priority.NORMAL, limit_s=0.05).running():
+        async with clock_of(job, jobs, Priority.NORMAL, limit_s=0.05):
             await asyncio.sleep(60)

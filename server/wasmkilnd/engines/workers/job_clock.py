@@ -9,9 +9,8 @@ has had the CPU to end, which takes seconds, so its worker is replaced.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 import structlog
 
@@ -53,16 +52,22 @@ class JobClock:
         self.in_idle_class = priority is Priority.IDLE
         self.must_start_again = False
         """Whether the job starves, and cannot leave the idle class."""
+        self._timeout = asyncio.timeout(MOST_TIMES_ITS_LIMIT * limit_s)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Raise TimeoutError when the job's time is over, or it must start again."""
-        async with asyncio.timeout(MOST_TIMES_ITS_LIMIT * self._limit_s) as timeout:
-            watch = asyncio.create_task(self._watch(timeout))
-            try:
-                yield
-            finally:
-                watch.cancel()
+    async def __aenter__(self) -> None:
+        """Start the time. The block raises TimeoutError when it is over, or the job starves."""
+        # Not a generator: that would keep the frames of a job whose time is over, and its module.
+        await self._timeout.__aenter__()
+        self._watching = asyncio.create_task(self._watch(self._timeout))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._watching.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
 
     async def _watch(self, timeout: asyncio.Timeout) -> None:
         now = asyncio.get_running_loop().time

@@ -168,7 +168,7 @@ class Worker:
                 _end_group(pid)
             clock = JobClock(running, jobs, priority, job.timeout_s)
             try:
-                async with clock.running():
+                async with clock:
                     await exchange(pipes.sock, job, report)
                     if report.protocol_error:
                         _end_group(pid)
