@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wasmkilnd.cache.host.entry import HeaderOf
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
@@ -23,6 +24,7 @@ def host_tier(
     marks: Marks | None = None,
     file_mode: int = 0o640,
     group: int | None = None,
+    header_of: HeaderOf = header_of,
 ) -> HostTier:
     """A host store in ``folder``, as a daemon builds it."""
     return HostTier(

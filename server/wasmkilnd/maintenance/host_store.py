@@ -12,11 +12,10 @@ from pathlib import Path
 from wasmkiln.host_layout import HEAD
 
 from wasmkilnd.cache.host.disk import Disk
-from wasmkilnd.cache.host.entry import HeaderOf, OpenEntry, disk_bytes_at
+from wasmkilnd.cache.host.entry import MAX_HEAD_BYTES, OpenEntry, disk_bytes_at, value_head
 from wasmkilnd.cache.host.folders import cannot, open_entry, open_root
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.sweep import entries_of, fingerprints_in
-from wasmkilnd.cache.value.format import HEADER_OFFSET, MAX_HEADER_BYTES
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.maintenance.inventory import Listed, listed_by_head
@@ -51,14 +50,12 @@ class HostScrub:
         self,
         options: HostOptions,
         verifier: Verifier,
-        header_of: HeaderOf,
         *,
         dry_run: bool,
         report_finding: Callable[[Finding], None],
     ) -> None:
         self._disk = Disk(options)
         self._verifier = verifier
-        self._header_of = header_of
         self._dry_run = dry_run
         self._report_finding = report_finding
         self._untrusted: list[CacheKey] = []
@@ -117,7 +114,7 @@ class HostScrub:
         if folder is None:
             return False
         try:
-            entry = OpenEntry(folder, key, self._verifier, self._header_of)
+            entry = OpenEntry(folder, key, self._verifier)
             opened = entry.open_head()
             artifact, _ = entry.verify(opened, keep=True)
             self.bytes_read += artifact.size_bytes
@@ -144,10 +141,10 @@ class HostScrub:
 
 
 def _head(path: Path) -> bytes:
-    """Return the bytes of an entry's head, as far as a head can be long; empty for none."""
+    """Return the head of an entry's value, as far as it can be long; empty for none."""
     try:
         descriptor = os.open(path / HEAD, _READ)
     except OSError:
         return b""
     with os.fdopen(descriptor, "rb") as file:
-        return file.read(HEADER_OFFSET + MAX_HEADER_BYTES + 1)
+        return value_head(file.read(MAX_HEAD_BYTES + 1))

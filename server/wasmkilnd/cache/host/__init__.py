@@ -2,8 +2,9 @@
 
 Clients find an entry by fingerprint and module digest alone (``wasmkiln.host_layout``), with the
 daemon up or down. An entry is a folder with the artifact, its header and attestation as
-``Artifact.save`` of the client writes them, and ``head``, the head of a value in Redis
-(``cache.value``), by which a daemon checks the entry after a restart.
+``Artifact.save`` of the client writes them, and ``head``: the head of a value in Redis
+(``cache.value``), by which a daemon checks the entry after a restart, then a stamp of that head
+with the header. So daemons of several versions accept each other's entries.
 
 | file | what |
 |---|---|

@@ -34,7 +34,7 @@ from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.pieces import RAW, Body, Piece, cut, decoded
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.cache.value.verify import open_value
-from wasmkilnd.model import Artifact, CacheKey
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
 from wasmkilnd.ports import Verifier
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
@@ -49,7 +49,13 @@ FILES = (ARTIFACT, HEADER, ATTESTATION, HEAD)
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_MAX_HEAD_BYTES = HEADER_OFFSET + MAX_HEADER_BYTES
+MAX_HEAD_BYTES = HEADER_OFFSET + MAX_HEADER_BYTES + STAMP_BYTES
+"""Of the file ``head``: the head of a value, and the stamp of the header beside it."""
+# As JSON for people it is indented, and holds the attestation in base64.
+_MAX_HEADER_TEXT_BYTES = 4 * MAX_HEADER_BYTES
+
+# Part of what is signed, so that no signature for another purpose passes for one of a header.
+_PURPOSE = b"wasmkiln host store header\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +78,21 @@ def content_of(
     pieces = tuple(Piece(len(chunk), hashlib.sha256(chunk).hexdigest()) for chunk in chunks)
     body = Body(RAW, artifact.size_bytes, pieces)
     body.check()
+    text = header_text(header_of(artifact))
+    head = write_artifact_head(artifact, body, stamp)
     files: dict[str, Sequence[bytes | memoryview]] = {
         ARTIFACT: chunks,
-        HEADER: [header_text(header_of(artifact))],
-        HEAD: [write_artifact_head(artifact, body, stamp)],
+        HEADER: [text],
+        HEAD: [head, stamp(_about(head, text))],
     }
     if artifact.attestation:
         files[ATTESTATION] = [artifact.attestation]
     return Content(files)
+
+
+def value_head(head: bytes) -> bytes:
+    """Return the head of the stored value that the file ``head`` begins with."""
+    return head[:-STAMP_BYTES]
 
 
 def write_aside(path: Path, content: Content, options: HostOptions) -> EntryId:
@@ -112,21 +125,21 @@ def disk_bytes_at(path: Path) -> int:
 class OpenEntry:
     """An entry whose folder is open. Its methods raise ValueRejected and OSError."""
 
-    def __init__(self, folder: int, key: CacheKey, verifier: Verifier, header_of: HeaderOf) -> None:
+    def __init__(self, folder: int, key: CacheKey, verifier: Verifier) -> None:
         """``folder`` is a descriptor, which the caller closes."""
         self._folder = folder
         self._key = key
         self._verifier = verifier
-        self._header_of = header_of
+        self._head = b""
 
     def open_head(self) -> Opened[Artifact]:
         """Return what the entry's head says: verified as that of a value in Redis."""
         with self._open(HEAD) as (descriptor, found):
-            if found.st_size > _MAX_HEAD_BYTES:
+            if found.st_size > MAX_HEAD_BYTES:
                 raise ValueRejected(Cause.FORMAT, "head is longer than any head can be")
-            head = _read(descriptor, found.st_size)
+            self._head = _read(descriptor, found.st_size)
         named = ValueKey(self._key.module_sha256, self._key.fingerprint)
-        opened = open_value(head, named, self._verifier)
+        opened = open_value(value_head(self._head), named, self._verifier)
         if not isinstance(opened.what, Artifact):  # Not possible: the key has a fingerprint.
             raise ValueRejected(Cause.WRONG_KEY, "head is about a module")
         if opened.first:
@@ -142,7 +155,7 @@ class OpenEntry:
         """
         artifact = opened.what
         before = self.identity()
-        self._compare(HEADER, header_text(self._header_of(artifact)))
+        self._check_header()
         if artifact.attestation:
             self._compare(ATTESTATION, artifact.attestation)
         elif before[FILES.index(ATTESTATION)]:
@@ -167,6 +180,19 @@ class OpenEntry:
                 if keep:
                     frames.append(frame(raw))
         return tuple(frames)
+
+    def _check_header(self) -> None:
+        """Check that a trusted key signed the header together with this head.
+
+        A daemon of another version may have written it, so it is not made again to compare it.
+        """
+        with self._open(HEADER) as (descriptor, found):
+            if found.st_size > _MAX_HEADER_TEXT_BYTES:
+                raise ValueRejected(Cause.FORMAT, f"{HEADER} is longer than any header can be")
+            text = _read(descriptor, found.st_size)
+        message = _about(value_head(self._head), text)
+        if self._verifier.check_stamp(message, self._head[-STAMP_BYTES:]):
+            raise ValueRejected(Cause.DIGEST, f"{HEADER} is not what was signed with the head")
 
     def _compare(self, name: str, expected: bytes) -> None:
         with self._open(name) as (descriptor, found):
@@ -193,6 +219,11 @@ class OpenEntry:
             yield descriptor, found
         finally:
             os.close(descriptor)
+
+
+def _about(head: bytes, header: bytes) -> bytes:
+    """Return what is signed of a header: that it belongs to this head."""
+    return b"".join((_PURPOSE, hashlib.sha256(head).digest(), hashlib.sha256(header).digest()))
 
 
 def _write_file(

@@ -175,7 +175,7 @@ class EntryStore:
                 if folder is None:
                     return None
                 try:
-                    return work(OpenEntry(folder, key, self._sealer, self._header_of))
+                    return work(OpenEntry(folder, key, self._sealer))
                 except ValueRejected:
                     if is_at(self._path(key), folder):
                         raise

@@ -31,7 +31,6 @@ from wasmkilnd.maintenance.host_store import HostScrub
 from wasmkilnd.maintenance.inventory import Inventory
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
 from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
-from wasmkilnd.rpc.wire.headers import header_of
 
 _COMPILING = (
     *("workers", "compile_timeout_s", "compile_cpu_s", "compile_memory_bytes", "isolation"),
@@ -129,7 +128,6 @@ def scrub(
         scrubber = HostScrub(
             session.options,
             session.verifier,
-            header_of,
             dry_run=dry_run,
             report_finding=report,
         )

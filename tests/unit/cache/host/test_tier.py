@@ -19,6 +19,7 @@ import pytest
 import zstandard
 from wasmkiln.artifact import Artifact as ClientArtifact
 from wasmkiln.host_layout import ENGINES, entry_path
+from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd import wire
 from wasmkilnd.cache.host.entry import disk_bytes_at
 from wasmkilnd.cache.host.tier import HostTier
@@ -71,6 +72,38 @@ async def test_the_files_are_what_the_client_saves(tmp_path: Path) -> None:
             path.with_name("artifact" + suffix).read_bytes()
             == (tmp_path / ("artifact" + suffix)).read_bytes()
         )
+
+
+async def test_a_daemon_of_another_version_may_say_more_in_a_header(tmp_path: Path) -> None:
+    def newer(artifact: Artifact) -> ArtifactHeader:
+        header = header_of(artifact)
+        header.queue_time.seconds = 1
+        return header
+
+    one = artifact(1)
+    async with started(host_tier(tmp_path, SEALER, header_of=newer)) as other:
+        await other.put(one)
+    notes = Notes()
+    async with started(host_tier(tmp_path, SEALER, notes)) as tier:
+        assert same(await tier.get(one.key), one)
+        assert await tier.file_of(one.key)
+    assert not notes.rejected
+
+
+async def test_a_header_of_another_entry_is_rejected(tmp_path: Path) -> None:
+    one, two = artifact(1), artifact(2)
+    async with started(host_tier(tmp_path, SEALER)) as tier:
+        await tier.put(one)
+        await tier.put(two)
+    ours, theirs = folder_of(tmp_path, one), folder_of(tmp_path, two)
+    head, stamp = (ours / "head").read_bytes()[:-96], (theirs / "head").read_bytes()[-96:]
+    (ours / "head").write_bytes(head + stamp)
+    (ours / "artifact.json").write_bytes((theirs / "artifact.json").read_bytes())
+    notes = Notes()
+    async with started(host_tier(tmp_path, SEALER, notes)) as tier:
+        assert await tier.get(one.key) is None
+    assert notes.rejected
+    assert not ours.exists()
 
 
 async def test_an_artifact_without_attestation_has_no_file_for_it(tmp_path: Path) -> None:
