@@ -35,6 +35,7 @@ from wasmkilnd.model.artifact import (
     Origin,
     Refusal,
     Strike,
+    is_fast,
 )
 from wasmkilnd.model.engine import (
     EngineCapabilities,
@@ -90,4 +91,5 @@ __all__ = [
     "TierUsage",
     "TrafficLimits",
     "UnservedEngine",
+    "is_fast",
 ]

@@ -58,6 +58,11 @@ FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
 """By an engine's name: the setting, and its value, that chooses the engine's fast compiler."""
 
 
+def is_fast(settings: Mapping[str, str]) -> bool:
+    """Return whether settings that differ from an engine's defaults choose its fast compiler."""
+    return any(settings.get(name) == value for name, value in FAST_SETTINGS.values())
+
+
 @dataclass(frozen=True, slots=True)
 class CompileSpec:
     """All that decides an artifact besides the module: the fingerprint stands for it."""
@@ -74,8 +79,7 @@ class CompileSpec:
     @property
     def is_fast(self) -> bool:
         """Whether the engine's fast compiler makes it, whose code runs slower."""
-        name, value = FAST_SETTINGS.get(self.engine.name, ("", ""))
-        return bool(name) and self.changed_settings.get(name) == value
+        return is_fast(self.changed_settings)
 
 
 @dataclass(frozen=True, slots=True)

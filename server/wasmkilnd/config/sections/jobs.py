@@ -44,8 +44,8 @@ class JobSettings(BaseModel):
         default="idle",
         description="How compilations compete with other processes for the CPUs. idle: they take"
         " what nobody else wants, so that hits do not notice them, and run as low while others"
-        " want everything. low: niceness 5, a third of what another process gets. normal: as every"
-        " process.",
+        " want everything, or if a caller waits for fast code. low: niceness 5, a third of what"
+        " another process gets. normal: as every process.",
         json_schema_extra=LIVE,
     )
     quarantine_s: Seconds = Field(

@@ -12,7 +12,7 @@ from typing import Any
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.workers.receive import receive_exactly, receive_header, receive_packed
-from wasmkilnd.model import FAST_SETTINGS, Priority
+from wasmkilnd.model import Priority, is_fast
 from wasmkilnd.wire import Packed
 
 # The frames that a job may send: each at most once and in this order, so a job cannot send without
@@ -45,9 +45,7 @@ class JobOrder:
     @property
     def like(self) -> str:
         """What it has in common with orders that take about as long for a module of the size."""
-        settings = self.order.get("settings", {})
-        fast = any(settings.get(name) == value for name, value in FAST_SETTINGS.values())
-        return f"{self.op} fast" if fast else self.op
+        return f"{self.op} fast" if is_fast(self.order.get("settings", {})) else self.op
 
     @property
     def size_bytes(self) -> int:
