@@ -171,7 +171,7 @@ class Daemon:
             engines,
             started.unserved,
             started.isolation.summary,
-            [host.description, remote.description],
+            remote.description,
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
 

@@ -30,7 +30,6 @@ class OpenHost:
 
     store: HostStore
     write_behind: WriteBehind
-    description: str
     tier: HostTier | None = None
     """None if the store is switched off."""
     engines: Mapping[str, Any] = field(default_factory=dict)
@@ -99,11 +98,7 @@ def open_host(
     if not options.limit_bytes:
         null = NullHost()
         writes = WriteBehind(null, write_queue_bytes, null.always_ready)
-        return OpenHost(
-            store=null,
-            write_behind=writes,
-            description="no host store (WASMKILN_HOST_STORE_BYTES=0)",
-        )
+        return OpenHost(store=null, write_behind=writes)
     tier = HostTier(
         options,
         sealer,
@@ -120,6 +115,5 @@ def open_host(
     return OpenHost(
         store=store,
         write_behind=WriteBehind(store, write_queue_bytes, always_ready, _WRITE_HEAD_START_S),
-        description="host store",
         tier=tier,
     )

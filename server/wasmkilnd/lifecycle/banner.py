@@ -17,7 +17,7 @@ def banner(
     engines: EngineRegistry,
     unserved: Sequence[UnservedEngine],
     isolation: str,
-    tiers: Sequence[str],
+    remote: str,
 ) -> str:
     """Return address, engines, isolation, tiers, state, and one command for another terminal."""
     settings = loaded.settings
@@ -38,7 +38,9 @@ def banner(
     rows.extend(("", f"{one.id} is not served: {one.cause}") for one in unserved)
     if engines.served:
         rows.append(("jobs", isolation))
-    rows.append(("tiers", "; ".join((f"memory, {_size(settings.memory_bytes)}", *tiers))))
+    files = settings.effective_host_store_bytes
+    host = f"host store, {_size(files)}" if files else "no host store"
+    rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {host}; {remote}"))
     rows.append(("state", str(settings.state_dir)))
     address = addresses[0]
     flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
