@@ -31,15 +31,18 @@ _UNITS = {
 _NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
 
 # Answers stay below gRPC's default limit of 4 MiB by contract; a module may be as large as the
-# daemon allows. The backoff is the connection's: with gRPC's default of a second, each retry
-# within it would fail with the first attempt's error.
+# daemon allows.
+# After a failed connection gRPC waits before the next one, and fails each call meanwhile with the
+# first one's error: with its default of a second, retries would be in vain.
+# "min_reconnect_backoff" is in truth how long one connection may take: as long as a call by
+# default, whose own deadline ends it sooner.
 # A stream of the blocking client is read by its caller's thread alone: this takes a tenth less
 # time than gRPC's usual thread beside it.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("SingleThreadedUnaryStream", 1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", int(DEFAULT_TIMEOUT_S * 1000)),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
