@@ -14,17 +14,16 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln import errors
+from wasmkiln._asking import FINAL, MISSES, Asking, FileChanged, identify_again, no_file
 from wasmkiln._compile_here import compile_within
 from wasmkiln._file_digests import identify_once
 from wasmkiln._flow import Blocking, Deadline, RetryPolicy
 from wasmkiln._header_fields import Call
 from wasmkiln._loaded import Loaded, LoadedModules
-from wasmkiln._requests import identify
 from wasmkiln.host_store import FileChecks, HostStore, Refused
 from wasmkiln.loading import chosen, load_verified
 from wasmkiln.v1 import module_service_pb2 as modules
@@ -53,16 +52,6 @@ _NO_FILES_S = 60.0
 _LOOK_S = 5.0
 # How often a call begins anew because its module's file changed meanwhile.
 _MAX_CHANGES = 3
-
-# What the engine of this process would not do better, or should not try: a module that breaks a
-# compiler or takes too long would do the same here, where nothing confines it.
-_FINAL = (
-    *(errors.NotWasm, errors.ModuleInvalid, errors.ModuleTooLarge, errors.EngineLacksFeature),
-    *(errors.CompileTimeout, errors.CompileMemoryLimit, errors.CompilerCrashed),
-    *(errors.ModuleQuarantined, errors.ArtifactTooLarge, errors.InvalidRequest),
-    *(errors.SettingUnknown, errors.TargetUnsupported, errors.EngineNotInstalled),
-    errors.VerificationNotInstalled,
-)
 
 
 class Modules:
@@ -98,19 +87,19 @@ class Modules:
                 "with accept_fast the engine depends on the artifact: leave out `into`, and use "
                 "wasmkiln.engine_of(module)"
             )
-        asking = _Asking(source, request, into, fallback, deadline)
+        asking = Asking(source, request, into, fallback, deadline)
         for _ in range(_MAX_CHANGES):
-            with suppress(_FileChanged):
+            with suppress(FileChanged):
                 return (yield from self._module(asking))
         return (yield from self._module(asking))
 
-    def _module(self, asking: _Asking) -> Flow[Any]:
+    def _module(self, asking: Asking) -> Flow[Any]:
         request, into = asking.request, asking.into
         identified, kind = yield Blocking(partial(identify_once, asking.source))
         request.sha256 = identified.sha256
         asked = (request.engine, request.target, request.cpu, *sorted(request.settings.items()))
         key = identified.sha256, *asked
-        read = partial(_identify_again, asking.source, identified.sha256)
+        read = partial(identify_again, asking.source, identified.sha256)
         call = Call(request, identified.sha256, kind)
         held = self._loaded.get(key, into)
         if held is not None and (request.accept_fast or not held.is_fast):
@@ -124,7 +113,7 @@ class Modules:
             loaded = yield from self._found(call, read, asking)
         return self._loaded.put(key, into, loaded)
 
-    def _found(self, call: Call, read: Read, asking: _Asking) -> Flow[Loaded]:
+    def _found(self, call: Call, read: Read, asking: Asking) -> Flow[Loaded]:
         """Return the module from wherever it is."""
         loaded = yield from self._from_store(call, asking.into)
         if loaded is not None:
@@ -134,7 +123,7 @@ class Modules:
             return (yield from self._from_daemon(call, read, asking.into, asking.deadline, None))
         return (yield from self._from_daemon_or_here(call, read, asking))
 
-    def _optimised(self, call: Call, read: Read, asking: _Asking) -> Flow[Loaded | None]:
+    def _optimised(self, call: Call, read: Read, asking: Asking) -> Flow[Loaded | None]:
         """Return the module with optimised code, if that can be had at once; None if not."""
         plain = modules.CompileRequest()
         plain.CopyFrom(call.request)
@@ -163,26 +152,32 @@ class Modules:
     def host_file(
         self, source: Source, request: CompileRequest, *, timeout_s: float | None
     ) -> Flow[Path]:
+        if self._store.is_off:
+            raise errors.HostFileUnavailable(
+                "this client uses no host store: its host_store_dir, or WASMKILN_HOST_STORE_DIR, "
+                "is 'none'",
+                metadata={"cause": "switched_off"},
+            )
         deadline = self._calls.deadline(timeout_s)
         identified, kind = yield Blocking(partial(identify_once, source))
         request.sha256 = identified.sha256
         call = Call(request, identified.sha256, kind)
-        path: Path | None
-        path = yield Blocking(partial(self._checked_path, partial(self._store.open, call, _any)))
-        if path is None:
-            request.accept_host_file = True
-            artifact = yield from self._calls.obtain(
-                *(call, partial(_identify_again, source, identified.sha256), deadline)
-            )
-            opening = partial(self._open_answered, call, artifact.header)
+        opening = partial(self._store.open, call, _any)
+        path: Path
+        try:
             path = yield Blocking(partial(self._checked_path, opening))
-        if path is None:
-            raise errors.HostFileUnavailable(
-                f"the daemon at {self._calls.address} has compiled the module, and this process "
-                "sees no file of it: it needs a daemon on this machine with a host store "
-                "(host_store_bytes above 0) whose directory this user may read"
-            )
-        return path
+            return path
+        except MISSES as why:
+            _log.debug("not from the host store: %s", why)
+        request.accept_host_file = True
+        read = partial(identify_again, source, identified.sha256)
+        artifact = yield from self._calls.obtain(call, read, deadline)
+        opening = partial(self._open_answered, call, artifact.header)
+        try:
+            path = yield Blocking(partial(self._checked_path, opening))
+            return path
+        except MISSES as why:
+            raise no_file(self._calls.address, artifact.header, why) from why
 
     def _from_store(self, call: Call, into: Any) -> Flow[Loaded | None]:
         opening = partial(self._store.open, call, chosen.fits)
@@ -192,7 +187,9 @@ class Modules:
     def _from_daemon(
         self, call: Call, read: Read, into: Any, deadline: Deadline, retry: RetryPolicy | None
     ) -> Flow[Loaded]:
-        call.request.accept_host_file = time.monotonic() >= self._no_files_until_s
+        call.request.accept_host_file = (
+            not self._store.is_off and time.monotonic() >= self._no_files_until_s
+        )
         artifact: Artifact = yield from self._calls.obtain(call, read, deadline, retry=retry)
         header = artifact.header
         if header.HasField("host_file"):
@@ -206,12 +203,12 @@ class Modules:
         module = yield Blocking(partial(load_verified, artifact, into))
         return Loaded(module, artifact.header.is_fast)
 
-    def _from_daemon_or_here(self, call: Call, read: Read, asking: _Asking) -> Flow[Loaded]:
+    def _from_daemon_or_here(self, call: Call, read: Read, asking: Asking) -> Flow[Loaded]:
         # A daemon that does not answer must leave time to compile here.
         half = Deadline(asking.deadline.remaining_s() / 2)
         try:
             return (yield from self._from_daemon(call, read, asking.into, half, RetryPolicy(1)))
-        except _FINAL:
+        except FINAL:
             raise
         except errors.WasmkilnError as failure:
             error = failure
@@ -241,42 +238,18 @@ class Modules:
             return Loaded(module, entry.header.is_fast)
         return None
 
-    def _checked_path(self, opening: Callable[[], Entry]) -> Path | None:
-        """Open and check a file of the host store. Return its path, or None."""
-        with self._missed(), closing(opening()) as entry:
+    def _checked_path(self, opening: Callable[[], Entry]) -> Path:
+        """Open and check a file of the host store. Return its path."""
+        with closing(opening()) as entry:
             entry.check(self._checks)
             return entry.path
-        return None
 
     @contextmanager
     def _missed(self) -> Iterator[None]:
         try:
             yield
-        except (Refused, errors.IncompatibleEngine, OSError) as why:
+        except MISSES as why:
             _log.debug("not from the host store: %s", why)
-
-
-@dataclass(frozen=True)
-class _Asking:
-    """One call of `module`."""
-
-    source: Source
-    request: CompileRequest
-    into: Any
-    fallback: str | None
-    deadline: Deadline
-
-
-class _FileChanged(OSError):  # noqa: N818
-    """A module's file changed while a call for it ran."""
-
-
-def _identify_again(source: Source, sha256: str) -> IdentifiedModule:
-    """Return the module with its bytes. Raise _FileChanged unless they still have this digest."""
-    identified = identify(source)
-    if identified.sha256 != sha256:
-        raise _FileChanged(f"the file of module {sha256} changed while a call for it ran")
-    return identified
 
 
 def _any(_name: str, _version: str) -> bool:

@@ -263,7 +263,12 @@ class IncompatibleEngine(WasmkilnError):
 
 
 class HostFileUnavailable(WasmkilnError):
-    """No file of the host store that this process can open holds the artifact."""
+    """No file of the host store that this process can open holds the artifact.
+
+    `metadata`: cause, and detail, a sentence. The cause is "switched_off" (this client uses no
+    host store), "not_named" (the daemon named no file) or "refused" (it named one that this
+    client cannot open or does not trust).
+    """
 
     CODE = grpc.StatusCode.FAILED_PRECONDITION
     REASON = "HOST_FILE_UNAVAILABLE"

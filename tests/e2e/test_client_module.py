@@ -77,7 +77,7 @@ def test_the_first_caller_gets_a_file_and_the_next_needs_no_daemon(
     kiln: Daemon, store: Path
 ) -> None:
     module = wasm.adder(301)
-    with Client(kiln.address, host_store_dir="none") as client:
+    with Client(kiln.address, host_store_dir=store / "nowhere") as client:
         path = client.host_file(module, engine="wasmtime")
         assert path.is_relative_to(store)
         assert add(client.module(module, engine="wasmtime")) == 42

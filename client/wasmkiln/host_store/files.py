@@ -81,7 +81,7 @@ class OpenStore:
         try:
             self.descriptor = os.open(directory, _FOLDER & ~os.O_NOFOLLOW)
         except (OSError, ValueError) as error:
-            raise Refused(f"there is no host store at {directory}: {error}") from error
+            raise Refused(f"cannot open a host store at {directory}: {error}") from error
         try:
             status = os.fstat(self.descriptor)
             self.owners = Owners.of(directory, status)

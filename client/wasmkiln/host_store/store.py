@@ -35,6 +35,11 @@ class HostStore:
         self._candidates = [str(each) for each in candidates(directory, os.environ)]
         self._engines: tuple[tuple[int, ...], Engines] | None = None
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the client is to use no host store at all, not even files that a daemon names."""
+        return not self._candidates
+
     def open(self, call: Call, fits: Fits) -> Entry:
         """Open the entry for a call, without calling anybody. Raise Refused.
 

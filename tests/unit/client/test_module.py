@@ -13,7 +13,7 @@ import grpc
 import pytest
 import wasmkiln
 import wasmtime
-from wasmkiln import _file_digests, _modules, errors
+from wasmkiln import _asking, _file_digests, errors
 from wasmkiln._loaded import Loaded, LoadedModules
 from wasmkiln._requests import identify
 from wasmkiln.loading import with_wasmtime
@@ -132,7 +132,7 @@ def test_the_daemon_names_a_file(
     path = store.add(adder)
     (store.directory / "engines.json").unlink()
     name_file(daemon, store, path, adder)
-    client = make_client(daemon.address, host_store_dir="none")
+    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
     assert add(client.module(adder)) == 42
     [request] = daemon.requests("Compile")
     assert request.accept_host_file
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_opened_is_sent_as_bytes(
         daemon.host_file.path = str(path.parent / "elsewhere" / "artifact")
     else:
         path.chmod(0o666)
-    client = make_client(daemon.address, host_store_dir="none")
+    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
     daemon.modules[hashlib.sha256(adder).hexdigest()] = adder
     assert add(client.module(adder)) == 42
     assert [each.accept_host_file for each in daemon.requests("Compile")] == [True, False]
@@ -204,9 +204,65 @@ def test_a_daemon_may_name_any_path(
         other=other.parent.name,
     )
     daemon.artifact = code
-    client = make_client(daemon.address, host_store_dir="none")
+    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
     assert add(client.module(adder)) == 42
     assert [each.accept_host_file for each in daemon.requests("Compile")] == [True, False]
+
+
+def test_without_a_host_store_the_client_takes_bytes_only(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    store: StoreWriter,
+    adder: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name_file(daemon, store, store.add(adder), adder)
+    client = make_client(daemon.address, host_store_dir="none")
+    assert add(client.module(adder)) == 42
+    [request] = daemon.requests("Compile")
+    assert not request.accept_host_file
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", "none")
+    for each in (client, make_client(daemon.address)):
+        with pytest.raises(errors.HostFileUnavailable, match="uses no host store") as caught:
+            each.host_file(adder)
+        assert caught.value.metadata == {"cause": "switched_off"}
+    assert len(daemon.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause", "detail"),
+    [
+        ("mode", "refused", "users other than the owner can write to the file artifact"),
+        ("gone", "refused", "No such file"),
+        ("inode", "refused", "another file here than the daemon's"),
+        ("no file", "not_named", "named no file"),
+    ],
+)
+def test_why_there_is_no_file(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    store: StoreWriter,
+    adder: bytes,
+    wrong: str,
+    cause: str,
+    detail: str,
+) -> None:
+    path = store.add(adder)
+    name_file(daemon, store, path, adder)
+    assert daemon.host_file
+    if wrong == "mode":
+        path.chmod(0o666)
+    elif wrong == "gone":
+        path.unlink()
+    elif wrong == "inode":
+        daemon.host_file.inode += 1
+    else:
+        daemon.host_file = None
+    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
+    with pytest.raises(errors.HostFileUnavailable, match=detail) as caught:
+        client.host_file(adder)
+    assert caught.value.metadata["cause"] == cause
+    assert detail in caught.value.metadata["detail"]
 
 
 def name_file(daemon: FakeDaemon, store: StoreWriter, path: Path, module: bytes) -> None:
@@ -297,7 +353,7 @@ def test_a_file_that_changes_meanwhile_begins_anew(
         file.write_bytes(adder)
         return identify(source)
 
-    monkeypatch.setattr(_modules, "identify", changed_first)
+    monkeypatch.setattr(_asking, "identify", changed_first)
     daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
     client = make_client(daemon.address, host_store_dir="none")
     assert client.module(file) is client.module(adder)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from wasmkiln.cli.app import app
+from wasmkiln.v1.types_pb2 import HostFile
 
 from tests.e2e import wasm
 from tests.host_store_writer import StoreWriter
@@ -36,3 +37,19 @@ def test_path(daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert refused.exit_code == 1
     assert "host_store_bytes" in refused.stderr
     assert daemon.requests("Compile")[-1].accept_host_file
+    (artifact.parents[3] / "engines.json").unlink()
+    status = artifact.stat()
+    daemon.host_file = HostFile(path=str(artifact), device=status.st_dev, inode=status.st_ino)
+    daemon.header_changes = {"fingerprint": artifact.parents[2].name}
+    daemon.artifact = artifact.read_bytes()
+    assert run(str(file), "--engine", "wasmtime").stdout == f"{artifact}\n"
+    artifact.chmod(0o660)
+    refused = run(str(file), "--engine", "wasmtime")
+    assert refused.exit_code == 1
+    assert "users other than the owner can write" in refused.stderr
+    calls = len(daemon.calls)
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", "none")
+    refused = run(str(file), "--json")
+    assert refused.exit_code == 1
+    assert "uses no host store" in refused.stderr
+    assert len(daemon.calls) == calls
