@@ -66,8 +66,11 @@ class JobClock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._watching.cancel()
-        await self._timeout.__aexit__(kind, error, traceback)
+        watching, timeout = self._watching, self._timeout
+        # A cancelled task keeps its frames, which keep this object: so it must not keep the task.
+        del self._watching, self._timeout
+        watching.cancel()
+        await timeout.__aexit__(kind, error, traceback)
 
     async def _watch(self, timeout: asyncio.Timeout) -> None:
         now = asyncio.get_running_loop().time
