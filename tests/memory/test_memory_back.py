@@ -136,7 +136,7 @@ def valkey(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def test_what_is_written_to_redis_and_read_from_there(state: Path, valkey: RedisServer) -> None:
-    flags = [*LIMITS, "--memory-bytes", "0", "--redis-timeout-s", "20"]
+    flags = [*LIMITS, "--memory-bytes", "0", "--host-store-bytes", "0", "--redis-timeout-s", "20"]
     environ = {"WASMKILN_REDIS_URL": valkey.url}
     with Daemon(state, flags, environ) as daemon, gives_back(daemon), Caller(daemon) as caller:
         fill(caller)
