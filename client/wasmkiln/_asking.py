@@ -22,8 +22,8 @@ FINAL = (
     *(errors.NotWasm, errors.ModuleInvalid, errors.ModuleTooLarge, errors.EngineLacksFeature),
     *(errors.CompileTimeout, errors.CompileMemoryLimit, errors.CompilerCrashed),
     *(errors.ModuleQuarantined, errors.ArtifactTooLarge, errors.InvalidRequest),
-    *(errors.SettingUnknown, errors.TargetUnsupported, errors.EngineNotInstalled),
-    errors.VerificationNotInstalled,
+    *(errors.EngineUnknown, errors.SettingUnknown, errors.TargetUnsupported),
+    *(errors.EngineNotInstalled, errors.VerificationNotInstalled),
 )
 
 # Why a file of the host store is not used.
@@ -36,6 +36,8 @@ class Asking:
 
     source: Source
     request: CompileRequest
+    engine: str
+    """As the caller named it: the request may name the version that fits here."""
     into: Any
     fallback: str | None
     deadline: Deadline

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._header_fields import kind_of
-from wasmkiln.errors import DeadlineExceeded, NotWasm
+from wasmkiln._untrusted import quoted
+from wasmkiln.errors import DeadlineExceeded, IncompatibleEngine, NotWasm
 from wasmkiln.loading import compile_here, machine
 
 if TYPE_CHECKING:
@@ -26,16 +27,21 @@ def compile_within(
     No engine can be stopped while it compiles: at the deadline this stops waiting, and the
     thread goes on until it has finished. wasmer compiles without letting another thread run, so
     that the deadline passes unnoticed. Raise DeadlineExceeded, NotWasm, ModuleInvalid,
-    EngineNotInstalled or IncompatibleEngine.
+    EngineNotInstalled or IncompatibleEngine: this one too where the request names an engine by
+    its id, and another version is installed here.
     """
     wasm = identified.module or b""
     kind = kind_of(wasm)
     if kind is None:
         raise NotWasm("the bytes are neither a WebAssembly module nor a component")
+    if request.cpu and request.cpu not in machine.known_cpus():
+        raise IncompatibleEngine(
+            f"cannot compile here for the cpu {quoted(request.cpu)}: this client does not know it",
+            metadata={"cpu": request.cpu},
+        )
     if request.target or request.cpu:
         machine.check(request.target or machine.TRIPLE, request.cpu)
-    name = request.engine.partition("-")[0]
-    compiling = partial(compile_here, wasm, kind, name, dict(request.settings), into)
+    compiling = partial(compile_here, wasm, kind, request.engine, dict(request.settings), into)
     return _within(deadline.remaining_s(), compiling)
 
 

@@ -50,6 +50,7 @@ _log = logging.getLogger("wasmkiln")
 _NO_FILES_S = 60.0
 # How long a call whose caller has fast code already may look for optimised code.
 _LOOK_S = 5.0
+_ADVICE = "pass the `settings` that `into` was made with, or leave out `into`"
 # How often a call begins anew because its module's file changed meanwhile.
 _MAX_CHANGES = 3
 
@@ -87,7 +88,7 @@ class Modules:
                 "with accept_fast the engine depends on the artifact: leave out `into`, and use "
                 "wasmkiln.engine_of(module)"
             )
-        asking = Asking(source, request, into, fallback, deadline)
+        asking = Asking(source, request, request.engine, into, fallback, deadline)
         for _ in range(_MAX_CHANGES):
             with suppress(FileChanged):
                 return (yield from self._module(asking))
@@ -96,7 +97,7 @@ class Modules:
     def _module(self, asking: Asking) -> Flow[Any]:
         request, into = asking.request, asking.into
         identified, kind = yield Blocking(partial(identify_once, asking.source))
-        request.sha256 = identified.sha256
+        request.sha256, request.engine = identified.sha256, asking.engine
         asked = (request.engine, request.target, request.cpu, *sorted(request.settings.items()))
         key = identified.sha256, *asked
         read = partial(identify_again, asking.source, identified.sha256)
@@ -200,7 +201,7 @@ class Modules:
             call.request.accept_host_file = False
             artifact = yield from self._calls.obtain(call, read, deadline, retry=retry)
         # The bytes were verified on arrival.
-        module = yield Blocking(partial(load_verified, artifact, into))
+        module = yield Blocking(partial(load_verified, artifact, into, advice=_ADVICE))
         return Loaded(module, artifact.header.is_fast)
 
     def _from_daemon_or_here(self, call: Call, read: Read, asking: Asking) -> Flow[Loaded]:
@@ -216,8 +217,12 @@ class Modules:
         if identified.module is None:
             raise error
         _log.debug("compiling module %s here: %s", identified.sha256, error)
+        call.request.engine = asking.engine
         compiling = partial(compile_within, asking.deadline, identified, call.request, asking.into)
-        return Loaded((yield Blocking(compiling)), is_fast=False)
+        try:
+            return Loaded((yield Blocking(compiling)), is_fast=False)
+        except errors.IncompatibleEngine as here:
+            raise here from error
 
     def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
         """Open the file that an answer names. Where that fails, ask for no files for a while."""

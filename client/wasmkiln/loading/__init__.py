@@ -28,12 +28,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.host_store.refused import Refused
 from wasmkiln.loading import chosen, machine, with_wasmer, with_wasmtime
+from wasmkiln.loading.installed import installed
 from wasmkiln.loading.loadable import Mapped
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
             """
 
 
+_ADVICE = "artifact.engine() is an engine that fits"
+
 _LOADERS: dict[str, Loader] = {"wasmtime": with_wasmtime, "wasmer": with_wasmer}
 
 
@@ -96,14 +100,14 @@ def load_artifact(artifact: Verifiable, engine: Any) -> Any:
     if artifact.file is not None:
         with suppress(Refused):
             return _load_mapped(artifact, artifact.file, engine)
-    return load_verified(artifact, engine)
+    return load_verified(artifact, engine, advice=_ADVICE)
 
 
 def _load_mapped(artifact: Loadable, file: SavedFile, engine: Any) -> Any:
     """Load the file that the artifact's verified bytes were read from. Raise Refused."""
     descriptor = file.open()
     try:
-        module = load_verified(Mapped(artifact, descriptor), engine)
+        module = load_verified(Mapped(artifact, descriptor), engine, advice=_ADVICE)
         if not file.is_unchanged(descriptor):
             raise Refused("the file changed while it was loaded")
     finally:
@@ -111,32 +115,50 @@ def _load_mapped(artifact: Loadable, file: SavedFile, engine: Any) -> Any:
     return module
 
 
-def load_verified(artifact: Loadable, engine: Any, *, explain: bool = True) -> Any:
+def load_verified(
+    artifact: Loadable, engine: Any, *, advice: str = "", explain: bool = True
+) -> Any:
     """Return the module of an artifact whose bytes and signature need no check.
 
     Without `explain`, leave the version to an engine that compares it itself: to find out which
-    one is installed takes a tenth of a load. Raise EngineNotInstalled or IncompatibleEngine.
+    one is installed takes a tenth of a load. Raise EngineNotInstalled, or IncompatibleEngine,
+    with the `advice` if the caller's own `engine` refuses the artifact.
     """
     header = artifact.header
     loader = _loader(header.engine.name)
     machine.check(header.target, header.cpu)
     if explain or not loader.REFUSES_OTHER_VERSIONS or header.engine.name not in sys.modules:
         loader.check_version(header)
-    if engine is None:
+    own = engine is not None
+    if not own:
         engine = loader.host_engine(artifact)
-    module = loader.deserialize(artifact, engine)
+    try:
+        module = loader.deserialize(artifact, engine)
+    except IncompatibleEngine as error:
+        if not (own and advice):
+            raise
+        raise IncompatibleEngine(f"{error.message}; {advice}", metadata=error.metadata) from error
     chosen.remember(module, engine)
     return module
 
 
 def compile_here(
-    wasm: bytes, kind: Kind, name: str, settings: Mapping[str, str], engine: Any
+    wasm: bytes, kind: Kind, named: str, settings: Mapping[str, str], engine: Any
 ) -> Any:
-    """Compile a module in this process with the engine of this name, without any daemon.
+    """Compile a module in this process, without any daemon, with the engine of a name or an id.
 
-    Raise EngineNotInstalled, IncompatibleEngine or ModuleInvalid.
+    Raise EngineNotInstalled, ModuleInvalid, or IncompatibleEngine, also for another version than
+    that of the id.
     """
-    module, engine = _loader(name).compile_here(wasm, kind, settings, engine)
+    name, _, version = named.partition("-")
+    loader = _loader(name)
+    with suppress(PackageNotFoundError):  # the loader says so better
+        if version and version != installed(name):
+            raise IncompatibleEngine(
+                f"cannot compile for {quoted(named)} here: {name} {installed(name)} is installed",
+                metadata={"engine": named, "installed": installed(name)},
+            )
+    module, engine = loader.compile_here(wasm, kind, settings, engine)
     chosen.remember(module, engine)
     return module
 

@@ -53,6 +53,12 @@ def check(target: str, cpu: str) -> None:
         )
 
 
+def known_cpus() -> frozenset[str]:
+    """Return the cpu levels of this machine's architecture that this client knows."""
+    levels = _LEVELS if TRIPLE.startswith(("x86_64-", "amd64-")) else ()
+    return frozenset({"baseline", "native", *levels})
+
+
 def required_features(cpu: str) -> frozenset[str]:
     """Return the features that a cpu level needs; none for "baseline", "native" and others."""
     if cpu not in _LEVELS:

@@ -62,16 +62,16 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
         # Properties only: the names come from a daemon.
         if not isinstance(getattr(wasmtime.Config, name, None), property):
             raise IncompatibleEngine(
-                f"the artifact was made with {name}={text}, a setting that the wasmtime "
-                "installed here does not have",
+                f"cannot make an engine with {name}={text}: the wasmtime installed here does not "
+                "have this setting",
                 metadata={"setting": name},
             )
         try:
             _apply(config, name, text)
         except Exception as error:
             raise IncompatibleEngine(
-                f"the artifact was made with {name}={text}, which the wasmtime installed here "
-                f"refuses: {error}",
+                f"cannot make an engine with {name}={text}: the wasmtime installed here refuses "
+                f"it: {error}",
                 metadata={"setting": name},
             ) from error
     return wasmtime.Engine(config)
@@ -119,7 +119,7 @@ def deserialize(artifact: Loadable, engine: Any) -> Any:
         raise IncompatibleEngine(
             f"wasmtime {installed('wasmtime')} refuses the artifact of "
             f"{engine_id(header.engine)}, made with {settings or 'default settings'}: "
-            f"{' '.join(str(error).split())}; artifact.engine() is an engine that fits",
+            f"{' '.join(str(error).split())}",
             metadata=dict(header.changed_settings),
         ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import threading
 from collections.abc import Callable
@@ -322,6 +323,64 @@ class TestFallback:
         with pytest.raises(errors.IncompatibleEngine):
             client.module(adder, fallback="compile", target="riscv64-unknown-linux-gnu")
         assert client.module(adder, fallback="compile", cpu="baseline")
+
+    def test_an_id_is_that_very_version(
+        self, make_client: Callable[..., Any], adder: bytes
+    ) -> None:
+        client = make_client(NOBODY, host_store_dir="none", max_attempts=1)
+        here = importlib.metadata.version("wasmtime")
+        assert add(client.module(adder, engine=f"wasmtime-{here}", fallback="compile")) == 42
+        for version in ("12.0.0", f"{here}.1"):
+            with pytest.raises(errors.IncompatibleEngine, match="is installed") as caught:
+                client.module(adder, engine=f"wasmtime-{version}", fallback="compile")
+            assert isinstance(caught.value.__cause__, errors.ConnectionFailed)
+        with pytest.raises(errors.EngineNotInstalled):
+            client.module(adder, engine="setuptools-1", fallback="compile")
+
+    def test_a_name_stands_for_the_version_here(
+        self, make_client: Callable[..., Any], store: StoreWriter, adder: bytes
+    ) -> None:
+        """Also where the host store knows which version to ask the daemon for."""
+        newer = {**ROW, "id": "wasmtime-99.0.0", "version": "99.0.0", "core_version": "99"}
+        row = {**ROW, "id": "wasmtime-50.7.7", "version": "50.7.7"}
+        store.rows[:] = [newer, row]
+        store.write_engines()
+        client = make_client(NOBODY, host_store_dir=store.directory)
+        assert add(client.module(adder, engine="wasmtime", fallback="compile")) == 42
+
+    @pytest.mark.parametrize("reason", ["ENGINE_UNKNOWN", "TARGET_UNSUPPORTED", "SETTING_UNKNOWN"])
+    def test_what_the_request_asks_for_is_not_compiled_around(
+        self, make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes, reason: str
+    ) -> None:
+        client = make_client(daemon.address, host_store_dir="none")
+        daemon.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, reason))
+        with pytest.raises(errors.WasmkilnError) as caught:
+            client.module(adder, engine="wasmtime", fallback="compile")
+        assert caught.value.reason == reason
+
+    def test_an_unknown_cpu_or_setting_is_refused(
+        self, make_client: Callable[..., Any], adder: bytes
+    ) -> None:
+        client = make_client(NOBODY, host_store_dir="none", max_attempts=1)
+        with pytest.raises(errors.IncompatibleEngine, match="the cpu x86-64-v9: this client"):
+            client.module(adder, fallback="compile", cpu="x86-64-v9")
+        with pytest.raises(errors.IncompatibleEngine, match="engine with consume_fuelx=true"):
+            client.module(adder, fallback="compile", settings={"consume_fuelx": "true"})
+
+
+def test_into_another_engine_says_what_to_do(
+    make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes, code: bytes
+) -> None:
+    daemon.artifact = code
+    client = make_client(daemon.address, host_store_dir="none")
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    engine = wasmtime.Engine(config)
+    with pytest.raises(errors.IncompatibleEngine, match=r"or leave out `into`$"):
+        client.module(adder, into=engine)
+    artifact = client.compile(adder, engine="wasmtime")
+    with pytest.raises(errors.IncompatibleEngine, match=r"artifact.engine\(\) is an engine that"):
+        artifact.load(engine)
 
 
 def test_of_several_versions_the_one_that_fits(
