@@ -157,12 +157,15 @@ class Calls:
         return self._unary(CAPABILITIES, request, self.deadline(timeout_s))
 
     def find_missing(
-        self, keys: Iterable[ArtifactKey | str], timeout_s: float | None
+        self,
+        keys: Iterable[ArtifactKey | str],
+        timeout_s: float | None,
+        retry: RetryPolicy | None = None,
     ) -> Flow[list[ArtifactKey]]:
         deadline = self.deadline(timeout_s)
         missing: list[ArtifactKey] = []
         for request in in_batches(artifact_keys(keys)):
-            answer = yield from self._unary(FIND_MISSING, request, deadline)
+            answer = yield from self._unary(FIND_MISSING, request, deadline, retry=retry)
             missing.extend(still_missing(request.keys, answer.missing))
         return missing
 
@@ -195,10 +198,16 @@ class Calls:
         return Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
 
     def _unary(
-        self, method: Method, request: Message, deadline: Deadline, metadata: Metadata = ()
+        self,
+        method: Method,
+        request: Message,
+        deadline: Deadline,
+        metadata: Metadata = (),
+        retry: RetryPolicy | None = None,
     ) -> Flow[Any]:
         step = partial(Unary, method, request, metadata=metadata)
-        return method.usable((yield from attempts(step, deadline, self._retry, self.address)))
+        retry = retry or self._retry
+        return method.usable((yield from attempts(step, deadline, retry, self.address)))
 
     def _artifact(
         self,

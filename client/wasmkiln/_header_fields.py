@@ -27,7 +27,7 @@ _KINDS = {
 
 
 # By an engine's name: the setting and the value that choose its fast compiler.
-_FAST = {"wasmtime": ("strategy", "winch"), "wasmer": ("compiler", "singlepass")}
+FAST = {"wasmtime": ("strategy", "winch"), "wasmer": ("compiler", "singlepass")}
 # Settings that artifacts of wasmkiln 0.2.0 do not state, and what these artifacts have.
 _UNSTATED = {"strategy": "cranelift", "compiler": "cranelift"}
 
@@ -110,7 +110,7 @@ def _settings(call: Call, header: ArtifactHeader) -> Differences:
         got = header.settings.get(name, _UNSTATED.get(name, ""))
         if value != got:
             yield _differs(f"setting {quoted(name)}", value, got)
-    fast = _FAST.get(header.engine.name) if header.is_fast else None
+    fast = FAST.get(header.engine.name) if header.is_fast else None
     # A setting that the call did not name has to have the engine's default, apart from the one
     # that makes the artifact a fast one: see _delivery.
     for name, value in header.changed_settings.items():
@@ -135,7 +135,7 @@ def _delivery(call: Call, header: ArtifactHeader) -> Differences:
         )
     if header.content_encoding and header.content_encoding not in request.accept_encodings:
         yield f"got bytes in an encoding that was not asked for: {quoted(header.content_encoding)}"
-    name, value = _FAST.get(header.engine.name, ("", ""))
+    name, value = FAST.get(header.engine.name, ("", ""))
     is_fast = bool(name) and header.changed_settings.get(name) == value
     if header.is_fast != is_fast:
         yield f"the header says is_fast={header.is_fast}, and its settings say the opposite"

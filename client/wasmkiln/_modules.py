@@ -116,13 +116,28 @@ class Modules:
 
     def _found(self, call: Call, read: Read, asking: Asking) -> Flow[Loaded]:
         """Return the module from wherever it is."""
+        accepts_fast = call.request.accept_fast
         loaded = yield from self._from_store(call, asking.into)
         if loaded is not None:
             return loaded
+        fast = (yield from self._from_store(call, None, fast=True)) if accepts_fast else None
         call.request.engine = self._store.engine_id(call.request.engine, chosen.fits)
+        if fast is not None:
+            return (yield from self._better(fast, call, read, asking))
         if asking.fallback is None:
             return (yield from self._from_daemon(call, read, asking.into, asking.deadline, None))
         return (yield from self._from_daemon_or_here(call, read, asking))
+
+    def _better(self, fast: Loaded, call: Call, read: Read, asking: Asking) -> Flow[Loaded]:
+        """Return what the daemon has, which may be optimised code, or else the fast code."""
+        soon = Deadline(min(asking.deadline.remaining_s() / 2, _LOOK_S))
+        try:
+            return (yield from self._from_daemon(call, read, asking.into, soon, RetryPolicy(1)))
+        except FINAL:
+            raise
+        except errors.WasmkilnError as why:
+            _log.debug("fast code of module %s, from the host store: %s", call.module_sha256, why)
+            return fast
 
     def _optimised(self, call: Call, read: Read, asking: Asking) -> Flow[Loaded | None]:
         """Return the module with optimised code, if that can be had at once; None if not."""
@@ -142,10 +157,10 @@ class Modules:
         )
         remaining_s = max(0.001, min(asking.deadline.remaining_s(), _LOOK_S))
         try:
-            if (yield from self._calls.find_missing([key], remaining_s)):
+            once, soon = RetryPolicy(1), Deadline(remaining_s)
+            if (yield from self._calls.find_missing([key], remaining_s, once)):
                 return None
-            soon = Deadline(remaining_s)
-            return (yield from self._from_daemon(call, read, asking.into, soon, RetryPolicy(1)))
+            return (yield from self._from_daemon(call, read, asking.into, soon, once))
         except errors.WasmkilnError as why:  # the fast code still works
             _log.debug("no optimised code of module %s: %s", call.module_sha256, why)
             return None
@@ -180,8 +195,8 @@ class Modules:
         except MISSES as why:
             raise no_file(self._calls.address, artifact.header, why) from why
 
-    def _from_store(self, call: Call, into: Any) -> Flow[Loaded | None]:
-        opening = partial(self._store.open, call, chosen.fits)
+    def _from_store(self, call: Call, into: Any, *, fast: bool = False) -> Flow[Loaded | None]:
+        opening = partial(self._store.open, call, chosen.fits, fast=fast)
         loaded: Loaded | None = yield Blocking(partial(self._load_opened, opening, into))
         return loaded
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wasmkiln._header_fields import FAST
 from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path
 from wasmkiln.host_store.engines import Engines
 from wasmkiln.host_store.entry import Entry, open_entry
@@ -40,19 +41,24 @@ class HostStore:
         """Whether the client is to use no host store at all, not even files that a daemon names."""
         return not self._candidates
 
-    def open(self, call: Call, fits: Fits) -> Entry:
+    def open(self, call: Call, fits: Fits, *, fast: bool = False) -> Entry:
         """Open the entry for a call, without calling anybody. Raise Refused.
 
-        `fits` says whether this process can load artifacts of an engine's name and version.
+        `fits` says whether this process can load artifacts of an engine's name and version. With
+        `fast`, open what the engine's fast compiler made, for a call that names no compiler.
         """
         request = call.request
         directory, store = self._found()
         with store:
             engines = self._read_engines(store)
             row = engines.choose(request.engine, _KINDS.get(call.kind or 0, ""), fits)
-            fingerprint = engines.fingerprint(
-                row, request.target, request.cpu, dict(request.settings)
-            )
+            settings = dict(request.settings)
+            if fast:
+                name, value = FAST.get(row["name"], ("", ""))
+                if not name or name in settings:
+                    raise Refused("the call names its compiler, or the engine has one only")
+                settings[name] = value
+            fingerprint = engines.fingerprint(row, request.target, request.cpu, settings)
             return open_entry(directory, store, fingerprint, call)
 
     def engine_id(self, engine: str, fits: Fits) -> str:

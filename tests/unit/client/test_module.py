@@ -484,6 +484,58 @@ class TestFast:
         assert client.module(adder, accept_fast=True) is not first
         assert len(fast.calls) == calls
 
+    @pytest.fixture
+    def fast_file(self, fast: FakeDaemon, store: StoreWriter, adder: bytes) -> Path:
+        """The path of fast code in the host store; the daemon has optimised code."""
+        row = store.rows[0]
+        row["settings"] = {**row["settings"], "strategy": "cranelift"}
+        row["unhashed_defaults"] = ["strategy"]
+        store.write_engines()
+        code, fast.fast_artifact = fast.fast_artifact, b""
+        return store.write(adder, code, {"strategy": "winch"}, is_fast=True)
+
+    def test_a_fast_file_serves_while_no_daemon_answers(
+        self,
+        make_client: Callable[..., Any],
+        fast: FakeDaemon,
+        adder: bytes,
+        store: StoreWriter,
+        fast_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for fallback in ("compile", None):
+            client = make_client(NOBODY, host_store_dir=store.directory)
+            first = client.module(adder, accept_fast=True, fallback=fallback)
+            assert add(first) == 42
+            assert wasmkiln.engine_of(first) is with_wasmtime._engine((("strategy", "winch"),))
+        with pytest.raises(errors.ConnectionFailed):
+            client.module(adder)
+        with pytest.raises(errors.ConnectionFailed):
+            client.module(adder, accept_fast=True, settings={"strategy": "cranelift"})
+        monkeypatch.setattr("wasmkiln._loaded.LOOK_AGAIN_S", 0)
+        assert client.module(adder, accept_fast=True) is first
+        store.add(adder)
+        assert client.module(adder, accept_fast=True) is client.module(adder)
+
+    def test_optimised_code_of_the_daemon_goes_before_a_fast_file(
+        self,
+        make_client: Callable[..., Any],
+        fast: FakeDaemon,
+        adder: bytes,
+        store: StoreWriter,
+        fast_file: Path,
+    ) -> None:
+        client = make_client(fast.address, host_store_dir=store.directory)
+        best = client.module(adder, accept_fast=True)
+        assert wasmkiln.engine_of(best) is with_wasmtime._engine(())
+        [request] = fast.requests("Compile")
+        assert request.accept_fast
+        assert client.module(adder) is best
+        other = make_client(fast.address, host_store_dir=store.directory)
+        fast.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"))
+        with pytest.raises(errors.ModuleInvalid):
+            other.module(adder, accept_fast=True)
+
     def test_a_call_that_does_not_accept_it_gets_optimised_code(
         self, make_client: Callable[..., Any], fast: FakeDaemon, adder: bytes
     ) -> None:
