@@ -22,7 +22,7 @@ ROW: dict[str, Any] = {
     "id": "wasmtime-50.0.1",
     "name": "wasmtime",
     "version": "50.0.1",
-    "core_version": "50.0.1",
+    "core_version": "50",
     "compiler": "cranelift",
     "default": True,
     "kinds": ["core", "component"],

@@ -184,7 +184,7 @@ class Client(Performer):
         Return what this client loaded before; else map the artifact's file in this machine's
         host store, without a call; else ask the daemon for a file to map, or for the bytes.
         With `fallback="compile"`, compile in this process when the daemon cannot be reached or
-        fails with anything but the module's own fault; it gets one attempt and half of the time.
+        fails by no fault of module or request; it gets one attempt and half of the time.
         After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
 
         The arguments are those of `compile`, but the engine is that of `into`, a
