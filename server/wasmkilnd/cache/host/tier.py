@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import structlog
 
 from wasmkilnd.cache.host.disk import Disk
-from wasmkilnd.cache.host.engines_file import write_engines
+from wasmkilnd.cache.host.engines_file import mend_engines, write_engines
 from wasmkilnd.cache.host.entry import HeaderOf
 from wasmkilnd.cache.host.housekeeping import Housekeeping
 from wasmkilnd.cache.host.options import HostOptions
@@ -78,6 +78,7 @@ class HostTier:
         self._threads = ThreadPoolExecutor(_THREADS, "wasmkiln-host-store")
         self._checks: dict[CacheKey, asyncio.Task[tuple[Artifact, HostFile] | None]] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._engines: Mapping[str, object] | None = None
 
     async def start(self) -> None:
         """Open the directory, and keep house from now on; never raises.
@@ -158,7 +159,11 @@ class HostTier:
         return TierUsage(disk.total.entries, disk.total.bytes, disk.limit_bytes, disk.evictions)
 
     async def write_engines(self, document: Mapping[str, object]) -> None:
-        """Replace ``engines.json``, from which clients compute fingerprints; never raises."""
+        """Replace ``engines.json``, from which clients compute fingerprints; never raises.
+
+        Write it again later if somebody removes or damages it.
+        """
+        self._engines = document
         await self._quietly("write engines.json to", write_engines, self._disk, document)
 
     def recheck(self) -> None:
@@ -192,6 +197,9 @@ class HostTier:
         opened.set()
         while True:
             try:
+                if self._engines is not None:
+                    doing = "write engines.json to"
+                    await self._quietly(doing, mend_engines, self._disk, self._engines)
                 await self._quietly("tidy", self._keeping.tidy)
             except Exception:
                 _log.exception("a defect keeps the host store from being tidied")

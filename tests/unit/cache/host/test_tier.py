@@ -7,11 +7,12 @@ import dataclasses
 import json
 import mmap
 import os
+import shutil
 import sqlite3
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from wasmkiln.artifact import Artifact as ClientArtifact
 from wasmkiln.host_layout import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd import wire
+from wasmkilnd.cache.host import engines_file
+from wasmkilnd.cache.host.disk import Disk
 from wasmkilnd.cache.host.entry import disk_bytes_at
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
@@ -318,6 +321,78 @@ async def test_engines_json_is_replaced_whole(tmp_path: Path) -> None:
         await tier.write_engines({"version": 1, "engines": [{"id": "wasmtime-1.0"}]})
         assert (tmp_path / ENGINES).stat().st_ino != first
         assert json.loads((tmp_path / ENGINES).read_text())["engines"] == [{"id": "wasmtime-1.0"}]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["directory", "gone", "junk", "other JSON", "link", "folder", "group writes", "second name"],
+)
+async def test_engines_json_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.host.tier._EVERY_S", 0.02)
+    directory = tmp_path / "store"
+    path, document = directory / ENGINES, {"version": 1, "engines": []}
+    async with started(host_tier(directory, SEALER)) as tier:
+        await tier.write_engines(document)
+        old = path.stat().st_ino
+        (tmp_path / "kept").hardlink_to(path)  # So that no new file gets its inode.
+        if harm == "directory":
+            shutil.rmtree(directory, ignore_errors=True)  # The index is in use.
+        elif harm == "group writes":
+            path.chmod(0o660)
+        elif harm != "second name":
+            path.unlink()
+        if harm in ("junk", "other JSON"):
+            path.write_text("{" if harm == "junk" else "[]")
+        elif harm == "link":
+            path.symlink_to(tmp_path / "kept")
+        elif harm == "folder":
+            (path / "in it").mkdir(parents=True)
+
+        def is_back() -> bool:
+            found = path.lstat() if path.exists() else None
+            return bool(
+                found
+                and (stat.S_IMODE(found.st_mode), found.st_nlink) == (0o640, 1)
+                and found.st_ino != old
+                and json.loads(path.read_text()) == document
+            )
+
+        await until(is_back)
+
+
+async def test_engines_json_of_another_daemon_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.host.tier._EVERY_S", 0.02)
+    theirs = {"version": 1, "engines": [{"id": "wasmtime-1.0"}]}
+    async with started(host_tier(tmp_path, SEALER)) as tier:
+        await tier.write_engines({"version": 1, "engines": []})
+        async with started(host_tier(tmp_path, SEALER)) as other:
+            await other.write_engines(theirs)
+            looks = looks_of(monkeypatch)
+            await until(lambda: len(looks) >= 4)
+        assert json.loads((tmp_path / ENGINES).read_text()) == theirs
+
+
+def looks_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by each look at the file."""
+    looks = list[str]()
+
+    def look(disk: Disk) -> str:
+        looks.append(wrong(disk))
+        return looks[-1]
+
+    wrong = engines_file._wrong
+    monkeypatch.setattr(engines_file, "_wrong", look)
+    return looks
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - another thread does it
+            await asyncio.sleep(0.01)
 
 
 async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
