@@ -35,15 +35,13 @@ def memory_bytes(root: Path = _ROOT) -> int:
 def file_system_bytes(path: Path) -> int:
     """Return the size of the file system that ``path`` is on, or would be if it were made.
 
-    0 if there is no telling.
+    Of the nearest folder above that tells; 0 if none does.
     """
     for place in (path, *path.absolute().parents):
         try:
             found = os.statvfs(place)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         except OSError:
-            return 0
+            continue
         return found.f_blocks * found.f_frsize
     return 0
 

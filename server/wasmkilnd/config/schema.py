@@ -18,7 +18,7 @@ from wasmkilnd.config.sections.serving import ServingSettings
 from wasmkilnd.config.sections.traffic import TrafficSettings
 from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.redis_url import redis_conflict
-from wasmkilnd.config.values.types import AUTO, GIB, MIB, NO_ADMIN
+from wasmkilnd.config.values.types import AUTO, GIB, MIB, NO_ADMIN, NO_DIRECTORY
 
 ENV_PREFIX: Final = "WASMKILN_"
 
@@ -73,14 +73,19 @@ class Settings(
     @property
     def effective_host_store_dir(self) -> Path:
         """The directory of the host store."""
-        return Path(self.host_store_dir) if self.host_store_dir else self.state_dir / "host_store"
+        if self.host_store_dir in ("", NO_DIRECTORY):
+            return self.state_dir / "host_store"
+        return Path(self.host_store_dir)
 
     @property
     def effective_host_store_bytes(self) -> int:
         """Bytes that the host store may fill; 0 if it is off."""
+        if self.host_store_dir == NO_DIRECTORY:
+            return 0
         if self.host_store_bytes != AUTO:
             return self.host_store_bytes
-        return min(4 * GIB, file_system_bytes(self.effective_host_store_dir) // 10)
+        # Where the size is not known, as in /proc, using the directory fails, and says why.
+        return min(4 * GIB, file_system_bytes(self.effective_host_store_dir) // 10 or 4 * GIB)
 
     @property
     def effective_workers(self) -> int:

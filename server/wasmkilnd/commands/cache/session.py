@@ -22,6 +22,7 @@ from wasmkilnd.config.flags import Decorator, some_options
 from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.quantity import parse_bytes, parse_seconds
+from wasmkilnd.config.values.types import NO_DIRECTORY
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.connect import open_link
 from wasmkilnd.options import host_options, remote_options
@@ -161,7 +162,9 @@ def run_on_host(
     settings, trust = _prepared(flags, config)
     options = host_options(settings)
     if not options.limit_bytes:
-        raise CacheCommandFailed("this configuration has no host store: host_store_bytes is 0")
+        is_none = settings.host_store_dir == NO_DIRECTORY
+        why = "host_store_dir is none" if is_none else "host_store_bytes is 0"
+        raise CacheCommandFailed(f"this configuration has no host store: {why}")
     if not options.directory.is_dir():
         raise CacheCommandFailed(
             f"there is no host store yet in {options.directory} (choose another directory with"

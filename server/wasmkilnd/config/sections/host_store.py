@@ -9,19 +9,19 @@ from wasmkilnd.config.values.types import (
     LIVE,
     FileMode,
     Group,
-    OptionalDirectory,
     SizeOrAuto,
+    StoreDirectory,
 )
 
 
 class HostStoreSettings(BaseModel):
     """Where the files are that processes on this host map, how many bytes, who may read them."""
 
-    host_store_dir: OptionalDirectory = Field(
+    host_store_dir: StoreDirectory = Field(
         default="",
         description="The directory of the host store: artifacts as files, which processes on this"
-        " host map; empty for host_store below the state directory. Daemons with the same"
-        " directory share it.",
+        " host map; empty for host_store below the state directory, none for no host store."
+        " Daemons with the same directory share it.",
     )
     host_store_bytes: SizeOrAuto = Field(
         default=AUTO,

@@ -17,6 +17,8 @@ from wasmkilnd.config.values.redis_url import RedisUrl, parse_redis_url
 
 NO_ADMIN: Final = "none"
 """The value of admin_listen that switches the admin server off."""
+NO_DIRECTORY: Final = "none"
+"""The value of host_store_dir that switches the host store off."""
 AUTO: Final = "auto"
 """The value of a size that the daemon chooses by the machine."""
 
@@ -72,6 +74,12 @@ def _directory(value: object) -> object:
 def _directory_or_none(value: object) -> object:
     # A string: an empty Path would be the working directory.
     return "" if value == "" else str(_directory(value))
+
+
+def _store_directory(value: object) -> object:
+    if isinstance(value, str) and value.strip() == NO_DIRECTORY:
+        return NO_DIRECTORY
+    return _directory_or_none(value)
 
 
 def _file_or_none(value: object) -> object:
@@ -183,6 +191,8 @@ AdminAddress = Annotated[str, BeforeValidator(_admin_address)]
 RedisLocation = Annotated[RedisUrl, BeforeValidator(parse_redis_url)]
 Directory = Annotated[Path, BeforeValidator(_directory)]
 OptionalDirectory = Annotated[str, BeforeValidator(_directory_or_none)]
+StoreDirectory = Annotated[str, BeforeValidator(_store_directory)]
+"""A directory, empty for the default, or NO_DIRECTORY."""
 OptionalFile = Annotated[str, BeforeValidator(_file_or_none)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Text = Annotated[str, BeforeValidator(_one_word)]
