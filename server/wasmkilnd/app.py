@@ -159,8 +159,7 @@ class Daemon:
         rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
         self._in_the_background(MallocTrim.of_this_process().run())
-        # All that exists now lives until the daemon ends. Exclude it from garbage collection: a
-        # full collection would make every caller wait.
+        # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
         gc.freeze()
         self.banner = banner(
@@ -171,6 +170,7 @@ class Daemon:
             engines,
             started.unserved,
             started.isolation.summary,
+            host.trouble,
             remote.description,
         )
         log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])

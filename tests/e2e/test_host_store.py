@@ -266,15 +266,16 @@ def test_a_directory_that_others_may_write_is_told_once_and_left_alone(
             assert len(payload) == header.size_bytes
         line = daemon.wait_for_log("cannot use the host store")
         assert "chmod" in line
+        assert f"host store unusable: cannot use {store}: other users may write" in daemon.banner
         told = [each for each in daemon.log_lines if "other users may write" in each]
         assert [each for each in told if "a cache write was dropped" not in each] == [line]
         assert client.health() == "SERVING"
     assert list(store.iterdir()) == []
 
 
-def test_it_can_be_switched_off(lean_state_dir: Path, store: Path) -> None:
-    flags = (*NO_REDIS, "--host-store-bytes", "0")
-    with Daemon(lean_state_dir, flags) as daemon:
+@pytest.mark.parametrize("off", [("--host-store-bytes", "0"), ("--host-store-dir", "none")])
+def test_it_can_be_switched_off(lean_state_dir: Path, store: Path, off: tuple[str, str]) -> None:
+    with Daemon(lean_state_dir, (*NO_REDIS, *off)) as daemon:
         assert "no host store" in daemon.banner
         header, payload = asked_for_file(daemon, wasm.adder(1))
         assert not header.HasField("host_file")

@@ -41,6 +41,11 @@ class OpenHost:
         """Whether there is a host store."""
         return self.tier is not None
 
+    @property
+    def trouble(self) -> str:
+        """Why the store cannot be used; empty if it can, or is off."""
+        return self.tier.trouble if self.tier else ""
+
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
         if self.tier:

@@ -17,6 +17,7 @@ def banner(
     engines: EngineRegistry,
     unserved: Sequence[UnservedEngine],
     isolation: str,
+    host_trouble: str,
     remote: str,
 ) -> str:
     """Return address, engines, isolation, tiers, state, and one command for another terminal."""
@@ -40,6 +41,8 @@ def banner(
         rows.append(("jobs", isolation))
     files = settings.effective_host_store_bytes
     host = f"host store, {_size(files)}" if files else "no host store"
+    if host_trouble:
+        host = f"host store unusable: {host_trouble}"
     rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {host}; {remote}"))
     rows.append(("state", str(settings.state_dir)))
     address = addresses[0]

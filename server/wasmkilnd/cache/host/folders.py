@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
 import stat
 from pathlib import Path
@@ -38,17 +39,28 @@ def check_ours(found: os.stat_result, name: str) -> None:
 
 def prepare(options: HostOptions) -> None:
     """Make the directory if it is missing, with its mode and group. Raises TierUnavailable."""
+    directory = options.directory
     try:
-        make_folder(options.directory)
-        descriptor = open_root(options.directory)
-        try:
-            admit(descriptor, options.folder_mode, options.group)
-        finally:
-            os.close(descriptor)
+        make_folder(directory)
     except NotOurs as failure:
         raise TierUnavailable(str(failure)) from None
     except OSError as failure:
-        raise cannot("use its directory", failure) from None
+        raise _unusable(directory, failure) from None
+    descriptor = open_root(directory)
+    try:
+        admit(descriptor, options.folder_mode, options.group)
+    except PermissionError as failure:
+        if options.group is None:
+            raise _unusable(directory, failure) from None
+        raise cannot(
+            f"give {directory} to the group {_group_name(options.group)} of host_store_group, which"
+            " the daemon's user must be in",
+            failure,
+        ) from None
+    except OSError as failure:
+        raise _unusable(directory, failure) from None
+    finally:
+        os.close(descriptor)
 
 
 def open_root(directory: Path) -> int:
@@ -56,7 +68,7 @@ def open_root(directory: Path) -> int:
     try:
         descriptor = os.open(directory, _FOLDER)
     except OSError as failure:
-        raise cannot(f"open {directory}", failure) from None
+        raise _unusable(directory, failure) from None
     try:
         check_ours(os.fstat(descriptor), str(directory))
     except ValueRejected as rejected:
@@ -161,6 +173,30 @@ def admit(descriptor: int, mode: int, group: int | None) -> None:
         os.fchown(descriptor, -1, group)
     if stat.S_IMODE(found.st_mode) != mode:
         os.fchmod(descriptor, mode)
+
+
+def _unusable(directory: Path, failure: OSError) -> TierUnavailable:
+    """Return what to raise because of ``failure``; it names the folder that is in the way."""
+    code = errno.ENOTDIR if failure.errno == errno.EEXIST else failure.errno
+    why = os.strerror(code) if code else str(failure)
+    if code != errno.ENOENT:
+        why += f": {next(filter(_is_there, (directory, *directory.parents)), directory)}"
+    return TierUnavailable(f"the host store cannot use its directory {directory}: {why}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError:
+        return False
+    return True
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def cannot(do: str, failure: OSError) -> TierUnavailable:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import structlog
 
@@ -19,8 +21,9 @@ _log = structlog.get_logger("wasmkilnd.cache")
 class Reports:
     """Logs and counts for the tier ``tier``. Safe for use from any thread."""
 
-    def __init__(self, tier: str, recorder: Recorder) -> None:
+    def __init__(self, tier: str, directory: Path, recorder: Recorder) -> None:
         self._tier = tier
+        self._directory = os.fspath(directory)
         self._recorder = recorder
         self._lock = threading.Lock()
         self._logged: set[str] = set()
@@ -46,7 +49,16 @@ class Reports:
             is_known = why in self._troubles.values()
             self._troubles[doing] = why
         if not is_known:
-            _log.warning(f"cannot {doing} the host store", tier=self._tier, cause=why)
+            _log.warning(
+                f"cannot {doing} the host store",
+                tier=self._tier,
+                directory=self._directory,
+                cause=why,
+            )
+
+    def why_not(self, doing: str) -> str:
+        """Return why the store cannot do something; empty if it can, or did not try yet."""
+        return self._troubles.get(doing, "")
 
     def works(self, doing: str) -> None:
         """Note that the store can do something; log it if it could not before."""

@@ -68,7 +68,7 @@ class HostTier:
         and what else depends on a call. ``marks`` are the evictions that this daemon knows of.
         ``get`` reads no artifact that is larger than ``artifact_bytes``.
         """
-        self._reports = Reports(self.name, recorder)
+        self._reports = Reports(self.name, options.directory, recorder)
         self._disk = Disk(options)
         self._store = EntryStore(
             options, self._disk, sealer, header_of, marks or Marks(), self._reports, artifact_bytes
@@ -166,6 +166,11 @@ class HostTier:
         self._engines = document
         await self._quietly("write engines.json to", write_engines, self._disk, document)
 
+    @property
+    def trouble(self) -> str:
+        """Why the directory could not be used at the start, nor since; empty if it could."""
+        return self._reports.why_not("use").removeprefix("the host store ")
+
     def recheck(self) -> None:
         """Verify each entry again at its next use: a key is no longer trusted."""
         self._store.verified.forget_all()
@@ -193,14 +198,17 @@ class HostTier:
             check.exception()  # All callers may have left: nobody else looks at it.
 
     async def _keep_house(self, opened: asyncio.Event) -> None:
-        await self._quietly("use", self._keeping.open)
-        opened.set()
+        is_open = False
         while True:
             try:
-                if self._engines is not None:
+                if not is_open:
+                    is_open = await self._quietly("use", self._keeping.open)
+                    opened.set()
+                if is_open and self._engines is not None:
                     doing = "write engines.json to"
                     await self._quietly(doing, mend_engines, self._disk, self._engines)
-                await self._quietly("tidy", self._keeping.tidy)
+                if is_open:
+                    await self._quietly("tidy", self._keeping.tidy)
             except Exception:
                 _log.exception("a defect keeps the host store from being tidied")
             self._keeping.wake.clear()
@@ -221,9 +229,12 @@ class HostTier:
         self._reports.works(doing)
         return done
 
-    async def _quietly(self, doing: str, work: Callable[..., object], *args: Any) -> None:
-        with contextlib.suppress(TierUnavailable):
+    async def _quietly(self, doing: str, work: Callable[..., object], *args: Any) -> bool:
+        try:
             await self._do(doing, work, *args)
+        except TierUnavailable:
+            return False
+        return True
 
 
 async def _for_a_while(work: Coroutine[Any, Any, object]) -> bool:
