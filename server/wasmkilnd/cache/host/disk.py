@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -163,16 +163,19 @@ class Disk:
             if not os.path.lexists(self.path(key)) and not rows.is_pending(key):
                 rows.remove(key)
 
-    def take_away(self, paths: Sequence[Path], work: Callable[[Rows], None]) -> list[Path]:
+    def take_away(
+        self, find: Callable[[], Iterable[Path]], work: Callable[[Rows], None]
+    ) -> list[Path]:
         """Rename folders away, and change their rows; return where they are now.
 
-        The folders go even if the index cannot be written: it may have rows too many. Raises
-        TierUnavailable if a folder cannot be moved.
+        No entry comes between ``find`` and ``work``, or its row would go without it. The folders
+        go even if the index cannot be written: it may have rows too many. Raises TierUnavailable
+        if a folder cannot be moved.
         """
         gone = list[Path]()
 
         def move() -> None:
-            gone.extend(filter(None, map(self._move_away, paths)))
+            gone.extend(filter(None, map(self._move_away, list(find()))))
 
         def change(rows: Rows) -> None:
             move()

@@ -38,7 +38,7 @@ class Sweep:
                 each for each in fingerprints if self._engine_behind(each) == scope.engine_id
             ]
         gone = self._disk.take_away(
-            [self._directory / each for each in fingerprints],
+            lambda: [self._directory / each for each in fingerprints],
             lambda rows: rows.remove_fingerprints(fingerprints),
         )
         removed = Evicted()
@@ -83,10 +83,13 @@ class Sweep:
     def _evict_module(self, module_sha256: str) -> Evicted:
         if not SHA256_HEX.fullmatch(module_sha256):
             return Evicted()
-        keys = [CacheKey(module_sha256, each) for each in _names(self._directory)]
-        gone = self._disk.take_away(
-            [self._disk.path(key) for key in keys], lambda rows: rows.remove_module(module_sha256)
-        )
+        keys = list[CacheKey]()
+
+        def find() -> list[Path]:
+            keys[:] = [CacheKey(module_sha256, each) for each in _names(self._directory)]
+            return [self._disk.path(key) for key in keys]
+
+        gone = self._disk.take_away(find, lambda rows: rows.remove_module(module_sha256))
         removed = Evicted()
         for path in gone:
             removed += Evicted(1, 0, disk_bytes_at(path))
