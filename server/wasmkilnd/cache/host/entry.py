@@ -207,6 +207,8 @@ class OpenEntry:
             raise ValueRejected(Cause.INCOMPLETE, f"{name} is gone") from None
         except OSError as failure:
             if stat.S_ISREG(os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mode):
+                if isinstance(failure, PermissionError):
+                    raise ValueRejected(Cause.FOREIGN, f"the daemon may not read {name}") from None
                 raise failure from None
             raise ValueRejected(Cause.FOREIGN, f"{name} is no regular file") from None
         try:
