@@ -22,12 +22,15 @@ class HostFiles(MemoryTier):
         self.gate.set()
         self.down = False
         self.refuse_writes = False
+        self.largest_bytes = 10_000_000
         self.gets = 0
         self.rechecks = 0
 
-    @property
-    def takes_writes(self) -> bool:
+    def takes(self, artifact: Artifact) -> bool:
         return True
+
+    def fits(self, artifact: Artifact) -> bool:
+        return artifact.size_bytes <= self.largest_bytes
 
     async def get(
         self,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -35,6 +36,7 @@ V = TypeVar("V")
 
 _HANGS = "the disk of the host store does not answer"
 _NO_WRITES_S = 10.0
+_MAX_PASSED_OVER = 1000
 
 
 class Files(Tier, Protocol):
@@ -44,6 +46,10 @@ class Files(Tier, Protocol):
         self, key: CacheKey, allowance: Allowance | None = None
     ) -> tuple[Artifact, HostFile] | None:
         """Return the artifact without its bytes, and its file. Raises TierUnavailable."""
+        ...
+
+    def fits(self, artifact: Artifact) -> bool:
+        """Return whether ``artifact`` is not too large for the store."""
         ...
 
     def recheck(self) -> None:
@@ -60,11 +66,22 @@ class GuardedHost:
         self._wait_s = wait_s
         self._left_behind: set[asyncio.Task[Any]] = set()
         self._no_writes_until_s = -math.inf
+        # So that an artifact that is asked for again and again counts once.
+        self._passed_over: OrderedDict[CacheKey, None] = OrderedDict()
+        self.skipped = 0
+        """How many writes were not tried."""
 
-    @property
-    def takes_writes(self) -> bool:
-        """Whether no look-up hangs, and no write failed just now."""
-        return not self._left_behind and time.monotonic() >= self._no_writes_until_s
+    def takes(self, artifact: Artifact) -> bool:
+        """Return whether it fits, no look-up hangs, and no write failed just now; else count it."""
+        is_well = not self._left_behind and time.monotonic() >= self._no_writes_until_s
+        if is_well and self._store.fits(artifact):
+            self._passed_over.pop(artifact.key, None)
+            return True
+        self.skipped += artifact.key not in self._passed_over
+        self._passed_over[artifact.key] = None
+        if len(self._passed_over) > _MAX_PASSED_OVER:
+            self._passed_over.popitem(last=False)
+        return False
 
     async def get(
         self,
@@ -88,8 +105,11 @@ class GuardedHost:
         self._refuse_if_it_hangs()
         try:
             await self._store.put(artifact)
+        except DoesNotFit:
+            raise
         except TierUnavailable:
             self._no_writes_until_s = time.monotonic() + _NO_WRITES_S
+            self._passed_over.clear()
             raise
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
@@ -113,9 +133,14 @@ class GuardedHost:
         return await self._in_time(lambda: self._store.kinds_of(keys))
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Delegate: an eviction takes as long as there are files to remove."""
+        """Delegate: an eviction takes as long as there are files to remove.
+
+        There may be room after it, so a write that failed keeps no other from being tried.
+        """
         self._refuse_if_it_hangs()
-        return await self._store.evict(scope)
+        evicted = await self._store.evict(scope)
+        self._no_writes_until_s = -math.inf
+        return evicted
 
     def recheck(self) -> None:
         """Delegate."""

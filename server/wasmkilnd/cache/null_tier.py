@@ -75,8 +75,7 @@ class NullHost(NullTier):
     def __init__(self) -> None:
         super().__init__("host_store")
 
-    @property
-    def takes_writes(self) -> bool:
+    def takes(self, artifact: Artifact) -> bool:
         """Return False."""
         return False
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
+from wasmkilnd.errors import DoesNotFit
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -95,6 +96,8 @@ class ObservedTier:
         began = time.perf_counter()
         try:
             await storing
+        except DoesNotFit:
+            raise  # It says nothing about the tier.
         except Exception:
             self._recorder.tier_store(self.name, "error", time.perf_counter() - began)
             raise
@@ -108,10 +111,9 @@ class ObservedHost(ObservedTier):
         super().__init__(store, recorder)
         self._store_of_files = store
 
-    @property
-    def takes_writes(self) -> bool:
+    def takes(self, artifact: Artifact) -> bool:
         """Delegate."""
-        return self._store_of_files.takes_writes
+        return self._store_of_files.takes(artifact)
 
     async def file_of(
         self, key: CacheKey, allowance: Allowance | None = None

@@ -30,6 +30,7 @@ class OpenHost:
 
     store: HostStore
     write_behind: WriteBehind
+    guarded: GuardedHost | None = None
     tier: HostTier | None = None
     """None if the store is switched off."""
     engines: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +71,8 @@ class OpenHost:
 
     def status(self) -> HostStatus:
         """Return how many writes wait, and how many were given up."""
-        return HostStatus(self.write_behind.pending, self.write_behind.dropped)
+        skipped = self.guarded.skipped if self.guarded else 0
+        return HostStatus(self.write_behind.pending, self.write_behind.dropped + skipped)
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
@@ -112,7 +114,8 @@ def open_host(
         marks=marks,
         artifact_bytes=artifact_bytes,
     )
-    store = ObservedHost(GuardedHost(tier, wait_s), recorder)
+    guarded = GuardedHost(tier, wait_s)
+    store = ObservedHost(guarded, recorder)
 
     async def always_ready() -> None:
         """Return at once: a write to a disk that fails is dropped, not kept for later."""
@@ -120,5 +123,6 @@ def open_host(
     return OpenHost(
         store=store,
         write_behind=WriteBehind(store, write_queue_bytes, always_ready, _WRITE_HEAD_START_S),
+        guarded=guarded,
         tier=tier,
     )

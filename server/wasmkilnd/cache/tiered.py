@@ -108,8 +108,7 @@ class TieredCache:
     ) -> tuple[Artifact, HostFile] | None:
         """Return the artifact without its bytes, and the file that a process here can map."""
         found = await self._file_of(key, budget)
-        if at_hand and not found and self._host.takes_writes:
-            self._host_writes.add(at_hand)
+        if at_hand and not found and self._write_to_host(at_hand):
             found = await self._file_of(key, budget)
         if found and self._used:
             self._used(key)
@@ -118,8 +117,7 @@ class TieredCache:
     async def put(self, artifact: Artifact) -> None:
         """Store in memory now, and in the other tiers after the call."""
         await self._near.put(artifact)
-        if self._host.takes_writes:
-            self._host_writes.add(artifact)
+        self._write_to_host(artifact)
         self._shared_writes.add(artifact)
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
@@ -220,6 +218,12 @@ class TieredCache:
             queue.give_up(refused)
         return self._memory.drop(refused)
 
+    def _write_to_host(self, artifact: Artifact) -> bool:
+        """Write to the host store after the call; return False if it does not take it now."""
+        if takes := self._host.takes(artifact):
+            self._host_writes.add(artifact)
+        return takes
+
     def _waiting(self, key: CacheKey) -> Artifact | None:
         return self._shared_writes.waiting(key) or self._host_writes.waiting(key)
 
@@ -238,8 +242,8 @@ class TieredCache:
                 if artifact := await tier.get(key, allowance, accept):
                     if evictions == self._evictions:
                         await self._near.put(artifact)
-                        if tier is self._shared and self._host.takes_writes:
-                            self._host_writes.add(artifact)
+                        if tier is self._shared:
+                            self._write_to_host(artifact)
                     return artifact, origin
         return None
 

@@ -68,6 +68,7 @@ from wasmkilnd.errors.requests import (
     target_unsupported,
 )
 from wasmkilnd.errors.tiers import (
+    DoesNotFit,
     PartUnavailable,
     TierUnavailable,
     WrongType,
@@ -75,6 +76,7 @@ from wasmkilnd.errors.tiers import (
 
 __all__ = [
     "FROM_OUTSIDE",
+    "DoesNotFit",
     "Fault",
     "PartUnavailable",
     "Reason",

@@ -88,9 +88,11 @@ class Tier(Protocol):
 class HostStore(Tier, Protocol):
     """A tier of files that processes on this host map. It holds artifacts, no modules."""
 
-    @property
-    def takes_writes(self) -> bool:
-        """Whether it is worth writing to it; not for a while after a write failed."""
+    def takes(self, artifact: Artifact) -> bool:
+        """Return whether to write ``artifact`` now; count it as dropped if not.
+
+        Not if it is larger than the store, nor for a while after a write failed.
+        """
         ...
 
     async def file_of(

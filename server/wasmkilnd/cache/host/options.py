@@ -38,3 +38,8 @@ class HostOptions:
 def on_disk(size_bytes: int) -> int:
     """Return what the store counts for a file of ``size_bytes``."""
     return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def least_on_disk(artifact_bytes: int) -> int:
+    """Return what an entry with such an artifact takes at least: a folder and three files."""
+    return 3 * BLOCK_BYTES + on_disk(artifact_bytes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
-from wasmkilnd.model import CacheKey
+from wasmkilnd.model import Artifact, CacheKey
 from wasmkilnd.ports import Recorder
 
 _LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
@@ -27,6 +27,7 @@ class Reports:
         self._recorder = recorder
         self._lock = threading.Lock()
         self._logged: set[str] = set()
+        self._large: set[CacheKey] = set()
         self._troubles: dict[str, str] = {}
 
     def rejected(self, key: CacheKey, rejected: ValueRejected, *, removed: bool) -> None:
@@ -55,6 +56,22 @@ class Reports:
                 directory=self._directory,
                 cause=why,
             )
+
+    def too_large(self, artifact: Artifact, limit_bytes: int) -> None:
+        """Log an artifact that is larger than the store, once."""
+        with self._lock:
+            is_known = artifact.key in self._large or len(self._large) >= _MAX_REMEMBERED
+            if not is_known:
+                self._large.add(artifact.key)
+        log = _log.debug if is_known else _log.warning
+        log(
+            "an artifact is larger than the host store: raise host_store_bytes",
+            tier=self._tier,
+            module=artifact.module_sha256,
+            fingerprint=artifact.key.fingerprint,
+            bytes=artifact.size_bytes,
+            limit_bytes=limit_bytes,
+        )
 
     def why_not(self, doing: str) -> str:
         """Return why the store cannot do something; empty if it can, or did not try yet."""

@@ -29,6 +29,7 @@ from wasmkilnd.cache.host.reports import Reports
 from wasmkilnd.cache.host.verified import Verified
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.rejected import ValueRejected
+from wasmkilnd.errors import DoesNotFit
 from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, HostFile, Kind
 from wasmkilnd.ports import Sealer
 from wasmkilnd.wait_budget import Allowance
@@ -108,7 +109,7 @@ class EntryStore:
         return self._with_entry(key, find)
 
     def write(self, artifact: Artifact) -> None:
-        """Store ``artifact``, unless it was evicted, is too large, or is there already."""
+        """Store ``artifact``, unless it was evicted or is there already. Raises DoesNotFit too."""
         with contextlib.suppress(ValueRejected):
             self._marks.check(artifact)
             prepare(self._options)
@@ -138,7 +139,10 @@ class EntryStore:
     def _write(self, artifact: Artifact, content: Content) -> None:
         key, epoch = artifact.key, self.verified.epoch
         if not self._disk.reserve(key, artifact.spec.engine.id, content.disk_bytes):
-            return
+            raise DoesNotFit(
+                f"it takes {content.disk_bytes} bytes, and the host store may hold"
+                f" {self._disk.limit_bytes}: raise host_store_bytes"
+            )
         aside: Path | None = None
         try:
             aside = self._disk.scratch.fresh()

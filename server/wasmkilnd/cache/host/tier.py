@@ -16,12 +16,12 @@ from wasmkilnd.cache.host.disk import Disk
 from wasmkilnd.cache.host.engines_file import mend_engines, write_engines
 from wasmkilnd.cache.host.entry import HeaderOf
 from wasmkilnd.cache.host.housekeeping import Housekeeping
-from wasmkilnd.cache.host.options import HostOptions
+from wasmkilnd.cache.host.options import HostOptions, least_on_disk
 from wasmkilnd.cache.host.reports import Reports
 from wasmkilnd.cache.host.store import EntryStore
 from wasmkilnd.cache.host.sweep import Sweep
 from wasmkilnd.cache.value.marks import Marks
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -123,8 +123,15 @@ class HostTier:
         return found
 
     async def put(self, artifact: Artifact) -> None:
-        """Store ``artifact``, unless it was evicted or is too large. Raises TierUnavailable."""
+        """Store ``artifact``, unless it was evicted. Raises TierUnavailable, DoesNotFit."""
         await self._do("write", self._store.write, artifact)
+
+    def fits(self, artifact: Artifact) -> bool:
+        """Return whether ``artifact`` may fit; log it if the store is too small for it."""
+        needed = least_on_disk(artifact.size_bytes)
+        if needed > self._disk.limit_bytes:
+            self._reports.too_large(artifact, self._disk.limit_bytes)
+        return needed <= self._disk.limit_bytes
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """Return None: there are no modules here."""
@@ -223,6 +230,8 @@ class HostTier:
         loop = asyncio.get_running_loop()
         try:
             done = await loop.run_in_executor(self._threads, work, *args)
+        except DoesNotFit:
+            raise
         except (TierUnavailable, OSError) as failure:
             self._reports.trouble(doing, str(failure))
             raise TierUnavailable(str(failure)) from None

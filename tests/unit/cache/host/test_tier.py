@@ -15,9 +15,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
+from structlog.testing import capture_logs
 from wasmkiln.artifact import Artifact as ClientArtifact
 from wasmkiln.host_layout import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
@@ -28,7 +30,7 @@ from wasmkilnd.cache.host.entry import disk_bytes_at
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.pieces import ZSTD
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, EvictScope
 from wasmkilnd.rpc.wire.headers import header_of
 
@@ -218,8 +220,45 @@ async def test_what_clients_read_by_themselves_is_spared(tmp_path: Path) -> None
 async def test_what_is_larger_than_the_store_is_not_kept(tmp_path: Path) -> None:
     async with started(host_tier(tmp_path, SEALER, limit_bytes=50_000)) as tier:
         await tier.put(artifact(1, 1000))
-        await tier.put(artifact(2, 60_000))
+        with pytest.raises(DoesNotFit, match="50000: raise host_store_bytes"):
+            await tier.put(artifact(2, 60_000))
         assert await tier.held([artifact(1).key, artifact(2).key]) == {artifact(1).key}
+        assert await tier.get(artifact(1).key)
+
+
+async def test_what_is_larger_than_the_store_is_told_once(tmp_path: Path) -> None:
+    tier = host_tier(tmp_path, SEALER, limit_bytes=50_000)
+    with capture_logs() as logged:
+        assert tier.fits(artifact(1, 1000))
+        for _ in range(3):
+            assert not tier.fits(artifact(2, 60_000))
+    [line] = [each for each in logged if each["log_level"] == "warning"]
+    assert (line["bytes"], line["limit_bytes"]) == (60_000, 50_000)
+    assert "host_store_bytes" in line["event"]
+    await tier.close()
+
+
+@pytest.mark.parametrize("name", ["artifact", "head"])
+async def test_a_file_that_the_daemon_may_not_read_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    one, notes, open_ = artifact(1), Notes(), os.open
+
+    def refuse(path: str | Path, flags: int, *args: int, **folder: Any) -> int:
+        if path == name and not flags & os.O_CREAT:  # As root reads a file of mode 0.
+            raise PermissionError(13, "Permission denied")
+        return open_(path, flags, *args, **folder)
+
+    async with started(host_tier(tmp_path, SEALER)) as tier:
+        await tier.put(one)
+    async with started(host_tier(tmp_path, SEALER, notes)) as tier:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            assert await tier.get(one.key) is None
+        assert notes.rejected == ["foreign"]
+        assert not folder_of(tmp_path, one).exists()
+        await tier.put(one)
+        assert same(await tier.get(one.key), one)
 
 
 async def test_an_eviction_leaves_what_is_mapped(tmp_path: Path) -> None:
