@@ -10,6 +10,7 @@ from wasmkiln.host_layout import entry_path
 from wasmkilnd.cache.host.index import Index
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
@@ -29,7 +30,7 @@ def files_of(count: int) -> int:
 def host_tier(folder: Path, entries: Entries) -> HostTier:
     """Return the tier as the daemon builds it."""
     options = HostOptions(folder, _NO_LIMIT)
-    return HostTier(options, entries.sealer, Metrics("bench"), header_of=header_of)
+    return HostTier(options, entries.sealer, Metrics("bench"), header_of=header_of, marks=Marks())
 
 
 async def fill(folder: Path, entries: Entries, count: int, real: Iterable[int], files: int) -> None:

@@ -106,9 +106,7 @@ class Modules:
         if held is not None and (request.accept_fast or not held.is_fast):
             if not held.look_again():
                 return held.module
-            loaded = yield from self._optimised(
-                Call(request, identified.sha256, kind), read, asking
-            )
+            loaded = yield from self._optimised(call, read, asking)
             loaded = loaded or held
         else:
             loaded = yield from self._found(call, read, asking)

@@ -21,7 +21,7 @@ class CompileWork:
     recompile: bool
     """Whether to compile even if the artifact is stored or another daemon compiles it."""
     budget: WaitBudget
-    """How long the call that started the flight may still wait for the shared tier."""
+    """How long the call that started the flight may still wait for the tiers below memory."""
 
     def by(self, spec: CompileSpec) -> CompileWork:
         """Return the same work with another spec."""

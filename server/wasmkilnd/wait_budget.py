@@ -1,4 +1,4 @@
-"""How long one call waits for the shared tier: one time-out for all of its requests together.
+"""How long one call waits for the tiers below memory: one time-out for all requests together.
 
 A call looks for an artifact, perhaps for the module and for strikes against it, and then for a
 lease. Each of these requests has a time-out, but a server that answers each just in time would

@@ -48,7 +48,7 @@ class Entry:
     status: os.stat_result
     requested_settings: Mapping[str, str]
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys)
-    """None: the policy has verified the header by the client's keys, where it says so."""
+    """Empty: `FileChecks` verifies the header, not what loads it."""
     _file: int = -1
     _content: builtins.bytes | None = None
 

@@ -1,4 +1,4 @@
-"""Keeps a disk that hangs or is full from costing calls: the host store is passed over.
+"""Pass over the host store while its disk hangs, and write nothing for a while after a failure.
 
 A thread that waits for a hung disk cannot be cancelled. So a look-up that takes too long is left
 behind, and until it ends no other begins: calls then pass the host store over at once. After a
@@ -182,7 +182,7 @@ class GuardedHost:
 
     def _leave_behind(self, task: asyncio.Task[Any]) -> None:
         if not self._left_behind:
-            log.warning("the host store is passed over: a look-up in it takes too long")
+            log.warning("host store skipped: a look-up takes too long")
         self._left_behind.add(task)
         task.add_done_callback(self._came_back)
 
@@ -191,7 +191,7 @@ class GuardedHost:
             task.exception()  # Nobody else reads it.
         self._left_behind.discard(task)
         if not self._left_behind:
-            log.info("the host store is used again")
+            log.info("host store in use again")
 
     def _refuse_if_it_hangs(self) -> None:
         if self._left_behind:

@@ -1,4 +1,4 @@
-"""The queue of writes to the shared tier: its bounds, and what is dropped when it is full."""
+"""The queue of writes to one tier: its bounds, and what is dropped when it is full."""
 
 from __future__ import annotations
 

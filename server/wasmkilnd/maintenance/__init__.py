@@ -1,4 +1,4 @@
-"""Offline work on the shared tier, for ``wasmkilnd cache``: list, verify, clean up, move.
+"""Offline work on the shared tier and the host store, for ``wasmkilnd cache``.
 
 | file | what |
 |---|---|
@@ -20,7 +20,7 @@ only if it fails twice in a row and is still the one that failed, and a piece on
 has mentioned it for some minutes. If no value at all verifies, the keys at hand are most likely
 the wrong ones, and values of untrusted keys are kept.
 
-**Any size.** A tier may hold millions of values: keys come from SCAN, heads in batches, payloads
+**Any size.** Redis may hold millions of values: keys come from SCAN, heads in batches, payloads
 a few pieces at a time, and an archive is never held in memory. Memory grows by a few hundred
 bytes for each value.
 

@@ -114,12 +114,12 @@ class Cache(Protocol):
 
     Safe for concurrent use from one event loop. No call fails because a tier fails: a tier that
     does not answer, or would take longer than ``budget`` has left, counts as one that holds
-    nothing. What a put stores is in memory when the put returns; the shared tier is written
+    nothing. What a put stores is in memory when the put returns; the other tiers are written
     afterwards, and a write that fails is counted and logged, never raised.
     """
 
     def wait_budget(self) -> WaitBudget:
-        """Return how long one call may wait for the shared tier in all, from now on."""
+        """Return how long one call may wait for the tiers below memory in all, from now on."""
         ...
 
     async def get_local(

@@ -1,4 +1,4 @@
-"""The index of entries, in SQLite: who goes next, and how many bytes there are, with no scan.
+"""The index of entries, in SQLite: their order of use and total size, without reading folders.
 
 All daemons of the host share ``index.sqlite``. Folders are renamed in and away only inside
 ``write``, which holds SQLite's lock for writing: so whatever process is killed when, there is a

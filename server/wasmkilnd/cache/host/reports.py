@@ -1,4 +1,4 @@
-"""What the store says of entries that are not used, and of what it cannot do: once per cause."""
+"""Log and count rejected entries, and what the store cannot do: once per cause."""
 
 from __future__ import annotations
 

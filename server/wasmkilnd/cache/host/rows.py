@@ -148,13 +148,14 @@ class Rows:
 
     def remove_module(self, module_sha256: str) -> None:
         """Remove the rows of a module."""
+        # The first condition lets SQLite search the primary key (spec, module), not all rows.
         self._connection.execute(
             "DELETE FROM entries WHERE spec IN (SELECT id FROM specs) AND module = ?",
             (_blob(module_sha256),),
         )
 
     def remove_fingerprints(self, fingerprints: Iterable[str]) -> None:
-        """Remove all rows of fingerprints, and that they are known."""
+        """Remove the entries of fingerprints, and the fingerprints."""
         for fingerprint in map(_blob, fingerprints):
             self._connection.execute(
                 "DELETE FROM entries WHERE spec = (SELECT id FROM specs WHERE fingerprint = ?)",
@@ -168,9 +169,13 @@ class Rows:
             "DELETE FROM specs WHERE NOT EXISTS (SELECT 1 FROM entries WHERE spec = specs.id)"
         )
 
-    def engines(self) -> dict[str, str]:
-        """Return the engine's id of each fingerprint that is known."""
-        return dict(self._connection.execute("SELECT lower(hex(fingerprint)), engine FROM specs"))
+    def engine_of(self, fingerprint: str) -> str:
+        """Return the engine's id of a fingerprint; empty if it is not known."""
+        found = self._connection.execute(
+            "SELECT engine FROM specs WHERE fingerprint = ?", (_blob(fingerprint),)
+        )
+        row = found.fetchone()
+        return str(row[0]) if row else ""
 
     def after(self, key: CacheKey | None, limit: int) -> Sequence[CacheKey]:
         """Return the next keys after ``key``, in the order of the rows; None for the first."""

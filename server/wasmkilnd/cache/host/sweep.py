@@ -49,7 +49,7 @@ class Sweep:
             delete(folder)
         return removed
 
-    def reconcile(self, wanted: Callable[[], bool] = lambda: True) -> int:
+    def reconcile(self, wanted: Callable[[], bool]) -> int:
         """Add a row for each entry that has none, while ``wanted``; return how many were seen.
 
         Works in small steps, so that writes and the event loop go on meanwhile.
@@ -68,7 +68,7 @@ class Sweep:
                     time.sleep(_PAUSE_S)
         return seen + self._add(batch)
 
-    def forget_lost(self, wanted: Callable[[], bool] = lambda: True) -> None:
+    def forget_lost(self, wanted: Callable[[], bool]) -> None:
         """Remove the rows of entries that are not on the disk, while ``wanted``."""
         last: CacheKey | None = None
 
@@ -101,7 +101,7 @@ class Sweep:
     def _engine_behind(self, fingerprint: str) -> str:
         """Return the engine's id of a fingerprint, by the index or by the first good entry."""
         try:
-            if known := self._disk.change(Rows.engines).get(fingerprint):
+            if known := self._disk.change(lambda rows: rows.engine_of(fingerprint)):
                 return known
         except TierUnavailable:
             pass  # The entries say the same.

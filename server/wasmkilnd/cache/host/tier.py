@@ -59,7 +59,7 @@ class HostTier:
         recorder: Recorder,
         *,
         header_of: HeaderOf,
-        marks: Marks | None = None,
+        marks: Marks,
         artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         """Keep entries in ``options.directory``, which is made when it is first needed.
@@ -71,7 +71,7 @@ class HostTier:
         self._reports = Reports(self.name, options.directory, recorder)
         self._disk = Disk(options)
         self._store = EntryStore(
-            options, self._disk, sealer, header_of, marks or Marks(), self._reports, artifact_bytes
+            options, self._disk, sealer, header_of, marks, self._reports, artifact_bytes
         )
         self._sweep = Sweep(self._disk, self._store.engine_of)
         self._keeping = Housekeeping(self._disk, self._sweep)

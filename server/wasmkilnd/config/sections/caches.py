@@ -105,10 +105,10 @@ class CacheSettings(BaseModel):
     write_queue_bytes: Size = Field(
         default=0,
         ge=0,
-        description="Bytes that may wait to be written to Redis; above that the daemon drops the"
-        " oldest artifacts, then the oldest modules, and logs it. 0 for max_module_bytes plus"
-        " max_artifact_bytes, and at least 64 MiB. The newest module and its newest artifact always"
-        " wait, whatever their sizes.",
+        description="Bytes that may wait to be written to Redis, and as many for the host store;"
+        " above that the daemon drops the oldest artifacts, then the oldest modules, and logs it. 0"
+        " for max_module_bytes plus max_artifact_bytes, and at least 64 MiB. The newest module and"
+        " its newest artifact always wait, whatever their sizes.",
         json_schema_extra=LIVE,
     )
     memory_bytes: Size = Field(

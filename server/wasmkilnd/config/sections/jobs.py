@@ -43,9 +43,9 @@ class JobSettings(BaseModel):
     compile_priority: Annotated[Literal["idle", "low", "normal"], LowerCase] = Field(
         default="idle",
         description="How compilations compete with other processes for the CPUs. idle: they take"
-        " what nobody else wants, so that hits do not notice them, and run as low while others"
-        " want everything, or if a caller waits for fast code. low: niceness 5, a third of what"
-        " another process gets. normal: as every process.",
+        " what nobody else wants, so that hits do not notice them, and run as low while other"
+        " processes keep the CPUs busy, or if a caller waits for fast code. low: niceness 5, a"
+        " third of what another process gets. normal: as every process.",
         json_schema_extra=LIVE,
     )
     quarantine_s: Seconds = Field(

@@ -1,4 +1,4 @@
-"""Watch over one running job: its time, and whether it gets a CPU at all.
+"""Enforce one job's time limit, and rescue a job that gets no CPU.
 
 A job that starves in the idle class leaves the class. Where the daemon may not change the class of
 a process, as the user of a service may not, the job starts again on another worker, at low
@@ -22,8 +22,8 @@ log = structlog.get_logger("wasmkilnd.engines")
 
 # How often to look whether a job in the idle class gets a CPU.
 _LOOK_S = 0.5
-# A job in the idle class starves that gets less than this of a CPU, while all jobs together get
-# less than that. Where other processes leave more, jobs share it as they would share anything.
+# A job in the idle class starves if it gets less than the first of these shares of a CPU, and all
+# jobs together get less than the second. Where other processes leave more, jobs share it.
 _NEXT_TO_NOTHING = 0.1
 _LITTLE = 0.2
 # However busy the machine is, a job is killed after this many times its limit.
