@@ -15,7 +15,7 @@ from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.compile_work import CompileWork
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.fast_first import MAY_SUCCEED_OPTIMISED, CompilesBehind
+from wasmkilnd.fast_first import CompilesBehind, optimised_may_succeed
 from wasmkilnd.model import (
     CacheKey,
     CompileSpec,
@@ -117,7 +117,7 @@ class CompileService:
         try:
             return await self._make(found.by(fast), request.terms, behind=found)
         except WasmkilnError as failure:
-            if failure.reason not in MAY_SUCCEED_OPTIMISED:
+            if not optimised_may_succeed(fast, found.key.module_sha256, failure):
                 raise
         return await self._make(found, request.terms)
 

@@ -62,6 +62,20 @@ _MAX_FAILED = 4096
 _THE_DAEMON = Waiter(background=True, last=True)
 
 
+def optimised_may_succeed(spec: CompileSpec, module_sha256: str, failure: WasmkilnError) -> bool:
+    """Return whether to compile optimised code after a fast compile failed; log that it did."""
+    if failure.reason not in MAY_SUCCEED_OPTIMISED:
+        return False
+    log.info(
+        "fast code not made",
+        module=module_sha256,
+        engine=spec.engine.id,
+        reason=failure.reason.value,
+        cause=failure.message,
+    )
+    return True
+
+
 class CompilesBehind:
     """Compiles optimised artifacts that no caller waits for. For one event loop."""
 

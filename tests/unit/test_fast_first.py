@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkilnd import errors, fast_first
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
@@ -119,6 +120,15 @@ async def test_what_the_fast_compiler_cannot_do_the_optimising_one_does(
     assert {strike.key.fingerprint for strike in await rig.quarantine.listed()} <= {
         rig.engines.fast(spec_of(rig), {}).fingerprint  # type: ignore[union-attr]
     }
+
+
+async def test_a_fast_compile_that_fails_is_logged(rig: Rig) -> None:
+    rig.engines.fast_failure = CRASH
+    with capture_logs() as lines:
+        await compile_fast(rig)
+    [line] = [line for line in lines if line["event"] == "fast code not made"]
+    assert (line["module"], line["reason"]) == (SHA256, "COMPILER_CRASHED")
+    assert "SIGABRT" in line["cause"]
 
 
 async def test_a_module_in_quarantine_for_the_fast_compiler_is_not_tried_there(rig: Rig) -> None:
