@@ -176,6 +176,7 @@ FIELDS: Mapping[str, Basis] = {
     "host_file.inode": Basis.CALL,
     "is_fast": Basis.CALL,
     "attestation": Basis.SHOWN,
+    "signer_certificate": Basis.SHOWN,
     "origin": Basis.SHOWN,
     "queue_time": Basis.SHOWN,
     "compile_time": Basis.SHOWN,

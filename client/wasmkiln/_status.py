@@ -17,6 +17,8 @@ from wasmkiln.errors import (
     CompilerCrashed,
     CompileTimeout,
     ConnectionFailed,
+    CredentialsInvalid,
+    CredentialsMissing,
     DeadlineExceeded,
     DigestMismatch,
     EngineLacksFeature,
@@ -29,6 +31,8 @@ from wasmkiln.errors import (
     ModuleQuarantined,
     ModuleTooLarge,
     NotWasm,
+    QuotaExceeded,
+    RoleMissing,
     ServerDraining,
     SettingUnknown,
     TargetUnsupported,
@@ -64,6 +68,10 @@ BY_REASON: dict[str, type[WasmkilnError]] = {
         CompileQueueFull,
         WorkerUnavailable,
         ServerDraining,
+        CredentialsMissing,
+        CredentialsInvalid,
+        RoleMissing,
+        QuotaExceeded,
     )
 }
 

@@ -7,59 +7,10 @@ daemon sends each, and what a caller should do.
 # ruff: noqa: N818
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
-
 import grpc
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-
-@dataclass(frozen=True)
-class FieldViolation:
-    """A field of the request that the daemon refused, and why."""
-
-    field: str
-    description: str
-
-
-class WasmkilnError(Exception):
-    """The base of every failure of a call, or of loading an artifact.
-
-    `message` is a text for people, `code` the gRPC status code, and `reason` the contract's
-    word for the condition ("" when there is none); decide by that. `metadata` holds what the
-    contract lists for the reason. `retry_after_s` is how many seconds to wait before another
-    try (None when the daemon did not say), and `field_violations` are the refused fields.
-    """
-
-    CODE: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
-    REASON: ClassVar[str] = ""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: grpc.StatusCode | None = None,
-        reason: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        retry_after_s: float | None = None,
-        field_violations: Sequence[FieldViolation] = (),
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code: grpc.StatusCode = self.CODE if code is None else code
-        self.reason = self.REASON if reason is None else reason
-        self.metadata = dict(metadata or {})
-        self.retry_after_s = retry_after_s
-        self.field_violations = tuple(field_violations)
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.message!r}, code={self.code.name}, "
-            f"reason={self.reason!r}, metadata={self.metadata!r})"
-        )
-
+from wasmkiln._error_base import FieldViolation as FieldViolation
+from wasmkiln._error_base import WasmkilnError as WasmkilnError
 
 # --- refused by the daemon: the request or the module ---------------------------------
 
@@ -127,6 +78,30 @@ class EngineLacksFeature(WasmkilnError):
     REASON = "ENGINE_LACKS_FEATURE"
 
 
+class CredentialsMissing(WasmkilnError):
+    """The daemon asks who calls: use a token or a client certificate."""
+
+    CODE = grpc.StatusCode.UNAUTHENTICATED
+    REASON = "CREDENTIALS_MISSING"
+
+
+class CredentialsInvalid(WasmkilnError):
+    """The token or certificate does not count. `metadata`: cause.
+
+    The cause is "malformed", "unknown" (or revoked), "expired" or "untrusted".
+    """
+
+    CODE = grpc.StatusCode.UNAUTHENTICATED
+    REASON = "CREDENTIALS_INVALID"
+
+
+class RoleMissing(WasmkilnError):
+    """The caller may not do this. `metadata`: role, the one that it lacks."""
+
+    CODE = grpc.StatusCode.PERMISSION_DENIED
+    REASON = "ROLE_MISSING"
+
+
 class ModuleNotLoaded(WasmkilnError):
     """No tier of the daemon has a module with this digest: upload it."""
 
@@ -190,6 +165,13 @@ class CompileQueueFull(WasmkilnError):
 
     CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
     REASON = "COMPILE_QUEUE_FULL"
+
+
+class QuotaExceeded(WasmkilnError):
+    """The caller has used up a quota; retry after `retry_after_s`. `metadata`: quota."""
+
+    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
+    REASON = "QUOTA_EXCEEDED"
 
 
 class WorkerUnavailable(WasmkilnError):

@@ -12,46 +12,39 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.access.guard import OpenGuard
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.open_host import OpenHost, open_host
-from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_shared
+from wasmkilnd.cache.open_shared import SharedTier
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import LoadedSettings
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle.opening import Opening
 from wasmkilnd.lifecycle.preflight import CannotStart, check_host
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.reload import Reloader
-from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.model import DrainState
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.options import host_options, limits_of, remote_options, traffic_limits
+from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimits
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
-from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.rpc.wire.stats import stats_response
-from wasmkilnd.signing.ring import CurrentSealer, Signing, log_keys, open_signing
-from wasmkilnd.signing.store import KeysUnusable
-from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.signing.ring import CurrentSealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 log = structlog.get_logger("wasmkilnd")
-
-_FLUSH_S = 5.0
 
 
 class Daemon:
@@ -79,15 +72,18 @@ class Daemon:
         check_host(settings)
         found = find_engines(settings)
         connections = descriptors.connections_per_address(settings, engines=len(found.installed))
-        signing = await self._open_signing(settings)
+        opening = Opening(
+            self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
+        )
+        signing = await opening.signing()
         marks = Marks()
         sealer = CurrentSealer(signing, marks.evicted_ms)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
         engines = self._engines = started.registry
         memory = MemoryTier(settings.memory_bytes)
         self._metrics.gauges.tiers["memory"] = memory.usage
-        host = await self._open_host(sealer, marks, engines)
-        remote = await self._open_remote(sealer, marks)
+        host = await opening.host(sealer, marks, engines)
+        remote = await opening.remote(sealer, marks)
         cache = TieredCache(
             memory,
             ObservedTier(memory, self._metrics),
@@ -134,6 +130,7 @@ class Daemon:
             ),
             self._traffic_limits,
             memory.holds,
+            OpenGuard(),
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
         self._reloader = Reloader(
@@ -148,7 +145,7 @@ class Daemon:
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
         )
-        admin_address = await self._start_admin(settings)
+        admin_address = await opening.admin(self._readiness)
         self._rpc = rpc
         self._on_stop.push_async_callback(rpc.stop)
         try:
@@ -226,61 +223,6 @@ class Daemon:
             await self._rpc.idle()
             await self._service.settle()
 
-    async def _open_signing(self, settings: Settings) -> Reloadable[Signing]:
-        try:
-            signing = await asyncio.to_thread(open_signing, settings, self._version)
-        except KeysUnusable as failure:
-            raise CannotStart(str(failure)) from None
-        log_keys(signing)
-        return Reloadable(signing)
-
-    async def _open_host(
-        self, sealer: CurrentSealer, marks: Marks, engines: EngineRegistry
-    ) -> OpenHost:
-        settings = self._settings.current
-        host = open_host(
-            host_options(settings),
-            sealer,
-            self._metrics,
-            marks,
-            header_of=header_of,
-            # So that a disk that hangs leaves a call time to ask Redis.
-            wait_s=settings.redis_timeout_s / 2,
-            artifact_bytes=lambda: self._limits.current.artifact_bytes,
-            write_queue_bytes=lambda: self._settings.current.effective_write_queue_bytes,
-        )
-        host.engines = served_engines(engines)
-        self._on_stop.push_async_callback(host.close)
-        self._on_stop.push_async_callback(self._unless_hurried, host.flush, _FLUSH_S)
-        self._metrics.gauges.tiers["host_store"] = host.store.usage
-        self._metrics.gauges.host = host.status
-        await host.start()
-        return host
-
-    async def _open_remote(self, sealer: CurrentSealer, marks: Marks) -> SharedTier:
-        options = remote_options(self._settings)
-        try:
-            remote = await open_shared(options, sealer, self._metrics, marks)
-        except CannotOpenShared as failure:
-            raise CannotStart(str(failure)) from None
-        self._on_stop.push_async_callback(self._unless_hurried, remote.leave)
-        self._on_stop.push_async_callback(remote.close)
-        self._on_stop.push_async_callback(self._unless_hurried, remote.flush, _FLUSH_S)
-        self._metrics.gauges.tiers["redis"] = remote.tier.usage
-        self._metrics.gauges.remote = remote.status
-        return remote
-
-    async def _start_admin(self, settings: Settings) -> str:
-        if settings.admin_listen == NO_ADMIN:
-            return ""
-        admin = AdminServer(settings.admin_listen, self._metrics.registry, self._readiness.now)
-        try:
-            address = await admin.start()
-        except AddressInUse as failure:
-            raise CannotStart(str(failure)) from None
-        self._on_stop.push_async_callback(admin.stop)
-        return address
-
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
 
@@ -289,9 +231,6 @@ class Daemon:
             await asyncio.gather(task, return_exceptions=True)
 
         self._on_stop.push_async_callback(end)
-
-    async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
-        await until(self._shutdown.hurried, work(*arguments))
 
 
 def _redis_detail(remote: SharedTier) -> str:

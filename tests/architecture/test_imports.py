@@ -88,6 +88,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"engines", "engines.child.isolation", "engines.workers", "engines.verdicts"},
     ),
+    "access": (CORE, set()),
     "rpc.connections": (CORE, set()),
     "rpc.flow": (CORE, set()),
     "rpc.wire": (CORE, {"rpc.flow", "telemetry.metrics"}),
@@ -103,7 +104,16 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "signing": (CORE, {"config"}),
     "lifecycle": (
         CORE | {"options"},
-        {"cache", "config", "config.values", "engines", "engines.install", "engines.workers"}
+        {
+            "access",
+            "cache",
+            "cache.value",
+            "config",
+            "config.values",
+            "engines",
+            "engines.install",
+            "engines.workers",
+        }
         | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.logs"}
         | {"telemetry.metrics"},
     ),

@@ -153,8 +153,22 @@ class WorkerStats(_message.Message):
     replaced: int
     def __init__(self, engine: _Optional[str] = ..., workers: _Optional[int] = ..., busy: _Optional[int] = ..., queued: _Optional[int] = ..., replaced: _Optional[int] = ...) -> None: ...
 
+class QuotaUsage(_message.Message):
+    __slots__ = ("identity", "quota", "used", "limit", "refused")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    identity: str
+    quota: str
+    used: float
+    limit: float
+    refused: int
+    def __init__(self, identity: _Optional[str] = ..., quota: _Optional[str] = ..., used: _Optional[float] = ..., limit: _Optional[float] = ..., refused: _Optional[int] = ...) -> None: ...
+
 class StatsResponse(_message.Message):
-    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes")
+    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +186,8 @@ class StatsResponse(_message.Message):
     REDIS_DETAIL_FIELD_NUMBER: _ClassVar[int]
     PENDING_WRITES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_WRITES_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
     version: str
     started_at: _timestamp_pb2.Timestamp
     uptime: _duration_pb2.Duration
@@ -189,7 +205,9 @@ class StatsResponse(_message.Message):
     redis_detail: str
     pending_writes: int
     dropped_writes: int
-    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ...) -> None: ...
+    namespace: str
+    quotas: _containers.RepeatedCompositeFieldContainer[QuotaUsage]
+    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ...) -> None: ...
 
 class GetCapabilitiesRequest(_message.Message):
     __slots__ = ()
@@ -309,19 +327,31 @@ class UnservedEngine(_message.Message):
     cause: str
     def __init__(self, id: _Optional[str] = ..., cause: _Optional[str] = ...) -> None: ...
 
+class Caller(_message.Message):
+    __slots__ = ("identity", "roles", "namespace")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    identity: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    namespace: str
+    def __init__(self, identity: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., namespace: _Optional[str] = ...) -> None: ...
+
 class GetCapabilitiesResponse(_message.Message):
-    __slots__ = ("version", "engines", "limits", "unserved_engines", "isolation_required")
+    __slots__ = ("version", "engines", "limits", "unserved_engines", "isolation_required", "caller")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_ENGINES_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
     version: str
     engines: _containers.RepeatedCompositeFieldContainer[EngineCapabilities]
     limits: Limits
     unserved_engines: _containers.RepeatedCompositeFieldContainer[UnservedEngine]
     isolation_required: bool
-    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ..., isolation_required: bool = ...) -> None: ...
+    caller: Caller
+    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ..., isolation_required: bool = ..., caller: _Optional[_Union[Caller, _Mapping]] = ...) -> None: ...
 
 class FindMissingRequest(_message.Message):
     __slots__ = ("keys",)

@@ -59,6 +59,14 @@ class ModuleServiceStub(object):
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
     most 64 settings, names of 128 bytes, values of 256.
+    UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
+    metadata authorization: Bearer TOKEN, or use a client
+    certificate.
+    UNAUTHENTICATED    CREDENTIALS_INVALID  the token or certificate does not count; metadata:
+    cause (malformed, unknown, expired or untrusted).
+    PERMISSION_DENIED  ROLE_MISSING  the caller may not do this; metadata: role.
+    RESOURCE_EXHAUSTED QUOTA_EXCEEDED  the caller has used up a quota; with RetryInfo; metadata:
+    quota.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has the cause,
@@ -135,6 +143,14 @@ class ModuleServiceServicer(object):
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
     most 64 settings, names of 128 bytes, values of 256.
+    UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
+    metadata authorization: Bearer TOKEN, or use a client
+    certificate.
+    UNAUTHENTICATED    CREDENTIALS_INVALID  the token or certificate does not count; metadata:
+    cause (malformed, unknown, expired or untrusted).
+    PERMISSION_DENIED  ROLE_MISSING  the caller may not do this; metadata: role.
+    RESOURCE_EXHAUSTED QUOTA_EXCEEDED  the caller has used up a quota; with RetryInfo; metadata:
+    quota.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has the cause,
@@ -309,6 +325,14 @@ class ModuleService(object):
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
     most 64 settings, names of 128 bytes, values of 256.
+    UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
+    metadata authorization: Bearer TOKEN, or use a client
+    certificate.
+    UNAUTHENTICATED    CREDENTIALS_INVALID  the token or certificate does not count; metadata:
+    cause (malformed, unknown, expired or untrusted).
+    PERMISSION_DENIED  ROLE_MISSING  the caller may not do this; metadata: role.
+    RESOURCE_EXHAUSTED QUOTA_EXCEEDED  the caller has used up a quota; with RetryInfo; metadata:
+    quota.
     RESOURCE_EXHAUSTED COMPILE_QUEUE_FULL  limit calls, receive or send; see above.
     UNAVAILABLE SERVER_DRAINING      the daemon is shutting down.
     INTERNAL    INTERNAL             a defect of the daemon; its log has the cause,

@@ -28,7 +28,10 @@ FlagValue = str | bool | Sequence[str]
 # No message shows values of these types.
 _SECRETS = (RedisUrl, SecretStr)
 # Variables of the same prefix that the client and the tests use.
-_FOREIGN = re.compile(r"WASMKILN_(ADDRESS|TIMEOUT_S|TEST_.*)")
+_FOREIGN = re.compile(
+    r"WASMKILN_(ADDRESS|TIMEOUT_S|PROFILE|PROFILES_FILE|TLS|CA_FILE|SERVER_NAME|CLIENT_CERT_FILE"
+    r"|CLIENT_KEY_FILE|TOKEN|TOKEN_FILE|TEST_.*)"
+)
 # What Kubernetes sets in every pod for a service called wasmkiln, or wasmkiln-something.
 _KUBERNETES = re.compile(
     r"WASMKILN_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?"

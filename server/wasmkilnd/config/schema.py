@@ -9,6 +9,7 @@ from pydantic import ConfigDict, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from wasmkilnd.config.machine import cpu_count, file_system_bytes, memory_bytes
+from wasmkilnd.config.sections.access import AccessSettings
 from wasmkilnd.config.sections.caches import CacheSettings
 from wasmkilnd.config.sections.host_store import HostStoreSettings
 from wasmkilnd.config.sections.jobs import JobSettings
@@ -52,6 +53,7 @@ class Settings(
     QueueSettings,
     HostStoreSettings,
     CacheSettings,
+    AccessSettings,
     ServingSettings,
 ):
     """All settings of one daemon. Immutable; text and dumps hide secrets.

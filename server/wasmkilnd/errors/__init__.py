@@ -10,6 +10,7 @@ of the daemon never builds one by hand; it calls a function of this package:
 | ``core`` | ``WasmkilnError``, ``Reason``, ``Fault``, and how a caller's text is quoted |
 | ``requests`` | the request: its module, engine, target, settings |
 | ``compiling`` | the compilation: a module that is refused, a job that broke |
+| ``access`` | callers without the right to call, or with their quota used up |
 | ``overload`` | limits that protect callers from each other; a daemon that shuts down |
 | ``tiers`` | a cache tier that does not answer; the daemon handles it, no caller sees it |
 
@@ -21,6 +22,12 @@ metadata and its status code are a promise to callers in every language; the sen
 CONTRIBUTING.md lists the files that a new reason touches.
 """
 
+from wasmkilnd.errors.access import (
+    credentials_invalid,
+    credentials_missing,
+    quota_exceeded,
+    role_missing,
+)
 from wasmkilnd.errors.compiling import (
     artifact_too_large,
     compile_cpu_timeout,
@@ -90,6 +97,8 @@ __all__ = [
     "compile_timeout",
     "compiler_crashed",
     "cpu_unsupported",
+    "credentials_invalid",
+    "credentials_missing",
     "deadline_too_near",
     "digest_mismatch",
     "engine_lacks_feature",
@@ -104,10 +113,12 @@ __all__ = [
     "modules_held",
     "not_wasm",
     "out_of_descriptors",
+    "quota_exceeded",
     "quoted",
     "reader_too_slow",
     "receiving_too_much",
     "request_too_slow",
+    "role_missing",
     "sending_too_much",
     "server_draining",
     "setting_unknown",

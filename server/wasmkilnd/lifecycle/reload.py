@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import structlog
 
@@ -22,6 +23,17 @@ from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.logs import standard_error
 
 log = structlog.get_logger("wasmkilnd")
+
+
+class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
+    """A part cannot use the new settings, or what they name; the message says why."""
+
+
+Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
+"""Reads all that a part takes from settings and the files that they name; returns what applies it.
+
+It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
+once. Raises CannotReload."""
 
 
 class Reloader:
@@ -44,6 +56,7 @@ class Reloader:
         *,
         largest_module_bytes: int,
         daemon_version: str,
+        parts: Sequence[Prepare] = (),
     ) -> None:
         """Reload what these hold. Modules above ``largest_module_bytes`` need a restart."""
         self._settings = settings
@@ -56,6 +69,7 @@ class Reloader:
         self._cache = cache
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
+        self._parts = parts
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Read and apply, and log each change or why nothing changed; raise for neither."""
@@ -68,8 +82,9 @@ class Reloader:
             if why := limits_too_low(new):
                 raise ConfigError(f"cannot run jobs: {why}")
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
+            apply_to_parts = await asyncio.to_thread(self._prepare, new)
             switch_redis = self._remote.prepare_reconnect(redis_access(new))
-        except (ConfigError, KeysUnusable, CannotOpenShared) as failure:
+        except (ConfigError, KeysUnusable, CannotOpenShared, CannotReload) as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("cannot reload: nothing changed", cause=cause)
             return
@@ -81,8 +96,13 @@ class Reloader:
                     "setting needs a restart", setting=change.field, old=change.old, new=change.new
                 )
         switch_redis()
+        for apply in apply_to_parts:
+            apply()
         await self._apply(new, signing)
         log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
+
+    def _prepare(self, new: Settings) -> Sequence[Callable[[], None]]:
+        return [prepare(new) for prepare in self._parts]
 
     def _is_live(self, change: Change, wanted: Settings) -> bool:
         if change.field == "max_module_bytes":

@@ -8,6 +8,7 @@ from the package itself: ``from wasmkilnd.model import Artifact``.
 |---|---|
 | ``artifact`` | modules, what to compile them with, artifacts, cache keys, evictions |
 | ``engine`` | what an engine can do on this host, and how well its jobs are confined |
+| ``identity`` | who calls, through which entrance, and what they may do |
 | ``limits`` | what callers and jobs may use, and what tiers and the daemon hold now |
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
@@ -46,6 +47,18 @@ from wasmkilnd.model.engine import (
     TargetInfo,
     UnservedEngine,
 )
+from wasmkilnd.model.identity import (
+    ALL_ROLES,
+    ANYBODY,
+    DEFAULT_NAMESPACE,
+    PLAINTEXT,
+    Credentials,
+    Entrance,
+    Identity,
+    Role,
+    Transport,
+    with_included,
+)
 from wasmkilnd.model.limits import (
     SWITCHED_OFF,
     Abandoned,
@@ -59,7 +72,11 @@ from wasmkilnd.model.limits import (
 )
 
 __all__ = [
+    "ALL_ROLES",
+    "ANYBODY",
+    "DEFAULT_NAMESPACE",
     "FAST_SETTINGS",
+    "PLAINTEXT",
     "SHA256_HEX",
     "STAMP_BYTES",
     "SWITCHED_OFF",
@@ -67,14 +84,17 @@ __all__ = [
     "Artifact",
     "CacheKey",
     "CompileSpec",
+    "Credentials",
     "DrainState",
     "EngineCapabilities",
     "EngineIdentity",
+    "Entrance",
     "EvictScope",
     "Evicted",
     "ExternType",
     "HostFile",
     "HostStatus",
+    "Identity",
     "Isolation",
     "IsolationLayer",
     "Kind",
@@ -85,11 +105,14 @@ __all__ = [
     "Priority",
     "Refusal",
     "RemoteStatus",
+    "Role",
     "SettingInfo",
     "Strike",
     "TargetInfo",
     "TierUsage",
     "TrafficLimits",
+    "Transport",
     "UnservedEngine",
     "is_fast",
+    "with_included",
 ]

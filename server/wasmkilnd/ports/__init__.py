@@ -11,6 +11,7 @@ knowing the services.
 | ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
 | ``seals`` | ``Verifier``, ``Sealer``: who vouches for a stored value | ``signing`` |
+| ``access`` | ``Guard``: who calls, and what they may do | ``access`` |
 | ``recorder`` | ``Recorder``: takes note of what happens | ``telemetry.metrics`` |
 
 Three promises hold for every port that does not say otherwise:
@@ -25,6 +26,7 @@ that stand in for ports in other tests are in ``tests/doubles``. A new method of
 promise here, and a test of that promise.
 """
 
+from wasmkilnd.ports.access import Guard
 from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
 from wasmkilnd.ports.recorder import Recorder
@@ -39,6 +41,7 @@ __all__ = [
     "EngineWorker",
     "Engines",
     "Fleet",
+    "Guard",
     "HostStore",
     "Recorder",
     "Refused",

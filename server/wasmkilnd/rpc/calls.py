@@ -21,7 +21,8 @@ from wasmkilnd.errors import (
     too_many_calls,
 )
 from wasmkilnd.fair_share import FairShare
-from wasmkilnd.model import TrafficLimits
+from wasmkilnd.model import Entrance, TrafficLimits
+from wasmkilnd.ports import Guard
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, this_task
 from wasmkilnd.rpc.flow.receive import Receiver
@@ -101,6 +102,8 @@ class Traffic:
     receiver: Receiver
     sender: Sender
     recorder: CallRecorder
+    guard: Guard
+    entrance: Entrance
 
 
 Behavior = Callable[[Any, Call], Awaitable["Message | SerializedAnswer | bytes"]]
@@ -143,11 +146,12 @@ def handler(
         return None
 
     async def handle(_: Any, context: Context) -> bytes | None:
-        call = Call(context)
+        call = Call(context, traffic.entrance)
         ended = _Ended(method, call, traffic)
         # gRPC's task for this call ends when the answer is on its way, its last message included.
         this_task().add_done_callback(ended)
         try:
+            call.admitted(traffic.guard.admit(method, traffic.entrance, call.credentials))
             traffic.gate.enter(call.caller)
             ended.entered = True
             with traffic.under_way.answering(call):

@@ -107,8 +107,9 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
         return message if isinstance(message, bytes) else handler.response_serializer(message)
 
     async def handle(_: Any, context: Context) -> None:
-        call = Call(context)
+        call = Call(context, traffic.entrance)
         try:
+            call.admitted(traffic.guard.admit(method, traffic.entrance, call.credentials))
             traffic.grpcio_gate.enter(call.caller)
             try:
                 with traffic.under_way.answering(call):

@@ -16,8 +16,9 @@ from grpc import aio
 from grpc_channelz.v1 import channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
-from wasmkilnd.model import Artifact, TrafficLimits
+from wasmkilnd.model import PLAINTEXT, Artifact, TrafficLimits
 from wasmkilnd.network import is_listening
+from wasmkilnd.ports import Guard
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, handler
 from wasmkilnd.rpc.connections import sockets
@@ -108,6 +109,7 @@ class RpcServer:
         transport: TransportLimits,
         limits: Reloadable[TrafficLimits],
         in_memory: Callable[[Artifact], bool],
+        guard: Guard,
     ) -> None:
         """``in_memory`` tells whether the memory tier holds an artifact."""
         message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
@@ -128,6 +130,8 @@ class RpcServer:
             Receiver(limits, message),
             Sender(limits, abort, self._close_connection, in_memory),
             recorder,
+            guard,
+            PLAINTEXT,
         )
         self._ungated = replace(self._traffic, gate=CallGate(limits))
         self._server = aio.server(

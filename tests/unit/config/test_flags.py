@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 
-SWITCHES = {"allow_remote", "cache_ttl_refresh"}
+SWITCHES = {"allow_remote", "cache_ttl_refresh", "open_health"}
 SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}
-SPECIAL = {*SWITCHES, *SECRETS, "listen", "trusted_keys"}
+LISTS = {"listen", "trusted_keys", "token_listen", "operator_listen", "jwt_audience"}
+SPECIAL = {*SWITCHES, *SECRETS, *LISTS}
 
 
 @click.command()

@@ -56,6 +56,25 @@ def _addresses(value: object) -> object:
     return tuple(str(address) for address in addresses)
 
 
+def _optional_addresses(value: object) -> object:
+    empty = value in ("", (), []) or (isinstance(value, str) and not value.strip())
+    return () if empty else _addresses(value)
+
+
+def _socket_mode(value: object) -> object:
+    mode = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        mode = value
+    elif isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value.strip()):
+        mode = int(value.strip().removeprefix("0o"), 8)
+    if mode < 0 or mode & ~0o666 or mode & 0o600 != 0o600:
+        raise ValueError(
+            f"{value!r} is not allowed: write a mode in octal that lets the daemon's user read and"
+            " write, such as 0600, 0660 or 0666"
+        )
+    return f"{mode:04o}"
+
+
 def _admin_address(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("expected an address or 'none'")
@@ -181,12 +200,15 @@ Size = Annotated[int, BeforeValidator(parse_bytes), Field(le=_MAX_SIZE)]
 SizeOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_size_or_auto)]
 FileMode = Annotated[str, BeforeValidator(_file_mode)]
 """Four octal digits."""
+SocketMode = Annotated[str, BeforeValidator(_socket_mode)]
+"""Four octal digits."""
 Group = Annotated[str, BeforeValidator(_group)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 Count = Annotated[int, BeforeValidator(parse_count)]
 Switch = Annotated[bool, BeforeValidator(_boolean)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses)]
+OptionalAddresses = Annotated[tuple[str, ...], BeforeValidator(_optional_addresses)]
 AdminAddress = Annotated[str, BeforeValidator(_admin_address)]
 RedisLocation = Annotated[RedisUrl, BeforeValidator(parse_redis_url)]
 Directory = Annotated[Path, BeforeValidator(_directory)]

@@ -15,10 +15,14 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from wasmkilnd.errors import invalid_request, quoted, too_many_connections
+from wasmkilnd.model import ANYBODY, PLAINTEXT, Credentials, Entrance, Identity, Transport
 from wasmkilnd.network import host_of
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.sockets import Address
 
+ANONYMOUS = "anonymous"
+"""The name of callers without credentials, where the policy lets them in."""
+_AUTHORIZATION_KEY = "authorization"
 PRIORITY_KEY = "wasmkiln-priority"
 _PRIORITIES = {"": False, "interactive": False, "background": True}
 _REQUEST_ID_KEY = "x-request-id"
@@ -52,6 +56,10 @@ class Call:
     """A call under way, with what its log line tells."""
 
     context: Context
+    entrance: Entrance = PLAINTEXT
+    """Where the call came in."""
+    identity: Identity = ANYBODY
+    """Who makes the call, once the guard has admitted it."""
     peer: str = field(init=False)
     """gRPC's name of the other end of the connection."""
     caller: str = field(init=False)
@@ -72,6 +80,19 @@ class Call:
     def __post_init__(self) -> None:
         self.peer = self.context.peer()
         self.caller = caller_of(self.peer)
+
+    def admitted(self, identity: Identity) -> None:
+        """Note who makes the call: an identity with a name counts as one caller."""
+        self.identity = identity
+        if identity.name and identity.name != ANONYMOUS:
+            self.caller = identity.name
+
+    def credentials(self) -> Credentials:
+        """Return what the call brings along to say who makes it."""
+        certificate = b""
+        if self.entrance.transport is Transport.MTLS:
+            [certificate] = self.context.auth_context().get("x509_pem_cert", [b""])
+        return Credentials(self._metadata(_AUTHORIZATION_KEY), certificate)
 
     @property
     def request_id(self) -> str:

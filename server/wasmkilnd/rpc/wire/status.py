@@ -35,6 +35,10 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.MODULE_QUARANTINED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.COMPILE_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.WORKER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.CREDENTIALS_MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.CREDENTIALS_INVALID: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.ROLE_MISSING: grpc.StatusCode.PERMISSION_DENIED,
+    Reason.QUOTA_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }

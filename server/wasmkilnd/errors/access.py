@@ -1,0 +1,43 @@
+"""Callers without the right to call. What they learn is what they lack, and nothing else."""
+
+from __future__ import annotations
+
+from wasmkilnd.errors.core import Reason, WasmkilnError
+
+
+def credentials_missing() -> WasmkilnError:
+    """The call says nothing about who makes it."""
+    return WasmkilnError(
+        Reason.CREDENTIALS_MISSING,
+        "cannot tell who calls: send a token as the metadata `authorization: Bearer TOKEN`,"
+        " or use a client certificate",
+    )
+
+
+def credentials_invalid(cause: str, message: str) -> WasmkilnError:
+    """The call has credentials that do not count.
+
+    ``cause`` is ``malformed``, ``unknown``, ``expired`` or ``untrusted``. Name ``expired`` only
+    for credentials that were genuine: others must not learn that.
+    """
+    return WasmkilnError(Reason.CREDENTIALS_INVALID, message, cause=cause)
+
+
+def role_missing(role: str, what: str) -> WasmkilnError:
+    """The caller lacks a role. ``what`` says what it wanted, after "cannot"."""
+    return WasmkilnError(
+        Reason.ROLE_MISSING,
+        f"cannot {what}: it needs the role {role}, which your identity does not have; ask the"
+        " operator of the daemon",
+        role=role,
+    )
+
+
+def quota_exceeded(quota: str, what: str, retry_after_s: float) -> WasmkilnError:
+    """The caller has used up a quota. ``quota`` names it, ``what`` says how."""
+    return WasmkilnError(
+        Reason.QUOTA_EXCEEDED,
+        f"{what}: try again in {retry_after_s:.1f} s",
+        retry_after_s=retry_after_s,
+        quota=quota,
+    )
