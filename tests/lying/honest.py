@@ -51,6 +51,7 @@ def header(request: modules.CompileRequest | None = None) -> types.ArtifactHeade
         imports=[types.ImportType(module="m", name="n", kind="EXTERN_KIND_TABLE", type="()")],
         exports=[types.ExportType(name="n", kind="EXTERN_KIND_TABLE", type="()")],
         types_truncated=True,
+        signer_certificate=b"-----BEGIN CERTIFICATE-----",
     )
 
 
@@ -102,6 +103,8 @@ ANSWERS: dict[str, Message] = {
         redis_detail="none",
         pending_writes=1,
         dropped_writes=1,
+        namespace="team-a",
+        quotas=[modules.QuotaUsage(identity="token:ci", quota="calls", used=1, limit=2, refused=1)],
     ),
     "GetCapabilities": modules.GetCapabilitiesResponse(
         version="1",
@@ -142,6 +145,7 @@ ANSWERS: dict[str, Message] = {
         ),
         unserved_engines=[modules.UnservedEngine(id="e", cause="c")],
         isolation_required=True,
+        caller=modules.Caller(identity="token:ci", roles=["compile"], namespace="team-a"),
     ),
     "FindMissing": modules.FindMissingResponse(missing=[MISSING]),
     "Evict": admin.EvictResponse(artifacts=1, modules=1, bytes=1, unreachable_tiers=["redis"]),
