@@ -88,7 +88,8 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"engines", "engines.child.isolation", "engines.workers", "engines.verdicts"},
     ),
-    "access": (CORE, set()),
+    "access.tls": (set(), set()),
+    "access": (CORE, {"access.tls"}),
     "rpc.connections": (CORE, set()),
     "rpc.flow": (CORE, set()),
     "rpc.wire": (CORE, {"rpc.flow", "telemetry.metrics"}),
@@ -106,6 +107,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE | {"options"},
         {
             "access",
+            "access.tls",
             "cache",
             "cache.value",
             "config",

@@ -4,6 +4,7 @@
 |---|---|
 | ``needs`` | the table: what each RPC and each HTTP path needs |
 | ``guard`` | the port ``Guard``: from credentials to an identity, and whether it may |
+| ``tls/`` | certificates and keys of TLS: read, checked, replaced while calls run |
 
 Every RPC and every HTTP request passes the guard before the daemon reads more of it. A daemon
 without any source of identities (tokens, client certificates, JSON Web Tokens, a policy) asks for
