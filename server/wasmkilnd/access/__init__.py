@@ -3,6 +3,7 @@
 | file | what it holds |
 |---|---|
 | ``needs`` | the table: what each RPC and each HTTP path needs |
+| ``policy`` | which identity has which roles, namespace and quota; limits of both |
 | ``guard`` | the port ``Guard``: from credentials to an identity, and whether it may |
 | ``tls/`` | certificates and keys of TLS: read, checked, replaced while calls run |
 

@@ -73,6 +73,11 @@ class Settings(
         return Path(self.keys_dir) if self.keys_dir else self.state_dir / "keys"
 
     @property
+    def tokens_file(self) -> Path:
+        """The file of the tokens. Where it exists, the daemon asks callers for an identity."""
+        return self.state_dir / "access" / "tokens.json"
+
+    @property
     def effective_host_store_dir(self) -> Path:
         """The directory of the host store."""
         if self.host_store_dir in ("", NO_DIRECTORY):

@@ -10,6 +10,7 @@ from the package itself: ``from wasmkilnd.model import Artifact``.
 | ``engine`` | what an engine can do on this host, and how well its jobs are confined |
 | ``identity`` | who calls, through which entrance, and what they may do |
 | ``limits`` | what callers and jobs may use, and what tiers and the daemon hold now |
+| ``policy`` | how much a namespace and an identity may use |
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
@@ -70,12 +71,14 @@ from wasmkilnd.model.limits import (
     TierUsage,
     TrafficLimits,
 )
+from wasmkilnd.model.policy import NAMESPACE_NAME, NamespaceLimits, QuotaLimits
 
 __all__ = [
     "ALL_ROLES",
     "ANYBODY",
     "DEFAULT_NAMESPACE",
     "FAST_SETTINGS",
+    "NAMESPACE_NAME",
     "PLAINTEXT",
     "SHA256_HEX",
     "STAMP_BYTES",
@@ -101,8 +104,10 @@ __all__ = [
     "LayerState",
     "Limits",
     "Module",
+    "NamespaceLimits",
     "Origin",
     "Priority",
+    "QuotaLimits",
     "Refusal",
     "RemoteStatus",
     "Role",

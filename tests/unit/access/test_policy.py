@@ -1,0 +1,97 @@
+"""Which rule an identity meets, and what it gets."""
+
+from __future__ import annotations
+
+import pytest
+from wasmkilnd.access.policy import Pattern, Policy, Rule, default_policy
+from wasmkilnd.model import ALL_ROLES, QuotaLimits, Role
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "found"),
+    [
+        ("token:ci", "token:ci", True),
+        ("token:ci", "token:ci2", False),
+        ("token:*", "token:", True),
+        ("spiffe://a.org/builder/*", "spiffe://a.org/builder/7/x", True),
+        ("spiffe://a.org/builder/*", "spiffe://a.org/builder", False),
+        ("dns:*.ci.a.org", "dns:x.ci.a.org", True),
+        ("dns:*.ci.a.org", "dns:ci.a.org", False),
+        ("jwt:a*b*c", "jwt:abc", True),
+        ("jwt:a*b*c", "jwt:ac", False),
+        ("jwt:a*a", "jwt:a", False),
+        ("jwt:a*bc*c", "jwt:abc", False),
+        ("jwt:a**c", "jwt:ac", True),
+        ("jwt:a.c", "jwt:abc", False),
+        ("jwt:*", "jwt:a\nb", True),
+    ],
+)
+def test_a_star_stands_for_any_text(pattern: str, name: str, found: bool) -> None:
+    assert Pattern(pattern).matches(name) is found
+
+
+def test_the_first_rule_that_matches_counts_alone() -> None:
+    policy = Policy(
+        (
+            Rule((Pattern("token:a"),), frozenset({Role.METRICS}), "team", "small"),
+            Rule((Pattern("token:*"),), ALL_ROLES, "other", "large"),
+        ),
+        quotas={"small": QuotaLimits("small", calls=1)},
+    )
+
+    found = policy.identity("token:a")
+
+    assert found.roles == {Role.METRICS}
+    assert (found.namespace, found.quota) == ("team", "small")
+    assert policy.quota_of(found) == QuotaLimits("small", calls=1)
+    assert policy.identity("token:b").namespace == "other"
+    assert policy.identity("jwt:a").roles == frozenset()
+
+
+def test_a_token_keeps_its_own_roles_and_its_namespace_unless_a_rule_names_one() -> None:
+    policy = Policy(
+        (
+            Rule((Pattern("token:a"),), frozenset({Role.METRICS}), "team"),
+            Rule((Pattern("token:b"),), frozenset({Role.METRICS})),
+        )
+    )
+    own = frozenset({Role.COMPILE})
+
+    a = policy.identity("token:a", own_roles=own, own_namespace="mine")
+    b = policy.identity("token:b", own_roles=own, own_namespace="mine")
+    c = policy.identity("token:c", own_roles=own, own_namespace="mine")
+
+    assert a.roles == b.roles == {Role.METRICS, Role.COMPILE, Role.READ}
+    assert (a.namespace, b.namespace, c.namespace) == ("team", "mine", "mine")
+    assert c.roles == {Role.COMPILE, Role.READ}
+
+
+@pytest.mark.parametrize(
+    ("said", "matches"),
+    [
+        ({"groups": "wasm"}, True),
+        ({"groups": ["x", "wasm"]}, True),
+        ({"groups": "x wasm"}, False),
+        ({"groups": ["wasm2"]}, False),
+        ({"groups": {"wasm": True}}, False),
+        ({"groups": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_claim_equals_or_contains_the_value(said: dict[str, object], matches: bool) -> None:
+    rule = Rule((Pattern("jwt:*"),), claims={"groups": "wasm"})
+    assert rule.matches("jwt:a", said) is matches
+
+
+def test_scope_is_a_list_of_words_and_a_number_is_no_switch() -> None:
+    assert Rule((Pattern("jwt:*"),), claims={"scope": "a"}).matches("jwt:x", {"scope": "b a"})
+    assert not Rule((Pattern("jwt:*"),), claims={"n": 1}).matches("jwt:x", {"n": True})
+
+
+def test_without_a_file_certificates_compile_and_sockets_do_all() -> None:
+    policy = default_policy()
+
+    assert policy.identity("spiffe://a/b").roles == {Role.COMPILE, Role.READ}
+    assert policy.identity("dns:a").roles == {Role.COMPILE, Role.READ}
+    assert policy.identity("unix:/x").roles == ALL_ROLES
+    assert policy.identity("jwt:a").roles == policy.identity("anonymous").roles == frozenset()
