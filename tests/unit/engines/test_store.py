@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.install import interpreters, store
-from wasmkilnd.engines.install.store import EngineInstallError, EngineStore, parse_spec
+from wasmkilnd.engines.install import interpreters, store, wheels
+from wasmkilnd.engines.install.command import EngineInstallError
+from wasmkilnd.engines.install.store import EngineStore, parse_spec
 
 
 def pretend(root: Path, name: str, version: str) -> None:
@@ -137,7 +138,8 @@ class FakePip:
 
     def __call__(self, command: list[str]) -> str:
         if "pip" in command:
-            wanted = [word for word in command if "==" in word]
+            [*_, requirements] = command
+            wanted = [line.split()[0] for line in Path(requirements).read_text().splitlines()]
             for one in wanted:
                 if one.partition("==")[0] in self._missing:
                     raise EngineInstallError(f"no matching distribution found for {one}")
@@ -145,12 +147,17 @@ class FakePip:
         return "1.1.0"
 
 
+def use_pip(monkeypatch: pytest.MonkeyPatch, pip: FakePip) -> None:
+    for module in (store, wheels):
+        monkeypatch.setattr(module, "run", pip)
+
+
 @pytest.mark.parametrize("missing", [(), ("wasmer-compiler-singlepass",)])
 def test_an_engine_is_installed_without_what_is_optional(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
 ) -> None:
     pip, steps = FakePip(*missing), list[str]()
-    monkeypatch.setattr(store, "_run", pip)
+    use_pip(monkeypatch, pip)
     python = interpreters.Interpreter(Path("python3.10"), "CPython", (3, 10, 1))
     monkeypatch.setattr(interpreters, "find", lambda wanted: python)
     EngineStore(tmp_path).install("wasmer", report=steps.append)
@@ -161,7 +168,7 @@ def test_an_engine_is_installed_without_what_is_optional(
 def test_an_engine_is_not_installed_without_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_run", FakePip("wasmer-compiler-cranelift"))
+    use_pip(monkeypatch, FakePip("wasmer-compiler-cranelift"))
     python = interpreters.Interpreter(Path("python3.10"), "CPython", (3, 10, 1))
     monkeypatch.setattr(interpreters, "find", lambda wanted: python)
     with pytest.raises(EngineInstallError, match="cranelift"):

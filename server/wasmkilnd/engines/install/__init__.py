@@ -8,6 +8,10 @@ installs into it, and only wheels.
 
 - ``store``: install, list and remove engines, under a file lock. ``KINDS`` lists the engines with
   their packages, the versions of CPython that these have wheels for, and the default version.
+- ``wheels``: has pip install an engine's wheels. Those of tested versions are pinned by SHA-256 in
+  ``pins/``, for all platforms (``make lock``): a file with another digest is not installed. Other
+  versions are installed with a warning, or with the digests that ``--sha256`` names. ``command``
+  runs pip and Python, and holds EngineInstallError.
 - ``interpreters``: finds a Python for an engine: on PATH, and where pyenv, uv, asdf, mise and
   distributions keep theirs. Each is run before it is believed.
 - ``vetting``: refuses an engine, or an interpreter, whose files another user could change: the

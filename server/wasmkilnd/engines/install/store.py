@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +20,19 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from wasmkilnd.engines.install import interpreters
+from wasmkilnd.engines.install.command import EngineInstallError, run
 from wasmkilnd.engines.install.interpreters import PythonRange
+from wasmkilnd.engines.install.wheels import (
+    ForeignWheelError,
+    Wheels,
+    pinned_versions,
+    wheels_of,
+)
 from wasmkilnd.ownership import NotOurs, check_path, make_folder
 
 _MARKER = "engine.json"
 _BUILDING = ".building-"
 _SPEC = re.compile(r"(?P<name>[a-z]+)(?:==(?P<version>[0-9][0-9A-Za-z.+!-]*))?")
-_INSTALL_TIMEOUT_S = 900
 _VERSION_PROBE = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
 
 
@@ -57,10 +61,6 @@ KINDS = {
     ),
     "wasmtime": EngineKind(("wasmtime",), PythonRange((3, 9)), "50.0.1"),
 }
-
-
-class EngineInstallError(Exception):
-    """An engine cannot be installed or removed; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +111,22 @@ class EngineStore:
         )
 
     def install(
-        self, spec: str, python: str = "", report: Callable[[str], None] = lambda _: None
+        self,
+        spec: str,
+        python: str = "",
+        report: Callable[[str], None] = lambda _: None,
+        sha256: Sequence[str] = (),
     ) -> InstalledEngine:
         """Install ``NAME`` or ``NAME==VERSION``; return the engine. Idempotent.
 
-        ``python`` is a path to an interpreter, or empty to look for one.
+        ``python`` is a path to an interpreter, or empty to look for one. ``sha256`` has the
+        digests of the wheels to accept; without it those of a tested version are pinned.
         Call ``report`` with each step. Raises EngineInstallError.
         """
         name, version = parse_spec(spec)
         kind = KINDS[name]
         version = version or kind.default_version
+        wheels = wheels_of(name, version, (*kind.packages, *kind.optional), sha256)
         with self._lock():
             for left_over in self._root.glob(f"{_BUILDING}*"):
                 shutil.rmtree(left_over, ignore_errors=True)  # of an installation that was killed
@@ -132,9 +138,15 @@ class EngineStore:
             except NotOurs as refusal:
                 raise EngineInstallError(f"{name} needs {kind.python}, and {refusal}") from None
             report(f"{spec}: using {interpreter} at {interpreter.path}")
+            if not wheels.hashes:
+                report(
+                    f"warning: {name}=={version} is not pinned: whatever the package index serves"
+                    " under this name is installed and run. Give --sha256 DIGEST of a wheel that"
+                    f" you trust, or install {' or '.join(pinned_versions())}"
+                )
             building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._root))
             try:
-                return self._build(building, name, version, kind, interpreter, report)
+                return self._build(building, name, version, wheels, interpreter, report)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
 
@@ -143,18 +155,21 @@ class EngineStore:
         building: Path,
         name: str,
         version: str,
-        kind: EngineKind,
+        wheels: Wheels,
         interpreter: interpreters.Interpreter,
         report: Callable[[str], None],
     ) -> InstalledEngine:
-        _run([str(interpreter.path), "-I", "-S", "-m", "venv", "--without-pip", str(building)])
+        kind = KINDS[name]
+        run([str(interpreter.path), "-I", "-S", "-m", "venv", "--without-pip", str(building)])
         python = building / "bin" / "python"
-        _pip_install(python, [f"{package}=={version}" for package in kind.packages], report)
+        wheels.install(python, [f"{package}=={version}" for package in kind.packages], report)
         try:
-            _pip_install(python, [f"{package}=={version}" for package in kind.optional], report)
+            wheels.install(python, [f"{package}=={version}" for package in kind.optional], report)
+        except ForeignWheelError:
+            raise
         except EngineInstallError as failure:
             report(f"going on without: {failure}")
-        actual = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
+        actual = run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
         final = self._root / f"{name}-{actual}"
         _write_marker(building, name, actual, str(interpreter))
         building.chmod(0o755)
@@ -246,47 +261,3 @@ def _interpreter_for(name: str, kind: EngineKind, python: str) -> interpreters.I
             f" python{newest} package), then run this again, or pass --python PATH"
         )
     return found
-
-
-def _pip_install(python: Path, wanted: Sequence[str], report: Callable[[str], None]) -> None:
-    """Install into the environment of ``python``. Raises EngineInstallError."""
-    if not wanted:
-        return
-    report(f"installing {', '.join(wanted)}")
-    # The daemon's own pip installs into the other environment, which needs no pip of its own:
-    # the Pythons of some distributions come without.
-    _run(
-        [
-            *(sys.executable, "-m", "pip", "--python", str(python), "install"),
-            *("--quiet", "--no-input", "--disable-pip-version-check"),
-            *("--only-binary", ":all:"),
-            *wanted,
-        ]
-    )
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_INSTALL_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-            umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
-            env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
-        )
-    except subprocess.TimeoutExpired:
-        raise EngineInstallError(
-            f"`{' '.join(command)}` did not end within {_INSTALL_TIMEOUT_S} s"
-        ) from None
-    except OSError as failure:
-        raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
-        # pip's last error names the package; earlier ones tell which files it did not choose.
-        words = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-        raise EngineInstallError(
-            f"`{' '.join(command)}` failed with exit code {done.returncode}: {words}"
-        )
-    return done.stdout

@@ -1,0 +1,41 @@
+"""Run a command of an installation, and say in one sentence why it failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+_TIMEOUT_S = 900
+
+
+class EngineInstallError(Exception):
+    """An engine cannot be installed or removed; the message says why and what to do."""
+
+
+def run(command: Sequence[str]) -> str:
+    """Run a command; return its output. Raises EngineInstallError with its last error line."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
+            env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineInstallError(
+            f"`{' '.join(command)}` did not end within {_TIMEOUT_S} s"
+        ) from None
+    except OSError as failure:
+        raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
+        # pip's last error names the package; earlier ones tell which files it did not choose.
+        words = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise EngineInstallError(
+            f"`{' '.join(command)}` failed with exit code {done.returncode}: {words}",
+        )
+    return done.stdout
