@@ -1,7 +1,7 @@
 """Generate the blocking client from the one for asyncio, so that it is written once.
 
-In client/wasmkiln, ``python scripts/blocking_client.py`` writes client.py from aio.py, and
-_blocking_performer.py from _aio_performer.py.
+In client/wasmkiln, ``python scripts/blocking_client.py`` writes client.py from aio.py,
+_blocking_operations.py from _aio_operations.py, and _blocking_performer.py from _aio_performer.py.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ CLIENT_RULES = [
     ),
     (r"    Make it inside or outside of the loop\.(?:.+\n)+\n", ""),
     (r"is called in the event loop\.", "is called in this thread."),
+    (r"_aio_operations\b", "_blocking_operations"),
+    *CODE,
+]
+OPERATION_RULES = [
+    (
+        r'\A"""The methods of the client for asyncio that operate a daemon, .+\."""\n',
+        '"""The methods that operate a daemon; generated from _aio_operations.py."""\n',
+    ),
     (r"_aio_performer\b", "_blocking_performer"),
     *CODE,
 ]
@@ -47,6 +55,7 @@ PERFORMER_RULES = [
 ]
 FILES = [
     ("aio.py", "client.py", CLIENT_RULES),
+    ("_aio_operations.py", "_blocking_operations.py", OPERATION_RULES),
     ("_aio_performer.py", "_blocking_performer.py", PERFORMER_RULES),
 ]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wasmkiln._blocking_performer import Performer
+from wasmkiln._blocking_operations import Operations
 from wasmkiln._calls import Calls
 from wasmkiln._modules import Modules
-from wasmkiln._requests import compile_request, drain_request, evict_request, release_request
+from wasmkiln._requests import compile_request
 
 if TYPE_CHECKING:
     import os
@@ -20,21 +20,10 @@ if TYPE_CHECKING:
     from wasmkiln.artifact import Artifact
     from wasmkiln.host_store import CheckFiles
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
-    from wasmkiln.v1.admin_service_pb2 import (
-        DrainResponse,
-        EvictResponse,
-        ListQuarantineResponse,
-        ReleaseQuarantineResponse,
-    )
-    from wasmkiln.v1.module_service_pb2 import (
-        GetCapabilitiesResponse,
-        LoadResponse,
-        StatsResponse,
-    )
-    from wasmkiln.v1.types_pb2 import ArtifactKey
+    from wasmkiln.v1.module_service_pb2 import LoadResponse
 
 
-class Client(Performer):
+class Client(Operations):
     """A client of a wasmkiln daemon; safe for use by many threads at once.
 
     `address` is `host:port` or `unix:/path`; without one, the environment variable
@@ -77,16 +66,10 @@ class Client(Performer):
         check_files: CheckFiles | None = None,
         compression: bool | None = None,
     ) -> None:
-        self._calls = Calls(
-            *(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
+        super().__init__(
+            Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
         )
         self._modules = Modules(self._calls, host_store_dir, check_files)
-        super().__init__(self._calls.address)
-
-    @property
-    def address(self) -> str:
-        """The daemon's address."""
-        return self._calls.address
 
     def load(
         self,
@@ -221,74 +204,3 @@ class Client(Performer):
         """
         request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
         return self._run(self._modules.host_file(source, request, timeout_s=timeout_s))
-
-    def stats(self, *, timeout_s: float | None = None) -> StatsResponse:
-        """Return the daemon's counters since its start, and percentiles of its latest calls."""
-        return self._run(self._calls.stats(timeout_s))
-
-    def capabilities(self, *, timeout_s: float | None = None) -> GetCapabilitiesResponse:
-        """Return the engines, targets, cpus, settings and limits of the daemon."""
-        return self._run(self._calls.capabilities(timeout_s))
-
-    def find_missing(
-        self, keys: Iterable[ArtifactKey | str], *, timeout_s: float | None = None
-    ) -> list[ArtifactKey]:
-        """Return the keys whose artifact no tier holds, in the order given.
-
-        A digest stands for the default engine's artifact. The client asks in batches of as many
-        keys as the daemon allows. Raise EngineUnknown, TargetUnsupported or SettingUnknown.
-        """
-        return self._run(self._calls.find_missing(keys, timeout_s))
-
-    def evict(
-        self,
-        *,
-        module_sha256: str | None = None,
-        engine: str | None = None,
-        everything: bool = False,
-        tier: Literal["memory", "host_store", "redis"] | None = None,
-        timeout_s: float | None = None,
-    ) -> EvictResponse:
-        """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
-
-        Raise ValueError unless exactly one of the three scopes is given.
-        """
-        request = evict_request(
-            module_sha256=module_sha256, engine=engine, everything=everything, tier=tier
-        )
-        return self._run(self._calls.evict(request, timeout_s))
-
-    def quarantined(self, *, timeout_s: float | None = None) -> ListQuarantineResponse:
-        """Return the modules that the daemon refuses because they broke a compiler."""
-        return self._run(self._calls.quarantined(timeout_s))
-
-    def release(
-        self,
-        module_sha256: str | None = None,
-        *,
-        everything: bool = False,
-        timeout_s: float | None = None,
-    ) -> ReleaseQuarantineResponse:
-        """Release one module, or every one, from quarantine, and forget its failures.
-
-        Raise ValueError unless exactly one scope is given.
-        """
-        return self._run(self._calls.release(release_request(module_sha256, everything), timeout_s))
-
-    def drain(
-        self, grace_s: float | None = None, *, timeout_s: float | None = None
-    ) -> DrainResponse:
-        """End the daemon, as SIGTERM does. Return at once, before it has ended.
-
-        New calls then raise ServerDraining. Running calls have `grace_s` seconds to finish;
-        without it, the daemon's own shutdown_grace_s. A second call can only shorten the time:
-        0 ends them at once. Raise ValueError for a negative grace.
-        """
-        return self._run(self._calls.drain(drain_request(grace_s), timeout_s))
-
-    def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
-        """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …
-
-        Raise WasmkilnError with the code NOT_FOUND for a service that the daemon does not have.
-        """
-        return self._run(self._calls.health(service, timeout_s))
