@@ -6,12 +6,11 @@ never needs more than a window of 8 MiB; whatever else a stream is, it is an Art
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import re
 from typing import TYPE_CHECKING, Any
 
+from wasmkiln._settings import choose_switch
 from wasmkiln._untrusted import quoted
+from wasmkiln.access.places import is_local
 from wasmkiln.errors import ArtifactMismatch
 
 if TYPE_CHECKING:
@@ -27,10 +26,6 @@ _OUTPUT_BYTES = 512 * 1024
 _MOST_ADDED = 64
 _ADDED_BYTES = 64 * 1024
 
-_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_LOCAL = re.compile(r"(?:unix|unix-abstract|vsock):")
-_SCHEME = re.compile(r"(?:dns|ipv4|ipv6|passthrough):(?:///)?(?://[^/]*/)?")
-
 
 def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:
     """Return the encodings to ask a daemon at `address` for.
@@ -40,34 +35,12 @@ def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:
     longer than the bytes. Raise ValueError for another value of the variable, and where zstd is
     wanted and the package is missing.
     """
-    wanted = _from_environment() if argument is None else argument
+    wanted = choose_switch("WASMKILN_COMPRESSION") if argument is None else argument
     if wanted is None:
         return (ZSTD,) if not is_local(address) and _package() else ()
     if wanted and not _package():
         raise ValueError("compression needs zstandard: pip install 'wasmkiln[zstd]'")
     return (ZSTD,) if wanted else ()
-
-
-def is_local(address: str) -> bool:
-    """Return whether an address is on this machine, as far as it tells by itself."""
-    if _LOCAL.match(address):
-        return True
-    host = _SCHEME.sub("", address).rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _from_environment() -> bool | None:
-    text = os.environ.get("WASMKILN_COMPRESSION", "").strip().lower()
-    if text in _ON:
-        return True
-    if text in _OFF:
-        return False
-    if text:
-        raise ValueError(f"WASMKILN_COMPRESSION has to be on or off, not {text[:100]!r}")
-    return None
 
 
 def _package() -> Any:

@@ -28,6 +28,7 @@ _UNITS = {
     "gib": 2**30,
 }
 
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
 
 # Answers stay below gRPC's default limit of 4 MiB by contract; a module may be as large as the
@@ -71,6 +72,16 @@ def _has_port(address: str) -> bool:
     host, _, port = address.rpartition(":")
     digits = port.isascii() and port.isdigit() and len(port) <= 5
     return bool(host) and digits and 0 < int(port) < 65536
+
+
+def choose_switch(name: str) -> bool | None:
+    """Return whether a variable of the environment is on; None without it. Raise ValueError."""
+    text = os.environ.get(name, "").strip().lower()
+    if not text:
+        return None
+    if text not in {*_ON, *_OFF}:
+        raise ValueError(f"{name} has to be on or off, not {text[:100]!r}")
+    return text in _ON
 
 
 def choose_timeout_s(argument: float | None) -> float:

@@ -14,8 +14,9 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
-from wasmkiln._compression import Decoder, choose_encodings, is_local
+from wasmkiln._compression import Decoder, choose_encodings
 from wasmkiln._methods import COMPILE
+from wasmkiln.access.places import is_local
 from wasmkiln.v1 import module_service_pb2 as modules
 
 from tests.lying import honest

@@ -1,0 +1,122 @@
+"""All that a client needs to reach its daemon, chosen from arguments, profile and environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from wasmkiln._settings import CHANNEL_OPTIONS, choose_address, choose_switch
+from wasmkiln.access.places import is_local, is_unix
+from wasmkiln.access.profiles import Profile, read_profile
+from wasmkiln.access.tls import TLS
+from wasmkiln.access.token import Token, TokenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wasmkiln.access.token import Metadata
+
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_TLS_VARIABLES: Mapping[str, str] = {
+    "ca_file": "WASMKILN_CA_FILE",
+    "cert_file": "WASMKILN_CLIENT_CERT_FILE",
+    "key_file": "WASMKILN_CLIENT_KEY_FILE",
+    "server_name": "WASMKILN_SERVER_NAME",
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """How one client reaches its daemon, and how it says who calls."""
+
+    address: str
+    tls: TLS | None = None
+    token: Token | None = field(default=None, repr=False)
+    namespace: str = ""
+    trusted_keys: tuple[str, ...] = ()
+    """Those of the profile."""
+
+    @classmethod
+    def choose(
+        cls,
+        address: str | None = None,
+        *,
+        profile: str | None = None,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        namespace: str | None = None,
+        token_over_plaintext: bool | None = None,
+    ) -> Access:
+        """Choose each from its argument, else from the profile, else from the environment.
+
+        The profile is `profile`, else WASMKILN_PROFILE; with one, the environment is not read.
+        Raise ValueError for what cannot be used, and OSError for a file that cannot be read.
+        """
+        name = profile or os.environ.get("WASMKILN_PROFILE")
+        chosen = read_profile(name) if name else _from_environment()
+        access = cls(
+            choose_address(address or chosen.address or None),
+            _chosen_tls(tls, chosen.tls),
+            _token(token, token_file) or _token(chosen.token or None, chosen.token_file or None),
+            chosen.namespace if namespace is None else namespace,
+            chosen.trusted_keys,
+        )
+        if access.namespace and not _NAMESPACE.fullmatch(access.namespace):
+            raise ValueError(
+                "a namespace consists of 1 to 63 lowercase letters, digits and dashes, and begins "
+                "with no dash"
+            )
+        if is_unix(access.address) and access.tls is not None:
+            if tls:
+                raise ValueError("a Unix socket speaks no TLS: leave out tls")
+            access = replace(access, tls=None)
+        told = chosen.token_over_plaintext if token_over_plaintext is None else token_over_plaintext
+        if access.token and not (access.tls or told or is_local(access.address)):
+            raise ValueError(
+                f"cannot send a token to {access.address} without TLS, since others could read it "
+                "on the way: use tls (WASMKILN_TLS=on, or WASMKILN_CA_FILE), or allow it by "
+                "token_over_plaintext (WASMKILN_TOKEN_OVER_PLAINTEXT=on)"
+            )
+        return access
+
+    def metadata(self) -> Metadata:
+        """Return the metadata that says who calls."""
+        return self.token.metadata() if self.token else ()
+
+    def options(self) -> tuple[tuple[str, Any], ...]:
+        """Return the options of the client's gRPC channels."""
+        if self.tls and self.tls.server_name:
+            return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.tls.server_name))
+        return CHANNEL_OPTIONS
+
+
+def _from_environment() -> Profile:
+    given = {key: os.environ.get(name, "") for key, name in _TLS_VARIABLES.items()}
+    wanted = choose_switch("WASMKILN_TLS")
+    if wanted is None:
+        wanted = any(given.values())
+    return Profile(
+        name="",
+        address="",
+        tls=TLS(**given) if wanted else None,
+        token=os.environ.get("WASMKILN_TOKEN", ""),
+        token_file=os.environ.get("WASMKILN_TOKEN_FILE", ""),
+        token_over_plaintext=bool(choose_switch("WASMKILN_TOKEN_OVER_PLAINTEXT")),
+    )
+
+
+def _chosen_tls(argument: TLS | bool | None, otherwise: TLS | None) -> TLS | None:
+    if argument is True:
+        return otherwise or TLS()
+    return otherwise if argument is None else argument or None
+
+
+def _token(text: str | None, file: str | os.PathLike[str] | None) -> Token | None:
+    if text is not None and file is not None:
+        raise ValueError("there is a token and a token_file: give one of them")
+    if file is not None:
+        return TokenFile(file)
+    return None if text is None else Token(text)

@@ -1,0 +1,240 @@
+"""How a client chooses its address, TLS and token; and that no token is ever shown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import pytest
+from wasmkiln import TLS, Client
+from wasmkiln.access import Access
+from wasmkiln.access.certificate_dates import valid_until
+from wasmkiln.access.places import host_and_port
+from wasmkiln.access.profiles import profiles_file, read_profile, read_profiles
+from wasmkiln.access.token import Token, TokenFile
+
+from tests.pki import Authority
+
+SECRET = "wk_ci_0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("WASMKILN_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_text(SECRET)
+    return file
+
+
+def write_profiles(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "wasmkiln").mkdir(exist_ok=True)
+    file = tmp_path / "wasmkiln" / "profiles.toml"
+    file.write_text(text)
+    return file
+
+
+def test_without_anything_it_is_plaintext_and_nobody() -> None:
+    access = Access.choose()
+    assert (access.address, access.tls, access.metadata()) == ("127.0.0.1:50051", None, ())
+
+
+def test_the_environment_says_all(monkeypatch: pytest.MonkeyPatch, token_file: Path) -> None:
+    for name, value in {
+        "WASMKILN_ADDRESS": "kiln.example:1",
+        "WASMKILN_CA_FILE": "ca",
+        "WASMKILN_CLIENT_CERT_FILE": "cert",
+        "WASMKILN_CLIENT_KEY_FILE": "key",
+        "WASMKILN_SERVER_NAME": "name",
+        "WASMKILN_TOKEN_FILE": str(token_file),
+    }.items():
+        monkeypatch.setenv(name, value)
+    access = Access.choose()
+    assert access.address == "kiln.example:1"
+    assert access.tls == TLS("ca", "cert", "key", "name")
+    assert access.metadata() == (("authorization", f"Bearer {SECRET}"),)
+    assert ("grpc.ssl_target_name_override", "name") in access.options()
+    assert Access.choose("localhost:1", tls=False).tls is None
+    assert Access.choose(tls=TLS("mine")).tls == TLS("mine")
+    assert Access.choose(tls=True).tls == access.tls
+    assert Access.choose("unix:/run/kiln.sock").tls is None  # no Unix socket speaks TLS
+    monkeypatch.setenv("WASMKILN_TLS", "off")
+    assert Access.choose("localhost:1").tls is None
+    monkeypatch.setenv("WASMKILN_TLS", "maybe")
+    with pytest.raises(ValueError, match="WASMKILN_TLS has to be on or off, not 'maybe'"):
+        Access.choose()
+
+
+def test_a_profile_wins_over_the_environment_and_an_argument_over_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token_file: Path
+) -> None:
+    file = write_profiles(
+        tmp_path,
+        f'[profile.prod]\naddress = "kiln.example:1"\nca_file = "ca.pem"\n'
+        f'token_file = "{token_file}"\nnamespace = "team-a"\ntrusted_keys = "{"ab" * 32}"\n'
+        '[profile.local]\naddress = "unix:/run/kiln.sock"\n',
+    )
+    assert profiles_file() == file
+    monkeypatch.setenv("WASMKILN_TOKEN", "for-another-daemon")
+    monkeypatch.setenv("WASMKILN_ADDRESS", "other.example:1")
+    access = Access.choose(profile="prod")
+    assert access.address == "kiln.example:1"
+    assert access.tls == TLS(ca_file=str(tmp_path / "wasmkiln" / "ca.pem"))
+    assert access.metadata() == (("authorization", f"Bearer {SECRET}"),)
+    assert (access.namespace, access.trusted_keys) == ("team-a", ("ab" * 32,))
+    monkeypatch.setenv("WASMKILN_PROFILE", "local")
+    assert Access.choose() == Access("unix:/run/kiln.sock")  # without the token for another daemon
+    assert Access.choose("unix:/else", namespace="b") == Access("unix:/else", namespace="b")
+    assert [each.name for each in read_profiles()] == ["local", "prod"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"has no \[profile\.prod\]: it has none"),
+        ("[profile.dev]\n[profile.test]\n", r"has no \[profile\.prod\]: it has dev, test"),
+        ("[profile.prod]\n", "address is missing"),
+        ("[profile]\nprod = 1\n", "expected a table"),
+        ("profile = 1\n", r"expected tables \[profile.NAME\]"),
+        ("[prod]\naddress = 'a:1'\n", r"expected tables \[profile.NAME\], not prod"),
+        ("[profile.prod]\naddress = 'a:1'\nca = 'x'\n", "unknown key ca: it may have address, "),
+        ("[profile.prod]\naddress = 1\n", "address has the wrong type"),
+        (
+            "[profile.prod]\naddress = 'a:1'\ntrusted_keys = [1]\n",
+            "trusted_keys has the wrong type",
+        ),
+        (f"[profile.prod]\naddress = 'a:1'\ntoken = '{SECRET}'\n", "put the token into a file"),
+        ("[profile.prod]\naddress = 'a:1'\ncert_file = 'c'\n", "key_file is missing"),
+        ("[profile.prod]\naddress = 'a:1'\ntls = false\nca_file = 'c'\n", "tls is false, and"),
+        ("[profile.prod", "it is not TOML"),
+    ],
+)
+def test_a_wrong_profile_has_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    file = write_profiles(tmp_path, text)
+    with pytest.raises(ValueError, match=words) as wrong:
+        read_profile("prod")
+    assert str(file) in str(wrong.value)
+    assert SECRET not in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+
+
+def test_no_profiles_are_told() -> None:
+    with pytest.raises(ValueError, match=r"there are no profiles: .* does not exist; write it"):
+        Access.choose(profile="prod")
+
+
+def test_a_token_goes_over_plaintext_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("localhost:1", "127.0.0.1:1", "[::1]:1", "unix:/run/kiln.sock"):
+        assert Access.choose(address, token=SECRET).token
+    with pytest.raises(ValueError, match=r"cannot send a token to kiln:1 without TLS") as wrong:
+        Access.choose("kiln:1", token=SECRET)
+    assert SECRET not in str(wrong.value)
+    assert Access.choose("kiln:1", token=SECRET, tls=TLS()).token
+    assert Access.choose("kiln:1", token=SECRET, token_over_plaintext=True).token
+    monkeypatch.setenv("WASMKILN_TOKEN_OVER_PLAINTEXT", "on")
+    assert Access.choose("kiln:1", token=SECRET).token
+
+
+@pytest.mark.parametrize("text", ["", " \n", "two words", "line\nbreak", "é", "x" * 8000, "\x1b[m"])
+def test_what_is_no_token_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(ValueError, match="cannot use the token: ") as wrong:
+        Token(text)
+    assert text.strip() == "" or text not in str(wrong.value)
+
+
+def test_no_repr_shows_a_token(monkeypatch: pytest.MonkeyPatch, token_file: Path) -> None:
+    access = Access.choose(token=SECRET)
+    client = Client(token=SECRET)
+    shown = [repr(each) for each in (access, access.token, TokenFile(token_file), vars(client))]
+    client.close()
+    assert not [each for each in shown if SECRET in each]
+
+
+def test_one_token_and_one_place_for_it(token_file: Path) -> None:
+    with pytest.raises(ValueError, match="give one of them"):
+        Access.choose(token=SECRET, token_file=token_file)
+    with pytest.raises(FileNotFoundError):
+        Access.choose(token_file=token_file.with_name("none"))
+
+
+def test_a_token_that_every_user_can_read_is_warned_of(
+    token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    TokenFile(token_file)
+    assert not caplog.records
+    token_file.chmod(0o644)
+    with caplog.at_level(logging.WARNING, "wasmkiln"):
+        TokenFile(token_file)
+    assert [record.message for record in caplog.records] == [
+        f"every user of this machine can read the token in {token_file}: chmod 600 it"
+    ]
+
+
+@pytest.mark.parametrize("name", ["Team", "a_b", "-a", "a" * 64, "a/b", ".."])
+def test_a_namespace_has_a_shape(name: str) -> None:
+    with pytest.raises(ValueError, match="a namespace"):
+        Access.choose(namespace=name)
+
+
+def test_a_unix_socket_speaks_no_tls() -> None:
+    with pytest.raises(ValueError, match="a Unix socket speaks no TLS: leave out tls"):
+        Access.choose("unix:/run/kiln.sock", tls=True)
+
+
+def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    one, two = (authority.issue(name, hosts=["a"], client=True) for name in ("one", "two"))
+    text = tmp_path / "text"
+    text.write_text("hello")
+    ca = authority.ca_file
+    for tls, words in (
+        (TLS(ca_file=text), "cannot use .*text: expected certificates of CAs in PEM"),
+        (TLS(ca, one.cert_file, two.key_file), "the key is not that of the certificate"),
+        (TLS(ca, text, one.key_file), "expected a certificate and its key in PEM"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Client("localhost:1", tls=tls)
+    with pytest.raises(FileNotFoundError):
+        Client("localhost:1", tls=TLS(ca_file=tmp_path / "none"))
+    with pytest.raises(ValueError, match="key_file is given, and cert_file is missing"):
+        TLS(key_file="key")
+
+
+def test_the_end_of_a_certificate_is_that_of_openssl(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for valid_s in (3600.0, 40 * 365 * 24 * 3600.0):  # two forms of dates
+        pair = authority.issue("one", hosts=["a"], valid_s=valid_s)
+        from cryptography import x509
+
+        pem = pair.cert_file.read_bytes()
+        end = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+        assert valid_until(pem.decode()) == end
+        assert all(valid_until(pem.decode()[:cut]) in (None, end) for cut in range(0, 500, 7))
+    assert valid_until("") is None
+    assert valid_until(re.sub("[A-Za-z0-9]{8}", "AAAAAAAA", pem.decode())) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("kiln:1", ("kiln", 1)),
+        ("dns:///kiln:1", ("kiln", 1)),
+        ("[::1]:443", ("::1", 443)),
+        ("ipv4:127.0.0.1:5", ("127.0.0.1", 5)),
+        ("ipv4:127.0.0.1:5,127.0.0.2:5", None),
+        ("unix:/run/x:1", None),
+        ("vsock:1:2", None),
+        ("kiln", None),
+    ],
+)
+def test_host_and_port(address: str, place: tuple[str, int] | None) -> None:
+    assert host_and_port(address) == place
