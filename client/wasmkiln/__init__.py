@@ -12,6 +12,7 @@ What callers use is public and exported here:
     artifact        Artifact: bytes and header; save, open, verify, load
     attestation     who signed an artifact, and what the signature states
     trusted_keys    the public keys that a caller trusts
+    access/         the way to a daemon: TLS, tokens, profiles
     errors          one exception for each reason of the contract
     loading/        put an artifact into the engine of this interpreter
     host_store/     artifacts in files that a daemon of this machine keeps, to map them
@@ -34,6 +35,7 @@ and `Artifact.load` the engine itself.
 from importlib.metadata import PackageNotFoundError, version
 
 from wasmkiln._assembly import Phase, Progress
+from wasmkiln.access import TLS
 from wasmkiln.aio import AsyncClient
 from wasmkiln.artifact import Artifact
 from wasmkiln.client import Client
@@ -83,6 +85,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "TLS",
     "Artifact",
     "ArtifactHeader",
     "ArtifactKey",

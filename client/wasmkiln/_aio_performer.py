@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from wasmkiln._flow import Flow, Step
+    from wasmkiln.access import Access
 
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ T = TypeVar("T")
 class AsyncPerformer:
     """A connection, and what performs the steps of flows over it; a client derives from it."""
 
-    def __init__(self, address: str) -> None:
-        self._transport = AsyncTransport(address)
+    def __init__(self, access: Access) -> None:
+        self._transport = AsyncTransport(access)
 
     async def close(self) -> None:
         """Close the connection and end running calls. May be called twice."""
@@ -55,16 +56,16 @@ class AsyncPerformer:
             flow.close()
 
     async def _perform(self, step: Step) -> object:
-        channel = self._transport.channel
-        if isinstance(step, Unary):
-            return await step.begin(channel)
-        if isinstance(step, Stream):
-            call = step.begin(channel)
-            try:
-                async for message in call:
-                    step.sink(message)
-            finally:
-                call.cancel()  # no effect once it has ended
+        if isinstance(step, (Unary, Stream)):
+            async with self._transport.calling() as channel:
+                call = step.begin(channel, self._transport.credentials())
+                if isinstance(step, Unary):
+                    return await call
+                try:
+                    async for message in call:
+                        step.sink(message)
+                finally:
+                    call.cancel()  # no effect once it has ended
             return None
         if isinstance(step, Pause):
             await self._transport.pause(step.seconds)

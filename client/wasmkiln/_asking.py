@@ -30,6 +30,13 @@ FINAL = (
 MISSES = (Refused, errors.IncompatibleEngine, OSError)
 
 
+def is_denied(error: errors.WasmkilnError) -> bool:
+    """Return whether a daemon that could be reached does not let this client in."""
+    if isinstance(error, (errors.CredentialsMissing, errors.CredentialsInvalid)):
+        return True
+    return isinstance(error, errors.ConnectionFailed) and "cause" in error.metadata
+
+
 @dataclass(frozen=True)
 class Asking:
     """What a call of `module` asks for."""

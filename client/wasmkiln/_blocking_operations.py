@@ -26,13 +26,13 @@ class Operations(Performer):
     """What an operator does with a daemon, and what anybody asks about it."""
 
     def __init__(self, calls: Calls) -> None:
-        super().__init__(calls.address)
+        super().__init__(calls.access)
         self._calls = calls
 
     @property
     def address(self) -> str:
         """The daemon's address."""
-        return self._calls.address
+        return self._calls.access.address
 
     def stats(self, *, timeout_s: float | None = None) -> StatsResponse:
         """Return the daemon's counters since its start, and percentiles of its latest calls."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from wasmkiln._flow import Flow, Step
+    from wasmkiln.access import Access
 
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ T = TypeVar("T")
 class Performer:
     """A connection, and what performs the steps of flows over it; a client derives from it."""
 
-    def __init__(self, address: str) -> None:
-        self._transport = Transport(address)
+    def __init__(self, access: Access) -> None:
+        self._transport = Transport(access)
 
     def close(self) -> None:
         """Close the connection and end running calls. May be called twice."""
@@ -55,16 +56,16 @@ class Performer:
             flow.close()
 
     def _perform(self, step: Step) -> object:
-        channel = self._transport.channel
-        if isinstance(step, Unary):
-            return step.begin(channel)
-        if isinstance(step, Stream):
-            call = step.begin(channel)
-            try:
-                for message in call:
-                    step.sink(message)
-            finally:
-                call.cancel()  # no effect once it has ended
+        if isinstance(step, (Unary, Stream)):
+            with self._transport.calling() as channel:
+                call = step.begin(channel, self._transport.credentials())
+                if isinstance(step, Unary):
+                    return call
+                try:
+                    for message in call:
+                        step.sink(message)
+                finally:
+                    call.cancel()  # no effect once it has ended
             return None
         if isinstance(step, Pause):
             self._transport.pause(step.seconds)

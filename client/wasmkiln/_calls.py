@@ -13,7 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from wasmkiln._assembly import Assembly, Phase, Progress
 from wasmkiln._compression import choose_encodings
-from wasmkiln._flow import Blocking, Deadline, Metadata, RetryPolicy, Stream, Unary, attempts
+from wasmkiln._flow import Blocking, Deadline, RetryPolicy, Stream, Unary, attempts
 from wasmkiln._header_fields import Call, kind_of
 from wasmkiln._methods import (
     CAPABILITIES,
@@ -32,7 +32,7 @@ from wasmkiln._methods import (
     still_missing,
 )
 from wasmkiln._requests import artifact_keys, identify, in_batches
-from wasmkiln._settings import choose_address, choose_max_artifact_bytes, choose_timeout_s
+from wasmkiln._settings import choose_max_artifact_bytes, choose_timeout_s
 from wasmkiln.errors import ModuleNotLoaded
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1 import admin_service_pb2 as admin
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from wasmkiln._assembly import ProgressCallback
     from wasmkiln._flow import Flow
     from wasmkiln._requests import IdentifiedModule, Source
+    from wasmkiln.access import Access
+    from wasmkiln.access.token import Metadata
     from wasmkiln.artifact import Artifact
     from wasmkiln.trusted_keys import KeySource
     from wasmkiln.v1.types_pb2 import ArtifactKey
@@ -57,7 +59,7 @@ class Calls:
 
     def __init__(
         self,
-        address: str | None,
+        access: Access,
         timeout_s: float | None,
         max_attempts: int,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None,
@@ -66,12 +68,14 @@ class Calls:
     ) -> None:
         if max_attempts < 1:
             raise ValueError("max_attempts has to be at least 1")
-        self.address = choose_address(address)
+        self.access = access
         self._timeout_s = choose_timeout_s(timeout_s)
         self._retry = RetryPolicy(max_attempts)
-        self.trusted_keys = TrustedKeys.choose(trusted_keys)
+        self.trusted_keys = TrustedKeys.choose(
+            access.trusted_keys or None if trusted_keys is None else trusted_keys
+        )
         self._max_artifact_bytes = choose_max_artifact_bytes(max_artifact_bytes)
-        self._encodings = choose_encodings(compression, self.address)
+        self._encodings = choose_encodings(compression, access.address)
 
     def load(
         self,
@@ -207,7 +211,7 @@ class Calls:
     ) -> Flow[Any]:
         step = partial(Unary, method, request, metadata=metadata)
         retry = retry or self._retry
-        return method.usable((yield from attempts(step, deadline, retry, self.address)))
+        return method.usable((yield from attempts(step, deadline, retry, self.access)))
 
     def _artifact(
         self,
@@ -229,7 +233,7 @@ class Calls:
 
             return Stream(COMPILE, request, timeout_s, take, _priority(background))
 
-        yield from attempts(attempt, deadline, retry, self.address)
+        yield from attempts(attempt, deadline, retry, self.access)
         return assembly.finish()
 
 

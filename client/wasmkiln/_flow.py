@@ -11,21 +11,24 @@ import random
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from wasmkiln._status import error_from_rpc
+from wasmkiln.access.diagnosis import explained, is_lasting
+from wasmkiln.errors import ConnectionFailed
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from wasmkiln._methods import Method
+    from wasmkiln.access import Access
+    from wasmkiln.access.token import Metadata
     from wasmkiln.errors import WasmkilnError
 
 T = TypeVar("T")
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Unary:
     timeout_s: float
     metadata: Metadata = ()
 
-    def begin(self, channel: Any) -> Any:
+    def begin(self, channel: Any, credentials: Metadata) -> Any:
         """Start the call on a channel of either kind. Return what gRPC returns."""
-        return _start(channel.unary_unary, self)
+        return _start(channel.unary_unary, self, credentials)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class Stream:
     sink: Callable[[Any], None]
     metadata: Metadata = ()
 
-    def begin(self, channel: Any) -> Any:
+    def begin(self, channel: Any, credentials: Metadata) -> Any:
         """Start the call on a channel of either kind. Return what gRPC returns."""
-        return _start(channel.unary_stream, self)
+        return _start(channel.unary_stream, self, credentials)
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,13 @@ Step = Unary | Stream | Pause | Blocking
 Flow = Generator[Step, Any, T]
 
 
-def _start(shape: Any, step: Unary | Stream) -> Any:
+def _start(shape: Any, step: Unary | Stream, credentials: Metadata) -> Any:
     call = shape(
         step.method.path,
         request_serializer=type(step.request).SerializeToString,
         response_deserializer=step.method.read,
     )
-    return call(step.request, timeout=step.timeout_s, metadata=step.metadata)
+    return call(step.request, timeout=step.timeout_s, metadata=step.metadata + credentials)
 
 
 class Deadline:
@@ -131,11 +134,11 @@ class RetryPolicy:
 
 
 def attempts(
-    step: Callable[[float], Step], deadline: Deadline, retry: RetryPolicy, address: str
+    step: Callable[[float], Step], deadline: Deadline, retry: RetryPolicy, access: Access
 ) -> Flow[Any]:
     """Perform `step(timeout_s)`, again where the policy allows it, and return its outcome.
 
-    Raise the WasmkilnError of the last attempt.
+    Raise the WasmkilnError of the last attempt, or of one that no other attempt can heal.
     """
     attempt = 0
     while True:
@@ -143,9 +146,14 @@ def attempts(
         try:
             return (yield step(deadline.remaining_s()))  # with no time left, grpc fails it at once
         except grpc.RpcError as failure:
-            error = error_from_rpc(failure, address=address, timeout_s=deadline.timeout_s)
+            error = error_from_rpc(failure, address=access.address, timeout_s=deadline.timeout_s)
         # Outside of the except block: otherwise the raised error would keep the RpcError alive.
         pause_s = retry.pause_s(error, attempt, deadline.remaining_s())
+        if isinstance(error, ConnectionFailed) and (pause_s is None or is_lasting(error)):
+            explain = partial(explained, error, access, deadline.remaining_s())
+            error = yield Blocking(explain)
+            if "cause" in error.metadata:
+                raise error
         if pause_s is None:
             raise error
         yield Pause(pause_s)

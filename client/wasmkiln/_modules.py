@@ -18,7 +18,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln import errors
-from wasmkiln._asking import FINAL, MISSES, Asking, FileChanged, identify_again, no_file
+from wasmkiln._asking import (
+    FINAL,
+    MISSES,
+    Asking,
+    FileChanged,
+    identify_again,
+    is_denied,
+    no_file,
+)
 from wasmkiln._compile_here import compile_within
 from wasmkiln._file_digests import identify_once
 from wasmkiln._flow import Blocking, Deadline, RetryPolicy
@@ -191,7 +199,7 @@ class Modules:
             path = yield Blocking(partial(self._checked_path, opening))
             return path
         except MISSES as why:
-            raise no_file(self._calls.address, artifact.header, why) from why
+            raise no_file(self._calls.access.address, artifact.header, why) from why
 
     def _from_store(self, call: Call, into: Any, *, fast: bool = False) -> Flow[Loaded | None]:
         opening = partial(self._store.open, call, chosen.fits, fast=fast)
@@ -229,7 +237,9 @@ class Modules:
         identified = yield Blocking(read)
         if identified.module is None:
             raise error
-        _log.debug("compiling module %s here: %s", identified.sha256, error)
+        # Whoever waits for nothing but the log should read that every module is compiled here.
+        level = logging.WARNING if is_denied(error) else logging.DEBUG
+        _log.log(level, "compiling module %s here: %s", identified.sha256, error)
         call.request.engine = asking.engine
         compiling = partial(compile_within, asking.deadline, identified, call.request, asking.into)
         try:

@@ -96,6 +96,13 @@ _CAUSES = {
     "Failed parsing HTTP/2": "the server there does not speak gRPC",
 }
 
+# What the daemon, which speaks to every kind of client, cannot say.
+_ADVICE = {
+    CredentialsMissing.REASON: " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; for a "
+    "certificate cert_file and key_file, or WASMKILN_CLIENT_CERT_FILE and "
+    "WASMKILN_CLIENT_KEY_FILE)",
+}
+
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnError:
     """Return the exception for a grpc.RpcError of either API, sync or aio. Raise nothing.
@@ -121,7 +128,7 @@ def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnE
             plain.retry_after_s = retry_after_s
             return plain
     return BY_REASON.get(reason, WasmkilnError)(
-        text or reason or code.name,
+        (text or reason or code.name) + _ADVICE.get(reason, ""),
         code=code,
         reason=reason,
         metadata=metadata,

@@ -8,6 +8,7 @@ from wasmkiln._blocking_operations import Operations
 from wasmkiln._calls import Calls
 from wasmkiln._modules import Modules
 from wasmkiln._requests import compile_request
+from wasmkiln.access import Access
 
 if TYPE_CHECKING:
     import os
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from wasmkiln._assembly import ProgressCallback
     from wasmkiln._requests import Source
+    from wasmkiln.access import TLS
     from wasmkiln.artifact import Artifact
     from wasmkiln.host_store import CheckFiles
     from wasmkiln.trusted_keys import KeySource, TrustedKeys
@@ -31,6 +33,13 @@ class Client(Operations):
     attempts included; without one, WASMKILN_TIMEOUT_S, else 60. The client makes up to
     `max_attempts` attempts, and only where the error says that another one makes sense.
 
+    `tls` is True for a daemon whose CA this system knows, a `TLS` with files, or False for
+    plaintext. `token`, or the one in `token_file`, says who calls; the client reads files again
+    when they change, and sends no token over plaintext to another machine, unless
+    `token_over_plaintext`. `profile` names a daemon and all of this in profiles.toml. Without an
+    argument the profile counts, or WASMKILN_PROFILE's, or without one the variables of the
+    environment that docs/client.md lists.
+
     With `trusted_keys`, else those of WASMKILN_TRUSTED_KEYS, every artifact needs an
     attestation by one of them, both on arrival and when it is loaded. A key is hex, base64 or
     PEM, or a file or folder of keys. Checking needs `wasmkiln[verify]`.
@@ -40,7 +49,8 @@ class Client(Operations):
 
     `module` and `host_file` look into the host store of this machine, at `host_store_dir`,
     WASMKILN_HOST_STORE_DIR, or where a daemon of this user or of the system has it; "none"
-    switches that off. `check_files` says what of a file is checked before it is mapped: digest
+    switches that off. `namespace` is the caller's in the daemon's policy, of which the client looks
+    for files there. `check_files` says what of a file is checked before it is mapped: digest
     and signature "always" or "once" per file and process, or its "owner" and mode alone; None
     is "once" with trusted keys and "owner" without.
 
@@ -58,6 +68,12 @@ class Client(Operations):
         self,
         address: str | None = None,
         *,
+        profile: str | None = None,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        token_over_plaintext: bool | None = None,
+        namespace: str | None = None,
         timeout_s: float | None = None,
         max_attempts: int = 3,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
@@ -66,8 +82,17 @@ class Client(Operations):
         check_files: CheckFiles | None = None,
         compression: bool | None = None,
     ) -> None:
+        access = Access.choose(
+            address,
+            profile=profile,
+            tls=tls,
+            token=token,
+            token_file=token_file,
+            token_over_plaintext=token_over_plaintext,
+            namespace=namespace,
+        )
         super().__init__(
-            Calls(address, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
+            Calls(access, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
         )
         self._modules = Modules(self._calls, host_store_dir, check_files)
 

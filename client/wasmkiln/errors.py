@@ -192,7 +192,13 @@ class ServerDraining(WasmkilnError):
 
 
 class ConnectionFailed(WasmkilnError):
-    """No daemon listens at the address, or the connection was lost."""
+    """No daemon listens at the address, TLS fails, or the connection was lost.
+
+    `metadata`: address, detail in gRPC's words, and cause where TLS or its absence is the cause:
+    "speaks_tls", "speaks_no_tls", "tls_version", "unknown_ca", "wrong_host",
+    "certificate_expired", "certificate_not_yet_valid", "client_certificate_missing",
+    "client_certificate_expired" or "client_certificate_refused".
+    """
 
     CODE = grpc.StatusCode.UNAVAILABLE
     REASON = "CONNECTION_FAILED"
