@@ -2,7 +2,8 @@
 
     app          the group of commands: turns every failure into one sentence and an exit code
     commands/    one file for each command: its options, its call, its output
-    options      options that several commands take, such as --address and --engine
+    options      options that several commands take, such as --engine
+    connection_options    those of every command: --address, --profile, --tls, …
     session      one run: makes the client, writes results to stdout and failures to stderr
     batch        several inputs in one run: one that fails does not stop the others
     exits        the exit codes, in one table that --help prints too
@@ -22,11 +23,14 @@ say what to install where click or rich is missing.
 """
 
 import io
+import os
 import sys
 
 
 def main() -> None:
     """Run the command and exit; with one sentence where click or rich is not installed."""
+    # gRPC would write about failed handshakes too, beside the one line of the command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from wasmkiln.cli.app import app
     except ModuleNotFoundError as error:

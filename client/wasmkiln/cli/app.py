@@ -22,9 +22,10 @@ from wasmkiln.cli.commands.quarantine import quarantine
 from wasmkiln.cli.commands.stats import stats
 from wasmkiln.cli.commands.verify import verify
 from wasmkiln.cli.commands.warm import warm
+from wasmkiln.cli.commands.whoami import whoami
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.exits import EPILOG, Exit, exit_for
 from wasmkiln.cli.json_output import dumps, error_document
-from wasmkiln.cli.options import connection_options
 from wasmkiln.cli.session import Session
 from wasmkiln.errors import WasmkilnError
 
@@ -75,7 +76,7 @@ def app() -> None:
 
 
 for command in (
-    *(load, compile_, path, stats, engines, find_missing, evict, warm, verify, health),
+    *(load, compile_, path, stats, engines, find_missing, evict, warm, verify, health, whoami),
     *(quarantine, drain),
 ):
     app.add_command(command)

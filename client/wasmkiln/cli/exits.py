@@ -7,8 +7,12 @@ from enum import IntEnum
 from wasmkiln.errors import (
     CompileQueueFull,
     ConnectionFailed,
+    CredentialsInvalid,
+    CredentialsMissing,
     DeadlineExceeded,
     ModuleQuarantined,
+    QuotaExceeded,
+    RoleMissing,
     ServerDraining,
     WorkerUnavailable,
 )
@@ -23,6 +27,7 @@ class Exit(IntEnum):
     UNREACHABLE = 3
     DEADLINE = 4
     NOT_NOW = 5
+    DENIED = 6
     INTERRUPTED = 130
 
 
@@ -32,7 +37,9 @@ _MEANING = {
     Exit.USAGE: "wrong usage",
     Exit.UNREACHABLE: "cannot connect to a daemon",
     Exit.DEADLINE: "no answer within --timeout",
-    Exit.NOT_NOW: "not now: queue full, no worker, draining, quarantined, unhealthy, a tier down",
+    Exit.NOT_NOW: "not now: queue full, no worker, draining, quarantined, unhealthy, a tier down, "
+    "a quota used up",
+    Exit.DENIED: "not let in: credentials are missing or do not count, or a role is missing",
     Exit.INTERRUPTED: "interrupted",
 }
 
@@ -46,6 +53,10 @@ _BY_ERROR: tuple[tuple[type[Exception], Exit], ...] = (
     (ServerDraining, Exit.NOT_NOW),
     (WorkerUnavailable, Exit.NOT_NOW),
     (ModuleQuarantined, Exit.NOT_NOW),
+    (QuotaExceeded, Exit.NOT_NOW),
+    (CredentialsMissing, Exit.DENIED),
+    (CredentialsInvalid, Exit.DENIED),
+    (RoleMissing, Exit.DENIED),
 )
 
 

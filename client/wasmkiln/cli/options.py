@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,29 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from wasmkiln._requests import is_digest
-from wasmkiln._settings import MAX_TIMEOUT_S, parse_size
-from wasmkiln.cli.session import Session
+from wasmkiln._settings import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Seconds(click.FloatRange):
-    """A number of seconds up to a year. Refuses NaN, which click finds in every range."""
-
-    def __init__(self, min_s: float = 0, *, min_open: bool = False) -> None:
-        super().__init__(min=min_s, min_open=min_open, max=MAX_TIMEOUT_S)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the number, or fail with a usage error."""
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        return seconds
 
 
 def parsed_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
@@ -41,56 +23,6 @@ def parsed_size(context: click.Context, parameter: click.Parameter, text: str | 
         return None if text is None else parse_size(text)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from None
-
-
-def _fill(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Return a callback that puts an option's value into the Session."""
-
-    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
-        if value is not None:
-            setattr(context.ensure_object(Session), name, value)
-
-    return callback
-
-
-def json_option(command: F) -> F:
-    """Add --json alone, for a command that calls no daemon."""
-    return click.option(
-        "--json",
-        is_flag=True,
-        default=None,
-        expose_value=False,
-        callback=_fill("as_json"),
-        help="Print one JSON document on stdout instead of tables.",
-    )(command)
-
-
-def connection_options(command: F) -> F:
-    """Add --address, --timeout and --json, which fill in the Session.
-
-    The group has them and so has every command, so that a person may write them before or
-    after the command's name.
-    """
-    for option in (
-        json_option,
-        click.option(
-            "--timeout",
-            type=Seconds(min_open=True),
-            metavar="SECONDS",
-            expose_value=False,
-            callback=_fill("timeout_s"),
-            help="Time limit of each call.  [default: $WASMKILN_TIMEOUT_S, else 60]",
-        ),
-        click.option(
-            "--address",
-            metavar="HOST:PORT",
-            expose_value=False,
-            callback=_fill("address"),
-            help="The daemon; or unix:/path.  [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 _LIKE_A_DIGEST = re.compile(r"[0-9A-Fa-f]{40,}")

@@ -10,6 +10,7 @@ import click
 from rich.console import Console, RenderableType
 
 from wasmkiln._untrusted import one_line
+from wasmkiln.access import TLS
 from wasmkiln.cli.json_output import dumps, error_document
 from wasmkiln.client import Client
 
@@ -25,6 +26,14 @@ class Session:
     """One run of the command. The options in options.py fill in its fields."""
 
     address: str | None = None
+    profile: str | None = None
+    tls: bool | None = None
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+    token_file: str | None = None
+    namespace: str | None = None
     timeout_s: float | None = None
     as_json: bool = False
 
@@ -39,6 +48,10 @@ class Session:
         try:
             return Client(
                 self.address,
+                profile=self.profile,
+                tls=self._tls(),
+                token_file=self.token_file,
+                namespace=self.namespace,
                 timeout_s=self.timeout_s,
                 max_attempts=max_attempts,
                 max_artifact_bytes=max_artifact_bytes,
@@ -46,6 +59,12 @@ class Session:
             )
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+
+    def _tls(self) -> TLS | bool | None:
+        """Return what the options say about TLS; None if they say nothing. Raise ValueError."""
+        if self.ca_file or self.cert_file or self.key_file or self.server_name:
+            return TLS(self.ca_file, self.cert_file, self.key_file, self.server_name)
+        return self.tls
 
     def emit(self, document: Any, *tables: RenderableType) -> None:
         """Write a result to stdout: the document with --json, else the tables."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from wasmkiln.cli import batch, tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import MODULE, artifact_options, connection_options, parsed_size
+from wasmkiln.cli.options import MODULE, artifact_options, parsed_size
 from wasmkiln.cli.place import Place
 from wasmkiln.cli.progress import transfer_bars
 

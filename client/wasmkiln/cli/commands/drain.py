@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from wasmkiln.cli import tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import Seconds, connection_options
+from wasmkiln.cli.seconds import Seconds
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session

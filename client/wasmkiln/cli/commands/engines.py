@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from wasmkiln.cli import tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import connection_options
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session

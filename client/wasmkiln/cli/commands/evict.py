@@ -9,9 +9,10 @@ import click
 
 from wasmkiln._requests import identify
 from wasmkiln.cli import tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.exits import Exit
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import MODULE, connection_options
+from wasmkiln.cli.options import MODULE
 
 if TYPE_CHECKING:
     from typing import Literal

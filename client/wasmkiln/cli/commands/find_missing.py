@@ -8,7 +8,8 @@ import click
 
 from wasmkiln._requests import identify
 from wasmkiln.cli import tables
-from wasmkiln.cli.options import MODULE, artifact_options, connection_options
+from wasmkiln.cli.connection_options import connection_options
+from wasmkiln.cli.options import MODULE, artifact_options
 from wasmkiln.v1.types_pb2 import ArtifactKey
 
 if TYPE_CHECKING:

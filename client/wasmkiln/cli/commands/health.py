@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.exits import Exit
-from wasmkiln.cli.options import connection_options
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session

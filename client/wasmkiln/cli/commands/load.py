@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from wasmkiln.cli import batch, tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import MODULE_FILE, connection_options
+from wasmkiln.cli.options import MODULE_FILE
 from wasmkiln.cli.progress import transfer_bars
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmkiln.cli.options import MODULE, artifact_options, connection_options
+from wasmkiln.cli.connection_options import connection_options
+from wasmkiln.cli.options import MODULE, artifact_options
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session

@@ -10,8 +10,9 @@ import click
 from rich.live import Live
 
 from wasmkiln.cli import tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import Seconds, connection_options
+from wasmkiln.cli.seconds import Seconds
 from wasmkiln.cli.session import console
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import click
 
 from wasmkiln._requests import identify
 from wasmkiln.cli import batch, tables
+from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.exits import Exit
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import artifact_options, connection_options
+from wasmkiln.cli.options import artifact_options
 from wasmkiln.cli.progress import counter
 from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
