@@ -1,0 +1,118 @@
+"""A policy file: what it says, and what is wrong with it in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from wasmkilnd.access.policy_file import read_policy
+from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd.model import NamespaceLimits, QuotaLimits, Role
+
+ALL = """
+[[rule]]
+identity = ["spiffe://example.org/builder/*", "dns:*.CI.example.org", "token:ci", "anonymous"]
+roles = ["compile", "metrics"]
+namespace = "team-a"
+quota = "small"
+
+[[rule]]
+claims = { groups = "wasm", level = 3, staff = true }
+namespace = "team-b"
+
+[namespace.team-a]
+memory_bytes = "64MiB"
+host_store_bytes = "1GiB"
+
+[quota.small]
+calls = 20
+bytes_in_flight = "64MiB"
+queue_share = 0.25
+compiles_per_minute = 60
+cpu_seconds_per_hour = 600
+bytes_kept = "512MiB"
+"""
+
+
+def policy(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
+    found = read_policy(policy(tmp_path, ALL))
+
+    builder = found.identity("spiffe://example.org/builder/1")
+    assert builder.roles == {Role.COMPILE, Role.READ, Role.METRICS}
+    assert (builder.namespace, builder.quota) == ("team-a", "small")
+    assert found.identity("dns:a.ci.example.org").namespace == "team-a"
+    assert found.names("anonymous")
+    claims = {"groups": ["x", "wasm"], "level": 3, "staff": True}
+    assert found.identity("jwt:me", claims).namespace == "team-b"
+    assert found.identity("jwt:me", {**claims, "level": 4}).namespace == ""
+    assert found.identity("token:other").roles == frozenset()
+    assert found.namespaces == {
+        "team-a": NamespaceLimits(64 * 2**20, 2**30),
+        "team-b": NamespaceLimits(),
+    }
+    assert found.quota_of(builder) == QuotaLimits(
+        "small", 20, 64 * 2**20, 0.25, 60.0, 600.0, 512 * 2**20
+    )
+
+
+def test_an_empty_file_gives_nobody_anything(tmp_path: Path) -> None:
+    found = read_policy(policy(tmp_path, ""))
+    assert found.identity("unix:/x").roles == frozenset()
+    assert not found.names("anonymous")
+
+
+TOKEN = '[[rule]]\nidentity = "token:a"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x", "not valid TOML"),
+        ("[[rules]]", "rules: the daemon knows no such key"),
+        (f"{TOKEN}[[rule]]\nidentity = '*'", "rule 2: identity: '\\*' is no identity"),
+        (f"{TOKEN}[[rule]]\nroles = []", "rule 2: it is about nobody"),
+        (f"{TOKEN}roles = ['reed']", "rule 1: roles: 'reed' is no role: write one of read, comp"),
+        (f"{TOKEN}namespace = 'A'", "rule 1: namespace: 'A' is no name of a namespace"),
+        (f"{TOKEN}namespace = '../a'", "rule 1: namespace: '../a' is no name of a namespace"),
+        (f"{TOKEN}quota = 'q'\n[quota.r]", "rule 1: there is no \\[quota.q\\]; there is r"),
+        (f"{TOKEN}role = ['read']", "rule 1: role: the daemon knows no such key"),
+        (f"{TOKEN}claims = {{ a = 1 }}", "rule 1: claims are those of jwt: identities"),
+        ("[quota.q]\ncalls = 0", "quota.q: calls: it should be greater than or equal to 1"),
+        ("[quota.q]\ncalls = true", "quota.q: calls: True is not a whole number"),
+        ("[quota.q]\nqueue_share = 1.5", "quota.q: queue_share: it should be less than or eq"),
+        ("[quota.q]\ncompiles_per_minute = inf", "quota.q: compiles_per_minute: "),
+        ("[quota.q]\nbytes_kept = 'x'", "quota.q: bytes_kept: 'x' is not a size"),
+        ("[namespace.A]", "namespace.A: 'A' is no name of a namespace"),
+        ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
+        ("a=" + "[" * 5000 + "]" * 5000, "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
+    path = policy(tmp_path, text)
+    with pytest.raises(AccessUnusable, match=f"cannot use policy {path}: {problem}") as refused:
+        read_policy(path)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_each_problem_has_a_line_and_there_are_few(tmp_path: Path) -> None:
+    path = policy(tmp_path, f"{TOKEN}roles = ['x']\n" * 100)
+    with pytest.raises(AccessUnusable) as refused:
+        read_policy(path)
+    assert len(str(refused.value).splitlines()) == 20
+
+
+def test_a_file_that_others_can_change_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = policy(tmp_path, "")
+    path.chmod(0o666)
+    with pytest.raises(AccessUnusable, match="other users may write to it"):
+        read_policy(path)
+    with pytest.raises(AccessUnusable, match="there is no such file"):
+        read_policy(tmp_path / "none.toml")
+    with pytest.raises(AccessUnusable, match="it is not a file"):
+        read_policy(tmp_path)
