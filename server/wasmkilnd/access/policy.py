@@ -97,6 +97,10 @@ class Policy:
                 return Identity(name, with_included(rule.roles | own_roles), namespace, rule.quota)
         return Identity(name, with_included(own_roles), own_namespace)
 
+    def names(self, name: str) -> bool:
+        """Return whether a rule without claims is about the identity ``name``."""
+        return any(rule.matches(name, {}) for rule in self.rules)
+
     def quota_of(self, identity: Identity) -> QuotaLimits | None:
         """Return the quota of an identity, None if it has none."""
         return self.quotas.get(identity.quota)

@@ -25,6 +25,7 @@ CONTRIBUTING.md lists the files that a new reason touches.
 from wasmkilnd.errors.access import (
     credentials_invalid,
     credentials_missing,
+    default_namespace_only,
     quota_exceeded,
     role_missing,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "credentials_invalid",
     "credentials_missing",
     "deadline_too_near",
+    "default_namespace_only",
     "digest_mismatch",
     "engine_lacks_feature",
     "engine_unknown",

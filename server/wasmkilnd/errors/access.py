@@ -33,6 +33,16 @@ def role_missing(role: str, what: str) -> WasmkilnError:
     )
 
 
+def default_namespace_only(role: str, what: str) -> WasmkilnError:
+    """The caller has a role in its namespace, and wants something that is about all of them."""
+    return WasmkilnError(
+        Reason.ROLE_MISSING,
+        f"cannot {what}: it is about the whole daemon, and needs the role {role} in the default"
+        " namespace; ask the operator of the daemon",
+        role=role,
+    )
+
+
 def quota_exceeded(quota: str, what: str, retry_after_s: float) -> WasmkilnError:
     """The caller has used up a quota. ``quota`` names it, ``what`` says how."""
     return WasmkilnError(

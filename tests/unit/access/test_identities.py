@@ -1,0 +1,237 @@
+"""From credentials to identities: each kind, what does not count, and what is remembered."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from wasmkilnd.access.guard import AccessGuard
+from wasmkilnd.access.identities import Identities
+from wasmkilnd.access.policy import Claims, Pattern, Policy, Rule, default_policy
+from wasmkilnd.access.tokens import Tokens, new_token
+from wasmkilnd.errors import Reason, WasmkilnError, credentials_invalid
+from wasmkilnd.model import ALL_ROLES, ANYBODY, PLAINTEXT, Credentials, Entrance, Role, Transport
+
+from tests.authority import DAY, Authority, Pair
+
+UNIX = Entrance(Transport.UNIX, "unix:/run/x.sock")
+MTLS = Entrance(Transport.MTLS)
+TLS = Entrance(Transport.TLS)
+COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+LOAD = "/wasmkiln.v1.ModuleService/Load"
+DRAIN = "/wasmkiln.v1.AdminService/Drain"
+HEALTH = "/grpc.health.v1.Health/Check"
+NOBODY = Credentials()
+
+
+def bearer(text: str) -> Credentials:
+    return Credentials(f"Bearer {text}")
+
+
+def refused(found: Identities, entrance: Entrance, credentials: Credentials) -> tuple[str, str]:
+    with pytest.raises(WasmkilnError) as caught:
+        found.of(entrance, credentials)
+    return caught.value.reason.value, caught.value.metadata.get("cause", "")
+
+
+def cas(*authorities: Authority) -> tuple[x509.Certificate, ...]:
+    return tuple(x509.load_pem_x509_certificate(each.ca_file.read_bytes()) for each in authorities)
+
+
+class FakeWebTokens:
+    """Knows one token."""
+
+    def __init__(self, until_s: float) -> None:
+        self.until_s = until_s
+        self.asked = 0
+
+    def verify(self, token: str) -> tuple[str, Claims, float]:
+        self.asked += 1
+        if token != "a.b.c":
+            raise credentials_invalid("untrusted", "no")
+        return "me", {"groups": ["wasm"]}, self.until_s
+
+
+def test_a_token_names_its_caller_and_gives_its_roles() -> None:
+    text, kept = new_token("ci", [Role.COMPILE], "team", 0, None)
+    found = Identities(Policy(), Tokens([kept]))
+
+    for _ in range(2):
+        who = found.of(PLAINTEXT, bearer(text))
+        assert (who.name, who.namespace) == ("token:ci", "team")
+        assert who.roles == {Role.COMPILE, Role.READ}
+    assert found.of(PLAINTEXT, Credentials(f"bearer  {text} ")).name == "token:ci"
+
+
+@pytest.mark.parametrize(
+    ("sent", "cause"),
+    [
+        ("Basic abc", "malformed"),
+        ("Bearer", "malformed"),
+        ("Bearer a b", "malformed"),
+        ("Bearer \u00fc", "malformed"),
+        ("Bearer x", "unknown"),
+        ("Bearer a.b.c", "unknown"),
+        ("Bearer wk_0123456789ab_" + "0" * 48, "unknown"),
+    ],
+)
+def test_what_is_no_token_is_refused(sent: str, cause: str) -> None:
+    _, kept = new_token("ci", [Role.COMPILE], "", 0, None)
+    found = Identities(default_policy(), Tokens([kept]))
+    for entrance in (PLAINTEXT, UNIX):  # A socket is no way around wrong credentials.
+        assert refused(found, entrance, Credentials(sent)) == ("CREDENTIALS_INVALID", cause)
+
+
+def test_a_token_expires_though_it_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, kept = new_token("ci", [Role.COMPILE], "", 0, 1000)
+    found = Identities(Policy(), Tokens([kept]))
+    monkeypatch.setattr("time.time", lambda: 999.0)
+    assert found.of(PLAINTEXT, bearer(text)).name == "token:ci"
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    assert refused(found, PLAINTEXT, bearer(text)) == ("CREDENTIALS_INVALID", "expired")
+
+
+def test_an_expired_token_with_another_secret_is_unknown() -> None:
+    text, kept = new_token("ci", [Role.COMPILE], "", 0, 1)
+    guessed = text[:-1] + ("0" if text[-1] != "0" else "1")
+    found = Identities(Policy(), Tokens([kept]))
+    assert refused(found, PLAINTEXT, bearer(guessed)) == ("CREDENTIALS_INVALID", "unknown")
+
+
+def test_nobody_is_missing_unless_a_rule_is_about_anonymous_callers() -> None:
+    assert refused(Identities(default_policy()), TLS, NOBODY) == ("CREDENTIALS_MISSING", "")
+    open_ = Policy((Rule((Pattern("anonymous"),), frozenset({Role.READ})),))
+    who = Identities(open_).of(PLAINTEXT, NOBODY)
+    assert who.name == "anonymous"
+    assert who.roles == {Role.READ}
+
+
+def test_a_socket_is_an_identity_and_a_token_through_it_counts_first() -> None:
+    text, kept = new_token("ci", [Role.READ], "", 0, None)
+    found = Identities(default_policy(), Tokens([kept]))
+    assert found.of(UNIX, NOBODY).name == "unix:/run/x.sock"
+    assert found.of(UNIX, NOBODY).roles == ALL_ROLES
+    assert found.of(UNIX, bearer(text)).roles == {Role.READ}
+
+
+def test_web_tokens_are_verified_once_until_they_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 100.0)
+    web = FakeWebTokens(200.0)
+    rule = Rule((Pattern("jwt:*"),), frozenset({Role.READ}), claims={"groups": "wasm"})
+    found = Identities(Policy((rule,)), web_tokens=web)
+
+    assert {found.of(TLS, bearer("a.b.c")).name for _ in range(3)} == {"jwt:me"}
+    assert found.of(TLS, bearer("a.b.c")).roles == {Role.READ}
+    assert web.asked == 1
+    assert refused(found, TLS, bearer("a.b.d")) == ("CREDENTIALS_INVALID", "untrusted")
+    monkeypatch.setattr("time.time", lambda: 200.0)
+    found.of(TLS, bearer("a.b.c"))
+    assert web.asked == 3
+
+
+def test_certificates_are_named_by_spiffe_id_else_dns_name(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    roots = cas(ca)
+    found = Identities(default_policy(), client_cas=lambda: roots)
+
+    def name(pair: Pair) -> str:
+        return found.of(MTLS, Credentials("", pair.cert)).name
+
+    assert name(ca.client(spiffe="spiffe://a.org/x", dns="b.org")) == "spiffe://a.org/x"
+    assert name(ca.client(dns="B.org")) == "dns:b.org"
+    assert name(ca.client(spiffe="https://a.org", dns="c.org")) == "dns:c.org"
+    nameless = Credentials("", ca.client().cert)
+    assert refused(found, MTLS, nameless) == ("CREDENTIALS_INVALID", "malformed")
+    assert refused(found, MTLS, Credentials("", b"x")) == ("CREDENTIALS_INVALID", "malformed")
+    assert refused(found, MTLS, NOBODY) == ("CREDENTIALS_MISSING", "")
+
+
+def test_a_certificate_ceases_to_count_with_its_ca_and_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    ours = Credentials("", old.client(dns="a.org").cert)
+    text, kept = new_token("ci", ALL_ROLES, "", 0, None)
+    with_token = Credentials(f"Bearer {text}", ours.certificate)
+    roots = cas(old)
+    found = Identities(default_policy(), Tokens([kept]), lambda: roots)
+
+    assert found.of(MTLS, ours).name == "dns:a.org"
+    assert found.of(MTLS, with_token).name == "token:ci"
+    roots = cas(new, old)
+    assert found.of(MTLS, ours).name == "dns:a.org"
+    roots = cas(new)
+    for credentials in (ours, with_token):
+        assert refused(found, MTLS, credentials) == ("CREDENTIALS_INVALID", "untrusted")
+    roots = cas(old)
+    assert found.of(MTLS, ours).name == "dns:a.org"
+    later = datetime.datetime.now(datetime.UTC) + 11 * DAY
+    monkeypatch.setattr("time.time", later.timestamp)
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Later:
+            return cls.fromtimestamp(later.timestamp(), tz)
+
+    monkeypatch.setattr("wasmkilnd.access.certificates.datetime.datetime", Later)
+    assert refused(found, MTLS, ours) == ("CREDENTIALS_INVALID", "expired")
+
+
+def test_a_ca_of_the_same_name_with_another_key_vouches_for_nobody(tmp_path: Path) -> None:
+    real, false = Authority(tmp_path / "a"), Authority(tmp_path / "b")
+    roots = cas(real)
+    forged = Credentials("", false.client(dns="a.org").cert + false.ca_file.read_bytes())
+    found = Identities(default_policy(), client_cas=lambda: roots)
+    assert refused(found, MTLS, forged) == ("CREDENTIALS_INVALID", "untrusted")
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    web = FakeWebTokens(float("inf"))
+    web.verify = lambda token: ("me", {}, float("inf"))  # type: ignore[method-assign]
+    found = Identities(Policy(), web_tokens=web)
+    for number in range(5000):
+        found.of(TLS, bearer(f"a.b.{number}"))
+    assert len(found._by_token) <= 4096
+
+
+def reason(guard: AccessGuard, what: str, credentials: Credentials) -> tuple[Reason, str]:
+    with pytest.raises(WasmkilnError) as caught:
+        guard.admit(what, PLAINTEXT, lambda: credentials)
+    return caught.value.reason, caught.value.metadata.get("role", "")
+
+
+def test_the_guard_lets_everybody_in_until_identities_are_asked_for() -> None:
+    guard = AccessGuard(None)
+    assert guard.admit(DRAIN, PLAINTEXT, lambda: NOBODY) is ANYBODY
+    guard.replace(Identities(Policy()), open_health=False)
+    assert reason(guard, DRAIN, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
+    # The file of the tokens was removed by hand.
+    guard.replace(None, open_health=False)
+    assert reason(guard, DRAIN, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
+    assert guard.asks
+
+
+def test_the_guard_says_which_role_is_missing() -> None:
+    reading, a = new_token("a", [Role.READ], "", 0, None)
+    admin, b = new_token("b", [Role.ADMIN], "team", 0, None)
+    guard = AccessGuard(Identities(Policy(), Tokens([a, b])))
+
+    assert guard.admit(COMPILE, PLAINTEXT, lambda: bearer(reading)).name == "token:a"
+    assert reason(guard, LOAD, bearer(reading)) == (Reason.ROLE_MISSING, "compile")
+    assert reason(guard, "/metrics", bearer(reading)) == (Reason.ROLE_MISSING, "metrics")
+    assert reason(guard, "/a.B/C", bearer(reading)) == (Reason.ROLE_MISSING, "none")
+    assert reason(guard, "/a.B/C", NOBODY) == (Reason.CREDENTIALS_MISSING, "")
+    # Drain is about every namespace.
+    assert reason(guard, DRAIN, bearer(admin)) == (Reason.ROLE_MISSING, "admin")
+    assert guard.admit("/wasmkiln.v1.AdminService/Evict", PLAINTEXT, lambda: bearer(admin))
+
+
+def test_health_is_open_if_asked() -> None:
+    guard = AccessGuard(Identities(Policy()))
+    assert reason(guard, HEALTH, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
+    guard.replace(Identities(Policy()), open_health=True)
+    for path in (HEALTH, "/healthz", "/readyz"):
+        assert guard.admit(path, PLAINTEXT, lambda: bearer("wrong")).roles == frozenset()
+    assert reason(guard, "/metrics", NOBODY) == (Reason.CREDENTIALS_MISSING, "")
