@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.access.guard import OpenGuard
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
@@ -26,6 +25,7 @@ from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
+from wasmkilnd.lifecycle.open_access import open_access
 from wasmkilnd.lifecycle.opening import Opening
 from wasmkilnd.lifecycle.preflight import CannotStart, check_host
 from wasmkilnd.lifecycle.readiness import Readiness
@@ -71,6 +71,7 @@ class Daemon:
         settings = self._settings.current
         check_host(settings)
         found = find_engines(settings)
+        access = await open_access(self._settings)
         connections = descriptors.connections_per_address(settings, engines=len(found.installed))
         opening = Opening(
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
@@ -130,7 +131,7 @@ class Daemon:
             ),
             self._traffic_limits,
             memory.holds,
-            OpenGuard(),
+            access.guard,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
         self._reloader = Reloader(
@@ -144,7 +145,9 @@ class Daemon:
             cache,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
+            parts=[access.prepare],
         )
+        self._in_the_background(access.follow(self._reloader.refresh))
         admin_address = await opening.admin(self._readiness)
         self._rpc = rpc
         self._on_stop.push_async_callback(rpc.stop)

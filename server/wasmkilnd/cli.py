@@ -14,9 +14,12 @@ from pathlib import Path
 import click
 import structlog
 
+from wasmkilnd.access.sources import read_sources
+from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.commands.cache import cache
 from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.commands.keys import keys
+from wasmkilnd.commands.token import token
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
@@ -33,6 +36,14 @@ EXIT_USAGE = 2
 EXIT_FOUND = 3
 EXIT_INTERRUPTED = 130
 
+_FAILURES = (
+    AccessUnusable,
+    EngineInstallError,
+    KeysUnusable,
+    CacheCommandFailed,
+    CannotStart,
+    NotOurs,
+)
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -53,7 +64,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
-    except (EngineInstallError, KeysUnusable, CacheCommandFailed, CannotStart, NotOurs) as failure:
+    except _FAILURES as failure:
         _fail(str(failure), EXIT_FAILED)
     except BadValuesFound as found:
         _fail(str(found), EXIT_FOUND)
@@ -87,6 +98,7 @@ def show_config(
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
+    read_sources(loaded.settings)  # Raises AccessUnusable where `serve` would refuse to start.
     click.echo(show.as_json(loaded) if as_json else show.render(loaded).rstrip("\n"))
 
 
@@ -97,6 +109,7 @@ def engine() -> None:
 
 command.add_command(keys)
 command.add_command(cache)
+command.add_command(token)
 
 
 _state_dir = click.option(

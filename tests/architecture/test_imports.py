@@ -23,7 +23,7 @@ from tests.architecture.imports import (
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission", "requests"),
     *("waiters", "singleflight", "redis_address", "reloadable", "fair_share", "network"),
-    *("slices", "wait_budget", "ownership"),
+    *("slices", "wait_budget", "ownership", "whole_files"),
 }
 SERVICES = {"compile_service", "module_service", "quarantine"}
 
@@ -42,6 +42,7 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "network": set(),
     "slices": set(),
     "ownership": set(),
+    "whole_files": set(),
     "waiters": set(),
     "requests": {"waiters", "model"},
     "wait_budget": {"errors"},
@@ -89,7 +90,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         {"engines", "engines.child.isolation", "engines.workers", "engines.verdicts"},
     ),
     "access.tls": (set(), set()),
-    "access": (CORE, {"access.tls"}),
+    "access": (CORE, {"access.tls", "config", "config.values"}),
     "rpc.connections": (CORE, set()),
     "rpc.flow": (CORE, set()),
     "rpc.wire": (CORE, {"rpc.flow", "telemetry.metrics"}),
@@ -123,7 +124,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"cache", "cache.embedded", "cache.host", "cache.redis", "cache.value"},
     ),
-    "commands": (set(), {"config", "signing"}),
+    "commands": ({"model"}, {"access", "config", "config.values", "signing"}),
     "commands.cache": (
         CORE | {"options"},
         {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "config.values"}

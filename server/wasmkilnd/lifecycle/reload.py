@@ -70,9 +70,38 @@ class Reloader:
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
         self._parts = parts
+        self._one_at_a_time = asyncio.Lock()
+        self._refused: dict[int, str] = {}
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Read and apply, and log each change or why nothing changed; raise for neither."""
+        async with self._one_at_a_time:
+            await self._reload(read)
+
+    async def refresh(self) -> None:
+        """Have each part read its files again, as far as it can use them; the settings stay.
+
+        Unlike a reload, a file that one part cannot use holds back no other part: a token that
+        was revoked must not count on because a certificate is broken. Log a refusal once.
+        """
+        async with self._one_at_a_time:
+            settings = self._settings.current
+            prepared = []
+            for number, prepare in enumerate(self._parts):
+                try:
+                    prepared.append(await asyncio.to_thread(prepare, settings))
+                except CannotReload as failure:
+                    cause = "; ".join(str(failure).splitlines())
+                    if self._refused.get(number) != cause:
+                        self._refused[number] = cause
+                        log.error("cannot read changed files: they change nothing", cause=cause)
+                else:
+                    self._refused.pop(number, None)
+            for apply in prepared:
+                apply()
+            log.info("files read again")
+
+    async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
         old = self._settings.current
         try:
             wanted = (await asyncio.to_thread(read)).settings

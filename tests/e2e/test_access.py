@@ -1,0 +1,188 @@
+"""Tokens and the policy in a running daemon: who gets in, and from when on not any more."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkiln.v1 import admin_service_pb2 as admin_pb
+from wasmkiln.v1 import admin_service_pb2_grpc, module_service_pb2_grpc
+from wasmkiln.v1 import module_service_pb2 as pb
+
+from tests.e2e import wasm
+from tests.e2e.bearers import Metadata, add_token, bearer, listed_tokens, token_command, verdict
+from tests.e2e.daemon import RedisDaemon
+from tests.e2e.processes import eventually
+
+FLAGS = ("--workers", "1", "--redis-url", "none")
+
+
+class Stubs:
+    """The services of a daemon, over one connection."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.modules = module_service_pb2_grpc.ModuleServiceStub(self.channel)
+        self.admin = admin_service_pb2_grpc.AdminServiceStub(self.channel)
+
+    def compile(self, module: bytes | str, metadata: Metadata = (), **fields: object) -> str:
+        """Return the verdict of a Compile call."""
+        source = {"sha256": module} if isinstance(module, str) else {"module": module}
+        request = pb.CompileRequest(**source, **fields)  # type: ignore[arg-type]
+        return verdict(self.modules.Compile, request, metadata)
+
+    def load(self, module: bytes, metadata: Metadata = ()) -> str:
+        """Return the verdict of a Load call."""
+        return verdict(self.modules.Load, pb.LoadRequest(module=module), metadata)
+
+    def capabilities(self, metadata: Metadata = ()) -> str:
+        """Return the verdict of a GetCapabilities call."""
+        return verdict(self.modules.GetCapabilities, pb.GetCapabilitiesRequest(), metadata)
+
+    def evict(self, metadata: Metadata = ()) -> str:
+        """Return the verdict of an Evict call."""
+        request = admin_pb.EvictRequest(module_sha256="0" * 64)
+        return verdict(self.admin.Evict, request, metadata)
+
+
+@pytest.fixture
+def daemon(lean_state_dir: Path) -> Iterator[RedisDaemon]:
+    with RedisDaemon(lean_state_dir, FLAGS) as one:
+        yield one
+
+
+@pytest.fixture
+def stubs(daemon: RedisDaemon) -> Iterator[Stubs]:
+    one = Stubs(daemon.address)
+    with one.channel:
+        yield one
+
+
+def reload(daemon: RedisDaemon) -> None:
+    """Send SIGHUP, and wait until it is answered."""
+    seen = daemon.log.count('"reloaded"')
+    daemon.process.send_signal(signal.SIGHUP)
+    eventually(lambda: daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP", 60)
+
+
+def test_the_first_token_closes_a_running_daemon_and_the_last_does_not_open_it(
+    daemon: RedisDaemon, stubs: Stubs
+) -> None:
+    state = daemon.state_dir
+    module = wasm.adder(1)
+    assert stubs.compile(module) == ""
+
+    builder = bearer(add_token(state, "ci", "compile"))
+    eventually(lambda: stubs.capabilities() == "CREDENTIALS_MISSING", "still open", 60)
+    assert stubs.compile(module) == "CREDENTIALS_MISSING"
+    assert stubs.compile(module, builder) == ""
+    assert stubs.evict(builder) == "ROLE_MISSING admin"
+    ops = bearer(add_token(state, "ops", "admin"))
+    reload(daemon)
+    assert stubs.evict(ops) == ""
+    assert stubs.compile(module, ops) == "ROLE_MISSING read"
+
+    for row in listed_tokens(state):
+        token_command(state, "revoke", row["id"])
+    reload(daemon)
+    for metadata in (builder, ops):
+        assert stubs.capabilities(metadata) == "CREDENTIALS_INVALID"
+    assert stubs.capabilities() == "CREDENTIALS_MISSING"
+
+
+def test_a_revoked_token_ceases_to_count_without_a_signal(
+    daemon: RedisDaemon, stubs: Stubs
+) -> None:
+    text = add_token(daemon.state_dir, "ci", "compile")
+    ci = bearer(text)
+    eventually(lambda: stubs.capabilities() != "", "still open", 60)
+    assert stubs.capabilities(ci) == ""
+    token_command(daemon.state_dir, "revoke", "ci")
+    eventually(lambda: stubs.capabilities(ci) == "CREDENTIALS_INVALID", "it still counts", 60)
+    assert text.split("_")[2] not in daemon.log
+
+
+def test_an_expired_token_ceases_to_count(daemon: RedisDaemon, stubs: Stubs) -> None:
+    brief = bearer(add_token(daemon.state_dir, "brief", "read", expires="4s"))
+    reload(daemon)
+    eventually(lambda: stubs.capabilities(brief) == "CREDENTIALS_INVALID", "it still counts", 60)
+
+
+def test_a_broken_file_changes_nothing_and_is_logged_once(
+    daemon: RedisDaemon, stubs: Stubs
+) -> None:
+    ci = bearer(add_token(daemon.state_dir, "ci", "compile"))
+    reload(daemon)
+    file = daemon.state_dir / "access" / "tokens.json"
+    good = file.read_bytes()
+    file.write_bytes(good[: len(good) // 2])
+    daemon.wait_for_log("cannot read changed files: they change nothing")
+    assert stubs.capabilities(ci) == ""
+    assert stubs.capabilities() == "CREDENTIALS_MISSING"
+    assert daemon.log.count("cannot read changed files") == 1
+
+    file.unlink()  # Without the file a daemon that starts would let everybody in.
+    reload(daemon)
+    assert stubs.capabilities() == "CREDENTIALS_MISSING"
+    assert stubs.capabilities(ci) == "CREDENTIALS_INVALID"
+
+
+def policy(daemon_or_folder: Path, text: str) -> Path:
+    path = daemon_or_folder / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_policy_decides_and_is_read_again_when_it_changes(
+    lean_state_dir: Path, tmp_path: Path
+) -> None:
+    file = policy(tmp_path, '[[rule]]\nidentity = "anonymous"\nroles = ["read"]\n')
+    with RedisDaemon(lean_state_dir, [*FLAGS, "--policy-file", str(file)]) as daemon:
+        stubs = Stubs(daemon.address)
+        with stubs.channel:
+            assert stubs.capabilities() == ""
+            assert stubs.load(wasm.adder(1)) == "ROLE_MISSING compile"
+
+            policy(tmp_path, '[[rule]]\nidentity = "anonymous"\nroles = ["compile"]\n')
+            eventually(lambda: stubs.load(wasm.adder(1)) == "", "the old policy counts", 60)
+            policy(tmp_path, "[[rule]]\n")
+            daemon.wait_for_log("rule 1: it is about nobody")
+            assert stubs.load(wasm.adder(1)) == ""
+            policy(tmp_path, "")
+            reload(daemon)
+            assert stubs.load(wasm.adder(1)) == "CREDENTIALS_MISSING"
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_a_broken_policy_stops_the_daemon_and_the_check(
+    command: str, lean_state_dir: Path, tmp_path: Path
+) -> None:
+    file = policy(tmp_path, '[[rule]]\nidentity = "token:a"\nroles = ["reed"]\n')
+    words = [*("--state-dir", str(lean_state_dir)), *("--policy-file", str(file)), *FLAGS]
+    words += ["--listen", "127.0.0.1:0", "--admin-listen", "none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "wasmkilnd", command, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert f"error: cannot use policy {file}: rule 1: roles: 'reed' is no role" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_health_is_open_only_if_asked(lean_state_dir: Path) -> None:
+    add_token(lean_state_dir, "ci", "compile")
+    for flags, expected in (((), "CREDENTIALS_MISSING"), (("--open-health",), "")):
+        with RedisDaemon(lean_state_dir, [*FLAGS, *flags]) as daemon:
+            health = grpc.insecure_channel(daemon.address)
+            with health:
+                check = health.unary_unary("/grpc.health.v1.Health/Check")
+                assert verdict(check, b"") == expected
+                assert Stubs(daemon.address).capabilities() == "CREDENTIALS_MISSING"
