@@ -99,6 +99,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "telemetry": (set(), set()),
     "telemetry.logs": (set(), set()),
     "telemetry.metrics": ({"errors", "model"}, set()),
+    "telemetry.audit": ({"ports"}, set()),
     "telemetry.admin": ({"network"}, set()),
     "config.values": ({"redis_address"}, set()),
     "config.sections": (set(), {"config.values"}),
@@ -117,7 +118,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
             "engines.install",
             "engines.workers",
         }
-        | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.logs"}
+        | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.audit", "telemetry.logs"}
         | {"telemetry.metrics"},
     ),
     "maintenance": (

@@ -12,6 +12,7 @@ knowing the services.
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
 | ``seals`` | ``Verifier``, ``Sealer``: who vouches for a stored value | ``signing`` |
 | ``access`` | ``Guard``: who calls, and what they may do | ``access`` |
+| ``audit`` | ``Auditor``: writes down who did what | ``telemetry.audit`` |
 | ``recorder`` | ``Recorder``: takes note of what happens | ``telemetry.metrics`` |
 
 Three promises hold for every port that does not say otherwise:
@@ -27,6 +28,7 @@ promise here, and a test of that promise.
 """
 
 from wasmkilnd.ports.access import Guard
+from wasmkilnd.ports.audit import AuditEvent, AuditLine, Auditor
 from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
 from wasmkilnd.ports.recorder import Recorder
@@ -35,6 +37,9 @@ from wasmkilnd.ports.strikes import StrikeStore
 from wasmkilnd.ports.tiers import Cache, HostStore, Tier
 
 __all__ = [
+    "AuditEvent",
+    "AuditLine",
+    "Auditor",
     "Cache",
     "Claim",
     "CompiledCode",

@@ -65,6 +65,8 @@ def configure(log_format: str, level: str, stream: TextIO) -> None:
 _HEAD = ("timestamp", "level", "event")
 # An event's kind, where its event, code and reason do not name it.
 _KIND = "_kind"
+# The audit limits those that strangers can cause by itself.
+_LIMITS = {"call": repeats.CALL_LINES, "audit": sys.maxsize}
 _pipeline: _Pipeline | None = None
 
 
@@ -93,7 +95,7 @@ class _Pipeline:
         allowed = True
         try:
             kind = event.pop(_KIND, None) or _kind(method, event)
-            limit = repeats.CALL_LINES if event.get("event") == "call" else repeats.LINES
+            limit = _LIMITS.get(str(event.get("event")), repeats.LINES)
             allowed = not self._limited or self.repeats.allows(kind, limit)
             event = structlog.contextvars.merge_contextvars(logger, method, event)
             # A library's record may have a level of its own.

@@ -144,6 +144,9 @@ class Catalogue:
         )
         self.rpcs = self._counters("rpcs", "RPCs that ended.", method=(), code=_GRPC_CODES)
         self.sent_bytes = self._counter("sent_bytes", "Artifact bytes sent to callers.")
+        self.audit_lost = self._counter(
+            "audit_lost", "Lines of the audit that could not be written."
+        )
 
         self.lookup_durations = self._latencies(
             "tier_lookup_duration_seconds",

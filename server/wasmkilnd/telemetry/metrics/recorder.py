@@ -125,6 +125,10 @@ class Metrics:
         """Record that artifact bytes went to a caller."""
         self.catalogue.sent_bytes.inc(size_bytes)
 
+    def audit_lost(self, count: int) -> None:
+        """Record that lines of the audit could not be written."""
+        self.catalogue.audit_lost.inc(count)
+
     @property
     def uptime_s(self) -> float:
         """Seconds since this object was made."""

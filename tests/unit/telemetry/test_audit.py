@@ -1,0 +1,266 @@
+"""The audit: its lines, its file, and what is left of both in a flood or on a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from wasmkilnd.ports import AuditEvent, AuditLine
+from wasmkilnd.telemetry.audit import floods
+from wasmkilnd.telemetry.audit.audit import Audit, ToFile, ToLog
+from wasmkilnd.telemetry.audit.file import AuditFile
+from wasmkilnd.telemetry.audit.floods import INTERVAL_S, LINES, LINES_OF_A_FLOOD, FailureLimit
+
+DONE = AuditLine(AuditEvent.COMPILE, "token:ci", peer="192.0.2.1:7", origin="compiled")
+REFUSED = AuditLine(AuditEvent.REFUSAL, code="UNAUTHENTICATED", reason="CREDENTIALS_MISSING")
+
+
+class Now:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+def audit(path: Path, limit_bytes: int = 2**20, kept: int = 3, **options: Any) -> Audit:
+    return Audit(ToFile(AuditFile(path, limit_bytes, kept)), **options)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_has_what_there_is_to_tell_and_nothing_empty(path: Path) -> None:
+    audit(path).write(replace(DONE, about={"uploaded": True}))
+    [line] = lines(path)
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "event": "compile",
+        "identity": "token:ci",
+        "peer": "192.0.2.1:7",
+        "code": "OK",
+        "origin": "compiled",
+        "uploaded": True,
+    }
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_texts_of_callers_cannot_forge_a_line_or_make_it_long(path: Path) -> None:
+    audit(path).write(replace(DONE, engine='x"}\n{"event":"admin' + "\N{SNOWMAN}" * 10_000))
+    [line] = lines(path)
+    assert line["event"] == "compile"
+    assert path.stat().st_size < 16_384
+    assert path.read_bytes().isascii()
+
+
+def test_an_audit_that_is_off_writes_nothing() -> None:
+    off = Audit()
+    off.write(DONE)
+    assert not off.on
+
+
+def test_a_full_file_is_renamed_and_so_many_are_kept(path: Path) -> None:
+    written = audit(path, limit_bytes=400, kept=2)
+    for number in range(20):
+        written.write(replace(DONE, request_id=str(number)))
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "audit.jsonl",
+        "audit.jsonl.1",
+        "audit.jsonl.2",
+    ]
+    kept = [
+        line["request_id"] for name in (".2", ".1", "") for line in lines(Path(f"{path}{name}"))
+    ]
+    assert kept == [str(number) for number in range(20 - len(kept), 20)]
+    assert all(each.stat().st_size <= 400 for each in path.parent.iterdir())
+
+
+def test_with_fewer_to_keep_the_others_go(path: Path) -> None:
+    for number in (1, 2, 3, 4):
+        path.with_name(f"{path.name}.{number}").write_text("{}\n")
+    written = audit(path, limit_bytes=150, kept=2)
+    written.write(DONE)
+    written.write(DONE)
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "audit.jsonl",
+        "audit.jsonl.1",
+        "audit.jsonl.2",
+    ]
+
+
+def test_the_next_file_has_the_mode_of_the_one_before(path: Path) -> None:
+    written = audit(path, limit_bytes=150)
+    written.write(DONE)
+    path.chmod(0o640)
+    written.write(DONE)
+    assert path.with_name(f"{path.name}.1").exists()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_others_rename_or_delete_is_made_anew(path: Path) -> None:
+    written = audit(path)
+    written.write(replace(DONE, request_id="1"))
+    path.rename(path.with_suffix(".old"))
+    written.write(replace(DONE, request_id="2"))
+    path.unlink()
+    written.write(replace(DONE, request_id="3"))
+    assert [line["request_id"] for line in lines(path.with_suffix(".old"))] == ["1"]
+    assert [line["request_id"] for line in lines(path)] == ["3"]
+
+
+def _append(path: Path, name: str, count: int) -> None:
+    written = audit(path, limit_bytes=20_000, kept=1000)
+    for number in range(count):
+        written.write(replace(DONE, request_id=f"{name}-{number}"))
+
+
+def test_several_processes_append_and_rotate_and_lose_nothing(path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_append, args=(path, str(n), 1000)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    found = [line["request_id"] for each in path.parent.iterdir() for line in lines(each)]
+    assert len(list(path.parent.iterdir())) > 3
+    assert sorted(found) == sorted(f"{n}-{number}" for n in range(4) for number in range(1000))
+
+
+def test_a_file_that_cannot_be_renamed_grows_and_the_log_says_so_once(path: Path) -> None:
+    written = audit(path, limit_bytes=300, kept=1)
+    path.with_name(f"{path.name}.1").mkdir()  # in the way
+    with capture_logs() as logged:
+        for _ in range(10):
+            written.write(DONE)
+    assert len(lines(path)) == 10
+    assert [line["event"] for line in logged] == ["cannot rename the audit file, so it grows"]
+
+
+def no_room(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_loses_lines_says_so_once_and_tells_how_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[int] = []
+    written = audit(path, lost=lost.append)
+    written.write(DONE)
+    real_write = os.write
+    with capture_logs() as logged:
+        monkeypatch.setattr(os, "write", no_room)
+        for _ in range(3):
+            written.write(DONE)
+        monkeypatch.setattr(os, "write", real_write)
+        written.write(DONE)
+    assert [line["event"] for line in logged] == [
+        "cannot write the audit",
+        "the audit is written again",
+    ]
+    assert logged[0]["cause"] == "No space left on device"
+    assert sum(lost) == 3
+    assert [line["event"] for line in lines(path)] == ["compile", "lost", "compile"]
+    assert lines(path)[1]["lines"] == 3
+
+
+def test_half_a_line_does_not_swallow_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = audit(path)
+    real_write: Callable[[int, Any], int] = os.write
+    left = [40]
+
+    def little_room(descriptor: int, data: Any) -> int:
+        if not left:
+            return no_room()
+        return real_write(descriptor, data[: left.pop()])
+
+    monkeypatch.setattr(os, "write", little_room)
+    written.write(DONE)
+    monkeypatch.setattr(os, "write", real_write)
+    written.write(DONE)
+    first, *others = path.read_text().splitlines()
+    assert len(first) == 40
+    assert [json.loads(line)["event"] for line in others] == ["lost", "compile"]
+
+
+def test_half_a_line_of_a_process_before_does_not_swallow_the_next(path: Path) -> None:
+    path.write_text('{"time":')
+    audit(path).write(DONE)
+    assert json.loads(path.read_text().splitlines()[1])["event"] == "compile"
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "missing folder"])
+def test_what_is_no_file_is_refused(path: Path, kind: str) -> None:
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path = path / "x" / "y"
+    with pytest.raises(OSError):
+        AuditFile(path, 10**6, 1).open()
+
+
+def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(path: Path) -> None:
+    now = Now()
+    written = audit(path, limit=FailureLimit(now))
+    for _ in range(1000):
+        written.write(REFUSED)
+    written.write(replace(REFUSED, identity="token:ci"))  # another caller's is not hidden
+    for _ in range(300):
+        written.write(DONE)  # what succeeds is not limited
+    assert len(lines(path)) == LINES + 1 + 300
+    now.now_s += INTERVAL_S
+    for _ in range(1000):
+        written.write(REFUSED)
+    told = lines(path)[LINES + 301 :]
+    assert [line.get("left_out") for line in told] == [1000 - LINES] + [None] * LINES_OF_A_FLOOD
+    assert told[0]["reason"] == "CREDENTIALS_MISSING"
+    written.close()
+    assert lines(path)[-1]["left_out"] == 1000 - LINES_OF_A_FLOOD
+
+
+def test_a_flood_that_is_over_is_forgotten() -> None:
+    now = Now()
+    limit = FailureLimit(now)
+    kind = floods.Kind(AuditEvent.REFUSAL, "UNAUTHENTICATED", "X", "")
+    for _ in range(LINES + 5):
+        limit.allows(kind)
+    now.now_s += INTERVAL_S
+    assert limit.ended() == [(kind, 5)]
+    now.now_s += INTERVAL_S
+    assert limit.ended() == []
+    assert [limit.allows(kind) for _ in range(LINES)] == [True] * LINES
+
+
+def test_however_many_identities_there_are_few_are_remembered() -> None:
+    limit = FailureLimit(Now())
+    for number in range(10 * floods.KINDS):
+        limit.allows(floods.Kind(AuditEvent.REFUSAL, "PERMISSION_DENIED", "X", f"jwt:{number}"))
+    left_out = limit.ended(all_kinds=True)
+    assert [kind.identity for kind, _ in left_out] == [floods.OTHERS]
+    assert left_out[0][1] == 9 * floods.KINDS - LINES
+
+
+def test_lines_go_to_the_log_if_asked() -> None:
+    with capture_logs() as logged:
+        Audit(ToLog()).write(DONE)
+    assert logged[0]["event"] == "audit"
+    assert logged[0]["act"] == "compile"
+    assert logged[0]["identity"] == "token:ci"
