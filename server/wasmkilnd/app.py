@@ -22,6 +22,7 @@ from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
+from wasmkilnd.lifecycle.auditing import audit_start, reload_of
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
@@ -76,7 +77,9 @@ class Daemon:
         opening = Opening(
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
         )
+        audit = await opening.audit()
         signing = await opening.signing()
+        audit_start(audit, self._version, signing.current)
         marks = Marks()
         sealer = CurrentSealer(signing, marks.evicted_ms)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
@@ -132,6 +135,7 @@ class Daemon:
             self._traffic_limits,
             memory.holds,
             access.guard,
+            audit,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
         self._reloader = Reloader(
@@ -143,9 +147,10 @@ class Daemon:
             host,
             remote,
             cache,
+            audit,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
-            parts=[access.prepare],
+            parts=[access.prepare, reload_of(audit)],
         )
         self._in_the_background(access.follow(self._reloader.refresh))
         admin_address = await opening.admin(self._readiness)
@@ -158,6 +163,7 @@ class Daemon:
         self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(remote))
         rpc.health.set(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.health.set))
+        self._in_the_background(audit.run())
         self._in_the_background(MallocTrim.of_this_process().run())
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()

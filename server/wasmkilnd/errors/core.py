@@ -78,6 +78,8 @@ class WasmkilnError(Exception):
         self.field = field
         self.retry_after_s = retry_after_s
         self.fault = fault
+        self.identity = ""
+        """Who was refused, where that is known: for the audit. Callers do not get it."""
         self.metadata = {name: str(value) for name, value in metadata.items()}
 
     def again(self) -> WasmkilnError:

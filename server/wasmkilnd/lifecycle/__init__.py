@@ -7,6 +7,7 @@
 | start | ``preflight`` | refuses to start where this host or user rules a setting out |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
 | | ``opening`` | opens keys, tiers and the admin server |
+| | ``auditing`` | where the audit goes, and its lines about the daemon itself |
 | | ``start_engines`` | starts the installed engines, and leaves out those that do not work |
 | | ``served_engines`` | ``engines.json``: what clients need to compute fingerprints |
 | | ``banner`` | the text for the person at the terminal |

@@ -13,6 +13,7 @@ from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.served_engines import served_engines
@@ -24,6 +25,7 @@ from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.signing.ring import CurrentSealer, Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 _FLUSH_S = 5.0
@@ -46,6 +48,16 @@ class Opening:
         self._metrics = metrics
         self._on_stop = on_stop
         self._shutdown = shutdown
+
+    async def audit(self) -> Audit:
+        """Open the audit. Raises CannotStart."""
+        try:
+            target = await asyncio.to_thread(open_target, self._settings.current)
+        except CannotAudit as failure:
+            raise CannotStart(str(failure)) from None
+        audit = Audit(target, self._metrics.audit_lost)
+        self._on_stop.callback(end_audit, audit)
+        return audit
 
     async def signing(self) -> Reloadable[Signing]:
         """Open the keys. Raises CannotStart."""

@@ -15,8 +15,10 @@ from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.config.changes import Change, changes, take_over
 from wasmkilnd.config.load import ConfigError, LoadedSettings
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.auditing import CannotAudit, audit_keys, audit_settings
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
+from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.ring import Signing, log_key_changes, open_signing
 from wasmkilnd.signing.store import KeysUnusable
@@ -28,6 +30,8 @@ log = structlog.get_logger("wasmkilnd")
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
     """A part cannot use the new settings, or what they name; the message says why."""
 
+
+_CANNOT = (ConfigError, KeysUnusable, CannotOpenShared, CannotAudit, CannotReload)
 
 Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
 """Reads all that a part takes from settings and the files that they name; returns what applies it.
@@ -53,6 +57,7 @@ class Reloader:
         host: OpenHost,
         remote: SharedTier,
         cache: TieredCache,
+        auditor: Auditor,
         *,
         largest_module_bytes: int,
         daemon_version: str,
@@ -67,6 +72,7 @@ class Reloader:
         self._host = host
         self._remote = remote
         self._cache = cache
+        self._auditor = auditor
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
         self._parts = parts
@@ -113,7 +119,7 @@ class Reloader:
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
             apply_to_parts = await asyncio.to_thread(self._prepare, new)
             switch_redis = self._remote.prepare_reconnect(redis_access(new))
-        except (ConfigError, KeysUnusable, CannotOpenShared, CannotReload) as failure:
+        except _CANNOT as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("cannot reload: nothing changed", cause=cause)
             return
@@ -124,6 +130,7 @@ class Reloader:
                 log.warning(
                     "setting needs a restart", setting=change.field, old=change.old, new=change.new
                 )
+        audit_settings(self._auditor, [change.field for change in live])
         switch_redis()
         for apply in apply_to_parts:
             apply()
@@ -152,6 +159,7 @@ class Reloader:
             self._host.resize(new.effective_host_store_bytes)
         await self._host.write_engines()
         before, self._signing.current = self._signing.current, signing
+        audit_keys(self._auditor, before, signing)
         standard_error.configure(new.log_format, new.log_level)
         if log_key_changes(before, signing):
             dropped = await self._cache.recheck(signing.sealer)

@@ -22,8 +22,9 @@ from wasmkilnd.errors import (
 )
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import Entrance, TrafficLimits
-from wasmkilnd.ports import Guard
+from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc import audited
 from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, this_task
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.flow.send import Sender
@@ -103,6 +104,7 @@ class Traffic:
     sender: Sender
     recorder: CallRecorder
     guard: Guard
+    auditor: Auditor
     entrance: Entrance
 
 
@@ -134,6 +136,7 @@ def handler(
     async def answer(call: Call) -> bytes | None:
         # No variable here keeps the request: it may be megabytes, and the call may wait long.
         found = await behavior(await request(call), call)
+        audited.answered(traffic.auditor, method, call)
         if isinstance(found, SerializedAnswer):
             last = await traffic.sender.send_but_last(
                 call.context, call.caller, found.first, found.artifact
@@ -159,12 +162,14 @@ def handler(
         except WasmkilnError as failure:
             ended.code, ended.reason = status.CODES[failure.reason], failure.reason.value
             ended.limit = failure.metadata.get("limit", "")
+            audited.failed(traffic.auditor, method, call, failure)
             forget_frames(failure)
             if not context.done():
                 await abort(context, failure)
         except asyncio.CancelledError as gone:
             # The caller hung up, its deadline passed, or the server stops. grpcio ends the call.
             ended.code = grpc.StatusCode.CANCELLED
+            audited.left(traffic.auditor, method, call)
             forget_frames(gone)
             raise
         except aio.InternalError:
@@ -175,14 +180,13 @@ def handler(
             ended.code, ended.reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
             log.exception("call failed", method=method, request_id=call.request_id)
             forget_frames(defect)
-            await abort(
-                context,
-                WasmkilnError(
-                    Reason.INTERNAL,
-                    f"the daemon failed: see its log for request {call.request_id}",
-                    request_id=call.request_id,
-                ),
+            failed = WasmkilnError(
+                Reason.INTERNAL,
+                f"the daemon failed: see its log for request {call.request_id}",
+                request_id=call.request_id,
             )
+            audited.failed(traffic.auditor, method, call, failed)
+            await abort(context, failed)
         finally:
             call.release_request()
         return None

@@ -19,6 +19,7 @@ from grpc import aio
 
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
+from wasmkilnd.rpc import audited
 from wasmkilnd.rpc.calls import Traffic, abort
 from wasmkilnd.rpc.connections.call import Call, Context
 from wasmkilnd.rpc.wire.bounds import plan_of
@@ -118,6 +119,7 @@ def _limited(handler: Any, method: str, traffic: Traffic) -> Any:
             finally:
                 traffic.grpcio_gate.leave(call.caller)
         except WasmkilnError as failure:
+            audited.failed(traffic.auditor, method, call, failure)
             forget_frames(failure)
             if not context.done():
                 await abort(context, failure)

@@ -18,7 +18,7 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
 from wasmkilnd.model import PLAINTEXT, Artifact, TrafficLimits
 from wasmkilnd.network import is_listening
-from wasmkilnd.ports import Guard
+from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import Behavior, CallGate, CallRecorder, Traffic, abort, handler
 from wasmkilnd.rpc.connections import sockets
@@ -110,6 +110,7 @@ class RpcServer:
         limits: Reloadable[TrafficLimits],
         in_memory: Callable[[Artifact], bool],
         guard: Guard,
+        auditor: Auditor,
     ) -> None:
         """``in_memory`` tells whether the memory tier holds an artifact."""
         message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
@@ -131,6 +132,7 @@ class RpcServer:
             Sender(limits, abort, self._close_connection, in_memory),
             recorder,
             guard,
+            auditor,
             PLAINTEXT,
         )
         self._ungated = replace(self._traffic, gate=CallGate(limits))

@@ -74,6 +74,10 @@ class Call:
     queue_ms: float | None = None
     compile_ms: float | None = None
     bytes: int | None = None
+    about: dict[str, str | int | bool] = field(default_factory=dict)
+    """What else its line of the audit tells."""
+    audited: bool = False
+    """Whether it has its line of the audit."""
     _request_id: str = ""
     _sent: tuple[Any, ...] | None = None
 

@@ -36,9 +36,11 @@ class AdminServicer:
                 "cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier"
             )
         call.module, call.engine = request.module_sha256, request.engine
+        call.about["tier"] = messages.TIERS[request.tier] or "all"
         evicted, unreachable = await self._modules.evict(
             messages.evict_scope(request), messages.TIERS[request.tier]
         )
+        call.about |= {"artifacts": evicted.artifacts, "modules": evicted.modules}
         return pb.EvictResponse(
             artifacts=evicted.artifacts,
             modules=evicted.modules,
@@ -66,6 +68,7 @@ class AdminServicer:
         elif not request.all:
             raise invalid_request("cannot release: set module_sha256, or all to true", "scope")
         released, reached_redis = await self._quarantine.release(request.module_sha256)
+        call.about["released"] = released
         return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not reached_redis)
 
     async def drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:

@@ -45,7 +45,7 @@ class ModuleServicer:
         del request  # The call may wait long, and one copy of the module is enough.
         try:
             loaded = await self._modules.load(wanted)
-        except WasmkilnError as failure:
+        except (WasmkilnError, asyncio.CancelledError) as failure:
             call.module = _refused_module(wanted, failure)
             raise
         call.module, call.engine = loaded.module.sha256, loaded.engine_id
@@ -57,9 +57,10 @@ class ModuleServicer:
         omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
         wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
+        call.about["uploaded"] = bool(wanted.wasm)
         try:
             served = await self._service.compile(wanted)
-        except WasmkilnError as failure:
+        except (WasmkilnError, asyncio.CancelledError) as failure:
             call.module = _refused_module(wanted, failure)
             raise
         artifact = served.artifact
@@ -108,9 +109,10 @@ def _terms(call: Call) -> Terms:
     )
 
 
-def _refused_module(wanted: CompileRequest | LoadRequest, failure: WasmkilnError) -> str:
+def _refused_module(wanted: CompileRequest | LoadRequest, failure: BaseException) -> str:
     """Return the digest of a refused module for the log line, if admission computed it.
 
     Admission does not hash bytes that are no module, or too large.
     """
-    return wanted.sha256 or failure.metadata.get("actual_sha256", "")
+    metadata = failure.metadata if isinstance(failure, WasmkilnError) else {}
+    return wanted.sha256 or metadata.get("actual_sha256", "")

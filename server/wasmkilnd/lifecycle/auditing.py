@@ -1,0 +1,93 @@
+"""The audit of a daemon: where it goes, and the lines about the daemon itself."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
+from wasmkilnd.signing.ring import Signing
+from wasmkilnd.telemetry.audit.audit import Audit, Target, ToFile, ToLog
+from wasmkilnd.telemetry.audit.file import AuditFile
+
+TO_LOG = "log"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
+    """The audit file cannot be used; the message says why and what to do."""
+
+
+def open_target(settings: Settings) -> Target | None:
+    """Open where ``settings`` send the audit. May block. Raises CannotAudit.
+
+    On a full disk the daemon serves: it counts the lines that are lost until there is room.
+    """
+    if not settings.audit_file:
+        return None
+    if settings.audit_file == TO_LOG:
+        return ToLog()
+    path = Path(settings.audit_file).expanduser()
+    file = AuditFile(path, settings.audit_file_bytes, settings.audit_files)
+    try:
+        file.open()
+        file.close()  # The first line opens it again: the settings may not be taken over.
+    except OSError as failure:
+        if failure.errno not in _FULL:
+            raise CannotAudit(
+                f"cannot write the audit to {path}: {failure.strerror}; name a file in a folder"
+                f" that the daemon may write to with audit_file, or {TO_LOG} for its log"
+            ) from None
+    return ToFile(file)
+
+
+def reload_of(audit: Audit) -> Callable[[Settings], Callable[[], None]]:
+    """Return how the audit takes over settings at a reload; the file is opened anew."""
+
+    def prepare(new: Settings) -> Callable[[], None]:
+        target = open_target(new)
+        return lambda: audit.use(target)
+
+    return prepare
+
+
+def audit_start(auditor: Auditor, version: str, signing: Signing) -> None:
+    """Write that the daemon starts, and with which keys."""
+    ring = signing.ring
+    about: dict[str, str | int | bool] = {
+        "version": version,
+        "key_id": ring.signing.public.id,
+        "trusted_keys": len(ring.trusted),
+    }
+    auditor.write(AuditLine(AuditEvent.START, about=about))
+
+
+def end_audit(audit: Audit) -> None:
+    """Write that the daemon ends, and close the audit."""
+    audit.write(AuditLine(AuditEvent.STOP))
+    audit.close()
+
+
+def audit_settings(auditor: Auditor, fields: Iterable[str]) -> None:
+    """Write which settings a reload changes; their values are in the log, without secrets."""
+    for field in fields:
+        audit_change(auditor, "setting", setting=field)
+
+
+def audit_keys(auditor: Auditor, old: Signing, new: Signing) -> None:
+    """Write which keys a reload changes."""
+    before, after = old.ring.signing.public.id, new.ring.signing.public.id
+    if before != after:
+        audit_change(auditor, "signing_key", key_id=after, before=before)
+    trusted_before, trusted = set(old.ring.trusted), set(new.ring.trusted)
+    for key_id in sorted(trusted - trusted_before):
+        audit_change(auditor, "key_trusted", key_id=key_id)
+    for key_id in sorted(trusted_before - trusted):
+        audit_change(auditor, "key_distrusted", key_id=key_id)
+
+
+def audit_change(auditor: Auditor, what: str, **about: str | int | bool) -> None:
+    """Write that something was read again and differs."""
+    auditor.write(AuditLine(AuditEvent.CHANGE, about={"what": what, **about}))

@@ -1,0 +1,217 @@
+"""The audit of a running daemon: who did what, in the file before the answer is there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkiln import ModuleInvalid, ModuleNotLoaded, NotWasm
+from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.store import KeyStore
+
+from tests.e2e import wasm
+from tests.e2e.callers import Caller
+from tests.e2e.daemon import Daemon, RedisDaemon
+from tests.e2e.processes import eventually, jobs_of
+
+KILLS = int(os.environ.get("WASMKILN_TEST_KILLS", "5"))
+"""How often a daemon is killed; each needs a start."""
+ENGINE = "wasmer-1.1.0"
+FLAGS = ("--workers", "1", "--redis-url", "none")
+_tags = itertools.count(1)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def acts(path: Path) -> list[dict[str, Any]]:
+    """Return the lines about calls."""
+    return [line for line in lines(path) if "method" in line]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+def audited(state: Path, path: Path, flags: Sequence[str] = ()) -> Daemon:
+    return RedisDaemon(state, (*FLAGS, "--audit-file", str(path), *flags))
+
+
+def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Path) -> None:
+    module = wasm.adder(next(_tags))
+    with audited(lean_state_dir, path) as daemon, daemon.client() as client:
+        made = client.compile(module)
+        client.compile(module)  # a hit, as is the next
+        client.compile(made.header.module_sha256)
+        loaded = client.load(wasm.adder(next(_tags)))
+        with pytest.raises(ModuleNotLoaded):  # clients ask like this before they upload
+            client.compile("0" * 64)
+        with pytest.raises(NotWasm):
+            client.compile(b"no module")
+        with pytest.raises(ModuleInvalid):
+            client.load(wasm.adder(next(_tags))[:-1])
+        client.quarantined()
+        client.evict(module_sha256=made.header.module_sha256)
+        client.release(everything=True)
+        client.stats()
+        client.capabilities()
+        client.find_missing([made.header.module_sha256])
+        client.drain()
+        daemon.process.wait(30)
+    found = acts(path)
+    told = [(line["event"], line["method"].rpartition("/")[2], line["code"]) for line in found]
+    assert told == [
+        ("compile", "Compile", "OK"),
+        ("upload", "Load", "OK"),
+        ("compile", "Compile", "INVALID_ARGUMENT"),
+        ("upload", "Load", "INVALID_ARGUMENT"),
+        ("admin", "ListQuarantine", "OK"),
+        ("admin", "Evict", "OK"),
+        ("admin", "ReleaseQuarantine", "OK"),
+        ("admin", "Drain", "OK"),
+    ]
+    compiled, uploaded, no_wasm, invalid, _, evicted, released, _ = found
+    assert compiled["module"] == made.header.module_sha256
+    assert compiled["engine"] == ENGINE
+    assert compiled["origin"] == "compiled"
+    assert compiled["uploaded"] is True
+    assert compiled["peer"].startswith("127.0.0.1:")
+    assert compiled["request_id"]
+    assert uploaded["module"] == loaded.sha256
+    assert no_wasm["reason"] == "NOT_WASM"
+    assert invalid["reason"] == "MODULE_INVALID"
+    assert invalid["module"]
+    assert evicted["module"] == made.header.module_sha256
+    assert evicted["artifacts"] == 1
+    assert released["released"] == 0
+    start, *_, stop = lines(path)
+    assert start["event"] == "start"
+    assert len(start["key_id"]) == 64
+    assert stop["event"] == "stop"
+    assert all("identity" in line and "time" in line for line in lines(path))
+
+
+def test_callers_who_share_a_compile_or_leave_it_have_lines(
+    lean_state_dir: Path, path: Path
+) -> None:
+    module = wasm.many_functions(5_000, tag=next(_tags))
+    with audited(lean_state_dir, path) as daemon, Caller(daemon) as one, Caller(daemon) as other:
+        first = one.compile(module, engine=ENGINE)
+        eventually(lambda: jobs_of(daemon.pid), "no job started")
+        [job] = jobs_of(daemon.pid)
+        os.kill(job, signal.SIGSTOP)
+        second = other.compile(module, engine=ENGINE)
+        third = other.compile(module, engine=ENGINE)
+        eventually(lambda: daemon.metric("calls") == 3, "the calls did not arrive")
+        eventually(lambda: daemon.metric("receive_bytes") == 0, "they wait for nothing yet")
+        third.cancel()
+        eventually(lambda: len(acts(path)) == 1, "no line of the caller who left")
+        os.kill(job, signal.SIGCONT)
+        assert list(first)
+        assert list(second)
+        found = acts(path)
+    assert [(line["event"], line["code"]) for line in found] == [
+        ("compile", "CANCELLED"),
+        ("compile", "OK"),
+        ("compile", "OK"),
+    ]
+    assert sorted(line["origin"] for line in found[1:]) == ["compiled", "joined_flight"]
+    assert len({line["module"] for line in found}) == 1
+
+
+def test_a_killed_daemon_loses_no_line_of_an_answered_call(
+    lean_state_dir: Path, path: Path
+) -> None:
+    answered = []
+    for number in range(KILLS):
+        with audited(lean_state_dir, path) as daemon, Caller(daemon) as caller:
+            name = f"kill-{number}"
+            assert list(caller.compile(wasm.adder(next(_tags)), engine=ENGINE, name=name))
+            daemon.process.kill()
+            answered.append(name)
+    assert [line["request_id"] for line in acts(path)] == answered
+
+
+def test_a_file_that_is_renamed_is_followed_and_sighup_changes_where_it_is(
+    lean_state_dir: Path, path: Path, tmp_path: Path
+) -> None:
+    config, second = tmp_path / "wasmkilnd.toml", tmp_path / "second.jsonl"
+    config.write_text(f'audit_file = "{path}"\n')
+    with (
+        RedisDaemon(lean_state_dir, (*FLAGS, "--config", str(config))) as daemon,
+        daemon.client() as client,
+    ):
+
+        def reload(answer: str) -> None:
+            daemon.process.send_signal(signal.SIGHUP)
+            seen = daemon.log.count(answer)
+            eventually(lambda: daemon.log.count(answer) > seen, f"no {answer}")
+
+        client.quarantined()
+        path.rename(tmp_path / "audit.old")
+        client.quarantined()
+        assert len(acts(tmp_path / "audit.old")) == len(acts(path)) == 1
+        reload('"reloaded"')
+        client.quarantined()
+        assert len(acts(path)) == 2
+        config.write_text(f'audit_file = "{tmp_path}"\n')
+        reload('"cannot reload')
+        assert "cannot write the audit to" in daemon.log
+        client.quarantined()
+        assert len(acts(path)) == 3
+        other = PrivateKey.generate()
+        KeyStore(lean_state_dir / "keys").trust(other.public)
+        config.write_text(f'audit_file = "{second}"\n')
+        reload('"reloaded"')
+        client.quarantined()
+        assert len(acts(path)) == 3
+        assert lines(path)[-1]["setting"] == "audit_file"
+    change, act, _ = lines(second)
+    assert (change["what"], change["key_id"]) == ("key_trusted", other.public.id)
+    assert act["event"] == "admin"
+
+
+def test_a_file_that_cannot_be_written_stops_no_call(lean_state_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    path = folder / "audit.jsonl"
+    with audited(lean_state_dir, path) as daemon, daemon.client() as client:
+        path.unlink()
+        folder.rmdir()
+        for _ in range(3):
+            client.quarantined()
+        assert daemon.metric("audit_lost_total") == 3
+        folder.mkdir()
+        client.quarantined()
+        daemon.wait_for_log("the audit is written again")
+        assert daemon.log.count("cannot write the audit") == 1
+        assert [line["event"] for line in lines(path)] == ["lost", "admin"]
+        assert lines(path)[0]["lines"] == 3
+
+
+def test_a_daemon_that_cannot_open_its_audit_does_not_start(
+    lean_state_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match=r"cannot write the audit to .*: Is a directory"):
+        audited(lean_state_dir, tmp_path)
+
+
+def test_the_audit_may_go_to_the_log(lean_state_dir: Path) -> None:
+    with (
+        RedisDaemon(lean_state_dir, (*FLAGS, "--audit-file", "log")) as daemon,
+        daemon.client() as client,
+    ):
+        for _ in range(50):
+            client.quarantined()
+        eventually(lambda: daemon.log.count('"act": "admin"') == 50, "lines are missing")
+        line = json.loads(daemon.wait_for_log('"act": "admin"'))
+    assert line["event"] == "audit"
+    assert line["peer"].startswith("127.0.0.1:")
