@@ -136,7 +136,7 @@ class CompileService:
         if module is None:
             module = await self._cache.get_module(sha256, budget)
             if module is None:
-                raise errors.module_not_loaded(sha256)
+                raise request.refused_miss() or errors.module_not_loaded(sha256)
             # Only the module tells whether it is a component. For a component, a request that
             # names no engine may mean another engine than the default.
             spec = self._spec(request, module)
@@ -144,6 +144,8 @@ class CompileService:
                 key = CacheKey(sha256, spec.fingerprint)
                 if served := await self._look_up(key, spec, request, budget):
                     return served
+        if refused := request.refused_miss():
+            raise refused
         module = self._copies.setdefault(sha256, module)
         return CompileWork(key, module, uploaded, spec, request.skip_cache_lookup, budget)
 
@@ -163,7 +165,8 @@ class CompileService:
         served = await self._get(key, request, budget)
         if served is None and (fast := self._fast(spec, request)):
             fast_key = CacheKey(key.module_sha256, fast.fingerprint)
-            if served := await self._get(fast_key, request, budget):
+            served = await self._get(fast_key, request, budget)
+            if served and not request.hits_only:
                 self._behind.add(key.module_sha256, spec)
         return served
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wasmkilnd import errors
+from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact, HostFile, Module, Origin
 from wasmkilnd.waiters import Waiter
 
@@ -42,6 +44,8 @@ class CompileRequest:
     """How the artifact's bytes may be encoded."""
     accept_fast: bool = False
     """Whether the caller takes a fast compiler's artifact until the optimised one is there."""
+    hits_only: bool = False
+    """Whether the caller may have what a tier holds, and nothing compiled for it."""
     terms: Terms = field(default_factory=Terms)
 
     def of_call(self, terms: Terms) -> CompileRequest:
@@ -57,8 +61,23 @@ class CompileRequest:
             self.accept_host_file,
             self.accept_encodings,
             self.accept_fast,
+            self.hits_only,
             terms,
         )
+
+    def restrict_to_hits(self) -> None:
+        """Let the call have what a tier holds, and nothing else. Raises ROLE_MISSING."""
+        if self.wasm:
+            raise errors.only_hits("upload a module")
+        if self.skip_cache_lookup:
+            raise errors.only_hits("compile a module again")
+        self.hits_only = True
+
+    def refused_miss(self) -> WasmkilnError | None:
+        """Return why no tier's holding the artifact ends the call; None if it does not."""
+        if self.hits_only:
+            return errors.only_hits("compile the module: no cache holds its artifact")
+        return None
 
 
 @dataclass(slots=True)

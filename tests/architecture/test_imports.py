@@ -44,7 +44,7 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "ownership": set(),
     "whole_files": set(),
     "waiters": set(),
-    "requests": {"waiters", "model"},
+    "requests": {"waiters", "model", "errors"},
     "wait_budget": {"errors"},
     "ports": {"model", "errors", "waiters", "wait_budget", "wire"},
     "admission": {"model", "errors", "waiters", "reloadable", "fair_share", "requests", "ports"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -186,3 +187,26 @@ def test_health_is_open_only_if_asked(lean_state_dir: Path) -> None:
                 check = health.unary_unary("/grpc.health.v1.Health/Check")
                 assert verdict(check, b"") == expected
                 assert Stubs(daemon.address).capabilities() == "CREDENTIALS_MISSING"
+
+
+def test_who_may_only_read_gets_hits_and_has_nothing_compiled(
+    daemon: RedisDaemon, stubs: Stubs
+) -> None:
+    builder = bearer(add_token(daemon.state_dir, "ci", "compile"))
+    reader = bearer(add_token(daemon.state_dir, "host", "read"))
+    reload(daemon)
+    module, other = wasm.adder(1), wasm.adder(2)
+    digest, unknown = hashlib.sha256(module).hexdigest(), hashlib.sha256(other).hexdigest()
+
+    assert stubs.load(module, builder) == ""
+    assert stubs.compile(digest, reader) == "ROLE_MISSING compile"
+    assert stubs.compile(unknown, reader) == "ROLE_MISSING compile"
+    assert stubs.compile(digest, builder) == ""
+    assert stubs.compile(digest, reader) == ""
+    assert stubs.compile(module, reader) == "ROLE_MISSING compile"
+    assert stubs.compile(digest, reader, skip_cache_lookup=True) == "ROLE_MISSING compile"
+    assert stubs.compile(digest, reader, accept_fast=True) == ""
+
+    answer = stubs.modules.GetCapabilities(pb.GetCapabilitiesRequest(), metadata=reader)
+    assert answer.caller.identity == "token:host"
+    assert list(answer.caller.roles) == ["read"]

@@ -154,3 +154,42 @@ async def test_an_artifact_stored_while_its_job_waited_is_not_compiled_again(rig
     busy.set()
     assert (await waiting).origin is Origin.MEMORY
     assert rig.engines.compiles == 1
+
+
+async def refused_hits(rig: Rig, **fields: object) -> str:
+    async def call() -> None:
+        request = CompileRequest(**fields)  # type: ignore[arg-type]
+        request.restrict_to_hits()
+        await rig.service.compile(request)
+
+    with pytest.raises(WasmkilnError) as failure:
+        await call()
+    assert failure.value.reason is Reason.ROLE_MISSING
+    return failure.value.metadata["role"]
+
+
+async def test_a_caller_for_hits_alone_gets_them_and_has_nothing_compiled(rig: Rig) -> None:
+    sha256 = (await rig.modules.load(LoadRequest(CORE))).module.sha256
+    for fields in (
+        {"sha256": sha256},
+        {"sha256": "0" * 64},
+        {"wasm": CORE},
+        {"sha256": sha256, "skip_cache_lookup": True},
+    ):
+        assert await refused_hits(rig, **fields) == "compile"
+    assert rig.engines.compiles == 0
+
+    await rig.service.compile(CompileRequest(sha256=sha256))
+    request = CompileRequest(sha256=sha256)
+    request.restrict_to_hits()
+    assert (await rig.service.compile(request)).origin is Origin.MEMORY
+
+
+async def test_a_caller_for_hits_alone_joins_no_flight(rig: Rig) -> None:
+    sha256 = hashlib.sha256(CORE).hexdigest()
+    rig.engines.release.clear()
+    other = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    await rig.engines.started.wait()
+    assert await refused_hits(rig, sha256=sha256) == "compile"
+    rig.engines.release.set()
+    await other

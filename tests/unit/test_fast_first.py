@@ -89,6 +89,16 @@ async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> 
     assert rig.recorder.behind == ["compiled", "compiled"]
 
 
+async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -> None:
+    first = await compile_fast(rig)
+    await behind_ended(rig)
+    optimised = CacheKey(SHA256, spec_of(rig).fingerprint)
+    rig.memory.drop([each for each in rig.memory.artifacts() if each.key == optimised])
+    again = await compile_fast(rig, wasm=b"", sha256=SHA256, hits_only=True)
+    assert again.artifact is first.artifact
+    assert len(rig.service._behind) == 0
+
+
 async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
     for _ in range(2):
         assert (await compile_fast(rig, skip_cache_lookup=True)).origin is Origin.COMPILED

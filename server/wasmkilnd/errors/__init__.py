@@ -26,6 +26,7 @@ from wasmkilnd.errors.access import (
     credentials_invalid,
     credentials_missing,
     default_namespace_only,
+    only_hits,
     quota_exceeded,
     role_missing,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "module_too_large",
     "modules_held",
     "not_wasm",
+    "only_hits",
     "out_of_descriptors",
     "quota_exceeded",
     "quoted",

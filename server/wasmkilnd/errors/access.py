@@ -33,6 +33,11 @@ def role_missing(role: str, what: str) -> WasmkilnError:
     )
 
 
+def only_hits(what: str) -> WasmkilnError:
+    """The caller may only get what a cache holds. ``what`` says what it wanted, after "cannot"."""
+    return role_missing("compile", what)
+
+
 def default_namespace_only(role: str, what: str) -> WasmkilnError:
     """The caller has a role in its namespace, and wants something that is about all of them."""
     return WasmkilnError(

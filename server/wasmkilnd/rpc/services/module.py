@@ -11,10 +11,12 @@ from wasmkiln.v1 import types_pb2
 
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.model import Role
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.capabilities import caller_message
 from wasmkilnd.rpc.wire.headers import Headers, SerializedAnswer
 from wasmkilnd.rpc.wire.messages import CompileCall
 from wasmkilnd.rpc.wire.parts import Parts, repeated
@@ -58,6 +60,8 @@ class ModuleServicer:
         wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.about["uploaded"] = bool(wanted.wasm)
+        if not call.identity.may(Role.COMPILE):
+            wanted.restrict_to_hits()
         try:
             served = await self._service.compile(wanted)
         except (WasmkilnError, asyncio.CancelledError) as failure:
@@ -81,7 +85,9 @@ class ModuleServicer:
         self, request: pb.GetCapabilitiesRequest, call: Call
     ) -> pb.GetCapabilitiesResponse:
         """Return the engines and limits of the daemon."""
-        return self._capabilities()
+        answer = self._capabilities()
+        answer.caller.CopyFrom(caller_message(call.identity))
+        return answer
 
     async def find_missing(self, keys: Parts, call: Call) -> bytes:
         """Return the keys that no tier holds, as the caller sent them."""

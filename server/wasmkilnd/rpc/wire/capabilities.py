@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.model import EngineCapabilities, Isolation, Limits, UnservedEngine
+from wasmkilnd.model import (
+    EngineCapabilities,
+    Identity,
+    Isolation,
+    Limits,
+    Role,
+    UnservedEngine,
+)
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.bounds import MAX_FIND_MISSING_KEYS
 from wasmkilnd.wire import CHUNK_BYTES
@@ -47,4 +54,13 @@ def capabilities_response(
         ),
         isolation_required=isolation_required,
         unserved_engines=[pb.UnservedEngine(id=one.id, cause=one.cause) for one in unserved],
+    )
+
+
+def caller_message(identity: Identity) -> pb.Caller:
+    """Return who the caller is to the daemon."""
+    return pb.Caller(
+        identity=identity.name,
+        roles=[role.value for role in Role if role in identity.roles],
+        namespace=identity.namespace,
     )
