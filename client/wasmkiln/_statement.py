@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ class Statement:
     made_ms: int = 0
     """When the artifact was made, in milliseconds since 1970. If the daemon knew of an Evict
     later than that, a moment after the Evict. 0 where a daemon of v0.1.0 signed."""
+
+    @property
+    def when_ms(self) -> int:
+        """When the artifact was made, by what is stated; 0 if no time is."""
+        if self.made_ms:
+            return self.made_ms
+        try:
+            finished = datetime.strptime(self.finished_on, "%Y-%m-%dT%H:%M:%SZ")
+        except ValueError:
+            return 0
+        return int(finished.replace(tzinfo=UTC).timestamp()) * 1000
 
     def payload(self) -> bytes:
         """Return the in-toto statement's bytes, which are what a daemon signs."""

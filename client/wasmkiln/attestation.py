@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from wasmkiln._statement import Claims, Statement, canonical_json, expect_text
 from wasmkiln.errors import AttestationInvalid, VerificationNotInstalled
+from wasmkiln.revoked_keys import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from securesystemslib.signer import Signer, SSlibKey
 
     from wasmkiln.trusted_keys import PublicKey
@@ -29,10 +32,15 @@ if TYPE_CHECKING:
         def get(self, key_id: str, /) -> PublicKey | None:
             """Return the key with this id, or None where it is not trusted."""
 
+        @property
+        def revoked(self) -> Mapping[str, int]:
+            """The ids of the revoked keys, and from when on; see `wasmkiln.revoked_keys`."""
+
 
 __all__ = [
     "MISMATCH",
     "PAYLOAD_TYPE",
+    "REVOKED",
     "STRANGER",
     "UNSIGNED",
     "Claims",
@@ -57,7 +65,7 @@ _NOT_INSTALLED = (
 
 _MALFORMED = "cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it"
 
-UNSIGNED, STRANGER, MISMATCH = "unsigned", "stranger", "mismatch"
+UNSIGNED, STRANGER, MISMATCH, REVOKED = "unsigned", "stranger", "mismatch", "revoked"
 """The causes of AttestationInvalid. The daemon's metrics have them as labels."""
 
 
@@ -100,9 +108,14 @@ def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
     except (ValueError, LookupError, TypeError, AttributeError):
         _refuse(UNSIGNED, _MALFORMED, key.id)
     try:
-        return Statement.parse(payload), key.id
+        statement = Statement.parse(payload)
     except (ValueError, LookupError, TypeError, RecursionError):
         _refuse(MISMATCH, "the attestation's statement is not about an artifact", key.id)
+    since_ms = trusted.revoked.get(key.id)
+    if since_ms is not None and statement.when_ms >= since_ms:
+        why = f"the attestation is signed by a key that is revoked {shown(since_ms)}: {key.id}"
+        _refuse(REVOKED, why, key.id)
+    return statement, key.id
 
 
 def peek(envelope: bytes) -> tuple[Statement, str] | None:

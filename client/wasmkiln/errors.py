@@ -229,7 +229,7 @@ class AttestationInvalid(WasmkilnError):
     """No trusted key signed this artifact. `metadata`: cause, and key_id where known.
 
     The cause is "unsigned" (no readable attestation), "stranger" (signed by a key that is not
-    trusted) or "mismatch" (forged, or about another artifact).
+    trusted), "revoked" (by one that is revoked) or "mismatch" (forged, or about another artifact).
     """
 
     CODE = grpc.StatusCode.DATA_LOSS

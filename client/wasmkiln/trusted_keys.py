@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wasmkiln.revoked_keys import FOLDER, read_revocations, strictest
+
 if TYPE_CHECKING:
     KeySource = str | os.PathLike[str]
 
@@ -71,20 +73,28 @@ class PublicKey:
 class TrustedKeys(Mapping[str, PublicKey]):
     """The public keys that a caller trusts, by their ids. Immutable."""
 
-    def __init__(self, keys: Iterable[PublicKey] = ()) -> None:
+    def __init__(
+        self, keys: Iterable[PublicKey] = (), revoked: Mapping[str, int] | None = None
+    ) -> None:
+        """`revoked` holds the ids of revoked keys, and from when on; see `revoked_keys`."""
         self._keys = {key.id: key for key in keys}
+        self.revoked: Mapping[str, int] = dict(revoked or {})
 
     @classmethod
     def read(cls, sources: KeySource | Iterable[KeySource]) -> TrustedKeys:
         """Read the keys of one or more sources.
 
         A source is a key (hex, base64 or PEM), a file with PEM blocks or one key a line, a
-        folder of `*.pem` files, or several of these separated by commas. Raise ValueError when
-        a source is none of these, and OSError when a file cannot be read.
+        folder of `*.pem` files, or several of these separated by commas. With a folder, the
+        revocations in `revoked/` count too, which is in it or, where it is called `trusted`,
+        beside it: so it is in a daemon's key directory. Raise ValueError when a source is none
+        of these, and OSError when a file cannot be read.
         """
         if isinstance(sources, (str, os.PathLike)):
             sources = [sources]
-        return cls(key for source in sources for key in _from_source(source))
+        revoked: list[Mapping[str, int]] = []
+        keys = [key for source in sources for key in _from_source(source, revoked)]
+        return cls(keys, strictest(*revoked))
 
     @classmethod
     def choose(cls, argument: TrustedKeys | KeySource | Iterable[KeySource] | None) -> TrustedKeys:
@@ -112,9 +122,9 @@ class TrustedKeys(Mapping[str, PublicKey]):
         return f"TrustedKeys({', '.join(key_id[:12] for key_id in self._keys)})"
 
 
-def _from_source(source: KeySource) -> Iterator[PublicKey]:
+def _from_source(source: KeySource, revoked: list[Mapping[str, int]]) -> Iterator[PublicKey]:
     if isinstance(source, os.PathLike):
-        yield from _from_path(Path(source))
+        yield from _from_path(Path(source), revoked)
         return
     for part in source.split(","):
         text = part.strip()
@@ -128,13 +138,15 @@ def _from_source(source: KeySource) -> Iterator[PublicKey]:
                     "a trusted key is 64 hex digits, base64 of 32 bytes, PEM, or the path of a"
                     " file or folder that exists"
                 ) from None
-            yield from _from_path(Path(text).expanduser())
+            yield from _from_path(Path(text).expanduser(), revoked)
 
 
-def _from_path(path: Path) -> Iterator[PublicKey]:
+def _from_path(path: Path, revoked: list[Mapping[str, int]]) -> Iterator[PublicKey]:
     if path.is_dir():
+        beside = (path.parent,) if path.name == "trusted" else ()
+        revoked += [read_revocations(each / FOLDER) for each in (path, *beside)]
         for file in sorted(path.glob("*.pem")):
-            yield from _from_path(file)
+            yield from _from_path(file, revoked)
         return
     try:
         text = path.read_text()

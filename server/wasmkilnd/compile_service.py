@@ -16,12 +16,7 @@ from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.compile_work import CompileWork
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fast_first import CompilesBehind, optimised_may_succeed
-from wasmkilnd.model import (
-    CacheKey,
-    CompileSpec,
-    Module,
-    Origin,
-)
+from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
 from wasmkilnd.ports import (
     Cache,
     Claim,
@@ -174,9 +169,14 @@ class CompileService:
         self, key: CacheKey, request: CompileRequest, budget: WaitBudget
     ) -> Served | None:
         if request.accept_host_file and (mapped := await self._cache.host_file(key, budget)):
-            return Served(mapped[0], Origin.HOST_STORE, host_file=mapped[1])
-        found = await self._cache.get(key, budget, request.accept_encodings)
-        return Served(*found) if found else None
+            served = Served(mapped[0], Origin.HOST_STORE, host_file=mapped[1])
+        elif found := await self._cache.get(key, budget, request.accept_encodings):
+            served = Served(*found)
+        else:
+            return None
+        if self._sealer.is_retired(served.artifact):
+            self._behind.add(key.module_sha256, served.artifact.spec, anew=True)
+        return served
 
     async def _with_host_file(self, served: Served, budget: WaitBudget) -> Served:
         """Return ``served`` with its file, if the host store has it by now or can be filled."""

@@ -20,6 +20,18 @@ class NoSealer:
         """Return an empty stamp."""
         return bytes(STAMP_BYTES)
 
+    def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """Find nothing wrong."""
+        return None
+
+    def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
+        """Find nothing wrong."""
+        return None
+
+    def is_retired(self, artifact: Artifact) -> bool:
+        """Find nothing wrong."""
+        return False
+
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
         """Find nothing wrong."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ class Trusted:
 
     def get(self, key_id: str, /) -> PublicKey | None:
         return ATTESTER.key if key_id == ATTESTER.key.id else None
+
+    revoked: Mapping[str, int] = {}
 
 
 def check(envelope: bytes) -> None:

@@ -17,6 +17,7 @@ from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
+from wasmkilnd.cache.redis.revocation_store import RevocationStore
 from wasmkilnd.cache.redis.server import RedisServer, UnavailableServer
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
@@ -72,6 +73,7 @@ class SharedTier:
     mode: str
     """As in RemoteStatus: ``embedded``, ``external`` or ``none``."""
     redis: RedisTier | None = None
+    revocations: RevocationStore | None = None
     embedded: EmbeddedServer | None = None
     refresher: TtlRefresher | None = None
     reconnect: Callable[[RedisAccess], RedisServer] | None = None
@@ -245,6 +247,7 @@ async def _with(
         description=where(options) if answers else f"{where(options)}, which does not answer yet",
         mode="embedded" if embedded else "external",
         redis=redis,
+        revocations=RevocationStore(redis.link, redis.names, sealer),
         embedded=embedded,
         refresher=TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
         reconnect=reconnect,

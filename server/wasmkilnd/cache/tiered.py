@@ -218,6 +218,13 @@ class TieredCache:
             queue.give_up(refused)
         return self._memory.drop(refused)
 
+    async def drop_outdated(self, sealer: Sealer) -> int:
+        """Drop from memory what has grown too old since it came; return how much."""
+        held = self._memory.artifacts()
+        return self._memory.drop(
+            await asyncio.to_thread(lambda: [each for each in held if sealer.outdated(each)])
+        )
+
     def _write_to_host(self, artifact: Artifact) -> bool:
         """Write to the host store after the call; return False if it does not take it now."""
         if takes := self._host.takes(artifact):

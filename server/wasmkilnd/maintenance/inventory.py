@@ -31,6 +31,7 @@ class Trust(Enum):
 
     TRUSTED = "trusted"
     STRANGER = "stranger"
+    REVOKED = "revoked"
     FORGED = "forged"
     NONE = ""
     """Unknown: the value cannot be read."""
@@ -159,4 +160,5 @@ def _of_artifact(listed: Listed, artifact: Artifact) -> Listed:
 def _trust(refusal: Refusal | None) -> Trust:
     if refusal is None:
         return Trust.TRUSTED
-    return Trust.STRANGER if refusal.cause == Trust.STRANGER.value else Trust.FORGED
+    told = {Trust.STRANGER.value: Trust.STRANGER, Trust.REVOKED.value: Trust.REVOKED}
+    return told.get(refusal.cause, Trust.FORGED)

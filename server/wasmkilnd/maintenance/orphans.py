@@ -91,9 +91,11 @@ class OrphanFinder:
             rest.strikes += strikes
             others = sum(map(self._names.is_of_other_format, new))
             rest.other_format += others
+            about_keys = sum(map(self._names.is_about_keys, new))
             marks = sum(map(self._names.is_mark, new))
             rest.marks += marks
-            rest.unknown += len(new) - len(parts) - leases - strikes - marks - others - values
+            known = leases + strikes + marks + others + values + about_keys
+            rest.unknown += len(new) - len(parts) - known
             sizes = await self._sizes(parts)
             rest.parts += len(parts)
             rest.part_bytes += sum(sizes.values())

@@ -149,7 +149,7 @@ class Refusal:
     """Why the daemon refuses a stored value: no trusted key vouches for it."""
 
     cause: str
-    """``unsigned``, ``stranger`` or ``mismatch``."""
+    """``unsigned``, ``stranger``, ``mismatch``, ``revoked`` or ``too_old``."""
     why: str
     """For the log: the key's id and what to do, where that is known."""
 

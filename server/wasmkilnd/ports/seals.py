@@ -21,7 +21,30 @@ class Verifier(Protocol):
         ...
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Return None if a trusted key's ``stamp`` vouches for ``message``, else why not."""
+        """Return None if a trusted key's ``stamp`` vouches for ``message``, else why not.
+
+        For values that name their own time, or need none: a key that is revoked from a date on
+        vouches for them. ``outdated`` compares the dates.
+        """
+        ...
+
+    def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """As ``check_stamp``, for what names no time: a key that is revoked by now vouches not."""
+        ...
+
+    def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
+        """Return None unless time has passed over ``artifact``, else why it is refused.
+
+        It may be older than the daemon accepts, or its key or ``stamped_by``, the id of its
+        stamp's key, revoked from before it was made on. Believes its attestation. Cheap.
+        """
+        ...
+
+    def is_retired(self, artifact: Artifact) -> bool:
+        """Return whether the key of ``artifact`` is revoked since later than it was made. Cheap.
+
+        Such an artifact is served, and compiled again.
+        """
         ...
 
 

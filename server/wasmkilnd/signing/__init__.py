@@ -9,6 +9,11 @@ serves an artifact from Redis only if a key that it trusts signed it.
 of its public half. Rotation replaces the signing key and keeps the old one trusted. The daemon
 looks for an unknown key in the directory again, since another daemon may just have rotated.
 
+**Revocation.** ``<keys>/revoked/`` says from when on a key's signatures count no more. An
+attestation counts by the time that it states, and so does the stamp around it; a stamp on what
+states no time (lease, strike, mark) counts as made now, and one on a module by the module's
+digest, unless the key is revoked altogether. ``lifecycle.trust`` spreads revocations over Redis.
+
 **A signature covers** two things. The attestation, a DSSE envelope around an in-toto statement
 (``wasmkiln.attestation``, docs/verification.md), covers the digests of artifact and module, the
 fingerprint, kind, engine, target, cpu, settings, times, and a digest over imports and exports. A
@@ -20,6 +25,7 @@ that a stamp of one kind never passes for another.
 |---|---|
 | ``private`` | the private key, which never shows itself |
 | ``store`` | the key directory; refuses one that another user could change |
+| ``files`` | how files of the directory are read and written |
 | ``sealer`` | signs and verifies artifacts and stamps (ports ``Verifier`` and ``Sealer``) |
 | ``ring`` | the keys of a running daemon, and the sealer that follows their reloads |
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from wasmkiln.revoked_keys import shown, strictest
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.config.schema import Settings
@@ -30,11 +33,46 @@ class TrustRing:
     def __init__(self, given: Iterable[PublicKey], store: KeyStore) -> None:
         self._store = store
         self._trusted = {key.id: key for key in (*given, *store.trusted().values())}
+        self.revoked: Mapping[str, int] = store.revoked()
+        self._unsaved: Mapping[str, int] = {}
 
     @property
     def trusted(self) -> TrustedKeys:
         """All trusted keys that are known so far."""
         return TrustedKeys(self._trusted.values())
+
+    def revoke(self, found: Mapping[str, int]) -> Mapping[str, int]:
+        """Refuse what the keys in ``found`` signed from the times there on; return what is new.
+
+        Keep it in the key directory. May block; never raises.
+        """
+        new = {
+            key_id: since_ms
+            for key_id, since_ms in found.items()
+            if since_ms < self.revoked.get(key_id, since_ms + 1)
+        }
+        self.revoked = strictest(self.revoked, new)
+        for key_id, since_ms in new.items():
+            log.warning("key revoked", key_id=key_id, when=shown(since_ms))
+            try:
+                self._store.revoke(key_id, since_ms)
+            except KeysUnusable as failure:
+                self._unsaved = strictest(self._unsaved, {key_id: since_ms})
+                log.warning(
+                    "cannot keep a revocation: it counts until this daemon restarts",
+                    key_id=key_id,
+                    cause=str(failure),
+                )
+        return new
+
+    def read_revoked(self) -> Mapping[str, int]:
+        """Return what the key directory revokes by now. May block. Raises KeysUnusable."""
+        return self._store.revoked()
+
+    def take_over(self, before: TrustRing) -> None:
+        """Go on refusing what ``before`` learned and could not keep in the key directory."""
+        self._unsaved = before._unsaved
+        self.revoked = strictest(self.revoked, self._unsaved)
 
     def get(self, key_id: str, /) -> PublicKey | None:
         """Return the trusted key with this id, None if there is none."""
@@ -63,7 +101,10 @@ def open_trust(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> T
     store = KeyStore(folder)
     signing = _parsed(signing_key) if signing_key else store.signing_key()
     own = (signing.public,) if signing else ()
-    return TrustRing((*own, *_read(trusted_keys).values()), store)
+    trusted = _read(trusted_keys)
+    ring = TrustRing((*own, *trusted.values()), store)
+    ring.revoked = strictest(ring.revoked, trusted.revoked)
+    return ring
 
 
 def open_ring(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> KeyRing:
@@ -73,7 +114,9 @@ def open_ring(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> Ke
     """
     store = KeyStore(folder)
     trusted = _read(trusted_keys)
-    return KeyRing(_parsed(signing_key) if signing_key else store.ensure(), trusted, store)
+    ring = KeyRing(_parsed(signing_key) if signing_key else store.ensure(), trusted, store)
+    ring.revoked = strictest(ring.revoked, trusted.revoked)
+    return ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +134,16 @@ def open_signing(settings: Settings, daemon_version: str) -> Signing:
         settings.signing_key.get_secret_value(),
         settings.trusted_keys,
     )
-    return Signing(ring, DsseSealer(ring.signing.signer(), ring, daemon_version))
+    own = ring.signing.public.id
+    if time.time() * 1000 >= ring.revoked.get(own, math.inf):
+        raise KeysUnusable(
+            f"cannot sign with {own}: this key is revoked; make another with `wasmkilnd keys"
+            " rotate`, or change WASMKILN_SIGNING_KEY"
+        )
+    sealer = DsseSealer(
+        ring.signing.signer(), ring, daemon_version, max_age_s=settings.value_max_age_s
+    )
+    return Signing(ring, sealer)
 
 
 class CurrentSealer:
@@ -125,6 +177,18 @@ class CurrentSealer:
         """Return why no trusted key vouches for ``message``, None if one does."""
         return self._signing.current.sealer.check_stamp(message, stamp)
 
+    def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """As ``check_stamp``, for what names no time."""
+        return self._signing.current.sealer.check_stamp_now(message, stamp)
+
+    def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
+        """Return why time has passed over ``artifact``, None if it has not."""
+        return self._signing.current.sealer.outdated(artifact, stamped_by)
+
+    def is_retired(self, artifact: Artifact) -> bool:
+        """Return whether the key of ``artifact`` is revoked since later than it was made."""
+        return self._signing.current.sealer.is_retired(artifact)
+
 
 def log_keys(signing: Signing) -> None:
     """Log the keys that a daemon starts with."""
@@ -143,7 +207,15 @@ def log_key_changes(old: Signing, new: Signing) -> bool:
         log.info("key added", key_id=key_id)
     for key_id in lost:
         log.warning("key no longer trusted", key_id=key_id)
-    return bool(before != after or gained or lost)
+    revoked = {
+        key_id: since_ms
+        for key_id, since_ms in new.ring.revoked.items()
+        if old.ring.revoked.get(key_id) != since_ms
+    }
+    for key_id, since_ms in revoked.items():
+        log.warning("key revoked", key_id=key_id, when=shown(since_ms))
+    ages = old.sealer.max_age_s != new.sealer.max_age_s
+    return bool(before != after or gained or lost or revoked or ages)
 
 
 def _read(trusted_keys: Sequence[str]) -> TrustedKeys:

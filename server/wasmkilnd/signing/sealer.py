@@ -15,15 +15,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from wasmkiln.attestation import (
     MISMATCH,
+    REVOKED,
     STRANGER,
     UNSIGNED,
     Claims,
     Statement,
     check_claims,
     open_envelope,
+    peek,
     sign,
 )
 from wasmkiln.errors import AttestationInvalid
+from wasmkiln.revoked_keys import ALTOGETHER_MS, shown
 
 from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from wasmkiln.attestation import KeyLookup
 
 _KEY_ID_BYTES = 32
+_TOO_OLD = "too_old"
 
 _ADVICE = {
     UNSIGNED: "an older version of the daemon or another program wrote it",
@@ -47,8 +51,17 @@ class DsseVerifier:
     and exports. A stamp signs the bytes that it is made for.
     """
 
-    def __init__(self, trusted: KeyLookup) -> None:
+    def __init__(
+        self,
+        trusted: KeyLookup,
+        *,
+        max_age_s: float = 0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Accept attestations of the last ``max_age_s``; 0 for all. ``now`` is the time of day."""
         self._trusted = trusted
+        self.max_age_s = max_age_s
+        self._now = now
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
@@ -64,11 +77,37 @@ class DsseVerifier:
         described = (artifact.compile_time_s, _types_sha256(artifact))
         if described != (statement.compile_time_s, statement.types_sha256):
             return Refusal(MISMATCH, "the attestation states another compile time or other types")
-        return None
+        return self._too_old(statement.when_ms)
+
+    def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
+        """Return why time has passed over ``artifact``, whose attestation is verified, or None."""
+        if not (self.max_age_s or self._trusted.revoked):
+            return None
+        key_id, made_ms = _attested(artifact.attestation)
+        for each in (key_id, stamped_by):
+            since_ms = self._trusted.revoked.get(each)
+            if since_ms is not None and made_ms >= since_ms:
+                return _revoked(each, since_ms)
+        return self._too_old(made_ms)
+
+    def is_retired(self, artifact: Artifact) -> bool:
+        """Return whether the key of ``artifact`` is revoked since later than it was made."""
+        revoked = self._trusted.revoked
+        return bool(revoked) and _attested(artifact.attestation)[0] in revoked
+
+    def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
+        """As ``check_stamp``, for what names no time: it counts as signed now."""
+        key_id = stamp[:_KEY_ID_BYTES].hex()
+        since_ms = self._trusted.revoked.get(key_id)
+        if since_ms is not None and self._now() * 1000 >= since_ms:
+            return _revoked(key_id, since_ms)
+        return self.check_stamp(message, stamp)
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
         """Return why no trusted key vouches for ``message``, None if one does."""
         key_id, signature = stamp[:_KEY_ID_BYTES].hex(), stamp[_KEY_ID_BYTES:]
+        if self._trusted.revoked.get(key_id) == ALTOGETHER_MS:
+            return _revoked(key_id, ALTOGETHER_MS)
         key = self._trusted.get(key_id)
         if key is None:
             why = f"the value is signed by a key that is not trusted: {key_id}"
@@ -78,6 +117,13 @@ class DsseVerifier:
         except InvalidSignature:
             return Refusal(MISMATCH, "the value's signature does not match its key")
         return None
+
+    def _too_old(self, made_ms: int) -> Refusal | None:
+        if not self.max_age_s or made_ms >= (self._now() - self.max_age_s) * 1000:
+            return None
+        return Refusal(
+            _TOO_OLD, f"the attestation is older than value_max_age_s ({self.max_age_s:g} s)"
+        )
 
 
 class DsseSealer(DsseVerifier):
@@ -89,11 +135,12 @@ class DsseSealer(DsseVerifier):
         trusted: KeyLookup,
         daemon_version: str,
         now: Callable[[], float] = time.time,
+        max_age_s: float = 0,
     ) -> None:
-        super().__init__(trusted)
+        """Sign with ``signer``; ``now`` and ``max_age_s`` are as in DsseVerifier."""
+        super().__init__(trusted, max_age_s=max_age_s, now=now)
         self._signer = signer
         self._daemon_version = daemon_version
-        self._now = now
 
     def seal(self, artifact: Artifact, after_ms: int = 0) -> Artifact:
         """Return ``artifact`` with an envelope signed by the signing key.
@@ -120,6 +167,17 @@ class DsseSealer(DsseVerifier):
 @lru_cache(maxsize=256)
 def _public_key(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
+
+
+@lru_cache(maxsize=1024)
+def _attested(attestation: bytes) -> tuple[str, int]:
+    """Return the id of the key that signed an attestation, and when; nothing if it is unsigned."""
+    attested = peek(attestation)
+    return (attested[1], attested[0].when_ms) if attested else ("", 0)
+
+
+def _revoked(key_id: str, since_ms: int) -> Refusal:
+    return Refusal(REVOKED, f"the key that signed it is revoked {shown(since_ms)}: {key_id}")
 
 
 def _claims(artifact: Artifact) -> Claims:

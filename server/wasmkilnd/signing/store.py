@@ -5,6 +5,7 @@
     <keys>/              0700
     <keys>/signing.pem   0600  the private key, PKCS #8
     <keys>/trusted/      0700  <key id>.pem: public keys, this one's and others'
+    <keys>/revoked/      0700  <key id>.json: revocations, made here or learned from the fleet
     <keys>/.lock         0600  held by the process that changes something
 
 The store writes a public key before its private key signs anything, and keeps it when the
@@ -17,18 +18,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from wasmkiln.revoked_keys import FOLDER, read_revocations, write_revocation
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
-from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.ownership import check_path, make_folder
+from wasmkilnd.signing.files import KeysUnusable, as_keys_unusable, read_file, write_file
 from wasmkilnd.signing.private import PrivateKey
 
-
-class KeysUnusable(Exception):  # noqa: N818 - a state, shown to the operator
-    """The daemon cannot use its keys. The message says why and what to do, and holds no secret."""
+__all__ = ["KeyStore", "KeysUnusable"]
 
 
 class KeyStore:
@@ -43,13 +43,14 @@ class KeyStore:
         self.folder = folder
         self._signing = folder / "signing.pem"
         self._trusted = folder / "trusted"
+        self._revoked = folder / FOLDER
 
     def signing_key(self) -> PrivateKey | None:
         """Return the signing key, None if there is none. Raises KeysUnusable."""
-        with _as_keys_unusable(self.folder):
+        with as_keys_unusable(self.folder):
             self._refuse_open_folders()
             # A group may read the key: so Kubernetes mounts a volume of secrets for a user.
-            text = _read(self._signing, secret=True)
+            text = read_file(self._signing, secret=True)
         if text is None:
             return None
         try:
@@ -122,7 +123,7 @@ class KeyStore:
 
     def trusted(self) -> TrustedKeys:
         """Return the public keys that are trusted. Raises KeysUnusable."""
-        with _as_keys_unusable(self._trusted):
+        with as_keys_unusable(self._trusted):
             self._refuse_open_folders()
             if not self._trusted.is_dir():
                 return TrustedKeys()
@@ -130,11 +131,35 @@ class KeyStore:
                 check_path(file, private=True)
             return _read_trusted(self._trusted)
 
+    def revoked(self) -> dict[str, int]:
+        """Return the ids of revoked keys, and from when on they are. Raises KeysUnusable."""
+        with as_keys_unusable(self._revoked):
+            self._refuse_open_folders()
+            for file in self._revoked.glob("*.json"):
+                check_path(file, private=True)
+            try:
+                return read_revocations(self._revoked)
+            except ValueError as error:
+                raise KeysUnusable(str(error)) from None
+
+    def revoke(self, key_id: str, since_ms: int) -> bool:
+        """Revoke a key from a time on; return False if it is revoked since before that.
+
+        Raises KeysUnusable.
+        """
+        with self._locked():
+            known_ms = self.revoked().get(key_id)
+            if known_ms is not None and known_ms <= since_ms:
+                return False
+            self._revoked.mkdir(mode=0o700, exist_ok=True)
+            write_file(self._revoked / f"{key_id}.json", write_revocation(key_id, since_ms))
+            return True
+
     def find(self, key_id: str) -> PublicKey | None:
         """Return the trusted key with this id, if it lies here. Raises KeysUnusable."""
-        with _as_keys_unusable(self._trusted):
+        with as_keys_unusable(self._trusted):
             self._refuse_open_folders()
-            text = _read(self._trusted / f"{key_id}.pem")
+            text = read_file(self._trusted / f"{key_id}.pem")
         if text is None:
             return None
         with contextlib.suppress(ValueError):
@@ -146,23 +171,23 @@ class KeyStore:
     def _replace(self) -> PrivateKey:
         key = PrivateKey.generate()
         self._trust(key.public)
-        _write(self._signing, key.pem)
+        write_file(self._signing, key.pem)
         return key
 
     def _trust(self, key: PublicKey) -> None:
         path = self._trusted / f"{key.id}.pem"
         if not path.exists():
             self._trusted.mkdir(mode=0o700, exist_ok=True)
-            _write(path, key.pem.encode())
+            write_file(path, key.pem.encode())
 
     def _refuse_open_folders(self) -> None:
         # Check before reading anything: after this only this user and root can change the folders.
-        for folder in (self.folder, self._trusted):
+        for folder in (self.folder, self._trusted, self._revoked):
             check_path(folder, private=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with _as_keys_unusable(self.folder):
+        with as_keys_unusable(self.folder):
             make_folder(self.folder, private=True)
             self._refuse_open_folders()
             lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -178,41 +203,3 @@ def _read_trusted(path: Path) -> TrustedKeys:
         return TrustedKeys.read(path)
     except ValueError as error:
         raise KeysUnusable(str(error)) from None
-
-
-@contextlib.contextmanager
-def _as_keys_unusable(path: Path) -> Iterator[None]:
-    """Raise KeysUnusable for the errors of the file system."""
-    try:
-        yield
-    except NotOurs as refusal:
-        raise KeysUnusable(str(refusal)) from None
-    except OSError as error:
-        raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
-
-
-def _read(path: Path, *, secret: bool = False) -> str | None:
-    """Return a key file's text, None if there is none.
-
-    Bytes that are not text are replaced, and the parser then rejects them.
-    """
-    try:
-        check_path(path, private=True, secret=secret)
-        return path.read_text(errors="replace")
-    except FileNotFoundError:
-        return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it there, so that readers see all of it or none."""
-    aside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

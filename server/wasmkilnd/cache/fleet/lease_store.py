@@ -167,7 +167,7 @@ class LeaseStore:
             settled.cancel()
 
     def _status_of(self, name: bytes, held: bytes, sightings: Sightings) -> LeaseStatus:
-        theirs = read_lease(held, name, self._sealer.check_stamp)
+        theirs = read_lease(held, name, self._sealer.check_stamp_now)
         if theirs and theirs.state is State.FAILED:
             return LeaseStatus.FAILED
         if theirs and self._holders.is_alive(theirs, sightings, time.monotonic()):

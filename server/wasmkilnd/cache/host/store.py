@@ -29,6 +29,7 @@ from wasmkilnd.cache.host.reports import Reports
 from wasmkilnd.cache.host.verified import Verified
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.rejected import ValueRejected
+from wasmkilnd.cache.value.verify import check_time
 from wasmkilnd.errors import DoesNotFit
 from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, HostFile, Kind
 from wasmkilnd.ports import Sealer
@@ -98,6 +99,7 @@ class EntryStore:
             if known and known.identity == entry.identity():
                 artifact, identity = known.artifact, known.identity
                 self._marks.check(artifact)
+                check_time(artifact, self._sealer)
             else:
                 opened = entry.open_head()
                 self._marks.check(opened.what)
@@ -112,6 +114,7 @@ class EntryStore:
         """Store ``artifact``, unless it was evicted or is there already. Raises DoesNotFit too."""
         with contextlib.suppress(ValueRejected):
             self._marks.check(artifact)
+            check_time(artifact, self._sealer)
             prepare(self._options)
             if self._holds(artifact):
                 return

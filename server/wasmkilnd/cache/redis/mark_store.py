@@ -119,7 +119,7 @@ class MarkStore:
         digest = hashlib.sha256(name + record).digest()
         read = self._checked.get(digest)
         if read is None:
-            read = read_mark(name, record, self._sealer.check_stamp)
+            read = read_mark(name, record, self._sealer.check_stamp_now)
             if read != Mark():
                 self._checked[digest] = read
             if len(self._checked) > _MAX_CHECKED:

@@ -14,7 +14,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 from wasmkiln.attestation import peek
 
@@ -146,13 +145,7 @@ def made_ms(artifact: Artifact) -> int:
     if attested is None:
         return 0
     statement, _ = attested
-    if statement.made_ms:
-        return statement.made_ms
-    try:
-        finished = datetime.strptime(statement.finished_on, "%Y-%m-%dT%H:%M:%SZ")
-    except ValueError:
-        return 0
-    return int(finished.replace(tzinfo=UTC).timestamp()) * 1000
+    return statement.when_ms
 
 
 def write_mark(name: bytes, mark: Mark, stamp: Stamp) -> bytes:

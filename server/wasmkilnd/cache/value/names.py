@@ -42,7 +42,8 @@ class KeyNames:
     that compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
     ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
-    everything or an engine. The braces keep all keys of a module in one slot of a cluster.
+    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key. The braces keep
+    all keys of a module in one slot of a cluster.
     """
 
     def __init__(self, prefix: str, cache_format: int = CACHE_FORMAT) -> None:
@@ -54,6 +55,7 @@ class KeyNames:
         self._lease = f"{prefix}lease:".encode()
         self._strike = f"{prefix}strike:".encode()
         self._mark = f"{prefix}mark:".encode()
+        self._revoked = f"{prefix}revoked:".encode()
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
@@ -75,6 +77,14 @@ class KeyNames:
     def strike_key(self, name: bytes) -> CacheKey | None:
         """Return the key that a strike is about if ``name`` is a strike's, else None."""
         return _key_of(self._strike, name)
+
+    def revoked(self, key_id: str) -> bytes:
+        """Return the name of the revocation of a signing key."""
+        return self._revoked + key_id.encode()
+
+    def is_about_keys(self, name: bytes) -> bool:
+        """Whether ``name`` is that of a revocation."""
+        return name.startswith(self._revoked)
 
     def mark(self, module_sha256: str) -> bytes:
         """Return the name of the mark of a module, of everything for an empty digest."""

@@ -28,6 +28,10 @@ class Cause(Enum):
     """Its attestation is forged, or about something else."""
     FOREIGN = "foreign"
     """A file of the host store with another owner, another mode, a link, or no file at all."""
+    REVOKED = "revoked"
+    """It is signed by a key that is revoked since before that."""
+    TOO_OLD = "too_old"
+    """Its attestation is older than ``value_max_age_s``."""
     EVICTED = "evicted"
     """It is older than an Evict of its scope: another client wrote back a copy."""
 

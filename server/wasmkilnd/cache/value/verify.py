@@ -23,6 +23,7 @@ def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifa
     opened = value_format.open_head(value, key, verifier.check_stamp)
     if isinstance(opened.what, Artifact):
         _check_attestation(opened.what, opened.what.key, verifier)
+        check_time(opened.what, verifier, value_format.stamped_by(value))
     return opened
 
 
@@ -39,7 +40,17 @@ def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Arti
         if not SHA256_HEX.fullmatch(digest):
             raise ValueRejected(Cause.WRONG_KEY, "the value belongs to an impossible key")
     _check_attestation(what, what.key, verifier)
+    check_time(what, verifier, value_format.stamped_by(head))
     return ValueKey(what.module_sha256, what.spec.fingerprint), opened
+
+
+def check_time(artifact: Artifact, verifier: Verifier, stamped_by: str = "") -> None:
+    """Raise ValueRejected if time has passed over ``artifact``, whose attestation is verified.
+
+    A stamp has no time of its own: the attestation's counts for the key of both.
+    """
+    if refusal := verifier.outdated(artifact, stamped_by):
+        raise ValueRejected(Cause(refusal.cause), refusal.why)
 
 
 class WholeCheck:
