@@ -33,6 +33,7 @@ from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.reload import Reloader
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
+from wasmkilnd.lifecycle.trust import TrustKeeper
 from wasmkilnd.model import DrainState
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, traffic_limits
@@ -138,6 +139,7 @@ class Daemon:
             audit,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
+        trust = TrustKeeper(signing, opening.read_signing, remote, cache)
         self._reloader = Reloader(
             self._settings,
             self._limits,
@@ -150,9 +152,11 @@ class Daemon:
             audit,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
-            parts=[access.prepare, reload_of(audit)],
+            parts=[access.prepare, reload_of(audit), trust.prepare],
         )
         self._in_the_background(access.follow(self._reloader.refresh))
+        await trust.look()
+        self._in_the_background(trust.run())
         admin_address = await opening.admin(self._readiness)
         self._rpc = rpc
         self._on_stop.push_async_callback(rpc.stop)

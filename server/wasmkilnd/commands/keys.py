@@ -1,17 +1,20 @@
-"""``wasmkilnd keys``: make, list, replace, trust and distrust the keys that sign artifacts."""
+"""``wasmkilnd keys``: the keys that sign artifacts, and which of them are trusted."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import click
+from wasmkiln.revoked_keys import ALTOGETHER_MS, shown, to_ms
 from wasmkiln.trusted_keys import TrustedKeys
 
 from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.model import SHA256_HEX
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.store import KeyStore, KeysUnusable
@@ -31,7 +34,7 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group(context_settings=_HELP)
 def keys() -> None:
-    """Make, list, replace, trust and distrust the keys that artifacts are signed with."""
+    """Make, list, replace, trust, distrust and revoke the keys that artifacts are signed with."""
 
 
 @keys.command(context_settings=_HELP)
@@ -70,12 +73,14 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
         # As `serve` would read them.
         ring = open_ring(store.folder, given, settings.trusted_keys)
         signing, trusted = ring.signing, ring.trusted
+    revoked = store.revoked()
     rows = [
         {
             "id": key.id,
             "role": "signing" if signing and key == signing.public else "trusted",
             "key": key.hex,
         }
+        | ({"revoked": shown(revoked[key.id])} if key.id in revoked else {})
         for key in trusted.values()
     ]
     if as_json:
@@ -84,7 +89,8 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     if rows:
         click.echo(f"{'id':<64}  {'role':<7}  public key")
     for row in rows:
-        click.echo(f"{row['id']}  {row['role']:<7}  {row['key']}")
+        about = f"  revoked {row['revoked']}" if "revoked" in row else ""
+        click.echo(f"{row['id']}  {row['role']:<7}  {row['key']}{about}")
     if not rows:
         click.echo(f"there is no key in {store.folder}: `wasmkilnd serve` makes one", err=True)
 
@@ -138,6 +144,58 @@ def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | No
     for key_id in key_ids:
         store.distrust(key_id)
         click.echo(f"key {key_id} is no longer trusted; running daemons forget it on SIGHUP")
+
+
+@keys.command(context_settings=_HELP)
+@click.argument("key_ids", nargs=-1, required=True, metavar="KEYID...")
+@click.option(
+    "--since",
+    metavar="DATE",
+    help="Refuse only what the keys signed at this time or later, such as 2026-11-27 or"
+    " 2026-11-27T14:00:00Z, in UTC. Whoever has a key can date a forgery back: give no date if a"
+    " key was stolen.",
+)
+@_where
+def revoke(
+    key_ids: tuple[str, ...], since: str | None, keys_dir: str | None, state_dir: str | None
+) -> None:
+    """Revoke keys in the whole fleet, by the ids that `keys list` shows.
+
+    Daemons refuse what these keys signed: all of it, or with --since what is not older. They
+    serve the older artifacts, and compile them again. Daemons with this directory learn it within
+    30 seconds, or at a reload; they tell the others through Redis.
+    """
+    settings = _settings(keys_dir, state_dir)
+    since_ms = _since(since)
+    store = KeyStore(settings.effective_keys_dir)
+    given = settings.signing_key.get_secret_value()
+    signing = PrivateKey.parse(given) if given else store.signing_key()
+    for key_id in key_ids:
+        if not SHA256_HEX.fullmatch(key_id):
+            raise KeysUnusable(f"cannot revoke {key_id}: a key's id is 64 hex digits")
+        if signing and signing.public.id == key_id:
+            raise KeysUnusable(
+                f"cannot revoke {key_id}: this daemon signs with it; replace it first, with"
+                " `wasmkilnd keys rotate` or in WASMKILN_SIGNING_KEY"
+            )
+        store.revoke(key_id, since_ms)
+        when = shown(store.revoked()[key_id])
+        click.echo(f"key {key_id} is revoked {when}; running daemons learn it within 30 s")
+
+
+def _since(date: str | None) -> int:
+    if date is None:
+        return ALTOGETHER_MS
+    try:
+        since_ms = to_ms(datetime.fromisoformat(date))
+    except ValueError:
+        raise KeysUnusable(
+            f"cannot read --since {date}: write a date or a time, such as 2026-11-27 or"
+            " 2026-11-27T14:00:00Z"
+        ) from None
+    if since_ms <= ALTOGETHER_MS:
+        raise KeysUnusable(f"cannot revoke since {date}: no key is so old; leave --since out")
+    return since_ms
 
 
 def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:

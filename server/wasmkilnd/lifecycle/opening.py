@@ -62,13 +62,15 @@ class Opening:
     async def signing(self) -> Reloadable[Signing]:
         """Open the keys. Raises CannotStart."""
         try:
-            signing = await asyncio.to_thread(
-                open_signing, self._settings.current, self._metrics.version
-            )
+            signing = await asyncio.to_thread(self.read_signing)
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
         log_keys(signing)
         return Reloadable(signing)
+
+    def read_signing(self) -> Signing:
+        """Read the keys that the current settings name. May block. Raises KeysUnusable."""
+        return open_signing(self._settings.current, self._metrics.version)
 
     async def host(self, sealer: CurrentSealer, marks: Marks, engines: EngineRegistry) -> OpenHost:
         """Open the host store; never raise."""

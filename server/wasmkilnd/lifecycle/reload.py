@@ -161,6 +161,7 @@ class Reloader:
         before, self._signing.current = self._signing.current, signing
         audit_keys(self._auditor, before, signing)
         standard_error.configure(new.log_format, new.log_level)
+        signing.ring.take_over(before.ring)
         if log_key_changes(before, signing):
             dropped = await self._cache.recheck(signing.sealer)
             if dropped:

@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 from wasmkiln.trusted_keys import PublicKey
 from wasmkilnd.cli import command
+from wasmkilnd.config.load import load
 from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.ring import open_signing
 from wasmkilnd.signing.store import KeyStore, KeysUnusable
 
 
@@ -113,3 +115,37 @@ def test_distrust_finds_a_key_whatever_its_file_is_called(keys: Command) -> None
     with pytest.raises(KeysUnusable, match="holds other keys too"):
         keys("distrust", alice.id)
     assert {alice.id, bob.id} < {row["id"] for row in keys.rows()}
+
+
+def test_revoke(keys: Command) -> None:
+    keys("generate")
+    other = PrivateKey.generate().public
+    keys("trust", other.hex)
+    said = keys("revoke", other.id, "--since", "2026-11-27").stdout
+    assert f"key {other.id} is revoked since 2026-11-27T00:00:00Z" in said
+    assert "revoked altogether" in keys("revoke", other.id).stdout.replace("is revoked", "revoked")
+    # A later date takes nothing back.
+    assert "altogether" in keys("revoke", other.id, "--since", "2026-11-28").stdout
+    [signing] = [row for row in keys.rows() if row["role"] == "signing"]
+    [revoked] = [row for row in keys.rows() if row["role"] == "trusted"]
+    assert revoked["revoked"] == "altogether"
+    assert "revoked altogether" in keys("list").stdout
+    for arguments, words in (
+        ((signing["id"],), "this daemon signs with it"),
+        (("nonsense",), "a key's id is 64 hex digits"),
+        ((other.id, "--since", "yesterday"), "write a date"),
+        ((other.id, "--since", "1960-01-01"), "no key is so old"),
+    ):
+        with pytest.raises(KeysUnusable, match=words):
+            keys("revoke", *arguments)
+
+
+def test_a_daemon_does_not_sign_with_a_revoked_key(keys: Command) -> None:
+    keys("generate")
+    [signing] = keys.rows()
+    KeyStore(keys.folder).revoke(signing["id"], 0)
+    settings = load({"keys_dir": str(keys.folder)}, {}).settings
+    with pytest.raises(KeysUnusable, match="this key is revoked"):
+        open_signing(settings, "1")
+    keys("rotate")
+    assert open_signing(settings, "1").ring.signing.public.id != signing["id"]
