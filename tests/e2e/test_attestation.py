@@ -29,7 +29,7 @@ from tests.contract.servers import binary_of, redis_server
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, ROOT, TWO_ENGINES, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, ROOT, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
@@ -46,7 +46,7 @@ def public_key(state: Path) -> str:
     return key.public.hex
 
 
-def rejected(daemon: RedisDaemon) -> dict[str, int]:
+def rejected(daemon: Daemon) -> dict[str, int]:
     """Return how many stored values were rejected, by cause."""
     with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
         page = answer.read().decode()
