@@ -15,7 +15,7 @@ from wasmkiln.access.places import host_and_port
 from wasmkiln.access.profiles import profiles_file, read_profile, read_profiles
 from wasmkiln.access.token import Token, TokenFile
 
-from tests.pki import Authority
+from tests.authority import DAY, Authority
 
 SECRET = "wk_ci_0123456789abcdef"
 
@@ -192,7 +192,7 @@ def test_a_unix_socket_speaks_no_tls() -> None:
 
 def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
-    one, two = (authority.issue(name, hosts=["a"], client=True) for name in ("one", "two"))
+    one, two = (authority.client(name, dns="a") for name in ("one", "two"))
     text = tmp_path / "text"
     text.write_text("hello")
     ca = authority.ca_file
@@ -211,8 +211,8 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
 
 def test_the_end_of_a_certificate_is_that_of_openssl(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    for valid_s in (3600.0, 40 * 365 * 24 * 3600.0):  # two forms of dates
-        pair = authority.issue("one", hosts=["a"], valid_s=valid_s)
+    for ends in (DAY, 40 * 365 * DAY):  # two forms of dates
+        pair = authority.server("one", ends=ends)
         from cryptography import x509
 
         pem = pair.cert_file.read_bytes()

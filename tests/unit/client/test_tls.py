@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from wasmkiln import TLS, Client, ConnectionFailed, CredentialsInvalid, CredentialsMissing
 from wasmkiln.cli.app import app
 
-from tests.pki import Authority, Pair
+from tests.authority import DAY, Authority, Pair
 from tests.unit.client.tls_daemon import TlsDaemon, tls_daemon
 
 
@@ -35,16 +35,17 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("pki")
-    ca, other = Authority(folder / "ca"), Authority(folder / "other", "another authority")
+    ca, other = Authority(folder / "ca"), Authority(folder / "other")
+    name = "client.example.org"
     return World(
         ca,
         other,
-        server=ca.issue("server", hosts=["localhost", "127.0.0.1"]),
-        elsewhere=ca.issue("elsewhere", hosts=["kiln.example.org"]),
-        expired=ca.issue("expired", hosts=["127.0.0.1"], valid_s=-60),
-        client=ca.issue("client", hosts=["client.example.org"], client=True),
-        stranger=other.issue("stranger", hosts=["client.example.org"], client=True),
-        outdated=ca.issue("outdated", hosts=["client.example.org"], client=True, valid_s=-60),
+        server=ca.server(),
+        elsewhere=ca.server("elsewhere", ["kiln.example.org"]),
+        expired=ca.server("expired", begins=-2 * DAY, ends=-DAY),
+        client=ca.client(dns=name),
+        stranger=other.client("stranger", dns=name),
+        outdated=ca.client("outdated", dns=name, begins=-2 * DAY, ends=-DAY),
     )
 
 
@@ -93,7 +94,7 @@ WRONG = {
         lambda world: TLS(ca_file=world.other.ca_file),
         "unknown_ca",
         r"the certificate of the daemon at \S+ is signed by none of the trusted CAs, those in"
-        r" \S+ca\.crt: set ca_file \(WASMKILN_CA_FILE\) to the CA of the daemon \(.+\)",
+        r" \S+ca\.pem: set ca_file \(WASMKILN_CA_FILE\) to the CA of the daemon \(.+\)",
     ),
     "a private CA, with the system's": Wrong(
         lambda world: tls_daemon(world.server),
@@ -125,14 +126,14 @@ WRONG = {
         lambda world: tls_daemon(world.server, world.ca.ca_file),
         lambda world: own(world, world.stranger),
         "client_certificate_refused",
-        r"the daemon at \S+ does not take the client certificate in \S+stranger\.crt: its CA has"
+        r"the daemon at \S+ does not take the client certificate in \S+stranger\.pem: its CA has"
         r" to be one of the daemon's tls_client_ca_file",
     ),
     "an expired client certificate": Wrong(
         lambda world: tls_daemon(world.server, world.ca.ca_file),
         lambda world: own(world, world.outdated),
         "client_certificate_expired",
-        r"the client certificate in \S+outdated\.crt has expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC:"
+        r"the client certificate in \S+outdated\.pem has expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC:"
         r" renew it; .*",
     ),
 }
@@ -203,7 +204,7 @@ def test_a_client_certificate_that_is_replaced_serves_the_next_call(
         client = make_client(daemon.address, tls=tls)
         client.capabilities()
         client.capabilities()
-        second = world.ca.issue("second", hosts=["second.example.org"], client=True)
+        second = world.ca.client("second", dns="second.example.org")
         (tmp_path / "new").write_bytes(second.cert_file.read_bytes())
         (tmp_path / "new").replace(cert)
         client.capabilities()  # the key is still the old one: so is the certificate in force
@@ -320,6 +321,6 @@ def test_a_daemon_s_own_certificate_may_change_between_calls(
     [daemon] = daemons
     client = make_client(daemon.address, tls=TLS(ca_file=world.ca.ca_file))
     client.capabilities()
-    daemon.pair = world.ca.issue("renewed", hosts=["127.0.0.1"])
+    daemon.pair = world.ca.server("renewed")
     client.capabilities()
     assert make_client(daemon.address, tls=TLS(ca_file=world.ca.ca_file)).capabilities()

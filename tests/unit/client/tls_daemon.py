@@ -12,7 +12,7 @@ import grpc
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import module_service_pb2_grpc as modules_grpc
 
-from tests.pki import Pair
+from tests.authority import Pair
 from tests.unit.client.fake_daemon import Refusal
 
 
