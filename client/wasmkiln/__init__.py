@@ -34,6 +34,7 @@ and `Artifact.load` the engine itself.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from wasmkiln import _quiet as _quiet
 from wasmkiln._assembly import Phase, Progress
 from wasmkiln.access import TLS
 from wasmkiln.aio import AsyncClient

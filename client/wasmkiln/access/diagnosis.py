@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _LIMIT_S = 2.0
 
 # In gRPC's words: causes that need no diagnosis, and those that another attempt does not heal.
-_CLEAR = ("Connection refused", "DNS resolution failed", "Domain name not found", "unix:")
+# "Connection refused" is none of them: of a host with several addresses it says that of one.
+_CLEAR = ("DNS resolution failed", "Domain name not found", "unix:")
 _LASTING = ("handshake failed", "Hostname Verification", "Failed parsing HTTP/2")
 
 # X509_V_ERR_…, which Python's ssl passes on as `verify_code`.

@@ -23,14 +23,11 @@ say what to install where click or rich is missing.
 """
 
 import io
-import os
 import sys
 
 
 def main() -> None:
     """Run the command and exit; with one sentence where click or rich is not installed."""
-    # gRPC would write about failed handshakes too, beside the one line of the command.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from wasmkiln.cli.app import app
     except ModuleNotFoundError as error:
