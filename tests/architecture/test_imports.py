@@ -23,7 +23,7 @@ from tests.architecture.imports import (
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission", "requests"),
     *("waiters", "singleflight", "redis_address", "reloadable", "fair_share", "network"),
-    *("slices", "wait_budget", "ownership", "whole_files"),
+    *("slices", "wait_budget", "ownership", "account", "whole_files"),
 }
 SERVICES = {"compile_service", "module_service", "quarantine"}
 
@@ -43,15 +43,18 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "slices": set(),
     "ownership": set(),
     "whole_files": set(),
-    "waiters": set(),
-    "requests": {"waiters", "model", "errors"},
+    "account": {"errors", "model"},
+    "waiters": {"account"},
+    "requests": {"account", "waiters", "model", "errors"},
     "wait_budget": {"errors"},
     "ports": {"model", "errors", "waiters", "wait_budget", "wire"},
-    "admission": {"model", "errors", "waiters", "reloadable", "fair_share", "requests", "ports"},
-    "singleflight": {"waiters", "errors"},
+    "admission": {
+        *("account", "model", "errors", "waiters", "reloadable", "fair_share", "requests", "ports")
+    },
+    "singleflight": {"account", "waiters", "errors"},
     "quarantine": {"model", "errors", "ports", "wait_budget"},
     "compile_work": {"model", "ports", "wait_budget"},
-    "fast_first": {"model", "errors", "ports", "requests", "waiters"},
+    "fast_first": {"account", "model", "errors", "ports", "requests", "waiters"},
     "compile_service": CORE | {"quarantine", "compile_work", "fast_first"},
     "module_service": CORE | {"quarantine"},
     "options": CORE,
@@ -90,6 +93,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         {"engines", "engines.child.isolation", "engines.workers", "engines.verdicts"},
     ),
     "access.tls": (set(), set()),
+    "access.quotas": (CORE, set()),
     "access": (CORE, {"access.tls", "config", "config.values"}),
     "rpc.connections": (CORE, set()),
     "rpc.flow": (CORE, set()),
@@ -109,6 +113,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE | {"options"},
         {
             "access",
+            "access.quotas",
             "access.tls",
             "cache",
             "cache.value",

@@ -97,6 +97,23 @@ class HostStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaReading:
+    """How much of a quota an identity has used."""
+
+    identity: str
+    kind: str
+    """The quota's name in the policy, such as ``calls``."""
+    used: float
+    limit: float
+    refused: int
+
+    @property
+    def ratio(self) -> float:
+        """Return how much of the limit is used; above 1 if more than it allows."""
+        return self.used / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class DrainState:
     """What a daemon that drains still waits for."""
 
