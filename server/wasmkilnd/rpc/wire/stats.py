@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf import timestamp_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.model import Origin, TierUsage
+from wasmkilnd.model import Origin, QuotaReading, TierUsage
 from wasmkilnd.rpc.wire.messages import duration
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
 from wasmkilnd.telemetry.metrics.gauges import EngineUsage
@@ -13,8 +15,10 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.metrics.series import Latency, count_of
 
 
-def stats_response(metrics: Metrics) -> pb.StatsResponse:
-    """Return what ``metrics`` hold now. Never raises."""
+def stats_response(
+    metrics: Metrics, namespace: str = "", quotas: Iterable[QuotaReading] = ()
+) -> pb.StatsResponse:
+    """Return what ``metrics`` hold now, for a caller of ``namespace``. Never raises."""
     catalogue, now = metrics.catalogue, metrics.gauges.read()
     started_at = timestamp_pb2.Timestamp()
     started_at.FromNanoseconds(int(metrics.started_at_s * 1e9))
@@ -37,6 +41,17 @@ def stats_response(metrics: Metrics) -> pb.StatsResponse:
         redis_detail=now.remote.detail,
         pending_writes=now.remote.pending_writes,
         dropped_writes=now.remote.dropped_writes,
+        namespace=namespace,
+        quotas=[
+            pb.QuotaUsage(
+                identity=each.identity,
+                quota=each.kind,
+                used=each.used,
+                limit=each.limit,
+                refused=each.refused,
+            )
+            for each in quotas
+        ],
     )
 
 

@@ -17,6 +17,7 @@ The families, all named ``wasmkiln_…``, and the question that each answers:
 ``rpcs``, ``rpc_duration``, ``sent_bytes``     what do callers get, and how fast
 ``calls``, ``receive_*``, ``send_*``           how much memory do calls hold
 ``refused``, ``connections_closed``            which limits protect callers from others
+``quota_*``                                    who is near to a quota, and which quotas refuse
 ``fleet_turns``, ``quarantine*``               do daemons share work and failures
 =============================================  =========================================
 

@@ -16,6 +16,10 @@ S = TypeVar("S")
 
 PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "host_store", "redis")
+QUOTAS: Final = (
+    *("calls", "bytes_in_flight", "queue_share"),
+    *("compiles_per_minute", "cpu_seconds_per_hour", "bytes_kept"),
+)
 OK: Final = "ok"
 ERROR: Final = "error"
 _WHAT = ("artifact", "module")

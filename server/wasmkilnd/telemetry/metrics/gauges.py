@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from wasmkilnd.model import HostStatus, RemoteStatus, TierUsage
-from wasmkilnd.telemetry.metrics.catalogue import PREFIX, TIERS
+from wasmkilnd.telemetry.metrics.catalogue import PREFIX, QUOTAS, TIERS
 
 T = TypeVar("T")
 
@@ -60,6 +60,8 @@ class Readings:
     traffic: TrafficUsage
     remote: RemoteStatus
     host: HostStatus
+    quotas: Mapping[str, tuple[float, int]]
+    """By kind: the largest part of a limit that an identity uses, and all refusals."""
 
 
 class Gauges(Collector):
@@ -77,6 +79,7 @@ class Gauges(Collector):
         self.traffic: Callable[[], TrafficUsage] = TrafficUsage
         self.remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
         self.host: Callable[[], HostStatus] = HostStatus
+        self.quotas: Callable[[], Mapping[str, tuple[float, int]]] = no_quotas
 
     def read(self) -> Readings:
         """Return what every source returns now."""
@@ -95,6 +98,7 @@ class Gauges(Collector):
             traffic=_read("traffic", self.traffic, TrafficUsage()),
             remote=_read("redis", self.remote, unreadable),
             host=_read("host store", self.host, HostStatus()),
+            quotas=_read("quotas", self.quotas, no_quotas()),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -102,6 +106,7 @@ class Gauges(Collector):
         now = self.read()
         yield from _of_tiers(now.tiers)
         yield from _of_engines(now.engines)
+        yield from _of_quotas(now.quotas)
         yield _gauge("flights", "Compilations under way or waiting.", now.flights)
         yield _gauge("calls", "Calls under way.", now.traffic.calls)
         yield _gauge(
@@ -176,6 +181,27 @@ def _of_engines(usages: Mapping[str, EngineUsage]) -> Iterator[Metric]:
     ):
         gauge = GaugeMetricFamily(PREFIX + name, help_text, labels=["engine"])
         yield _by_label(gauge, usages, field)
+
+
+def no_quotas() -> Mapping[str, tuple[float, int]]:
+    """Return what there is to read while no identity has a quota."""
+    return dict.fromkeys(QUOTAS, (0.0, 0))
+
+
+def _of_quotas(quotas: Mapping[str, tuple[float, int]]) -> Iterator[Metric]:
+    used = GaugeMetricFamily(
+        f"{PREFIX}quota_used_ratio",
+        "The largest part of its quota that any identity uses.",
+        labels=["quota"],
+    )
+    refused = CounterMetricFamily(
+        f"{PREFIX}quota_refused", "Calls refused because of a quota.", labels=["quota"]
+    )
+    for kind, (ratio, count) in quotas.items():
+        used.add_metric([kind], ratio)
+        refused.add_metric([kind], count)
+    yield used
+    yield refused
 
 
 def _by_label(
