@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from wasmkilnd import errors
+from wasmkilnd.account import Bill
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import SHA256_HEX, Kind, Limits, Module
 from wasmkilnd.ports import Engines
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.requests import Terms
-from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.waiters import Waiters
 
 HASH_INLINE_BYTES = 256 * 1024
 """Below this size, hashing takes less time than handing the bytes to a thread and back."""
@@ -27,6 +29,20 @@ _COMPONENT_LAYER = b"\x01\0"  # bytes 6 and 7 of the preamble
 _COMPONENT_VERSION = b"\x0d\0"  # bytes 4 and 5
 _ELF_MAGIC = b"\x7fELF"
 _WASMER_MAGICS = (b"\0wasmer-universal", b"wasmer")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Work on a module that has begun."""
+
+    bill: Bill
+    """What it costs the account of the call that began it."""
+    _release: Callable[[], None]
+
+    def end(self) -> None:
+        """Stop counting the module, and close the bill. Call it once."""
+        self._release()
+        self.bill.close()
 
 
 class Admission:
@@ -46,16 +62,22 @@ class Admission:
             return admit(wasm, limit_bytes, expected_sha256)
         return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
 
-    def hold(self, engine_id: str, module: Module, waiter: Waiter) -> Callable[[], None]:
-        """Count a module that work begins on; return what stops counting it.
+    def begin(
+        self, engine_id: str, module: Module, terms: Terms, *, compiles: bool, arrived: bool
+    ) -> Begun:
+        """Count a module that work begins on, and have the call's account pay for the work.
 
-        Raises COMPILE_QUEUE_FULL. A caller alone may hold as many bytes as the queue of an engine.
+        ``arrived`` tells whether the module came with the call, and so was let in already. Raises
+        COMPILE_QUEUE_FULL or QUOTA_EXCEEDED. A caller alone may hold as many bytes as the
+        queue of an engine.
         """
+        waiter, size_bytes = terms.waiter, len(module.wasm)
         if self._modules.room(waiter.caller) <= 0:
             wait_s = self._engines.expected_wait_s(engine_id, module, waiter, None)
             raise errors.modules_held(engine_id, self._modules.total, wait_s)
-        self._modules.add(waiter.caller, len(module.wasm))
-        return lambda: self._modules.add(waiter.caller, -len(module.wasm))
+        bill = terms.account.start(size_bytes, compiles=compiles, arrived=arrived)
+        self._modules.add(waiter.caller, size_bytes)
+        return Begun(bill, lambda: self._modules.add(waiter.caller, -size_bytes))
 
     def refuse_if_late(
         self, engine_id: str, module: Module, terms: Terms, others: Waiters | None

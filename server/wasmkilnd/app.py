@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
@@ -105,6 +106,12 @@ class Daemon:
         self._on_stop.push_async_callback(quarantine.close)
         self._metrics.gauges.quarantined = lambda: quarantine.size
         admission = Admission(engines, self._limits)
+        accounts = Accounts(
+            lambda identity: access.policy.current.quota_of(identity),
+            self._limits,
+            kept_s=settings.cache_ttl_s,
+        )
+        self._metrics.gauges.quotas = accounts.by_kind
         service = CompileService(
             cache,
             remote.fleet,
@@ -123,7 +130,9 @@ class Daemon:
             ModuleServicer(
                 service,
                 modules,
-                lambda: stats_response(self._metrics),
+                lambda namespace: stats_response(
+                    self._metrics, namespace, accounts.readings(namespace)
+                ),
                 lambda: started.capabilities(self._version, self._limits.current),
             ),
             AdminServicer(modules, quarantine, self.drain),
@@ -137,6 +146,7 @@ class Daemon:
             memory.holds,
             access.guard,
             audit,
+            accounts.of,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
         trust = TrustKeeper(signing, opening.read_signing, remote, cache)

@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 from wasmkilnd import errors
+from wasmkilnd.account import Bill
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.compile_work import CompileWork
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fast_first import CompilesBehind, optimised_may_succeed
 from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
-from wasmkilnd.ports import (
-    Cache,
-    Claim,
-    CompiledCode,
-    Engines,
-    Fleet,
-    Recorder,
-    Refused,
-    Sealer,
-)
+from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Fleet, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served, Terms
 from wasmkilnd.singleflight import FlightTicket, SingleFlight
@@ -162,7 +155,7 @@ class CompileService:
             fast_key = CacheKey(key.module_sha256, fast.fingerprint)
             served = await self._get(fast_key, request, budget)
             if served and not request.hits_only:
-                self._behind.add(key.module_sha256, spec)
+                self._behind.add(key.module_sha256, spec, request.terms.account)
         return served
 
     async def _get(
@@ -198,7 +191,8 @@ class CompileService:
         terms.release()
         if behind:
             sha256, spec, anew = behind.key.module_sha256, behind.spec, behind.recompile
-            ticket.on_success(lambda: self._behind.add(sha256, spec, anew=anew))
+            account = terms.account
+            ticket.on_success(lambda: self._behind.add(sha256, spec, account, anew=anew))
         served = await ticket.wait()
         return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
 
@@ -206,12 +200,14 @@ class CompileService:
         flight, engine_id = (work.key, work.recompile), work.spec.engine.id
         others = self._flights.waiters(flight)
         self._admission.refuse_if_late(engine_id, work.module, terms, others)
-        release = None if others else self._admission.hold(engine_id, work.module, terms.waiter)
-        ticket = self._flights.join(
-            flight, Waiters.of(terms.waiter), lambda waiters: self._run(work, waiters)
+        if others:
+            return self._flights.join(flight, Waiters.of(terms.waiter), partial(self._run, work))
+        begun = self._admission.begin(
+            engine_id, work.module, terms, compiles=True, arrived=work.uploaded
         )
-        if release:
-            ticket.on_end(release)
+        waiters = Waiters.of(terms.waiter, begun.bill)
+        ticket = self._flights.join(flight, waiters, partial(self._run, work))
+        ticket.on_end(begun.end)
         return ticket
 
     def _end_unwanted(self, request: CompileRequest) -> None:
@@ -240,7 +236,7 @@ class CompileService:
                 code = await self._compile_in_worker(work, claim, waiters)
                 if isinstance(code, CompiledCode):
                     waiters.kept = True  # Store the artifact even if every caller has left.
-                    return await self._store(work, code)
+                    return await self._store(work, code, waiters.bill)
                 if code is not None:
                     claim.failed()
                     break
@@ -289,10 +285,11 @@ class CompileService:
         artifact = None if work.recompile else await self._cache.get_local(work.key)
         return Served(artifact, Origin.MEMORY) if artifact else None
 
-    async def _store(self, work: CompileWork, code: CompiledCode) -> Served:
+    async def _store(self, work: CompileWork, code: CompiledCode, bill: Bill) -> Served:
         artifact = self._sealer.seal(work.artifact(code))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
             await self._cache.put_module(work.module)
         await self._cache.put(artifact)
+        bill.stored(artifact.size_bytes + (len(work.module.wasm) if work.uploaded else 0))
         return Served(artifact, Origin.COMPILED, code.queue_time_s)

@@ -33,6 +33,7 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
 from wasmkilnd.ports import Recorder
@@ -104,14 +105,24 @@ class CompilesBehind:
         """Return how many compiles wait or run."""
         return len(self._waiting) + len(self._running)
 
-    def add(self, module_sha256: str, spec: CompileSpec, *, anew: bool = False) -> None:
+    def add(
+        self,
+        module_sha256: str,
+        spec: CompileSpec,
+        account: Account = UNLIMITED,
+        *,
+        anew: bool = False,
+    ) -> None:
         """Have a module compiled behind all other work, unless that is going to happen anyway.
 
-        With ``anew``, compile it even if a tier holds the artifact.
+        With ``anew``, compile it even if a tier holds the artifact. ``account`` pays for it, so
+        nothing is compiled while that has used up a quota.
         """
         key = CacheKey(module_sha256, spec.fingerprint)
         known = key in self._waiting or key in self._running
         if self._ended or known or self._failed.get(key, 0.0) > time.monotonic():
+            return
+        if (payer := account.behind()) is None:
             return
         if len(self._waiting) >= MAX_WAITING:
             self._recorder.compiled_behind("dropped")
@@ -123,7 +134,7 @@ class CompilesBehind:
             cpu=spec.cpu,
             settings=spec.changed_settings,
             skip_cache_lookup=anew,
-            terms=Terms(_THE_DAEMON),
+            terms=Terms(_THE_DAEMON, account=payer),
         )
         self._start()
 

@@ -42,17 +42,19 @@ class ModuleService:
             self._admission.refuse_if_late(engine_id, module, request.terms, None)
         spec = self._engines.spec(engine_id, "", "", {})
         watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec, budget)
-        release = self._admission.hold(engine_id, module, request.terms.waiter)
+        work = self._admission.begin(engine_id, module, request.terms, compiles=False, arrived=True)
         request.terms.release()
+        waiters = Waiters.of(request.terms.waiter, work.bill)
         try:
-            await self._engines.validate(engine_id, module, Waiters.of(request.terms.waiter), watch)
+            await self._engines.validate(engine_id, module, waiters, watch)
         finally:
-            release()
+            work.end()
         if already_loaded:
             # This daemon may have the module in memory after Redis lost it, where others look.
             self._cache.restore_module(module)
         else:
             await self._cache.put_module(module)
+            work.bill.stored(len(module.wasm))
         return LoadResult(
             module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256)
         )

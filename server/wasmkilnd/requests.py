@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wasmkilnd import errors
+from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Artifact, HostFile, Module, Origin
 from wasmkilnd.waiters import Waiter
@@ -21,6 +22,8 @@ class Terms:
     release: Callable[[], None] = lambda: None
     """Frees the room that the request's bytes take in the receive budget. The services call it
     once the call holds no bytes, or admission counts them."""
+    account: Account = UNLIMITED
+    """Who pays for the work that the call starts."""
 
 
 @dataclass(slots=True)

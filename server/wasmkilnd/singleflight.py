@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from wasmkilnd.account import Bill
 from wasmkilnd.errors import WasmkilnError, forget_frames
 from wasmkilnd.waiters import Waiters
 
@@ -94,16 +95,17 @@ class SingleFlight(Generic[K, V]):
     ) -> FlightTicket[V]:
         """Join the flight of ``key``; start it with ``work`` if there is none.
 
-        The flight counts ``waiters`` as its own until the ticket's ``wait`` ends.
+        The flight counts ``waiters`` as its own until the ticket's ``wait`` ends. Those that
+        start it pay for it.
         """
         joined = key in self._flights
-        task, of_flight = self._flights[key] if joined else self._start(key, work)
+        task, of_flight = self._flights[key] if joined else self._start(key, work, waiters.bill)
         return FlightTicket(joined, task, of_flight.follow(waiters))
 
     def _start(
-        self, key: K, work: Callable[[Waiters], Coroutine[Any, Any, V]]
+        self, key: K, work: Callable[[Waiters], Coroutine[Any, Any, V]], bill: Bill
     ) -> tuple[asyncio.Task[V | Failed], Waiters]:
-        waiters = Waiters(lambda: self._drop(key, task))
+        waiters = Waiters(lambda: self._drop(key, task), bill)
         task = asyncio.create_task(_outcome(work(waiters)))
         self._flights[key] = task, waiters
         # A callback frees the key whatever happens, and only after the work's last step (its

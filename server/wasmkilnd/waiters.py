@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from wasmkilnd.account import FREE, Bill
+
 W = TypeVar("W")
 
 
@@ -33,8 +35,10 @@ class Waiters:
     dropped, unless it is to be ``kept``.
     """
 
-    def __init__(self, drop: Callable[[], None] | None = None) -> None:
+    def __init__(self, drop: Callable[[], None] | None = None, bill: Bill = FREE) -> None:
         """``drop`` ends the work; None for work that ends with its only caller."""
+        self.bill = bill
+        """Who pays for the work: the one that started it."""
         self.kept = False
         """Whether the work goes on after the last waiter has left."""
         self._drop = drop
@@ -42,9 +46,9 @@ class Waiters:
         self._watchers: dict[Any, Callable[[Any], None]] = {}
 
     @classmethod
-    def of(cls, waiter: Waiter) -> Waiters:
+    def of(cls, waiter: Waiter, bill: Bill = FREE) -> Waiters:
         """Return the waiters of work that only ``waiter`` waits for, and that ends with it."""
-        waiters = cls()
+        waiters = cls(bill=bill)
         waiters.join(waiter)
         return waiters
 

@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
+from wasmkilnd.account import Account, unlimited
 from wasmkilnd.errors import (
     Reason,
     WasmkilnError,
@@ -21,7 +22,7 @@ from wasmkilnd.errors import (
     too_many_calls,
 )
 from wasmkilnd.fair_share import FairShare
-from wasmkilnd.model import Entrance, TrafficLimits
+from wasmkilnd.model import Entrance, Identity, TrafficLimits
 from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc import audited
@@ -106,6 +107,7 @@ class Traffic:
     guard: Guard
     auditor: Auditor
     entrance: Entrance
+    account_of: Callable[[Identity], Account] = unlimited
 
 
 Behavior = Callable[[Any, Call], Awaitable["Message | SerializedAnswer | bytes"]]
@@ -129,7 +131,7 @@ def handler(
     requests = Requests(method, parse, traffic.receiver)
 
     async def request(call: Call) -> Any:
-        message, call.release_request = await requests.read(call.context, call.caller)
+        message, call.release_request = await requests.read(call.context, call.caller, call.account)
         call.start_work()
         return message
 
@@ -157,6 +159,7 @@ def handler(
             call.admitted(traffic.guard.admit(method, traffic.entrance, call.credentials))
             traffic.gate.enter(call.caller)
             ended.entered = True
+            call.charge_to(traffic.account_of(call.identity))
             with traffic.under_way.answering(call):
                 return await answer(call)
         except WasmkilnError as failure:
@@ -211,6 +214,7 @@ class _Ended:
     def __call__(self, _: asyncio.Task[Any]) -> None:
         if self.entered:
             self.traffic.gate.leave(self.call.caller)
+        self.call.account.leave()
         seconds = time.perf_counter() - self.started_s
         self.traffic.recorder.rpc(self.method, self.code.name, seconds, self.limit)
         _log_call(self.method, self.call, self.code.name, self.reason, seconds)

@@ -16,7 +16,8 @@ from grpc import aio
 from grpc_channelz.v1 import channelz_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
-from wasmkilnd.model import PLAINTEXT, Artifact, TrafficLimits
+from wasmkilnd.account import Account, unlimited
+from wasmkilnd.model import PLAINTEXT, Artifact, Identity, TrafficLimits
 from wasmkilnd.network import is_listening
 from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.reloadable import Reloadable
@@ -111,6 +112,7 @@ class RpcServer:
         in_memory: Callable[[Artifact], bool],
         guard: Guard,
         auditor: Auditor,
+        account_of: Callable[[Identity], Account] = unlimited,
     ) -> None:
         """``in_memory`` tells whether the memory tier holds an artifact."""
         message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
@@ -134,8 +136,9 @@ class RpcServer:
             guard,
             auditor,
             PLAINTEXT,
+            account_of,
         )
-        self._ungated = replace(self._traffic, gate=CallGate(limits))
+        self._ungated = replace(self._traffic, gate=CallGate(limits), account_of=unlimited)
         self._server = aio.server(
             options=[
                 *_OPTIONS,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -71,8 +72,8 @@ class Dispatch(Generic[W]):
     ) -> Ticket[W]:
         """Wait for a worker; return a ticket, which the caller gives to ``done`` at the end.
 
-        Raises COMPILE_QUEUE_FULL: at once, or later to make room for a caller that holds less of
-        the queue.
+        Raises QUOTA_EXCEEDED, or COMPILE_QUEUE_FULL: at once, or later to make room for a caller
+        that holds less of the queue.
         """
         ticket, starts = self._ask(waiters, kind, size_bytes, second)
         if not starts:
@@ -108,13 +109,17 @@ class Dispatch(Generic[W]):
     def _ask(
         self, waiters: Waiters, kind: str, size_bytes: int, second: bool
     ) -> tuple[Ticket[W], bool]:
-        """Return a ticket, and whether it starts at once or waits. Raises COMPILE_QUEUE_FULL."""
+        """Return a ticket, and whether it starts at once or waits. Raises as ``take``."""
         cost_s = self._estimate.expected_s(kind, size_bytes)
         entry = Entry(waiters.effective(), size_bytes, cost_s, second)
         ticket = Ticket[W](waiters, kind, entry, self._clock())
         waiters.watch(ticket, self._waiters_changed)
         if self._may_start(entry) and self._start_on_idle(ticket):
             return ticket, True
+        wait_s = partial(self._retry_s, entry)
+        if refusal := waiters.bill.no_place_in_queue(self._engine_id, size_bytes, wait_s):
+            waiters.unwatch(ticket)
+            raise refusal
         limits = self._limits.current
         for gone in self.queue.add(ticket.entry, limits.queue_length, limits.queue_bytes):
             if gone is ticket.entry:
@@ -192,7 +197,8 @@ class Dispatch(Generic[W]):
         self._waiting[ticket.entry] = ticket
         self._reclaim()
         try:
-            got = await ticket.granted is not None
+            with ticket.waiters.bill.waiting(self._engine_id, ticket.entry.size_bytes):
+                got = await ticket.granted is not None
         except BaseException as failure:
             if ticket in self._running:  # cancelled at the moment when it got a worker
                 del self._running[ticket]
@@ -283,5 +289,7 @@ class Dispatch(Generic[W]):
             ticket.granted.set_exception(refusal)
 
     def _full(self, entry: Entry) -> errors.WasmkilnError:
-        wait_s = max(_LEAST_RETRY_S, self._wait_s(entry))
-        return errors.compile_queue_full(self._engine_id, len(self.queue), wait_s)
+        return errors.compile_queue_full(self._engine_id, len(self.queue), self._retry_s(entry))
+
+    def _retry_s(self, entry: Entry) -> float:
+        return max(_LEAST_RETRY_S, self._wait_s(entry))

@@ -216,6 +216,7 @@ class WorkerPool:
 
     async def _run_on(self, ticket: Ticket[Worker], job: JobOrder) -> JobReport:
         worker = ticket.worker
+        ticket.waiters.bill.job_began()
         # A task of its own: cancelling the job must not cancel the clean-up of its worker.
         work = asyncio.create_task(worker.run(job, self._neighbours))
         work.add_done_callback(lambda done: self._job_ended(ticket, worker, done))
@@ -248,6 +249,7 @@ class WorkerPool:
         """Offer the worker to the next job, unless it was lost: then its keeper replaces it."""
         failure = asyncio.CancelledError() if work.cancelled() else work.exception()
         self._set_up_failure = str(failure) if isinstance(failure, JobNotSetUp) else ""
+        ticket.waiters.bill.job_ended(0.0 if failure else work.result().cpu_s)
         if failure and not isinstance(failure, OutOfDescriptors):
             self._dispatch.lost(ticket)
         else:

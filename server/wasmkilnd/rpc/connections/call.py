@@ -14,6 +14,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import invalid_request, quoted, too_many_connections
 from wasmkilnd.model import ANYBODY, PLAINTEXT, Credentials, Entrance, Identity, Transport
 from wasmkilnd.network import host_of
@@ -60,6 +61,8 @@ class Call:
     """Where the call came in."""
     identity: Identity = ANYBODY
     """Who makes the call, once the guard has admitted it."""
+    account: Account = UNLIMITED
+    """Who pays for the call, once it counts as one of theirs."""
     peer: str = field(init=False)
     """gRPC's name of the other end of the connection."""
     caller: str = field(init=False)
@@ -90,6 +93,11 @@ class Call:
         self.identity = identity
         if identity.name and identity.name != ANONYMOUS:
             self.caller = identity.name
+
+    def charge_to(self, account: Account) -> None:
+        """Count the call as one of ``account``, until it leaves. Raises QUOTA_EXCEEDED."""
+        account.enter()
+        self.account = account
 
     def credentials(self) -> Credentials:
         """Return what the call brings along to say who makes it."""

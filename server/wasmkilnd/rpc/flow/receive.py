@@ -16,6 +16,7 @@ from typing import Any
 from grpc import aio
 
 from wasmkilnd import errors
+from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import TrafficLimits
 from wasmkilnd.reloadable import Reloadable
@@ -35,6 +36,7 @@ class _Read:
     task: asyncio.Task[Any]
     since_s: float
     patient: bool
+    account: Account
     held_bytes: int = 0
     refusal: errors.WasmkilnError | None = None
 
@@ -47,16 +49,19 @@ class Held:
     caller: str
     size_bytes: int
     wake: Callable[[], None]
+    account: Account = UNLIMITED
 
     def add(self, size_bytes: int) -> None:
         """Count more bytes for the request."""
         self.share.add(self.caller, size_bytes)
+        self.account.hold_more(size_bytes)
         self.size_bytes += size_bytes
 
     def __call__(self) -> None:
         """Stop counting. A second call does nothing."""
         if self.size_bytes:
             self.share.add(self.caller, -self.size_bytes)
+            self.account.release(self.size_bytes)
             self.size_bytes = 0
             self.wake()
 
@@ -86,11 +91,17 @@ class Receiver:
         return self._arriving.total + self._arrived.total
 
     async def read(
-        self, context: Context, caller: str, *, patient: bool = False
+        self,
+        context: Context,
+        caller: str,
+        *,
+        patient: bool = False,
+        account: Account = UNLIMITED,
     ) -> tuple[bytes | None, Held]:
         """Return the next message, None after the last, and a function that releases its bytes.
 
-        With ``patient`` the message may take any time. Raises COMPILE_QUEUE_FULL.
+        With ``patient`` the message may take any time. Raises COMPILE_QUEUE_FULL, or
+        QUOTA_EXCEEDED for what ``account`` may not hold.
         """
         while self._arrived.room(caller) <= 0:
             await self._wait(caller)
@@ -98,7 +109,7 @@ class Receiver:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are read in tasks")
-        read = _Read(caller, task, loop.time(), patient)
+        read = _Read(caller, task, loop.time(), patient, account)
         self._reads[read] = None
         if self._timer is None:
             self._timer = loop.call_later(_QUICK_S, self._sweep)
@@ -111,15 +122,16 @@ class Receiver:
             raise read.refusal from None
         finally:
             del self._reads[read]
-            self._arriving.add(caller, -read.held_bytes)
+            self._stop_counting(read)
         if message is aio.EOF:
             return None, self.hold(caller, 0)
-        return message, self.hold(caller, len(message))
+        return message, self.hold(caller, len(message), account)
 
-    def hold(self, caller: str, size_bytes: int) -> Held:
-        """Count bytes for a request that has arrived."""
+    def hold(self, caller: str, size_bytes: int, account: Account = UNLIMITED) -> Held:
+        """Count bytes for a request that has arrived. Raises QUOTA_EXCEEDED."""
+        account.hold(size_bytes)
         self._arrived.add(caller, size_bytes)
-        return Held(self._arrived, caller, size_bytes, self._wake)
+        return Held(self._arrived, caller, size_bytes, self._wake, account)
 
     def _half(self) -> int:
         return max(self._limits.current.receive_bytes // 2, self._message_bytes)
@@ -163,6 +175,11 @@ class Receiver:
             self._refuse(victim, errors.receiving_too_much(self._arriving.total))
             if victim is read:
                 return
+        try:
+            read.account.hold(self._message_bytes)
+        except errors.WasmkilnError as refusal:
+            self._refuse(read, refusal)
+            return
         read.held_bytes = self._message_bytes
         self._arriving.add(read.caller, self._message_bytes)
 
@@ -180,7 +197,11 @@ class Receiver:
         return newcomer
 
     def _refuse(self, read: _Read, refusal: errors.WasmkilnError) -> None:
-        self._arriving.add(read.caller, -read.held_bytes)  # gRPC frees them when the call ends.
-        read.held_bytes = 0
+        self._stop_counting(read)  # gRPC frees its bytes when the call ends.
         read.refusal = refusal
         read.task.cancel()
+
+    def _stop_counting(self, read: _Read) -> None:
+        self._arriving.add(read.caller, -read.held_bytes)
+        read.account.release(read.held_bytes)
+        read.held_bytes = 0

@@ -31,9 +31,10 @@ class ModuleServicer:
         self,
         service: CompileService,
         modules: ModuleService,
-        stats: Callable[[], pb.StatsResponse],
+        stats: Callable[[str], pb.StatsResponse],
         capabilities: Callable[[], pb.GetCapabilitiesResponse],
     ) -> None:
+        """``stats`` returns what a caller of a namespace may see."""
         self._service = service
         self._modules = modules
         self._stats = stats
@@ -79,7 +80,7 @@ class ModuleServicer:
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
         """Return counters and latencies."""
-        return self._stats()
+        return self._stats(call.identity.namespace)
 
     async def get_capabilities(
         self, request: pb.GetCapabilitiesRequest, call: Call
@@ -112,6 +113,7 @@ def _terms(call: Call) -> Terms:
         Waiter(call.caller, call.background),
         None if left_s is None else asyncio.get_running_loop().time() + left_s,
         call.release_request,
+        call.account,
     )
 
 

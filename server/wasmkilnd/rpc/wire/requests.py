@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import WasmkilnError, invalid_request
 from wasmkilnd.rpc.flow.receive import Receiver
 from wasmkilnd.rpc.wire.bounds import (
@@ -52,13 +53,16 @@ class Requests:
         self._in_parts = any(row.bound.one_by_one for row in self._plan.values())
         self._small = lru_cache(maxsize=_KEPT_REQUESTS)(self._scanned_and_built)
 
-    async def read(self, context: Any, caller: str) -> tuple[Any, Callable[[], None]]:
+    async def read(
+        self, context: Any, caller: str, account: Account = UNLIMITED
+    ) -> tuple[Any, Callable[[], None]]:
         """Return a call's request, and a function that stops counting its memory.
 
-        The request is Parts if its fields are built one by one. Raises COMPILE_QUEUE_FULL, or
-        INVALID_REQUEST for bytes above a bound or bytes that are no message of this method.
+        The request is Parts if its fields are built one by one. Raises COMPILE_QUEUE_FULL,
+        QUOTA_EXCEEDED, or INVALID_REQUEST for bytes above a bound or bytes that are no message of
+        this method.
         """
-        message, held = await self._receiver.read(context, caller)
+        message, held = await self._receiver.read(context, caller, account=account)
         message = message or b""
         built: Any
         try:
