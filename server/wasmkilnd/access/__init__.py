@@ -7,6 +7,8 @@
 | ``policy_file`` | reads a policy from TOML, and says in words what is wrong with it |
 | ``tokens``, ``token_store`` | bearer tokens: known again by their digest; made and revoked |
 | ``certificates`` | whom a client certificate names, and whether a CA vouches for it now |
+| ``web_tokens``, ``key_set`` | JSON Web Tokens: verified with the public keys of their issuer |
+| ``key_fetcher`` | fetches those keys from their URL, beside the calls |
 | ``identities`` | from credentials to an identity; remembers those that were checked |
 | ``guard`` | the port ``Guard``: who calls, and whether they may |
 | ``sources`` | reads all of this together, from the settings |

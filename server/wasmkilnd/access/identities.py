@@ -26,6 +26,11 @@ _FOREVER = float("inf")
 class WebTokens(Protocol):
     """Verifies JSON Web Tokens."""
 
+    @property
+    def keys(self) -> object:
+        """The keys in force: another object whenever they have changed."""
+        ...
+
     def verify(self, token: str) -> tuple[str, Claims, float]:
         """Return the subject, all claims, and until when the token counts, in Unix seconds.
 
@@ -53,6 +58,7 @@ class Identities:
         self._client_cas = client_cas
         self._web_tokens = web_tokens
         self._cas_of_memory = client_cas()
+        self._keys_of_memory = web_tokens.keys if web_tokens else None
         # By the SHA-256 of the token: it never stays in memory, and equal ones are found in a time
         # that tells nothing.
         self._by_token: dict[bytes, tuple[Identity, float]] = {}
@@ -97,6 +103,9 @@ class Identities:
         return identity
 
     def _of_authorization(self, authorization: str) -> Identity:
+        if self._web_tokens and self._web_tokens.keys is not self._keys_of_memory:
+            self._keys_of_memory = self._web_tokens.keys
+            self._by_token.clear()
         key = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
         known = self._by_token.get(key)
         if known and time.time() < known[1]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from wasmkilnd.access.key_set import KeySet, read_key_set
 from wasmkilnd.access.policy import Policy, default_policy
 from wasmkilnd.access.policy_file import MOST_NAMESPACES, read_policy
 from wasmkilnd.access.tokens import Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd.access.web_tokens import Issuer
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import NamespaceLimits
 
@@ -24,6 +27,11 @@ class Sources:
     """None where there is no file of them."""
     on: bool
     """Whether callers need an identity."""
+    issuer: Issuer | None = None
+    """Whose JSON Web Tokens count; None for nobody's."""
+    keys: KeySet = field(default_factory=KeySet)
+    """The keys of a file; those of a URL are fetched beside the calls."""
+    keys_url: str = ""
 
 
 def read_sources(settings: Settings) -> Sources:
@@ -39,16 +47,49 @@ def read_sources(settings: Settings) -> Sources:
             f"cannot serve {len(namespaces)} namespaces: policy and tokens may name"
             f" {MOST_NAMESPACES} together"
         )
+    issuer, keys, keys_url = _web_tokens(settings)
     on = bool(
         settings.policy_file
         or settings.tls_client_ca_file
         or settings.jwt_issuer
         or tokens is not None
     )
-    return Sources(replace(policy, namespaces=namespaces), tokens, on)
+    policy = replace(policy, namespaces=namespaces)
+    return Sources(policy, tokens, on, issuer, keys, keys_url)
 
 
 def files_of(settings: Settings) -> Sequence[Path]:
     """Return the files that ``read_sources`` reads, whether or not they exist."""
-    policy = [Path(settings.policy_file)] if settings.policy_file else []
-    return [settings.tokens_file, *policy]
+    named = [settings.policy_file, settings.jwt_keys if settings.jwt_issuer else ""]
+    return [settings.tokens_file, *(_path(name) for name in named if name and not _is_url(name))]
+
+
+def _web_tokens(settings: Settings) -> tuple[Issuer | None, KeySet, str]:
+    named = {"jwt_issuer": settings.jwt_issuer, "jwt_audience": settings.jwt_audience}
+    named["jwt_keys"] = settings.jwt_keys
+    missing = [name for name, value in named.items() if not value]
+    if len(missing) == len(named):
+        return None, KeySet(), ""
+    if missing:
+        raise AccessUnusable(
+            f"cannot accept JSON Web Tokens: {missing[0]} is not set; jwt_issuer, jwt_audience and"
+            " jwt_keys are needed together"
+        )
+    issuer = Issuer(settings.jwt_issuer, settings.jwt_audience)
+    if not _is_url(settings.jwt_keys):
+        return issuer, read_key_set(_path(settings.jwt_keys)), ""
+    url = urlsplit(settings.jwt_keys)
+    if url.scheme != "https" or not url.hostname or url.username or url.password:
+        raise AccessUnusable(
+            "cannot use jwt_keys: write the path of a file, or a URL that begins with https:// and"
+            " has no user and password"
+        )
+    return issuer, KeySet(), settings.jwt_keys
+
+
+def _is_url(name: str) -> bool:
+    return "://" in name
+
+
+def _path(name: str) -> Path:
+    return Path(name).expanduser().absolute()

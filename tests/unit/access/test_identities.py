@@ -45,6 +45,7 @@ class FakeWebTokens:
 
     def __init__(self, until_s: float) -> None:
         self.until_s = until_s
+        self.keys = object()
         self.asked = 0
 
     def verify(self, token: str) -> tuple[str, Claims, float]:
