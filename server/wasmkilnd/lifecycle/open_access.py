@@ -6,10 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+import structlog
+
 from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.identities import Identities
+from wasmkilnd.access.key_fetcher import CannotFetch, KeyFetcher, fetch_keys
+from wasmkilnd.access.key_set import KeySet
 from wasmkilnd.access.sources import Sources, files_of, read_sources
 from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd.access.web_tokens import VerifiedWebTokens
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
@@ -18,6 +23,8 @@ from wasmkilnd.reloadable import Reloadable
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+
+log = structlog.get_logger("wasmkilnd")
 
 
 class OpenAccess:
@@ -40,6 +47,8 @@ class OpenAccess:
         """The policy in force."""
         self.next_policy = sources.policy
         """What ``prepare`` has read last: parts that are prepared after it find it here."""
+        self._fetcher = KeyFetcher("", KeySet())
+        self._fetcher.use(sources.keys_url, self._keys(sources, fetch=True) or KeySet())
         self.guard = AccessGuard(
             self._identities(sources), open_health=settings.current.open_health
         )
@@ -51,22 +60,45 @@ class OpenAccess:
         except AccessUnusable as failure:
             raise CannotReload(str(failure)) from None
         self.next_policy = sources.policy
+        # A file that changed is no reason to wait for a URL: a revoked token must not count on.
+        fetch = settings is not self._settings.current
+        keys = self._keys(sources, fetch=fetch)
         identities = self._identities(sources)
 
         def apply() -> None:
+            if keys is not None:
+                self._fetcher.use(sources.keys_url, keys)
             self.policy.current = sources.policy
             self.guard.replace(identities, open_health=settings.open_health)
 
         return apply
 
     async def follow(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Await ``changed`` whenever a file has changed, until cancelled."""
-        await follow(lambda: files_of(self._settings.current), self._seen, changed)
+        """Await ``changed`` whenever a file has changed, and fetch keys, until cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._fetcher.run())
+            both.create_task(follow(lambda: files_of(self._settings.current), self._seen, changed))
+
+    def _keys(self, sources: Sources, *, fetch: bool) -> KeySet | None:
+        """Return the keys of JSON Web Tokens; None if those in force stay."""
+        if not sources.keys_url:
+            return sources.keys
+        if not fetch:
+            return None
+        try:
+            return asyncio.run(fetch_keys(sources.keys_url))
+        except CannotFetch as failure:
+            log.error("cannot fetch the keys of JSON Web Tokens yet", cause=str(failure))
+            return None if sources.keys_url == self._fetcher.url else KeySet()
 
     def _identities(self, sources: Sources) -> Identities | None:
         if not sources.on:
             return None
-        return Identities(sources.policy, sources.tokens, self._client_cas)
+        web_tokens = None
+        if sources.issuer:
+            fetcher = self._fetcher
+            web_tokens = VerifiedWebTokens(sources.issuer, lambda: fetcher.current, fetcher.want)
+        return Identities(sources.policy, sources.tokens, self._client_cas, web_tokens)
 
 
 async def open_access(
