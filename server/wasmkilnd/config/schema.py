@@ -18,6 +18,7 @@ from wasmkilnd.config.sections.queue import QueueSettings
 from wasmkilnd.config.sections.serving import ServingSettings
 from wasmkilnd.config.sections.traffic import TrafficSettings
 from wasmkilnd.config.values.address import Address
+from wasmkilnd.config.values.listening import Listening
 from wasmkilnd.config.values.redis_url import redis_conflict
 from wasmkilnd.config.values.types import AUTO, GIB, MIB, NO_ADMIN, NO_DIRECTORY
 
@@ -116,6 +117,12 @@ class Settings(
         pair = self.max_module_bytes + self.max_artifact_bytes
         return self.write_queue_bytes or max(64 * MIB, pair)
 
+    @property
+    def needs_identities(self) -> bool:
+        """Whether calls need an identity: as soon as there is any source of them."""
+        sources = (self.policy_file, self.tls_client_ca_file, self.jwt_issuer)
+        return any(sources) or self.tokens_file.exists()
+
     @model_validator(mode="after")
     def _redis_settings_agree(self) -> Self:
         conflict = redis_conflict(
@@ -131,25 +138,19 @@ class Settings(
 
     @model_validator(mode="after")
     def _addresses_agree(self) -> Self:
-        listen = [Address.parse(text) for text in self.listen]
-        admin = None if self.admin_listen == NO_ADMIN else Address.parse(self.admin_listen)
-        if admin is not None and any(admin.overlaps(address) for address in listen):
-            raise PydanticCustomError(
-                "address_conflict",
-                "{address} already serves gRPC (listen): choose another address, or none",
-                {"field": "admin_listen", "address": str(admin)},
-            )
-        surfaces = [("listen", address) for address in listen]
-        if admin is not None:
-            # The admin server has no authentication either.
-            surfaces.append(("admin_listen", admin))
-        for field, address in surfaces:
-            if not self.allow_remote and not address.local:
-                raise PydanticCustomError(
-                    "address_remote",
-                    "other machines can reach {address}, and there is no TLS yet: choose a"
-                    " loopback or unix: address, or permit it with allow_remote"
-                    " (--allow-remote, WASMKILN_ALLOW_REMOTE=true)",
-                    {"field": field, "address": str(address)},
-                )
+        conflict = Listening(
+            {
+                name: [Address.parse(text) for text in getattr(self, name)]
+                for name in ("listen", "token_listen", "operator_listen")
+            },
+            None if self.admin_listen == NO_ADMIN else Address.parse(self.admin_listen),
+            cert=bool(self.tls_cert_file),
+            key=bool(self.tls_key_file),
+            client_ca=bool(self.tls_client_ca_file),
+            identities=self.needs_identities,
+            allow_remote=self.allow_remote,
+        ).conflict()
+        if conflict:
+            field, why = conflict
+            raise PydanticCustomError("address_conflict", "{why}", {"field": field, "why": why})
         return self

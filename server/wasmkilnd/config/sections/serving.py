@@ -34,8 +34,8 @@ class ServingSettings(BaseModel):
     )
     allow_remote: Switch = Field(
         default=False,
-        description="Permit addresses that other machines can reach. There is no TLS yet:"
-        " everyone who reaches such an address may use the daemon.",
+        description="Permit addresses that other machines can reach without TLS, or without"
+        " identities: everyone who reaches such an address may then use the daemon, or read along.",
     )
     state_dir: Directory = Field(
         default_factory=lambda: default_state_dir(os.environ),
