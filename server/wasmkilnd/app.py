@@ -26,10 +26,11 @@ from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_start, reload_of
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
+from wasmkilnd.lifecycle.listening import reload_of_tls
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 from wasmkilnd.lifecycle.open_access import open_access
 from wasmkilnd.lifecycle.opening import Opening
-from wasmkilnd.lifecycle.preflight import CannotStart, check_host
+from wasmkilnd.lifecycle.preflight import check_host
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.reload import Reloader
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
@@ -40,7 +41,9 @@ from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.server import METHODS, CannotListen, RpcServer, TransportLimits
+from wasmkilnd.rpc.listener import TransportLimits
+from wasmkilnd.rpc.served import METHODS
+from wasmkilnd.rpc.server import RpcServer
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
@@ -74,12 +77,13 @@ class Daemon:
         settings = self._settings.current
         check_host(settings)
         found = find_engines(settings)
-        access = await open_access(self._settings)
         connections = descriptors.connections_per_address(settings, engines=len(found.installed))
         opening = Opening(
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
         )
         audit = await opening.audit()
+        tls = await opening.tls()
+        access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
         signing = await opening.signing()
         audit_start(audit, self._version, signing.current)
         marks = Marks()
@@ -162,21 +166,22 @@ class Daemon:
             audit,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
-            parts=[access.prepare, reload_of(audit), trust.prepare],
+            parts=[
+                *([reload_of_tls(tls)] if tls else []),
+                access.prepare,
+                reload_of(audit),
+                trust.prepare,
+            ],
         )
         self._in_the_background(access.follow(self._reloader.refresh))
         await trust.look()
         self._in_the_background(trust.run())
         admin_address = await opening.admin(self._readiness)
         self._rpc = rpc
-        self._on_stop.push_async_callback(rpc.stop)
-        try:
-            addresses = await rpc.start(settings.listen)
-        except CannotListen as failure:
-            raise CannotStart(str(failure)) from None
+        bound = await opening.listen(rpc, tls)
         self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(remote))
-        rpc.health.set(self._readiness.now()[0])
-        self._in_the_background(self._readiness.follow(rpc.health.set))
+        rpc.set_health(self._readiness.now()[0])
+        self._in_the_background(self._readiness.follow(rpc.set_health))
         self._in_the_background(audit.run())
         self._in_the_background(MallocTrim.of_this_process().run())
         # All that is there now stays: a full collection of it would make every caller wait.
@@ -185,7 +190,7 @@ class Daemon:
         self.banner = banner(
             self._version,
             self._loaded,
-            addresses,
+            bound,
             admin_address,
             engines,
             started.unserved,
@@ -193,7 +198,7 @@ class Daemon:
             host.trouble,
             remote.description,
         )
-        log.info("ready", addresses=addresses, engines=[engine.id for engine in engines.served])
+        log.info("ready", addresses=bound.all, engines=[engine.id for engine in engines.served])
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""

@@ -26,6 +26,7 @@ from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
 from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
+from wasmkilnd.lifecycle.listening import restart_for_tls
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
@@ -83,7 +84,10 @@ def command() -> None:
 @options
 def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C."""
-    asyncio.run(run(partial(load, flags, os.environ, config)))
+    read = partial(load, flags, os.environ, config)
+    loaded = read()
+    restart_for_tls(loaded.settings)
+    asyncio.run(run(loaded, read))
 
 
 @command.command(name="config", context_settings=_HELP)

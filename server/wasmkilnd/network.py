@@ -1,13 +1,30 @@
-"""Addresses: which of them count as one host, and whether a process listens on one."""
+"""Addresses: which count as one host, who can reach a Unix socket, who listens on one."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAccess:
+    """Who can connect to the Unix sockets of the daemon."""
+
+    mode: int = 0o600
+    group: int | None = None
+    """The group's number; None to leave it as it is."""
+
+    def apply(self, path: Path) -> None:
+        """Give the socket at ``path`` its group, then its mode. Raises OSError."""
+        if self.group is not None:
+            os.chown(path, -1, self.group)
+        path.chmod(self.mode)
 
 
 def address_of(text: str) -> Address:

@@ -19,14 +19,12 @@ from wasmkilnd.telemetry.logs.standard_error import relayed
 log = structlog.get_logger("wasmkilnd")
 
 
-async def run(read: Callable[[], LoadedSettings]) -> None:
+async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
     """Serve until SIGTERM, SIGINT or Drain, then drain and end.
 
-    ``read`` returns the configuration: now, and again at each SIGHUP. Raises
-    ConfigError and CannotStart.
+    ``read`` returns the configuration at each SIGHUP. Raises CannotStart.
     """
     configure_malloc()
-    loaded = read()
     with relayed(loaded.settings.log_format, loaded.settings.log_level):
         # On a fatal signal, Python prints its stack here and nowhere else.
         faulthandler.enable(file=2)

@@ -6,7 +6,8 @@
 |---|---|---|
 | start | ``preflight`` | refuses to start where this host or user rules a setting out |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
-| | ``opening`` | opens keys, tiers and the admin server |
+| | ``listening`` | where gRPC is served, and with which TLS |
+| | ``opening`` | opens keys, tiers and the servers |
 | | ``auditing`` | where the audit goes, and its lines about the daemon itself |
 | | ``start_engines`` | starts the installed engines, and leaves out those that do not work |
 | | ``served_engines`` | ``engines.json``: what clients need to compute fingerprints |

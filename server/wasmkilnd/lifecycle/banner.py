@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.lifecycle.listening import Bound
 from wasmkilnd.model import UnservedEngine
 
 
 def banner(
     version: str,
     loaded: LoadedSettings,
-    addresses: Sequence[str],
+    bound: Bound,
     admin_address: str,
     engines: EngineRegistry,
     unserved: Sequence[UnservedEngine],
@@ -22,7 +23,14 @@ def banner(
 ) -> str:
     """Return address, engines, isolation, tiers, state, and one command for another terminal."""
     settings = loaded.settings
-    rows = [("serving", ", ".join(addresses))]
+    rows = [("serving", ", ".join(bound.serving))]
+    if bound.tokens:
+        rows.append(("tokens", f"{', '.join(bound.tokens)} (no client certificates)"))
+    if bound.operators:
+        rows.append(("operator", f"{', '.join(bound.operators)} (AdminService)"))
+    if bound.tls:
+        certificates = "needs client certificates" if settings.tls_client_ca_file else ""
+        rows.append(("TLS", ", ".join(filter(None, (f"{bound.tls} or newer", certificates)))))
     if admin_address:
         rows.append(("metrics", f"{admin_address}/metrics, /healthz, /readyz"))
     for index, engine in enumerate(engines.served):
@@ -45,8 +53,10 @@ def banner(
         host = f"host store unusable: {host_trouble}"
     rows.append(("tiers", f"memory, {_size(settings.memory_bytes)}; {host}; {remote}"))
     rows.append(("state", str(settings.state_dir)))
-    address = addresses[0]
+    address = bound.serving[0]
     flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
+    if bound.tls and not address.startswith("unix:"):
+        flag = f"--address {address} --tls "
     rows.append(("try", f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm"))
     body = "\n".join(f"  {name:<9}{text}" for name, text in rows)
     return f"wasmkilnd {version} is ready\n{body}"

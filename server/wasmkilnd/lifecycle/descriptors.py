@@ -28,12 +28,13 @@ _LEAST_CONNECTIONS = 16
 
 
 def connections_per_address(settings: Settings, engines: int) -> int:
-    """Return how many connections each address of ``listen`` may have, with ``engines`` at work.
+    """Return how many connections each address of gRPC may have, with ``engines`` at work.
 
     Raise the soft limit of the process to what the daemon needs. Where the hard limit is below
     that, the addresses get fewer connections than ``max_connections``, and the log says so.
     """
-    listeners = sum(Address.parse(address).listeners for address in settings.listen)
+    addresses = (*settings.listen, *settings.token_listen, *settings.operator_listen)
+    listeners = sum(Address.parse(address).listeners for address in addresses)
     connections = settings.max_connections
     others = _needed_by_others(settings, engines)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

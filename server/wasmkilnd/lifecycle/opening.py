@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.cache.open_host import OpenHost, open_host
 from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_shared
 from wasmkilnd.cache.value.marks import Marks
@@ -14,6 +15,14 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
+from wasmkilnd.lifecycle.listening import (
+    Bound,
+    bound_addresses,
+    listen_groups,
+    open_tls,
+    socket_access,
+    tls_status,
+)
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.served_engines import served_engines
@@ -21,6 +30,8 @@ from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.model import Limits
 from wasmkilnd.options import host_options, remote_options
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.listener import CannotListen
+from wasmkilnd.rpc.server import RpcServer
 from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.signing.ring import CurrentSealer, Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
@@ -58,6 +69,26 @@ class Opening:
         audit = Audit(target, self._metrics.audit_lost)
         self._on_stop.callback(end_audit, audit)
         return audit
+
+    async def tls(self) -> TlsFiles | None:
+        """Read the files of TLS, and again when they change; None for none. Raises CannotStart."""
+        files = await asyncio.to_thread(open_tls, self._settings.current)
+        if files:
+            self._metrics.gauges.tls = tls_status(files)
+            following = asyncio.create_task(files.follow())
+            self._on_stop.push_async_callback(_ended, following)
+        return files
+
+    async def listen(self, rpc: RpcServer, tls: TlsFiles | None) -> Bound:
+        """Serve gRPC; return the addresses. Raises CannotStart."""
+        settings = self._settings.current
+        self._on_stop.push_async_callback(rpc.stop)
+        groups = listen_groups(settings, tls)
+        try:
+            bound = await rpc.start(groups, socket_access(settings))
+        except CannotListen as failure:
+            raise CannotStart(str(failure)) from None
+        return bound_addresses(settings, groups, bound)
 
     async def signing(self) -> Reloadable[Signing]:
         """Open the keys. Raises CannotStart."""
@@ -123,3 +154,8 @@ class Opening:
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

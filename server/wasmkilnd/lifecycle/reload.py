@@ -26,6 +26,8 @@ from wasmkilnd.telemetry.logs import standard_error
 
 log = structlog.get_logger("wasmkilnd")
 
+_TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
+
 
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
     """A part cannot use the new settings, or what they name; the message says why."""
@@ -148,6 +150,10 @@ class Reloader:
             # A store that was off at the start does not exist, and one that is on would have to
             # delete all that it holds.
             return self._host.is_on and wanted.effective_host_store_bytes > 0
+        if change.field in _TLS_FILES:
+            # The addresses that are open speak TLS, and ask callers for certificates, or do not.
+            before = getattr(self._settings.current, change.field)
+            return bool(before) == bool(getattr(wanted, change.field))
         return change.live
 
     async def _apply(self, new: Settings, signing: Signing) -> None:

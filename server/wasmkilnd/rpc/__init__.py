@@ -5,7 +5,9 @@ One call goes down these files and back: ``calls`` (admission, request id, log l
 (translate) → ``compile_service`` or ``module_service`` outside of this room → ``flow.send``.
 
 ====================  =======================================================================
-``server``            gRPC's options, the addresses, and the services that are served
+``server``            the servers of all addresses, and the gates and budgets they share
+``listener``          one gRPC server for a group of addresses: options, TLS, Unix sockets
+``served``            the services and methods that a server serves
 ``calls``             what every call gets; ``Traffic`` holds the gates and budgets it passes
 ``grpcio_services``   the same limits for health, reflection and channelz
 ``services/``         one file per service

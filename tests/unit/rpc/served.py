@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from wasmkilnd.rpc.server import SERVICES
+from wasmkilnd.rpc.served import SERVICES
 from wasmkilnd.rpc.services import reflection
 
 reflection._describe_v1()  # As at the daemon's start.

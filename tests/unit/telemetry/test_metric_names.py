@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families
+from wasmkilnd.telemetry.metrics.gauges import TlsStatus
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 CONTRACT = (Path(__file__).parent / "metrics.txt").read_text()
@@ -23,6 +24,7 @@ def served() -> Metrics:
     """Return the metrics of a daemon with one engine and one RPC, before the first call."""
     metrics = Metrics("1.2.3", ["/a.B/C"])
     metrics.add_engine("engine-1.0.0")
+    metrics.gauges.tls = lambda: TlsStatus({"cert": 1.0, "client_ca": 1.0})
     return metrics
 
 

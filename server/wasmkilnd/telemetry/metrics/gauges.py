@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,6 +50,16 @@ class TrafficUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsStatus:
+    """The files of TLS that are in force."""
+
+    not_after_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """When each expires, by ``cert`` and ``client_ca``; empty where TLS is off."""
+    failures: int = 0
+    """How often changed files could not be used."""
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """What every source returned, at about one moment."""
 
@@ -62,6 +73,7 @@ class Readings:
     host: HostStatus
     quotas: Mapping[str, tuple[float, int]]
     """By kind: the largest part of a limit that an identity uses, and all refusals."""
+    tls: TlsStatus
 
 
 class Gauges(Collector):
@@ -80,6 +92,7 @@ class Gauges(Collector):
         self.remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
         self.host: Callable[[], HostStatus] = HostStatus
         self.quotas: Callable[[], Mapping[str, tuple[float, int]]] = no_quotas
+        self.tls: Callable[[], TlsStatus] = TlsStatus
 
     def read(self) -> Readings:
         """Return what every source returns now."""
@@ -99,6 +112,7 @@ class Gauges(Collector):
             remote=_read("redis", self.remote, unreadable),
             host=_read("host store", self.host, HostStatus()),
             quotas=_read("quotas", self.quotas, no_quotas()),
+            tls=_read("TLS", self.tls, TlsStatus()),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -148,6 +162,7 @@ class Gauges(Collector):
             "Writes to the host store that the daemon gave up.",
             now.host.dropped_writes,
         )
+        yield from _of_tls(now.tls)
 
 
 def _of_tiers(usages: Mapping[str, TierUsage]) -> Iterator[Metric]:
@@ -202,6 +217,22 @@ def _of_quotas(quotas: Mapping[str, tuple[float, int]]) -> Iterator[Metric]:
         refused.add_metric([kind], count)
     yield used
     yield refused
+
+
+def _of_tls(tls: TlsStatus) -> Iterator[Metric]:
+    expiry = GaugeMetricFamily(
+        f"{PREFIX}tls_not_after_seconds",
+        "When the first certificate of a TLS file expires, in seconds since 1970.",
+        labels=["file"],
+    )
+    for file, not_after_s in tls.not_after_s.items():
+        expiry.add_metric([file], not_after_s)
+    yield expiry
+    yield CounterMetricFamily(
+        f"{PREFIX}tls_reload_failures",
+        "Times that changed TLS files could not be used, so that the old ones stayed in force.",
+        tls.failures,
+    )
 
 
 def _by_label(

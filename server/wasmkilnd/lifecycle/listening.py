@@ -1,0 +1,158 @@
+"""Where the daemon listens, and with which TLS: from the settings to groups of addresses."""
+
+from __future__ import annotations
+
+import grp
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from wasmkilnd.access.tls.files import TlsFiles
+from wasmkilnd.access.tls.grpc_credentials import (
+    LEAST_VERSION_ENV,
+    ONLY_TLS_1_3,
+    server_credentials,
+)
+from wasmkilnd.access.tls.material import TlsOptions
+from wasmkilnd.access.tls.pem import TlsUnusable
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.preflight import CannotStart
+from wasmkilnd.lifecycle.reload import CannotReload, Prepare
+from wasmkilnd.model import Entrance, Transport
+from wasmkilnd.network import SocketAccess
+from wasmkilnd.rpc.listener import ListenGroup
+from wasmkilnd.telemetry.metrics.gauges import TlsStatus
+
+
+def tls_options(settings: Settings) -> TlsOptions:
+    """Return the settings of TLS, which is on."""
+    return TlsOptions(
+        settings.tls_cert_file,
+        settings.tls_key_file,
+        settings.tls_client_ca_file,
+        settings.tls_min_version,
+    )
+
+
+def open_tls(settings: Settings) -> TlsFiles | None:
+    """Read the files of TLS; return None where it is off. Raises CannotStart."""
+    if not settings.tls_cert_file:
+        return None
+    try:
+        return TlsFiles(tls_options(settings))
+    except TlsUnusable as refusal:
+        raise CannotStart(str(refusal)) from None
+
+
+def reload_of_tls(files: TlsFiles) -> Prepare:
+    """Return what reads the files again at a reload."""
+
+    def prepare(new: Settings) -> Callable[[], None]:
+        try:
+            return files.prepare(tls_options(new))
+        except TlsUnusable as refusal:
+            raise CannotReload(str(refusal)) from None
+
+    return prepare
+
+
+def tls_status(files: TlsFiles) -> Callable[[], TlsStatus]:
+    """Return a function that tells when the files expire, for the metrics."""
+
+    def status() -> TlsStatus:
+        current = files.current
+        expiry = {"cert": current.not_after.timestamp()}
+        if current.client_ca_not_after:
+            expiry["client_ca"] = current.client_ca_not_after.timestamp()
+        return TlsStatus(expiry, files.failures)
+
+    return status
+
+
+def socket_access(settings: Settings) -> SocketAccess:
+    """Return who can connect to the daemon's Unix sockets."""
+    group = settings.socket_group
+    number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else None
+    return SocketAccess(int(settings.socket_mode, 8), number)
+
+
+def listen_groups(settings: Settings, tls: TlsFiles | None) -> Sequence[ListenGroup]:
+    """Return the addresses of gRPC, grouped by how they are served."""
+    mutual = Transport.MTLS if settings.tls_client_ca_file else Transport.TLS
+    apart = bool(settings.operator_listen)
+    groups: list[ListenGroup] = []
+    for setting, addresses, transport, admin in (
+        ("listen", settings.listen, mutual, not apart),
+        ("token_listen", settings.token_listen, Transport.TLS, not apart),
+        ("operator_listen", settings.operator_listen, mutual, True),
+    ):
+        over_tcp = [address for address in addresses if not address.startswith("unix:")]
+        if over_tcp and tls:
+            credentials = partial(
+                server_credentials, tls, client_certificates=transport is Transport.MTLS
+            )
+            groups.append(ListenGroup(setting, Entrance(transport), over_tcp, credentials, admin))
+        elif over_tcp:
+            groups.append(ListenGroup(setting, Entrance(), over_tcp, admin=admin))
+        # gRPC does not tell which of its Unix sockets a call came through: each has a server.
+        groups.extend(
+            ListenGroup(setting, Entrance(Transport.UNIX, address), [address], admin=admin)
+            for address in addresses
+            if address.startswith("unix:")
+        )
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The addresses of gRPC with their real ports, in the order of the settings."""
+
+    serving: Sequence[str]
+    tokens: Sequence[str]
+    operators: Sequence[str]
+    tls: str = ""
+    """The lowest version of TLS that is spoken; empty where TLS is off."""
+
+    @property
+    def all(self) -> Sequence[str]:
+        """Every address."""
+        return [*self.serving, *self.tokens, *self.operators]
+
+
+def bound_addresses(
+    settings: Settings, groups: Sequence[ListenGroup], bound: Sequence[Sequence[str]]
+) -> Bound:
+    """Return what the addresses of ``groups`` became."""
+
+    def of(setting: str, wanted: Sequence[str]) -> Sequence[str]:
+        over_tcp = iter(
+            [
+                address
+                for group, addresses in zip(groups, bound, strict=True)
+                if group.setting == setting and group.entrance.transport is not Transport.UNIX
+                for address in addresses
+            ]
+        )
+        return [each if each.startswith("unix:") else next(over_tcp) for each in wanted]
+
+    return Bound(
+        of("listen", settings.listen),
+        of("token_listen", settings.token_listen),
+        of("operator_listen", settings.operator_listen),
+        settings.tls_min_version if settings.tls_cert_file else "",
+    )
+
+
+def restart_for_tls(settings: Settings) -> None:
+    """Run this command again, in this process, if gRPC would speak a version of TLS too low.
+
+    gRPC decides that when it is imported, before the settings are read.
+    """
+    if not settings.tls_cert_file or settings.tls_min_version != "1.3":
+        return
+    if os.environ.get(LEAST_VERSION_ENV) == ONLY_TLS_1_3:
+        return
+    environ = {**os.environ, LEAST_VERSION_ENV: ONLY_TLS_1_3}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606

@@ -1,0 +1,81 @@
+"""Daemons that speak TLS, and channels to them, for tests."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
+
+from tests.authority import Authority, Pair
+from tests.e2e.daemon import Daemon
+
+
+class TlsSite:
+    """An authority, and the files that a daemon and its callers use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder)
+        self.server = self.authority.server()
+        self.client_ca_file = folder / "client_ca.pem"
+        self.client_ca_file.write_bytes(self.authority.ca_file.read_bytes())
+        self.client = self.authority.client(spiffe="spiffe://example.org/builder/1")
+
+    def flags(self, *more: str, client_certificates: bool = True) -> Sequence[str]:
+        """Return the flags of a daemon that uses the files."""
+        given = ["--tls-cert-file", str(self.server.cert_file)]
+        given += ["--tls-key-file", str(self.server.key_file)]
+        if client_certificates:
+            given += ["--tls-client-ca-file", str(self.client_ca_file)]
+        return [*given, "--redis-url", "none", "--workers", "1", *more]
+
+    def channel(self, address: str, pair: Pair | None = None) -> grpc.Channel:
+        """Return a new connection, with the certificate of ``pair``."""
+        credentials = grpc.ssl_channel_credentials(
+            self.authority.ca_file.read_bytes(),
+            *((pair.key, pair.cert) if pair else ()),
+        )
+        # Otherwise channels of one process share connections.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        return grpc.secure_channel(address, credentials, options)
+
+
+def tls_metrics(daemon: Daemon, site: TlsSite, pair: Pair | None = None) -> str:
+    """Return /metrics over TLS."""
+    context = ssl.create_default_context(cafile=str(site.authority.ca_file))
+    if pair:
+        context.load_cert_chain(pair.cert_file, pair.key_file)
+    url = daemon.admin_url.replace("http:", "https:") + "/metrics"
+    with urllib.request.urlopen(url, timeout=30, context=context) as page:
+        return str(page.read().decode())
+
+
+def ask(channel: grpc.Channel, timeout_s: float = 20.0) -> pb.GetCapabilitiesResponse:
+    """Make a call that needs any identity."""
+    stub = ModuleServiceStub(channel)
+    found: pb.GetCapabilitiesResponse = stub.GetCapabilities(
+        pb.GetCapabilitiesRequest(), timeout=timeout_s
+    )
+    return found
+
+
+def openssl(address: str, site: TlsSite, *words: str) -> str:
+    """Return what ``openssl s_client`` prints about a handshake."""
+    done = subprocess.run(
+        [
+            *("openssl", "s_client", "-connect", address, "-alpn", "h2", "-brief"),
+            *("-CAfile", str(site.authority.ca_file), "-verify_return_error", *words),
+        ],
+        input="",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
