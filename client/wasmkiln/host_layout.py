@@ -6,12 +6,14 @@
         artifact.json                                          its ArtifactHeader, as JSON
         artifact.dsse.json                                     its attestation, if the daemon signs
         head                                                   the daemon's own signed description
+    <directory>/ns/<namespace>/                                all of it again, for a namespace
 
 Daemon and clients share this file; docs/host-store.md says the same for other languages.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ENGINES = "engines.json"
@@ -19,6 +21,24 @@ ARTIFACT = "artifact"
 HEADER = "artifact.json"
 ATTESTATION = "artifact.dsse.json"
 HEAD = "head"
+
+NAMESPACE_SHAPE = "1 to 63 lowercase letters, digits and hyphens, no hyphen first"
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+_NAMESPACES = "ns"
+
+
+def namespace_path(directory: Path, namespace: str) -> Path:
+    """Return the directory of a namespace's store; that of the default one is ``directory``.
+
+    Raises ValueError for what is no name of a namespace: it must not lead to another place.
+    """
+    if not namespace:
+        return directory
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(f"expected a namespace: {NAMESPACE_SHAPE}, not {namespace!r:.80}")
+    return directory / _NAMESPACES / namespace
 
 
 def entry_path(directory: Path, fingerprint: str, module_sha256: str) -> Path:

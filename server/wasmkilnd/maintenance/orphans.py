@@ -81,6 +81,7 @@ class OrphanFinder:
         """Count the keys that are not values."""
         rest, seen = OtherKeys(), set[int]()
         async for page in self._link.scan(self._names.all_pattern()):
+            page = [name for name in page if not self._names.is_of_namespace(name)]
             new = [name for name in dict.fromkeys(page) if hash(name) not in seen]
             seen.update(map(hash, new))
             parts = [name for name in new if self._names.part_at(name)]

@@ -39,7 +39,11 @@ def check_ours(found: os.stat_result, name: str) -> None:
 
 def prepare(options: HostOptions) -> None:
     """Make the directory if it is missing, with its mode and group. Raises TierUnavailable."""
-    directory = options.directory
+    for directory in (*options.above, options.directory):
+        _prepare(directory, options)
+
+
+def _prepare(directory: Path, options: HostOptions) -> None:
     try:
         make_folder(directory)
     except NotOurs as failure:

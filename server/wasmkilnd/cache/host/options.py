@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from wasmkiln.host_layout import namespace_path
 
 BLOCK_BYTES = 4096
 """What the store counts for a folder, and the unit to which it rounds up the size of a file."""
@@ -22,6 +24,14 @@ class HostOptions:
     """The mode of files. Only the owner may have the right to write."""
     group: int | None = None
     """The number of the group of files and folders; None for the daemon's own."""
+    above: tuple[Path, ...] = ()
+    """Folders on the way to the directory that get the mode and the group too, the first first."""
+
+    def of_namespace(self, namespace: str, limit_bytes: int) -> HostOptions:
+        """Return the options of the store of a namespace, which is a folder of this one."""
+        directory = namespace_path(self.directory, namespace)
+        above = (self.directory, directory.parent) if namespace else ()
+        return replace(self, directory=directory, limit_bytes=limit_bytes, above=above)
 
     def __post_init__(self) -> None:
         # Callers get paths, and have another working directory.

@@ -13,6 +13,7 @@ from wasmkilnd.model import CacheKey
 FIRST_FORMAT = 2
 
 _GLOB = re.compile(rb"[][*?\\^-]")
+_NAMESPACE = "ns:"
 _HEX = "[0-9a-f]{64}"
 _OF_ARTIFACT = re.compile(rf"{{({_HEX})}}:({_HEX})".encode())
 _OF_MODULE = re.compile(rf"{{({_HEX})}}(v[0-9]+)?".encode())
@@ -33,6 +34,11 @@ class ValueKey:
         return CacheKey(self.module_sha256, self.fingerprint) if self.fingerprint else None
 
 
+def namespace_prefix(prefix: str, namespace: str) -> str:
+    """Return the prefix of a namespace's keys: that of the default one is ``prefix`` itself."""
+    return f"{prefix}{_NAMESPACE}{namespace}:" if namespace else prefix
+
+
 class KeyNames:
     """``<prefix>compiled:{<module>}:<fingerprint>`` and ``<prefix>module:{<module>}``.
 
@@ -42,8 +48,9 @@ class KeyNames:
     that compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
     ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
-    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key. The braces keep
-    all keys of a module in one slot of a cluster.
+    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key. Keys of a namespace
+    begin with ``<prefix>ns:<namespace>:`` instead of the prefix, so no pattern or name here is about
+    them. The braces keep all keys of a module in one slot of a cluster.
     """
 
     def __init__(self, prefix: str, cache_format: int = CACHE_FORMAT) -> None:
@@ -89,6 +96,10 @@ class KeyNames:
     def mark(self, module_sha256: str) -> bytes:
         """Return the name of the mark of a module, of everything for an empty digest."""
         return self._mark + (b"{%b}" % module_sha256.encode() if module_sha256 else b"all")
+
+    def is_of_namespace(self, name: bytes) -> bool:
+        """Whether ``name`` is that of a key of a namespace below this one."""
+        return name.startswith(self._prefix + _NAMESPACE.encode())
 
     def is_mark(self, name: bytes) -> bool:
         """Whether ``name`` is that of a mark."""
