@@ -7,6 +7,7 @@ for a few megabytes: so only bytes with the preamble of a binary get that far.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class Admission:
         # The bytes of all modules being worked on, whatever that work waits for: another
         # daemon's lease, a worker, or another caller's job.
         self._modules = FairShare(lambda: 2 * limits.current.queue_bytes)
+
+    def view(self, engines: Engines) -> Admission:
+        """Return one that counts together with this one, and asks ``engines`` how long to wait."""
+        other = copy.copy(self)
+        other._engines = engines
+        return other
 
     async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
         """Do what the function ``admit`` does; hash large modules in a thread."""

@@ -13,13 +13,6 @@ from typing import Any
 import structlog
 
 from wasmkilnd.access.quotas.accounts import Accounts
-from wasmkilnd.admission import Admission
-from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.open_shared import SharedTier
-from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.cache.value.marks import Marks
-from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
@@ -33,13 +26,12 @@ from wasmkilnd.lifecycle.opening import Opening
 from wasmkilnd.lifecycle.preflight import check_host
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.reload import Reloader
+from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.lifecycle.trust import TrustKeeper
 from wasmkilnd.model import DrainState
-from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import limits_of, traffic_limits
-from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import TransportLimits
 from wasmkilnd.rpc.served import METHODS
@@ -49,6 +41,7 @@ from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.signing.ring import CurrentSealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.tenants.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -67,7 +60,7 @@ class Daemon:
         self._readiness = Readiness()
         self._on_stop = AsyncExitStack()
         self._rpc: RpcServer | None = None
-        self._service: CompileService | None = None
+        self._tenants: Tenants | None = None
         self._engines: EngineRegistry | None = None
         self._reloader: Reloader | None = None
         self.banner = ""
@@ -86,60 +79,28 @@ class Daemon:
         access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
         signing = await opening.signing()
         audit_start(audit, self._version, signing.current)
-        marks = Marks()
-        sealer = CurrentSealer(signing, marks.evicted_ms)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
         engines = self._engines = started.registry
-        memory = MemoryTier(settings.memory_bytes)
-        self._metrics.gauges.tiers["memory"] = memory.usage
-        host = await opening.host(sealer, marks, engines)
-        remote = await opening.remote(sealer, marks)
-        cache = TieredCache(
-            memory,
-            ObservedTier(memory, self._metrics),
-            host.store,
-            host.write_behind,
-            remote.tier,
-            remote.write_behind,
-            remote.used,
-            call_wait_s=settings.redis_timeout_s,
-        )
-        quarantine = Quarantine(
-            remote.strikes, self._metrics, lambda: self._settings.current.quarantine_s
-        )
-        self._on_stop.push_async_callback(quarantine.close)
-        self._metrics.gauges.quarantined = lambda: quarantine.size
-        admission = Admission(engines, self._limits)
         accounts = Accounts(
             lambda identity: access.policy.current.quota_of(identity),
             self._limits,
             kept_s=settings.cache_ttl_s,
         )
         self._metrics.gauges.quotas = accounts.by_kind
-        service = CompileService(
-            cache,
-            remote.fleet,
+        tenants = self._tenants = await opening.tenants(
+            access.policy.current.namespaces,
             engines,
-            sealer,
-            quarantine,
-            self._metrics,
-            admission,
-            # So that most workers stay free for callers.
-            behind_at_once=max(1, settings.effective_workers // 2),
+            lambda marks: CurrentSealer(signing, marks.evicted_ms),
         )
-        modules = ModuleService(cache, engines, quarantine, admission)
-        self._service = service
-        self._metrics.gauges.flights = lambda: service.flights
         rpc = RpcServer(
             ModuleServicer(
-                service,
-                modules,
+                tenants.of,
                 lambda namespace: stats_response(
-                    self._metrics, namespace, accounts.readings(namespace)
+                    tenants.metrics_of(namespace), namespace, accounts.readings(namespace)
                 ),
                 lambda: started.capabilities(self._version, self._limits.current),
             ),
-            AdminServicer(modules, quarantine, self.drain),
+            AdminServicer(tenants.of, self.drain),
             self._metrics,
             TransportLimits(
                 module_bytes=settings.max_module_bytes,
@@ -147,28 +108,26 @@ class Daemon:
                 streams=settings.max_streams,
             ),
             self._traffic_limits,
-            memory.holds,
+            tenants.holds,
             access.guard,
             audit,
             accounts.of,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
-        trust = TrustKeeper(signing, opening.read_signing, remote, cache)
+        trust = TrustKeeper(signing, opening.read_signing, tenants)
         self._reloader = Reloader(
             self._settings,
             self._limits,
             self._traffic_limits,
             signing,
-            memory,
-            host,
-            remote,
-            cache,
+            tenants,
             audit,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
             parts=[
                 *([reload_of_tls(tls)] if tls else []),
                 access.prepare,
+                prepare_namespaces(tenants, access),
                 reload_of(audit),
                 trust.prepare,
             ],
@@ -179,7 +138,7 @@ class Daemon:
         admin_address = await opening.admin(self._readiness)
         self._rpc = rpc
         bound = await opening.listen(rpc, tls)
-        self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(remote))
+        self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(tenants))
         rpc.set_health(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.set_health))
         self._in_the_background(audit.run())
@@ -195,8 +154,8 @@ class Daemon:
             engines,
             started.unserved,
             started.isolation.summary,
-            host.trouble,
-            remote.description,
+            tenants.default.host.trouble,
+            tenants.server.description,
         )
         log.info("ready", addresses=bound.all, engines=[engine.id for engine in engines.served])
 
@@ -220,10 +179,10 @@ class Daemon:
         first = not self._shutdown.asked.is_set()
         self._shutdown.ask(self._settings.current.shutdown_grace_s if grace_s is None else grace_s)
         self._readiness.draining()
-        if not (self._rpc and self._service):
+        if not (self._rpc and self._tenants):
             return DrainState(0.0, 0, 0)  # It was still starting.
         self._rpc.refuse_calls()
-        state = DrainState(self._shutdown.left_s, self._rpc.running_calls, self._service.flights)
+        state = DrainState(self._shutdown.left_s, self._rpc.running_calls, self._tenants.flights)
         if first:
             log.info("draining", **asdict(state))
         return state
@@ -231,15 +190,15 @@ class Daemon:
     async def stop(self) -> None:
         """End in phases: refuse new calls, finish, give up, flush, close."""
         self.drain()
-        if self._service:
-            await self._service.end_behind()
-        if self._service and not await until(self._shutdown.overdue, self._finish()):
+        if self._tenants:
+            await self._tenants.end_behind()
+        if self._tenants and not await until(self._shutdown.overdue, self._finish()):
             log.warning(
                 "grace is over: giving up calls",
                 calls=self._rpc.running_calls if self._rpc else 0,
-                flights=self._service.flights,
+                flights=self._tenants.flights,
             )
-            await self._service.settle(0)
+            await self._tenants.settle(0)
         if self._engines:
             # While connections are open, so that callers who wait for a worker learn why they fail.
             await self._engines.close()
@@ -247,9 +206,9 @@ class Daemon:
         log.info("stopped")
 
     async def _finish(self) -> None:
-        if self._rpc and self._service:
+        if self._rpc and self._tenants:
             await self._rpc.idle()
-            await self._service.settle()
+            await self._tenants.settle()
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -261,6 +220,6 @@ class Daemon:
         self._on_stop.push_async_callback(end)
 
 
-def _redis_detail(remote: SharedTier) -> str:
-    status = remote.status()
+def _redis_detail(tenants: Tenants) -> str:
+    status = tenants.remote_status()
     return "" if status.switched_off else status.detail

@@ -5,8 +5,8 @@ from __future__ import annotations
 import grp
 
 from wasmkilnd.cache.host.options import HostOptions
-from wasmkilnd.cache.open_shared import RemoteOptions
 from wasmkilnd.cache.redis.connect import RedisAccess
+from wasmkilnd.cache.shared_server import RemoteOptions
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child.isolation import limits

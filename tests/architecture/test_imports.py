@@ -57,8 +57,9 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "fast_first": {"account", "model", "errors", "ports", "requests", "waiters"},
     "compile_service": CORE | {"quarantine", "compile_work", "fast_first"},
     "module_service": CORE | {"quarantine"},
+    "tenant": SERVICES,
     "options": CORE,
-    "app": CORE | SERVICES | {"options"},
+    "app": CORE | {"options"},
     "run": {"app"},
     "cli": CORE | {"app", "run"},
     "__main__": {"cli"},
@@ -98,7 +99,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "rpc.connections": (CORE, set()),
     "rpc.flow": (CORE, set()),
     "rpc.wire": (CORE, {"rpc.flow", "telemetry.metrics"}),
-    "rpc.services": (CORE | SERVICES, {"rpc.connections", "rpc.wire"}),
+    "rpc.services": (CORE | {"tenant"}, {"rpc.connections", "rpc.wire"}),
     "rpc": (CORE, {"rpc.connections", "rpc.flow", "rpc.wire", "rpc.services"}),
     "telemetry": (set(), set()),
     "telemetry.logs": (set(), set()),
@@ -109,6 +110,10 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "config.sections": (set(), {"config.values"}),
     "config": (set(), {"config.sections", "config.values"}),
     "signing": (CORE, {"config"}),
+    "tenants": (
+        CORE | SERVICES | {"options", "tenant"},
+        {"cache", "cache.value", "config", "engines", "rpc.wire", "telemetry.metrics"},
+    ),
     "lifecycle": (
         CORE | {"options"},
         {
@@ -124,7 +129,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
             "engines.workers",
         }
         | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.audit", "telemetry.logs"}
-        | {"telemetry.metrics"},
+        | {"telemetry.metrics", "tenants"},
     ),
     "maintenance": (
         CORE,

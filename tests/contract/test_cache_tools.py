@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from wasmkilnd import wire
-from wasmkilnd.cache.open_shared import CannotOpenShared, RemoteOptions
 from wasmkilnd.cache.redis.connect import NO_ACCESS, connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.tier import DEFAULT_TTL_S, RedisTier
 from wasmkilnd.cache.redis.value_reader import ValueReader
+from wasmkilnd.cache.shared_server import CannotOpenShared, RemoteOptions
 from wasmkilnd.cache.value.format import HEADER_OFFSET
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.errors import TierUnavailable

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.fleet.null_fleet import NullFleet, NullStrikes
 from wasmkilnd.cache.memory import MemoryTier
@@ -33,6 +34,7 @@ from wasmkilnd.module_service import ModuleService
 from wasmkilnd.ports import CompiledCode, HostStore, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.tenant import Tenant
 from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack
 
@@ -182,6 +184,14 @@ class Rig:
             self.recorder,
             admission,
         )
+
+    def tenant_of(self, namespace: str) -> Tenant:
+        """Return the services, which are those of every namespace."""
+        return Tenant(namespace, self.service, self.modules, self.quarantine)
+
+    def stats(self, namespace: str) -> pb.StatsResponse:
+        """Return an empty response."""
+        return pb.StatsResponse()
 
 
 async def refused(call: Any) -> WasmkilnError:

@@ -55,9 +55,7 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
     usual = rig.engines.spec("usual", "", "", {})
     # As the registry of engines does, which computes a fingerprint once.
     rig.engines.spec = lambda *wishes: usual  # type: ignore[method-assign]
-    servicer = ModuleServicer(
-        rig.service, rig.modules, pb.StatsResponse, pb.GetCapabilitiesResponse
-    )
+    servicer = ModuleServicer(rig.tenant_of, rig.stats, pb.GetCapabilitiesResponse)
 
     async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
         with counted() as calls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
@@ -44,6 +45,16 @@ class EngineRegistry:
         self._opinions = SecondOpinions(self._served, limits)
         self._wanted_default = default_engine
         self._default = self._choose_default(default_engine, unserved)
+
+    def view(self, recorder: Recorder) -> EngineRegistry:
+        """Return the same engines and workers, with verdicts of its own, counting in ``recorder``.
+
+        The verdicts that one view's callers cause are not known to those of another.
+        """
+        other = copy.copy(self)
+        other._recorder = recorder
+        other._opinions = SecondOpinions(self._served, self._limits)
+        return other
 
     @property
     def served(self) -> Sequence[ServedEngine]:

@@ -56,3 +56,10 @@ def quota_exceeded(quota: str, what: str, retry_after_s: float) -> WasmkilnError
         retry_after_s=retry_after_s,
         quota=quota,
     )
+
+
+def namespace_closed() -> WasmkilnError:
+    """The policy changed while the call arrived, and names the namespace of its caller no more."""
+    return credentials_invalid(
+        "unknown", "cannot serve this call: its caller's namespace was just removed; call again"
+    )

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.rpc.calls import Traffic
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage, TrafficUsage
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Gauges, TrafficUsage
+from wasmkilnd.tenants.tenants import Tenants
 from wasmkilnd.waiters import Waiter
 
 
@@ -32,3 +33,15 @@ def usage_of_traffic(traffic: Traffic) -> Callable[[], TrafficUsage]:
         send_bytes=traffic.sender.unread_bytes,
         pinned_bytes=traffic.sender.pinned_bytes,
     )
+
+
+def show_tenants(gauges: Gauges, tenants: Tenants) -> None:
+    """Let ``gauges`` read the sums over all namespaces."""
+    gauges.tiers["memory"] = tenants.memory_usage
+    gauges.tiers["host_store"] = tenants.host_usage
+    # The server's own figures, which are those of all its keys.
+    gauges.tiers["redis"] = lambda: tenants.default.shared.tier.usage()
+    gauges.remote = tenants.remote_status
+    gauges.host = tenants.host_status
+    gauges.flights = lambda: tenants.flights
+    gauges.quarantined = tenants.quarantined

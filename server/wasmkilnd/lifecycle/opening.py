@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
 from wasmkilnd.access.tls.files import TlsFiles
-from wasmkilnd.cache.open_host import OpenHost, open_host
-from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier, open_shared
+from wasmkilnd.admission import Admission
+from wasmkilnd.cache.shared_server import CannotOpenShared, open_server
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
+from wasmkilnd.lifecycle.gauges import show_tenants
 from wasmkilnd.lifecycle.listening import (
     Bound,
     bound_addresses,
@@ -25,19 +26,22 @@ from wasmkilnd.lifecycle.listening import (
 )
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.readiness import Readiness
+from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.model import Limits
-from wasmkilnd.options import host_options, remote_options
+from wasmkilnd.model import Limits, NamespaceLimits
+from wasmkilnd.options import remote_options
+from wasmkilnd.ports import Sealer
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
-from wasmkilnd.rpc.wire.headers import header_of
-from wasmkilnd.signing.ring import CurrentSealer, Signing, log_keys, open_signing
+from wasmkilnd.signing.ring import Signing, log_keys, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.tenants.graph import Common
+from wasmkilnd.tenants.tenants import Tenants
 
 _FLUSH_S = 5.0
 
@@ -103,41 +107,39 @@ class Opening:
         """Read the keys that the current settings name. May block. Raises KeysUnusable."""
         return open_signing(self._settings.current, self._metrics.version)
 
-    async def host(self, sealer: CurrentSealer, marks: Marks, engines: EngineRegistry) -> OpenHost:
-        """Open the host store; never raise."""
-        settings = self._settings.current
-        host = open_host(
-            host_options(settings),
-            sealer,
-            self._metrics,
-            marks,
-            header_of=header_of,
-            # So that a disk that hangs leaves a call time to ask Redis.
-            wait_s=settings.redis_timeout_s / 2,
-            artifact_bytes=lambda: self._limits.current.artifact_bytes,
-            write_queue_bytes=lambda: self._settings.current.effective_write_queue_bytes,
-        )
-        host.engines = served_engines(engines)
-        self._on_stop.push_async_callback(host.close)
-        self._on_stop.push_async_callback(self._unless_hurried, host.flush, _FLUSH_S)
-        self._metrics.gauges.tiers["host_store"] = host.store.usage
-        self._metrics.gauges.host = host.status
-        await host.start()
-        return host
-
-    async def remote(self, sealer: CurrentSealer, marks: Marks) -> SharedTier:
-        """Open the shared tier. Raises CannotStart."""
+    async def tenants(
+        self,
+        namespaces: Mapping[str, NamespaceLimits],
+        engines: EngineRegistry,
+        sealer: Callable[[Marks], Sealer],
+    ) -> Tenants:
+        """Open the caches and services of each namespace. Raises CannotStart."""
+        if why := refusal(self._settings.current, namespaces):
+            raise CannotStart(why)
         options = remote_options(self._settings)
         try:
-            remote = await open_shared(options, sealer, self._metrics, marks)
+            server = await open_server(options)
         except CannotOpenShared as failure:
             raise CannotStart(str(failure)) from None
-        self._on_stop.push_async_callback(self._unless_hurried, remote.leave)
-        self._on_stop.push_async_callback(remote.close)
-        self._on_stop.push_async_callback(self._unless_hurried, remote.flush, _FLUSH_S)
-        self._metrics.gauges.tiers["redis"] = remote.tier.usage
-        self._metrics.gauges.remote = remote.status
-        return remote
+        self._on_stop.push_async_callback(self._unless_hurried, server.leave)
+        self._on_stop.push_async_callback(server.close)
+        common = Common(
+            settings=self._settings,
+            limits=self._limits,
+            metrics=self._metrics,
+            server=server,
+            remote_options=options,
+            engines=engines,
+            served_engines=served_engines(engines),
+            admission=Admission(engines, self._limits),
+            sealer=sealer,
+        )
+        tenants = Tenants(common, namespaces)
+        self._on_stop.push_async_callback(tenants.close)
+        self._on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
+        show_tenants(self._metrics.gauges, tenants)
+        await tenants.start()
+        return tenants
 
     async def admin(self, readiness: Readiness) -> str:
         """Serve metrics and health; return the address, empty for none. Raises CannotStart."""

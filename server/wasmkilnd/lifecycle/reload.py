@@ -8,10 +8,7 @@ from typing import TypeAlias
 
 import structlog
 
-from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.open_host import OpenHost
-from wasmkilnd.cache.open_shared import CannotOpenShared, SharedTier
-from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.shared_server import CannotOpenShared
 from wasmkilnd.config.changes import Change, changes, take_over
 from wasmkilnd.config.load import ConfigError, LoadedSettings
 from wasmkilnd.config.schema import Settings
@@ -23,6 +20,7 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.ring import Signing, log_key_changes, open_signing
 from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.logs import standard_error
+from wasmkilnd.tenants.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -55,10 +53,7 @@ class Reloader:
         limits: Reloadable[Limits],
         traffic: Reloadable[TrafficLimits],
         signing: Reloadable[Signing],
-        memory: MemoryTier,
-        host: OpenHost,
-        remote: SharedTier,
-        cache: TieredCache,
+        tenants: Tenants,
         auditor: Auditor,
         *,
         largest_module_bytes: int,
@@ -70,10 +65,7 @@ class Reloader:
         self._limits = limits
         self._traffic = traffic
         self._signing = signing
-        self._memory = memory
-        self._host = host
-        self._remote = remote
-        self._cache = cache
+        self._tenants = tenants
         self._auditor = auditor
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
@@ -120,7 +112,7 @@ class Reloader:
                 raise ConfigError(f"cannot run jobs: {why}")
             signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
             apply_to_parts = await asyncio.to_thread(self._prepare, new)
-            switch_redis = self._remote.prepare_reconnect(redis_access(new))
+            switch_redis = self._tenants.server.prepare_reconnect(redis_access(new))
         except _CANNOT as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("cannot reload: nothing changed", cause=cause)
@@ -149,7 +141,7 @@ class Reloader:
         if change.field == "host_store_bytes":
             # A store that was off at the start does not exist, and one that is on would have to
             # delete all that it holds.
-            return self._host.is_on and wanted.effective_host_store_bytes > 0
+            return self._tenants.default.host.is_on and wanted.effective_host_store_bytes > 0
         if change.field in _TLS_FILES:
             # The addresses that are open speak TLS, and ask callers for certificates, or do not.
             before = getattr(self._settings.current, change.field)
@@ -157,18 +149,16 @@ class Reloader:
         return change.live
 
     async def _apply(self, new: Settings, signing: Signing) -> None:
-        old, self._settings.current = self._settings.current, new
+        self._settings.current = new
         self._limits.current = limits_of(new)
         self._traffic.current = traffic_limits(new)
-        self._memory.resize(new.memory_bytes)
-        if new.host_store_bytes != old.host_store_bytes:
-            self._host.resize(new.effective_host_store_bytes)
-        await self._host.write_engines()
+        self._tenants.resize(new)
+        await self._tenants.write_engines()
         before, self._signing.current = self._signing.current, signing
         audit_keys(self._auditor, before, signing)
         standard_error.configure(new.log_format, new.log_level)
         signing.ring.take_over(before.ring)
         if log_key_changes(before, signing):
-            dropped = await self._cache.recheck(signing.sealer)
+            dropped = await self._tenants.recheck(signing.sealer)
             if dropped:
                 log.info("artifacts dropped from memory: their key is not trusted", count=dropped)

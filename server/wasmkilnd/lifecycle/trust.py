@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 import structlog
 from wasmkiln.revoked_keys import strictest
 
-from wasmkilnd.cache.open_shared import SharedTier
-from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.ring import Signing, log_key_changes
 from wasmkilnd.signing.store import KeysUnusable
+from wasmkilnd.tenants.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd.keys")
 
@@ -32,17 +31,15 @@ class TrustKeeper:
         self,
         signing: Reloadable[Signing],
         open_again: Callable[[], Signing],
-        remote: SharedTier,
-        cache: TieredCache,
+        tenants: Tenants,
     ) -> None:
-        """Drop from ``cache`` what is refused from now on.
+        """Drop from all caches of ``tenants`` what is refused from now on.
 
         ``open_again`` reads the keys as they are now, and raises KeysUnusable.
         """
         self._signing = signing
         self._open_again = open_again
-        self._remote = remote
-        self._cache = cache
+        self._tenants = tenants
         self._wake = asyncio.Event()
         self._logged = ""
 
@@ -83,10 +80,10 @@ class TrustKeeper:
             self._log_once(f"another daemon revoked {own}, with which this one signs")
         new = await asyncio.to_thread(signing.ring.revoke, found) if found else {}
         if new:
-            dropped = await self._cache.recheck(signing.sealer)
+            dropped = await self._tenants.recheck(signing.sealer)
             log.warning("artifacts dropped from memory: their key is revoked", count=dropped)
         elif signing.sealer.max_age_s:
-            await self._cache.drop_outdated(signing.sealer)
+            await self._tenants.drop_outdated(signing.sealer)
 
     async def _change_keys(self) -> None:
         """Sign with another key: the key directory revokes the one that is used."""
@@ -99,7 +96,7 @@ class TrustKeeper:
         self._signing.current = signing
         signing.ring.take_over(before.ring)
         if log_key_changes(before, signing):
-            await self._cache.recheck(signing.sealer)
+            await self._tenants.recheck(signing.sealer)
 
     @property
     def _pause_s(self) -> float:
@@ -115,11 +112,12 @@ class TrustKeeper:
             return {}
 
     async def _of_others(self, signing: Signing, own: str) -> Mapping[str, int]:
-        if self._remote.revocations is None:
+        revocations = self._tenants.default.shared.revocations
+        if revocations is None:
             return {}
         ring = signing.ring
         try:
-            return await self._remote.revocations.exchange(ring.trusted, ring.revoked, own)
+            return await revocations.exchange(ring.trusted, ring.revoked, own)
         except TierUnavailable:
             return {}  # The breaker has logged it.
 

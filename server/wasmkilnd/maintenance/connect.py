@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 from wasmkilnd.cache.embedded.folder import ServerFolder
 from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
-from wasmkilnd.cache.open_shared import CannotOpenShared, RemoteOptions, connected, where
 from wasmkilnd.cache.redis.connect import NO_ACCESS
 from wasmkilnd.cache.redis.errors import NO_ANSWER
 from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.shared_server import CannotOpenShared, RemoteOptions, connected, where
 from wasmkilnd.errors import TierUnavailable
 
 # Longer than in a daemon: no caller waits for the reply, and batches are larger.

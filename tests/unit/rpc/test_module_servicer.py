@@ -32,7 +32,7 @@ class Kiln:
         self.rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
         self.hashed: list[tuple[int, bool]] = []
         self._servicer = ModuleServicer(
-            self.rig.service, self.rig.modules, pb.StatsResponse, pb.GetCapabilitiesResponse
+            self.rig.tenant_of, self.rig.stats, pb.GetCapabilitiesResponse
         )
         monkeypatch.setattr(hashlib, "sha256", self._sha256)
 

@@ -59,7 +59,7 @@ class RedisTier:
 
     def __init__(
         self,
-        server: RedisServer,
+        server: RedisServer | GuardedRedis,
         sealer: Sealer,
         recorder: Recorder,
         *,
@@ -72,18 +72,26 @@ class RedisTier:
         artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
         module_bytes: Callable[[], int] = lambda: sys.maxsize,
         marks: Marks | None = None,
+        reports_usage: bool = True,
     ) -> None:
-        """Store on ``server``, and close it at the end.
+        """Store on ``server``, and close it at the end, unless it is a link that others use too.
 
-        ``marks`` are the evictions that this daemon knows of. Payloads larger than
-        ``artifact_bytes`` or ``module_bytes`` are not read. ``timeout_s`` bounds each reply; the
-        two waits are the breaker's: how long it waits before it asks a silent server again.
+        Without ``reports_usage``, ``usage`` returns zeros. ``marks`` are the evictions that this
+        daemon knows of. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read.
+        ``timeout_s`` bounds each reply; the two waits are the breaker's: how long it waits before
+        it asks a silent server again. A link has its own.
         """
-        self.link = GuardedRedis(
-            server,
-            timeout_s=timeout_s,
-            first_wait_s=first_wait_s,
-            longest_wait_s=longest_wait_s,
+        self._is_shared = isinstance(server, GuardedRedis)
+        self._reports_usage = reports_usage
+        self.link = (
+            server
+            if isinstance(server, GuardedRedis)
+            else GuardedRedis(
+                server,
+                timeout_s=timeout_s,
+                first_wait_s=first_wait_s,
+                longest_wait_s=longest_wait_s,
+            )
         )
         self._sealer = sealer
         self.names = KeyNames(prefix)
@@ -210,12 +218,13 @@ class RedisTier:
         return self._usage
 
     async def close(self) -> None:
-        """Stop watching, and close the connections."""
+        """Stop watching, and close the connections that are this tier's own."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self.marks.close()
-        await self.link.close()
+        if not self._is_shared:
+            await self.link.close()
 
     async def _write(
         self, key: ValueKey, payload: Sequence[memoryview], write_head: Callable[[Body], bytes]
@@ -238,7 +247,8 @@ class RedisTier:
     async def _look(self) -> None:
         # If the server is down, the breaker has logged it and asks again by itself.
         with contextlib.suppress(TierUnavailable):
-            self._usage = await self.link.usage()
+            if self._reports_usage:
+                self._usage = await self.link.usage()
             if not self.link.is_one_place:
                 await self.marks.refresh()
         await self._write_health.try_again()

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from wasmkilnd.cache.host.options import HostOptions
-from wasmkilnd.cache.open_shared import CannotOpenShared, where
 from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.shared_server import CannotOpenShared, where
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.config.flags import Decorator, some_options
 from wasmkilnd.config.load import FlagValue, load

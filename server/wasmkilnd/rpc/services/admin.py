@@ -9,11 +9,10 @@ from wasmkiln.v1 import admin_service_pb2 as pb
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
-from wasmkilnd.module_service import ModuleService
-from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import repeated
+from wasmkilnd.tenant import Tenant
 
 
 class AdminServicer:
@@ -21,12 +20,11 @@ class AdminServicer:
 
     def __init__(
         self,
-        modules: ModuleService,
-        quarantine: Quarantine,
+        tenant_of: Callable[[str], Tenant],
         drain: Callable[[float | None], DrainState],
     ) -> None:
-        self._modules = modules
-        self._quarantine = quarantine
+        """``tenant_of`` takes a namespace."""
+        self._tenant_of = tenant_of
         self._drain = drain
 
     async def evict(self, request: pb.EvictRequest, call: Call) -> pb.EvictResponse:
@@ -37,7 +35,7 @@ class AdminServicer:
             )
         call.module, call.engine = request.module_sha256, request.engine
         call.about["tier"] = messages.TIERS[request.tier] or "all"
-        evicted, unreachable = await self._modules.evict(
+        evicted, unreachable = await self._tenant(call).modules.evict(
             messages.evict_scope(request), messages.TIERS[request.tier]
         )
         call.about |= {"artifacts": evicted.artifacts, "modules": evicted.modules}
@@ -54,7 +52,7 @@ class AdminServicer:
             pb.ListQuarantineResponse.MODULES_FIELD_NUMBER,
             (
                 messages.quarantined_module(strike).SerializeToString()
-                for strike in await self._quarantine.listed()
+                for strike in await self._tenant(call).quarantine.listed()
             ),
         )
 
@@ -67,7 +65,7 @@ class AdminServicer:
             check_sha256(request.module_sha256, "module_sha256")
         elif not request.all:
             raise invalid_request("cannot release: set module_sha256, or all to true", "scope")
-        released, reached_redis = await self._quarantine.release(request.module_sha256)
+        released, reached_redis = await self._tenant(call).quarantine.release(request.module_sha256)
         call.about["released"] = released
         return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not reached_redis)
 
@@ -78,3 +76,7 @@ class AdminServicer:
         return pb.DrainResponse(
             grace=messages.duration(state.left_s), calls=state.calls, flights=state.flights
         )
+
+    def _tenant(self, call: Call) -> Tenant:
+        """Return what serves the caller's namespace."""
+        return self._tenant_of(call.identity.namespace)

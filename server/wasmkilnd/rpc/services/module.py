@@ -9,10 +9,8 @@ from google.protobuf.message import DecodeError
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
-from wasmkilnd.compile_service import CompileService
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Role
-from wasmkilnd.module_service import ModuleService
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
@@ -21,6 +19,7 @@ from wasmkilnd.rpc.wire.headers import Headers, SerializedAnswer
 from wasmkilnd.rpc.wire.messages import CompileCall
 from wasmkilnd.rpc.wire.parts import Parts, repeated
 from wasmkilnd.rpc.wire.requests import not_a_message
+from wasmkilnd.tenant import Tenant
 from wasmkilnd.waiters import Waiter
 
 
@@ -29,14 +28,12 @@ class ModuleServicer:
 
     def __init__(
         self,
-        service: CompileService,
-        modules: ModuleService,
+        tenant_of: Callable[[str], Tenant],
         stats: Callable[[str], pb.StatsResponse],
         capabilities: Callable[[], pb.GetCapabilitiesResponse],
     ) -> None:
-        """``stats`` returns what a caller of a namespace may see."""
-        self._service = service
-        self._modules = modules
+        """``tenant_of`` and ``stats`` take the namespace of a caller."""
+        self._tenant_of = tenant_of
         self._stats = stats
         self._capabilities = capabilities
         self._headers = Headers()
@@ -47,7 +44,7 @@ class ModuleServicer:
         wanted = messages.load_request(request, _terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._modules.load(wanted)
+            loaded = await self._tenant(call).modules.load(wanted)
         except (WasmkilnError, asyncio.CancelledError) as failure:
             call.module = _refused_module(wanted, failure)
             raise
@@ -64,7 +61,7 @@ class ModuleServicer:
         if not call.identity.may(Role.COMPILE):
             wanted.restrict_to_hits()
         try:
-            served = await self._service.compile(wanted)
+            served = await self._tenant(call).service.compile(wanted)
         except (WasmkilnError, asyncio.CancelledError) as failure:
             call.module = _refused_module(wanted, failure)
             raise
@@ -92,10 +89,14 @@ class ModuleServicer:
 
     async def find_missing(self, keys: Parts, call: Call) -> bytes:
         """Return the keys that no tier holds, as the caller sent them."""
-        missing = await self._modules.find_missing(map(_wanted, keys))
+        missing = await self._tenant(call).modules.find_missing(map(_wanted, keys))
         return await repeated(
             pb.FindMissingResponse.MISSING_FIELD_NUMBER, (keys[index] for index in missing)
         )
+
+    def _tenant(self, call: Call) -> Tenant:
+        """Return what serves the caller's namespace: the one way to any cache or service."""
+        return self._tenant_of(call.identity.namespace)
 
 
 def _wanted(key: bytes) -> WantedArtifact:

@@ -18,7 +18,7 @@ from wasmkilnd.telemetry.metrics.series import Latency, count_of
 def stats_response(
     metrics: Metrics, namespace: str = "", quotas: Iterable[QuotaReading] = ()
 ) -> pb.StatsResponse:
-    """Return what ``metrics`` hold now, for a caller of ``namespace``. Never raises."""
+    """Return what ``metrics``, those of ``namespace``, hold now. Never raises."""
     catalogue, now = metrics.catalogue, metrics.gauges.read()
     started_at = timestamp_pb2.Timestamp()
     started_at.FromNanoseconds(int(metrics.started_at_s * 1e9))

@@ -1,0 +1,19 @@
+"""What serves the callers of one namespace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wasmkilnd.compile_service import CompileService
+from wasmkilnd.module_service import ModuleService
+from wasmkilnd.quarantine import Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The services of one namespace: nothing of another's is reachable from here."""
+
+    namespace: str
+    service: CompileService
+    modules: ModuleService
+    quarantine: Quarantine

@@ -1,0 +1,173 @@
+"""Builds what serves one namespace: caches, quarantine, verdicts and services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wasmkilnd.admission import Admission
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.observed import ObservedTier
+from wasmkilnd.cache.open_host import OpenHost, open_host
+from wasmkilnd.cache.open_shared import SharedTier, open_shared
+from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
+from wasmkilnd.cache.tiered import TieredCache
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.compile_service import CompileService
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus, TierUsage
+from wasmkilnd.module_service import ModuleService
+from wasmkilnd.options import host_options
+from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.tenant import Tenant
+from wasmkilnd.tenants.recorders import BothRecorders
+from wasmkilnd.tenants.shares import Share
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all namespaces share: nothing of it holds what a tenant stored."""
+
+    settings: Reloadable[Settings]
+    limits: Reloadable[Limits]
+    metrics: Metrics
+    """Of the whole daemon."""
+    server: SharedServer
+    remote_options: RemoteOptions
+    engines: EngineRegistry
+    served_engines: Mapping[str, Any]
+    """What each host store keeps as ``engines.json``."""
+    admission: Admission
+    sealer: Callable[[Marks], Sealer]
+    """Returns a sealer that knows the evictions of one namespace."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OpenTenant:
+    """What serves one namespace, and what comes and goes with it."""
+
+    tenant: Tenant
+    memory: MemoryTier
+    host: OpenHost
+    shared: SharedTier
+    cache: TieredCache
+    metrics: Metrics
+    """Of the namespace alone; of the default one, those of the whole daemon."""
+
+    async def start(self) -> None:
+        """Make the host store ready, and begin to watch the shared tier; never raise."""
+        await asyncio.gather(self.host.start(), self.shared.start())
+
+    def resize(self, share: Share) -> None:
+        """Hold no more than ``share`` from now on."""
+        self.memory.resize(share.memory_bytes)
+        if share.host_store_bytes:
+            self.host.resize(share.host_store_bytes)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``."""
+        await asyncio.gather(self.shared.flush(timeout_s), self.host.flush(timeout_s))
+
+    async def close(self) -> None:
+        """Drop the writes that wait, and close, without waiting; see flush."""
+        await self.tenant.quarantine.close()
+        await self.shared.close()
+        await self.host.close()
+        await self.memory.close()
+
+
+def open_tenant(
+    namespace: str, share: Share, write_queue_bytes: Callable[[], int], common: Common
+) -> OpenTenant:
+    """Build what serves ``namespace``; see ``OpenTenant.start``.
+
+    ``write_queue_bytes`` returns how much may wait to be written to each tier.
+    """
+    settings, whole = common.settings.current, common.metrics
+    metrics = whole if namespace == DEFAULT_NAMESPACE else Metrics(whole.version)
+    recorder: Recorder = whole if metrics is whole else BothRecorders(whole, metrics)
+    marks = Marks()
+    sealer = common.sealer(marks)
+    memory = MemoryTier(share.memory_bytes)
+    host = open_host(
+        host_options(settings).of_namespace(namespace, share.host_store_bytes),
+        sealer,
+        recorder,
+        marks,
+        header_of=header_of,
+        # So that a disk that hangs leaves a call time to ask Redis.
+        wait_s=settings.redis_timeout_s / 2,
+        artifact_bytes=lambda: common.limits.current.artifact_bytes,
+        write_queue_bytes=write_queue_bytes,
+    )
+    host.engines = common.served_engines
+    shared = open_shared(
+        common.server,
+        replace(common.remote_options, write_queue_bytes=write_queue_bytes),
+        sealer,
+        recorder,
+        marks,
+        namespace,
+    )
+    cache = TieredCache(
+        memory,
+        ObservedTier(memory, recorder),
+        host.store,
+        host.write_behind,
+        shared.tier,
+        shared.write_behind,
+        shared.used,
+        call_wait_s=settings.redis_timeout_s,
+    )
+    quarantine = Quarantine(shared.strikes, recorder, lambda: common.settings.current.quarantine_s)
+    engines = common.engines.view(recorder)
+    admission = common.admission.view(engines)
+    service = CompileService(
+        cache,
+        shared.fleet,
+        engines,
+        sealer,
+        quarantine,
+        recorder,
+        admission,
+        # So that most workers stay free for callers.
+        behind_at_once=max(1, settings.effective_workers // 2),
+    )
+    opened = OpenTenant(
+        tenant=Tenant(
+            namespace, service, ModuleService(cache, engines, quarantine, admission), quarantine
+        ),
+        memory=memory,
+        host=host,
+        shared=shared,
+        cache=cache,
+        metrics=metrics,
+    )
+    if metrics is not whole:
+        _show(opened)
+    return opened
+
+
+def _show(opened: OpenTenant) -> None:
+    """Let the metrics of the namespace read its own parts, and nothing of the whole daemon."""
+    gauges, tenant = opened.metrics.gauges, opened.tenant
+    gauges.tiers["memory"] = opened.memory.usage
+    gauges.tiers["host_store"] = opened.host.store.usage
+    # Redis does not count by namespace.
+    gauges.tiers["redis"] = TierUsage
+    gauges.flights = lambda: tenant.service.flights
+    gauges.quarantined = lambda: tenant.quarantine.size
+    gauges.remote = lambda: _without_detail(opened.shared.status())
+    gauges.host = opened.host.status
+
+
+def _without_detail(status: RemoteStatus) -> RemoteStatus:
+    # It may name the server, which is the operators' alone.
+    return replace(status, detail="")

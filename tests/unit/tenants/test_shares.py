@@ -1,0 +1,48 @@
+"""How memory and disk are divided among namespaces."""
+
+from __future__ import annotations
+
+from wasmkilnd.model import NamespaceLimits
+from wasmkilnd.tenants.shares import MAX_NAMESPACES, Share, shares, why_not
+
+EQUAL = NamespaceLimits()
+
+
+def test_without_namespaces_the_default_one_has_all() -> None:
+    assert shares(1000, 5000, {}) == {"": Share(1000, 5000)}
+
+
+def test_namespaces_have_equal_parts() -> None:
+    part = Share(250, 1000)
+    found = shares(1000, 4000, {"a": EQUAL, "b": EQUAL, "c": EQUAL})
+    assert found == {"": part, "a": part, "b": part, "c": part}
+
+
+def test_a_namespace_that_names_a_number_gets_it_and_the_others_divide_the_rest() -> None:
+    found = shares(1000, 4000, {"a": NamespaceLimits(600, None), "b": NamespaceLimits(None, 3000)})
+    assert found == {"": Share(200, 500), "a": Share(600, 500), "b": Share(200, 3000)}
+
+
+def test_what_is_off_stays_off() -> None:
+    found = shares(1000, 0, {"a": NamespaceLimits(None, 3000)})
+    assert {share.host_store_bytes for share in found.values()} == {0}
+    assert why_not(1000, 0, {"a": NamespaceLimits(None, 3000)}) == ""
+
+
+def test_all_parts_together_are_no_more_than_there_is() -> None:
+    namespaces = {f"n{number}": EQUAL for number in range(7)}
+    assert sum(share.memory_bytes for share in shares(1000, 0, namespaces).values()) <= 1000
+
+
+def test_what_does_not_fit_is_refused_with_the_setting_to_change() -> None:
+    both = {"a": NamespaceLimits(600, 10), "b": NamespaceLimits(400, 10)}
+    assert "raise the setting memory_bytes" in why_not(1000, 4000, both)
+    assert "raise the setting host_store_bytes" in why_not(2000, 20, both)
+    assert why_not(1001, 4000, both) == ""
+
+
+def test_the_number_of_namespaces_is_bounded() -> None:
+    many = {f"n{number}": EQUAL for number in range(MAX_NAMESPACES + 1)}
+    assert "one daemon serves" in why_not(10**9, 10**9, many)
+    many.popitem()
+    assert why_not(10**9, 10**9, many) == ""
