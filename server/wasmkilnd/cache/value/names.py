@@ -48,9 +48,11 @@ class KeyNames:
     that compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
     ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
-    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key. Keys of a namespace
-    begin with ``<prefix>ns:<namespace>:`` instead of the prefix, so no pattern or name here is about
-    them. The braces keep all keys of a module in one slot of a cluster.
+    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key. The braces keep
+    all keys of a module in one slot of a cluster.
+
+    Keys of a namespace begin with ``<prefix>ns:<namespace>:`` instead of the prefix, so no pattern
+    or name here is about them.
     """
 
     def __init__(self, prefix: str, cache_format: int = CACHE_FORMAT) -> None:
