@@ -1,4 +1,4 @@
-"""Debian's redis-server for tests, without installing it: unpacked under .work/, started by nobody.
+"""Programs of Debian for tests, without installing them: unpacked under .work/.
 
 Installing the package would start a service on the machine of whoever runs the
 tests. Its files alone are enough, and need no privileges.
@@ -41,22 +41,32 @@ def redis_server_binary() -> str:
     return str(script)
 
 
+@cache
+def cosign_binary() -> str:
+    """Return the path of a cosign that runs. Raises DebianUnavailable."""
+    if on_path := shutil.which("cosign"):
+        return on_path
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise DebianUnavailable("no cosign on PATH, and this is no Debian to get it from")
+    _HOME.mkdir(parents=True, exist_ok=True)
+    binary = _HOME / "root" / "usr" / "bin" / "cosign"
+    with (_HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not binary.exists():
+            _download("cosign")
+            for package in _HOME.glob("cosign_*.deb"):
+                _extract(package)
+    version = subprocess.run([str(binary), "version"], capture_output=True, check=False)
+    if version.returncode:
+        raise DebianUnavailable(f"Debian's cosign does not run here: {version.stderr!r}")
+    return str(binary)
+
+
 def _unpack(script: Path) -> None:
     root = _HOME / "root"
-    try:
-        _apt("download", *_PACKAGES, *_LIBRARIES)
-    except subprocess.SubprocessError:
-        # The machine's own lists may be missing or old: fetch them, to a place of our own.
-        private = ("-o", f"Dir::State::lists={_HOME}/lists", "-o", f"Dir::Cache={_HOME}/cache")
-        for folder in ("lists/partial", "cache/archives/partial"):
-            (_HOME / folder).mkdir(parents=True, exist_ok=True)
-        try:
-            _apt(*private, "update")
-            _apt(*private, "download", *_PACKAGES, *_LIBRARIES)
-        except subprocess.SubprocessError as failure:
-            raise DebianUnavailable(f"redis-server cannot be downloaded: {failure}") from None
+    _download(*_PACKAGES, *_LIBRARIES)
     for package in _HOME.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", str(package), str(root)], check=True, timeout=_TIMEOUT_S)
+        _extract(package)
     [binary] = root.glob("usr/bin/redis-server")
     libraries = ":".join(str(path) for path in root.glob("usr/lib/*-linux-*"))
     draft = script.with_suffix(".new")
@@ -66,6 +76,26 @@ def _unpack(script: Path) -> None:
     if version.returncode:
         raise DebianUnavailable(f"Debian's redis-server does not run here: {version.stderr!r}")
     draft.rename(script)
+
+
+def _extract(package: Path) -> None:
+    root = str(_HOME / "root")
+    subprocess.run(["dpkg", "-x", str(package), root], check=True, timeout=_TIMEOUT_S)
+
+
+def _download(*packages: str) -> None:
+    try:
+        _apt("download", *packages)
+    except subprocess.SubprocessError:
+        # The machine's own lists may be missing or old: fetch them, to a place of our own.
+        private = ("-o", f"Dir::State::lists={_HOME}/lists", "-o", f"Dir::Cache={_HOME}/cache")
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (_HOME / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            _apt(*private, "update")
+            _apt(*private, "download", *packages)
+        except subprocess.SubprocessError as failure:
+            raise DebianUnavailable(f"{packages[0]} cannot be downloaded: {failure}") from None
 
 
 def _apt(*words: str) -> None:
