@@ -180,3 +180,42 @@ def test_old_artifacts_are_compiled_again(tmp_path: Path, valkey: str) -> None:
             assert one.metric("values_rejected_total", tier=tier, cause="too_old") == 1
         # Memory is looked through too.
         until(lambda: client.compile(wasm.adder(1)).header.origin == COMPILED)
+
+
+def test_a_staged_rotation_has_no_value_rejected_at_any_step(tmp_path: Path, valkey: str) -> None:
+    fleet = Fleet(tmp_path, valkey, "one", "two")
+    first = fleet.id_of("one")
+    with (
+        fleet.start("one") as one,
+        fleet.start("two") as two,
+        one.client() as of_one,
+        two.client() as of_two,
+    ):
+        tags = iter(range(1, 20))
+
+        def share() -> str:
+            """Have each use what the other made; return the key that the first one signs with."""
+            keys = []
+            for maker, user in ((of_one, of_two), (of_two, of_one)):
+                tag = next(tags)
+                assert maker.compile(wasm.adder(tag)).header.origin == COMPILED
+                settled(maker)
+                assert user.compile(wasm.adder(tag)).header.origin == REDIS
+                keys.append(signer(maker, tag))
+            assert rejected(one) == rejected(two) == {}
+            return keys[0]
+
+        assert share() == first
+        fleet.keys("one", "generate", "--next")
+        assert share() == first
+        reload(one)
+        assert share() == first
+        public = fleet.keys("one", "show", "--next").strip()
+        fleet.keys("two", "trust", public)
+        assert share() == first
+        reload(two)
+        assert share() == first
+        fleet.keys("one", "activate")
+        assert share() == first
+        reload(one)
+        assert share() == fleet.id_of("one") != first

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from wasmkiln.revoked_keys import ALTOGETHER_MS, shown, to_ms
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
@@ -45,13 +45,29 @@ def keys() -> None:
     help="Store nothing: print the private key, for WASMKILN_SIGNING_KEY, on standard output and"
     " the public key on standard error.",
 )
+@click.option(
+    "--next",
+    "for_later",
+    is_flag=True,
+    help="Make the key to sign with later: it is used from `keys activate` on, when other daemons"
+    " and clients trust it.",
+)
 @_where
-def generate(print_only: bool, keys_dir: str | None, state_dir: str | None) -> None:
+def generate(
+    print_only: bool, for_later: bool, keys_dir: str | None, state_dir: str | None
+) -> None:
     """Make the signing key. `serve` makes one by itself if there is none."""
     if print_only:
         key = PrivateKey.generate()
         click.echo(key.base64)
         click.echo(f"public key {key.public.hex} (id {key.public.id})", err=True)
+        return
+    if for_later:
+        key = _own_store("make a next key", keys_dir, state_dir).generate_next()
+        click.echo(
+            f"made key {key.public.id}: daemons sign with it after `wasmkilnd keys activate`"
+        )
+        click.echo(f"have the other daemons trust it: wasmkilnd keys trust {key.public.hex}")
         return
     key = _store(keys_dir, state_dir).generate()
     click.echo(f"made key {key.public.id}: daemons sign with it from now on")
@@ -68,7 +84,7 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     settings = _settings(keys_dir, state_dir)
     store = KeyStore(settings.effective_keys_dir)
     given = settings.signing_key.get_secret_value()
-    signing, trusted = store.signing_key(), store.trusted()
+    signing, later, trusted = store.signing_key(), store.next_key(), store.trusted()
     if given or signing:
         # As `serve` would read them.
         ring = open_ring(store.folder, given, settings.trusted_keys)
@@ -77,7 +93,7 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     rows = [
         {
             "id": key.id,
-            "role": "signing" if signing and key == signing.public else "trusted",
+            "role": _role(key, signing, later),
             "key": key.hex,
         }
         | ({"revoked": shown(revoked[key.id])} if key.id in revoked else {})
@@ -103,16 +119,40 @@ def rotate(keys_dir: str | None, state_dir: str | None) -> None:
     Daemons sign with the new key after a reload (SIGHUP) or a restart. Daemons that share the
     directory trust it at once.
     """
-    settings = _settings(keys_dir, state_dir)
-    if settings.signing_key.get_secret_value():
-        raise KeysUnusable(
-            "cannot rotate: WASMKILN_SIGNING_KEY is set, and daemons sign with that key; see"
-            " docs/verification.md for how to replace it"
-        )
-    key = KeyStore(settings.effective_keys_dir).rotate()
+    key = _own_store("rotate", keys_dir, state_dir).rotate()
     click.echo(
         f"made key {key.public.id}: daemons sign with it after a reload; the old key stays trusted"
     )
+
+
+@keys.command(context_settings=_HELP)
+@click.option("--next", "for_later", is_flag=True, help="Show the key to sign with later.")
+@click.option("--pem", is_flag=True, help="Print PEM instead of hex.")
+@_where
+def show(for_later: bool, pem: bool, keys_dir: str | None, state_dir: str | None) -> None:
+    """Print the public half of the signing key, for others to trust it."""
+    settings = _settings(keys_dir, state_dir)
+    store, given = KeyStore(settings.effective_keys_dir), settings.signing_key.get_secret_value()
+    if for_later:
+        key, how = store.next_key(), "`wasmkilnd keys generate --next`"
+    else:
+        key = PrivateKey.parse(given) if given else store.signing_key()
+        how = "`wasmkilnd keys generate`"
+    if key is None:
+        raise KeysUnusable(f"there is no such key in {store.folder}: make it with {how}")
+    click.echo(key.public.pem if pem else key.public.hex, nl=not pem)
+
+
+@keys.command(context_settings=_HELP)
+@_where
+def activate(keys_dir: str | None, state_dir: str | None) -> None:
+    """Sign with the key that `keys generate --next` made. The old key stays trusted.
+
+    First have all other daemons and clients trust it: they refuse what a key signed that they do
+    not trust. Daemons sign with the new key after a reload (SIGHUP) or a restart.
+    """
+    key = _own_store("activate", keys_dir, state_dir).activate()
+    click.echo(f"daemons sign with {key.public.id} after a reload; the old key stays trusted")
 
 
 @keys.command(context_settings=_HELP)
@@ -183,6 +223,12 @@ def revoke(
         click.echo(f"key {key_id} is revoked {when}; running daemons learn it within 30 s")
 
 
+def _role(key: PublicKey, signing: PrivateKey | None, later: PrivateKey | None) -> str:
+    if signing and key == signing.public:
+        return "signing"
+    return "next" if later and key == later.public else "trusted"
+
+
 def _since(date: str | None) -> int:
     if date is None:
         return ALTOGETHER_MS
@@ -202,6 +248,17 @@ def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:
     given = {"keys_dir": keys_dir, "state_dir": state_dir}
     flags: dict[str, FlagValue] = {name: value for name, value in given.items() if value}
     return load(flags, os.environ).settings
+
+
+def _own_store(doing: str, keys_dir: str | None, state_dir: str | None) -> KeyStore:
+    """Return the key directory. Raises KeysUnusable if the daemons sign with another key."""
+    settings = _settings(keys_dir, state_dir)
+    if settings.signing_key.get_secret_value():
+        raise KeysUnusable(
+            f"cannot {doing}: WASMKILN_SIGNING_KEY is set, and daemons sign with that key; see"
+            " docs/verification.md for how to replace it"
+        )
+    return KeyStore(settings.effective_keys_dir)
 
 
 def _store(keys_dir: str | None, state_dir: str | None) -> KeyStore:

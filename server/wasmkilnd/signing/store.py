@@ -4,6 +4,7 @@
 
     <keys>/              0700
     <keys>/signing.pem   0600  the private key, PKCS #8
+    <keys>/next.pem      0600  the key to sign with later, while others learn to trust it
     <keys>/trusted/      0700  <key id>.pem: public keys, this one's and others'
     <keys>/revoked/      0700  <key id>.json: revocations, made here or learned from the fleet
     <keys>/.lock         0600  held by the process that changes something
@@ -42,21 +43,17 @@ class KeyStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._signing = folder / "signing.pem"
+        self._next = folder / "next.pem"
         self._trusted = folder / "trusted"
         self._revoked = folder / FOLDER
 
     def signing_key(self) -> PrivateKey | None:
         """Return the signing key, None if there is none. Raises KeysUnusable."""
-        with as_keys_unusable(self.folder):
-            self._refuse_open_folders()
-            # A group may read the key: so Kubernetes mounts a volume of secrets for a user.
-            text = read_file(self._signing, secret=True)
-        if text is None:
-            return None
-        try:
-            return PrivateKey.parse(text)
-        except ValueError as error:
-            raise KeysUnusable(f"{self._signing}: {error}") from None
+        return self._private(self._signing)
+
+    def next_key(self) -> PrivateKey | None:
+        """Return the key to sign with later, None if there is none. Raises KeysUnusable."""
+        return self._private(self._next)
 
     def ensure(self) -> PrivateKey:
         """Return the signing key; make it if there is none yet. Raises KeysUnusable.
@@ -89,6 +86,32 @@ class KeyStore:
                 self._trust(old.public)
             return self._replace()
 
+    def generate_next(self) -> PrivateKey:
+        """Make the key to sign with later. Raises KeysUnusable, also if there is one."""
+        with self._locked():
+            if self.next_key():
+                raise KeysUnusable(
+                    f"cannot make a next key: {self._next} exists; sign with it by `wasmkilnd keys"
+                    " activate`, or delete the file"
+                )
+            return self._make(self._next)
+
+    def activate(self) -> PrivateKey:
+        """Sign with the next key from now on; the old one stays trusted. Raises KeysUnusable."""
+        with self._locked():
+            key = self.next_key()
+            if key is None:
+                raise KeysUnusable(
+                    f"cannot activate: there is no {self._next}; make it with `wasmkilnd keys"
+                    " generate --next`"
+                )
+            self._trust(key.public)
+            if old := self.signing_key():
+                self._trust(old.public)
+            with as_keys_unusable(self._next):
+                self._next.replace(self._signing)
+            return key
+
     def trust(self, key: PublicKey) -> None:
         """Trust another daemon's key. Raises KeysUnusable."""
         with self._locked():
@@ -97,11 +120,15 @@ class KeyStore:
     def distrust(self, key_id: str) -> None:
         """Stop trusting a key. Raises KeysUnusable, also for a key that is not trusted here."""
         with self._locked():
-            signing = self.signing_key()
+            signing, later = self.signing_key(), self.next_key()
             if signing and signing.public.id == key_id:
                 raise KeysUnusable(
                     f"cannot distrust {key_id}: this daemon signs with it; run"
                     " `wasmkilnd keys rotate` first"
+                )
+            if later and later.public.id == key_id:
+                raise KeysUnusable(
+                    f"cannot distrust {key_id}: it is the next key; delete {self._next} first"
                 )
             # By content and not by name: an operator may have put a file there by hand.
             held = {file: _read_trusted(file) for file in self._trusted.glob("*.pem")}
@@ -168,10 +195,25 @@ class KeyStore:
                 return key
         raise KeysUnusable(f"{self._trusted}/{key_id}.pem does not hold the key that its name says")
 
+    def _private(self, path: Path) -> PrivateKey | None:
+        with as_keys_unusable(self.folder):
+            self._refuse_open_folders()
+            # A group may read the key: so Kubernetes mounts a volume of secrets for a user.
+            text = read_file(path, secret=True)
+        if text is None:
+            return None
+        try:
+            return PrivateKey.parse(text)
+        except ValueError as error:
+            raise KeysUnusable(f"{path}: {error}") from None
+
     def _replace(self) -> PrivateKey:
+        return self._make(self._signing)
+
+    def _make(self, path: Path) -> PrivateKey:
         key = PrivateKey.generate()
         self._trust(key.public)
-        write_file(self._signing, key.pem)
+        write_file(path, key.pem)
         return key
 
     def _trust(self, key: PublicKey) -> None:

@@ -149,3 +149,36 @@ def test_a_daemon_does_not_sign_with_a_revoked_key(keys: Command) -> None:
         open_signing(settings, "1")
     keys("rotate")
     assert open_signing(settings, "1").ring.signing.public.id != signing["id"]
+
+
+def test_staged_rotation(keys: Command) -> None:
+    keys("generate")
+    [first] = keys.rows()
+    for words in ("activate", "show --next"):
+        with pytest.raises(KeysUnusable, match="generate --next"):
+            keys(*words.split())
+    said = keys("generate", "--next").stdout
+    roles = {row["role"]: row for row in keys.rows()}
+    assert set(roles) == {"signing", "next"}
+    assert roles["signing"] == first
+    public = roles["next"]["key"]
+    assert f"wasmkilnd keys trust {public}" in said
+    assert keys("show", "--next").stdout == f"{public}\n"
+    assert PublicKey.parse(keys("show", "--next", "--pem").stdout).hex == public
+    assert keys("show").stdout == f"{first['key']}\n"
+    with pytest.raises(KeysUnusable, match="exists"):
+        keys("generate", "--next")
+    with pytest.raises(KeysUnusable, match="it is the next key"):
+        keys("distrust", roles["next"]["id"])
+    keys("activate")
+    roles = {row["role"]: row for row in keys.rows()}
+    assert set(roles) == {"signing", "trusted"}
+    assert (roles["signing"]["key"], roles["trusted"]["id"]) == (public, first["id"])
+    assert not (keys.folder / "next.pem").exists()
+    assert ((keys.folder / "signing.pem").stat().st_mode & 0o777) == 0o600
+    key = KeyStore(keys.folder).ensure()
+    assert key.base64 not in said
+    keys.environ = {"WASMKILN_SIGNING_KEY": key.base64}
+    for words in ("generate --next", "activate"):
+        with pytest.raises(KeysUnusable, match="WASMKILN_SIGNING_KEY is set"):
+            keys(*words.split())
