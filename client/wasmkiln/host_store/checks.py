@@ -86,16 +86,18 @@ class FileChecks:
             raise Refused("the file's bytes are not those of its header")
         if self._trusted_keys:
             try:
-                check_claims(self._statement(header.attestation), claims_of(header))
+                check_claims(self._statement(header), claims_of(header))
             except AttestationInvalid as error:
                 raise Refused(f"no trusted key vouches for the file: {error}") from error
 
-    def _statement(self, envelope: bytes) -> Statement:
-        known = envelope, frozenset(self._trusted_keys)
+    def _statement(self, header: ArtifactHeader) -> Statement:
+        envelope = header.attestation
+        trusted = self._trusted_keys.with_signer(header.signer_certificate)
+        known = envelope, frozenset(trusted)
         with _lock:
             statement = _statements.get(known)
         if statement is None or self.policy == "always":
-            statement, _ = open_envelope(envelope, self._trusted_keys)
+            statement, _ = open_envelope(envelope, trusted)
             _remember(_statements, known, statement)
         return statement
 
