@@ -39,7 +39,7 @@ from wasmkilnd.rpc.server import RpcServer
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
-from wasmkilnd.signing.ring import CurrentSealer
+from wasmkilnd.signing.current import CurrentSealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
 
@@ -99,6 +99,7 @@ class Daemon:
                     tenants.metrics_of(namespace), namespace, accounts.readings(namespace)
                 ),
                 lambda: started.capabilities(self._version, self._limits.current),
+                CurrentSealer(signing).certificate_of,
             ),
             AdminServicer(tenants.of, self.drain),
             self._metrics,

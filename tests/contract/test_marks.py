@@ -20,7 +20,7 @@ from wasmkilnd.cache.value.format import MAX_VALUE_BYTES
 from wasmkilnd.cache.value.marks import Mark, Marks, made_ms, write_mark
 from wasmkilnd.model import Artifact, EvictScope, Strike
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.ring import CurrentSealer
+from wasmkilnd.signing.current import CurrentSealer
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.deployments import Deployment

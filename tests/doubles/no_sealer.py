@@ -16,6 +16,10 @@ class NoSealer:
         """Find nothing wrong."""
         return None
 
+    def certificate_of(self, artifact: Artifact) -> bytes:
+        """Return none."""
+        return b""
+
     def stamp(self, message: bytes) -> bytes:
         """Return an empty stamp."""
         return bytes(STAMP_BYTES)
@@ -27,6 +31,13 @@ class NoSealer:
     def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
         """Find nothing wrong."""
         return None
+
+    def wants_certificate(self, key_id: str) -> bool:
+        """Want none."""
+        return False
+
+    def learn_certificate(self, chain: bytes) -> None:
+        """Learn nothing."""
 
     def is_retired(self, artifact: Artifact) -> bool:
         """Find nothing wrong."""

@@ -111,6 +111,7 @@ def _with(
         marks=marks,
         # The server's own figures are sums over all of its keys.
         reports_usage=not namespace,
+        fleet_prefix=options.prefix,
     )
     tier = ObservedTier(redis, recorder)
     writes = WriteBehind(

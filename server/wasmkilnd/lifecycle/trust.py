@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -79,11 +80,20 @@ class TrustKeeper:
             # Obeying would be no safer: who trusts this daemon decides by their own revocations.
             self._log_once(f"another daemon revoked {own}, with which this one signs")
         new = await asyncio.to_thread(signing.ring.revoke, found) if found else {}
+        await self._publish_certificate(signing, own)
+        if signing.ring.certified.drop_expired():
+            await self._tenants.recheck(signing.sealer)
         if new:
             dropped = await self._tenants.recheck(signing.sealer)
             log.warning("artifacts dropped from memory: their key is revoked", count=dropped)
         elif signing.sealer.max_age_s:
             await self._tenants.drop_outdated(signing.sealer)
+
+    async def _publish_certificate(self, signing: Signing, own: str) -> None:
+        redis = self._tenants.default.shared.redis
+        if redis and signing.ring.certificate:
+            with contextlib.suppress(TierUnavailable):  # The breaker has logged it.
+                await redis.certificates.publish(own, signing.ring.certificate)
 
     async def _change_keys(self) -> None:
         """Sign with another key: the key directory revokes the one that is used."""

@@ -47,12 +47,24 @@ class Verifier(Protocol):
         """
         ...
 
+    def wants_certificate(self, key_id: str) -> bool:
+        """Return whether a certificate may make this key, which is not trusted, trusted."""
+        ...
+
+    def learn_certificate(self, chain: bytes) -> None:
+        """Trust the key of a certificate if a trusted CA issued it; do nothing else."""
+        ...
+
 
 class Sealer(Verifier, Protocol):
     """Signs artifacts and stored values. Safe for use from any thread, and never raises."""
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Return ``artifact`` with an attestation that binds it to its key."""
+        ...
+
+    def certificate_of(self, artifact: Artifact) -> bytes:
+        """Return the certificate of the key that signed ``artifact``, empty if none is known."""
         ...
 
     def stamp(self, message: bytes) -> bytes:

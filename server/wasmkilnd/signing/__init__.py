@@ -27,9 +27,16 @@ that a stamp of one kind never passes for another.
 | ``store`` | the key directory; refuses one that another user could change |
 | ``files`` | how files of the directory are read and written |
 | ``sealer`` | signs and verifies artifacts and stamps (ports ``Verifier`` and ``Sealer``) |
-| ``ring`` | the keys of a running daemon, and the sealer that follows their reloads |
+| ``certified`` | the keys that a CA vouches for |
+| ``ring`` | the keys that are trusted at one moment, and the one to sign with |
+| ``current`` | the sealer of a running daemon, which follows their reloads |
 
-Settings: ``keys_dir``, ``signing_key``, ``trusted_keys``; a reload applies all three. To change
+**Certificates.** With ``trusted_ca_file``, a key is trusted too while a certificate for code
+signing by one of those CAs is known for it: from ``<keys>/trusted/``, or from Redis, where a daemon
+publishes that of its own key (``signing_cert_file``) and others look when they meet the key.
+
+Settings: ``keys_dir``, ``signing_key``, ``trusted_keys``, ``trusted_ca_file``,
+``signing_cert_file``, ``value_max_age_s``; a reload applies all of them. To change
 what an attestation states, give its statement a new ``BUILD_TYPE`` (``wasmkiln/_statement.py``):
 daemons refuse statements of another type, and compile those artifacts again.
 """

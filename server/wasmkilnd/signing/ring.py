@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from wasmkiln.certificates import CodeSigningCAs
 from wasmkiln.revoked_keys import shown, strictest
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.model import Artifact, CacheKey, Refusal
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.certified import CertifiedKeys, read_cas, read_own
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.sealer import DsseSealer
 from wasmkilnd.signing.store import KeyStore, KeysUnusable
@@ -30,16 +30,32 @@ class TrustRing:
     stranger's.
     """
 
-    def __init__(self, given: Iterable[PublicKey], store: KeyStore) -> None:
+    def __init__(
+        self, given: Iterable[PublicKey], store: KeyStore, cas: CodeSigningCAs | None = None
+    ) -> None:
+        """Trust the keys that are ``given`` or in ``store``, and those that ``cas`` vouch for."""
         self._store = store
-        self._trusted = {key.id: key for key in (*given, *store.trusted().values())}
+        stored = store.trusted()
+        self._trusted = {key.id: key for key in (*given, *stored.values())}
+        self.certified = CertifiedKeys(cas)
+        self._learn(stored.certificates)
         self.revoked: Mapping[str, int] = store.revoked()
         self._unsaved: Mapping[str, int] = {}
 
     @property
     def trusted(self) -> TrustedKeys:
         """All trusted keys that are known so far."""
-        return TrustedKeys(self._trusted.values())
+        return TrustedKeys([*self._trusted.values(), *self.certified.keys])
+
+    def add(self, given: TrustedKeys) -> None:
+        """Honour the revocations and certificates that came with keys."""
+        self.revoked = strictest(self.revoked, given.revoked)
+        self._learn(given.certificates)
+
+    def _learn(self, chains: Iterable[bytes]) -> None:
+        for chain in chains:
+            if why := self.certified.learn(chain):
+                log.warning("certificate of a signing key not accepted", cause=why)
 
     def revoke(self, found: Mapping[str, int]) -> Mapping[str, int]:
         """Refuse what the keys in ``found`` signed from the times there on; return what is new.
@@ -70,13 +86,18 @@ class TrustRing:
         return self._store.revoked()
 
     def take_over(self, before: TrustRing) -> None:
-        """Go on refusing what ``before`` learned and could not keep in the key directory."""
+        """Keep what ``before`` learned and the key directory has not.
+
+        These are revocations that it could not keep there, and certificates.
+        """
         self._unsaved = before._unsaved
         self.revoked = strictest(self.revoked, self._unsaved)
+        for chain in before.certified.chains:
+            self.certified.learn(chain)
 
     def get(self, key_id: str, /) -> PublicKey | None:
         """Return the trusted key with this id, None if there is none."""
-        key = self._trusted.get(key_id)
+        key = self._trusted.get(key_id) or self.certified.get(key_id)
         if key is None:
             try:
                 key = self._store.find(key_id)
@@ -91,31 +112,55 @@ class TrustRing:
 class KeyRing(TrustRing):
     """The trusted keys, and the one to sign with."""
 
-    def __init__(self, signing: PrivateKey, trusted: TrustedKeys, store: KeyStore) -> None:
-        super().__init__((signing.public, *trusted.values()), store)
+    def __init__(
+        self,
+        signing: PrivateKey,
+        trusted: TrustedKeys,
+        store: KeyStore,
+        cas: CodeSigningCAs | None = None,
+        cert_file: str = "",
+    ) -> None:
+        """``cert_file`` has the certificate of the signing key. Raises KeysUnusable."""
+        super().__init__((signing.public, *trusted.values()), store, cas)
         self.signing = signing
+        self.certificate = read_own(cert_file, signing.public, cas)
+
+    def certificate_of(self, key_id: str) -> bytes:
+        """Return the certificate of a key with its chain, empty if none is known."""
+        if key_id == self.signing.public.id and self.certificate:
+            return self.certificate
+        return self.certified.chain_of(key_id)
 
 
-def open_trust(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> TrustRing:
+def open_trust(
+    folder: Path, signing_key: str, trusted_keys: Sequence[str], ca_file: str = ""
+) -> TrustRing:
     """Open the keys that a daemon with these settings trusts; make none. Raises KeysUnusable."""
     store = KeyStore(folder)
     signing = _parsed(signing_key) if signing_key else store.signing_key()
     own = (signing.public,) if signing else ()
     trusted = _read(trusted_keys)
-    ring = TrustRing((*own, *trusted.values()), store)
-    ring.revoked = strictest(ring.revoked, trusted.revoked)
+    ring = TrustRing((*own, *trusted.values()), store, read_cas(ca_file))
+    ring.add(trusted)
     return ring
 
 
-def open_ring(folder: Path, signing_key: str, trusted_keys: Sequence[str]) -> KeyRing:
+def open_ring(
+    folder: Path,
+    signing_key: str,
+    trusted_keys: Sequence[str],
+    ca_file: str = "",
+    cert_file: str = "",
+) -> KeyRing:
     """Open the keys that a daemon's settings name. Raises KeysUnusable.
 
     Without ``signing_key``, the key directory holds the signing key; the first start makes it.
     """
     store = KeyStore(folder)
     trusted = _read(trusted_keys)
-    ring = KeyRing(_parsed(signing_key) if signing_key else store.ensure(), trusted, store)
-    ring.revoked = strictest(ring.revoked, trusted.revoked)
+    signing = _parsed(signing_key) if signing_key else store.ensure()
+    ring = KeyRing(signing, trusted, store, read_cas(ca_file), cert_file)
+    ring.add(trusted)
     return ring
 
 
@@ -133,6 +178,8 @@ def open_signing(settings: Settings, daemon_version: str) -> Signing:
         settings.effective_keys_dir,
         settings.signing_key.get_secret_value(),
         settings.trusted_keys,
+        settings.trusted_ca_file,
+        settings.signing_cert_file,
     )
     own = ring.signing.public.id
     if time.time() * 1000 >= ring.revoked.get(own, math.inf):
@@ -144,50 +191,6 @@ def open_signing(settings: Settings, daemon_version: str) -> Signing:
         ring.signing.signer(), ring, daemon_version, max_age_s=settings.value_max_age_s
     )
     return Signing(ring, sealer)
-
-
-class CurrentSealer:
-    """Implements the Sealer port with the current keys."""
-
-    def __init__(
-        self, signing: Reloadable[Signing], evicted_ms: Callable[[str, str], int] = lambda *_: 0
-    ) -> None:
-        """Seal with the current keys.
-
-        ``evicted_ms`` returns the time up to which artifacts of a module and an engine are
-        evicted. An artifact that is sealed now gets a later time, whatever the clock says.
-        """
-        self._signing = signing
-        self._evicted_ms = evicted_ms
-
-    def seal(self, artifact: Artifact) -> Artifact:
-        """Return ``artifact`` with its attestation."""
-        evicted_ms = self._evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
-        return self._signing.current.sealer.seal(artifact, evicted_ms)
-
-    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
-        return self._signing.current.sealer.verify(artifact, key)
-
-    def stamp(self, message: bytes) -> bytes:
-        """Return the signing key's id and its signature of ``message``."""
-        return self._signing.current.sealer.stamp(message)
-
-    def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """Return why no trusted key vouches for ``message``, None if one does."""
-        return self._signing.current.sealer.check_stamp(message, stamp)
-
-    def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """As ``check_stamp``, for what names no time."""
-        return self._signing.current.sealer.check_stamp_now(message, stamp)
-
-    def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
-        """Return why time has passed over ``artifact``, None if it has not."""
-        return self._signing.current.sealer.outdated(artifact, stamped_by)
-
-    def is_retired(self, artifact: Artifact) -> bool:
-        """Return whether the key of ``artifact`` is revoked since later than it was made."""
-        return self._signing.current.sealer.is_retired(artifact)
 
 
 def log_keys(signing: Signing) -> None:

@@ -83,17 +83,24 @@ class DsseVerifier:
         """Return why time has passed over ``artifact``, whose attestation is verified, or None."""
         if not (self.max_age_s or self._trusted.revoked):
             return None
-        key_id, made_ms = _attested(artifact.attestation)
+        key_id, made_ms = attested(artifact.attestation)
         for each in (key_id, stamped_by):
             since_ms = self._trusted.revoked.get(each)
             if since_ms is not None and made_ms >= since_ms:
                 return _revoked(each, since_ms)
         return self._too_old(made_ms)
 
+    def wants_certificate(self, key_id: str) -> bool:
+        """Return False: the trusted keys are those that were given."""
+        return False
+
+    def learn_certificate(self, chain: bytes) -> None:
+        """Do nothing."""
+
     def is_retired(self, artifact: Artifact) -> bool:
         """Return whether the key of ``artifact`` is revoked since later than it was made."""
         revoked = self._trusted.revoked
-        return bool(revoked) and _attested(artifact.attestation)[0] in revoked
+        return bool(revoked) and attested(artifact.attestation)[0] in revoked
 
     def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
         """As ``check_stamp``, for what names no time: it counts as signed now."""
@@ -158,6 +165,10 @@ class DsseSealer(DsseVerifier):
         )
         return replace(artifact, attestation=sign(statement, self._signer))
 
+    def certificate_of(self, artifact: Artifact) -> bytes:
+        """Return nothing: this sealer knows no certificates."""
+        return b""
+
     def stamp(self, message: bytes) -> bytes:
         """Return the signing key's id and its signature of ``message``."""
         signature = self._signer.sign(message)
@@ -170,7 +181,7 @@ def _public_key(raw: bytes) -> Ed25519PublicKey:
 
 
 @lru_cache(maxsize=1024)
-def _attested(attestation: bytes) -> tuple[str, int]:
+def attested(attestation: bytes) -> tuple[str, int]:
     """Return the id of the key that signed an attestation, and when; nothing if it is unsigned."""
     attested = peek(attestation)
     return (attested[1], attested[0].when_ms) if attested else ("", 0)

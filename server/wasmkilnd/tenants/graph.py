@@ -101,7 +101,7 @@ def open_tenant(
         sealer,
         recorder,
         marks,
-        header_of=header_of,
+        header_of=lambda artifact: header_of(artifact, sealer.certificate_of(artifact)),
         # So that a disk that hangs leaves a call time to ask Redis.
         wait_s=settings.redis_timeout_s / 2,
         artifact_bytes=lambda: common.limits.current.artifact_bytes,

@@ -7,6 +7,7 @@ import dataclasses
 
 import structlog
 
+from wasmkilnd.cache.redis.certificate_store import CertificateStore
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.redis.rejections import Rejections
@@ -45,6 +46,7 @@ class Lookups:
         reader: ValueReader,
         marks: MarkStore,
         rejections: Rejections,
+        certificates: CertificateStore,
         reads_at_once: int,
     ) -> None:
         self._link = link
@@ -52,6 +54,7 @@ class Lookups:
         self._reader = reader
         self._marks = marks
         self._rejections = rejections
+        self._certificates = certificates
         self._reading = asyncio.Semaphore(reads_at_once)
 
     async def get(
@@ -80,6 +83,8 @@ class Lookups:
             if not stored:
                 return None
             value = stored
+            if len(value) >= value_format.HEADER_OFFSET:
+                await self._certificates.look_up(value_format.stamped_by(value))
             opened = await self._reader.open_value(key, value)
             if isinstance(opened.what, Artifact):
                 size_bytes = head_size(value)

@@ -48,8 +48,9 @@ class KeyNames:
     that compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
     ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
-    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key. The braces keep
-    all keys of a module in one slot of a cluster.
+    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key, and
+    ``<prefix>cert:<key id>`` is its certificate. The braces keep all keys of a module in one slot
+    of a cluster.
 
     Keys of a namespace begin with ``<prefix>ns:<namespace>:`` instead of the prefix, so no pattern
     or name here is about them.
@@ -65,6 +66,7 @@ class KeyNames:
         self._strike = f"{prefix}strike:".encode()
         self._mark = f"{prefix}mark:".encode()
         self._revoked = f"{prefix}revoked:".encode()
+        self._certificate = f"{prefix}cert:".encode()
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
@@ -91,9 +93,13 @@ class KeyNames:
         """Return the name of the revocation of a signing key."""
         return self._revoked + key_id.encode()
 
+    def certificate(self, key_id: str) -> bytes:
+        """Return the name of the certificate of a signing key."""
+        return self._certificate + key_id.encode()
+
     def is_about_keys(self, name: bytes) -> bool:
-        """Whether ``name`` is that of a revocation."""
-        return name.startswith(self._revoked)
+        """Whether ``name`` is that of a revocation or a certificate of a signing key."""
+        return name.startswith((self._revoked, self._certificate))
 
     def mark(self, module_sha256: str) -> bytes:
         """Return the name of the mark of a module, of everything for an empty digest."""

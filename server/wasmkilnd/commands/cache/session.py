@@ -185,6 +185,7 @@ def _prepared(flags: Mapping[str, FlagValue], config: Path | None) -> tuple[Sett
         settings.effective_keys_dir,
         settings.signing_key.get_secret_value(),
         settings.trusted_keys,
+        settings.trusted_ca_file,
     )
 
 
