@@ -73,6 +73,11 @@ def strictest(*several: Mapping[str, int]) -> dict[str, int]:
     return merged
 
 
+def changed(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """Return what `after` revokes that `before` does not, or since another time."""
+    return {key: since_ms for key, since_ms in after.items() if before.get(key) != since_ms}
+
+
 def read_revocations(folder: Path) -> dict[str, int]:
     """Return what the files `*.json` of a folder revoke; nothing if there is no such folder.
 

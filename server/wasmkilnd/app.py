@@ -115,7 +115,7 @@ class Daemon:
             accounts.of,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
-        trust = TrustKeeper(signing, opening.read_signing, tenants)
+        trust = TrustKeeper(signing, opening.read_signing, tenants, audit)
         self._reloader = Reloader(
             self._settings,
             self._limits,

@@ -92,7 +92,8 @@ def test_a_revoked_key_is_refused_in_memory_host_store_and_redis(
         of_thief.compile(wasm.adder(1))
         of_thief.compile(wasm.adder(2))
         settled(of_thief)
-        one = stack.enter_context(fleet.start("one", host_store=True))
+        audit = tmp_path / "audit.jsonl"
+        one = stack.enter_context(fleet.start("one", "--audit-file", str(audit), host_store=True))
         client = stack.enter_context(one.client(host_store_dir="none"))
         assert client.compile(wasm.adder(1)).header.origin == REDIS
         settled(client)
@@ -105,6 +106,7 @@ def test_a_revoked_key_is_refused_in_memory_host_store_and_redis(
         assert rejected(two)["revoked"]
         reload(one)
         one.wait_for_log("artifacts dropped from memory: their key is revoked")
+        assert f'"key_revoked","key_id":"{stolen}"' in audit.read_text().replace(" ", "")
         assert client.compile(wasm.adder(1)).header.origin == COMPILED
         assert signer(client, 1) == fleet.id_of("one")
         assert one.metric("values_rejected_total", tier="host_store", cause="revoked") == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+
+from wasmkiln.revoked_keys import changed, shown
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
@@ -86,6 +88,13 @@ def audit_keys(auditor: Auditor, old: Signing, new: Signing) -> None:
         audit_change(auditor, "key_trusted", key_id=key_id)
     for key_id in sorted(trusted_before - trusted):
         audit_change(auditor, "key_distrusted", key_id=key_id)
+    audit_revocations(auditor, changed(old.ring.revoked, new.ring.revoked))
+
+
+def audit_revocations(auditor: Auditor, revoked: Mapping[str, int]) -> None:
+    """Write which keys are revoked from now on, and since when."""
+    for key_id, since_ms in revoked.items():
+        audit_change(auditor, "key_revoked", key_id=key_id, since=shown(since_ms))
 
 
 def audit_change(auditor: Auditor, what: str, **about: str | int | bool) -> None:

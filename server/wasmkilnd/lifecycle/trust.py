@@ -11,6 +11,8 @@ from wasmkiln.revoked_keys import strictest
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.lifecycle.auditing import audit_keys, audit_revocations
+from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.ring import Signing, log_key_changes
 from wasmkilnd.signing.store import KeysUnusable
@@ -33,6 +35,7 @@ class TrustKeeper:
         signing: Reloadable[Signing],
         open_again: Callable[[], Signing],
         tenants: Tenants,
+        auditor: Auditor,
     ) -> None:
         """Drop from all caches of ``tenants`` what is refused from now on.
 
@@ -41,6 +44,7 @@ class TrustKeeper:
         self._signing = signing
         self._open_again = open_again
         self._tenants = tenants
+        self._auditor = auditor
         self._wake = asyncio.Event()
         self._logged = ""
 
@@ -83,6 +87,7 @@ class TrustKeeper:
         await self._publish_certificate(signing, own)
         if signing.ring.certified.drop_expired():
             await self._tenants.recheck(signing.sealer)
+        audit_revocations(self._auditor, new)
         if new:
             dropped = await self._tenants.recheck(signing.sealer)
             log.warning("artifacts dropped from memory: their key is revoked", count=dropped)
@@ -105,6 +110,7 @@ class TrustKeeper:
             return
         self._signing.current = signing
         signing.ring.take_over(before.ring)
+        audit_keys(self._auditor, before, signing)
         if log_key_changes(before, signing):
             await self._tenants.recheck(signing.sealer)
 

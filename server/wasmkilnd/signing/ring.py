@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 from wasmkiln.certificates import CodeSigningCAs
-from wasmkiln.revoked_keys import shown, strictest
+from wasmkiln.revoked_keys import changed, shown, strictest
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.config.schema import Settings
@@ -210,11 +210,7 @@ def log_key_changes(old: Signing, new: Signing) -> bool:
         log.info("key added", key_id=key_id)
     for key_id in lost:
         log.warning("key no longer trusted", key_id=key_id)
-    revoked = {
-        key_id: since_ms
-        for key_id, since_ms in new.ring.revoked.items()
-        if old.ring.revoked.get(key_id) != since_ms
-    }
+    revoked = changed(old.ring.revoked, new.ring.revoked)
     for key_id, since_ms in revoked.items():
         log.warning("key revoked", key_id=key_id, when=shown(since_ms))
     ages = old.sealer.max_age_s != new.sealer.max_age_s
