@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import (
+    access,
     busy,
     compiles,
     fast,
@@ -33,6 +34,7 @@ from bench.setting import Setting, setting
 MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "cold": compiles.cold,
     "memory": hits.memory,
+    "access": access.access,
     "host": host_hits.in_host_store,
     "redis": redis_hits.in_redis,
     "neighbours": neighbours.beside_large_values,

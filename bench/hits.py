@@ -23,7 +23,7 @@ KIB = 1024
 GOALS = {"medium": 1.10, "small": 1.0}
 """Of memory hits, to the bare server."""
 CLIENT_GOAL = 1.2
-_INLINE_BYTES = 64 * KIB
+INLINE_BYTES = 64 * KIB
 """The largest artifact that an answer may hold in its one message."""
 
 # What the bare server may choose from; the contract allows a chunk of up to 1 MiB.
@@ -123,16 +123,16 @@ def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
         series["client"],
         "the same call, raw",
         hit,
-        CLIENT_GOAL if held.size_bytes > _INLINE_BYTES else None,
+        CLIENT_GOAL if held.size_bytes > INLINE_BYTES else None,
     )
 
 
 def _best_request(given: Setting, held: Held) -> bytes:
     """Return the request that asks for the artifact in one message, if it is small enough."""
-    if held.size_bytes > _INLINE_BYTES:
+    if held.size_bytes > INLINE_BYTES:
         return held.request
     engine_id = given.wasmtime.engine.id
-    request = by_digest(held.module.sha256, engine_id, inline_limit_bytes=_INLINE_BYTES)
+    request = by_digest(held.module.sha256, engine_id, inline_limit_bytes=INLINE_BYTES)
     with ExitStack() as stack:
         [message] = _stream(stack, given.daemon.address, COMPILE).messages(request)
     if len(header_of([message]).inline_artifact) != held.size_bytes:

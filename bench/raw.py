@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,9 +19,20 @@ _OPTIONS = (("grpc.max_send_message_length", -1),)
 class RawStream:
     """One server-streaming method on a connection of its own; messages stay bytes."""
 
-    def __init__(self, address: str, method: str) -> None:
-        self._channel: Any = grpc.insecure_channel(address, _OPTIONS)
-        self._call = self._channel.unary_stream(method)
+    def __init__(
+        self,
+        address: str,
+        method: str,
+        trusted: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Connect, over TLS with ``trusted``; send ``metadata`` with each call."""
+        self._channel: Any = (
+            grpc.secure_channel(address, trusted, _OPTIONS)
+            if trusted
+            else grpc.insecure_channel(address, _OPTIONS)
+        )
+        self._call = partial(self._channel.unary_stream(method), metadata=metadata)
 
     def drain(self, request: bytes = b"") -> None:
         """Call, and take every message."""
