@@ -15,10 +15,12 @@ import click
 import structlog
 
 from wasmkilnd.access.sources import read_sources
+from wasmkilnd.access.tls.first_try import CannotMakeFiles
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.commands.cache import cache
 from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.commands.keys import keys
+from wasmkilnd.commands.tls import tls
 from wasmkilnd.commands.token import token
 from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
@@ -26,7 +28,7 @@ from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
 from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
-from wasmkilnd.lifecycle.listening import restart_for_tls
+from wasmkilnd.lifecycle.listening import open_tls, restart_for_tls
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
@@ -39,6 +41,7 @@ EXIT_INTERRUPTED = 130
 
 _FAILURES = (
     AccessUnusable,
+    CannotMakeFiles,
     EngineInstallError,
     KeysUnusable,
     CacheCommandFailed,
@@ -102,6 +105,7 @@ def show_config(
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
+    open_tls(loaded.settings)  # Raises CannotStart, as `serve` would.
     read_sources(loaded.settings)  # Raises AccessUnusable where `serve` would refuse to start.
     click.echo(show.as_json(loaded) if as_json else show.render(loaded).rstrip("\n"))
 
@@ -114,6 +118,7 @@ def engine() -> None:
 command.add_command(keys)
 command.add_command(cache)
 command.add_command(token)
+command.add_command(tls)
 
 
 _state_dir = click.option(

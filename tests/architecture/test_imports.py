@@ -135,7 +135,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"cache", "cache.embedded", "cache.host", "cache.redis", "cache.value"},
     ),
-    "commands": ({"model"}, {"access", "config", "config.values", "signing"}),
+    "commands": ({"model"}, {"access", "access.tls", "config", "config.values", "signing"}),
     "commands.cache": (
         CORE | {"options"},
         {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "config.values"}

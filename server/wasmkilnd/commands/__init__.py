@@ -3,6 +3,7 @@
 | command | where | what it does |
 |---|---|---|
 | ``wasmkilnd keys …`` | ``keys`` | make, list, rotate, trust and distrust the signing keys |
+| ``wasmkilnd tls init`` | ``tls`` | make certificates for a first try of TLS |
 | ``wasmkilnd cache …`` | ``cache/`` | list, verify and move the values of the shared tier |
 
 The commands run without a daemon and beside one. They read the same settings as ``serve``, from

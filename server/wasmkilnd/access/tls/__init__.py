@@ -5,6 +5,8 @@
 | ``pem`` | read certificates and a private key from PEM files; refuse what TLS cannot use |
 | ``material`` | ``TlsMaterial``: certificate, key and client CAs that were checked together |
 | ``files`` | ``TlsFiles``: the material in force; reads the files again when they change |
+| ``grpc_credentials`` | the credentials of gRPC servers, which take what is in force |
+| ``first_try`` | make a CA and certificates: `wasmkilnd tls init` |
 
 ``TlsFiles.current`` is what connections are made with from now on: ``http_context()`` for HTTP,
 and the certificate configuration for gRPC, which asks for it at each handshake. Connections that
