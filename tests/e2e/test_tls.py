@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from tests.authority import DAY, Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite, ask, openssl
 
+# Of root any group, of others one of their own.
+GROUP = 12345 if os.geteuid() == 0 else os.getgroups()[0]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> TlsSite:
@@ -30,7 +34,8 @@ def daemon(site: TlsSite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     flags = site.flags(
         *("--listen", f"unix:{folder}/kiln.sock", "--token-listen", "127.0.0.1:0"),
         *("--operator-listen", f"127.0.0.1:0,unix:{folder}/operator.sock"),
-        *("--admin-listen", "none", "--socket-mode", "0660"),
+        *("--admin-listen", f"unix:{folder}/admin.sock"),
+        *("--socket-mode", "0660", "--socket-group", str(GROUP)),
     )
     with Daemon(state_with(folder / "state", *ONE_ENGINE), flags) as running:
         yield running
@@ -129,9 +134,12 @@ def test_admin_service_is_served_to_operators_alone(site: TlsSite, daemon: Daemo
     assert "wasmkiln.v1.AdminService" not in listed
 
 
-def test_unix_sockets_have_the_mode_that_was_asked_for(daemon: Daemon) -> None:
-    for address in (daemon.addresses[1], _row(daemon, "operator")[1]):
-        assert Path(address.removeprefix("unix:")).stat().st_mode & 0o777 == 0o660
+def test_unix_sockets_have_the_mode_and_group_that_were_asked_for(daemon: Daemon) -> None:
+    admin = daemon._row("metrics").partition("/metrics")[0]
+    for address in (daemon.addresses[1], _row(daemon, "operator")[1], admin):
+        found = Path(address.removeprefix("unix:")).stat()
+        assert found.st_mode & 0o777 == 0o660
+        assert found.st_gid == GROUP
 
 
 def test_the_daemon_ends_in_order_with_several_servers(

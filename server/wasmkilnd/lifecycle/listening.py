@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.access.tls.grpc_credentials import (
@@ -22,7 +23,7 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
-from wasmkilnd.rpc.listener import ListenGroup
+from wasmkilnd.rpc.listener import ListenGroup, open_socket
 from wasmkilnd.telemetry.metrics.gauges import TlsStatus
 
 
@@ -76,6 +77,13 @@ def socket_access(settings: Settings) -> SocketAccess:
     group = settings.socket_group
     number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else None
     return SocketAccess(int(settings.socket_mode, 8), number)
+
+
+def open_admin_socket(settings: Settings, sockets: SocketAccess) -> None:
+    """Give the admin server's Unix socket, if it has one, mode and group. Raises CannotListen."""
+    address = settings.admin_listen
+    if address.startswith("unix:"):
+        open_socket(address, Path(address.removeprefix("unix:")), sockets)
 
 
 def listen_groups(settings: Settings, tls: TlsFiles | None) -> Sequence[ListenGroup]:

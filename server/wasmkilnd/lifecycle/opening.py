@@ -20,6 +20,7 @@ from wasmkilnd.lifecycle.listening import (
     Bound,
     bound_addresses,
     listen_groups,
+    open_admin_socket,
     open_tls,
     socket_access,
     tls_status,
@@ -88,8 +89,10 @@ class Opening:
         settings = self._settings.current
         self._on_stop.push_async_callback(rpc.stop)
         groups = listen_groups(settings, tls)
+        sockets = socket_access(settings)
         try:
-            bound = await rpc.start(groups, socket_access(settings))
+            bound = await rpc.start(groups, sockets)
+            open_admin_socket(settings, sockets)
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
         return bound_addresses(settings, groups, bound)

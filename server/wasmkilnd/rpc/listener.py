@@ -102,7 +102,7 @@ class Listener:
             finally:
                 os.umask(before)
             if bound:
-                self._open_to(address, path, sockets)
+                open_socket(address, path, sockets)
                 return address
         elif port := self._add_port(address):
             self.ports.add(port)
@@ -122,19 +122,21 @@ class Listener:
         except RuntimeError:
             return 0
 
-    def _open_to(self, address: str, path: Path, sockets: SocketAccess) -> None:
-        try:
-            sockets.apply(path)
-        except OSError as failure:
-            raise CannotListen(
-                f"cannot set mode and group of {address} (socket_mode, socket_group):"
-                f" {failure.strerror}"
-            ) from None
-
     @property
     def _advice(self) -> str:
         flag = self.group.setting.replace("_", "-")
         return f"choose another with --{flag} or WASMKILN_{self.group.setting.upper()}"
+
+
+def open_socket(address: str, path: Path, sockets: SocketAccess) -> None:
+    """Set who can connect to a Unix socket that is bound. Raises CannotListen."""
+    try:
+        sockets.apply(path)
+    except OSError as failure:
+        raise CannotListen(
+            f"cannot set mode and group of {address} (socket_mode, socket_group):"
+            f" {failure.strerror}"
+        ) from None
 
 
 def _unix_path(address: str) -> Path | None:
