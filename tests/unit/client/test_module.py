@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -558,3 +559,35 @@ def test_arguments(make_client: Callable[..., Any], adder: bytes) -> None:
         client.module(adder, into=object())
     with pytest.raises(LookupError):
         wasmkiln.engine_of(object())
+
+
+@pytest.mark.parametrize("reason", ["CREDENTIALS_MISSING", "CREDENTIALS_INVALID"])
+def test_a_daemon_that_does_not_let_in_is_warned_of(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    adder: bytes,
+    caplog: pytest.LogCaptureFixture,
+    reason: str,
+) -> None:
+    daemon.refuse(Refusal(grpc.StatusCode.UNAUTHENTICATED, reason, "who are you?"))
+    client = make_client(daemon.address, host_store_dir="none")
+    with caplog.at_level(logging.WARNING, "wasmkiln"):
+        assert add(client.module(adder, fallback="compile")) == 42
+    [record] = caplog.records
+    assert "here: who are you?" in record.message
+
+
+def test_a_caller_with_the_role_read_compiles_what_is_missing_here(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    adder: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    daemon.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING", "only hits"))
+    client = make_client(daemon.address, host_store_dir="none")
+    with caplog.at_level(logging.WARNING, "wasmkiln"):
+        assert add(client.module(adder, fallback="compile")) == 42
+    assert not caplog.records
+    daemon.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING", "only hits"))
+    with pytest.raises(errors.RoleMissing):
+        make_client(daemon.address, host_store_dir="none").module(adder)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from wasmkiln import TLS, Client, ConnectionFailed, CredentialsInvalid, CredentialsMissing
+from wasmkiln import (
+    TLS,
+    AsyncClient,
+    Client,
+    ConnectionFailed,
+    CredentialsInvalid,
+    CredentialsMissing,
+)
 from wasmkiln.cli.app import app
 
 from tests.authority import DAY, Authority, Pair
@@ -212,6 +222,45 @@ def test_a_client_certificate_that_is_replaced_serves_the_next_call(
         put(second)
         client.capabilities()
         assert daemon.certificates[3] == second.cert_file.read_bytes()
+
+
+def test_a_call_that_runs_while_the_files_change_ends_over_its_connection(
+    world: World, tmp_path: Path
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(world.ca.ca_file.read_bytes())
+    goes_on, begun = threading.Event(), threading.Event()
+    with (
+        tls_daemon(world.server) as daemon,
+        Client(daemon.address, tls=TLS(ca_file=ca_file)) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        daemon.holds.append((goes_on, begun))
+        running = threads.submit(client.capabilities)
+        assert begun.wait(30)
+        ca_file.write_bytes(world.other.ca_file.read_bytes())
+        with pytest.raises(ConnectionFailed, match="signed by none of the trusted CAs"):
+            client.capabilities()  # over a new connection, by the new CA
+        assert not running.done()
+        goes_on.set()
+        assert running.result(30).caller.identity == "token:ci"
+
+
+async def test_the_same_in_an_event_loop(world: World, tmp_path: Path) -> None:
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(world.ca.ca_file.read_bytes())
+    goes_on, begun = threading.Event(), threading.Event()
+    with tls_daemon(world.server) as daemon:
+        async with AsyncClient(daemon.address, tls=TLS(ca_file=ca_file)) as client:
+            daemon.holds.append((goes_on, begun))
+            running = asyncio.create_task(client.capabilities())
+            assert await asyncio.to_thread(begun.wait, 30)
+            ca_file.write_bytes(world.other.ca_file.read_bytes())
+            with pytest.raises(ConnectionFailed, match="signed by none of the trusted CAs"):
+                await client.capabilities()
+            assert not running.done()
+            goes_on.set()
+            assert (await running).caller.identity == "token:ci"
 
 
 def test_a_token_file_is_read_again(make_client: Callable[..., Any], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ class TlsDaemon(modules_grpc.ModuleServiceServicer):
         self.seen: list[str] = []
         self.certificates: list[bytes] = []
         self.pair: Pair | None = None
+        # The next call waits for the first of these, and has begun once the second is set.
+        self.holds: deque[tuple[threading.Event, threading.Event]] = deque()
 
     def GetCapabilities(  # noqa: N802
         self, request: modules.GetCapabilitiesRequest, context: Any
@@ -33,6 +37,10 @@ class TlsDaemon(modules_grpc.ModuleServiceServicer):
         self.seen.append(sent)
         certificate = context.auth_context().get("x509_pem_cert", [b""])[0]
         self.certificates.append(certificate)
+        if self.holds:
+            goes_on, begun = self.holds.popleft()
+            begun.set()
+            goes_on.wait(30)
         if self.tokens and not sent:
             Refusal(grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING", "who calls?").abort(
                 context
