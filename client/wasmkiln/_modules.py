@@ -73,7 +73,7 @@ class Modules:
         check_files: CheckFiles | None,
     ) -> None:
         self._calls = calls
-        self._store = HostStore(host_store_dir)
+        self._store = HostStore(host_store_dir, calls.access.namespace)
         self._checks = FileChecks(check_files, calls.trusted_keys)
         self._loaded = LoadedModules()
         self._no_files_until_s = 0.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._settings import CHANNEL_OPTIONS, choose_address, choose_switch
@@ -12,13 +12,13 @@ from wasmkiln.access.places import is_local, is_unix
 from wasmkiln.access.profiles import Profile, read_profile
 from wasmkiln.access.tls import TLS
 from wasmkiln.access.token import Token, TokenFile
+from wasmkiln.host_layout import namespace_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wasmkiln.access.token import Metadata
 
-_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _TLS_VARIABLES: Mapping[str, str] = {
     "ca_file": "WASMKILN_CA_FILE",
     "cert_file": "WASMKILN_CLIENT_CERT_FILE",
@@ -64,11 +64,7 @@ class Access:
             chosen.namespace if namespace is None else namespace,
             chosen.trusted_keys,
         )
-        if access.namespace and not _NAMESPACE.fullmatch(access.namespace):
-            raise ValueError(
-                "a namespace consists of 1 to 63 lowercase letters, digits and dashes, and begins "
-                "with no dash"
-            )
+        namespace_path(Path(), access.namespace)  # raises ValueError for what is no name
         if is_unix(access.address) and access.tls is not None:
             if tls:
                 raise ValueError("a Unix socket speaks no TLS: leave out tls")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wasmkiln._header_fields import FAST
-from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path
+from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path, namespace_path
 from wasmkiln.host_store.engines import Engines
 from wasmkiln.host_store.entry import Entry, open_entry
 from wasmkiln.host_store.files import OpenStore, read_file
@@ -32,8 +32,10 @@ class HostStore:
     It may appear, or be removed, while the client runs.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None) -> None:
-        self._candidates = [str(each) for each in candidates(directory, os.environ)]
+    def __init__(self, directory: str | os.PathLike[str] | None, namespace: str = "") -> None:
+        self._candidates = [
+            str(namespace_path(each, namespace)) for each in candidates(directory, os.environ)
+        ]
         self._engines: tuple[tuple[int, ...], Engines] | None = None
 
     @property

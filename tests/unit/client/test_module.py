@@ -591,3 +591,23 @@ def test_a_caller_with_the_role_read_compiles_what_is_missing_here(
     daemon.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING", "only hits"))
     with pytest.raises(errors.RoleMissing):
         make_client(daemon.address, host_store_dir="none").module(adder)
+
+
+def test_a_namespace_has_files_of_its_own(
+    make_client: Callable[..., Any], tmp_path: Path, adder: bytes
+) -> None:
+    directory = tmp_path / "store"
+    default, team = StoreWriter(directory), StoreWriter(directory / "ns" / "team-a")
+    other = wasm.adder(9)
+    default.add(adder)
+    team.add(other)
+    inside = make_client(NOBODY, host_store_dir=directory, namespace="team-a", max_attempts=1)
+    outside = make_client(NOBODY, host_store_dir=directory, max_attempts=1)
+    assert add(inside.module(other, engine="wasmtime")) == 42
+    assert add(outside.module(adder, engine="wasmtime")) == 42
+    for client, module in ((inside, adder), (outside, other)):
+        with pytest.raises(errors.ConnectionFailed):
+            client.module(module, engine="wasmtime")
+    nobody = make_client(NOBODY, host_store_dir=directory, namespace="team-b", max_attempts=1)
+    with pytest.raises(errors.ConnectionFailed):
+        nobody.module(adder, engine="wasmtime")
