@@ -1,0 +1,331 @@
+"""Right and wrong credentials, by each kind of client, and what the user reads."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from wasmkiln import (
+    TLS,
+    AsyncClient,
+    Client,
+    ConnectionFailed,
+    CredentialsInvalid,
+    CredentialsMissing,
+    RoleMissing,
+    WasmkilnError,
+)
+
+from tests.authority import Authority
+from tests.e2e.access_site import ROOT, Site, access_site
+from tests.e2e.daemon import ONE_ENGINE, fresh_state
+
+PAGE = (ROOT / "docs" / "access.md").read_text()
+METHODS = {"capabilities": "GetCapabilities", "stats": "Stats"}
+Node = Callable[[str, Mapping[str, str]], str]
+NODE_PACKAGES = ("@grpc/grpc-js@1.14.3", "@grpc/proto-loader@0.8.0")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    state = fresh_state(folder / "state", own_keys=True, engines=ONE_ENGINE)
+    with access_site(folder / "caller", state) as site:
+        yield site
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One wrong way to call, and what comes of it."""
+
+    error: type[WasmkilnError]
+    sentence: str
+    """A pattern of what users of the Python client and its command read."""
+    code: int
+    """The exit code of the command."""
+    others: str
+    """A pattern of what users of grpcurl read."""
+    node: str
+    """A pattern of what users of Node read."""
+    tokens: bool = True
+    """Whether it calls the address for tokens."""
+    tls: bool = True
+    ca: str = "ca.pem"
+    host: str = ""
+    token: str = ""
+    method: str = "capabilities"
+
+
+WRONG = {
+    "no credentials": Wrong(
+        CredentialsMissing,
+        r"cannot tell who calls: send a token .* \(in wasmkiln: token_file or WASMKILN_TOKEN_FILE;"
+        r" .*\)",
+        6,
+        r"Code: Unauthenticated\s+Message: cannot tell who calls: send a token ",
+        "UNAUTHENTICATED: cannot tell who calls: send a token ",
+    ),
+    "an unknown token": Wrong(
+        CredentialsInvalid,
+        r"cannot accept your token: the daemon does not know it",
+        6,
+        r"Code: Unauthenticated\s+Message: cannot accept your token: the daemon does not know it",
+        "UNAUTHENTICATED: cannot accept your token: the daemon does not know it",
+        token="unknown.token",
+    ),
+    "an expired token": Wrong(
+        CredentialsInvalid,
+        r"cannot accept your token: it has expired; ask for a new one",
+        6,
+        r"Code: Unauthenticated\s+Message: cannot accept your token: it has expired",
+        "UNAUTHENTICATED: cannot accept your token: it has expired",
+        token="expired.token",
+    ),
+    "a missing role": Wrong(
+        RoleMissing,
+        r"cannot .*: it needs the role metrics, which your identity does not have; ask the operator"
+        r" of the daemon",
+        6,
+        r"Code: PermissionDenied\s+Message: cannot .*: it needs the role metrics",
+        "PERMISSION_DENIED: cannot .*: it needs the role metrics",
+        token="reader.token",
+        method="stats",
+    ),
+    "plaintext to a TLS port": Wrong(
+        ConnectionFailed,
+        r"the daemon at \S+ speaks TLS only: use tls .*",
+        3,
+        r"Failed to dial target host",
+        "UNAVAILABLE: No connection established",
+        tls=False,
+        token="ci.token",
+    ),
+    "a CA that is not trusted": Wrong(
+        ConnectionFailed,
+        r"the certificate of the daemon at \S+ is signed by none of the trusted CAs, those in .*",
+        3,
+        r"certificate signed by unknown authority",
+        "UNAVAILABLE: .*unable to verify the first certificate",
+        ca="other/ca.pem",
+        token="ci.token",
+    ),
+    "another host": Wrong(
+        ConnectionFailed,
+        r"the certificate of the daemon at \S+ is for localhost, 127\.0\.0\.1, .*, not for"
+        r" kiln\.example\.org: use .*",
+        3,
+        r"certificate is valid for localhost, not kiln\.example\.org",
+        r"UNAVAILABLE: .*does not match certificate.s altnames: Host: kiln\.example\.org",
+        host="kiln.example.org",
+        token="ci.token",
+    ),
+    "no client certificate": Wrong(
+        ConnectionFailed,
+        r"the daemon at \S+ closes connections without a client certificate: use cert_file .*",
+        3,
+        r"Failed to dial target host",
+        "UNAVAILABLE: ",
+        tokens=False,
+        token="ci.token",
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wrong_files(site: Site) -> None:
+    Authority(site.folder / "other")
+    (site.folder / "unknown.token").write_text("wk_0123456789ab_" + "A" * 32)
+    (site.folder / "unknown.token").chmod(0o600)
+    with Client(
+        site.for_tokens, tls=TLS(site.folder / "ca.pem"), token_file=site.folder / "expired.token"
+    ) as client:
+        cause = ""
+        while cause != "expired":
+            try:
+                client.capabilities()
+            except CredentialsInvalid as error:
+                cause = error.metadata["cause"]
+
+
+def address(site: Site, wrong: Wrong) -> str:
+    return site.for_tokens if wrong.tokens else site.for_certificates
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+def test_python(site: Site, wrong: Wrong, kind: str) -> None:
+    arguments: dict[str, Any] = {
+        "address": address(site, wrong),
+        "tls": TLS(site.folder / wrong.ca, server_name=wrong.host) if wrong.tls else None,
+        "token_file": site.folder / wrong.token if wrong.token else None,
+    }
+
+    async def by_loop() -> None:
+        async with AsyncClient(**arguments) as client:
+            await getattr(client, wrong.method)()
+
+    def by_thread() -> None:
+        with Client(**arguments) as client:
+            getattr(client, wrong.method)()
+
+    with pytest.raises(wrong.error) as failed:
+        by_thread() if kind == "Client" else asyncio.run(by_loop())
+    assert re.fullmatch(wrong.sentence, failed.value.message), failed.value.message
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_the_command(site: Site, wrong: Wrong) -> None:
+    words = ["--address", address(site, wrong)]
+    if wrong.tls:
+        words += ["--ca-file", wrong.ca]
+        words += ["--server-name", wrong.host] if wrong.host else []
+    words += ["--token-file", wrong.token] if wrong.token else []
+    command = {"capabilities": "whoami"}.get(wrong.method, wrong.method)
+    done = site.run(["wasmkiln", *words, command])
+    assert done.returncode == wrong.code
+    assert re.fullmatch(f"error: {wrong.sentence}\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_grpcurl(site: Site, wrong: Wrong) -> None:
+    words = ["-cacert", wrong.ca] if wrong.tls else ["-plaintext"]
+    words += ["-authority", wrong.host] if wrong.host else []
+    if wrong.token:
+        words += ["-expand-headers", "-H", "authorization: Bearer ${TOKEN}"]
+    # The messages from files: reflection needs an identity too.
+    words += ["-import-path", str(ROOT / "protos"), "-proto", "wasmkiln/v1/module_service.proto"]
+    token = (site.folder / wrong.token).read_text().strip() if wrong.token else ""
+    done = site.run(
+        [
+            *("grpcurl", "-connect-timeout", "5", *words, address(site, wrong)),
+            f"wasmkiln.v1.ModuleService/{METHODS[wrong.method]}",
+        ],
+        {"TOKEN": token},
+    )
+    assert done.returncode != 0
+    assert re.search(wrong.others, done.stderr), done.stderr
+    assert not token or token not in done.stdout + done.stderr
+
+
+def blocks(language: str) -> list[str]:
+    """The examples of the section on clients."""
+    section = PAGE.partition("\n## Clients\n")[2]
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
+def here(site: Site, example: str) -> str:
+    """An example with the addresses of the site."""
+    grpc = site.for_certificates if "client.pem" in example else site.for_tokens
+    return example.replace("localhost:50051", grpc).replace("localhost:9464", site.admin)
+
+
+def identity(example: str) -> str:
+    return "token:ci" if "ci.token" in example else "spiffe://example.org/builder/1"
+
+
+@pytest.mark.parametrize("example", [each for each in blocks("sh") if "curl --" not in each])
+def test_an_example_for_the_shell(site: Site, example: str) -> None:
+    done = site.run(["bash", "-euc", here(site, example)])
+    assert done.returncode == 0, done.stderr
+    assert identity(example) in done.stdout
+
+
+@pytest.mark.parametrize("example", [each for each in blocks("sh") if "curl --" in each])
+def test_an_example_with_curl(site: Site, example: str) -> None:
+    done = site.run(["bash", "-euo", "pipefail", "-c", here(site, example)])
+    if "ci.token" in example:
+        assert done.returncode == 0, done.stderr
+        assert "wasmkiln_" in done.stdout
+    else:  # without a policy, certificates may compile and no more
+        assert done.returncode == 22
+        assert "it needs the role metrics" in done.stdout
+
+
+@pytest.mark.parametrize("example", blocks("python"))
+def test_an_example_in_python(site: Site, example: str) -> None:
+    done = site.run(["python", "-c", here(site, example)])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == identity(example)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--cacert", "ca.pem"], 22, "cannot tell who calls"),
+        (["--cacert", "ca.pem", "-H", "authorization: Bearer wk_no_no"], 22, "does not know it"),
+        (["--cacert", "other/ca.pem"], 60, "certificate"),
+    ],
+)
+def test_curl(site: Site, options: list[str], code: int, words: str) -> None:
+    done = site.run(["curl", "-sS", "--fail-with-body", *options, f"https://{site.admin}/metrics"])
+    assert done.returncode == code
+    assert words in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def node(site: Site) -> Node:
+    """Run a program of Node in the folder, with the packages that it needs. Return its output."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("npm is not on PATH")
+    words = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "--ignore-scripts"]
+    done = site.run([*words, *NODE_PACKAGES])
+    if done.returncode:
+        pytest.skip(f"npm cannot install: {done.stderr.strip().splitlines()[0]}")
+    (site.folder / "protos").symlink_to(ROOT / "protos")
+
+    def run(program: str, environ: Mapping[str, str]) -> str:
+        done = site.run(["node", "-e", program], environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.npm
+def test_the_example_for_node(site: Site, node: Node) -> None:
+    [example] = blocks("js")
+    assert node(here(site, example), {}) == "token:ci\n"
+
+
+# The example, for every way to be wrong.
+CALLER = """
+const fs = require('node:fs')
+const grpc = require('@grpc/grpc-js')
+const { loadSync } = require('@grpc/proto-loader')
+const { ADDRESS, CA, HOST, TOKEN_FILE, METHOD } = process.env
+const messages = loadSync('wasmkiln/v1/module_service.proto', { includeDirs: ['protos'] })
+const { ModuleService } = grpc.loadPackageDefinition(messages).wasmkiln.v1
+let credentials = grpc.credentials.createInsecure()
+if (CA) credentials = grpc.credentials.createSsl(fs.readFileSync(CA))
+const metadata = new grpc.Metadata()
+if (TOKEN_FILE) {
+  metadata.set('authorization', `Bearer ${fs.readFileSync(TOKEN_FILE, 'utf8').trim()}`)
+}
+const options = HOST ? { 'grpc.ssl_target_name_override': HOST } : {}
+const client = new ModuleService(ADDRESS, credentials, options)
+client[METHOD]({}, metadata, { deadline: Date.now() + 20_000 }, (error) => {
+  console.log(`${grpc.status[error.code]}: ${error.details}`)
+  client.close()
+})
+"""
+
+
+@pytest.mark.npm
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_node(site: Site, node: Node, wrong: Wrong) -> None:
+    shown = node(
+        CALLER,
+        {
+            "ADDRESS": address(site, wrong),
+            "CA": wrong.ca if wrong.tls else "",
+            "HOST": wrong.host,
+            "TOKEN_FILE": wrong.token,
+            "METHOD": METHODS[wrong.method],
+        },
+    )
+    assert re.match(wrong.node, shown), shown
