@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import threading
@@ -356,6 +357,24 @@ def test_whoami_by_a_profile(world: World, tmp_path: Path) -> None:
         assert '"identity": "token:ci"' in done.stdout
         with Client(profile="ci") as client:
             assert client.capabilities().caller.identity == "token:ci"
+        listed = CliRunner().invoke(app, ["profiles", "--json"])
+        assert json.loads(listed.stdout)["profiles"] == [
+            {
+                "name": "ci",
+                "address": daemon.address,
+                "tls": True,
+                "cert_file": "",
+                "token_file": str(folder / "ci.token"),
+                "namespace": "",
+            }
+        ]
+        assert str(folder / "ci.token") in CliRunner().invoke(app, ["profiles"]).stdout
+
+
+def test_without_profiles_the_command_says_where_they_would_be(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["profiles"])
+    assert done.exit_code == 2
+    assert f"{tmp_path}/config/wasmkiln/profiles.toml does not exist" in done.stderr
 
 
 @pytest.fixture
