@@ -90,6 +90,7 @@ def access_site(folder: Path, state_dir: Path) -> Iterator[Site]:
         file.write_text(wasmkilnd("token", "add", name, *words, "--state-dir", str(state_dir)))
     flags = ["--tls-cert-file", str(server.cert_file), "--tls-key-file", str(server.key_file)]
     flags += ["--tls-client-ca-file", str(authority.ca_file), "--token-listen", "127.0.0.1:0"]
+    flags += ["--listen", f"unix:{folder}/kiln.sock"]
     flags += ["--redis-url", "none", "--workers", "1"]
     with Daemon(state_dir, flags) as daemon:
         yield Site(folder, authority, client, daemon)

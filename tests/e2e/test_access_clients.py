@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -244,6 +245,32 @@ def test_an_example_with_curl(site: Site, example: str) -> None:
     else:  # without a policy, certificates may compile and no more
         assert done.returncode == 22
         assert "it needs the role metrics" in done.stdout
+
+
+def test_a_unix_socket_needs_nothing(site: Site) -> None:
+    socket = f"unix:{site.folder}/kiln.sock"
+    done = site.run(["wasmkiln", "--address", socket, "whoami", "--json"])
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["identity"] == socket
+    assert set(answer["roles"]) == {"read", "compile", "admin", "metrics"}
+    # A token counts before the socket.
+    done = site.run(["wasmkiln", "--address", socket, "--token-file", "reader.token", "whoami"])
+    assert "token:reader" in done.stdout
+
+
+def test_a_certificate_that_is_replaced_serves_the_next_call(site: Site) -> None:
+    cert, key = site.folder / "own.pem", site.folder / "own.key"
+    second = site.authority.client("second", dns="second.example.org")
+    cert.write_bytes(site.client.cert)
+    key.write_bytes(site.client.key)
+    tls = TLS(site.folder / "ca.pem", cert, key)
+    with Client(site.for_certificates, tls=tls) as client:
+        assert client.capabilities().caller.identity == "spiffe://example.org/builder/1"
+        cert.write_bytes(second.cert)
+        assert client.capabilities().caller.identity == "spiffe://example.org/builder/1"
+        key.write_bytes(second.key)
+        assert client.capabilities().caller.identity == "dns:second.example.org"
 
 
 @pytest.mark.parametrize("example", blocks("python"))
