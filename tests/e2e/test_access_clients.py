@@ -294,6 +294,12 @@ def test_curl(site: Site, options: list[str], code: int, words: str) -> None:
     assert words in done.stdout + done.stderr
 
 
+def test_curl_in_plaintext(site: Site) -> None:
+    done = site.run(["curl", "-sS", "-i", f"http://{site.admin}/metrics"])
+    assert done.stdout.startswith("HTTP/1.1 400 ")
+    assert "this port speaks TLS: use https://" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def node(site: Site) -> Node:
     """Run a program of Node in the folder, with the packages that it needs. Return its output."""
