@@ -5,6 +5,7 @@
 | `access` | `Access`: all of it for one client, chosen from arguments, profile and environment |
 | `tls` | `TLS`: the files for a connection over TLS, read again when one of them changes |
 | `token` | the token that each call carries, of which none is ever shown |
+| `files` | small files, and what changes when one of them does |
 | `profiles` | the file with the profiles, each a daemon and the way to reach it |
 | `diagnosis` | why a connection fails, in one sentence with what to do |
 | `probe` | the short connection that the diagnosis makes by Python's own `ssl` |
