@@ -136,7 +136,7 @@ class Daemon:
         self._in_the_background(access.follow(self._reloader.refresh))
         await trust.look()
         self._in_the_background(trust.run())
-        admin_address = await opening.admin(self._readiness)
+        admin_address = await opening.admin(self._readiness, access.guard, audit, tls)
         self._rpc = rpc
         bound = await opening.listen(rpc, tls)
         self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(tenants))

@@ -105,7 +105,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "telemetry.logs": (set(), set()),
     "telemetry.metrics": ({"errors", "model"}, set()),
     "telemetry.audit": ({"ports"}, set()),
-    "telemetry.admin": ({"network"}, set()),
+    "telemetry.admin": ({"network", "model", "errors", "ports"}, set()),
     "config.values": ({"redis_address"}, set()),
     "config.sections": (set(), {"config.values"}),
     "config": (set(), {"config.sections", "config.values"}),
@@ -135,7 +135,10 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"cache", "cache.embedded", "cache.host", "cache.redis", "cache.value"},
     ),
-    "commands": ({"model"}, {"access", "access.tls", "config", "config.values", "signing"}),
+    "commands": (
+        {"model", "ports"},
+        {"access", "access.tls", "config", "config.values", "signing", "telemetry.audit"},
+    ),
     "commands.cache": (
         CORE | {"options"},
         {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "config.values"}

@@ -13,6 +13,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
+from wasmkilnd.telemetry.admin.listener import TLS_DESCRIPTORS
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -59,5 +60,6 @@ def _needed_by_others(settings: Settings, engines: int) -> int:
     """Return how many descriptors the daemon needs beside connections to the gRPC port."""
     workers = engines * settings.effective_workers
     cluster = "+cluster:" in settings.redis_url.get_secret_value()
-    admin = 0 if settings.admin_listen == NO_ADMIN else ADMIN_DESCRIPTORS
+    admin = TLS_DESCRIPTORS if settings.tls_cert_file else ADMIN_DESCRIPTORS
+    admin = 0 if settings.admin_listen == NO_ADMIN else admin
     return workers * _WORKER + (_REDIS_CLUSTER if cluster else _REDIS) + admin + _OTHERS

@@ -32,7 +32,7 @@ from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import remote_options
-from wasmkilnd.ports import Sealer
+from wasmkilnd.ports import Auditor, Guard, Sealer
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
@@ -144,12 +144,25 @@ class Opening:
         await tenants.start()
         return tenants
 
-    async def admin(self, readiness: Readiness) -> str:
+    async def admin(
+        self,
+        readiness: Readiness,
+        guard: Guard,
+        auditor: Auditor,
+        tls: TlsFiles | None,
+    ) -> str:
         """Serve metrics and health; return the address, empty for none. Raises CannotStart."""
         address = self._settings.current.admin_listen
         if address == NO_ADMIN:
             return ""
-        admin = AdminServer(address, self._metrics.registry, readiness.now)
+        admin = AdminServer(
+            address,
+            self._metrics.registry,
+            readiness.now,
+            guard,
+            auditor,
+            (lambda: tls.current.http_context()) if tls else None,
+        )
         try:
             address = await admin.start()
         except AddressInUse as failure:

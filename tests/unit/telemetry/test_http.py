@@ -11,9 +11,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.telemetry.admin import connections, pending
 from wasmkilnd.telemetry.admin import server as admin_server
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 
@@ -35,7 +37,8 @@ def readiness() -> Readiness:
 
 
 def server(address: str, readiness: Readiness | None = None) -> AdminServer:
-    return AdminServer(address, Metrics("1.2.3").registry, readiness or Readiness())
+    registry = Metrics("1.2.3").registry
+    return AdminServer(address, registry, readiness or Readiness(), AccessGuard(None), Audit())
 
 
 @pytest.fixture

@@ -3,20 +3,28 @@
 ==============  ====================================================================
 ``server``      the three pages, answered by aiohttp; /metrics is rendered once for
                 all requests that wait for it
+``access``      asks the guard about each request: 401, 403, and their audit
 ``listener``    accepts connections on TCP or a Unix socket; each then goes through
                 the two stages below
 ``pending``     connections whose first request is not whole yet: at most 256 (and
-                128 more that wait for the HTTP server), 10 s each
+                128 more that wait for the HTTP server), 10 s each. With TLS, 64 more are in
+                their handshake, and 64 have had it
+``tls``         TLS on a connection: a session without I/O, and a transport that has one
 ``connections`` connections that the HTTP server holds: at most 128; the one idle
                 for longest makes way, of the host with most
 ==============  ====================================================================
 
 /healthz says that the process runs; /readyz whether it serves calls, and why not; /metrics
-is Prometheus text, or OpenMetrics if asked for. Nothing can be changed here, and no page is
-secret, so there is no authentication: calls that change the daemon are in rpc/services/admin.
+is Prometheus text, or OpenMetrics if asked for. Nothing can be changed here: calls that change the
+daemon are in rpc/services/admin. Who may read a page is a row of ``access.needs``, as for RPCs.
+
+With ``tls_cert_file``, TCP connections speak TLS. The certificates in force are asked for as each
+handshake begins, so that those that change harm no connection. A client may show a certificate,
+and need not: a token will do.
 
 The server promises that strangers at this port take nothing from calls, jobs, scrapes and probes:
 it has a bounded number of descriptors (``listener.DESCRIPTORS``), renders for a fifth of the
-daemon's time at most, keeps a request that never becomes whole for 10 s, and logs no line for
-each of them. tests/e2e/test_admin_port.py attacks a running daemon to show it.
+daemon's time at most and shakes hands for another, keeps a request that never becomes whole for
+10 s, and logs no line for each of them. tests/e2e/test_admin_port.py attacks a running daemon to
+show it.
 """

@@ -20,7 +20,8 @@ import structlog
 from wasmkilnd.network import address_of, host_of, is_listening
 from wasmkilnd.telemetry.admin import connections, pending
 from wasmkilnd.telemetry.admin.connections import HttpConnections
-from wasmkilnd.telemetry.admin.pending import Pending, PendingConnections
+from wasmkilnd.telemetry.admin.pending import Context, Pending, PendingConnections
+from wasmkilnd.telemetry.admin.tls import TlsTransport
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
@@ -33,18 +34,26 @@ _RETRY_S = 1.0
 _CHECK_S = 1.0
 DESCRIPTORS = pending.INCOMPLETE_LIMIT + pending.COMPLETE_LIMIT + connections.LIMIT + _AT_ONCE
 """The descriptors that the admin server has open at most, under a flood."""
+TLS_DESCRIPTORS = DESCRIPTORS + pending.HANDSHAKE_LIMIT + pending.SECURE_LIMIT
+"""The same where it speaks TLS."""
 
 
 class Listener:
     """Accepts connections on one address; passes on those that have sent a whole request."""
 
     def __init__(
-        self, make_protocol: Callable[[], asyncio.Protocol], connections: HttpConnections
+        self,
+        make_protocol: Callable[[], asyncio.Protocol],
+        connections: HttpConnections,
+        context: Context | None = None,
     ) -> None:
-        """``make_protocol`` returns a protocol that speaks HTTP on one connection."""
+        """``make_protocol`` returns a protocol that speaks HTTP on one connection.
+
+        With a ``context``, connections speak TLS below that.
+        """
         self._make_protocol = make_protocol
         self._connections = connections
-        self._pending = PendingConnections()
+        self._pending = PendingConnections(context)
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket_file: tuple[Path, int] | None = None
@@ -94,6 +103,7 @@ class Listener:
         for sock in self._sockets:
             asyncio.get_running_loop().add_reader(sock, self._accept, sock)
         self._in_the_background(self._serve_all())
+        self._in_the_background(self._pending.shake_hands())
         self._in_the_background(self._end_late_ones())
 
     def _close_sockets(self) -> None:
@@ -141,13 +151,17 @@ class Listener:
     async def _serve(self, first: Pending) -> None:
         """Pass a connection with a whole request to the HTTP server. Raise OSError."""
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_accepted_socket(_Paused, first.sock)
-        if transport.is_closing():
+        below, _ = await loop.connect_accepted_socket(_Paused, first.sock)
+        if below.is_closing():
             return
-        self._connections.add(transport, first.host)
         protocol = self._make_protocol()
-        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's own
-        transport.set_protocol(protocol)
+        below.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's own
+        transport: asyncio.Transport = below
+        if first.tls:
+            transport = TlsTransport(below, first.tls, protocol)
+        else:
+            below.set_protocol(protocol)
+        self._connections.add(transport, first.host)
         protocol.connection_made(transport)
         protocol.data_received(bytes(first.received))
         transport.resume_reading()

@@ -1,4 +1,4 @@
-"""The admin server: metrics and health over HTTP, for Prometheus and for probes."""
+"""The admin server: metrics and health over HTTP or HTTPS, for Prometheus and for probes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from wasmkilnd.model import Entrance, Transport
+from wasmkilnd.ports import Auditor, Guard
+from wasmkilnd.telemetry.admin.access import Doorkeeper
 from wasmkilnd.telemetry.admin.connections import IDLE_S, LIMIT, HttpConnections
 from wasmkilnd.telemetry.admin.listener import Listener
+from wasmkilnd.telemetry.admin.pending import Context
 
 _STOP_S = 1.0
 # How long the daemon does other work after it rendered /metrics, in multiples of that time.
@@ -44,15 +48,27 @@ class AdminServer:
     """Serves ``/metrics``, ``/healthz`` and ``/readyz``, for GET and HEAD; nothing else."""
 
     def __init__(
-        self, address: str, registry: CollectorRegistry, ready: Callable[[], tuple[bool, str]]
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        ready: Callable[[], tuple[bool, str]],
+        guard: Guard,
+        auditor: Auditor,
+        tls: Context | None = None,
     ) -> None:
         """Prepare to serve on ``address``: host:port, [v6]:port or unix:/path.
 
         ``ready`` returns whether the daemon serves calls, and a sentence that says why or why not.
+        With ``tls``, TCP connections speak TLS; it returns what new ones are made with.
         """
         self._address = address
         self._registry = registry
         self._ready = ready
+        unix = address.startswith("unix:")
+        self._tls = None if unix else tls
+        transport = Transport.TLS if self._tls else Transport.PLAINTEXT
+        entrance = Entrance(Transport.UNIX, address) if unix else Entrance(transport)
+        self._doorkeeper = Doorkeeper(guard, auditor, entrance)
         self._connections = HttpConnections(LIMIT)
         self._page = _SharedPage()
         self._listener: Listener | None = None
@@ -73,7 +89,7 @@ class AdminServer:
     async def start(self) -> str:
         """Serve; return the address with its real port. Raise AddressInUse."""
         await self._runner.setup()
-        self._listener = Listener(self._protocol, self._connections)
+        self._listener = Listener(self._protocol, self._connections, self._tls)
         try:
             if self._address.startswith("unix:"):
                 path = self._address.removeprefix("unix:")
@@ -110,7 +126,7 @@ class AdminServer:
         with self._connections.answering(request.transport):
             # Requests that came together on one connection must not hold up the others.
             await asyncio.sleep(0)
-            return await handler(request)
+            return self._doorkeeper.refuse(request) or await handler(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -1,0 +1,220 @@
+"""The admin port over TLS: who reads a page, and what strangers and new certificates do to it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.authority import Authority, Pair
+from tests.e2e.bearers import add_token
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.over_tls import TlsSite
+from tests.e2e.processes import eventually
+from tests.e2e.strangers import HALF, Strangers, over_tcp
+from tests.e2e.test_admin_port import LOG_BYTES, STRANGERS, descriptors_of, with_descriptors
+
+METRICS_OF_SCRAPERS = """
+[[rule]]
+identity = "spiffe://example.org/scraper"
+roles = ["metrics"]
+"""
+HONEST_S = 2.5
+FEW = 900
+"""Descriptors of the daemon: fewer than there are strangers."""
+
+
+class Site:
+    """A daemon whose admin port speaks TLS, and those who ask it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tls = TlsSite(folder / "tls")
+        self.scraper = self.tls.authority.client("scraper", spiffe="spiffe://example.org/scraper")
+        policy = folder / "policy.toml"
+        policy.write_text(METRICS_OF_SCRAPERS)
+        state = fresh_state(folder / "state", engines=ONE_ENGINE)
+        self.token = add_token(state, "prometheus", "metrics")
+        flags = self.tls.flags("--policy-file", str(policy))
+        self.daemon = Daemon(state, flags, program=with_descriptors(FEW))
+
+    @property
+    def address(self) -> str:
+        return self.daemon.admin_url.removeprefix("http://")
+
+    def context(self, pair: Pair | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.tls.authority.ca_file))
+        if pair:
+            context.load_cert_chain(pair.cert_file, pair.key_file)
+        return context
+
+    def connect(
+        self, pair: Pair | None = None, source: str = "127.0.0.1"
+    ) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(
+            self.address, timeout=10, context=self.context(pair), source_address=(source, 0)
+        )
+
+    def get(
+        self, page: str, token: str = "", pair: Pair | None = None, source: str = "127.0.0.1"
+    ) -> int:
+        connection = self.connect(pair, source)
+        try:
+            return ask(connection, page, token)
+        finally:
+            connection.close()
+
+    def replace(self, path: Path, by: Path) -> None:
+        new = path.with_suffix(".new")
+        shutil.copy(by, new)
+        new.replace(path)
+
+    def reload(self) -> None:
+        seen = self.daemon.log.count('"reloaded"')
+        self.daemon.process.send_signal(signal.SIGHUP)
+        eventually(lambda: self.daemon.log.count('"reloaded"') > seen, "not reloaded")
+
+
+def ask(connection: http.client.HTTPSConnection, page: str, token: str = "") -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    connection.request("GET", page, headers=headers)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
+@pytest.fixture
+def site(engines: EngineStore, tmp_path: Path) -> Iterator[Site]:
+    one = Site(tmp_path)
+    with one.daemon:
+        yield one
+
+
+def hello() -> bytes:
+    """Return a whole ClientHello."""
+    outgoing = ssl.MemoryBIO()
+    session = ssl.create_default_context().wrap_bio(
+        ssl.MemoryBIO(), outgoing, server_hostname="localhost"
+    )
+    with pytest.raises(ssl.SSLWantReadError):
+        session.do_handshake()
+    return outgoing.read()
+
+
+def half_over_tls(site: Site) -> Callable[[], socket.socket]:
+    """Return what makes a connection that ends its handshake and sends half a request."""
+    context = site.context()
+
+    def connect() -> socket.socket:
+        plain = over_tcp(site.address)()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        try:
+            while True:
+                try:
+                    session.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    plain.sendall(outgoing.read())
+                    received = plain.recv(65536)
+                    incoming.write(received) if received else incoming.write_eof()
+            session.write(HALF)
+            plain.sendall(outgoing.read())
+        except OSError:  # of which those of TLS are some
+            plain.close()
+            raise
+        return plain
+
+    return connect
+
+
+def test_a_token_or_a_certificate_will_do_and_no_other(site: Site) -> None:
+    builder = site.tls.client  # with the role compile at most
+    for page in ("/metrics", "/healthz", "/readyz"):
+        assert site.get(page) == 401
+        assert site.get(page, "wk_wrong") == 401
+        assert site.get(page, site.token) == 200
+        assert site.get(page, pair=site.scraper) == 200
+    assert site.get("/metrics", pair=builder) == 403
+    assert site.get("/no-page") == 401
+    stranger = Authority(site.tls.authority.folder / "stranger").client(
+        spiffe="spiffe://example.org/scraper"
+    )
+    with pytest.raises((ssl.SSLError, OSError, http.client.HTTPException)):
+        site.get("/metrics", pair=stranger)
+
+
+@pytest.mark.parametrize("what", ["silent", "half a hello", "hello", "half a request"])
+def test_strangers_take_nothing_from_those_who_scrape(site: Site, what: str) -> None:
+    connect: Callable[[], socket.socket] = over_tcp(site.address)
+    sent, count = {"silent": b"", "half a hello": hello()[:100]}.get(what, hello()), STRANGERS
+    if what == "half a request":
+        connect, sent, count = half_over_tls(site), b"", 200
+    # Handshakes cost time, so that only another address is sure to get its turn.
+    source = "127.0.0.2" if what == "hello" else "127.0.0.1"
+    before, logged = descriptors_of(site.daemon), len(site.daemon.log)
+    until_s = time.monotonic() + HONEST_S
+
+    def scrape(page: str) -> int:
+        done = 0
+        while time.monotonic() < until_s:
+            assert site.get(page, site.token, source=source) == 200
+            done += 1
+        return done
+
+    with Strangers(connect, sent, count), ThreadPoolExecutor(2) as pool:
+        until_s = time.monotonic() + HONEST_S
+        assert all(done > 3 for done in pool.map(scrape, ("/metrics", "/readyz")))
+        assert descriptors_of(site.daemon) < FEW - 64
+    eventually(lambda: descriptors_of(site.daemon) <= before + 40, "descriptors do not come back")
+    assert len(site.daemon.log) - logged < LOG_BYTES
+    assert "Traceback" not in site.daemon.log
+
+
+def test_new_certificates_drop_no_request_and_old_ones_let_nobody_in(site: Site) -> None:
+    kept, kept_by_certificate = site.connect(), site.connect(site.scraper)
+    assert ask(kept, "/readyz", site.token) == 200
+    assert ask(kept_by_certificate, "/metrics") == 200
+    ended = False
+
+    def scrape() -> int:
+        done = 0
+        while not ended:
+            assert site.get("/readyz", site.token) == 200
+            assert ask(kept, "/readyz", site.token) == 200
+            done += 1
+        return done
+
+    def served() -> bytes:
+        connection = site.connect()
+        connection.connect()
+        shown = connection.sock.getpeercert(binary_form=True) or b""
+        connection.close()
+        return shown
+
+    before = served()
+    renewed = site.tls.authority.server("renewed")
+    other = Authority(site.tls.authority.folder, "other")
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        site.replace(site.tls.server.key_file, renewed.key_file)
+        site.replace(site.tls.server.cert_file, renewed.cert_file)
+        os.chmod(site.tls.server.key_file, 0o600)  # noqa: PTH101
+        site.reload()
+        assert served() != before
+        site.replace(site.tls.client_ca_file, other.ca_file)
+        site.reload()
+        assert ask(kept_by_certificate, "/metrics") == 401
+        ended = True
+        assert scraping.result(60) > 0
+    for connection in (kept, kept_by_certificate):
+        connection.close()
