@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,7 @@ from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
-from wasmkilnd.lifecycle.auditing import audit_start, reload_of
+from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, reload_of
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.listening import reload_of_tls
@@ -77,6 +78,8 @@ class Daemon:
         audit = await opening.audit()
         tls = await opening.tls()
         access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
+        access.on_change(partial(audit_access, audit))
+        audit_tls(audit, tls)
         signing = await opening.signing()
         audit_start(audit, self._version, signing.current)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)

@@ -8,6 +8,7 @@ from wasmkilnd import errors
 from wasmkilnd.access.identities import Identities
 from wasmkilnd.access.needs import PATHS, RPCS, Need
 from wasmkilnd.access.policy import Policy
+from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 
 _NEEDS: Mapping[str, Need] = {**RPCS, **PATHS}
@@ -49,12 +50,18 @@ class AccessGuard:
             return _ANONYMOUS_OF_HEALTH
         identity = self._identities.of(entrance, credentials())
         if need is None:
-            raise errors.role_missing("none", _act(what))
+            raise _of(identity, errors.role_missing("none", _act(what)))
         if need.role is not None and need.role not in identity.roles:
-            raise errors.role_missing(need.role.value, _act(what))
+            raise _of(identity, errors.role_missing(need.role.value, _act(what)))
         if need.whole_daemon and identity.namespace:
-            raise errors.default_namespace_only(need.role.value if need.role else "", _act(what))
+            role = need.role.value if need.role else ""
+            raise _of(identity, errors.default_namespace_only(role, _act(what)))
         return identity
+
+
+def _of(identity: Identity, refusal: WasmkilnError) -> WasmkilnError:
+    refusal.identity = identity.name
+    return refusal
 
 
 def _act(what: str) -> str:

@@ -12,6 +12,7 @@ import click
 from wasmkiln.revoked_keys import ALTOGETHER_MS, shown, to_ms
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
+from wasmkilnd.commands.audited import audit_command
 from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import SHA256_HEX
@@ -64,12 +65,14 @@ def generate(
         return
     if for_later:
         key = _own_store("make a next key", keys_dir, state_dir).generate_next()
+        _tell("key_made", key.public.id, keys_dir, state_dir)
         click.echo(
             f"made key {key.public.id}: daemons sign with it after `wasmkilnd keys activate`"
         )
         click.echo(f"have the other daemons trust it: wasmkilnd keys trust {key.public.hex}")
         return
     key = _store(keys_dir, state_dir).generate()
+    _tell("key_made", key.public.id, keys_dir, state_dir)
     click.echo(f"made key {key.public.id}: daemons sign with it from now on")
 
 
@@ -120,6 +123,7 @@ def rotate(keys_dir: str | None, state_dir: str | None) -> None:
     directory trust it at once.
     """
     key = _own_store("rotate", keys_dir, state_dir).rotate()
+    _tell("key_made", key.public.id, keys_dir, state_dir)
     click.echo(
         f"made key {key.public.id}: daemons sign with it after a reload; the old key stays trusted"
     )
@@ -152,6 +156,7 @@ def activate(keys_dir: str | None, state_dir: str | None) -> None:
     not trust. Daemons sign with the new key after a reload (SIGHUP) or a restart.
     """
     key = _own_store("activate", keys_dir, state_dir).activate()
+    _tell("key_activated", key.public.id, keys_dir, state_dir)
     click.echo(f"daemons sign with {key.public.id} after a reload; the old key stays trusted")
 
 
@@ -169,6 +174,7 @@ def trust(public_keys: tuple[str, ...], keys_dir: str | None, state_dir: str | N
     store = _store(keys_dir, state_dir)
     for key in trusted.values():
         store.trust(key)
+        _tell("key_trusted", key.id, keys_dir, state_dir)
         click.echo(f"key {key.id} is trusted now")
 
 
@@ -183,6 +189,7 @@ def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | No
     store = _store(keys_dir, state_dir)
     for key_id in key_ids:
         store.distrust(key_id)
+        _tell("key_distrusted", key_id, keys_dir, state_dir)
         click.echo(f"key {key_id} is no longer trusted; running daemons forget it on SIGHUP")
 
 
@@ -220,6 +227,7 @@ def revoke(
             )
         store.revoke(key_id, since_ms)
         when = shown(store.revoked()[key_id])
+        audit_command(settings, "key_revoked", key_id=key_id, since=when)
         click.echo(f"key {key_id} is revoked {when}; running daemons learn it within 30 s")
 
 
@@ -242,6 +250,10 @@ def _since(date: str | None) -> int:
     if since_ms <= ALTOGETHER_MS:
         raise KeysUnusable(f"cannot revoke since {date}: no key is so old; leave --since out")
     return since_ms
+
+
+def _tell(what: str, key_id: str, keys_dir: str | None, state_dir: str | None) -> None:
+    audit_command(_settings(keys_dir, state_dir), what, key_id=key_id)
 
 
 def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:

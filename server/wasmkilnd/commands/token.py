@@ -13,7 +13,9 @@ import click
 
 from wasmkilnd.access.token_store import TokenStore
 from wasmkilnd.access.tokens import Token
+from wasmkilnd.commands.audited import audit_command
 from wasmkilnd.config.load import load
+from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.quantity import parse_seconds
 from wasmkilnd.model import DEFAULT_NAMESPACE, Role
 
@@ -88,9 +90,18 @@ def add(
     Several tokens may have one name. So replace a token without a gap: add the new one, hand it
     out, and revoke the old one by its id.
     """
-    store = _store(state_dir)
+    settings = _settings(state_dir)
+    store = TokenStore(settings.tokens_file)
     first = not store.file.exists()
     text, made = store.add(name, map(Role, roles), namespace, expires)
+    audit_command(
+        settings,
+        "token_added",
+        token=made.name,
+        id=made.id,
+        roles=_roles(made),
+        namespace=namespace,
+    )
     click.echo(text)
     click.echo(
         f"token {made.name} (id {made.id}) has the roles {_roles(made)}, expires"
@@ -137,13 +148,18 @@ def revoke(name_or_id: str, state_dir: str | None) -> None:
 
     A running daemon notices within seconds; send it SIGHUP to have it do so at once.
     """
-    for gone in _store(state_dir).revoke(name_or_id):
+    settings = _settings(state_dir)
+    for gone in TokenStore(settings.tokens_file).revoke(name_or_id):
+        audit_command(settings, "token_revoked", token=gone.name, id=gone.id)
         click.echo(f"token {gone.name} (id {gone.id}) is revoked")
 
 
 def _store(state_dir: str | None) -> TokenStore:
-    settings = load({"state_dir": state_dir} if state_dir else {}, os.environ).settings
-    return TokenStore(settings.tokens_file)
+    return TokenStore(_settings(state_dir).tokens_file)
+
+
+def _settings(state_dir: str | None) -> Settings:
+    return load({"state_dir": state_dir} if state_dir else {}, os.environ).settings
 
 
 def _roles(kept: Token) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from wasmkiln.revoked_keys import changed, shown
 
+from wasmkilnd.access.sources import Sources
+from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
 from wasmkilnd.signing.ring import Signing
@@ -95,6 +97,38 @@ def audit_revocations(auditor: Auditor, revoked: Mapping[str, int]) -> None:
     """Write which keys are revoked from now on, and since when."""
     for key_id, since_ms in revoked.items():
         audit_change(auditor, "key_revoked", key_id=key_id, since=shown(since_ms))
+
+
+def audit_access(auditor: Auditor, before: Sources, after: Sources) -> None:
+    """Write how those who may do what differ from before."""
+    if before.on != after.on:
+        audit_change(auditor, "access", on=after.on)
+    if before.policy != after.policy:
+        audit_change(auditor, "policy", rules=len(after.policy.rules))
+    old, new = (
+        {each.id for each in it.tokens.all} if it.tokens else set() for it in (before, after)
+    )
+    if old != new:
+        accepted, dropped = ",".join(sorted(new - old)), ",".join(sorted(old - new))
+        audit_change(auditor, "tokens", accepted=accepted, dropped=dropped)
+
+
+def audit_tls(auditor: Auditor, files: TlsFiles | None) -> None:
+    """Write from now on when the certificate or the CAs of callers are replaced."""
+    if files is None:
+        return
+    before = files.current
+
+    def tell() -> None:
+        nonlocal before
+        now = files.current
+        if now.chain_pem != before.chain_pem:
+            audit_change(auditor, "certificate", not_after=now.not_after.isoformat())
+        if now.client_ca_pem != before.client_ca_pem:
+            audit_change(auditor, "client_cas", count=len(now.client_cas))
+        before = now
+
+    files.on_change(tell)
 
 
 def audit_change(auditor: Auditor, what: str, **about: str | int | bool) -> None:

@@ -43,6 +43,8 @@ class OpenAccess:
         self._client_cas = client_cas
         self._seen = stamps_of(files_of(settings.current))
         sources = read_sources(settings.current)
+        self._sources = sources
+        self._changed: Callable[[Sources, Sources], None] = lambda _before, _after: None
         self.policy = Reloadable(sources.policy)
         """The policy in force."""
         self.next_policy = sources.policy
@@ -68,10 +70,16 @@ class OpenAccess:
         def apply() -> None:
             if keys is not None:
                 self._fetcher.use(sources.keys_url, keys)
+            before, self._sources = self._sources, sources
+            self._changed(before, sources)
             self.policy.current = sources.policy
             self.guard.replace(identities, open_health=settings.open_health)
 
         return apply
+
+    def on_change(self, call: Callable[[Sources, Sources], None]) -> None:
+        """Have ``call`` called with what counted before and what counts now, at each reload."""
+        self._changed = call
 
     async def follow(self, changed: Callable[[], Awaitable[None]]) -> None:
         """Await ``changed`` whenever a file has changed, and fetch keys, until cancelled."""

@@ -90,7 +90,7 @@ class Reloader:
             for number, prepare in enumerate(self._parts):
                 try:
                     prepared.append(await asyncio.to_thread(prepare, settings))
-                except CannotReload as failure:
+                except (CannotAudit, CannotReload) as failure:
                     cause = "; ".join(str(failure).splitlines())
                     if self._refused.get(number) != cause:
                         self._refused[number] = cause

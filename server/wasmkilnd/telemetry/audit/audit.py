@@ -81,7 +81,7 @@ class Audit:
                 kind = Kind(line.event, line.code, line.reason, _cut(line.identity, _IDENTITY))
                 if not self._limit.allows(kind):
                     return
-            self._append(_fields(line))
+            self._append(fields_of(line))
 
     async def run(self) -> None:
         """Write what was left out of floods, as they end."""
@@ -103,7 +103,7 @@ class Audit:
                 reason=kind.reason,
                 about={"left_out": left_out},
             )
-            self._append(_fields(line))
+            self._append(fields_of(line))
 
     def _append(self, fields: dict[str, Any]) -> None:
         if self._target is None:
@@ -111,7 +111,7 @@ class Audit:
         try:
             if self._lost:
                 lost = AuditLine(AuditEvent.LOST, about={"lines": self._lost})
-                self._target.append(_fields(lost))
+                self._target.append(fields_of(lost))
                 log.info("the audit is written again", lost=self._lost)
                 self._lost = 0
             self._target.append(fields)
@@ -131,7 +131,7 @@ class ToFile:
 
     def append(self, fields: dict[str, Any]) -> None:
         """Write a line. Raises OSError."""
-        self._file.append(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+        self._file.append(encoded(fields))
         if self._file.cannot_rotate != self._trouble:
             self._trouble = self._file.cannot_rotate
             if self._trouble:
@@ -155,7 +155,8 @@ class ToLog:
         """Do nothing."""
 
 
-def _fields(line: AuditLine) -> dict[str, Any]:
+def fields_of(line: AuditLine) -> dict[str, Any]:
+    """Return what a line says as JSON, with the time; texts of callers are cut."""
     fields: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "event": line.event.value,
@@ -168,6 +169,11 @@ def _fields(line: AuditLine) -> dict[str, Any]:
     for name, told in line.about.items():
         fields[name] = _cut(told, _TEXT) if isinstance(told, str) else told
     return fields
+
+
+def encoded(fields: dict[str, Any]) -> bytes:
+    """Return a line of the audit file. ASCII: no text can end it or forge another."""
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
 def _cut(text: str, limit: int) -> str:

@@ -1,0 +1,32 @@
+"""The audit of commands that change who is trusted, and who may do what."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.ports import AuditEvent, AuditLine
+from wasmkilnd.telemetry.audit.audit import encoded, fields_of
+from wasmkilnd.telemetry.audit.file import AuditFile
+
+
+def audit_command(settings: Settings, what: str, **about: str | int | bool) -> None:
+    """Write what a command has changed, if ``settings`` name an audit file.
+
+    The identity is the user who ran it. A line that cannot be written is a warning: the change is
+    made.
+    """
+    if settings.audit_file in ("", "log"):  # A command has no log.
+        return
+    path = Path(settings.audit_file).expanduser()
+    line = AuditLine(AuditEvent.CHANGE, f"uid:{os.getuid()}", about={"what": what, **about})
+    file = AuditFile(path, settings.audit_file_bytes, settings.audit_files)
+    try:
+        file.append(encoded(fields_of(line)))
+    except OSError as failure:
+        click.echo(f"warning: cannot write the audit to {path}: {failure.strerror}", err=True)
+    finally:
+        file.close()

@@ -1,0 +1,142 @@
+"""Who was refused, and what changed about who may do what: the audit tells both, and no secret."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from wasmkiln.v1 import admin_service_pb2 as admin_pb
+from wasmkiln.v1 import admin_service_pb2_grpc
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.bearers import Metadata, add_token, bearer, token_command
+from tests.e2e.callers import Caller
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.processes import eventually
+
+LINES = 100
+
+
+class Audited:
+    """A daemon that asks for tokens, and its audit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = fresh_state(folder / "state", engines=ONE_ENGINE)
+        self.path = folder / "audit.jsonl"
+        self.policy = folder / "policy.toml"
+        self.policy.write_text("")
+        self.operator = add_token(self.state, "operator", "admin", "metrics", "compile")
+        self.reader = add_token(self.state, "reader", "read")
+        flags = ("--workers", "1", "--redis-url", "none", "--audit-file", str(self.path))
+        self.daemon = RedisDaemon(self.state, (*flags, "--policy-file", str(self.policy)))
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [line for line in found if line["event"] == event]
+
+    def evict(self, metadata: Metadata) -> grpc.StatusCode:
+        with grpc.insecure_channel(self.daemon.address) as channel:
+            stub = admin_service_pb2_grpc.AdminServiceStub(channel)
+            try:
+                stub.Evict(admin_pb.EvictRequest(all=True), metadata=metadata, timeout=30)
+            except grpc.RpcError as refused:
+                code: grpc.StatusCode = refused.code()
+                return code
+        return grpc.StatusCode.OK
+
+    def page(self, path: str, token: str = "") -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"{self.daemon.admin_url}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as page:
+                return page.status, page.read().decode()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
+
+@pytest.fixture
+def audited(engines: EngineStore, tmp_path: Path) -> Iterator[Audited]:
+    one = Audited(tmp_path)
+    with one.daemon:
+        yield one
+
+
+def test_each_refusal_says_who_where_and_why(audited: Audited) -> None:
+    unknown = f"wk_{'0' * 12}_{'1' * 48}"
+    assert audited.evict(()) is grpc.StatusCode.UNAUTHENTICATED
+    assert audited.evict(bearer(unknown)) is grpc.StatusCode.UNAUTHENTICATED
+    assert audited.evict(bearer(audited.reader)) is grpc.StatusCode.PERMISSION_DENIED
+    assert audited.evict(bearer(audited.operator)) is grpc.StatusCode.OK
+    assert audited.page("/metrics")[0] == 401
+    assert audited.page("/metrics", audited.reader)[0] == 403
+    assert audited.page("/metrics", audited.operator)[0] == 200
+    assert audited.page("/no-page")[0] == 401
+    with grpc.insecure_channel(audited.daemon.address) as channel, pytest.raises(grpc.RpcError):
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+    evict = "/wasmkiln.v1.AdminService/Evict"
+    told = [(line["identity"], line["method"], line["reason"]) for line in audited.lines("refusal")]
+    assert told == [
+        ("", evict, "CREDENTIALS_MISSING"),
+        ("", evict, "CREDENTIALS_INVALID"),
+        ("token:reader", evict, "ROLE_MISSING"),
+        ("", "/metrics", "CREDENTIALS_MISSING"),
+        ("token:reader", "/metrics", "ROLE_MISSING"),
+        ("", "/no-page", "CREDENTIALS_MISSING"),
+        ("", "/grpc.health.v1.Health/Check", "CREDENTIALS_MISSING"),
+    ]
+    [done] = audited.lines("admin")
+    assert (done["identity"], done["method"], done["code"]) == ("token:operator", evict, "OK")
+    assert all(line["peer"].startswith("127.0.0.1:") for line in audited.lines("refusal"))
+    text = audited.path.read_text() + audited.daemon.log
+    for token in (unknown, audited.reader, audited.operator):
+        assert token.rpartition("_")[2] not in text
+
+
+def test_a_flood_by_strangers_hides_no_honest_line_and_fills_no_disk(audited: Audited) -> None:
+    with Caller(audited.daemon) as stranger, Caller(audited.daemon) as honest:
+        for number in range(1500):
+            with pytest.raises(grpc.RpcError):
+                stranger.stub.GetCapabilities(pb.GetCapabilitiesRequest(), timeout=30)
+            if number % 500 == 0:
+                module = wasm.adder(10_000 + number)
+                metadata = bearer(audited.operator)
+                assert list(honest.compile(module, engine=ONE_ENGINE[0], metadata=metadata))
+                assert audited.evict(bearer(audited.reader)) is grpc.StatusCode.PERMISSION_DENIED
+    assert len(audited.lines("compile")) == 3
+    refused = audited.lines("refusal")
+    assert sum(line["identity"] == "token:reader" for line in refused) == 3
+    strangers = [line for line in refused if not line["identity"]]
+    assert LINES <= len(strangers) < 3 * LINES
+    assert audited.daemon.stop() == 0
+    left_out = sum(line.get("left_out", 0) for line in audited.lines("refusal"))
+    written = [line for line in audited.lines("refusal") if "left_out" not in line]
+    assert left_out + len(written) == 1500 + 3
+
+
+def test_what_changes_about_who_may_do_what_is_told(audited: Audited) -> None:
+    def reload() -> None:
+        seen = audited.daemon.log.count('"reloaded"')
+        audited.daemon.process.send_signal(signal.SIGHUP)
+        eventually(lambda: audited.daemon.log.count('"reloaded"') > seen, "not reloaded")
+
+    before = len(audited.lines("change"))
+    reload()
+    assert len(audited.lines("change")) == before
+    token_command(audited.state, "revoke", "reader")
+    audited.policy.write_text('[[rule]]\nidentity = "token:x"\nroles = ["read"]\n')
+    reload()
+    told = {line["what"]: line for line in audited.lines("change")[before:]}
+    assert set(told) == {"policy", "tokens"}
+    assert told["policy"]["rules"] == 1
+    assert told["tokens"]["accepted"] == ""
+    assert len(told["tokens"]["dropped"]) == 12
