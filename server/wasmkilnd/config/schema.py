@@ -154,3 +154,14 @@ class Settings(
             field, why = conflict
             raise PydanticCustomError("address_conflict", "{why}", {"field": field, "why": why})
         return self
+
+    @model_validator(mode="after")
+    def _the_log_has_the_audit(self) -> Self:
+        if self.audit_file == "log" and self.log_level not in ("info", "debug"):
+            raise PydanticCustomError(
+                "audit_conflict",
+                "at log_level {level} the log leaves the audit out: set log_level to info, or"
+                " name a file",
+                {"field": "audit_file", "level": self.log_level},
+            )
+        return self

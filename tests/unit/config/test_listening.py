@@ -76,6 +76,11 @@ def test_tokens_and_operators_need_tls_on_a_network_in_any_case(field: str) -> N
             "admin_listen (default): 127.0.0.1:9464 already serves gRPC (operator_listen): choose"
             " another address, or none",
         ),
+        (
+            {"audit_file": "log", "log_level": "warning"},
+            "audit_file (flag --audit-file): at log_level warning the log leaves the audit out:"
+            " set log_level to info, or name a file",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(given: dict[str, object], problem: str) -> None:
