@@ -20,7 +20,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, token_command
-from tests.e2e.callers import Caller
+from tests.e2e.callers import Caller, outcome_of
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
 
@@ -83,6 +83,9 @@ def test_each_refusal_says_who_where_and_why(audited: Audited) -> None:
     assert audited.page("/no-page")[0] == 401
     with grpc.insecure_channel(audited.daemon.address) as channel, pytest.raises(grpc.RpcError):
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+    with Caller(audited.daemon) as reader:
+        call = reader.compile(wasm.adder(1), engine=ONE_ENGINE[0], metadata=bearer(audited.reader))
+        assert outcome_of(call) is grpc.StatusCode.PERMISSION_DENIED
     evict = "/wasmkiln.v1.AdminService/Evict"
     told = [(line["identity"], line["method"], line["reason"]) for line in audited.lines("refusal")]
     assert told == [
@@ -93,6 +96,7 @@ def test_each_refusal_says_who_where_and_why(audited: Audited) -> None:
         ("token:reader", "/metrics", "ROLE_MISSING"),
         ("", "/no-page", "CREDENTIALS_MISSING"),
         ("", "/grpc.health.v1.Health/Check", "CREDENTIALS_MISSING"),
+        ("token:reader", "/wasmkiln.v1.ModuleService/Compile", "ROLE_MISSING"),
     ]
     [done] = audited.lines("admin")
     assert (done["identity"], done["method"], done["code"]) == ("token:operator", evict, "OK")
