@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.table import Table
 
-from wasmkiln._untrusted import one_line
 from wasmkiln.cli.grid import Grid, lines
-from wasmkiln.cli.text import elapsed, share, size, time, word
+from wasmkiln.cli.text import elapsed, size, time, word
 from wasmkiln.v1.module_service_pb2 import IsolationLayer
 from wasmkiln.v1.types_pb2 import Kind, Origin
 
@@ -28,9 +26,7 @@ if TYPE_CHECKING:
     )
     from wasmkiln.v1.module_service_pb2 import (
         GetCapabilitiesResponse,
-        LatencySummary,
         LoadResponse,
-        StatsResponse,
     )
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
@@ -152,61 +148,6 @@ def warmed(
             time(header.compile_time),
         )
     return Group(table.shown(), summary)
-
-
-def _latency(summary: LatencySummary) -> tuple[str, str, str]:
-    return (
-        time(summary.p50),
-        time(summary.p90),
-        time(summary.p99),
-    )
-
-
-def stats(answer: StatsResponse) -> RenderableType:
-    """Show the counters of `stats`."""
-    redis = f"{answer.redis_mode or 'none'} {'up' if answer.redis_up else 'not up'}"
-    if answer.redis_detail:
-        redis += f" ({answer.redis_detail})"
-    head = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("wasmkilnd", f"{answer.version}, up {time(answer.uptime)}"),
-        ("hit ratio", share(answer.hit_ratio)),
-        ("redis", redis),
-        ("now", f"{answer.busy_workers} busy, {answer.queue_depth} queued, "
-                f"{answer.flights} flights"),
-        ("so far", f"{answer.flights_joined} flights joined, {answer.dropped_writes} writes "
-                   f"dropped, {answer.quarantined_modules} modules in quarantine"),
-    ):  # fmt: skip
-        head.add_row(name, one_line(value))
-
-    tiers = Grid(
-        "tier", ">entries", ">bytes", ">limit", ">hits", ">misses", ">evictions", ">errors",
-        ">get p50", ">p90", ">p99",
-    )  # fmt: skip
-    for tier in answer.tiers:
-        tiers.row(
-            tier.tier,
-            str(tier.entries),
-            size(tier.bytes),
-            size(tier.limit_bytes) if tier.limit_bytes else "-",
-            str(tier.hits),
-            str(tier.misses),
-            str(tier.evictions),
-            str(tier.errors),
-            *_latency(tier.get_latency),
-        )
-
-    compiles = Grid("engine", "outcome", ">compiles", ">p50", ">p90", ">p99")
-    for one in answer.compiles:
-        if one.count:
-            compiles.row(one.engine, one.outcome, str(one.count), *_latency(one.duration))
-
-    workers = Grid("engine", ">workers", ">busy", ">queued", ">replaced")
-    for pool in answer.workers:
-        workers.row(
-            pool.engine, str(pool.workers), str(pool.busy), str(pool.queued), str(pool.replaced)
-        )
-    return Group(head, *(table.shown() for table in (tiers, compiles, workers) if table))
 
 
 def engines(answer: GetCapabilitiesResponse) -> RenderableType:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.duration_pb2 import Duration
 
+_MOST_BYTES = 2.0**63
 _YEAR_S = 365 * 24 * 3600
 
 
@@ -34,6 +35,13 @@ def size(count_bytes: int) -> str:
 def share(part: float) -> str:
     """Return, for example, "75.0%"; a number outside of 0 to 1 as it is."""
     return f"{part:.1%}" if 0 <= part <= 1 else f"{part:g}"
+
+
+def amount(number: float, of: str) -> str:
+    """Return how much of a quota: bytes as a size, a share in percent, others as they are."""
+    if of.startswith("bytes") and 0 <= number < _MOST_BYTES:
+        return size(int(number))
+    return share(number) if of.endswith("share") else f"{number:.6g}"
 
 
 def time(duration: Duration) -> str:

@@ -195,6 +195,12 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             tiers=[modules.TierStats(tier="memory", entries=2, bytes=2**40, hits=3)],
             compiles=[modules.CompileStats(outcome="ok", count=7, engine="wasmtime-50.0.1")],
             workers=[modules.WorkerStats(engine="wasmtime-50.0.1", workers=2, busy=1)],
+            namespace="team-a",
+            quotas=[
+                modules.QuotaUsage(
+                    identity="token:ci", quota="bytes_kept", used=2**20, limit=2**29, refused=3
+                )
+            ],
         )
         answer.uptime.FromSeconds(90)
         return answer

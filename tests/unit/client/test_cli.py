@@ -143,6 +143,8 @@ def test_stats(run: Callable[..., Result]) -> None:
     assert result.exit_code == 0, result.output
     for text in ("9.9.9", "75.0%", "embedded up", "memory", "1024.0 GiB", "wasmtime-50.0.1"):
         assert text in result.stdout
+    for text in ("team-a", "token:ci", "bytes_kept", "1.0 MiB", "512.0 MiB"):
+        assert text in result.stdout
     answer = document(run("stats", "--json"))
     assert answer["uptime_s"] == 90
     assert answer["tiers"][0]["hits"] == 3
@@ -412,7 +414,7 @@ def test_a_folder_that_cannot_be_written(run: Callable[..., Result], modules: li
 def test_a_defect_of_ours_is_no_traceback(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkiln.cli.tables.stats", lambda _: 1 // 0)
+    monkeypatch.setattr("wasmkiln.cli.commands.stats.table", lambda _: 1 // 0)
     result = run("stats")
     assert result.exit_code == Exit.REFUSED
     assert result.stderr == (

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 from rich.live import Live
 
-from wasmkiln.cli import tables
 from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.json_output import to_document
 from wasmkiln.cli.seconds import Seconds
 from wasmkiln.cli.session import console
+from wasmkiln.cli.stats_table import stats as table
 
 if TYPE_CHECKING:
     from wasmkiln.cli.session import Session
@@ -45,13 +45,13 @@ def stats(session: Session, watch: bool, interval: float) -> None:
                 time.sleep(interval)
         else:
             with Live(
-                tables.stats(client.stats()), console=console(sys.stdout), auto_refresh=False
+                table(client.stats()), console=console(sys.stdout), auto_refresh=False
             ) as live:
                 while True:
                     time.sleep(interval)
-                    live.update(tables.stats(client.stats()), refresh=True)
+                    live.update(table(client.stats()), refresh=True)
 
 
 def _print(session: Session, client: Client) -> None:
     answer = client.stats()
-    session.emit(to_document(answer), tables.stats(answer))
+    session.emit(to_document(answer), table(answer))
