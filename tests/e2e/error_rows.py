@@ -21,6 +21,7 @@ from tests.e2e.refusals import (
     lose_every_worker,
     repeat_what_was_refused,
     request,
+    use_up_a_quota,
 )
 from tests.hostile.catalogue import many_locals
 
@@ -298,6 +299,15 @@ ROWS = [
         lose_every_worker,
         {"engine": ENGINE},
         says="whatever the module",
+        retry=True,
+        crowded=True,
+    ),
+    Row(
+        "used-up",
+        Reason.QUOTA_EXCEEDED,
+        use_up_a_quota,
+        {"quota": "compiles_per_minute"},
+        says="your quota allows 1 per minute",
         retry=True,
         crowded=True,
     ),

@@ -37,8 +37,9 @@ class Refusal:
 class Grpcurl:
     """Calls one daemon, each time by a new process."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *headers: str) -> None:
         self._address = address
+        self._headers = [word for header in headers for word in ("-H", header)]
 
     def __call__(
         self, *words: str, request: object = None, max_time_s: float = 60
@@ -47,7 +48,7 @@ class Grpcurl:
         data = [] if request is None else ["-d", "@"]
         flags = ["-plaintext", "-max-time", str(max_time_s), "-max-msg-sz", str(64 * 1024 * 1024)]
         return subprocess.run(
-            [str(_GRPCURL), *flags, *data, self._address, *words],
+            [str(_GRPCURL), *flags, *self._headers, *data, self._address, *words],
             input="" if request is None else json.dumps(request),
             capture_output=True,
             text=True,

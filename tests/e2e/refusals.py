@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.e2e import wasm
+from tests.e2e.bearers import add_token
 from tests.e2e.callers import ENGINE, Caller, held_worker, modules
-from tests.e2e.daemon import Daemon, is_ready
+from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.grpcurl import Grpcurl, Refusal
 from tests.e2e.processes import eventually, jobs_of, send, workers_of
 
@@ -105,6 +106,22 @@ def lose_every_worker(daemon: Daemon) -> Refusal:
     finally:
         elsewhere.rename(engine)
         eventually(lambda: is_ready(daemon), "it does not come back", 60)
+
+
+def use_up_a_quota(daemon: Daemon) -> Refusal:
+    """Compile twice with a token that may compile once a minute, at a daemon of its own."""
+    state = state_with(daemon.state_dir.with_name("quota"), ENGINE)
+    token = add_token(state, "small", "compile")
+    policy = state / "policy.toml"
+    policy.write_text(
+        '[[rule]]\nidentity = "token:small"\nquota = "small"\n'
+        "[quota.small]\ncompiles_per_minute = 1\n"
+    )
+    flags = ("--workers", "1", "--redis-url", "none", "--policy-file", str(policy))
+    with Daemon(state, flags) as guarded:
+        grpcurl = Grpcurl(guarded.address, f"authorization: Bearer {token}")
+        grpcurl.json(COMPILE, {"module": _module(wasm.constant(1)), "omit_artifact": True})
+        return grpcurl.refused(COMPILE, {"module": _module(wasm.constant(2))})
 
 
 def drain(daemon: Daemon) -> Refusal:

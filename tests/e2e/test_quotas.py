@@ -1,0 +1,292 @@
+"""Quotas of a running daemon: who is at one is refused, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from wasmkiln import QuotaExceeded
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.types_pb2 import Origin
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.bearers import add_token, bearer
+from tests.e2e.callers import BACKGROUND, Caller, failure_of, header_of, modules
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.processes import eventually, jobs_of
+
+ENGINE = ONE_ENGINE[0]
+FLAGS = ("--workers", "1", "--queue-length", "10", "--redis-url", "none")
+QUOTAS = {
+    "calls": "calls = 2",
+    "bytes": "bytes_in_flight = 1000",
+    "queue": "queue_share = 0.2",
+    "minute": "compiles_per_minute = 4",
+    "cpu": "cpu_seconds_per_hour = 0.05",
+    "kept": "bytes_kept = 2000",
+}
+
+
+def policy(quotas: Mapping[str, str]) -> str:
+    """Return a policy with an identity for each quota, and one without."""
+    rules = [
+        f'[[rule]]\nidentity = "token:{name}"\nroles = ["compile", "metrics"]\nquota = "{name}"\n'
+        f"[quota.{name}]\n{limit}\n"
+        for name, limit in quotas.items()
+    ]
+    rules.append('[[rule]]\nidentity = "token:free"\nroles = ["compile", "metrics"]\n')
+    rules.append(
+        '[[rule]]\nidentity = "token:tenant"\nroles = ["compile", "metrics"]\n'
+        'namespace = "team-a"\nquota = "calls"\n[namespace.team-a]\n'
+    )
+    return "\n".join(rules)
+
+
+class Loading:
+    """A Load under way, to be read as the stream of one answer."""
+
+    def __init__(self, future: Any) -> None:
+        self._future = future
+        self.code, self.trailing_metadata = future.code, future.trailing_metadata
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._future.result()
+
+
+@dataclass
+class Site:
+    """A daemon with a policy, and callers with a token each."""
+
+    daemon: Daemon
+    file: Path
+    tokens: Mapping[str, str]
+    caller: Caller
+
+    def compile(self, who: str, module: bytes | str, **options: Any) -> Any:
+        """Begin a call; return it without waiting."""
+        metadata = (*bearer(self.tokens[who]), *options.pop("metadata", ()))
+        return self.caller.compile(module, engine=ENGINE, metadata=metadata, **options)
+
+    def load(self, who: str, module: bytes) -> Loading:
+        """Begin a Load; return it without waiting."""
+        request = pb.LoadRequest(module=module)
+        metadata = bearer(self.tokens[who])
+        return Loading(self.caller.stub.Load.future(request, metadata=metadata, timeout=120))
+
+    def stats(self, who: str = "free") -> pb.StatsResponse:
+        """Return what Stats says to a caller."""
+        answer: pb.StatsResponse = self.caller.stub.Stats(
+            pb.StatsRequest(), metadata=bearer(self.tokens[who]), timeout=60
+        )
+        return answer
+
+    def used(self, name: str, kind: str) -> tuple[float, float, int]:
+        """Return what an identity has used of a quota: used, limit, refusals."""
+        for row in self.stats().quotas:
+            if (row.identity, row.quota) == (f"token:{name}", kind):
+                return row.used, row.limit, row.refused
+        return 0.0, 0.0, 0
+
+    def metric(self, name: str, kind: str = "") -> float:
+        """Return a metric, of a kind of quota if it has one for each."""
+        request = urllib.request.Request(
+            f"{self.daemon.admin_url}/metrics",
+            headers={"Authorization": f"Bearer {self.tokens['free']}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as page:
+            for line in page.read().decode().splitlines():
+                labels = f'{{quota="{kind}"}}' if kind else ""
+                if line.startswith(f"wasmkiln_{name}{labels} "):
+                    return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no metric {name} of {kind}")
+
+    @contextlib.contextmanager
+    def held_worker(self) -> Iterator[None]:
+        """Keep the only worker busy with a job of the caller without a quota."""
+        call = self.compile("free", wasm.many_functions(5_000, tag=int(time.monotonic() * 1e3)))
+        eventually(lambda: len(jobs_of(self.daemon.pid)) == 1, "no job started")
+        [job] = jobs_of(self.daemon.pid)
+        os.kill(job, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(job, signal.SIGCONT)
+        header_of(call)
+
+    def queued(self) -> int:
+        """Return how many jobs wait for the worker."""
+        return self.stats().queue_depth
+
+
+@pytest.fixture(scope="module")
+def site(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    state = fresh_state(tmp_path_factory.mktemp("quotas") / "state", engines=ONE_ENGINE)
+    tokens = {name: add_token(state, name, "read") for name in (*QUOTAS, "free", "tenant")}
+    file = state.with_name("policy.toml")
+    file.write_text(policy(QUOTAS))
+    flags = (*FLAGS, "--policy-file", str(file))
+    with Daemon(state, flags) as daemon, Caller(daemon) as caller:
+        yield Site(daemon, file, tokens, caller)
+    for token in tokens.values():
+        assert token not in daemon.log
+
+
+def refused(call: Any, quota: str) -> float:
+    """Check that a call is refused for a quota; return how many seconds it is to wait."""
+    code, reason, metadata, retry_s = failure_of(call)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (reason, metadata) == ("QUOTA_EXCEEDED", {"quota": quota})
+    assert retry_s > 0
+    return retry_s
+
+
+def test_calls_at_once(site: Site) -> None:
+    with site.held_worker():
+        calls = [site.compile("calls", module) for module in modules(2)]
+        eventually(lambda: site.queued() == 2, "they do not wait")
+        refused(site.compile("calls", modules(1)[0]), "calls")
+        other = site.compile("free", modules(1)[0])
+        eventually(lambda: site.queued() == 3, "the other caller does not wait")
+        assert site.used("calls", "calls") == (2, 2, 1)
+        assert site.metric("quota_used_ratio", "calls") == 1
+        assert site.metric("quota_refused_total", "calls") >= 1
+    for call in (*calls, other):
+        header_of(call)
+    header_of(site.compile("calls", modules(1)[0]))
+    assert site.used("calls", "calls")[0] == 0
+
+
+def test_bytes_in_flight_are_those_of_requests_and_modules_under_way(site: Site) -> None:
+    large, small = wasm.many_functions(250, tag=1), modules(1)[0]
+    assert 1000 < len(large) < 2000
+    with site.held_worker():
+        alone = site.compile("bytes", large)
+        eventually(lambda: site.queued() == 1, "one request of any size is let in")
+        refused(site.compile("bytes", small), "bytes_in_flight")
+        refused(site.load("bytes", small), "bytes_in_flight")
+        other = site.compile("free", wasm.many_functions(250, tag=2))
+    header_of(alone)
+    header_of(other)
+    header_of(site.compile("bytes", small))
+    assert site.used("bytes", "bytes_in_flight")[0] == 0
+
+
+def test_a_share_of_the_queue(site: Site) -> None:
+    with site.held_worker():
+        calls = [site.compile("queue", module) for module in modules(2)]
+        eventually(lambda: site.queued() == 2, "they do not wait")
+        for metadata in ((), BACKGROUND):
+            refused(site.compile("queue", modules(1)[0], metadata=metadata), "queue_share")
+        others = [site.compile("free", module) for module in modules(8)]
+        eventually(lambda: site.queued() == 10, "the others do not get the rest of the queue")
+        assert site.used("queue", "queue_share") == (0.2, 0.2, 2)
+    for call in (*calls, *others):
+        header_of(call)
+    header_of(site.compile("queue", modules(1)[0]))
+
+
+def test_compiles_per_minute_and_one_more_after_the_wait(site: Site) -> None:
+    mine = modules(4)
+    for module in mine:
+        header_of(site.compile("minute", module))
+    one_more = modules(1)[0]
+    wait_s = refused(site.compile("minute", one_more), "compiles_per_minute")
+    assert wait_s <= 15
+    for module in mine:  # What a tier has costs nothing.
+        header_of(site.compile("minute", module))
+    header_of(site.compile("free", one_more))
+    header_of(site.compile("minute", one_more))
+    another = modules(1)[0]
+    time.sleep(refused(site.compile("minute", another), "compiles_per_minute"))
+    header_of(site.compile("minute", another))
+
+
+def test_joining_costs_nothing(site: Site) -> None:
+    used_up(site)
+    module = modules(1)[0]
+    with site.held_worker():
+        first = site.compile("free", module)
+        eventually(lambda: site.queued() == 1, "it does not wait")
+        joined = site.compile("minute", module)
+        # The one that holds the worker, the first and the one that joined it.
+        eventually(lambda: site.metric("calls") == 3, "it does not join")
+        refused(site.compile("minute", modules(1)[0]), "compiles_per_minute")
+    assert header_of(first).origin == Origin.ORIGIN_COMPILED
+    assert header_of(joined).origin == Origin.ORIGIN_JOINED_FLIGHT
+
+
+def used_up(site: Site) -> None:
+    """Use up the quota ``minute``."""
+    for module in modules(100):
+        call = site.compile("minute", module)
+        with contextlib.suppress(grpc.RpcError):
+            list(call)
+            continue
+        return
+
+
+def test_cpu_time_is_that_of_the_jobs_and_a_reload_keeps_it(site: Site) -> None:
+    module = wasm.busy_functions(1_000)
+    header_of(site.compile("cpu", module))
+    used_s, limit_s, _ = site.used("cpu", "cpu_seconds_per_hour")
+    assert used_s > limit_s == 0.05
+    assert refused(site.compile("cpu", modules(1)[0]), "cpu_seconds_per_hour") > 3000
+    refused(site.load("cpu", modules(1)[0]), "cpu_seconds_per_hour")
+    header_of(site.compile("cpu", wasm.digest(module)))
+    header_of(site.compile("free", modules(1)[0]))
+    seen = site.daemon.log.count('"reloaded"')
+    site.file.write_text(policy({**QUOTAS, "cpu": f"cpu_seconds_per_hour = {used_s + 60}"}))
+    site.daemon.process.send_signal(signal.SIGHUP)
+    eventually(lambda: site.daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP", 60)
+    header_of(site.compile("cpu", modules(1)[0]))
+    assert site.used("cpu", "cpu_seconds_per_hour")[0] > used_s
+
+
+def test_bytes_kept_are_what_was_stored(site: Site) -> None:
+    first = modules(1)[0]
+    header = header_of(site.compile("kept", first))
+    assert site.used("kept", "bytes_kept")[0] == len(first) + header.size_bytes
+    while site.used("kept", "bytes_kept")[0] < 2000:
+        header_of(site.compile("kept", modules(1)[0]))
+    refused(site.compile("kept", modules(1)[0]), "bytes_kept")
+    refused(site.load("kept", modules(1)[0]), "bytes_kept")
+    header_of(site.compile("kept", first))
+    header_of(site.compile("free", modules(1)[0]))
+
+
+def test_stats_of_a_namespace_are_its_own(site: Site) -> None:
+    header_of(site.compile("calls", modules(1)[0]))
+    with site.held_worker():
+        waiting = site.compile("tenant", modules(1)[0])
+        eventually(lambda: site.queued() == 1, "it does not wait")
+        seen = site.stats("tenant")
+        assert seen.namespace == "team-a"
+        assert {row.identity for row in seen.quotas} == {"token:tenant"}
+        everything = site.stats()
+        assert everything.namespace == ""
+        assert {"token:tenant", "token:kept"} <= {row.identity for row in everything.quotas}
+    header_of(waiting)
+
+
+def test_the_client_says_what_and_how_long(site: Site) -> None:
+    used_up(site)
+    with (
+        site.daemon.client(token=site.tokens["minute"], max_attempts=1) as client,
+        pytest.raises(QuotaExceeded) as failure,
+    ):
+        client.compile(modules(1)[0], engine=ENGINE)
+    assert failure.value.metadata == {"quota": "compiles_per_minute"}
+    assert "your quota allows 4 per minute" in failure.value.message
+    assert failure.value.retry_after_s
+    with site.daemon.client(token=site.tokens["minute"]) as patient:
+        assert patient.compile(modules(1)[0], engine=ENGINE).bytes
