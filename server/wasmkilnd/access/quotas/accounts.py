@@ -14,7 +14,7 @@ from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.model import DEFAULT_NAMESPACE, Identity, Limits, QuotaLimits, QuotaReading
 from wasmkilnd.reloadable import Reloadable
 
-MOST_ACCOUNTS = 4096
+MOST_ACCOUNTS = 2048
 """Of how many identities the usage is remembered; of more, those that were seen last."""
 MOST_READINGS = 1_000
 

@@ -23,6 +23,7 @@ KINDS = (CALLS, BYTES_IN_FLIGHT, QUEUE_SHARE, COMPILES, CPU, BYTES_KEPT)
 
 # Nobody knows when a call will end.
 _SOON_S = 1.0
+_LEAST_RETRY_S = 0.1
 
 
 class LimitedAccount(Account):
@@ -173,7 +174,7 @@ class LimitedAccount(Account):
     def _refusal(self, kind: str, what: str, retry_after_s: float) -> WasmkilnError:
         self.refused[kind] += 1
         self._count_refusal(kind)
-        return errors.quota_exceeded(kind, what, retry_after_s)
+        return errors.quota_exceeded(kind, what, max(_LEAST_RETRY_S, retry_after_s))
 
 
 @dataclass(slots=True)

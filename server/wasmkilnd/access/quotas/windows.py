@@ -16,16 +16,20 @@ class SlidingSum:
     memory is bounded. One thread adds; reading changes nothing, and any thread may.
     """
 
-    __slots__ = ("_added", "_slot_s")
+    __slots__ = ("_added", "_slot_s", "_sum")
 
     def __init__(self, window_s: float) -> None:
         self._slot_s = window_s / _SLOTS
         self._added: deque[tuple[int, float]] = deque()  # number of the slot, amount in it
+        self._sum = 0.0  # of all that were added and not forgotten
 
     def add(self, amount: float, now_s: float) -> None:
         """Add ``amount``."""
         while self._added and self._ends_s(self._added[0][0]) <= now_s:
-            self._added.popleft()
+            self._sum -= self._added.popleft()[1]
+        if not self._added:
+            self._sum = 0.0  # Adding and taking away numbers with fractions leaves a rest.
+        self._sum += amount
         slot = int(now_s / self._slot_s)
         if self._added and self._added[-1][0] == slot:
             amount += self._added.pop()[1]
@@ -33,7 +37,12 @@ class SlidingSum:
 
     def total(self, now_s: float) -> float:
         """Return the sum."""
-        return math.fsum(amount for _, amount in self._in_window(now_s))
+        left = self._sum
+        for slot, amount in tuple(self._added):
+            if self._ends_s(slot) > now_s:
+                return left
+            left -= amount
+        return 0.0
 
     def seconds_until_below(self, limit: float, now_s: float) -> float:
         """Return how long it takes until the sum is below ``limit``, if nothing is added."""
