@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from wasmkiln.attestation import Statement
+from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.server import Command
@@ -21,6 +22,8 @@ from wasmkilnd.cache.value.marks import Mark, Marks, made_ms, write_mark
 from wasmkilnd.model import Artifact, EvictScope, Strike
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.current import CurrentSealer
+from wasmkilnd.signing.ring import KeyRing, Signing
+from wasmkilnd.signing.store import KeyStore
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.deployments import Deployment
@@ -50,7 +53,8 @@ class Daemon:
         marks = Marks(lambda: self.clock_s)
         ours = sealer()
         ours._now = lambda: self.clock_s
-        self.sealer = CurrentSealer(Reloadable(_Signing(ours)), marks.evicted_ms)  # type: ignore[arg-type]
+        ring = KeyRing(OURS, TrustedKeys(), KeyStore(Path("/there/are/no/keys")))
+        self.sealer = CurrentSealer(Reloadable(Signing(ring, ours)), marks.evicted_ms)
         self.tier = RedisTier(
             connect(url, timeout_s=5, **access),
             self.sealer,
@@ -80,11 +84,6 @@ class Daemon:
     async def put_back(self, copies: dict[bytes, bytes]) -> None:
         for name, value in copies.items():
             await self.tier.link.set(name, value, 1000)
-
-
-class _Signing:
-    def __init__(self, ours: Any) -> None:
-        self.sealer = ours
 
 
 @contextlib.asynccontextmanager
