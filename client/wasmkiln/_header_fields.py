@@ -36,7 +36,8 @@ class Basis(Flag):
     """What a field is checked against."""
 
     SHOWN = 0
-    """Nothing: the field is only shown, or is the attestation itself."""
+    """Nothing: the field is only shown, or is the proof itself: the attestation, and the
+    certificate of its key, which a trusted CA has to have issued."""
     CALL = auto()
     """The call, as far as the call named a value."""
     BYTES = auto()
