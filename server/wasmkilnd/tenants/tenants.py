@@ -110,6 +110,9 @@ class Tenants:
 
     async def recheck(self, sealer: Sealer) -> int:
         """Drop artifacts that ``sealer`` does not vouch for; return how many memory held."""
+        for each in self._all():
+            if each.shared.redis:
+                each.shared.redis.marks.recheck()
         return sum([await each.cache.recheck(sealer) for each in self._all()])
 
     async def drop_outdated(self, sealer: Sealer) -> int:

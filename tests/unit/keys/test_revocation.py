@@ -22,13 +22,15 @@ from wasmkiln.revoked_keys import (
 )
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.redis.revocation_store import RevocationStore
+from wasmkilnd.cache.value.marks import Mark, Marks, read_mark, write_mark
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.revocations import read_statement, write_statement
 from wasmkilnd.model import Module, Refusal
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.ring import open_ring
-from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.sealer import DsseSealer, DsseVerifier
 from wasmkilnd.signing.store import KeyStore, KeysUnusable
 
 from tests.contract.sealing import MADE_S, OURS, THEIRS, sealer
@@ -187,6 +189,33 @@ def test_a_ring_that_cannot_keep_it_hands_it_on(tmp_path: Path) -> None:
     assert again.revoked == {}
     again.take_over(ring)
     assert again.revoked == {THEIR_ID: 9}
+
+
+def test_a_mark_by_a_revoked_key_is_signed_again_by_who_knows_it() -> None:
+    shelf, names, sha256 = Shelf(), KeyNames("wasm:"), ONE.module_sha256
+    name, revoked = names.mark(sha256), dict[str, int]()
+    shelf.values[name] = write_mark(name, Mark(evicted_ms=5), sealer(THEIRS).stamp)
+    keys = TrustedKeys([OURS.public, THEIRS.public])
+    keys.revoked = revoked
+    ours = DsseSealer(OURS.signer(), keys, "0.0.test", lambda: MADE_S)
+
+    async def look() -> None:
+        await store.look([sha256])
+        for _ in range(100):  # The mark is written behind.
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        await look()
+        revoked[THEIR_ID] = ALTOGETHER_MS
+        store.recheck()
+        await look()
+        await store.close()
+
+    store = MarkStore(GuardedRedis(shelf), names, ours, Marks(), 1000)
+    asyncio.run(run())
+    assert store.marks.of(sha256) == Mark(evicted_ms=5)
+    alone = TrustedKeys([OURS.public])
+    assert read_mark(name, shelf.values[name], DsseVerifier(alone).check_stamp_now) == Mark(5)
 
 
 class Fleet:

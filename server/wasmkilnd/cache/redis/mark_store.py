@@ -105,6 +105,14 @@ class MarkStore:
         self.marks.release(module_sha256, newest_ms)
         await self._write(module_sha256)
 
+    def recheck(self) -> None:
+        """Check the stamp of each stored mark again: a key is no longer trusted.
+
+        What this daemon knows it writes again, signed with its own key: other daemons that start
+        later would know nothing of the eviction.
+        """
+        self._checked.clear()
+
     async def close(self) -> None:
         """Cancel the writes that are running; never raises."""
         tasks = list(self._restoring.values())
