@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import grpc
 from wasmkiln.v1.types_pb2 import ORIGIN_MEMORY
+from wasmkilnd.access.guard import AccessGuard
+from wasmkilnd.access.identities import Identities
+from wasmkilnd.access.policy import Pattern, Policy, Rule
+from wasmkilnd.model import PLAINTEXT, Credentials, Role
 
 from bench.hits import INLINE_BYTES
 from bench.lab import BenchError, Daemon, make_state
@@ -25,6 +30,8 @@ from tests.contract.certificates import Certificates, certificates
 
 POLICY_GOAL = 1.02
 """Of the policy alone: neither TLS nor a token."""
+GUARD_GOAL = 0.02
+"""Of looking up who calls, to the CPU time of the hit: the same goal, without the noise."""
 
 _NONE = "neither"
 _POLICY = "the policy alone"
@@ -35,6 +42,8 @@ _KINDS = (_NONE, _POLICY, _TOKEN, _BOTH, _AGAIN)
 _CPU = " in CPU time"
 _CALLS = 20
 """Of which the CPU time is measured at once."""
+_GUARD_CALLS = 1000
+_GUARD_SERIES = 30
 _SITTINGS = 3
 _WARM_UP = 50
 _EVERYBODY = '[[rule]]\nidentity = "anonymous"\nroles = ["compile"]\n'
@@ -72,6 +81,10 @@ def access(given: Setting) -> Iterator[Row]:
                     series[index].setdefault(kind, []).extend(figures)
     for size, found in zip(sizes, series, strict=True):
         what = f"{size / 1e3:.0f} KB" if size < 10**6 else f"{size / 1e6:.1f} MB"
+        alone = [_guard_s() for _ in range(_GUARD_SERIES)]
+        whole = found[_NONE + _CPU]
+        title = f"{what} artifact, a memory hit: the guard alone, by a policy"
+        yield compare("access", title, alone, "CPU time of the whole hit", whole, GUARD_GOAL)
         for group, cpu in (("memory hit", ""), ("CPU time of the daemon for a memory hit", _CPU)):
             for kind in _KINDS[1:]:
                 goal = POLICY_GOAL if kind == _POLICY else None
@@ -94,6 +107,16 @@ def _sites(given: Setting, folder: Path, stack: ExitStack) -> Mapping[str, _Site
 
     # In a new order each time: what starts first is not always the same.
     return {kind: start(kind) for kind in random.sample(_KINDS, len(_KINDS))}
+
+
+def _guard_s() -> float:
+    """Return how long the guard takes for a call that it has seen before."""
+    everybody = Rule((Pattern("anonymous"),), frozenset({Role.COMPILE, Role.READ}))
+    guard = AccessGuard(Identities(Policy((everybody,))))
+    started = time.perf_counter()
+    for _ in range(_GUARD_CALLS):
+        guard.admit(COMPILE, PLAINTEXT, Credentials)
+    return (time.perf_counter() - started) / _GUARD_CALLS
 
 
 def _tls_flags(tls: Certificates) -> Sequence[str]:
