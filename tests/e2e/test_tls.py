@@ -183,6 +183,13 @@ def test_files_that_cannot_be_used_stop_the_start(
     assert "it expired on" in refused(
         *("--tls-cert-file", str(expired.cert_file), "--tls-key-file", str(expired.key_file))
     )
-    assert refused(*cert, "--tls-key-file", f"{tmp_path}/none") == (
-        f"error: cannot use tls_key_file {tmp_path}/none: No such file or directory"
+    missing = f"error: cannot use tls_key_file {tmp_path}/none: No such file or directory"
+    assert refused(*cert, "--tls-key-file", f"{tmp_path}/none") == missing
+    checked = subprocess.run(
+        [sys.executable, "-m", "wasmkilnd", "config", *cert, "--tls-key-file", f"{tmp_path}/none"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
+    assert (checked.returncode, checked.stderr.strip()) == (1, missing)
