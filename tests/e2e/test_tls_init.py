@@ -59,6 +59,7 @@ def test_the_commands_work_as_printed(lean_state_dir: Path, tmp_path: Path, clie
 
         assert "wasmtime" in run("call") or "wasmer" in run("call")
         assert "wasmkiln.v1.ModuleService" in run("call with grpcurl")
+        assert "ready" in run("read with curl")
 
 
 def test_keys_are_secret_and_nothing_is_overwritten(tmp_path: Path) -> None:
