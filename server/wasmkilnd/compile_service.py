@@ -17,7 +17,7 @@ from wasmkilnd.account import Bill
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.compile_work import CompileWork
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.fast_first import CompilesBehind, optimised_may_succeed
+from wasmkilnd.fast_first import BehindSlots, CompilesBehind, optimised_may_succeed
 from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
 from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Fleet, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine
@@ -44,9 +44,9 @@ class CompileService:
         recorder: Recorder,
         admission: Admission,
         *,
-        behind_at_once: int = 1,
+        behind: BehindSlots | None = None,
     ) -> None:
-        """Compile up to ``behind_at_once`` optimised artifacts at once that no caller waits for."""
+        """``behind`` bounds the compiles at once that no caller waits for; None for one."""
         self._cache = cache
         self._fleet = fleet
         self._engines = engines
@@ -59,7 +59,9 @@ class CompileService:
         self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
         # A call holds its module until it is served; all calls with one module hold one copy.
         self._copies: WeakValueDictionary[str, Module] = WeakValueDictionary()
-        self._behind = CompilesBehind(self._serve, self._end_unwanted, recorder, behind_at_once)
+        self._behind = CompilesBehind(
+            self._serve, self._end_unwanted, recorder, behind or BehindSlots(1)
+        )
 
     @property
     def flights(self) -> int:

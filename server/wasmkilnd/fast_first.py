@@ -77,6 +77,34 @@ def optimised_may_succeed(spec: CompileSpec, module_sha256: str, failure: Wasmki
     return True
 
 
+class BehindSlots:
+    """How many compiles behind may run at once, those of all namespaces together.
+
+    Namespaces that wait for a slot get one in turn. For one event loop.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        """Have ``at_once`` slots, which should leave workers for callers."""
+        self._free = at_once
+        self._asking: dict[Callable[[], None], None] = {}
+
+    def take(self, start: Callable[[], None]) -> bool:
+        """Take a slot; if none is free, return False, and call ``start`` when one is."""
+        if self._free:
+            self._free -= 1
+            return True
+        self._asking[start] = None
+        return False
+
+    def give_back(self) -> None:
+        """Free a slot that was taken."""
+        self._free += 1
+        while self._free and self._asking:
+            start = next(iter(self._asking))
+            del self._asking[start]
+            start()
+
+
 class CompilesBehind:
     """Compiles optimised artifacts that no caller waits for. For one event loop."""
 
@@ -85,9 +113,9 @@ class CompilesBehind:
         compile_now: Callable[[CompileRequest], Coroutine[Any, Any, Served]],
         end_unwanted: Callable[[CompileRequest], None],
         recorder: Recorder,
-        at_once: int,
+        slots: BehindSlots,
     ) -> None:
-        """Run up to ``at_once`` compiles at a time, which should leave workers for callers.
+        """Run as many compiles at a time as there are ``slots``.
 
         ``compile_now`` serves a request. ``end_unwanted`` ends its flight if no caller waits
         for it.
@@ -95,7 +123,7 @@ class CompilesBehind:
         self._compile_now = compile_now
         self._end_unwanted = end_unwanted
         self._recorder = recorder
-        self._at_once = at_once
+        self._slots = slots
         self._waiting: OrderedDict[CacheKey, CompileRequest] = OrderedDict()
         self._running: dict[CacheKey, asyncio.Task[None]] = {}
         self._failed: OrderedDict[CacheKey, float] = OrderedDict()
@@ -150,13 +178,14 @@ class CompilesBehind:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self._at_once:
+        while self._waiting and self._slots.take(self._start):
             key, request = self._waiting.popitem(last=False)
             task = self._running[key] = asyncio.create_task(self._compile(key, request))
             task.add_done_callback(partial(self._has_ended, key))
 
     def _has_ended(self, key: CacheKey, _: asyncio.Task[None]) -> None:
         del self._running[key]
+        self._slots.give_back()
         self._start()
 
     async def _compile(self, key: CacheKey, request: CompileRequest) -> None:

@@ -111,11 +111,11 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "config": (set(), {"config.sections", "config.values"}),
     "signing": (CORE, {"config"}),
     "tenants": (
-        CORE | SERVICES | {"options", "tenant"},
+        CORE | SERVICES | {"fast_first", "options", "tenant"},
         {"cache", "cache.value", "config", "engines", "rpc.wire", "telemetry.metrics"},
     ),
     "lifecycle": (
-        CORE | {"options"},
+        CORE | {"fast_first", "options"},
         {
             "access",
             "access.quotas",

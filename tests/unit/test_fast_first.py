@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd import errors, fast_first
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.fast_first import BehindSlots
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
 from wasmkilnd.requests import CompileRequest, Served
 from wasmkilnd.wait_budget import WaitBudget
@@ -266,3 +268,24 @@ async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPat
     rig.engines.release.set()
     await behind_ended(rig)
     assert sorted(rig.recorder.behind) == ["compiled", *["dropped"] * 3, "failed", "failed"]
+
+
+def test_namespaces_that_wait_for_a_slot_get_one_in_turn() -> None:
+    slots, took = BehindSlots(1), list[str]()
+
+    def starter(name: str) -> Callable[[], None]:
+        def start() -> None:
+            if slots.take(start):
+                took.append(name)
+
+        return start
+
+    assert slots.take(lambda: None)
+    greedy, other = starter("greedy"), starter("other")
+    greedy()
+    other()
+    for _ in range(4):
+        slots.give_back()
+        greedy()
+        other()
+    assert took == ["greedy", "other", "greedy", "other"]

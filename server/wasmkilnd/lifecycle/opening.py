@@ -14,6 +14,7 @@ from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.fast_first import BehindSlots
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
 from wasmkilnd.lifecycle.gauges import show_tenants
 from wasmkilnd.lifecycle.listening import (
@@ -135,6 +136,8 @@ class Opening:
             engines=engines,
             served_engines=served_engines(engines),
             admission=Admission(engines, self._limits),
+            # So that most workers stay free for callers.
+            behind=BehindSlots(max(1, self._settings.current.effective_workers // 2)),
             sealer=sealer,
         )
         tenants = Tenants(common, namespaces)

@@ -18,6 +18,7 @@ from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.fast_first import BehindSlots
 from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus, TierUsage
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import host_options
@@ -45,6 +46,7 @@ class Common:
     served_engines: Mapping[str, Any]
     """What each host store keeps as ``engines.json``."""
     admission: Admission
+    behind: BehindSlots
     sealer: Callable[[Marks], Sealer]
     """Returns a sealer that knows the evictions of one namespace."""
 
@@ -137,8 +139,7 @@ def open_tenant(
         quarantine,
         recorder,
         admission,
-        # So that most workers stay free for callers.
-        behind_at_once=max(1, settings.effective_workers // 2),
+        behind=common.behind,
     )
     opened = OpenTenant(
         tenant=Tenant(
@@ -151,6 +152,8 @@ def open_tenant(
         metrics=metrics,
     )
     if metrics is not whole:
+        for engine in engines.served:
+            metrics.catalogue.add_engine(engine.id)
         _show(opened)
     return opened
 

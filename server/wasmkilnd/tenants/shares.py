@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wasmkilnd.model import DEFAULT_NAMESPACE, NamespaceLimits
 
-MAX_NAMESPACES = 200
+MAX_NAMESPACES = 256
 """How many may be open at once: each has threads, files and tables of its own."""
 
 
