@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from wasmkilnd.commands.cache.choice import Choice, choice_options
 from wasmkilnd.commands.cache.session import (
     HELP,
     HostSession,
+    Place,
     Session,
     run,
     run_on_host,
@@ -23,7 +23,6 @@ from wasmkilnd.commands.cache.session import (
     where_options,
 )
 from wasmkilnd.commands.cache.text import bar, duration, say, say_json, short, table
-from wasmkilnd.config.load import FlagValue
 from wasmkilnd.maintenance.host_store import host_values
 from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
@@ -55,8 +54,7 @@ def ls(
     order: str,
     as_json: bool,
     on_host: bool,
-    flags: Mapping[str, FlagValue],
-    config: Path | None,
+    place: Place,
 ) -> None:
     """List all values: sizes, ages, engines, and the keys that signed them."""
 
@@ -73,7 +71,7 @@ def ls(
     def look_on_host(session: HostSession) -> list[Listed]:
         return list(filter(choice.takes, _on_host(session)))
 
-    found = run_on_host(flags, config, look_on_host) if on_host else run(flags, config, look)
+    found = run_on_host(place, look_on_host) if on_host else run(place, look)
     listed = sorted(found, key=_ORDERS[order])
     if as_json:
         for value in listed:
@@ -92,7 +90,7 @@ def ls(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @tier_option
 @where_options()
-def du(as_json: bool, on_host: bool, flags: Mapping[str, FlagValue], config: Path | None) -> None:
+def du(as_json: bool, on_host: bool, place: Place) -> None:
     """Add up the sizes of values by engine and kind, and of the other keys."""
 
     async def look(session: Session) -> tuple[dict[tuple[str, str], _Sum], OtherKeys]:
@@ -114,9 +112,9 @@ def du(as_json: bool, on_host: bool, flags: Mapping[str, FlagValue], config: Pat
 
     rest: OtherKeys | None = None
     if on_host:
-        sums = run_on_host(flags, config, look_on_host)
+        sums = run_on_host(place, look_on_host)
     else:
-        sums, rest = run(flags, config, look)
+        sums, rest = run(place, look)
     total = _Sum()
     for each in sums.values():
         total.merge(each)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +15,7 @@ from wasmkilnd.commands.cache.session import (
     HELP,
     BadValuesFound,
     HostSession,
+    Place,
     Session,
     duration_option,
     rate_option,
@@ -26,7 +25,6 @@ from wasmkilnd.commands.cache.session import (
     where_options,
 )
 from wasmkilnd.commands.cache.text import bar, document, duration, say, say_json
-from wasmkilnd.config.load import FlagValue
 from wasmkilnd.maintenance.host_store import HostScrub
 from wasmkilnd.maintenance.inventory import Inventory
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
@@ -72,8 +70,7 @@ def scrub(
     bytes_per_s: int,
     as_json: bool,
     on_host: bool,
-    flags: Mapping[str, FlagValue],
-    config: Path | None,
+    place: Place,
 ) -> None:
     """Verify every value completely, and delete the bad ones.
 
@@ -140,9 +137,9 @@ def scrub(
     done: Scrub | HostScrub
     recompiled: Recompiled | None
     if on_host:
-        done, recompiled, bytes_read = run_on_host(flags, config, work_on_host)
+        done, recompiled, bytes_read = run_on_host(place, work_on_host)
     else:
-        done, recompiled, bytes_read = run(flags, config, work)
+        done, recompiled, bytes_read = run(place, work)
     if as_json:
         say_json(_document(done.report, recompiled, bytes_read, dry_run))
     else:

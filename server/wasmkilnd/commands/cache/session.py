@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import click
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.shared_server import CannotOpenShared, where
-from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.cache.value.names import KeyNames, namespace_prefix
 from wasmkilnd.config.flags import Decorator, some_options
 from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
@@ -25,6 +26,7 @@ from wasmkilnd.config.values.quantity import parse_bytes, parse_seconds
 from wasmkilnd.config.values.types import NO_DIRECTORY
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.connect import open_link
+from wasmkilnd.model import DEFAULT_NAMESPACE, NAMESPACE_NAME
 from wasmkilnd.options import host_options, remote_options
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.ring import TrustRing, open_trust
@@ -44,6 +46,15 @@ class CacheCommandFailed(Exception):  # noqa: N818 - says what happened
 
 class BadValuesFound(Exception):  # noqa: N818 - an answer
     """The command succeeded and found bad values; the message says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a command finds the cache."""
+
+    flags: Mapping[str, FlagValue]
+    config: Path | None
+    namespace: str = DEFAULT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +100,28 @@ def tier_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def where_options(*more: str) -> Decorator:
-    """Return a decorator that adds the flags that locate the cache, and those of ``more``."""
+    """Return a decorator that adds the flags that locate the cache, and those of ``more``.
+
+    The command receives ``place``.
+    """
     places = ("redis_", "host_store_")
-    return some_options(lambda field: field in (*_WHERE, *more) or field.startswith(places))
+    settings = some_options(lambda field: field in (*_WHERE, *more) or field.startswith(places))
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_place(*args: Any, **given: Any) -> Any:
+            place = Place(given.pop("flags"), given.pop("config"), given.pop("namespace"))
+            return command(*args, place=place, **given)
+
+        return click.option(
+            "--namespace",
+            default="",
+            callback=_namespace,
+            metavar="NAME",
+            help="The namespace whose values it is about.  [default: the default namespace]",
+        )(settings(with_place))
+
+    return decorate
 
 
 def _require_trust(trust: TrustRing, settings: Settings) -> None:
@@ -123,8 +153,7 @@ def duration_option(flag: str, name: str, default: str, text: str) -> Decorator:
 
 
 def run(
-    flags: Mapping[str, FlagValue],
-    config: Path | None,
+    place: Place,
     work: Callable[[Session], Awaitable[T]],
     *,
     make: bool = False,
@@ -134,12 +163,12 @@ def run(
     With ``make``, create the embedded server if there never was one. Raises ConfigError,
     KeysUnusable and CacheCommandFailed.
     """
-    settings, trust = _prepared(flags, config)
+    settings, trust = _prepared(place)
     options = remote_options(Reloadable(settings))
 
     async def with_cache() -> T:
         async with open_link(options, make=make) as link:
-            names = KeyNames(settings.redis_prefix)
+            names = KeyNames(namespace_prefix(settings.redis_prefix, place.namespace))
             return await work(Session(settings, link, names, trust, DsseVerifier(trust)))
 
     try:
@@ -151,16 +180,16 @@ def run(
 
 
 def run_on_host(
-    flags: Mapping[str, FlagValue],
-    config: Path | None,
+    place: Place,
     work: Callable[[HostSession], T],
 ) -> T:
     """Run ``work`` on the host store of this configuration; return its result.
 
     Raises ConfigError, KeysUnusable and CacheCommandFailed.
     """
-    settings, trust = _prepared(flags, config)
+    settings, trust = _prepared(place)
     options = host_options(settings)
+    options = options.of_namespace(place.namespace, options.limit_bytes)
     if not options.limit_bytes:
         is_none = settings.host_store_dir == NO_DIRECTORY
         why = "host_store_dir is none" if is_none else "host_store_bytes is 0"
@@ -176,8 +205,8 @@ def run_on_host(
         raise CacheCommandFailed(str(failure)) from None
 
 
-def _prepared(flags: Mapping[str, FlagValue], config: Path | None) -> tuple[Settings, TrustRing]:
-    settings = load(flags, os.environ, config).settings
+def _prepared(place: Place) -> tuple[Settings, TrustRing]:
+    settings = load(place.flags, os.environ, place.config).settings
     # Only errors: the command prints what an operator needs.
     pipeline.configure("text", "error", sys.stderr)
     signal.signal(signal.SIGTERM, _interrupted)
@@ -192,6 +221,12 @@ def _prepared(flags: Mapping[str, FlagValue], config: Path | None) -> tuple[Sett
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
     # As Ctrl-C, so that unfinished work is undone.
     raise KeyboardInterrupt
+
+
+def _namespace(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value and not NAMESPACE_NAME.fullmatch(value):
+        raise click.BadParameter("expected 1 to 63 lowercase letters, digits or hyphens")
+    return value
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str) -> float:

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ from wasmkilnd.commands.cache.session import (
     HELP,
     BadValuesFound,
     CacheCommandFailed,
+    Place,
     Session,
     duration_option,
     rate_option,
@@ -30,7 +31,6 @@ from wasmkilnd.commands.cache.session import (
     where_options,
 )
 from wasmkilnd.commands.cache.text import bar, document, say_json
-from wasmkilnd.config.load import FlagValue
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.maintenance.archive import ArchiveBroken, ArchiveReader, ArchiveWriter
 from wasmkilnd.maintenance.inventory import Inventory, Listed
@@ -56,8 +56,7 @@ def export_values(
     force: bool,
     bytes_per_s: int,
     as_json: bool,
-    flags: Mapping[str, FlagValue],
-    config: Path | None,
+    place: Place,
 ) -> None:
     """Write all values that verify to FILE, or to standard output if that is "-".
 
@@ -89,7 +88,7 @@ def export_values(
         return moved, [key for key in map(session.trust.get, moved.signers) if key]
 
     with _written(file, force) as write_to:
-        moved, signers = run(flags, config, lambda session: work(session, write_to))
+        moved, signers = run(place, lambda session: work(session, write_to))
     # Standard output may be the archive.
     _sum_up("exported", moved, as_json, err=file == "-")
     for key in signers:
@@ -110,8 +109,7 @@ def import_values(
     ttl_s: float,
     bytes_per_s: int,
     as_json: bool,
-    flags: Mapping[str, FlagValue],
-    config: Path | None,
+    place: Place,
 ) -> None:
     """Store the values in FILE, or on standard input if that is "-".
 
@@ -147,7 +145,7 @@ def import_values(
         return taking.moved
 
     with _read(file) as (read_from, size_bytes):
-        moved = run(flags, config, lambda session: work(session, read_from, size_bytes), make=True)
+        moved = run(place, lambda session: work(session, read_from, size_bytes), make=True)
     _sum_up("imported", moved, as_json, err=False)
     left_out.finish(moved)
 
