@@ -1,0 +1,278 @@
+"""Tenants that attack each other: nothing of one is reachable from another's namespace."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+import redis
+from wasmkiln import (
+    Client,
+    CompileTimeout,
+    CredentialsInvalid,
+    HostFileUnavailable,
+    ModuleNotLoaded,
+    ModuleQuarantined,
+    RoleMissing,
+)
+from wasmkiln.v1.types_pb2 import Origin
+
+from tests.contract.servers import binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.processes import eventually
+from tests.e2e.tenancy import ALL, House, house, tokens_of
+
+MEMORY, COMPILED = Origin.ORIGIN_MEMORY, Origin.ORIGIN_COMPILED
+HOST_STORE, REDIS = Origin.ORIGIN_HOST_STORE, Origin.ORIGIN_REDIS
+SLOW = wasm.nested_blocks(1_000_000)
+INVALID = wasm.busy_functions(3, last_is_broken=True)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path, engines: object) -> Iterator[str]:
+    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
+        yield running.url
+
+
+@pytest.fixture
+def tenants(tmp_path: Path, valkey: str) -> Iterator[House]:
+    with house(tmp_path / "state", REDIS_URL=valkey, WORKERS="1", COMPILE_CPU_S="2") as running:
+        yield running
+
+
+def test_a_digest_is_no_key_to_what_another_tenant_uploaded_or_compiled(tenants: House) -> None:
+    a, b, ops = (tenants.client(who) for who in ("a", "b", "ops"))
+    module = wasm.adder(1)
+    sha256 = a.load(module).sha256
+    assert a.compile(sha256).header.origin == COMPILED
+    written_everywhere(a)
+    for other in (b, ops):
+        with pytest.raises(ModuleNotLoaded):
+            other.compile(sha256)
+        with pytest.raises(ModuleNotLoaded):
+            other.compile(sha256, skip_cache_lookup=True)
+        with pytest.raises((ModuleNotLoaded, HostFileUnavailable)):
+            other.host_file(sha256)
+        assert [key.module_sha256 for key in other.find_missing([sha256])] == [sha256]
+        assert not other.load(module).already_loaded
+        # Having the module is no proof of having compiled it.
+        assert other.compile(sha256).header.origin == COMPILED
+        assert not other.find_missing([sha256])
+    assert a.compile(sha256).header.origin == MEMORY
+    assert a.load(module).already_loaded
+
+
+def test_the_tiers_below_memory_are_no_way_round(tmp_path: Path, valkey: str) -> None:
+    module = wasm.adder(2)
+    with house(tmp_path / "one", REDIS_URL=valkey) as first:
+        sha256 = first.client("a").compile(module).header.module_sha256
+        assert first.client("b").compile(wasm.adder(3)).header.origin == COMPILED
+        written_everywhere(first.client("a"))
+        written_everywhere(first.client("b"))
+        tokens = first.tokens
+    # The same daemon again, whose memory is empty.
+    with house(tmp_path / "one", tokens=tokens, REDIS_URL=valkey) as again:
+        with pytest.raises(ModuleNotLoaded):
+            again.client("b").compile(sha256)
+        with pytest.raises(ModuleNotLoaded):
+            again.client("ops").compile(sha256)
+        assert again.client("a").compile(sha256).header.origin == HOST_STORE
+    # Another daemon of the fleet, without their host stores.
+    with house(tmp_path / "two", REDIS_URL=valkey, HOST_STORE_BYTES="0") as second:
+        with pytest.raises(ModuleNotLoaded):
+            second.client("b").compile(sha256)
+        assert second.client("a").compile(sha256).header.origin == REDIS
+
+
+def test_keys_and_paths_carry_the_namespace_and_the_default_one_has_none(
+    tmp_path: Path, valkey: str
+) -> None:
+    with house(tmp_path / "state", REDIS_URL=valkey) as tenants:
+        ops, a = tenants.client("ops"), tenants.client("a")
+        of_ops = ops.compile(wasm.adder(4)).header
+        of_a = a.compile(wasm.adder(5)).header
+        written_everywhere(ops)
+        written_everywhere(a)
+    with redis.Redis.from_url(valkey) as server:
+        names = {name.decode() for name in server.keys("*")}
+    default = {name for name in names if of_ops.module_sha256 in name}
+    mine = {name for name in names if of_a.module_sha256 in name}
+    assert f"wasm:compiled:{{{of_ops.module_sha256}}}:{of_ops.fingerprint}" in default
+    assert f"wasm:ns:team-a:compiled:{{{of_a.module_sha256}}}:{of_a.fingerprint}" in mine
+    assert not [name for name in default if ":ns:" in name]
+    assert all(name.startswith("wasm:ns:team-a:") for name in mine)
+    store = tmp_path / "state" / "host_store"
+    for header, root in ((of_ops, store), (of_a, store / "ns" / "team-a")):
+        sha256 = header.module_sha256
+        assert (root / header.fingerprint / sha256[:2] / sha256 / "artifact").is_file()
+        assert (root / "engines.json").is_file()
+    assert len(list(store.rglob("artifact"))) == 2
+
+
+def test_the_cache_command_is_about_one_namespace(tmp_path: Path, valkey: str) -> None:
+    state = tmp_path / "state"
+    with house(state, REDIS_URL=valkey) as tenants:
+        made = {}
+        for number, who in enumerate(("ops", "a", "b")):
+            client = tenants.client(who)
+            made[who] = client.compile(wasm.adder(20 + number)).header.module_sha256
+            written_everywhere(client)
+
+    def listed(*flags: str) -> set[str]:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "wasmkilnd", "cache", "ls", "--json"),
+                *("--state-dir", str(state), "--redis-url", valkey, *flags),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {json.loads(line)["module"] for line in done.stdout.splitlines()}
+
+    for tier in ("redis", "host_store"):
+        assert listed("--tier", tier) == {made["ops"]}
+        assert listed("--tier", tier, "--namespace", "team-a") == {made["a"]}
+        assert listed("--tier", tier, "--namespace", "team-b") == {made["b"]}
+    command = [sys.executable, "-m", "wasmkilnd", "cache", "du", "--namespace", "../up"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "expected 1 to 63" in refused.stderr) == (2, True)
+    # What the others have is none of the default namespace's keys.
+    du = [*command[:-2], "--state-dir", str(state), "--redis-url", valkey]
+    told = subprocess.run(du, capture_output=True, text=True, check=True).stdout
+    assert " 0 unknown keys" in told
+
+
+def test_an_eviction_reaches_nothing_of_others(tenants: House, valkey: str) -> None:
+    clients = [tenants.client(who) for who in ("a", "b", "ops")]
+    module = wasm.adder(6)
+    sha256 = wasm.digest(module)
+    for client in clients:
+        assert client.compile(module).header.origin == COMPILED
+        written_everywhere(client)
+    for client in clients:
+        removed = client.evict(everything=True)
+        assert (removed.modules, list(removed.unreachable_tiers)) == (2, [])
+        others = [each for each in clients if each is not client]
+        assert [each.compile(sha256).header.origin for each in others] == [MEMORY, MEMORY]
+        with pytest.raises(ModuleNotLoaded):
+            client.compile(sha256)
+        assert client.compile(module).header.origin == COMPILED
+        written_everywhere(client)
+    clients[0].evict(module_sha256=sha256)
+    assert clients[1].compile(sha256).header.origin == MEMORY
+    with redis.Redis.from_url(valkey) as server:
+        left = {name.decode() for name in server.keys(f"*compiled:*{sha256}*")}
+    assert {name.partition("compiled:")[0] for name in left} == {"wasm:", "wasm:ns:team-b:"}
+
+
+def test_the_quarantine_of_one_tenant_refuses_nobody_else(tenants: House) -> None:
+    a, b, ops = (tenants.client(who) for who in ("a", "b", "ops"))
+    with pytest.raises(CompileTimeout):
+        a.compile(SLOW)
+    with pytest.raises(ModuleQuarantined):
+        a.compile(SLOW)
+    assert [one.module_sha256 for one in a.quarantined().modules] == [wasm.digest(SLOW)]
+    assert a.stats().quarantined_modules == 1
+    for other in (b, ops):
+        assert not other.quarantined().modules
+        assert other.release(everything=True).released == 0
+    assert b.stats().quarantined_modules == 0
+    # Not refused: compiled, and found to be slow for itself.
+    with pytest.raises(CompileTimeout):
+        b.compile(SLOW)
+    assert b.release(wasm.digest(SLOW)).released == 1
+    with pytest.raises(ModuleQuarantined):
+        a.compile(SLOW)
+
+
+def test_what_an_engine_said_of_a_module_is_asked_again_for_each_tenant(tenants: House) -> None:
+    def refused(who: str) -> int:
+        with pytest.raises(grpc.RpcError) as failure:
+            tenants.compile_bytes(who, INVALID)
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        compiles = tenants.client(who).stats().compiles
+        return sum(row.count for row in compiles if row.outcome == "module_invalid")
+
+    assert refused("a") == 1
+    assert refused("a") == 1  # Remembered.
+    assert refused("b") == 1
+    assert refused("b") == 1
+
+
+def test_tenants_share_no_flight_and_see_none_of_each_others_figures(tenants: House) -> None:
+    module = wasm.busy_functions(2000)
+    clients = [tenants.client(who) for who in ("a", "a", "a", "b", "b")]
+    with ThreadPoolExecutor(len(clients)) as callers:
+        made = list(callers.map(lambda client: client.compile(module).header.origin, clients))
+    # Of each tenant's calls one compiles, whatever the other tenant's do.
+    assert (made[:3].count(COMPILED), made[3:].count(COMPILED)) == (1, 1)
+    of_a, of_b = clients[0].stats(), clients[3].stats()
+    assert (of_a.namespace, of_b.namespace) == ("team-a", "team-b")
+    for stats in (of_a, of_b):
+        assert sum(row.count for row in stats.compiles) == 1
+        assert (len(stats.workers), stats.busy_workers, stats.queue_depth) == (0, 0, 0)
+        [memory] = [tier for tier in stats.tiers if tier.tier == "memory"]
+        assert memory.entries == 2
+    whole = tenants.client("ops").stats()
+    assert whole.namespace == ""
+    assert sum(row.count for row in whole.compiles) == 2
+    [memory] = [tier for tier in whole.tiers if tier.tier == "memory"]
+    assert (memory.entries, len(whole.workers)) == (4, 1)
+    other = wasm.adder(7)
+    clients[0].compile(other)
+    assert sum(row.count for row in clients[3].stats().compiles) == 1
+
+
+def test_only_the_default_namespace_has_a_say_in_the_whole_daemon(tenants: House) -> None:
+    with pytest.raises(RoleMissing):
+        tenants.client("a").drain()
+    assert tenants.client("a").compile(wasm.adder(8)).header.origin == COMPILED
+
+
+def test_namespaces_come_and_go_while_the_daemon_runs(tmp_path: Path, valkey: str) -> None:
+    state = tmp_path / "state"
+    with house(state, REDIS_URL=valkey) as tenants:
+        daemon, a = tenants.daemon, tenants.client("a")
+        module = wasm.adder(9)
+        assert a.compile(module).header.origin == COMPILED
+        text, token = tokens_of(state).add("c", ALL, "team-c", None)
+        daemon.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "team-c" in daemon.log, "team-c is opened")
+        with Client(daemon.address, token=text) as c:
+            with pytest.raises(ModuleNotLoaded):
+                c.compile(wasm.digest(module))
+            assert c.compile(module).header.origin == COMPILED
+            written_everywhere(c)
+            # Its part of the memory is one of four now.
+            limits = [tier.limit_bytes for tier in c.stats().tiers if tier.tier == "memory"]
+            assert limits == [tier.limit_bytes for tier in a.stats().tiers if tier.tier == "memory"]
+            tokens_of(state).revoke(token.id)
+            eventually(lambda: "namespace closed" in daemon.log, "team-c is closed")
+            with pytest.raises(CredentialsInvalid):
+                c.compile(module)
+        assert a.compile(module).header.origin == MEMORY
+        # What it has stored waits for it.
+        text, _ = tokens_of(state).add("c", ALL, "team-c", None)
+        opened = daemon.log.count("namespace opened")
+        eventually(lambda: daemon.log.count("namespace opened") > opened, "team-c is back")
+        with Client(daemon.address, token=text) as c:
+            assert c.compile(wasm.digest(module)).header.origin == HOST_STORE
+
+
+def written_everywhere(client: Client) -> None:
+    """Wait until nothing waits to be written to Redis or the host store."""
+
+    def written() -> bool:
+        stats = client.stats()
+        [store] = [tier for tier in stats.tiers if tier.tier == "host_store"]
+        return stats.pending_writes == 0 and store.put_latency.count > 0
+
+    eventually(written, "all writes are done")
