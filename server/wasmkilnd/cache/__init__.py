@@ -2,8 +2,9 @@
 
 **Tiers.** ``memory`` is an LRU of this process, within ``memory_bytes``. The host store (``host``)
 keeps artifacts as files that processes map; ``guarded_host`` passes it over while its disk hangs.
-The shared tier is a Redis, or an embedded Valkey that the daemon runs itself. ``open_host`` and
-``open_shared`` open them when the daemon starts, or nothing in their place (``null_tier``).
+The shared tier is a Redis, or an embedded Valkey that the daemon runs itself. ``shared_server``
+connects to it once; ``open_host`` and ``open_shared`` open what each namespace has, or nothing in
+their place (``null_tier``).
 ``tiered`` makes one cache of all, behind ``ports.Cache``: no call fails because a tier fails.
 
 **Reading.** A call looks in memory, then in the writes that wait, the host store and the shared
