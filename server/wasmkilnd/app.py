@@ -71,7 +71,6 @@ class Daemon:
         settings = self._settings.current
         check_host(settings)
         found = find_engines(settings)
-        connections = descriptors.connections_per_address(settings, engines=len(found.installed))
         opening = Opening(
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
         )
@@ -80,6 +79,9 @@ class Daemon:
         access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
         access.on_change(partial(audit_access, audit))
         audit_tls(audit, tls)
+        connections = descriptors.connections_per_address(
+            settings, len(found.installed), len(access.policy.current.namespaces)
+        )
         signing = await opening.signing()
         audit_start(audit, self._version, signing.current)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)

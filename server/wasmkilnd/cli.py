@@ -30,6 +30,7 @@ from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.lifecycle.listening import open_tls, restart_for_tls
 from wasmkilnd.lifecycle.preflight import CannotStart
+from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
 from wasmkilnd.signing.store import KeysUnusable
@@ -106,7 +107,9 @@ def show_config(
         return
     loaded = load(flags, os.environ, config)
     open_tls(loaded.settings)  # Raises CannotStart, as `serve` would.
-    read_sources(loaded.settings)  # Raises AccessUnusable where `serve` would refuse to start.
+    policy = read_sources(loaded.settings).policy  # Raises AccessUnusable, as `serve` would.
+    if why := refusal(loaded.settings, policy.namespaces):
+        raise CannotStart(why)
     click.echo(show.as_json(loaded) if as_json else show.render(loaded).rstrip("\n"))
 
 

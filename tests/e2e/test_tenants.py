@@ -267,6 +267,34 @@ def test_namespaces_come_and_go_while_the_daemon_runs(tmp_path: Path, valkey: st
             assert c.compile(wasm.digest(module)).header.origin == HOST_STORE
 
 
+def test_namespaces_that_have_more_than_there_is_are_refused(
+    tmp_path: Path, engines: object
+) -> None:
+    policy = tmp_path / "state-policy.toml"
+    greedy = '[namespace.team-a]\nmemory_bytes = "1000GiB"\n'
+    with house(tmp_path / "state", policy="[namespace.team-a]\n") as tenants:
+        a = tenants.client("a")
+        assert a.compile(wasm.adder(30)).header.origin == COMPILED
+        policy.write_text(greedy)
+        tenants.daemon.process.send_signal(signal.SIGHUP)
+        line = tenants.daemon.wait_for_log("cannot reload: nothing changed")
+        assert "raise the setting memory_bytes" in line
+        assert a.compile(wasm.adder(30)).header.origin == MEMORY
+    for command in ("config", "serve"):
+        refused = subprocess.run(
+            [
+                *(sys.executable, "-m", "wasmkilnd", command, "--state-dir", tmp_path / "state"),
+                *("--policy-file", policy, "--admin-listen", "none", "--listen", "127.0.0.1:0"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert refused.returncode != 0
+        assert "cannot serve the namespaces of the policy" in refused.stderr
+
+
 def written_everywhere(client: Client) -> None:
     """Wait until nothing waits to be written to Redis or the host store."""
 
