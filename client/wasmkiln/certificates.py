@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from wasmkiln.errors import VerificationNotInstalled
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
+UTC = timezone.utc  # noqa: UP017 - Python 3.10 too
 MAX_CHAIN_BYTES = 16 * 1024
 """The longest certificate with its chain, as PEM."""
 

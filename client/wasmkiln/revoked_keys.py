@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
+UTC = timezone.utc  # noqa: UP017 - Python 3.10 too
 FOLDER = "revoked"
 """The folder of revocations, beside the trusted keys or in their folder."""
 
