@@ -17,6 +17,7 @@ from tests.e2e.refusals import (
     crash,
     drain,
     fill_the_queue,
+    guarded,
     load,
     lose_every_worker,
     repeat_what_was_refused,
@@ -24,6 +25,7 @@ from tests.e2e.refusals import (
     use_up_a_quota,
 )
 from tests.hostile.catalogue import many_locals
+from tests.web_tokens import AUDIENCE, ISSUER, TestIssuer
 
 MIB = 1024 * 1024
 TIMEOUT_S = 3
@@ -36,6 +38,12 @@ STRICT = (
 """A daemon with limits that a call meets within seconds."""
 CROWDED = ("--workers", "1", "--queue-length", "1", "--redis-url", "none")
 """A daemon whose one worker can be held up for as long as a row needs; it serves ``ENGINE``."""
+
+GUARDED = (
+    *("--workers", "1", "--redis-url", "none"),
+    *("--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE),
+)
+"""A daemon that asks for an identity; the test adds its keys for JSON Web Tokens."""
 
 WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
 TARGET = r"\w+-unknown-linux-gnu"
@@ -55,6 +63,8 @@ class Row:
     says: str = ""
     """What the message contains."""
     retry: bool = False
+    guarded: bool = False
+    """Whether it needs the guarded daemon instead of the strict one."""
     crowded: bool = False
     """Whether it needs the crowded daemon instead of the strict one."""
 
@@ -310,6 +320,37 @@ ROWS = [
         says="your quota allows 1 per minute",
         retry=True,
         crowded=True,
+    ),
+    Row(
+        "no-credentials",
+        Reason.CREDENTIALS_MISSING,
+        guarded(""),
+        says="authorization: Bearer TOKEN",
+        guarded=True,
+    ),
+    *(
+        Row(
+            f"credentials-{cause}",
+            Reason.CREDENTIALS_INVALID,
+            guarded(authorization),
+            {"cause": cause},
+            says="cannot",
+            guarded=True,
+        )
+        for cause, authorization in (
+            ("malformed", "Basic {reader}"),
+            ("unknown", "Bearer {reader}0"),
+            ("expired", "Bearer {expired}"),
+            ("untrusted", f"Bearer {TestIssuer(key_id='other').token()}"),
+        )
+    ),
+    Row(
+        "role",
+        Reason.ROLE_MISSING,
+        guarded("Bearer {reader}"),
+        {"role": "compile"},
+        says="it needs the role compile",
+        guarded=True,
     ),
     # The last one, since it ends its daemon.
     Row("drain", Reason.SERVER_DRAINING, drain, says="shutting down", crowded=True),

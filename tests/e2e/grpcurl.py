@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ class Refusal:
 class Grpcurl:
     """Calls one daemon, each time by a new process."""
 
-    def __init__(self, address: str, *headers: str) -> None:
+    def __init__(self, address: str, *headers: str, flags: Sequence[str] = ()) -> None:
         self._address = address
-        self._headers = [word for header in headers for word in ("-H", header)]
+        self._flags = [*flags, *(word for header in headers for word in ("-H", header))]
 
     def __call__(
         self, *words: str, request: object = None, max_time_s: float = 60
@@ -48,7 +48,7 @@ class Grpcurl:
         data = [] if request is None else ["-d", "@"]
         flags = ["-plaintext", "-max-time", str(max_time_s), "-max-msg-sz", str(64 * 1024 * 1024)]
         return subprocess.run(
-            [str(_GRPCURL), *flags, *self._headers, *data, self._address, *words],
+            [str(_GRPCURL), *flags, *self._flags, *data, self._address, *words],
             input="" if request is None else json.dumps(request),
             capture_output=True,
             text=True,

@@ -48,6 +48,29 @@ def request(method: str, message: Mapping[str, Any]) -> Meet:
     return lambda daemon: Grpcurl(daemon.address).refused(f"wasmkiln.v1.{method}", message)
 
 
+READER, EXPIRED = "reader.token", "expired.token"
+"""Files in the state directory of a guarded daemon: a token with the role read, and one that has
+expired."""
+
+
+def guarded(authorization: str, method: str = LOAD) -> Meet:
+    """Call a guarded daemon; of ``authorization``, names in braces stand for files."""
+
+    def meet(daemon: Daemon) -> Refusal:
+        tokens = {name.partition(".")[0]: _text(daemon, name) for name in (READER, EXPIRED)}
+        # It asks for descriptions of the services as the reader, and calls as the row says.
+        flags = ["-reflect-header", f"authorization: Bearer {tokens['reader']}"]
+        if authorization:
+            flags += ["-rpc-header", f"authorization: {authorization.format(**tokens)}"]
+        return Grpcurl(daemon.address, flags=flags).refused(method, {"module": _module(b"")})
+
+    return meet
+
+
+def _text(daemon: Daemon, name: str) -> str:
+    return (daemon.state_dir / name).read_text()
+
+
 def repeat_what_was_refused(daemon: Daemon) -> Refusal:
     """Have a module fail, and send it again."""
     again = compile_(wasm.nested_blocks(1_000_000, tag=7), engine="wasmer")

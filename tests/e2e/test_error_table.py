@@ -14,9 +14,12 @@ from wasmkilnd.errors import Reason
 from wasmkilnd.rpc.wire.status import CODES
 
 from tests.e2e import wasm
+from tests.e2e.bearers import add_token
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import ROOT, Daemon, fresh_state, state_with
-from tests.e2e.error_rows import CROWDED, ROWS, STRICT, Row
+from tests.e2e.error_rows import CROWDED, GUARDED, ROWS, STRICT, Row
+from tests.e2e.refusals import EXPIRED, READER
+from tests.web_tokens import TestIssuer
 
 FLAWED = Path(__file__).with_name("flawed.py")
 
@@ -37,9 +40,23 @@ def crowded(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> I
     assert daemon.process.returncode == 0
 
 
+@pytest.fixture(scope="module")
+def guarded(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = state_with(tmp_path_factory.mktemp("guarded") / "state", ENGINE)
+    for name, expires in ((READER, ""), (EXPIRED, "1s")):
+        (state / name).write_text(add_token(state, name, "read", expires=expires))
+    keys = state / "keys.json"
+    keys.write_bytes(TestIssuer().key_set())
+    with Daemon(state, [*GUARDED, "--jwt-keys", str(keys)]) as daemon:
+        yield daemon
+    assert daemon.process.returncode == 0
+
+
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_row(row: Row, request: pytest.FixtureRequest) -> None:
-    daemon: Daemon = request.getfixturevalue("crowded" if row.crowded else "strict")
+    daemon: Daemon = request.getfixturevalue(
+        "guarded" if row.guarded else "crowded" if row.crowded else "strict"
+    )
     refused = row.meet(daemon)
     info = refused.details["ErrorInfo"]
     assert (info["domain"], info["reason"]) == ("wasmkiln", row.reason.name), refused
@@ -55,7 +72,7 @@ def test_row(row: Row, request: pytest.FixtureRequest) -> None:
     # For people who call, and not about files and lines.
     for trace in ("Traceback", 'File "', ".py", "Error:", "planted"):
         assert trace not in refused.text
-    if row.reason is not Reason.SERVER_DRAINING:
+    if row.reason is not Reason.SERVER_DRAINING and not row.guarded:
         with daemon.client() as client:
             assert client.compile(wasm.constant(4711), skip_cache_lookup=True).bytes
 
