@@ -25,7 +25,7 @@ from wasmkilnd.model import NAMESPACE_NAME, NamespaceLimits, QuotaLimits, Role
 MOST_NAMESPACES = 256
 """Each has caches of its own."""
 _ANONYMOUS = "anonymous"
-_KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:/")
+_KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")
 _JWT = "jwt:"
 
 
