@@ -103,7 +103,11 @@ class Call:
         """Return what the call brings along to say who makes it."""
         certificate = b""
         if self.entrance.transport is Transport.MTLS:
-            [certificate] = self.context.auth_context().get("x509_pem_cert", [b""])
+            said = self.context.auth_context()
+            # Those between it and its CA too, if the caller sent some.
+            certificate = b"".join(
+                (*said.get("x509_pem_cert", ()), *said.get("x509_pem_cert_chain", ()))
+            )
         return Credentials(self._metadata(_AUTHORIZATION_KEY), certificate)
 
     @property
