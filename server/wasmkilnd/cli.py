@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import structlog
 
+from wasmkilnd.access.show import shown
 from wasmkilnd.access.sources import read_sources
 from wasmkilnd.access.tls.first_try import CannotMakeFiles
 from wasmkilnd.access.unusable import AccessUnusable
@@ -101,16 +102,19 @@ def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
 def show_config(
     flags: Mapping[str, FlagValue], config: Path | None, as_json: bool, reference: bool
 ) -> None:
-    """Print every setting, and where its value came from."""
+    """Print every setting, where its value came from, and who may do what."""
     if reference:
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
     open_tls(loaded.settings)  # Raises CannotStart, as `serve` would.
-    policy = read_sources(loaded.settings).policy  # Raises AccessUnusable, as `serve` would.
-    if why := refusal(loaded.settings, policy.namespaces):
+    sources = read_sources(loaded.settings)  # Raises AccessUnusable, as `serve` would.
+    if why := refusal(loaded.settings, sources.policy.namespaces):
         raise CannotStart(why)
-    click.echo(show.as_json(loaded) if as_json else show.render(loaded).rstrip("\n"))
+    if as_json:
+        click.echo(show.as_json(loaded))
+    else:
+        click.echo(f"{show.render(loaded)}{shown(sources)}")
 
 
 @command.group(context_settings=_HELP)

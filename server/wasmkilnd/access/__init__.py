@@ -12,6 +12,7 @@
 | ``identities`` | from credentials to an identity; remembers those that were checked |
 | ``guard`` | the port ``Guard``: who calls, and whether they may |
 | ``sources`` | reads all of this together, from the settings |
+| ``show`` | prints who may do what |
 | ``unusable`` | the error for files that cannot be used |
 | ``tls/`` | certificates and keys of TLS: read, checked, replaced while calls run |
 
