@@ -34,7 +34,7 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
-from wasmkilnd.signing.store import KeysUnusable
+from wasmkilnd.signing.files import KeysUnusable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -17,8 +17,8 @@ from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.ring import Signing, log_key_changes, open_signing
-from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.telemetry.logs import standard_error
 from wasmkilnd.tenants.tenants import Tenants
 

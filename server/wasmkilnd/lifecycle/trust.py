@@ -14,8 +14,8 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle.auditing import audit_keys, audit_revocations
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.ring import Signing, log_key_changes
-from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.tenants.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd.keys")

@@ -25,7 +25,7 @@ that a stamp of one kind never passes for another.
 |---|---|
 | ``private`` | the private key, which never shows itself |
 | ``store`` | the key directory; refuses one that another user could change |
-| ``files`` | how files of the directory are read and written |
+| ``files`` | how files of the directory are read; ``KeysUnusable`` |
 | ``sealer`` | signs and verifies artifacts and stamps (ports ``Verifier`` and ``Sealer``) |
 | ``certified`` | the keys that a CA vouches for |
 | ``ring`` | the keys that are trusted at one moment, and the one to sign with |

@@ -1,10 +1,8 @@
-"""Read and write the files of the key directory: whole or not at all, and no file of others."""
+"""Read the files of the key directory, and no file that another user owns or may change."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,18 +34,3 @@ def read_file(path: Path, *, secret: bool = False) -> str | None:
         return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it there, so that readers see all of it or none."""
-    aside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -15,9 +15,10 @@ from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.signing.certified import CertifiedKeys, read_cas, read_own
+from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.sealer import DsseSealer
-from wasmkilnd.signing.store import KeyStore, KeysUnusable
+from wasmkilnd.signing.store import KeyStore
 
 log = structlog.get_logger("wasmkilnd.keys")
 

@@ -17,8 +17,6 @@ daemons, on several machines, may share the directory.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +24,9 @@ from wasmkiln.revoked_keys import FOLDER, read_revocations, write_revocation
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.ownership import check_path, make_folder
-from wasmkilnd.signing.files import KeysUnusable, as_keys_unusable, read_file, write_file
+from wasmkilnd.signing.files import KeysUnusable, as_keys_unusable, read_file
 from wasmkilnd.signing.private import PrivateKey
-
-__all__ = ["KeyStore", "KeysUnusable"]
+from wasmkilnd.whole_files import locked, write_whole
 
 
 class KeyStore:
@@ -179,7 +176,7 @@ class KeyStore:
             if known_ms is not None and known_ms <= since_ms:
                 return False
             self._revoked.mkdir(mode=0o700, exist_ok=True)
-            write_file(self._revoked / f"{key_id}.json", write_revocation(key_id, since_ms))
+            write_whole(self._revoked / f"{key_id}.json", write_revocation(key_id, since_ms))
             return True
 
     def find(self, key_id: str) -> PublicKey | None:
@@ -213,14 +210,14 @@ class KeyStore:
     def _make(self, path: Path) -> PrivateKey:
         key = PrivateKey.generate()
         self._trust(key.public)
-        write_file(path, key.pem)
+        write_whole(path, key.pem)
         return key
 
     def _trust(self, key: PublicKey) -> None:
         path = self._trusted / f"{key.id}.pem"
         if not path.exists():
             self._trusted.mkdir(mode=0o700, exist_ok=True)
-            write_file(path, key.pem.encode())
+            write_whole(path, key.pem.encode())
 
     def _refuse_open_folders(self) -> None:
         # Check before reading anything: after this only this user and root can change the folders.
@@ -232,12 +229,8 @@ class KeyStore:
         with as_keys_unusable(self.folder):
             make_folder(self.folder, private=True)
             self._refuse_open_folders()
-            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self.folder):
                 yield
-            finally:
-                os.close(lock)
 
 
 def _read_trusted(path: Path) -> TrustedKeys:

@@ -19,10 +19,10 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.signing.certified import CertifiedKeys
 from wasmkilnd.signing.current import CurrentSealer
+from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.ring import KeyRing, Signing, open_ring
 from wasmkilnd.signing.sealer import DsseSealer
-from wasmkilnd.signing.store import KeysUnusable
 from wasmkilnd.wire import payload_views
 
 from tests.code_signing import DAY, CodeSigningCA

@@ -28,10 +28,11 @@ from wasmkilnd.cache.value.marks import Mark, Marks, read_mark, write_mark
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.revocations import read_statement, write_statement
 from wasmkilnd.model import Module, Refusal
+from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.sealer import DsseSealer, DsseVerifier
-from wasmkilnd.signing.store import KeyStore, KeysUnusable
+from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.sealing import MADE_S, OURS, THEIRS, sealer
 from tests.contract.values import artifact, module

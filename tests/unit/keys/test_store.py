@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.sealer import DsseSealer
-from wasmkilnd.signing.store import KeyStore, KeysUnusable
+from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.values import artifact
 
