@@ -76,10 +76,6 @@ class Identity:
     quota: str = ""
     """The name of its quota in the policy; empty for none."""
 
-    def may(self, role: Role) -> bool:
-        """Return whether it has ``role``."""
-        return role in self.roles
-
 
 ANYBODY = Identity("", ALL_ROLES)
 """Every caller of a daemon that asks for no identity."""

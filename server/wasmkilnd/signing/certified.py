@@ -34,12 +34,10 @@ class CertifiedKeys:
     ) -> None:
         """Without ``cas``, no certificate makes a key trusted. ``clock`` is the time of day."""
         self._cas = cas
+        self.on = bool(cas)
+        """Whether certificates make keys trusted."""
         self._clock = clock
         self._known: dict[str, _Known] = {}
-
-    def __bool__(self) -> bool:
-        """Return whether certificates count."""
-        return bool(self._cas)
 
     @property
     def chains(self) -> list[bytes]:

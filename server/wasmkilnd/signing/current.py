@@ -56,7 +56,7 @@ class CurrentSealer:
     def wants_certificate(self, key_id: str) -> bool:
         """Return whether a certificate may make this key, which is not trusted, trusted."""
         ring = self._signing.current.ring
-        return bool(ring.certified) and ring.get(key_id) is None
+        return ring.certified.on and ring.get(key_id) is None
 
     def learn_certificate(self, chain: bytes) -> None:
         """Trust the key of a certificate if a trusted CA issued it."""
@@ -66,7 +66,7 @@ class CurrentSealer:
     def certificate_of(self, artifact: Artifact) -> bytes:
         """Return the certificate of the key that signed ``artifact``, empty if none is known."""
         ring = self._signing.current.ring
-        if not (ring.certificate or ring.certified):
+        if not (ring.certificate or ring.certified.on):
             return b""
         return ring.certificate_of(attested(artifact.attestation)[0])
 

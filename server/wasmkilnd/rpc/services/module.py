@@ -62,7 +62,7 @@ class ModuleServicer:
         wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.about["uploaded"] = bool(wanted.wasm)
-        if not call.identity.may(Role.COMPILE):
+        if Role.COMPILE not in call.identity.roles:
             wanted.restrict_to_hits()
         try:
             served = await self._tenant(call).service.compile(wanted)
