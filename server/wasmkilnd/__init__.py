@@ -4,22 +4,24 @@
 One Compile call goes through these files in this order; ``compile_service`` calls the indented
 ones:
 
-    rpc/calls               limits on calls, a request id, the log line and the metrics of the call
+    rpc/calls               who calls, and may they; limits, the log line, metrics and audit
     rpc/services/module     reads the request, sends the answer
     compile_service         look in the cache; join or start a flight; compile; store
       fast_first            what calls that accept fast code get; optimised compiles behind it
       admission             refuses a module or a spec before it costs anything
-      cache/tiered          memory first, then Redis
+      cache/tiered          memory first, then the host store, then Redis
       singleflight          one compilation for all callers that want the same artifact
       quarantine            refuses a module that broke this compiler before
       cache/fleet           one compilation among all daemons on one Redis
       engines/registry      chooses the engine of a request
       engines/workers       a worker process for the job: pool, process
 
-Load, FindMissing and Evict are in ``module_service``.
+Load, FindMissing and Evict are in ``module_service``. Each namespace has services of its own
+(``tenant``); ``account`` is who pays for what a call uses.
 
 | room | what it is for |
 |---|---|
+| ``access`` | who may do what: identities, roles, quotas, TLS |
 | ``rpc`` | gRPC: connections, bytes in flight, messages, the table of errors |
 | ``cache`` | the tiers: memory, Redis, the embedded server; who of the fleet compiles |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
@@ -27,13 +29,14 @@ Load, FindMissing and Evict are in ``module_service``.
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
 | ``config`` | settings: one schema for flags, environment, file and docs |
 | ``lifecycle`` | start, readiness, reload, shutdown |
-| ``telemetry`` | logs, metrics, the HTTP port for both |
-| ``maintenance``, ``commands`` | offline tools over Redis and keys, and their commands |
+| ``telemetry`` | logs, the audit, metrics, the HTTP port for metrics and health |
+| ``commands`` | the commands beside ``serve``: keys, tokens, certificates, the cache |
+| ``maintenance`` | offline tools over the shared tier |
 | ``model``, ``errors``, ``ports`` | values, failures and interfaces that all rooms share |
 
 Rooms share values and ports; which other rooms each may import is listed in
-tests/architecture/test_imports.py. The
-daemon never imports an engine: engines run in processes and interpreters of their own.
+tests/architecture/test_imports.py. The daemon never imports an engine: engines run in processes
+and interpreters of their own.
 """
 
 import sys

@@ -2,13 +2,13 @@
 
     app          the group of commands: turns every failure into one sentence and an exit code
     commands/    one file for each command: its options, its call, its output
-    options      options that several commands take, such as --engine
+    options, seconds      options that several commands take, such as --engine
     connection_options    those of every command: --address, --profile, --tls, …
     session      one run: makes the client, writes results to stdout and failures to stderr
     batch        several inputs in one run: one that fails does not stop the others
     exits        the exit codes, in one table that --help prints too
     place        where `compile -o` writes, and what it refuses to write over
-    tables, grid, text    what people read
+    tables, stats_table, grid, text    what people read
     json_output           what scripts read (--json)
     progress              bars on stderr, on a terminal only
 

@@ -7,6 +7,7 @@
 | start | ``preflight`` | refuses to start where this host or user rules a setting out |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
 | | ``listening`` | where gRPC is served, and with which TLS |
+| | ``open_access`` | the guard; reads again the files that say who may do what |
 | | ``opening`` | opens keys, tiers and the servers |
 | | ``auditing`` | where the audit goes, and its lines about the daemon itself |
 | | ``start_engines`` | starts the installed engines, and leaves out those that do not work |
@@ -16,7 +17,10 @@
 | | ``gauges`` | what metrics read from engines and calls |
 | | ``malloc_trim`` | returns freed memory to the machine |
 | | ``systemd`` | tells the service manager: ready, reloading, stopping |
-| reload | ``reload`` | applies settings and keys that SIGHUP makes the daemon read again |
+| | ``trust`` | follows revocations of signing keys, and spreads them over the fleet |
+| reload | ``reload`` | applies settings, keys and files that SIGHUP makes the daemon read again |
+| | ``watch`` | notices that files have changed, so that they are read without SIGHUP |
+| | ``serve_namespaces`` | opens and closes namespaces as the policy names them |
 | end | ``shutdown`` | the deadline of calls in progress |
 
 It promises:

@@ -7,7 +7,8 @@ exit code is OK unless it says otherwise by `context.exit`; exceptions go to cli
     load, compile, warm        modules in, artifacts out; several inputs in one run
     path                       the artifact's file in the host store, for other programs
     find-missing, stats,       ask, and change nothing
-      engines, health
+      engines, health, whoami
+    profiles                   list the daemons that the file of profiles names
     evict, quarantine, drain   operate a daemon
     verify                     check a file's attestation without a daemon
 

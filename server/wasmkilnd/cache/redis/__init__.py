@@ -9,8 +9,10 @@ before they are parsed, and the error texts of a server never reach a log or a c
 | values | ``value_reader``, ``value_writer``: the only code that reads and writes them |
 | many keys by their heads | ``scan``; ``sweep`` (eviction, kinds of modules) |
 | marks of evictions | ``mark_store`` |
+| signing keys | ``revocation_store``, ``certificate_store`` |
 | commands, time-outs | ``guarded`` (``GuardedRedis``), ``breaker``, ``errors`` |
-| kinds of servers | ``server`` (one server), ``sentinel``, ``cluster``, ``upstash_rest`` |
+| kinds of servers | ``server`` (one server), ``sentinel``, ``cluster`` (``cluster_nodes``, |
+| | ``cluster_map``, ``concurrency``), ``upstash_rest`` |
 | connections | ``connect`` (from a URL to a server), ``replies`` (limits on what arrives) |
 
 **Reading a value** takes one round trip for the head, the first piece and the marks, then one

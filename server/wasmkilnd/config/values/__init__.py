@@ -9,5 +9,6 @@ value in front of that sentence.
 | ``quantity`` | sizes (``256MiB``), durations (``500ms``), counts |
 | ``address`` | where to listen: ``host:port``, ``[v6]:port``, ``unix:/path`` |
 | ``redis_url`` | where Redis is, with its password masked |
+| ``listening`` | which addresses and TLS settings go together |
 | ``types`` | the annotated types that the fields of ``config.sections`` use |
 """
