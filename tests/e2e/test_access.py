@@ -133,6 +133,23 @@ def test_a_broken_file_changes_nothing_and_is_logged_once(
     assert stubs.capabilities(ci) == "CREDENTIALS_INVALID"
 
 
+def test_a_broken_policy_keeps_no_revoked_token(lean_state_dir: Path, tmp_path: Path) -> None:
+    add_token(lean_state_dir, "lost", "compile")
+    lost = bearer(add_token(lean_state_dir, "lost", "compile"))
+    kept = bearer(add_token(lean_state_dir, "kept", "compile"))
+    file = policy(tmp_path, "")
+    with RedisDaemon(lean_state_dir, [*FLAGS, "--policy-file", str(file)]) as daemon:
+        stubs = Stubs(daemon.address)
+        with stubs.channel:
+            file.write_text("[[rule]]\nidentity = 1")
+            daemon.wait_for_log("cannot read changed files: they change nothing")
+            token_command(lean_state_dir, "revoke", "lost")
+            eventually(lambda: stubs.capabilities(lost) == "CREDENTIALS_INVALID", "it counts", 60)
+            assert stubs.capabilities(kept) == ""
+            assert daemon.log.count("cannot read changed files") == 1
+            assert "files read again" not in daemon.log
+
+
 def policy(daemon_or_folder: Path, text: str) -> Path:
     path = daemon_or_folder / "policy.toml"
     path.write_text(text)

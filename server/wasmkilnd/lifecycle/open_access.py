@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,6 +14,7 @@ from wasmkilnd.access.identities import Identities
 from wasmkilnd.access.key_fetcher import CannotFetch, KeyFetcher, fetch_keys
 from wasmkilnd.access.key_set import KeySet
 from wasmkilnd.access.sources import Sources, files_of, read_sources
+from wasmkilnd.access.tokens import Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.access.web_tokens import VerifiedWebTokens
 from wasmkilnd.config.schema import Settings
@@ -60,7 +62,7 @@ class OpenAccess:
         try:
             sources = read_sources(settings)
         except AccessUnusable as failure:
-            raise CannotReload(str(failure)) from None
+            raise CannotReload(str(failure), self._revocations()) from None
         self.next_policy = sources.policy
         # A file that changed is no reason to wait for a URL: a revoked token must not count on.
         fetch = settings is not self._settings.current
@@ -74,6 +76,29 @@ class OpenAccess:
             self._changed(before, sources)
             self.policy.current = sources.policy
             self.guard.replace(identities, open_health=settings.open_health)
+
+        return apply
+
+    def _revocations(self) -> Callable[[], None] | None:
+        """Return what forgets the tokens that are revoked, while other files are unusable."""
+        before = self._sources
+        known = before.tokens.all if before.tokens else ()
+        try:
+            tokens = read_tokens(self._settings.current.tokens_file)
+        except AccessUnusable:
+            return None
+        left = {token.id for token in tokens.all} if tokens else set()
+        kept = [token for token in known if token.id in left]
+        if len(kept) == len(known):
+            return None
+        sources = replace(before, tokens=Tokens(kept))
+        identities = self._identities(sources)
+
+        def apply() -> None:
+            self._sources = sources
+            self._changed(before, sources)
+            open_health = self._settings.current.open_health
+            self.guard.replace(identities, open_health=open_health)
 
         return apply
 

@@ -30,6 +30,11 @@ _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
     """A part cannot use the new settings, or what they name; the message says why."""
 
+    def __init__(self, why: str, revoke: Callable[[], None] | None = None) -> None:
+        """``revoke`` applies what was taken from callers all the same."""
+        super().__init__(why)
+        self.revoke = revoke
+
 
 _CANNOT = (ConfigError, KeysUnusable, CannotOpenShared, CannotAudit, CannotReload)
 
@@ -81,16 +86,20 @@ class Reloader:
     async def refresh(self) -> None:
         """Have each part read its files again, as far as it can use them; the settings stay.
 
-        Unlike a reload, a file that one part cannot use holds back no other part: a token that
-        was revoked must not count on because a certificate is broken. Log a refusal once.
+        Unlike a reload, a file that one part cannot use holds back no other part, and no
+        revocation: a token that was revoked must not count on because a certificate, or the
+        policy, is broken. Log a refusal once.
         """
         async with self._one_at_a_time:
             settings = self._settings.current
-            prepared = []
+            prepared, whole = [], True
             for number, prepare in enumerate(self._parts):
                 try:
                     prepared.append(await asyncio.to_thread(prepare, settings))
                 except (CannotAudit, CannotReload) as failure:
+                    whole = False
+                    if isinstance(failure, CannotReload) and failure.revoke:
+                        prepared.append(failure.revoke)
                     cause = "; ".join(str(failure).splitlines())
                     if self._refused.get(number) != cause:
                         self._refused[number] = cause
@@ -99,7 +108,8 @@ class Reloader:
                     self._refused.pop(number, None)
             for apply in prepared:
                 apply()
-            log.info("files read again")
+            if whole:
+                log.info("files read again")
 
     async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
         old = self._settings.current
