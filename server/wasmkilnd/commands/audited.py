@@ -9,8 +9,8 @@ import click
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine
-from wasmkilnd.telemetry.audit.audit import encoded, fields_of
 from wasmkilnd.telemetry.audit.file import AuditFile
+from wasmkilnd.telemetry.audit.lines import encoded, fields_of
 
 
 def audit_command(settings: Settings, what: str, **about: str | int | bool) -> None:

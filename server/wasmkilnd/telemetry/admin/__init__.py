@@ -1,18 +1,19 @@
 """The admin server: /metrics, /healthz and /readyz over HTTP, at ``admin_listen``.
 
-==============  ====================================================================
-``server``      the three pages, answered by aiohttp; /metrics is rendered once for
+================  ====================================================================
+``server``        the three pages, answered by aiohttp; /metrics is rendered once for
                 all requests that wait for it
-``access``      asks the guard about each request: 401, 403, and their audit
-``listener``    accepts connections on TCP or a Unix socket; each then goes through
+``access``        asks the guard about each request: 401, 403, and their audit
+``listener``      accepts connections on TCP or a Unix socket; each then goes through
                 the two stages below
-``pending``     connections whose first request is not whole yet: at most 256 (and
+``pending``       connections whose first request is not whole yet: at most 256 (and
                 128 more that wait for the HTTP server), 10 s each. With TLS, 64 more are in
                 their handshake, and 64 have had it
-``tls``         TLS on a connection: a session without I/O, and a transport that has one
-``connections`` connections that the HTTP server holds: at most 128; the one idle
+``pending_queue`` their queues: the host with most connections loses its oldest
+``tls``           TLS on a connection: a session without I/O, and a transport that has one
+``connections``   connections that the HTTP server holds: at most 128; the one idle
                 for longest makes way, of the host with most
-==============  ====================================================================
+================  ====================================================================
 
 /healthz says that the process runs; /readyz whether it serves calls, and why not; /metrics
 is Prometheus text, or OpenMetrics if asked for. Nothing can be changed here: calls that change the

@@ -20,7 +20,8 @@ import structlog
 from wasmkilnd.network import address_of, host_of, is_listening
 from wasmkilnd.telemetry.admin import connections, pending
 from wasmkilnd.telemetry.admin.connections import HttpConnections
-from wasmkilnd.telemetry.admin.pending import Context, Pending, PendingConnections
+from wasmkilnd.telemetry.admin.pending import Context, PendingConnections
+from wasmkilnd.telemetry.admin.pending_queue import Pending
 from wasmkilnd.telemetry.admin.tls import TlsTransport
 
 log = structlog.get_logger("wasmkilnd.telemetry")

@@ -14,10 +14,10 @@ import socket
 import ssl
 import struct
 import time
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
+from wasmkilnd.telemetry.admin.pending_queue import Pending, PendingQueue
 from wasmkilnd.telemetry.admin.tls import HANDSHAKE, TlsSession
 
 INCOMPLETE_LIMIT = 256
@@ -39,28 +39,12 @@ _RECORD_BYTES = 16 * 1024
 _VERSION = 3
 # How long the daemon does other work after a part of a handshake, in multiples of its time.
 _PAUSE = 4.0
-# A line of HTTP/1, then others until an empty one. Anything else never becomes a request.
 _NO_TLS = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Connection: close\r\n\r\nthis port speaks TLS: use https://\n"
 )
+# A line of HTTP/1, then others until an empty one. Anything else never becomes a request.
 _REQUEST = re.compile(rb"[A-Z]{3,16} /[^ \n]* HTTP/1\.[01]\r?\n(?s:.*?)(?<=\n)\r?\n")
-
-
-@dataclass(eq=False, slots=True)
-class Pending:
-    """A connection, the host at its other end, and what came on it so far."""
-
-    sock: socket.socket
-    host: str
-    accepted_s: float = field(default_factory=time.monotonic)
-    received: bytearray = field(default_factory=bytearray)
-    queue: _Queue | None = None
-    tls: TlsSession | None = None
-    encrypted_bytes: int = 0
-    """How much came before the handshake was over."""
-    waits: bool = False
-    """Whether it waits for its turn to shake hands."""
 
 
 Context = Callable[[], ssl.SSLContext]
@@ -76,10 +60,10 @@ class PendingConnections:
     def __init__(self, context: Context | None = None) -> None:
         """Speak TLS where there is a ``context``."""
         self._context = context
-        self._incomplete = _Queue(INCOMPLETE_LIMIT)
-        self._shaking = _Queue(HANDSHAKE_LIMIT)
-        self._secure = _Queue(SECURE_LIMIT)
-        self._complete = _Queue(COMPLETE_LIMIT)
+        self._incomplete = PendingQueue(INCOMPLETE_LIMIT)
+        self._shaking = PendingQueue(HANDSHAKE_LIMIT)
+        self._secure = PendingQueue(SECURE_LIMIT)
+        self._complete = PendingQueue(COMPLETE_LIMIT)
         self._any_complete = asyncio.Event()
         self._turns: OrderedDict[str, deque[Pending]] = OrderedDict()
         self._any_turn = asyncio.Event()
@@ -226,7 +210,7 @@ class PendingConnections:
         except OSError:
             return False
 
-    def _move(self, pending: Pending, queue: _Queue) -> None:
+    def _move(self, pending: Pending, queue: PendingQueue) -> None:
         """Put a connection into another queue; one that has to make way is closed."""
         if pending.queue:
             self._take_out(pending)
@@ -244,40 +228,3 @@ class PendingConnections:
         self._take_out(pending)
         asyncio.get_running_loop().remove_reader(pending.sock)
         pending.sock.close()
-
-
-class _Queue:
-    """Pending connections in the order in which they came, at most ``limit``."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
-        self._of_host: dict[str, OrderedDict[Pending, None]] = defaultdict(OrderedDict)
-
-    def __iter__(self) -> Iterator[Pending]:
-        for queue in self._of_host.values():
-            yield from queue
-
-    def longest_of_the_host_with_most(self) -> Pending | None:
-        """Return the connection that makes way for another, None while there is room."""
-        if self._count < self._limit:
-            return None
-        most = max(self._of_host, key=lambda host: len(self._of_host[host]))
-        return next(iter(self._of_host[most]))
-
-    def add(self, pending: Pending) -> None:
-        """Put a connection at the end."""
-        self._of_host[pending.host][pending] = None
-        self._count += 1
-
-    def remove(self, pending: Pending) -> None:
-        """Take a connection out."""
-        del self._of_host[pending.host][pending]
-        if not self._of_host[pending.host]:
-            del self._of_host[pending.host]
-        self._count -= 1
-
-    def oldest(self) -> Pending | None:
-        """Return the connection that came first, None if there is none."""
-        firsts = [next(iter(queue)) for queue in self._of_host.values()]
-        return min(firsts, key=lambda each: each.accepted_s, default=None)

@@ -1,7 +1,8 @@
 """The audit: one line of JSON for each act that somebody may have to answer for.
 
 ==========  ====================================================================
-``audit``   ``Audit``, the port ``Auditor``: makes the line, counts what is lost
+``audit``   ``Audit``, the port ``Auditor``: writes each line, or counts it as lost
+``lines``   what a line says as JSON
 ``file``    appends to the audit file; renames it when it is full
 ``floods``  how many failures of one kind and one identity get a line
 ==========  ====================================================================

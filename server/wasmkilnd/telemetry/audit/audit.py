@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
@@ -15,18 +13,12 @@ import structlog
 from wasmkilnd.ports import AuditEvent, AuditLine
 from wasmkilnd.telemetry.audit.file import AuditFile
 from wasmkilnd.telemetry.audit.floods import FailureLimit, Kind
+from wasmkilnd.telemetry.audit.lines import IDENTITY_LIMIT, cut, encoded, fields_of
 
 log = structlog.get_logger("wasmkilnd.audit")
 
 _OK = "OK"
 _CHECK_S = 1.0
-_TEXT = 200
-_IDENTITY = 400
-_FIELDS = (
-    *("namespace", "peer", "method", "code", "reason", "module", "engine", "origin"),
-    "request_id",
-)
-_ALWAYS = ("code",)
 
 
 class Target(Protocol):
@@ -78,7 +70,7 @@ class Audit:
         with self._lock:
             if line.code != _OK:
                 self._end_intervals()
-                kind = Kind(line.event, line.code, line.reason, _cut(line.identity, _IDENTITY))
+                kind = Kind(line.event, line.code, line.reason, cut(line.identity, IDENTITY_LIMIT))
                 if not self._limit.allows(kind):
                     return
             self._append(fields_of(line))
@@ -153,31 +145,6 @@ class ToLog:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def fields_of(line: AuditLine) -> dict[str, Any]:
-    """Return what a line says as JSON, with the time; texts of callers are cut."""
-    fields: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "event": line.event.value,
-        "identity": _cut(line.identity, _IDENTITY),
-    }
-    for name in _FIELDS:
-        value = getattr(line, name)
-        if value or name in _ALWAYS:
-            fields[name] = _cut(value, _TEXT)
-    for name, told in line.about.items():
-        fields[name] = _cut(told, _TEXT) if isinstance(told, str) else told
-    return fields
-
-
-def encoded(fields: dict[str, Any]) -> bytes:
-    """Return a line of the audit file. ASCII: no text can end it or forge another."""
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _cause(failure: Exception) -> str:
