@@ -13,7 +13,7 @@ from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
 from wasmkilnd.cache.value.format import open_artifact
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.model import CacheKey
-from wasmkilnd.signing.ring import open_ring
+from wasmkilnd.signing.opening import open_ring
 from wasmkilnd.signing.sealer import DsseSealer
 
 from bench.hits import GOALS, Held, hold

@@ -22,7 +22,8 @@ from wasmkilnd.cache.value.marks import Mark, Marks, made_ms, write_mark
 from wasmkilnd.model import Artifact, EvictScope, Strike
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.current import CurrentSealer
-from wasmkilnd.signing.ring import KeyRing, Signing
+from wasmkilnd.signing.opening import Signing
+from wasmkilnd.signing.ring import KeyRing
 from wasmkilnd.signing.store import KeyStore
 from wasmkilnd.wait_budget import WaitBudget
 

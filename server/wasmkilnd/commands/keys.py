@@ -17,8 +17,8 @@ from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import SHA256_HEX
 from wasmkilnd.signing.files import KeysUnusable
+from wasmkilnd.signing.opening import open_ring
 from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.store import KeyStore
 
 _HELP = {"help_option_names": ["-h", "--help"]}

@@ -12,7 +12,7 @@ from wasmkilnd.access.sources import Sources
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
-from wasmkilnd.signing.ring import Signing
+from wasmkilnd.signing.opening import Signing
 from wasmkilnd.telemetry.audit.audit import Audit, Target, ToFile, ToLog
 from wasmkilnd.telemetry.audit.file import AuditFile
 

@@ -38,7 +38,7 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
 from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.ring import Signing, log_keys, open_signing
+from wasmkilnd.signing.opening import Signing, log_keys, open_signing
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics

@@ -18,7 +18,7 @@ from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_l
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.ring import Signing, log_key_changes, open_signing
+from wasmkilnd.signing.opening import Signing, log_key_changes, open_signing
 from wasmkilnd.telemetry.logs import standard_error
 from wasmkilnd.tenants.tenants import Tenants
 

@@ -15,7 +15,7 @@ from wasmkilnd.lifecycle.auditing import audit_keys, audit_revocations
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.ring import Signing, log_key_changes
+from wasmkilnd.signing.opening import Signing, log_key_changes
 from wasmkilnd.tenants.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd.keys")

@@ -29,6 +29,7 @@ that a stamp of one kind never passes for another.
 | ``sealer`` | signs and verifies artifacts and stamps (ports ``Verifier`` and ``Sealer``) |
 | ``certified`` | the keys that a CA vouches for |
 | ``ring`` | the keys that are trusted at one moment, and the one to sign with |
+| ``opening`` | opens the keys that settings name, and logs what changed |
 | ``current`` | the sealer of a running daemon, which follows their reloads |
 
 **Certificates.** With ``trusted_ca_file``, a key is trusted too while a certificate for code

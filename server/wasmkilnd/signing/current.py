@@ -8,7 +8,7 @@ import structlog
 
 from wasmkilnd.model import Artifact, CacheKey, Refusal
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.ring import Signing
+from wasmkilnd.signing.opening import Signing
 from wasmkilnd.signing.sealer import attested
 
 log = structlog.get_logger("wasmkilnd.keys")

@@ -20,8 +20,9 @@ from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.signing.certified import CertifiedKeys
 from wasmkilnd.signing.current import CurrentSealer
 from wasmkilnd.signing.files import KeysUnusable
+from wasmkilnd.signing.opening import Signing, open_ring
 from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.ring import KeyRing, Signing, open_ring
+from wasmkilnd.signing.ring import KeyRing
 from wasmkilnd.signing.sealer import DsseSealer
 from wasmkilnd.wire import payload_views
 

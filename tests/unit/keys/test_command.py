@@ -12,8 +12,8 @@ from wasmkiln.trusted_keys import PublicKey
 from wasmkilnd.cli import command
 from wasmkilnd.config.load import load
 from wasmkilnd.signing.files import KeysUnusable
+from wasmkilnd.signing.opening import open_signing
 from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.ring import open_signing
 from wasmkilnd.signing.store import KeyStore
 
 

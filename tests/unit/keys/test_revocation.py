@@ -29,8 +29,8 @@ from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.revocations import read_statement, write_statement
 from wasmkilnd.model import Module, Refusal
 from wasmkilnd.signing.files import KeysUnusable
+from wasmkilnd.signing.opening import open_ring
 from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.sealer import DsseSealer, DsseVerifier
 from wasmkilnd.signing.store import KeyStore
 

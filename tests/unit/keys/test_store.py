@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.signing.files import KeysUnusable
+from wasmkilnd.signing.opening import open_ring
 from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.ring import open_ring
 from wasmkilnd.signing.sealer import DsseSealer
 from wasmkilnd.signing.store import KeyStore
 

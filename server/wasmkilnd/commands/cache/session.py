@@ -29,7 +29,8 @@ from wasmkilnd.maintenance.connect import open_link
 from wasmkilnd.model import DEFAULT_NAMESPACE, NAMESPACE_NAME
 from wasmkilnd.options import host_options, remote_options
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.ring import TrustRing, open_trust
+from wasmkilnd.signing.opening import open_trust
+from wasmkilnd.signing.ring import TrustRing
 from wasmkilnd.signing.sealer import DsseVerifier
 from wasmkilnd.telemetry.logs import pipeline
 
