@@ -292,7 +292,7 @@ def test_namespaces_that_have_more_than_there_is_are_refused(
             timeout=60,
         )
         assert refused.returncode != 0
-        assert "cannot serve the namespaces of the policy" in refused.stderr
+        assert "cannot serve the namespaces of policy and tokens" in refused.stderr
 
 
 def written_everywhere(client: Client) -> None:

@@ -22,8 +22,6 @@ from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.config.values.types import Count, Size
 from wasmkilnd.model import NAMESPACE_NAME, NamespaceLimits, QuotaLimits, Role
 
-MOST_NAMESPACES = 256
-"""Each has caches of its own."""
 _ANONYMOUS = "anonymous"
 _KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")
 _JWT = "jwt:"
@@ -135,10 +133,7 @@ class _QuotaTable(_Table):
 
 class _File(_Table):
     rule: Annotated[list[_RuleTable], Field(max_length=10_000)] = []
-    namespace: Annotated[
-        dict[Annotated[str, BeforeValidator(_namespace)], _NamespaceTable],
-        Field(max_length=MOST_NAMESPACES),
-    ] = {}
+    namespace: dict[Annotated[str, BeforeValidator(_namespace)], _NamespaceTable] = {}
     quota: Annotated[dict[_QuotaName, _QuotaTable], Field(max_length=1000)] = {}
 
     def policy(self) -> Policy:
@@ -163,8 +158,6 @@ def _disagreements(policy: Policy, found: _File) -> Iterator[str]:
             yield f"rule {number}: there is no [quota.{row.quota}]{_known(policy.quotas)}"
     if "" in policy.namespaces:
         yield "namespace: the default namespace has the sizes of the settings"
-    if len(policy.namespaces) > MOST_NAMESPACES:
-        yield f"it names more than {MOST_NAMESPACES} namespaces"
 
 
 def _known(names: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from wasmkilnd.access.key_set import KeySet, read_key_set
 from wasmkilnd.access.policy import Policy, default_policy
-from wasmkilnd.access.policy_file import MOST_NAMESPACES, read_policy
+from wasmkilnd.access.policy_file import read_policy
 from wasmkilnd.access.tokens import Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.access.web_tokens import Issuer
@@ -42,11 +42,6 @@ def read_sources(settings: Settings) -> Sources:
     for token in tokens.all if tokens else ():
         if token.namespace:
             namespaces.setdefault(token.namespace, NamespaceLimits())
-    if len(namespaces) > MOST_NAMESPACES:
-        raise AccessUnusable(
-            f"cannot serve {len(namespaces)} namespaces: policy and tokens may name"
-            f" {MOST_NAMESPACES} together"
-        )
     issuer, keys, keys_url = _web_tokens(settings)
     on = bool(
         settings.policy_file

@@ -15,7 +15,7 @@ from wasmkilnd.tenants.tenants import Tenants
 def refusal(settings: Settings, namespaces: Mapping[str, NamespaceLimits]) -> str:
     """Return why a daemon with ``settings`` cannot serve ``namespaces``; empty if it can."""
     why = why_not(settings.memory_bytes, settings.effective_host_store_bytes, namespaces)
-    return f"cannot serve the namespaces of the policy: {why}" if why else ""
+    return f"cannot serve the namespaces of policy and tokens: {why}" if why else ""
 
 
 def prepare_namespaces(tenants: Tenants, access: OpenAccess) -> Prepare:

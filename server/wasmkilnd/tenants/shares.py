@@ -37,7 +37,7 @@ def shares(
 def why_not(
     memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, NamespaceLimits]
 ) -> str:
-    """Return why the daemon cannot serve ``namespaces``; empty if it can.
+    """Return why the daemon cannot serve ``namespaces``, of policy and tokens; empty if it can.
 
     A host store that is off has nothing to divide, and is not looked at.
     """
