@@ -31,6 +31,7 @@ from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.lifecycle.trust import TrustKeeper
+from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.reloadable import Reloadable
@@ -71,6 +72,7 @@ class Daemon:
         settings = self._settings.current
         check_host(settings)
         found = find_engines(settings)
+        seen = stamps_of(watched_files(settings))
         opening = Opening(
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
         )
@@ -138,7 +140,10 @@ class Daemon:
                 trust.prepare,
             ],
         )
-        self._in_the_background(access.follow(self._reloader.refresh))
+        self._in_the_background(access.follow_keys())
+        self._in_the_background(
+            follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
+        )
         await trust.look()
         self._in_the_background(trust.run())
         admin_address = await opening.admin(self._readiness, access.guard, audit, tls)

@@ -209,7 +209,7 @@ def test_broken_files_change_nothing(site: TlsSite, daemon: Daemon, tmp_path: Pa
         assert "cannot use tls_key_file" in line
         assert "it is not the key of the certificate" in line
         site.client_ca_file.write_text("nothing")
-        daemon.wait_for_log("cannot reload TLS files: nothing changed")
+        daemon.wait_for_log("cannot read changed files: they change nothing")
         assert served_certificate(daemon, site) == before
         assert metric(daemon, "tls_reload_failures_total") >= 2
         callers.go_on()

@@ -28,7 +28,7 @@ from wasmkilnd.telemetry.metrics.gauges import TlsStatus
 
 
 def tls_options(settings: Settings) -> TlsOptions:
-    """Return the settings of TLS, which is on."""
+    """Return the settings of TLS; they name no files where it is off."""
     return TlsOptions(
         settings.tls_cert_file,
         settings.tls_key_file,

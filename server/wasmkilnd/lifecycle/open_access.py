@@ -1,9 +1,9 @@
-"""Open the guard, and keep it up to date with the files that say who may do what."""
+"""Open the guard, and replace what it knows when the files that say who may do what change."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,13 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.identities import Identities
 from wasmkilnd.access.key_fetcher import CannotFetch, KeyFetcher, fetch_keys
 from wasmkilnd.access.key_set import KeySet
-from wasmkilnd.access.sources import Sources, files_of, read_sources
+from wasmkilnd.access.sources import Sources, read_sources
 from wasmkilnd.access.tokens import Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.access.web_tokens import VerifiedWebTokens
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
-from wasmkilnd.lifecycle.watch import follow, stamps_of
 from wasmkilnd.reloadable import Reloadable
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ class OpenAccess:
         """
         self._settings = settings
         self._client_cas = client_cas
-        self._seen = stamps_of(files_of(settings.current))
         sources = read_sources(settings.current)
         self._sources = sources
         self._changed: Callable[[Sources, Sources], None] = lambda _before, _after: None
@@ -106,11 +104,9 @@ class OpenAccess:
         """Have ``call`` called with what counted before and what counts now, at each reload."""
         self._changed = call
 
-    async def follow(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Await ``changed`` whenever a file has changed, and fetch keys, until cancelled."""
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._fetcher.run())
-            both.create_task(follow(lambda: files_of(self._settings.current), self._seen, changed))
+    async def follow_keys(self) -> None:
+        """Fetch the keys of JSON Web Tokens now and then, until cancelled."""
+        await self._fetcher.run()
 
     def _keys(self, sources: Sources, *, fetch: bool) -> KeySet | None:
         """Return the keys of JSON Web Tokens; None if those in force stay."""

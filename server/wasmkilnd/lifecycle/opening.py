@@ -77,12 +77,10 @@ class Opening:
         return audit
 
     async def tls(self) -> TlsFiles | None:
-        """Read the files of TLS, and again when they change; None for none. Raises CannotStart."""
+        """Read the files of TLS; None where it is off. Raises CannotStart."""
         files = await asyncio.to_thread(open_tls, self._settings.current)
         if files:
             self._metrics.gauges.tls = tls_status(files)
-            following = asyncio.create_task(files.follow())
-            self._on_stop.push_async_callback(_ended, following)
         return files
 
     async def listen(self, rpc: RpcServer, tls: TlsFiles | None) -> Bound:
@@ -175,8 +173,3 @@ class Opening:
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

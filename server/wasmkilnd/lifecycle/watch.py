@@ -1,4 +1,4 @@
-"""Notice that files have changed."""
+"""Notice that the files have changed that say who may do what, and those of TLS."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
+from wasmkilnd.access.sources import files_of
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.listening import tls_options
+
 _LOOK_S = 1.0
 
 Stamps: TypeAlias = tuple[tuple[object, ...], ...]
+
+
+def watched_files(settings: Settings) -> Iterable[Path]:
+    """Return the files that ``settings`` name and the daemon reads again when they change."""
+    return [*files_of(settings), *map(Path, tls_options(settings).files)]
 
 
 def stamps_of(files: Iterable[Path]) -> Stamps:

@@ -206,38 +206,27 @@ def test_no_text_shows_the_key(site: Site) -> None:
     assert "PRIVATE" not in repr(material)
 
 
-async def test_files_are_read_again_once_they_stay_the_same(site: Site) -> None:
-    files, changed = TlsFiles(site.options), []
-    files.on_change(lambda: changed.append(files.current.chain_pem))
-    before = files.current
-    await files.look()
-    new = site.authority.server()
-    await files.look()
-    assert files.current is before
-    await files.look()
-    assert files.current.chain_pem == new.cert
-    assert changed == [new.cert]
-    await files.look()
-    assert len(changed) == 1
-
-
-async def test_broken_files_change_nothing_and_are_tried_once(site: Site) -> None:
+def test_broken_files_change_nothing_and_are_counted(site: Site) -> None:
     files = TlsFiles(site.options)
     before = files.current
-    good = site.key.read_bytes()
     site.key.write_text("broken")
-    for _ in range(4):
-        await files.look()
+    with pytest.raises(TlsUnusable, match="cannot use tls_key_file"):
+        files.prepare(site.options)
     assert files.current is before
     assert files.failures == 1
-    site.key.write_bytes(good)
-    site.authority.server()
-    for _ in range(2):
-        await files.look()
-    assert files.current is not before
 
 
-async def test_a_reload_reads_the_files_at_once(site: Site) -> None:
+def test_what_follows_the_files_is_told_once_they_are_in_force(site: Site) -> None:
+    files, changed = TlsFiles(site.options), []
+    files.on_change(lambda: changed.append(files.current.chain_pem))
+    new = site.authority.server()
+    apply = files.prepare(site.options)
+    assert changed == []
+    apply()
+    assert changed == [new.cert]
+
+
+def test_a_reload_reads_the_files_at_once(site: Site) -> None:
     files = TlsFiles(site.options)
     before = files.current
     new = site.authority.server()

@@ -4,7 +4,7 @@
 |---|---|
 | ``pem`` | read certificates and a private key from PEM files; refuse what TLS cannot use |
 | ``material`` | ``TlsMaterial``: certificate, key and client CAs that were checked together |
-| ``files`` | ``TlsFiles``: the material in force; reads the files again when they change |
+| ``files`` | ``TlsFiles``: the material in force, and what replaces it |
 | ``grpc_credentials`` | the credentials of gRPC servers, which take what is in force |
 | ``first_try`` | make a CA and certificates: `wasmkilnd tls init` |
 
@@ -19,6 +19,6 @@ as a whole before any of them is used, and what was checked is what is used: not
 Messages read "cannot use tls_key_file /path: why" and never hold a key.
 
 Certificate and key may be replaced one after the other: files that changed are read once they have
-stayed the same for a second. Metrics: ``wasmkiln_tls_not_after_seconds`` and
+stayed the same for a second (``lifecycle.watch``). Metrics: ``wasmkiln_tls_not_after_seconds`` and
 ``wasmkiln_tls_reload_failures_total``.
 """
