@@ -98,10 +98,12 @@ _CAUSES = {
 
 # What the daemon, which speaks to every kind of client, cannot say.
 _ADVICE = {
-    CredentialsMissing.REASON: " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; for a "
-    "certificate cert_file and key_file, or WASMKILN_CLIENT_CERT_FILE and "
-    "WASMKILN_CLIENT_KEY_FILE)",
+    CredentialsMissing.REASON: " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE)",
 }
+_ADVICE_WITH_CERTIFICATE = (
+    " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; for a certificate cert_file and key_file, "
+    "or WASMKILN_CLIENT_CERT_FILE and WASMKILN_CLIENT_KEY_FILE)"
+)
 
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnError:
@@ -122,13 +124,16 @@ def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> WasmkilnE
             retry_after_s = max(0.0, seconds(detail.retry_delay))
         elif isinstance(detail, error_details_pb2.BadRequest):
             violations += [FieldViolation(v.field, v.description) for v in detail.field_violations]
+    advice = _ADVICE.get(reason, "")
+    if reason == CredentialsMissing.REASON and "certificate" in text:
+        advice = _ADVICE_WITH_CERTIFICATE
     if not reason:
         plain = _without_reason(code, text, address, timeout_s)
         if plain is not None:
             plain.retry_after_s = retry_after_s
             return plain
     return BY_REASON.get(reason, WasmkilnError)(
-        (text or reason or code.name) + _ADVICE.get(reason, ""),
+        (text or reason or code.name) + advice,
         code=code,
         reason=reason,
         metadata=metadata,
@@ -151,6 +156,14 @@ def _without_reason(
         return DeadlineExceeded(
             f"no answer from {address} within {timeout_s:g} s",
             metadata={"address": address, "timeout_s": f"{timeout_s:g}"},
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return WasmkilnError(
+            f"the daemon at {address} does not serve this call there: an older daemon has no such "
+            "call, and one with operator_listen serves evict, quarantine and drain only at those "
+            "addresses",
+            code=code,
+            metadata={"address": address, "detail": text},
         )
     too_large = _MESSAGE_TOO_LARGE.search(text)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and too_large:

@@ -167,6 +167,7 @@ class Daemon:
             started.isolation.summary,
             tenants.default.host.trouble,
             tenants.server.description,
+            asks=access.guard.asks,
         )
         log.info("ready", addresses=bound.all, engines=[engine.id for engine in engines.served])
 

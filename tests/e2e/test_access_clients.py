@@ -73,7 +73,7 @@ WRONG = {
     ),
     "an unknown token": Wrong(
         CredentialsInvalid,
-        r"cannot accept your token: the daemon does not know it",
+        r"cannot accept your token: the daemon does not know it; ask its operator for a new one",
         6,
         r"Code: Unauthenticated\s+Message: cannot accept your token: the daemon does not know it",
         "UNAUTHENTICATED: cannot accept your token: the daemon does not know it",

@@ -50,6 +50,7 @@ def test_the_banner_tells_what_one_has_to_know(daemon: Daemon) -> None:
         "memory, 256 MiB",
         "embedded Valkey",
         str(daemon.state_dir),
+        "everybody may do everything",
         f"wasmkiln --address {daemon.address} compile",
     ):
         assert words in daemon.banner

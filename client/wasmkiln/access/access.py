@@ -105,6 +105,8 @@ def _from_environment() -> Profile:
 
 
 def _chosen_tls(argument: TLS | bool | None, otherwise: TLS | None) -> TLS | None:
+    if not isinstance(argument, (TLS, bool, type(None))):
+        raise TypeError("tls is True, False or a TLS: write TLS(ca_file=…) to name the CA")
     if argument is True:
         return otherwise or TLS()
     return otherwise if argument is None else argument or None
@@ -112,7 +114,10 @@ def _chosen_tls(argument: TLS | bool | None, otherwise: TLS | None) -> TLS | Non
 
 def _token(text: str | None, file: str | os.PathLike[str] | None) -> Token | None:
     if text is not None and file is not None:
-        raise ValueError("there is a token and a token_file: give one of them")
+        raise ValueError(
+            "there is a token and a token_file (or WASMKILN_TOKEN and WASMKILN_TOKEN_FILE): "
+            "give one of them"
+        )
     if file is not None:
         return TokenFile(file)
     return None if text is None else Token(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
 import time
@@ -73,11 +74,19 @@ class Probe:
         context.check_hostname = False
         with self._connected() as connection, context.wrap_socket(connection) as secure:
             names = (secure.getpeercert() or {}).get("subjectAltName", ())
-            return [str(pair[1]) for pair in names if len(pair) == 2]
+            return [_written(*map(str, pair)) for pair in names if len(pair) == 2]
 
     def _connected(self) -> socket.socket:
         remaining_s = max(0.001, self.ends_s - time.monotonic())
         return socket.create_connection((self.host, self.port), remaining_s)
+
+
+def _written(kind: str, name: str) -> str:
+    """Return a name as people write it: OpenSSL writes each group of an IPv6 address."""
+    try:
+        return str(ipaddress.ip_address(name.strip())) if kind == "IP Address" else name
+    except ValueError:
+        return name
 
 
 def _context(tls: TLS) -> ssl.SSLContext:

@@ -24,8 +24,10 @@ _MAX_BYTES = 7 * 1024
 class Token:
     """A token given as text."""
 
-    def __init__(self, text: str) -> None:
-        self._metadata = _as_metadata(text, "the token")
+    def __init__(self, text: str, what: str = "the token") -> None:
+        if not isinstance(text, str):
+            raise TypeError("the token has to be a str")
+        self._metadata = _as_metadata(text, what)
 
     def metadata(self) -> Metadata:
         """Return the metadata that carries it."""
@@ -44,7 +46,7 @@ class TokenFile(Token):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = str(Path(path).expanduser())
         self._stamp: Stamp = stamp_of(self._path)
-        super().__init__(self._read())
+        super().__init__(self._read(), f"the token in {self._path}")
         _warn_of_readers(self._path)
 
     def metadata(self) -> Metadata:
@@ -54,7 +56,7 @@ class TokenFile(Token):
             if stamp != self._stamp:
                 # First, so that a file which changes meanwhile is read once more.
                 self._stamp = stamp
-                self._metadata = _as_metadata(self._read(), self._path)
+                self._metadata = _as_metadata(self._read(), f"the token in {self._path}")
         except (OSError, ValueError) as why:
             _log.debug("the last token is used on: %s", why)
         return self._metadata

@@ -41,7 +41,7 @@ def amount(number: float, of: str) -> str:
     """Return how much of a quota: bytes as a size, a share in percent, others as they are."""
     if of.startswith("bytes") and 0 <= number < _MOST_BYTES:
         return size(int(number))
-    return share(number) if of.endswith("share") else f"{number:.6g}"
+    return share(number) if of.endswith("share") else f"{round(number, 2):.6g}"
 
 
 def time(duration: Duration) -> str:

@@ -50,7 +50,7 @@ class AccessGuard:
             return _ANONYMOUS_OF_HEALTH
         identity = self._identities.of(entrance, credentials())
         if need is None:
-            raise _of(identity, errors.role_missing("none", _act(what)))
+            raise _of(identity, errors.not_in_the_table(_act(what)))
         if need.role is not None and need.role not in identity.roles:
             raise _of(identity, errors.role_missing(need.role.value, _act(what)))
         if need.whole_daemon and identity.namespace:

@@ -87,7 +87,7 @@ class Identities:
             return self._of_socket(entrance.address)
         if self._anonymous:
             return self._anonymous
-        raise errors.credentials_missing()
+        raise errors.credentials_missing(certificates=bool(self._client_cas()))
 
     def _of_certificate(self, pem: bytes) -> Identity:
         cas = self._client_cas()
@@ -127,7 +127,9 @@ class Identities:
         token = self._tokens.find(text)
         if token is None:
             raise errors.credentials_invalid(
-                "unknown", "cannot accept your token: the daemon does not know it"
+                "unknown",
+                "cannot accept your token: the daemon does not know it; ask its operator for a"
+                " new one",
             )
         if token.expired(time.time()):
             raise errors.credentials_invalid(

@@ -15,6 +15,15 @@ from wasmkilnd.errors import WasmkilnError
 LEEWAY_S = 30
 """How far the clocks of issuer and daemon may differ."""
 _LONGEST_SUBJECT = 512
+_NO_SIGNATURE = "its signature or its content does not count; ask its issuer for a new one"
+_WHY = (
+    (
+        jwt.InvalidAudienceError,
+        "it is for another audience; ask its issuer for one for this daemon",
+    ),
+    (jwt.InvalidIssuerError, "it names another issuer than the daemon's"),
+    (jwt.ImmatureSignatureError, "it is not valid yet: look at the clocks"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class VerifiedWebTokens:
         key = self._keys().find(key_id if isinstance(key_id, str) else None)
         if key is None:
             self._unknown_key()
-            raise _refused("untrusted", "the daemon does not know the key that signed it")
+            raise _refused("untrusted", "the daemon does not know the key that it names")
         if "crit" in header:
             raise _refused("malformed", "it has critical extensions, and the daemon knows none")
         try:
@@ -69,13 +78,13 @@ class VerifiedWebTokens:
             )
             until_s = float(claims["exp"]) + LEEWAY_S
         except jwt.ExpiredSignatureError:
-            # The library checks the signature first.
+            # The library checks the signature first: who reads this has a token of the issuer.
             raise _refused("expired", "it has expired; ask its issuer for a new one") from None
-        except Exception:
-            raise _refused(
-                "untrusted",
-                "its signature, issuer, audience or times are not what the daemon asks for",
-            ) from None
+        except jwt.MissingRequiredClaimError as failure:
+            raise _refused("untrusted", f"it lacks the claim {failure.claim}") from None
+        except Exception as failure:
+            why = next((text for kind, text in _WHY if isinstance(failure, kind)), _NO_SIGNATURE)
+            raise _refused("untrusted", why) from None
         subject = claims["sub"]
         if not (isinstance(subject, str) and subject.isprintable() and subject):
             raise _refused("malformed", "its subject is not a plain text")

@@ -110,7 +110,8 @@ def add(
     )
     if first:
         click.echo(
-            "this is the first token here: from now on the daemon asks every caller for one",
+            f"this is the first token in {store.file}: from now on the daemon of this state"
+            " directory lets in nobody without an identity",
             err=True,
         )
 
@@ -128,7 +129,7 @@ def list_tokens(as_json: bool, state_dir: str | None) -> None:
     now_s = time.time()
     if tokens:
         click.echo(
-            f"{'id':<12}  {'name':<20}  {'roles':<26}  {'namespace':<16}  {'made':<16}  expires"
+            f"{'id':<12}  {'name':<20}  {'roles':<26}  {'namespace':<16}  {'made':<17}  expires"
         )
     for each in tokens:
         expires = _time(each.expires_s) + (" (expired)" if each.expired(now_s) else "")
@@ -163,11 +164,11 @@ def _settings(state_dir: str | None) -> Settings:
 
 
 def _roles(kept: Token) -> str:
-    return ",".join(role.value for role in Role if role in kept.roles)
+    return ", ".join(role.value for role in Role if role in kept.roles)
 
 
 def _time(seconds: int | None) -> str:
-    return "never" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
+    return "never" if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
 
 
 def _row(kept: Token) -> dict[str, Any]:

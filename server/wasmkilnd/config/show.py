@@ -82,6 +82,8 @@ The file is TOML, named by `--config` or `{CONFIG_ENV}`; its keys are the names 
 keys, unknown `WASMKILN_*` variables and impossible values stop the daemon at start.
 `wasmkilnd config` prints each value and where it came from.
 
+Relative paths begin in the directory that the daemon, or the command, was started in.
+
 Sizes (`_bytes`) are bytes, or take a suffix: `KB`, `MB`, `GB` (powers of 1,000), `KiB`, `MiB`,
 `GiB` (powers of 1,024). Durations (`_s`) are seconds, or take a suffix: `ms`, `s`, `m`, `h`, `d`.
 

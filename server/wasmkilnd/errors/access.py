@@ -5,12 +5,15 @@ from __future__ import annotations
 from wasmkilnd.errors.core import Reason, WasmkilnError
 
 
-def credentials_missing() -> WasmkilnError:
-    """The call says nothing about who makes it."""
+def credentials_missing(*, certificates: bool = True) -> WasmkilnError:
+    """The call says nothing about who makes it.
+
+    ``certificates``: whether the daemon knows callers by certificates too.
+    """
     return WasmkilnError(
         Reason.CREDENTIALS_MISSING,
-        "cannot tell who calls: send a token as the metadata `authorization: Bearer TOKEN`,"
-        " or use a client certificate",
+        "cannot tell who calls: send a token as the metadata `authorization: Bearer TOKEN`"
+        + (", or a client certificate to an address that asks for one" if certificates else ""),
     )
 
 
@@ -30,6 +33,15 @@ def role_missing(role: str, what: str) -> WasmkilnError:
         f"cannot {what}: it needs the role {role}, which your identity does not have; ask the"
         " operator of the daemon",
         role=role,
+    )
+
+
+def not_in_the_table(what: str) -> WasmkilnError:
+    """The caller wants what the table of access has no row for: no role permits it."""
+    return WasmkilnError(
+        Reason.ROLE_MISSING,
+        f"cannot {what}: the daemon has nothing there that anybody may have",
+        role="none",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wasmkilnd.config.load import LoadedSettings
+from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.listening import Bound
 from wasmkilnd.model import UnservedEngine
@@ -20,8 +21,13 @@ def banner(
     isolation: str,
     host_trouble: str,
     remote: str,
+    *,
+    asks: bool,
 ) -> str:
-    """Return address, engines, isolation, tiers, state, and one command for another terminal."""
+    """Return addresses, who may call, engines, tiers, and one command for another terminal.
+
+    ``asks``: whether callers need an identity.
+    """
     settings = loaded.settings
     rows = [("serving", ", ".join(bound.serving))]
     if bound.tokens:
@@ -31,6 +37,8 @@ def banner(
     if bound.tls:
         certificates = "needs client certificates" if settings.tls_client_ca_file else ""
         rows.append(("TLS", ", ".join(filter(None, (f"{bound.tls} or newer", certificates)))))
+    known = _credentials(settings) if asks else []
+    rows.append(("callers", _callers(known) if asks else "everybody may do everything"))
     if admin_address:
         rows.append(("metrics", f"{admin_address}/metrics, /healthz, /readyz"))
     for index, engine in enumerate(engines.served):
@@ -56,10 +64,27 @@ def banner(
     address = bound.serving[0]
     flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
     if bound.tls and not address.startswith("unix:"):
-        flag = f"--address {address} --tls "
+        flag = f"--address {address} --ca-file CA.pem "
+        if settings.tls_client_ca_file:
+            flag += "--cert-file CERT.pem --key-file KEY.pem "
+    if known and not (settings.tls_client_ca_file or address.startswith("unix:")):
+        flag += "--token-file TOKEN "
     rows.append(("try", f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm"))
     body = "\n".join(f"  {name:<9}{text}" for name, text in rows)
     return f"wasmkilnd {version} is ready\n{body}"
+
+
+def _credentials(settings: Settings) -> list[str]:
+    known = {
+        "a token": settings.tokens_file.exists(),
+        "a JSON Web Token": bool(settings.jwt_issuer),
+        "a client certificate": bool(settings.tls_client_ca_file),
+    }
+    return [what for what, there in known.items() if there]
+
+
+def _callers(known: Sequence[str]) -> str:
+    return f"need {' or '.join(known)}" if known else "need an identity that the policy names"
 
 
 def _size(size_bytes: int) -> str:

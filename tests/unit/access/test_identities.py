@@ -223,6 +223,8 @@ def test_the_guard_says_which_role_is_missing() -> None:
     assert reason(guard, LOAD, bearer(reading)) == (Reason.ROLE_MISSING, "compile")
     assert reason(guard, "/metrics", bearer(reading)) == (Reason.ROLE_MISSING, "metrics")
     assert reason(guard, "/a.B/C", bearer(reading)) == (Reason.ROLE_MISSING, "none")
+    with pytest.raises(WasmkilnError, match="cannot read /x: the daemon has nothing there"):
+        guard.admit("/x", PLAINTEXT, lambda: bearer(reading))
     assert reason(guard, "/a.B/C", NOBODY) == (Reason.CREDENTIALS_MISSING, "")
     # Drain is about every namespace.
     assert reason(guard, DRAIN, bearer(admin)) == (Reason.ROLE_MISSING, "admin")

@@ -100,6 +100,25 @@ def test_what_does_not_count(
     assert verifier.refused(issuer.token(**claims)) == cause
 
 
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ({"aud": "someone"}, "another audience"),
+        ({"iss": "https://other.example.org"}, "another issuer"),
+        ({"nbf": NOW_S + 3600}, "not valid yet"),
+        ({"exp": None}, "lacks the claim exp"),
+        ({"exp": "never"}, "its signature or its content does not count"),
+    ],
+)
+def test_who_has_a_token_of_the_issuer_reads_what_is_wrong(
+    verifier: Verifier, issuer: TestIssuer, claims: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(WasmkilnError, match=words):
+        verifier.web_tokens.verify(issuer.token(**claims))
+    with pytest.raises(WasmkilnError, match="its signature or its content"):
+        verifier.web_tokens.verify(TestIssuer().token(**claims))
+
+
 def test_a_clock_may_be_half_a_minute_off(verifier: Verifier, issuer: TestIssuer) -> None:
     now_s = int(time.time())
     assert verifier.web_tokens.verify(issuer.token(exp=now_s - 5))[0] == "me"

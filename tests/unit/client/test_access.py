@@ -166,6 +166,19 @@ def test_one_token_and_one_place_for_it(token_file: Path) -> None:
         Access.choose(token_file=token_file.with_name("none"))
 
 
+def test_an_argument_of_another_type_is_told() -> None:
+    with pytest.raises(TypeError, match=r"write TLS\(ca_file=…\)"):
+        Client(tls="ca.pem")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the token has to be a str"):
+        Client(token=b"wk_")  # type: ignore[arg-type]
+
+
+def test_an_empty_token_file_is_named(token_file: Path) -> None:
+    token_file.write_text("")
+    with pytest.raises(ValueError, match=f"cannot use the token in {token_file}: it is empty"):
+        Client(token_file=token_file)
+
+
 def test_a_token_that_every_user_can_read_is_warned_of(
     token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

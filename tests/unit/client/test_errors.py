@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import wasmkiln
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 from wasmkiln import Client, ConnectionFailed, errors
 from wasmkiln._status import BY_REASON, error_from_rpc
 
@@ -116,6 +118,24 @@ def test_unavailable_without_details_is_no_connection() -> None:
     error = translated(grpc.StatusCode.UNAVAILABLE, "Connection refused")
     assert isinstance(error, errors.ConnectionFailed)
     assert error.metadata == {"address": "here:1", "detail": "Connection refused"}
+
+
+def test_a_call_that_is_not_served_names_the_operators_address() -> None:
+    error = translated(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
+    assert "does not serve this call" in error.message
+    assert "operator_listen" in error.message
+
+
+def test_who_has_no_certificate_to_send_reads_of_none() -> None:
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.ErrorInfo(reason="CREDENTIALS_MISSING", domain="wasmkiln"))
+    status = status_pb2.Status(details=[packed]).SerializeToString()
+    trailers = (("grpc-status-details-bin", status),)
+    for text, told in (("send a token", False), ("send a client certificate", True)):
+        error = translated(grpc.StatusCode.UNAUTHENTICATED, text, trailers)
+        assert ("WASMKILN_CLIENT_CERT_FILE" in error.message) is told
+        assert "WASMKILN_TOKEN_FILE" in error.message
 
 
 def test_deadline_without_details_is_the_caller_s_own() -> None:
