@@ -40,19 +40,38 @@ class Pair:
 class Authority:
     """A CA, whose certificate is in ``ca_file``."""
 
-    def __init__(self, folder: Path, name: str = "ca") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "ca",
+        *,
+        path_length: int | None = 0,
+        issuer: Authority | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.ca_file = folder / f"{name}.pem"
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"tests {name}")])
+        signer = issuer or self
         certificate = (
-            _begun(self._name, self._name, self._key.public_key(), -DAY, 30 * DAY)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            _begun(self._name, signer._name, self._key.public_key(), -DAY, 30 * DAY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
             .add_extension(_usage(sign_certificates=True), critical=True)
-            .sign(self._key, hashes.SHA256())
+            .sign(signer._key, hashes.SHA256())
         )
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def authority(self, name: str) -> Authority:
+        """Return a CA that this one has signed."""
+        return Authority(self.folder, name, issuer=self)
+
+    def sign_extension(self, extension: x509.ExtensionType) -> bytes:
+        """Return a certificate, as PEM, with this extension and no other."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = _begun(self._name, self._name, key.public_key(), -DAY, DAY)
+        signed = made.add_extension(extension, critical=False).sign(self._key, hashes.SHA256())
+        return signed.public_bytes(serialization.Encoding.PEM)
 
     def server(
         self,

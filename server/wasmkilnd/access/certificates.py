@@ -7,6 +7,7 @@ though, while certificates expire and CAs are replaced: so the guard looks again
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 
 from cryptography import x509
@@ -17,6 +18,17 @@ from wasmkilnd.errors import WasmkilnError
 
 _LONGEST_CHAIN = 5
 _LONGEST_NAME = 2048
+# As the SPIFFE standard has them. A policy's patterns mean what they show only where a name has
+# one form: without "..", escapes, ports and queries.
+_SPIFFE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]+)*")
+_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)
 
 
 def certificate_name(pem: bytes, cas: Sequence[x509.Certificate]) -> tuple[str, float]:
@@ -28,8 +40,8 @@ def certificate_name(pem: bytes, cas: Sequence[x509.Certificate]) -> tuple[str, 
     try:
         leaf, *others = x509.load_pem_x509_certificates(pem)
         name = _name(leaf)
-    except (ValueError, UnsupportedAlgorithm):
-        raise _refused("malformed", "it cannot be read") from None
+    except _UNREADABLE:
+        raise _refused("malformed", "it cannot be read, or the name in its SAN is none") from None
     if not name:
         raise _refused(
             "malformed", "it names nobody: it needs a SPIFFE id (URI) or a DNS name as its SAN"
@@ -44,22 +56,25 @@ def certificate_name(pem: bytes, cas: Sequence[x509.Certificate]) -> tuple[str, 
 
 
 def _name(leaf: x509.Certificate) -> str:
-    """Return the first SPIFFE id, else the first DNS name, else nothing."""
+    """Return the SPIFFE id, else the first DNS name, else nothing. Raises one of _UNREADABLE."""
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return ""
-    for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
-        if uri.startswith("spiffe://"):
-            return _shown(uri)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    ids = [uri for uri in uris if uri.lower().startswith("spiffe:")]
+    if len(ids) > 1:
+        raise ValueError("which of them is meant?")
+    for uri in ids:
+        return _shaped(uri, _SPIFFE)
     for host in names.get_values_for_type(x509.DNSName):
-        return _shown(f"dns:{host.lower()}")
+        return f"dns:{_shaped(host.lower(), _HOST)}"
     return ""
 
 
-def _shown(name: str) -> str:
-    """Return a name that logs can hold. Raises ValueError."""
-    if len(name) > _LONGEST_NAME or not name.isprintable():
+def _shaped(name: str, shape: re.Pattern[str]) -> str:
+    """Return a name that has one form, and that logs can hold. Raises ValueError."""
+    if len(name) > _LONGEST_NAME or not shape.fullmatch(name):
         raise ValueError("not a name")
     return name
 
@@ -76,17 +91,22 @@ def _vouched_until(
     """
     paths = [(leaf, leaf.not_valid_after_utc)]
     best: datetime.datetime | None = None
-    for _ in range(_LONGEST_CHAIN):
+    for between in range(_LONGEST_CHAIN):
         longer = []
         for certificate, until in paths:
             for ca in cas:
-                if certificate == ca or _issued(certificate, ca):
+                if certificate == ca or (
+                    _path_length_allows(ca, between) and _issued(certificate, ca)
+                ):
                     found = min(until, ca.not_valid_after_utc)
                     best = found if best is None else max(best, found)
             longer += [
                 (other, min(until, other.not_valid_after_utc))
                 for other in others[:_LONGEST_CHAIN]
-                if other != certificate and _may_issue(other, now) and _issued(certificate, other)
+                if other != certificate
+                and _may_issue(other, now)
+                and _path_length_allows(other, between)
+                and _issued(certificate, other)
             ]
         if best is not None or not longer:
             return best
@@ -103,12 +123,21 @@ def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 
 def _may_issue(certificate: x509.Certificate, now: datetime.datetime) -> bool:
-    if certificate.not_valid_before_utc > now:
-        return False
+    basic = _basic_constraints(certificate)
+    return certificate.not_valid_before_utc <= now and basic is not None and basic.ca
+
+
+def _path_length_allows(ca: x509.Certificate, between: int) -> bool:
+    """Return whether ``between`` other CAs may stand between a CA and a peer."""
+    basic = _basic_constraints(ca)
+    return basic is None or basic.path_length is None or basic.path_length >= between
+
+
+def _basic_constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
-        return False
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, *_UNREADABLE):
+        return None
 
 
 def _refused(cause: str, why: str) -> WasmkilnError:

@@ -94,12 +94,14 @@ class Identities:
         if cas is not self._cas_of_memory:
             self._cas_of_memory = cas
             self._by_certificate.clear()
-        known = self._by_certificate.get(pem)
+        # By its digest: with what the peer sent beside it, it may have a hundred KiB.
+        key = hashlib.sha256(pem).digest()
+        known = self._by_certificate.get(key)
         if known and time.time() < known[1]:
             return known[0]
         name, until_s = certificate_name(pem, cas)
         identity = self._policy.identity(name)
-        _remember(self._by_certificate, pem, identity, until_s)
+        _remember(self._by_certificate, key, identity, until_s)
         return identity
 
     def _of_authorization(self, authorization: str) -> Identity:

@@ -188,6 +188,66 @@ def test_a_ca_of_the_same_name_with_another_key_vouches_for_nobody(tmp_path: Pat
     assert refused(found, MTLS, forged) == ("CREDENTIALS_INVALID", "untrusted")
 
 
+def san(*names: x509.GeneralName | bytes) -> x509.ExtensionType:
+    """Return a SAN, of bytes as they are."""
+    if names and isinstance(names[0], bytes):
+        body = names[0]
+        return x509.UnrecognizedExtension(
+            x509.SubjectAlternativeName.oid, bytes((0x30, len(body))) + body
+        )
+    return x509.SubjectAlternativeName([each for each in names if not isinstance(each, bytes)])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        # Each would match "spiffe://a.org/builder/*", or the wrong one of two rules.
+        san(x509.UniformResourceIdentifier("spiffe://a.org/builder/../admin")),
+        san(x509.UniformResourceIdentifier("spiffe://a.org/builder/.")),
+        san(x509.UniformResourceIdentifier("spiffe://a.org/builder//x")),
+        san(x509.UniformResourceIdentifier("spiffe://a.org/builder/%2e%2e/admin")),
+        san(x509.UniformResourceIdentifier("spiffe://a.org/builder/1?x")),
+        san(x509.UniformResourceIdentifier("SPIFFE://a.org/builder/1"), x509.DNSName("b.org")),
+        san(*map(x509.UniformResourceIdentifier, ("spiffe://a.org/x", "spiffe://a.org/builder/1"))),
+        san(b"\x82\x00"),
+        san(b"\x82\x08a\0.b.org"),
+        san(b"\x82\x08\xd1\x91.b.org"),
+        san(b"\xa3\x00"),
+    ],
+)
+def test_a_name_of_another_form_than_its_standard_has_is_none(
+    tmp_path: Path, names: x509.ExtensionType
+) -> None:
+    ca = Authority(tmp_path)
+    roots = cas(ca)
+    found = Identities(default_policy(), client_cas=lambda: roots)
+    forged = Credentials("", ca.sign_extension(names))
+    assert refused(found, MTLS, forged) == ("CREDENTIALS_INVALID", "malformed")
+
+
+def test_a_ca_signs_no_cas_beyond_its_path_length(tmp_path: Path) -> None:
+    free, bound = Authority(tmp_path / "free", path_length=None), Authority(tmp_path / "bound")
+    roots = cas(free, bound)
+    found = Identities(default_policy(), client_cas=lambda: roots)
+
+    def through_another(root: Authority) -> Credentials:
+        between = root.authority("between")
+        return Credentials("", between.client(dns="a.org").cert + between.ca_file.read_bytes())
+
+    assert found.of(MTLS, through_another(free)).name == "dns:a.org"
+    refusal = refused(found, MTLS, through_another(bound))
+    assert refusal == ("CREDENTIALS_INVALID", "untrusted")
+
+
+def test_a_long_chain_is_remembered_by_its_digest(tmp_path: Path) -> None:
+    ca = Authority(tmp_path)
+    roots = cas(ca)
+    found = Identities(default_policy(), client_cas=lambda: roots)
+    pair = ca.client(dns="a.org")
+    found.of(MTLS, Credentials("", pair.cert * 100))
+    assert [len(key) for key in found._by_certificate] == [32]
+
+
 def test_what_is_remembered_is_bounded() -> None:
     web = FakeWebTokens(float("inf"))
     web.verify = lambda token: ("me", {}, float("inf"))  # type: ignore[method-assign]
