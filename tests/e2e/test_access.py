@@ -71,6 +71,15 @@ def reload(daemon: RedisDaemon) -> None:
     eventually(lambda: daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP", 60)
 
 
+def test_of_two_tokens_none_counts(daemon: RedisDaemon, stubs: Stubs) -> None:
+    one, other = (bearer(add_token(daemon.state_dir, name, "read")) for name in ("a", "b"))
+    reload(daemon)
+    assert stubs.capabilities(one) == stubs.capabilities(other) == ""
+    # A proxy may have let the call in by either.
+    for two in ((*one, *other), (*one, ("authorization", "")), (*one, *one)):
+        assert stubs.capabilities(two) == "CREDENTIALS_INVALID"
+
+
 def test_the_first_token_closes_a_running_daemon_and_the_last_does_not_open_it(
     daemon: RedisDaemon, stubs: Stubs
 ) -> None:

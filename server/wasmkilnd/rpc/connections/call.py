@@ -108,7 +108,8 @@ class Call:
             certificate = b"".join(
                 (*said.get("x509_pem_cert", ()), *said.get("x509_pem_cert_chain", ()))
             )
-        return Credentials(self._metadata(_AUTHORIZATION_KEY), certificate)
+        # Of two, a proxy may have checked the other one. Together they are no token.
+        return Credentials(", ".join(self._all_metadata(_AUTHORIZATION_KEY)), certificate)
 
     @property
     def request_id(self) -> str:
@@ -128,12 +129,12 @@ class Call:
         self.use, self.since_s = Use.WORKING, time.monotonic()
 
     def _metadata(self, wanted: str) -> str:
+        return next(iter(self._all_metadata(wanted)), "")
+
+    def _all_metadata(self, wanted: str) -> list[str]:
         if self._sent is None:  # grpcio makes a new tuple each time.
             self._sent = self.context.invocation_metadata() or ()
-        for key, value in self._sent:
-            if key == wanted and isinstance(value, str):
-                return value
-        return ""
+        return [value for key, value in self._sent if key == wanted and isinstance(value, str)]
 
 
 class CallsUnderWay:

@@ -71,7 +71,8 @@ def _page(request: web.Request) -> str:
 def _credentials(request: web.Request) -> Credentials:
     transport = request.transport
     certificate = transport.get_extra_info("client_certificate", b"") if transport else b""
-    return Credentials(request.headers.get("Authorization", ""), certificate)
+    # Of two, a proxy may have checked the other one. Together they are no token.
+    return Credentials(", ".join(request.headers.getall("Authorization", ())), certificate)
 
 
 def _peer(request: web.Request) -> str:
