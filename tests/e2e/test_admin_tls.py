@@ -20,6 +20,7 @@ from tests.authority import Authority, Pair
 from tests.e2e.bearers import add_token
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.over_tls import TlsSite
+from tests.e2e.over_tls import ask as ask_grpc
 from tests.e2e.processes import eventually
 from tests.e2e.strangers import HALF, Strangers, over_tcp
 from tests.e2e.test_admin_port import LOG_BYTES, STRANGERS, descriptors_of, with_descriptors
@@ -151,6 +152,39 @@ def test_a_token_or_a_certificate_will_do_and_no_other(site: Site) -> None:
     )
     with pytest.raises((ssl.SSLError, OSError, http.client.HTTPException)):
         site.get("/metrics", pair=stranger)
+
+
+def test_of_two_tokens_none_counts(site: Site) -> None:
+    connection = site.connect()
+    connection.putrequest("GET", "/metrics")
+    for token in (site.token, "wk_another"):
+        connection.putheader("Authorization", f"Bearer {token}")
+    connection.endheaders()
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
+def test_a_certificate_counts_whose_ca_one_of_the_daemons_has_signed(tmp_path: Path) -> None:
+    tls = TlsSite(tmp_path / "tls")
+    root = Authority(tmp_path / "root", path_length=None)
+    tls.client_ca_file.write_bytes(root.ca_file.read_bytes())
+    between = root.authority("between")
+    caller = between.client(spiffe="spiffe://example.org/builder/1")
+    caller.cert_file.write_bytes(caller.cert + between.ca_file.read_bytes())
+    context = ssl.create_default_context(cafile=str(tls.authority.ca_file))
+    context.load_cert_chain(caller.cert_file, caller.key_file)
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with Daemon(state, tls.flags()) as daemon:
+        session = None
+        for _ in range(2):  # The second would go on with the first one's session.
+            host, _, port = daemon.admin_url.removeprefix("http://").rpartition(":")
+            plain = socket.create_connection((host, int(port)), timeout=10)
+            with context.wrap_socket(plain, server_hostname=host, session=session) as connection:
+                connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+                session = connection.session
+        with tls.channel(daemon.address, caller) as channel:
+            assert ask_grpc(channel).caller.identity == "spiffe://example.org/builder/1"
 
 
 @pytest.mark.parametrize("what", ["silent", "half a hello", "hello", "half a request"])

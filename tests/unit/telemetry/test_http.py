@@ -114,6 +114,20 @@ async def test_only_get_and_head_of_three_pages_are_served_without_a_banner(
             assert await answer.read() == b""
 
 
+async def test_a_defect_that_one_client_meets_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch, http: aiohttp.ClientSession
+) -> None:
+    running = server("127.0.0.1:0")
+    page = f"http://{await running.start()}/healthz"
+    with monkeypatch.context() as patched:
+        patched.setattr(connections.HttpConnections, "add", None)
+        with pytest.raises(aiohttp.ClientError):
+            await http.get(page)
+    async with http.get(page) as answer:
+        assert answer.status == 200
+    await running.stop()
+
+
 async def test_an_address_in_use_is_reported_in_one_line(url: str) -> None:
     address = url.removeprefix("http://")
     with pytest.raises(AddressInUse) as caught:

@@ -103,6 +103,9 @@ def _context(chain: bytes, key: bytes, cas: bytes, least_version: str) -> ssl.SS
         ssl.TLSVersion.TLSv1_2 if least_version == "1.2" else ssl.TLSVersion.TLSv1_3
     )
     context.set_alpn_protocols(["http/1.1"])
+    # A session that goes on has the caller's certificate, and not those between it and its CA.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
     # Python's ssl reads a key from a file only. This one is in memory, and holds the bytes that
     # were checked.
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import stat
 from collections.abc import Callable, Coroutine
@@ -80,7 +81,12 @@ class Listener:
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.stat().st_mode):  # noqa: ASYNC240 - a local file
                 path.unlink()  # noqa: ASYNC240
-        self._sockets.append(_listening(socket.AF_UNIX, str(path)))
+        # Nobody else can connect before the file has its mode.
+        before = os.umask(0o177)
+        try:
+            self._sockets.append(_listening(socket.AF_UNIX, str(path)))
+        finally:
+            os.umask(before)
         path.chmod(0o600)  # noqa: ASYNC240
         self._socket_file = (path, path.stat().st_ino)  # noqa: ASYNC240
         self._start()
@@ -145,6 +151,10 @@ class Listener:
                 await self._serve(first)
             except OSError:
                 first.sock.close()  # the client has left, or the server has stopped
+            except Exception:
+                # A defect that one client meets must not end the server for all others.
+                log.exception("a connection to the admin server failed")
+                first.sock.close()
             except BaseException:
                 first.sock.close()
                 raise
@@ -155,8 +165,15 @@ class Listener:
         below, _ = await loop.connect_accepted_socket(_Paused, first.sock)
         if below.is_closing():
             return
-        protocol = self._make_protocol()
         below.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of asyncio's own
+        try:
+            self._hand_over(first, below)
+        except Exception:
+            below.abort()
+            raise
+
+    def _hand_over(self, first: Pending, below: asyncio.Transport) -> None:
+        protocol = self._make_protocol()
         transport: asyncio.Transport = below
         if first.tls:
             transport = TlsTransport(below, first.tls, protocol)

@@ -67,9 +67,15 @@ class TlsSession:
         return self._outgoing.read()
 
     def certificate(self) -> bytes:
-        """Return the client's certificate as PEM; empty if it showed none."""
+        """Return the client's certificate as PEM, and what it sent beside it; empty for none."""
         shown = self.object.getpeercert(binary_form=True)
-        return ssl.DER_cert_to_PEM_cert(shown).encode() if shown else b""
+        if not shown:
+            return b""
+        # Public from Python 3.13 on. There is none for a session that goes on.
+        chain = self.object._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+        if not chain:
+            return ssl.DER_cert_to_PEM_cert(shown).encode()
+        return "".join(each.public_bytes() for each in chain).encode()
 
 
 class TlsTransport(asyncio.Transport):
