@@ -184,6 +184,16 @@ def test_two_identities_with_one_quota_count_apart(site: Site) -> None:
     site.accounts.of(replace(CI, name="token:other")).enter()
 
 
+def test_tokens_of_one_name_in_two_namespaces_count_apart(site: Site) -> None:
+    ours, theirs = (replace(CI, namespace=each) for each in ("ours", "theirs"))
+    site.allow(ours, calls=1).enter()
+    refused("calls", site.accounts.of(ours).enter)
+    site.accounts.of(theirs).enter()
+    [row] = site.accounts.readings("theirs")
+    assert (row.used, row.refused) == (1, 0)
+    assert len(site.accounts.readings()) == 2
+
+
 def test_a_reload_changes_limits_and_keeps_usage(site: Site) -> None:
     account = site.allow(calls=1, cpu_seconds_per_hour=10)
     account.enter()

@@ -6,7 +6,6 @@ import heapq
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from wasmkilnd.access.quotas.limited import KINDS, LimitedAccount
 from wasmkilnd.access.quotas.usage import Usage
@@ -17,14 +16,6 @@ from wasmkilnd.reloadable import Reloadable
 MOST_ACCOUNTS = 2048
 """Of how many identities the usage is remembered; of more, those that were seen last."""
 MOST_READINGS = 1_000
-
-
-@dataclass(slots=True)
-class _Known:
-    """An identity, as its last call showed it."""
-
-    account: LimitedAccount
-    namespace: str
 
 
 class Accounts:
@@ -49,7 +40,8 @@ class Accounts:
         self._kept_s = kept_s
         self._clock = clock
         self._most = most
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        # By namespace and name: tokens of two tenants may have the same name.
+        self._known: OrderedDict[tuple[str, str], LimitedAccount] = OrderedDict()
         self._refused = dict.fromkeys(KINDS, 0)
 
     def __len__(self) -> int:
@@ -61,14 +53,17 @@ class Accounts:
         limits = self._quota_of(identity) if identity.quota else None
         if limits is None:
             return UNLIMITED
-        known = self._known.get(identity.name)
-        if known is None:
-            known = self._known[identity.name] = self._opened(identity, limits)
+        key = identity.namespace, identity.name
+        account = self._known.get(key)
+        if account is None:
+            usage = Usage(self._clock, self._kept_s)
+            account = LimitedAccount(limits, usage, self._queue, self._count_refusal)
+            self._known[key] = account
             self._forget_some()
         else:
-            self._known.move_to_end(identity.name)
-            known.account.limits, known.namespace = limits, identity.namespace
-        return known.account
+            self._known.move_to_end(key)
+            account.limits = limits
+        return account
 
     def readings(self, namespace: str = DEFAULT_NAMESPACE) -> Sequence[QuotaReading]:
         """Return what the identities of ``namespace`` have used, 1,000 rows at most.
@@ -78,9 +73,9 @@ class Accounts:
         """
         rows = (
             row
-            for name, known in list(self._known.items())
-            if namespace in (DEFAULT_NAMESPACE, known.namespace)
-            for row in _rows(name, known.account)
+            for (where, name), account in list(self._known.items())
+            if namespace in (DEFAULT_NAMESPACE, where)
+            for row in _rows(name, account)
             if row.used or row.refused
         )
         return heapq.nlargest(MOST_READINGS, rows, key=lambda row: row.ratio)
@@ -91,15 +86,10 @@ class Accounts:
         Any thread may read.
         """
         largest = dict.fromkeys(KINDS, 0.0)
-        for name, known in list(self._known.items()):
-            for row in _rows(name, known.account):
+        for (_, name), account in list(self._known.items()):
+            for row in _rows(name, account):
                 largest[row.kind] = max(largest[row.kind], row.ratio)
         return {kind: (largest[kind], self._refused[kind]) for kind in KINDS}
-
-    def _opened(self, identity: Identity, limits: QuotaLimits) -> _Known:
-        usage = Usage(self._clock, self._kept_s)
-        account = LimitedAccount(limits, usage, self._queue, self._count_refusal)
-        return _Known(account, identity.namespace)
 
     def _count_refusal(self, kind: str) -> None:
         self._refused[kind] += 1
@@ -109,9 +99,9 @@ class Accounts:
         if len(self._known) <= self._most:
             return
         newest = next(reversed(self._known))
-        for name, known in self._known.items():
-            if known.account.usage.idle and name != newest:
-                del self._known[name]
+        for key, account in self._known.items():
+            if account.usage.idle and key != newest:
+                del self._known[key]
                 return
 
 

@@ -89,10 +89,13 @@ class Call:
         self.caller = caller_of(self.peer)
 
     def admitted(self, identity: Identity) -> None:
-        """Note who makes the call: an identity with a name counts as one caller."""
+        """Note who makes the call: an identity with a name counts as one caller.
+
+        In each namespace, since tokens of two tenants may have the same name.
+        """
         self.identity = identity
         if identity.name and identity.name != ANONYMOUS:
-            self.caller = identity.name
+            self.caller = f"{identity.namespace}/{identity.name}"
 
     def charge_to(self, account: Account) -> None:
         """Count the call as one of ``account``, until it leaves. Raises QUOTA_EXCEEDED."""
