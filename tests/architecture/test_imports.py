@@ -93,7 +93,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         CORE,
         {"engines", "engines.child.isolation", "engines.workers", "engines.verdicts"},
     ),
-    "access.tls": (set(), set()),
+    "access.tls": ({"ownership"}, set()),
     "access.quotas": (CORE, set()),
     "access": (CORE, {"config", "config.values"}),
     "rpc.connections": (CORE, set()),

@@ -32,7 +32,7 @@ def as_json(loaded: LoadedSettings) -> str:
     """
     shown = {}
     for field, origin in loaded.origins.items():
-        value = _plain(getattr(loaded.settings, field))
+        value = _plain(_of(loaded.settings, field))
         effective = _effective(loaded.settings, field)
         in_force = value if effective is None else effective
         shown[field] = {"value": value, "origin": origin, "in_force": in_force}
@@ -57,7 +57,15 @@ def reference() -> str:
 
 def shown_value(settings: Settings, field: str) -> object:
     """Return a setting's value as a person writes it, secrets masked."""
-    return _written(field, getattr(settings, field))
+    return _written(field, _of(settings, field))
+
+
+def _of(settings: Settings, field: str) -> object:
+    """Return a setting's value. The query of a URL may hold a secret, and is left out."""
+    value = getattr(settings, field)
+    if field == "jwt_keys" and "://" in value and "?" in value:
+        return value.partition("?")[0] + "?***"
+    return value
 
 
 def shown_default(field: str) -> str:

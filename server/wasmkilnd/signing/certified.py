@@ -11,6 +11,7 @@ import structlog
 from wasmkiln.certificates import MAX_CHAIN_BYTES, CertifiedKey, CodeSigningCAs, key_of
 from wasmkiln.trusted_keys import PublicKey
 
+from wasmkilnd.ownership import NotOurs, check_path
 from wasmkilnd.signing.files import KeysUnusable
 
 log = structlog.get_logger("wasmkilnd.keys")
@@ -88,7 +89,10 @@ def read_cas(path: str) -> CodeSigningCAs | None:
     if not path:
         return None
     try:
+        check_path(Path(path))
         cas = CodeSigningCAs(_read(path))
+    except NotOurs as refusal:
+        raise KeysUnusable(f"{refusal} (trusted_ca_file)") from None
     except ValueError as error:
         raise KeysUnusable(f"cannot use trusted_ca_file {path}: {error}") from None
     if not cas:

@@ -190,6 +190,16 @@ def test_files_that_cannot_be_used(
     assert secret not in message
 
 
+def test_cas_of_callers_that_others_can_write_are_refused(site: Site) -> None:
+    for path in (site.ca, site.authority.folder):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o002)
+        with pytest.raises(TlsUnusable, match=r"other users may write .* \(tls_client_ca_file\)"):
+            load(site.options)
+        path.chmod(mode)
+    load(site.options)
+
+
 def test_an_rsa_key_can_be_used(site: Site) -> None:
     site.authority.server(key=rsa.generate_private_key(65537, 2048))
     load(site.options)

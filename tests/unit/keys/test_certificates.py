@@ -194,6 +194,10 @@ def test_the_daemon_s_own_certificate_has_to_be_right(tmp_path: Path) -> None:
         open_ring(tmp_path / "keys", OURS.base64, (), str(tmp_path / "ca.pem"))
     with pytest.raises(KeysUnusable, match=r"trusted_ca_file .*No such file"):
         open_ring(tmp_path / "keys", OURS.base64, (), str(tmp_path / "none.pem"))
+    (tmp_path / "ca.pem").write_bytes(CA.pem)
+    (tmp_path / "ca.pem").chmod(0o666)
+    with pytest.raises(KeysUnusable, match=r"other users may write .* \(trusted_ca_file\)"):
+        open_ring(tmp_path / "keys", OURS.base64, (), str(tmp_path / "ca.pem"))
 
 
 def test_a_client_that_trusts_the_ca_accepts_the_key(tmp_path: Path) -> None:

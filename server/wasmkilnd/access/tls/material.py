@@ -84,6 +84,7 @@ def load(options: TlsOptions) -> TlsMaterial:
 
 
 def _client_cas(path: str, now: datetime.datetime) -> Sequence[x509.Certificate]:
+    pem.refuse_writers("tls_client_ca_file", path)
     file = pem.read("tls_client_ca_file", path)
     found = pem.certificates(file)
     for certificate in found:

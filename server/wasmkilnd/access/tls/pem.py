@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
+from wasmkilnd.ownership import NotOurs, check_path
+
 # A few hundred CAs.
 _MOST_BYTES = 1024 * 1024
 _LEAST_RSA_BITS = 2048
@@ -67,6 +69,14 @@ def read(setting: str, path: str) -> PemFile:
     if len(content) > _MOST_BYTES:
         raise _refused(setting, path, "it is larger than 1 MiB")
     return PemFile(setting, path, content, stat.S_IMODE(found.st_mode))
+
+
+def refuse_writers(setting: str, path: str) -> None:
+    """Raise TlsUnusable if another user can change a file: who can decides who gets in."""
+    try:
+        check_path(Path(path))
+    except NotOurs as refusal:
+        raise TlsUnusable(f"{refusal} ({setting})") from None
 
 
 def certificates(file: PemFile) -> Sequence[x509.Certificate]:
