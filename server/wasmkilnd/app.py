@@ -17,10 +17,10 @@ from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
-from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, reload_of
+from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
-from wasmkilnd.lifecycle.listening import reload_of_tls
+from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 from wasmkilnd.lifecycle.open_access import open_access
 from wasmkilnd.lifecycle.opening import Opening
@@ -133,10 +133,10 @@ class Daemon:
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
             parts=[
-                *([reload_of_tls(tls)] if tls else []),
+                *([prepare_tls(tls)] if tls else []),
                 access.prepare,
                 prepare_namespaces(tenants, access),
-                reload_of(audit),
+                prepare_audit(audit),
                 trust.prepare,
             ],
         )

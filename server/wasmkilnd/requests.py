@@ -77,7 +77,7 @@ class CompileRequest:
         self.hits_only = True
 
     def refused_miss(self) -> WasmkilnError | None:
-        """Return why no tier's holding the artifact ends the call; None if it does not."""
+        """Return the error of a miss for a call that may have hits only; None for others."""
         if self.hits_only:
             return errors.only_hits("compile the module: no cache holds its artifact")
         return None

@@ -24,7 +24,7 @@ class AccessGuard:
         self._open_health = open_health
 
     def replace(self, identities: Identities | None, *, open_health: bool) -> None:
-        """Admit by these from now on: no call later gets in by what counted before.
+        """Admit by these from now on: what counted before lets no later call in.
 
         A guard that has asked for identities asks for them until the daemon ends: a file that
         vanishes opens nothing.

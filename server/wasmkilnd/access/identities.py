@@ -74,8 +74,8 @@ class Identities:
         """
         of_certificate = None
         if credentials.certificate:
-            # Also beside a token: over a connection whose certificate does not count any more,
-            # nobody calls.
+            # Also beside a token: a connection whose certificate does not count any more carries
+            # no calls.
             of_certificate = self._of_certificate(credentials.certificate)
         elif entrance.transport is Transport.MTLS:
             raise errors.credentials_missing()
@@ -143,7 +143,7 @@ class Identities:
         return identity, _FOREVER if token.expires_s is None else token.expires_s
 
     def _of_socket(self, address: str) -> Identity:
-        """Return who calls through a Unix socket: as many as the daemon listens on."""
+        """Return who calls through a Unix socket. All are remembered: the settings name them."""
         identity = self._sockets.get(address)
         if identity is None:
             identity = self._sockets[address] = self._policy.identity(address)

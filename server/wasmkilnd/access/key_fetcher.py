@@ -13,7 +13,7 @@ from wasmkilnd.access.key_set import KeySet, parse_key_set
 
 log = structlog.get_logger("wasmkilnd")
 
-_EVERY_S = 300.0 - 30.0
+_EVERY_S = 300.0
 _LEAST_BETWEEN_S = 30.0
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MOST_BYTES = 1024 * 1024
@@ -50,10 +50,10 @@ class KeyFetcher:
     async def run(self) -> None:
         """Fetch the keys now and then, until cancelled."""
         while True:
-            soon_s = self._fetched_s + _LEAST_BETWEEN_S - time.monotonic()
-            due_s = soon_s if self.url and not self.current.keys else soon_s + _EVERY_S
+            has_none = self.url and not self.current.keys
+            pause_s = _LEAST_BETWEEN_S if has_none else _EVERY_S
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, due_s)):
+                async with asyncio.timeout(max(0.0, self._fetched_s + pause_s - time.monotonic())):
                     await self._wanted.wait()
             # A reload may have fetched them meanwhile.
             await asyncio.sleep(self._fetched_s + _LEAST_BETWEEN_S - time.monotonic())

@@ -53,12 +53,12 @@ class Rule:
 
     identities: Sequence[Pattern]
     roles: frozenset[Role] = frozenset()
-    """Those that it gives, without those that they include."""
+    """What it gives, without the roles that these include; see ``with_included``."""
     namespace: str | None = None
     """None where the rule names none."""
     quota: str = ""
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    """What a JSON Web Token must say, besides."""
+    """What a JSON Web Token must say too."""
 
     def matches(self, name: str, claims: Claims) -> bool:
         """Return whether the rule is about the identity ``name``."""

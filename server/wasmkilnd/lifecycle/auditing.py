@@ -47,7 +47,7 @@ def open_target(settings: Settings) -> Target | None:
     return ToFile(file)
 
 
-def reload_of(audit: Audit) -> Callable[[Settings], Callable[[], None]]:
+def prepare_audit(audit: Audit) -> Callable[[Settings], Callable[[], None]]:
     """Return how the audit takes over settings at a reload; the file is opened anew."""
 
     def prepare(new: Settings) -> Callable[[], None]:

@@ -47,7 +47,7 @@ def open_tls(settings: Settings) -> TlsFiles | None:
         raise CannotStart(str(refusal)) from None
 
 
-def reload_of_tls(files: TlsFiles) -> Prepare:
+def prepare_tls(files: TlsFiles) -> Prepare:
     """Return what reads the files again at a reload."""
 
     def prepare(new: Settings) -> Callable[[], None]:

@@ -36,9 +36,9 @@ class OpenAccess:
         settings: Reloadable[Settings],
         client_cas: Callable[[], Sequence[Certificate]] = tuple,
     ) -> None:
-        """``client_cas`` returns the CAs of callers' certificates that are in force now.
+        """Read who may do what. It may block: call it in a thread. Raises AccessUnusable.
 
-        It may block: call it in a thread. Raises AccessUnusable.
+        ``client_cas`` returns the CAs of callers' certificates that are in force now.
         """
         self._settings = settings
         self._client_cas = client_cas

@@ -81,7 +81,7 @@ class TrustKeeper:
         own = signing.ring.signing.public.id
         found = strictest(kept, await self._of_others(signing, own))
         if found.pop(own, None) is not None and own not in kept:
-            # Obeying would be no safer: who trusts this daemon decides by their own revocations.
+            # Obeying would protect nobody: each other daemon goes by its own revocations.
             self._log_once(f"another daemon revoked {own}, with which this one signs")
         new = await asyncio.to_thread(signing.ring.revoke, found) if found else {}
         await self._publish_certificate(signing, own)

@@ -29,19 +29,19 @@ class Verifier(Protocol):
         ...
 
     def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """As ``check_stamp``, for what names no time: a key that is revoked by now vouches not."""
+        """As ``check_stamp``, for what names no time: no key counts that is revoked by now."""
         ...
 
     def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
-        """Return None unless time has passed over ``artifact``, else why it is refused.
+        """Return why ``artifact``, which counted when it was verified, counts no more, or None.
 
-        It may be older than the daemon accepts, or its key or ``stamped_by``, the id of its
-        stamp's key, revoked from before it was made on. Believes its attestation. Cheap.
+        It is older than the daemon accepts, or was made when its key, or ``stamped_by`` (the id
+        of its stamp's key), was revoked already. Believes its attestation. Cheap.
         """
         ...
 
     def is_retired(self, artifact: Artifact) -> bool:
-        """Return whether the key of ``artifact`` is revoked since later than it was made. Cheap.
+        """Return whether the key of ``artifact`` was revoked after it was made. Cheap.
 
         Such an artifact is served, and compiled again.
         """

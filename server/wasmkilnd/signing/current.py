@@ -50,7 +50,7 @@ class CurrentSealer:
         return self._signing.current.sealer.check_stamp_now(message, stamp)
 
     def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
-        """Return why time has passed over ``artifact``, None if it has not."""
+        """Return why ``artifact`` counts no more, None if it does."""
         return self._signing.current.sealer.outdated(artifact, stamped_by)
 
     def wants_certificate(self, key_id: str) -> bool:
@@ -71,5 +71,5 @@ class CurrentSealer:
         return ring.certificate_of(attested(artifact.attestation)[0])
 
     def is_retired(self, artifact: Artifact) -> bool:
-        """Return whether the key of ``artifact`` is revoked since later than it was made."""
+        """Return whether the key of ``artifact`` was revoked after it was made."""
         return self._signing.current.sealer.is_retired(artifact)

@@ -80,7 +80,7 @@ class DsseVerifier:
         return self._too_old(statement.when_ms)
 
     def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
-        """Return why time has passed over ``artifact``, whose attestation is verified, or None."""
+        """Return why ``artifact``, whose attestation is verified, counts no more, or None."""
         if not (self.max_age_s or self._trusted.revoked):
             return None
         key_id, made_ms = attested(artifact.attestation)
@@ -98,7 +98,7 @@ class DsseVerifier:
         """Do nothing."""
 
     def is_retired(self, artifact: Artifact) -> bool:
-        """Return whether the key of ``artifact`` is revoked since later than it was made."""
+        """Return whether the key of ``artifact`` was revoked after it was made."""
         revoked = self._trusted.revoked
         return bool(revoked) and attested(artifact.attestation)[0] in revoked
 

@@ -1,10 +1,10 @@
 """Namespaces: what serves the callers of each, so that none reaches what another has.
 
 Isolation is by construction. Each namespace has an object graph of its own, and no object of one
-graph holds a reference to one of another. A digest, a fingerprint or an engine's verdict that one
-tenant caused is no key to anything of another's. They share what holds no tenant's data: the
-engines' workers and their queue, the admission of bytes under way, the connection to Redis, and
-the memory and disk that are divided among them.
+graph holds a reference to one of another. Whoever knows a digest or a fingerprint of another
+tenant gets nothing by it. The graphs share what holds no tenant's data: the engines' workers and
+their queue, the admission of bytes under way, the connection to Redis, and the memory and disk
+that are divided among them.
 
 | file | what it holds |
 |---|---|

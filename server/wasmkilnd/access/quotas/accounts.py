@@ -14,7 +14,7 @@ from wasmkilnd.model import DEFAULT_NAMESPACE, Identity, Limits, QuotaLimits, Qu
 from wasmkilnd.reloadable import Reloadable
 
 MOST_ACCOUNTS = 2048
-"""Of how many identities the usage is remembered; of more, those that were seen last."""
+"""How many identities have an account; beyond, the one that was seen longest ago is forgotten."""
 MOST_READINGS = 1_000
 
 
@@ -45,7 +45,7 @@ class Accounts:
         self._refused = dict.fromkeys(KINDS, 0)
 
     def __len__(self) -> int:
-        """Return of how many identities the usage is known."""
+        """Return how many identities have an account."""
         return len(self._known)
 
     def of(self, identity: Identity) -> Account:
@@ -81,7 +81,7 @@ class Accounts:
         return heapq.nlargest(MOST_READINGS, rows, key=lambda row: row.ratio)
 
     def by_kind(self) -> Mapping[str, tuple[float, int]]:
-        """Return of each kind the largest part of a limit that is used, and all refusals.
+        """Return for each kind the largest part of a limit in use, and the number of refusals.
 
         Any thread may read.
         """
