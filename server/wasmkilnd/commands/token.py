@@ -92,7 +92,7 @@ def add(
     """
     settings = _settings(state_dir)
     store = TokenStore(settings.tokens_file)
-    first = not store.file.exists()
+    first = not settings.has_tokens_file
     text, made = store.add(name, map(Role, roles), namespace, expires)
     audit_command(
         settings,

@@ -79,6 +79,17 @@ class Settings(
         return self.state_dir / "access" / "tokens.json"
 
     @property
+    def has_tokens_file(self) -> bool:
+        """Whether there is a file of tokens, or may be one where this user cannot look."""
+        try:
+            self.tokens_file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            pass
+        return True
+
+    @property
     def effective_host_store_dir(self) -> Path:
         """The directory of the host store."""
         if self.host_store_dir in ("", NO_DIRECTORY):
@@ -121,7 +132,7 @@ class Settings(
     def needs_identities(self) -> bool:
         """Whether calls need an identity: as soon as there is any source of them."""
         sources = (self.policy_file, self.tls_client_ca_file, self.jwt_issuer)
-        return any(sources) or self.tokens_file.exists()
+        return any(sources) or self.has_tokens_file
 
     @model_validator(mode="after")
     def _redis_settings_agree(self) -> Self:

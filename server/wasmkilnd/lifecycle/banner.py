@@ -76,7 +76,7 @@ def banner(
 
 def _credentials(settings: Settings) -> list[str]:
     known = {
-        "a token": settings.tokens_file.exists(),
+        "a token": settings.has_tokens_file,
         "a JSON Web Token": bool(settings.jwt_issuer),
         "a client certificate": bool(settings.tls_client_ca_file),
     }

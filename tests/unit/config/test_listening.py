@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.config.load import ConfigError, load
+from wasmkilnd.config.schema import Settings
 
 HOME = {"HOME": "/home/kiln"}
 TLS = {"tls_cert_file": "/c", "tls_key_file": "/k"}
@@ -85,3 +86,14 @@ def test_tokens_and_operators_need_tls_on_a_network_in_any_case(field: str) -> N
 )
 def test_settings_that_do_not_go_together(given: dict[str, object], problem: str) -> None:
     assert refused(**given) == problem
+
+
+def test_a_tokens_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    assert not settings.has_tokens_file
+    settings.tokens_file.parent.mkdir()
+    settings.tokens_file.symlink_to(settings.tokens_file)
+    assert settings.has_tokens_file
+    assert settings.needs_identities
+    (tmp_path / "file").touch()
+    assert not Settings(state_dir=tmp_path / "file").has_tokens_file
