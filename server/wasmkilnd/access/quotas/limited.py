@@ -112,30 +112,34 @@ class LimitedAccount(Account):
 
     def behind(self) -> Account | None:
         """Return who pays for a compile behind: this identity, as long as it has something left."""
-        return None if self._is_used_up() else _Behind(self.usage)
+        used_up = self._what_is_used_up(self.usage.clock())
+        return None if used_up else _Behind(self.usage)
 
-    def _is_used_up(self) -> bool:
-        limits, used, now_s = self.limits, self.usage, self.usage.clock()
-        cpu_s, kept_bytes = limits.cpu_seconds_per_hour, limits.bytes_kept
-        return (cpu_s is not None and used.cpu.total(now_s) >= cpu_s) or (
-            kept_bytes is not None and used.kept.total(now_s) >= kept_bytes
-        )
+    def _what_is_used_up(self, now_s: float) -> str:
+        """Return CPU or BYTES_KEPT if nothing is left of it, else an empty string."""
+        cpu_s, kept_bytes = self.limits.cpu_seconds_per_hour, self.limits.bytes_kept
+        if cpu_s is not None and self.usage.cpu.total(now_s) >= cpu_s:
+            return CPU
+        if kept_bytes is not None and self.usage.kept.total(now_s) >= kept_bytes:
+            return BYTES_KEPT
+        return ""
 
     def _used_up(self) -> WasmkilnError | None:
         limits, used, now_s = self.limits, self.usage, self.usage.clock()
-        cpu_s, kept_bytes = limits.cpu_seconds_per_hour, limits.bytes_kept
-        if cpu_s is not None and (used_s := used.cpu.total(now_s)) >= cpu_s:
+        kind = self._what_is_used_up(now_s)
+        if kind == CPU and limits.cpu_seconds_per_hour is not None:
             what = (
-                f"cannot begin more work: your modules took {used_s:.1f} s of CPU time within an"
-                f" hour, and your quota allows {cpu_s:g}"
+                f"cannot begin more work: your modules took {used.cpu.total(now_s):.1f} s of CPU"
+                f" time within an hour, and your quota allows {limits.cpu_seconds_per_hour:g}"
             )
-            return self._refusal(CPU, what, used.cpu.seconds_until_below(cpu_s, now_s))
-        if kept_bytes is not None and (stored := used.kept.total(now_s)) >= kept_bytes:
+            wait_s = used.cpu.seconds_until_below(limits.cpu_seconds_per_hour, now_s)
+            return self._refusal(CPU, what, wait_s)
+        if kind == BYTES_KEPT and limits.bytes_kept is not None:
             what = (
-                f"cannot store more: {stored:,.0f} bytes are kept for you, and your quota allows"
-                f" {kept_bytes:,}"
+                f"cannot store more: {used.kept.total(now_s):,.0f} bytes are kept for you, and"
+                f" your quota allows {limits.bytes_kept:,}"
             )
-            wait_s = used.kept.seconds_until_below(kept_bytes, now_s)
+            wait_s = used.kept.seconds_until_below(limits.bytes_kept, now_s)
             return self._refusal(BYTES_KEPT, what, wait_s)
         return None
 
