@@ -29,10 +29,10 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.4.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos client docs lock audit bench faults soak attack fuzz verdicts hostile clean
+.PHONY: help install engines run demo test unit watch check hooks format protos client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip was found. Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -68,7 +68,7 @@ demo: engines ## compile a real module with each engine, and show what each tier
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
-	@$(PYTEST) -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) || { \
+	@$(PYTEST) --ignore tests/polyglot -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) || { \
 		echo "make test: running what failed once more, alone: it passes if only the crowd was to blame"; \
 		$(PYTEST) --last-failed --last-failed-no-failures none; }
 
@@ -117,7 +117,7 @@ bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 faults: $(VENV)/.dev ## make Redis sick in every way under load, and count what callers notice
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-soak: $(VENV)/.dev ## do everything at once and kill everything, for five minutes (ARGS="--seconds N")
+soak: $(VENV)/.dev ## do all at once and kill everything, for five minutes (ARGS="--seconds N")
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 attack: $(VENV)/.dev ## attack a running daemon in every known way (ARGS="--only NAME")
@@ -126,11 +126,15 @@ attack: $(VENV)/.dev ## attack a running daemon in every known way (ARGS="--only
 fuzz: $(VENV)/.dev ## feed 20,000 inputs to each reader of bytes from outside (ARGS="-k …")
 	@$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --timeout 0 $(ARGS)
 
-verdicts: $(VENV)/.dev ## compare verdicts on 5,000 generated modules with the engines' own (ARGS=FOLDER)
+verdicts: $(VENV)/.dev ## compare verdicts on 5,000 generated modules with the engines' (ARGS=FOLDER)
 	@$(BIN)/python -m tests.verdicts $(or $(ARGS),--generate 1000)
 
 hostile: $(VENV)/.dev ## compile modules that are made to hurt, for nine minutes (ARGS="--only NAME")
 	@$(BIN)/python -m tests.hostile $(ARGS)
+
+test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other languages (ARGS="-k go")
+	@$(BIN)/python -m tests.polyglot.toolchains
+	@WASMKILN_POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

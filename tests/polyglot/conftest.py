@@ -1,0 +1,49 @@
+"""Fixtures of the polyglot tests: the daemons, and folders for what languages build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.daemon import ONE_ENGINE, ROOT, fresh_state, installed_engines
+from tests.polyglot import toolchains
+from tests.polyglot.kiln import Kiln, Secure, running_kiln, running_secure
+
+Built = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def kiln(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
+    """A daemon with all engines of the tests, a signing key, a host store and a small queue."""
+    installed_engines()
+    folder = tmp_path_factory.mktemp("kiln")
+    with running_kiln(fresh_state(folder / "state", own_keys=True), folder / "work") as kiln:
+        yield kiln
+    assert kiln.daemon.process.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    """A daemon with one engine (wasmer) that speaks TLS and asks for a token."""
+    installed_engines()
+    folder = tmp_path_factory.mktemp("secure")
+    state = fresh_state(folder / "state", own_keys=True, engines=ONE_ENGINE)
+    with running_secure(state, folder / "caller") as secure:
+        yield secure
+    assert secure.daemon.process.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def built() -> Built:
+    """Return the folder where a language keeps what it builds, once it can be built."""
+
+    def folder_of(language: str) -> Path:
+        if why := toolchains.lacks(language):
+            (pytest.fail if toolchains.must_be_there() else pytest.skip)(why)
+        folder = ROOT / ".work" / "polyglot" / language
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    return folder_of
