@@ -1,60 +1,66 @@
-"""`make check` finds what would break callers of the last release."""
+"""protos/ is what each language can generate from, and the google.rpc in it is everybody's."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf import descriptor_pb2
+from google.rpc import error_details_pb2, status_pb2
 
-PROTOS = Path(__file__).resolve().parents[2] / "protos"
-BUF = Path(sys.executable).with_name("buf")
-[RELEASED] = PROTOS.glob("*.binpb")
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = (
+    *("csharp_namespace", "go_package", "java_multiple_files", "java_outer_classname"),
+    *("java_package", "objc_class_prefix", "php_namespace", "ruby_package"),
+)
 
 
-@pytest.fixture
-def protos(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(PROTOS, tmp_path / "protos"))
-
-
-def buf(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BUF), *arguments], cwd=folder, capture_output=True, text=True, check=False
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The descriptors of all of protos/, by file."""
+    image = tmp_path_factory.mktemp("image") / "all.binpb"
+    protos = sorted(str(path) for path in (ROOT / "protos").rglob("*.proto"))
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}/protos", f"-o{image}", *protos],
+        check=True,
     )
+    read = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
+    return {file.name: file for file in read.file}
 
 
-def breaking(folder: Path) -> subprocess.CompletedProcess[str]:
-    return buf(folder, "breaking", "--against", RELEASED.name)
+def test_each_file_says_what_its_code_is_called_in_each_language(files: dict[str, Any]) -> None:
+    ours = [file for name, file in files.items() if name.startswith("wasmkiln/")]
+    assert ours
+    unset = {(f.name, option) for f in ours for option in OPTIONS if not f.options.HasField(option)}
+    assert unset == set()
 
 
-def change(folder: Path, old: str, new: str) -> None:
-    file = folder / "wasmkiln" / "v1" / "types.proto"
-    text = file.read_text()
-    assert text.count(old) == 1
-    file.write_text(text.replace(old, new))
+def test_our_google_rpc_is_a_part_of_googles(files: dict[str, Any]) -> None:
+    for module in (status_pb2, error_details_pb2):
+        theirs = descriptor_pb2.FileDescriptorProto()
+        module.DESCRIPTOR.CopyToProto(theirs)
+        ours = files[theirs.name]
+        assert ours.package == theirs.package
+        for option in ("go_package", "java_package", "java_multiple_files", "java_outer_classname"):
+            assert getattr(ours.options, option) == getattr(theirs.options, option)
+        known = dict(pair for message in theirs.message_type for pair in walk(message))
+        for message in ours.message_type:
+            for name, fields in walk(message):
+                assert fields.items() <= known[name].items(), name
 
 
-def test_buf_lint() -> None:
-    done = buf(PROTOS, "lint")
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+def walk(message: Any, above: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each message and what its fields are on the wire."""
+    name = f"{above}.{message.name}"
+    yield name, {f.name: (f.number, f.type, f.label, f.type_name) for f in message.field}
+    for inner in message.nested_type:
+        yield from walk(inner, name)
 
 
-def test_the_contract_breaks_no_caller() -> None:
-    done = breaking(PROTOS)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-
-@pytest.mark.parametrize("new", ["", "string target = 99;", "bytes target = 5;"])
-def test_a_change_that_breaks_callers_is_found(protos: Path, new: str) -> None:
-    change(protos, "string target = 5;", new)
-    done = breaking(protos)
-    assert done.returncode == 100, done.stderr
-    assert "types.proto" in done.stdout
-
-
-def test_what_is_added_breaks_nobody(protos: Path) -> None:
-    change(protos, "string target = 5;", "string target = 5;\n  string added = 99;")
-    done = breaking(protos)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+def test_python_takes_google_rpc_from_its_own_package() -> None:
+    assert not list((ROOT / "client").rglob("error_details_pb2.py"))
+    assert "site-packages" in str(error_details_pb2.__file__)
