@@ -28,8 +28,8 @@ _KINDS = {
 
 # By an engine's name: the setting and the value that choose its fast compiler.
 FAST = {"wasmtime": ("strategy", "winch"), "wasmer": ("compiler", "singlepass")}
-# Settings that artifacts of wasmkiln 0.2.0 do not state, and what these artifacts have.
-_UNSTATED = {"strategy": "cranelift", "compiler": "cranelift"}
+# Settings that artifacts of earlier wasmkilns do not state, and what these artifacts have.
+_UNSTATED = {"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
 
 
 class Basis(Flag):

@@ -14,8 +14,12 @@ from wasmkilnd.model import EngineIdentity
 # other's artifacts.
 CACHE_FORMAT = 2
 
-UNHASHED_DEFAULTS: Mapping[str, str] = {"strategy": "cranelift", "compiler": "cranelift"}
-"""Settings that version 0.2.0 did not have, with their defaults.
+UNHASHED_DEFAULTS: Mapping[str, str] = {
+    "strategy": "cranelift",
+    "compiler": "cranelift",
+    "collector": "drc",
+}
+"""Settings that earlier versions did not have, with what their artifacts were made with.
 
 They enter a fingerprint only where they differ from these: so the artifacts of 0.2.0 are found.
 """

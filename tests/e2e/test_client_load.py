@@ -48,6 +48,17 @@ def test_settings_come_along(client: Client) -> None:
         artifact.load(wasmtime.Engine())
 
 
+def test_code_for_no_collector_loads_beside_one(client: Client) -> None:
+    artifact = client.compile(
+        wasm.adder(47), engine="wasmtime-50.0.1", settings={"collector": "none"}
+    )
+    for engine in (artifact.engine(), wasmtime.Engine()):
+        store = wasmtime.Store(engine)
+        add = wasmtime.Instance(store, artifact.load(engine), []).exports(store)["add"]
+        assert isinstance(add, wasmtime.Func)
+        assert add(store, 40, 2) == 42
+
+
 @pytest.mark.parametrize("text", ["(component)", None], ids=["component", "core module"])
 def test_fast_code_comes_with_its_engine(client: Client, text: str | None) -> None:
     module = wasm.from_text(text) if text else wasm.adder(46)

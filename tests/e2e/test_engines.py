@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkiln import Client
+from wasmkiln import Client, WasmkilnError
+from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
@@ -101,6 +102,34 @@ def test_every_listed_value_compiles(client: Client, setting: str) -> None:
     for value in listed.allowed_values:
         header = client.compile(wasm.adder(13), engine="wasmtime", settings={setting: value}).header
         assert header.settings[setting] == value
+
+
+@pytest.mark.parametrize("engine_id", ["wasmtime-50.0.1", "wasmtime-49.0.0"])
+def test_the_collector_is_a_setting(client: Client, engine_id: str) -> None:
+    engine = next(e for e in client.capabilities().engines if e.engine.id == engine_id)
+    listed = next(s for s in engine.settings if s.name == "collector")
+    assert (listed.default_value, set(listed.allowed_values)) == ("drc", {"drc", "none"})
+    module = wasm.adder(14)
+
+    def header(**settings: str) -> ArtifactHeader:
+        return client.compile(module, engine=engine_id, settings=settings).header
+
+    plain, named, none = header(), header(collector="drc"), header(collector="none")
+    assert plain.settings["collector"] == "drc"
+    assert (named.fingerprint, dict(named.changed_settings)) == (plain.fingerprint, {})
+    assert none.fingerprint != plain.fingerprint
+    assert dict(none.changed_settings) == {"collector": "none"}
+    # The code is the same that gc_support=false asks for, under a name of its own.
+    assert none.artifact_sha256 == header(gc_support="false").artifact_sha256
+    assert none.artifact_sha256 != plain.artifact_sha256
+
+
+def test_code_for_no_collector_cannot_use_collected_types(client: Client) -> None:
+    module = wasm.from_text("(module (type $s (struct)) (func (result (ref $s)) struct.new $s))")
+    assert client.compile(module, engine="wasmtime-50.0.1").header.settings["collector"] == "drc"
+    with pytest.raises(WasmkilnError) as refused:
+        client.compile(module, engine="wasmtime-50.0.1", settings={"collector": "none"})
+    assert refused.value.reason in {"ENGINE_LACKS_FEATURE", "MODULE_INVALID"}
 
 
 def test_a_component_needs_no_engine_named(

@@ -33,7 +33,9 @@ def test_everything_counts(changed: tuple[object, ...]) -> None:
     assert fingerprint(*changed) != fingerprint(*ARGUMENTS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("unhashed", [{}, {"strategy": "cranelift", "compiler": "cranelift"}])
+@pytest.mark.parametrize(
+    "unhashed", [{}, {"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}]
+)
 def test_artifacts_of_version_0_2_0_are_found(unhashed: dict[str, str]) -> None:
     """These are the fingerprints that version 0.2.0 computes."""
     wasmtime = EngineIdentity("wasmtime", "50.0.1", "50.0.1", "cranelift")
@@ -48,8 +50,11 @@ def test_artifacts_of_version_0_2_0_are_found(unhashed: dict[str, str]) -> None:
     )
 
 
-@pytest.mark.parametrize("setting", [{"strategy": "winch"}, {"compiler": "singlepass"}])
-def test_a_fast_compiler_counts(setting: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [{"strategy": "winch"}, {"compiler": "singlepass"}, {"collector": "none"}],
+)
+def test_what_differs_from_an_unhashed_default_counts(setting: dict[str, str]) -> None:
     changed = (*ARGUMENTS[:4], {**ARGUMENTS[4], **setting})
     assert fingerprint(*changed) != fingerprint(*ARGUMENTS)
 

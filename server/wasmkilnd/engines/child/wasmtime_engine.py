@@ -2,7 +2,8 @@
 
 Settings carry the names of ``wasmtime.Config``'s own attributes, so that a host can apply
 ``changed_settings`` one by one to load the artifact. The attribute ``strategy`` takes no
-``winch``, although the package's library has it: see ``_set_strategy``.
+``winch``, although the package's library has it: see ``_set_strategy``. There is no attribute
+``collector``, and the library cannot choose one: it is read from an artifact, or left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from .engine import (
     offset_in,
 )
 from .features import CORE_PREAMBLE
-from .wasmtime_settings import BOOL, PROPOSAL_DESCRIPTION, SETTINGS, STRATEGIES, STRATEGY
+from .wasmtime_metadata import collector_of
+from .wasmtime_settings import (
+    BOOL,
+    COLLECTOR,
+    NO_COLLECTOR,
+    PROPOSAL_DESCRIPTION,
+    SETTINGS,
+    STRATEGIES,
+    STRATEGY,
+)
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
 _CPU_FLAG = re.compile(rb"has_([a-z0-9_]+)\x02\x01")
@@ -67,6 +77,8 @@ class WasmtimeEngine:
         triple = _TRIPLE.search(probe)
         host = triple.group().decode() if triple else ""
         settings = {name: allowed for name, (allowed, _) in SETTINGS.items() if _has_setting(name)}
+        if collector := collector_of(probe, host):
+            settings[COLLECTOR] = [collector, NO_COLLECTOR]
         proposals = {name: BOOL for name in dir(wasmtime.Config) if name.startswith("wasm_")}
         return Description(
             name=self.name,
@@ -112,7 +124,10 @@ class WasmtimeEngine:
                 for feature in X86_64_LEVELS[cpu] if target.startswith("x86_64") else ():
                     config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
             for name, value in settings.items():
-                setattr(config, name, _as_config_value(value))
+                if name != COLLECTOR:
+                    setattr(config, name, _as_config_value(value))
+            if settings.get(COLLECTOR) == NO_COLLECTOR:
+                config.gc_support = False
             if strategy != "cranelift":
                 _set_strategy(config, strategy)
             return wasmtime.Engine(config)

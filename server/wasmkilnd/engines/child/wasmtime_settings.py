@@ -8,6 +8,12 @@ STRATEGY = "strategy"
 # The values of wasmtime_strategy_enum in wasmtime/config.h.
 STRATEGIES = {"cranelift": 1, "winch": 2}
 
+COLLECTOR = "collector"
+# The collectors, by the numbers that artifacts have for them, and as the command's -C collector
+# calls them.
+COLLECTORS = ("drc", "null", "copying")
+NO_COLLECTOR = "none"
+
 # The attributes of wasmtime.Config that change an artifact or decide which hosts can load it.
 # Those that only change how this process works (cache, profiler, parallel_compilation,
 # max_wasm_stack, memory_init_cow, mach ports) are left out on purpose, and so is debug_info,
@@ -25,6 +31,12 @@ SETTINGS = {
     "cranelift_nan_canonicalization": (BOOL, "One NaN for all, for deterministic floats."),
     "consume_fuel": (BOOL, "Code counts fuel, and stops when it is used up."),
     "epoch_interruption": (BOOL, "Code can be interrupted by raising the engine's epoch."),
+    COLLECTOR: (
+        [*COLLECTORS, NO_COLLECTOR],
+        "The garbage collector that the code is for: a host with another one refuses it."
+        " Code for none loads with any, and cannot use collected types; gc_support=false"
+        " means the same.",
+    ),
     "gc_support": (BOOL, "Whether the garbage collector is there at all."),
     "signals_based_traps": (BOOL, "Traps by signal handlers rather than by explicit checks."),
     "native_unwind_info": (BOOL, "Whether unwind tables are part of the artifact."),

@@ -1,0 +1,45 @@
+"""An artifact of wasmtime says for which collector its code is."""
+
+from __future__ import annotations
+
+import pytest
+import wasmtime
+from wasmkilnd.engines.child.wasmtime_metadata import collector_of
+from wasmkilnd.fingerprint import UNHASHED_DEFAULTS
+
+from tests.e2e import wasm
+
+TRIPLE = "x86_64-unknown-linux-gnu"
+
+
+def artifact(**settings: bool | str) -> bytes:
+    config = wasmtime.Config()
+    config.target = TRIPLE
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return bytes(wasmtime.Module(wasmtime.Engine(config), wasm.adder(1)).serialize())
+
+
+def test_with_one_and_with_none() -> None:
+    assert collector_of(artifact(), TRIPLE) == UNHASHED_DEFAULTS["collector"]
+    assert collector_of(artifact(consume_fuel=True), TRIPLE) == "drc"
+    assert collector_of(artifact(gc_support=False), TRIPLE) == "none"
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "drc"), (1, "null"), (2, "copying"), (3, "")])
+def test_their_numbers(number: int, name: str) -> None:
+    flags = b"\x01\x03abc\x00\x02de" + b"\x02\x01a\x02\x01\x01b\x01\x09"
+    triple = bytes([len(TRIPLE)]) + TRIPLE.encode()
+    assert collector_of(b"\0elf" + triple + flags + bytes([1, number]), TRIPLE) == name
+    assert collector_of(b"\0elf" + triple + flags + bytes([0, number]), TRIPLE) == "none"
+
+
+def test_what_looks_different_is_unknown() -> None:
+    code = artifact()
+    triple = bytes([len(TRIPLE)]) + TRIPLE.encode()
+    start = code.index(triple)
+    for other in (b"", code[: start + 60], code[:start] + triple + b"\xff" * 80):
+        assert collector_of(other, TRIPLE) == ""
+    assert collector_of(code[:start] + triple + b"\x01\x01a\x07" + bytes(9), TRIPLE) == ""
+    assert collector_of(code, "riscv64gc-unknown-linux-gnu") == ""
+    assert collector_of(code, "") == ""
