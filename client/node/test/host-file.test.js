@@ -1,0 +1,152 @@
+'use strict'
+// The file that a daemon names: when it is taken, and that the bytes come where it is not.
+
+const assert = require('node:assert/strict')
+const fs = require('node:fs')
+const os = require('node:os')
+const path = require('node:path')
+const { after, afterEach, before, beforeEach, test } = require('node:test')
+const { Client } = require('..')
+const { FakeDaemon, MODULE, Signer, headerOf, sha256 } = require('./fake-daemon')
+
+const ARTIFACT = Buffer.from('native code in a file')
+const signer = new Signer()
+const daemon = new FakeDaemon()
+let kiln, verifying, folder, directory, entry, file
+
+before(async () => {
+  await daemon.start()
+  kiln = new Client(daemon.address)
+  verifying = new Client(daemon.address, { trustedKeys: signer.raw })
+})
+after(() => {
+  kiln.close()
+  verifying.close()
+  daemon.stop()
+})
+beforeEach(() => {
+  folder = fs.mkdtempSync(path.join(os.tmpdir(), 'store-'))
+  directory = path.join(folder, 'host_store')
+  const module = sha256(MODULE)
+  entry = path.join(directory, 'f'.repeat(64), module.slice(0, 2), module)
+  file = path.join(entry, 'artifact')
+  fs.mkdirSync(entry, { recursive: true, mode: 0o755 })
+  fs.writeFileSync(file, ARTIFACT, { mode: 0o640 })
+  daemon.requests.length = 0
+  daemon.answer = named({})
+})
+afterEach(() => fs.rmSync(folder, { recursive: true }))
+
+/** Answer with the file's name where the request allows it, else with the bytes. */
+function named(changes) {
+  return (request) => {
+    if (!request.acceptHostFile) return [{ header: headerOf(ARTIFACT, signer) }, { chunk: ARTIFACT }]
+    const { dev, ino } = fs.statSync(file, { bigint: true })
+    const hostFile = { path: file, device: `${dev}`, inode: `${ino}`, ...changes }
+    return [{ header: headerOf(ARTIFACT, signer, { hostFile }) }]
+  }
+}
+
+/** Set the file's times into the past: the file is younger than a second otherwise. */
+async function grownOld() {
+  const status = () => fs.statSync(file, { bigint: true })
+  while (BigInt(Date.now()) * 1_000_000n - status().ctimeNs < 1_050_000_000n) {
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
+
+test('a file is taken', async () => {
+  const artifact = await kiln.compile(MODULE)
+  assert.equal(artifact.hostFile, file)
+  assert.match(artifact.path, /^\/proc\/self\/fd\/\d+$/)
+  assert.deepEqual(fs.readFileSync(artifact.path), ARTIFACT)
+  assert.deepEqual(artifact.bytes, ARTIFACT)
+  artifact.checkUnchanged()
+  artifact.close()
+  artifact.close()
+  assert.equal(artifact.path, undefined)
+  assert.equal(daemon.requests.length, 1)
+})
+
+test('a file is verified, with trusted keys', async () => {
+  // So young that it could change without a trace, it is read once.
+  const young = await verifying.compile(MODULE)
+  assert.equal(young.path, undefined)
+  assert.deepEqual(young.bytes, ARTIFACT)
+  await grownOld()
+  const artifact = await verifying.compile(MODULE)
+  assert.deepEqual(fs.readFileSync(artifact.path), ARTIFACT)
+  artifact.close()
+  assert.equal(daemon.requests.length, 2)
+})
+
+test('a file that was written to is noticed', async () => {
+  const artifact = await kiln.compile(MODULE)
+  fs.writeFileSync(file, Buffer.from(ARTIFACT).fill(1))
+  assert.throws(() => artifact.checkUnchanged(), /changed/)
+  assert.throws(() => artifact.bytes, { reason: 'ARTIFACT_MISMATCH' })
+  artifact.close()
+})
+
+const replaced = (make) => () => {
+  const aside = `${file}.aside`
+  fs.renameSync(file, aside)
+  make(aside)
+}
+const REFUSED = {
+  'a link': replaced((aside) => fs.symlinkSync(aside, file)),
+  'a second name': () => fs.linkSync(file, `${file}.two`),
+  'another size': () => fs.appendFileSync(file, 'more'),
+  'a file that others may write': () => fs.chmodSync(file, 0o662),
+  'a folder that a group may write': () => fs.chmodSync(entry, 0o775),
+  'a store that all may write': () => fs.chmodSync(directory, 0o777),
+  'a folder that is a link': () => {
+    fs.renameSync(entry, `${entry}.aside`)
+    fs.symlinkSync(`${entry}.aside`, entry)
+  },
+  'another inode': () => (daemon.answer = named({ inode: '1' })),
+  'another device': () => (daemon.answer = named({ device: '1' })),
+  'another path': () => (daemon.answer = named({ path: `${folder}/artifact` })),
+  'a path with dots': () =>
+    (daemon.answer = named({ path: file.replace('host_store', 'host_store/../host_store') })),
+  'a path that is not there': () => (daemon.answer = named({ path: file.replace('host_store', 'other') })),
+}
+if (process.geteuid() === 0) {
+  REFUSED['the file of another user'] = () => fs.chownSync(file, 4711, 4711)
+  REFUSED['the folder of another user'] = () => fs.chownSync(entry, 4711, 4711)
+}
+for (const [name, spoil] of Object.entries(REFUSED)) {
+  test(`the bytes come instead of ${name}`, async () => {
+    spoil()
+    const artifact = await kiln.compile(MODULE)
+    assert.deepEqual(artifact.bytes, ARTIFACT)
+    assert.equal(artifact.path, undefined)
+    assert.deepEqual(daemon.requests.map((one) => Boolean(one.acceptHostFile)), [true, false])
+  })
+}
+
+test('with trusted keys, the bytes come instead of other content', async () => {
+  fs.writeFileSync(file, Buffer.from(ARTIFACT).fill(1))
+  for (const wait of [() => {}, grownOld]) {
+    await wait()
+    assert.deepEqual((await verifying.compile(MODULE)).bytes, ARTIFACT)
+  }
+  assert.equal(daemon.requests.length, 4)
+})
+
+test('no descriptor stays open', async () => {
+  const open = () => fs.readdirSync('/proc/self/fd').length
+  await kiln.compile(MODULE).then((artifact) => artifact.close())
+  const before = open()
+  for (let i = 0; i < 3; i++) (await kiln.compile(MODULE)).close()
+  for (let i = 0; i < 3; i++) await verifying.compile(MODULE)
+  fs.chmodSync(file, 0o666)
+  for (let i = 0; i < 3; i++) await kiln.compile(MODULE)
+  assert.ok(open() <= before + 1, `${open()} descriptors instead of ${before}`)
+})
+
+test('a client without the host store asks for bytes', async () => {
+  const without = new Client(daemon.address, { hostStore: false })
+  assert.equal((await without.compile(MODULE)).hostFile, undefined)
+  without.close()
+})
