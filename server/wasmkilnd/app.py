@@ -19,6 +19,7 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
 from wasmkilnd.lifecycle.banner import banner
+from wasmkilnd.lifecycle.follow_engines import EngineFollower
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
@@ -65,6 +66,7 @@ class Daemon:
         self._tenants: Tenants | None = None
         self._engines: EngineRegistry | None = None
         self._reloader: Reloader | None = None
+        self._follower: EngineFollower | None = None
         self.banner = ""
 
     async def start(self) -> None:
@@ -144,12 +146,17 @@ class Daemon:
         self._in_the_background(
             follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
         )
+        self._follower = EngineFollower(
+            started, self._settings, self._metrics, tenants, audit, self._in_the_background
+        )
         await trust.look()
         self._in_the_background(trust.run())
         admin_address = await opening.admin(self._readiness, access.guard, audit, tls)
         self._rpc = rpc
         bound = await opening.listen(rpc, tls)
-        self._readiness.started(engines.served, started.unserved, lambda: _redis_detail(tenants))
+        self._readiness.started(
+            lambda: engines.served, lambda: started.unserved, lambda: _redis_detail(tenants)
+        )
         rpc.set_health(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.set_health))
         self._in_the_background(audit.run())
@@ -176,7 +183,8 @@ class Daemon:
         if self._reloader is None or self._shutdown.asked.is_set():
             log.warning("cannot reload: the daemon is starting or stopping")
             return
-        await self._reloader.reload(read)
+        if await self._reloader.reload(read) and self._follower:
+            await self._follower.look()
 
     @property
     def detail(self) -> str:

@@ -135,8 +135,9 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         {"cache", "cache.embedded", "cache.host", "cache.redis", "cache.value"},
     ),
     "commands": (
-        {"model", "ports"},
-        {"access", "access.tls", "config", "config.values", "signing", "telemetry.audit"},
+        {"model", "ports", "ownership"},
+        {"access", "access.tls", "config", "config.values", "engines.install", "signing"}
+        | {"telemetry.audit"},
     ),
     "commands.cache": (
         CORE | {"options"},

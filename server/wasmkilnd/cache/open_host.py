@@ -33,8 +33,8 @@ class OpenHost:
     guarded: GuardedHost | None = None
     tier: HostTier | None = None
     """None if the store is switched off."""
-    engines: Mapping[str, Any] = field(default_factory=dict)
-    """What the daemon serves, for clients that compute fingerprints themselves."""
+    engines: Callable[[], Mapping[str, Any]] = dict
+    """Returns what the daemon serves, for clients that compute fingerprints themselves."""
     _under_way: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -56,7 +56,7 @@ class OpenHost:
     async def write_engines(self) -> None:
         """Write ``engines`` where clients look for it, as ``start``; never raise."""
         if self.tier:
-            await self._briefly(self.tier.write_engines(self.engines))
+            await self._briefly(self.tier.write_engines(self.engines()))
 
     async def _briefly(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

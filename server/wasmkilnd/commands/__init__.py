@@ -5,14 +5,15 @@
 | ``wasmkilnd keys …`` | ``keys`` | make, list, rotate, trust and revoke the signing keys |
 | ``wasmkilnd token …`` | ``token`` | make, list and revoke the tokens of callers |
 | ``wasmkilnd tls init`` | ``tls`` | make certificates for a first try of TLS |
+| ``wasmkilnd engine …`` | ``engine`` | install, list and remove engines |
 | ``wasmkilnd cache …`` | ``cache/`` | list, verify and move the values of the shared tier |
 
 The commands run without a daemon and beside one. They read the same settings as ``serve``, from
 flags, environment and file, so they work on the same keys and the same tier. What changes who is
 trusted, or who may do what, gets its line of the audit (``audited``).
 
-A command only parses, calls and prints: the work is in ``signing``, ``access`` and
-``maintenance``. Results
+A command only parses, calls and prints: the work is in ``signing``, ``access``,
+``engines.install`` and ``maintenance``. Results
 go to standard output, also as JSON with ``--json``; progress and messages go to standard error.
 Errors read "cannot X: Y". ``cli`` prints the exceptions of these commands and sets the exit code:
 0 done, 1 not possible, 2 wrong settings or command line, 3 bad values found, 130 interrupted.

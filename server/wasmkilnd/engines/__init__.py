@@ -9,6 +9,7 @@ a job for each module; the job is confined, does its one piece of work, and ends
 | ``registry`` | the port ``Engines``: chooses an engine and waits for a worker |
 | ``compilation`` | compiles one module in a worker, and records how that went |
 | ``second_opinions`` | verdicts of all engines, and what a refusal means for the caller |
+| ``table`` | which engines are served now: a reload changes that |
 | ``served`` | one engine: its capabilities, its pool, and the spec of a request |
 | ``scheduling`` | which job gets the next free worker |
 | ``workers`` | worker processes, and the daemon's side of a job |

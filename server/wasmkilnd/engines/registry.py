@@ -12,9 +12,9 @@ from wasmkilnd.engines.compilation import CompilationRecord, ModuleWorker, Refus
 from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.engines.second_opinions import SecondOpinions
 from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.table import EngineTable, default_of
 from wasmkilnd.engines.verdicts.verdict import Outcome
 from wasmkilnd.engines.workers import job_orders
-from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
@@ -34,17 +34,17 @@ class EngineRegistry:
     ) -> None:
         """Serve ``served``, which must list newer versions of a name before older ones.
 
-        ``default_engine`` is an id, a name, or empty for the first served. ``unserved`` are the
-        ids of installed engines that do not work. If the default is one of them, requests that
-        name no engine are refused, rather than served by an engine that the operator did not
-        choose. Raises ENGINE_UNKNOWN when the default is in neither list.
+        ``default_engine`` and ``unserved`` are as in ``default_of``. Raises ENGINE_UNKNOWN when
+        the default is in neither list.
         """
-        self._served = {engine.id: engine for engine in served}
+        default = default_of(default_engine, served, unserved)
+        if default is None:
+            raise errors.engine_unknown(default_engine, [engine.id for engine in served])
+        self._table = EngineTable(served, default)
         self._limits = limits
         self._recorder = recorder
-        self._opinions = SecondOpinions(self._served, limits)
+        self._opinions = SecondOpinions(self._table, limits)
         self._wanted_default = default_engine
-        self._default = self._choose_default(default_engine, unserved)
 
     def view(self, recorder: Recorder) -> EngineRegistry:
         """Return the same engines and workers, with verdicts of its own, counting in ``recorder``.
@@ -53,37 +53,45 @@ class EngineRegistry:
         """
         other = copy.copy(self)
         other._recorder = recorder
-        other._opinions = SecondOpinions(self._served, self._limits)
+        other._opinions = SecondOpinions(self._table, self._limits)
         return other
+
+    def serve(self, served: Sequence[ServedEngine], unserved: Sequence[str]) -> None:
+        """Serve these from now on, in all views; work that chose another one goes on.
+
+        Unlike at the start, a default that is in neither list is no failure: requests that
+        name no engine are refused.
+        """
+        self._table.serve(served, default_of(self._wanted_default, served, unserved) or "")
+
+    def end(self, engine: ServedEngine) -> None:
+        """Refuse all further work of an engine that is not served any more."""
+        self._table.end(engine)
 
     @property
     def served(self) -> Sequence[ServedEngine]:
         """Every engine, in the order in which they are listed."""
-        return tuple(self._served.values())
+        return tuple(self._table.served.values())
 
     @property
     def default(self) -> str:
         """The id of the engine for requests that name none; empty when it is not served."""
-        return self._default
+        return self._table.default
 
-    def _choose_default(self, wanted: str, unserved: Sequence[str]) -> str:
-        if not wanted:
-            return next(iter(self._served), "")
-        try:
-            return self._find(wanted)
-        except WasmkilnError:
-            if any(wanted in (engine_id, engine_id.partition("-")[0]) for engine_id in unserved):
-                return ""
-            raise
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Which engine each name stands for."""
+        return {engine.name: self._find(engine.name) for engine in self._table.served.values()}
 
     def _find(self, engine: str) -> str:
-        """Return the id of the engine with this id, or of the newest one with this name."""
-        if engine in self._served:
+        """Return the id of the engine with this id, or of the first one with this name."""
+        served = self._table.served
+        if engine in served:
             return engine
-        for candidate in self._served.values():  # newest first
+        for candidate in served.values():
             if candidate.name == engine:
                 return candidate.id
-        raise errors.engine_unknown(engine, self._served)
+        raise errors.engine_unknown(engine, served)
 
     def choose(self, engine: str, kind: Kind | None) -> str:
         """Return the id of the engine that a request names. Raises ENGINE_UNKNOWN.
@@ -93,24 +101,25 @@ class EngineRegistry:
         """
         if engine:
             return self._find(engine)
-        if not self._default:
-            raise errors.engine_unknown(self._wanted_default, self._served)
-        if kind is None or self._served[self._default].takes(kind):
-            return self._default
-        for candidate in self._served.values():
+        served, default = self._table.served, self._table.default
+        if not default:
+            raise errors.engine_unknown(self._wanted_default, served)
+        if kind is None or served[default].takes(kind):
+            return default
+        for candidate in served.values():
             if candidate.takes(kind):
                 return candidate.id
-        return self._default
+        return default
 
     def spec(
         self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
     ) -> CompileSpec:
         """Complete a request with defaults. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
-        return self._served[engine_id].spec(target, cpu, settings)
+        return self._table.known[engine_id].spec(target, cpu, settings)
 
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
         """Return ``spec`` with the engine's fast compiler; None if there is no such choice."""
-        return self._served[spec.engine.id].fast(spec, settings)
+        return self._table.known[spec.engine.id].fast(spec, settings)
 
     @asynccontextmanager
     async def worker(
@@ -131,7 +140,8 @@ class EngineRegistry:
         record = CompilationRecord(self._recorder, spec.engine.id)
         async with AsyncExitStack() as stack:
             with record.failures():
-                waiting = self._served[spec.engine.id].pool.worker(order, waiters, unless=unless)
+                pool = self._table.working(spec.engine.id).pool
+                waiting = pool.worker(order, waiters, unless=unless)
                 lent = await stack.enter_async_context(waiting)
             if lent is None:
                 yield None
@@ -167,4 +177,4 @@ class EngineRegistry:
 
     async def close(self) -> None:
         """End every worker."""
-        await asyncio.gather(*(engine.pool.close() for engine in self._served.values()))
+        await asyncio.gather(*(engine.pool.close() for engine in self._table.known.values()))

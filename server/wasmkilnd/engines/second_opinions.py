@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 
 from wasmkilnd import errors
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.table import EngineTable
 from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.verdicts.verdict_cache import Key, VerdictCache
@@ -40,12 +41,15 @@ _MAX_UNDECIDED = 4096
 # The engine was not asked: that says nothing about the module.
 _NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 
+# The engine has no workers, or is not served any more.
+_GONE = frozenset({Reason.WORKER_UNAVAILABLE, Reason.ENGINE_UNKNOWN})
+
 
 class SecondOpinions:
     """The verdicts of every engine. For one event loop."""
 
-    def __init__(self, served: Mapping[str, ServedEngine], limits: Reloadable[Limits]) -> None:
-        self._served = served
+    def __init__(self, engines: EngineTable, limits: Reloadable[Limits]) -> None:
+        self._engines = engines
         self._limits = limits
         self._verdicts = VerdictCache()
         # By question, and whether it is a second opinion: a caller that asks for itself must not
@@ -60,22 +64,23 @@ class SecondOpinions:
 
         Only other engines look at a module of a kind that the engine does not run.
         """
-        if self._served[engine_id].takes(module.kind):
-            return self._served[engine_id].pool.expected_wait_s(waiter, others)
+        engine = self._engines.known[engine_id]
+        if engine.takes(module.kind):
+            return engine.pool.expected_wait_s(waiter, others)
         waits_s = (
             other.pool.expected_wait_s(waiter, others, second=True)
-            for other in self._served.values()
+            for other in self._engines.served.values()
             if other.takes(module.kind) and not self._verdicts.get((module.sha256, other.id, ""))
         )
         return max(waits_s, default=0.0)
 
     def takes(self, engine_id: str, kind: Kind) -> bool:
         """Return whether the engine runs modules of this kind at all."""
-        return self._served[engine_id].takes(kind)
+        return self._engines.known[engine_id].takes(kind)
 
     def known_refusal(self, spec: CompileSpec, module: Module) -> Verdict | None:
         """Return why the engine refuses the module, if that is known without asking a worker."""
-        engine = self._served[spec.engine.id]
+        engine = self._engines.known[spec.engine.id]
         if not engine.takes(module.kind):
             return _no_such_kind(module.kind)
         known = self._verdicts.get((module.sha256, engine.id, spec.fingerprint))
@@ -114,19 +119,21 @@ class SecondOpinions:
         SERVER_DRAINING where no engine accepts the module and one could not be asked: a verdict
         without it could be wrong.
         """
-        others = [other for other in self._served if other != engine_id]
+        others = [other for other in self._engines.served if other != engine_id]
         if refused.outcome is Outcome.INVALID:
             # With settings that switch a proposal off: ask the engine with its defaults as well.
             others.append(engine_id)
         asked = (self._second(other, engine_id, module, refused, waiters) for other in others)
         opinions = dict(zip(others, await asyncio.gather(*asked), strict=True))
-        takes_kind = self._served[engine_id].takes(module.kind)
+        takes_kind = self._engines.known[engine_id].takes(module.kind)
         accepted_by = [
             other
             for other, opinion in opinions.items()
             if (isinstance(opinion, Verdict) and opinion.outcome is Outcome.VALID)
             # It reached no verdict, and the module is of a kind that only others run.
-            or (opinion is None and not takes_kind and self._served[other].takes(module.kind))
+            or (
+                opinion is None and not takes_kind and self._engines.known[other].takes(module.kind)
+            )
         ]
         for opinion in opinions.values():
             if isinstance(opinion, WasmkilnError) and not accepted_by:
@@ -152,7 +159,9 @@ class SecondOpinions:
         An engine that has the feature, and calls the module invalid for another reason, has
         read past the place where the first engine stopped: the module is invalid.
         """
-        features = {each: self._served[each].capabilities.wasm_features for each, _ in verdicts}
+        features = {
+            each: self._engines.known[each].capabilities.wasm_features for each, _ in verdicts
+        }
         for _, found in verdicts:
             overruled = any(
                 found.feature in features[other]
@@ -177,7 +186,7 @@ class SecondOpinions:
         A job that has to compile in order to validate runs inside ``watch``. Raises what
         ``watch`` raises, and the errors of Load for a job that reached no verdict.
         """
-        engine = self._served[engine_id]
+        engine = self._engines.working(engine_id)
         if not engine.takes(module.kind):
             return _no_such_kind(module.kind)
         key = (module.sha256, engine_id, "")
@@ -219,7 +228,7 @@ class SecondOpinions:
         self, other: str, engine_id: str, module: Module, refused: Verdict, waiters: Waiters
     ) -> Verdict | WasmkilnError | None:
         """Return another engine's verdict; None if it has none, an error if it was not asked."""
-        engine = self._served[other]
+        engine = self._engines.known[other]
         if not engine.takes(module.kind):
             return None
         spec = engine.spec("", "", {})
@@ -229,7 +238,8 @@ class SecondOpinions:
         # A module that the engine calls valid and does not compile is valid for its other
         # versions too. To name a version that compiles it, the daemon has to try.
         by_compiling = (
-            refused.outcome is Outcome.UNSUPPORTED and engine.name == self._served[engine_id].name
+            refused.outcome is Outcome.UNSUPPORTED
+            and engine.name == self._engines.known[engine_id].name
         )
         key = (module.sha256, other, spec.fingerprint if by_compiling else "")
         if self._undecided.get(key, 0.0) > time.monotonic():
@@ -241,7 +251,7 @@ class SecondOpinions:
         except WasmkilnError as failure:
             if failure.reason in _NOT_ASKED:
                 return failure
-            if failure.reason is Reason.WORKER_UNAVAILABLE:
+            if failure.reason in _GONE:
                 return None  # The engine is asked as soon as it has workers again.
         self._undecided[key] = time.monotonic() + _UNDECIDED_S
         if len(self._undecided) > _MAX_UNDECIDED:

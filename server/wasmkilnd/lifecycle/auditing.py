@@ -80,6 +80,14 @@ def audit_settings(auditor: Auditor, fields: Iterable[str]) -> None:
         audit_change(auditor, "setting", setting=field)
 
 
+def audit_engines(auditor: Auditor, served: Iterable[str], removed: Iterable[str]) -> None:
+    """Write which engines a reload serves, and which it serves no more."""
+    for engine_id in served:
+        audit_change(auditor, "engine_served", engine=engine_id)
+    for engine_id in removed:
+        audit_change(auditor, "engine_removed", engine=engine_id)
+
+
 def audit_keys(auditor: Auditor, old: Signing, new: Signing) -> None:
     """Write which keys a reload changes."""
     before, after = old.ring.signing.public.id, new.ring.signing.public.id

@@ -60,6 +60,23 @@ def connections_per_address(settings: Settings, engines: int, namespaces: int) -
     return connections
 
 
+def make_room(engines: int, settings: Settings) -> None:
+    """Raise the soft limit for the workers of so many further engines, as far as that goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = soft + engines * settings.effective_workers * _WORKER
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning(
+            "too few file descriptors",
+            allowed=hard,
+            needed=wanted,
+            advice="raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd), and restart",
+        )
+        wanted = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _needed_by_others(settings: Settings, engines: int) -> int:
     """Return how many descriptors the daemon needs beside connections to the gRPC port."""
     workers = engines * settings.effective_workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from wasmkilnd.access.tls.files import TlsFiles
@@ -132,7 +133,7 @@ class Opening:
             server=server,
             remote_options=options,
             engines=engines,
-            served_engines=served_engines(engines),
+            served_engines=partial(served_engines, engines),
             admission=Admission(engines, self._limits),
             # So that most workers stay free for callers.
             behind=BehindSlots(max(1, self._settings.current.effective_workers // 2)),

@@ -25,18 +25,19 @@ class Readiness:
 
     def __init__(self) -> None:
         self._redis_detail: Callable[[], str] = str
-        self._engines: Sequence[ServedEngine] = ()
-        self._unserved: Sequence[UnservedEngine] = ()
+        self._engines: Callable[[], Sequence[ServedEngine]] = tuple
+        self._unserved: Callable[[], Sequence[UnservedEngine]] = tuple
         self._phase = _STARTING
 
     def started(
         self,
-        engines: Sequence[ServedEngine],
-        unserved: Sequence[UnservedEngine],
+        engines: Callable[[], Sequence[ServedEngine]],
+        unserved: Callable[[], Sequence[UnservedEngine]],
         redis_detail: Callable[[], str],
     ) -> None:
         """Let the engines decide from now on, unless the daemon already drains.
 
+        ``engines`` and ``unserved`` return those of the moment: a reload changes them.
         ``redis_detail`` says what is wrong with Redis, if anything.
         """
         self._engines, self._unserved = engines, unserved
@@ -52,13 +53,14 @@ class Readiness:
         """Return whether the daemon serves calls, and a sentence on what is wrong, if anything."""
         if self._phase:
             return False, self._phase
-        wrong = [f"{one.id} is not served: {one.cause}" for one in self._unserved]
+        engines, unserved = self._engines(), self._unserved()
+        wrong = [f"{one.id} is not served: {one.cause}" for one in unserved]
         wrong += [
             f"{engine.id} has no worker: {engine.pool.why_not_ready}"
-            for engine in self._engines
+            for engine in engines
             if engine.pool.why_not_ready
         ]
-        ready = len(wrong) < len(self._engines) + len(self._unserved)
+        ready = len(wrong) < len(engines) + len(unserved)
         if detail := self._redis_detail():
             wrong.append(detail)
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])

@@ -78,10 +78,13 @@ class Reloader:
         self._one_at_a_time = asyncio.Lock()
         self._refused: dict[int, str] = {}
 
-    async def reload(self, read: Callable[[], LoadedSettings]) -> None:
-        """Read and apply, and log each change or why nothing changed; raise for neither."""
+    async def reload(self, read: Callable[[], LoadedSettings]) -> bool:
+        """Read and apply, and log each change or why nothing changed; raise for neither.
+
+        Return whether the settings could be applied.
+        """
         async with self._one_at_a_time:
-            await self._reload(read)
+            return await self._reload(read)
 
     async def refresh(self) -> None:
         """Have each part read its files again, as far as it can use them; the settings stay.
@@ -111,7 +114,7 @@ class Reloader:
             if whole:
                 log.info("files read again")
 
-    async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
+    async def _reload(self, read: Callable[[], LoadedSettings]) -> bool:
         old = self._settings.current
         try:
             wanted = (await asyncio.to_thread(read)).settings
@@ -126,7 +129,7 @@ class Reloader:
         except _CANNOT as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("cannot reload: nothing changed", cause=cause)
-            return
+            return False
         for change in found:
             if change in live:
                 log.info("setting changed", setting=change.field, old=change.old, new=change.new)
@@ -140,6 +143,7 @@ class Reloader:
             apply()
         await self._apply(new, signing)
         log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
+        return True
 
     def _prepare(self, new: Settings) -> Sequence[Callable[[], None]]:
         return [prepare(new) for prepare in self._parts]

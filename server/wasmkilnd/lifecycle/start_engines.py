@@ -14,6 +14,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.workers.isolation import IsolationGuard
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import WasmkilnError
@@ -35,13 +36,18 @@ class FoundEngines:
     damaged: Sequence[UnservedEngine]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StartedEngines:
-    """The engines that serve, those that do not, and how jobs are confined."""
+    """The engines that serve, those that do not, and how jobs are confined.
+
+    A reload replaces ``unserved``, and what ``registry`` serves.
+    """
 
     registry: EngineRegistry
     unserved: Sequence[UnservedEngine]
     isolation: IsolationGuard
+    options: WorkerOptions
+    """How the workers of a further engine are run."""
 
     def capabilities(self, version: str, limits: Limits) -> pb.GetCapabilitiesResponse:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
@@ -64,18 +70,23 @@ class StartedEngines:
 
 def find_engines(settings: Settings) -> FoundEngines:
     """Return the engines under the state directory. Raises CannotStart if there is none."""
-    store = EngineStore(settings.state_dir)
-    damaged = [
-        UnservedEngine(folder.name, "it is damaged: install it again") for folder in store.damaged()
-    ]
-    _log_unserved(damaged)
-    installed = store.installed()
-    if not installed:
+    found = look_for_engines(settings)
+    log_unserved(found.damaged)
+    if not found.installed:
         raise CannotStart(
             f"no engine is installed under {settings.state_dir}: run"
             " `wasmkilnd engine install wasmtime` (and wasmer, where CPython 3.10 is) first"
         )
-    return FoundEngines(installed, damaged)
+    return found
+
+
+def look_for_engines(settings: Settings) -> FoundEngines:
+    """Return what lies under the state directory now. Raises NotOurs."""
+    store = EngineStore(settings.state_dir)
+    damaged = [
+        UnservedEngine(folder.name, "it is damaged: install it again") for folder in store.damaged()
+    ]
+    return FoundEngines(store.installed(), damaged)
 
 
 async def start_engines(
@@ -87,25 +98,20 @@ async def start_engines(
 ) -> StartedEngines:
     """Start every engine that works; ``on_stop`` ends them. Raises CannotStart."""
     isolation = IsolationGuard(settings.isolation)
-    served, broken = await serve_engines(
-        found.installed,
-        WorkerOptions(
-            size=settings.effective_workers,
-            limits=limits,
-            threads=cpu_count(),
-            recorder=metrics,
-            guard=isolation,
-            users=JobUsers(settings.job_uid),
-        ),
+    options = WorkerOptions(
+        size=settings.effective_workers,
+        limits=limits,
+        threads=cpu_count(),
+        recorder=metrics,
+        guard=isolation,
+        users=JobUsers(settings.job_uid),
     )
-    _log_unserved(broken)
+    served, broken = await serve_engines(found.installed, options)
+    log_unserved(broken)
     unserved = [*found.damaged, *broken]
     for working in served:
-        metrics.add_engine(working.id)
-        metrics.gauges.engines[working.id] = usage_of_engine(working)
         on_stop.push_async_callback(working.pool.close)
-        if working.name in FAST_SETTINGS and not working.has_fast:
-            log.info("engine has no fast compiler", engine=working.id)
+        show_engine(working, metrics)
     if isolation.level == "strict" and isolation.refused:
         engine_id, why = next(iter(isolation.refused.items()))
         raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
@@ -115,9 +121,17 @@ async def start_engines(
         )
     except WasmkilnError as failure:
         raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
-    return StartedEngines(registry, unserved, isolation)
+    return StartedEngines(registry, unserved, isolation, options)
 
 
-def _log_unserved(engines: Sequence[UnservedEngine]) -> None:
+def show_engine(engine: ServedEngine, metrics: Metrics) -> None:
+    """Let metrics count an engine, and read how busy it is."""
+    metrics.add_engine(engine.id)
+    metrics.gauges.engines[engine.id] = usage_of_engine(engine)
+    if engine.name in FAST_SETTINGS and not engine.has_fast:
+        log.info("engine has no fast compiler", engine=engine.id)
+
+
+def log_unserved(engines: Sequence[UnservedEngine]) -> None:
     for engine in engines:
         log.error("engine is not served", engine=engine.id, cause=engine.cause)

@@ -43,8 +43,8 @@ class Common:
     server: SharedServer
     remote_options: RemoteOptions
     engines: EngineRegistry
-    served_engines: Mapping[str, Any]
-    """What each host store keeps as ``engines.json``."""
+    served_engines: Callable[[], Mapping[str, Any]]
+    """Returns what each host store keeps as ``engines.json``."""
     admission: Admission
     behind: BehindSlots
     sealer: Callable[[Marks], Sealer]

