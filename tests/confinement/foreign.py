@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PYTHON = "/usr/bin/python3"
+NOBODY = 65534
 # Tests that run at the same time on this machine have other process ids, and so other users.
 _users = itertools.count(20_000 + os.getpid() % 3_000 * 10)
 _SIGNAL = "import os, sys; os.kill(*map(int, sys.argv[1:]))"

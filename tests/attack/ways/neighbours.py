@@ -9,10 +9,9 @@ from collections import Counter
 from itertools import cycle
 
 from tests.attack.target import Target
-from tests.confinement.foreign import kill, may_limit, may_signal, spoil
+from tests.confinement.foreign import NOBODY, kill, may_limit, may_signal, spoil
 from tests.e2e.processes import workers_of
 
-_NOBODY = 65534
 # A worker that is lost is replaced; one that is lost as often as it comes serves nobody.
 _PAUSE_S = 1.5
 
@@ -22,9 +21,9 @@ def as_nobody(target: Target, until_s: float) -> Counter[str]:
     done: Counter[str] = Counter()
     while time.monotonic() < until_s:
         for pid in workers_of(target.pid):
-            stopped = may_signal(_NOBODY, pid, signal.SIGSTOP)
+            stopped = may_signal(NOBODY, pid, signal.SIGSTOP)
             done[f"signal {_said(stopped)}"] += 1
-            limited = may_limit(_NOBODY, pid, resource.RLIMIT_NOFILE, 1)
+            limited = may_limit(NOBODY, pid, resource.RLIMIT_NOFILE, 1)
             done[f"limit {_said(limited)}"] += 1
     return done
 

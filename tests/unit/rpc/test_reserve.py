@@ -91,6 +91,17 @@ def test_a_host_that_works_on_most_gives_them_before_others_give_their_watches()
     assert to_close(connected(*flood, *others), uses) == set(flood[:2])
 
 
+def test_a_host_within_its_share_keeps_what_is_idle_while_another_watches() -> None:
+    flood, others = peers("192.0.2.1", 12), peers("192.0.2.2", 4)
+    uses = {**used(flood, Use.WAITING), **used(others, Use.IDLE, 1.0)}
+    assert to_close(connected(*flood, *others), uses, short_since_s=NOW - 5) == set(flood[:2])
+
+
+def test_where_each_host_has_one_connection_some_go_all_the_same() -> None:
+    those = [peer(f"192.0.2.{number}", 1) for number in range(16)]
+    assert len(to_close(connected(*those), used(those, Use.IDLE))) == 4
+
+
 def test_one_ipv6_network_is_one_host() -> None:
     flood = [address for at in range(12) if (address := parse(f"ipv6:%5B2001:db8::{at}%5D:1"))]
     others = peers("192.0.2.2", 4)

@@ -30,7 +30,7 @@ class TrafficSettings(BaseModel):
         le=1_000_000,
         description="Connections, for each address of listen; the daemon closes others at once."
         " It keeps an eighth of them free: it closes idle ones, then those of the host that has"
-        " most.",
+        " most. A host that has no more than its share of them loses none.",
     )
     max_streams: Count = Field(
         default=256, gt=0, le=100_000, description="Calls in progress on one connection."

@@ -11,7 +11,7 @@ missing, from gRPC's own counts (channelz) and from the kernel.
                    shut them down
 ``core_counts``    calls and messages of each connection, as gRPC's core has counted them
 ``reserve``        keeps an eighth of ``max_connections`` free: closes idle connections, then
-                   others of the host that has most
+                   others of the host that has most, and none of a host within its share
 ``floods``         tells floods from work by those counts; pure, without a clock
 ``flood_guard``    the thread that looks for floods, and closes their connections
 =================  ==========================================================================

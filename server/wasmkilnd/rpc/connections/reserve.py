@@ -2,7 +2,7 @@
 
 gRPC counts the connections to each address of ``listen``, and closes new ones at once when
 the limit is reached. So the daemon closes old ones in time: first idle connections, then
-those of the host that has most.
+others of the host that has most. A host that has no more than its share loses none.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class ConnectionReserve:
           calls wait before those for which the daemon works.
 
         In both cases the next to go is always one of the host that then has most, and of its
-        connections the one that has been in that state longest.
+        connections the one that has been in that state longest. Hosts that have at most their
+        share, had all the same number, keep theirs: the others have enough, since all shares
+        together leave a quarter free.
         """
         of_port: dict[int, list[Address]] = defaultdict(list)
         for peer, port in found.items():
@@ -111,12 +113,14 @@ class ConnectionReserve:
             if not self._short(len(peers)):
                 continue
             held = Counter(hosts[peer] for peer in peers)
-            unused = [peer for peer in peers if used[peer].use is Use.IDLE]
+            share = (self._limit - 2 * self._reserve) // len(held)
+            greedy = [peer for peer in peers if held[hosts[peer]] > share]
+            unused = [peer for peer in greedy if used[peer].use is Use.IDLE]
             idle = [peer for peer in unused if self._is_idle(peer, used[peer], now)]
             idle.sort(key=lambda peer: used[peer].since_s)
             wanted = len(peers) - (self._limit - 2 * self._reserve)
             first = _heaviest_first(idle, hosts, held, wanted)
-            busy = [peer for peer in peers if used[peer].use is not Use.IDLE]
+            busy = [peer for peer in greedy if used[peer].use is not Use.IDLE]
             busy.sort(key=lambda peer: (used[peer].use, used[peer].since_s))
             needed = len(peers) - (self._limit - self._reserve) - len(first)
             if now - (self._short_since_s or now) < _GRACE_S:
