@@ -150,7 +150,7 @@ async def job_of(worker: Worker, priority: Priority = Priority.NORMAL) -> AsyncI
         attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30, priority=priority)
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "Seccomp_filters:	2" not in status_of(worker._job_pid):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield worker._job_pid

@@ -140,7 +140,7 @@ def serving(service: RestService, certificates: Certificates) -> Iterator[str]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield f"https://127.0.0.1:{started[0]}"
     finally:
         loop.call_soon_threadsafe(stop.set)

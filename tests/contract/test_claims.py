@@ -47,7 +47,7 @@ async def test_a_holder_that_stores_is_waited_for_no_longer_than_a_time_out(
     async with fleet(valkey, 2) as (one, two):
         one.writes.clear()  # As if it stood in a long queue to a slow server.
         assert await one.compile(2 * LEASE_S)
-        assert await asyncio.wait_for(asyncio.create_task(two.compile()), 15)
+        assert await asyncio.wait_for(asyncio.create_task(two.compile()), 60)
         assert two.outcomes.turns == ["late"]
         one.writes.set()
 
@@ -117,7 +117,7 @@ async def test_a_job_that_waits_for_a_worker_keeps_no_other_daemon_waiting(
             await asyncio.sleep(0.1)
             assert await idle.compile()
             # Nor is it compiled here, nor has its caller to wait for a worker any more.
-            assert not await asyncio.wait_for(queued, 10)
+            assert not await asyncio.wait_for(queued, 60)
         assert (busy.compiles, busy.outcomes.turns) == (0, ["made"])
         assert idle.outcomes.turns == ["taken"]
 
@@ -260,7 +260,7 @@ async def test_without_a_server_every_daemon_compiles(tmp_path: Path, how: signa
             await asyncio.sleep(0.1)
             running.process.send_signal(how)
             # Waiting for one was free; what it asks next does not wait for silence once more.
-            assert await asyncio.wait_for(waiting, 10) == (True, how is signal.SIGSTOP)
+            assert await asyncio.wait_for(waiting, 60) == (True, how is signal.SIGSTOP)
             assert two.outcomes.turns == ["alone"]
             assert await two.compile()
         await one.close()

@@ -148,7 +148,7 @@ async def test_a_service_that_serves_nobody_is_left_alone_until_it_does(
                     await tier.get_module(module(1).sha256)
             assert service.requests == []
             service.refuse_with = 0
-            await asyncio.wait_for(tier.breaker.wait_closed(), 10)
+            await asyncio.wait_for(tier.breaker.wait_closed(), 60)
             await tier.put_module(module(1))
             assert await tier.get_module(module(1).sha256) == module(1)
     assert rest.access.password not in f"{logs}"
@@ -167,7 +167,7 @@ async def test_a_new_token_in_its_file_is_taken(rest: Deployment, tmp_path: Path
     async with tier_at(rest.url, access) as tier:
         assert not await tier.start()
         file.write_text(f"{rest.access.password}\n")
-        await asyncio.wait_for(tier.breaker.wait_closed(), 10)
+        await asyncio.wait_for(tier.breaker.wait_closed(), 60)
         assert await tier.start()
 
 

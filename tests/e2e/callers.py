@@ -22,7 +22,7 @@ from wasmkiln.v1 import module_service_pb2_grpc
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.processes import eventually, jobs_of, stopped
 
 ENGINE = "wasmtime-50.0.1"
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
@@ -97,10 +97,11 @@ def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], float]:
 def held_worker(daemon: Daemon) -> Iterator[None]:
     """Keep the daemon's only worker busy with one job until the end of the context."""
     with Caller(daemon) as holder:
-        call = holder.compile(wasm.many_functions(5_000, tag=next(_tags)))
-        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        [job] = jobs_of(daemon.pid)
-        os.kill(job, signal.SIGSTOP)
+        job = 0
+        while not job:  # Until one is seen before it ends.
+            call = holder.compile(wasm.many_functions(5_000, tag=next(_tags)))
+            eventually(lambda call=call: call.done() or jobs_of(daemon.pid), "no job started")  # type: ignore[misc]
+            job = next(filter(stopped, jobs_of(daemon.pid)), 0)
         try:
             yield
         finally:
@@ -165,7 +166,7 @@ class RawCaller:
                 self._flush()
                 self.socket.settimeout(0.001)
 
-    def wait(self, stream: int, timeout_s: float = 20) -> dict[str, str]:
+    def wait(self, stream: int, timeout_s: float = 60) -> dict[str, str]:
         """Wait for a call's end; return its trailers."""
         deadline = time.monotonic() + timeout_s
         while not (trailers := self.ended(stream)):

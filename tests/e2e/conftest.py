@@ -35,7 +35,7 @@ def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> It
     """A daemon with default settings that all tests may call, and none may harm."""
     state = fresh_state(tmp_path_factory.mktemp("shared") / "state")
     # The largest modules of the corpus, and time for them on a machine that is busy.
-    flags = ["--max-module-bytes", "12MiB", "--compile-timeout-s", "120"]
+    flags = ["--max-module-bytes", "12MiB", "--compile-timeout-s", "300"]
     with Daemon(state, flags) as shared:
         yield shared
     assert shared.process.returncode == 0

@@ -26,8 +26,8 @@ TWO_ENGINES = ("wasmer-1.1.0", "wasmtime-50.0.1")
 # Enough where the engine does not matter. It is the default one, and starts in less CPU time.
 ONE_ENGINE = ("wasmer-1.1.0",)
 
-_READY_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 60.0
+_READY_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 120.0
 
 
 def test_state_dir() -> Path:
@@ -193,7 +193,7 @@ class Daemon:
         self.process.kill()
         self._ended(_STOP_TIMEOUT_S)
 
-    def wait_for_log(self, words: str, timeout_s: float = 30.0) -> str:
+    def wait_for_log(self, words: str, timeout_s: float = 60.0) -> str:
         """Wait until a line of the log holds ``words``; return the line."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

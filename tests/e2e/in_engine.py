@@ -12,7 +12,7 @@ from wasmkilnd.engines.install.store import EngineStore
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "tests" / "corpus" / "runs.py"
-_TIMEOUT_S = 120
+_TIMEOUT_S = 600
 
 # What importing the client needs; see pyproject.toml.
 CLIENT_NEEDS = ("grpcio", "protobuf", "googleapis-common-protos")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def eventually(check: Callable[[], object], what: str, timeout_s: float = 20) -> None:
+def eventually(check: Callable[[], object], what: str, timeout_s: float = 60) -> None:
     """Wait until ``check`` returns something true."""
     deadline = time.monotonic() + timeout_s
     while not check():
@@ -49,6 +49,24 @@ def jobs_of(daemon_pid: int) -> list[int]:
             if os.getpgid(pid) == pid:
                 jobs.append(pid)
     return jobs
+
+
+def stopped(pid: int) -> bool:
+    """Stop a process; return whether it stands still, and did not end before."""
+    send(signal.SIGSTOP, pid)
+    deadline = time.monotonic() + 60
+    while (state := state_of(pid)) not in ("", "Z", "T", "t"):
+        assert time.monotonic() < deadline, f"process {pid} does not stop"
+        time.sleep(0.002)
+    return state in ("T", "t")
+
+
+def state_of(pid: int) -> str:
+    """Return the kernel's letter for what a process does; nothing of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def memory_of(pid: int) -> int:

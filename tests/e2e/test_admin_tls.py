@@ -62,7 +62,7 @@ class Site:
         self, pair: Pair | None = None, source: str = "127.0.0.1"
     ) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(
-            self.address, timeout=10, context=self.context(pair), source_address=(source, 0)
+            self.address, timeout=60, context=self.context(pair), source_address=(source, 0)
         )
 
     def get(
@@ -178,7 +178,7 @@ def test_a_certificate_counts_whose_ca_one_of_the_daemons_has_signed(tmp_path: P
         session = None
         for _ in range(2):  # The second would go on with the first one's session.
             host, _, port = daemon.admin_url.removeprefix("http://").rpartition(":")
-            plain = socket.create_connection((host, int(port)), timeout=10)
+            plain = socket.create_connection((host, int(port)), timeout=60)
             with context.wrap_socket(plain, server_hostname=host, session=session) as connection:
                 connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")

@@ -65,7 +65,7 @@ def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Pa
         client.capabilities()
         client.find_missing([made.header.module_sha256])
         client.drain()
-        daemon.process.wait(30)
+        daemon.process.wait(120)
     found = acts(path)
     told = [(line["event"], line["method"].rpartition("/")[2], line["code"]) for line in found]
     assert told == [

@@ -54,7 +54,7 @@ def tight(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
 
 def gets_in(daemon: Daemon, address: str = "") -> bool:
     with Caller(daemon, address) as caller:
-        code = outcome_of(caller.compile("0" * 64, timeout=10))
+        code = outcome_of(caller.compile("0" * 64, timeout=60))
     return bool(code is grpc.StatusCode.NOT_FOUND)
 
 

@@ -33,7 +33,7 @@ def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as failure:
         with failure:

@@ -67,7 +67,7 @@ def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(state: Path) -> 
             with pytest.raises(ServerDraining):
                 client.compile(wasm.adder(31))
             assert running.result().header.size_bytes
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
     assert "given up" not in daemon.log
 
 
@@ -87,7 +87,7 @@ def test_drain_answers_at_once_and_ends_the_daemon(state: Path) -> None:
             daemon.process.send_signal(signal.SIGTERM)
             daemon.wait_for_log("stopping")
             assert running.result().header.size_bytes
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
     assert "given up" not in daemon.log
 
 
@@ -105,7 +105,7 @@ def test_what_outlives_the_grace_is_told_so(state: Path) -> None:
             for call in (running, waiting):
                 with pytest.raises(ServerDraining):
                     call.result()
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
         assert not workers_and_jobs(daemon.pid)
     assert "grace is over: giving up calls" in daemon.log
 
@@ -120,7 +120,7 @@ def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:
             client.drain(0)
             with pytest.raises(ServerDraining):
                 running.result()
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
 
 
 def test_a_signal_after_all_is_stopped_is_no_failure(state: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_second_signal_hurries(state: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         with pytest.raises(ServerDraining):
             running.result()
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
 
 
 def test_a_second_signal_waits_for_no_embedded_server_either(state: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_second_signal_waits_for_no_embedded_server_either(state: Path) -> Non
         with pytest.raises(subprocess.TimeoutExpired):
             daemon.process.wait(1)
         daemon.process.send_signal(signal.SIGTERM)
-        assert daemon.process.wait(20) == 0
+        assert daemon.process.wait(120) == 0
     send(signal.SIGCONT, guardian)
     eventually(lambda: not embedded(state), "the embedded server did not end by itself")
 
@@ -195,7 +195,7 @@ def test_cache_writes_are_flushed(state: Path) -> None:
         else:
             raise AssertionError("nothing waits to be written")
         client.drain()
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
     assert "given up" not in daemon.log
     with RedisDaemon(state, ["--workers", "1"]) as daemon, daemon.client() as client:
         for header in headers:
@@ -238,12 +238,12 @@ def test_every_watcher_of_the_health_hears_of_it(state: Path) -> None:
         listeners = [threading.Thread(target=listen, args=(stream,)) for stream in streams]
         for listener in listeners:
             listener.start()
-        assert [heard.get(timeout=10) for _ in streams] == [1, 1, 1]
+        assert [heard.get(timeout=60) for _ in streams] == [1, 1, 1]
         streams[0].cancel()
         listeners[0].join(10)
         daemon.process.send_signal(signal.SIGTERM)
-        assert [heard.get(timeout=10) for _ in streams[1:]] == [2, 2]
-        assert daemon.process.wait(30) == 0
+        assert [heard.get(timeout=60) for _ in streams[1:]] == [2, 2]
+        assert daemon.process.wait(120) == 0
         for listener in listeners:
             listener.join(10)
         for channel in channels:
@@ -274,7 +274,7 @@ def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:
         [answer] = grpcurl.json("wasmkiln.v1.AdminService/Drain", {"grace": "0s"})
         with pytest.raises(ServerDraining):
             running.result()
-        assert daemon.process.wait(30) == 0
+        assert daemon.process.wait(120) == 0
 
 
 @pytest.mark.parametrize(("seconds", "nanos"), [(-1, 0), (0, -1), (1, -1), (10**12, 0)])

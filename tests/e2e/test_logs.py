@@ -108,7 +108,7 @@ def test_a_reload_changes_the_format_of_these_lines_too(tmp_path: Path) -> None:
         with daemon.client() as client:
             client.capabilities()
         os.kill(daemon.pid, signal.SIGABRT)
-        daemon.process.wait(30)
+        daemon.process.wait(120)
         eventually(lambda: "Aborted" in daemon.log, "no last words")
         assert not [line for line in daemon.log_lines[before:] if line.startswith("{")]
 
@@ -121,7 +121,7 @@ def test_without_the_process_that_logs_them_last_words_come_as_they_are(tmp_path
         line = json.loads(daemon.wait_for_log("cannot log lines of native libraries"))
         assert line["level"] == "error"
         os.kill(daemon.pid, signal.SIGABRT)
-        daemon.process.wait(30)
+        daemon.process.wait(120)
         eventually(lambda: "\nFatal Python error: Aborted" in daemon.log, "no last words")
 
 
@@ -133,7 +133,7 @@ def test_the_last_words_of_a_daemon_that_aborts_are_log_lines(
     with Daemon(state, ("--workers", "1")) as daemon:
         relay = [pid for pid in children_of(daemon.pid) if pid not in workers_of(daemon.pid)]
         os.kill(daemon.pid, number)
-        daemon.process.wait(30)
+        daemon.process.wait(120)
         eventually(lambda: "Fatal Python error" in daemon.log, "no last words")
         eventually(lambda: "most recent call first" in daemon.log, "no traceback")
         eventually(lambda: not any(map(parent_of, relay)), "the process that logs stays")

@@ -12,6 +12,8 @@ from tests.corpus.fetch import CorpusUnavailable, fetch
 from tests.corpus.modules import ALL_MODULES, RealModule
 from tests.e2e.in_engine import run_module
 
+# The largest takes 8 s of CPU on a fast processor.
+TIMEOUT_S = 600.0
 ENGINES = {"wasmer": "wasmer-1.1.0", "wasmtime": "wasmtime-50.0.1"}
 
 
@@ -23,6 +25,7 @@ def path_of(module: RealModule) -> Path:
         pytest.skip(f"{module.name} cannot be fetched: {unavailable}")
 
 
+@pytest.mark.timeout(3 * TIMEOUT_S)
 @pytest.mark.parametrize("name", ["wasmer", "wasmtime"])
 @pytest.mark.parametrize("module", ALL_MODULES, ids=str)
 def test_artifact_does_what_the_module_does(
@@ -36,7 +39,7 @@ def test_artifact_does_what_the_module_does(
             client.compile(path, engine=engine_id)
         assert "wasmtime-50.0.1" in refusal.value.metadata["accepted_by"]
         return
-    artifact = client.compile(path, engine=engine_id)
+    artifact = client.compile(path, engine=engine_id, timeout_s=TIMEOUT_S)
     assert artifact.header.module_sha256 == module.sha256
     assert artifact.header.engine.id == engine_id
     saved = artifact.save(tmp_path / "artifact", header=False)

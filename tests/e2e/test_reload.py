@@ -225,7 +225,7 @@ def test_the_log_and_the_grace(configured: Configured) -> None:
         # Neither the call nor its compilation is logged any more.
         header = client.compile(wasm.adder(2)).header
         assert client.drain().grace.ToNanoseconds() == 0
-    assert configured.daemon.process.wait(30) == 0
+    assert configured.daemon.process.wait(120) == 0
     assert header.module_sha256 not in configured.daemon.log
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -54,6 +55,18 @@ async def store(
         yield tier
     finally:
         await tier.close()
+
+
+async def tidied(tier: HostTier) -> None:
+    """Wait until a store that has just started is done with its first round of tidying."""
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(_is_complete, tier):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def _is_complete(tier: HostTier) -> bool:
+    """Return whether the index says that it has a row for each entry."""
+    return bool(tier._disk.change(lambda rows: rows.note("complete")))
 
 
 async def check_is_right(tier: HostTier, one: Artifact) -> bool:
