@@ -134,7 +134,7 @@ hostile: $(VENV)/.dev ## compile modules that are made to hurt, for nine minutes
 
 test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other languages (ARGS="-k go")
 	@$(BIN)/python -m tests.polyglot.toolchains
-	@WASMKILN_POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
+	@POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

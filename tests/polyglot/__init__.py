@@ -12,5 +12,5 @@ came out.
   `.work/polyglot` where a language keeps what it builds, so that a second run builds little.
 
 A test that lacks its toolchain is skipped and says what is missing, unless
-`WASMKILN_POLYGLOT=all`, as `make test-polyglot` has it: then it fails.
+`POLYGLOT=all`, as `make test-polyglot` has it: then it fails.
 """

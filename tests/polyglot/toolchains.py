@@ -65,7 +65,7 @@ def lacks(language: str) -> str:
 
 def must_be_there() -> bool:
     """Return whether a missing toolchain is a failure."""
-    return os.environ.get("WASMKILN_POLYGLOT") == EVERYTHING
+    return os.environ.get("POLYGLOT") == EVERYTHING
 
 
 def install(languages: Sequence[str]) -> str:
