@@ -1,0 +1,188 @@
+"""The Go client and a Go host against a real daemon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.daemon import ROOT, installed_engines
+from tests.polyglot.conftest import Built
+from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure
+
+CLIENT = ROOT / "client" / "go"
+Words = list[str | Path]
+IMPORT_PATH = Path("src/github.com/wasmkiln/wasmkiln/client/go")
+# Debian's Go packages, which are sources only.
+DEBIAN = "/usr/share/gocode"
+
+# The first build compiles gRPC: a minute of a free processor.
+pytestmark = pytest.mark.timeout(1800)
+
+
+@dataclass(frozen=True)
+class Go:
+    """The Go tools, which find the client in a workspace without modules."""
+
+    folder: Path
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """What makes them build with Debian's packages and without the network."""
+        workspace, cache = self.folder / "workspace", self.folder / "cache"
+        return {
+            "GO111MODULE": "off",
+            "GOPATH": f"{workspace}:{DEBIAN}",
+            "GOCACHE": str(cache),
+            "GOFLAGS": "",
+            "GOTOOLCHAIN": "local",
+            "CGO_ENABLED": "1",
+        }
+
+    def __call__(self, *words: str | Path, environ: Mapping[str, str] | None = None) -> str:
+        """Run a command in the client's folder. Return what it printed."""
+        source = self.folder / "workspace" / IMPORT_PATH
+        done = subprocess.run(
+            [str(word) for word in words],
+            cwd=source,
+            env={**os.environ, **self.environ, **(environ or {}), "PWD": str(source)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def build(self, name: str, *words: str, environ: Mapping[str, str] | None = None) -> Path:
+        """Build a program. Return its path."""
+        program = self.folder / name
+        self("go", "build", "-o", program, *words, environ=environ)
+        return program
+
+
+@pytest.fixture(scope="module")
+def go(built: Built) -> Go:
+    folder = built("go")
+    link = folder / "workspace" / IMPORT_PATH
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(CLIENT)
+    return Go(folder)
+
+
+@pytest.fixture(scope="module")
+def example(go: Go) -> Path:
+    return go.build("example", "./example")
+
+
+@pytest.fixture(scope="module")
+def host(go: Go) -> Path:
+    """A host on the C library inside PyPI's wasmtime package of the newest engine."""
+    [engine] = [each for each in installed_engines().installed() if each.id == FULL_ENGINE]
+    [library] = engine.path.resolve().glob("lib/python*/site-packages/wasmtime/*/_libwasmtime.so")
+    flags = f"-L{library.parent} -l:_libwasmtime.so -Wl,-rpath,{library.parent}"
+    words = ["-tags", "wasmtime", "./hosts/wasmtime"]
+    return go.build("host", *words, environ={"CGO_LDFLAGS": flags})
+
+
+def test_the_source_is_formatted_and_vetted(go: Go, example: Path) -> None:
+    assert go("gofmt", "-l", ".") == ""
+    go("go", "vet", ".", "./example")
+
+
+def test_generated_code_is_fresh(go: Go, tmp_path: Path) -> None:
+    go("sh", "generate.sh", tmp_path)
+    for file in tmp_path.iterdir():
+        checked_in = CLIENT / "wasmkilnpb" / file.name
+        assert file.read_text() == checked_in.read_text(), f"go generate changes {file.name}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_compiles_verifies_and_hits(kiln: Kiln, example: Path, engine: str) -> None:
+    module = kiln.fresh_module()
+    flags: Words = ["--key", kiln.key_file, "--engine", engine, "--no-host-store"]
+    done = kiln.run([example, kiln.address, module, *flags])
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout, end="")
+    first, second, error = done.stdout.splitlines()
+    assert first.endswith("from compiled")
+    assert second.endswith("from memory")
+    assert engine in first
+    assert error.startswith("go error MODULE_INVALID: ")
+
+
+def test_a_host_runs_a_file_of_the_host_store(kiln: Kiln, example: Path, host: Path) -> None:
+    out = kiln.folder / "go.cwasm"
+    flags: Words = ["--key", kiln.key_file, "--engine", FULL_ENGINE, "--out", out]
+    done = kiln.run([example, kiln.address, kiln.module, *flags])
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout, end="")
+    assert "a file of the host store" in done.stdout.splitlines()[1]
+    ran = kiln.run([host, out, "fib", "20"])
+    assert ran.returncode == 0, ran.stderr
+    print(ran.stdout, end="")
+    assert ran.stdout == "go host ran fib[20] = 6765\n"
+
+
+def test_the_host_refuses_another_engine(kiln: Kiln, example: Path, host: Path) -> None:
+    out = kiln.folder / "go49.cwasm"
+    flags: Words = ["--engine", "wasmtime-49.0.0", "--out", out]
+    assert kiln.run([example, kiln.address, kiln.module, *flags]).returncode == 0
+    ran = kiln.run([host, out, "fib", "20"])
+    assert ran.returncode == 1
+    assert "cannot load the artifact" in ran.stderr
+
+
+def refused(kiln: Kiln, program: Path, *words: str | Path) -> str:
+    """Run the example, which has to fail. Return the reason and its sentence."""
+    done = kiln.run([program, *words])
+    assert done.returncode == 1, done.stdout + done.stderr
+    print(done.stdout, end="")
+    return done.stdout.splitlines()[-1].removeprefix("go error ")
+
+
+def test_it_refuses_another_signer_in_bytes_and_files(kiln: Kiln, example: Path) -> None:
+    for flags in ([], ["--no-host-store"]):
+        words: Words = [kiln.address, kiln.module, "--key", kiln.wrong_key_file, *flags]
+        said = refused(kiln, example, *words)
+        assert said.startswith("ATTESTATION_INVALID: the attestation is signed by a key that is")
+
+
+def test_it_says_why_a_call_failed(kiln: Kiln, example: Path) -> None:
+    said = refused(kiln, example, kiln.address, kiln.module, "--digest", "0" * 64)
+    assert said.startswith("MODULE_NOT_LOADED: ")
+    said = refused(kiln, example, kiln.address, kiln.module, "--engine", "wasmtime-1.0.0")
+    assert said.startswith("ENGINE_UNKNOWN: ")
+    said = refused(kiln, example, kiln.address, kiln.key_file)
+    assert said.startswith("NOT_WASM: ")
+    said = refused(kiln, example, "127.0.0.1:1", kiln.module)
+    assert said.startswith("CONNECTION_FAILED: no daemon answers at 127.0.0.1:1 (connection")
+
+
+def test_a_full_queue(kiln: Kiln, example: Path) -> None:
+    module = kiln.fresh_module()
+    with kiln.full_queue() as engine:
+        said = refused(kiln, example, kiln.address, module, "--engine", engine)
+    assert said.startswith("COMPILE_QUEUE_FULL: ")
+
+
+def test_tls_and_tokens(kiln: Kiln, secure: Secure, example: Path) -> None:
+    tls: Words = ["--ca", secure.ca_file]
+    module = kiln.fresh_module()
+    flags: Words = ["--key", secure.key_file, "--no-host-store"]
+    good = [secure.address, module, *tls, "--token-file", secure.token_file, *flags]
+    done = kiln.run([example, *good])
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = refused(kiln, example, secure.address, module, *tls)
+    assert said.startswith("CREDENTIALS_MISSING: ")
+    said = refused(kiln, example, secure.address, module, "--ca", secure.other_ca_file)
+    assert said.startswith("CONNECTION_FAILED: ")
+    assert "a CA that is not trusted" in said
+    said = refused(kiln, example, secure.address, module)
+    assert said.startswith("CONNECTION_FAILED: ")
+    remote: Words = ["kiln.example:50051", module, "--token-file", secure.token_file]
+    assert "in plaintext" in refused(kiln, example, *remote)
