@@ -29,7 +29,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.4.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot clean
+.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -97,6 +97,9 @@ format: $(VENV)/.dev ## format the code and mend what can be mended
 
 protos: $(VENV)/.dev ## generate the stubs under client/ from protos/
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client --pyi_out=client --grpc_python_out=client protos/wasmkiln/v1/*.proto
+
+dist-protos: $(VENV)/.dev ## pack the contract for a release: archive and descriptor set, in dist/
+	@$(BIN)/python scripts/dist_protos.py $(ARGS)
 
 client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 	@$(BIN)/python scripts/blocking_client.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2, status_pb2
+
+from scripts import dist_protos
+from tests.e2e.grpcurl import Grpcurl
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = (
@@ -64,3 +68,26 @@ def walk(message: Any, above: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 def test_python_takes_google_rpc_from_its_own_package() -> None:
     assert not list((ROOT / "client").rglob("error_details_pb2.py"))
     assert "site-packages" in str(error_details_pb2.__file__)
+
+
+def test_a_release_has_the_contract_as_an_archive_and_as_descriptors(tmp_path: Path) -> None:
+    dist_protos.main(tmp_path / "once")
+    dist_protos.main(tmp_path / "again")
+    [packed] = (tmp_path / "once").glob("wasmkiln-protos-*.tar.gz")
+    assert packed.read_bytes() == (tmp_path / "again" / packed.name).read_bytes()
+    with tarfile.open(packed) as tar:
+        tar.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / packed.name.removesuffix(".tar.gz")
+    for source in (ROOT / "protos").rglob("*.proto"):
+        assert (unpacked / source.relative_to(ROOT / "protos")).read_bytes() == source.read_bytes()
+    image = tmp_path / "once" / "wasmkiln.binpb"
+    assert (unpacked / "wasmkiln.binpb").read_bytes() == image.read_bytes()
+    read = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
+    known = {file.name for file in read.file}
+    assert {imported for file in read.file for imported in file.dependency} <= known
+    # grpcurl asks no daemon for what the descriptors say, comments included.
+    described = Grpcurl("", flags=["-protoset", str(image)])(
+        "describe", "wasmkiln.v1.ModuleService.Compile"
+    )
+    assert described.returncode == 0, described.stderr
+    assert "Returns the artifact of a module for one engine" in described.stdout

@@ -35,7 +35,7 @@ class Refusal:
 
 
 class Grpcurl:
-    """Calls one daemon, each time by a new process."""
+    """Calls one daemon, or none where a flag names a file; each time by a new process."""
 
     def __init__(self, address: str, *headers: str, flags: Sequence[str] = ()) -> None:
         self._address = address
@@ -46,9 +46,10 @@ class Grpcurl:
     ) -> subprocess.CompletedProcess[str]:
         """Run grpcurl; it reads the request from standard input, which takes any module."""
         data = [] if request is None else ["-d", "@"]
+        address = [self._address] if self._address else []
         flags = ["-plaintext", "-max-time", str(max_time_s), "-max-msg-sz", str(64 * 1024 * 1024)]
         return subprocess.run(
-            [str(_GRPCURL), *flags, *self._flags, *data, self._address, *words],
+            [str(_GRPCURL), *flags, *self._flags, *data, *address, *words],
             input="" if request is None else json.dumps(request),
             capture_output=True,
             text=True,
