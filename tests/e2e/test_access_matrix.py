@@ -63,6 +63,7 @@ EXPECTED_ROLES = {
     "ReleaseQuarantine": "admin",
     "Drain": "admin",
     "Check": "",
+    "List": "",
     "Watch": "",
     "ServerReflectionInfo": "",
     "GetTopChannels": "metrics",

@@ -6,8 +6,11 @@ import base64
 import hashlib
 from pathlib import Path
 
+import grpc
 import pytest
 import zstandard
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
@@ -37,6 +40,56 @@ def test_describes_services(grpcurl: Grpcurl, service: str) -> None:
     done = grpcurl("describe", service)
     assert done.returncode == 0, done.stderr
     assert f"{service} is a service" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("symbol", "words"),
+    [
+        ("wasmkiln.v1.ModuleService.Compile", "returns ( stream .wasmkiln.v1.CompileResponse )"),
+        ("wasmkiln.v1.AdminService.Drain", "rpc Drain"),
+        ("wasmkiln.v1.CompileRequest", "oneof source"),
+        ("wasmkiln.v1.CompileRequest.engine", "string engine = 3"),
+        ("wasmkiln.v1.CompileRequest.source", "oneof source"),
+        ("wasmkiln.v1.Origin", "ORIGIN_HOST_STORE = 5"),
+        ("wasmkiln.v1.Origin.ORIGIN_MEMORY", "ORIGIN_MEMORY = 1"),
+        ("wasmkiln.v1.IsolationLayer.State.STATE_ENFORCED", "STATE_ENFORCED = 1"),
+        ("grpc.health.v1.Health.List", "returns ( .grpc.health.v1.HealthListResponse )"),
+        ("grpc.reflection.v1.ServerReflection.ServerReflectionInfo", "rpc ServerReflectionInfo"),
+    ],
+)
+def test_describes_what_has_a_name(grpcurl: Grpcurl, symbol: str, words: str) -> None:
+    done = grpcurl("describe", symbol)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    "symbol", ["wasmkiln.v1.ModuleService.Melt", "wasmkiln.v1.Origin.ORIGIN_SUN", "Compile"]
+)
+def test_says_that_a_symbol_is_unknown(grpcurl: Grpcurl, symbol: str) -> None:
+    done = grpcurl("describe", symbol)
+    assert done.returncode != 0
+    assert "Symbol not found" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_both_versions_of_reflection_find_a_method(daemon: Daemon, version: str) -> None:
+    path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+    asked = reflection_pb2.ServerReflectionRequest(
+        file_containing_symbol="wasmkiln.v1.ModuleService.Compile"
+    )
+    with grpc.insecure_channel(daemon.address) as channel:
+        call = channel.stream_stream(
+            path,
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        [answer] = call(iter([asked]), timeout=60)
+    files = [
+        descriptor_pb2.FileDescriptorProto.FromString(content)
+        for content in answer.file_descriptor_response.file_descriptor_proto
+    ]
+    assert files[0].name == "wasmkiln/v1/module_service.proto"
 
 
 def test_loads_compiles_and_reads(grpcurl: Grpcurl) -> None:
@@ -123,6 +176,9 @@ def test_health_of_each_service_and_overall(grpcurl: Grpcurl) -> None:
     for service in ("", "wasmkiln.v1.ModuleService", "wasmkiln.v1.AdminService"):
         [health] = grpcurl.json("grpc.health.v1.Health/Check", {"service": service})
         assert health == {"status": "SERVING"}
+    [health] = grpcurl.json("grpc.health.v1.Health/List", {})
+    names = ("", "wasmkiln.v1.AdminService", "wasmkiln.v1.ModuleService")
+    assert health == {"statuses": {name: {"status": "SERVING"} for name in names}}
 
 
 def test_channelz(grpcurl: Grpcurl) -> None:

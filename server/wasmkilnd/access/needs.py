@@ -45,6 +45,7 @@ RPCS: Mapping[str, Need] = {
     f"{_OPERATING}ReleaseQuarantine": _ADMIN,
     f"{_OPERATING}Drain": Need(Role.ADMIN, whole_daemon=True),
     f"{_HEALTH_SERVICE}Check": _HEALTH,
+    f"{_HEALTH_SERVICE}List": _HEALTH,
     f"{_HEALTH_SERVICE}Watch": _HEALTH,
     **{
         f"{_CHANNELZ}{name}": _METRICS_OF_ALL

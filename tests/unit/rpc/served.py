@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from wasmkilnd.rpc.served import SERVICES
-from wasmkilnd.rpc.services import reflection
+from wasmkilnd.rpc.wire.contract import contract
 
-reflection._describe_v1()  # As at the daemon's start.
 SERVED = (
     *SERVICES,
     "grpc.reflection.v1.ServerReflection",
@@ -20,11 +17,10 @@ SERVED = (
 
 def methods() -> dict[str, Descriptor]:
     """Return the request's type of each method."""
-    pool: Any = descriptor_pool.Default()
     return {
         f"/{service}/{method.name}": method.input_type
         for service in SERVED
-        for method in pool.FindServiceByName(service).methods
+        for method in contract().FindServiceByName(service).methods
     }
 
 

@@ -1,6 +1,7 @@
 """What goes over the wire: requests and their bounds, messages, and the error table.
 
 ``bounds``        how often and how long each field of a request may be, for every service
+``contract``      the descriptors of every service, which the bounds and reflection are made of
 ``requests``      reads a request, checks its bytes against the bounds, and builds it
 ``parts``         messages of many parts, built one by one: the 10,000 keys of FindMissing
 ``messages``      domain values to messages of the contract, and requests to domain values

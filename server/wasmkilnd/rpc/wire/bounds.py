@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from wasmkilnd.rpc.wire.contract import contract
 
 MAX_FIND_MISSING_KEYS = 10_000
 MAX_SETTINGS = 64
@@ -189,9 +190,7 @@ def plan_of(method: str) -> Plan:
     Raises LookupError where a field has no row.
     """
     name = method.removeprefix("/").replace("/", ".")
-    # protobuf's type stubs lack this method.
-    pool: Any = descriptor_pool.Default()
-    return _plan(pool.FindMethodByName(name).input_type)
+    return _plan(contract().FindMethodByName(name).input_type)
 
 
 def _plan(message: Descriptor, path: str = "", *, built: bool = True) -> Plan:
