@@ -1,11 +1,13 @@
-"""Progress bars on stderr, where that is a terminal."""
+"""Progress on stderr: bars where that is a terminal."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -88,9 +90,35 @@ def transfer_bars() -> Iterator[TransferBars]:
         yield TransferBars(progress)
 
 
+class Counter:
+    """Counts what is done: a bar on a terminal, a line for each elsewhere."""
+
+    def __init__(self, progress: Progress, text: str, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._task = progress.add_task(text, total=total)
+        self._done = 0
+        self._has_ended = False
+        self._lock = threading.Lock()
+
+    def advance(self, sentence: str) -> None:
+        """Count one more, of which the sentence says what became; called by many threads."""
+        with self._lock:
+            if self._has_ended:
+                return
+            self._done += 1
+            self._progress.advance(self._task)
+            if self._progress.disable and sentence:
+                click.echo(one_line(f"{sentence} ({self._done} of {self._total})"), err=True)
+
+    def end(self) -> None:
+        """Show nothing more: what ends after an interrupt is no news."""
+        with self._lock:
+            self._has_ended = True
+
+
 @contextmanager
-def counter(text: str, total: int) -> Iterator[Progress]:
-    """Yield a bar that counts to `total`; none unless stderr is a terminal."""
+def counter(text: str, total: int) -> Iterator[Counter]:
+    """Yield a Counter to `total`, on stderr."""
     with Progress(
         TextColumn(_TEXT, markup=False),
         BarColumn(),
@@ -100,5 +128,8 @@ def counter(text: str, total: int) -> Iterator[Progress]:
         transient=True,
         disable=not sys.stderr.isatty(),
     ) as progress:
-        progress.add_task(text, total=total)
-        yield progress
+        count = Counter(progress, text, total)
+        try:
+            yield count
+        finally:
+            count.end()
