@@ -6,11 +6,13 @@
     connection_options    those of every command: --address, --profile, --tls, …
     session      one run: makes the client, writes results to stdout and failures to stderr
     batch        several inputs in one run: one that fails does not stop the others
+    parallel     work in several threads at once, which an interrupt ends
+    warming/     what `warm` warms, where that comes from, and the work itself
     exits        the exit codes, in one table that --help prints too
     place        where `compile -o` writes, and what it refuses to write over
-    tables, stats_table, grid, text    what people read
+    tables, stats_table, warm_table, grid, text    what people read
     json_output           what scripts read (--json)
-    progress              bars on stderr, on a terminal only
+    progress              bars on stderr, on a terminal; `warm` has lines elsewhere
 
 What scripts can rely on: a result goes to stdout, as tables or as one JSON document, and all
 else to stderr; a failure is one line that begins with "error: "; the exit code says what to do

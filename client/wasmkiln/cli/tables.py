@@ -131,25 +131,6 @@ def draining(answer: DrainResponse) -> RenderableType:
     return f"draining: {answer.calls} calls, {answer.flights} compilations; the daemon {wait}"
 
 
-def warmed(
-    files: int, warm_before: int, warm_now: Sequence[tuple[str, ArtifactHeader]], failed: int
-) -> RenderableType:
-    """Show what `warm` compiled."""
-    summary = f"{files} files: {warm_before} warm before, {len(warm_now)} compiled, {failed} failed"
-    if not warm_now:
-        return summary
-    table = Grid("module", "engine", "origin", ">size", ">compile")
-    for name, header in warm_now:
-        table.row(
-            name,
-            header.engine.id,
-            word(Origin, header.origin),
-            size(header.size_bytes),
-            time(header.compile_time),
-        )
-    return Group(table.shown(), summary)
-
-
 def engines(answer: GetCapabilitiesResponse) -> RenderableType:
     """Show engines, targets and limits."""
     table = Grid(

@@ -231,16 +231,16 @@ def test_warm_compiles_only_what_is_missing(
     answer = document(
         run("warm", ".", "--engine", "wasmer", "--engine", "wasmtime", "--jobs", "2", "--json")
     )
-    assert (answer["files"], answer["warm_before"], answer["compiled"]) == (3, 1, 5)
-    assert answer["failed"] == 0
+    assert (answer["modules"], answer["warm_before"], answer["compiled"]) == (4, 1, 7)
+    assert (answer["failed"], answer["uploaded"]) == (0, 4)
     requests = daemon.requests("Compile")
     assert all(request.omit_artifact for request in requests)
-    assert len({(r.sha256, r.engine) for r in requests if r.sha256}) == 5
+    assert len({(r.sha256, r.engine) for r in requests if r.sha256}) == 7
     compiling = [method == "Compile" for method, _ in daemon.calls]
     assert [bool(priority) for priority in daemon.priorities] == compiling
     assert set(daemon.priorities) == {"", "background"}
-    result = run("warm", ".", "--recursive")
-    assert "4 files: 0 warm before, 4 compiled, 0 failed" in result.stdout
+    result = run("warm", ".", "--no-recursive")
+    assert "3 modules: 0 warm before, 3 compiled, 0 failed" in result.stdout
 
 
 def test_warm_lists_failures_and_goes_on(
@@ -268,7 +268,7 @@ def test_warm_passes_over_no_module_that_is_not_there(
     result = run("warm", ".", "--json")
     assert result.exit_code == Exit.REFUSED
     answer = document(result)
-    assert (answer["files"], answer["compiled"], answer["failed"]) == (4, 3, 1)
+    assert (answer["modules"], answer["compiled"], answer["failed"]) == (4, 3, 1)
     assert "gone.wasm: No such file or directory" in result.stderr
 
 

@@ -2,145 +2,133 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmkiln._requests import identify
-from wasmkiln.cli import batch, tables
+from wasmkiln.cli import batch, warm_table
 from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.exits import Exit
 from wasmkiln.cli.json_output import to_document
-from wasmkiln.cli.options import artifact_options
+from wasmkiln.cli.parallel import in_parallel
 from wasmkiln.cli.progress import counter
-from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
+from wasmkiln.cli.seconds import Seconds
+from wasmkiln.cli.text import size, time
+from wasmkiln.cli.warming.sources import Sources
+from wasmkiln.cli.warming.variants import every_variant, variant_options
+from wasmkiln.cli.warming.work import Wanted, Warmer, each_once, missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from wasmkiln.cli.batch import Done
     from wasmkiln.cli.session import Session
-    from wasmkiln.client import Client
+    from wasmkiln.cli.warming.module import Module
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 # Warming many modules fills the queue, and the daemon says when to try again.
 _MAX_ATTEMPTS = 10
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """An artifact that the daemon should hold."""
-
-    file: str
-    key: ArtifactKey
-
-    @property
-    def name(self) -> str:
-        """Its name in messages."""
-        return f"{self.file} [{self.key.engine}]" if self.key.engine else self.file
-
-
 @click.command()
-@click.argument(
-    "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR"
-)
-@artifact_options(several_engines=True)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@variant_options
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1_000),
     default=4,
     show_default=True,
     help="Calls at the same time.",
 )
-@click.option("--recursive", is_flag=True, help="Go into sub-folders.")
+@click.option(
+    "--recursive/--no-recursive", default=True, help="Go into the folders of a folder, or not."
+)
+@click.option(
+    "--plain-http/--no-plain-http",
+    default=None,
+    help="Ask registries over http, or never.  [default: those of this machine only]",
+)
+@click.option(
+    "--fetch-timeout",
+    type=Seconds(min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time limit of each download from a registry.",
+)
 @connection_options
 @click.pass_context
 def warm(
     context: click.Context,
-    folder: Path,
+    sources: tuple[str, ...],
     engines: tuple[str, ...],
-    target: str | None,
-    cpu: str | None,
-    settings: dict[str, str],
+    targets: tuple[str, ...],
+    cpus: tuple[str, ...],
+    settings: dict[str, list[str]],
     jobs: int,
     recursive: bool,
+    plain_http: bool | None,
+    fetch_timeout: float,
 ) -> None:
-    """Compile what is missing of all *.wasm files in a folder."""
-    session: Session = context.obj
-    files = sorted(
-        str(path)
-        for path in (folder.rglob("*.wasm") if recursive else folder.glob("*.wasm"))
-        # A broken link counts, and fails: a deployment must not miss a module without a word.
-        if path.is_file() or not path.exists()
-    )
-    if not files:
-        raise click.UsageError(f"no *.wasm file in {folder}")
+    """Compile what is missing of many modules, so that no caller has to wait for it.
 
-    read = [batch.attempt(file, lambda file: identify(file).sha256) for file in files]
-    wanted = [
-        Wanted(
-            one.source,
-            ArtifactKey(
-                module_sha256=one.result, engine=engine, target=target, cpu=cpu, settings=settings
-            ),
-        )
-        for one in read
-        if one.result is not None
-        for engine in engines or ("",)
-    ]
-    with session.client() as client:
-        cold = {_identity(key) for key in client.find_missing(one.key for one in wanted)}
-    missing = [one for one in wanted if _identity(one.key) in cold]
-    with session.client(max_attempts=_MAX_ATTEMPTS) as client:
-        compiled = _in_parallel(jobs, missing, lambda one: _compile(client, one))
+    A SOURCE is a module's file, a folder (its *.wasm files), a digest, a folder in OCI's image
+    layout, oci://HOST/REPOSITORY[:TAG][@sha256:DIGEST], @FILE with a source on each line, or -
+    for such a list on standard input. Each module is compiled for each engine, target, cpu and
+    value of a setting. What the daemon has is neither compiled nor read again.
+    """
+    session: Session = context.obj
+    variants = every_variant(engines, targets, cpus, settings)
+    with Sources(recursive, plain_http, fetch_timeout) as reader:
+        read = _read(reader, reader.listed(sources), jobs)
+        modules = each_once(module for one in read for module in one.result or ())
+        with session.client() as client:
+            cold, refused = missing(client, modules, variants)
+        with session.client(max_attempts=_MAX_ATTEMPTS) as client:
+            warmer = Warmer(client)
+            compiled = _compiled(warmer, cold, jobs)
 
     warm_now = [(one.source, one.result) for one in compiled if one.result is not None]
-    failures: list[batch.Done[Any]] = [*read, *compiled]
-    failed = sum(one.error is not None for one in failures)
-    warm_before = len(wanted) - len(missing)
+    failures: list[Done[Any]] = [*read, *refused, *compiled]
+    asked = len(modules) * (len(variants) - len(refused))
+    unread = sum(one.error is not None for one in read)
+    failed = unread + len(refused) + len(cold) - len(warm_now)
     document = {
-        "files": len(files),
-        "warm_before": warm_before,
+        "modules": len(modules) + unread,
+        "warm_before": asked - len(cold),
         "compiled": len(warm_now),
+        "uploaded": warmer.uploaded,
         "failed": failed,
         "artifacts": [{"source": name, **to_document(header)} for name, header in warm_now],
         "errors": batch.errors_in(failures),
     }
-    session.emit(document, tables.warmed(len(files), warm_before, warm_now, failed))
+    session.emit(document, warm_table.warmed(warm_now, document))
     batch.report_failures(session, failures)
-    # 1 for every kind of failure: a script asks only whether the folder is warm.
+    # 1 for every kind of failure: a script asks only whether all is warm.
     context.exit(Exit.REFUSED if failed else Exit.OK)
 
 
-def _compile(client: Client, one: Wanted) -> ArtifactHeader:
-    return client.compile(
-        one.file,
-        engine=one.key.engine,
-        target=one.key.target,
-        cpu=one.key.cpu,
-        settings=one.key.settings,
-        omit_artifact=True,
-        background=True,
-    ).header
-
-
-def _in_parallel(
-    jobs: int, wanted: list[Wanted], work: Callable[[Wanted], ArtifactHeader]
-) -> list[batch.Done[ArtifactHeader]]:
-    def run(one: Wanted) -> batch.Done[ArtifactHeader]:
-        done = batch.attempt(one.name, lambda _: work(one))
-        bar.advance(bar.task_ids[0])
+def _read(reader: Sources, listed: list[str], jobs: int) -> list[Done[list[Module]]]:
+    def read(source: str) -> Done[list[Module]]:
+        done = batch.attempt(source, reader.modules)
+        count.advance("")
         return done
 
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="warm")
-    try:
-        with counter("warming", len(wanted)) as bar:
-            return list(pool.map(run, wanted))
-    finally:
-        # On an interrupt: drop what has not begun; closing the client ends the rest.
-        pool.shutdown(wait=False, cancel_futures=True)
+    with counter("reading", len(listed)) as count:
+        return in_parallel(jobs, listed, read)
 
 
-def _identity(key: ArtifactKey) -> tuple[str, str]:
-    return key.module_sha256, key.engine
+def _compiled(warmer: Warmer, cold: list[Wanted], jobs: int) -> list[Done[ArtifactHeader]]:
+    def compile_(one: Wanted) -> Done[ArtifactHeader]:
+        done = warmer.warm(one)
+        count.advance(_sentence(done))
+        return done
+
+    with counter("warming", len(cold)) as count:
+        return in_parallel(jobs, cold, compile_)
+
+
+def _sentence(done: Done[ArtifactHeader]) -> str:
+    if done.result is None:
+        return f"failed {done.source}"
+    header = done.result
+    took = time(header.compile_time)
+    return f"warm {done.source}: {header.engine.id}, {size(header.size_bytes)}, compiled in {took}"
