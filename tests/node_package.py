@@ -52,12 +52,15 @@ class NodePackage:
         )
 
 
-def node_package() -> NodePackage:
-    """Pack and install it, unless that was done before. Skip the test where npm is missing."""
+def node_package(cache: Path = _CACHE, *, dev: bool = False) -> NodePackage:
+    """Pack and install it, unless that was done before. Skip the test where npm is missing.
+
+    With `dev`, what only its examples and its types need is there too.
+    """
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("npm and node are not on PATH")
     lock = (SOURCE / "package-lock.json").read_bytes()
-    folder = _CACHE / hashlib.sha256(lock).hexdigest()[:16]
+    folder = cache / hashlib.sha256(lock).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     installed = NodePackage(folder)
     # Files of tests run side by side.
@@ -67,7 +70,7 @@ def node_package() -> NodePackage:
         if not marker.exists():
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(SOURCE / name, folder / name)
-            done = _npm(folder, "ci")
+            done = _npm(folder, "ci", *([] if dev else ["--omit=dev"]))
             if done.returncode:
                 pytest.skip(f"npm cannot install: {done.stderr.strip()[-300:]}")
             # Its name would hide the package from programs in this folder.

@@ -40,7 +40,7 @@ class Artifact {
     this.queueTimeMs = ms(header.queueTime)
     /** The DSSE envelope; empty where the daemon does not sign. */
     this.attestation = header.attestation
-    /** The path of the file in the host store, to show it; undefined where the daemon sent bytes. */
+    /** The file in the host store, to show it; undefined where the daemon sent bytes. */
     this.hostFile = header.hostFile?.path
     this.#bytes = bytes
     if (file) {
@@ -80,10 +80,6 @@ class Artifact {
       this.#file = undefined
     }
   }
-}
-
-if (Symbol.dispose) {
-  Artifact.prototype[Symbol.dispose] = Artifact.prototype.close
 }
 
 /**

@@ -9,6 +9,7 @@ const PAYLOAD_TYPE = 'application/vnd.in-toto+json'
 const STATEMENT_TYPE = 'https://in-toto.io/Statement/v1'
 const PREDICATE_TYPE = 'https://slsa.dev/provenance/v1'
 const BUILD_TYPE = 'urn:wasmkiln:compile:v1'
+const MALFORMED = 'cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it'
 
 /**
  * Throw AttestationInvalid unless a trusted key signed exactly what the header says.
@@ -30,7 +31,10 @@ function verifiedPayload(envelope, trustedKeys) {
   if (!envelope || envelope.length === 0) refuse('unsigned', 'the artifact has no attestation')
   const { payload, payloadType, keyid, sig } = parsed(envelope)
   const key = trustedKeys.get(keyid)
-  if (!key) refuse('stranger', `the attestation is signed by a key that is not trusted: ${keyid}`, keyid)
+  if (!key) {
+    const why = `the attestation is signed by a key that is not trusted: ${keyid}`
+    refuse('stranger', why, keyid)
+  }
   if (payloadType !== PAYLOAD_TYPE) {
     refuse('mismatch', "the attestation's payload is of another type", keyid)
   }
@@ -58,7 +62,7 @@ function parsed(envelope) {
   } catch {
     // Not JSON, or without one of the fields.
   }
-  return refuse('unsigned', 'cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it')
+  return refuse('unsigned', MALFORMED)
 }
 
 function claimsOfPayload(payload, keyId) {

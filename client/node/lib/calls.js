@@ -34,7 +34,8 @@ class Calls {
     if (!PRIORITIES.has(priority)) throw new TypeError("priority is 'interactive' or 'background'")
     // The daemon's log has it.
     const requestId = crypto.randomBytes(8).toString('hex')
-    return { ...this.#about, requestId, timeoutMs, priority, signal, deadline: Date.now() + timeoutMs }
+    const deadline = Date.now() + timeoutMs
+    return { ...this.#about, requestId, timeoutMs, deadline, priority, signal }
   }
 
   /** Return the decoded answer. */

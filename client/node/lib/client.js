@@ -49,12 +49,13 @@ class Client {
     const bytes = moduleBytes(module)
     const moduleSha256 = crypto.createHash('sha256').update(bytes).digest('hex')
     const call = this.#calls.begin(options)
+    const asked = { moduleSha256, module: bytes }
     try {
-      return await this.#compile({ moduleSha256, module: bytes }, { sha256: moduleSha256 }, options, call)
+      return await this.#compile(asked, { sha256: moduleSha256 }, options, call)
     } catch (error) {
       if (!(error instanceof ModuleNotLoaded)) throw error
     }
-    return this.#compile({ moduleSha256, module: bytes }, { module: bytes }, options, call)
+    return this.#compile(asked, { module: bytes }, options, call)
   }
 
   /** Return the artifact of a module that the daemon has. Throw ModuleNotLoaded if it has not. */
@@ -71,7 +72,7 @@ class Client {
     const bytes = moduleBytes(module)
     const { engine = '', expectedSha256 = '' } = options
     const request = { module: bytes, engine, expectedSha256 }
-    const answer = plain(await this.#calls.unary('Load', request, this.#calls.begin(options)), Number)
+    const answer = await this.#unary('Load', request, options)
     const sha256 = crypto.createHash('sha256').update(bytes).digest('hex')
     if (answer.sha256 !== sha256 || answer.sizeBytes !== bytes.length) {
       throw new UnexpectedAnswer('the daemon answered about another module')
@@ -81,17 +82,21 @@ class Client {
 
   /** Return the daemon's StatsResponse, as module_service.proto describes it. */
   async stats(options = {}) {
-    return plain(await this.#calls.unary('Stats', {}, this.#calls.begin(options)), Number)
+    return this.#unary('Stats', {}, options)
   }
 
   /** Return engines, targets, settings, limits and who the caller is: GetCapabilitiesResponse. */
   async capabilities(options = {}) {
-    return plain(await this.#calls.unary('GetCapabilities', {}, this.#calls.begin(options)), Number)
+    return this.#unary('GetCapabilities', {}, options)
   }
 
   /** Close the connection. Running calls end with an error. */
   close() {
     this.#calls.close()
+  }
+
+  async #unary(method, request, options) {
+    return plain(await this.#calls.unary(method, request, this.#calls.begin(options)), Number)
   }
 
   async #compile(asked, source, options, call) {
@@ -103,7 +108,7 @@ class Client {
       } catch (error) {
         if (!(error instanceof Refused || error instanceof AttestationInvalid)) throw error
       }
-      // Another machine's or another container's file, or a damaged one: the bytes are checked too.
+      // Another machine's or another container's file, or a damaged one.
       request.acceptHostFile = false
       answer = await this.#artifact({ ...asked, request }, call)
     }
@@ -131,10 +136,6 @@ class Client {
     }
     return new Artifact(header, content)
   }
-}
-
-if (Symbol.dispose) {
-  Client.prototype[Symbol.dispose] = Client.prototype.close
 }
 
 function compileOptions({ engine = '', target = '', cpu = '', settings = {}, skipCacheLookup }) {

@@ -30,7 +30,7 @@ function errorFromGrpc(failure, call) {
       found.requestId = found.metadata.request_id || call.requestId
     } else if (name === 'google.rpc.RetryInfo') {
       const { seconds = 0, nanos = 0 } = detail.retryDelay ?? {}
-      found.retryAfterMs = Math.max(0, seconds * 1000 + nanos / 1e6)
+      found.retryAfterMs = Math.max(0, Math.ceil(seconds * 1000 + nanos / 1e6))
     } else if (name === 'google.rpc.BadRequest') {
       for (const { field, description } of detail.fieldViolations) {
         found.fieldViolations.push({ field, description })
@@ -43,7 +43,9 @@ function errorFromGrpc(failure, call) {
   }
   const Kind = errors.byReason.get(found.reason) ?? errors.WasmkilnError
   let message = text || found.reason || status[found.code]
-  if (Kind === errors.CredentialsMissing) message += ' (in wasmkiln: token or tokenFile, or tls.cert)'
+  if (Kind === errors.CredentialsMissing) {
+    message += ' (in wasmkiln: token or tokenFile, or tls.cert)'
+  }
   return new Kind(message, found)
 }
 
