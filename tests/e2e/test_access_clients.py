@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +24,11 @@ from wasmkiln import (
 from tests.authority import Authority
 from tests.e2e.access_site import ROOT, Site, access_site
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.node_package import node_package
 
 PAGE = (ROOT / "docs" / "access.md").read_text()
 METHODS = {"capabilities": "GetCapabilities", "stats": "Stats"}
 Node = Callable[[str, Mapping[str, str]], str]
-NODE_PACKAGES = ("@grpc/grpc-js@1.14.3", "@grpc/proto-loader@0.8.0")
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +68,14 @@ WRONG = {
         r" .*\)",
         6,
         r"Code: Unauthenticated\s+Message: cannot tell who calls: send a token ",
-        "UNAUTHENTICATED: cannot tell who calls: send a token ",
+        "CREDENTIALS_MISSING: cannot tell who calls: send a token ",
     ),
     "an unknown token": Wrong(
         CredentialsInvalid,
         r"cannot accept your token: the daemon does not know it; ask its operator for a new one",
         6,
         r"Code: Unauthenticated\s+Message: cannot accept your token: the daemon does not know it",
-        "UNAUTHENTICATED: cannot accept your token: the daemon does not know it",
+        "CREDENTIALS_INVALID: cannot accept your token: the daemon does not know it",
         token="unknown.token",
     ),
     "an expired token": Wrong(
@@ -84,7 +83,7 @@ WRONG = {
         r"cannot accept your token: it has expired; ask for a new one",
         6,
         r"Code: Unauthenticated\s+Message: cannot accept your token: it has expired",
-        "UNAUTHENTICATED: cannot accept your token: it has expired",
+        "CREDENTIALS_INVALID: cannot accept your token: it has expired",
         token="expired.token",
     ),
     "a missing role": Wrong(
@@ -93,7 +92,7 @@ WRONG = {
         r" of the daemon",
         6,
         r"Code: PermissionDenied\s+Message: cannot .*: it needs the role metrics",
-        "PERMISSION_DENIED: cannot .*: it needs the role metrics",
+        "ROLE_MISSING: cannot .*: it needs the role metrics",
         token="reader.token",
         method="stats",
     ),
@@ -102,7 +101,7 @@ WRONG = {
         r"the daemon at \S+ speaks TLS only: use tls .*",
         3,
         r"Failed to dial target host",
-        "UNAVAILABLE: No connection established",
+        r"CONNECTION_FAILED: no daemon answers at \S+ \(connection closed\): it may speak TLS only",
         tls=False,
         token="ci.token",
     ),
@@ -111,7 +110,7 @@ WRONG = {
         r"the certificate of the daemon at \S+ is signed by none of the trusted CAs, those in .*",
         3,
         r"certificate signed by unknown authority",
-        "UNAVAILABLE: .*unable to verify the first certificate",
+        r"CONNECTION_FAILED: the certificate of the daemon at \S+ is signed by none of the",
         ca="other/ca.pem",
         token="ci.token",
     ),
@@ -121,7 +120,7 @@ WRONG = {
         r" kiln\.example\.org: use .*",
         3,
         r"certificate is valid for localhost, not kiln\.example\.org",
-        r"UNAVAILABLE: .*does not match certificate.s altnames: Host: kiln\.example\.org",
+        r"CONNECTION_FAILED: the certificate of the daemon at \S+ is for other hosts: use ",
         host="kiln.example.org",
         token="ci.token",
     ),
@@ -130,7 +129,7 @@ WRONG = {
         r"the daemon at \S+ closes connections without a client certificate: use cert_file .*",
         3,
         r"Failed to dial target host",
-        "UNAVAILABLE: ",
+        r"CONNECTION_FAILED: no daemon answers at \S+ .*: it may ask for a client certificate: ",
         tokens=False,
         token="ci.token",
     ),
@@ -302,17 +301,11 @@ def test_curl_in_plaintext(site: Site) -> None:
 
 @pytest.fixture(scope="module")
 def node(site: Site) -> Node:
-    """Run a program of Node in the folder, with the packages that it needs. Return its output."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("npm is not on PATH")
-    words = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "--ignore-scripts"]
-    done = site.run([*words, *NODE_PACKAGES])
-    if done.returncode:
-        pytest.skip(f"npm cannot install: {done.stderr.strip().splitlines()[0]}")
-    (site.folder / "protos").symlink_to(ROOT / "protos")
+    """Run a program of Node in the folder, with the client. Return its output."""
+    modules = str(node_package().folder / "node_modules")
 
     def run(program: str, environ: Mapping[str, str]) -> str:
-        done = site.run(["node", "-e", program], environ)
+        done = site.run(["node", "-e", program], {**environ, "NODE_PATH": modules})
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -327,24 +320,15 @@ def test_the_example_for_node(site: Site, node: Node) -> None:
 
 # The example, for every way to be wrong.
 CALLER = """
-const fs = require('node:fs')
-const grpc = require('@grpc/grpc-js')
-const { loadSync } = require('@grpc/proto-loader')
+const { Client } = require('wasmkiln')
 const { ADDRESS, CA, HOST, TOKEN_FILE, METHOD } = process.env
-const messages = loadSync('wasmkiln/v1/module_service.proto', { includeDirs: ['protos'] })
-const { ModuleService } = grpc.loadPackageDefinition(messages).wasmkiln.v1
-let credentials = grpc.credentials.createInsecure()
-if (CA) credentials = grpc.credentials.createSsl(fs.readFileSync(CA))
-const metadata = new grpc.Metadata()
-if (TOKEN_FILE) {
-  metadata.set('authorization', `Bearer ${fs.readFileSync(TOKEN_FILE, 'utf8').trim()}`)
-}
-const options = HOST ? { 'grpc.ssl_target_name_override': HOST } : {}
-const client = new ModuleService(ADDRESS, credentials, options)
-client[METHOD]({}, metadata, { deadline: Date.now() + 20_000 }, (error) => {
-  console.log(`${grpc.status[error.code]}: ${error.details}`)
-  client.close()
+const kiln = new Client(ADDRESS, {
+  tls: CA && { ca: CA, serverName: HOST },
+  tokenFile: TOKEN_FILE || undefined,
+  timeoutMs: 20_000,
 })
+kiln[METHOD]().catch((error) => console.log(`${error.reason}: ${error.message}`))
+  .finally(() => kiln.close())
 """
 
 
@@ -358,7 +342,7 @@ def test_node(site: Site, node: Node, wrong: Wrong) -> None:
             "CA": wrong.ca if wrong.tls else "",
             "HOST": wrong.host,
             "TOKEN_FILE": wrong.token,
-            "METHOD": METHODS[wrong.method],
+            "METHOD": wrong.method,
         },
     )
     assert re.match(wrong.node, shown), shown
