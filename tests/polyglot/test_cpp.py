@@ -1,0 +1,131 @@
+"""The client for C++: built by CMake, installed, found by another project, and run."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.daemon import ROOT
+from tests.polyglot.conftest import Built
+from tests.polyglot.kiln import Kiln, Secure, run
+
+ENGINE = "wasmtime-50.0.1"
+_BUILD_TIMEOUT_S = 1800
+# The first test of a fresh clone builds: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(_BUILD_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def folder(built: Built) -> Path:
+    """The folder of the build, whose `example` is built and whose `installed` is a prefix."""
+    folder = built("cpp")
+    source, build = ROOT / "client" / "cpp", folder / "build"
+    prefix = folder / "installed"
+    if not (build / "Makefile").exists():
+        make(["cmake", "-S", source, "-B", build, f"-DCMAKE_INSTALL_PREFIX={prefix}"])
+    make(["cmake", "--build", build, "--parallel", "2"])
+    make(["cmake", "--install", build])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def example(folder: Path) -> Path:
+    """The example program."""
+    return folder / "build" / "wasmkiln-example"
+
+
+def make(argv: Sequence[str | Path]) -> None:
+    done = run(argv, cwd=ROOT, timeout_s=_BUILD_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def show(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Print what a program printed. Return its lines."""
+    assert not done.stderr, done.stderr
+    print(done.stdout, end="")
+    return done.stdout.splitlines()
+
+
+def test_it_compiles_verifies_hits_and_decodes_an_error(kiln: Kiln, example: Path) -> None:
+    module, out = kiln.fresh_module(), kiln.folder / "cpp.cwasm"
+    flags = ["--key", kiln.key_file, "--engine", ENGINE, "--out", out]
+    first, second, refused = show(kiln.run([example, kiln.address, module, *flags]))
+    sha256 = hashlib.sha256(module.read_bytes()).hexdigest()
+    assert first.startswith(f"cpp compiled sha256:{sha256} with {ENGINE}, ")
+    assert first.partition(", from ")[2].startswith("compiled")
+    assert second.partition(", from ")[2].startswith(("memory", "host_store"))
+    assert refused.startswith("cpp error MODULE_INVALID: ")
+    by_bytes = [example, kiln.address, module, *flags, "--bytes"]
+    assert "host store" not in show(kiln.run(by_bytes))[0]
+    with kiln.daemon.client() as client:
+        assert out.read_bytes() == client.compile(module, engine=ENGINE).bytes
+
+
+def test_it_takes_a_file_of_the_host_store(kiln: Kiln, example: Path) -> None:
+    done = kiln.run([example, kiln.address, kiln.module, "--engine", ENGINE])
+    assert "a file of the host store" in show(done)[1]
+
+
+def test_refusals_are_decoded(kiln: Kiln, example: Path) -> None:
+    call = [example, kiln.address, kiln.module, "--engine", ENGINE]
+    expected = {
+        "MODULE_INVALID": [example, kiln.address, kiln.invalid_module, "--engine", ENGINE],
+        "ATTESTATION_INVALID": [*call, "--key", kiln.wrong_key_file],
+        "MODULE_NOT_LOADED": [*call, "--digest", hashlib.sha256(b"no such module").hexdigest()],
+        "ENGINE_UNKNOWN": [*call[:3], "--engine", "wasmtime-1.0.0"],
+        "CONNECTION_FAILED": [example, "127.0.0.1:1", kiln.module],
+    }
+    for reason, argv in expected.items():
+        assert show(kiln.run(argv))[-1].startswith(f"cpp error {reason}: ")
+
+
+def test_a_full_queue(kiln: Kiln, example: Path) -> None:
+    with kiln.full_queue() as engine:
+        call = [example, kiln.address, kiln.fresh_module(), "--engine", engine]
+        (line,) = show(kiln.run(call))
+    assert line.startswith("cpp error COMPILE_QUEUE_FULL: ")
+    assert "(retry after " in line
+
+
+def test_tls_and_a_token(secure: Secure, example: Path, tmp_path: Path) -> None:
+    module = tmp_path / "module.wasm"
+    module.write_bytes(b"\0asm\1\0\0\0")
+    call = [example, secure.address, module, "--engine", "wasmer", "--ca", secure.ca_file]
+    token = ["--token-file", secure.token_file]
+    lines = show(run([*call, *token, "--key", secure.key_file], cwd=tmp_path))
+    assert "from compiled" in lines[0]
+    assert show(run(call, cwd=tmp_path))[0].startswith("cpp error CREDENTIALS_MISSING: ")
+    other = [*call[:-1], secure.other_ca_file, *token]
+    assert show(run(other, cwd=tmp_path))[0].startswith("cpp error CONNECTION_FAILED: ")
+
+
+def test_another_project_finds_the_installed_package(folder: Path, kiln: Kiln) -> None:
+    project = folder / "user"
+    project.mkdir(exist_ok=True)
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\n"
+        "project(user CXX)\n"
+        "find_package(wasmkiln REQUIRED)\n"
+        "add_executable(user user.cc)\n"
+        "target_link_libraries(user wasmkiln::wasmkiln)\n"
+    )
+    (project / "user.cc").write_text(readme_example())
+    build = project / "build"
+    prefix = f"-DCMAKE_PREFIX_PATH={folder / 'installed'}"
+    if not (build / "Makefile").exists():
+        make(["cmake", "-S", project, "-B", build, prefix])
+    make(["cmake", "--build", build])
+    (kiln.folder / "m.wasm").write_bytes(kiln.module.read_bytes())
+    (kiln.folder / "key.pem").write_text(kiln.key_file.read_text())
+    done = kiln.run([build / "user", kiln.address])
+    assert show(done)[0].startswith("wasmtime-50.0.1: ")
+
+
+def readme_example() -> str:
+    """Return the program of the README."""
+    page = (ROOT / "client" / "cpp" / "README.md").read_text()
+    return page.partition("```cpp\n")[2].partition("```")[0]
