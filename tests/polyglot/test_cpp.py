@@ -6,14 +6,23 @@ import hashlib
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+import grpc
 import pytest
+from wasmkiln._header_fields import FIELDS, Basis
+from wasmkiln.v1.module_service_pb2 import CompileRequest, CompileResponse
+from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
+from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 from tests.e2e.daemon import ROOT
+from tests.lying.lies import about
+from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
 from tests.polyglot.kiln import Kiln, Secure, run
 
 ENGINE = "wasmtime-50.0.1"
+Argv = list[str | Path]
 _BUILD_TIMEOUT_S = 1800
 # The first test of a fresh clone builds: minutes on a busy machine.
 pytestmark = pytest.mark.timeout(_BUILD_TIMEOUT_S)
@@ -52,14 +61,14 @@ def show(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_it_compiles_verifies_hits_and_decodes_an_error(kiln: Kiln, example: Path) -> None:
     module, out = kiln.fresh_module(), kiln.folder / "cpp.cwasm"
-    flags = ["--key", kiln.key_file, "--engine", ENGINE, "--out", out]
+    flags: Argv = ["--key", kiln.key_file, "--engine", ENGINE, "--out", out]
     first, second, refused = show(kiln.run([example, kiln.address, module, *flags]))
     sha256 = hashlib.sha256(module.read_bytes()).hexdigest()
     assert first.startswith(f"cpp compiled sha256:{sha256} with {ENGINE}, ")
     assert first.partition(", from ")[2].startswith("compiled")
     assert second.partition(", from ")[2].startswith(("memory", "host_store"))
     assert refused.startswith("cpp error MODULE_INVALID: ")
-    by_bytes = [example, kiln.address, module, *flags, "--bytes"]
+    by_bytes: Argv = [example, kiln.address, module, *flags, "--bytes"]
     assert "host store" not in show(kiln.run(by_bytes))[0]
     with kiln.daemon.client() as client:
         assert out.read_bytes() == client.compile(module, engine=ENGINE).bytes
@@ -71,8 +80,8 @@ def test_it_takes_a_file_of_the_host_store(kiln: Kiln, example: Path) -> None:
 
 
 def test_refusals_are_decoded(kiln: Kiln, example: Path) -> None:
-    call = [example, kiln.address, kiln.module, "--engine", ENGINE]
-    expected = {
+    call: Argv = [example, kiln.address, kiln.module, "--engine", ENGINE]
+    expected: dict[str, Argv] = {
         "MODULE_INVALID": [example, kiln.address, kiln.invalid_module, "--engine", ENGINE],
         "ATTESTATION_INVALID": [*call, "--key", kiln.wrong_key_file],
         "MODULE_NOT_LOADED": [*call, "--digest", hashlib.sha256(b"no such module").hexdigest()],
@@ -85,7 +94,7 @@ def test_refusals_are_decoded(kiln: Kiln, example: Path) -> None:
 
 def test_a_full_queue(kiln: Kiln, example: Path) -> None:
     with kiln.full_queue() as engine:
-        call = [example, kiln.address, kiln.fresh_module(), "--engine", engine]
+        call: Argv = [example, kiln.address, kiln.fresh_module(), "--engine", engine]
         (line,) = show(kiln.run(call))
     assert line.startswith("cpp error COMPILE_QUEUE_FULL: ")
     assert "(retry after " in line
@@ -94,13 +103,39 @@ def test_a_full_queue(kiln: Kiln, example: Path) -> None:
 def test_tls_and_a_token(secure: Secure, example: Path, tmp_path: Path) -> None:
     module = tmp_path / "module.wasm"
     module.write_bytes(b"\0asm\1\0\0\0")
-    call = [example, secure.address, module, "--engine", "wasmer", "--ca", secure.ca_file]
-    token = ["--token-file", secure.token_file]
+    call: Argv = [example, secure.address, module, "--engine", "wasmer", "--ca", secure.ca_file]
+    token: Argv = ["--token-file", secure.token_file]
     lines = show(run([*call, *token, "--key", secure.key_file], cwd=tmp_path))
     assert "from compiled" in lines[0]
     assert show(run(call, cwd=tmp_path))[0].startswith("cpp error CREDENTIALS_MISSING: ")
-    other = [*call[:-1], secure.other_ca_file, *token]
+    other: Argv = [*call[:-1], secure.other_ca_file, *token]
     assert show(run(other, cwd=tmp_path))[0].startswith("cpp error CONNECTION_FAILED: ")
+
+
+def test_no_lie_about_a_field_is_believed(kiln: Kiln, example: Path) -> None:
+    """A server in the daemon's place has a true artifact, and changes one field of its header."""
+    request = CompileRequest(module=kiln.module.read_bytes(), engine=ENGINE)
+    with grpc.insecure_channel(kiln.address) as channel:
+        first, *rest = ModuleServiceStub(channel).Compile(request)
+    chunks = [part.SerializeToString() for part in rest]
+    lies: dict[str, ArtifactHeader] = {"the truth": first.header}
+    for name, lie in about(first.header):
+        if lie != first.header:
+            lies.setdefault(name.partition(" ")[0], cast(ArtifactHeader, lie))
+    with lying_server() as liar:
+        for field, header in lies.items():
+            liar.say("Compile", CompileResponse(header=header).SerializeToString(), *chunks)
+            call: Argv = [example, liar.address, kiln.module, "--engine", ENGINE, "--bytes"]
+            done = kiln.run([*call, "--key", kiln.key_file])
+            believed = "cpp compiled" in done.stdout
+            assert believed is (field == "the truth" or is_only_shown(field)), (field, done.stdout)
+    print(f"cpp believes none of {len(lies)} lies about what counts")
+
+
+def is_only_shown(field: str) -> bool:
+    """Return whether nothing depends on a field of a header."""
+    basis = FIELDS.get(field, FIELDS.get(field.partition(".")[0], Basis.CALL))
+    return basis is Basis.SHOWN and field != "attestation"
 
 
 def test_another_project_finds_the_installed_package(folder: Path, kiln: Kiln) -> None:
