@@ -5,34 +5,40 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from wasmkilnd.cache.memory_sizes import artifact_bytes, module_bytes
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
     Evicted,
     EvictScope,
-    ExternType,
+    Held,
+    Holds,
     Kind,
     Module,
     TierUsage,
+    holds_none,
 )
 from wasmkilnd.slices import in_slices
 from wasmkilnd.wait_budget import Allowance
 
-# What an entry costs on top of its bytes: objects, digests, settings, the tables here.
-ENTRY_OVERHEAD_BYTES = 1024
-_EXTERN_OVERHEAD_BYTES = 160
+_Line: TypeAlias = "OrderedDict[CacheKey | str, None]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
     value: Artifact | Module
     # Stored, not computed again, so that exactly what was added is subtracted.
     size_bytes: int
+    line: _Line
 
 
 class MemoryTier:
     """Keeps the most recently used modules and artifacts, in one budget of ``limit_bytes``.
+
+    What is of a pinned module is held: it makes no room for others. All that is held takes half
+    of the budget at most; above that the least recently used of it are held no more.
 
     No method but evict waits for anything, so concurrent use needs no lock. get takes constant
     time, and so does put, apart from the least recently used entries that it drops for room.
@@ -40,12 +46,17 @@ class MemoryTier:
 
     name = "memory"
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, holds: Holds = holds_none) -> None:
+        """``holds`` returns whether a module is pinned; see ``hold``."""
         self._limit_bytes = limit_bytes
-        self._bytes = 0
-        self._evictions = 0
-        # Least recently used first. A module's key is its digest.
-        self._entries: OrderedDict[CacheKey | str, _Entry] = OrderedDict()
+        self._holds = holds
+        self._bytes = self._held_bytes = 0
+        self._evictions = self._let_go = 0
+        # A module's key is its digest.
+        self._entries: dict[CacheKey | str, _Entry] = {}
+        # Each entry is in one of these, least recently used first.
+        self._free: _Line = OrderedDict()
+        self._held: _Line = OrderedDict()
         self._keys_of: dict[str, dict[CacheKey, None]] = {}
 
     async def get(
@@ -60,7 +71,7 @@ class MemoryTier:
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact``, unless it is larger than the whole tier."""
-        self._store(artifact.key, artifact, _artifact_bytes(artifact))
+        self._store(artifact.key, artifact, artifact_bytes(artifact))
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
         """Return the module with this digest and make it the most recently used."""
@@ -69,7 +80,7 @@ class MemoryTier:
 
     async def put_module(self, module: Module) -> None:
         """Store ``module``, unless it is larger than the whole tier."""
-        self._store(module.sha256, module, len(module.wasm) + ENTRY_OVERHEAD_BYTES)
+        self._store(module.sha256, module, module_bytes(module))
 
     async def has_module(self, sha256: str) -> bool:
         """Return whether a module is stored, without making it recent."""
@@ -96,7 +107,9 @@ class MemoryTier:
             removed = Evicted()
             for key in self._candidates(scope):
                 entry = self._entries.get(key)
-                if entry and _is_in(scope, entry):
+                if entry and _is_in(scope, entry) and scope.leaves(_module_of(key)):
+                    removed += Evicted(pinned=1)
+                elif entry and _is_in(scope, entry):
                     self._remove(key)
                     is_module = isinstance(entry.value, Module)
                     removed += Evicted(int(not is_module), int(is_module), entry.size_bytes)
@@ -107,12 +120,45 @@ class MemoryTier:
 
     def usage(self) -> TierUsage:
         """Return the exact figures."""
-        return TierUsage(len(self._entries), self._bytes, self._limit_bytes, self._evictions)
+        return TierUsage(
+            len(self._entries),
+            self._bytes,
+            self._limit_bytes,
+            self._evictions,
+            len(self._held),
+            self._held_bytes,
+            self._let_go,
+        )
 
     def resize(self, limit_bytes: int) -> None:
         """Change the limit; drop the least recently used entries if there is less room now."""
         self._limit_bytes = limit_bytes
+        self._let_some_go()
         self._make_room(0)
+
+    def hold(self, modules: Iterable[str]) -> None:
+        """Hold what is here of those of ``modules`` that are pinned by now, and no others.
+
+        What would take more than half of the budget together is not held.
+        """
+        for module_sha256 in modules:
+            for key in (*self._keys_of.get(module_sha256, ()), module_sha256):
+                entry = self._entries.get(key)
+                if entry is None or (entry.line is self._held) == self._holds(module_sha256):
+                    continue
+                if entry.line is self._held:
+                    self._put_in(self._free, key, entry)
+                elif 2 * (self._held_bytes + entry.size_bytes) <= self._limit_bytes:
+                    self._put_in(self._held, key, entry)
+
+    def module_of(self, sha256: str) -> Module | None:
+        """Return a module, without making it recent."""
+        entry = self._entries.get(sha256)
+        return entry.value if entry and isinstance(entry.value, Module) else None
+
+    def pinned(self, modules: Iterable[str]) -> dict[str, Held]:
+        """Return what is here of each of ``modules``."""
+        return {module_sha256: self._part_of(module_sha256) for module_sha256 in modules}
 
     def holds(self, artifact: Artifact) -> bool:
         """Return whether this very object is here, without making it recent."""
@@ -136,14 +182,22 @@ class MemoryTier:
     async def close(self) -> None:
         """Remove everything."""
         self._entries.clear()
+        self._free.clear()
+        self._held.clear()
         self._keys_of.clear()
-        self._bytes = 0
+        self._bytes = self._held_bytes = 0
 
     def check(self) -> None:
         """Check the sums, in linear time. Raises ValueError if they do not add up."""
         total = sum(entry.size_bytes for entry in self._entries.values())
         if total != self._bytes:
             raise ValueError(f"counted {self._bytes} bytes, but the entries hold {total}")
+        if sum(self._entries[key].size_bytes for key in self._held) != self._held_bytes:
+            raise ValueError("counted other bytes than those of the held entries")
+        if 2 * self._held_bytes > self._limit_bytes:
+            raise ValueError("more than half of the tier is held")
+        if {*self._free, *self._held} != {*self._entries}:
+            raise ValueError("the order of use has other entries than there are")
         if total > self._limit_bytes:
             raise ValueError(f"the entries hold {total} bytes of {self._limit_bytes}")
         indexed = {key for keys in self._keys_of.values() for key in keys}
@@ -155,28 +209,57 @@ class MemoryTier:
     def _touch(self, key: CacheKey | str) -> _Entry | None:
         entry = self._entries.get(key)
         if entry is not None:
-            self._entries.move_to_end(key)
+            entry.line.move_to_end(key)
         return entry
 
     def _store(self, key: CacheKey | str, value: Artifact | Module, size_bytes: int) -> None:
-        if size_bytes > self._limit_bytes:
+        old = self._entries.get(key)
+        held_bytes = self._held_bytes - (old.size_bytes if old and old.line is self._held else 0)
+        if size_bytes > self._limit_bytes - held_bytes:
             return  # It will never fit: not even an old entry of the same key makes room.
-        if key in self._entries:
+        if old:
             self._remove(key)  # First, so that an overwrite makes room for the difference only.
         self._make_room(size_bytes)
-        self._entries[key] = _Entry(value, size_bytes)
+        entry = self._entries[key] = _Entry(value, size_bytes, self._free)
+        self._free[key] = None
         self._bytes += size_bytes
+        if self._holds(_module_of(key)) and 2 * size_bytes <= self._limit_bytes:
+            self._put_in(self._held, key, entry)
+            self._let_some_go()
         if isinstance(key, CacheKey):
             self._keys_of.setdefault(key.module_sha256, {})[key] = None
 
     def _make_room(self, size_bytes: int) -> None:
         while self._bytes + size_bytes > self._limit_bytes:
-            self._remove(next(iter(self._entries)))
+            self._remove(next(iter(self._free)))
             self._evictions += 1
+
+    def _let_some_go(self) -> None:
+        while 2 * self._held_bytes > self._limit_bytes:
+            key = next(iter(self._held))
+            self._put_in(self._free, key, self._entries[key])
+            self._let_go += 1
+
+    def _put_in(self, line: _Line, key: CacheKey | str, entry: _Entry) -> None:
+        del entry.line[key]
+        entry.line = line
+        line[key] = None
+        self._held_bytes += entry.size_bytes if line is self._held else -entry.size_bytes
+
+    def _part_of(self, module_sha256: str) -> Held:
+        part = Held()
+        for key in (*self._keys_of.get(module_sha256, ()), module_sha256):
+            if entry := self._entries.get(key):
+                is_module = isinstance(entry.value, Module)
+                part += Held(int(not is_module), int(is_module), entry.size_bytes)
+        return part
 
     def _remove(self, key: CacheKey | str) -> _Entry:
         entry = self._entries.pop(key)
+        del entry.line[key]
         self._bytes -= entry.size_bytes
+        if entry.line is self._held:
+            self._held_bytes -= entry.size_bytes
         if isinstance(key, CacheKey):
             siblings = self._keys_of[key.module_sha256]
             del siblings[key]
@@ -196,17 +279,5 @@ def _is_in(scope: EvictScope, entry: _Entry) -> bool:
     return isinstance(entry.value, Artifact) and entry.value.spec.engine.id == scope.engine_id
 
 
-def _artifact_bytes(artifact: Artifact) -> int:
-    return (
-        sum(map(len, artifact.frames))
-        + len(artifact.attestation)
-        + sum(map(_extern_bytes, artifact.imports))
-        + sum(map(_extern_bytes, artifact.exports))
-        + ENTRY_OVERHEAD_BYTES
-    )
-
-
-def _extern_bytes(extern: ExternType) -> int:
-    # A thousand imports with long names can take more room than the code.
-    text = len(extern.module) + len(extern.name) + len(extern.kind) + len(extern.type)
-    return text + _EXTERN_OVERHEAD_BYTES
+def _module_of(key: CacheKey | str) -> str:
+    return key if isinstance(key, str) else key.module_sha256

@@ -10,6 +10,7 @@ from the package itself: ``from wasmkilnd.model import Artifact``.
 | ``engine`` | what an engine can do on this host, and how well its jobs are confined |
 | ``identity`` | who calls, through which entrance, and what they may do |
 | ``limits`` | what callers and jobs may use, and what tiers and the daemon hold now |
+| ``pins`` | modules that the tiers keep whatever else needs room |
 | ``policy`` | how much a namespace and an identity may use |
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
@@ -72,6 +73,7 @@ from wasmkilnd.model.limits import (
     TierUsage,
     TrafficLimits,
 )
+from wasmkilnd.model.pins import MAX_PINS, Held, Holds, Pin, PinTimes, holds_none
 from wasmkilnd.model.policy import NAMESPACE_NAME, NamespaceLimits, QuotaLimits
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "ANYBODY",
     "DEFAULT_NAMESPACE",
     "FAST_SETTINGS",
+    "MAX_PINS",
     "NAMESPACE_NAME",
     "PLAINTEXT",
     "SHA256_HEX",
@@ -96,6 +99,8 @@ __all__ = [
     "EvictScope",
     "Evicted",
     "ExternType",
+    "Held",
+    "Holds",
     "HostFile",
     "HostStatus",
     "Identity",
@@ -107,6 +112,8 @@ __all__ = [
     "Module",
     "NamespaceLimits",
     "Origin",
+    "Pin",
+    "PinTimes",
     "Priority",
     "QuotaLimits",
     "QuotaReading",
@@ -120,6 +127,7 @@ __all__ = [
     "TrafficLimits",
     "Transport",
     "UnservedEngine",
+    "holds_none",
     "is_fast",
     "with_included",
 ]

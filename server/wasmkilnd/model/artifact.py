@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -176,6 +176,12 @@ class EvictScope:
 
     module_sha256: str = ""
     engine_id: str = ""
+    spares: Callable[[str], bool] | None = None
+    """Returns whether a module is pinned, so that it and its artifacts stay; None if none is."""
+
+    def leaves(self, module_sha256: str) -> bool:
+        """Return whether what is of this module stays."""
+        return self.spares is not None and self.spares(module_sha256)
 
     @property
     def everything(self) -> bool:
@@ -190,10 +196,13 @@ class Evicted:
     artifacts: int = 0
     modules: int = 0
     bytes: int = 0
+    pinned: int = 0
+    """How many artifacts and modules of the scope stayed, because they are pinned."""
 
     def __add__(self, other: Evicted) -> Evicted:
         return Evicted(
             self.artifacts + other.artifacts,
             self.modules + other.modules,
             self.bytes + other.bytes,
+            self.pinned + other.pinned,
         )

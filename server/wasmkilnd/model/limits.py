@@ -65,6 +65,11 @@ class TierUsage:
     bytes: int = 0
     limit_bytes: int = 0
     evictions: int = 0
+    pinned_entries: int = 0
+    """Those that the tier keeps whatever else needs room."""
+    pinned_bytes: int = 0
+    let_go: int = 0
+    """How often a pinned entry lost its hold, as those of all pins took more than half the tier."""
 
 
 SWITCHED_OFF = "switched off"
