@@ -240,6 +240,8 @@ class WriteBehind:
 
 
 def _in_scope(item: Item, scope: EvictScope) -> bool:
+    if scope.leaves(module_of(item)):
+        return False
     if scope.engine_id:
         return isinstance(item, Artifact) and item.spec.engine.id == scope.engine_id
     return scope.everything or module_of(item) == scope.module_sha256

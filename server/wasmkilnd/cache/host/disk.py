@@ -23,11 +23,12 @@ from wasmkilnd.cache.host.entry import disk_bytes_at
 from wasmkilnd.cache.host.folders import cannot, first_wrong_step, make_way, open_root, prune
 from wasmkilnd.cache.host.index import Index, IndexLost
 from wasmkilnd.cache.host.options import HostOptions
+from wasmkilnd.cache.host.pins import PinnedEntries
 from wasmkilnd.cache.host.rows import Row, Rows, Total
 from wasmkilnd.cache.host.scratch import Scratch, delete
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import CacheKey
+from wasmkilnd.model import CacheKey, Holds, holds_none
 
 T = TypeVar("T")
 
@@ -39,8 +40,10 @@ _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 class Disk:
     """The entries' folders and their rows. Safe for use from any thread."""
 
-    def __init__(self, options: HostOptions) -> None:
+    def __init__(self, options: HostOptions, holds: Holds = holds_none) -> None:
+        """``holds`` returns whether a module is pinned."""
         self.options = options
+        self.pins = PinnedEntries(holds, lambda: self.limit_bytes)
         self.limit_bytes = options.limit_bytes
         self.index = Index(options.directory)
         self.scratch = Scratch(options.directory)
@@ -75,10 +78,11 @@ class Disk:
 
     def make_room(self) -> None:
         """Evict the entries that were not used for longest, until the rest is in the limit."""
+        passed = set[CacheKey]()
         while self.total.bytes > self.limit_bytes:
             gone = list[Path]()
             try:
-                found = self.change(partial(self._evict_some, gone))
+                found = self.change(partial(self._evict_some, gone, passed))
             except OSError as failure:
                 raise cannot("evict an entry", failure) from None
             for path in gone:
@@ -213,14 +217,14 @@ class Disk:
         else:
             rows.remove(key)
 
-    def _evict_some(self, gone: list[Path], rows: Rows) -> bool:
+    def _evict_some(self, gone: list[Path], passed: set[CacheKey], rows: Rows) -> bool:
         """Evict entries until the rest is in the limit, or some; return whether there were any."""
         oldest = rows.oldest(_VICTIMS_AT_ONCE)
         for row in oldest:
             if rows.total().bytes <= self.limit_bytes:
                 break
             path = self.path(row.key)
-            if self._was_mapped(rows, row, path):
+            if self.pins.pass_over(rows, row, passed) or self._was_mapped(rows, row, path):
                 continue
             if away := self._move_away(path):
                 gone.append(away)

@@ -49,6 +49,13 @@ class Row:
     used_s: int
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedRow(Row):
+    """The row of an entry whose module is pinned."""
+
+    size_bytes: int
+
+
 class Rows:
     """Reads and changes rows, inside the transaction of ``Index.write``."""
 
@@ -129,6 +136,18 @@ class Rows:
             (limit,),
         )
         return [Row(CacheKey(module, print_), used) for module, print_, used in found]
+
+    def of_module(self, module_sha256: str) -> Sequence[PinnedRow]:
+        """Return the entries of a module, without those that are pending."""
+        found = self._connection.execute(
+            "SELECT lower(hex(fingerprint)), used, bytes FROM entries JOIN specs ON specs.id = spec"
+            " WHERE spec IN (SELECT id FROM specs) AND module = ? AND pending = ''",
+            (_blob(module_sha256),),
+        )
+        return [
+            PinnedRow(CacheKey(module_sha256, print_), used, size_bytes)
+            for print_, used, size_bytes in found
+        ]
 
     def used(self, key: CacheKey, used_s: int) -> None:
         """Note when an entry was used."""

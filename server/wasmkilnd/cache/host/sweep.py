@@ -37,6 +37,8 @@ class Sweep:
             fingerprints = [
                 each for each in fingerprints if self._engine_behind(each) == scope.engine_id
             ]
+        if scope.spares:
+            return self._evict_others(fingerprints, scope)
         gone = self._disk.take_away(
             lambda: [self._directory / each for each in fingerprints],
             lambda rows: rows.remove_fingerprints(fingerprints),
@@ -90,6 +92,31 @@ class Sweep:
             return [self._disk.path(key) for key in keys]
 
         gone = self._disk.take_away(find, lambda rows: rows.remove_module(module_sha256))
+        removed = Evicted()
+        for path in gone:
+            removed += Evicted(1, 0, disk_bytes_at(path))
+            delete(path)
+        for key in keys:
+            prune(self._directory, key)
+        return removed
+
+    def _evict_others(self, fingerprints: list[str], scope: EvictScope) -> Evicted:
+        """Remove the entries of ``fingerprints`` one by one, as those that are pinned stay."""
+        removed = Evicted()
+        for fingerprint in fingerprints:
+            keys = [key for _, key in entries_of(self._directory, fingerprint)]
+            others = [key for key in keys if not scope.leaves(key.module_sha256)]
+            removed += Evicted(pinned=len(keys) - len(others))
+            for start in range(0, len(others), _ROWS_AT_ONCE):
+                removed += self._evict_some(others[start : start + _ROWS_AT_ONCE])
+        return removed
+
+    def _evict_some(self, keys: list[CacheKey]) -> Evicted:
+        def forget(rows: Rows) -> None:
+            for key in keys:
+                rows.remove(key)
+
+        gone = self._disk.take_away(lambda: map(self._disk.path, keys), forget)
         removed = Evicted()
         for path in gone:
             removed += Evicted(1, 0, disk_bytes_at(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from wasmkilnd.cache.host.entry import HeaderOf
 from wasmkilnd.cache.host.housekeeping import Housekeeping
 from wasmkilnd.cache.host.options import HostOptions, least_on_disk
 from wasmkilnd.cache.host.reports import Reports
+from wasmkilnd.cache.host.rows import PinnedRow
 from wasmkilnd.cache.host.store import EntryStore
 from wasmkilnd.cache.host.sweep import Sweep
 from wasmkilnd.cache.value.marks import Marks
@@ -27,10 +28,12 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
+    Holds,
     HostFile,
     Kind,
     Module,
     TierUsage,
+    holds_none,
 )
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.wait_budget import Allowance
@@ -61,15 +64,17 @@ class HostTier:
         header_of: HeaderOf,
         marks: Marks,
         artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
+        holds: Holds = holds_none,
     ) -> None:
         """Keep entries in ``options.directory``, which is made when it is first needed.
 
         ``header_of`` translates an artifact into the header that the daemon sends, without origin
         and what else depends on a call. ``marks`` are the evictions that this daemon knows of.
-        ``get`` reads no artifact that is larger than ``artifact_bytes``.
+        ``get`` reads no artifact that is larger than ``artifact_bytes``. What is of a module that
+        ``holds`` returns True for makes no room for others.
         """
         self._reports = Reports(self.name, options.directory, recorder)
-        self._disk = Disk(options)
+        self._disk = Disk(options, holds)
         self._store = EntryStore(
             options, self._disk, sealer, header_of, marks, self._reports, artifact_bytes
         )
@@ -163,7 +168,28 @@ class HostTier:
     def usage(self) -> TierUsage:
         """Return what all daemons of the host stored, as of a few seconds ago."""
         disk = self._disk
-        return TierUsage(disk.total.entries, disk.total.bytes, disk.limit_bytes, disk.evictions)
+        return TierUsage(
+            disk.total.entries,
+            disk.total.bytes,
+            disk.limit_bytes,
+            disk.evictions,
+            disk.pins.held.artifacts,
+            disk.pins.held.bytes,
+            disk.pins.let_go,
+        )
+
+    async def entries_of(self, modules: Collection[str]) -> Mapping[str, Sequence[PinnedRow]]:
+        """Return the entries of ``modules``, by the index. Raises TierUnavailable."""
+        pins, change = self._disk.pins, self._disk.change
+        return await self._do("read", pins.entries_of, change, modules)
+
+    async def count_pinned(self, modules: Collection[str]) -> None:
+        """Count what is held of ``modules``, all that are pinned. Raises TierUnavailable."""
+        await self._do("read", self._disk.pins.count, self._disk.change, modules)
+
+    def has_room_for_pinned(self, artifact: Artifact) -> bool:
+        """Return whether ``artifact`` would be held if it were written now."""
+        return self._disk.pins.has_room_for(least_on_disk(artifact.size_bytes))
 
     async def write_engines(self, document: Mapping[str, object]) -> None:
         """Replace ``engines.json``, from which clients compute fingerprints; never raises.

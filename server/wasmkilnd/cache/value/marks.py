@@ -21,7 +21,7 @@ from wasmkilnd.cache.value.format import CheckStamp, Stamp
 from wasmkilnd.cache.value.names import FIRST_FORMAT
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.fingerprint import CACHE_FORMAT
-from wasmkilnd.model import STAMP_BYTES, Artifact, EvictScope
+from wasmkilnd.model import STAMP_BYTES, Artifact, EvictScope, Holds, holds_none
 
 MAX_MARK_BYTES = 16 * 1024
 """The most bytes of a stored mark."""
@@ -67,9 +67,10 @@ class Mark:
 class Marks:
     """The marks that one daemon knows. It never forgets one that was on the server."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """``clock`` returns the time of day."""
+    def __init__(self, clock: Callable[[], float] = time.time, holds: Holds = holds_none) -> None:
+        """``clock`` returns the time of day, and ``holds`` whether a module is pinned."""
         self._clock = clock
+        self._holds = holds
         self._everything = Mark()
         self._modules: OrderedDict[str, Mark] = OrderedDict()
 
@@ -133,8 +134,15 @@ class Marks:
         return max(self._everything.released_ms, self.of(module_sha256).released_ms)
 
     def check(self, artifact: Artifact) -> None:
-        """Raise ValueRejected if ``artifact``, whose attestation is verified, was evicted."""
-        evicted_ms = self.evicted_ms(artifact.module_sha256, artifact.spec.engine.id)
+        """Raise ValueRejected if ``artifact``, whose attestation is verified, was evicted.
+
+        What is pinned is not, by an Evict of an engine or of everything.
+        """
+        module_sha256 = artifact.module_sha256
+        if self._holds(module_sha256):
+            evicted_ms = self.of(module_sha256).evicted_ms
+        else:
+            evicted_ms = self.evicted_ms(module_sha256, artifact.spec.engine.id)
         if evicted_ms and made_ms(artifact) <= evicted_ms:
             raise ValueRejected(Cause.EVICTED, "the artifact is older than an Evict of its scope")
 

@@ -1,0 +1,104 @@
+"""Pinned entries of the host store: they stay through floods, up to half of the store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache.value.rejected import ValueRejected
+from wasmkilnd.model import Artifact, EvictScope
+
+from tests.contract.host_store import host_tier
+from tests.contract.sealing import MADE_S, sealer
+from tests.contract.values import artifact as unsigned
+
+SEALER = sealer()
+ENTRY_BYTES = 20 * 1024
+LIMIT_BYTES = 8 * ENTRY_BYTES
+
+
+def artifact(tag: int) -> Artifact:
+    return SEALER.seal(unsigned(tag, 3000))
+
+
+@asynccontextmanager
+async def store(folder: Path, pins: set[str]) -> AsyncIterator[HostTier]:
+    marks = Marks(lambda: MADE_S + 1, pins.__contains__)
+    tier = host_tier(folder, SEALER, limit_bytes=LIMIT_BYTES, holds=pins.__contains__, marks=marks)
+    await tier.start()
+    try:
+        yield tier
+    finally:
+        await tier.close()
+
+
+async def test_what_is_pinned_stays_through_a_flood_until_it_is_unpinned(tmp_path: Path) -> None:
+    dear = artifact(0)
+    pins = {dear.module_sha256}
+    async with store(tmp_path, pins) as tier:
+        await tier.put(dear)
+        for tag in range(1, 40):
+            await tier.put(artifact(tag))
+        assert await tier.held([dear.key])
+        assert tier.usage().evictions > 20
+        assert tier.usage().bytes <= LIMIT_BYTES
+        await tier.count_pinned(pins)
+        assert tier.usage().pinned_entries == 1
+        assert 0 < tier.usage().pinned_bytes <= ENTRY_BYTES
+        [row] = (await tier.entries_of(pins))[dear.module_sha256]
+        assert row.key == dear.key
+    async with store(tmp_path, pins) as again:
+        for tag in range(40, 80):
+            await again.put(artifact(tag))
+        assert await again.get(dear.key)
+
+
+async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
+    many = [artifact(tag) for tag in range(20)]
+    pins = {each.module_sha256 for each in many}
+    async with store(tmp_path, pins) as tier:
+        for each in many:
+            await tier.put(each)  # It ends, though all that could make room is pinned.
+        assert tier.usage().bytes <= LIMIT_BYTES
+        assert tier.usage().let_go > 0
+        await tier.count_pinned(pins)
+        assert 2 * tier.usage().pinned_bytes <= LIMIT_BYTES
+        held = {row.key for rows in (await tier.entries_of(pins)).values() for row in rows}
+        for tag in range(20, 40):
+            await tier.put(artifact(tag))
+        left = await tier.held([*held])
+        assert tier.usage().pinned_entries <= len(left) < len(held)
+
+
+async def test_an_evict_of_everything_or_of_an_engine_leaves_what_is_pinned(tmp_path: Path) -> None:
+    dear, other = artifact(0), artifact(1)
+    pins = {dear.module_sha256}
+    spares = pins.__contains__
+    async with store(tmp_path, pins) as tier:
+        for scope in (
+            EvictScope(spares=spares),
+            EvictScope(engine_id=dear.spec.engine.id, spares=spares),
+        ):
+            await tier.put(dear)
+            await tier.put(other)
+            gone = await tier.evict(scope)
+            assert (gone.artifacts, gone.pinned) == (1, 1)
+            assert await tier.held([dear.key, other.key]) == {dear.key}
+            assert tier.usage().entries == 1
+            assert await tier.get(dear.key)
+
+
+def test_an_evict_of_everything_spares_what_is_pinned_and_one_of_its_module_does_not() -> None:
+    dear, pins = artifact(0), {artifact(0).module_sha256}
+    marks = Marks(lambda: MADE_S + 1, pins.__contains__)
+    marks.evict(EvictScope())
+    marks.check(dear)
+    marks.evict(EvictScope(engine_id=dear.spec.engine.id))
+    marks.check(dear)
+    marks.evict(EvictScope(module_sha256=dear.module_sha256))
+    with pytest.raises(ValueRejected, match="older than an Evict"):
+        marks.check(dear)
