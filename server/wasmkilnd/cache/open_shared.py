@@ -12,6 +12,7 @@ from wasmkilnd.cache.fleet.strike_store import RedisStrikes
 from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.pins import RedisPins
 from wasmkilnd.cache.redis.revocation_store import RevocationStore
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
@@ -19,7 +20,7 @@ from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import namespace_prefix
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.model import CacheKey, RemoteStatus
+from wasmkilnd.model import CacheKey, Holds, RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
 
 _NAME = "redis"
@@ -38,6 +39,7 @@ class SharedTier:
     redis: RedisTier | None = None
     revocations: RevocationStore | None = None
     """Those of the whole daemon are in the default namespace."""
+    pins: RedisPins | None = None
     refresher: TtlRefresher | None = None
 
     @property
@@ -81,14 +83,16 @@ def open_shared(
     recorder: Recorder,
     marks: Marks,
     namespace: str,
+    holds: Holds,
 ) -> SharedTier:
     """Open what ``namespace`` has on ``server``.
 
-    ``marks`` are the evictions and releases in the namespace that this daemon knows of.
+    ``marks`` are the evictions and releases in the namespace that this daemon knows of, and
+    ``holds`` returns whether a module is pinned.
     """
     if server.link is None:
         return _without(server, options)
-    return _with(server, server.link, options, sealer, recorder, marks, namespace)
+    return _with(server, server.link, options, sealer, recorder, marks, namespace, holds)
 
 
 def _with(
@@ -99,6 +103,7 @@ def _with(
     recorder: Recorder,
     marks: Marks,
     namespace: str,
+    holds: Holds,
 ) -> SharedTier:
     redis = RedisTier(
         link,
@@ -112,6 +117,7 @@ def _with(
         # The server's own figures are sums over all of its keys.
         reports_usage=not namespace,
         fleet_prefix=options.prefix,
+        holds=holds,
     )
     tier = ObservedTier(redis, recorder)
     writes = WriteBehind(
@@ -133,6 +139,7 @@ def _with(
         strikes=RedisStrikes(link, redis.names, sealer, redis.marks),
         redis=redis,
         revocations=None if namespace else RevocationStore(link, redis.names, sealer),
+        pins=RedisPins(link, redis.names, sealer, options.ttl_s),
         refresher=TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
     )
 

@@ -95,7 +95,8 @@ class OrphanFinder:
             about_keys = sum(map(self._names.is_about_keys, new))
             marks = sum(map(self._names.is_mark, new))
             rest.marks += marks
-            known = leases + strikes + marks + others + values + about_keys
+            pins = sum(map(self._names.is_pins, new))
+            known = leases + strikes + marks + others + values + about_keys + pins
             rest.unknown += len(new) - len(parts) - known
             sizes = await self._sizes(parts)
             rest.parts += len(parts)

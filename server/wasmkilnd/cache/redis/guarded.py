@@ -24,6 +24,9 @@ Asked: TypeAlias = "tuple[Callable[[object], Any], Command]"
 # A server is prompt if it answers within this fraction of the time-out.
 _PROMPT = 4
 
+FOR_EVER = 0
+"""Instead of a time to live: none."""
+
 _WRONG_TYPE = "WRONGTYPE"
 
 # No caller waits for a write, so all of its steps together (a connection, sending, the reply) may
@@ -127,8 +130,11 @@ class GuardedRedis:
         return list(zip(replies[::2], replies[1::2], strict=True))
 
     async def set(self, key: bytes, value: bytes, ttl_s: int) -> None:
-        """Store ``value`` under ``key`` for ``ttl_s`` seconds."""
-        await self._each(as_stored, [("SET", key, value, "EX", ttl_s)], self._store_timeout_s)
+        """Store ``value`` under ``key`` for ``ttl_s`` seconds; for ever if that is FOR_EVER."""
+        command: Command = ("SET", key, value)
+        if ttl_s != FOR_EVER:
+            command = (*command, "EX", ttl_s)
+        await self._each(as_stored, [command], self._store_timeout_s)
 
     async def add(self, key: bytes, value: bytes, ttl_s: int) -> bool:
         """Store ``value`` for ``ttl_s`` seconds if nothing is there; return whether it was."""

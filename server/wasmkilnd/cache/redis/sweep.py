@@ -25,15 +25,15 @@ async def sweep(
             names.artifacts_pattern(scope.module_sha256),
             names.parts_pattern(scope.module_sha256),
         ):
-            gone += await _sweep(link, names, pattern, _take_all)
+            gone += await _sweep(link, names, scope, pattern, _take_all)
         return gone
     if scope.engine_id:
 
         async def made_by_engine(keys: Sequence[bytes]) -> list[bytes]:
             return await _made_by(link, names, keys, scope.engine_id, check)
 
-        return await _sweep(link, names, names.artifacts_pattern(), made_by_engine)
-    return await _sweep(link, names, names.all_pattern(), _take_all)
+        return await _sweep(link, names, scope, names.artifacts_pattern(), made_by_engine)
+    return await _sweep(link, names, scope, names.all_pattern(), _take_all)
 
 
 async def kinds_at(
@@ -58,6 +58,7 @@ async def kinds_at(
 async def _sweep(
     link: GuardedRedis,
     names: KeyNames,
+    scope: EvictScope,
     pattern: bytes,
     choose: Callable[[Sequence[bytes]], Awaitable[Sequence[bytes]]],
 ) -> Evicted:
@@ -67,6 +68,10 @@ async def _sweep(
         keys = [key for key in found if names.is_value(key)]
         for start in range(0, len(keys), _BATCH):
             chosen = await choose(keys[start : start + _BATCH])
+            pinned = {name for name in chosen if scope.leaves(names.module_of(name))}
+            if pinned:
+                chosen = [name for name in chosen if name not in pinned]
+                gone += Evicted(pinned=sum(names.value_at(name) is not None for name in pinned))
             for begin in range(0, len(chosen), _BATCH):
                 gone += await _delete(link, names, chosen[begin : begin + _BATCH])
     return gone

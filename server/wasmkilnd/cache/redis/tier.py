@@ -11,7 +11,7 @@ import structlog
 
 from wasmkilnd.cache.redis.breaker import Breaker
 from wasmkilnd.cache.redis.certificate_store import CertificateStore
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import FOR_EVER, GuardedRedis
 from wasmkilnd.cache.redis.lookups import READS_AT_ONCE, Lookups
 from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.redis.rejections import Rejections
@@ -32,9 +32,11 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
+    Holds,
     Kind,
     Module,
     TierUsage,
+    holds_none,
 )
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.wait_budget import Allowance
@@ -75,12 +77,14 @@ class RedisTier:
         marks: Marks | None = None,
         reports_usage: bool = True,
         fleet_prefix: str | None = None,
+        holds: Holds = holds_none,
     ) -> None:
         """Store on ``server``, and close it at the end, unless it is a link that others use too.
 
         Without ``reports_usage``, ``usage`` returns zeros. What is not of one namespace is below
         ``fleet_prefix``, else below ``prefix`` too. ``marks`` are the evictions that this
         daemon knows of. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read.
+        Values of modules that ``holds`` returns True for get no time to live.
         ``timeout_s`` bounds each reply; the two waits are the breaker's: how long it waits before
         it asks a silent server again. A link has its own.
         """
@@ -99,6 +103,7 @@ class RedisTier:
         self._sealer = sealer
         self.names = KeyNames(prefix)
         self._ttl_s = ttl_s
+        self._holds = holds
         self.marks = MarkStore(self.link, self.names, sealer, marks or Marks(), ttl_s)
         fleet_names = self.names if fleet_prefix is None else KeyNames(fleet_prefix)
         self.certificates = CertificateStore(self.link, fleet_names, sealer)
@@ -195,6 +200,8 @@ class RedisTier:
         Raises TierUnavailable.
         """
         keys = [ValueKey(key if isinstance(key, str) else key.module_sha256)]
+        if self._holds(keys[0].module_sha256):
+            return  # It has none.
         if isinstance(key, CacheKey):
             keys.append(ValueKey(key.module_sha256, key.fingerprint))
         by_name = {self.names.value(each): each for each in keys}
@@ -236,7 +243,8 @@ class RedisTier:
         self, key: ValueKey, payload: Sequence[memoryview], write_head: Callable[[Body], bytes]
     ) -> None:
         try:
-            await self._writer.pack(key, payload, write_head, self._ttl_s)
+            ttl_s = FOR_EVER if self._holds(key.module_sha256) else self._ttl_s
+            await self._writer.pack(key, payload, write_head, ttl_s)
         except PartUnavailable:
             raise  # The other nodes of the cluster take writes.
         except TierUnavailable as refusal:

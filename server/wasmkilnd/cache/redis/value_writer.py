@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 
 import structlog
 
-from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.guarded import FOR_EVER, GuardedRedis
 from wasmkilnd.cache.redis.value_reader import RateLimiter, in_thread_if_large
 from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S, Body, Piece, codec_for, pack
@@ -28,7 +28,8 @@ _log = structlog.get_logger("wasmkilnd.cache")
 class ValueWriter:
     """Stores values. Each method raises TierUnavailable.
 
-    Pieces live an hour longer than their value, so that none of them expires before it.
+    Pieces live an hour longer than their value, so that none of them expires before it. With
+    FOR_EVER as time to live, none of them expires.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ValueWriter:
         async for stored, piece in pieces:
             if described:
                 name = self._names.part(key, piece.sha256)
-                await self._link.set(name, stored, ttl_s + PARTS_OUTLIVE_S)
+                await self._link.set(name, stored, _of_part(ttl_s))
                 await self._limiter.spent(len(stored))
             else:
                 first = stored
@@ -104,6 +105,10 @@ class ValueWriter:
             stored_now = await self._link.add(name, value, ttl_s)
         await self._limiter.spent(len(value))
         return stored_now
+
+
+def _of_part(ttl_s: int) -> int:
+    return FOR_EVER if ttl_s == FOR_EVER else ttl_s + PARTS_OUTLIVE_S
 
 
 class WriteHealth:

@@ -17,6 +17,7 @@ _NAMESPACE = "ns:"
 _HEX = "[0-9a-f]{64}"
 _OF_ARTIFACT = re.compile(rf"{{({_HEX})}}:({_HEX})".encode())
 _OF_MODULE = re.compile(rf"{{({_HEX})}}(v[0-9]+)?".encode())
+_IN_BRACES = re.compile(rf"{{({_HEX})}}".encode())
 _OF_MARK = re.compile(rf"{{({_HEX})}}|all".encode())
 _OF_PART = re.compile(rf"{{({_HEX})}}:(?:({_HEX})|module(v[0-9]+)?):{_HEX}".encode())
 
@@ -48,7 +49,8 @@ class KeyNames:
     that compiles an artifact holds ``<prefix>lease:{<module>}:<fingerprint>``, and
     ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
-    everything or an engine. ``<prefix>revoked:<key id>`` revokes a signing key, and
+    everything or an engine. ``<prefix>pins:<digit>`` lists the pinned modules whose digests begin
+    with the digit. ``<prefix>revoked:<key id>`` revokes a signing key, and
     ``<prefix>cert:<key id>`` is its certificate. The braces keep all keys of a module in one slot
     of a cluster.
 
@@ -65,6 +67,7 @@ class KeyNames:
         self._lease = f"{prefix}lease:".encode()
         self._strike = f"{prefix}strike:".encode()
         self._mark = f"{prefix}mark:".encode()
+        self._pins = f"{prefix}pins:".encode()
         self._revoked = f"{prefix}revoked:".encode()
         self._certificate = f"{prefix}cert:".encode()
         self._prefix = prefix.encode()
@@ -104,6 +107,22 @@ class KeyNames:
     def mark(self, module_sha256: str) -> bytes:
         """Return the name of the mark of a module, of everything for an empty digest."""
         return self._mark + (b"{%b}" % module_sha256.encode() if module_sha256 else b"all")
+
+    def pins(self, digit: str) -> bytes:
+        """Return the name of the list of pins whose digests begin with ``digit``."""
+        return self._pins + digit.encode()
+
+    def is_pins(self, name: bytes) -> bool:
+        """Whether ``name`` is that of a list of pins."""
+        return name.startswith(self._pins)
+
+    def module_of(self, name: bytes) -> str:
+        """Return the module of an artifact, a module or a piece, in any format; else nothing."""
+        for prefix in (self._compiled, self._module, self._part):
+            if name.startswith(prefix):
+                found = _IN_BRACES.match(name, len(prefix))
+                return found[1].decode() if found else ""
+        return ""
 
     def is_of_namespace(self, name: bytes) -> bool:
         """Whether ``name`` is that of a key of a namespace below this one."""
