@@ -140,6 +140,7 @@ class Daemon:
                 prepare_namespaces(tenants, access),
                 prepare_audit(audit),
                 trust.prepare,
+                lambda _: tenants.look_at_pins,
             ],
         )
         self._in_the_background(access.follow_keys())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
+from wasmkilnd.pin_service import PinService
 from wasmkilnd.ports import Cache, Engines
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
@@ -24,12 +25,18 @@ class ModuleService:
     """Serves Load, FindMissing and Evict. For one event loop."""
 
     def __init__(
-        self, cache: Cache, engines: Engines, quarantine: Quarantine, admission: Admission
+        self,
+        cache: Cache,
+        engines: Engines,
+        quarantine: Quarantine,
+        admission: Admission,
+        pins: PinService,
     ) -> None:
         self._cache = cache
         self._engines = engines
         self._quarantine = quarantine
         self._admission = admission
+        self._pins = pins
 
     async def load(self, request: LoadRequest) -> LoadResult:
         """Admit, validate and store a module. Raises the errors of Load."""
@@ -95,9 +102,14 @@ class ModuleService:
         ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
-        """Evict ``scope``; return what was removed, and the tiers that did not answer."""
+        """Evict what is not pinned of ``scope``.
+
+        Return what was removed, and the tiers that did not answer. Raises INVALID_REQUEST, and
+        MODULE_PINNED for a pinned module.
+        """
         if scope.module_sha256:
             check_sha256(scope.module_sha256, "module_sha256")
+        scope = await self._pins.sparing(scope)
         if not tier:
             self._engines.forget(scope)
         return await self._cache.evict(scope, tier)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.module_service import ModuleService
+from wasmkilnd.pin_service import PinService
 from wasmkilnd.quarantine import Quarantine
 
 
@@ -17,3 +18,4 @@ class Tenant:
     service: CompileService
     modules: ModuleService
     quarantine: Quarantine
+    pins: PinService

@@ -23,9 +23,9 @@ from tests.architecture.imports import (
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission", "requests"),
     *("waiters", "singleflight", "redis_address", "reloadable", "fair_share", "network"),
-    *("slices", "wait_budget", "ownership", "account", "whole_files"),
+    *("slices", "wait_budget", "ownership", "account", "whole_files", "pins"),
 }
-SERVICES = {"compile_service", "module_service", "quarantine"}
+SERVICES = {"compile_service", "module_service", "pin_service", "quarantine"}
 
 # The packages among them. Others import the package, not its files; ROOT_FILES has its imports.
 CORE_PACKAGES = {"errors", "model", "ports"}
@@ -53,10 +53,12 @@ ROOT_FILES: Mapping[str, set[str]] = {
     },
     "singleflight": {"account", "waiters", "errors"},
     "quarantine": {"model", "errors", "ports", "wait_budget"},
+    "pins": {"model"},
+    "pin_service": {"admission", "errors", "model", "pins", "ports"},
     "compile_work": {"model", "ports", "wait_budget"},
     "fast_first": {"account", "model", "errors", "ports", "requests", "waiters"},
     "compile_service": CORE | {"quarantine", "compile_work", "fast_first"},
-    "module_service": CORE | {"quarantine"},
+    "module_service": CORE | {"pin_service", "quarantine"},
     "tenant": SERVICES,
     "options": CORE,
     "app": CORE | {"options"},

@@ -31,6 +31,8 @@ from wasmkilnd.model import (
     Module,
 )
 from wasmkilnd.module_service import ModuleService
+from wasmkilnd.pin_service import PinService
+from wasmkilnd.pins import Pins
 from wasmkilnd.ports import CompiledCode, HostStore, Refused, Sealer, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
@@ -41,6 +43,7 @@ from wasmkilnd.wire import pack
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
 from tests.doubles.null_host import null_host, written
+from tests.doubles.pinned_in_memory import PinnedInMemory
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
@@ -164,7 +167,10 @@ class Rig:
     ) -> None:
         self.engines = Engines()
         self.recorder = Notes()
-        self.memory = MemoryTier(1_000_000)
+        pins = Pins()
+        self.memory = MemoryTier(1_000_000, pins.holds)
+        self.pinned_tiers = PinnedInMemory(self.memory)
+        self.pins = PinService(pins, self.pinned_tiers)
         far = far or NullTier("redis")
         self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
         self.host, self.host_writes = written(host) if host else null_host()
@@ -173,7 +179,7 @@ class Rig:
         )
         self.quarantine = Quarantine(NullStrikes(), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
-        self.modules = ModuleService(cache, self.engines, self.quarantine, admission)
+        self.modules = ModuleService(cache, self.engines, self.quarantine, admission, self.pins)
         self.fleet = NullFleet()
         self.service = CompileService(
             cache,
@@ -187,7 +193,7 @@ class Rig:
 
     def tenant_of(self, namespace: str) -> Tenant:
         """Return the services, which are those of every namespace."""
-        return Tenant(namespace, self.service, self.modules, self.quarantine)
+        return Tenant(namespace, self.service, self.modules, self.quarantine, self.pins)
 
     def stats(self, namespace: str) -> pb.StatsResponse:
         """Return an empty response."""

@@ -12,6 +12,7 @@ of the daemon never builds one by hand; it calls a function of this package:
 | ``compiling`` | the compilation: a module that is refused, a job that broke |
 | ``access`` | callers without the right to call, or with their quota used up |
 | ``overload`` | limits that protect callers from each other; a daemon that shuts down |
+| ``pins`` | a module that is pinned, or cannot be |
 | ``tiers`` | a cache tier that does not answer; the daemon handles it, no caller sees it |
 
 Nothing here knows gRPC: ``rpc/wire/status.py`` maps each reason to a status code, in one table.
@@ -65,6 +66,7 @@ from wasmkilnd.errors.overload import (
     too_many_calls,
     too_many_connections,
 )
+from wasmkilnd.errors.pins import module_pinned, pins_full, too_many_pins
 from wasmkilnd.errors.requests import (
     cpu_unsupported,
     digest_mismatch,
@@ -113,6 +115,7 @@ __all__ = [
     "invalid_request",
     "module_invalid",
     "module_not_loaded",
+    "module_pinned",
     "module_quarantined",
     "module_too_large",
     "modules_held",
@@ -121,6 +124,7 @@ __all__ = [
     "not_wasm",
     "only_hits",
     "out_of_descriptors",
+    "pins_full",
     "quota_exceeded",
     "quoted",
     "reader_too_slow",
@@ -135,5 +139,6 @@ __all__ = [
     "target_unsupported",
     "too_many_calls",
     "too_many_connections",
+    "too_many_pins",
     "worker_unavailable",
 ]

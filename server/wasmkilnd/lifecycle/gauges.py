@@ -40,7 +40,8 @@ def show_tenants(gauges: Gauges, tenants: Tenants) -> None:
     gauges.tiers["memory"] = tenants.memory_usage
     gauges.tiers["host_store"] = tenants.host_usage
     # The server's own figures, which are those of all its keys.
-    gauges.tiers["redis"] = lambda: tenants.default.shared.tier.usage()
+    gauges.tiers["redis"] = tenants.redis_usage
+    gauges.pins = tenants.pins
     gauges.remote = tenants.remote_status
     gauges.host = tenants.host_status
     gauges.flights = lambda: tenants.flights

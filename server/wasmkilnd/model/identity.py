@@ -18,7 +18,7 @@ class Role(Enum):
     COMPILE = "compile"
     """Upload and compile modules; includes READ."""
     ADMIN = "admin"
-    """Evict, and list and release quarantined modules; in the default namespace also Drain."""
+    """Evict, pin, list and release quarantined modules; in the default namespace also Drain."""
     METRICS = "metrics"
     """Read Stats, /metrics and the connections."""
 

@@ -9,6 +9,7 @@ knowing the services.
 | ``tiers`` | ``Tier``, ``HostStore``: one level of cache; ``Cache``: all levels | ``cache`` |
 | ``claims`` | ``Fleet``: who compiles; ``Claim``: one daemon's claim to compile | ``cache.fleet`` |
 | ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
+| ``pins`` | ``PinnedTiers``: keeps what is pinned in all tiers | ``cache`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
 | ``seals`` | ``Verifier``, ``Sealer``: who vouches for a stored value | ``signing`` |
 | ``access`` | ``Guard``: who calls, and what they may do | ``access`` |
@@ -31,6 +32,7 @@ from wasmkilnd.ports.access import Guard
 from wasmkilnd.ports.audit import AuditEvent, AuditLine, Auditor
 from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
+from wasmkilnd.ports.pins import Measured, PinnedTiers, Room
 from wasmkilnd.ports.recorder import Recorder
 from wasmkilnd.ports.seals import Sealer, Verifier
 from wasmkilnd.ports.strikes import StrikeStore
@@ -48,8 +50,11 @@ __all__ = [
     "Fleet",
     "Guard",
     "HostStore",
+    "Measured",
+    "PinnedTiers",
     "Recorder",
     "Refused",
+    "Room",
     "Sealer",
     "StrikeStore",
     "Tier",

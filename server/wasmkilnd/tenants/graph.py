@@ -12,6 +12,8 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.open_host import OpenHost, open_host
 from wasmkilnd.cache.open_shared import SharedTier, open_shared
+from wasmkilnd.cache.pin_file import PinFile
+from wasmkilnd.cache.pinned_tiers import TiersWithPins
 from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
@@ -19,9 +21,11 @@ from wasmkilnd.compile_service import CompileService
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.fast_first import BehindSlots
-from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus, TierUsage
+from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import host_options
+from wasmkilnd.pin_service import PinService
+from wasmkilnd.pins import Pins
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
@@ -60,12 +64,15 @@ class OpenTenant:
     host: OpenHost
     shared: SharedTier
     cache: TieredCache
+    pinned: TiersWithPins
     metrics: Metrics
     """Of the namespace alone; of the default one, those of the whole daemon."""
 
     async def start(self) -> None:
         """Make the host store ready, and begin to watch the shared tier; never raise."""
+        await self.pinned.read()  # First: a tier that opens makes room.
         await asyncio.gather(self.host.start(), self.shared.start())
+        self.pinned.start()
 
     def resize(self, share: Share) -> None:
         """Hold no more than ``share`` from now on."""
@@ -80,6 +87,7 @@ class OpenTenant:
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush."""
         await self.tenant.quarantine.close()
+        await self.pinned.close()
         await self.shared.close()
         await self.host.close()
         await self.memory.close()
@@ -95,9 +103,10 @@ def open_tenant(
     settings, whole = common.settings.current, common.metrics
     metrics = whole if namespace == DEFAULT_NAMESPACE else Metrics(whole.version)
     recorder: Recorder = whole if metrics is whole else BothRecorders(whole, metrics)
-    marks = Marks()
+    pins = Pins()
+    marks = Marks(holds=pins.holds)
     sealer = common.sealer(marks)
-    memory = MemoryTier(share.memory_bytes)
+    memory = MemoryTier(share.memory_bytes, pins.holds)
     host = open_host(
         host_options(settings).of_namespace(namespace, share.host_store_bytes),
         sealer,
@@ -108,6 +117,7 @@ def open_tenant(
         wait_s=settings.redis_timeout_s / 2,
         artifact_bytes=lambda: common.limits.current.artifact_bytes,
         write_queue_bytes=write_queue_bytes,
+        holds=pins.holds,
     )
     host.engines = common.served_engines
     shared = open_shared(
@@ -117,7 +127,11 @@ def open_tenant(
         recorder,
         marks,
         namespace,
+        pins.holds,
     )
+    file = PinFile(settings.state_dir, namespace)
+    pinned = TiersWithPins(pins, memory, host, shared, file)
+    pin_service = PinService(pins, pinned)
     cache = TieredCache(
         memory,
         ObservedTier(memory, recorder),
@@ -143,12 +157,17 @@ def open_tenant(
     )
     opened = OpenTenant(
         tenant=Tenant(
-            namespace, service, ModuleService(cache, engines, quarantine, admission), quarantine
+            namespace,
+            service,
+            ModuleService(cache, engines, quarantine, admission, pin_service),
+            quarantine,
+            pin_service,
         ),
         memory=memory,
         host=host,
         shared=shared,
         cache=cache,
+        pinned=pinned,
         metrics=metrics,
     )
     if metrics is not whole:
@@ -163,8 +182,9 @@ def _show(opened: OpenTenant) -> None:
     gauges, tenant = opened.metrics.gauges, opened.tenant
     gauges.tiers["memory"] = opened.memory.usage
     gauges.tiers["host_store"] = opened.host.store.usage
-    # Redis does not count by namespace.
-    gauges.tiers["redis"] = TierUsage
+    # Redis does not count by namespace, except what is pinned.
+    gauges.tiers["redis"] = opened.pinned.redis_usage
+    gauges.pins = lambda: len(tenant.pins)
     gauges.flights = lambda: tenant.service.flights
     gauges.quarantined = lambda: tenant.quarantine.size
     gauges.remote = lambda: _without_detail(opened.shared.status())

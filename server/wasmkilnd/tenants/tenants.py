@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -147,6 +148,25 @@ class Tenants:
         """Return what the memory of all namespaces holds."""
         return _sum(each.memory.usage() for each in self._open.values())
 
+    def redis_usage(self) -> TierUsage:
+        """Return what the server says of all its keys, and what of it is pinned."""
+        pinned = _sum(each.pinned.redis_usage() for each in self._open.values())
+        return replace(
+            self.default.shared.tier.usage(),
+            pinned_entries=pinned.pinned_entries,
+            pinned_bytes=pinned.pinned_bytes,
+            let_go=pinned.let_go,
+        )
+
+    def pins(self) -> int:
+        """Return how many modules are pinned, those of each namespace by themselves."""
+        return sum(len(each.tenant.pins) for each in self._open.values())
+
+    def look_at_pins(self) -> None:
+        """Exchange pins with other daemons soon."""
+        for each in self._open.values():
+            each.pinned.look_soon()
+
     def host_usage(self) -> TierUsage:
         """Return what the host stores of all namespaces hold."""
         return _sum(each.host.store.usage() for each in self._open.values())
@@ -221,4 +241,7 @@ def _sum(usages: Iterable[TierUsage]) -> TierUsage:
         sum(one.bytes for one in each),
         sum(one.limit_bytes for one in each),
         sum(one.evictions for one in each),
+        sum(one.pinned_entries for one in each),
+        sum(one.pinned_bytes for one in each),
+        sum(one.let_go for one in each),
     )

@@ -32,6 +32,8 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.COMPILE_MEMORY_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.ARTIFACT_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.COMPILER_CRASHED: grpc.StatusCode.INTERNAL,
+    Reason.MODULE_PINNED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.PINS_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.MODULE_QUARANTINED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.COMPILE_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.WORKER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,

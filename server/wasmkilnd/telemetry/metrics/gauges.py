@@ -68,6 +68,7 @@ class Readings:
     """In the order in which the engines were added."""
     flights: int
     quarantined: int
+    pins: int
     traffic: TrafficUsage
     remote: RemoteStatus
     host: HostStatus
@@ -88,6 +89,7 @@ class Gauges(Collector):
         self.engines: dict[str, Callable[[], EngineUsage]] = {}
         self.flights: Callable[[], int] = int
         self.quarantined: Callable[[], int] = int
+        self.pins: Callable[[], int] = int
         self.traffic: Callable[[], TrafficUsage] = TrafficUsage
         self.remote: Callable[[], RemoteStatus] = lambda: RemoteStatus("none", up=False)
         self.host: Callable[[], HostStatus] = HostStatus
@@ -108,6 +110,7 @@ class Gauges(Collector):
             },
             flights=_read("flights", self.flights, 0),
             quarantined=_read("quarantine", self.quarantined, 0),
+            pins=_read("pins", self.pins, 0),
             traffic=_read("traffic", self.traffic, TrafficUsage()),
             remote=_read("redis", self.remote, unreadable),
             host=_read("host store", self.host, HostStatus()),
@@ -135,7 +138,8 @@ class Gauges(Collector):
         )
         yield _gauge(
             "send_pinned_bytes",
-            "Bytes of artifacts held in memory while they are sent.",
+            "Bytes of artifacts held in memory while they are sent; pinned modules are in"
+            f" {PREFIX}pinned_entry_bytes.",
             now.traffic.pinned_bytes,
         )
         yield _gauge(
@@ -143,6 +147,7 @@ class Gauges(Collector):
             "Modules in quarantine that this daemon knows of.",
             now.quarantined,
         )
+        yield _gauge("pins", "Modules that are pinned.", now.pins)
         yield _gauge("redis_up", "Whether the Redis tier answers.", now.remote.up)
         yield _gauge(
             "redis_pending_writes", "Writes that wait to go to Redis.", now.remote.pending_writes
@@ -170,14 +175,24 @@ def _of_tiers(usages: Mapping[str, TierUsage]) -> Iterator[Metric]:
         ("tier_entries", "Entries that the tier holds.", "entries"),
         ("tier_bytes", "Bytes that the tier holds.", "bytes"),
         ("tier_limit_bytes", "Bytes that the tier may hold; 0 for no limit.", "limit_bytes"),
+        ("pinned_entries", "Entries that the tier keeps for pins.", "pinned_entries"),
+        (
+            "pinned_entry_bytes",
+            "Bytes of entries that the tier keeps for pins.",
+            "pinned_bytes",
+        ),
     ):
         yield _by_label(GaugeMetricFamily(PREFIX + name, help_text, labels=["tier"]), usages, field)
-    evictions = CounterMetricFamily(
-        f"{PREFIX}tier_evictions",
-        "Entries that the tier dropped to make room for others.",
-        labels=["tier"],
-    )
-    yield _by_label(evictions, usages, "evictions")
+    for name, help_text, field in (
+        ("tier_evictions", "Entries that the tier dropped to make room for others.", "evictions"),
+        (
+            "pinned_let_go",
+            "Pinned entries that may be evicted, as pins took more than half of the tier.",
+            "let_go",
+        ),
+    ):
+        counter = CounterMetricFamily(PREFIX + name, help_text, labels=["tier"])
+        yield _by_label(counter, usages, field)
 
 
 def _of_engines(usages: Mapping[str, EngineUsage]) -> Iterator[Metric]:

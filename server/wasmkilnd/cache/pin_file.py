@@ -1,0 +1,48 @@
+"""Pins in a file of the state directory: they survive whatever happens to the shared tier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from wasmkilnd.cache.value.pins import read_list, write_list
+from wasmkilnd.model import PinTimes
+from wasmkilnd.whole_files import locked, write_whole
+
+# More than 20,000 modules take: as many as there may be, and as many that were unpinned.
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+class PinFile:
+    """The pins of one namespace, ``<state_dir>/pins/<namespace>.json``, or ``default.json``.
+
+    Daemons with the same state directory share it. All methods block, and raise OSError.
+    """
+
+    def __init__(self, state_dir: Path, namespace: str) -> None:
+        name = f"ns-{namespace}.json" if namespace else "default.json"
+        self.path = state_dir / "pins" / name
+
+    def read(self) -> dict[str, PinTimes]:
+        """Return what the file says; nothing if there is none, or if it is damaged."""
+        try:
+            with self.path.open("rb") as file:
+                return read_list(file.read(_MAX_BYTES))
+        except FileNotFoundError:
+            return {}
+
+    def exchange(self, known: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
+        """Return what the file says, and add to it what is ``known`` and missing there."""
+        found = self.read()
+        if all(found.get(module) == times for module, times in known.items()):
+            return found
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        with locked(self.path.parent):
+            found = self.read()
+            merged = {
+                module: known.get(module, PinTimes()).merged(found.get(module, PinTimes()))
+                for module in {**found, **known}
+            }
+            if merged != found:
+                write_whole(self.path, write_list(merged))
+        return found

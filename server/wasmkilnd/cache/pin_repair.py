@@ -1,0 +1,57 @@
+"""Put back what a tier has lost of pinned modules, from another tier of this daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.open_host import OpenHost
+from wasmkilnd.cache.open_shared import SharedTier
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import Artifact, CacheKey
+
+# In one look. The rest follows at the next one.
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+async def repair(
+    modules: Collection[str], memory: MemoryTier, host: OpenHost, shared: SharedTier
+) -> set[str]:
+    """Write what is missing to the host store and the shared tier, behind the calls.
+
+    Return the modules of which the shared tier has values that expire, though they are pinned.
+    Raises TierUnavailable.
+    """
+    at_hand = {each.key: each for module in modules for each in memory.artifacts_of(module)}
+    on_disk = set[CacheKey]()
+    if host.tier:
+        rows = await host.tier.entries_of(modules)
+        on_disk = {row.key for each in rows.values() for row in each}
+        for key, artifact in at_hand.items():
+            lacks = key not in on_disk and not host.write_behind.waiting(key)
+            if lacks and host.tier.has_room_for_pinned(artifact) and host.store.takes(artifact):
+                host.write_behind.add(artifact)
+    if shared.pins is None or not modules:
+        return set()
+    keys = [key for key in {*at_hand, *on_disk} if not shared.write_behind.waiting(key)]
+    missing, lost, expiring = await shared.pins.look(keys, [*modules])
+    left_bytes = _MAX_BYTES
+    for module_sha256 in lost:
+        if (module := memory.module_of(module_sha256)) and left_bytes > 0:
+            left_bytes -= len(module.wasm)
+            shared.write_behind.add(module)
+    for key in missing:
+        if left_bytes <= 0:
+            break
+        found = at_hand.get(key) or await _from_disk(key, host)
+        if found:
+            left_bytes -= found.size_bytes
+            shared.write_behind.add(found)
+    return expiring
+
+
+async def _from_disk(key: CacheKey, host: OpenHost) -> Artifact | None:
+    try:
+        return await host.guarded.get(key) if host.guarded else None
+    except TierUnavailable:
+        return None
