@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wasmkiln._aio_performer import AsyncPerformer
-from wasmkiln._requests import drain_request, evict_request, release_request
+from wasmkiln._requests import (
+    drain_request,
+    evict_request,
+    pin_request,
+    release_request,
+    unpin_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,8 +21,11 @@ if TYPE_CHECKING:
     from wasmkiln.v1.admin_service_pb2 import (
         DrainResponse,
         EvictResponse,
+        ListPinsResponse,
         ListQuarantineResponse,
+        PinResponse,
         ReleaseQuarantineResponse,
+        UnpinResponse,
     )
     from wasmkiln.v1.module_service_pb2 import GetCapabilitiesResponse, StatsResponse
     from wasmkiln.v1.types_pb2 import ArtifactKey
@@ -63,6 +72,7 @@ class AsyncOperations(AsyncPerformer):
     ) -> EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
 
+        What is pinned stays, and is counted in `pinned`; for a pinned module, raise ModulePinned.
         Raise ValueError unless exactly one of the three scopes is given.
         """
         request = evict_request(
@@ -88,6 +98,25 @@ class AsyncOperations(AsyncPerformer):
         return await self._run(
             self._calls.release(release_request(module_sha256, everything), timeout_s)
         )
+
+    async def pin(self, module_sha256: str, *, timeout_s: float | None = None) -> PinResponse:
+        """Keep a module and all of its artifacts, now and later, whatever else needs room.
+
+        Raise ModuleNotLoaded if no tier knows the module, PinsFull if there are too many pins,
+        and ValueError for what is no digest.
+        """
+        return await self._run(self._calls.pin(pin_request(module_sha256), timeout_s))
+
+    async def unpin(self, module_sha256: str, *, timeout_s: float | None = None) -> UnpinResponse:
+        """Unpin a module: its entries live as long as others from now on.
+
+        Raise ValueError for what is no digest.
+        """
+        return await self._run(self._calls.unpin(unpin_request(module_sha256), timeout_s))
+
+    async def pins(self, *, timeout_s: float | None = None) -> ListPinsResponse:
+        """Return the pinned modules, and what each tier has of them."""
+        return await self._run(self._calls.pins(timeout_s))
 
     async def drain(
         self, grace_s: float | None = None, *, timeout_s: float | None = None

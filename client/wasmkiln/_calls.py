@@ -22,10 +22,13 @@ from wasmkiln._methods import (
     EVICT,
     FIND_MISSING,
     HEALTH,
+    LIST_PINS,
     LIST_QUARANTINE,
     LOAD,
+    PIN,
     RELEASE_QUARANTINE,
     STATS,
+    UNPIN,
     Method,
     check_loaded,
     health_status,
@@ -186,6 +189,17 @@ class Calls:
         self, request: admin.ReleaseQuarantineRequest, timeout_s: float | None
     ) -> Flow[admin.ReleaseQuarantineResponse]:
         return self._unary(RELEASE_QUARANTINE, request, self.deadline(timeout_s))
+
+    def pin(self, request: admin.PinRequest, timeout_s: float | None) -> Flow[admin.PinResponse]:
+        return self._unary(PIN, request, self.deadline(timeout_s))
+
+    def unpin(
+        self, request: admin.UnpinRequest, timeout_s: float | None
+    ) -> Flow[admin.UnpinResponse]:
+        return self._unary(UNPIN, request, self.deadline(timeout_s))
+
+    def pins(self, timeout_s: float | None) -> Flow[admin.ListPinsResponse]:
+        return self._unary(LIST_PINS, admin.ListPinsRequest(), self.deadline(timeout_s))
 
     def drain(
         self, request: admin.DrainRequest, timeout_s: float | None

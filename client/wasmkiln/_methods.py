@@ -113,6 +113,9 @@ LIST_QUARANTINE = Method("/wasmkiln.v1.AdminService/ListQuarantine", admin.ListQ
 RELEASE_QUARANTINE = Method(
     "/wasmkiln.v1.AdminService/ReleaseQuarantine", admin.ReleaseQuarantineResponse
 )
+PIN = Method("/wasmkiln.v1.AdminService/Pin", admin.PinResponse)
+UNPIN = Method("/wasmkiln.v1.AdminService/Unpin", admin.UnpinResponse)
+LIST_PINS = Method("/wasmkiln.v1.AdminService/ListPins", admin.ListPinsResponse)
 DRAIN = Method("/wasmkiln.v1.AdminService/Drain", admin.DrainResponse)
 # On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status = 1}
 # look like protobuf's wrappers of a string and an integer, so the client needs no other package.

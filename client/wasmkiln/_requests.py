@@ -160,6 +160,20 @@ def release_request(module_sha256: str | None, everything: bool) -> admin.Releas
     return admin.ReleaseQuarantineRequest(module_sha256=module_sha256)
 
 
+def pin_request(module_sha256: str) -> admin.PinRequest:
+    """Return a PinRequest. Raise ValueError for what is no digest."""
+    if not is_digest(module_sha256):
+        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+    return admin.PinRequest(module_sha256=module_sha256)
+
+
+def unpin_request(module_sha256: str) -> admin.UnpinRequest:
+    """Return an UnpinRequest. Raise ValueError for what is no digest."""
+    if not is_digest(module_sha256):
+        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+    return admin.UnpinRequest(module_sha256=module_sha256)
+
+
 def drain_request(grace_s: float | None) -> admin.DrainRequest:
     """Return a DrainRequest. Raise ValueError unless the grace is from 0 s to a year."""
     request = admin.DrainRequest()

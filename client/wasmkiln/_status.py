@@ -28,9 +28,11 @@ from wasmkiln.errors import (
     InvalidRequest,
     ModuleInvalid,
     ModuleNotLoaded,
+    ModulePinned,
     ModuleQuarantined,
     ModuleTooLarge,
     NotWasm,
+    PinsFull,
     QuotaExceeded,
     RoleMissing,
     ServerDraining,
@@ -72,6 +74,8 @@ BY_REASON: dict[str, type[WasmkilnError]] = {
         CredentialsInvalid,
         RoleMissing,
         QuotaExceeded,
+        ModulePinned,
+        PinsFull,
     )
 }
 
@@ -160,8 +164,8 @@ def _without_reason(
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return WasmkilnError(
             f"the daemon at {address} does not serve this call there: an older daemon has no such "
-            "call, and one with operator_listen serves evict, quarantine and drain only at those "
-            "addresses",
+            "call, and one with operator_listen serves evict, pin, quarantine and drain only at "
+            "those addresses",
             code=code,
             metadata={"address": address, "detail": text},
         )

@@ -167,6 +167,23 @@ class CompileQueueFull(WasmkilnError):
     REASON = "COMPILE_QUEUE_FULL"
 
 
+class ModulePinned(WasmkilnError):
+    """The module is pinned, so it is not evicted: unpin it first. `metadata`: sha256."""
+
+    CODE = grpc.StatusCode.FAILED_PRECONDITION
+    REASON = "MODULE_PINNED"
+
+
+class PinsFull(WasmkilnError):
+    """All pins would take more than half of a tier, or there are too many.
+
+    `metadata`: tier, bytes and limit_bytes, or limit.
+    """
+
+    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
+    REASON = "PINS_FULL"
+
+
 class QuotaExceeded(WasmkilnError):
     """The caller has used up a quota; retry after `retry_after_s`. `metadata`: quota."""
 

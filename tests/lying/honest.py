@@ -27,6 +27,11 @@ ENGINE = types.Engine(
     compiler="cranelift",
 )
 _SECOND = Duration(seconds=1)
+_PIN = admin.Pin(
+    module_sha256=DIGEST,
+    created_at=Timestamp(seconds=1),
+    tiers=[admin.PinnedInTier(tier="memory", artifacts=1, module=True, bytes=1)],
+)
 _LATENCY = modules.LatencySummary(count=1, sum=_SECOND, p50=_SECOND, p90=_SECOND, p99=_SECOND)
 
 
@@ -86,6 +91,8 @@ ANSWERS: dict[str, Message] = {
                 put_latency=_LATENCY,
                 module_hits=1,
                 module_misses=1,
+                pinned_entries=1,
+                pinned_bytes=1,
             )
         ],
         compiles=[
@@ -104,6 +111,7 @@ ANSWERS: dict[str, Message] = {
         pending_writes=1,
         dropped_writes=1,
         namespace="team-a",
+        pins=1,
         quotas=[modules.QuotaUsage(identity="token:ci", quota="calls", used=1, limit=2, refused=1)],
     ),
     "GetCapabilities": modules.GetCapabilitiesResponse(
@@ -148,7 +156,9 @@ ANSWERS: dict[str, Message] = {
         caller=modules.Caller(identity="token:ci", roles=["compile"], namespace="team-a"),
     ),
     "FindMissing": modules.FindMissingResponse(missing=[MISSING]),
-    "Evict": admin.EvictResponse(artifacts=1, modules=1, bytes=1, unreachable_tiers=["redis"]),
+    "Evict": admin.EvictResponse(
+        artifacts=1, modules=1, bytes=1, pinned=1, unreachable_tiers=["redis"]
+    ),
     "ListQuarantine": admin.ListQuarantineResponse(
         modules=[
             admin.QuarantinedModule(
@@ -162,6 +172,9 @@ ANSWERS: dict[str, Message] = {
             )
         ]
     ),
+    "Pin": admin.PinResponse(pin=_PIN, redis_unreachable=True),
+    "Unpin": admin.UnpinResponse(removed=True, redis_unreachable=True),
+    "ListPins": admin.ListPinsResponse(pins=[_PIN]),
     "ReleaseQuarantine": admin.ReleaseQuarantineResponse(released=1, redis_unreachable=True),
     "Drain": admin.DrainResponse(grace=_SECOND, calls=1, flights=1),
     "Check": health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING),

@@ -18,6 +18,7 @@ from wasmkiln.cli.commands.find_missing import find_missing
 from wasmkiln.cli.commands.health import health
 from wasmkiln.cli.commands.load import load
 from wasmkiln.cli.commands.path import path
+from wasmkiln.cli.commands.pin import pin
 from wasmkiln.cli.commands.profiles import profiles
 from wasmkiln.cli.commands.quarantine import quarantine
 from wasmkiln.cli.commands.stats import stats
@@ -78,6 +79,6 @@ def app() -> None:
 
 for command in (
     *(load, compile_, path, stats, engines, find_missing, evict, warm, verify, health, whoami),
-    *(quarantine, drain, profiles),
+    *(pin, quarantine, drain, profiles),
 ):
     app.add_command(command)

@@ -39,19 +39,21 @@ def stats(answer: StatsResponse) -> RenderableType:
         ("now", f"{answer.busy_workers} busy, {answer.queue_depth} queued, "
                 f"{answer.flights} flights"),
         ("so far", f"{answer.flights_joined} flights joined, {answer.dropped_writes} writes "
-                   f"dropped, {answer.quarantined_modules} modules in quarantine"),
+                   f"dropped, {answer.quarantined_modules} modules in quarantine, "
+                   f"{answer.pins} pinned"),
     ):  # fmt: skip
         head.add_row(name, one_line(value))
 
     tiers = Grid(
-        "tier", ">entries", ">bytes", ">limit", ">hits", ">misses", ">evictions", ">errors",
-        ">get p50", ">p90", ">p99",
+        "tier", ">entries", ">bytes", ">pinned", ">limit", ">hits", ">misses", ">evictions",
+        ">errors", ">get p50", ">p90", ">p99",
     )  # fmt: skip
     for tier in answer.tiers:
         tiers.row(
             tier.tier,
             str(tier.entries),
             size(tier.bytes),
+            size(tier.pinned_bytes),
             size(tier.limit_bytes) if tier.limit_bytes else "-",
             str(tier.hits),
             str(tier.misses),

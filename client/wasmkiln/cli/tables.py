@@ -105,7 +105,8 @@ def missing(rows: Sequence[tuple[str, str, str]], asked: int) -> RenderableType:
 
 def evicted(answer: EvictResponse) -> RenderableType:
     """Show how much `evict` removed."""
-    return f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
+    gone = f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
+    return f"{gone}; {answer.pinned} stayed, as they are pinned" if answer.pinned else gone
 
 
 def quarantined(answer: ListQuarantineResponse) -> RenderableType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from wasmkiln._untrusted import one_line as one_line  # wasmkilnd's commands import it from here
 from wasmkiln._untrusted import seconds
 
@@ -47,6 +49,15 @@ def amount(number: float, of: str) -> str:
 def time(duration: Duration) -> str:
     """Return a Duration as `elapsed` shows it."""
     return elapsed(seconds(duration))
+
+
+def timestamp(when: Timestamp) -> str:
+    """Return a time as, for example, "2026-11-27 23:04:57Z"; "@" and its seconds out of range."""
+    try:
+        text: str = Timestamp(seconds=when.seconds).ToJsonString()
+    except ValueError:
+        return f"@{when.seconds}"
+    return text.replace("T", " ")
 
 
 def elapsed(duration_s: float) -> str:

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -78,16 +79,78 @@ class EvictRequest(_message.Message):
     def __init__(self, module_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., all: bool = ..., tier: _Optional[_Union[Tier, str]] = ...) -> None: ...
 
 class EvictResponse(_message.Message):
-    __slots__ = ("artifacts", "modules", "bytes", "unreachable_tiers")
+    __slots__ = ("artifacts", "modules", "bytes", "unreachable_tiers", "pinned")
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     UNREACHABLE_TIERS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     artifacts: int
     modules: int
     bytes: int
     unreachable_tiers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, artifacts: _Optional[int] = ..., modules: _Optional[int] = ..., bytes: _Optional[int] = ..., unreachable_tiers: _Optional[_Iterable[str]] = ...) -> None: ...
+    pinned: int
+    def __init__(self, artifacts: _Optional[int] = ..., modules: _Optional[int] = ..., bytes: _Optional[int] = ..., unreachable_tiers: _Optional[_Iterable[str]] = ..., pinned: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("module_sha256",)
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    module_sha256: str
+    def __init__(self, module_sha256: _Optional[str] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ("pin", "redis_unreachable")
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    REDIS_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    pin: Pin
+    redis_unreachable: bool
+    def __init__(self, pin: _Optional[_Union[Pin, _Mapping]] = ..., redis_unreachable: bool = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("module_sha256",)
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    module_sha256: str
+    def __init__(self, module_sha256: _Optional[str] = ...) -> None: ...
+
+class UnpinResponse(_message.Message):
+    __slots__ = ("removed", "redis_unreachable")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    REDIS_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    removed: bool
+    redis_unreachable: bool
+    def __init__(self, removed: bool = ..., redis_unreachable: bool = ...) -> None: ...
+
+class ListPinsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPinsResponse(_message.Message):
+    __slots__ = ("pins",)
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    def __init__(self, pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ...) -> None: ...
+
+class Pin(_message.Message):
+    __slots__ = ("module_sha256", "created_at", "tiers")
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    module_sha256: str
+    created_at: _timestamp_pb2.Timestamp
+    tiers: _containers.RepeatedCompositeFieldContainer[PinnedInTier]
+    def __init__(self, module_sha256: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[PinnedInTier, _Mapping]]] = ...) -> None: ...
+
+class PinnedInTier(_message.Message):
+    __slots__ = ("tier", "artifacts", "module", "bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    artifacts: int
+    module: bool
+    bytes: int
+    def __init__(self, tier: _Optional[str] = ..., artifacts: _Optional[int] = ..., module: bool = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("grace",)

@@ -50,6 +50,21 @@ class AdminServiceStub(object):
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
                 response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/Pin',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.PinRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/Unpin',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.UnpinResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/wasmkiln.v1.AdminService/ListPins',
+                request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/wasmkiln.v1.AdminService/Drain',
                 request_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.DrainRequest.SerializeToString,
@@ -63,10 +78,11 @@ class AdminServiceServicer(object):
 
     def Evict(self, request, context):
         """Removes artifacts from one tier or from all; for one module or everything,
-        the modules too.
+        the modules too. What is pinned stays.
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest or engine id.
+        FAILED_PRECONDITION MODULE_PINNED the module is pinned: unpin it first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +103,43 @@ class AdminServiceServicer(object):
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Pins a module of the caller's namespace: no tier evicts it or any artifact of it,
+        of whatever engine, to make room for others, and Redis keeps them without a time
+        to live. That holds for artifacts that are made later too, and for all daemons on
+        the same Redis, within 30 s. Pinning a pinned module changes nothing.
+
+        All pins together may take half of a tier. If later artifacts take more, those
+        that were not used for longest may be evicted.
+
+        Errors:
+        INVALID_ARGUMENT INVALID_REQUEST  a malformed digest.
+        NOT_FOUND MODULE_NOT_LOADED       no tier has the module or an artifact of it.
+        RESOURCE_EXHAUSTED PINS_FULL      all pins would take more than half of a tier,
+        or there are 10,000 of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Unpins a module. Its entries then live as long as others; none is removed.
+
+        Errors:
+        INVALID_ARGUMENT INVALID_REQUEST  a malformed digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """Lists the pins of the caller's namespace. Takes time in proportion to the number
+        of keys in Redis.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +181,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ReleaseQuarantine,
                     request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.FromString,
                     response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.PinRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.PinResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.UnpinRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.UnpinResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListPinsRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_admin__service__pb2.ListPinsResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -217,6 +285,87 @@ class AdminService(object):
             '/wasmkiln.v1.AdminService/ReleaseQuarantine',
             wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineRequest.SerializeToString,
             wasmkiln_dot_v1_dot_admin__service__pb2.ReleaseQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/Pin',
+            wasmkiln_dot_v1_dot_admin__service__pb2.PinRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/Unpin',
+            wasmkiln_dot_v1_dot_admin__service__pb2.UnpinRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.AdminService/ListPins',
+            wasmkiln_dot_v1_dot_admin__service__pb2.ListPinsRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_admin__service__pb2.ListPinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

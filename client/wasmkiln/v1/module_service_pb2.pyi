@@ -100,7 +100,7 @@ class LatencySummary(_message.Message):
     def __init__(self, count: _Optional[int] = ..., sum: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class TierStats(_message.Message):
-    __slots__ = ("tier", "entries", "bytes", "limit_bytes", "hits", "misses", "evictions", "errors", "get_latency", "put_latency", "module_hits", "module_misses")
+    __slots__ = ("tier", "entries", "bytes", "limit_bytes", "hits", "misses", "evictions", "errors", "get_latency", "put_latency", "module_hits", "module_misses", "pinned_entries", "pinned_bytes")
     TIER_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,8 @@ class TierStats(_message.Message):
     PUT_LATENCY_FIELD_NUMBER: _ClassVar[int]
     MODULE_HITS_FIELD_NUMBER: _ClassVar[int]
     MODULE_MISSES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     tier: str
     entries: int
     bytes: int
@@ -125,7 +127,9 @@ class TierStats(_message.Message):
     put_latency: LatencySummary
     module_hits: int
     module_misses: int
-    def __init__(self, tier: _Optional[str] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., errors: _Optional[int] = ..., get_latency: _Optional[_Union[LatencySummary, _Mapping]] = ..., put_latency: _Optional[_Union[LatencySummary, _Mapping]] = ..., module_hits: _Optional[int] = ..., module_misses: _Optional[int] = ...) -> None: ...
+    pinned_entries: int
+    pinned_bytes: int
+    def __init__(self, tier: _Optional[str] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., hits: _Optional[int] = ..., misses: _Optional[int] = ..., evictions: _Optional[int] = ..., errors: _Optional[int] = ..., get_latency: _Optional[_Union[LatencySummary, _Mapping]] = ..., put_latency: _Optional[_Union[LatencySummary, _Mapping]] = ..., module_hits: _Optional[int] = ..., module_misses: _Optional[int] = ..., pinned_entries: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
 
 class CompileStats(_message.Message):
     __slots__ = ("outcome", "count", "duration", "engine")
@@ -168,7 +172,7 @@ class QuotaUsage(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., quota: _Optional[str] = ..., used: _Optional[float] = ..., limit: _Optional[float] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas")
+    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +192,7 @@ class StatsResponse(_message.Message):
     DROPPED_WRITES_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     version: str
     started_at: _timestamp_pb2.Timestamp
     uptime: _duration_pb2.Duration
@@ -207,7 +212,8 @@ class StatsResponse(_message.Message):
     dropped_writes: int
     namespace: str
     quotas: _containers.RepeatedCompositeFieldContainer[QuotaUsage]
-    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ...) -> None: ...
+    pins: int
+    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ...) -> None: ...
 
 class GetCapabilitiesRequest(_message.Message):
     __slots__ = ()

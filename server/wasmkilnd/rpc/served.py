@@ -50,6 +50,9 @@ class Servicers:
                 "Evict": self.admin.evict,
                 "ListQuarantine": self.admin.list_quarantine,
                 "ReleaseQuarantine": self.admin.release_quarantine,
+                "Pin": self.admin.pin,
+                "Unpin": self.admin.unpin,
+                "ListPins": self.admin.list_pins,
                 "Drain": self.admin.drain,
             }
         return {

@@ -260,6 +260,24 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             artifacts=2, modules=1, bytes=2048, unreachable_tiers=self.unreachable_tiers
         )
 
+    def Pin(self, request: admin.PinRequest, context: Any) -> admin.PinResponse:  # noqa: N802
+        self._begin("Pin", request, context)
+        pin = admin.Pin(
+            module_sha256=request.module_sha256,
+            tiers=[admin.PinnedInTier(tier="memory", artifacts=2, module=True, bytes=2048)],
+        )
+        return admin.PinResponse(pin=pin, redis_unreachable=bool(self.unreachable_tiers))
+
+    def Unpin(self, request: admin.UnpinRequest, context: Any) -> admin.UnpinResponse:  # noqa: N802
+        self._begin("Unpin", request, context)
+        return admin.UnpinResponse(removed=True, redis_unreachable=bool(self.unreachable_tiers))
+
+    def ListPins(  # noqa: N802
+        self, request: admin.ListPinsRequest, context: Any
+    ) -> admin.ListPinsResponse:
+        self._begin("ListPins", request, context)
+        return admin.ListPinsResponse(pins=[admin.Pin(module_sha256="ab" * 32)])
+
     def Drain(self, request: admin.DrainRequest, context: Any) -> admin.DrainResponse:  # noqa: N802
         self._begin("Drain", request, context)
         answer = admin.DrainResponse(calls=3, flights=1)

@@ -29,6 +29,9 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "Evict": lambda client: client.evict(everything=True),
     "ListQuarantine": lambda client: client.quarantined(),
     "ReleaseQuarantine": lambda client: client.release(everything=True),
+    "Pin": lambda client: client.pin(honest.DIGEST),
+    "Unpin": lambda client: client.unpin(honest.DIGEST),
+    "ListPins": lambda client: client.pins(),
     "Drain": lambda client: client.drain(),
     "Check": lambda client: client.health(),
 }

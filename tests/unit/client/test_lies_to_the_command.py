@@ -38,6 +38,9 @@ COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
         "ReleaseQuarantine",
         Exit.NOT_NOW,  # the honest answer says that Redis is down
     ),
+    "pin ls": (["pin", "ls"], "ListPins", Exit.OK),
+    "pin add": (["pin", "add", "m.wasm"], "Pin", Exit.NOT_NOW),
+    "pin rm": (["pin", "rm", "m.wasm"], "Unpin", Exit.NOT_NOW),
     "evict": (["evict", "--all", "--yes"], "Evict", Exit.NOT_NOW),
     "health": (["health"], "Check", Exit.OK),
     "drain": (["drain"], "Drain", Exit.OK),

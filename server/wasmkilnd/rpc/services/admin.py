@@ -12,6 +12,7 @@ from wasmkilnd.model import DrainState
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import repeated
+from wasmkilnd.rpc.wire.pins import pin_message
 from wasmkilnd.tenant import Tenant
 
 
@@ -44,6 +45,7 @@ class AdminServicer:
             modules=evicted.modules,
             bytes=evicted.bytes,
             unreachable_tiers=unreachable,
+            pinned=evicted.pinned,
         )
 
     async def list_quarantine(self, request: pb.ListQuarantineRequest, call: Call) -> bytes:
@@ -68,6 +70,31 @@ class AdminServicer:
         released, reached_redis = await self._tenant(call).quarantine.release(request.module_sha256)
         call.about["released"] = released
         return pb.ReleaseQuarantineResponse(released=released, redis_unreachable=not reached_redis)
+
+    async def pin(self, request: pb.PinRequest, call: Call) -> pb.PinResponse:
+        """Pin a module."""
+        call.module = request.module_sha256
+        pinned = await self._tenant(call).pins.pin(request.module_sha256)
+        return pb.PinResponse(
+            pin=pin_message(pinned.pin), redis_unreachable=not pinned.reached_redis
+        )
+
+    async def unpin(self, request: pb.UnpinRequest, call: Call) -> pb.UnpinResponse:
+        """Unpin a module."""
+        call.module = request.module_sha256
+        removed, reached_redis = await self._tenant(call).pins.unpin(request.module_sha256)
+        call.about["removed"] = int(removed)
+        return pb.UnpinResponse(removed=removed, redis_unreachable=not reached_redis)
+
+    async def list_pins(self, request: pb.ListPinsRequest, call: Call) -> bytes:
+        """List the pins."""
+        return await repeated(
+            pb.ListPinsResponse.PINS_FIELD_NUMBER,
+            (
+                pin_message(pin).SerializeToString()
+                for pin in await self._tenant(call).pins.listed()
+            ),
+        )
 
     async def drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
         """Start to shut the daemon down, and return what it still waits for."""

@@ -106,6 +106,8 @@ TABLE: Mapping[str, Bound] = {
     f"{_API}EvictRequest.tier": _NUMBER,
     f"{_API}ReleaseQuarantineRequest.module_sha256": _DIGEST,
     f"{_API}ReleaseQuarantineRequest.all": _NUMBER,
+    f"{_API}PinRequest.module_sha256": _DIGEST,
+    f"{_API}UnpinRequest.module_sha256": _DIGEST,
     f"{_API}DrainRequest.grace": Bound(256),
     "google.protobuf.Duration.seconds": _NUMBER,
     "google.protobuf.Duration.nanos": _NUMBER,
