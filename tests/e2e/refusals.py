@@ -17,6 +17,7 @@ from tests.e2e.grpcurl import Grpcurl, Refusal
 from tests.e2e.processes import eventually, jobs_of, send, workers_of
 
 LOAD, COMPILE = "wasmkiln.v1.ModuleService/Load", "wasmkiln.v1.ModuleService/Compile"
+_ADMIN = "wasmkiln.v1.AdminService"
 
 Meet = Callable[[Daemon], Refusal]
 
@@ -145,6 +146,29 @@ def use_up_a_quota(daemon: Daemon) -> Refusal:
         grpcurl = Grpcurl(guarded.address, f"authorization: Bearer {token}")
         grpcurl.json(COMPILE, {"module": _module(wasm.constant(1)), "omit_artifact": True})
         return grpcurl.refused(COMPILE, {"module": _module(wasm.constant(2))})
+
+
+def evict_what_is_pinned(daemon: Daemon) -> Refusal:
+    """Pin a module, and evict it."""
+    module = wasm.constant(3)
+    about, grpcurl = {"module_sha256": wasm.digest(module)}, Grpcurl(daemon.address)
+    grpcurl.json(LOAD, {"module": _module(module)})
+    grpcurl.json(f"{_ADMIN}/Pin", about)
+    try:
+        return grpcurl.refused(f"{_ADMIN}/Evict", about)
+    finally:
+        grpcurl.json(f"{_ADMIN}/Unpin", about)
+
+
+def pin_too_much(daemon: Daemon) -> Refusal:
+    """Pin a module that takes more than half of the memory, at a daemon of its own."""
+    state = state_with(daemon.state_dir.with_name("pins"), ENGINE)
+    memory = ("--memory-bytes", "100KiB", "--host-store-bytes", "0")
+    module = wasm.CORE_PREAMBLE + wasm.section(0, b"\1x" + bytes(60_000))
+    with Daemon(state, ("--workers", "1", "--redis-url", "none", *memory)) as small:
+        grpcurl = Grpcurl(small.address)
+        grpcurl.json(LOAD, {"module": _module(module)})
+        return grpcurl.refused(f"{_ADMIN}/Pin", {"module_sha256": wasm.digest(module)})
 
 
 def drain(daemon: Daemon) -> Refusal:
