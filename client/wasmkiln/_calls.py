@@ -35,6 +35,7 @@ from wasmkiln._methods import (
     still_missing,
 )
 from wasmkiln._requests import artifact_keys, identify, in_batches
+from wasmkiln._routing import about, is_ring
 from wasmkiln._settings import choose_max_artifact_bytes, choose_timeout_s
 from wasmkiln.errors import ModuleNotLoaded
 from wasmkiln.trusted_keys import TrustedKeys
@@ -97,7 +98,7 @@ class Calls:
             module=identified.module, expected_sha256=expected_sha256 or "", engine=engine or ""
         )
         answer: modules.LoadResponse = yield from self._unary(
-            LOAD, request, deadline, _priority(background)
+            *(LOAD, request, deadline, about(identified.sha256) + _priority(background))
         )
         check_loaded(answer, identified.sha256, len(identified.module))
         return answer
@@ -143,7 +144,9 @@ class Calls:
             on_progress=on_progress,
             trusted_keys=self.trusted_keys,
         )
-        run = partial(self._artifact, request, deadline, retry or self._retry, background)
+        # The upload goes where the digest went, even if the file has changed since.
+        metadata = about(call.module_sha256) + _priority(background)
+        run = partial(self._artifact, request, deadline, retry or self._retry, metadata)
         report(Progress(Phase.ASKING))
         try:
             return (yield from run(partial(assemble, call)))
@@ -171,15 +174,18 @@ class Calls:
     ) -> Flow[list[ArtifactKey]]:
         deadline = self.deadline(timeout_s)
         missing: list[ArtifactKey] = []
-        for request in in_batches(artifact_keys(keys)):
-            answer = yield from self._unary(FIND_MISSING, request, deadline, retry=retry)
+        by_module = is_ring(self.access.address)
+        for request in in_batches(artifact_keys(keys), by_module=by_module):
+            metadata = about(request.keys[0].module_sha256) if by_module else ()
+            answer = yield from self._unary(FIND_MISSING, request, deadline, metadata, retry)
             missing.extend(still_missing(request.keys, answer.missing))
         return missing
 
     def evict(
         self, request: admin.EvictRequest, timeout_s: float | None
     ) -> Flow[admin.EvictResponse]:
-        return self._unary(EVICT, request, self.deadline(timeout_s))
+        metadata = about(request.module_sha256)
+        return self._unary(EVICT, request, self.deadline(timeout_s), metadata)
 
     def quarantined(self, timeout_s: float | None) -> Flow[admin.ListQuarantineResponse]:
         request = admin.ListQuarantineRequest()
@@ -188,7 +194,8 @@ class Calls:
     def release(
         self, request: admin.ReleaseQuarantineRequest, timeout_s: float | None
     ) -> Flow[admin.ReleaseQuarantineResponse]:
-        return self._unary(RELEASE_QUARANTINE, request, self.deadline(timeout_s))
+        metadata = about(request.module_sha256)
+        return self._unary(RELEASE_QUARANTINE, request, self.deadline(timeout_s), metadata)
 
     def pin(self, request: admin.PinRequest, timeout_s: float | None) -> Flow[admin.PinResponse]:
         return self._unary(PIN, request, self.deadline(timeout_s))
@@ -232,7 +239,7 @@ class Calls:
         request: Message,
         deadline: Deadline,
         retry: RetryPolicy,
-        background: bool,
+        metadata: Metadata,
         assemble: Callable[[], Assembly],
     ) -> Flow[Artifact]:
         # Each attempt starts from nothing: a stream that broke has left half an artifact.
@@ -245,7 +252,7 @@ class Calls:
             def take(message: object) -> None:
                 assembly.add(COMPILE.usable(message))
 
-            return Stream(COMPILE, request, timeout_s, take, _priority(background))
+            return Stream(COMPILE, request, timeout_s, take, metadata)
 
         yield from attempts(attempt, deadline, retry, self.access)
         return assembly.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -121,8 +122,17 @@ def artifact_keys(keys: Iterable[ArtifactKey | str]) -> list[ArtifactKey]:
     return [ArtifactKey(module_sha256=key) if isinstance(key, str) else key for key in keys]
 
 
-def in_batches(keys: Sequence[ArtifactKey]) -> Iterator[modules.FindMissingRequest]:
-    """Yield FindMissing requests, each with no more keys than the daemon allows."""
+def in_batches(
+    keys: Sequence[ArtifactKey], *, by_module: bool = False
+) -> Iterator[modules.FindMissingRequest]:
+    """Yield FindMissing requests, each with no more keys than the daemon allows.
+
+    With `by_module` each is about one module, since another daemon may have the next one.
+    """
+    if by_module:
+        for _, group in itertools.groupby(keys, key=lambda key: key.module_sha256):
+            yield from in_batches(list(group))
+        return
     for start in range(0, len(keys), FIND_MISSING_KEYS):
         yield modules.FindMissingRequest(keys=keys[start : start + FIND_MISSING_KEYS])
 

@@ -7,6 +7,8 @@ import os
 import re
 from fractions import Fraction
 
+from wasmkiln._routing import check_ring, is_ring
+
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
 # Four times the default limit of a daemon.
@@ -60,6 +62,9 @@ def choose_address(argument: str | None) -> str:
         raise ValueError(
             f"an address is host:port or unix:/path: leave out the {scheme}:// in front"
         )
+    if is_ring(address):
+        check_ring(address)
+        return address
     # gRPC itself reads an address with one of its schemes in front (unix:, dns:, ipv4:).
     if not _NAMED.match(address) and not _has_port(address):
         raise ValueError(

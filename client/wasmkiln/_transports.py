@@ -50,7 +50,7 @@ class _Opener:
 
     def open(self) -> Any:
         """Return a new gRPC channel."""
-        address, options = self._access.address, self._access.options()
+        address, options = self._access.target(), self._access.options()
         if self._credentials is None:
             return self._plain(address, options)
         return self._secure(address, self._credentials, options)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wasmkiln import _routing
 from wasmkiln._settings import CHANNEL_OPTIONS, choose_address, choose_switch
 from wasmkiln.access.places import is_local, is_unix
 from wasmkiln.access.profiles import Profile, read_profile
@@ -69,6 +70,11 @@ class Access:
             if tls:
                 raise ValueError("a Unix socket speaks no TLS: leave out tls")
             access = replace(access, tls=None)
+        if access.tls and len(_routing.members(access.address)) > 1 and not access.tls.server_name:
+            raise ValueError(
+                f"cannot check the certificates of {access.address}, since a list has no name: use "
+                "server_name (WASMKILN_SERVER_NAME), or one DNS name for all"
+            )
         told = chosen.token_over_plaintext if token_over_plaintext is None else token_over_plaintext
         if access.token and not (access.tls or told or is_local(access.address)):
             raise ValueError(
@@ -82,11 +88,19 @@ class Access:
         """Return the metadata that says who calls."""
         return self.token.metadata() if self.token else ()
 
+    def target(self) -> str:
+        """Return what the client's gRPC channels connect to."""
+        return _routing.target(self.address)
+
     def options(self) -> tuple[tuple[str, Any], ...]:
         """Return the options of the client's gRPC channels."""
+        options: tuple[tuple[str, Any], ...] = CHANNEL_OPTIONS
+        if _routing.is_ring(self.address):
+            _routing.enable()
+            options += _routing.OPTIONS
         if self.tls and self.tls.server_name:
-            return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.tls.server_name))
-        return CHANNEL_OPTIONS
+            options += (("grpc.ssl_target_name_override", self.tls.server_name),)
+        return options
 
 
 def _from_environment() -> Profile:
