@@ -92,7 +92,7 @@ class Web:
                 limit = limit_bytes if response.status_code == 200 else _MOST_OF_ANSWER
                 content = bytearray()
                 # As it was sent: nothing is unpacked before its digest is checked.
-                for piece in response.raw.stream(_PIECE, decode_content=False):
+                while piece := response.raw.read1(_PIECE, decode_content=False):
                     content += piece
                     if len(content) > limit:
                         raise SourceUnusable(f"{where} sends more than {limit:,} bytes: not read")
@@ -114,22 +114,13 @@ class Web:
         headers["Accept-Encoding"] = "identity"
         for _ in range(_MOST_REDIRECTS + 1):
             self._check(url)
-            response = self._session.get(
-                url,
-                headers=headers,
-                params=params,
-                stream=True,
-                allow_redirects=False,
-                timeout=(_CONNECT_S, _READ_S),
-                # Otherwise requests takes passwords from ~/.netrc.
-                auth=_as_it_is,
-            )
+            response = self._sent(url, headers, params)
             self._open.add(response.raw)
             try:
                 if not response.is_redirect:
                     yield response
                     return
-                target = urljoin(url, response.headers["Location"])
+                target = _joined(url, response.headers["Location"])
             finally:
                 self._open.discard(response.raw)
                 response.close()
@@ -137,6 +128,21 @@ class Web:
                 headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
             url, params = target, None
         raise SourceUnusable(f"{quoted(_bare(url))}: more than {_MOST_REDIRECTS} redirects")
+
+    def _sent(
+        self, url: str, headers: Mapping[str, str], params: Mapping[str, str] | None
+    ) -> requests.Response:
+        """Send one request. Not by Session.send: it reads the whole body of a redirect."""
+        request = self._session.prepare_request(
+            # The function keeps requests from taking passwords from ~/.netrc.
+            requests.Request("GET", url, headers=dict(headers), params=params, auth=_as_it_is)
+        )
+        # The CA and the proxies that the environment names.
+        settings = self._session.merge_environment_settings(
+            request.url or url, {}, True, None, None
+        )
+        adapter = self._session.get_adapter(request.url or url)
+        return adapter.send(request, timeout=(_CONNECT_S, _READ_S), **settings)
 
     def _check(self, url: str) -> None:
         """Raise SourceUnusable for a URL that nothing may be sent to."""
@@ -178,6 +184,15 @@ def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise SourceUnusable(
+            f"{quoted(_bare(url))} sends us to no valid address: {quoted(_bare(location))}"
+        ) from None
+
+
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -197,6 +212,8 @@ def _why(error: Exception) -> str:
     while cause is not None:
         if isinstance(cause, requests.exceptions.SSLError):
             return f"its certificate is not trusted, or it speaks no TLS ({_last(cause)})"
+        if isinstance(cause, urllib3.exceptions.NewConnectionError):
+            return _last(cause)  # by its class, it is a timeout too
         if isinstance(cause, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
             return f"no answer within {_READ_S:g} s"
         cause = cause.__cause__ or cause.__context__
