@@ -44,21 +44,32 @@ def redis_server_binary() -> str:
 @cache
 def cosign_binary() -> str:
     """Return the path of a cosign that runs. Raises DebianUnavailable."""
-    if on_path := shutil.which("cosign"):
+    return _alone("cosign", "version")
+
+
+@cache
+def docker_registry_binary() -> str:
+    """Return the path of a docker-registry that runs. Raises DebianUnavailable."""
+    return _alone("docker-registry", "--version")
+
+
+def _alone(name: str, asks_version: str) -> str:
+    """Return a program that needs no other package than its own."""
+    if on_path := shutil.which(name):
         return on_path
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
-        raise DebianUnavailable("no cosign on PATH, and this is no Debian to get it from")
+        raise DebianUnavailable(f"no {name} on PATH, and this is no Debian to get it from")
     _HOME.mkdir(parents=True, exist_ok=True)
-    binary = _HOME / "root" / "usr" / "bin" / "cosign"
+    binary = _HOME / "root" / "usr" / "bin" / name
     with (_HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not binary.exists():
-            _download("cosign")
-            for package in _HOME.glob("cosign_*.deb"):
+            _download(name)
+            for package in _HOME.glob(f"{name}_*.deb"):
                 _extract(package)
-    version = subprocess.run([str(binary), "version"], capture_output=True, check=False)
+    version = subprocess.run([str(binary), asks_version], capture_output=True, check=False)
     if version.returncode:
-        raise DebianUnavailable(f"Debian's cosign does not run here: {version.stderr!r}")
+        raise DebianUnavailable(f"Debian's {name} does not run here: {version.stderr!r}")
     return str(binary)
 
 

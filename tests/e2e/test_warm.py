@@ -1,0 +1,124 @@
+"""`wasmkiln warm` with a real daemon, real engines and Debian's docker-registry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from wasmkiln.cli.app import app
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.contract.debian import DebianUnavailable
+from tests.e2e import wasm
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.registries import PASSWORD, Registry, docker_registry, logged_in
+from tests.oci import Image
+
+BOTH = [word for engine in TWO_ENGINES for word in ("--engine", engine)]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    try:
+        with docker_registry(tmp_path_factory.mktemp("registry")) as running:
+            yield running
+    except DebianUnavailable as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="module")
+def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
+    with Daemon(state) as running:
+        yield running
+
+
+def warm(kiln: Daemon, home: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Run the command; return its exit code, document and standard error."""
+    done = CliRunner(env={"HOME": str(home), "WASMKILN_ADDRESS": kiln.address}).invoke(
+        app, ("warm", "--json", *arguments)
+    )
+    return done.exit_code, json.loads(done.stdout or "{}"), done.stderr
+
+
+def compiles(kiln: Daemon) -> int:
+    """How many compiles the daemon has done."""
+    with kiln.client() as client:
+        return sum(each.count for each in client.stats().compiles)
+
+
+def test_images_as_wash_and_spin_publish_them_and_nothing_again(
+    kiln: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    modules = [wasm.adder(tag) for tag in range(101, 107)]
+    references = [
+        registry.push("acme/http:1.0", Image.wash(modules[0])),
+        registry.push("acme/shop:v2", Image.spin({"cart": modules[1], "pay": modules[2]})),
+        registry.push("acme/shop:v1", Image.spin({"cart": modules[3]}, old=True)),
+        registry.push(
+            "acme/both:latest", Image.index(Image.wash(modules[4]), Image.wash(modules[5]))
+        ).removesuffix(":latest"),
+    ]
+    code, answer, errors = warm(kiln, tmp_path, *references, *BOTH)
+    assert code == 0, errors
+    assert (answer["modules"], answer["compiled"], answer["uploaded"]) == (6, 12, 6)
+    asked = {(each["module_sha256"], each["engine"]["id"]) for each in answer["artifacts"]}
+    assert asked == {(wasm.digest(m), engine) for m in modules for engine in TWO_ENGINES}
+    assert len(registry.downloads()) == 6
+
+    before = compiles(kiln)
+    code, answer, errors = warm(kiln, tmp_path, *references, *BOTH)
+    assert code == 0, errors
+    assert (answer["warm_before"], answer["compiled"], answer["uploaded"]) == (12, 0, 0)
+    assert compiles(kiln) == before
+    assert len(registry.downloads()) == 6
+
+
+def test_a_component_by_its_digest_for_several_settings(
+    kiln: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    image = Image.wash(wasm.empty_component(7))
+    reference = registry.push("acme/component:1", image)
+    pinned = f"{reference}@sha256:{wasm.digest(image.content)}"
+    options = ("--engine", "wasmtime-50.0.1", "--cpu", "baseline", "--cpu", "x86-64-v2")
+    settings = ("--set", "cranelift_opt_level=speed", "--set", "cranelift_opt_level=none")
+    code, answer, errors = warm(kiln, tmp_path, pinned, *options, *settings)
+    assert code == 0, errors
+    assert (answer["modules"], answer["compiled"], answer["uploaded"]) == (1, 4, 1)
+    assert {(a["cpu"], a["settings"]["cranelift_opt_level"]) for a in answer["artifacts"]} == {
+        (cpu, level) for cpu in ("baseline", "x86-64-v2") for level in ("speed", "none")
+    }
+
+
+def test_what_an_engine_refuses_leaves_the_rest_alone(
+    kiln: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    good, bad = wasm.adder(120), b"\0asm\x01\0\0\0broken"
+    reference = registry.push("acme/half:1", Image.spin({"good": good, "bad": bad}))
+    gone = f"oci://{registry.host}/acme/none:1"
+    other = f"{reference}@sha256:{'0' * 64}"
+    code, answer, errors = warm(kiln, tmp_path, reference, gone, other, "--engine", TWO_ENGINES[1])
+    assert (code, answer["compiled"], answer["failed"]) == (1, 1, 3)
+    found = {each["source"].partition("#")[0]: each["reason"] for each in answer["errors"]}
+    assert found == {gone: "SourceUnusable", other: "SourceUnusable", reference: "MODULE_INVALID"}
+    assert f"cannot read {gone}: {registry.host} has no such repository, tag or digest" in errors
+
+
+def test_credentials_as_docker_login_leaves_them(kiln: Daemon, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    try:
+        with docker_registry(tmp_path / "registry", password=True) as registry:
+            logged_in(home, registry.host)
+            reference = registry.push("secret/app:1", Image.wash(wasm.adder(130)))
+            code, answer, errors = warm(kiln, tmp_path, reference)
+            assert (code, answer["failed"]) == (1, 1)
+            assert f"{registry.host} asks for credentials: `docker login" in errors
+            code, answer, errors = warm(kiln, home, reference)
+            assert (code, answer["compiled"]) == (0, 1), errors
+            assert PASSWORD not in errors
+    except DebianUnavailable as why:
+        pytest.skip(str(why))
