@@ -85,7 +85,7 @@ def test_its_errors(run: Callable[..., str], kiln: Kiln) -> None:
     assert missing.startswith("node error ModuleNotLoaded MODULE_NOT_LOADED: ")
     with kiln.full_queue() as full:
         busy = error("{}", "compile", kiln.fresh_module(), f'{{"engine": "{full}"}}')
-    assert busy.startswith("node error CompileQueueFull COMPILE_QUEUE_FULL: ")
+    assert busy.startswith("node error QueueFull COMPILE_QUEUE_FULL: ")
     assert "retry after " in busy
 
 

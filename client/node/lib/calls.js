@@ -23,19 +23,19 @@ class Calls {
 
   constructor(address, options) {
     this.#timeoutMs = checkedTimeout(options.timeoutMs ?? DEFAULT_TIMEOUT_MS)
-    this.#authorization = authorization(options)
     this.#grpc = connect(address, options.tls)
+    this.#authorization = authorization(address, options)
     this.#about = { address, tls: Boolean(options.tls) }
   }
 
   /** Return what the requests of one call of a method share: its deadline, signal and name. */
-  begin({ timeoutMs = this.#timeoutMs, signal, priority = 'interactive' }) {
+  begin({ timeoutMs = this.#timeoutMs, signal, priority = 'interactive' }, moduleSha256) {
     checkedTimeout(timeoutMs)
     if (!PRIORITIES.has(priority)) throw new TypeError("priority is 'interactive' or 'background'")
     // The daemon's log has it.
     const requestId = crypto.randomBytes(8).toString('hex')
     const deadline = Date.now() + timeoutMs
-    return { ...this.#about, requestId, timeoutMs, deadline, priority, signal }
+    return { ...this.#about, requestId, timeoutMs, deadline, priority, signal, moduleSha256 }
   }
 
   /** Return the decoded answer. */
@@ -95,6 +95,8 @@ class Calls {
     const metadata = new Metadata()
     metadata.set('x-request-id', call.requestId)
     if (call.priority !== 'interactive') metadata.set('wasmkiln-priority', call.priority)
+    // A balancer that routes by it sends all calls about a module to the same daemon.
+    if (call.moduleSha256) metadata.set('wasmkiln-module', call.moduleSha256)
     const authorization = this.#authorization()
     if (authorization) metadata.set('authorization', authorization)
     return { metadata, options: { deadline: call.deadline } }

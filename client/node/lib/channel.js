@@ -62,9 +62,14 @@ function pem(source) {
 }
 
 /** Return a function that returns the value of `authorization` for the next call. */
-function authorization({ token, tokenFile }) {
+function authorization(address, { token, tokenFile, tls }) {
   if (token !== undefined && tokenFile !== undefined) {
     throw new Error('give token or tokenFile, not both')
+  }
+  if ((token ?? tokenFile) !== undefined && !tls && !isLocal(address)) {
+    throw new Error(
+      `cannot send a token to ${address} in plaintext: anybody on the way could read it; set tls`,
+    )
   }
   if (token !== undefined) {
     const value = bearer(token, 'the token')

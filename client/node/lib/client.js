@@ -6,7 +6,7 @@ const { Artifact, checkedFile } = require('./artifact')
 const { Assembly } = require('./assembly')
 const { verifyAttestation } = require('./attestation')
 const { Calls } = require('./calls')
-const { AttestationInvalid, ModuleNotLoaded, UnexpectedAnswer } = require('./errors')
+const { AttestationInvalid, ModuleNotLoaded, UnexpectedAnswer, WasmkilnError } = require('./errors')
 const { isLocal } = require('./channel')
 const { Refused, openHostFile } = require('./host-file')
 const { plain } = require('./protos')
@@ -15,6 +15,8 @@ const { readTrustedKeys } = require('./trusted-keys')
 // A daemon puts no larger artifact into its header's message.
 const INLINE_LIMIT_BYTES = 65_536
 const DEFAULT_MAX_ARTIFACT_BYTES = 1024 ** 3
+// How long the client asks for bytes after it could not use a file.
+const NO_FILES_MS = 60_000
 const DIGEST = /^[0-9a-f]{64}$/
 
 /**
@@ -28,6 +30,7 @@ class Client {
   #trustedKeys
   #hostStore
   #maxArtifactBytes
+  #noFilesUntil = 0
 
   /** See index.d.ts for the options. Throw an Error for one that cannot be used. */
   constructor(address, options = {}) {
@@ -48,7 +51,7 @@ class Client {
   async compile(module, options = {}) {
     const bytes = moduleBytes(module)
     const moduleSha256 = crypto.createHash('sha256').update(bytes).digest('hex')
-    const call = this.#calls.begin(options)
+    const call = this.#calls.begin(options, moduleSha256)
     const asked = { moduleSha256, module: bytes }
     try {
       return await this.#compile(asked, { sha256: moduleSha256 }, options, call)
@@ -63,17 +66,17 @@ class Client {
     if (!DIGEST.test(moduleSha256)) {
       throw new TypeError('a digest is 64 lowercase hexadecimal digits')
     }
-    const call = this.#calls.begin(options)
+    const call = this.#calls.begin(options, moduleSha256)
     return this.#compile({ moduleSha256 }, { sha256: moduleSha256 }, options, call)
   }
 
   /** Validate a module and store it, so that it can be compiled by its digest. */
   async load(module, options = {}) {
     const bytes = moduleBytes(module)
+    const sha256 = crypto.createHash('sha256').update(bytes).digest('hex')
     const { engine = '', expectedSha256 = '' } = options
     const request = { module: bytes, engine, expectedSha256 }
-    const answer = await this.#unary('Load', request, options)
-    const sha256 = crypto.createHash('sha256').update(bytes).digest('hex')
+    const answer = await this.#unary('Load', request, options, sha256)
     if (answer.sha256 !== sha256 || answer.sizeBytes !== bytes.length) {
       throw new UnexpectedAnswer('the daemon answered about another module')
     }
@@ -95,25 +98,32 @@ class Client {
     this.#calls.close()
   }
 
-  async #unary(method, request, options) {
-    return plain(await this.#calls.unary(method, request, this.#calls.begin(options)), Number)
+  async #unary(method, request, options, moduleSha256) {
+    const call = this.#calls.begin(options, moduleSha256)
+    return plain(await this.#calls.unary(method, request, call), Number)
   }
 
   async #compile(asked, source, options, call) {
-    const request = { ...source, ...compileOptions(options), acceptHostFile: this.#hostStore }
-    let answer = await this.#artifact({ ...asked, request }, call)
-    if (answer.header.hostFile) {
-      try {
-        return await this.#fromFile(answer.header)
-      } catch (error) {
-        if (!(error instanceof Refused || error instanceof AttestationInvalid)) throw error
-      }
-      // Another machine's or another container's file, or a damaged one.
-      request.acceptHostFile = false
-      answer = await this.#artifact({ ...asked, request }, call)
+    const acceptHostFile = this.#hostStore && Date.now() >= this.#noFilesUntil
+    const request = { ...source, ...compileOptions(options), acceptHostFile }
+    try {
+      const answer = await this.#artifact({ ...asked, request }, call)
+      if (!answer.header.hostFile) return this.#fromBytes(answer)
+      const artifact = await this.#fromFile(answer.header)
+      if (artifact) return artifact
+      // The daemon has the module by now.
+      const byDigest = { module: undefined, sha256: asked.moduleSha256 }
+      const again = { ...request, ...byDigest, acceptHostFile: false }
+      return this.#fromBytes(await this.#artifact({ ...asked, request: again }, call))
+    } catch (error) {
+      if (error instanceof WasmkilnError) error.requestId ||= call.requestId
+      throw error
     }
-    if (this.#trustedKeys.size) verifyAttestation(answer.header, this.#trustedKeys)
-    return new Artifact(answer.header, { bytes: answer.bytes })
+  }
+
+  #fromBytes({ header, bytes }) {
+    if (this.#trustedKeys.size) verifyAttestation(header, this.#trustedKeys)
+    return new Artifact(header, { bytes })
   }
 
   async #artifact(asked, call) {
@@ -122,19 +132,22 @@ class Client {
     return assembly.finish()
   }
 
+  /** Return the artifact in the file that the daemon names; undefined where it does not count. */
   async #fromFile(header) {
-    const file = openHostFile(header)
-    let content = { file }
+    let file
     try {
-      if (this.#trustedKeys.size) {
-        verifyAttestation(header, this.#trustedKeys)
-        content = await checkedFile(header, file)
-      }
+      file = openHostFile(header)
+      if (!this.#trustedKeys.size) return new Artifact(header, { file })
+      verifyAttestation(header, this.#trustedKeys)
+      return new Artifact(header, await checkedFile(header, file))
     } catch (error) {
-      fs.closeSync(file.descriptor)
-      throw error
+      if (file) fs.closeSync(file.descriptor)
+      const isOfFile = error instanceof Refused || error.syscall !== undefined
+      if (!isOfFile && !(error instanceof AttestationInvalid)) throw error
+      // Another machine's or another container's file, or a damaged one.
+      this.#noFilesUntil = Date.now() + NO_FILES_MS
+      return undefined
     }
-    return new Artifact(header, content)
   }
 }
 

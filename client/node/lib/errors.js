@@ -48,7 +48,7 @@ const FROM_THE_DAEMON = {
   CompilerCrashed: ['COMPILER_CRASHED', status.INTERNAL],
   InternalFailure: ['INTERNAL', status.INTERNAL],
   ModuleQuarantined: ['MODULE_QUARANTINED', status.FAILED_PRECONDITION],
-  CompileQueueFull: ['COMPILE_QUEUE_FULL', status.RESOURCE_EXHAUSTED],
+  QueueFull: ['COMPILE_QUEUE_FULL', status.RESOURCE_EXHAUSTED],
   QuotaExceeded: ['QUOTA_EXCEEDED', status.RESOURCE_EXHAUSTED],
   WorkerUnavailable: ['WORKER_UNAVAILABLE', status.UNAVAILABLE],
   ServerDraining: ['SERVER_DRAINING', status.UNAVAILABLE],

@@ -176,7 +176,7 @@ export class AttestationInvalid extends WasmkilnError {}
 /** COMPILE_MEMORY_LIMIT */
 export class CompileMemoryLimit extends WasmkilnError {}
 /** COMPILE_QUEUE_FULL */
-export class CompileQueueFull extends WasmkilnError {}
+export class QueueFull extends WasmkilnError {}
 /** COMPILE_TIMEOUT */
 export class CompileTimeout extends WasmkilnError {}
 /** COMPILER_CRASHED */

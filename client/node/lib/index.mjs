@@ -7,7 +7,7 @@ export const {
   AttestationInvalid,
   Client,
   CompileMemoryLimit,
-  CompileQueueFull,
+  QueueFull,
   CompileTimeout,
   CompilerCrashed,
   ConnectionFailed,

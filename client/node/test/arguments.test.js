@@ -59,6 +59,8 @@ test('arguments that cannot be used', async () => {
   }
   assert.throws(() => new Client('localhost:1', { token: 'a', tokenFile: 'b' }), /not both/)
   assert.throws(() => new Client('localhost:1', { tls: { cert: 'a' } }), /go together/)
+  assert.throws(() => new Client('example.org:1', { token: 'a' }), /in plaintext/)
+  new Client('example.org:1', { token: 'a', tls: true }).close()
   const kiln = new Client('localhost:1')
   await assert.rejects(kiln.compile('module.wasm'), /readFileSync/)
   await assert.rejects(kiln.compile(Buffer.alloc(8), { settings: { a: true } }), /has to be a string/)

@@ -7,24 +7,19 @@ const os = require('node:os')
 const path = require('node:path')
 const { after, afterEach, before, beforeEach, test } = require('node:test')
 const { Client } = require('..')
-const { FakeDaemon, MODULE, Signer, headerOf, sha256 } = require('./fake-daemon')
+const { status } = require('@grpc/grpc-js')
+const { FakeDaemon, MODULE, Signer, headerOf, refusal, sha256 } = require('./fake-daemon')
 
 const ARTIFACT = Buffer.from('native code in a file')
 const signer = new Signer()
 const daemon = new FakeDaemon()
 let kiln, verifying, folder, directory, entry, file
 
-before(async () => {
-  await daemon.start()
+before(() => daemon.start())
+after(() => daemon.stop())
+beforeEach(() => {
   kiln = new Client(daemon.address)
   verifying = new Client(daemon.address, { trustedKeys: signer.raw })
-})
-after(() => {
-  kiln.close()
-  verifying.close()
-  daemon.stop()
-})
-beforeEach(() => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'store-'))
   directory = path.join(folder, 'host_store')
   const module = sha256(MODULE)
@@ -35,7 +30,11 @@ beforeEach(() => {
   daemon.requests.length = 0
   daemon.answer = named({})
 })
-afterEach(() => fs.rmSync(folder, { recursive: true }))
+afterEach(() => {
+  kiln.close()
+  verifying.close()
+  fs.rmSync(folder, { recursive: true })
+})
 
 /** Answer with the file's name where the request allows it, else with the bytes. */
 function named(changes) {
@@ -121,7 +120,9 @@ for (const [name, spoil] of Object.entries(REFUSED)) {
     const artifact = await kiln.compile(MODULE)
     assert.deepEqual(artifact.bytes, ARTIFACT)
     assert.equal(artifact.path, undefined)
-    assert.deepEqual(daemon.requests.map((one) => Boolean(one.acceptHostFile)), [true, false])
+    // And for a minute the client asks for bytes at once.
+    await kiln.compile(MODULE)
+    assert.deepEqual(daemon.requests.map((one) => Boolean(one.acceptHostFile)), [true, false, false])
   })
 }
 
@@ -129,7 +130,9 @@ test('with trusted keys, the bytes come instead of other content', async () => {
   fs.writeFileSync(file, Buffer.from(ARTIFACT).fill(1))
   for (const wait of [() => {}, grownOld]) {
     await wait()
-    assert.deepEqual((await verifying.compile(MODULE)).bytes, ARTIFACT)
+    const fresh = new Client(daemon.address, { trustedKeys: signer.raw })
+    assert.deepEqual((await fresh.compile(MODULE)).bytes, ARTIFACT)
+    fresh.close()
   }
   assert.equal(daemon.requests.length, 4)
 })
@@ -143,6 +146,16 @@ test('no descriptor stays open', async () => {
   fs.chmodSync(file, 0o666)
   for (let i = 0; i < 3; i++) await kiln.compile(MODULE)
   assert.ok(open() <= before + 1, `${open()} descriptors instead of ${before}`)
+})
+
+test('an upload is not made twice for a file that does not count', async () => {
+  const inode = '1'
+  daemon.answer = (request) => {
+    if (daemon.requests.length === 1) throw refusal(status.NOT_FOUND, 'MODULE_NOT_LOADED')
+    return named({ inode })(request)
+  }
+  assert.deepEqual((await kiln.compile(MODULE)).bytes, ARTIFACT)
+  assert.deepEqual(daemon.requests.map((one) => Boolean(one.module)), [false, true, false])
 })
 
 test('a client without the host store asks for bytes', async () => {

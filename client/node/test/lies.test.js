@@ -75,6 +75,7 @@ for (const [name, answer] of Object.entries(MISMATCHES)) {
     daemon.answer = answer
     await assert.rejects(kiln.compile(MODULE, asked), (error) => {
       assert.ok(error instanceof wasmkiln.ArtifactMismatch, error.stack)
+      assert.match(error.requestId, /^[0-9a-f]{16}$/)
       return error.reason === 'ARTIFACT_MISMATCH'
     })
   })
@@ -161,7 +162,7 @@ test('an error is decoded, in all of its details', async () => {
     throw refusal(status.RESOURCE_EXHAUSTED, 'COMPILE_QUEUE_FULL', details)
   }
   await assert.rejects(kiln.compileDigest(OTHER), (error) => {
-    assert.ok(error instanceof wasmkiln.CompileQueueFull)
+    assert.ok(error instanceof wasmkiln.QueueFull)
     assert.ok(error instanceof wasmkiln.WasmkilnError)
     assert.equal(error.code, status.RESOURCE_EXHAUSTED)
     assert.equal(error.retryAfterMs, 2500)
@@ -207,6 +208,7 @@ test('priority and token are sent', async () => {
   await ours.compile(MODULE, { priority: 'background' })
   assert.deepEqual(metadata.get('wasmkiln-priority'), ['background'])
   assert.deepEqual(metadata.get('authorization'), ['Bearer wk_one'])
+  assert.deepEqual(metadata.get('wasmkiln-module'), [sha256(MODULE)])
   ours.close()
 })
 
