@@ -7,7 +7,7 @@ import (
 )
 
 // What artifacts of wasmkiln 0.2.0 do not state of their settings, and what they have.
-var unstated = map[string]string{"strategy": "cranelift", "compiler": "cranelift"}
+var unstated = map[string]string{"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
 
 // The setting and the value that choose an engine's fast compiler.
 var fastCompilers = map[string][2]string{

@@ -7,8 +7,8 @@ const { quoted } = require('./untrusted')
 
 // By an engine's name: the setting and the value that choose its fast compiler.
 const FAST = { wasmtime: ['strategy', 'winch'], wasmer: ['compiler', 'singlepass'] }
-// Settings that artifacts of wasmkiln 0.2.0 do not state, and what these artifacts have.
-const UNSTATED = { strategy: 'cranelift', compiler: 'cranelift' }
+// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
+const UNSTATED = { strategy: 'cranelift', compiler: 'cranelift', collector: 'drc' }
 // A module's first eight bytes: magic number, version, and layer, which marks a component.
 const KINDS = { '0061736d01000000': 'KIND_CORE_MODULE', '0061736d0d000100': 'KIND_COMPONENT' }
 
