@@ -22,6 +22,9 @@ const (
 	AdminService_Evict_FullMethodName             = "/wasmkiln.v1.AdminService/Evict"
 	AdminService_ListQuarantine_FullMethodName    = "/wasmkiln.v1.AdminService/ListQuarantine"
 	AdminService_ReleaseQuarantine_FullMethodName = "/wasmkiln.v1.AdminService/ReleaseQuarantine"
+	AdminService_Pin_FullMethodName               = "/wasmkiln.v1.AdminService/Pin"
+	AdminService_Unpin_FullMethodName             = "/wasmkiln.v1.AdminService/Unpin"
+	AdminService_ListPins_FullMethodName          = "/wasmkiln.v1.AdminService/ListPins"
 	AdminService_Drain_FullMethodName             = "/wasmkiln.v1.AdminService/Drain"
 )
 
@@ -30,11 +33,12 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type AdminServiceClient interface {
 	// Removes artifacts from one tier or from all; for one module or everything,
-	// the modules too.
+	// the modules too. What is pinned stays.
 	//
 	// Errors:
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest or engine id.
+	//	FAILED_PRECONDITION MODULE_PINNED the module is pinned: unpin it first.
 	Evict(ctx context.Context, in *EvictRequest, opts ...grpc.CallOption) (*EvictResponse, error)
 	// Lists the modules that this daemon, and every other on the same Redis,
 	// refuses because a compile of them crashed, or ran past its limit of time or
@@ -47,6 +51,30 @@ type AdminServiceClient interface {
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
 	ReleaseQuarantine(ctx context.Context, in *ReleaseQuarantineRequest, opts ...grpc.CallOption) (*ReleaseQuarantineResponse, error)
+	// Pins a module of the caller's namespace: no tier evicts it or any artifact of it,
+	// of whatever engine, to make room for others, and Redis keeps them without a time
+	// to live. That holds for artifacts that are made later too, and for all daemons on
+	// the same Redis, within 30 s. Pinning a pinned module changes nothing.
+	//
+	// All pins together may take half of a tier. If later artifacts take more, those
+	// that were not used for longest may be evicted.
+	//
+	// Errors:
+	//
+	//	INVALID_ARGUMENT INVALID_REQUEST  a malformed digest.
+	//	NOT_FOUND MODULE_NOT_LOADED       no tier has the module or an artifact of it.
+	//	RESOURCE_EXHAUSTED PINS_FULL      all pins would take more than half of a tier,
+	//	                                  or there are 10,000 of them.
+	Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error)
+	// Unpins a module. Its entries then live as long as others; none is removed.
+	//
+	// Errors:
+	//
+	//	INVALID_ARGUMENT INVALID_REQUEST  a malformed digest.
+	Unpin(ctx context.Context, in *UnpinRequest, opts ...grpc.CallOption) (*UnpinResponse, error)
+	// Lists the pins of the caller's namespace. Takes time in proportion to the number
+	// of keys in Redis.
+	ListPins(ctx context.Context, in *ListPinsRequest, opts ...grpc.CallOption) (*ListPinsResponse, error)
 	// Ends the daemon, as SIGTERM does. Returns at once, before the daemon has ended:
 	// from then on health is NOT_SERVING, and new calls get SERVER_DRAINING. Running
 	// calls, and compilations without a caller, may go on until `grace` has passed;
@@ -102,6 +130,36 @@ func (c *adminServiceClient) ReleaseQuarantine(ctx context.Context, in *ReleaseQ
 	return out, nil
 }
 
+func (c *adminServiceClient) Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PinResponse)
+	err := c.cc.Invoke(ctx, AdminService_Pin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Unpin(ctx context.Context, in *UnpinRequest, opts ...grpc.CallOption) (*UnpinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnpinResponse)
+	err := c.cc.Invoke(ctx, AdminService_Unpin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListPins(ctx context.Context, in *ListPinsRequest, opts ...grpc.CallOption) (*ListPinsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPinsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListPins_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainResponse)
@@ -117,11 +175,12 @@ func (c *adminServiceClient) Drain(ctx context.Context, in *DrainRequest, opts .
 // for forward compatibility
 type AdminServiceServer interface {
 	// Removes artifacts from one tier or from all; for one module or everything,
-	// the modules too.
+	// the modules too. What is pinned stays.
 	//
 	// Errors:
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest or engine id.
+	//	FAILED_PRECONDITION MODULE_PINNED the module is pinned: unpin it first.
 	Evict(context.Context, *EvictRequest) (*EvictResponse, error)
 	// Lists the modules that this daemon, and every other on the same Redis,
 	// refuses because a compile of them crashed, or ran past its limit of time or
@@ -134,6 +193,30 @@ type AdminServiceServer interface {
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST  no scope, or a malformed digest.
 	ReleaseQuarantine(context.Context, *ReleaseQuarantineRequest) (*ReleaseQuarantineResponse, error)
+	// Pins a module of the caller's namespace: no tier evicts it or any artifact of it,
+	// of whatever engine, to make room for others, and Redis keeps them without a time
+	// to live. That holds for artifacts that are made later too, and for all daemons on
+	// the same Redis, within 30 s. Pinning a pinned module changes nothing.
+	//
+	// All pins together may take half of a tier. If later artifacts take more, those
+	// that were not used for longest may be evicted.
+	//
+	// Errors:
+	//
+	//	INVALID_ARGUMENT INVALID_REQUEST  a malformed digest.
+	//	NOT_FOUND MODULE_NOT_LOADED       no tier has the module or an artifact of it.
+	//	RESOURCE_EXHAUSTED PINS_FULL      all pins would take more than half of a tier,
+	//	                                  or there are 10,000 of them.
+	Pin(context.Context, *PinRequest) (*PinResponse, error)
+	// Unpins a module. Its entries then live as long as others; none is removed.
+	//
+	// Errors:
+	//
+	//	INVALID_ARGUMENT INVALID_REQUEST  a malformed digest.
+	Unpin(context.Context, *UnpinRequest) (*UnpinResponse, error)
+	// Lists the pins of the caller's namespace. Takes time in proportion to the number
+	// of keys in Redis.
+	ListPins(context.Context, *ListPinsRequest) (*ListPinsResponse, error)
 	// Ends the daemon, as SIGTERM does. Returns at once, before the daemon has ended:
 	// from then on health is NOT_SERVING, and new calls get SERVER_DRAINING. Running
 	// calls, and compilations without a caller, may go on until `grace` has passed;
@@ -164,6 +247,15 @@ func (UnimplementedAdminServiceServer) ListQuarantine(context.Context, *ListQuar
 }
 func (UnimplementedAdminServiceServer) ReleaseQuarantine(context.Context, *ReleaseQuarantineRequest) (*ReleaseQuarantineResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ReleaseQuarantine not implemented")
+}
+func (UnimplementedAdminServiceServer) Pin(context.Context, *PinRequest) (*PinResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Pin not implemented")
+}
+func (UnimplementedAdminServiceServer) Unpin(context.Context, *UnpinRequest) (*UnpinResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Unpin not implemented")
+}
+func (UnimplementedAdminServiceServer) ListPins(context.Context, *ListPinsRequest) (*ListPinsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListPins not implemented")
 }
 func (UnimplementedAdminServiceServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Drain not implemented")
@@ -235,6 +327,60 @@ func _AdminService_ReleaseQuarantine_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Pin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Pin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Pin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Pin(ctx, req.(*PinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Unpin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnpinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Unpin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Unpin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Unpin(ctx, req.(*UnpinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListPins_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPinsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListPins(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListPins_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListPins(ctx, req.(*ListPinsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainRequest)
 	if err := dec(in); err != nil {
@@ -271,6 +417,18 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseQuarantine",
 			Handler:    _AdminService_ReleaseQuarantine_Handler,
+		},
+		{
+			MethodName: "Pin",
+			Handler:    _AdminService_Pin_Handler,
+		},
+		{
+			MethodName: "Unpin",
+			Handler:    _AdminService_Unpin_Handler,
+		},
+		{
+			MethodName: "ListPins",
+			Handler:    _AdminService_ListPins_Handler,
 		},
 		{
 			MethodName: "Drain",
