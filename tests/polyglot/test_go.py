@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import ROOT, installed_engines
 from tests.polyglot.conftest import Built
+from tests.polyglot.gotools import CLIENT, Go
 from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure
 
-CLIENT = ROOT / "client" / "go"
 Words = list[str | Path]
-IMPORT_PATH = Path("src/github.com/wasmkiln/wasmkiln/client/go")
-# Debian's Go packages, which are sources only.
-DEBIAN = "/usr/share/gocode"
 
 # The first build compiles gRPC: a minute of a free processor.
 pytestmark = pytest.mark.timeout(1800)
 
 
-@dataclass(frozen=True)
-class Go:
-    """The Go tools, which find the client in a workspace without modules."""
-
-    folder: Path
-
-    @property
-    def environ(self) -> Mapping[str, str]:
-        """What makes them build with Debian's packages and without the network."""
-        workspace, cache = self.folder / "workspace", self.folder / "cache"
-        return {
-            "GO111MODULE": "off",
-            "GOPATH": f"{workspace}:{DEBIAN}",
-            "GOCACHE": str(cache),
-            "GOFLAGS": "",
-            "GOTOOLCHAIN": "local",
-            "CGO_ENABLED": "1",
-        }
-
-    def __call__(self, *words: str | Path, environ: Mapping[str, str] | None = None) -> str:
-        """Run a command in the client's folder. Return what it printed."""
-        source = self.folder / "workspace" / IMPORT_PATH
-        done = subprocess.run(
-            [str(word) for word in words],
-            cwd=source,
-            env={**os.environ, **self.environ, **(environ or {}), "PWD": str(source)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def build(self, name: str, *words: str, environ: Mapping[str, str] | None = None) -> Path:
-        """Build a program. Return its path."""
-        program = self.folder / name
-        self("go", "build", "-o", program, *words, environ=environ)
-        return program
-
-
 @pytest.fixture(scope="module")
 def go(built: Built) -> Go:
-    folder = built("go")
-    link = folder / "workspace" / IMPORT_PATH
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(CLIENT)
-    return Go(folder)
+    return Go(built("go"))
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +28,7 @@ def example(go: Go) -> Path:
 
 @pytest.fixture(scope="module")
 def host(go: Go) -> Path:
-    """A host on the C library inside PyPI's wasmtime package of the newest engine."""
-    [engine] = [each for each in installed_engines().installed() if each.id == FULL_ENGINE]
-    [library] = engine.path.resolve().glob("lib/python*/site-packages/wasmtime/*/_libwasmtime.so")
-    flags = f"-L{library.parent} -l:_libwasmtime.so -Wl,-rpath,{library.parent}"
-    words = ["-tags", "wasmtime", "./hosts/wasmtime"]
-    return go.build("host", *words, environ={"CGO_LDFLAGS": flags})
+    return go.host()
 
 
 def test_the_source_is_formatted_and_vetted(go: Go, example: Path) -> None:
