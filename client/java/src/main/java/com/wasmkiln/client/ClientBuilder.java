@@ -1,0 +1,130 @@
+package com.wasmkiln.client;
+
+import io.grpc.ChannelCredentials;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
+import io.grpc.ManagedChannel;
+import io.grpc.TlsChannelCredentials;
+import java.io.File;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.time.Duration;
+
+/** Says how a client reaches its daemon, and what it trusts. */
+public final class ClientBuilder {
+  private static final int MAX_MESSAGE_BYTES = 64 << 20;
+
+  final String address;
+  TrustedKeys trusted = TrustedKeys.none();
+  Duration timeout = Duration.ofMinutes(1);
+  String token = "";
+  Path tokenFile;
+  boolean isHostStoreOn = true;
+  // Four times the default limit of a daemon; an array of bytes can have twice as many.
+  long maxArtifactBytes = 1L << 30;
+  private ChannelCredentials credentials = InsecureChannelCredentials.create();
+  private boolean isSecure;
+  private ManagedChannel channel;
+
+  ClientBuilder(String address) {
+    if (address.contains("://")) {
+      throw new IllegalArgumentException(
+          "an address is host:port: leave out what is in front of ://");
+    }
+    this.address = address;
+  }
+
+  /** Verify that one of these keys signed each artifact. Without keys no signature is checked. */
+  public ClientBuilder trustedKeys(TrustedKeys keys) {
+    trusted = keys;
+    return this;
+  }
+
+  /**
+   * Connect over TLS, with the CAs in a file.
+   *
+   * @throws IOException if the file cannot be read
+   */
+  public ClientBuilder tls(File caFile) throws IOException {
+    return tls(TlsChannelCredentials.newBuilder().trustManager(caFile).build());
+  }
+
+  /**
+   * Connect over TLS, with the CAs in a file and a client certificate.
+   *
+   * @throws IOException if a file cannot be read
+   */
+  public ClientBuilder tls(File caFile, File certFile, File keyFile) throws IOException {
+    return tls(
+        TlsChannelCredentials.newBuilder()
+            .trustManager(caFile)
+            .keyManager(certFile, keyFile)
+            .build());
+  }
+
+  /** Connect over TLS. */
+  public ClientBuilder tls(ChannelCredentials tls) {
+    credentials = tls;
+    isSecure = true;
+    return this;
+  }
+
+  /** Send a token with each call, over TLS or to this machine only. */
+  public ClientBuilder token(String bearer) {
+    token = bearer;
+    return this;
+  }
+
+  /** Send the token in a file, which is read at each call, so that a new token counts at once. */
+  public ClientBuilder tokenFile(Path file) {
+    tokenFile = file;
+    return this;
+  }
+
+  /** Limit how long a call may take that names no time of its own; by default a minute. */
+  public ClientBuilder timeout(Duration limit) {
+    timeout = limit;
+    return this;
+  }
+
+  /** Always ask for bytes, even if the daemon is on this machine. */
+  public ClientBuilder withoutHostStore() {
+    isHostStoreOn = false;
+    return this;
+  }
+
+  /** Refuse larger artifacts; by default those above 1 GiB. */
+  public ClientBuilder maxArtifactBytes(long limit) {
+    maxArtifactBytes = Math.min(limit, Integer.MAX_VALUE - 8);
+    return this;
+  }
+
+  /**
+   * Use a channel of your own, such as one to a Unix socket. The client closes it. TLS is yours
+   * then; a token is sent over it.
+   */
+  public ClientBuilder channel(ManagedChannel own) {
+    channel = own;
+    return this;
+  }
+
+  /** Return the client. It connects with the first call. */
+  public WasmkilnClient build() {
+    boolean hasToken = !token.isEmpty() || tokenFile != null;
+    if (channel == null && hasToken && !isSecure && !Addresses.isLocal(address)) {
+      throw new IllegalArgumentException(
+          "cannot send a token to " + address + " in plaintext: anybody on the way could read it;"
+              + " use tls(...)");
+    }
+    ManagedChannel opened = channel;
+    if (opened == null) {
+      opened =
+          Grpc.newChannelBuilder(address, credentials)
+              .maxInboundMessageSize(MAX_MESSAGE_BYTES)
+              .userAgent("wasmkiln-java")
+              .disableRetry()
+              .build();
+    }
+    return new WasmkilnClient(opened, new Calls(opened, this), this);
+  }
+}
