@@ -38,6 +38,7 @@ NEEDS = {
         "grpc_java_plugin": "protobuf-compiler-grpc-java-plugin",
         "/usr/share/java/grpc-api.jar": "libgrpc-java",
         "/usr/share/java/protobuf.jar": "libprotobuf-java",
+        "/usr/share/java/netty-tcnative.jar": "libnetty-tcnative-java",
     },
     "node": {"node": "nodejs", "npm": "npm"},
     "c": {"gcc": "gcc"},

@@ -1,0 +1,196 @@
+"""The Java client against a real daemon."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.daemon import ROOT
+from tests.polyglot.conftest import Built
+from tests.polyglot.gotools import Go
+from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure, run
+
+CLIENT = ROOT / "client" / "java"
+PROTOS = ROOT / "protos"
+JARS = Path("/usr/share/java")
+NEEDED = (
+    *("grpc-api", "grpc-stub", "grpc-protobuf", "grpc-protobuf-lite", "grpc-context"),
+    *("protobuf", "guava", "gson"),
+)
+AT_RUN_TIME = (
+    *("grpc-core", "grpc-netty", "perfmark-api", "netty-buffer", "netty-codec"),
+    *("netty-codec-http", "netty-codec-http2", "netty-codec-socks", "netty-common"),
+    *("netty-handler", "netty-handler-proxy", "netty-resolver", "netty-transport"),
+    *("netty-transport-native-unix-common", "netty-transport-native-epoll"),
+    "netty-tcnative",
+)
+# Debian's generator asks for an annotation that Java has no more.
+GENERATED = "package javax.annotation; public @interface Generated { String value(); %s }"
+
+Words = list[str | Path]
+Example = Callable[[Words], tuple[int, str]]
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def must(words: Words) -> None:
+    done = run(words, cwd=ROOT, timeout_s=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def compiled_once(folder: Path, sources: Iterable[Path], build: Callable[[Path], None]) -> Path:
+    """Return a folder of classes, which is built anew where the sources have changed."""
+    digest = hashlib.sha256()
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    to = folder / digest.hexdigest()[:16]
+    if not to.exists():
+        aside = folder / "unfinished"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        build(aside)
+        aside.rename(to)
+    return to
+
+
+def class_path(*parts: str | Path) -> str:
+    return ":".join(
+        str(JARS / f"{part}.jar") if isinstance(part, str) else str(part) for part in parts
+    )
+
+
+@pytest.fixture(scope="module")
+def messages(built: Built) -> Path:
+    """The classes that are generated from the protos."""
+    folder = built("java")
+
+    def build(to: Path) -> None:
+        generated = to / "sources"
+        annotation = generated / "javax" / "annotation" / "Generated.java"
+        annotation.parent.mkdir(parents=True)
+        annotation.write_text(GENERATED % "String comments();")
+        plugin = f"--plugin=protoc-gen-grpc-java={shutil.which('grpc_java_plugin')}"
+        outs: Words = [f"--java_out={generated}", f"--grpc-java_out={generated}"]
+        protos = sorted(PROTOS.glob("wasmkiln/v1/*.proto"))
+        must(["protoc", "-I", PROTOS, plugin, *outs, *protos])
+        words: Words = ["javac", "-nowarn", "--release", "17", "-cp", class_path(*NEEDED)]
+        must([*words, "-d", to, *sorted(generated.rglob("*.java"))])
+
+    return compiled_once(folder / "messages", PROTOS.glob("wasmkiln/v1/*.proto"), build)
+
+
+@pytest.fixture(scope="module")
+def classes(built: Built, messages: Path) -> Path:
+    """The client and the example; they compile without a warning."""
+    sources = sorted((CLIENT / "src").rglob("*.java"))
+
+    def build(to: Path) -> None:
+        words: Words = ["javac", "-Xlint:all,-processing", "-Werror", "--release", "17"]
+        must([*words, "-cp", class_path(*NEEDED, messages), "-d", to, *sources])
+
+    return compiled_once(built("java") / "client", sources, build)
+
+
+@pytest.fixture(scope="module")
+def example(kiln: Kiln, built: Built, classes: Path, messages: Path) -> Example:
+    path = class_path(classes, messages, *NEEDED, *AT_RUN_TIME)
+    # Debian's netty has no ALPN by Java's own TLS, and looks for the library that has it under
+    # another name than Debian gave it.
+    library = built("java") / "lib" / "libnetty_tcnative.so"
+    [debian] = Path("/usr/lib").glob("*/jni/libnetty-tcnative.so")
+    library.parent.mkdir(exist_ok=True)
+    shutil.copyfile(debian, library)
+    flags: Words = ["-XX:TieredStopAtLevel=1", f"-Djava.library.path={library.parent}"]
+    start: Words = ["java", *flags, "-cp", path, "com.wasmkiln.example.Example"]
+
+    def call(words: Words) -> tuple[int, str]:
+        done = kiln.run([*start, *words])
+        assert done.stdout, done.stderr
+        print(done.stdout, end="")
+        return done.returncode, done.stdout.strip()
+
+    return call
+
+
+def refused(example: Example, words: Words) -> str:
+    """Run the example, which has to fail. Return the reason and its sentence."""
+    code, said = example(words)
+    assert code == 1, said
+    return said.splitlines()[-1].removeprefix("java error ")
+
+
+def test_the_pom_asks_for_what_the_client_imports() -> None:
+    names = {"m": "http://maven.apache.org/POM/4.0.0"}
+    pom = ET.parse(CLIENT / "pom.xml").getroot()
+    asked = {each.text for each in pom.findall(".//m:dependency/m:artifactId", names)}
+    assert {"grpc-protobuf", "grpc-stub", "protobuf-java", "gson"} <= asked
+    roots = [each.text for each in pom.findall(".//m:protoSourceRoot", names)]
+    assert roots == ["${project.basedir}/../../protos"]
+
+
+def test_it_compiles_verifies_and_hits(kiln: Kiln, example: Example) -> None:
+    for engine in ENGINES:
+        flags: Words = ["--key", kiln.key_file, "--engine", engine, "--no-host-store"]
+        code, said = example([kiln.address, kiln.fresh_module(), *flags])
+        assert code == 0
+        first, second, error = said.splitlines()
+        assert first.endswith("from compiled")
+        assert second.endswith("from memory")
+        assert engine in first
+        assert error.startswith("java error MODULE_INVALID: ")
+
+
+def test_a_host_runs_a_file_of_the_host_store(kiln: Kiln, built: Built, example: Example) -> None:
+    out = kiln.folder / "java.cwasm"
+    flags: Words = ["--key", kiln.key_file, "--engine", FULL_ENGINE, "--out", out]
+    code, said = example([kiln.address, kiln.module, *flags])
+    assert code == 0
+    assert "a file of the host store" in said.splitlines()[1]
+    ran = kiln.run([Go(built("go")).host(), out, "fib", "20"])
+    print(f"what java compiled: {ran.stdout}", end="")
+    assert ran.stdout == "go host ran fib[20] = 6765\n"
+
+
+def test_it_refuses_another_signer_in_bytes_and_files(kiln: Kiln, example: Example) -> None:
+    for flags in ([], ["--no-host-store"]):
+        words: Words = [kiln.address, kiln.module, "--key", kiln.wrong_key_file, *flags]
+        said = refused(example, words)
+        assert said.startswith("ATTESTATION_INVALID: the attestation is signed by a key that is")
+
+
+def test_it_says_why_a_call_failed(kiln: Kiln, example: Example) -> None:
+    said = refused(example, [kiln.address, kiln.module, "--digest", "0" * 64])
+    assert said.startswith("MODULE_NOT_LOADED: ")
+    said = refused(example, [kiln.address, kiln.module, "--engine", "wasmtime-1.0.0"])
+    assert said.startswith("ENGINE_UNKNOWN: ")
+    said = refused(example, ["127.0.0.1:1", kiln.module])
+    assert said.startswith("CONNECTION_FAILED: no daemon answers at 127.0.0.1:1 (connection")
+
+
+def test_a_full_queue(kiln: Kiln, example: Example) -> None:
+    module = kiln.fresh_module()
+    with kiln.full_queue() as engine:
+        said = refused(example, [kiln.address, module, "--engine", engine])
+    assert said.startswith("COMPILE_QUEUE_FULL: ")
+
+
+def test_tls_and_tokens(kiln: Kiln, secure: Secure, example: Example) -> None:
+    module = kiln.fresh_module()
+    tls: Words = ["--ca", secure.ca_file]
+    flags: Words = ["--key", secure.key_file, "--no-host-store"]
+    code, _ = example([secure.address, module, *tls, "--token-file", secure.token_file, *flags])
+    assert code == 0
+    said = refused(example, [secure.address, module, *tls])
+    assert said.startswith("CREDENTIALS_MISSING: ")
+    said = refused(example, [secure.address, module, "--ca", secure.other_ca_file])
+    assert said.startswith("CONNECTION_FAILED: ")
+    assert "a CA that is not trusted" in said
+    said = refused(example, [secure.address, module])
+    assert said.startswith("CONNECTION_FAILED: ")
+    remote: Words = ["kiln.example:50051", module, "--token-file", secure.token_file]
+    assert "in plaintext" in refused(example, remote)
