@@ -94,6 +94,16 @@ def test_a_component_by_its_digest_for_several_settings(
     }
 
 
+def test_what_is_warm_can_be_pinned(kiln: Daemon, registry: Registry, tmp_path: Path) -> None:
+    module = wasm.adder(140)
+    reference = registry.push("acme/pinned:1", Image.wash(module))
+    code, answer, errors = warm(kiln, tmp_path, reference, "--pin")
+    assert (code, answer["compiled"], answer["pinned"]) == (0, 1, 1), errors
+    with kiln.client() as client:
+        assert [each.module_sha256 for each in client.pins().pins] == [wasm.digest(module)]
+        client.unpin(wasm.digest(module))
+
+
 def test_what_an_engine_refuses_leaves_the_rest_alone(
     kiln: Daemon, registry: Registry, tmp_path: Path
 ) -> None:

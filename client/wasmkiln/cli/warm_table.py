@@ -29,6 +29,8 @@ def warmed(
     )
     if document["uploaded"]:
         summary += f"; {document['uploaded']} uploaded"
+    if document["pinned"]:
+        summary += f"; {document['pinned']} pinned"
     if not warm_now:
         return summary
     # Of the target and the cpu, what tells the rows apart.

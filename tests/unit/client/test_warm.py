@@ -130,6 +130,53 @@ def test_a_variant_that_the_daemon_does_not_have_leaves_the_others_alone(
     assert answer["errors"][0]["source"] == "mips"
 
 
+def test_pinned_are_the_modules_that_are_warm(
+    run: Callable[..., Result], daemon: FakeDaemon, refusal: type[Refusal]
+) -> None:
+    for name, content in (("a", HTTP), ("b", CACHE), ("c", JOBS)):
+        Path(f"{name}.wasm").write_bytes(content)
+    daemon.warm.add((sha256(HTTP), ""))
+    daemon.refuse_module[JOBS] = refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID")
+    result = run(".", "--pin", "--json")
+    answer = document(result)
+    assert (result.exit_code, answer["pinned"], answer["failed"]) == (Exit.REFUSED, 2, 1)
+    assert {r.module_sha256 for r in daemon.requests("Pin")} == {sha256(HTTP), sha256(CACHE)}
+    text = run("a.wasm", "b.wasm", "--pin").stdout
+    assert "2 modules: 1 warm before, 1 compiled, 0 failed; 2 pinned" in text
+
+
+def test_a_pin_that_is_refused_is_a_failure(
+    run: Callable[..., Result],
+    daemon: FakeDaemon,
+    refusal: type[Refusal],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("a.wasm").write_bytes(HTTP)
+    daemon.warm.add((sha256(HTTP), ""))
+    begin = daemon._begin
+
+    def refuse(method: str, request: Any, context: Any) -> None:
+        if method == "Pin":
+            refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "PINS_FULL", "full").abort(context)
+        begin(method, request, context)
+
+    monkeypatch.setattr(daemon, "_begin", refuse)
+    result = run("a.wasm", "--pin", "--json")
+    answer = document(result)
+    assert (result.exit_code, answer["pinned"], answer["failed"]) == (Exit.REFUSED, 0, 1)
+    assert answer["errors"][0]["reason"] == "PINS_FULL"
+
+
+def test_pins_that_redis_did_not_take_are_no_success(
+    run: Callable[..., Result], daemon: FakeDaemon
+) -> None:
+    Path("a.wasm").write_bytes(HTTP)
+    daemon.unreachable_tiers = ["redis"]
+    result = run("a.wasm", "--pin")
+    assert result.exit_code == Exit.REFUSED
+    assert "other daemons learn of the pins when it does" in result.stderr
+
+
 def test_a_thousand_variants_are_a_mistake(run: Callable[..., Result], daemon: FakeDaemon) -> None:
     Path("a.wasm").write_bytes(HTTP)
     many = [word for n in range(40) for word in ("--engine", f"e-{n}", "--cpu", f"c{n}")]

@@ -39,6 +39,12 @@ _MAX_ATTEMPTS = 10
     help="Calls at the same time.",
 )
 @click.option(
+    "--pin",
+    "pins",
+    is_flag=True,
+    help="Pin the modules that are warm then; needs the role admin.",
+)
+@click.option(
     "--recursive/--no-recursive", default=True, help="Go into the folders of a folder, or not."
 )
 @click.option(
@@ -64,6 +70,7 @@ def warm(
     cpus: tuple[str, ...],
     settings: dict[str, list[str]],
     jobs: int,
+    pins: bool,
     recursive: bool,
     plain_http: bool | None,
     fetch_timeout: float,
@@ -85,23 +92,34 @@ def warm(
         with session.client(max_attempts=_MAX_ATTEMPTS) as client:
             warmer = Warmer(client)
             compiled = _compiled(warmer, cold, jobs)
+            # Not one of which an artifact is missing: its next call would fail, pinned or not.
+            failing = {
+                one.module for one, done in zip(cold, compiled, strict=True) if not done.result
+            }
+            whole = [module for module in modules if module not in failing]
+            pinned = in_parallel(jobs, whole if pins else [], warmer.pin)
 
     warm_now = [(one.source, one.result) for one in compiled if one.result is not None]
-    failures: list[Done[Any]] = [*read, *refused, *compiled]
+    failures: list[Done[Any]] = [*read, *refused, *compiled, *pinned]
     asked = len(modules) * (len(variants) - len(refused))
     unread = sum(one.error is not None for one in read)
-    failed = unread + len(refused) + len(cold) - len(warm_now)
+    unpinned = sum(one.error is not None for one in pinned)
+    failed = unread + len(refused) + len(cold) - len(warm_now) + unpinned
     document = {
         "modules": len(modules) + unread,
         "warm_before": asked - len(cold),
         "compiled": len(warm_now),
         "uploaded": warmer.uploaded,
+        "pinned": len(pinned) - unpinned,
         "failed": failed,
         "artifacts": [{"source": name, **to_document(header)} for name, header in warm_now],
         "errors": batch.errors_in(failures),
     }
     session.emit(document, warm_table.warmed(warm_now, document))
     batch.report_failures(session, failures)
+    if any(one.result is not None and one.result.redis_unreachable for one in pinned):
+        session.note("error: redis did not answer: other daemons learn of the pins when it does")
+        failed += 1
     # 1 for every kind of failure: a script asks only whether all is warm.
     context.exit(Exit.REFUSED if failed else Exit.OK)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wasmkiln.cli.warming.module import Module
     from wasmkiln.cli.warming.variants import Variant
     from wasmkiln.client import Client
+    from wasmkiln.v1.admin_service_pb2 import PinResponse
     from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 
@@ -92,6 +93,10 @@ class Warmer:
         if isinstance(done.error, ConnectionFailed):
             self._is_gone = True
         return done
+
+    def pin(self, module: Module) -> Done[PinResponse]:
+        """Pin a module, which the daemon has by now."""
+        return attempt(module.name, lambda _: self._client.pin(module.sha256))
 
     def _compiled(self, one: Wanted) -> ArtifactHeader:
         module = one.module
