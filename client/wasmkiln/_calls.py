@@ -198,12 +198,14 @@ class Calls:
         return self._unary(RELEASE_QUARANTINE, request, self.deadline(timeout_s), metadata)
 
     def pin(self, request: admin.PinRequest, timeout_s: float | None) -> Flow[admin.PinResponse]:
-        return self._unary(PIN, request, self.deadline(timeout_s))
+        metadata = about(request.module_sha256)
+        return self._unary(PIN, request, self.deadline(timeout_s), metadata)
 
     def unpin(
         self, request: admin.UnpinRequest, timeout_s: float | None
     ) -> Flow[admin.UnpinResponse]:
-        return self._unary(UNPIN, request, self.deadline(timeout_s))
+        metadata = about(request.module_sha256)
+        return self._unary(UNPIN, request, self.deadline(timeout_s), metadata)
 
     def pins(self, timeout_s: float | None) -> Flow[admin.ListPinsResponse]:
         return self._unary(LIST_PINS, admin.ListPinsRequest(), self.deadline(timeout_s))

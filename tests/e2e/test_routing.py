@@ -93,6 +93,21 @@ def test_each_module_is_compiled_and_held_by_one_daemon(replicas: Replicas) -> N
     assert all(shares)
 
 
+def test_what_operates_on_a_module_goes_where_it_is(replicas: Replicas) -> None:
+    with Client(replicas.ring) as client:
+        compile_all(client)
+        holders = dict(zip(DIGESTS, replicas.holders(), strict=True))
+        for digest in DIGESTS[:3]:
+            client.pin(digest)
+        for number, daemon in enumerate(replicas.daemons):
+            with daemon.client() as one:
+                pinned = {pin.module_sha256 for pin in one.pins().pins}
+            assert pinned == {each for each in DIGESTS[:3] if holders[each] == [number]}
+        for digest in DIGESTS[:3]:
+            assert client.unpin(digest).removed
+            assert client.evict(module_sha256=digest).artifacts == 1
+
+
 def test_one_daemon_alone_cannot_hold_them(replicas: Replicas) -> None:
     with replicas.daemons[0].client() as client:
         compile_all(client)
