@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.architecture.test_locks import locked
 
@@ -50,6 +48,10 @@ def bill(text: str) -> Any:
 
 
 def test_it_is_valid_cyclonedx(text: str) -> None:
+    # Here: each process that collects the tests would take two seconds for it.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
