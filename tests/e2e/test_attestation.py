@@ -229,16 +229,21 @@ def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
 
 
 @pytest.mark.parametrize(
-    ("language", "command"), [("js", ["node"]), ("go", ["go", "run"])], ids=["node", "go"]
+    ("language", "compiler", "command"),
+    [("js", [], ["node", "verify.js"]), ("go", ["go", "build", "verify.go"], ["./verify"])],
+    ids=["node", "go"],
 )
 def test_the_programs_of_the_documentation(
-    daemon: RedisDaemon, tmp_path: Path, language: str, command: list[str]
+    daemon: RedisDaemon, tmp_path: Path, language: str, compiler: list[str], command: list[str]
 ) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
+    tool = (compiler or command)[0]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
     page = (ROOT / "docs" / "verification.md").read_text()
     [program] = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / f"verify.{language}").write_text(program)
+    if compiler:
+        subprocess.run(compiler, cwd=tmp_path, check=True)
     with daemon.client() as client:
         artifact = client.compile(wasm.adder(3))
     path = artifact.save(tmp_path / "m.cwasm")
@@ -252,7 +257,7 @@ def test_the_programs_of_the_documentation(
         pem: str = "key.pem",
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, f"verify.{language}", path.name, pem, module, fingerprint],
+            [*command, path.name, pem, module, fingerprint],
             cwd=tmp_path,
             capture_output=True,
             text=True,
