@@ -18,13 +18,14 @@ from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.strangers import SENT, Strangers, over_tcp, over_unix
 from tests.e2e.wasm import constant
+from tests.sizes import size
 
 FEW = 700
 """Descriptors of the daemon: fewer than there are strangers."""
 STRANGERS = 1600
 FEWER = 200
 """The number of strangers that ask for something, or send a lot."""
-HONEST_S = 2.5
+HONEST_S = size(2.5, 0.8)
 """For how long the honest go on, and longer if need be: until each was served ``LEAST`` times."""
 LEAST = 4
 # Of what several thousand connections by strangers may leave in the log.

@@ -14,8 +14,9 @@ from wasmkilnd.model import EvictScope
 from tests.doubles.notes import Notes
 from tests.faults_host.stores import check_index, check_is_right, entries_on_disk, store
 from tests.faults_host.writing import LIMIT_BYTES, TAGS, one_of, running
+from tests.sizes import size
 
-KILLS = 60
+KILLS = size(60, 24)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -67,7 +68,8 @@ def test_two_processes_that_write_stay_within_the_limit(tmp_path: Path) -> None:
     directory, most = tmp_path / "store", 0
     with ExitStack() as stack:
         processes = [
-            stack.enter_context(running(directory, seed, 6.0, evicts=False)) for seed in (1, 2)
+            stack.enter_context(running(directory, seed, size(6.0, 3.0), evicts=False))
+            for seed in (1, 2)
         ]
         while any(process.is_alive() for process in processes):
             # Only what was there all the time: an entry may come after another has gone.
@@ -86,7 +88,9 @@ def test_two_processes_that_write_stay_within_the_limit(tmp_path: Path) -> None:
 def test_processes_that_evict_under_each_other(tmp_path: Path) -> None:
     directory = tmp_path / "store"
     with ExitStack() as stack:
-        processes = [stack.enter_context(running(directory, seed, 4.0)) for seed in (3, 4, 5)]
+        processes = [
+            stack.enter_context(running(directory, seed, size(4.0, 2.0))) for seed in (3, 4, 5)
+        ]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0, 0]
