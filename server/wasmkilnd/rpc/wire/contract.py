@@ -4,6 +4,7 @@ They are what reflection shows, and what the bounds of requests are made from. T
 described here because grpcio's packages lack them: grpc.reflection.v1, whose messages have the
 fields of v1alpha's, and Health.List of grpc-proto's grpc/health/v1/health.proto. protobuf's default
 pool refuses a second description of a file, and what other packages put there is nobody's to show.
+The details of errors are among them: grpcurl looks their messages up to show them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -20,7 +22,10 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 _ALPHA = "grpc.reflection.v1alpha"
 _V1 = "grpc.reflection.v1"
 _HEALTH = "grpc.health.v1"
-_SERVED = (module_service_pb2, admin_service_pb2, channelz_pb2, reflection_pb2)
+_SERVED = (
+    *(module_service_pb2, admin_service_pb2, channelz_pb2, reflection_pb2),
+    error_details_pb2,
+)
 
 
 @cache
