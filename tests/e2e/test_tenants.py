@@ -193,6 +193,25 @@ def test_the_quarantine_of_one_tenant_refuses_nobody_else(tenants: House) -> Non
         a.compile(SLOW)
 
 
+def test_pins_are_those_of_one_tenant(tenants: House) -> None:
+    a, b, ops = (tenants.client(who) for who in ("a", "b", "ops"))
+    dear = wasm.constant(815)
+    digest = wasm.digest(dear)
+    a.compile(dear)
+    a.pin(digest)
+    for other in (b, ops):
+        assert not other.pins().pins
+        with pytest.raises(ModuleNotLoaded):
+            other.pin(digest)
+        assert not other.unpin(digest).removed
+    b.compile(dear)
+    assert b.evict(everything=True).pinned == 0
+    assert a.compile(digest).header.origin == MEMORY
+    assert [pin.module_sha256 for pin in a.pins().pins] == [digest]
+    assert (a.stats().pins, b.stats().pins, ops.stats().pins) == (1, 0, 1)
+    assert a.unpin(digest).removed
+
+
 def test_what_an_engine_said_of_a_module_is_asked_again_for_each_tenant(tenants: House) -> None:
     def refused(who: str) -> int:
         with pytest.raises(grpc.RpcError) as failure:

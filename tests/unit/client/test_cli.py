@@ -211,6 +211,31 @@ def test_evict_with_a_tier_that_did_not_answer(
     assert "redis did not answer" in result.stderr
 
 
+def test_pins(run: Callable[..., Result], daemon: FakeDaemon, modules: list[str]) -> None:
+    digest = hashlib.sha256(WASM + b"a.wasm").hexdigest()
+    added = run("pin", "add", "a.wasm", "ab" * 32)
+    assert added.exit_code == 0, added.output
+    assert digest in added.stdout
+    assert "2.0 KiB" in added.stdout
+    [first, second] = document(run("pin", "add", "a.wasm", "ab" * 32, "--json"))["pins"]
+    assert (first["module_sha256"], second["module_sha256"]) == (digest, "ab" * 32)
+    assert first["tiers"] == [{"tier": "memory", "artifacts": 2, "module": True, "bytes": 2048}]
+    assert "ab" * 32 in run("pin", "ls").stdout
+    assert run("pin", "rm", "a.wasm").stdout == "unpinned 1 of 1\n"
+    assert run("pin", "add").exit_code == Exit.USAGE
+    assert [request.module_sha256 for request in daemon.requests("Unpin")] == [digest]
+
+
+def test_a_pin_that_other_daemons_do_not_know_yet(
+    run: Callable[..., Result], daemon: FakeDaemon, modules: list[str]
+) -> None:
+    daemon.unreachable_tiers = ["redis"]
+    for command in (("pin", "add", "a.wasm"), ("pin", "rm", "a.wasm")):
+        result = run(*command)
+        assert result.exit_code == Exit.NOT_NOW
+        assert "redis did not answer" in result.stderr
+
+
 def test_drain(run: Callable[..., Result], daemon: FakeDaemon) -> None:
     result = run("drain", "--grace", "30")
     assert result.stdout == (

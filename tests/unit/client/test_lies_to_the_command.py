@@ -159,7 +159,7 @@ def test_what_is_no_message(
     if raw == lies.TWO and result.exit_code == Exit.DEADLINE:
         return  # gRPC waits for the end of an answer that has one message
     assert problems(result, form == "json") == []
-    lists = method not in ("ReleaseQuarantine", "Drain", "Check")
+    lists = method not in ("ReleaseQuarantine", "Pin", "Unpin", "Drain", "Check")
     if raw in ("garbage", "no message") or (raw == "two million elements" and lists):
         assert result.exit_code == Exit.REFUSED
 
