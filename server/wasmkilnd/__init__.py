@@ -25,6 +25,7 @@ Load, FindMissing and Evict are in ``module_service``. Each namespace has servic
 | ``rpc`` | gRPC: connections, bytes in flight, messages, the table of errors |
 | ``cache`` | the tiers: memory, Redis, the embedded server; who of the fleet compiles |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
+| ``usage`` | how often each artifact is served |
 | ``tenants`` | namespaces: caches and services of their own for callers who share nothing |
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
 | ``config`` | settings: one schema for flags, environment, file and docs |

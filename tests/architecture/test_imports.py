@@ -23,7 +23,7 @@ from tests.architecture.imports import (
 CORE = {
     *("model", "errors", "ports", "wire", "fingerprint", "admission", "requests"),
     *("waiters", "singleflight", "redis_address", "reloadable", "fair_share", "network"),
-    *("slices", "wait_budget", "ownership", "account", "whole_files", "pins"),
+    *("slices", "wait_budget", "ownership", "account", "whole_files", "pins", "uses"),
 }
 SERVICES = {"compile_service", "module_service", "pin_service", "quarantine"}
 
@@ -44,6 +44,7 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "ownership": set(),
     "whole_files": set(),
     "account": {"errors", "model"},
+    "uses": {"model"},
     "waiters": {"account"},
     "requests": {"account", "waiters", "model", "errors"},
     "wait_budget": {"errors"},
@@ -59,7 +60,7 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "fast_first": {"account", "model", "errors", "ports", "requests", "waiters"},
     "compile_service": CORE | {"quarantine", "compile_work", "fast_first"},
     "module_service": CORE | {"pin_service", "quarantine"},
-    "tenant": SERVICES,
+    "tenant": SERVICES | {"uses"},
     "options": CORE,
     "app": CORE | {"options"},
     "run": {"app"},
@@ -112,9 +113,10 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "config.sections": (set(), {"config.values"}),
     "config": (set(), {"config.sections", "config.values"}),
     "signing": (CORE, {"config"}),
+    "usage": (CORE, {"cache.redis", "cache.value"}),
     "tenants": (
         CORE | SERVICES | {"fast_first", "options", "tenant"},
-        {"cache", "cache.value", "config", "engines", "rpc.wire", "telemetry.metrics"},
+        {"cache", "cache.value", "config", "engines", "rpc.wire", "telemetry.metrics", "usage"},
     ),
     "lifecycle": (
         CORE | {"fast_first", "options"},
@@ -137,7 +139,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         {"cache", "cache.embedded", "cache.host", "cache.redis", "cache.value"},
     ),
     "commands": (
-        {"model", "ports", "ownership"},
+        {"model", "ports", "ownership", "uses"},
         {"access", "access.tls", "config", "config.values", "engines.install", "signing"}
         | {"telemetry.audit"},
     ),

@@ -16,6 +16,7 @@ from wasmkilnd.cache.redis.pins import RedisPins
 from wasmkilnd.cache.redis.revocation_store import RevocationStore
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
+from wasmkilnd.cache.redis.use_store import UseStore
 from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import namespace_prefix
@@ -41,6 +42,7 @@ class SharedTier:
     """Those of the whole daemon are in the default namespace."""
     pins: RedisPins | None = None
     refresher: TtlRefresher | None = None
+    uses: UseStore | None = None
 
     @property
     def used(self) -> Callable[[CacheKey | str], None] | None:
@@ -141,6 +143,7 @@ def _with(
         revocations=None if namespace else RevocationStore(link, redis.names, sealer),
         pins=RedisPins(link, redis.names, sealer, options.ttl_s),
         refresher=TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
+        uses=UseStore(link, redis.names, sealer),
     )
 
 

@@ -96,7 +96,8 @@ class OrphanFinder:
             marks = sum(map(self._names.is_mark, new))
             rest.marks += marks
             pins = sum(map(self._names.is_pins, new))
-            known = leases + strikes + marks + others + values + about_keys + pins
+            uses = sum(map(self._names.is_uses, new))
+            known = leases + strikes + marks + others + values + about_keys + pins + uses
             rest.unknown += len(new) - len(parts) - known
             sizes = await self._sizes(parts)
             rest.parts += len(parts)

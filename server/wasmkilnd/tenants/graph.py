@@ -34,6 +34,8 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.tenants.recorders import BothRecorders
 from wasmkilnd.tenants.shares import Share
+from wasmkilnd.usage.file import UseFile
+from wasmkilnd.usage.keeper import UsageKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class OpenTenant:
     shared: SharedTier
     cache: TieredCache
     pinned: TiersWithPins
+    usage: UsageKeeper
     metrics: Metrics
     """Of the namespace alone; of the default one, those of the whole daemon."""
 
@@ -73,6 +76,7 @@ class OpenTenant:
         await self.pinned.read()  # First: a tier that opens makes room.
         await asyncio.gather(self.host.start(), self.shared.start())
         self.pinned.start()
+        self.usage.start()
 
     def resize(self, share: Share) -> None:
         """Hold no more than ``share`` from now on."""
@@ -82,10 +86,16 @@ class OpenTenant:
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
-        await asyncio.gather(self.shared.flush(timeout_s), self.host.flush(timeout_s))
+        saving = asyncio.wait_for(self.usage.save(last=True), timeout_s)
+        await asyncio.gather(
+            self.shared.flush(timeout_s),
+            self.host.flush(timeout_s),
+            asyncio.gather(saving, return_exceptions=True),
+        )
 
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush."""
+        await self.usage.close()
         await self.tenant.quarantine.close()
         await self.pinned.close()
         await self.shared.close()
@@ -155,19 +165,16 @@ def open_tenant(
         admission,
         behind=common.behind,
     )
+    modules = ModuleService(cache, engines, quarantine, admission, pin_service)
+    tenant = Tenant(namespace, service, modules, quarantine, pin_service)
     opened = OpenTenant(
-        tenant=Tenant(
-            namespace,
-            service,
-            ModuleService(cache, engines, quarantine, admission, pin_service),
-            quarantine,
-            pin_service,
-        ),
+        tenant=tenant,
         memory=memory,
         host=host,
         shared=shared,
         cache=cache,
         pinned=pinned,
+        usage=UsageKeeper(tenant.tally, shared.uses, UseFile(settings.state_dir, namespace)),
         metrics=metrics,
     )
     if metrics is not whole:

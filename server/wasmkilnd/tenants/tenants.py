@@ -61,6 +61,11 @@ class Tenants:
         return self._open[DEFAULT_NAMESPACE]
 
     @property
+    def opened(self) -> Mapping[str, OpenTenant]:
+        """Every namespace that is served now, by name."""
+        return dict(self._open)
+
+    @property
     def flights(self) -> int:
         """How many compilations are under way or waiting for a worker."""
         return sum(each.tenant.service.flights for each in self._all())
@@ -109,6 +114,10 @@ class Tenants:
         """Let the metrics of every namespace count an engine."""
         for opened in self._open.values():
             opened.metrics.catalogue.add_engine(engine_id)
+
+    async def save_uses(self) -> None:
+        """Save how often each artifact was served so far, where the fleet finds it."""
+        await asyncio.gather(*(each.usage.save() for each in self._open.values()))
 
     async def write_engines(self) -> None:
         """Write what the daemon serves where clients look for it; never raise."""

@@ -50,9 +50,9 @@ class KeyNames:
     ``<prefix>strike:{<module>}:<fingerprint>`` records a compile that broke the compiler. An
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
     everything or an engine. ``<prefix>pins:<digit>`` lists the pinned modules whose digests begin
-    with the digit. ``<prefix>revoked:<key id>`` revokes a signing key, and
-    ``<prefix>cert:<key id>`` is its certificate. The braces keep all keys of a module in one slot
-    of a cluster.
+    with the digit, and ``<prefix>uses:<place>`` sums what a daemon served.
+    ``<prefix>revoked:<key id>`` revokes a signing key, and ``<prefix>cert:<key id>`` is its
+    certificate. The braces keep all keys of a module in one slot of a cluster.
 
     Keys of a namespace begin with ``<prefix>ns:<namespace>:`` instead of the prefix, so no pattern
     or name here is about them.
@@ -70,6 +70,7 @@ class KeyNames:
         self._pins = f"{prefix}pins:".encode()
         self._revoked = f"{prefix}revoked:".encode()
         self._certificate = f"{prefix}cert:".encode()
+        self._uses = f"{prefix}uses:".encode()
         self._prefix = prefix.encode()
 
     def artifact(self, key: CacheKey) -> bytes:
@@ -99,6 +100,14 @@ class KeyNames:
     def certificate(self, key_id: str) -> bytes:
         """Return the name of the certificate of a signing key."""
         return self._certificate + key_id.encode()
+
+    def uses(self, place: int) -> bytes:
+        """Return the name of a daemon's record of uses."""
+        return b"%b%d" % (self._uses, place)
+
+    def is_uses(self, name: bytes) -> bool:
+        """Whether ``name`` is that of a record of uses."""
+        return name.startswith(self._uses)
 
     def is_about_keys(self, name: bytes) -> bool:
         """Whether ``name`` is that of a revocation or a certificate of a signing key."""

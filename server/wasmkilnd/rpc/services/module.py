@@ -64,12 +64,17 @@ class ModuleServicer:
         call.about["uploaded"] = bool(wanted.wasm)
         if Role.COMPILE not in call.identity.roles:
             wanted.restrict_to_hits()
+        tenant = self._tenant(call)
         try:
-            served = await self._tenant(call).service.compile(wanted)
+            served = await tenant.service.compile(wanted)
         except (WasmkilnError, asyncio.CancelledError) as failure:
             call.module = _refused_module(wanted, failure)
             raise
         artifact = served.artifact
+        if (key := artifact.key) in tenant.tally.counts:  # See Tally.
+            tenant.tally.counts[key] += 1
+        elif not call.background:
+            tenant.tally.begin(artifact)
         call.module, call.engine = artifact.module_sha256, artifact.spec.engine.id
         call.origin, call.bytes = served.origin.value, artifact.size_bytes
         if served.queue_time_s:
