@@ -152,6 +152,7 @@ class Daemon:
         )
         await trust.look()
         self._in_the_background(trust.run())
+        self._follower.begin()
         admin_address = await opening.admin(self._readiness, access.guard, audit, tls)
         self._rpc = rpc
         bound = await opening.listen(rpc, tls)

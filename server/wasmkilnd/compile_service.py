@@ -59,7 +59,7 @@ class CompileService:
         self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
         # A call holds its module until it is served; all calls with one module hold one copy.
         self._copies: WeakValueDictionary[str, Module] = WeakValueDictionary()
-        self._behind = CompilesBehind(
+        self.behind = CompilesBehind(
             self._serve, self._end_unwanted, recorder, behind or BehindSlots(1)
         )
 
@@ -78,7 +78,7 @@ class CompileService:
 
     async def end_behind(self) -> None:
         """End the compiles that no caller waits for, and start no more."""
-        await self._behind.end()
+        await self.behind.end()
 
     async def settle(self, timeout_s: float | None = None) -> int:
         """Let compilations finish, then cancel those that are left; return how many those were.
@@ -157,7 +157,7 @@ class CompileService:
             fast_key = CacheKey(key.module_sha256, fast.fingerprint)
             served = await self._get(fast_key, request, budget)
             if served and not request.hits_only:
-                self._behind.add(key.module_sha256, spec, request.terms.account)
+                self.behind.add(key.module_sha256, spec, request.terms.account)
         return served
 
     async def _get(
@@ -170,7 +170,7 @@ class CompileService:
         else:
             return None
         if self._sealer.is_retired(served.artifact):
-            self._behind.add(key.module_sha256, served.artifact.spec, anew=True)
+            self.behind.add(key.module_sha256, served.artifact.spec, anew=True)
         return served
 
     async def _with_host_file(self, served: Served, budget: WaitBudget) -> Served:
@@ -194,7 +194,7 @@ class CompileService:
         if behind:
             sha256, spec, anew = behind.key.module_sha256, behind.spec, behind.recompile
             account = terms.account
-            ticket.on_success(lambda: self._behind.add(sha256, spec, account, anew=anew))
+            ticket.on_success(lambda: self.behind.add(sha256, spec, account, anew=anew))
         served = await ticket.wait()
         return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
 

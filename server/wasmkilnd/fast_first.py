@@ -27,12 +27,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 import structlog
 
+from wasmkilnd import errors
 from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
@@ -75,6 +76,25 @@ def optimised_may_succeed(spec: CompileSpec, module_sha256: str, failure: Wasmki
         cause=failure.message,
     )
     return True
+
+
+def of_the_daemon(
+    module_sha256: str,
+    engine_id: str,
+    target: str,
+    cpu: str,
+    settings: Mapping[str, str],
+    account: Account = UNLIMITED,
+) -> CompileRequest:
+    """Return a request behind all callers, and behind all that they warm."""
+    return CompileRequest(
+        sha256=module_sha256,
+        engine=engine_id,
+        target=target,
+        cpu=cpu,
+        settings=settings,
+        terms=Terms(_THE_DAEMON, account=account),
+    )
 
 
 class BehindSlots:
@@ -126,6 +146,7 @@ class CompilesBehind:
         self._slots = slots
         self._waiting: OrderedDict[CacheKey, CompileRequest] = OrderedDict()
         self._running: dict[CacheKey, asyncio.Task[None]] = {}
+        self._making: set[asyncio.Task[Any] | None] = set()
         self._failed: OrderedDict[CacheKey, float] = OrderedDict()
         self._ended = False
 
@@ -155,16 +176,34 @@ class CompilesBehind:
         if len(self._waiting) >= MAX_WAITING:
             self._recorder.compiled_behind("dropped")
             return
-        self._waiting[key] = CompileRequest(
-            sha256=module_sha256,
-            engine=spec.engine.id,
-            target=spec.target,
-            cpu=spec.cpu,
-            settings=spec.changed_settings,
-            skip_cache_lookup=anew,
-            terms=Terms(_THE_DAEMON, account=payer),
+        request = of_the_daemon(
+            module_sha256, spec.engine.id, spec.target, spec.cpu, spec.changed_settings, payer
         )
+        request.skip_cache_lookup = anew
+        self._waiting[key] = request
         self._start()
+
+    async def make(self, request: CompileRequest) -> Served:
+        """Serve a request of the daemon behind all other work, in a slot, and wait for it.
+
+        Raises the errors of Compile. ``end`` cancels the task that waits.
+        """
+        if self._ended:
+            raise errors.server_draining()
+        woken, task = asyncio.Event(), asyncio.current_task()
+        self._making.add(task)
+        try:
+            while not self._slots.take(woken.set):
+                await woken.wait()
+                woken.clear()
+            try:
+                return await self._compile_now(request)
+            finally:
+                self._slots.give_back()
+                if self._ended:
+                    self._end_unwanted(request)
+        finally:
+            self._making.discard(task)
 
     async def end(self) -> None:
         """Start no more, and end those that wait or run."""
@@ -172,7 +211,7 @@ class CompilesBehind:
         for _ in self._waiting:
             self._recorder.compiled_behind("dropped")
         self._waiting.clear()
-        running = list(self._running.values())
+        running = [*self._running.values(), *filter(None, self._making)]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -41,7 +41,7 @@ def spec_of(rig: Rig) -> CompileSpec:
 
 async def behind_ended(rig: Rig) -> None:
     async with asyncio.timeout(10):
-        while rig.service._behind:  # noqa: ASYNC110 - nothing tells a test
+        while rig.service.behind:  # noqa: ASYNC110 - nothing tells a test
             await asyncio.sleep(0.001)
 
 
@@ -64,19 +64,19 @@ async def test_an_optimised_artifact_goes_first(rig: Rig) -> None:
     await compile_fast(rig, accept_fast=False)
     found = await compile_fast(rig)
     assert not found.artifact.spec.is_fast
-    assert (rig.engines.compiles, len(rig.service._behind)) == (1, 0)
+    assert (rig.engines.compiles, len(rig.service.behind)) == (1, 0)
 
 
 @pytest.mark.parametrize("setting", ["winch", "cranelift"])
 async def test_who_names_a_compiler_gets_that_one(rig: Rig, setting: str) -> None:
     await compile_fast(rig, settings={"strategy": setting})
-    assert (rig.engines.compiles, len(rig.service._behind)) == (1, 0)
+    assert (rig.engines.compiles, len(rig.service.behind)) == (1, 0)
 
 
 async def test_an_engine_without_a_fast_compiler(rig: Rig) -> None:
     rig.engines.has_fast = False
     assert not (await compile_fast(rig)).artifact.spec.is_fast
-    assert len(rig.service._behind) == 0
+    assert len(rig.service.behind) == 0
 
 
 async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> None:
@@ -98,7 +98,7 @@ async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -
     rig.memory.drop([each for each in rig.memory.artifacts() if each.key == optimised])
     again = await compile_fast(rig, wasm=b"", sha256=SHA256, hits_only=True)
     assert again.artifact is first.artifact
-    assert len(rig.service._behind) == 0
+    assert len(rig.service.behind) == 0
 
 
 async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
@@ -127,7 +127,7 @@ async def test_what_the_fast_compiler_cannot_do_the_optimising_one_does(
     served = await compile_fast(rig)
     assert not served.artifact.spec.is_fast
     assert served.origin is Origin.COMPILED
-    assert len(rig.service._behind) == 0
+    assert len(rig.service.behind) == 0
     # Strikes count against the fast fingerprint only.
     assert {strike.key.fingerprint for strike in await rig.quarantine.listed()} <= {
         rig.engines.fast(spec_of(rig), {}).fingerprint  # type: ignore[union-attr]
@@ -234,14 +234,14 @@ async def test_the_end_of_the_daemon_ends_what_waits_and_what_runs(rig: Rig) -> 
     await compile_fast(rig)
     rig.engines.release.clear()
     await asyncio.sleep(0.01)  # The optimised compile runs, and is kept like any other.
-    rig.service._behind.add("1" * 64, spec_of(rig))
-    assert len(rig.service._behind) == 2
+    rig.service.behind.add("1" * 64, spec_of(rig))
+    assert len(rig.service.behind) == 2
     await rig.service.end_behind()
     assert await rig.service.settle(5) == 0
-    assert (len(rig.service._behind), rig.service.flights) == (0, 0)
+    assert (len(rig.service.behind), rig.service.flights) == (0, 0)
     assert rig.recorder.behind == ["dropped", "dropped"]
-    rig.service._behind.add("2" * 64, spec_of(rig))
-    assert len(rig.service._behind) == 0
+    rig.service.behind.add("2" * 64, spec_of(rig))
+    assert len(rig.service.behind) == 0
 
 
 async def test_the_end_of_the_daemon_leaves_a_flight_that_a_caller_joined(rig: Rig) -> None:
@@ -260,10 +260,10 @@ async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPat
     await compile_fast(rig)
     rig.engines.release.clear()
     for digit in "1122334":
-        rig.service._behind.add(digit * 64, spec_of(rig))
+        rig.service.behind.add(digit * 64, spec_of(rig))
     await asyncio.sleep(0.01)
     assert rig.engines.compiles == 2
-    assert len(rig.service._behind) == 3  # one that runs, two that wait
+    assert len(rig.service.behind) == 3  # one that runs, two that wait
     assert rig.recorder.behind == ["dropped"] * 3
     rig.engines.release.set()
     await behind_ended(rig)

@@ -81,5 +81,15 @@ def stats(answer: StatsResponse) -> RenderableType:
             amount(quota.limit, quota.quota),
             str(quota.refused),
         )
-    shown = (table.shown() for table in (tiers, compiles, workers, quotas) if table)
+    warm_ups = Grid("new engine", "warm from", ">artifacts", ">done", ">failed", "names")
+    for each in answer.engine_warm_ups:
+        warm_ups.row(
+            each.engine,
+            each.from_engine,
+            str(each.total),
+            str(each.done),
+            str(each.failed),
+            "moved" if each.ended else "wait",
+        )
+    shown = (table.shown() for table in (tiers, compiles, workers, quotas, warm_ups) if table)
     return Group(head, *shown)

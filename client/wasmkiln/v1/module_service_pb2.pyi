@@ -172,7 +172,7 @@ class QuotaUsage(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., quota: _Optional[str] = ..., used: _Optional[float] = ..., limit: _Optional[float] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins")
+    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins", "engine_warm_ups")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +193,7 @@ class StatsResponse(_message.Message):
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
     PINS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_WARM_UPS_FIELD_NUMBER: _ClassVar[int]
     version: str
     started_at: _timestamp_pb2.Timestamp
     uptime: _duration_pb2.Duration
@@ -213,7 +214,24 @@ class StatsResponse(_message.Message):
     namespace: str
     quotas: _containers.RepeatedCompositeFieldContainer[QuotaUsage]
     pins: int
-    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ...) -> None: ...
+    engine_warm_ups: _containers.RepeatedCompositeFieldContainer[EngineWarmUp]
+    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ..., engine_warm_ups: _Optional[_Iterable[_Union[EngineWarmUp, _Mapping]]] = ...) -> None: ...
+
+class EngineWarmUp(_message.Message):
+    __slots__ = ("engine", "from_engine", "total", "done", "failed", "ended")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    FROM_ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    from_engine: str
+    total: int
+    done: int
+    failed: int
+    ended: bool
+    def __init__(self, engine: _Optional[str] = ..., from_engine: _Optional[str] = ..., total: _Optional[int] = ..., done: _Optional[int] = ..., failed: _Optional[int] = ..., ended: bool = ...) -> None: ...
 
 class GetCapabilitiesRequest(_message.Message):
     __slots__ = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -12,9 +13,12 @@ from wasmkilnd.config.load import LoadedSettings, load
 from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
+from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.ownership import NotOurs
+from wasmkilnd.uses import MAX_USES
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+_TOP = 100
 _RELOAD = "a daemon that runs {does} when you reload it (SIGHUP, or `systemctl reload wasmkilnd`)"
 
 
@@ -40,12 +44,28 @@ _state_dir = click.option(
     metavar="DIGEST",
     help="Accept a wheel with this digest only (again for each wheel), not the pinned ones.",
 )
+@click.option(
+    "--warm-from",
+    default="",
+    metavar="ENGINE",
+    help="Compile what is used most with this engine, for example wasmtime-49.0.0, before names"
+    " stand for the new one.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1, MAX_USES),
+    default=_TOP,
+    show_default=True,
+    help="How many artifacts --warm-from compiles.",
+)
 @_state_dir
 def install(
     specs: Sequence[str],
     python: str,
     keep_going: bool,
     sha256: Sequence[str],
+    warm_from: str,
+    top: int,
     state_dir: str | None,
 ) -> None:
     """Install engines, each in a virtual environment of its own.
@@ -55,7 +75,12 @@ def install(
     """
     if sha256 and len(specs) > 1:
         raise click.UsageError("--sha256 is for one engine: install them one by one")
-    store = EngineStore(_loaded(state_dir).settings.state_dir)
+    if warm_from and len(specs) > 1:
+        raise click.UsageError("--warm-from is for one engine: install them one by one")
+    folder = _loaded(state_dir).settings.state_dir
+    store = EngineStore(folder)
+    if warm_from:
+        warm_from = _installed(store, warm_from)
     installed = 0
     for spec in specs:
         try:
@@ -69,6 +94,8 @@ def install(
         else:
             installed += 1
             click.echo(f"{done.id} is installed ({done.python})", err=True)
+            if warm_from:
+                _order(folder, WarmOrder(done.id, warm_from, top))
     if not installed:
         raise EngineInstallError("cannot install any of the engines: see the warnings above")
     click.echo(_RELOAD.format(does="serves what is new"), err=True)
@@ -105,9 +132,38 @@ def remove(engine_id: str, state_dir: str | None) -> None:
     Reload the daemons that serve it right after: they finish its jobs, and end it. Its
     artifacts stay in the cache.
     """
-    EngineStore(_loaded(state_dir).settings.state_dir).remove(engine_id)
+    folder = _loaded(state_dir).settings.state_dir
+    store = EngineStore(folder)
+    store.remove(engine_id)
+    WarmOrders(folder).remove(engine_id.replace("==", "-"))
     click.echo(f"{engine_id} is removed", err=True)
     click.echo(_RELOAD.format(does="ends it, after its jobs,"), err=True)
+
+
+def _installed(store: EngineStore, engine_id: str) -> str:
+    """Return the id of an installed engine. Raises EngineInstallError."""
+    ids = [engine.id for engine in store.installed()]
+    if engine_id.replace("==", "-") in ids:
+        return engine_id.replace("==", "-")
+    raise EngineInstallError(
+        f"cannot warm from {engine_id}: it is not installed; installed are:"
+        f" {', '.join(ids) or 'none'}"
+    )
+
+
+def _order(folder: Path, order: WarmOrder) -> None:
+    if order.engine_id == order.from_engine_id:
+        raise EngineInstallError(f"cannot warm {order.engine_id} from itself")
+    try:
+        WarmOrders(folder).write(order)
+    except OSError as failure:
+        raise EngineInstallError(f"cannot order a warm-up: {failure}") from None
+    click.echo(
+        f"{order.engine_id} compiles the {order.top} artifacts that are used most with"
+        f" {order.from_engine_id} first; until then it is served by its id alone, and names stand"
+        " for what they did before. Watch it with `wasmkiln stats`.",
+        err=True,
+    )
 
 
 def _loaded(state_dir: str | None) -> LoadedSettings:

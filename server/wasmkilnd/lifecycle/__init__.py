@@ -20,6 +20,7 @@
 | | ``trust`` | follows revocations of signing keys, and spreads them over the fleet |
 | reload | ``reload`` | applies settings, keys and files that SIGHUP makes the daemon read again |
 | | ``follow_engines`` | serves engines that were installed, and ends those that were removed |
+| | ``warm_ups`` | compiles what is used most for a new engine before names stand for it |
 | | ``watch`` | notices that files have changed, so that they are read without SIGHUP |
 | | ``serve_namespaces`` | opens and closes namespaces as the policy names them |
 | end | ``shutdown`` | the deadline of calls in progress |

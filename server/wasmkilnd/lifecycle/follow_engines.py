@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
 import structlog
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.start import serve_engines
-from wasmkilnd.engines.install.store import InstalledEngine, newest_first
+from wasmkilnd.engines.install.store import newest_first
+from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.lifecycle.auditing import audit_engines
 from wasmkilnd.lifecycle.descriptors import make_room
@@ -19,8 +20,10 @@ from wasmkilnd.lifecycle.start_engines import (
     StartedEngines,
     log_unserved,
     look_for_engines,
+    names_last,
     show_engine,
 )
+from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.model import UnservedEngine
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
@@ -52,12 +55,27 @@ class EngineFollower:
         self._tenants = tenants
         self._auditor = auditor
         self._in_background = in_background
+        self._orders = WarmOrders(settings.current.state_dir)
+        self._warm_ups = WarmUps(
+            self._orders,
+            tenants,
+            max(1, settings.current.effective_workers // 2),
+            self._names_move,
+            in_background,
+        )
+        metrics.gauges.warm_ups = lambda: self._warm_ups.status
+
+    def begin(self) -> None:
+        """Go on with what was ordered before the daemon started."""
+        self._warm_ups.begin(list(self._started.orders.values()))
 
     async def look(self) -> None:
         """Serve what is installed now, and nothing else; never raise for an engine that fails.
 
         The log says what changed. An engine that failed at its last start is tried again.
         """
+        # Other daemons that are told of the same engine want to know what is hot here.
+        await self._tenants.save_uses()
         await self._look()
         log.info("engines read again")
 
@@ -76,7 +94,41 @@ class EngineFollower:
         if new:
             make_room(len(new), self._settings.current)
         added, broken = await serve_engines(new, self._started.options)
+        ids = {engine.id for engine in found.installed} & {*before, *(each.id for each in added)}
+        orders = {each.engine_id: each for each in await asyncio.to_thread(self._read_orders, ids)}
+        # Names that stand for an engine already do not move back.
+        self._started.orders |= {each.id: orders[each.id] for each in added if each.id in orders}
         await self._serve(found, before, added, broken)
+        self._warm_ups.begin(list(orders.values()))
+
+    def _read_orders(self, engine_ids: Collection[str]) -> Sequence[WarmOrder]:
+        try:
+            return self._orders.read(engine_ids)
+        except NotOurs as refusal:
+            log.error("cannot read the orders of warm-ups", cause=str(refusal))
+            return ()
+
+    async def _names_move(self, engine_id: str) -> None:
+        """Let names stand for an engine whose warm-up has ended."""
+        registry = self._started.registry
+        if self._started.orders.pop(engine_id, None) is None:
+            return
+        before, default = registry.names, registry.default
+        self._arrange(registry.served)
+        await self._tenants.write_engines()
+        log.info(
+            "names stand for another engine",
+            engine=engine_id,
+            names=registry.names,
+            before=before,
+            default=registry.default,
+            default_before=default,
+        )
+
+    def _arrange(self, served: Iterable[ServedEngine]) -> None:
+        started = self._started
+        order = names_last(_in_order(served), started.orders)
+        started.registry.serve(order, [each.id for each in started.unserved])
 
     async def _serve(
         self,
@@ -92,9 +144,7 @@ class EngineFollower:
         started.unserved = unserved
         if not (added or removed):
             return
-        kept = {each: engine for each, engine in before.items() if each in installed}
-        kept |= {engine.id: engine for engine in added}
-        started.registry.serve(_in_order(found.installed, kept), [each.id for each in unserved])
+        self._arrange([*(each for each in before.values() if each not in removed), *added])
         for engine in added:
             show_engine(engine, self._metrics)
             self._tenants.add_engine(engine.id)
@@ -125,7 +175,7 @@ class EngineFollower:
         log.info("engine has ended", engine=engine.id)
 
 
-def _in_order(
-    installed: Sequence[InstalledEngine], served: dict[str, ServedEngine]
-) -> list[ServedEngine]:
-    return [served[each.id] for each in newest_first(list(installed)) if each.id in served]
+def _in_order(served: Iterable[ServedEngine]) -> list[ServedEngine]:
+    by_id = {engine.id: engine for engine in served}
+    identities = newest_first(engine.capabilities.identity for engine in by_id.values())
+    return [by_id[identity.id] for identity in identities]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
+from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.workers.isolation import IsolationGuard
@@ -46,6 +47,8 @@ class StartedEngines:
     registry: EngineRegistry
     unserved: Sequence[UnservedEngine]
     isolation: IsolationGuard
+    orders: dict[str, WarmOrder]
+    """By engine, what to compile before names stand for it."""
     options: WorkerOptions
     """How the workers of a further engine are run."""
 
@@ -115,13 +118,28 @@ async def start_engines(
     if isolation.level == "strict" and isolation.refused:
         engine_id, why = next(iter(isolation.refused.items()))
         raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
+    found_orders = WarmOrders(settings.state_dir).read([engine.id for engine in served])
+    orders = {order.engine_id: order for order in found_orders}
     try:
         registry = EngineRegistry(
-            served, settings.default_engine, limits, metrics, [one.id for one in unserved]
+            names_last(served, orders),
+            settings.default_engine,
+            limits,
+            metrics,
+            [one.id for one in unserved],
         )
     except WasmkilnError as failure:
         raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
-    return StartedEngines(registry, unserved, isolation, options)
+    return StartedEngines(registry, unserved, isolation, orders, options)
+
+
+def names_last(served: Iterable[ServedEngine], held: Collection[str]) -> list[ServedEngine]:
+    """Return engines in the order in which names are resolved.
+
+    While an engine is among ``held``, a name stands for it only if there is no other: what is
+    used most is still being compiled for it.
+    """
+    return sorted(served, key=lambda engine: engine.id in held)
 
 
 def show_engine(engine: ServedEngine, metrics: Metrics) -> None:

@@ -42,6 +42,7 @@ from wasmkilnd.model.artifact import (
 )
 from wasmkilnd.model.engine import (
     EngineCapabilities,
+    EngineWarmUp,
     Isolation,
     IsolationLayer,
     LayerState,
@@ -95,6 +96,7 @@ __all__ = [
     "DrainState",
     "EngineCapabilities",
     "EngineIdentity",
+    "EngineWarmUp",
     "Entrance",
     "EvictScope",
     "Evicted",

@@ -86,6 +86,21 @@ class EngineCapabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineWarmUp:
+    """How far the artifacts of an engine are compiled before names stand for it."""
+
+    engine_id: str
+    from_engine_id: str
+    """The engine whose artifacts were used most."""
+    total: int = 0
+    """How many artifacts there are to compile; 0 until that is known."""
+    done: int = 0
+    failed: int = 0
+    ended: bool = False
+    """Whether names stand for the engine."""
+
+
+@dataclass(frozen=True, slots=True)
 class UnservedEngine:
     """An engine that is installed but does not work."""
 

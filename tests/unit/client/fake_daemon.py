@@ -201,6 +201,11 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
                     identity="token:ci", quota="bytes_kept", used=2**20, limit=2**29, refused=3
                 )
             ],
+            engine_warm_ups=[
+                modules.EngineWarmUp(
+                    engine="wasmtime-50.0.1", from_engine="wasmtime-49.0.0", total=9, done=4
+                )
+            ],
         )
         answer.uptime.FromSeconds(90)
         return answer

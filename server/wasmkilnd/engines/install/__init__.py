@@ -16,6 +16,7 @@ installs into it, and only wheels.
   distributions keep theirs. Each is run before it is believed.
 - ``vetting``: refuses an engine, or an interpreter, whose files another user could change: the
   daemon would run that user's code.
+- ``warm_orders``: what to compile for a new engine before names stand for it.
 - ``start``: starts the workers of each installed engine, and asks it what it can do.
 - ``self_test``: has it compile and run a small module of each kind, on the path of every request.
 

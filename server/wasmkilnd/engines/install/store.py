@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from packaging.version import InvalidVersion, Version
 
@@ -219,7 +220,17 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return found["name"], version
 
 
-def newest_first(engines: list[InstalledEngine]) -> list[InstalledEngine]:
+class _Versioned(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+
+
+V = TypeVar("V", bound=_Versioned)
+
+
+def newest_first(engines: Iterable[V]) -> list[V]:
     """Sort in the order of KINDS, and by version from newest to oldest within a name."""
     place = {name: number for number, name in enumerate(KINDS)}
     by_version = sorted(engines, key=lambda engine: Version(engine.version), reverse=True)

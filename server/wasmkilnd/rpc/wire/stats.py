@@ -53,6 +53,17 @@ def stats_response(
             )
             for each in quotas
         ],
+        engine_warm_ups=[
+            pb.EngineWarmUp(
+                engine=each.engine_id,
+                from_engine=each.from_engine_id,
+                total=each.total,
+                done=each.done,
+                failed=each.failed,
+                ended=each.ended,
+            )
+            for each in now.warm_ups
+        ],
     )
 
 

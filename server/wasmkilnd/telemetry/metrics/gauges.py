@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from wasmkilnd.model import HostStatus, RemoteStatus, TierUsage
+from wasmkilnd.model import EngineWarmUp, HostStatus, RemoteStatus, TierUsage
 from wasmkilnd.telemetry.metrics.catalogue import PREFIX, QUOTAS, TIERS
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ class Readings:
     quotas: Mapping[str, tuple[float, int]]
     """By kind: the largest part of a limit that an identity uses, and all refusals."""
     tls: TlsStatus
+    warm_ups: Sequence[EngineWarmUp]
 
 
 class Gauges(Collector):
@@ -95,6 +96,7 @@ class Gauges(Collector):
         self.host: Callable[[], HostStatus] = HostStatus
         self.quotas: Callable[[], Mapping[str, tuple[float, int]]] = no_quotas
         self.tls: Callable[[], TlsStatus] = TlsStatus
+        self.warm_ups: Callable[[], Sequence[EngineWarmUp]] = tuple
 
     def read(self) -> Readings:
         """Return what every source returns now."""
@@ -116,6 +118,7 @@ class Gauges(Collector):
             host=_read("host store", self.host, HostStatus()),
             quotas=_read("quotas", self.quotas, no_quotas()),
             tls=_read("TLS", self.tls, TlsStatus()),
+            warm_ups=_read("warm-ups", self.warm_ups, ()),
         )
 
     def collect(self) -> Iterator[Metric]:
@@ -168,6 +171,7 @@ class Gauges(Collector):
             now.host.dropped_writes,
         )
         yield from _of_tls(now.tls)
+        yield _of_warm_ups(now.warm_ups)
 
 
 def _of_tiers(usages: Mapping[str, TierUsage]) -> Iterator[Metric]:
@@ -248,6 +252,19 @@ def _of_tls(tls: TlsStatus) -> Iterator[Metric]:
         "Times that changed TLS files could not be used, so that the old ones stayed in force.",
         tls.failures,
     )
+
+
+def _of_warm_ups(warm_ups: Sequence[EngineWarmUp]) -> Metric:
+    artifacts = GaugeMetricFamily(
+        f"{PREFIX}engine_warm_up_artifacts",
+        "Artifacts that are compiled before names stand for a new engine.",
+        labels=["engine", "state"],
+    )
+    for each in warm_ups:
+        waiting = each.total - each.done - each.failed
+        for state, count in (("done", each.done), ("failed", each.failed), ("waiting", waiting)):
+            artifacts.add_metric([each.engine_id, state], count)
+    return artifacts
 
 
 def _by_label(
