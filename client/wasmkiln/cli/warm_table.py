@@ -23,8 +23,9 @@ def warmed(
     warm_now: Sequence[tuple[str, ArtifactHeader]], document: dict[str, Any]
 ) -> RenderableType:
     """Show what was compiled, and a summary of all."""
+    count = document["modules"]
     summary = (
-        f"{document['modules']} modules: {document['warm_before']} warm before, "
+        f"{count} module{'' if count == 1 else 's'}: {document['warm_before']} warm before, "
         f"{document['compiled']} compiled, {document['failed']} failed"
     )
     if document["uploaded"]:

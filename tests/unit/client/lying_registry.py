@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,9 @@ def send(
 
 
 @contextmanager
-def lying_registry(image: Image) -> Iterator[LyingRegistry]:
+def lying_registry(
+    image: Image, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1"
+) -> Iterator[LyingRegistry]:
     """Run one, which listens at its `host`."""
     registry = LyingRegistry(image)
 
@@ -77,9 +80,14 @@ def lying_registry(image: Image) -> Iterator[LyingRegistry]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
+    if tls is not None:
+        # The handshake belongs to the connection's own thread.
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     server.daemon_threads = True
-    registry.host = f"127.0.0.1:{server.server_address[1]}"
+    registry.host = f"{address}:{server.server_address[1]}"
     serving = threading.Thread(target=server.serve_forever, args=(0.02,))
     serving.start()
     try:
