@@ -30,11 +30,14 @@ class LyingRegistry:
         self.lies: dict[str, Callable[[BaseHTTPRequestHandler], bool | None]] = {}
         # The path and the Authorization of each request.
         self.seen: list[tuple[str, str | None]] = []
+        # The address of each connection.
+        self.callers: set[tuple[str, int]] = set()
         self.over = threading.Event()
         self.host = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one GET."""
+        self.callers.add(request.client_address)
         self.seen.append((request.path, request.headers.get("Authorization")))
         for part, lie in self.lies.items():
             if part in request.path and lie(request) is not False:
@@ -71,6 +74,8 @@ def lying_registry(
     registry = LyingRegistry(image)
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             try:
                 registry.answer(self)

@@ -87,6 +87,16 @@ def test_a_true_one(run: Callable[..., Any], daemon: FakeDaemon, registry: Lying
     ]
 
 
+def test_many_references_to_one_registry_share_its_connections(
+    run: Callable[..., Any], registry: LyingRegistry
+) -> None:
+    references = [f"oci://{registry.host}/acme/app-{n}" for n in range(60)]
+    code, answer, errors = run(*references, "--jobs", "30")
+    assert (code, answer["modules"]) == (Exit.OK, 1), errors
+    assert len(registry.callers) <= 31
+    assert len(errors.splitlines()) == 1
+
+
 def test_what_the_daemon_has_is_not_downloaded(
     run: Callable[..., Any], daemon: FakeDaemon, registry: LyingRegistry
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +37,9 @@ class Sources:
     # None: plain http to registries of this machine, https to all others.
     plain_http: bool | None = None
     fetch_limit_s: float = 300.0
-    _webs: list[Web] = field(default_factory=list)
+    # One for each registry, so that many references share its connections.
+    _webs: dict[str, Web] = field(default_factory=dict)
+    _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def listed(self, arguments: tuple[str, ...]) -> list[str]:
         """Return each file, digest, layout and reference that the arguments name, once.
@@ -110,8 +113,12 @@ class Sources:
 
         reference = parsed(source)
         plain = reference.is_loopback if self.plain_http is None else self.plain_http
-        web = Web(plain=plain, plain_anywhere=self.plain_http is True, limit_s=self.fetch_limit_s)
-        self._webs.append(web)
+        with self._opening:
+            web = self._webs.get(reference.host)
+            if web is None:
+                anywhere = self.plain_http is True
+                web = Web(plain=plain, plain_anywhere=anywhere, limit_s=self.fetch_limit_s)
+                self._webs[reference.host] = web
         return modules_at(source, reference, web, plain=plain)
 
     def __enter__(self) -> Sources:
@@ -123,7 +130,7 @@ class Sources:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for web in self._webs:
+        for web in self._webs.values():
             web.close()
 
 

@@ -8,6 +8,7 @@ and plain http goes to this machine only, unless the caller says otherwise.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import requests.adapters
 import urllib3
 
 from wasmkiln._untrusted import quoted
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 
 _CONNECT_S, _READ_S = 10.0, 20.0
 _MOST_REDIRECTS = 5
+# Connections that are kept open for the next request.
+_MOST_KEPT = 100
 _MOST_OF_ANSWER = 2**20
 _PIECE = 2**18
+
+
+# What it logs is no news to the command's user; what fails is an error.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,9 @@ class Web:
         self._plain, self._plain_anywhere = plain, plain_anywhere
         self._limit_s = limit_s
         self._session = requests.Session()
+        for scheme in ("https://", "http://"):
+            adapter = requests.adapters.HTTPAdapter(pool_maxsize=_MOST_KEPT)
+            self._session.mount(scheme, adapter)
         self._closed = threading.Event()
         self._open: set[Any] = set()
 
