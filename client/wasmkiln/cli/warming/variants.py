@@ -87,14 +87,24 @@ def variant_options(command: F) -> F:
             multiple=True,
             metavar="NAME=VALUE",
             callback=_alternatives,
-            help="A setting; several values of one name are warmed each.",
-        ),
-        click.option("--cpu", "cpus", multiple=True, metavar="LEVEL", help="CPU level; repeat."),
-        click.option(
-            "--target", "targets", multiple=True, metavar="TRIPLE", help="Target; repeat."
+            help="A setting; several values of one name are alternatives.",
         ),
         click.option(
-            "--engine", "engines", multiple=True, metavar="ENGINE", help="Engine; repeat."
+            "--cpu", "cpus", multiple=True, metavar="LEVEL", help="CPU level; may be repeated."
+        ),
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            metavar="TRIPLE",
+            help="Target triple; may be repeated.",
+        ),
+        click.option(
+            "--engine",
+            "engines",
+            multiple=True,
+            metavar="ENGINE",
+            help="Engine, by name or id; may be repeated.",
         ),
     ):
         command = option(command)
