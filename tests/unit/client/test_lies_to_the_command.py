@@ -55,6 +55,8 @@ FORMS = [
     if form == "text" or not command.startswith("engines --")
 ]
 
+# What `warm` says of each artifact, where there is no terminal.
+_PROGRESS = re.compile(r"(warm|failed) .{1,3000} \([0-9]+ of [0-9]+\)")
 # Whatever the answer to one call is, these are what a command can exit with.
 _ON_A_LIE = {Exit.OK, Exit.REFUSED, Exit.NOT_NOW}
 
@@ -94,7 +96,11 @@ def problems(result: Result, as_json: bool) -> list[str]:
         found.append(f"a defect: {result.stderr[-300:]} {result.exception!r}")
     if result.exit_code not in _ON_A_LIE:
         found.append(f"exit code {result.exit_code}")
-    sentences = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    sentences = [
+        line
+        for line in result.stderr.splitlines()
+        if not line.startswith("{") and not _PROGRESS.fullmatch(line)
+    ]
     if any(len(line) > 3_000 or not line.startswith("error: ") for line in sentences):
         found.append(f"no clear sentence: {result.stderr[:300]}")
     if result.exit_code == Exit.REFUSED and not sentences:
