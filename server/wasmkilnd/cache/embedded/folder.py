@@ -93,7 +93,8 @@ class ServerFolder:
             "rdbcompression": "no",
             "save": '""',
             "maxmemory": str(limit_bytes),
-            "maxmemory-policy": "allkeys-lru",
+            # All that daemons write has a time to live, except what is pinned.
+            "maxmemory-policy": "volatile-lru",
         }
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         _write_private(self.path / guardian.CONFIG, text)
