@@ -34,6 +34,10 @@ other's values; the old values expire.
 **Metrics.** ``observed`` wraps a tier and counts ``tier_lookups`` and ``tier_stores`` with their
 durations; ``values_rejected`` counts what did not verify.
 
+**Pins.** ``pinned_tiers`` keeps what is pinned in all tiers; each tier asks ``Pins.holds`` when it
+makes room or stores. ``pin_repair`` puts back what one tier lost, and ``pin_file`` keeps the pins
+in the state directory.
+
 **Rooms.** ``value``: the bytes under a key. ``host``: entries as files. ``redis``: talking to a
 server, whatever its kind. ``embedded``: the Valkey that the daemon runs. ``fleet``: what daemons
 agree on. A further tier implements ``ports.Tier``, passes ``tests/contract/test_tier.py`` and is

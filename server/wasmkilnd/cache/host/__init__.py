@@ -13,6 +13,7 @@ with the header. So daemons of several versions accept each other's entries.
 | ``disk`` | entries come, go and make room, on the disk and in the index together |
 | ``index``, ``rows`` | SQLite: bytes and last use of each entry |
 | ``sweep``, ``housekeeping`` | Evict, a lost index, noting uses: what goes through many entries |
+| ``pins`` | which entries make no room for others, and how much that is |
 | ``folders``, ``scratch`` | folders that are checked; ``tmp/``, where entries are written |
 | ``engines_file``, ``options``, ``reports`` | ``engines.json``; settings; log and metric |
 

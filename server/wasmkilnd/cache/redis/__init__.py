@@ -9,6 +9,7 @@ before they are parsed, and the error texts of a server never reach a log or a c
 | values | ``value_reader``, ``value_writer``: the only code that reads and writes them |
 | many keys by their heads | ``scan``; ``sweep`` (eviction, kinds of modules) |
 | marks of evictions | ``mark_store`` |
+| pins | ``pins``: the lists that daemons share, and values without a time to live |
 | signing keys | ``revocation_store``, ``certificate_store`` |
 | commands, time-outs | ``guarded`` (``GuardedRedis``), ``breaker``, ``errors`` |
 | kinds of servers | ``server`` (one server), ``sentinel``, ``cluster`` (``cluster_nodes``, |
