@@ -161,6 +161,8 @@ async def test_what_a_tier_lost_comes_back_from_another(rig: Rig, server: redis.
     await until(lambda: values(server) == {"compiled": -1}, rig)
     assert await rig.service.unpin(dear.module_sha256) == (True, True)
     assert 900 < values(server)["compiled"] <= 1000
+    for usage in (rig.memory.usage(), rig.host.store.usage(), rig.tiers.redis_usage()):
+        assert (usage.pinned_entries, usage.pinned_bytes) == (0, 0)
 
 
 async def test_the_host_store_gets_back_what_it_lost(rig: Rig) -> None:

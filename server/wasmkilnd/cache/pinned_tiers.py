@@ -217,7 +217,7 @@ class TiersWithPins:
         self._let_go = frozenset(too_many)
 
     async def _repair(self, modules: Collection[str]) -> None:
-        if self._host.tier and self._pins:
+        if self._host.tier and (self._pins or self._host.tier.usage().pinned_entries):
             with contextlib.suppress(TierUnavailable):
                 await self._host.tier.count_pinned(self._pins.pinned)
         with contextlib.suppress(TierUnavailable):
