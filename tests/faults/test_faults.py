@@ -16,7 +16,7 @@ from tests.sizes import size
 
 # What a machine that is busy with other things may add. A call that hangs takes far longer;
 # how long the waits are on a machine of one's own is in docs/reliability.md.
-_BUSY_S = 5.0
+_BUSY_S = 15.0
 # In these many calls wait for all of one time-out, for one answer or for several. What a
 # busy machine adds to some does not double what most of them take; a second time-out would.
 _WAITED_OUT = (
@@ -29,7 +29,7 @@ _WAITED_OUT = (
 
 @pytest.mark.timeout(900)
 async def test_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> None:
-    plan = Plan(rounds=size(2, 1), tamperings=size(9, 4), quiet_s=size(2.0, 1.0), together=True)
+    plan = Plan(rounds=size(2, 1), tamperings=size(9, 4), quiet_s=2.0, together=True)
     made = report(await asyncio.wait_for(run(tmp_path, plan), 880))
     print(f"\n{markdown(made)}")
     kinds = {kind.name for kind in KINDS if not kind.takes_long}
@@ -41,7 +41,8 @@ async def test_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> No
     assert made.longest_added_s < TIMEOUT_S + LEASE_S + _BUSY_S
     waited_out = {row.fault: row.waited_out_s for row in made.rows}
     for fault in _WAITED_OUT:
-        assert 0 < waited_out[fault] < 1.5 * TIMEOUT_S, fault
+        # A busy machine adds to each what it adds to calls without faults.
+        assert 0 < waited_out[fault] < 1.5 * TIMEOUT_S + made.quiet_longest_s, fault
     # That nobody believed what was tampered with shows that it was met at all.
     assert sum(made.rejected.values()) > size(5, 2) * len(TAMPERINGS)
     assert {cause for cause, count in made.rejected.items() if count} >= {
