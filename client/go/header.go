@@ -6,7 +6,7 @@ import (
 	pb "github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
 
-// What artifacts of wasmkiln 0.2.0 do not state of their settings, and what they have.
+// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
 var unstated = map[string]string{"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
 
 // The setting and the value that choose an engine's fast compiler.

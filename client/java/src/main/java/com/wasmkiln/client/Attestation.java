@@ -62,7 +62,7 @@ final class Attestation {
           STRANGER,
           signer,
           "the attestation is signed by a key that is not trusted: "
-              + signer.substring(0, Math.min(64, signer.length())));
+              + WasmkilnException.quoted(signer));
     }
     if (!type.equals(PAYLOAD_TYPE)) {
       throw untrusted(MISMATCH, signer, "the attestation's payload is of another type");

@@ -60,14 +60,20 @@ final class HostFile implements AutoCloseable {
       Path folder = path.getParent().getParent().getParent().getParent().toRealPath();
       path = folder.resolve(tail);
       checkFolders(folder, path);
-      FileChannel channel =
-          FileChannel.open(path, StandardOpenOption.READ, LinkOption.NOFOLLOW_LINKS);
+      // Before it is opened: Java would wait for somebody to write to a pipe.
+      Map<String, Object> found = checkFile(path, header, ownersOf(folder));
+      HostFile file =
+          new HostFile(
+              path,
+              FileChannel.open(path, StandardOpenOption.READ, LinkOption.NOFOLLOW_LINKS),
+              found);
       try {
-        return new HostFile(path, channel, checkFile(path, header, ownersOf(folder)));
-      } catch (Useless | IOException | RuntimeException refused) {
-        channel.close();
-        throw refused;
+        file.checkUnchanged();
+      } catch (Useless | IOException changed) {
+        file.close();
+        throw changed;
       }
+      return file;
     } catch (IOException | IllegalArgumentException | UnsupportedOperationException failure) {
       throw new Useless("cannot open the file: " + failure.getMessage());
     }

@@ -99,8 +99,8 @@ public final class WasmkilnClient implements AutoCloseable {
           Status.Code.DATA_LOSS,
           "UNEXPECTED_ANSWER",
           String.format(
-              "loaded module %s, and the daemon's answer is about %.200s",
-              digest, answer.getSha256()),
+              "loaded module %s, and the daemon's answer is about %s",
+              digest, WasmkilnException.quoted(answer.getSha256())),
           Map.of());
     }
     return answer;
@@ -248,7 +248,7 @@ public final class WasmkilnClient implements AutoCloseable {
     String actual = TrustedKeys.sha256(bytes);
     if (!actual.equals(header.getArtifactSha256())) {
       throw mismatch(
-          "the artifact's bytes have the SHA-256 %s, its header says %.64s",
+          "the artifact's bytes have the SHA-256 %s, its header says %s",
           actual, header.getArtifactSha256());
     }
     if (!trusted.isEmpty()) {

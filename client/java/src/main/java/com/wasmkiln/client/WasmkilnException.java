@@ -2,6 +2,7 @@ package com.wasmkiln.client;
 
 import io.grpc.Status;
 import java.time.Duration;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -12,6 +13,8 @@ import java.util.Optional;
  */
 public class WasmkilnException extends RuntimeException {
   private static final long serialVersionUID = 1L;
+
+  private static final int MAX_QUOTED = 200;
 
   private final transient Details details;
 
@@ -91,9 +94,35 @@ public class WasmkilnException extends RuntimeException {
     return of(message, new Details(code, reason, metadata, null, "", List.of()), null);
   }
 
-  /** Return the exception for an artifact that is not what was asked for. */
+  /** Return the exception for an artifact that is not what was asked for. Quote what it names. */
   static WasmkilnException mismatch(String format, Object... values) {
-    return own(Status.Code.DATA_LOSS, "ARTIFACT_MISMATCH", String.format(format, values), Map.of());
+    Object[] quoted =
+        Arrays.stream(values).map(each -> each instanceof String text ? quoted(text) : each).toArray();
+    return own(Status.Code.DATA_LOSS, "ARTIFACT_MISMATCH", String.format(format, quoted), Map.of());
+  }
+
+  /** Return a text that a server chose as part of one printable line: in quotes, and not long. */
+  static String quoted(String text) {
+    StringBuilder line = new StringBuilder("\"");
+    text.codePoints()
+        .limit(MAX_QUOTED)
+        .forEach(
+            each -> {
+              if (isPrintable(each)) {
+                line.appendCodePoint(each);
+              } else {
+                line.append(String.format("\\u{%x}", each));
+              }
+            });
+    return line.append(text.codePointCount(0, text.length()) > MAX_QUOTED ? "…\"" : "\"").toString();
+  }
+
+  private static boolean isPrintable(int point) {
+    return switch (Character.getType(point)) {
+      case Character.CONTROL, Character.FORMAT, Character.SURROGATE, Character.PRIVATE_USE,
+          Character.UNASSIGNED, Character.LINE_SEPARATOR, Character.PARAGRAPH_SEPARATOR -> false;
+      default -> true;
+    };
   }
 
   /** Return the exception for an artifact that no trusted key signed. */
