@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
+from tests.polyglot.file_lies import TAKEN, file_lies
 from tests.polyglot.gotools import CLIENT, Go
+from tests.polyglot.header_lies import header_lies
 from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure
 
 Words = list[str | Path]
@@ -128,3 +131,41 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, example: Path) -> None:
     assert said.startswith("CONNECTION_FAILED: ")
     remote: Words = ["kiln.example:50051", module, "--token-file", secure.token_file]
     assert "in plaintext" in refused(kiln, example, *remote)
+
+
+def test_no_lie_about_a_field_is_believed(kiln: Kiln, example: Path) -> None:
+    lies = header_lies(kiln)
+    words: Words = [lies.module, "--engine", FULL_ENGINE, "--key", kiln.key_file]
+    with lying_server() as liar:
+        for field, answer in lies.answers.items():
+            liar.say("Compile", *answer)
+            done = kiln.run([example, liar.address, *words, "--no-host-store"])
+            believed = "go compiled" in done.stdout
+            assert believed is (field in lies.believed), (field, done.stdout)
+    print(f"go believes none of {len(lies.answers) - len(lies.believed)} lies about what counts")
+
+
+def test_a_file_counts_only_if_it_may_be_trusted(kiln: Kiln, example: Path) -> None:
+    with lying_server() as liar:
+        for lie in file_lies(kiln):
+            liar.answers["Compile"] = lie.answer
+            flags: Words = ["--key", kiln.key_file, "--engine", FULL_ENGINE]
+            done = kiln.run([example, liar.address, lie.module, *flags])
+            first, _, rest = done.stdout.partition("\n")
+            assert "go compiled" in first, (lie.name, done.stdout)
+            assert "go compiled" in rest
+            assert (TAKEN in first) is (TAKEN in rest) is lie.counts, (lie.name, done.stdout)
+
+
+def test_the_readme_compiles(go: Go) -> None:
+    page = (CLIENT / "README.md").read_text()
+    program = page.partition("```go\n")[2].partition("```")[0]
+    source = go.folder / "workspace" / "src" / "readme" / "readme.go"
+    source.parent.mkdir(exist_ok=True)
+    source.write_text(
+        "package readme\n"
+        'import ("context"; "errors"; wasmkiln "github.com/wasmkiln/wasmkiln/client/go")\n'
+        "func Compile(ctx context.Context, module []byte) error {\n"
+        f"{program}\n_ = code\nreturn err\n}}\n"
+    )
+    go("go", "build", "readme")

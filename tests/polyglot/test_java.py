@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 from tests.e2e.daemon import ROOT
+from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
+from tests.polyglot.file_lies import file_lies
 from tests.polyglot.gotools import Go
+from tests.polyglot.header_lies import header_lies
 from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure, run
 
 CLIENT = ROOT / "client" / "java"
@@ -97,8 +101,13 @@ def classes(built: Built, messages: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def example(kiln: Kiln, built: Built, classes: Path, messages: Path) -> Example:
-    path = class_path(classes, messages, *NEEDED, *AT_RUN_TIME)
+def run_path(classes: Path, messages: Path) -> str:
+    """The class path to run a program that uses the client."""
+    return class_path(classes, messages, *NEEDED, *AT_RUN_TIME)
+
+
+@pytest.fixture(scope="module")
+def example(kiln: Kiln, built: Built, run_path: str) -> Example:
     # Debian's netty has no ALPN by Java's own TLS, and looks for the library that has it under
     # another name than Debian gave it.
     library = built("java") / "lib" / "libnetty_tcnative.so"
@@ -106,7 +115,7 @@ def example(kiln: Kiln, built: Built, classes: Path, messages: Path) -> Example:
     library.parent.mkdir(exist_ok=True)
     shutil.copyfile(debian, library)
     flags: Words = ["-XX:TieredStopAtLevel=1", f"-Djava.library.path={library.parent}"]
-    start: Words = ["java", *flags, "-cp", path, "com.wasmkiln.example.Example"]
+    start: Words = ["java", *flags, "-cp", run_path, "com.wasmkiln.example.Example"]
 
     def call(words: Words) -> tuple[int, str]:
         done = kiln.run([*start, *words])
@@ -194,3 +203,53 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, example: Example) -> None:
     assert said.startswith("CONNECTION_FAILED: ")
     remote: Words = ["kiln.example:50051", module, "--token-file", secure.token_file]
     assert "in plaintext" in refused(example, remote)
+
+
+def asks(kiln: Kiln, path: str, address: str, module: Path, times: int, kind: str) -> list[str]:
+    """Ask a server that lies, all in one Java. Return what it took each time, or why not."""
+    program = Path(__file__).with_name("Asks.java")
+    words: Words = [address, module, FULL_ENGINE, kiln.key_file, str(times), kind]
+    done = kiln.run(["java", "-cp", path, program, *words])
+    said = done.stdout.splitlines()
+    assert len(said) == times, done.stdout + done.stderr
+    return said
+
+
+def test_no_lie_about_a_field_is_believed(kiln: Kiln, run_path: str) -> None:
+    lies = header_lies(kiln)
+    with lying_server() as liar:
+        answers = iter(lies.answers.values())
+        liar.answers["Compile"] = lambda _request, _context: iter(next(answers))
+        said = asks(kiln, run_path, liar.address, lies.module, len(lies.answers), "bytes")
+    for field, line in zip(lies.answers, said, strict=True):
+        assert (line == "bytes") is (field in lies.believed), (field, line)
+    print(f"java believes none of {len(said) - len(lies.believed)} lies about what counts")
+
+
+def test_a_file_counts_only_if_it_may_be_trusted(kiln: Kiln, run_path: str) -> None:
+    lies = list(file_lies(kiln))
+    upcoming = iter(lies)
+    now = lies[:1]
+
+    def answer(request: bytes, context: object) -> Iterator[bytes]:
+        if CompileRequest.FromString(request).accept_host_file:
+            now[0] = next(upcoming)
+        return now[0].answer(request, context)
+
+    with lying_server() as liar:
+        liar.answers["Compile"] = answer
+        said = asks(kiln, run_path, liar.address, lies[0].module, len(lies), "files")
+    for lie, line in zip(lies, said, strict=True):
+        assert line == ("file" if lie.counts else "bytes"), (lie.name, line)
+
+
+def test_the_readme_compiles(classes: Path, messages: Path, tmp_path: Path) -> None:
+    page = (CLIENT / "README.md").read_text()
+    program = page.partition("```java\n")[2].partition("```")[0]
+    (tmp_path / "Readme.java").write_text(
+        "import com.wasmkiln.client.*; import java.nio.file.Path;\n"
+        "class Readme { static void compile(byte[] module) throws Exception {\n"
+        f"{program}}} }}\n"
+    )
+    words: Words = ["javac", "-cp", class_path(*NEEDED, classes, messages), "-d", tmp_path]
+    must([*words, tmp_path / "Readme.java"])
