@@ -112,6 +112,11 @@ def test_tls_and_a_token(secure: Secure, example: Path, tmp_path: Path) -> None:
     lines = show(run([*call, *token, "--key", secure.key_file], cwd=tmp_path))
     assert "from compiled" in lines[0]
     assert show(run(call, cwd=tmp_path))[0].startswith("cpp error CREDENTIALS_MISSING: ")
+    # gRPC would abort the process for it.
+    (tmp_path / "broken").write_text("a token\nof two lines")
+    broken = run([*call, "--token-file", tmp_path / "broken"], cwd=tmp_path)
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert broken.stderr.startswith("error: cannot use the token: ")
     other: Argv = [*call[:-1], secure.other_ca_file, *token]
     assert show(run(other, cwd=tmp_path))[0].startswith("cpp error CONNECTION_FAILED: ")
 

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <random>
 #include <stdexcept>
@@ -25,6 +26,19 @@ constexpr int kInlineBytes = 65536;
 constexpr int kMaxMessageBytes = 64 << 20;
 // How long the client asks for bytes after a file of the host store did not count.
 constexpr std::chrono::seconds kWithoutFiles{60};
+
+// More than any caller waits, and far from where clocks overflow.
+constexpr std::chrono::hours kLongest{24 * 365};
+
+// gRPC aborts the process for metadata that HTTP/2 cannot carry.
+void check_token(const std::string& token) {
+  for (unsigned char c : token) {
+    if (c <= 0x20 || c >= 0x7f) {
+      throw std::invalid_argument(
+          "cannot use the token: expected printable ASCII without spaces or line breaks");
+    }
+  }
+}
 
 std::string new_request_id() {
   thread_local std::mt19937_64 random{std::random_device{}()};
@@ -95,10 +109,12 @@ struct Client::State {
   std::chrono::milliseconds timeout_of(const CallOptions& call) const {
     auto timeout = call.timeout.value_or(options.timeout);
     if (timeout.count() <= 0) throw std::invalid_argument("expected a timeout above zero");
-    return timeout;
+    return std::min<std::chrono::milliseconds>(timeout, kLongest);
   }
 
-  void prepare(Call& call, const CallOptions& how, Clock::time_point end) const {
+  // `module` is the digest of the module that the call is about, by which calls can be routed.
+  void prepare(Call& call, const CallOptions& how, Clock::time_point end,
+               const std::string& module = {}) const {
     auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
     call.facts = {address, timeout_of(how), new_request_id()};
     call.context.set_deadline(std::chrono::system_clock::now() + left);
@@ -106,6 +122,7 @@ struct Client::State {
     if (!options.token.empty()) {
       call.context.AddMetadata("authorization", "Bearer " + options.token);
     }
+    if (!module.empty()) call.context.AddMetadata("wasmkiln-module", module);
     if (how.priority == Priority::kBackground) {
       call.context.AddMetadata("wasmkiln-priority", "background");
     }
@@ -114,9 +131,10 @@ struct Client::State {
   template <typename Request, typename Response>
   Response unary(grpc::Status (v1::ModuleService::Stub::*method)(grpc::ClientContext*,
                                                                  const Request&, Response*),
-                 const Request& request, const CallOptions& how) const {
+                 const Request& request, const CallOptions& how,
+                 const std::string& module = {}) const {
     Call call;
-    prepare(call, how, Clock::now() + timeout_of(how));
+    prepare(call, how, Clock::now() + timeout_of(how), module);
     Response response;
     grpc::Status status = (stub.get()->*method)(&call.context, request, &response);
     if (!status.ok()) throw_status(status, call.facts);
@@ -126,8 +144,7 @@ struct Client::State {
   Artifact ask(const v1::CompileRequest& request, const std::string& sha256, v1::Kind kind,
                const CompileOptions& how, Clock::time_point end) const {
     Call call;
-    prepare(call, how, end);
-    call.context.AddMetadata("wasmkiln-module", sha256);
+    prepare(call, how, end, sha256);
     CompileStream stream(request, sha256, kind, options.max_artifact_bytes, trusted);
     auto reader = stub->Compile(&call.context, request);
     v1::CompileResponse message;
@@ -176,6 +193,7 @@ Client::Client(const std::string& address, ClientOptions options)
     : state_(std::make_unique<State>()) {
   state_->address = address;
   state_->local = is_local(address);
+  check_token(options.token);
   if (!options.token.empty() && !options.tls && !state_->local) {
     throw std::invalid_argument("cannot send a token to " + address +
                                 ": the connection is not encrypted; set tls");
@@ -221,7 +239,8 @@ v1::LoadResponse Client::load(std::string_view module, const std::string& engine
   request.set_module(module.data(), module.size());
   request.set_expected_sha256(sha256_hex(module));
   request.set_engine(engine);
-  auto response = state_->unary(&v1::ModuleService::Stub::Load, request, options);
+  auto response = state_->unary(&v1::ModuleService::Stub::Load, request, options,
+                                request.expected_sha256());
   if (response.sha256() != request.expected_sha256() || response.size_bytes() != module.size()) {
     throw_unexpected("loaded module " + request.expected_sha256() +
                      ", and the daemon's answer is about " + quoted(response.sha256()));

@@ -39,8 +39,9 @@ int digit(char c) {
 
 }  // namespace
 
-std::string public_key(const std::string& text) {
-  if (text.size() == kKeyBytes) return text;
+std::string public_key(const std::string& given) {
+  if (given.size() == kKeyBytes) return given;
+  std::string text = given.substr(0, given.find_last_not_of(" \r\n") + 1);
   if (text.find("-----BEGIN PUBLIC KEY-----") != std::string::npos) return from_pem(text);
   std::string raw;
   for (std::size_t at = 0; text.size() == 2 * kKeyBytes && at < text.size(); at += 2) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <regex>
 
 #include "wasmkiln/errors.h"
 #include "wasmkiln/rpc/error_details.pb.h"
@@ -56,7 +55,6 @@ std::string connection_failed(const std::string& text, const CallFacts& call) {
 // Throw for what gRPC itself reports; return where it is none of these.
 void throw_without_reason(const std::string& text, const CallFacts& call, ErrorDetails details) {
   details.metadata = {{"address", call.address}, {"detail", text}};
-  static const std::regex too_large("^(?:SERVER: )?[Rr]eceived message larger than max");
   switch (details.code) {
     case grpc::StatusCode::UNAVAILABLE:
       details.reason = "CONNECTION_FAILED";
@@ -72,7 +70,9 @@ void throw_without_reason(const std::string& text, const CallFacts& call, ErrorD
                       "daemon",
                   details);
     case grpc::StatusCode::RESOURCE_EXHAUSTED:
-      if (std::regex_search(text.substr(0, 1000), too_large)) {
+      // Where the answer is too large, the core says CLIENT.
+      if (text.find("eceived message larger than max") != std::string::npos &&
+          text.find("CLIENT: ") == std::string::npos) {
         details.reason = "MODULE_TOO_LARGE";
         throw_error("the module is larger than the daemon accepts (" + quoted(text) + ")",
                     details);
