@@ -146,7 +146,7 @@ class CompilesBehind:
         self._slots = slots
         self._waiting: OrderedDict[CacheKey, CompileRequest] = OrderedDict()
         self._running: dict[CacheKey, asyncio.Task[None]] = {}
-        self._making: set[asyncio.Task[Any] | None] = set()
+        self._making: set[asyncio.Task[Served]] = set()
         self._failed: OrderedDict[CacheKey, float] = OrderedDict()
         self._ended = False
 
@@ -186,24 +186,29 @@ class CompilesBehind:
     async def make(self, request: CompileRequest) -> Served:
         """Serve a request of the daemon behind all other work, in a slot, and wait for it.
 
-        Raises the errors of Compile. ``end`` cancels the task that waits.
+        Raises the errors of Compile, and SERVER_DRAINING once ``end`` was called.
         """
-        if self._ended:
-            raise errors.server_draining()
-        woken, task = asyncio.Event(), asyncio.current_task()
-        self._making.add(task)
+        woken = asyncio.Event()
+        while not self._slots.take(woken.set):
+            await woken.wait()
+            woken.clear()
         try:
-            while not self._slots.take(woken.set):
-                await woken.wait()
-                woken.clear()
+            if self._ended:
+                raise errors.server_draining()
+            making = asyncio.create_task(self._compile_now(request))
+            self._making.add(making)
             try:
-                return await self._compile_now(request)
+                await asyncio.wait((making,))
             finally:
-                self._slots.give_back()
-                if self._ended:
-                    self._end_unwanted(request)
+                making.cancel()
+                self._making.discard(making)
+            if making.cancelled():
+                raise errors.server_draining()
+            return making.result()
         finally:
-            self._making.discard(task)
+            self._slots.give_back()
+            if self._ended:
+                self._end_unwanted(request)
 
     async def end(self) -> None:
         """Start no more, and end those that wait or run."""
@@ -211,7 +216,7 @@ class CompilesBehind:
         for _ in self._waiting:
             self._recorder.compiled_behind("dropped")
         self._waiting.clear()
-        running = [*self._running.values(), *filter(None, self._making)]
+        running = [*self._running.values(), *self._making]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -128,7 +128,9 @@ def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str)
         with redis.Redis.from_url(redis_url) as direct:
             artifact = f"wasm:compiled:{{{header.module_sha256}}}:{header.fingerprint}"
             module = f"wasm:module:{{{header.module_sha256}}}"
-            assert {key.decode() for key in direct.scan_iter()} == {artifact, module}
+            # Uses are saved after half a minute, which a slow machine needs.
+            found = {key.decode() for key in direct.scan_iter()}
+            assert {key for key in found if ":uses:" not in key} == {artifact, module}
             assert 900 < direct.ttl(artifact) <= 1000
             assert 900 < direct.ttl(module) <= 1000
 

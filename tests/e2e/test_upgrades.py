@@ -53,8 +53,9 @@ class Fleet:
         return RedisDaemon(state, environ=self._environ, program=program)
 
     def stored(self) -> dict[bytes, bytes]:
-        """Return all that is in Redis, but for what Evicts left."""
-        names = [name for name in self._direct.scan_iter() if not name.startswith(b"wasm:mark:")]
+        """Return all that is in Redis, but for what Evicts left, and counts of uses."""
+        others = (b"wasm:mark:", b"wasm:uses:")
+        names = [name for name in self._direct.scan_iter() if not name.startswith(others)]
         return {name: self._value(name) for name in names}
 
     def _value(self, name: bytes) -> bytes:

@@ -289,3 +289,27 @@ def test_namespaces_that_wait_for_a_slot_get_one_in_turn() -> None:
         greedy()
         other()
     assert took == ["greedy", "other", "greedy", "other"]
+
+
+async def test_what_the_daemon_makes_ahead_is_behind_all_callers_and_no_call(rig: Rig) -> None:
+    await compile_fast(rig, engine="usual", accept_fast=False)
+    ahead = fast_first.of_the_daemon(SHA256, "wasmtime", "", "", {})
+    assert (await rig.service.behind.make(ahead)).origin is Origin.COMPILED
+    assert rig.engines.compiled[-1] == (False, {Waiter(background=True, last=True)})
+    assert rig.recorder.origins == [Origin.COMPILED]
+    assert (await rig.service.behind.make(ahead)).origin is Origin.MEMORY
+
+
+async def test_the_end_of_the_daemon_ends_what_it_makes_ahead_and_frees_the_slot(rig: Rig) -> None:
+    await compile_fast(rig, engine="usual", accept_fast=False)
+    ahead = fast_first.of_the_daemon(SHA256, "wasmtime", "", "", {})
+    rig.engines.release.clear()
+    runs, waits = (asyncio.create_task(rig.service.behind.make(ahead)) for _ in range(2))
+    async with asyncio.timeout(10):
+        while rig.engines.compiles < 2:  # noqa: ASYNC110 - nothing tells a test
+            await asyncio.sleep(0.001)
+    await rig.service.end_behind()
+    for one in (runs, waits):
+        assert (await refused(one)).reason is Reason.SERVER_DRAINING
+    assert await rig.service.settle(5) == 0
+    assert (await refused(rig.service.behind.make(ahead))).reason is Reason.SERVER_DRAINING

@@ -138,6 +138,10 @@ class WarmUps:
                 if failure.reason in _AGAIN or self._may_come_back(opened, failure):
                     await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
                     continue
+                closing = opened not in self._tenants.opened.values()
+                if failure.reason is Reason.SERVER_DRAINING and not closing:
+                    # The daemon ends, and the order stays for the next start.
+                    raise asyncio.CancelledError from None
                 return failure.message
             return ""
 

@@ -37,7 +37,8 @@ class UsageKeeper:
         """Save what was counted; never raise. ``last`` says that the daemon ends."""
         async with self._one_at_a_time:
             self._take()
-            if not self._changed and not (last and self._store):
+            leaves = last and self._store and self._counted.counts
+            if not self._changed and not leaves:
                 return
             if self._store is None:
                 if await asyncio.to_thread(self._file.add, self._counted):
