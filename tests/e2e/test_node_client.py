@@ -33,11 +33,13 @@ def given(tmp_path_factory: pytest.TempPathFactory, package: NodePackage) -> Ite
     modules = {"module": adder(1), "large": with_data(3 * 1024 * 1024, 1)}
     for name, content in modules.items():
         (folder / name).write_bytes(content)
-    with Daemon(state, ["--redis-url", "none", "--workers", "1"]) as daemon:
+    socket = f"unix:{folder}/kiln.sock"
+    flags = ["--redis-url", "none", "--workers", "1", "--listen", socket]
+    with Daemon(state, flags) as daemon:
         key = folder / "key.pem"
         key.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(state)))
         files = {name: str(folder / name) for name in modules}
-        yield json.dumps({"address": daemon.address, "key": str(key), **files})
+        yield json.dumps({"address": daemon.address, "socket": socket, "key": str(key), **files})
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -54,12 +54,20 @@ function diagnose(text, address, tls) {
         ' check the address',
     }
   }
+  if (!/No connection established/.test(text)) {
+    return { cause: '', sentence: `the connection to ${address} was lost: try again` }
+  }
   // A TLS server closes a connection in plaintext without a word, and one without the client
   // certificate that it asks for too.
   const maybe = tls
-    ? 'it may ask for a client certificate: see tls.cert and tls.key'
-    : 'it may speak TLS only: see the option tls'
-  return { cause: '', sentence: `no daemon answers at ${address} (connection closed): ${maybe}` }
+    ? 'ask for a client certificate: see tls.cert and tls.key'
+    : 'speak TLS only: see the option tls'
+  return {
+    cause: '',
+    sentence:
+      `the server at ${address} closes connections: it may be no wasmkiln daemon, or it may` +
+      ` ${maybe}`,
+  }
 }
 
 module.exports = { diagnose }

@@ -1,5 +1,5 @@
 'use strict'
-// Against a real daemon, which WASMKILN_TEST names: {address, key, module, large}.
+// Against a real daemon, which WASMKILN_TEST names: {address, socket, key, module, large}.
 
 const assert = require('node:assert/strict')
 const fs = require('node:fs')
@@ -54,6 +54,13 @@ test('a file of the host store', { skip }, async () => {
   assert.equal(path.basename(artifact.hostFile), 'artifact')
   assert.equal(artifact.artifactSha256, sha256(artifact.bytes))
   artifact.close()
+})
+
+test('a Unix socket', { skip }, async () => {
+  const near = new wasmkiln.Client(given.socket)
+  assert.equal((await near.capabilities()).caller.namespace, '')
+  assert.ok((await near.compile(wasm, { engine })).hostFile)
+  near.close()
 })
 
 test('load, stats, capabilities', { skip }, async () => {
