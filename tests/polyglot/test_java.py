@@ -33,6 +33,9 @@ AT_RUN_TIME = (
     *("netty-transport-native-unix-common", "netty-transport-native-epoll"),
     "netty-tcnative",
 )
+# Not all: each version of Java adds some.
+LINTS = "cast,deprecation,empty,fallthrough,finally,overrides,rawtypes,removal,serial,static,try"
+LINTS += ",unchecked,varargs"
 # Debian's generator asks for an annotation that Java has no more.
 GENERATED = "package javax.annotation; public @interface Generated { String value(); %s }"
 
@@ -94,7 +97,7 @@ def classes(built: Built, messages: Path) -> Path:
     sources = sorted((CLIENT / "src").rglob("*.java"))
 
     def build(to: Path) -> None:
-        words: Words = ["javac", "-Xlint:all,-processing", "-Werror", "--release", "17"]
+        words: Words = ["javac", f"-Xlint:{LINTS}", "-Werror", "--release", "17"]
         must([*words, "-cp", class_path(*NEEDED, messages), "-d", to, *sources])
 
     return compiled_once(built("java") / "client", sources, build)
