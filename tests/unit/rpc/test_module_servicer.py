@@ -1,4 +1,4 @@
-"""Which module was refused, as the log tells it, and what it costs to know."""
+"""Which module was refused, as the log tells it; what it costs to know; what counts as a use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
-from wasmkilnd.rpc.connections.call import Call
+from wasmkilnd.rpc.connections.call import PRIORITY_KEY, Call
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.messages import CompileCall
 
@@ -95,3 +95,15 @@ async def test_what_admission_did_not_hash_is_not_hashed_for_the_log(
 async def test_a_module_by_its_digest_is_named(kiln: Kiln) -> None:
     unknown = pb.CompileRequest(sha256="1" * 64)
     assert await kiln.refused(unknown) == (Reason.MODULE_NOT_LOADED, "1" * 64)
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_background_calls_count_as_no_use(background: bool) -> None:
+    rig = Rig()
+    tenant = rig.tenant_of("")
+    servicer = ModuleServicer(lambda _: tenant, rig.stats, pb.GetCapabilitiesResponse)
+    request = pb.CompileRequest(module=CORE).SerializeToString()
+    usual, behind = Context(), Context((PRIORITY_KEY, "background"))
+    for context in (usual, behind if background else usual):
+        await servicer.compile(CompileCall(request), Call(context))
+    assert [*tenant.tally.take().values()] == [1.0 if background else 2.0]

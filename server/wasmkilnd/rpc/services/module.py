@@ -71,10 +71,11 @@ class ModuleServicer:
             call.module = _refused_module(wanted, failure)
             raise
         artifact = served.artifact
-        if (key := artifact.key) in tenant.tally.counts:  # See Tally.
-            tenant.tally.counts[key] += 1
-        elif not call.background:
-            tenant.tally.begin(artifact)
+        if not wanted.terms.waiter.background:
+            if (key := artifact.key) in tenant.tally.counts:  # See Tally.
+                tenant.tally.counts[key] += 1
+            else:
+                tenant.tally.begin(artifact)
         call.module, call.engine = artifact.module_sha256, artifact.spec.engine.id
         call.origin, call.bytes = served.origin.value, artifact.size_bytes
         if served.queue_time_s:
