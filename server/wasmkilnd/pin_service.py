@@ -43,7 +43,7 @@ class PinService:
         check_sha256(module_sha256, "module_sha256")
         async with self._one_change:
             reached = await self._tiers.exchange()
-            if not self._pins.holds(module_sha256):
+            if not self._pins.is_pinned(module_sha256):
                 await self._refuse_if_there_is_no_room(module_sha256)
                 self._pins.pin(module_sha256)
                 reached &= await self._tiers.exchange()
@@ -71,14 +71,14 @@ class PinService:
         await self._tiers.exchange()
         modules = sorted(self._pins.pinned)[:MAX_PINS]
         measured = await self._tiers.measure(modules)
-        return [self._shown(module, measured) for module in modules if self._pins.holds(module)]
+        return [self._shown(module, measured) for module in modules if self._pins.is_pinned(module)]
 
     async def sparing(self, scope: EvictScope) -> EvictScope:
         """Return ``scope`` without what is pinned. Raises MODULE_PINNED for a pinned module."""
         await self._tiers.exchange()
-        if self._pins.holds(scope.module_sha256):
+        if self._pins.is_pinned(scope.module_sha256):
             raise errors.module_pinned(scope.module_sha256)
-        return replace(scope, spares=self._pins.holds) if self._pins else scope
+        return replace(scope, spares=self._pins.is_pinned) if self._pins else scope
 
     async def _refuse_if_there_is_no_room(self, module_sha256: str) -> None:
         if len(self._pins) >= MAX_PINS:

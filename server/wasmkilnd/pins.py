@@ -20,7 +20,7 @@ class PinChanges:
 class Pins:
     """Knows which modules are pinned. A data structure only; for one event loop.
 
-    ``holds`` may be called from any thread. An unpinned module is remembered, so that a daemon
+    ``is_pinned`` may be called from any thread. An unpinned module is remembered, so that a daemon
     that has not heard of it pins nothing again; of those, the latest MAX_PINS.
     """
 
@@ -33,7 +33,7 @@ class Pins:
     def __len__(self) -> int:
         return len(self._pinned)
 
-    def holds(self, module_sha256: str) -> bool:
+    def is_pinned(self, module_sha256: str) -> bool:
         """Return whether a module is pinned."""
         return module_sha256 in self._pinned
 

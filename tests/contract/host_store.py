@@ -8,7 +8,7 @@ from wasmkilnd.cache.host.entry import HeaderOf
 from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
-from wasmkilnd.model import Holds, holds_none
+from wasmkilnd.model import IsPinned, nothing_pinned
 from wasmkilnd.ports import Sealer
 from wasmkilnd.rpc.wire.headers import header_of
 
@@ -26,7 +26,7 @@ def host_tier(
     file_mode: int = 0o640,
     group: int | None = None,
     header_of: HeaderOf = header_of,
-    holds: Holds = holds_none,
+    is_pinned: IsPinned = nothing_pinned,
 ) -> HostTier:
     """A host store in ``folder``, as a daemon builds it."""
     return HostTier(
@@ -35,5 +35,5 @@ def host_tier(
         recorder or Notes(),
         header_of=header_of,
         marks=marks or early_marks(),
-        holds=holds,
+        is_pinned=is_pinned,
     )

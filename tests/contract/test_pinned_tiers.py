@@ -42,8 +42,9 @@ class Rig:
 
     def __init__(self, url: str, folder: Path) -> None:
         self.pins = Pins()
-        holds, marks = self.pins.holds, Marks(lambda: MADE_S - 3600, self.pins.holds)
-        self.memory = MemoryTier(MIB, holds)
+        is_pinned = self.pins.is_pinned
+        marks = Marks(lambda: MADE_S - 3600, is_pinned)
+        self.memory = MemoryTier(MIB, is_pinned)
         self.host = open_host(
             HostOptions(folder / "host", MIB),
             SEALER,
@@ -53,7 +54,7 @@ class Rig:
             wait_s=TIMEOUT_S,
             artifact_bytes=lambda: MIB,
             write_queue_bytes=lambda: MIB,
-            holds=holds,
+            is_pinned=is_pinned,
         )
         options = RemoteOptions(
             url=url,
@@ -73,7 +74,7 @@ class Rig:
         )
         self.link = GuardedRedis(connect(url), longest_wait_s=0.1)
         server = SharedServer(place="here", mode="external", link=self.link)
-        self.shared = open_shared(server, options, SEALER, Notes(), marks, "", holds)
+        self.shared = open_shared(server, options, SEALER, Notes(), marks, "", is_pinned)
         self.tiers = TiersWithPins(
             self.pins, self.memory, self.host, self.shared, PinFile(folder, "")
         )

@@ -26,7 +26,12 @@ class Rig:
     def __init__(self, url: str) -> None:
         self.pins = set[str]()
         self.tier = RedisTier(
-            connect(url), SEALER, Notes(), prefix="pins:", ttl_s=1000, holds=self.pins.__contains__
+            connect(url),
+            SEALER,
+            Notes(),
+            prefix="pins:",
+            ttl_s=1000,
+            is_pinned=self.pins.__contains__,
         )
         self.redis = RedisPins(self.tier.link, self.tier.names, SEALER, 1000)
 
@@ -61,12 +66,12 @@ async def test_values_of_a_pinned_module_have_no_time_to_live(rig: Rig) -> None:
     await rig.tier.put(large)
     await rig.tier.put_module(module(0))
     assert min(await rig.ages()) > 0
-    found = await rig.redis.measure([DEAR], hold=False)
+    found = await rig.redis.measure([DEAR], keep=False)
     assert (found[DEAR].artifacts, found[DEAR].modules) == (1, 1)
     assert found[DEAR].bytes > 0
     assert min(await rig.ages()) > 0
     rig.pins.add(DEAR)
-    assert await rig.redis.measure([DEAR], hold=True) == found
+    assert await rig.redis.measure([DEAR], keep=True) == found
     assert await rig.ages() == {-1}
     await rig.tier.renew(large.key)
     await rig.tier.put(large)

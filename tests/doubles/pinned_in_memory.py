@@ -35,5 +35,5 @@ class PinnedInMemory:
 
     async def apply(self, modules: Collection[str]) -> bool:
         """Hold, or let go."""
-        self._memory.hold(modules)
+        self._memory.keep_pinned(modules)
         return self.answers

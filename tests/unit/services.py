@@ -168,7 +168,7 @@ class Rig:
         self.engines = Engines()
         self.recorder = Notes()
         pins = Pins()
-        self.memory = MemoryTier(1_000_000, pins.holds)
+        self.memory = MemoryTier(1_000_000, pins.is_pinned)
         self.pinned_tiers = PinnedInMemory(self.memory)
         self.pins = PinService(pins, self.pinned_tiers)
         far = far or NullTier("redis")

@@ -32,7 +32,7 @@ def test_daemons_agree_in_whatever_order_they_hear_of_pins(
         for each in order:
             pins.learn(each)
         known.append((dict(pins.times), set(pins.pinned)))
-        assert all(pins.holds(module) for module in pins.pinned)
+        assert all(pins.is_pinned(module) for module in pins.pinned)
     assert all(each == known[0] for each in known)
 
 
@@ -41,9 +41,9 @@ def test_the_last_change_counts_even_if_the_clock_stands_still() -> None:
     assert not pins.unpin(A)
     for _ in range(3):
         pins.pin(A)
-        assert pins.holds(A)
+        assert pins.is_pinned(A)
         assert pins.unpin(A)
-        assert not pins.holds(A)
+        assert not pins.is_pinned(A)
     assert len(pins) == 0
 
 

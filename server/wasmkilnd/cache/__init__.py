@@ -34,9 +34,10 @@ other's values; the old values expire.
 **Metrics.** ``observed`` wraps a tier and counts ``tier_lookups`` and ``tier_stores`` with their
 durations; ``values_rejected`` counts what did not verify.
 
-**Pins.** ``pinned_tiers`` keeps what is pinned in all tiers; each tier asks ``Pins.holds`` when it
-makes room or stores. ``pin_repair`` puts back what one tier lost, and ``pin_file`` keeps the pins
-in the state directory.
+**Pins.** ``pinned_tiers`` keeps what is pinned in all tiers; each tier asks ``Pins.is_pinned``
+when it makes room or stores. All pins keep half of a tier at most: what is beyond is *let go*, and
+makes room as if nobody had pinned it. ``pin_repair`` puts back what one tier lost, and
+``pin_file`` keeps the pins in the state directory.
 
 **Rooms.** ``value``: the bytes under a key. ``host``: entries as files. ``redis``: talking to a
 server, whatever its kind. ``embedded``: the Valkey that the daemon runs. ``fleet``: what daemons

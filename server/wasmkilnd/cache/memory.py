@@ -14,11 +14,11 @@ from wasmkilnd.model import (
     Evicted,
     EvictScope,
     Held,
-    Holds,
+    IsPinned,
     Kind,
     Module,
     TierUsage,
-    holds_none,
+    nothing_pinned,
 )
 from wasmkilnd.slices import in_slices
 from wasmkilnd.wait_budget import Allowance
@@ -37,8 +37,8 @@ class _Entry:
 class MemoryTier:
     """Keeps the most recently used modules and artifacts, in one budget of ``limit_bytes``.
 
-    What is of a pinned module is held: it makes no room for others. All that is held takes half
-    of the budget at most; above that the least recently used of it are held no more.
+    What is of a pinned module is kept: it makes no room for others. All that is kept takes half
+    of the budget at most; above that the least recently used of it are let go.
 
     No method but evict waits for anything, so concurrent use needs no lock. get takes constant
     time, and so does put, apart from the least recently used entries that it drops for room.
@@ -46,17 +46,17 @@ class MemoryTier:
 
     name = "memory"
 
-    def __init__(self, limit_bytes: int, holds: Holds = holds_none) -> None:
-        """``holds`` returns whether a module is pinned; see ``hold``."""
+    def __init__(self, limit_bytes: int, is_pinned: IsPinned = nothing_pinned) -> None:
+        """``is_pinned`` returns whether a module is pinned; see ``keep_pinned``."""
         self._limit_bytes = limit_bytes
-        self._holds = holds
-        self._bytes = self._held_bytes = 0
+        self._is_pinned = is_pinned
+        self._bytes = self._kept_bytes = 0
         self._evictions = self._let_go = 0
         # A module's key is its digest.
         self._entries: dict[CacheKey | str, _Entry] = {}
         # Each entry is in one of these, least recently used first.
         self._free: _Line = OrderedDict()
-        self._held: _Line = OrderedDict()
+        self._kept: _Line = OrderedDict()
         self._keys_of: dict[str, dict[CacheKey, None]] = {}
 
     async def get(
@@ -125,8 +125,8 @@ class MemoryTier:
             self._bytes,
             self._limit_bytes,
             self._evictions,
-            len(self._held),
-            self._held_bytes,
+            len(self._kept),
+            self._kept_bytes,
             self._let_go,
         )
 
@@ -136,20 +136,20 @@ class MemoryTier:
         self._let_some_go()
         self._make_room(0)
 
-    def hold(self, modules: Iterable[str]) -> None:
+    def keep_pinned(self, modules: Iterable[str]) -> None:
         """Hold what is here of those of ``modules`` that are pinned by now, and no others.
 
-        What would take more than half of the budget together is not held.
+        What would take more than half of the budget together is not kept.
         """
         for module_sha256 in modules:
             for key in (*self._keys_of.get(module_sha256, ()), module_sha256):
                 entry = self._entries.get(key)
-                if entry is None or (entry.line is self._held) == self._holds(module_sha256):
+                if entry is None or (entry.line is self._kept) == self._is_pinned(module_sha256):
                     continue
-                if entry.line is self._held:
+                if entry.line is self._kept:
                     self._put_in(self._free, key, entry)
-                elif 2 * (self._held_bytes + entry.size_bytes) <= self._limit_bytes:
-                    self._put_in(self._held, key, entry)
+                elif 2 * (self._kept_bytes + entry.size_bytes) <= self._limit_bytes:
+                    self._put_in(self._kept, key, entry)
 
     def module_of(self, sha256: str) -> Module | None:
         """Return a module, without making it recent."""
@@ -183,20 +183,20 @@ class MemoryTier:
         """Remove everything."""
         self._entries.clear()
         self._free.clear()
-        self._held.clear()
+        self._kept.clear()
         self._keys_of.clear()
-        self._bytes = self._held_bytes = 0
+        self._bytes = self._kept_bytes = 0
 
     def check(self) -> None:
         """Check the sums, in linear time. Raises ValueError if they do not add up."""
         total = sum(entry.size_bytes for entry in self._entries.values())
         if total != self._bytes:
             raise ValueError(f"counted {self._bytes} bytes, but the entries hold {total}")
-        if sum(self._entries[key].size_bytes for key in self._held) != self._held_bytes:
-            raise ValueError("counted other bytes than those of the held entries")
-        if 2 * self._held_bytes > self._limit_bytes:
-            raise ValueError("more than half of the tier is held")
-        if {*self._free, *self._held} != {*self._entries}:
+        if sum(self._entries[key].size_bytes for key in self._kept) != self._kept_bytes:
+            raise ValueError("counted other bytes than those of the kept entries")
+        if 2 * self._kept_bytes > self._limit_bytes:
+            raise ValueError("more than half of the tier is kept")
+        if {*self._free, *self._kept} != {*self._entries}:
             raise ValueError("the order of use has other entries than there are")
         if total > self._limit_bytes:
             raise ValueError(f"the entries hold {total} bytes of {self._limit_bytes}")
@@ -214,8 +214,8 @@ class MemoryTier:
 
     def _store(self, key: CacheKey | str, value: Artifact | Module, size_bytes: int) -> None:
         old = self._entries.get(key)
-        held_bytes = self._held_bytes - (old.size_bytes if old and old.line is self._held else 0)
-        if size_bytes > self._limit_bytes - held_bytes:
+        kept_bytes = self._kept_bytes - (old.size_bytes if old and old.line is self._kept else 0)
+        if size_bytes > self._limit_bytes - kept_bytes:
             return  # It will never fit: not even an old entry of the same key makes room.
         if old:
             self._remove(key)  # First, so that an overwrite makes room for the difference only.
@@ -223,8 +223,8 @@ class MemoryTier:
         entry = self._entries[key] = _Entry(value, size_bytes, self._free)
         self._free[key] = None
         self._bytes += size_bytes
-        if self._holds(_module_of(key)) and 2 * size_bytes <= self._limit_bytes:
-            self._put_in(self._held, key, entry)
+        if self._is_pinned(_module_of(key)) and 2 * size_bytes <= self._limit_bytes:
+            self._put_in(self._kept, key, entry)
             self._let_some_go()
         if isinstance(key, CacheKey):
             self._keys_of.setdefault(key.module_sha256, {})[key] = None
@@ -235,8 +235,8 @@ class MemoryTier:
             self._evictions += 1
 
     def _let_some_go(self) -> None:
-        while 2 * self._held_bytes > self._limit_bytes:
-            key = next(iter(self._held))
+        while 2 * self._kept_bytes > self._limit_bytes:
+            key = next(iter(self._kept))
             self._put_in(self._free, key, self._entries[key])
             self._let_go += 1
 
@@ -244,7 +244,7 @@ class MemoryTier:
         del entry.line[key]
         entry.line = line
         line[key] = None
-        self._held_bytes += entry.size_bytes if line is self._held else -entry.size_bytes
+        self._kept_bytes += entry.size_bytes if line is self._kept else -entry.size_bytes
 
     def _part_of(self, module_sha256: str) -> Held:
         part = Held()
@@ -258,8 +258,8 @@ class MemoryTier:
         entry = self._entries.pop(key)
         del entry.line[key]
         self._bytes -= entry.size_bytes
-        if entry.line is self._held:
-            self._held_bytes -= entry.size_bytes
+        if entry.line is self._kept:
+            self._kept_bytes -= entry.size_bytes
         if isinstance(key, CacheKey):
             siblings = self._keys_of[key.module_sha256]
             del siblings[key]

@@ -15,7 +15,7 @@ from wasmkilnd.cache.null_tier import NullHost
 from wasmkilnd.cache.observed import ObservedHost
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.model import Holds, HostStatus
+from wasmkilnd.model import HostStatus, IsPinned
 from wasmkilnd.ports import HostStore, Recorder, Sealer
 
 # As long as the reply that caused the write is being sent: see WriteBehind.
@@ -96,12 +96,12 @@ def open_host(
     wait_s: float,
     artifact_bytes: Callable[[], int],
     write_queue_bytes: Callable[[], int],
-    holds: Holds,
+    is_pinned: IsPinned,
 ) -> OpenHost:
     """Open the host store; none if it may hold no bytes.
 
     ``header_of`` returns the header that clients get with an artifact. ``wait_s`` bounds each
-    look-up, apart from reading large artifacts. ``holds`` returns whether a module is pinned.
+    look-up, apart from reading large artifacts. ``is_pinned`` returns whether a module is pinned.
     """
     if not options.limit_bytes:
         null = NullHost()
@@ -114,7 +114,7 @@ def open_host(
         header_of=header_of,
         marks=marks,
         artifact_bytes=artifact_bytes,
-        holds=holds,
+        is_pinned=is_pinned,
     )
     guarded = GuardedHost(tier, wait_s)
     store = ObservedHost(guarded, recorder)

@@ -21,7 +21,7 @@ from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import namespace_prefix
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.model import CacheKey, Holds, RemoteStatus
+from wasmkilnd.model import CacheKey, IsPinned, RemoteStatus
 from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
 
 _NAME = "redis"
@@ -85,16 +85,16 @@ def open_shared(
     recorder: Recorder,
     marks: Marks,
     namespace: str,
-    holds: Holds,
+    is_pinned: IsPinned,
 ) -> SharedTier:
     """Open what ``namespace`` has on ``server``.
 
     ``marks`` are the evictions and releases in the namespace that this daemon knows of, and
-    ``holds`` returns whether a module is pinned.
+    ``is_pinned`` returns whether a module is pinned.
     """
     if server.link is None:
         return _without(server, options)
-    return _with(server, server.link, options, sealer, recorder, marks, namespace, holds)
+    return _with(server, server.link, options, sealer, recorder, marks, namespace, is_pinned)
 
 
 def _with(
@@ -105,7 +105,7 @@ def _with(
     recorder: Recorder,
     marks: Marks,
     namespace: str,
-    holds: Holds,
+    is_pinned: IsPinned,
 ) -> SharedTier:
     redis = RedisTier(
         link,
@@ -119,7 +119,7 @@ def _with(
         # The server's own figures are sums over all of its keys.
         reports_usage=not namespace,
         fleet_prefix=options.prefix,
-        holds=holds,
+        is_pinned=is_pinned,
     )
     tier = ObservedTier(redis, recorder)
     writes = WriteBehind(

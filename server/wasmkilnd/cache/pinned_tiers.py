@@ -40,14 +40,14 @@ class TiersWithPins:
     def __init__(
         self, pins: Pins, memory: MemoryTier, host: OpenHost, shared: SharedTier, file: PinFile
     ) -> None:
-        """``memory``, ``host`` and ``shared`` ask ``pins`` what they hold."""
+        """``memory``, ``host`` and ``shared`` ask ``pins`` what they keep."""
         self._pins = pins
         self._memory = memory
         self._host = host
         self._shared = shared
         self._file = file
         self._redis: dict[str, Held] = {}
-        self._late = set[str]()  # What the shared tier has to hold, or to let go, when it answers.
+        self._late = set[str]()  # What the shared tier has to keep, or to let go, when it answers.
         self._let_go = frozenset[str]()
         self._let_go_count = 0
         self._looks = 0
@@ -100,7 +100,7 @@ class TiersWithPins:
                 }
         if redis := self._shared.pins:
             try:
-                tiers[redis.name] = await redis.measure(modules, hold=False)
+                tiers[redis.name] = await redis.measure(modules, keep=False)
             except TierUnavailable:
                 unreachable.add(redis.name)
         return Measured(tiers, frozenset(unreachable))
@@ -122,23 +122,23 @@ class TiersWithPins:
         if self._shared.pins:
             with contextlib.suppress(TierUnavailable):
                 limit_bytes = await self._shared.pins.limit_bytes()
-                found[self._shared.pins.name] = Room(self._redis_held.bytes, limit_bytes)
+                found[self._shared.pins.name] = Room(self._redis_kept.bytes, limit_bytes)
         return found
 
     async def apply(self, modules: Collection[str]) -> bool:
         """As PinnedTiers."""
-        self._memory.hold(modules)
+        self._memory.keep_pinned(modules)
         self._late |= {*modules}
         answered = await self._apply_late()
-        await self._repair([each for each in modules if self._pins.holds(each)])
+        await self._repair([each for each in modules if self._pins.is_pinned(each)])
         return answered
 
     def redis_usage(self) -> TierUsage:
-        """Return what the shared tier holds that is pinned in this namespace, and no more."""
-        held = self._redis_held
+        """Return what the shared tier keeps for pins in this namespace, and no more."""
+        kept = self._redis_kept
         return TierUsage(
-            pinned_entries=held.artifacts + held.modules,
-            pinned_bytes=held.bytes,
+            pinned_entries=kept.artifacts + kept.modules,
+            pinned_bytes=kept.bytes,
             let_go=self._let_go_count,
         )
 
@@ -149,9 +149,9 @@ class TiersWithPins:
             await asyncio.gather(self._looking, return_exceptions=True)
 
     @property
-    def _redis_held(self) -> Held:
-        held = (part for module, part in self._redis.items() if module not in self._let_go)
-        return sum(held, Held())
+    def _redis_kept(self) -> Held:
+        kept = (part for module, part in self._redis.items() if module not in self._let_go)
+        return sum(kept, Held())
 
     async def _look_for_ever(self) -> None:
         while True:
@@ -167,7 +167,7 @@ class TiersWithPins:
     async def _look(self) -> None:
         answered = await self.exchange()
         pinned = [*self._pins.pinned]
-        self._memory.hold(pinned)
+        self._memory.keep_pinned(pinned)
         if answered and pinned and self._looks % _COUNT_EVERY == 0:
             self._late |= {*pinned}
         if answered:
@@ -180,14 +180,14 @@ class TiersWithPins:
         redis, late = self._shared.pins, frozenset(self._late)
         if redis is None or not late:
             return True
-        held = {module for module in late if self._pins.holds(module)}
+        pinned = {module for module in late if self._pins.is_pinned(module)}
         try:
-            if gone := late - held:
+            if gone := late - pinned:
                 await redis.release(gone)
             for module in gone:
                 self._redis.pop(module, None)
-            self._redis.update(await redis.measure(held - self._let_go, hold=True))
-            self._redis.update(await redis.measure(held & self._let_go, hold=False))
+            self._redis.update(await redis.measure(pinned - self._let_go, keep=True))
+            self._redis.update(await redis.measure(pinned & self._let_go, keep=False))
             await self._stay_within_half(redis)
         except TierUnavailable:
             return False
@@ -205,7 +205,7 @@ class TiersWithPins:
             else:
                 room -= size_bytes
         await redis.release(too_many)
-        await redis.measure(self._let_go - too_many, hold=True)
+        await redis.measure(self._let_go - too_many, keep=True)
         if new := too_many - self._let_go:
             self._let_go_count += len(new)
             log.warning(
@@ -240,6 +240,6 @@ class TiersWithPins:
         """Learn pins; return whether any are new."""
         changes = self._pins.learn(found)
         changed = changes.pinned | changes.unpinned
-        self._memory.hold(changed)
+        self._memory.keep_pinned(changed)
         self._late |= changed
         return bool(changed)

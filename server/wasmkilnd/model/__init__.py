@@ -74,7 +74,7 @@ from wasmkilnd.model.limits import (
     TierUsage,
     TrafficLimits,
 )
-from wasmkilnd.model.pins import MAX_PINS, Held, Holds, Pin, PinTimes, holds_none
+from wasmkilnd.model.pins import MAX_PINS, Held, IsPinned, Pin, PinTimes, nothing_pinned
 from wasmkilnd.model.policy import NAMESPACE_NAME, NamespaceLimits, QuotaLimits
 
 __all__ = [
@@ -102,10 +102,10 @@ __all__ = [
     "Evicted",
     "ExternType",
     "Held",
-    "Holds",
     "HostFile",
     "HostStatus",
     "Identity",
+    "IsPinned",
     "Isolation",
     "IsolationLayer",
     "Kind",
@@ -129,7 +129,7 @@ __all__ = [
     "TrafficLimits",
     "Transport",
     "UnservedEngine",
-    "holds_none",
     "is_fast",
+    "nothing_pinned",
     "with_included",
 ]

@@ -69,7 +69,7 @@ class TierUsage:
     """Those that the tier keeps whatever else needs room."""
     pinned_bytes: int = 0
     let_go: int = 0
-    """How often a pinned entry lost its hold, as those of all pins took more than half the tier."""
+    """How often a pinned entry was let go, as those of all pins took more than half of the tier."""
 
 
 SWITCHED_OFF = "switched off"

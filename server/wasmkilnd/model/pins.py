@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-Holds: TypeAlias = Callable[[str], bool]
+IsPinned: TypeAlias = Callable[[str], bool]
 """Returns whether the module with this digest is pinned."""
 
 MAX_PINS = 10_000
 """How many modules of a namespace may be pinned."""
 
 
-def holds_none(module_sha256: str) -> bool:
+def nothing_pinned(module_sha256: str) -> bool:
     """Return False: nothing is pinned."""
     return False
 

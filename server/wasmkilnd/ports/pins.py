@@ -49,7 +49,7 @@ class PinnedTiers(Protocol):
         ...
 
     async def apply(self, modules: Collection[str]) -> bool:
-        """Hold what is there of ``modules``, or let it go, as they are pinned or not by now.
+        """Keep what is there of ``modules``, or let it go, as they are pinned or not by now.
 
         Return whether Redis did it too; if not, it does so at a later look.
         """

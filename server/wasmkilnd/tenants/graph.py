@@ -114,9 +114,9 @@ def open_tenant(
     metrics = whole if namespace == DEFAULT_NAMESPACE else Metrics(whole.version)
     recorder: Recorder = whole if metrics is whole else BothRecorders(whole, metrics)
     pins = Pins()
-    marks = Marks(holds=pins.holds)
+    marks = Marks(is_pinned=pins.is_pinned)
     sealer = common.sealer(marks)
-    memory = MemoryTier(share.memory_bytes, pins.holds)
+    memory = MemoryTier(share.memory_bytes, pins.is_pinned)
     host = open_host(
         host_options(settings).of_namespace(namespace, share.host_store_bytes),
         sealer,
@@ -127,7 +127,7 @@ def open_tenant(
         wait_s=settings.redis_timeout_s / 2,
         artifact_bytes=lambda: common.limits.current.artifact_bytes,
         write_queue_bytes=write_queue_bytes,
-        holds=pins.holds,
+        is_pinned=pins.is_pinned,
     )
     host.engines = common.served_engines
     shared = open_shared(
@@ -137,7 +137,7 @@ def open_tenant(
         recorder,
         marks,
         namespace,
-        pins.holds,
+        pins.is_pinned,
     )
     file = PinFile(settings.state_dir, namespace)
     pinned = TiersWithPins(pins, memory, host, shared, file)

@@ -37,7 +37,7 @@ def test_the_sums_are_right_after_every_step(steps: list[tuple[str, int, int]]) 
                 await tier.get(artifact(tag).key)
             elif what == "pin":
                 pins ^= {module(tag).sha256}
-                tier.hold([module(tag).sha256])
+                tier.keep_pinned([module(tag).sha256])
             elif what == "resize":
                 limit_bytes = 4 * size_bytes
                 tier.resize(limit_bytes)
@@ -136,7 +136,7 @@ async def test_what_is_pinned_makes_no_room() -> None:
     gone = await tier.evict(spared)
     assert (gone.pinned, tier.usage().entries) == (2, 2)
     pins.clear()
-    tier.hold([module(0).sha256])
+    tier.keep_pinned([module(0).sha256])
     assert tier.usage().pinned_entries == 0
     for tag in range(1, 50):
         await tier.put(artifact(tag, 2000))

@@ -28,7 +28,7 @@ from wasmkilnd.cache.host.rows import Row, Rows, Total
 from wasmkilnd.cache.host.scratch import Scratch, delete
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import CacheKey, Holds, holds_none
+from wasmkilnd.model import CacheKey, IsPinned, nothing_pinned
 
 T = TypeVar("T")
 
@@ -40,10 +40,10 @@ _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 class Disk:
     """The entries' folders and their rows. Safe for use from any thread."""
 
-    def __init__(self, options: HostOptions, holds: Holds = holds_none) -> None:
-        """``holds`` returns whether a module is pinned."""
+    def __init__(self, options: HostOptions, is_pinned: IsPinned = nothing_pinned) -> None:
+        """``is_pinned`` returns whether a module is pinned."""
         self.options = options
-        self.pins = PinnedEntries(holds, lambda: self.limit_bytes)
+        self.pins = PinnedEntries(is_pinned, lambda: self.limit_bytes)
         self.limit_bytes = options.limit_bytes
         self.index = Index(options.directory)
         self.scratch = Scratch(options.directory)

@@ -1,4 +1,4 @@
-"""Pinned entries of the host store: what makes no room for others, and how much that is."""
+"""Pinned entries of the host store: which make no room for others, and how much they take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from wasmkilnd.cache.host.rows import PinnedRow, Row, Rows
-from wasmkilnd.model import CacheKey, Held, Holds
+from wasmkilnd.model import CacheKey, Held, IsPinned
 
 Change: TypeAlias = Callable[[Callable[[Rows], None]], None]
 """Runs a function on the rows, in a transaction."""
@@ -21,27 +21,27 @@ _BATCH = 200
 
 
 class PinnedEntries:
-    """Decides which entries are passed over. Safe for use from any thread.
+    """Decides which entries are kept, as their module is pinned. Safe for use from any thread.
 
-    All of them take half of the store at most. Above that, those that were not used for longest
-    may go. Other daemons of the host pass them over too, if they know the same pins; those that
+    What is kept takes half of the store at most. Above that, those that were not used for longest
+    are let go. Other daemons of the host keep them too, if they know the same pins; those that
     do not know them see entries that were used just now.
     """
 
-    def __init__(self, holds: Holds, limit_bytes: Callable[[], int]) -> None:
-        """``holds`` returns whether a module is pinned."""
-        self._holds = holds
+    def __init__(self, is_pinned: IsPinned, limit_bytes: Callable[[], int]) -> None:
+        """``is_pinned`` returns whether a module is pinned."""
+        self._is_pinned = is_pinned
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._too_many: frozenset[CacheKey] = frozenset()
-        self.held = Held()
-        """What is passed over, as of the last count."""
+        self.kept = Held()
+        """What is kept, as of the last count."""
         self.let_go = 0
-        """How often an entry lost its hold, as there were too many."""
+        """How often an entry was let go, as there were too many."""
 
-    def is_held(self, key: CacheKey) -> bool:
-        """Return whether an entry is passed over."""
-        return self._holds(key.module_sha256) and key not in self._too_many
+    def keeps(self, key: CacheKey) -> bool:
+        """Return whether an entry is kept."""
+        return self._is_pinned(key.module_sha256) and key not in self._too_many
 
     def pass_over(self, rows: Rows, row: Row, passed: set[CacheKey]) -> bool:
         """Return whether ``row`` is to stay; put it last in the order of use then.
@@ -49,7 +49,7 @@ class PinnedEntries:
         ``passed`` are those that were passed over before, since something had to make room: an
         entry that comes again shows that there is nothing else left.
         """
-        if not self.is_held(row.key):
+        if not self.keeps(row.key):
             return False
         if row.key in passed:
             self.let_go += 1
@@ -59,8 +59,8 @@ class PinnedEntries:
         return True
 
     def has_room_for(self, size_bytes: int) -> bool:
-        """Return whether an entry of this size would be held."""
-        return 2 * (self.held.bytes + size_bytes) <= self._limit_bytes()
+        """Return whether an entry of this size would be kept."""
+        return 2 * (self.kept.bytes + size_bytes) <= self._limit_bytes()
 
     def entries_of(self, change: Change, modules: Collection[str]) -> Entries:
         """Return the entries of ``modules``."""
@@ -80,13 +80,13 @@ class PinnedEntries:
         latest = sorted(
             (row for rows in found.values() for row in rows), key=lambda row: -row.used_s
         )
-        held, too_many = Held(), set[CacheKey]()
+        kept, too_many = Held(), set[CacheKey]()
         for row in latest:
-            if 2 * (held.bytes + row.size_bytes) > self._limit_bytes():
+            if 2 * (kept.bytes + row.size_bytes) > self._limit_bytes():
                 too_many.add(row.key)
             else:
-                held += Held(1, 0, row.size_bytes)
+                kept += Held(1, 0, row.size_bytes)
         with self._lock:
             self.let_go += len(too_many - self._too_many)
             self._too_many = frozenset(too_many)
-            self.held = held
+            self.kept = kept

@@ -28,12 +28,12 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    Holds,
     HostFile,
+    IsPinned,
     Kind,
     Module,
     TierUsage,
-    holds_none,
+    nothing_pinned,
 )
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.wait_budget import Allowance
@@ -64,17 +64,17 @@ class HostTier:
         header_of: HeaderOf,
         marks: Marks,
         artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
-        holds: Holds = holds_none,
+        is_pinned: IsPinned = nothing_pinned,
     ) -> None:
         """Keep entries in ``options.directory``, which is made when it is first needed.
 
         ``header_of`` translates an artifact into the header that the daemon sends, without origin
         and what else depends on a call. ``marks`` are the evictions that this daemon knows of.
         ``get`` reads no artifact that is larger than ``artifact_bytes``. What is of a module that
-        ``holds`` returns True for makes no room for others.
+        ``is_pinned`` returns True for makes no room for others.
         """
         self._reports = Reports(self.name, options.directory, recorder)
-        self._disk = Disk(options, holds)
+        self._disk = Disk(options, is_pinned)
         self._store = EntryStore(
             options, self._disk, sealer, header_of, marks, self._reports, artifact_bytes
         )
@@ -173,8 +173,8 @@ class HostTier:
             disk.total.bytes,
             disk.limit_bytes,
             disk.evictions,
-            disk.pins.held.artifacts,
-            disk.pins.held.bytes,
+            disk.pins.kept.artifacts,
+            disk.pins.kept.bytes,
             disk.pins.let_go,
         )
 
@@ -184,11 +184,11 @@ class HostTier:
         return await self._do("read", pins.entries_of, change, modules)
 
     async def count_pinned(self, modules: Collection[str]) -> None:
-        """Count what is held of ``modules``, all that are pinned. Raises TierUnavailable."""
+        """Count what is kept of ``modules``, all that are pinned. Raises TierUnavailable."""
         await self._do("read", self._disk.pins.count, self._disk.change, modules)
 
     def has_room_for_pinned(self, artifact: Artifact) -> bool:
-        """Return whether ``artifact`` would be held if it were written now."""
+        """Return whether ``artifact`` would be kept if it were written now."""
         return self._disk.pins.has_room_for(least_on_disk(artifact.size_bytes))
 
     async def write_engines(self, document: Mapping[str, object]) -> None:

@@ -61,11 +61,11 @@ class RedisPins:
             found |= theirs
         return found
 
-    async def measure(self, modules: Collection[str], *, hold: bool) -> dict[str, Held]:
-        """Return what is there of each of ``modules``; with ``hold``, let none of it expire."""
+    async def measure(self, modules: Collection[str], *, keep: bool) -> dict[str, Held]:
+        """Return what is there of each of ``modules``; with ``keep``, let none of it expire."""
         found = dict.fromkeys(modules, Held())
         async for names in self._values_of(modules):
-            if hold:
+            if keep:
                 ages = await self._link.ages(names)
                 expiring = [name for name, age in zip(names, ages, strict=True) if age >= 0]
                 await self._link.run([(as_flag, ("PERSIST", name)) for name in expiring])
@@ -84,12 +84,12 @@ class RedisPins:
         return (await self._link.usage()).limit_bytes
 
     async def release(self, modules: Collection[str]) -> None:
-        """Let those values of ``modules`` that are held expire, as if they were stored now."""
+        """Let those values of ``modules`` that are kept expire, as if they were stored now."""
         async for names in self._values_of(modules):
             ages = await self._link.ages(names)
-            held = [name for name, age in zip(names, ages, strict=True) if age == _NO_TTL]
-            values = [name for name in held if self._names.value_at(name)]
-            parts = [name for name in held if not self._names.value_at(name)]
+            kept = [name for name, age in zip(names, ages, strict=True) if age == _NO_TTL]
+            values = [name for name in kept if self._names.value_at(name)]
+            parts = [name for name in kept if not self._names.value_at(name)]
             await self._link.prolong(parts, self._ttl_s + PARTS_OUTLIVE_S)
             await self._link.prolong(values, self._ttl_s)
 
@@ -98,7 +98,7 @@ class RedisPins:
     ) -> tuple[set[CacheKey], set[str], set[str]]:
         """Return which artifacts and which modules are missing, and of what others expire.
 
-        The last are digests of modules, for which ``measure`` has to hold values.
+        The last are digests of modules, for which ``measure`` has to keep values.
         """
         missing, lost, expiring = set[CacheKey](), set[str](), set[str]()
         for start in range(0, len(artifacts), _BATCH):

@@ -32,11 +32,11 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    Holds,
+    IsPinned,
     Kind,
     Module,
     TierUsage,
-    holds_none,
+    nothing_pinned,
 )
 from wasmkilnd.ports import Recorder, Sealer
 from wasmkilnd.wait_budget import Allowance
@@ -77,14 +77,14 @@ class RedisTier:
         marks: Marks | None = None,
         reports_usage: bool = True,
         fleet_prefix: str | None = None,
-        holds: Holds = holds_none,
+        is_pinned: IsPinned = nothing_pinned,
     ) -> None:
         """Store on ``server``, and close it at the end, unless it is a link that others use too.
 
         Without ``reports_usage``, ``usage`` returns zeros. What is not of one namespace is below
         ``fleet_prefix``, else below ``prefix`` too. ``marks`` are the evictions that this
         daemon knows of. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read.
-        Values of modules that ``holds`` returns True for get no time to live.
+        Values of modules that ``is_pinned`` returns True for get no time to live.
         ``timeout_s`` bounds each reply; the two waits are the breaker's: how long it waits before
         it asks a silent server again. A link has its own.
         """
@@ -103,7 +103,7 @@ class RedisTier:
         self._sealer = sealer
         self.names = KeyNames(prefix)
         self._ttl_s = ttl_s
-        self._holds = holds
+        self._is_pinned = is_pinned
         self.marks = MarkStore(self.link, self.names, sealer, marks or Marks(), ttl_s)
         fleet_names = self.names if fleet_prefix is None else KeyNames(fleet_prefix)
         self.certificates = CertificateStore(self.link, fleet_names, sealer)
@@ -200,7 +200,7 @@ class RedisTier:
         Raises TierUnavailable.
         """
         keys = [ValueKey(key if isinstance(key, str) else key.module_sha256)]
-        if self._holds(keys[0].module_sha256):
+        if self._is_pinned(keys[0].module_sha256):
             return  # It has none.
         if isinstance(key, CacheKey):
             keys.append(ValueKey(key.module_sha256, key.fingerprint))
@@ -243,7 +243,7 @@ class RedisTier:
         self, key: ValueKey, payload: Sequence[memoryview], write_head: Callable[[Body], bytes]
     ) -> None:
         try:
-            ttl_s = FOR_EVER if self._holds(key.module_sha256) else self._ttl_s
+            ttl_s = FOR_EVER if self._is_pinned(key.module_sha256) else self._ttl_s
             await self._writer.pack(key, payload, write_head, ttl_s)
         except PartUnavailable:
             raise  # The other nodes of the cluster take writes.

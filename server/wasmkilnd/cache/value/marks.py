@@ -21,7 +21,7 @@ from wasmkilnd.cache.value.format import CheckStamp, Stamp
 from wasmkilnd.cache.value.names import FIRST_FORMAT
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.fingerprint import CACHE_FORMAT
-from wasmkilnd.model import STAMP_BYTES, Artifact, EvictScope, Holds, holds_none
+from wasmkilnd.model import STAMP_BYTES, Artifact, EvictScope, IsPinned, nothing_pinned
 
 MAX_MARK_BYTES = 16 * 1024
 """The most bytes of a stored mark."""
@@ -67,10 +67,12 @@ class Mark:
 class Marks:
     """The marks that one daemon knows. It never forgets one that was on the server."""
 
-    def __init__(self, clock: Callable[[], float] = time.time, holds: Holds = holds_none) -> None:
-        """``clock`` returns the time of day, and ``holds`` whether a module is pinned."""
+    def __init__(
+        self, clock: Callable[[], float] = time.time, is_pinned: IsPinned = nothing_pinned
+    ) -> None:
+        """``clock`` returns the time of day, and ``is_pinned`` whether a module is pinned."""
         self._clock = clock
-        self._holds = holds
+        self._is_pinned = is_pinned
         self._everything = Mark()
         self._modules: OrderedDict[str, Mark] = OrderedDict()
 
@@ -139,7 +141,7 @@ class Marks:
         What is pinned is not, by an Evict of an engine or of everything.
         """
         module_sha256 = artifact.module_sha256
-        if self._holds(module_sha256):
+        if self._is_pinned(module_sha256):
             evicted_ms = self.of(module_sha256).evicted_ms
         else:
             evicted_ms = self.evicted_ms(module_sha256, artifact.spec.engine.id)

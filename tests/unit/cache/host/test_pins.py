@@ -28,7 +28,9 @@ def artifact(tag: int) -> Artifact:
 @asynccontextmanager
 async def store(folder: Path, pins: set[str]) -> AsyncIterator[HostTier]:
     marks = Marks(lambda: MADE_S + 1, pins.__contains__)
-    tier = host_tier(folder, SEALER, limit_bytes=LIMIT_BYTES, holds=pins.__contains__, marks=marks)
+    tier = host_tier(
+        folder, SEALER, limit_bytes=LIMIT_BYTES, is_pinned=pins.__contains__, marks=marks
+    )
     await tier.start()
     try:
         yield tier
