@@ -34,20 +34,20 @@ async def repair(
     if shared.pins is None or not modules:
         return set()
     keys = [key for key in {*at_hand, *on_disk} if not shared.write_behind.waiting(key)]
-    missing, lost, expiring = await shared.pins.look(keys, [*modules])
+    # Modules first: what has to be left out can be compiled from them.
+    lacking = await shared.pins.look([*modules, *keys])
     left_bytes = _MAX_BYTES
-    for module_sha256 in lost:
-        if (module := memory.module_of(module_sha256)) and left_bytes > 0:
-            left_bytes -= len(module.wasm)
-            shared.write_behind.add(module)
-    for key in missing:
+    for each in lacking.missing:
         if left_bytes <= 0:
             break
-        found = at_hand.get(key) or await _from_disk(key, host)
-        if found:
+        if isinstance(each, str):
+            if module := memory.module_of(each):
+                left_bytes -= len(module.wasm)
+                shared.write_behind.add(module)
+        elif found := at_hand.get(each) or await _from_disk(each, host):
             left_bytes -= found.size_bytes
             shared.write_behind.add(found)
-    return expiring
+    return lacking.expiring
 
 
 async def _from_disk(key: CacheKey, host: OpenHost) -> Artifact | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from wasmkilnd.cache.redis.guarded import GuardedRedis, as_flag, read_strings
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S
-from wasmkilnd.cache.value.pins import MAX_LIST_BYTES, read_record, write_record
+from wasmkilnd.cache.value.pins import MAX_LIST_BYTES, merge_lists, read_record, write_record
 from wasmkilnd.model import CacheKey, Held, PinTimes
 from wasmkilnd.ports import Sealer
 
@@ -17,6 +18,16 @@ _BATCH = 500
 # For fewer modules, the server looks for each by itself.
 _MANY = 4
 _NO_TTL, _GONE = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What the shared tier lacks of pinned modules."""
+
+    missing: list[CacheKey | str] = field(default_factory=list)
+    """Artifacts, and digests of modules whose own bytes are missing, in the order of the look."""
+    expiring: set[str] = field(default_factory=set)
+    """Digests of modules of which a value expires: ``measure`` has to keep them."""
 
 
 class RedisPins:
@@ -50,10 +61,7 @@ class RedisPins:
             mine = {module: times for module, times in known.items() if module[0] == digit}
             read = read_record(name, records.get(name, b""), self._sealer.check_stamp_now)
             theirs = read or {}
-            merged = {
-                module: mine.get(module, PinTimes()).merged(theirs.get(module, PinTimes()))
-                for module in {**mine, **theirs}
-            }
+            merged = merge_lists(mine, theirs)
             if merged and merged != theirs:
                 record = write_record(name, merged, self._sealer.stamp)
                 if len(record) <= MAX_LIST_BYTES:
@@ -93,31 +101,21 @@ class RedisPins:
             await self._link.prolong(parts, self._ttl_s + PARTS_OUTLIVE_S)
             await self._link.prolong(values, self._ttl_s)
 
-    async def look(
-        self, artifacts: Sequence[CacheKey], modules: Sequence[str]
-    ) -> tuple[set[CacheKey], set[str], set[str]]:
-        """Return which artifacts and which modules are missing, and of what others expire.
-
-        The last are digests of modules, for which ``measure`` has to keep values.
-        """
-        missing, lost, expiring = set[CacheKey](), set[str](), set[str]()
-        for start in range(0, len(artifacts), _BATCH):
-            some = artifacts[start : start + _BATCH]
-            ages = await self._link.ages([self._names.artifact(key) for key in some])
+    async def look(self, wanted: Sequence[CacheKey | str]) -> Lacking:
+        """Return what is missing of ``wanted``, artifacts and modules, and what of it expires."""
+        found = Lacking()
+        for start in range(0, len(wanted), _BATCH):
+            some = wanted[start : start + _BATCH]
+            ages = await self._link.ages([self._name_of(key) for key in some])
             for key, age in zip(some, ages, strict=True):
                 if age == _GONE:
-                    missing.add(key)
+                    found.missing.append(key)
                 elif age != _NO_TTL:
-                    expiring.add(key.module_sha256)
-        for start in range(0, len(modules), _BATCH):
-            these = modules[start : start + _BATCH]
-            ages = await self._link.ages([self._names.module(module) for module in these])
-            for module, age in zip(these, ages, strict=True):
-                if age == _GONE:
-                    lost.add(module)
-                elif age != _NO_TTL:
-                    expiring.add(module)
-        return missing, lost, expiring
+                    found.expiring.add(key if isinstance(key, str) else key.module_sha256)
+        return found
+
+    def _name_of(self, key: CacheKey | str) -> bytes:
+        return self._names.module(key) if isinstance(key, str) else self._names.artifact(key)
 
     async def _values_of(self, modules: Collection[str]) -> AsyncIterator[list[bytes]]:
         """Return the names of the modules, their artifacts and all pieces, in batches."""

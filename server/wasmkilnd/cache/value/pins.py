@@ -46,6 +46,14 @@ def read_list(text: bytes) -> dict[str, PinTimes]:
     }
 
 
+def merge_lists(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
+    """Return what two lists say together."""
+    return {
+        module: one.get(module, PinTimes()).merged(other.get(module, PinTimes()))
+        for module in {**one, **other}
+    }
+
+
 def write_record(name: bytes, times: Mapping[str, PinTimes], stamp: Stamp) -> bytes:
     """Return the bytes to store for a list under ``name`` in the shared tier."""
     text = write_list(times)
