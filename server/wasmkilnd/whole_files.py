@@ -25,6 +25,12 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def namespace_file(folder: Path, namespace: str) -> Path:
+    """Return the JSON file of one namespace in ``folder``; of the default one if it is empty."""
+    # A namespace may have the name "default", and is another one.
+    return folder / (f"ns-{namespace}.json" if namespace else "default.json")
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time change the files of ``folder``. Raises OSError."""

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from wasmkilnd.cache.value.pins import read_list, write_list
+from wasmkilnd.cache.value.pins import merge_lists, read_list, write_list
 from wasmkilnd.model import PinTimes
-from wasmkilnd.whole_files import locked, write_whole
+from wasmkilnd.whole_files import locked, namespace_file, write_whole
 
 # More than 20,000 modules take: as many as there may be, and as many that were unpinned.
 _MAX_BYTES = 4 * 1024 * 1024
 
 
 class PinFile:
-    """The pins of one namespace, ``<state_dir>/pins/<namespace>.json``, or ``default.json``.
+    """The pins of one namespace, in ``<state_dir>/pins/``.
 
     Daemons with the same state directory share it. All methods block, and raise OSError.
     """
 
     def __init__(self, state_dir: Path, namespace: str) -> None:
-        name = f"ns-{namespace}.json" if namespace else "default.json"
-        self.path = state_dir / "pins" / name
+        self.path = namespace_file(state_dir / "pins", namespace)
 
     def read(self) -> dict[str, PinTimes]:
         """Return what the file says; nothing if there is none, or if it is damaged."""
@@ -39,10 +38,7 @@ class PinFile:
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
         with locked(self.path.parent):
             found = self.read()
-            merged = {
-                module: known.get(module, PinTimes()).merged(found.get(module, PinTimes()))
-                for module in {**found, **known}
-            }
+            merged = merge_lists(found, known)
             if merged != found:
                 write_whole(self.path, write_list(merged))
         return found

@@ -9,7 +9,7 @@ import structlog
 from wasmkilnd.cache.value.use_records import MAX_RECORD_BYTES, from_json, to_json
 from wasmkilnd.ownership import NotOurs, check_path
 from wasmkilnd.uses import Uses
-from wasmkilnd.whole_files import locked, write_whole
+from wasmkilnd.whole_files import locked, namespace_file, write_whole
 
 log = structlog.get_logger("wasmkilnd.usage")
 
@@ -18,7 +18,7 @@ class UseFile:
     """The sums of all daemons that share a state directory, for one namespace. May block."""
 
     def __init__(self, state_dir: Path, namespace: str) -> None:
-        self._path = state_dir / "uses" / (f"ns-{namespace}.json" if namespace else "default.json")
+        self._path = namespace_file(state_dir / "uses", namespace)
         self._logged = ""
 
     def add(self, uses: Uses) -> bool:
