@@ -149,9 +149,7 @@ def evict_request(
         )
     request = admin.EvictRequest(tier=_TIERS[tier])
     if module_sha256 is not None:
-        if not is_digest(module_sha256):
-            raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-        request.module_sha256 = module_sha256
+        request.module_sha256 = _digest(module_sha256)
     elif engine is not None:
         request.engine = engine
     else:
@@ -165,23 +163,17 @@ def release_request(module_sha256: str | None, everything: bool) -> admin.Releas
         raise ValueError("release needs either module_sha256 or everything=True")
     if module_sha256 is None:
         return admin.ReleaseQuarantineRequest(all=True)
-    if not is_digest(module_sha256):
-        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-    return admin.ReleaseQuarantineRequest(module_sha256=module_sha256)
+    return admin.ReleaseQuarantineRequest(module_sha256=_digest(module_sha256))
 
 
 def pin_request(module_sha256: str) -> admin.PinRequest:
     """Return a PinRequest. Raise ValueError for what is no digest."""
-    if not is_digest(module_sha256):
-        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-    return admin.PinRequest(module_sha256=module_sha256)
+    return admin.PinRequest(module_sha256=_digest(module_sha256))
 
 
 def unpin_request(module_sha256: str) -> admin.UnpinRequest:
     """Return an UnpinRequest. Raise ValueError for what is no digest."""
-    if not is_digest(module_sha256):
-        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
-    return admin.UnpinRequest(module_sha256=module_sha256)
+    return admin.UnpinRequest(module_sha256=_digest(module_sha256))
 
 
 def drain_request(grace_s: float | None) -> admin.DrainRequest:
@@ -192,3 +184,9 @@ def drain_request(grace_s: float | None) -> admin.DrainRequest:
             raise ValueError("grace_s is a number of seconds, 0 or more")
         request.grace.FromNanoseconds(int(grace_s * 1e9))
     return request
+
+
+def _digest(module_sha256: str) -> str:
+    if not is_digest(module_sha256):
+        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+    return module_sha256

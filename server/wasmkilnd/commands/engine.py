@@ -135,16 +135,21 @@ def remove(engine_id: str, state_dir: str | None) -> None:
     folder = _loaded(state_dir).settings.state_dir
     store = EngineStore(folder)
     store.remove(engine_id)
-    WarmOrders(folder).remove(engine_id.replace("==", "-"))
+    WarmOrders(folder).remove(_as_id(engine_id))
     click.echo(f"{engine_id} is removed", err=True)
     click.echo(_RELOAD.format(does="ends it, after its jobs,"), err=True)
+
+
+def _as_id(spec: str) -> str:
+    """Return the id that a spec such as wasmtime==50.0.1 stands for; an id as it is."""
+    return spec.replace("==", "-")
 
 
 def _installed(store: EngineStore, engine_id: str) -> str:
     """Return the id of an installed engine. Raises EngineInstallError."""
     ids = [engine.id for engine in store.installed()]
-    if engine_id.replace("==", "-") in ids:
-        return engine_id.replace("==", "-")
+    if _as_id(engine_id) in ids:
+        return _as_id(engine_id)
     raise EngineInstallError(
         f"cannot warm from {engine_id}: it is not installed; installed are:"
         f" {', '.join(ids) or 'none'}"
