@@ -53,14 +53,16 @@ MODULE = ModuleParameter()
 MODULE_FILE = click.Path(exists=True, dir_okay=False, readable=True)
 
 
+def name_and_value(text: str) -> tuple[str, str]:
+    """Return what NAME=VALUE says. Raise click.BadParameter for anything else."""
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    settings = {}
-    for text in values:
-        name, separator, value = text.partition("=")
-        if not name or not separator:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-        settings[name] = value
-    return settings
+    return dict(map(name_and_value, values))
 
 
 def artifact_options(*, several_engines: bool = False) -> Callable[[F], F]:

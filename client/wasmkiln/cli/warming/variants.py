@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wasmkiln.cli.options import name_and_value
 from wasmkiln.v1.types_pb2 import ArtifactKey
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def every_variant(
     cpus: Sequence[str],
     settings: Mapping[str, Sequence[str]],
 ) -> list[Variant]:
-    """Return the product, each once. Raise click.UsageError if it is a thousand or more."""
+    """Return the product, each once. Raise click.UsageError for more than a thousand."""
     choices = [list(dict.fromkeys(each)) or [""] for each in (engines, targets, cpus)]
     values = [list(dict.fromkeys(each)) for each in settings.values()]
     count = 1
@@ -70,10 +71,7 @@ def _alternatives(
     _: click.Context, __: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, list[str]]:
     settings: dict[str, list[str]] = {}
-    for text in values:
-        name, separator, value = text.partition("=")
-        if not name or not separator:
-            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    for name, value in map(name_and_value, values):
         settings.setdefault(name, []).append(value)
     return settings
 
