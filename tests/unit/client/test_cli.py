@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -295,6 +296,23 @@ def test_warm_passes_over_no_module_that_is_not_there(
     answer = document(result)
     assert (answer["modules"], answer["compiled"], answer["failed"]) == (4, 3, 1)
     assert "gone.wasm: No such file or directory" in result.stderr
+
+
+def test_warm_passes_over_no_folder_that_it_may_not_read(
+    run: Callable[..., Result], modules: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("sub").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if path.endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # The tests may run as root, who may read all.
+    result = run("warm", ".")
+    assert result.exit_code == Exit.USAGE
+    assert "cannot read the folder sub: Permission denied" in result.stderr
 
 
 def test_warm_of_a_folder_without_modules(run: Callable[..., Result]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class Sources:
         path = Path(source)
         try:
             exists = path.exists() or path.is_symlink()
+        except PermissionError as error:
+            raise click.UsageError(f"cannot read {quoted(source)}: {error.strerror}") from None
         except OSError:  # a name that no file can have
             exists = False
         if exists and path.is_dir() and not layout.is_layout(path):
@@ -96,12 +99,20 @@ class Sources:
             )
 
     def _files(self, folder: Path) -> Iterator[str]:
-        files = sorted(
-            str(path)
-            for path in (folder.rglob("*.wasm") if self.recursive else folder.glob("*.wasm"))
-            # A broken link counts, and fails: a deployment must not miss a module without a word.
-            if path.is_file() or not path.exists()
-        )
+        def refuse(error: OSError) -> None:
+            # A deployment must not miss a module without a word.
+            raise click.UsageError(
+                f"cannot read the folder {quoted(str(Path(error.filename)))}: {error.strerror}"
+            )
+
+        files: list[str] = []
+        for here, folders, names in os.walk(folder, onerror=refuse):
+            if not self.recursive:
+                folders.clear()
+            paths = [str(Path(here, name)) for name in names if name.endswith(".wasm")]
+            # What cannot be looked at counts, and fails, as a broken link does.
+            files += [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]  # noqa: PTH110, PTH113
+        files.sort()
         if not files:
             raise click.UsageError(f"no *.wasm file in {folder}")
         yield from files
