@@ -71,6 +71,20 @@ async def test_what_one_left_the_next_takes_over_once(link: GuardedRedis) -> Non
     assert rounded(await daemon(link).of_others()) == {"1": 5.0, "2": 3.7}
 
 
+async def test_a_record_that_was_copied_from_another_namespace_says_nothing(
+    link: GuardedRedis,
+) -> None:
+    ours, theirs = KeyNames("wasm:"), KeyNames("wasm:ns:other:")
+    await UseStore(link, theirs, sealer()).save(counted(one=1.0))
+    for place in range(PLACES):
+        (value,) = await link.beginnings([theirs.uses(place)], [100_000])
+        if value:
+            await link.set(ours.uses(place), value, 100)
+    assert await taken(link) == 1
+    assert rounded(await daemon(link).of_others()) == {}
+    assert rounded(await UseStore(link, theirs, sealer()).of_others()) == {"1": 1.0}
+
+
 async def test_one_whose_record_is_lost_writes_it_again(link: GuardedRedis) -> None:
     first, second = daemon(link), daemon(link)
     await first.save(counted(one=1.0))

@@ -53,7 +53,9 @@ class UseStore:
             uses = summed([uses, *await self._take_over()])
         # Of ten thousand uses, this takes as long as many calls do.
         record = UseRecord(uses, self._owner, last)
-        value = await asyncio.to_thread(write_record, record, self._sealer.stamp)
+        value = await asyncio.to_thread(
+            write_record, record, self._names.all_uses, self._sealer.stamp
+        )
         if self._place is not None:
             name = self._names.uses(self._place)
             if await self._owner_at(name) in (b"", self._owner):
@@ -96,7 +98,8 @@ class UseStore:
         value = await self._beginning(name, MAX_RECORD_BYTES + 1)
         if not value:
             return None, b""
-        return await asyncio.to_thread(read_record, value, self._sealer.check_stamp_now), value
+        check = self._sealer.check_stamp_now
+        return await asyncio.to_thread(read_record, value, self._names.all_uses, check), value
 
     async def _owner_at(self, name: bytes) -> bytes:
         return owner_of(await self._beginning(name, STAMP_BYTES + OWNER_BYTES))

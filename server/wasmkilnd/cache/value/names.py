@@ -105,6 +105,11 @@ class KeyNames:
         """Return the name of a daemon's record of uses."""
         return b"%b%d" % (self._uses, place)
 
+    @property
+    def all_uses(self) -> bytes:
+        """What the names of all records of uses begin with, the namespace included."""
+        return self._uses
+
     def is_uses(self, name: bytes) -> bool:
         """Whether ``name`` is that of a record of uses."""
         return name.startswith(self._uses)

@@ -40,10 +40,10 @@ class UseRecord:
     """Whether the daemon has ended, so that another may take the record over."""
 
 
-def write_record(record: UseRecord, stamp: Stamp) -> bytes:
-    """Return the bytes to store in the shared tier."""
+def write_record(record: UseRecord, namespace: bytes, stamp: Stamp) -> bytes:
+    """Return the bytes to store in the shared tier, for what ``namespace`` names alone."""
     text = record.owner + to_json(record.uses, left=record.left)
-    return stamp(_PURPOSE + text) + text
+    return stamp(_message(namespace, text)) + text
 
 
 def owner_of(record: bytes) -> bytes:
@@ -51,10 +51,10 @@ def owner_of(record: bytes) -> bytes:
     return record[STAMP_BYTES : STAMP_BYTES + OWNER_BYTES]
 
 
-def read_record(record: bytes, check: CheckStamp) -> UseRecord | None:
-    """Return what a stored record says; None if no trusted key signed it."""
+def read_record(record: bytes, namespace: bytes, check: CheckStamp) -> UseRecord | None:
+    """Return what a stored record says; None if no trusted key signed it for ``namespace``."""
     stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
-    if len(record) > MAX_RECORD_BYTES or not text or check(_PURPOSE + text, stamp):
+    if len(record) > MAX_RECORD_BYTES or not text or check(_message(namespace, text), stamp):
         return None
     read = from_json(text[OWNER_BYTES:])
     return UseRecord(read[0], text[:OWNER_BYTES], read[1]) if read else None
@@ -93,8 +93,13 @@ def from_json(text: bytes) -> tuple[Uses, bool] | None:
                 return None
             counts[(module_sha256, specs[number])] = float(count)
         return Uses(counts, at_s), document["left"] is True
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return None
+
+
+def _message(namespace: bytes, text: bytes) -> bytes:
+    # Whoever can write to the server must not pass one tenant's record off as another's.
+    return b"%b%b\0%b" % (_PURPOSE, namespace, text)
 
 
 def _spec(engine_id: str, target: str, cpu: str, settings: dict[str, str]) -> UsedSpec:
