@@ -46,6 +46,8 @@ class TiersWithPins:
         self._host = host
         self._shared = shared
         self._file = file
+        self.namespaces = 1
+        """How many divide what all pins may take of the shared tier."""
         self._redis: dict[str, Held] = {}
         self._late = set[str]()  # What the shared tier has to keep, or to let go, when it answers.
         self._let_go = frozenset[str]()
@@ -121,7 +123,7 @@ class TiersWithPins:
             found[name] = Room(usage.pinned_bytes, usage.limit_bytes)
         if self._shared.pins:
             with contextlib.suppress(TierUnavailable):
-                limit_bytes = await self._shared.pins.limit_bytes()
+                limit_bytes = await self._limit_bytes(self._shared.pins)
                 found[self._shared.pins.name] = Room(self._redis_kept.bytes, limit_bytes)
         return found
 
@@ -196,7 +198,7 @@ class TiersWithPins:
 
     async def _stay_within_half(self, redis: RedisPins) -> None:
         """Let go what was pinned last, if all takes more than half of the shared tier."""
-        limit_bytes = await redis.limit_bytes()
+        limit_bytes = await self._limit_bytes(redis)
         room, too_many = limit_bytes // 2, set[str]()
         for module, _ in sorted(self._pins.pinned.items(), key=lambda each: each[1]):
             size_bytes = self._redis.get(module, Held()).bytes
@@ -215,6 +217,10 @@ class TiersWithPins:
                 limit_bytes=limit_bytes,
             )
         self._let_go = frozenset(too_many)
+
+    async def _limit_bytes(self, redis: RedisPins) -> int:
+        """Return how much the shared tier may hold for this namespace; 0 for no limit."""
+        return await redis.limit_bytes() // self.namespaces
 
     async def _repair(self, modules: Collection[str]) -> None:
         if self._host.tier and (self._pins or self._host.tier.usage().pinned_entries):

@@ -81,6 +81,7 @@ class OpenTenant:
     def resize(self, share: Share) -> None:
         """Hold no more than ``share`` from now on."""
         self.memory.resize(share.memory_bytes)
+        self.pinned.namespaces = share.namespaces
         if share.host_store_bytes:
             self.host.resize(share.host_store_bytes)
 
@@ -141,6 +142,7 @@ def open_tenant(
     )
     file = PinFile(settings.state_dir, namespace)
     pinned = TiersWithPins(pins, memory, host, shared, file)
+    pinned.namespaces = share.namespaces
     pin_service = PinService(pins, pinned)
     cache = TieredCache(
         memory,

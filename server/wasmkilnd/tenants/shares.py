@@ -17,6 +17,8 @@ class Share:
 
     memory_bytes: int
     host_store_bytes: int
+    namespaces: int = 1
+    """How many divide what the shared tier may hold of pinned modules."""
 
 
 def shares(
@@ -31,7 +33,7 @@ def shares(
     store = _divided(
         host_store_bytes, {name: each.host_store_bytes for name, each in named.items()}
     )
-    return {name: Share(memory[name], store[name]) for name in named}
+    return {name: Share(memory[name], store[name], len(named)) for name in named}
 
 
 def why_not(

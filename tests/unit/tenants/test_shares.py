@@ -13,14 +13,14 @@ def test_without_namespaces_the_default_one_has_all() -> None:
 
 
 def test_namespaces_have_equal_parts() -> None:
-    part = Share(250, 1000)
+    part = Share(250, 1000, 4)
     found = shares(1000, 4000, {"a": EQUAL, "b": EQUAL, "c": EQUAL})
     assert found == {"": part, "a": part, "b": part, "c": part}
 
 
 def test_a_namespace_that_names_a_number_gets_it_and_the_others_divide_the_rest() -> None:
     found = shares(1000, 4000, {"a": NamespaceLimits(600, None), "b": NamespaceLimits(None, 3000)})
-    assert found == {"": Share(200, 500), "a": Share(600, 500), "b": Share(200, 3000)}
+    assert found == {"": Share(200, 500, 3), "a": Share(600, 500, 3), "b": Share(200, 3000, 3)}
 
 
 def test_what_is_off_stays_off() -> None:
