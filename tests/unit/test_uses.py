@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkilnd.cache.value.use_records import (
     UseRecord,
     from_json,
@@ -76,24 +77,24 @@ def test_of_too_many_those_used_least_are_forgotten() -> None:
 def test_a_record_says_what_was_written_and_bounds_hold_for_the_largest() -> None:
     largest = Uses({(digest(n), SPEC): n + 0.5 for n in range(MAX_USES)}, NOW_S)
     ours = sealer()
-    record = write_record(UseRecord(largest, OWNER, left=True), ours.stamp)
+    record = write_record(UseRecord(largest, OWNER, left=True), b"ns", ours.stamp)
     assert owner_of(record) == OWNER
-    read = read_record(record, ours.check_stamp_now)
+    read = read_record(record, b"ns", ours.check_stamp_now)
     assert read
     assert (read.owner, read.left, read.uses.counts) == (OWNER, True, largest.counts)
 
 
 def test_a_record_that_no_trusted_key_signed_says_nothing() -> None:
     record = write_record(
-        UseRecord(Uses({(digest(1), SPEC): 1.0}, NOW_S), OWNER, False), sealer(THEIRS).stamp
+        UseRecord(Uses({(digest(1), SPEC): 1.0}, NOW_S), OWNER, False), b"ns", sealer(THEIRS).stamp
     )
-    assert read_record(record, sealer().check_stamp_now) is None
+    assert read_record(record, b"ns", sealer().check_stamp_now) is None
     ours = sealer()
     record = write_record(
-        UseRecord(Uses({(digest(1), SPEC): 1.0}, NOW_S), OWNER, False), ours.stamp
+        UseRecord(Uses({(digest(1), SPEC): 1.0}, NOW_S), OWNER, False), b"ns", ours.stamp
     )
     for spoilt in (record[:-1], record + b" ", record[:120], b"", record[:96]):
-        assert read_record(spoilt, ours.check_stamp_now) is None
+        assert read_record(spoilt, b"ns", ours.check_stamp_now) is None
 
 
 @pytest.mark.parametrize(
@@ -158,9 +159,15 @@ def test_orders_are_read_as_they_were_written(tmp_path: Path) -> None:
     orders.write(order)
     assert orders.read(["wasmtime-50.0.1", "wasmer-1.1.0", "../x"]) == [order]
     assert orders.read(["wasmer-1.1.0"]) == []
-    for text in ("{", "[]", '{"version": 1, "from": "../x", "top": 1}', '{"version": 9}'):
+    endless = '{"version": 1, "from": "wasmtime-49.0.0", "top": 1e999}'
+    foreign = '{"version": 1, "from": "../x", "top": 1}'
+    for text in ("{", "[]", "[" * 5000, "\0" * 9000, foreign, '{"version": 9}', endless):
         (tmp_path / "warm-ups" / "wasmtime-50.0.1.json").write_text(text)
-        assert orders.read(["wasmtime-50.0.1"]) == []
+        with capture_logs() as logs:
+            assert orders.read(["wasmtime-50.0.1"]) == []
+        # An operator who ordered it learns that names move at once.
+        (line,) = logs
+        assert (line["engine"], line["cause"]) == ("wasmtime-50.0.1", "it is damaged")
     orders.remove("wasmtime-50.0.1")
     orders.remove("wasmtime-50.0.1")
     with pytest.raises(ValueError, match="no engine"):

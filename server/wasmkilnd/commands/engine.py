@@ -162,7 +162,11 @@ def _order(folder: Path, order: WarmOrder) -> None:
     try:
         WarmOrders(folder).write(order)
     except OSError as failure:
-        raise EngineInstallError(f"cannot order a warm-up: {failure}") from None
+        raise EngineInstallError(
+            f"cannot order a warm-up: {failure.filename or folder}: {failure.strerror};"
+            f" {order.engine_id} is installed without one: before you reload the daemon, mend"
+            " that and run this again"
+        ) from None
     click.echo(
         f"{order.engine_id} compiles the {order.top} artifacts that are used most with"
         f" {order.from_engine_id} first; until then it is served by its id alone, and names stand"

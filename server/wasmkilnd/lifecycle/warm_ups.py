@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,9 @@ log = structlog.get_logger("wasmkilnd.engines")
 # The tier or the workers may be back soon: none of these says anything about the module.
 _AGAIN = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.QUOTA_EXCEEDED})
 _PAUSE_S = 1.0
+# How long nothing gets done before a warm-up goes on without what only the shared tier knows: a
+# server that is gone for good must not keep names from the new engine for ever.
+_PATIENCE_S = 600.0
 _LOG_EVERY = 100
 
 
@@ -43,16 +47,20 @@ class WarmUps:
         at_once: int,
         names_move: Callable[[str], Coroutine[Any, Any, None]],
         in_background: Callable[[Coroutine[Any, Any, None]], None],
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         """Compile ``at_once`` artifacts at a time, and no more than there are slots behind.
 
-        ``names_move`` is awaited with the id of each engine whose warm-up has ended.
+        ``names_move`` is awaited with the id of each engine whose warm-up has ended. A warm-up
+        waits ``patience_s`` for a shared tier that does not answer, if nothing gets done meanwhile.
         """
         self._orders = orders
         self._tenants = tenants
         self._at_once = at_once
         self._names_move = names_move
         self._in_background = in_background
+        self._patience_s = patience_s
+        self._waiting_since: dict[str, float] = {}
         self._status: dict[str, EngineWarmUp] = {}
 
     @property
@@ -81,6 +89,7 @@ class WarmUps:
         except Exception:
             log.exception("engine warm-up failed: a defect of the daemon", **about)
         status = self._status[order.engine_id]
+        self._waiting_since.pop(order.engine_id, None)
         try:
             await asyncio.to_thread(self._orders.remove, order.engine_id)
         except (OSError, NotOurs) as failure:
@@ -103,6 +112,12 @@ class WarmUps:
             try:
                 uses = await opened.usage.of_fleet()
             except TierUnavailable:
+                if self._waited_enough(order.engine_id):
+                    log.warning(
+                        "cannot read what the fleet uses most: this daemon's own counts decide",
+                        engine=order.engine_id,
+                    )
+                    return opened.usage.own().of_engine(order.from_engine_id).most(order.top)
                 await asyncio.sleep(_PAUSE_S)
             else:
                 return uses.of_engine(order.from_engine_id).most(order.top)
@@ -135,7 +150,8 @@ class WarmUps:
             try:
                 await opened.tenant.service.behind.make(request)
             except WasmkilnError as failure:
-                if failure.reason in _AGAIN or self._may_come_back(opened, failure):
+                lost = self._may_come_back(opened, failure)
+                if failure.reason in _AGAIN or (lost and not self._waited_enough(engine_id)):
                     await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
                     continue
                 closing = opened not in self._tenants.opened.values()
@@ -143,7 +159,13 @@ class WarmUps:
                     # The daemon ends, and the order stays for the next start.
                     raise asyncio.CancelledError from None
                 return failure.message
+            self._waiting_since.pop(engine_id, None)
             return ""
+
+    def _waited_enough(self, engine_id: str) -> bool:
+        """Return whether a warm-up has waited for the shared tier as long as it may."""
+        since = self._waiting_since.setdefault(engine_id, time.monotonic())
+        return time.monotonic() - since >= self._patience_s
 
     def _may_come_back(self, opened: OpenTenant, failure: WasmkilnError) -> bool:
         """Return whether the module may be in a tier that does not answer now."""

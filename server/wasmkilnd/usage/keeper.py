@@ -61,6 +61,11 @@ class UsageKeeper:
                 others = await asyncio.to_thread(self._file.read)
             return summed([self._counted, others])
 
+    def own(self) -> Uses:
+        """Return what this daemon counted, as far as it is in memory."""
+        self._take()
+        return self._counted
+
     async def close(self) -> None:
         """Stop, without saving; see ``save``."""
         if self._saving:
