@@ -9,7 +9,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -93,15 +93,23 @@ def failure_of(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str], float]:
     return call.code(), reason, metadata, retry_s
 
 
+def stopped_job(daemon: Daemon, begin: Callable[[bytes], Any]) -> tuple[int, Any]:
+    """Have ``begin`` start calls with new modules until the job of one is stopped before it ends.
+
+    Return the job's process, which the caller has to continue (SIGCONT), and the call.
+    """
+    while True:
+        call = begin(wasm.many_functions(5_000, tag=next(_tags)))
+        eventually(lambda call=call: call.done() or jobs_of(daemon.pid), "no job started")  # type: ignore[misc]
+        if job := next(filter(stopped, jobs_of(daemon.pid)), 0):
+            return job, call
+
+
 @contextlib.contextmanager
 def held_worker(daemon: Daemon) -> Iterator[None]:
     """Keep the daemon's only worker busy with one job until the end of the context."""
     with Caller(daemon) as holder:
-        job = 0
-        while not job:  # Until one is seen before it ends.
-            call = holder.compile(wasm.many_functions(5_000, tag=next(_tags)))
-            eventually(lambda call=call: call.done() or jobs_of(daemon.pid), "no job started")  # type: ignore[misc]
-            job = next(filter(stopped, jobs_of(daemon.pid)), 0)
+        job, call = stopped_job(daemon, holder.compile)
         try:
             yield
         finally:

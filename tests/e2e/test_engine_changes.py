@@ -15,8 +15,9 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.broken_engines import WRONG_CODE, copy_engine
+from tests.e2e.callers import stopped_job
 from tests.e2e.daemon import Daemon, installed_engines, state_with
-from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.processes import eventually
 
 OLD, NEW, BROKEN = "wasmtime-49.0.0", "wasmtime-50.0.1", "wasmtime-50.0.92"
 
@@ -66,10 +67,9 @@ def test_a_new_engine_is_served_and_a_removed_one_ends_after_its_jobs(daemon: Da
         assert daemon.metric("workers", engine=NEW) == 1
         assert daemon.metric("compiles_total", engine=NEW, outcome="ok") == 1
 
-        under_way = threads.submit(client.compile, wasm.many_functions(5_000), engine=OLD)
-        eventually(lambda: jobs_of(daemon.pid), "no job started")
-        [job] = jobs_of(daemon.pid)
-        os.kill(job, signal.SIGSTOP)
+        job, under_way = stopped_job(
+            daemon, lambda module: threads.submit(client.compile, module, engine=OLD)
+        )
         (daemon.state_dir / "engines" / OLD).unlink()
         reload(daemon)
         assert [each.engine.id for each in client.capabilities().engines] == [NEW]

@@ -21,9 +21,9 @@ from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, bearer
-from tests.e2e.callers import BACKGROUND, Caller, failure_of, header_of, modules
+from tests.e2e.callers import BACKGROUND, Caller, failure_of, header_of, modules, stopped_job
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
-from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.processes import eventually
 
 ENGINE = ONE_ENGINE[0]
 FLAGS = ("--workers", "1", "--queue-length", "10", "--redis-url", "none")
@@ -113,10 +113,7 @@ class Site:
     @contextlib.contextmanager
     def held_worker(self) -> Iterator[None]:
         """Keep the only worker busy with a job of the caller without a quota."""
-        call = self.compile("free", wasm.many_functions(5_000, tag=int(time.monotonic() * 1e3)))
-        eventually(lambda: len(jobs_of(self.daemon.pid)) == 1, "no job started")
-        [job] = jobs_of(self.daemon.pid)
-        os.kill(job, signal.SIGSTOP)
+        job, call = stopped_job(self.daemon, lambda module: self.compile("free", module))
         try:
             yield
         finally:
