@@ -12,6 +12,8 @@ import (
 	"math"
 	"net"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -78,8 +80,11 @@ func New(address string, options Options) (*Client, error) {
 	if address == "" {
 		address = DefaultAddress
 	}
-	if scheme, _, found := strings.Cut(address, "://"); found && !strings.HasPrefix(scheme, "unix") {
-		return nil, fmt.Errorf("an address is host:port or unix:/path: leave out the %s://", scheme)
+	if err := checkAddress(address); err != nil {
+		return nil, err
+	}
+	if options.Timeout < 0 {
+		return nil, errors.New("a timeout has to be positive")
 	}
 	keys, err := newKeyring(options.TrustedKeys)
 	if err != nil {
@@ -235,6 +240,28 @@ func requestID() string {
 func sha256Hex(content []byte) string {
 	sum := sha256.Sum256(content)
 	return hex.EncodeToString(sum[:])
+}
+
+var named = regexp.MustCompile("^(unix|unix-abstract|dns|xds|passthrough):")
+
+// checkAddress returns an error for an address that gRPC would take for something else: without a
+// port it connects to 443.
+func checkAddress(address string) error {
+	for _, scheme := range []string{"http", "https", "grpc", "grpcs", "tcp"} {
+		if strings.HasPrefix(address, scheme+"://") {
+			return fmt.Errorf("an address is host:port or unix:/path: leave out the %s:// in front", scheme)
+		}
+	}
+	// Any other scheme is one of a resolver that the program has registered.
+	if named.MatchString(address) || strings.Contains(address, "://") {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(address)
+	if number, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil || number == 0 {
+		return fmt.Errorf(
+			"an address is host:port or unix:/path, with a port from 1 to 65535, not %s", address)
+	}
+	return nil
 }
 
 // isLocal reports whether an address is on this machine, as far as it tells by itself.

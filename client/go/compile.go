@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -23,6 +24,8 @@ const (
 	// How long the client asks for bytes after it could not use a file.
 	noFileFor = time.Minute
 )
+
+var isDigest = regexp.MustCompile("^[0-9a-f]{64}$")
 
 // CompileOptions say for what to compile. The zero value is for the daemon's default engine, its
 // own machine and the engine's default settings.
@@ -46,12 +49,17 @@ type Artifact struct {
 	file  *hostFile
 }
 
-// Bytes returns the native code. Of a file of the host store it reads the content.
+// Bytes returns the native code. Of a file of the host store it reads the content, and compares it
+// with the header's digest.
 func (a *Artifact) Bytes() ([]byte, error) {
-	if a.file != nil {
-		return a.file.read(a.Header.GetSizeBytes())
+	if a.file == nil {
+		return a.bytes, nil
 	}
-	return a.bytes, nil
+	content, err := a.file.read(a.Header.GetSizeBytes())
+	if err != nil {
+		return nil, mismatch("%v", err)
+	}
+	return content, checkBytes(a.Header, content)
 }
 
 // Path returns where an engine can map the artifact, "" where it is in memory. It names an open
@@ -61,6 +69,18 @@ func (a *Artifact) Path() string {
 		return ""
 	}
 	return a.file.path()
+}
+
+// CheckUnchanged returns ErrArtifactMismatch if somebody wrote to the file since it was checked: call
+// it once an engine has mapped Path, and throw away what was loaded if it fails.
+func (a *Artifact) CheckUnchanged() error {
+	if a.file == nil {
+		return nil
+	}
+	if err := a.file.unchanged(); err != nil {
+		return mismatch("%v", err)
+	}
+	return nil
 }
 
 // Close lets go of the file. What an engine has mapped stays.
@@ -74,12 +94,18 @@ func (a *Artifact) Close() error {
 // Compile returns the artifact of a module. It asks by the module's digest, and uploads the module
 // if the daemon does not have it.
 func (c *Client) Compile(ctx context.Context, module []byte, options CompileOptions) (*Artifact, error) {
+	if module == nil {
+		module = []byte{} // the daemon says that it is empty
+	}
 	return c.compile(ctx, sha256Hex(module), module, options)
 }
 
 // CompileDigest returns the artifact of a module that the daemon has, by the SHA-256 of its bytes
 // in lowercase hex. Without it the daemon's answer is ErrModuleNotLoaded.
 func (c *Client) CompileDigest(ctx context.Context, sha256 string, options CompileOptions) (*Artifact, error) {
+	if !isDigest.MatchString(sha256) {
+		return nil, errors.New("a digest is 64 lowercase hexadecimal digits")
+	}
 	return c.compile(ctx, sha256, nil, options)
 }
 
@@ -150,11 +176,15 @@ func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest str
 			if header == nil {
 				return nil, mismatch("the daemon's answer has bytes before its header")
 			}
+			if len(part.Chunk) == 0 {
+				empty++
+			}
 			content.Write(part.Chunk)
 		default:
-			if empty++; empty > maxEmptyMessages {
-				return nil, mismatch("the daemon sent too many empty messages")
-			}
+			empty++
+		}
+		if empty > maxEmptyMessages {
+			return nil, mismatch("the daemon sent too many empty messages")
 		}
 		if uint64(content.Len()) > header.GetSizeBytes() {
 			return nil, mismatch("the artifact is longer than the %d bytes of its header", header.GetSizeBytes())
@@ -184,11 +214,9 @@ func (c *Client) fromFile(header *pb.ArtifactHeader, received int) (*Artifact, e
 	}
 	artifact := &Artifact{Header: header, file: file}
 	if len(c.keys) > 0 {
+		young := file.young()
 		// Whoever trusts the file's owner needs no digest; who gave keys asked for a signature.
 		content, err := artifact.Bytes()
-		if err == nil {
-			err = checkBytes(header, content)
-		}
 		if err == nil {
 			err = c.checkSignature(header)
 		}
@@ -198,6 +226,10 @@ func (c *Client) fromFile(header *pb.ArtifactHeader, received int) (*Artifact, e
 		if err != nil {
 			_ = file.close()
 			return nil, &uselessFile{err}
+		}
+		if young {
+			_ = file.close()
+			return &Artifact{Header: header, bytes: content}, nil
 		}
 	}
 	return artifact, nil

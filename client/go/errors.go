@@ -109,6 +109,9 @@ type call struct {
 func (c call) failed(ctx context.Context, err error) error {
 	var own *Error
 	if errors.As(err, &own) {
+		if own.RequestID == "" {
+			own.RequestID = c.requestID
+		}
 		return err
 	}
 	st := status.Convert(err)
@@ -134,6 +137,9 @@ func (c call) failed(ctx context.Context, err error) error {
 	if id := failure.Metadata["request_id"]; id != "" {
 		failure.RequestID = id
 	}
+	if failure.Reason == ErrCredentialsMissing.Reason {
+		failure.Message += " (Options: Token or TokenFile, or TLS.Certificates)"
+	}
 	return failure
 }
 
@@ -144,7 +150,7 @@ func (c call) explain(ctx context.Context, failure *Error) {
 	case codes.Unavailable:
 		failure.Reason = ErrConnectionFailed.Reason
 		failure.Message = fmt.Sprintf(
-			"no daemon answers at %s%s: start one with `wasmkilnd serve`, or name its address",
+			"no daemon answers at %s%s: start one with `wasmkilnd serve`, or check the address",
 			c.address, causeOf(detail))
 		failure.Metadata = map[string]string{"address": c.address, "detail": detail}
 	case codes.DeadlineExceeded:
@@ -153,7 +159,7 @@ func (c call) explain(ctx context.Context, failure *Error) {
 		if c.timeout > 0 {
 			failure.Message = fmt.Sprintf("no answer from %s within %s", c.address, c.timeout)
 		}
-		failure.Metadata = map[string]string{"address": c.address}
+		failure.Metadata = map[string]string{"address": c.address, "detail": detail}
 		failure.cause = context.DeadlineExceeded
 	case codes.Canceled:
 		if ctx.Err() != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	pb "github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
@@ -65,15 +66,18 @@ func openHostFile(header *pb.ArtifactHeader) (*hostFile, error) {
 		return nil, fmt.Errorf("cannot open the artifact: %w", err)
 	}
 	file := &hostFile{file: os.NewFile(uintptr(opened), "artifact")}
-	if err := file.check(owners, header, opened); err != nil {
+	if err := file.check(owners, header); err != nil {
 		_ = file.close()
 		return nil, err
 	}
 	return file, nil
 }
 
-func (f *hostFile) check(owners owners, header *pb.ArtifactHeader, descriptor int) error {
-	if err := syscall.Fstat(descriptor, &f.stat); err != nil {
+// look notes the file's state, with which unchanged compares.
+func (f *hostFile) look() error { return syscall.Fstat(int(f.file.Fd()), &f.stat) }
+
+func (f *hostFile) check(owners owners, header *pb.ArtifactHeader) error {
+	if err := f.look(); err != nil {
 		return err
 	}
 	named := header.GetHostFile()
@@ -96,6 +100,11 @@ func (f *hostFile) read(size uint64) ([]byte, error) {
 		return nil, fmt.Errorf("cannot read the artifact: %w", err)
 	}
 	return content, nil
+}
+
+// young reports whether the file may change without a trace in its times, which are coarse.
+func (f *hostFile) young() bool {
+	return time.Now().Unix()-max(f.stat.Mtim.Sec, f.stat.Ctim.Sec) <= 1
 }
 
 // unchanged returns an error if somebody wrote to the file since it was opened.

@@ -16,6 +16,7 @@ func openHostFile(*pb.ArtifactHeader) (*hostFile, error) {
 }
 
 func (*hostFile) read(uint64) ([]byte, error) { return nil, errors.ErrUnsupported }
+func (*hostFile) young() bool                 { return true }
 func (*hostFile) unchanged() error            { return errors.ErrUnsupported }
 func (*hostFile) path() string                { return "" }
 func (*hostFile) close() error                { return nil }
