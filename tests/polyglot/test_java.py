@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator
@@ -212,6 +213,27 @@ def test_tls_and_tokens(kiln: Kiln, secure: Secure, example: Example) -> None:
     assert said.startswith("CONNECTION_FAILED: ")
     remote: Words = ["kiln.example:50051", module, "--token-file", secure.token_file]
     assert "in plaintext" in refused(example, remote)
+
+
+def test_what_it_refuses_by_itself(kiln: Kiln, run_path: str) -> None:
+    program = Path(__file__).with_name("Checks.java")
+    words: Words = [kiln.address, kiln.fresh_module(), FULL_ENGINE, kiln.wrong_key_file]
+    done = kiln.run(["java", "-cp", run_path, program, *words])
+    assert done.stdout == "java checks what it should\n", done.stdout + done.stderr
+
+
+def test_each_reason_has_a_class_in_each_language() -> None:
+    java = (CLIENT / "src/main/java/com/wasmkiln/client/WasmkilnException.java").read_text()
+    others = {
+        "go": (ROOT / "client/go/errors.go").read_text(),
+        "cpp": (ROOT / "client/cpp/src/errors.cc").read_text(),
+        "node": (ROOT / "client/node/lib/errors.js").read_text(),
+    }
+    reasons = re.findall(r'case "([A-Z_]+)" -> new', java)
+    assert len(reasons) == 28
+    for language, text in others.items():
+        missing = [each for each in reasons if f'"{each}"' not in text.replace("'", '"')]
+        assert missing == [], language
 
 
 def asks(kiln: Kiln, path: str, address: str, module: Path, times: int, kind: str) -> list[str]:

@@ -19,6 +19,8 @@ import java.util.function.Function;
 
 /** Makes calls: with a deadline, a token and an id, and with failures told as exceptions. */
 final class Calls {
+  // Far from where nanoseconds overflow.
+  private static final Duration LONGEST = Duration.ofDays(365);
   private static final SecureRandom RANDOM = new SecureRandom();
 
   private final ManagedChannel channel;
@@ -43,10 +45,14 @@ final class Calls {
   }
 
   Budget budget(CompileOptions options) {
+    Duration limit = options.timeout() == null ? timeout : options.timeout();
+    if (limit.isNegative() || limit.isZero() || limit.compareTo(LONGEST) > 0) {
+      throw new IllegalArgumentException("a timeout has to be positive, a year at most");
+    }
     byte[] id = new byte[8];
     RANDOM.nextBytes(id);
     return new Budget(
-        options.timeout() == null ? timeout : options.timeout(),
+        limit,
         System.nanoTime(),
         options.isBackground(),
         HexFormat.of().formatHex(id));

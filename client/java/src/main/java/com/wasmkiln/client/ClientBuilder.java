@@ -27,10 +27,7 @@ public final class ClientBuilder {
   private ManagedChannel channel;
 
   ClientBuilder(String address) {
-    if (address.contains("://")) {
-      throw new IllegalArgumentException(
-          "an address is host:port: leave out what is in front of ://");
-    }
+    Addresses.check(address);
     this.address = address;
   }
 

@@ -44,7 +44,7 @@ final class Failures {
           reason = "CONNECTION_FAILED";
           message =
               String.format(
-                  "no daemon answers at %s%s: start one with `wasmkilnd serve`, or name its address",
+                  "no daemon answers at %s%s: start one with `wasmkilnd serve`, or check the address",
                   address, causeOf(detail));
           metadata = Map.of("address", address, "detail", detail);
         }
@@ -53,7 +53,7 @@ final class Failures {
           message =
               String.format(
                   Locale.ROOT, "no answer from %s within %.3f s", address, timeout.toMillis() / 1e3);
-          metadata = Map.of("address", address);
+          metadata = Map.of("address", address, "detail", text);
         }
         case UNIMPLEMENTED ->
             message =
@@ -70,6 +70,9 @@ final class Failures {
         }
         default -> {}
       }
+    }
+    if (reason.equals("CREDENTIALS_MISSING")) {
+      message += " (ClientBuilder: token or tokenFile, or tls with a certificate)";
     }
     String id = metadata.getOrDefault("request_id", requestId);
     return WasmkilnException.of(

@@ -8,10 +8,12 @@ import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.FileTime;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.TimeUnit;
 
 /**
  * An open file of the daemon's host store, as docs/host-store.md says who may own it.
@@ -92,6 +94,15 @@ final class HostFile implements AutoCloseable {
       throw new IOException("the file changed while it was read");
     }
     return content.array();
+  }
+
+  /** Return whether the file may change without a trace in its times, which are coarse. */
+  boolean isYoung() {
+    long last =
+        Math.max(
+            ((FileTime) seen.get("lastModifiedTime")).to(TimeUnit.SECONDS),
+            ((FileTime) seen.get("ctime")).to(TimeUnit.SECONDS));
+    return System.currentTimeMillis() / 1000 - last <= 1;
   }
 
   /** Throw Useless if somebody wrote to the file since it was opened. */

@@ -17,10 +17,10 @@ import io.grpc.ManagedChannel;
 import io.grpc.Status;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
-import java.time.Duration;
 import java.util.Iterator;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
 
 /**
  * Calls one daemon. Safe for many threads at once.
@@ -38,6 +38,8 @@ public final class WasmkilnClient implements AutoCloseable {
   // A newer daemon may send parts that this client does not know, but not endlessly.
   private static final int MAX_EMPTY_MESSAGES = 100;
   private static final long NO_FILE_NANOS = TimeUnit.MINUTES.toNanos(1);
+
+  private static final Pattern DIGEST = Pattern.compile("[0-9a-f]{64}");
 
   private final ManagedChannel channel;
   private final Calls calls;
@@ -82,6 +84,9 @@ public final class WasmkilnClient implements AutoCloseable {
    * @throws WasmkilnException.ModuleNotLoaded if the daemon does not have it
    */
   public Artifact compileDigest(String sha256, CompileOptions options) {
+    if (!DIGEST.matcher(sha256).matches()) {
+      throw new IllegalArgumentException("a digest is 64 lowercase hexadecimal digits");
+    }
     return compile(sha256, null, options);
   }
 
@@ -122,6 +127,15 @@ public final class WasmkilnClient implements AutoCloseable {
 
   private Artifact compile(String digest, byte[] module, CompileOptions options) {
     Calls.Budget budget = calls.budget(options);
+    try {
+      return compile(budget, digest, module, options);
+    } catch (WasmkilnException failure) {
+      throw failure.ofRequest(budget.requestId());
+    }
+  }
+
+  private Artifact compile(
+      Calls.Budget budget, String digest, byte[] module, CompileOptions options) {
     Long since = uselessSince;
     CompileRequest.Builder request =
         CompileRequest.newBuilder()
@@ -207,13 +221,15 @@ public final class WasmkilnClient implements AutoCloseable {
             throw mismatch(
                 "the artifact is longer than the %d bytes of its header", header.getSizeBytes());
           }
+          if (answer.getChunk().isEmpty()) {
+            empty++;
+          }
           bytes.writeBytes(answer.getChunk().toByteArray());
         }
-        default -> {
-          if (++empty > MAX_EMPTY_MESSAGES) {
-            throw mismatch("the daemon sent too many empty messages");
-          }
-        }
+        default -> empty++;
+      }
+      if (empty > MAX_EMPTY_MESSAGES) {
+        throw mismatch("the daemon sent too many empty messages");
       }
     }
     if (header == null) {
@@ -230,8 +246,14 @@ public final class WasmkilnClient implements AutoCloseable {
     if (!trusted.isEmpty()) {
       // Whoever trusts the file's owner needs no digest; who gave keys asked for a signature.
       try {
-        check(header, file.read());
+        boolean isYoung = file.isYoung();
+        byte[] content = file.read();
+        check(header, content);
         file.checkUnchanged();
+        if (isYoung) {
+          close(file);
+          return new Artifact(header, content, null);
+        }
       } catch (WasmkilnException | IOException | HostFile.Useless refused) {
         close(file);
         throw new HostFile.Useless(refused.getMessage());
@@ -241,16 +263,7 @@ public final class WasmkilnClient implements AutoCloseable {
   }
 
   private void check(ArtifactHeader header, byte[] bytes) {
-    if (bytes.length != header.getSizeBytes()) {
-      throw mismatch(
-          "the artifact ended after %d of %d bytes", bytes.length, header.getSizeBytes());
-    }
-    String actual = TrustedKeys.sha256(bytes);
-    if (!actual.equals(header.getArtifactSha256())) {
-      throw mismatch(
-          "the artifact's bytes have the SHA-256 %s, its header says %s",
-          actual, header.getArtifactSha256());
-    }
+    Artifact.checkBytes(header, bytes);
     if (!trusted.isEmpty()) {
       Attestation.verify(header, trusted);
     }

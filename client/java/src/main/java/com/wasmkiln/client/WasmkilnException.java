@@ -8,12 +8,11 @@ import java.util.Map;
 import java.util.Optional;
 
 /**
- * Every failure of a call. Decide by its class, or by {@link #reason()} for reasons that have no
- * class of their own.
+ * Every failure of a call. Decide by its class, which each reason has, or by {@link #reason()},
+ * which may be one of a newer daemon.
  */
+@SuppressWarnings("serial")
 public class WasmkilnException extends RuntimeException {
-  private static final long serialVersionUID = 1L;
-
   private static final int MAX_QUOTED = 200;
 
   private final transient Details details;
@@ -68,15 +67,26 @@ public class WasmkilnException extends RuntimeException {
   /** Return the exception of a reason. */
   static WasmkilnException of(String message, Details details, Throwable cause) {
     return switch (details.reason()) {
+      case "INVALID_REQUEST" -> new InvalidRequest(message, details, cause);
       case "MODULE_INVALID" -> new ModuleInvalid(message, details, cause);
       case "NOT_WASM" -> new NotWasm(message, details, cause);
+      case "MODULE_TOO_LARGE" -> new ModuleTooLarge(message, details, cause);
+      case "DIGEST_MISMATCH" -> new DigestMismatch(message, details, cause);
       case "MODULE_NOT_LOADED" -> new ModuleNotLoaded(message, details, cause);
       case "MODULE_QUARANTINED" -> new ModuleQuarantined(message, details, cause);
       case "ENGINE_UNKNOWN" -> new EngineUnknown(message, details, cause);
+      case "TARGET_UNSUPPORTED" -> new TargetUnsupported(message, details, cause);
+      case "SETTING_UNKNOWN" -> new SettingUnknown(message, details, cause);
       case "ENGINE_LACKS_FEATURE" -> new EngineLacksFeature(message, details, cause);
       case "COMPILE_TIMEOUT" -> new CompileTimeout(message, details, cause);
+      case "COMPILE_MEMORY_LIMIT" -> new CompileMemoryLimit(message, details, cause);
+      case "ARTIFACT_TOO_LARGE" -> new ArtifactTooLarge(message, details, cause);
+      case "COMPILER_CRASHED" -> new CompilerCrashed(message, details, cause);
+      case "INTERNAL" -> new InternalFailure(message, details, cause);
       case "COMPILE_QUEUE_FULL" -> new QueueFull(message, details, cause);
       case "QUOTA_EXCEEDED" -> new QuotaExceeded(message, details, cause);
+      case "WORKER_UNAVAILABLE" -> new WorkerUnavailable(message, details, cause);
+      case "SERVER_DRAINING" -> new ServerDraining(message, details, cause);
       case "CREDENTIALS_MISSING" -> new CredentialsMissing(message, details, cause);
       case "CREDENTIALS_INVALID" -> new CredentialsInvalid(message, details, cause);
       case "ROLE_MISSING" -> new RoleMissing(message, details, cause);
@@ -84,6 +94,7 @@ public class WasmkilnException extends RuntimeException {
       case "DEADLINE_EXCEEDED" -> new DeadlineExceeded(message, details, cause);
       case "ARTIFACT_MISMATCH" -> new ArtifactMismatch(message, details, cause);
       case "ATTESTATION_INVALID" -> new AttestationInvalid(message, details, cause);
+      case "UNEXPECTED_ANSWER" -> new UnexpectedAnswer(message, details, cause);
       default -> new WasmkilnException(message, details, cause);
     };
   }
@@ -92,6 +103,17 @@ public class WasmkilnException extends RuntimeException {
   static WasmkilnException own(
       Status.Code code, String reason, String message, Map<String, String> metadata) {
     return of(message, new Details(code, reason, metadata, null, "", List.of()), null);
+  }
+
+  /** Return the same exception with a request's id, if it has none. */
+  WasmkilnException ofRequest(String requestId) {
+    if (!requestId().isEmpty()) {
+      return this;
+    }
+    return of(
+        getMessage(),
+        new Details(code(), reason(), metadata(), details.retryAfter(), requestId, violations()),
+        getCause());
   }
 
   /** Return the exception for an artifact that is not what was asked for. Quote what it names. */
@@ -132,10 +154,15 @@ public class WasmkilnException extends RuntimeException {
     return own(Status.Code.DATA_LOSS, "ATTESTATION_INVALID", message, metadata);
   }
 
+  /** The request breaks a rule of the contract: INVALID_REQUEST. */
+  public static final class InvalidRequest extends WasmkilnException {
+    InvalidRequest(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
   /** The module is malformed or invalid: MODULE_INVALID. */
   public static final class ModuleInvalid extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     ModuleInvalid(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -143,17 +170,27 @@ public class WasmkilnException extends RuntimeException {
 
   /** The bytes are no WebAssembly binary: NOT_WASM. */
   public static final class NotWasm extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     NotWasm(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The module is larger than the daemon accepts: MODULE_TOO_LARGE. */
+  public static final class ModuleTooLarge extends WasmkilnException {
+    ModuleTooLarge(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The bytes are not those of the digest: DIGEST_MISMATCH. */
+  public static final class DigestMismatch extends WasmkilnException {
+    DigestMismatch(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
   }
 
   /** No tier of the daemon has a module with this digest: MODULE_NOT_LOADED. */
   public static final class ModuleNotLoaded extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     ModuleNotLoaded(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -161,8 +198,6 @@ public class WasmkilnException extends RuntimeException {
 
   /** The module broke this engine not long ago: MODULE_QUARANTINED. */
   public static final class ModuleQuarantined extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     ModuleQuarantined(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -170,17 +205,27 @@ public class WasmkilnException extends RuntimeException {
 
   /** The daemon serves no such engine: ENGINE_UNKNOWN. */
   public static final class EngineUnknown extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     EngineUnknown(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The engine does not compile for this target: TARGET_UNSUPPORTED. */
+  public static final class TargetUnsupported extends WasmkilnException {
+    TargetUnsupported(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The engine has no such setting: SETTING_UNKNOWN. */
+  public static final class SettingUnknown extends WasmkilnException {
+    SettingUnknown(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
   }
 
   /** The engine lacks what the module needs: ENGINE_LACKS_FEATURE. */
   public static final class EngineLacksFeature extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     EngineLacksFeature(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -188,17 +233,41 @@ public class WasmkilnException extends RuntimeException {
 
   /** Compiling took longer than the daemon allows: COMPILE_TIMEOUT. */
   public static final class CompileTimeout extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     CompileTimeout(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** Compiling took more memory than the daemon allows: COMPILE_MEMORY_LIMIT. */
+  public static final class CompileMemoryLimit extends WasmkilnException {
+    CompileMemoryLimit(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The artifact is above a limit of the daemon or of this client: ARTIFACT_TOO_LARGE. */
+  public static final class ArtifactTooLarge extends WasmkilnException {
+    ArtifactTooLarge(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The engine crashed on this module: COMPILER_CRASHED. */
+  public static final class CompilerCrashed extends WasmkilnException {
+    CompilerCrashed(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The daemon failed, and its log says why: INTERNAL. */
+  public static final class InternalFailure extends WasmkilnException {
+    InternalFailure(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
   }
 
   /** The daemon is at a limit that protects other callers: COMPILE_QUEUE_FULL. */
   public static final class QueueFull extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     QueueFull(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -206,17 +275,27 @@ public class WasmkilnException extends RuntimeException {
 
   /** The caller has used up a quota: QUOTA_EXCEEDED. */
   public static final class QuotaExceeded extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     QuotaExceeded(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** No worker of the engine is ready: WORKER_UNAVAILABLE. */
+  public static final class WorkerUnavailable extends WasmkilnException {
+    WorkerUnavailable(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The daemon is about to end: ask another: SERVER_DRAINING. */
+  public static final class ServerDraining extends WasmkilnException {
+    ServerDraining(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
   }
 
   /** The daemon asks who calls: CREDENTIALS_MISSING. */
   public static final class CredentialsMissing extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     CredentialsMissing(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -224,8 +303,6 @@ public class WasmkilnException extends RuntimeException {
 
   /** The token or certificate does not count: CREDENTIALS_INVALID. */
   public static final class CredentialsInvalid extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     CredentialsInvalid(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -233,8 +310,6 @@ public class WasmkilnException extends RuntimeException {
 
   /** The caller may not do this: ROLE_MISSING. */
   public static final class RoleMissing extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     RoleMissing(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -242,8 +317,6 @@ public class WasmkilnException extends RuntimeException {
 
   /** No daemon answers at the address, or TLS fails: CONNECTION_FAILED. */
   public static final class ConnectionFailed extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     ConnectionFailed(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -251,8 +324,6 @@ public class WasmkilnException extends RuntimeException {
 
   /** No answer came within the call's own time: DEADLINE_EXCEEDED. */
   public static final class DeadlineExceeded extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     DeadlineExceeded(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -260,8 +331,6 @@ public class WasmkilnException extends RuntimeException {
 
   /** The bytes differ from their header, or the header from the call: ARTIFACT_MISMATCH. */
   public static final class ArtifactMismatch extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     ArtifactMismatch(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
@@ -272,9 +341,14 @@ public class WasmkilnException extends RuntimeException {
    * "unsigned", "stranger" or "mismatch".
    */
   public static final class AttestationInvalid extends WasmkilnException {
-    private static final long serialVersionUID = 1L;
-
     AttestationInvalid(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The daemon's answer is about something else: UNEXPECTED_ANSWER. */
+  public static final class UnexpectedAnswer extends WasmkilnException {
+    UnexpectedAnswer(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
   }
