@@ -18,9 +18,9 @@ from wasmkilnd.lifecycle.descriptors import make_room
 from wasmkilnd.lifecycle.start_engines import (
     FoundEngines,
     StartedEngines,
+    in_order_of_names,
     log_unserved,
     look_for_engines,
-    names_last,
     show_engine,
 )
 from wasmkilnd.lifecycle.warm_ups import WarmUps
@@ -127,7 +127,7 @@ class EngineFollower:
 
     def _arrange(self, served: Iterable[ServedEngine]) -> None:
         started = self._started
-        order = names_last(_in_order(served), started.orders)
+        order = in_order_of_names(_in_order(served), started.orders)
         started.registry.serve(order, [each.id for each in started.unserved])
 
     async def _serve(

@@ -122,7 +122,7 @@ async def start_engines(
     orders = {order.engine_id: order for order in found_orders}
     try:
         registry = EngineRegistry(
-            names_last(served, orders),
+            in_order_of_names(served, orders),
             settings.default_engine,
             limits,
             metrics,
@@ -133,13 +133,15 @@ async def start_engines(
     return StartedEngines(registry, unserved, isolation, orders, options)
 
 
-def names_last(served: Iterable[ServedEngine], held: Collection[str]) -> list[ServedEngine]:
+def in_order_of_names(
+    served: Iterable[ServedEngine], warming: Collection[str]
+) -> list[ServedEngine]:
     """Return engines in the order in which names are resolved.
 
-    While an engine is among ``held``, a name stands for it only if there is no other: what is
+    While an engine is among ``warming``, a name stands for it only if there is no other: what is
     used most is still being compiled for it.
     """
-    return sorted(served, key=lambda engine: engine.id in held)
+    return sorted(served, key=lambda engine: engine.id in warming)
 
 
 def show_engine(engine: ServedEngine, metrics: Metrics) -> None:
