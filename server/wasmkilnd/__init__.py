@@ -7,7 +7,8 @@ ones:
     rpc/calls               who calls, and may they; limits, the log line, metrics and audit
     rpc/services/module     reads the request, sends the answer
     compile_service         look in the cache; join or start a flight; compile; store
-      fast_first            what calls that accept fast code get; optimised compiles behind it
+      fast_first            what calls that accept fast code get
+      compiles_behind       compiles that no caller waits for
       admission             refuses a module or a spec before it costs anything
       cache/tiered          memory first, then the host store, then Redis
       singleflight          one compilation for all callers that want the same artifact
@@ -16,8 +17,9 @@ ones:
       engines/registry      chooses the engine of a request
       engines/workers       a worker process for the job: pool, process
 
-Load, FindMissing and Evict are in ``module_service``. Each namespace has services of its own
-(``tenant``); ``account`` is who pays for what a call uses.
+Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``pin_service``.
+Each namespace has services of its own (``tenant``). ``pins`` and ``uses`` are what it knows of
+pinned modules and of served artifacts; ``account`` is who pays for what a call uses.
 
 | room | what it is for |
 |---|---|

@@ -16,8 +16,9 @@ from wasmkilnd import errors
 from wasmkilnd.account import Bill
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.compile_work import CompileWork
+from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.fast_first import BehindSlots, CompilesBehind, optimised_may_succeed
+from wasmkilnd.fast_first import optimised_may_succeed
 from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
 from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Fleet, Recorder, Refused, Sealer
 from wasmkilnd.quarantine import Quarantine

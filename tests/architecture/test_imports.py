@@ -57,8 +57,9 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "pins": {"model"},
     "pin_service": {"admission", "errors", "model", "pins", "ports"},
     "compile_work": {"model", "ports", "wait_budget"},
-    "fast_first": {"account", "model", "errors", "ports", "requests", "waiters"},
-    "compile_service": CORE | {"quarantine", "compile_work", "fast_first"},
+    "fast_first": {"model", "errors"},
+    "compiles_behind": {"account", "model", "errors", "ports", "requests", "waiters"},
+    "compile_service": CORE | {"quarantine", "compile_work", "compiles_behind", "fast_first"},
     "module_service": CORE | {"pin_service", "quarantine"},
     "tenant": SERVICES | {"uses"},
     "options": CORE,
@@ -115,11 +116,11 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "signing": (CORE, {"config"}),
     "usage": (CORE, {"cache.redis", "cache.value"}),
     "tenants": (
-        CORE | SERVICES | {"fast_first", "options", "tenant"},
+        CORE | SERVICES | {"compiles_behind", "options", "tenant"},
         {"cache", "cache.value", "config", "engines", "rpc.wire", "telemetry.metrics", "usage"},
     ),
     "lifecycle": (
-        CORE | {"fast_first", "options"},
+        CORE | {"compiles_behind", "options"},
         {
             "access",
             "access.tls",

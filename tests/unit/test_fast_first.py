@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd import errors, fast_first
+from wasmkilnd import compiles_behind, errors
+from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.fast_first import BehindSlots
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
 from wasmkilnd.requests import CompileRequest, Served
 from wasmkilnd.wait_budget import WaitBudget
@@ -256,7 +256,7 @@ async def test_the_end_of_the_daemon_leaves_a_flight_that_a_caller_joined(rig: R
 
 
 async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_first, "MAX_WAITING", 2)
+    monkeypatch.setattr(compiles_behind, "MAX_WAITING", 2)
     await compile_fast(rig)
     rig.engines.release.clear()
     for digit in "1122334":
@@ -293,7 +293,7 @@ def test_namespaces_that_wait_for_a_slot_get_one_in_turn() -> None:
 
 async def test_what_the_daemon_makes_ahead_is_behind_all_callers_and_no_call(rig: Rig) -> None:
     await compile_fast(rig, engine="usual", accept_fast=False)
-    ahead = fast_first.of_the_daemon(SHA256, "wasmtime", "", "", {})
+    ahead = compiles_behind.request_behind_all(SHA256, "wasmtime", "", "", {})
     assert (await rig.service.behind.make(ahead)).origin is Origin.COMPILED
     assert rig.engines.compiled[-1] == (False, {Waiter(background=True, last=True)})
     assert rig.recorder.origins == [Origin.COMPILED]
@@ -302,7 +302,7 @@ async def test_what_the_daemon_makes_ahead_is_behind_all_callers_and_no_call(rig
 
 async def test_the_end_of_the_daemon_ends_what_it_makes_ahead_and_frees_the_slot(rig: Rig) -> None:
     await compile_fast(rig, engine="usual", accept_fast=False)
-    ahead = fast_first.of_the_daemon(SHA256, "wasmtime", "", "", {})
+    ahead = compiles_behind.request_behind_all(SHA256, "wasmtime", "", "", {})
     rig.engines.release.clear()
     runs, waits = (asyncio.create_task(rig.service.behind.make(ahead)) for _ in range(2))
     async with asyncio.timeout(10):

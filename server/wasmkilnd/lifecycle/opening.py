@@ -12,10 +12,10 @@ from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.shared_server import CannotOpenShared, open_server
 from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.fast_first import BehindSlots
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
 from wasmkilnd.lifecycle.gauges import show_tenants
 from wasmkilnd.lifecycle.listening import (

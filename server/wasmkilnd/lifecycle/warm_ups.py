@@ -17,9 +17,9 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.compiles_behind import request_behind_all
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.fast_first import of_the_daemon
 from wasmkilnd.model import SWITCHED_OFF, EngineWarmUp
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.tenants.graph import OpenTenant
@@ -146,7 +146,7 @@ class WarmUps:
         module_sha256, spec = use
         settings: Mapping[str, str] = dict(spec.settings)
         while True:
-            request = of_the_daemon(module_sha256, engine_id, spec.target, spec.cpu, settings)
+            request = request_behind_all(module_sha256, engine_id, spec.target, spec.cpu, settings)
             try:
                 await opened.tenant.service.behind.make(request)
             except WasmkilnError as failure:

@@ -18,9 +18,9 @@ from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compile_service import CompileService
+from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.fast_first import BehindSlots
 from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import host_options
