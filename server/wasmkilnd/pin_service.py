@@ -89,7 +89,7 @@ class PinService:
             tier: each.get(module_sha256, Held()) for tier, each in measured.tiers.items()
         }
         if not any(part.artifacts or part.modules for part in parts.values()):
-            raise errors.module_not_loaded(module_sha256)
+            raise errors.nothing_to_pin(module_sha256)
         rooms = await self._tiers.rooms()
         for tier, part in parts.items():
             room = rooms.get(tier)

@@ -112,6 +112,7 @@ async def test_pin_unpin_and_evict() -> None:
     digest = (await rig.modules.load(LoadRequest(CORE, "", ""))).module.sha256
     missing = await refused(rig.pins.pin(A))
     assert missing.reason is Reason.MODULE_NOT_LOADED
+    assert missing.message.endswith("compile it first")
     assert (await refused(rig.pins.pin("x"))).reason is Reason.INVALID_REQUEST
     assert (await refused(rig.pins.unpin("x"))).reason is Reason.INVALID_REQUEST
     pinned = await rig.pins.pin(digest)

@@ -66,7 +66,7 @@ from wasmkilnd.errors.overload import (
     too_many_calls,
     too_many_connections,
 )
-from wasmkilnd.errors.pins import module_pinned, pins_full, too_many_pins
+from wasmkilnd.errors.pins import module_pinned, nothing_to_pin, pins_full, too_many_pins
 from wasmkilnd.errors.requests import (
     cpu_unsupported,
     digest_mismatch,
@@ -122,6 +122,7 @@ __all__ = [
     "namespace_closed",
     "not_in_the_table",
     "not_wasm",
+    "nothing_to_pin",
     "only_hits",
     "out_of_descriptors",
     "pins_full",

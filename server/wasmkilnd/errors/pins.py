@@ -15,6 +15,16 @@ def module_pinned(sha256: str) -> WasmkilnError:
     )
 
 
+def nothing_to_pin(sha256: str) -> WasmkilnError:
+    """No tier has anything of the module."""
+    return WasmkilnError(
+        Reason.MODULE_NOT_LOADED,
+        f"cannot pin module {sha256}: no tier has it, or an artifact of it; compile it first",
+        field="module_sha256",
+        sha256=sha256,
+    )
+
+
 def pins_full(tier: str, size_bytes: int, limit_bytes: int) -> WasmkilnError:
     """All pins would take more than half of a tier."""
     return WasmkilnError(
