@@ -96,6 +96,12 @@ def test_one_that_fails_its_self_test_is_told_of_and_tried_again(daemon: Daemon)
         reload(daemon)
         assert not client.capabilities().unserved_engines
         copy_engine(daemon.state_dir, "50.0.92")
+        there, aside = daemon.state_dir / "engines" / BROKEN / "bin", daemon.state_dir / "bin"
+        there.rename(aside)
+        reload(daemon)
+        told = {each.id: each.cause for each in client.capabilities().unserved_engines}
+        assert told[BROKEN].startswith("it is incomplete")
+        aside.rename(there)
         reload(daemon)
         assert client.compile(wasm.adder(3), engine="wasmtime").header.engine.id == BROKEN
 

@@ -116,6 +116,8 @@ class EngineFollower:
         before, default = registry.names, registry.default
         self._arrange(registry.served)
         await self._tenants.write_engines()
+        if (registry.names, registry.default) == (before, default):
+            return  # There was no other engine, or this one was taken out meanwhile.
         log.info(
             "names stand for another engine",
             engine=engine_id,

@@ -131,6 +131,8 @@ async def _ask(pool: WorkerPool) -> EngineCapabilities:
 def _in_words(failure: Exception) -> str:
     if isinstance(failure, SelfTestFailed):
         return f"the self-test failed: {failure}"
+    if isinstance(failure, FileNotFoundError):
+        return f"it is incomplete, without {failure.filename}: remove it, and install it again"
     if isinstance(failure, WorkerDied | WasmkilnError | OSError | NotOurs):
         return str(failure)
     # Capabilities that the daemon cannot read, for example.
