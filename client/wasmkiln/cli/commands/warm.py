@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from wasmkiln.cli import batch, warm_table
 from wasmkiln.cli.connection_options import connection_options
 from wasmkiln.cli.exits import Exit
-from wasmkiln.cli.json_output import to_document
 from wasmkiln.cli.parallel import in_parallel
 from wasmkiln.cli.progress import counter
 from wasmkiln.cli.seconds import Seconds
 from wasmkiln.cli.text import size, time
+from wasmkiln.cli.warming.outcome import Outcome
 from wasmkiln.cli.warming.sources import Sources
 from wasmkiln.cli.warming.variants import every_variant, variant_options
 from wasmkiln.cli.warming.work import Wanted, Warmer, each_once, missing
@@ -99,29 +99,22 @@ def warm(
             whole = [module for module in modules if module not in failing]
             pinned = in_parallel(jobs, whole if pins else [], warmer.pin)
 
-    warm_now = [(one.source, one.result) for one in compiled if one.result is not None]
-    failures: list[Done[Any]] = [*read, *refused, *compiled, *pinned]
-    asked = len(modules) * (len(variants) - len(refused))
-    unread = sum(one.error is not None for one in read)
-    unpinned = sum(one.error is not None for one in pinned)
-    failed = unread + len(refused) + len(cold) - len(warm_now) + unpinned
-    document = {
-        "modules": len(modules) + unread,
-        "warm_before": asked - len(cold),
-        "compiled": len(warm_now),
-        "uploaded": warmer.uploaded,
-        "pinned": len(pinned) - unpinned,
-        "failed": failed,
-        "artifacts": [{"source": name, **to_document(header)} for name, header in warm_now],
-        "errors": batch.errors_in(failures),
-    }
-    session.emit(document, warm_table.warmed(warm_now, document))
-    batch.report_failures(session, failures)
-    if any(one.result is not None and one.result.redis_unreachable for one in pinned):
+    outcome = Outcome(
+        modules=len(modules),
+        variants=len(variants) - len(refused),
+        uploaded=warmer.uploaded,
+        read=read,
+        refused=refused,
+        compiled=compiled,
+        pinned=pinned,
+    )
+    document = outcome.document()
+    session.emit(document, warm_table.warmed(outcome.warm_now, document))
+    batch.report_failures(session, outcome.everything)
+    if outcome.redis_unreachable:
         session.note("error: redis did not answer: other daemons learn of the pins when it does")
-        failed += 1
     # 1 for every kind of failure: a script asks only whether all is warm.
-    context.exit(Exit.REFUSED if failed else Exit.OK)
+    context.exit(Exit.REFUSED if outcome.failed or outcome.redis_unreachable else Exit.OK)
 
 
 def _read(reader: Sources, listed: list[str], jobs: int) -> list[Done[list[Module]]]:

@@ -5,6 +5,7 @@
     module      one module: its name, its digest, and how to get its bytes
     variants    --engine, --target, --cpu and --set, each as often as wanted: their product
     work        ask what is missing, compile it, upload what the daemon lacks
+    outcome     what came of a run: numbers, failures, the document of --json
     manifest    manifests and indexes of OCI: which of their layers are modules
     layout      a folder in OCI's image layout
     reference   oci://HOST/REPOSITORY[:TAG][@DIGEST], taken apart
