@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from wasmkilnd.cache.host.disk import Disk
@@ -92,13 +92,7 @@ class Sweep:
             return [self._disk.path(key) for key in keys]
 
         gone = self._disk.take_away(find, lambda rows: rows.remove_module(module_sha256))
-        removed = Evicted()
-        for path in gone:
-            removed += Evicted(1, 0, disk_bytes_at(path))
-            delete(path)
-        for key in keys:
-            prune(self._directory, key)
-        return removed
+        return self._delete(gone, keys)
 
     def _evict_others(self, fingerprints: list[str], scope: EvictScope) -> Evicted:
         """Remove the entries of ``fingerprints`` one by one, as those that are pinned stay."""
@@ -117,8 +111,12 @@ class Sweep:
                 rows.remove(key)
 
         gone = self._disk.take_away(lambda: map(self._disk.path, keys), forget)
+        return self._delete(gone, keys)
+
+    def _delete(self, entries: Iterable[Path], keys: Iterable[CacheKey]) -> Evicted:
+        """Delete entries that were taken away, and the folders that ``keys`` leave empty."""
         removed = Evicted()
-        for path in gone:
+        for path in entries:
             removed += Evicted(1, 0, disk_bytes_at(path))
             delete(path)
         for key in keys:
