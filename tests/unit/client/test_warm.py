@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -263,6 +264,11 @@ def _gone(folder: Path) -> None:
     (folder / "blobs/sha256" / sha256(HTTP)).unlink()
 
 
+def _piped(folder: Path) -> None:
+    (folder / "index.json").unlink()
+    os.mkfifo(folder / "index.json")
+
+
 def _index(content: bytes) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "index.json").write_bytes(content)
@@ -280,6 +286,7 @@ def _of(**fields: Any) -> Callable[[Path], None]:
         (_forged, f"not {sha256(HTTP)} as its source says"),
         (_longer, "at most 12 are read"),
         (_gone, "No such file or directory"),
+        (_piped, "is no file"),
         (_index(b"{"), "no JSON object"),
         (_index(b"[" * 100_000), "no JSON object"),
         (_index(b" " * (4 * 2**20 + 1)), "at most 4,194,304 are read"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wasmkiln.cli.warming.manifest import MOST_MANIFEST_BYTES, modules_of
 from wasmkiln.cli.warming.module import Module, checked, too_large
+from wasmkiln.cli.warming.unusable import SourceUnusable
 
 if TYPE_CHECKING:
     from wasmkiln.cli.warming.manifest import Descriptor
@@ -46,6 +48,8 @@ class _Layout:
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise SourceUnusable(f"{path} is no file")  # Opening a pipe would wait for a writer.
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         content = file.read(limit_bytes + 1) if size_bytes <= limit_bytes else b""
