@@ -67,6 +67,8 @@ class Pins:
         pinned, unpinned = set[str](), set[str]()
         for module, said in times.items():
             before = self._times.get(module, PinTimes())
+            if said == before:
+                continue  # As nearly all are, at each look.
             after = self._times[module] = before.merged(said)
             if after.is_pinned:
                 self._pinned[module] = after.pinned_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,7 @@ class RedisPins:
             await self._link.delete(sorted(others))
         found: dict[str, PinTimes] = {}
         for name, digit in by_digit.items():
+            await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
             mine = {module: times for module, times in known.items() if module[0] == digit}
             read = read_record(name, records.get(name, b""), self._sealer.check_stamp_now)
             theirs = read or {}
