@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from wasmkilnd.cache.pin_file import PinFile
 from wasmkilnd.cache.value.pins import MAX_LIST_BYTES, read_list, read_record, write_record
 from wasmkilnd.errors import Reason
@@ -73,8 +74,18 @@ def test_the_file_keeps_what_each_daemon_knew(tmp_path: Path) -> None:
     assert PinFile(tmp_path, "").read() == {}
     assert file.path.stat().st_mode & 0o077 == 0
     file.path.write_bytes(b"{")
-    assert file.exchange({A: PinTimes(5, 6)}) == {}
-    assert file.read() == {A: PinTimes(5, 6)}
+    with capture_logs() as logs:
+        assert file.exchange({A: PinTimes(5, 6)}) == {}
+    assert logs[0]["event"].startswith("the list of pins is damaged")
+    with capture_logs() as logs:
+        assert file.read() == {A: PinTimes(5, 6)}
+    assert logs == []
+
+
+def test_a_time_that_no_answer_can_hold_is_malformed() -> None:
+    text = b'{"pins":{"%b":[%d,0]}}'
+    assert read_list(text % (A.encode(), 253_402_300_799_999))
+    assert not read_list(text % (A.encode(), 253_402_300_800_000))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from wasmkilnd.cache.value.pins import merge_lists, read_list, write_list
 from wasmkilnd.model import PinTimes
 from wasmkilnd.whole_files import locked, namespace_file, write_whole
+
+log = structlog.get_logger("wasmkilnd.pins")
 
 # More than 20,000 modules take: as many as there may be, and as many that were unpinned.
 _MAX_BYTES = 4 * 1024 * 1024
@@ -26,9 +30,13 @@ class PinFile:
         """Return what the file says; nothing if there is none, or if it is damaged."""
         try:
             with self.path.open("rb") as file:
-                return read_list(file.read(_MAX_BYTES))
+                text = file.read(_MAX_BYTES)
         except FileNotFoundError:
             return {}
+        found = read_list(text)
+        if not found and text != write_list({}):
+            log.error("the list of pins is damaged: nothing in it is pinned", file=str(self.path))
+        return found
 
     def exchange(self, known: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
         """Return what the file says, and add to it what is ``known`` and missing there."""

@@ -16,7 +16,8 @@ from wasmkilnd.model import SHA256_HEX, STAMP_BYTES, PinTimes
 MAX_LIST_BYTES = 2 * 1024 * 1024
 """The most bytes of a stored list."""
 
-_MAX_MS = 1 << 62
+# The year 10000, where protobuf's times end.
+_MAX_MS = 253_402_300_800_000
 # Part of what a stamp signs, so that no signature for another purpose passes for one.
 _PURPOSE = b"wasmkiln pins\0"
 
