@@ -190,6 +190,7 @@ func causeOf(detail string) string {
 		{"certificate has expired", "its certificate has expired"},
 		{"certificate is valid for", "its certificate is for another host"},
 		{"certificate required", "it asks for a client certificate"},
+		{"error reading from server", "the connection was lost"},
 		{"error reading server preface", "the server there speaks TLS, or no gRPC"},
 	} {
 		if strings.Contains(detail, known[0]) {

@@ -50,7 +50,10 @@ def file_lies(kiln: Kiln) -> Iterator[FileLie]:
         path.chmod(0o640)
         found = path.stat()
         named = HostFile(path=str(path), device=found.st_dev, inode=found.st_ino)
-        spoil(path, named)
+        try:
+            spoil(path, named)
+        except PermissionError:
+            continue  # only root can give a file away
         lies.append(FileLie(name, module, _answer(header, named, code)))
     made = time.time()
     eventually(lambda: time.time() - made > 2, "the clock stands still")
@@ -110,6 +113,8 @@ _SPOILS: dict[str, Callable[[Path, HostFile], object]] = {
     "others can write": lambda path, _: path.chmod(0o666),
     "others can write to its folder": lambda path, _: path.parent.chmod(0o777),
     "others can write to the store": lambda path, _: path.parents[3].chmod(0o777),
+    "another user's file": lambda path, _: os.chown(path, 65534, -1),
+    "another user's folder": lambda path, _: os.chown(path.parent, 65534, -1),
     "two names": lambda path, _: path.with_name("second").hardlink_to(path),
     "a link": _link,
     "a folder that is a link": _folder_link,

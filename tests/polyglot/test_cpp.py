@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from subprocess import PIPE
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ROOT
+from tests.e2e.processes import eventually
 from tests.lying.lies import about
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
@@ -169,6 +172,39 @@ def test_another_project_finds_the_installed_package(folder: Path, kiln: Kiln) -
     (kiln.folder / "key.pem").write_text(kiln.key_file.read_text())
     done = kiln.run([build / "user", kiln.address])
     assert show(done)[0].startswith("wasmtime-50.0.1: ")
+
+
+def test_what_it_refuses_by_itself_and_a_call_that_ends(folder: Path, kiln: Kiln) -> None:
+    """A program that is linked with the installed library ends a call that waits for a daemon."""
+    project = folder / "checks"
+    project.mkdir(exist_ok=True)
+    (project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\n"
+        "project(checks CXX)\n"
+        "find_package(wasmkiln REQUIRED)\n"
+        "find_package(Threads REQUIRED)\n"
+        f"add_executable(checks {Path(__file__).with_name('checks.cc')})\n"
+        "target_link_libraries(checks wasmkiln::wasmkiln Threads::Threads)\n"
+    )
+    build = project / "build"
+    make(["cmake", "-S", project, "-B", build, f"-DCMAKE_PREFIX_PATH={folder / 'installed'}"])
+    make(["cmake", "--build", build])
+    program: Argv = [build / "checks", kiln.address, kiln.module, kiln.wrong_key_file]
+    ended = threading.Event()
+
+    def wait(_request: bytes, context: Any) -> Iterator[bytes]:
+        context.add_callback(ended.set)
+        ended.wait(60)
+        return iter(())
+
+    with lying_server() as liar:
+        liar.answers["Compile"] = wait
+        words = [str(word) for word in [*program, liar.address]]
+        with subprocess.Popen(words, stdin=PIPE, stdout=PIPE, text=True) as running:
+            eventually(lambda: liar.calls or running.poll() is not None, "no call arrives")
+            said, _ = running.communicate("\n", timeout=60)
+    assert said == "cpp checks what it should\n"
+    assert ended.is_set(), "the daemon does not learn of it"
 
 
 def readme_example() -> str:

@@ -44,10 +44,7 @@ int main(int argc, char** argv) {
     wasmkiln::ClientOptions client;
     if (flags.count("--key")) client.trusted_keys = {read_file(flags["--key"])};
     if (flags.count("--ca")) client.tls = wasmkiln::Tls{read_file(flags["--ca"]), "", ""};
-    if (flags.count("--token-file")) {
-      client.token = read_file(flags["--token-file"]);
-      client.token.erase(client.token.find_last_not_of(" \r\n") + 1);
-    }
+    if (flags.count("--token-file")) client.token_file = flags["--token-file"];
     client.host_store = !flags.count("--bytes");
     wasmkiln::CompileOptions options;
     options.engine = flags.count("--engine") ? flags["--engine"] : "wasmtime";

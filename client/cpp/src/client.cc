@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <fstream>
+#include <iterator>
 #include <random>
 #include <stdexcept>
 #include <utility>
 
 #include "attestation.h"
+#include "cancellation.h"
 #include "compile_stream.h"
 #include "crypto.h"
 #include "header_checks.h"
@@ -30,14 +33,24 @@ constexpr std::chrono::seconds kWithoutFiles{60};
 // More than any caller waits, and far from where clocks overflow.
 constexpr std::chrono::hours kLongest{24 * 365};
 
-// gRPC aborts the process for metadata that HTTP/2 cannot carry.
-void check_token(const std::string& token) {
+// Return a token without the line's end. gRPC aborts the process for metadata that HTTP/2 cannot
+// carry.
+std::string usable(const std::string& text) {
+  std::string token = text.substr(0, text.find_last_not_of(" \r\n") + 1);
   for (unsigned char c : token) {
     if (c <= 0x20 || c >= 0x7f) {
       throw std::invalid_argument(
           "cannot use the token: expected printable ASCII without spaces or line breaks");
     }
   }
+  return token;
+}
+
+std::string token_in(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file || text.empty()) throw std::invalid_argument("cannot read a token in " + path);
+  return usable(text);
 }
 
 std::string new_request_id() {
@@ -53,6 +66,9 @@ std::shared_ptr<grpc::Channel> channel_to(const std::string& address,
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(-1);  // the daemon says what is too large
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // After a failed connection, gRPC fails each call until it tries again.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   if (!options.service_config.empty()) {
     arguments.SetServiceConfigJSON(options.service_config);
   }
@@ -119,9 +135,8 @@ struct Client::State {
     call.facts = {address, timeout_of(how), new_request_id()};
     call.context.set_deadline(std::chrono::system_clock::now() + left);
     call.context.AddMetadata("x-request-id", call.facts.request_id);
-    if (!options.token.empty()) {
-      call.context.AddMetadata("authorization", "Bearer " + options.token);
-    }
+    std::string token = options.token_file.empty() ? options.token : token_in(options.token_file);
+    if (!token.empty()) call.context.AddMetadata("authorization", "Bearer " + token);
     if (!module.empty()) call.context.AddMetadata("wasmkiln-module", module);
     if (how.priority == Priority::kBackground) {
       call.context.AddMetadata("wasmkiln-priority", "background");
@@ -135,6 +150,7 @@ struct Client::State {
                  const std::string& module = {}) const {
     Call call;
     prepare(call, how, Clock::now() + timeout_of(how), module);
+    Cancellable cancellable(how.cancellation, &call.context);
     Response response;
     grpc::Status status = (stub.get()->*method)(&call.context, request, &response);
     if (!status.ok()) throw_status(status, call.facts);
@@ -145,6 +161,17 @@ struct Client::State {
                const CompileOptions& how, Clock::time_point end) const {
     Call call;
     prepare(call, how, end, sha256);
+    Cancellable cancellable(how.cancellation, &call.context);
+    try {
+      return receive(call, request, sha256, kind);
+    } catch (const WasmkilnError& error) {
+      if (!error.request_id().empty()) throw;
+      throw_of_request(error, call.facts.request_id);
+    }
+  }
+
+  Artifact receive(Call& call, const v1::CompileRequest& request, const std::string& sha256,
+                   v1::Kind kind) const {
     CompileStream stream(request, sha256, kind, options.max_artifact_bytes, trusted);
     auto reader = stub->Compile(&call.context, request);
     v1::CompileResponse message;
@@ -191,12 +218,18 @@ struct Client::State {
 
 Client::Client(const std::string& address, ClientOptions options)
     : state_(std::make_unique<State>()) {
+  check_address(address);
   state_->address = address;
   state_->local = is_local(address);
-  check_token(options.token);
-  if (!options.token.empty() && !options.tls && !state_->local) {
-    throw std::invalid_argument("cannot send a token to " + address +
-                                ": the connection is not encrypted; set tls");
+  options.token = usable(options.token);
+  if (!options.token.empty() && !options.token_file.empty()) {
+    throw std::invalid_argument("give token or token_file, not both");
+  }
+  bool has_token = !options.token.empty() || !options.token_file.empty();
+  if (has_token && !options.tls && !state_->local) {
+    throw std::invalid_argument(
+        "cannot send a token to " + address +
+        " in plaintext: anybody on the way could read it; set tls");
   }
   for (const std::string& text : options.trusted_keys) {
     std::string key = public_key(text);
@@ -225,7 +258,7 @@ Artifact Client::compile(std::string_view module, const CompileOptions& options)
 
 Artifact Client::compile_digest(const std::string& sha256, const CompileOptions& options) {
   if (!is_digest(sha256)) {
-    throw std::invalid_argument("expected a SHA-256 of 64 lowercase hexadecimal digits");
+    throw std::invalid_argument("a digest is 64 lowercase hexadecimal digits");
   }
   auto end = Clock::now() + state_->timeout_of(options);
   v1::CompileRequest request = State::request_for(options);

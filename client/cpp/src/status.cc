@@ -23,6 +23,10 @@ const std::pair<const char*, const char*> kCauses[] = {
     {"Connection refused", "connection refused"},
     {"No such file or directory", "no such socket"},
     {"Permission denied", "permission denied for this user"},
+    {"No route to host", "host unreachable"},
+    {"Network is unreachable", "host unreachable"},
+    {"onnection timed out", "host unreachable"},
+    {"FD Shutdown", "host unreachable"},
     {"CERTIFICATE_VERIFY_FAILED", "its certificate is signed by none of the trusted CAs"},
     {"certificate verify failed", "its certificate is signed by none of the trusted CAs"},
     {"WRONG_VERSION_NUMBER", "it speaks no TLS"},
@@ -30,6 +34,9 @@ const std::pair<const char*, const char*> kCauses[] = {
     {"andshake failed", "the TLS handshake failed: compare the CA and the name with its certificate"},
     {"Hostname Verification Check failed", "its certificate is for other hosts"},
     {"Failed parsing HTTP/2", "what listens there speaks no gRPC"},
+    {"failed to connect to all addresses", "it may speak TLS only"},
+    {"Socket closed", "the connection was lost"},
+    {"Connection reset by peer", "the connection was lost"},
 };
 
 template <typename Message>
@@ -49,7 +56,7 @@ std::string connection_failed(const std::string& text, const CallFacts& call) {
     }
   }
   return "no daemon answers at " + call.address + cause +
-         ": start one with `wasmkilnd serve`, or use another address";
+         ": start one with `wasmkilnd serve`, or check the address";
 }
 
 // Throw for what gRPC itself reports; return where it is none of these.
@@ -111,8 +118,13 @@ void throw_status(const grpc::Status& status, const CallFacts& call) {
   auto named = details.metadata.find("request_id");
   if (named != details.metadata.end()) details.request_id = named->second;
   if (text.empty()) text = details.reason.empty() ? "the call failed" : details.reason;
-  if (details.reason == "CREDENTIALS_MISSING") text += " (ClientOptions: token, or tls->cert)";
+  if (details.reason == "CREDENTIALS_MISSING") text += " (ClientOptions: token or token_file, or tls->cert)";
   throw_error(text, std::move(details));
+}
+
+void throw_of_request(const WasmkilnError& error, const std::string& request_id) {
+  throw_error(error.what(), {error.code(), error.reason(), error.metadata(), error.retry_after(),
+                             error.field_violations(), request_id});
 }
 
 void throw_mismatch(const std::string& message) {

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <string>
 
+#include "wasmkiln/errors.h"
+
 namespace wasmkiln {
 
 // What messages say of a call.
@@ -17,6 +19,9 @@ struct CallFacts {
 
 // Throw the error of a call that failed.
 [[noreturn]] void throw_status(const grpc::Status& status, const CallFacts& call);
+
+// Throw an error of the client's own again, with the id of the request that it is about.
+[[noreturn]] void throw_of_request(const WasmkilnError& error, const std::string& request_id);
 
 // Throw ArtifactMismatch, ArtifactTooLarge and their like, which are the client's own.
 [[noreturn]] void throw_mismatch(const std::string& message);

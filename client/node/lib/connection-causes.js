@@ -6,6 +6,7 @@ const PLAIN = [
   [/ECONNREFUSED/, 'connection refused'],
   [/ENOENT/, 'no such socket'],
   [/EACCES/, 'permission denied for this user'],
+  [/Connection dropped/, 'the connection was lost'],
   [/ETIMEDOUT|EHOSTUNREACH|ENETUNREACH/, 'host unreachable'],
 ]
 

@@ -29,6 +29,8 @@ struct ClientOptions {
   std::optional<Tls> tls;
   // Sent with each call. Needs TLS, unless the daemon is on this machine.
   std::string token;
+  // Instead: a file that is read for each call, so that a new token counts at once.
+  std::string token_file;
   // Public keys of daemons: PEM, 64 hexadecimal digits, or 32 bytes. With none, the client checks
   // digests only.
   std::vector<std::string> trusted_keys;
@@ -41,11 +43,27 @@ struct ClientOptions {
   std::string service_config;
 };
 
+// Ends calls from another thread, those that run and those that begin later: they throw a
+// WasmkilnError whose code is 1, CANCELLED.
+class Cancellation {
+ public:
+  Cancellation();
+  ~Cancellation();
+  void cancel();
+
+ private:
+  friend class Cancellable;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 enum class Priority { kInteractive, kBackground };
 
 struct CallOptions {
   std::optional<std::chrono::milliseconds> timeout;
   Priority priority = Priority::kInteractive;
+  // Where another thread may end the call.
+  std::shared_ptr<Cancellation> cancellation;
 };
 
 struct CompileOptions : CallOptions {

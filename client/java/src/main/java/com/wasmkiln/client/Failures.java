@@ -22,7 +22,9 @@ final class Failures {
           Map.entry("notafter", "its certificate has expired"),
           Map.entry("not an ssl/tls record", "the server there speaks no TLS"),
           Map.entry("first received frame was not settings", NO_GRPC),
-          Map.entry("network closed for unknown reason", NO_GRPC),
+          // In the middle of a call too.
+          Map.entry("network closed for unknown reason", NO_GRPC + "; or the connection was lost"),
+          Map.entry("connection reset", "the connection was lost"),
           Map.entry(
               "closed while performing tls negotiation",
               "the server there speaks another version of TLS, or none"));
