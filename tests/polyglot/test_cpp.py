@@ -23,6 +23,7 @@ from tests.e2e.processes import eventually
 from tests.lying.lies import about
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
+from tests.polyglot.dying_server import dying_server
 from tests.polyglot.kiln import Kiln, Secure, run
 
 ENGINE = "wasmtime-50.0.1"
@@ -97,6 +98,10 @@ def test_refusals_are_decoded(kiln: Kiln, example: Path) -> None:
     }
     for reason, argv in expected.items():
         assert show(kiln.run(argv))[-1].startswith(f"cpp error {reason}: ")
+    with dying_server() as dying:
+        said = show(kiln.run([example, dying, kiln.module]))[-1]
+    assert "CONNECTION_FAILED: " in said
+    assert "(the connection was lost)" in said
 
 
 def test_a_full_queue(kiln: Kiln, example: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.processes import eventually
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
+from tests.polyglot.dying_server import dying_server
 from tests.polyglot.file_lies import TAKEN, file_lies
 from tests.polyglot.gotools import CLIENT, Go
 from tests.polyglot.header_lies import header_lies
@@ -122,6 +123,11 @@ def test_it_says_why_a_call_failed(kiln: Kiln, example: Path) -> None:
     assert said.startswith("NOT_WASM: ")
     said = refused(kiln, example, "127.0.0.1:1", kiln.module)
     assert said.startswith("CONNECTION_FAILED: no daemon answers at 127.0.0.1:1 (connection")
+    with dying_server() as dying:
+        said = refused(kiln, example, dying, kiln.module)
+    assert said.startswith(
+        f"CONNECTION_FAILED: no daemon answers at {dying} (the connection was lost"
+    )
 
 
 def test_a_full_queue(kiln: Kiln, example: Path) -> None:

@@ -16,6 +16,7 @@ from tests.e2e.daemon import ROOT
 from tests.e2e.processes import eventually
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
+from tests.polyglot.dying_server import dying_server
 from tests.polyglot.file_lies import TAKEN, file_lies
 from tests.polyglot.gotools import Go
 from tests.polyglot.header_lies import header_lies
@@ -189,6 +190,10 @@ def test_it_says_why_a_call_failed(kiln: Kiln, example: Example) -> None:
     assert said.startswith("ENGINE_UNKNOWN: ")
     said = refused(example, ["127.0.0.1:1", kiln.module])
     assert said.startswith("CONNECTION_FAILED: no daemon answers at 127.0.0.1:1 (connection")
+    with dying_server() as dying:
+        said = refused(example, [dying, kiln.module])
+    assert said.startswith(f"CONNECTION_FAILED: no daemon answers at {dying} (")
+    assert "the connection was lost" in said
 
 
 def test_a_full_queue(kiln: Kiln, example: Example) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.daemon import test_state_dir as state_dir
 from tests.node_package import NodePackage, node_package
+from tests.polyglot.dying_server import dying_server
 from tests.polyglot.kiln import ENGINES, Kiln, Secure
 
 pytestmark = pytest.mark.npm
@@ -83,6 +84,10 @@ def test_its_errors(run: Callable[..., str], kiln: Kiln) -> None:
     assert wrong.startswith("node error AttestationInvalid ATTESTATION_INVALID: ")
     missing = error("{}", "compileDigest", quoted("0" * 64), engine)
     assert missing.startswith("node error ModuleNotLoaded MODULE_NOT_LOADED: ")
+    with dying_server() as dying:
+        lost = run("-e", CALL, dying, "{}", "compile", kiln.module, engine)
+    assert lost.startswith("node error ConnectionFailed CONNECTION_FAILED: ")
+    assert "(the connection was lost)" in lost
     with kiln.full_queue() as full:
         busy = error("{}", "compile", kiln.fresh_module(), f'{{"engine": "{full}"}}')
     assert busy.startswith("node error QueueFull COMPILE_QUEUE_FULL: ")

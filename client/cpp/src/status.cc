@@ -26,7 +26,6 @@ const std::pair<const char*, const char*> kCauses[] = {
     {"No route to host", "host unreachable"},
     {"Network is unreachable", "host unreachable"},
     {"onnection timed out", "host unreachable"},
-    {"FD Shutdown", "host unreachable"},
     {"CERTIFICATE_VERIFY_FAILED", "its certificate is signed by none of the trusted CAs"},
     {"certificate verify failed", "its certificate is signed by none of the trusted CAs"},
     {"WRONG_VERSION_NUMBER", "it speaks no TLS"},
