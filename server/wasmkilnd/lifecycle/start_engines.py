@@ -153,5 +153,6 @@ def show_engine(engine: ServedEngine, metrics: Metrics) -> None:
 
 
 def log_unserved(engines: Sequence[UnservedEngine]) -> None:
+    """Log each engine that is not served, and why."""
     for engine in engines:
         log.error("engine is not served", engine=engine.id, cause=engine.cause)
