@@ -6,7 +6,6 @@ const PLAIN = [
   [/ECONNREFUSED/, 'connection refused'],
   [/ENOENT/, 'no such socket'],
   [/EACCES/, 'permission denied for this user'],
-  [/Connection dropped/, 'the connection was lost'],
   [/ETIMEDOUT|EHOSTUNREACH|ENETUNREACH/, 'host unreachable'],
 ]
 
@@ -46,17 +45,14 @@ function diagnose(text, address, tls) {
       sentence: `the daemon at ${address} speaks no TLS: leave out tls`,
     }
   }
-  const known = PLAIN.find(([words]) => words.test(text))
-  if (known) {
+  const known = PLAIN.find(([words]) => words.test(text))?.[1]
+  if (known || !/No connection established/.test(text)) {
     return {
       cause: '',
       sentence:
-        `no daemon answers at ${address} (${known[1]}): start one with \`wasmkilnd serve\`, or` +
-        ' check the address',
+        `no daemon answers at ${address} (${known ?? 'the connection was lost'}): start one with` +
+        ' `wasmkilnd serve`, or check the address',
     }
-  }
-  if (!/No connection established/.test(text)) {
-    return { cause: '', sentence: `the connection to ${address} was lost: try again` }
   }
   // A TLS server closes a connection in plaintext without a word, and one without the client
   // certificate that it asks for too.
