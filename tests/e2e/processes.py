@@ -18,6 +18,12 @@ def eventually(check: Callable[[], object], what: str, timeout_s: float = 60) ->
         time.sleep(0.02)
 
 
+def cpu_s_of(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def parent_of(pid: int) -> int:
     """Return the parent of a process; 0 of one that is gone, or dead and not yet reaped."""
     try:

@@ -19,7 +19,7 @@ from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import eventually, jobs_of, parent_of, send, workers_of
+from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of, send, workers_of
 
 SLOW = wasm.nested_blocks(1_000_000)
 
@@ -72,7 +72,8 @@ def test_a_crash_is_named_by_its_signal(lean_state_dir: Path, how: signal.Signal
     ):
         slow = callers.submit(client.compile, SLOW, engine="wasmer")
         eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
+        # Past its settings: a job that dies before dies of those.
+        eventually(lambda: cpu_s_of(jobs_of(daemon.pid)[0]) > 0.3, "the job does nothing")
         # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
         while not slow.done():
             send(how, *jobs_of(daemon.pid))
