@@ -42,6 +42,40 @@ class Dead:
         return SimpleNamespace(up=False, detail="it is gone")
 
 
+class Defective(Dead):
+    """A namespace with two artifacts to make, the first of which meets a defect of the daemon."""
+
+    def own(self) -> Uses:
+        spec = UsedSpec(OLD, "x86_64-unknown-linux-gnu", "baseline", ())
+        return Uses({(MODULE, spec): 2.0, ("b" * 64, spec): 1.0})
+
+    async def of_fleet(self) -> Uses:
+        return self.own()
+
+    async def make(self, request: object) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("a defect")
+
+
+async def test_a_defect_at_one_artifact_does_not_stop_the_others(tmp_path: Path) -> None:
+    asked_when_names_moved, tasks, site = list[int](), list[asyncio.Task[None]](), Defective()
+
+    async def names_move(engine_id: str) -> None:
+        asked_when_names_moved.append(site.asked)
+
+    def in_background(work: Coroutine[Any, Any, None]) -> None:
+        tasks.append(asyncio.create_task(work))
+
+    tenants = cast(Tenants, SimpleNamespace(opened={"": site}))
+    warm_ups = WarmUps(WarmOrders(tmp_path), tenants, 1, names_move, in_background, 1.0)
+    warm_ups.begin([WarmOrder(NEW, OLD, 10)])
+    await asyncio.gather(*tasks)
+    (status,) = warm_ups.status
+    assert (status.total, status.done, status.failed, status.ended) == (2, 1, 1, True)
+    assert asked_when_names_moved == [2]
+
+
 @pytest.mark.parametrize("patience_s", [0.0, 0.01])
 async def test_a_server_that_is_gone_for_good_does_not_keep_names_back(
     tmp_path: Path, patience_s: float

@@ -125,7 +125,11 @@ class WarmUps:
     async def _work(self, engine_id: str, rest: Iterator[tuple[str, Use]]) -> None:
         for namespace, use in rest:
             opened = self._tenants.opened.get(namespace)
-            why = await self._compile(engine_id, opened, use) if opened else ""
+            try:
+                why = await self._compile(engine_id, opened, use) if opened else ""
+            except Exception:
+                log.exception("cannot make an artifact ahead", engine=engine_id, module=use[0])
+                why = "a defect of the daemon"
             status = self._status[engine_id]
             if why or opened is None:
                 self._change(engine_id, failed=status.failed + 1)
