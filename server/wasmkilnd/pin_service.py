@@ -23,6 +23,14 @@ class Pinned:
     reached_redis: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """Whether there was a pin, and whether the shared tier answered, as of ``Pinned``."""
+
+    removed: bool
+    reached_redis: bool
+
+
 class PinService:
     """The pins of one namespace. For one event loop."""
 
@@ -52,11 +60,8 @@ class PinService:
         reached &= _SHARED not in measured.unreachable
         return Pinned(self._shown(module_sha256, measured), reached)
 
-    async def unpin(self, module_sha256: str) -> tuple[bool, bool]:
-        """Unpin a module; return whether it was pinned, and whether the shared tier answered.
-
-        Raises INVALID_REQUEST.
-        """
+    async def unpin(self, module_sha256: str) -> Unpinned:
+        """Unpin a module. Raises INVALID_REQUEST."""
         check_sha256(module_sha256, "module_sha256")
         async with self._one_change:
             reached = await self._tiers.exchange()
@@ -64,7 +69,7 @@ class PinService:
             if removed:
                 reached &= await self._tiers.exchange()
                 reached &= await self._tiers.apply([module_sha256])
-            return removed, reached
+            return Unpinned(removed, reached)
 
     async def listed(self) -> list[Pin]:
         """Return all pins, by digest, and what the tiers have of each."""

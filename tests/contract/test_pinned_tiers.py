@@ -19,7 +19,7 @@ from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.model import Artifact, Module
-from wasmkilnd.pin_service import PinService
+from wasmkilnd.pin_service import PinService, Unpinned
 from wasmkilnd.pins import Pins
 from wasmkilnd.rpc.wire.headers import header_of
 
@@ -160,7 +160,7 @@ async def test_what_a_tier_lost_comes_back_from_another(rig: Rig, server: redis.
     await rig.memory.close()
     server.flushall()
     await until(lambda: values(server) == {"compiled": -1}, rig)
-    assert await rig.service.unpin(dear.module_sha256) == (True, True)
+    assert await rig.service.unpin(dear.module_sha256) == Unpinned(True, True)
     assert 900 < values(server)["compiled"] <= 1000
     for usage in (rig.memory.usage(), rig.host.store.usage(), rig.tiers.redis_usage()):
         assert (usage.pinned_entries, usage.pinned_bytes) == (0, 0)

@@ -13,6 +13,7 @@ from wasmkilnd.cache.pin_file import PinFile
 from wasmkilnd.cache.value.pins import MAX_LIST_BYTES, read_list, read_record, write_record
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import MAX_PINS, STAMP_BYTES, EvictScope, PinTimes, Refusal
+from wasmkilnd.pin_service import Unpinned
 from wasmkilnd.pins import Pins
 from wasmkilnd.requests import LoadRequest
 
@@ -138,8 +139,8 @@ async def test_pin_unpin_and_evict() -> None:
     assert (evicted.modules, evicted.pinned) == (0, 1)
     assert await rig.memory.has_module(digest)
     rig.pinned_tiers.answers = False
-    assert await rig.pins.unpin(digest) == (True, False)
-    assert await rig.pins.unpin(digest) == (False, False)
+    assert await rig.pins.unpin(digest) == Unpinned(True, False)
+    assert await rig.pins.unpin(digest) == Unpinned(False, False)
     rig.pinned_tiers.answers = True
     evicted, _ = await rig.modules.evict(EvictScope(module_sha256=digest), "")
     assert (evicted.modules, evicted.pinned) == (1, 0)

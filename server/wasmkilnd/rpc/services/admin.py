@@ -82,9 +82,9 @@ class AdminServicer:
     async def unpin(self, request: pb.UnpinRequest, call: Call) -> pb.UnpinResponse:
         """Unpin a module."""
         call.module = request.module_sha256
-        removed, reached_redis = await self._tenant(call).pins.unpin(request.module_sha256)
-        call.about["removed"] = int(removed)
-        return pb.UnpinResponse(removed=removed, redis_unreachable=not reached_redis)
+        done = await self._tenant(call).pins.unpin(request.module_sha256)
+        call.about["removed"] = int(done.removed)
+        return pb.UnpinResponse(removed=done.removed, redis_unreachable=not done.reached_redis)
 
     async def list_pins(self, request: pb.ListPinsRequest, call: Call) -> bytes:
         """List the pins."""
