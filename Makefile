@@ -29,10 +29,10 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.5.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot clean
+.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip was found. Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -68,7 +68,7 @@ demo: engines ## compile a real module with each engine, and show what each tier
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
-	@$(PYTEST) --ignore tests/polyglot -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) || { \
+	@$(PYTEST) --ignore tests/polyglot --ignore tests/operators -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) || { \
 		echo "make test: running what failed once more, alone: it passes if only the crowd was to blame"; \
 		$(PYTEST) --last-failed --last-failed-no-failures none; }
 
@@ -139,6 +139,10 @@ hostile: $(VENV)/.dev ## compile modules that are made to hurt, for nine minutes
 test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other languages (ARGS="-k go")
 	@$(BIN)/python -m tests.polyglot.toolchains
 	@POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
+
+test-operators: $(VENV)/.dev ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
+	@$(BIN)/python -m tests.operators.toolchains
+	@OPERATORS=all $(PYTEST) tests/operators -n 2 --dist loadfile $(ARGS)
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

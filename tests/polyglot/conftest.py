@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import ONE_ENGINE, ROOT, fresh_state, installed_engines
-from tests.polyglot import toolchains
 from tests.polyglot.kiln import Kiln, Secure, running_kiln, running_secure
+from tests.polyglot.toolchains import LANGUAGES
 
 Built = Callable[[str], Path]
 
@@ -40,8 +40,7 @@ def built() -> Built:
     """Return the folder where a language keeps what it builds, once it can be built."""
 
     def folder_of(language: str) -> Path:
-        if why := toolchains.lacks(language):
-            (pytest.fail if toolchains.must_be_there() else pytest.skip)(why)
+        LANGUAGES.demand(language)
         folder = ROOT / ".work" / "polyglot" / language
         folder.mkdir(parents=True, exist_ok=True)
         return folder
