@@ -19,6 +19,7 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
 from wasmkilnd.lifecycle.banner import banner
+from wasmkilnd.lifecycle.first_engines import install_first_engines
 from wasmkilnd.lifecycle.follow_engines import EngineFollower
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
 from wasmkilnd.lifecycle.listening import prepare_tls
@@ -73,7 +74,6 @@ class Daemon:
         """Start every part; serve last, once all else works. Raises CannotStart."""
         settings = self._settings.current
         check_host(settings)
-        found = find_engines(settings)
         seen = stamps_of(watched_files(settings))
         opening = Opening(
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
@@ -83,10 +83,12 @@ class Daemon:
         access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
         access.on_change(partial(audit_access, audit))
         audit_tls(audit, tls)
+        signing = await opening.signing()
+        await install_first_engines(settings)
+        found = find_engines(settings)
         connections = descriptors.connections_per_address(
             settings, len(found.installed), len(access.policy.current.namespaces)
         )
-        signing = await opening.signing()
         audit_start(audit, self._version, signing.current)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
         engines = self._engines = started.registry

