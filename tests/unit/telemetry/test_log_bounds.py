@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 from wasmkilnd.telemetry.logs import pipeline, repeats
-from wasmkilnd.telemetry.logs.repeats import CALL_LINES, LINES, Repeats
+from wasmkilnd.telemetry.logs.repeats import CALLS, LIMIT, Limit, Repeats
 
 MIB = 2**20
 # One line: what its values may take, a traceback, and the names.
@@ -129,42 +129,45 @@ def test_libraries_lines_are_as_short(stream: io.StringIO) -> None:
 def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "INTERVAL_S", 0.5)
+    monkeypatch.setattr(repeats, "LIMIT", Limit(LIMIT.lines, 0.5))
     log = structlog.get_logger()
     for number in range(1000):
         log.warning("tier is down", number=number)
     log.warning("another kind")
-    assert len(lines(stream)) == LINES + 1
+    assert len(lines(stream)) == LIMIT.lines + 1
     deadline = time.monotonic() + 20
-    while len(lines(stream)) == LINES + 1 and time.monotonic() < deadline:
+    while len(lines(stream)) == LIMIT.lines + 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     last = lines(stream)[-1]
     # The last of all, since it says what is so now; and nothing was lost without a word.
     assert (last["event"], last["number"]) == ("tier is down", 999)
-    assert last["left_out"] == 1000 - LINES - 1
+    assert last["left_out"] == 1000 - LIMIT.lines - 1
     log.warning("tier is down", number=1000)
     assert lines(stream)[-1]["number"] == 1000
 
 
 def test_flush_writes_the_last_line_held_back(stream: io.StringIO) -> None:
-    for number in range(LINES + 5):
+    for number in range(LIMIT.lines + 5):
         structlog.get_logger().error("x", number=number, exc_info=raised("why"))
     pipeline.flush()
     *_, last = lines(stream)
-    assert (last["number"], last["left_out"], last["failure"]) == (LINES + 4, 4, "ValueError")
+    assert (last["number"], last["left_out"], last["failure"]) == (LIMIT.lines + 4, 4, "ValueError")
     pipeline.flush()
-    assert len(lines(stream)) == LINES + 1
+    assert len(lines(stream)) == LIMIT.lines + 1
 
 
-def test_every_call_has_its_line_until_there_are_very_many(stream: io.StringIO) -> None:
+def test_every_call_has_its_line_until_there_are_very_many(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pipeline._LIMITS, "call", Limit(CALLS.lines, 60.0))
     log = structlog.get_logger()
-    for _ in range(CALL_LINES + 10):
+    for _ in range(CALLS.lines + 10):
         log.info("call", code="OK", engine="a")
         log.info("call", code="INVALID_ARGUMENT", reason="NOT_WASM")
     log.info("call", code="INVALID_ARGUMENT", reason="MODULE_INVALID")
     pipeline.flush()
     got = lines(stream)
-    assert len(got) == 2 * CALL_LINES + 1 + 2
+    assert len(got) == 2 * CALLS.lines + 1 + 2
     assert [line["left_out"] for line in got if "left_out" in line] == [9, 9]
 
 
@@ -173,13 +176,13 @@ def test_a_librarys_lines_are_told_apart_by_where_they_were_written(stream: io.S
     for number in range(500):
         library.warning(f"{number} came from a stranger: it is in the words themselves")
     library.warning("something else")
-    assert len(lines(stream)) <= 256 + LINES + 1
+    assert len(lines(stream)) <= 256 + LIMIT.lines + 1
 
 
 def test_kinds_without_bound_take_no_memory_and_write_no_more(stream: io.StringIO) -> None:
     for number in range(5000):
         structlog.get_logger().warning(f"event {number}")
-    assert len(lines(stream)) == 256 + LINES
+    assert len(lines(stream)) == 256 + LIMIT.lines
     structlog.get_logger().info("ready")
     pipeline.flush()
     assert lines(stream)[-1]["left_out"] > 4000
@@ -201,7 +204,7 @@ class Unprintable:
 def test_lines_that_cannot_be_made_are_limited_too(stream: io.StringIO) -> None:
     for _ in range(500):
         structlog.get_logger().info("x", value=Unprintable())
-    assert len(lines(stream)) == LINES
+    assert len(lines(stream)) == LIMIT.lines
 
 
 class LogsWhenItDies:
@@ -228,10 +231,42 @@ def test_a_finalizer_may_log_in_the_midst_of_a_line_in_any_thread(stream: io.Str
 def test_intervals_by_the_clock() -> None:
     now = [0.0]
     written: list[repeats.Line] = []
+    once = Limit(1, 10.0)
     few = Repeats(written.append, lambda: now[0])
     for number in range(3):
-        if not few.allows("a", 1):
-            few.hold_back("a", {"number": number})
-    now[0] = repeats.INTERVAL_S
-    assert few.allows("a", 1)
+        if not few.allows("a", once):
+            few.hold_back("a", {"number": number}, once)
+    now[0] = once.interval_s
+    assert few.allows("a", once)
     assert written == [{"number": 2, "left_out": 1}]
+
+
+def test_the_interval_that_ends_first_is_not_waited_for_behind_a_longer_one() -> None:
+    written: list[repeats.Line] = []
+    few = Repeats(written.append)
+    for kind, limit in (("long", Limit(0, 600.0)), ("short", Limit(0, 0.2))):
+        assert not few.allows(kind, limit)
+        few.hold_back(kind, {"kind": kind}, limit)
+    deadline = time.monotonic() + 20
+    while not written and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert written == [{"kind": "short", "left_out": 0}]
+    few.flush()
+    assert len(written) == 2
+
+
+@pytest.mark.parametrize("calls_per_s", [1_000, 20_000])
+def test_a_burst_of_calls_writes_no_more_than_calls_that_are_spread_out(calls_per_s: int) -> None:
+    now = [0.0]
+    written_at: list[float] = []
+    few = Repeats(lambda _: written_at.append(now[0]), lambda: now[0])
+    for number in range(3 * calls_per_s):
+        now[0] = number / calls_per_s
+        if few.allows("call", CALLS):
+            written_at.append(now[0])
+        else:
+            few.hold_back("call", {}, CALLS)
+    few.flush()
+    for began_s in range(3):
+        within = [at_s for at_s in written_at if began_s <= at_s < began_s + 1]
+        assert CALLS.lines <= len(within) <= CALLS.lines + 2

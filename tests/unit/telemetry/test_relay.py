@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.telemetry.logs.relay import EVENT
-from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR_LINES
+from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR
 
 GRPC = b"E0000 00:00:1764093000.123456   12345 chttp2_transport.cc:%d] no: %s\n"
 LONGEST = 16 * 1024
@@ -43,9 +43,9 @@ def test_a_line_is_a_line_of_the_log() -> None:
 def test_a_flood_is_counted_and_hides_no_other_place() -> None:
     flood = b"".join(GRPC % (1, b"%d" % number) for number in range(50_000))
     got = lines(relayed(flood + GRPC % (2, b"other") + b"Fatal Python error: Aborted\n"))
-    assert len(got) == STANDARD_ERROR_LINES + 3
+    assert len(got) == STANDARD_ERROR.lines + 3
     assert [line["left_out"] for line in got if "left_out" in line] == [
-        50_000 - STANDARD_ERROR_LINES - 1
+        50_000 - STANDARD_ERROR.lines - 1
     ]
     texts = "".join(line["text"] for line in got)
     assert "no: other" in texts
@@ -56,7 +56,7 @@ def test_a_flood_is_counted_and_hides_no_other_place() -> None:
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_a_line_without_end_is_cut(byte: bytes, log_format: str) -> None:
     text = relayed(byte * 20_000_000 + b"\nlast\n", log_format)
-    assert len(text) < (STANDARD_ERROR_LINES + 3) * LONGEST
+    assert len(text) < (STANDARD_ERROR.lines + 3) * LONGEST
     assert max(map(len, text.splitlines())) < LONGEST
     assert "last" in text
     assert text.isprintable() or set(text) <= {"\n", *map(chr, range(32, 127)), "…"}

@@ -7,8 +7,8 @@ these steps:
 ``pipeline``        an event becomes a line: JSON, or text on a terminal. Also takes in
                     the standard library's log records
 ``masking``         secrets become ``***``; long values and tracebacks are cut
-``repeats``         of each kind of line 20 in 10 s are written (1,000 of ``call``),
-                    then the last one with ``left_out``, the number of the others
+``repeats``         of each kind of line 20 in 10 s are written (of ``call`` 100 in
+                    1 s), then the last one with ``left_out``, the number of the others
 ``standard_error``  descriptor 2 becomes a pipe to the relay, since native libraries
                     write past Python
 ``relay``           the process at the other end, which masks and limits their lines

@@ -66,7 +66,7 @@ _HEAD = ("timestamp", "level", "event")
 # An event's kind, where its event, code and reason do not name it.
 _KIND = "_kind"
 # The audit limits those that strangers can cause by itself.
-_LIMITS = {"call": repeats.CALL_LINES, "audit": sys.maxsize}
+_LIMITS = {"call": repeats.CALLS, "audit": repeats.UNLIMITED}
 _pipeline: _Pipeline | None = None
 
 
@@ -92,10 +92,10 @@ class _Pipeline:
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
         """Return the line. Raise DropEvent where there were too many of its kind."""
-        allowed = True
+        allowed, limit = True, repeats.LIMIT
         try:
             kind = event.pop(_KIND, None) or _kind(method, event)
-            limit = _LIMITS.get(str(event.get("event")), repeats.LINES)
+            limit = _LIMITS.get(str(event.get("event")), repeats.LIMIT)
             allowed = not self._limited or self.repeats.allows(kind, limit)
             event = structlog.contextvars.merge_contextvars(logger, method, event)
             # A library's record may have a level of its own.
@@ -111,7 +111,7 @@ class _Pipeline:
                 return str(self._render(logger, method, line))
             if failure:
                 line["failure"] = failure[0].__name__
-            self.repeats.hold_back(kind, line)
+            self.repeats.hold_back(kind, line, limit)
         except Exception as failure:  # a line that cannot be made must not fail a call
             if allowed:
                 return _lost(failure)

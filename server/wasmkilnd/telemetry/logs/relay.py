@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from wasmkilnd.telemetry.logs.masking import Masker
-from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR_LINES, Line, Repeats
+from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR, Line, Repeats
 
 EVENT = "standard error"
 
@@ -57,10 +57,10 @@ class Relay:
         line = self._masker.line({**head, "text": text})
         place = _PLACE.search(text, 0, _HEAD_LENGTH)
         kind = place[0] if place else ""
-        if self._level == "debug" or self._repeats.allows(kind, STANDARD_ERROR_LINES):
+        if self._level == "debug" or self._repeats.allows(kind, STANDARD_ERROR):
             self._write_line(line)
         else:
-            self._repeats.hold_back(kind, line)
+            self._repeats.hold_back(kind, line, STANDARD_ERROR)
 
     def end(self) -> None:
         """Write what ``repeats`` holds back."""

@@ -6,18 +6,32 @@ other kind.
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-INTERVAL_S = 10.0
-LINES = 20
-"""Lines of one kind in an interval."""
-CALL_LINES = 1000
-"""The same for the line that each call gets, for each outcome of a call."""
-STANDARD_ERROR_LINES = 200
-"""The same for lines that native libraries write: a Python traceback takes many."""
+
+class Limit(NamedTuple):
+    """So many lines of a kind are written in so long an interval."""
+
+    lines: int
+    interval_s: float
+
+
+LIMIT = Limit(20, 10.0)
+CALLS = Limit(100, 1.0)
+"""For the line that each call gets, for each outcome of a call.
+
+The interval is short so that a burst of calls writes as little as the same number spread out: no
+more than 42 KB of log in any second, however fast the machine takes calls.
+"""
+STANDARD_ERROR = Limit(200, 10.0)
+"""For lines that native libraries write: a Python traceback takes many."""
+UNLIMITED = Limit(sys.maxsize, 10.0)
 _KINDS = 256
 _OTHERS = "all kinds beyond the first 256"
 
@@ -50,27 +64,28 @@ class Repeats:
         self._lock = threading.RLock()
         self._kinds: dict[Hashable, _Kind] = {}
         self._timer: threading.Timer | None = None
+        self._timer_at_s = math.inf
 
-    def allows(self, name: Hashable, lines: int = LINES) -> bool:
+    def allows(self, name: Hashable, limit: Limit = LIMIT) -> bool:
         """Count a line of the kind ``name``; return whether to write it.
 
-        The caller passes a line that is not allowed to ``hold_back``.
+        The caller passes a line that is not allowed to ``hold_back``, with the same limit.
         """
         kind = self._kinds.get(name)
         if kind.until_s <= self._clock() if kind else len(self._kinds) >= _KINDS:
             self._end_intervals()
         with self._lock:
-            kind = self._kind(name)
+            kind = self._kind(name, limit)
             kind.seen += 1
-            return kind.seen <= lines
+            return kind.seen <= limit.lines
 
-    def hold_back(self, name: Hashable, line: Line) -> None:
+    def hold_back(self, name: Hashable, line: Line, limit: Limit = LIMIT) -> None:
         """Keep a line that was not allowed, in place of the one before it."""
         with self._lock:
-            kind = self._kind(name)
+            kind = self._kind(name, limit)
             kind.held_back += 1
             kind.last = line
-            if self._timer is None:
+            if kind.until_s < self._timer_at_s:
                 self._start_timer(kind.until_s)
 
     def flush(self) -> None:
@@ -79,27 +94,32 @@ class Repeats:
 
     def _end_intervals(self, *, all_kinds: bool = False) -> None:
         with self._lock:
-            if self._timer:
-                self._timer.cancel()
-                self._timer = None
+            self._stop_timer()
             ended = []
             for name, kind in list(self._kinds.items()):
                 if all_kinds or kind.until_s <= self._clock():
                     ended.append(kind)
                     self._kinds.pop(name, None)
-                elif kind.held_back and self._timer is None:
-                    self._start_timer(kind.until_s)  # kinds are in the order of their ends
+                elif kind.held_back and kind.until_s < self._timer_at_s:
+                    self._start_timer(kind.until_s)
         # Outside the lock: ``write`` may log, or wait for a thread that does.
         for kind in ended:
             if kind.held_back:
                 self._write({**kind.last, "left_out": kind.held_back - 1})
 
-    def _kind(self, name: Hashable) -> _Kind:
+    def _kind(self, name: Hashable, limit: Limit) -> _Kind:
         if name not in self._kinds and len(self._kinds) >= _KINDS:
-            name = _OTHERS
-        return self._kinds.setdefault(name, _Kind(self._clock() + INTERVAL_S))
+            name, limit = _OTHERS, LIMIT
+        return self._kinds.setdefault(name, _Kind(self._clock() + limit.interval_s))
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer, self._timer_at_s = None, math.inf
 
     def _start_timer(self, at_s: float) -> None:
+        self._stop_timer()
+        self._timer_at_s = at_s
         self._timer = threading.Timer(max(0.0, at_s - self._clock()), self._end_intervals)
         self._timer.daemon = True
         self._timer.start()
