@@ -44,6 +44,7 @@ COPIES = (
         rf"<artifactId>wasmkiln-client</artifactId>\n *<version>{_NUMBERS}<",
     ),
     Place("client/cpp/CMakeLists.txt", rf"^project\(wasmkiln VERSION {_NUMBERS} "),
+    Place("deploy/helm/wasmkiln/Chart.yaml", rf'^(?:appV|v)ersion: "?{_NUMBERS}"?$'),
     # What a daemon prints in the examples of the documentation.
     Place("README.md", rf"\bwasmkilnd {_NUMBERS} is ready"),
 )

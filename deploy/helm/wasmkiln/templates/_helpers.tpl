@@ -1,0 +1,120 @@
+{{- define "wasmkiln.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* 58 characters leave room for "-ring" within the 63 of a DNS label. */ -}}
+{{- define "wasmkiln.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 58 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "wasmkiln.name" . -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 58 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wasmkiln.selector" -}}
+app.kubernetes.io/name: {{ include "wasmkiln.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "wasmkiln.labels" -}}
+{{ include "wasmkiln.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "wasmkiln.image" -}}
+{{- if .Values.image.digest -}}
+{{ printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- else -}}
+{{ printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- end -}}
+{{- end -}}
+
+{{- define "wasmkiln.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ default (include "wasmkiln.fullname" .) .Values.serviceAccount.name }}
+{{- else -}}
+{{ default "default" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+A value as TOML. JSON's strings, numbers, booleans and lists of them are TOML too; a table is not.
+Helm reads whole numbers as floating-point ones, which its toToml would write as 2.68435456e+08.
+*/ -}}
+{{- define "wasmkiln.toml" -}}
+{{- if kindIs "map" . -}}
+{ {{ range $i, $key := keys . | sortAlpha }}{{ if $i }}, {{ end }}{{ toJson $key }} = {{ include "wasmkiln.toml" (get $ $key) }}{{ end }} }
+{{- else -}}
+{{ toJson . }}
+{{- end -}}
+{{- end -}}
+
+{{- /* Settings that the image has as variables, which win over the file: so these are variables too. */ -}}
+{{- define "wasmkiln.environment" -}}
+listen: {{ printf "0.0.0.0:%v" .Values.ports.grpc }}
+admin_listen: {{ printf "0.0.0.0:%v" .Values.ports.admin }}
+state_dir: /state
+host_store_dir: {{ default "none" .Values.hostStore.hostPath }}
+# Plain text: the network policy says who reaches the port.
+allow_remote: {{ not .Values.tls.existingSecret | quote }}
+{{- end -}}
+
+{{- /* The other settings that the chart decides: a map, so that none is in the file twice. */ -}}
+{{- define "wasmkiln.ownSettings" -}}
+# The kubelet has no identity.
+open_health: true
+{{- if .Values.redis.url }}
+redis_url: {{ .Values.redis.url | quote }}
+{{- end }}
+{{- if .Values.redis.passwordSecret }}
+redis_password_file: /etc/wasmkiln/redis-password/{{ .Values.redis.passwordKey }}
+{{- end }}
+{{- if .Values.redis.caSecret }}
+redis_ca_file: /etc/wasmkiln/redis-ca/{{ .Values.redis.caKey }}
+{{- end }}
+{{- if or .Values.trustedKeys.existingSecret .Values.trustedKeys.existingConfigMap }}
+trusted_keys: /etc/wasmkiln/trusted-keys
+{{- end }}
+{{- if .Values.policy }}
+policy_file: /etc/wasmkiln/config/policy.toml
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+tls_cert_file: /etc/wasmkiln/tls/tls.crt
+tls_key_file: /etc/wasmkiln/tls/tls.key
+{{- if .Values.tls.clientCASecret }}
+tls_client_ca_file: /etc/wasmkiln/client-ca/{{ .Values.tls.clientCAKey }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "wasmkiln.probe" -}}
+{{- if .Values.tls.existingSecret -}}
+httpGet: {path: {{ .path }}, port: admin, scheme: HTTPS}
+{{- else -}}
+grpc: {port: {{ .Values.ports.grpc }}, service: ""}
+{{- end -}}
+{{- end -}}
+
+{{- define "wasmkiln.check" -}}
+{{- $shared := or .Values.redis.existingSecret (and .Values.redis.url (ne .Values.redis.url "none")) -}}
+{{- if and .Values.redis.url .Values.redis.existingSecret -}}
+{{- fail "\ncannot use two Redis URLs: set redis.url or redis.existingSecret, not both" -}}
+{{- end -}}
+{{- if and $shared (gt (int .Values.replicas) 1) (not .Values.signingKey.existingSecret) -}}
+{{- fail (printf "\ncannot share one Redis between %d daemons that sign with keys of their own: each would reject what the others stored; make one key (wasmkilnd keys generate --print), put it into a Secret, and name that in signingKey.existingSecret" (int .Values.replicas)) -}}
+{{- end -}}
+{{- if and .Values.trustedKeys.existingSecret .Values.trustedKeys.existingConfigMap -}}
+{{- fail "\ncannot mount two sources of trusted keys: set trustedKeys.existingSecret or trustedKeys.existingConfigMap, not both" -}}
+{{- end -}}
+{{- if and .Values.tls.clientCASecret (not .Values.tls.existingSecret) -}}
+{{- fail "\ncannot ask callers for certificates without TLS: set tls.existingSecret too" -}}
+{{- end -}}
+{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "open_health" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
+{{- if hasKey $.Values.settings $name -}}
+{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, hostStore)" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
