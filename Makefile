@@ -19,6 +19,8 @@ LOCKED := $(PIP_INSTALL) --require-hashes
 OURS := $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 # uv and pip-audit, apart from what they lock and audit.
 TOOLS := .work/tools
+# Helm and the schemas of Kubernetes, which check the chart.
+OPERATORS := .work/operators
 # Tests that need no engine and no server of their own.
 FAST := tests/unit tests/architecture tests/formats
 # Half of their time they wait, so that one more keeps the processors busy.
@@ -54,6 +56,11 @@ $(VENV)/.dev: pyproject.toml requirements/dev.txt | $(BIN)/python
 $(TOOLS)/.tools: requirements/tools.txt | $(BIN)/python
 	@$(BIN)/python -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/tools.txt
+	@touch $@
+
+$(OPERATORS)/.tools: requirements/operators.txt | $(BIN)/python
+	@$(BIN)/python -m venv $(OPERATORS)
+	@$(OPERATORS)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/operators.txt
 	@touch $@
 
 install: $(VENV)/.server ## make .venv with wasmkilnd and wasmkiln in it
@@ -140,7 +147,7 @@ test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other language
 	@$(BIN)/python -m tests.polyglot.toolchains
 	@POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
 
-test-operators: $(VENV)/.dev ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
+test-operators: $(VENV)/.dev $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
 	@$(BIN)/python -m tests.operators.toolchains
 	@OPERATORS=all $(PYTEST) tests/operators -n 2 --dist loadfile $(ARGS)
 

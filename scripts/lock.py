@@ -27,6 +27,7 @@ LOCKS = {
     # What is served has the versions that were tested.
     "server": (*PROJECT, *WHEELS, "--extra", "server", "--constraint", "requirements/dev.txt"),
     "tools": ("requirements/tools.in", *WHEELS),
+    "operators": ("requirements/operators.in", *WHEELS),
 }
 HEADER = "# Written by `make lock`: do not edit.\n"
 

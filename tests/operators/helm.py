@@ -1,0 +1,83 @@
+"""What Helm makes of the chart, and what the schemas of Kubernetes say of it.
+
+Both are in an environment of their own, `.work/operators`, where ``helm_inside.py`` runs. The
+release is called "kiln", its namespace "prod".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "helm" / "wasmkiln"
+PYTHON = ROOT / ".work" / "operators" / "bin" / "python"
+_INSIDE = Path(__file__).with_name("helm_inside.py")
+
+
+class Rendered:
+    """What Helm makes of the chart with some values."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        self.error: str = answer["error"]
+        """Why Helm refuses the values; empty if it does not."""
+        self.lint: list[str] = answer["lint"]
+        """Findings of `helm lint --strict`, apart from mere information."""
+        self.invalid: list[str] = answer["invalid"]
+        """Manifests that the schemas of Kubernetes refuse, and why."""
+        self.notes: str = answer["notes"]
+        self.manifests: list[dict[str, Any]] = answer["manifests"]
+
+    def one(self, kind: str, name: str = "kiln-wasmkiln") -> dict[str, Any]:
+        """Return the manifest of a kind and a name."""
+        [found] = [each for each in self.manifests if _is(each, kind, name)]
+        return found
+
+    def has(self, kind: str, name: str = "kiln-wasmkiln") -> bool:
+        """Return whether there is a manifest of a kind and a name."""
+        return any(_is(each, kind, name) for each in self.manifests)
+
+    @property
+    def pod(self) -> dict[str, Any]:
+        """The template of the daemon's pods."""
+        return dict(self.one("StatefulSet")["spec"]["template"])
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """The daemon's container."""
+        [container] = self.pod["spec"]["containers"]
+        return dict(container)
+
+
+def _is(manifest: Mapping[str, Any], kind: str, name: str) -> bool:
+    return bool(manifest["kind"] == kind and manifest["metadata"]["name"] == name)
+
+
+def render(values: Mapping[str, Any] | None = None) -> Rendered:
+    """Lint and render the chart with ``values``, and validate what comes out."""
+    return Rendered(_run(json.dumps({"chart": str(CHART), "values": values or {}})))
+
+
+def render_file(name: str) -> Rendered:
+    """The same with a file of the chart's folder ci/."""
+    file = CHART / "ci" / f"{name}-values.yaml"
+    return Rendered(_run(json.dumps({"chart": str(CHART), "file": str(file)})))
+
+
+@cache
+def _run(question: str) -> Any:
+    if not PYTHON.exists():
+        why = f"cannot render the chart: {PYTHON} is missing; make test-operators makes it"
+        (pytest.fail if os.environ.get("OPERATORS") == "all" else pytest.skip)(why)
+    done = subprocess.run(
+        [str(PYTHON), str(_INSIDE)], input=question, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

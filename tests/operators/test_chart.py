@@ -1,0 +1,191 @@
+"""The Helm chart: Helm renders it, Kubernetes' schemas take it, and its parts fit each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.operators.helm import CHART, Rendered, render, render_file
+
+FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
+
+
+@pytest.fixture(params=["defaults", *FILES])
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    """The chart with the default values, then with those of each file of ci/."""
+    return render() if request.param == "defaults" else render_file(request.param)
+
+
+def test_helm_and_kubernetes_take_it(rendered: Rendered) -> None:
+    assert rendered.error == ""
+    assert rendered.lint == []
+    assert rendered.invalid == []
+
+
+def test_what_kubernetes_refuses_is_found() -> None:
+    """So that the test above can fail."""
+    [oldest, newest] = render({"extraEnv": [{"nam": "X", "value": "1"}]}).invalid
+    assert oldest.startswith("1.27: StatefulSet: spec.template.spec.containers.0.env")
+    assert newest.startswith("1.3")
+
+
+def test_what_is_named_is_there(rendered: Rendered) -> None:
+    """Volumes, ports, labels and names that one manifest expects of another."""
+    spec, labels = rendered.pod["spec"], rendered.pod["metadata"]["labels"]
+    claims = rendered.one("StatefulSet")["spec"].get("volumeClaimTemplates", ())
+    volumes = [each["name"] for each in spec["volumes"]]
+    volumes += [each["metadata"]["name"] for each in claims]
+    assert len(set(volumes)) == len(volumes)
+    mounts = [each for part in _containers(spec) for each in part["volumeMounts"]]
+    assert {each["name"] for each in mounts} == set(volumes)
+    assert spec["serviceAccountName"] in ("default", "kiln-wasmkiln")
+    assert rendered.has("ServiceAccount")
+    ports = {each["name"]: each["containerPort"] for each in rendered.container["ports"]}
+    selectors = [
+        rendered.one("StatefulSet")["spec"]["selector"]["matchLabels"],
+        *(each["spec"]["selector"] for each in _of(rendered, "Service")),
+        *(each["spec"]["selector"]["matchLabels"] for each in _of(rendered, "PodDisruptionBudget")),
+        *(each["spec"]["podSelector"]["matchLabels"] for each in _of(rendered, "NetworkPolicy")),
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels.items()
+    for service in _of(rendered, "Service"):
+        assert {each["targetPort"] for each in service["spec"]["ports"]} <= set(ports)
+    for policy in _of(rendered, "NetworkPolicy"):
+        allowed = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+        assert allowed == ["grpc", "admin"]
+    for monitor in _of(rendered, "ServiceMonitor"):
+        ring = rendered.one("Service", "kiln-wasmkiln-ring")
+        wanted = monitor["spec"]["selector"]["matchLabels"]
+        assert wanted.items() <= ring["metadata"]["labels"].items()
+        # The plain service does not fit too: every pod would be scraped twice.
+        assert not wanted.items() <= rendered.one("Service")["metadata"]["labels"].items()
+        assert monitor["spec"]["endpoints"][0]["port"] in ports
+    assert rendered.one("StatefulSet")["spec"]["serviceName"] == "kiln-wasmkiln-ring"
+    assert rendered.one("Service", "kiln-wasmkiln-ring")["spec"]["clusterIP"] == "None"
+
+
+def test_it_runs_without_any_privilege(rendered: Rendered) -> None:
+    """As the restricted level of Kubernetes' pod security standards asks, and a bit more."""
+    spec = rendered.pod["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == 10001
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    for container in _containers(spec):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+
+
+def test_probes_speak_what_the_daemon_speaks() -> None:
+    """The kubelet's gRPC probes have no TLS."""
+    plain, tls = render().container, render_file("tls").container
+    for probe in ("startupProbe", "readinessProbe"):
+        assert plain[probe]["grpc"] == {"port": 50051, "service": ""}
+        assert tls[probe]["httpGet"] == {"path": "/readyz", "port": "admin", "scheme": "HTTPS"}
+    assert plain["livenessProbe"]["httpGet"]["scheme"] == "HTTP"
+    assert tls["livenessProbe"]["httpGet"]["scheme"] == "HTTPS"
+
+
+def test_secrets_stay_out_of_files_and_arguments() -> None:
+    fleet = render_file("fleet")
+    variables = {each["name"]: each for each in fleet.container["env"]}
+    key = variables["WASMKILN_SIGNING_KEY"]
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "kiln-key", "key": "key.pem"}}
+    [password] = [each for each in fleet.pod["spec"]["volumes"] if each["name"] == "redis-password"]
+    assert password["secret"] == {"secretName": "redis", "defaultMode": 0o440}
+    by_url = render({"redis": {"existingSecret": "redis"}})
+    variables = {each["name"]: each for each in by_url.container["env"]}
+    assert variables["WASMKILN_REDIS_URL"]["valueFrom"]["secretKeyRef"]["key"] == "url"
+
+
+def test_numbers_stay_whole() -> None:
+    """Helm reads them as floating-point numbers, and would write 2.68435456e+08."""
+    text = render_file("fleet").one("ConfigMap")["data"]["wasmkilnd.toml"]
+    assert "memory_bytes = 268435456\n" in text
+    assert "compile_lease_s = 2.5\n" in text
+    assert 'redis_url = "redis://kiln@127.0.0.1:6379/0"\n' in text
+
+
+def test_a_changed_setting_starts_the_daemons_again() -> None:
+    def checksum(memory: str) -> str:
+        values = {"settings": {"memory_bytes": memory}}
+        return str(render(values).pod["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum("1GiB") != checksum("2GiB")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"replicas": 2, "redis": {"url": "redis://r:6379"}},
+            "cannot share one Redis between 2 daemons that sign with keys of their own",
+        ),
+        (
+            {"redis": {"url": "redis://r:6379", "existingSecret": "r"}},
+            "cannot use two Redis URLs",
+        ),
+        (
+            {"trustedKeys": {"existingSecret": "a", "existingConfigMap": "b"}},
+            "cannot mount two sources of trusted keys",
+        ),
+        ({"tls": {"clientCASecret": "a"}}, "cannot ask callers for certificates without TLS"),
+        ({"settings": {"listen": "[::]:1"}}, "cannot set settings.listen: the chart decides it"),
+        # The schema of the values.
+        ({"replica": 3}, "replica"),
+        ({"replicas": -1}, "/replicas"),
+        ({"redis": {"url": "redis://user:secret@r:6379"}}, "/redis/url"),
+        ({"hostStore": {"hostPath": "relative"}}, "/hostStore/hostPath"),
+        ({"settings": {"Listen": "x"}}, "Listen"),
+        ({"ports": {"grpc": 80}}, "/ports/grpc"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(values: Mapping[str, Any], words: str) -> None:
+    assert words in re.sub(r"\s+", " ", render(values).error)
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "not_said"),
+    [
+        ({}, "TLS is off", "share nothing"),
+        ({"replicas": 2}, "The daemons share nothing: set redis.url", "two Redis"),
+        ({"hostStore": {"hostPath": "/srv/k"}}, "install -d -o 10001 -g 10001 -m 0750 /srv/k", "@"),
+        ({"tls": {"existingSecret": "t"}}, "https://kiln-wasmkiln-ring.prod.svc:9464", "TLS is"),
+    ],
+)
+def test_the_notes_say_what_is_left_to_do(
+    values: Mapping[str, Any], said: str, not_said: str
+) -> None:
+    notes = render(values).notes
+    assert said in notes
+    assert not_said not in notes
+
+
+def test_every_value_is_in_the_schema_with_its_default() -> None:
+    """The schema refuses what it does not know: so it knows every default."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    written = re.findall(r"^(\w+):", (CHART / "values.yaml").read_text(), re.MULTILINE)
+    assert sorted({*written, "global"}) == sorted(schema["properties"])
+
+
+def test_long_names_fit_a_label_of_dns() -> None:
+    rendered = render({"fullnameOverride": "k" * 80})
+    assert {len(each["metadata"]["name"]) for each in _of(rendered, "Service")} == {58, 63}
+
+
+def _containers(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
+def _of(rendered: Rendered, kind: str) -> Iterator[dict[str, Any]]:
+    return (each for each in rendered.manifests if each["kind"] == kind)
