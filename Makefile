@@ -94,7 +94,7 @@ check: $(VENV)/.dev ## format, lint, types, the contract, and whether generated 
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
 	@$(MAKE) --no-print-directory protos client docs
-	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/configuration.md || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/reference/configuration.md || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
 
 hooks: $(VENV)/.dev ## have git run `make check` before each commit
 	@$(BIN)/pre-commit install
@@ -113,8 +113,8 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 	@$(BIN)/python scripts/blocking_client.py
 	@$(BIN)/ruff format --quiet client/wasmkiln/client.py client/wasmkiln/_blocking_*.py
 
-docs: $(VENV)/.dev ## generate docs/configuration.md from the schema
-	@$(BIN)/wasmkilnd config --reference > docs/configuration.md
+docs: $(VENV)/.dev ## generate docs/reference/configuration.md from the schema
+	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
 
 lock: $(TOOLS)/.tools $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrade: to the newest)
 	@$(BIN)/python scripts/lock.py $(TOOLS)/bin/uv $(ARGS)

@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument(
-        "--plot", action="store_true", help="draw ratios and goals into docs/performance.svg"
+        "--plot",
+        action="store_true",
+        help="draw ratios and goals into docs/reference/performance.svg",
     )
     parser.add_argument(
         "--from",

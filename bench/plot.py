@@ -1,4 +1,4 @@
-"""The ratios with their goals, as a picture for docs/performance.md."""
+"""The ratios with their goals, as a picture for docs/reference/performance.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pygal.style import Style
 from bench.lab import ROOT
 from bench.results import Row
 
-FILE = ROOT / "docs" / "performance.svg"
+FILE = ROOT / "docs" / "reference" / "performance.svg"
 
 _TITLE = "Ratios to yardsticks, on a logarithmic axis: less is better"
 _SVG = "http://www.w3.org/2000/svg"

@@ -121,7 +121,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table for docs/performance.md, as it stands there."""
+    """Return the table for docs/reference/performance.md, as it stands there."""
     lines = [
         "| | wasmkiln | yardstick | | ratio | least to most | goal |",
         "|---|--:|---|--:|--:|--:|---|",

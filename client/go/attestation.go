@@ -10,7 +10,7 @@ import (
 	pb "github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
 
-// What docs/verification.md calls the format of an attestation.
+// What docs/reference/attestation.md calls the format of an attestation.
 const (
 	payloadType   = "application/vnd.in-toto+json"
 	statementType = "https://in-toto.io/Statement/v1"

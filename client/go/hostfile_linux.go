@@ -27,7 +27,7 @@ type hostFile struct {
 	stat syscall.Stat_t
 }
 
-// openHostFile opens the file that a header names, as docs/host-store.md says: each folder relative
+// openHostFile opens the file that a header names, as docs/how-to/map-artifacts.md says: each folder relative
 // to the one before and through no link, and all owned by somebody whom this process trusts.
 func openHostFile(header *pb.ArtifactHeader) (*hostFile, error) {
 	folder, names, ok := entryPath(header)

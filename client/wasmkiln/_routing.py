@@ -2,8 +2,8 @@
 
 An address that begins with `ring:` names several daemons: by a list of IP addresses, by a DNS name
 that has several, or in gRPC's own way as in `ring:dns://server/name:port`. gRPC then puts them on a
-ring and chooses by a hash of the metadata `wasmkiln-module` (gRFC A42 and A76). docs/routing.md
-says what that is good for.
+ring and chooses by a hash of the metadata `wasmkiln-module` (gRFC A42 and A76).
+docs/how-to/routing.md says what that is good for.
 """
 
 from __future__ import annotations

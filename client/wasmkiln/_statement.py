@@ -1,6 +1,7 @@
 """What an attestation states: an in-toto Statement v1 with a SLSA provenance v1 predicate.
 
-docs/verification.md shows the document. Reading and writing it needs the standard library only.
+docs/reference/attestation.md shows the document. Reading and writing it needs the standard library
+only.
 """
 
 from __future__ import annotations

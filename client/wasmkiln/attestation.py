@@ -1,9 +1,9 @@
 """Attestations: who says that an artifact is what it is called.
 
 An attestation is a DSSE envelope (https://github.com/secure-systems-lab/dsse) with one Ed25519
-signature over a `Statement`. The daemon and the client share this module; docs/verification.md
-describes the format for other languages. Signing and verifying need securesystemslib, which is
-therefore imported inside those functions only.
+signature over a `Statement`. The daemon and the client share this module;
+docs/reference/attestation.md describes the format for other languages. Signing and verifying need
+securesystemslib, which is therefore imported inside those functions only.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Client(Operations):
     when they change, and sends no token over plaintext to another machine, unless
     `token_over_plaintext`. `profile` names a daemon and all of this in profiles.toml. Without an
     argument the profile counts, or WASMKILN_PROFILE's, or without one the variables of the
-    environment that docs/client.md lists.
+    environment that docs/how-to/python.md lists.
 
     With `trusted_keys`, else those of WASMKILN_TRUSTED_KEYS, every artifact needs an
     attestation by one of them, both on arrival and when it is loaded. A key is hex, base64 or
@@ -224,8 +224,9 @@ class Client(Operations):
     ) -> Path:
         """Return the path of a module's artifact in this machine's host store.
 
-        It was checked as `check_files` says; docs/host-store.md says how to open it. The daemon
-        compiles what is not there yet. Raise the errors of `compile`, and HostFileUnavailable.
+        It was checked as `check_files` says; docs/how-to/map-artifacts.md says how to open it. The
+        daemon compiles what is not there yet. Raise the errors of `compile`, and
+        HostFileUnavailable.
         """
         request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
         return self._run(self._modules.host_file(source, request, timeout_s=timeout_s))

@@ -1,7 +1,7 @@
 """The exceptions of the client: one class for each reason of the contract.
 
-The names are those of the reasons, so they have no "Error" suffix. docs/api.md says when a
-daemon sends each, and what a caller should do.
+The names are those of the reasons, so they have no "Error" suffix. docs/reference/errors.md says
+when a daemon sends each, and what a caller should do.
 """
 
 # ruff: noqa: N818

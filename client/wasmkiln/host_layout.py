@@ -8,7 +8,7 @@
         head                                                   the daemon's own signed description
     <directory>/ns/<namespace>/                                all of it again, for a namespace
 
-Daemon and clients share this file; docs/host-store.md says the same for other languages.
+Daemon and clients share this file; docs/reference/host-store.md says the same for other languages.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# grpcio streams fastest in messages of 512 KiB to 1 MiB (docs/performance.md);
+# grpcio streams fastest in messages of 512 KiB to 1 MiB (docs/explanation/performance.md);
 # the contract allows 1 MiB.
 CHUNK_BYTES = 512 * 1024
 

@@ -1,4 +1,4 @@
-"""docs/security.md goes through STRIDE at each boundary, and each defence names its tests."""
+"""The page of threats goes through STRIDE at each boundary; each defence names its tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ BOUNDARIES = ["Caller", "Network", "Job", "Redis", "Store", "Host", "Operator", 
 
 def tables() -> dict[str, list[list[str]]]:
     """Return the rows of threats by boundary."""
-    text = (ROOT / "docs" / "security.md").read_text()
-    [threats] = re.findall(r"^## Threats\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    text = (ROOT / "docs" / "explanation" / "threats.md").read_text()
     found: dict[str, list[list[str]]] = {}
-    for part in re.split(r"^### ", threats, flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         name, *lines = part.splitlines()
         rows = [line for line in lines if line.startswith("| ")]
         found[name] = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]

@@ -1,4 +1,4 @@
-"""The figures of an attack as tables for docs/reliability.md."""
+"""The figures of an attack as tables for docs/explanation/attacks.md."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.contract.servers import binary_of, free_ports, redis_server
 
 Kind: TypeAlias = "Callable[[Path], AbstractContextManager[Deployment]]"
 
-_OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "redis.md"
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def _tls(folder: Path) -> Iterator[Deployment]:
 
 
 def documented_user() -> str:
-    """Return the line of a server's configuration that docs/operations.md tells operators."""
+    """Return the line of a server's configuration that docs/how-to/redis.md tells operators."""
     [rule] = re.findall(
-        r"^ACL SETUSER (wasmkiln on >PASSWORD .*)$", _OPERATIONS.read_text(), re.MULTILINE
+        r"^ACL SETUSER (wasmkiln on >PASSWORD .*)$", _PAGE.read_text(), re.MULTILINE
     )
     return f"user {rule.replace('PASSWORD', 'secret')}"
 

@@ -15,7 +15,7 @@ from tests.contract.servers import RedisServer, free_ports, redis_server, wait_u
 
 _PASSWORD = "the-primary's"
 _SENTINEL_USER, _SENTINEL_PASSWORD = "kiln", "the-sentinels'"
-# What docs/operations.md says that it takes.
+# What docs/how-to/redis.md says that it takes.
 _SENTINEL_RIGHTS = "-@all +sentinel|master"
 _DOWN_AFTER_MS = 1000
 

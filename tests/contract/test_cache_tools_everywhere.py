@@ -1,4 +1,4 @@
-"""The tools on every kind of Redis, as the user that docs/operations.md describes."""
+"""The tools on every kind of Redis, as the user that docs/how-to/redis.md describes."""
 
 from __future__ import annotations
 

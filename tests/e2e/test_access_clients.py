@@ -26,7 +26,7 @@ from tests.e2e.access_site import ROOT, Site, access_site
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
 from tests.node_package import node_package
 
-PAGE = (ROOT / "docs" / "access.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "call-with-credentials.md").read_text()
 METHODS = {"capabilities": "GetCapabilities", "stats": "Stats"}
 Node = Callable[[str, Mapping[str, str]], str]
 
@@ -213,9 +213,8 @@ def test_grpcurl(site: Site, wrong: Wrong) -> None:
 
 
 def blocks(language: str) -> list[str]:
-    """The examples of the section on clients."""
-    section = PAGE.partition("\n## Clients\n")[2]
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    """The examples of the page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def here(site: Site, example: str) -> str:

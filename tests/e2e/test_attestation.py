@@ -229,18 +229,26 @@ def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
 
 
 @pytest.mark.parametrize(
-    ("language", "compiler", "command"),
-    [("js", [], ["node", "verify.js"]), ("go", ["go", "build", "verify.go"], ["./verify"])],
+    ("page", "language", "compiler", "command"),
+    [
+        ("node", "js", [], ["node", "verify.js"]),
+        ("go", "go", ["go", "build", "verify.go"], ["./verify"]),
+    ],
     ids=["node", "go"],
 )
 def test_the_programs_of_the_documentation(
-    daemon: RedisDaemon, tmp_path: Path, language: str, compiler: list[str], command: list[str]
+    daemon: RedisDaemon,
+    tmp_path: Path,
+    page: str,
+    language: str,
+    compiler: list[str],
+    command: list[str],
 ) -> None:
     tool = (compiler or command)[0]
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    page = (ROOT / "docs" / "verification.md").read_text()
-    [program] = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    text = (ROOT / "docs" / "how-to" / f"verify-from-{page}.md").read_text()
+    [program] = re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / f"verify.{language}").write_text(program)
     if compiler:
         subprocess.run(compiler, cwd=tmp_path, check=True)

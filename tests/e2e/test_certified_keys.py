@@ -102,7 +102,7 @@ def test_a_key_is_trusted_no_longer_than_its_certificate(site: Site) -> None:
 def test_the_commands_of_the_documentation(site: Site, tmp_path: Path) -> None:
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
-    page = (ROOT / "docs" / "verification.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "certify-keys.md").read_text()
     [command] = re.findall(r"^\$ (openssl x509 -new.*?cert\.pem)$", page, re.MULTILINE | re.DOTALL)
     make_ca = (
         "openssl req -x509 -newkey ed25519 -nodes -keyout ca.key -out ca.pem -days 9 -subj /CN=ca"

@@ -31,7 +31,7 @@ def saved(daemon: RedisDaemon, tmp_path: Path) -> Artifact:
 
 def documented() -> str:
     """Return the flags of the documented command of cosign."""
-    page = (ROOT / "docs" / "verification.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "verify.md").read_text()
     [flags] = re.findall(
         r"^\$ cosign (verify-blob-attestation .*?) m\.cwasm$", page, re.MULTILINE | re.DOTALL
     )

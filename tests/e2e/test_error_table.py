@@ -79,7 +79,7 @@ def test_row(row: Row, request: pytest.FixtureRequest) -> None:
 
 @dataclass(frozen=True)
 class Documented:
-    """What docs/api.md says of a reason."""
+    """What docs/reference/errors.md says of a reason."""
 
     code: str
     words: frozenset[str]
@@ -87,8 +87,8 @@ class Documented:
 
 
 def _documented() -> dict[str, Documented]:
-    """Return the rows of docs/api.md by their reasons."""
-    page = (ROOT / "docs" / "api.md").read_text()
+    """Return the rows of docs/reference/errors.md by their reasons."""
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
     cells = r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|(?: [^|]* \|){2} ?([^|]*) ?\|$"
     return {
         reason: Documented(code, frozenset(re.findall(r"`(\w+)`", metadata)))

@@ -15,10 +15,10 @@ from typing import IO
 
 from wasmkilnd.engines.install.store import EngineStore
 
-from tests.e2e.console import Command, Shell, same, section, sessions
+from tests.e2e.console import Command, Shell, same, sessions
 from tests.e2e.daemon import ROOT, fresh_state
 
-PAGE = ROOT / "docs" / "access.md"
+PAGE = ROOT / "docs" / "start" / "secure.md"
 _SOON_S = 30.0
 
 
@@ -78,7 +78,7 @@ class Served:
 
 def test_one_daemon_tls_and_three_tokens(engines: EngineStore, tmp_path: Path) -> None:
     grpc, http = free_ports(2)
-    text = section(PAGE, "Five minutes").replace("50051", str(grpc)).replace("9464", str(http))
+    text = PAGE.read_text().replace("50051", str(grpc)).replace("9464", str(http))
     [first, second, later] = sessions(text)
     assert first[-1].text.startswith("wasmkilnd serve ")
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/hosts.md: an artifact of the daemon runs in each host, or is refused."""
+"""The recipes of docs/how-to/hosts.md: each host runs an artifact of the daemon, or refuses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.polyglot.kiln import Kiln, run
 
 Argv = list[str | Path]
 
-PAGE = ROOT / "docs" / "hosts.md"
+PAGE = ROOT / "docs" / "how-to" / "hosts.md"
 LIBRARIES = ["wasmtime-49.0.0", "wasmtime-50.0.1"]
 # By the version of PyPI's package, which lags behind once: 49.0.4 has the command 49.0.3.
 COMMANDS = {"49.0.0": "wasmtime 49.0.0 ", "49.0.4": "wasmtime 49.0.3 "}

@@ -1,4 +1,4 @@
-"""The verdict as a table for docs/reliability.md."""
+"""The verdict as a table for docs/explanation/reliability.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Who says that an artifact is what its header calls it; docs/verification.md has the format.
+// Who says that an artifact is what its header calls it; docs/reference/attestation.md has the format.
 #pragma once
 
 #include <map>

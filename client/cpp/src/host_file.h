@@ -1,4 +1,4 @@
-// Opens a file of the daemon's host store, as docs/host-store.md says.
+// Opens a file of the daemon's host store, as docs/how-to/map-artifacts.md says.
 #pragma once
 
 #include <sys/stat.h>

@@ -1,6 +1,6 @@
 'use strict'
 // Attestations: DSSE envelopes with one Ed25519 signature over an in-toto statement.
-// docs/verification.md of wasmkiln describes the format.
+// docs/reference/attestation.md of wasmkiln describes the format.
 
 const crypto = require('node:crypto')
 const { AttestationInvalid } = require('./errors')

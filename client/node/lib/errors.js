@@ -1,5 +1,5 @@
 'use strict'
-// One error class for each reason of the contract; docs/api.md of wasmkiln says what to do.
+// One error class for each reason of the contract; docs/reference/errors.md of wasmkiln says what to do.
 
 const { status } = require('@grpc/grpc-js')
 

@@ -86,8 +86,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         document = tomllib.loads(read_small(str(path)).decode())
     except FileNotFoundError:
         raise ValueError(
-            f"there are no profiles: {path} does not exist; write it as docs/client.md says, or "
-            f"set {ENV_FILE}"
+            f"there are no profiles: {path} does not exist; write it as"
+            f" docs/how-to/python-credentials.md says, or set {ENV_FILE}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: it is not TOML: {quoted(str(error))}") from None

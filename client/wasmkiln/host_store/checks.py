@@ -1,6 +1,7 @@
 """The policy: whether the digest and the signature of a mapped file are checked.
 
-docs/verification.md says what each value protects from, and why which one is the default.
+docs/explanation/mapped-files.md says what each value protects from, and why which one is the
+default.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def _own_store(doing: str, keys_dir: str | None, state_dir: str | None) -> KeySt
     if settings.signing_key.get_secret_value():
         raise KeysUnusable(
             f"cannot {doing}: WASMKILN_SIGNING_KEY is set, and daemons sign with that key; see"
-            " docs/verification.md for how to replace it"
+            " docs/how-to/keys.md for how to replace it"
         )
     return KeyStore(settings.effective_keys_dir)
 

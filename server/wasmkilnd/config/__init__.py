@@ -15,7 +15,7 @@ never shows a secret. Upstash's own variables (``upstash``) fill Redis settings 
 | ``schema`` | ``Settings``: all sections as one, and checks across settings |
 | ``load``, ``upstash`` | from flags, environment and file to ``Settings``, or to ``ConfigError`` |
 | ``flags`` | the command line flags of each setting |
-| ``show`` | ``wasmkilnd config``, and docs/configuration.md |
+| ``show`` | ``wasmkilnd config``, and docs/reference/configuration.md |
 | ``changes`` | what a reload may change in a running daemon |
 | ``machine`` | the CPUs and the memory that this process may use, control groups included |
 

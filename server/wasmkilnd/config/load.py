@@ -149,7 +149,8 @@ def _unknown(names: Iterable[str], known: Iterable[str], origin: str) -> list[st
         if name in known:
             continue
         close = difflib.get_close_matches(name, known, n=1)
-        advice = f"did you mean {close[0]}?" if close else "docs/configuration.md lists them all"
+        known_ones = "docs/reference/configuration.md lists them all"
+        advice = f"did you mean {close[0]}?" if close else known_ones
         problems.append(f"{name} in {origin} is not a setting: {advice}")
     return problems
 

@@ -40,7 +40,7 @@ def as_json(loaded: LoadedSettings) -> str:
 
 
 def reference() -> str:
-    """Return the Markdown of docs/configuration.md."""
+    """Return the Markdown of docs/reference/configuration.md."""
     rows = []
     for field, info in Settings.model_fields.items():
         default = shown_default(field)
@@ -96,7 +96,7 @@ Sizes (`_bytes`) are bytes, or take a suffix: `KB`, `MB`, `GB` (powers of 1,000)
 `GiB` (powers of 1,024). Durations (`_s`) are seconds, or take a suffix: `ms`, `s`, `m`, `h`, `d`.
 
 On `SIGHUP` a running daemon reads all of it again and takes over the settings marked *live*; the
-others need a restart ([operations.md](operations.md#reloading)).
+others need a restart ([Reload a daemon](../how-to/reload.md)).
 
 | key | environment | flag | default | live | meaning |
 |---|---|---|---|---|---|

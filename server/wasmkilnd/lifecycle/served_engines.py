@@ -16,7 +16,7 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     """Return the document that the host store keeps as ``engines.json``.
 
     Engines come in the order in which a request's name chooses among them: of one name, the
-    newest first. docs/host-store.md says how a client computes a fingerprint from it.
+    newest first. docs/reference/host-store.md says how a client computes a fingerprint from it.
     """
     return {
         "version": VERSION,

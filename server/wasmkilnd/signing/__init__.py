@@ -15,10 +15,10 @@ states no time (lease, strike, mark) counts as made now, and one on a module by 
 digest, unless the key is revoked altogether. ``lifecycle.trust`` spreads revocations over Redis.
 
 **A signature covers** two things. The attestation, a DSSE envelope around an in-toto statement
-(``wasmkiln.attestation``, docs/verification.md), covers the digests of artifact and module, the
-fingerprint, kind, engine, target, cpu, settings, times, and a digest over imports and exports. A
-stamp covers the header of a value, a lease, a quarantine record or an eviction mark: the key's
-id (32 bytes), then the signature (64 bytes). What is signed begins with the kind of value, so
+(``wasmkiln.attestation``, docs/reference/attestation.md), covers the digests of artifact and
+module, the fingerprint, kind, engine, target, cpu, settings, times, and a digest over imports and
+exports. A stamp covers the header of a value, a lease, a quarantine record or an eviction mark: the
+key's id (32 bytes), then the signature (64 bytes). What is signed begins with the kind of value, so
 that a stamp of one kind never passes for another.
 
 | file | what it holds |

@@ -12,5 +12,5 @@ would serve the same. Its parts log with structlog, and count through ``ports.Re
 ``app`` builds the metrics and the admin server, ``run`` starts the log.
 
 No part of telemetry fails a call, nor lets a caller fill memory or the disk. Metric names and log
-fields are a contract with operators (docs/operations.md); the words of log events may change.
+fields are a contract with operators (docs/reference/logs.md); the words of log events may change.
 """

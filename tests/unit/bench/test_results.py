@@ -1,4 +1,4 @@
-"""The table of the benchmark, as docs/performance.md holds it."""
+"""The table of the benchmark, as docs/reference/performance.md holds it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe in docs/host-store.md works as it stands there."""
+"""The recipes in docs/reference/host-store.md and docs/how-to/map-artifacts.md work as written."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import pytest
 from tests.e2e import wasm
 from tests.host_store_writer import StoreWriter
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "host-store.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGES = (DOCS / "reference" / "host-store.md", DOCS / "how-to" / "map-artifacts.md")
 
 
 def block(language: str, start: str) -> str:
-    """Return the page's block in a language that begins so."""
-    found = re.search(rf"```{language}\n({re.escape(start)}.*?)```", PAGE.read_text(), re.DOTALL)
+    """Return the pages' block in a language that begins so."""
+    text = "".join(page.read_text() for page in PAGES)
+    found = re.search(rf"```{language}\n({re.escape(start)}.*?)```", text, re.DOTALL)
     assert found
     return found[1]
 

@@ -17,7 +17,7 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 CONTRACT = (Path(__file__).parent / "metrics.txt").read_text()
 ALERTS = (Path(__file__).parents[3] / "deploy" / "prometheus-alerts.yml").read_text()
-OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
 
 
 def served() -> Metrics:
@@ -56,12 +56,12 @@ def test_openmetrics_has_the_same_samples() -> None:
     assert names == {line.split()[1] for line in CONTRACT.splitlines()}
 
 
-def test_the_operators_page_lists_every_metric() -> None:
+def test_the_page_of_metrics_lists_every_metric() -> None:
     for line in CONTRACT.splitlines():
         kind, name, *_ = line.split()
         if kind == "histogram":
             name = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
-        assert f"`{name}`" in OPERATIONS, name
+        assert f"`{name}`" in PAGE, name
 
 
 def test_two_daemons_in_one_process_share_nothing() -> None:

@@ -22,7 +22,7 @@ struct ErrorDetails {
   // The contract's word for what is wrong, for example "MODULE_INVALID"; decide by it. Empty where
   // there is none.
   std::string reason;
-  // What docs/api.md lists for the reason.
+  // What docs/reference/errors.md lists for the reason.
   std::map<std::string, std::string> metadata;
   // How long to wait before another try, where the daemon says so.
   std::optional<std::chrono::milliseconds> retry_after;

@@ -30,7 +30,7 @@ from wasmkilnd.redis_address import RedisAddress, RedisKind
 
 CLIENT_NAME = "wasmkiln"
 
-# Large reads take half the time of redis-py's default of 32 KiB (docs/performance.md).
+# Large reads take half the time of redis-py's default of 32 KiB (docs/explanation/performance.md).
 _READ_BYTES = 1024 * 1024
 _MAX_CONNECTIONS = 32
 # A node of a cluster must time out before the whole call does: else one dead node would pass

@@ -35,7 +35,7 @@ StoredPiece: TypeAlias = "bytes | memoryview | None"
 """A piece as it was read; None if the server has none under its name."""
 
 # 2 MiB of an artifact that compresses as most do: other clients of the server wait for
-# one batch at most (docs/performance.md).
+# one batch at most (docs/explanation/performance.md).
 _PIECES_AT_ONCE = 8
 # Below this, handing a value to a thread costs more than checking it.
 _INLINE_BYTES = 64 * 1024

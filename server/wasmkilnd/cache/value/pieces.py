@@ -35,7 +35,7 @@ PARTS_OUTLIVE_S = 3600
 MAX_PIECE_BYTES = CHUNK_BYTES + CHUNK_BYTES // 64
 """The most stored bytes of a piece: zstd adds at most 1/256 and a header."""
 
-# Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/performance.md).
+# Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/how-to/sizing.md).
 _LEVEL = 1
 # A payload that shrinks less costs its readers more time than the saved bytes do.
 _PAYS_BELOW = 0.9

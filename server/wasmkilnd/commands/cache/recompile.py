@@ -230,5 +230,5 @@ def _signer_of(artifact: Artifact) -> str:
     statement, key_id = attested
     return (
         f"key {key_id} signed it on {statement.finished_on}: stop trusting this key, unless you"
-        " know why (docs/verification.md, a stolen key)"
+        " know why (docs/how-to/keys.md, a stolen key)"
     )

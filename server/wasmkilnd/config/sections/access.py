@@ -71,8 +71,8 @@ class AccessSettings(BaseModel):
     )
     policy_file: OptionalFile = Field(
         default="",
-        description="The TOML file that says who may do what: docs/access.md. Read again when it"
-        " changes.",
+        description="The TOML file that says who may do what: docs/reference/policy.md. Read again"
+        " when it changes.",
         json_schema_extra=LIVE,
     )
     jwt_issuer: Text = Field(
@@ -131,7 +131,7 @@ class AccessSettings(BaseModel):
     trusted_ca_file: OptionalFile = Field(
         default="",
         description="CAs whose certificates for code signing make a key trusted, as PEM: see"
-        " docs/verification.md.",
+        " docs/how-to/certify-keys.md.",
         json_schema_extra=LIVE,
     )
     signing_cert_file: OptionalFile = Field(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-# What real modules took in either engine: about 0.7 s for each MB (docs/performance.md).
+# What real modules took in either engine: about 0.7 s for each MB
+# (docs/explanation/performance.md).
 _FIRST_GUESS_S = 0.02
 _FIRST_GUESS_S_PER_BYTE = 0.7e-6
 # How much the newest job counts.

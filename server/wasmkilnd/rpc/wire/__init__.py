@@ -12,9 +12,9 @@
 
 A protobuf message of a few bytes can cost megabytes and seconds once it is built. So the daemon
 scans the bytes of a request first, and lets other calls run meanwhile. A field above its bound,
-more than a million fields, or more than 100 unknown ones are INVALID_REQUEST. The cost
-of building the rest is known then, and counts in the budget of ``flow.receive``. A field with
-no row in ``bounds.TABLE`` keeps the daemon from starting; docs/api.md shows the bounds to
+more than a million fields, or more than 100 unknown ones are INVALID_REQUEST. The cost of building
+the rest is known then, and counts in the budget of ``flow.receive``. A field with no row in
+``bounds.TABLE`` keeps the daemon from starting; docs/reference/errors.md shows the bounds to
 callers.
 
 The error table is ``status.CODES``: one gRPC code for each ``errors.Reason``. Callers receive a

@@ -12,9 +12,9 @@ the answer. So a daemon that is killed after it answered has lost nothing, and s
 (daemons, ``wasmkilnd keys``) may write to the same file. A machine that loses power may lose the
 last seconds: the daemon does not wait for the disk.
 
-Each line has ``time``, ``event``, ``identity`` and ``code``; docs/access.md lists the others.
-No line has a secret, or bytes of a module. Texts of callers are cut, and are ASCII once they are
-JSON, so that no line exceeds 16 KiB.
+Each line has ``time``, ``event``, ``identity`` and ``code``; docs/reference/audit.md lists the
+others. No line has a secret, or bytes of a module. Texts of callers are cut, and are ASCII once
+they are JSON, so that no line exceeds 16 KiB.
 
 What succeeds always gets its line. Failures cost a caller little and strangers can cause them, so
 of one reason and one identity 100 in 10 s are written, 10 in each 10 s of a flood that lasts, and

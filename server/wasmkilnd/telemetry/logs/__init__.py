@@ -19,6 +19,6 @@ gets into one, and callers cannot fill the disk. At level ``debug`` lines are cu
 but not limited in number.
 
 A part of the daemon logs with ``structlog.get_logger().info("event", field=value)``: the event is
-a few fixed words, the fields are values. Events and fields are listed in docs/operations.md;
+a few fixed words, the fields are values. Events and fields are listed in docs/reference/logs.md;
 operators search for them, so a field's name stays. Settings: ``log_format``, ``log_level``.
 """

@@ -22,8 +22,8 @@ The families, all named ``wasmkiln_…``, and the question that each answers:
 =============================================  =========================================
 
 Names, labels and buckets are a contract: tests/unit/telemetry/metrics.txt lists them, and
-docs/operations.md and deploy/prometheus-alerts.yml use them. To add a metric: define it in
-``catalogue``, count it in ``recorder``, and add it to that list and to docs/operations.md.
+docs/reference/metrics.md and deploy/prometheus-alerts.yml use them. To add a metric: define it in
+``catalogue``, count it in ``recorder``, and add it to that list and to docs/reference/metrics.md.
 
 Stats reads the same series, in rpc/wire/stats.py.
 

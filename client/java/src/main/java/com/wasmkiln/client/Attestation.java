@@ -18,7 +18,7 @@ import java.util.Base64;
 import java.util.HashMap;
 import java.util.Map;
 
-/** Checks the DSSE envelope of an artifact; docs/verification.md describes the format. */
+/** Checks the DSSE envelope of an artifact; docs/reference/attestation.md describes the format. */
 final class Attestation {
   private static final String PAYLOAD_TYPE = "application/vnd.in-toto+json";
   private static final String STATEMENT_TYPE = "https://in-toto.io/Statement/v1";

@@ -16,7 +16,7 @@ import java.util.Set;
 import java.util.concurrent.TimeUnit;
 
 /**
- * An open file of the daemon's host store, as docs/host-store.md says who may own it.
+ * An open file of the daemon's host store, as docs/how-to/map-artifacts.md says who may own it.
  *
  * <p>Java opens files by their paths. So every folder from the root down to the file has to be such
  * that nobody but root, this process's user and the daemon's user can put another into its place:
