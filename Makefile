@@ -31,7 +31,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.5.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators clean
+.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -107,7 +107,13 @@ protos: $(VENV)/.dev ## generate the stubs under client/ from protos/
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client --pyi_out=client --grpc_python_out=client protos/wasmkiln/v1/*.proto
 
 dist-protos: $(VENV)/.dev ## pack the contract for a release: archive and descriptor set, in dist/
-	@$(BIN)/python scripts/dist_protos.py $(ARGS)
+	@$(BIN)/python -m scripts.dist_protos $(ARGS)
+
+dist: $(VENV)/.dev ## build all files of a release, in dist/
+	@$(BIN)/python -m scripts.release $(ARGS)
+
+publish: $(VENV)/.dev $(TOOLS)/.tools ## publish a release, after checks and a question (ARGS=--dry-run)
+	@$(BIN)/python -m scripts.publish --uv $(TOOLS)/bin/uv $(ARGS)
 
 client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 	@$(BIN)/python scripts/blocking_client.py

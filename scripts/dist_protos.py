@@ -8,13 +8,12 @@ The same sources give the same bytes.
 
 from __future__ import annotations
 
-import gzip
-import io
 import subprocess
 import sys
-import tarfile
-import tomllib
 from pathlib import Path
+
+from scripts.archive import packed
+from scripts.version import version_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTOS = ROOT / "protos"
@@ -39,21 +38,14 @@ def archive(name: str, descriptors: bytes) -> bytes:
         str(path.relative_to(PROTOS)): path.read_bytes() for path in PROTOS.rglob("*.proto")
     }
     contents |= {"wasmkiln.binpb": descriptors, "LICENSE": (ROOT / "LICENSE").read_bytes()}
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for path, content in sorted(contents.items()):
-            entry = tarfile.TarInfo(f"{name}/{path}")
-            entry.size, entry.mode = len(content), 0o644
-            tar.addfile(entry, io.BytesIO(content))
-    return gzip.compress(packed.getvalue(), mtime=0)
+    return packed(name, contents)
 
 
 def main(folder: Path) -> None:
     """Write both files into ``folder``."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     folder.mkdir(parents=True, exist_ok=True)
     descriptors = descriptor_set()
-    name = f"wasmkiln-protos-{version}"
+    name = f"wasmkiln-protos-{version_of(ROOT)}"
     for path, content in (
         (folder / f"{name}.tar.gz", archive(name, descriptors)),
         (folder / "wasmkiln.binpb", descriptors),
