@@ -45,8 +45,11 @@ COPIES = (
     ),
     Place("client/cpp/CMakeLists.txt", rf"^project\(wasmkiln VERSION {_NUMBERS} "),
     Place("deploy/helm/wasmkiln/Chart.yaml", rf'^(?:appV|v)ersion: "?{_NUMBERS}"?$'),
-    # What a daemon prints in the examples of the documentation.
+    # What a daemon prints and answers in the examples of the documentation.
     Place("README.md", rf"\bwasmkilnd {_NUMBERS} is ready"),
+    Place("docs/**/*.md", rf"\bwasmkilnd {_NUMBERS} is ready", required=False),
+    Place("docs/**/*.md", rf'^ *"version": "{_NUMBERS}",$', required=False),
+    Place("docs/**/*.md", rf'"version": {{"wasmkiln": "{_NUMBERS}"', required=False),
 )
 
 
