@@ -257,12 +257,15 @@ def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:
         grpcurl = Grpcurl(daemon.address)
         [answer] = grpcurl.json("wasmkiln.v1.AdminService/Drain", {"grace": "100s"})
         assert (answer["calls"], answer["flights"]) == (1, 1)
+        # An operator sees how the drain goes.
+        [stats] = grpcurl.json("wasmkiln.v1.ModuleService/Stats", {})
+        assert stats["busy_workers"] == 1
+        [capabilities] = grpcurl.json("wasmkiln.v1.ModuleService/GetCapabilities", {})
+        assert [one["engine"]["id"] for one in capabilities["engines"]] == ["wasmer-1.1.0"]
         module = base64.b64encode(wasm.adder(48)).decode()
         for method, request in (
             ("ModuleService/Load", {"module": module}),
             ("ModuleService/Compile", {"module": module}),
-            ("ModuleService/Stats", {}),
-            ("ModuleService/GetCapabilities", {}),
             ("ModuleService/FindMissing", {}),
             ("AdminService/Evict", {"all": True}),
         ):

@@ -153,8 +153,8 @@ class AdminServiceServicer(object):
         daemon closes its ports, finishes its writes to Redis, ends its workers and, if no
         other daemon uses it, its embedded server, and exits with status 0.
 
-        While the daemon drains, this is the only call of this service and of
-        ModuleService that it accepts. The earliest deadline counts: a second Drain can
+        While the daemon drains, it accepts only Drain, ModuleService.Stats and
+        ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
         shorten the first one's grace, and no call can lengthen it.
 
         Errors: never SERVER_DRAINING; and

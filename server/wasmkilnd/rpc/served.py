@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -28,6 +28,10 @@ _DESCRIPTORS: Mapping[str, Any] = {
     MODULE_SERVICE: module_service_pb2.DESCRIPTOR.services_by_name["ModuleService"],
     ADMIN_SERVICE: admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
 }
+
+# The daemon accepts these while it drains. Operators look how the drain goes; they may shorten the
+# grace, or try again if the first answer was lost.
+_WHILE_DRAINING = ("Drain", "Stats", "GetCapabilities")
 
 METHODS = tuple(
     f"/{service}/{method.name}"
@@ -98,9 +102,9 @@ def _add(
             else (grpc.stream_stream_rpc_method_handler)
         )
         parse = CompileCall if is_compile else method.input_type._concrete_class.FromString
-        # The daemon accepts Drain while it drains: an operator may shorten the grace, or try
-        # again if the first answer was lost.
-        passed = ungated if method.name == "Drain" else traffic
+        passed = ungated if method.name in _WHILE_DRAINING else traffic
+        if method.name != "Drain":
+            passed = replace(passed, account_of=traffic.account_of)
         return register(handler(f"/{service}/{method.name}", parse, behaviors[method.name], passed))
 
     handlers = {method.name: served(method) for method in _DESCRIPTORS[service].methods}
