@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from wasmkilnd.access.show import shown
 from wasmkilnd.access.sources import read_sources
 from wasmkilnd.access.tls.first_try import CannotMakeFiles
 from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd.commands.as_owner import acting
 from wasmkilnd.commands.cache import cache
 from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.commands.engine import engine
@@ -124,4 +126,6 @@ command.add_command(tls)
 
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}", err=True)
+    if (whom := acting()) and os.strerror(errno.EACCES) in message:
+        click.echo(f"note: {whom.note}", err=True)
     sys.exit(code)

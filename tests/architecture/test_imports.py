@@ -149,6 +149,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
         {"cache", "cache.value", "cache.redis", "cache.fleet", "config", "config.values"}
         | {
             "cache.host",
+            "commands",
             "maintenance",
             "signing",
             "engines",

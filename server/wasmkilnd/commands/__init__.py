@@ -10,7 +10,8 @@
 
 The commands run without a daemon and beside one. They read the same settings as ``serve``, from
 flags, environment and file, so they work on the same keys and the same tier. What changes who is
-trusted, or who may do what, gets its line of the audit (``audited``).
+trusted, or who may do what, gets its line of the audit (``audited``). Given by root, each acts as
+the owner of the state directory (``as_owner``), so that the service can use what they make.
 
 A command only parses, calls and prints: the work is in ``signing``, ``access``,
 ``engines.install`` and ``maintenance``. Results

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from wasmkilnd.commands.as_owner import invoker
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine
 from wasmkilnd.telemetry.audit.file import AuditFile
@@ -22,7 +22,7 @@ def audit_command(settings: Settings, what: str, **about: str | int | bool) -> N
     if settings.audit_file in ("", "log"):  # A command has no log.
         return
     path = Path(settings.audit_file).expanduser()
-    line = AuditLine(AuditEvent.CHANGE, f"uid:{os.getuid()}", about={"what": what, **about})
+    line = AuditLine(AuditEvent.CHANGE, f"uid:{invoker()}", about={"what": what, **about})
     file = AuditFile(path, settings.audit_file_bytes, settings.audit_files)
     try:
         file.append(encoded(fields_of(line)))

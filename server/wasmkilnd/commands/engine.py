@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from wasmkilnd.config.load import LoadedSettings, load
+from wasmkilnd.commands.as_owner import settings_of
+from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
@@ -77,7 +77,7 @@ def install(
         raise click.UsageError("--sha256 is for one engine: install them one by one")
     if warm_from and len(specs) > 1:
         raise click.UsageError("--warm-from is for one engine: install them one by one")
-    folder = _loaded(state_dir).settings.state_dir
+    folder = _settings(state_dir).state_dir
     store = EngineStore(folder)
     if warm_from:
         warm_from = _installed(store, warm_from)
@@ -106,7 +106,7 @@ def install(
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:
     """List the installed engines, newest versions first."""
-    engines = EngineStore(_loaded(state_dir).settings.state_dir).installed()
+    engines = EngineStore(_settings(state_dir).state_dir).installed()
     if as_json:
         click.echo(json.dumps([_engine_row(engine) for engine in engines], indent=2))
         return
@@ -116,7 +116,7 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
             check_engine(found.path, found.interpreter)
         except NotOurs as refusal:
             click.echo(f"{found.id} is not served: {refusal}", err=True)
-    for folder in EngineStore(_loaded(state_dir).settings.state_dir).damaged():
+    for folder in EngineStore(_settings(state_dir).state_dir).damaged():
         click.echo(f"damaged: {folder}; install that engine again", err=True)
     if not engines:
         known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
@@ -132,7 +132,7 @@ def remove(engine_id: str, state_dir: str | None) -> None:
     Reload the daemons that serve it right after: they finish its jobs, and end it. Its
     artifacts stay in the cache.
     """
-    folder = _loaded(state_dir).settings.state_dir
+    folder = _settings(state_dir).state_dir
     store = EngineStore(folder)
     store.remove(engine_id)
     WarmOrders(folder).remove(_as_id(engine_id))
@@ -175,8 +175,8 @@ def _order(folder: Path, order: WarmOrder) -> None:
     )
 
 
-def _loaded(state_dir: str | None) -> LoadedSettings:
-    return load({"state_dir": state_dir} if state_dir else {}, os.environ)
+def _settings(state_dir: str | None) -> Settings:
+    return settings_of({"state_dir": state_dir} if state_dir else {})
 
 
 def _engine_row(engine: InstalledEngine) -> dict[str, str]:

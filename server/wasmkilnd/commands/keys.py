@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 from wasmkiln.revoked_keys import ALTOGETHER_MS, shown, to_ms
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
+from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.audited import audit_command
-from wasmkilnd.config.load import FlagValue, load
+from wasmkilnd.config.load import FlagValue
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import SHA256_HEX
 from wasmkilnd.signing.files import KeysUnusable
@@ -260,7 +261,14 @@ def _tell(what: str, key_id: str, keys_dir: str | None, state_dir: str | None) -
 def _settings(keys_dir: str | None, state_dir: str | None) -> Settings:
     given = {"keys_dir": keys_dir, "state_dir": state_dir}
     flags: dict[str, FlagValue] = {name: value for name, value in given.items() if value}
-    return load(flags, os.environ).settings
+    return settings_of(flags, folder=_of_the_service)
+
+
+def _of_the_service(settings: Settings) -> Path:
+    """Return the folder whose owner the daemon runs as."""
+    keys_dir = settings.effective_keys_dir
+    apart = not keys_dir.is_relative_to(settings.state_dir)
+    return keys_dir if apart and keys_dir.exists() else settings.state_dir
 
 
 def _own_store(doing: str, keys_dir: str | None, state_dir: str | None) -> KeyStore:

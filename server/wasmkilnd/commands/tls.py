@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import socket
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 import click
 
 from wasmkilnd.access.tls.first_try import FirstTry, make
-from wasmkilnd.config.load import load
+from wasmkilnd.commands.as_owner import act_as_owner, settings_of
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -68,9 +67,10 @@ def init(
     it secret, or delete it once you need no more of them.
     """
     if folder is None:
-        folder = load({"state_dir": state_dir} if state_dir else {}, os.environ).settings.state_dir
-        folder /= "tls"
-    files = make(folder.absolute(), (*_HERE, socket.gethostname(), *hosts), client, days)
+        folder = settings_of({"state_dir": state_dir} if state_dir else {}).state_dir / "tls"
+    folder = folder.absolute()
+    act_as_owner(next(each for each in (folder, *folder.parents) if each.exists()))
+    files = make(folder, (*_HERE, socket.gethostname(), *hosts), client, days)
     click.echo(f"made a CA, a server certificate and a client certificate in {files.folder}")
     for what, command in commands(files, "localhost"):
         click.echo(f"\n{what}:\n  {command}")

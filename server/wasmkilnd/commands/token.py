@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,8 +12,8 @@ import click
 
 from wasmkilnd.access.token_store import TokenStore
 from wasmkilnd.access.tokens import Token
+from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.audited import audit_command
-from wasmkilnd.config.load import load
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.quantity import parse_seconds
 from wasmkilnd.model import DEFAULT_NAMESPACE, Role
@@ -160,7 +159,7 @@ def _store(state_dir: str | None) -> TokenStore:
 
 
 def _settings(state_dir: str | None) -> Settings:
-    return load({"state_dir": state_dir} if state_dir else {}, os.environ).settings
+    return settings_of({"state_dir": state_dir} if state_dir else {})
 
 
 def _roles(kept: Token) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
+from pathlib import Path
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.options import limits_too_low
@@ -22,6 +25,7 @@ def check_host(settings: Settings) -> None:
         )
     if why := limits_too_low(settings):
         raise CannotStart(f"cannot run jobs: {why}")
+    _refuse_root(settings.state_dir)
     try:
         make_folder(settings.state_dir)
     except NotOurs as refusal:
@@ -31,3 +35,28 @@ def check_host(settings: Settings) -> None:
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
             " choose another with --state-dir or WASMKILN_STATE_DIR"
         ) from None
+
+
+def _refuse_root(state_dir: Path) -> None:
+    """Raise CannotStart for a root who would serve from another user's state directory.
+
+    Its owner could change what root runs, and could not use what root makes there.
+    """
+    try:
+        found = state_dir.stat()
+    except OSError:
+        return  # It is to be made, or making it fails with the reason.
+    if os.geteuid() != 0 or found.st_uid == 0:
+        return
+    try:
+        user = pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        user = f"user {found.st_uid}"
+        become = f"setpriv --reuid {found.st_uid} --regid {found.st_gid} --clear-groups"
+    else:
+        become = f"runuser -u {shlex.quote(user)} --"
+    raise CannotStart(
+        f"cannot serve as root from {state_dir}: it belongs to {user}, who could change what runs"
+        f" here; start the service (`systemctl start wasmkilnd`), or serve as that user:"
+        f" `{become} wasmkilnd serve --state-dir {shlex.quote(str(state_dir))}`"
+    )

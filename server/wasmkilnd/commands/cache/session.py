@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,8 +18,9 @@ from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.shared_server import CannotOpenShared, where
 from wasmkilnd.cache.value.names import KeyNames, namespace_prefix
+from wasmkilnd.commands.as_owner import act_as_owner, settings_of
 from wasmkilnd.config.flags import Decorator, some_options
-from wasmkilnd.config.load import FlagValue, load
+from wasmkilnd.config.load import FlagValue
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.quantity import parse_bytes, parse_seconds
 from wasmkilnd.config.values.types import NO_DIRECTORY
@@ -112,6 +112,7 @@ def where_options(*more: str) -> Decorator:
         @functools.wraps(command)
         def with_place(*args: Any, **given: Any) -> Any:
             place = Place(given.pop("flags"), given.pop("config"), given.pop("namespace"))
+            settings_of(place.flags, place.config)  # Acts as the owner before it opens a file.
             return command(*args, place=place, **given)
 
         return click.option(
@@ -191,6 +192,7 @@ def run_on_host(
     settings, trust = _prepared(place)
     options = host_options(settings)
     options = options.of_namespace(place.namespace, options.limit_bytes)
+    act_as_owner(options.directory)
     if not options.limit_bytes:
         is_none = settings.host_store_dir == NO_DIRECTORY
         why = "host_store_dir is none" if is_none else "host_store_bytes is 0"
@@ -207,7 +209,7 @@ def run_on_host(
 
 
 def _prepared(place: Place) -> tuple[Settings, TrustRing]:
-    settings = load(place.flags, os.environ, place.config).settings
+    settings = settings_of(place.flags, place.config)
     # Only errors: the command prints what an operator needs.
     pipeline.configure("text", "error", sys.stderr)
     signal.signal(signal.SIGTERM, _interrupted)

@@ -225,10 +225,10 @@ def _written(file: str, force: bool) -> Iterator[BinaryIO]:
             ) from None
         return
     path = Path(file)
-    if path.exists() and not force:
-        raise CacheCommandFailed(f"cannot write {file}: it exists already (see --force)")
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        if path.exists() and not force:
+            raise CacheCommandFailed(f"cannot write {file}: it exists already (see --force)")
         with aside.open("xb") as opened:
             yield opened
             opened.flush()
@@ -237,7 +237,8 @@ def _written(file: str, force: bool) -> Iterator[BinaryIO]:
     except OSError as failure:
         raise CacheCommandFailed(f"cannot write {file}: {failure.strerror}") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 @contextlib.contextmanager
