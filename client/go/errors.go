@@ -46,6 +46,7 @@ var (
 	ErrModuleTooLarge     = &Error{Reason: "MODULE_TOO_LARGE"}
 	ErrDigestMismatch     = &Error{Reason: "DIGEST_MISMATCH"}
 	ErrEngineUnknown      = &Error{Reason: "ENGINE_UNKNOWN"}
+	ErrEngineRemoved      = &Error{Reason: "ENGINE_REMOVED"}
 	ErrTargetUnsupported  = &Error{Reason: "TARGET_UNSUPPORTED"}
 	ErrSettingUnknown     = &Error{Reason: "SETTING_UNKNOWN"}
 	ErrEngineLacksFeature = &Error{Reason: "ENGINE_LACKS_FEATURE"}

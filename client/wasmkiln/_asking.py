@@ -22,7 +22,8 @@ FINAL = (
     *(errors.NotWasm, errors.ModuleInvalid, errors.ModuleTooLarge, errors.EngineLacksFeature),
     *(errors.CompileTimeout, errors.CompileMemoryLimit, errors.CompilerCrashed),
     *(errors.ModuleQuarantined, errors.ArtifactTooLarge, errors.InvalidRequest),
-    *(errors.EngineUnknown, errors.SettingUnknown, errors.TargetUnsupported),
+    *(errors.EngineUnknown, errors.EngineRemoved),
+    *(errors.SettingUnknown, errors.TargetUnsupported),
     *(errors.EngineNotInstalled, errors.VerificationNotInstalled),
 )
 

@@ -57,6 +57,13 @@ class EngineUnknown(WasmkilnError):
     REASON = "ENGINE_UNKNOWN"
 
 
+class EngineRemoved(WasmkilnError):
+    """The daemon served this engine until it was removed. `metadata`: engines, the valid ones."""
+
+    CODE = grpc.StatusCode.FAILED_PRECONDITION
+    REASON = "ENGINE_REMOVED"
+
+
 class TargetUnsupported(WasmkilnError):
     """The engine has no such target or cpu. `metadata`: targets or cpus, the valid ones."""
 

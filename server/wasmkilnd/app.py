@@ -19,6 +19,7 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
 from wasmkilnd.lifecycle.banner import banner
+from wasmkilnd.lifecycle.engine_names import prepare_names
 from wasmkilnd.lifecycle.first_engines import install_first_engines
 from wasmkilnd.lifecycle.follow_engines import EngineFollower
 from wasmkilnd.lifecycle.gauges import usage_of_traffic
@@ -107,7 +108,10 @@ class Daemon:
             ModuleServicer(
                 tenants.of,
                 lambda namespace: stats_response(
-                    tenants.metrics_of(namespace), namespace, accounts.readings(namespace)
+                    tenants.metrics_of(namespace),
+                    namespace,
+                    accounts.readings(namespace),
+                    engines.names,
                 ),
                 lambda: started.capabilities(self._version, self._limits.current),
                 CurrentSealer(signing).certificate_of,
@@ -143,6 +147,7 @@ class Daemon:
                 prepare_audit(audit),
                 trust.prepare,
                 lambda _: tenants.look_at_pins,
+                prepare_names(self._settings),
             ],
         )
         self._in_the_background(access.follow_keys())

@@ -21,6 +21,7 @@ from tests.e2e.refusals import (
     guarded,
     load,
     lose_every_worker,
+    lose_the_engine,
     pin_too_much,
     repeat_what_was_refused,
     request,
@@ -312,6 +313,15 @@ ROWS = [
         {"engine": ENGINE},
         says="whatever the module",
         retry=True,
+        crowded=True,
+    ),
+    Row(
+        "gone",
+        Reason.ENGINE_REMOVED,
+        lose_the_engine,
+        {"engine": ENGINE, "engines": ""},
+        at_fault="engine",
+        says="was removed from this daemon",
         crowded=True,
     ),
     Row(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from tests.e2e import wasm
@@ -120,16 +122,32 @@ def come_too_late(daemon: Daemon) -> Refusal:
 
 
 def lose_every_worker(daemon: Daemon) -> Refusal:
-    """Call while the engine's folder is somewhere else, so that no worker starts."""
+    """Call while the engine has no Python, so that no worker starts."""
+    return _with_another(daemon, _without_python)
+
+
+def lose_the_engine(daemon: Daemon) -> Refusal:
+    """Call while the engine's folder is somewhere else."""
+    return _with_another(daemon, lambda _engine, _real: None)
+
+
+def _with_another(daemon: Daemon, put: Callable[[Path, Path], None]) -> Refusal:
     engine = daemon.state_dir / "engines" / ENGINE
     elsewhere = engine.rename(daemon.state_dir / "elsewhere")
+    put(engine, elsewhere)
     try:
         send(signal.SIGKILL, *workers_of(daemon.pid))
         eventually(lambda: not is_ready(daemon), "it is ready without a worker")
         return compile_("(module (memory 1))")(daemon)
     finally:
+        shutil.rmtree(engine, ignore_errors=True)
         elsewhere.rename(engine)
         eventually(lambda: is_ready(daemon), "it does not come back", 60)
+
+
+def _without_python(engine: Path, real: Path) -> None:
+    engine.mkdir()
+    shutil.copy(real / "engine.json", engine)
 
 
 def use_up_a_quota(daemon: Daemon) -> Refusal:

@@ -112,6 +112,7 @@ ANSWERS: dict[str, Message] = {
         dropped_writes=1,
         namespace="team-a",
         pins=1,
+        engine_names={"wasmtime": "wasmtime-50.0.1"},
         quotas=[modules.QuotaUsage(identity="token:ci", quota="calls", used=1, limit=2, refused=1)],
         engine_warm_ups=[
             modules.EngineWarmUp(engine="e", from_engine="d", total=3, done=1, failed=1, ended=True)
@@ -154,6 +155,7 @@ ANSWERS: dict[str, Message] = {
             queue_length=1,
             find_missing_keys=1,
         ),
+        engine_names={"wasmtime": "wasmtime-50.0.1"},
         unserved_engines=[modules.UnservedEngine(id="e", cause="c")],
         isolation_required=True,
         caller=modules.Caller(identity="token:ci", roles=["compile"], namespace="team-a"),

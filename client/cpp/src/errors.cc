@@ -20,6 +20,7 @@ const std::map<std::string, Throw>& by_reason() {
       {"MODULE_TOO_LARGE", raise<ModuleTooLarge>},
       {"DIGEST_MISMATCH", raise<DigestMismatch>},
       {"ENGINE_UNKNOWN", raise<EngineUnknown>},
+      {"ENGINE_REMOVED", raise<EngineRemoved>},
       {"TARGET_UNSUPPORTED", raise<TargetUnsupported>},
       {"SETTING_UNKNOWN", raise<SettingUnknown>},
       {"ENGINE_LACKS_FEATURE", raise<EngineLacksFeature>},

@@ -42,6 +42,8 @@ type ModuleServiceClient interface {
 	//	INVALID_ARGUMENT    MODULE_INVALID        the engine's own message; metadata: engine,
 	//	                                          offset (where the engine says one).
 	//	INVALID_ARGUMENT    ENGINE_UNKNOWN        metadata: engines (the valid ones).
+	//	FAILED_PRECONDITION ENGINE_REMOVED        the daemon served this engine before; metadata:
+	//	                                          engine, engines (the valid ones).
 	//	FAILED_PRECONDITION ENGINE_LACKS_FEATURE  this engine does not accept it, and no engine
 	//	                                          finds it invalid; metadata: engine, accepted_by
 	//	                                          (empty if no engine here accepts it), offset
@@ -102,6 +104,7 @@ type ModuleServiceClient interface {
 	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
 	//	                                      10,000 keys.
 	//	INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
+	//	FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
 	FindMissing(ctx context.Context, in *FindMissingRequest, opts ...grpc.CallOption) (*FindMissingResponse, error)
 }
 
@@ -202,6 +205,8 @@ type ModuleServiceServer interface {
 	//	INVALID_ARGUMENT    MODULE_INVALID        the engine's own message; metadata: engine,
 	//	                                          offset (where the engine says one).
 	//	INVALID_ARGUMENT    ENGINE_UNKNOWN        metadata: engines (the valid ones).
+	//	FAILED_PRECONDITION ENGINE_REMOVED        the daemon served this engine before; metadata:
+	//	                                          engine, engines (the valid ones).
 	//	FAILED_PRECONDITION ENGINE_LACKS_FEATURE  this engine does not accept it, and no engine
 	//	                                          finds it invalid; metadata: engine, accepted_by
 	//	                                          (empty if no engine here accepts it), offset
@@ -262,6 +267,7 @@ type ModuleServiceServer interface {
 	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
 	//	                                      10,000 keys.
 	//	INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
+	//	FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
 	FindMissing(context.Context, *FindMissingRequest) (*FindMissingResponse, error)
 	mustEmbedUnimplementedModuleServiceServer()
 }

@@ -35,6 +35,7 @@ const FROM_THE_DAEMON = {
   ModuleTooLarge: ['MODULE_TOO_LARGE', status.INVALID_ARGUMENT],
   DigestMismatch: ['DIGEST_MISMATCH', status.INVALID_ARGUMENT],
   EngineUnknown: ['ENGINE_UNKNOWN', status.INVALID_ARGUMENT],
+  EngineRemoved: ['ENGINE_REMOVED', status.FAILED_PRECONDITION],
   TargetUnsupported: ['TARGET_UNSUPPORTED', status.INVALID_ARGUMENT],
   SettingUnknown: ['SETTING_UNKNOWN', status.INVALID_ARGUMENT],
   EngineLacksFeature: ['ENGINE_LACKS_FEATURE', status.FAILED_PRECONDITION],

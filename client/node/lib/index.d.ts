@@ -193,6 +193,8 @@ export class DeadlineExceeded extends WasmkilnError {}
 export class DigestMismatch extends WasmkilnError {}
 /** ENGINE_LACKS_FEATURE */
 export class EngineLacksFeature extends WasmkilnError {}
+/** ENGINE_REMOVED */
+export class EngineRemoved extends WasmkilnError {}
 /** ENGINE_UNKNOWN */
 export class EngineUnknown extends WasmkilnError {}
 /** INTERNAL */

@@ -16,6 +16,7 @@ export const {
   DeadlineExceeded,
   DigestMismatch,
   EngineLacksFeature,
+  EngineRemoved,
   EngineUnknown,
   InternalFailure,
   InvalidRequest,

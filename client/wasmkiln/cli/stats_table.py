@@ -91,5 +91,9 @@ def stats(answer: StatsResponse) -> RenderableType:
             str(each.failed),
             "moved" if each.ended else "wait",
         )
-    shown = (table.shown() for table in (tiers, compiles, workers, quotas, warm_ups) if table)
+    names = Grid("name", "engine that it stands for")
+    for name, engine in sorted(answer.engine_names.items()):
+        names.row(name, engine)
+    tables = (tiers, compiles, workers, names, quotas, warm_ups)
+    shown = (table.shown() for table in tables if table)
     return Group(head, *shown)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln.host_store.refused import Refused
@@ -21,10 +21,12 @@ _NATIVE = "native"
 
 @dataclass(frozen=True)
 class Engines:
-    """What the daemon serves: the rows of engines.json, newest first."""
+    """What the daemon serves: the rows of engines.json, in the daemon's order."""
 
     cache_format: int
     rows: tuple[Mapping[str, Any], ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The id that each name stands for; older daemons do not say."""
 
     @classmethod
     def parse(cls, text: bytes) -> Engines:
@@ -35,16 +37,17 @@ class Engines:
                 raise Refused(f"engines.json has the version {document['version']!r:.20}")
             cache_format = document["cache_format"]
             rows = tuple(row for row in document["engines"] if row["id"] and row["name"])
+            names = document.get("names")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise Refused("cannot read engines.json") from error
-        return cls(cache_format, rows)
+        return cls(cache_format, rows, names if isinstance(names, dict) else {})
 
     def choose(
         self, engine: str, kind: str, fits: Callable[[str, str], bool] = lambda _name, _v: True
     ) -> Mapping[str, Any]:
         """Return the engine that a request names, as the daemon chooses it.
 
-        Of several versions under one name, return the newest that `fits(name, version)`. An
+        Of several versions under one name, return the first that `fits(name, version)`. An
         empty name stands for the default, or, for a `kind` that the default does not run, the
         first engine that does. Raise Refused where there is none, and for an empty name without
         a kind, which decides.
@@ -54,6 +57,8 @@ class Engines:
                 return row
         if engine:
             named = [row for row in self.rows if row["name"] == engine]
+            if not named:  # An alias of the operator's.
+                named = [row for row in self.rows if row["id"] == self.names.get(engine)]
             if len(named) == 1:  # whoever loads says it better than `fits` does
                 return named[0]
             for row in named:

@@ -172,7 +172,14 @@ class QuotaUsage(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., quota: _Optional[str] = ..., used: _Optional[float] = ..., limit: _Optional[float] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins", "engine_warm_ups")
+    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins", "engine_warm_ups", "engine_names")
+    class EngineNamesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +201,7 @@ class StatsResponse(_message.Message):
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
     PINS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_WARM_UPS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_NAMES_FIELD_NUMBER: _ClassVar[int]
     version: str
     started_at: _timestamp_pb2.Timestamp
     uptime: _duration_pb2.Duration
@@ -215,7 +223,8 @@ class StatsResponse(_message.Message):
     quotas: _containers.RepeatedCompositeFieldContainer[QuotaUsage]
     pins: int
     engine_warm_ups: _containers.RepeatedCompositeFieldContainer[EngineWarmUp]
-    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ..., engine_warm_ups: _Optional[_Iterable[_Union[EngineWarmUp, _Mapping]]] = ...) -> None: ...
+    engine_names: _containers.ScalarMap[str, str]
+    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ..., engine_warm_ups: _Optional[_Iterable[_Union[EngineWarmUp, _Mapping]]] = ..., engine_names: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class EngineWarmUp(_message.Message):
     __slots__ = ("engine", "from_engine", "total", "done", "failed", "ended")
@@ -362,20 +371,29 @@ class Caller(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., namespace: _Optional[str] = ...) -> None: ...
 
 class GetCapabilitiesResponse(_message.Message):
-    __slots__ = ("version", "engines", "limits", "unserved_engines", "isolation_required", "caller")
+    __slots__ = ("version", "engines", "limits", "unserved_engines", "isolation_required", "caller", "engine_names")
+    class EngineNamesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_ENGINES_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     CALLER_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_NAMES_FIELD_NUMBER: _ClassVar[int]
     version: str
     engines: _containers.RepeatedCompositeFieldContainer[EngineCapabilities]
     limits: Limits
     unserved_engines: _containers.RepeatedCompositeFieldContainer[UnservedEngine]
     isolation_required: bool
     caller: Caller
-    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ..., isolation_required: bool = ..., caller: _Optional[_Union[Caller, _Mapping]] = ...) -> None: ...
+    engine_names: _containers.ScalarMap[str, str]
+    def __init__(self, version: _Optional[str] = ..., engines: _Optional[_Iterable[_Union[EngineCapabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., unserved_engines: _Optional[_Iterable[_Union[UnservedEngine, _Mapping]]] = ..., isolation_required: bool = ..., caller: _Optional[_Union[Caller, _Mapping]] = ..., engine_names: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class FindMissingRequest(_message.Message):
     __slots__ = ("keys",)

@@ -172,6 +172,8 @@ class ModuleServiceServicer(object):
         INVALID_ARGUMENT    MODULE_INVALID        the engine's own message; metadata: engine,
         offset (where the engine says one).
         INVALID_ARGUMENT    ENGINE_UNKNOWN        metadata: engines (the valid ones).
+        FAILED_PRECONDITION ENGINE_REMOVED        the daemon served this engine before; metadata:
+        engine, engines (the valid ones).
         FAILED_PRECONDITION ENGINE_LACKS_FEATURE  this engine does not accept it, and no engine
         finds it invalid; metadata: engine, accepted_by
         (empty if no engine here accepts it), offset
@@ -250,6 +252,7 @@ class ModuleServiceServicer(object):
         INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
         10,000 keys.
         INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
+        FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

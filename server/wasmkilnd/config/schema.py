@@ -90,6 +90,11 @@ class Settings(
         return True
 
     @property
+    def engine_aliases(self) -> dict[str, str]:
+        """The id of an engine by alias."""
+        return dict(text.split("=", 1) for text in self.engine_alias)
+
+    @property
     def effective_host_store_dir(self) -> Path:
         """The directory of the host store."""
         if self.host_store_dir in ("", NO_DIRECTORY):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from wasmkilnd import errors
 from wasmkilnd.engines.second_opinions import SecondOpinions
+from wasmkilnd.engines.table import EngineTable
 from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.workers.pool import LentWorker
@@ -26,11 +27,12 @@ _REASONS = {
 class CompilationRecord:
     """Records how one compilation ended and how long it took, its wait for a worker included."""
 
-    def __init__(self, recorder: Recorder, engine_id: str) -> None:
+    def __init__(self, recorder: Recorder, engine_id: str, engines: EngineTable) -> None:
         self.worker: LentWorker | None = None
         """The worker that compiles, once there is one."""
         self._recorder = recorder
         self._engine_id = engine_id
+        self._engines = engines
         self._began_s = time.monotonic()
 
     def ended(self, outcome: Reason | None) -> None:
@@ -46,12 +48,18 @@ class CompilationRecord:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Record an exception as the end. Do not record cancelled compilations."""
+        """Record an exception as the end. Do not record cancelled compilations.
+
+        Raises ENGINE_REMOVED for what broke because the engine's files are gone.
+        """
         try:
             yield
         except WasmkilnError as failure:
-            self.ended(failure.reason)
-            raise
+            explained = self._engines.explained(self._engine_id, failure)
+            self.ended(explained.reason)
+            if explained is failure:
+                raise
+            raise explained from None
         except Exception:
             self.ended(Reason.INTERNAL)
             raise

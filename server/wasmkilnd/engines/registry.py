@@ -6,13 +6,15 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from wasmkilnd import errors
 from wasmkilnd.engines.compilation import CompilationRecord, ModuleWorker, RefusedModule
+from wasmkilnd.engines.names import NameChoices, Names, resolve
 from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.engines.second_opinions import SecondOpinions
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.table import EngineTable, default_of
+from wasmkilnd.engines.table import EngineTable
 from wasmkilnd.engines.verdicts.verdict import Outcome
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
@@ -27,24 +29,26 @@ class EngineRegistry:
     def __init__(
         self,
         served: Sequence[ServedEngine],
-        default_engine: str,
+        choices: NameChoices,
         limits: Reloadable[Limits],
         recorder: Recorder,
         unserved: Sequence[str] = (),
     ) -> None:
-        """Serve ``served``, which must list newer versions of a name before older ones.
+        """Serve ``served``, the preferred ones first; see ``names.resolve``.
 
-        ``default_engine`` and ``unserved`` are as in ``default_of``. Raises ENGINE_UNKNOWN when
-        the default is in neither list.
+        Raises ENGINE_UNKNOWN when the default is neither served nor among ``unserved``.
         """
-        default = default_of(default_engine, served, unserved)
-        if default is None:
-            raise errors.engine_unknown(default_engine, [engine.id for engine in served])
-        self._table = EngineTable(served, default)
+        try:
+            names = resolve(choices, served, unserved)
+        except LookupError:
+            ids = [engine.id for engine in served]
+            raise errors.engine_unknown(choices.default, ids) from None
+        self._table = EngineTable(served, names)
+        self.choices = choices
+        """What decides which engine a name stands for."""
         self._limits = limits
         self._recorder = recorder
         self._opinions = SecondOpinions(self._table, limits)
-        self._wanted_default = default_engine
 
     def view(self, recorder: Recorder) -> EngineRegistry:
         """Return the same engines and workers, with verdicts of its own, counting in ``recorder``.
@@ -56,13 +60,20 @@ class EngineRegistry:
         other._opinions = SecondOpinions(self._table, self._limits)
         return other
 
-    def serve(self, served: Sequence[ServedEngine], unserved: Sequence[str]) -> None:
+    def serve(
+        self, served: Sequence[ServedEngine], unserved: Sequence[str], choices: NameChoices
+    ) -> None:
         """Serve these from now on, in all views; work that chose another one goes on.
 
         Unlike at the start, a default that is in neither list is no failure: requests that
         name no engine are refused.
         """
-        self._table.serve(served, default_of(self._wanted_default, served, unserved) or "")
+        try:
+            names = resolve(choices, served, unserved)
+        except LookupError:
+            names = replace(resolve(replace(choices, default=""), served, unserved), default="")
+        self.choices = choices
+        self._table.serve(served, names)
 
     def end(self, engine: ServedEngine) -> None:
         """Refuse all further work of an engine that is not served any more."""
@@ -76,34 +87,30 @@ class EngineRegistry:
     @property
     def default(self) -> str:
         """The id of the engine for requests that name none; empty when it is not served."""
-        return self._table.default
+        return self._table.names.default
+
+    @property
+    def resolved(self) -> Names:
+        """What each name stands for, and the default."""
+        return self._table.names
 
     @property
     def names(self) -> Mapping[str, str]:
         """Which engine each name stands for."""
-        return {engine.name: self._find(engine.name) for engine in self._table.served.values()}
-
-    def _find(self, engine: str) -> str:
-        """Return the id of the engine with this id, or of the first one with this name."""
-        served = self._table.served
-        if engine in served:
-            return engine
-        for candidate in served.values():
-            if candidate.name == engine:
-                return candidate.id
-        raise errors.engine_unknown(engine, served)
+        return self._table.names.by_name
 
     def choose(self, engine: str, kind: Kind | None) -> str:
-        """Return the id of the engine that a request names. Raises ENGINE_UNKNOWN.
+        """Return the id of the engine that a request names.
 
+        Raises ENGINE_UNKNOWN, or ENGINE_REMOVED for one that was served before.
         A request that names none gets the default. If the default runs no modules of this kind
         (components, for example), it gets the first engine that does.
         """
         if engine:
-            return self._find(engine)
-        served, default = self._table.served, self._table.default
+            return self._table.find(engine)
+        served, default = self._table.served, self._table.names.default
         if not default:
-            raise errors.engine_unknown(self._wanted_default, served)
+            raise errors.engine_unknown(self.choices.default, served)
         if kind is None or served[default].takes(kind):
             return default
         for candidate in served.values():
@@ -137,7 +144,7 @@ class EngineRegistry:
         order = job_orders.on_module(
             "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
         )
-        record = CompilationRecord(self._recorder, spec.engine.id)
+        record = CompilationRecord(self._recorder, spec.engine.id, self._table)
         async with AsyncExitStack() as stack:
             with record.failures():
                 pool = self._table.working(spec.engine.id).pool

@@ -42,7 +42,7 @@ _MAX_UNDECIDED = 4096
 _NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 
 # The engine has no workers, or is not served any more.
-_GONE = frozenset({Reason.WORKER_UNAVAILABLE, Reason.ENGINE_UNKNOWN})
+_GONE = frozenset({Reason.WORKER_UNAVAILABLE, Reason.ENGINE_REMOVED})
 
 
 class SecondOpinions:
@@ -197,8 +197,11 @@ class SecondOpinions:
             order = job_orders.on_module("validate", module, host, NATIVE, {}, limits)
             # Inside the flight: a failure that many callers get is one strike.
             async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
-                report, _ = await engine.pool.run(order, waiters, second=second)
-                found = verdict.read(report, engine_id, "validating", limits)
+                try:
+                    report, _ = await engine.pool.run(order, waiters, second=second)
+                    found = verdict.read(report, engine_id, "validating", limits)
+                except WasmkilnError as failure:
+                    raise self._engines.explained(engine_id, failure) from None
             self._verdicts.put(key, found)
             return found
 

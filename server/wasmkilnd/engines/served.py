@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from wasmkilnd import errors
@@ -23,6 +23,8 @@ class ServedEngine:
 
     capabilities: EngineCapabilities
     pool: WorkerPool
+    is_installed: Callable[[], bool] = lambda: True
+    """Return whether the engine's files are still there."""
     _specs: OrderedDict[tuple[object, ...], CompileSpec] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from wasmkilnd import errors
+from wasmkilnd.engines.names import Names, named_first
 from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.errors import Reason, WasmkilnError
+
+# How a job or a worker ends whose engine's files are not there any more.
+_BY_REMOVAL = frozenset({Reason.COMPILER_CRASHED, Reason.WORKER_UNAVAILABLE})
 
 
 class EngineTable:
@@ -14,26 +19,34 @@ class EngineTable:
     All namespaces share one. For one event loop.
     """
 
-    def __init__(self, served: Sequence[ServedEngine], default: str) -> None:
+    def __init__(self, served: Sequence[ServedEngine], names: Names) -> None:
         """Serve ``served``; see ``serve``."""
         self.served: Mapping[str, ServedEngine] = {}
-        """By id, in the order in which names are resolved. Replaced as a whole."""
-        self.default = ""
+        """By id; those that names stand for come first. Replaced as a whole."""
+        self.names = names
         self.known: dict[str, ServedEngine] = {}
         """By id, also those that are served no more: work that chose one of them goes on."""
         self._ended: set[str] = set()
-        self.serve(served, default)
+        self.serve(served, names)
 
-    def serve(self, served: Sequence[ServedEngine], default: str) -> None:
-        """Let requests choose among ``served`` from now on.
-
-        Of one name, the first is what the name stands for. ``default`` is the id of the engine
-        for requests that name none; empty to refuse those.
-        """
-        self.served = {engine.id: engine for engine in served}
-        self.default = default
+    def serve(self, served: Sequence[ServedEngine], names: Names) -> None:
+        """Let requests choose among ``served`` from now on, by their ids and by ``names``."""
+        self.served = {engine.id: engine for engine in named_first(served, names)}
+        self.names = names
         self.known |= self.served
         self._ended -= self.served.keys()
+
+    def find(self, engine: str) -> str:
+        """Return the id of the engine with this id or name.
+
+        Raises ENGINE_UNKNOWN; ENGINE_REMOVED for one that was served before.
+        """
+        if engine in self.served:
+            return engine
+        wanted = self.names.by_name.get(engine, engine)
+        if wanted in self.served:
+            return wanted
+        raise self._not_served(wanted)
 
     def end(self, engine: ServedEngine) -> None:
         """Refuse all further work of an engine that was taken out."""
@@ -41,26 +54,20 @@ class EngineTable:
             self._ended.add(engine.id)
 
     def working(self, engine_id: str) -> ServedEngine:
-        """Return an engine that takes jobs. Raises ENGINE_UNKNOWN for one that has ended."""
+        """Return an engine that takes jobs. Raises ENGINE_REMOVED for one that has ended."""
         if engine_id in self._ended:
-            raise errors.engine_unknown(engine_id, self.served)
+            raise self._not_served(engine_id)
         return self.known[engine_id]
 
+    def explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
+        """Return ENGINE_REMOVED for what broke because the engine's files are gone."""
+        if failure.reason in _BY_REMOVAL and not self.known[engine_id].is_installed():
+            return errors.engine_removed(
+                engine_id, [each for each in self.served if each != engine_id]
+            )
+        return failure
 
-def default_of(wanted: str, served: Sequence[ServedEngine], unserved: Sequence[str]) -> str | None:
-    """Return the id of the default engine, empty if it is not served; None if there is no such.
-
-    ``wanted`` is an id, a name, or empty for the first of ``served``. ``unserved`` are the ids
-    of installed engines that do not work. If ``wanted`` is one of them, requests that name no
-    engine are refused, rather than served by an engine that the operator did not choose.
-    """
-    if not wanted:
-        return served[0].id if served else ""
-    for engine in served:
-        if engine.id == wanted:
-            return engine.id
-    for engine in served:
-        if engine.name == wanted:
-            return engine.id
-    known = any(wanted in (each, each.partition("-")[0]) for each in unserved)
-    return "" if known else None
+    def _not_served(self, engine: str) -> WasmkilnError:
+        if engine in self.known or any(engine == each.name for each in self.known.values()):
+            return errors.engine_removed(engine, self.served)
+        return errors.engine_unknown(engine, self.served)

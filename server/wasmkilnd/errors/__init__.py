@@ -70,6 +70,7 @@ from wasmkilnd.errors.pins import module_pinned, nothing_to_pin, pins_full, too_
 from wasmkilnd.errors.requests import (
     cpu_unsupported,
     digest_mismatch,
+    engine_removed,
     engine_unknown,
     invalid_request,
     module_not_loaded,
@@ -109,6 +110,7 @@ __all__ = [
     "default_namespace_only",
     "digest_mismatch",
     "engine_lacks_feature",
+    "engine_removed",
     "engine_unknown",
     "fast_compiler_lacks_feature",
     "forget_frames",

@@ -55,6 +55,19 @@ def engine_unknown(engine: str, valid: Iterable[str]) -> WasmkilnError:
     )
 
 
+def engine_removed(engine: str, valid: Iterable[str]) -> WasmkilnError:
+    """The daemon served this engine, until an operator removed it."""
+    engines = ", ".join(valid)
+    return WasmkilnError(
+        Reason.ENGINE_REMOVED,
+        f"{quoted(engine)} was removed from this daemon: choose one of: {engines or 'none'}; or"
+        " an operator installs it again and reloads the daemon",
+        field="engine",
+        engine=engine,
+        engines=engines,
+    )
+
+
 def target_unsupported(engine_id: str, target: str, valid: Iterable[str]) -> WasmkilnError:
     """The engine does not compile for the target."""
     targets = ", ".join(valid)

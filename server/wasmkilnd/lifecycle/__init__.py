@@ -12,6 +12,7 @@
 | | ``opening`` | opens keys, tiers and the servers |
 | | ``auditing`` | where the audit goes, and its lines about the daemon itself |
 | | ``start_engines`` | starts the installed engines, and leaves out those that do not work |
+| | ``engine_names`` | which engine a name stands for: checks and records it |
 | | ``served_engines`` | ``engines.json``: what clients need to compute fingerprints |
 | | ``banner`` | the text for the person at the terminal |
 | serve | ``readiness`` | whether the daemon serves calls: /readyz, gRPC health, log |

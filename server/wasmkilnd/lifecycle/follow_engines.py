@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -12,9 +13,11 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.start import serve_engines
 from wasmkilnd.engines.install.store import newest_first
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
+from wasmkilnd.engines.names import NameChoices, moved_to
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.lifecycle.auditing import audit_engines
 from wasmkilnd.lifecycle.descriptors import make_room
+from wasmkilnd.lifecycle.engine_names import move_names, read_choices, record_names
 from wasmkilnd.lifecycle.start_engines import (
     FoundEngines,
     StartedEngines,
@@ -88,6 +91,11 @@ class EngineFollower:
         if not found.installed:
             log.error("no engine is installed: those that are served stay")
             return
+        try:
+            choices = await asyncio.to_thread(read_choices, self._settings.current)
+        except NotOurs as refusal:
+            log.error("cannot read what engines' names stand for", cause=str(refusal))
+            choices = self._started.registry.choices
         registry = self._started.registry
         before = {engine.id: engine for engine in registry.served}
         new = [engine for engine in found.installed if engine.id not in before]
@@ -98,7 +106,7 @@ class EngineFollower:
         orders = {each.engine_id: each for each in await asyncio.to_thread(self._read_orders, ids)}
         # Names that stand for an engine already do not move back.
         self._started.orders |= {each.id: orders[each.id] for each in added if each.id in orders}
-        await self._serve(found, before, added, broken)
+        await self._serve(found, before, added, broken, choices)
         self._warm_ups.begin(list(orders.values()))
 
     def _read_orders(self, engine_ids: Collection[str]) -> Sequence[WarmOrder]:
@@ -113,24 +121,41 @@ class EngineFollower:
         registry = self._started.registry
         if self._started.orders.pop(engine_id, None) is None:
             return
-        before, default = registry.names, registry.default
-        self._arrange(registry.served)
+        before = (registry.names, registry.default)
+        settings, choices = self._settings.current, registry.choices
+        try:
+            await asyncio.to_thread(move_names, settings, engine_id)
+            choices = await asyncio.to_thread(read_choices, settings)
+        except (OSError, NotOurs) as failure:
+            log.error("cannot record what engines' names stand for", cause=str(failure))
+            choices = replace(choices, recorded=moved_to(choices.recorded, engine_id))
+        installed = [each.id for each in registry.served]
+        installed += [each.id for each in self._started.unserved]
+        await self._arrange(registry.served, choices, installed)
         await self._tenants.write_engines()
-        if (registry.names, registry.default) == (before, default):
-            return  # There was no other engine, or this one was taken out meanwhile.
+        # Equal if there was no other engine, or an alias decides, or this one was taken out.
+        if (registry.names, registry.default) != before:
+            self._log_names(before)
+
+    def _log_names(self, before: tuple[Mapping[str, str], str]) -> None:
+        registry = self._started.registry
         log.info(
             "names stand for another engine",
-            engine=engine_id,
             names=registry.names,
-            before=before,
+            before=before[0],
             default=registry.default,
-            default_before=default,
+            default_before=before[1],
         )
 
-    def _arrange(self, served: Iterable[ServedEngine]) -> None:
+    async def _arrange(
+        self, served: Iterable[ServedEngine], choices: NameChoices, installed: Collection[str]
+    ) -> None:
         started = self._started
         order = in_order_of_names(_in_order(served), started.orders)
-        started.registry.serve(order, [each.id for each in started.unserved])
+        started.registry.serve(order, [each.id for each in started.unserved], choices)
+        started.registry.choices = await asyncio.to_thread(
+            record_names, self._settings.current, started.registry, installed
+        )
 
     async def _serve(
         self,
@@ -138,15 +163,23 @@ class EngineFollower:
         before: dict[str, ServedEngine],
         added: Sequence[ServedEngine],
         broken: Sequence[UnservedEngine],
+        choices: NameChoices,
     ) -> None:
         started, installed = self._started, {engine.id for engine in found.installed}
         removed = [engine for engine in before.values() if engine.id not in installed]
         unserved = [*found.damaged, *broken]
         log_unserved([each for each in unserved if each not in started.unserved])
         started.unserved = unserved
+        names = (started.registry.names, started.registry.default)
+        served = [*(each for each in before.values() if each not in removed), *added]
+        await self._arrange(
+            served, choices, sorted(installed | {each.id for each in found.damaged})
+        )
         if not (added or removed):
+            if (started.registry.names, started.registry.default) != names:
+                await self._tenants.write_engines()
+                self._log_names(names)
             return
-        self._arrange([*(each for each in before.values() if each not in removed), *added])
         for engine in added:
             show_engine(engine, self._metrics)
             self._tenants.add_engine(engine.id)

@@ -15,12 +15,14 @@ VERSION = 1
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     """Return the document that the host store keeps as ``engines.json``.
 
-    Engines come in the order in which a request's name chooses among them: of one name, the
-    newest first. docs/reference/host-store.md says how a client computes a fingerprint from it.
+    Engines come in the order in which a request's name chooses among them: the one that a name
+    stands for is the first of its name. docs/reference/host-store.md says how a client computes a
+    fingerprint from it.
     """
     return {
         "version": VERSION,
         "cache_format": CACHE_FORMAT,
+        "names": dict(engines.names),
         "engines": [_engine(engine, engine.id == engines.default) for engine in engines.served],
     }
 

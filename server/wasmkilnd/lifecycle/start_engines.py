@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.workers.isolation import IsolationGuard
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.lifecycle.engine_names import read_choices, record_names, refusal
 from wasmkilnd.lifecycle.gauges import usage_of_engine
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.model import FAST_SETTINGS, Limits, UnservedEngine
@@ -65,6 +67,7 @@ class StartedEngines:
                 for engine in self.registry.served
             ],
             self.registry.default,
+            self.registry.names,
             self.unserved,
             limits,
             isolation_required=self.isolation.required,
@@ -99,7 +102,10 @@ async def start_engines(
     metrics: Metrics,
     on_stop: AsyncExitStack,
 ) -> StartedEngines:
-    """Start every engine that works; ``on_stop`` ends them. Raises CannotStart."""
+    """Start every engine that works; ``on_stop`` ends them. Raises CannotStart and NotOurs."""
+    if why := await asyncio.to_thread(refusal, settings):
+        raise CannotStart(why)
+    choices = await asyncio.to_thread(read_choices, settings)
     isolation = IsolationGuard(settings.isolation)
     options = WorkerOptions(
         size=settings.effective_workers,
@@ -123,13 +129,15 @@ async def start_engines(
     try:
         registry = EngineRegistry(
             in_order_of_names(served, orders),
-            settings.default_engine,
+            choices,
             limits,
             metrics,
             [one.id for one in unserved],
         )
     except WasmkilnError as failure:
         raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
+    ids = [each.id for each in found.installed] + [each.id for each in found.damaged]
+    registry.choices = await asyncio.to_thread(record_names, settings, registry, ids)
     return StartedEngines(registry, unserved, isolation, orders, options)
 
 

@@ -94,8 +94,8 @@ class WarmUps:
             await asyncio.to_thread(self._orders.remove, order.engine_id)
         except (OSError, NotOurs) as failure:
             log.warning("cannot remove the order of a warm-up", cause=str(failure), **about)
-        self._change(order.engine_id, ended=True)
         await self._names_move(order.engine_id)
+        self._change(order.engine_id, ended=True)
         log.info("engine warm-up ended", done=status.done, failed=status.failed, **about)
 
     async def _hot(self, order: WarmOrder) -> list[tuple[str, Use]]:

@@ -61,7 +61,8 @@ class Engines(Protocol):
     def choose(self, engine: str, kind: Kind | None) -> str:
         """Return the id of the engine that a request names.
 
-        ``kind`` is None while only the module's digest is known. Raises ENGINE_UNKNOWN.
+        ``kind`` is None while only the module's digest is known. Raises ENGINE_UNKNOWN or
+        ENGINE_REMOVED.
         """
         ...
 

@@ -14,7 +14,14 @@ from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 
 SWITCHES = {"allow_remote", "cache_ttl_refresh", "install_engines", "open_health"}
 SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}
-LISTS = {"listen", "trusted_keys", "token_listen", "operator_listen", "jwt_audience"}
+LISTS = {
+    "listen",
+    "trusted_keys",
+    "token_listen",
+    "operator_listen",
+    "jwt_audience",
+    "engine_alias",
+}
 SPECIAL = {*SWITCHES, *SECRETS, *LISTS}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.scheduling.fair_queue import Entry
 from wasmkilnd.engines.scheduling.ticket import Ticket, Unless
@@ -125,7 +126,7 @@ class Rig:
             for engine_id, pool in self.pools.items()
         ]
         self.limits = Reloadable(LIMITS)
-        self.registry = EngineRegistry(served, "", self.limits, self.recorder)
+        self.registry = EngineRegistry(served, NameChoices(), self.limits, self.recorder)
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
         await self.registry.validate(engine, module, Waiters.of(Waiter()), self._watch())

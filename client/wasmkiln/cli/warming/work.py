@@ -10,6 +10,7 @@ from wasmkiln._requests import MAX_MODULE_BYTES
 from wasmkiln.cli.batch import Done, attempt
 from wasmkiln.errors import (
     ConnectionFailed,
+    EngineRemoved,
     EngineUnknown,
     ModuleNotLoaded,
     ModuleTooLarge,
@@ -64,7 +65,7 @@ def missing(
     for variant in variants:
         try:
             cold = client.find_missing(variant.key(module.sha256) for module in modules)
-        except (EngineUnknown, TargetUnsupported, SettingUnknown) as error:
+        except (EngineUnknown, EngineRemoved, TargetUnsupported, SettingUnknown) as error:
             refused.append(Done(variant.label or "the default engine", error=error))
             continue
         digests = {key.module_sha256 for key in cold}

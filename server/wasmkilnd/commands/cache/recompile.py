@@ -25,6 +25,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.install.store import EngineStore
+from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.workers.isolation import IsolationGuard
 from wasmkilnd.engines.workers.job_users import JobUsers
@@ -204,7 +205,7 @@ async def recompiler(
             users=JobUsers(settings.job_uid),
         ),
     )
-    engines = EngineRegistry(served, "", limits, unrecorded)
+    engines = EngineRegistry(served, NameChoices(), limits, unrecorded)
     broken = {engine.id: engine.cause for engine in unserved}
     try:
         yield Recompiler(engines, broken, reader, scrub, settings)

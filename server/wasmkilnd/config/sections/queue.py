@@ -11,6 +11,7 @@ from wasmkilnd.config.values.types import (
     LIVE,
     MIB,
     Count,
+    EngineAliases,
     EngineName,
     LowerCase,
     Size,
@@ -37,7 +38,15 @@ class QueueSettings(BaseModel):
     default_engine: EngineName = Field(
         default="",
         description="The engine for requests that name none: an id such as wasmtime-50.0.1, or a"
-        " name for its newest installed version. Empty for wasmer, if it is installed.",
+        " name. Empty for the one that it was before; at first wasmer, if it is installed.",
+        json_schema_extra=LIVE,
+    )
+    engine_alias: EngineAliases = Field(
+        default=(),
+        description="Which engine a name stands for: wasmtime=wasmtime-50.0.1, and more after"
+        " commas; in the file a table, [engine_alias]. A name that is not here stands for the"
+        " engine that it stood for before; at first for the newest version.",
+        json_schema_extra=LIVE,
     )
     install_engines: Switch = Field(
         default=True,

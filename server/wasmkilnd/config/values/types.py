@@ -26,6 +26,8 @@ MIB, GIB = 2**20, 2**30
 DAY_S = 86400
 _YEARS_S = 10 * 366 * DAY_S
 _MAX_SIZE = 2**50
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]{0,63}")
 
 LIVE: Final[JsonDict] = {"live": True}
 """Marks a setting that a running daemon takes over at a reload; others need a restart."""
@@ -120,7 +122,7 @@ def _secret(value: object) -> object:
     return value.strip()
 
 
-def _texts(value: object) -> object:
+def _texts(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
@@ -181,6 +183,25 @@ def _engine(value: object) -> object:
     return value.strip()
 
 
+def _aliases(value: object) -> object:
+    if isinstance(value, Mapping):  # a table of TOML
+        value = tuple(f"{name}={each}" for name, each in value.items())
+    found: dict[str, str] = {}
+    for text in _texts(value):
+        name, _, engine_id = (part.strip() for part in text.partition("="))
+        if name == "default":
+            raise ValueError("'default' is no alias: default_engine says what it stands for")
+        if not _ALIAS.fullmatch(name) or not _ENGINE_ID.fullmatch(engine_id):
+            raise ValueError(
+                f"{text!r} is not an alias: write a name and an engine's id, such as"
+                " wasmtime=wasmtime-50.0.1"
+            )
+        if name in found:
+            raise ValueError(f"{name!r} is an alias of two engines")
+        found[name] = engine_id
+    return tuple(f"{name}={engine_id}" for name, engine_id in sorted(found.items()))
+
+
 def _word(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -220,6 +241,8 @@ Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Text = Annotated[str, BeforeValidator(_one_word)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 KeyPrefix = Annotated[str, BeforeValidator(_prefix)]
+EngineAliases = Annotated[tuple[str, ...], BeforeValidator(_aliases)]
+"""Texts NAME=ID, sorted; in TOML also a table."""
 EngineName = Annotated[str, BeforeValidator(_engine)]
 LowerCase = BeforeValidator(_word)
 """Lets a choice be written in capitals."""

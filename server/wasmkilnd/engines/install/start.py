@@ -112,7 +112,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         if capabilities.identity.id != engine.id:
             raise EngineUnusable(f"it calls itself {capabilities.identity.id}")
         await self_test(capabilities, pool)
-        return ServedEngine(capabilities, pool)
+        return ServedEngine(capabilities, pool, engine.is_there)
     except BaseException as failure:
         await pool.close()
         if isinstance(failure, EngineUnusable) or not isinstance(failure, Exception):

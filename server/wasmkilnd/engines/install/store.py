@@ -84,6 +84,10 @@ class InstalledEngine:
         """The Python in the engine's environment."""
         return self.path / "bin" / "python"
 
+    def is_there(self) -> bool:
+        """Return whether it is still in its place."""
+        return (self.path / _MARKER).exists()
+
 
 class EngineStore:
     """Installs, lists and removes engines. Safe for several processes at once.

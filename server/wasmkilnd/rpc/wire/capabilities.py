@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
@@ -23,6 +23,7 @@ def capabilities_response(
     version: str,
     engines: Sequence[tuple[EngineCapabilities, str, Isolation]],
     default: str,
+    names: Mapping[str, str],
     unserved: Sequence[UnservedEngine],
     limits: Limits,
     *,
@@ -32,7 +33,7 @@ def capabilities_response(
 
     ``engines`` has each engine that is served, with the fingerprint of its default target, cpu
     and settings, and the isolation of its jobs. ``default`` is the id of the engine for requests
-    that name none.
+    that name none, and ``names`` has the one that each name stands for.
     """
     return pb.GetCapabilitiesResponse(
         version=version,
@@ -53,6 +54,7 @@ def capabilities_response(
             find_missing_keys=MAX_FIND_MISSING_KEYS,
         ),
         isolation_required=isolation_required,
+        engine_names=names,
         unserved_engines=[pb.UnservedEngine(id=one.id, cause=one.cause) for one in unserved],
     )
 

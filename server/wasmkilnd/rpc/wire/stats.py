@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from google.protobuf import timestamp_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
@@ -16,7 +16,10 @@ from wasmkilnd.telemetry.metrics.series import Latency, count_of
 
 
 def stats_response(
-    metrics: Metrics, namespace: str = "", quotas: Iterable[QuotaReading] = ()
+    metrics: Metrics,
+    namespace: str = "",
+    quotas: Iterable[QuotaReading] = (),
+    engine_names: Mapping[str, str] | None = None,
 ) -> pb.StatsResponse:
     """Return what ``metrics``, those of ``namespace``, hold now. Never raises."""
     catalogue, now = metrics.catalogue, metrics.gauges.read()
@@ -43,6 +46,7 @@ def stats_response(
         pending_writes=now.remote.pending_writes,
         dropped_writes=now.remote.dropped_writes,
         namespace=namespace,
+        engine_names=engine_names,
         quotas=[
             pb.QuotaUsage(
                 identity=each.identity,

@@ -24,6 +24,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.MODULE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.DIGEST_MISMATCH: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.ENGINE_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.ENGINE_REMOVED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.TARGET_UNSUPPORTED: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.SETTING_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.ENGINE_LACKS_FEATURE: grpc.StatusCode.FAILED_PRECONDITION,

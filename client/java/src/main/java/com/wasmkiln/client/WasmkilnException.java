@@ -75,6 +75,7 @@ public class WasmkilnException extends RuntimeException {
       case "MODULE_NOT_LOADED" -> new ModuleNotLoaded(message, details, cause);
       case "MODULE_QUARANTINED" -> new ModuleQuarantined(message, details, cause);
       case "ENGINE_UNKNOWN" -> new EngineUnknown(message, details, cause);
+      case "ENGINE_REMOVED" -> new EngineRemoved(message, details, cause);
       case "TARGET_UNSUPPORTED" -> new TargetUnsupported(message, details, cause);
       case "SETTING_UNKNOWN" -> new SettingUnknown(message, details, cause);
       case "ENGINE_LACKS_FEATURE" -> new EngineLacksFeature(message, details, cause);
@@ -206,6 +207,13 @@ public class WasmkilnException extends RuntimeException {
   /** The daemon serves no such engine: ENGINE_UNKNOWN. */
   public static final class EngineUnknown extends WasmkilnException {
     EngineUnknown(String message, Details details, Throwable cause) {
+      super(message, details, cause);
+    }
+  }
+
+  /** The daemon served this engine until it was removed: ENGINE_REMOVED. */
+  public static final class EngineRemoved extends WasmkilnException {
+    EngineRemoved(String message, Details details, Throwable cause) {
       super(message, details, cause);
     }
   }
