@@ -153,7 +153,7 @@ test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other language
 	@$(BIN)/python -m tests.polyglot.toolchains
 	@POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
 
-test-operators: $(VENV)/.dev $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
+test-operators: $(VENV)/.dev $(TOOLS)/.tools $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
 	@$(BIN)/python -m tests.operators.toolchains
 	@OPERATORS=all $(PYTEST) tests/operators -n 2 --dist loadfile $(ARGS)
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from scripts import dist_protos, licences
 from scripts.archive import packed
+from scripts.sbom import bill
 from scripts.version import ROOT, version_of
 
 CHART = ROOT / "deploy" / "helm" / "wasmkiln"
@@ -90,13 +91,20 @@ def build_packages(folder: Path, version: str, root: Path = ROOT) -> tuple[Path,
 
 def requirements(version: str, files: list[Path]) -> bytes:
     """Return the lock file of the daemon, with the release itself on top."""
-    lock = (ROOT / "requirements" / "server.txt").read_text()
+    lock = needed((ROOT / "requirements" / "server.txt").read_text())
     hashes = " \\\n".join(f"    --hash=sha256:{_sha256(file)}" for file in files)
     return (
         f"# Installs wasmkiln {version} and the versions that it was tested with:\n"
         f"#   pip install --require-hashes -r wasmkiln-{version}-requirements.txt\n"
         f"wasmkiln[server]=={version} \\\n{hashes}\n{lock}"
     ).encode()
+
+
+def needed(lock: str) -> str:
+    """Return a lock file without what only builds the package."""
+    parts = {each["name"] for each in bill("0", lock, ())["components"]}
+    head, *blocks = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)
+    return head + "".join(block for block in blocks if block.split("==")[0] in parts)
 
 
 def chart() -> bytes:

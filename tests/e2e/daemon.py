@@ -95,16 +95,19 @@ class Daemon:
         program: Sequence[str] = ("-m", "wasmkilnd"),
         *,
         log_format: str = "json",
+        command: Sequence[str] = (),
     ) -> None:
         """Start it; ``program`` is what Python runs instead of ``-m wasmkilnd``.
 
+        ``command`` is what runs instead of this Python and its program.
         An empty ``log_format`` leaves that to the flags and the environment.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         self.state_dir = state_dir
         self.process = subprocess.Popen(
             [
-                *(sys.executable, *program, "serve", "--state-dir", str(state_dir)),
+                *(command or (sys.executable, *program)),
+                *("serve", "--state-dir", str(state_dir)),
                 *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,

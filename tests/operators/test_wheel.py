@@ -1,0 +1,198 @@
+"""A release, as users get it: built, installed outside of the tree, run, and published."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+from pathlib import Path
+
+import pytest
+
+from scripts.release import SUMS, build, build_packages
+from scripts.version import ROOT, version_of
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state, installed_engines
+from tests.operators.upload_index import serve_uploads
+
+VERSION = version_of(ROOT)
+UV = ROOT / ".work" / "tools" / "bin" / "uv"
+# So that a build of the sources, which have no history, gets the same dates.
+DATE = "1700000000"
+EMPTY = b"\0asm\x01\0\0\0"
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All files of a release of this checkout."""
+    folder = tmp_path_factory.mktemp("release") / "dist"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", DATE)
+        build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive of the sources, unpacked outside of any repository."""
+    folder = tmp_path_factory.mktemp("sources")
+    with tarfile.open(dist / f"wasmkiln-{VERSION}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"wasmkiln-{VERSION}"
+
+
+@pytest.fixture(scope="module")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of an environment with the release, by the digests that it names."""
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+    venv.create(folder, with_pip=True)
+    locked = dist / f"wasmkiln-{VERSION}-requirements.txt"
+    words = [*("--require-hashes", "--only-binary", ":all:"), *("--find-links", str(dist))]
+    _run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", *words, "-r", str(locked))
+    return folder / "bin"
+
+
+def test_the_sources_build_the_same_wheel(
+    dist: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", DATE)
+    wheel, _ = build_packages(tmp_path, VERSION, sources)
+    assert wheel.read_bytes() == (dist / wheel.name).read_bytes()
+
+
+def test_the_sums_are_those_of_all_files(dist: Path) -> None:
+    lines = [line.split("  ") for line in (dist / SUMS).read_text().splitlines()]
+    sums = {name: digest for digest, name in lines}
+    assert sums == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in dist.iterdir()
+        if file.name != SUMS
+    }
+    for kind in (".whl", ".tar.gz", ".cdx.json", "licences.md", "changes.md", ".tgz", ".binpb"):
+        assert any(name.endswith(kind) for name in sums), kind
+
+
+def test_the_wheel_works_outside_of_the_tree(installed: Path, tmp_path: Path) -> None:
+    assert VERSION in _run(installed / "wasmkilnd", "--version")
+    where = _run(installed / "python", "-c", "import wasmkiln; print(wasmkiln.__file__)")
+    assert Path(where).is_relative_to(installed.parent)
+    installed_engines()
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with Daemon(state, command=[str(installed / "wasmkilnd")]) as daemon:
+        _compile(installed / "wasmkiln", daemon, tmp_path)
+
+
+def test_one_command_serves_from_nothing(dist: Path, tmp_path: Path) -> None:
+    """uvx makes the environment; the first start installs the engines."""
+    _needs_uv()
+    [wheel] = dist.glob("*.whl")
+    uvx = [*(str(UV), "tool", "run", "--quiet", "--from", f"{wheel}[server]")]
+    environ = {"UV_CACHE_DIR": str(tmp_path / "cache"), "UV_PYTHON": sys.executable}
+    # The environment first: a daemon has two minutes to start, and a slow index needs more.
+    assert VERSION in _run(*uvx, "wasmkilnd", "--version", cwd=tmp_path, **environ)
+    with Daemon(tmp_path / "state", command=[*uvx, "wasmkilnd"], environ=environ) as daemon:
+        with daemon.client() as client:
+            names = {engine.engine.name for engine in client.capabilities().engines}
+            assert "wasmtime" in names
+        _compile(Path(sys.executable).with_name("wasmkiln"), daemon, tmp_path)
+
+
+def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
+    """The sources are all that publishing needs: here they become a repository of their own."""
+    _needs_uv()
+    repository = tmp_path / "repository"
+    # The archive has that file besides those of the repository.
+    shutil.copytree(sources, repository, ignore=shutil.ignore_patterns("PKG-INFO"))
+    changelog = repository / "CHANGELOG.md"
+    dated = re.sub(
+        rf"^## {VERSION}.*$", f"## {VERSION}, 2026-11-28", changelog.read_text(), flags=re.MULTILINE
+    )
+    changelog.write_text(dated)
+    (repository / "protos" / f"v{VERSION}.binpb").touch()
+    _git(repository, "init", "--quiet", "--initial-branch", "main")
+    _git(repository, "add", "--all")
+    _git(repository, "commit", "--quiet", "--message", "release")
+
+    with serve_uploads() as index:
+        words = [
+            *(sys.executable, "-m", "scripts.publish", "--uv", str(UV)),
+            *("--upload-url", index.upload_url, "--index-url", index.index_url),
+        ]
+        environ = {
+            "UV_PUBLISH_TOKEN": "a-token",
+            "UV_CACHE_DIR": str(tmp_path / "cache"),
+            **{
+                f"GIT_{who}_{what}": "t@example.org"
+                for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")
+            },
+        }
+
+        assert "dry run: nothing was uploaded" in _run(
+            *words, "--dry-run", cwd=repository, **environ
+        )
+        assert index.files == {}
+        assert _git(repository, "tag") == ""
+
+        said = _run(*words, "--yes", cwd=repository, **environ)
+        assert f"git push origin v{VERSION}" in said
+        assert sorted(index.files) == [
+            f"wasmkiln-{VERSION}-py3-none-any.whl",
+            f"wasmkiln-{VERSION}.tar.gz",
+        ]
+        for name, data in index.files.items():
+            assert data == (repository / "dist" / name).read_bytes()
+        assert _git(repository, "tag") == f"v{VERSION}"
+        assert all(each.startswith("Basic ") for each in index.credentials)
+
+        # Again, as after an upload that broke off: what is there is skipped.
+        del index.files[f"wasmkiln-{VERSION}.tar.gz"]
+        _run(*words, "--yes", cwd=repository, **environ)
+        assert len(index.files) == 2
+
+        # The next commit cannot take the version again.
+        _git(repository, "commit", "--quiet", "--allow-empty", "--message", "more")
+        refused = subprocess.run(
+            words, cwd=repository, env={**os.environ, **environ}, capture_output=True, text=True
+        )
+        assert refused.returncode == 1
+        assert "is published already: raise the version" in refused.stderr
+        assert "is another commit: raise the version" in refused.stderr
+
+
+def _compile(wasmkiln: Path, daemon: Daemon, folder: Path) -> None:
+    (folder / "add.wasm").write_bytes(EMPTY)
+    out = folder / "add.cwasm"
+    words = ["compile", str(folder / "add.wasm"), "-o", str(out), "--address", daemon.address]
+    _run(wasmkiln, *words)
+    assert out.stat().st_size > 100
+
+
+def _needs_uv() -> None:
+    if not UV.exists():
+        why = f"cannot run uv: {UV} is missing; make test-operators makes it"
+        (pytest.fail if os.environ.get("OPERATORS") == "all" else pytest.skip)(why)
+
+
+def _git(root: Path, *words: str) -> str:
+    who = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    return _run("git", "-C", str(root), *who, *words)
+
+
+def _run(program: Path | str, *words: str, cwd: Path = Path("/"), **environ: str) -> str:
+    """Run a program that has to succeed; return what it prints."""
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(program), *words],
+        cwd=cwd,
+        env={**inherited, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{program} {words}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout.strip()
