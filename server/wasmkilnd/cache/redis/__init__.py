@@ -36,3 +36,5 @@ of the shapes in ``value.names`` are ever deleted.
 **A new kind of server** implements ``server.RedisServer``, is chosen in ``connect`` by the URL,
 and is added to ``tests/contract/deployments.py``, whose suites then run against it.
 """
+
+from wasmkilnd.cache.redis import library as library
