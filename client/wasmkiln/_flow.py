@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from wasmkiln._status import error_from_rpc
+from wasmkiln._tracing import trace_metadata
 from wasmkiln.access.diagnosis import explained, is_lasting
 from wasmkiln.errors import ConnectionFailed
 
@@ -84,7 +85,8 @@ def _start(shape: Any, step: Unary | Stream, credentials: Metadata) -> Any:
         request_serializer=type(step.request).SerializeToString,
         response_deserializer=step.method.read,
     )
-    return call(step.request, timeout=step.timeout_s, metadata=step.metadata + credentials)
+    metadata = step.metadata + credentials + trace_metadata()
+    return call(step.request, timeout=step.timeout_s, metadata=metadata)
 
 
 class Deadline:
