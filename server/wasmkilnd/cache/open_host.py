@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,11 +98,13 @@ def open_host(
     artifact_bytes: Callable[[], int],
     write_queue_bytes: Callable[[], int],
     is_pinned: IsPinned,
+    carry: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> OpenHost:
     """Open the host store; none if it may hold no bytes.
 
     ``header_of`` returns the header that clients get with an artifact. ``wait_s`` bounds each
     look-up, apart from reading large artifacts. ``is_pinned`` returns whether a module is pinned.
+    For ``carry`` see WriteBehind.
     """
     if not options.limit_bytes:
         null = NullHost()
@@ -124,7 +127,9 @@ def open_host(
 
     return OpenHost(
         store=store,
-        write_behind=WriteBehind(store, write_queue_bytes, always_ready, _WRITE_HEAD_START_S),
+        write_behind=WriteBehind(
+            store, write_queue_bytes, always_ready, _WRITE_HEAD_START_S, carry=carry
+        ),
         guarded=guarded,
         tier=tier,
     )

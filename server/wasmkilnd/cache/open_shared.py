@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from wasmkilnd.cache.fleet.claim import LeaseFleet
@@ -86,15 +87,16 @@ def open_shared(
     marks: Marks,
     namespace: str,
     is_pinned: IsPinned,
+    carry: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> SharedTier:
     """Open what ``namespace`` has on ``server``.
 
     ``marks`` are the evictions and releases in the namespace that this daemon knows of, and
-    ``is_pinned`` returns whether a module is pinned.
+    ``is_pinned`` returns whether a module is pinned. For ``carry`` see WriteBehind.
     """
     if server.link is None:
         return _without(server, options)
-    return _with(server, server.link, options, sealer, recorder, marks, namespace, is_pinned)
+    return _with(server, server.link, options, sealer, recorder, marks, namespace, is_pinned, carry)
 
 
 def _with(
@@ -106,6 +108,7 @@ def _with(
     marks: Marks,
     namespace: str,
     is_pinned: IsPinned,
+    carry: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> SharedTier:
     redis = RedisTier(
         link,
@@ -128,6 +131,7 @@ def _with(
         redis.breaker.wait_closed,
         _WRITE_HEAD_START_S,
         is_down=lambda: redis.breaker.open,
+        carry=carry,
     )
     fleet: LeaseFleet | NullFleet = NullFleet()
     if options.lease_s:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import structlog
@@ -41,12 +42,14 @@ class WriteBehind:
         ready: Callable[[], Awaitable[None]],
         head_start_s: float = 0.0,
         is_down: Callable[[], bool] = lambda: False,
+        carry: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Write to ``tier`` once ``ready`` returns; until then writes wait.
 
         The first of several writes waits ``head_start_s`` more: the reply that caused it is
         still being sent, and sending megabytes to Redis at the same time would slow it down.
-        ``is_down`` tells a tier that does not answer from one that refused a write.
+        ``is_down`` tells a tier that does not answer from one that refused a write. What ``carry``
+        returns when an item is added surrounds its write.
         """
         self._head_start_s = head_start_s
         self._tier = tier
@@ -55,6 +58,8 @@ class WriteBehind:
         self._waiting = WriteQueue(limit_bytes)
         self._under_way: dict[ItemKey, Item] = {}  # One at most.
         self._tries: dict[ItemKey, int] = {}
+        self._carry = carry
+        self._carried: dict[ItemKey, AbstractContextManager[None]] = {}
         self._one_done = asyncio.Event()
         self._one_write = asyncio.Lock()
         self._dropped = 0
@@ -79,6 +84,7 @@ class WriteBehind:
         for other in self._waiting.add(item):
             self._drop(other, "newer writes need the room: raise write_queue_bytes")
         self._tries.pop(key_of(item), None)
+        self._carried[key_of(item)] = self._carry()
         if self._waiting.is_half_full:
             self._pressing.set()
         self._idle.clear()
@@ -176,7 +182,8 @@ class WriteBehind:
                 self._under_way[key] = item
                 try:
                     async with self._one_write:
-                        await self._store(item)
+                        with self._carried.pop(key, nullcontext()):
+                            await self._store(item)
                 except TierUnavailable as failure:
                     # An item that was given up meanwhile must not be tried again.
                     wanted = self._under_way.pop(key, None) is item
@@ -191,6 +198,7 @@ class WriteBehind:
                         self._tries.pop(key, None)
                     del item  # Free it now: the next item may come much later.
                     self._tell_one_done()
+            self._carried.clear()  # Of items that were dropped.
             self._work.clear()
             self._pressing.clear()
             self._idle.set()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from structlog.testing import capture_logs
@@ -261,3 +262,22 @@ async def test_forgetting_is_limited_to_its_scope(slow: SlowTier) -> None:
     await writes.close(5)
     assert slow.written == [module(2).sha256, artifact(2).spec.fingerprint]
     assert writes.dropped == 0
+
+
+async def test_a_write_runs_inside_of_what_was_carried_when_it_was_added(slow: SlowTier) -> None:
+    inside: list[str] = []
+
+    @contextmanager
+    def carry() -> Iterator[None]:
+        inside.append("entered")
+        yield
+        inside.append("left")
+
+    writes = WriteBehind(slow, lambda: 10_000, slow.always_ready, carry=carry)
+    writes.add(artifact(1, 100))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert inside == ["entered"]
+    slow.gate.set()
+    await writes.close(5)
+    assert inside == ["entered", "left"]
