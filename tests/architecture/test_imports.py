@@ -109,6 +109,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "telemetry.logs": (set(), set()),
     "telemetry.metrics": ({"errors", "model"}, set()),
     "telemetry.audit": ({"ports"}, set()),
+    "telemetry.traces": (CORE, set()),
     "telemetry.admin": ({"network", "model", "errors", "ports"}, set()),
     "config.values": ({"redis_address"}, set()),
     "config.sections": (set(), {"config.values"}),
@@ -133,7 +134,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
             "engines.workers",
         }
         | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.audit", "telemetry.logs"}
-        | {"telemetry.metrics", "tenants"},
+        | {"telemetry.metrics", "telemetry.traces", "tenants"},
     ),
     "maintenance": (
         CORE,

@@ -16,8 +16,10 @@ from wasmkilnd.config.sections.jobs import JobSettings
 from wasmkilnd.config.sections.life import LifeSettings
 from wasmkilnd.config.sections.queue import QueueSettings
 from wasmkilnd.config.sections.serving import ServingSettings
+from wasmkilnd.config.sections.tracing import TracingSettings
 from wasmkilnd.config.sections.traffic import TrafficSettings
 from wasmkilnd.config.values.address import Address
+from wasmkilnd.config.values.collector import is_private
 from wasmkilnd.config.values.listening import Listening
 from wasmkilnd.config.values.redis_url import redis_conflict
 from wasmkilnd.config.values.types import AUTO, GIB, MIB, NO_ADMIN, NO_DIRECTORY
@@ -48,6 +50,7 @@ def is_live(field: str) -> bool:
 
 # Documentation and help show the sections from the last to the first.
 class Settings(
+    TracingSettings,
     LifeSettings,
     JobSettings,
     TrafficSettings,
@@ -169,6 +172,15 @@ class Settings(
         if conflict:
             field, why = conflict
             raise PydanticCustomError("address_conflict", "{why}", {"field": field, "why": why})
+        return self
+
+    @model_validator(mode="after")
+    def _the_collector_is_private(self) -> Self:
+        if self.trace_headers_file and not is_private(self.trace_endpoint):
+            why = "it would be sent over plaintext to another machine: use an https:// endpoint"
+            raise PydanticCustomError(
+                "trace_conflict", "{why}", {"field": "trace_headers_file", "why": why}
+            )
         return self
 
     @model_validator(mode="after")

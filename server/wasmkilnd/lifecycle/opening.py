@@ -32,9 +32,10 @@ from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
+from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import remote_options
-from wasmkilnd.ports import Auditor, Guard, Sealer
+from wasmkilnd.ports import Auditor, Guard, Sealer, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
@@ -66,6 +67,7 @@ class Opening:
         self._metrics = metrics
         self._on_stop = on_stop
         self._shutdown = shutdown
+        self._tracing: Tracing | None = None
 
     async def audit(self) -> Audit:
         """Open the audit. Raises CannotStart."""
@@ -76,6 +78,16 @@ class Opening:
         audit = Audit(target, self._metrics.audit_lost)
         self._on_stop.callback(end_audit, audit)
         return audit
+
+    async def tracing(self) -> Tracing | None:
+        """Open the traces; None where they are off. Raises CannotStart."""
+        traces = await asyncio.to_thread(
+            open_tracing, self._settings.current, self._metrics.version
+        )
+        if traces:
+            self._on_stop.push_async_callback(asyncio.to_thread, traces.close)
+        self._tracing = traces
+        return traces
 
     async def tls(self) -> TlsFiles | None:
         """Read the files of TLS; None where it is off. Raises CannotStart."""
@@ -138,6 +150,7 @@ class Opening:
             # So that most workers stay free for callers.
             behind=BehindSlots(max(1, self._settings.current.effective_workers // 2)),
             sealer=sealer,
+            tracing=self._tracing,
         )
         tenants = Tenants(common, namespaces)
         self._on_stop.push_async_callback(tenants.close)

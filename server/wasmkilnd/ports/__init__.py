@@ -37,12 +37,14 @@ from wasmkilnd.ports.recorder import Recorder
 from wasmkilnd.ports.seals import Sealer, Verifier
 from wasmkilnd.ports.strikes import StrikeStore
 from wasmkilnd.ports.tiers import Cache, HostStore, Tier
+from wasmkilnd.ports.tracing import CallTrace, Tracing
 
 __all__ = [
     "AuditEvent",
     "AuditLine",
     "Auditor",
     "Cache",
+    "CallTrace",
     "Claim",
     "CompiledCode",
     "EngineWorker",
@@ -58,5 +60,6 @@ __all__ = [
     "Sealer",
     "StrikeStore",
     "Tier",
+    "Tracing",
     "Verifier",
 ]

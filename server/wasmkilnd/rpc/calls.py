@@ -23,7 +23,7 @@ from wasmkilnd.errors import (
 )
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import Entrance, Identity, TrafficLimits
-from wasmkilnd.ports import Auditor, Guard
+from wasmkilnd.ports import Auditor, CallTrace, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc import audited
 from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, this_task
@@ -108,6 +108,8 @@ class Traffic:
     auditor: Auditor
     entrance: Entrance
     account_of: Callable[[Identity], Account] = unlimited
+    tracing: Tracing | None = None
+    """Follows the calls that were let in; None if nobody does."""
 
 
 Behavior = Callable[[Any, Call], Awaitable["Message | SerializedAnswer | bytes"]]
@@ -159,6 +161,8 @@ def handler(
             call.admitted(traffic.guard.admit(method, traffic.entrance, call.credentials))
             traffic.gate.enter(call.caller)
             ended.entered = True
+            if traffic.tracing:
+                ended.trace = traffic.tracing.begin(method, call.metadata())
             call.charge_to(traffic.account_of(call.identity))
             with traffic.under_way.answering(call):
                 return await answer(call)
@@ -209,6 +213,7 @@ class _Ended:
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
     limit: str = ""
+    trace: CallTrace | None = None
     started_s: float = field(default_factory=time.perf_counter)
 
     def __call__(self, _: asyncio.Task[Any]) -> None:
@@ -217,7 +222,13 @@ class _Ended:
         self.call.account.leave()
         seconds = time.perf_counter() - self.started_s
         self.traffic.recorder.rpc(self.method, self.code.name, seconds, self.limit)
-        _log_call(self.method, self.call, self.code.name, self.reason, seconds)
+        trace_id = self.trace.trace_id if self.trace else ""
+        _log_call(self.method, self.call, self.code.name, self.reason, seconds, trace_id)
+        if self.trace:
+            about = {name: getattr(self.call, name) for name in _TRACED}
+            if self.code is not grpc.StatusCode.OK:
+                del about["engine"]  # It may be any text that the caller sent.
+            self.trace.end(self.code.name, self.reason, about)
 
 
 async def abort(context: Context, failure: WasmkilnError) -> None:
@@ -237,7 +248,13 @@ async def abort(context: Context, failure: WasmkilnError) -> None:
         forget_frames(aborted)
 
 
-def _log_call(method: str, call: Call, code: str, reason: str, seconds: float) -> None:
+# The module's digest is the caller's own, and is in the log only.
+_TRACED = ("engine", "origin", "bytes")
+
+
+def _log_call(
+    method: str, call: Call, code: str, reason: str, seconds: float, trace_id: str
+) -> None:
     words: dict[str, Any] = {
         "method": method,
         "request_id": call.request_id,
@@ -246,6 +263,8 @@ def _log_call(method: str, call: Call, code: str, reason: str, seconds: float) -
     }
     if reason:
         words["reason"] = reason
+    if trace_id:
+        words["trace_id"] = trace_id
     for name in ("module", "engine", "origin", "queue_ms", "compile_ms", "bytes"):
         if value := getattr(call, name):
             words[name] = value

@@ -9,7 +9,7 @@ from dataclasses import replace
 from wasmkilnd.account import Account, unlimited
 from wasmkilnd.model import PLAINTEXT, Artifact, Identity, TrafficLimits
 from wasmkilnd.network import SocketAccess
-from wasmkilnd.ports import Auditor, Guard
+from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.calls import CallGate, CallRecorder, Traffic, abort
 from wasmkilnd.rpc.connections import sockets
@@ -45,6 +45,7 @@ class RpcServer:
         guard: Guard,
         auditor: Auditor,
         account_of: Callable[[Identity], Account] = unlimited,
+        tracing: Tracing | None = None,
     ) -> None:
         """``in_memory`` tells whether the memory tier holds an artifact."""
         message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
@@ -69,6 +70,7 @@ class RpcServer:
             auditor,
             PLAINTEXT,
             account_of,
+            tracing,
         )
         self._ungated = replace(self._traffic, gate=CallGate(limits), account_of=unlimited)
         self._servicers = Servicers(module_servicer, admin_servicer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import host_options
 from wasmkilnd.pin_service import PinService
 from wasmkilnd.pins import Pins
-from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.ports import Engines, Fleet, Recorder, Sealer, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.wire.headers import header_of
@@ -55,6 +56,7 @@ class Common:
     behind: BehindSlots
     sealer: Callable[[Marks], Sealer]
     """Returns a sealer that knows the evictions of one namespace."""
+    tracing: Tracing | None = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -114,6 +116,9 @@ def open_tenant(
     settings, whole = common.settings.current, common.metrics
     metrics = whole if namespace == DEFAULT_NAMESPACE else Metrics(whole.version)
     recorder: Recorder = whole if metrics is whole else BothRecorders(whole, metrics)
+    tracing, carry = common.tracing, _carry(common.tracing)
+    if tracing:
+        recorder = BothRecorders(recorder, tracing.recorder())
     pins = Pins()
     marks = Marks(is_pinned=pins.is_pinned)
     sealer = common.sealer(marks)
@@ -129,6 +134,7 @@ def open_tenant(
         artifact_bytes=lambda: common.limits.current.artifact_bytes,
         write_queue_bytes=write_queue_bytes,
         is_pinned=pins.is_pinned,
+        carry=carry,
     )
     host.engines = common.served_engines
     shared = open_shared(
@@ -139,6 +145,7 @@ def open_tenant(
         marks,
         namespace,
         pins.is_pinned,
+        carry,
     )
     file = PinFile(settings.state_dir, namespace)
     pinned = TiersWithPins(pins, memory, host, shared, file)
@@ -155,11 +162,13 @@ def open_tenant(
         call_wait_s=settings.redis_timeout_s,
     )
     quarantine = Quarantine(shared.strikes, recorder, lambda: common.settings.current.quarantine_s)
-    engines = common.engines.view(recorder)
+    served = common.engines.view(recorder)
+    engines: Engines = tracing.engines(served) if tracing else served
+    fleet: Fleet = tracing.fleet(shared.fleet) if tracing and shared.redis else shared.fleet
     admission = common.admission.view(engines)
     service = CompileService(
         cache,
-        shared.fleet,
+        fleet,
         engines,
         sealer,
         quarantine,
@@ -180,10 +189,14 @@ def open_tenant(
         metrics=metrics,
     )
     if metrics is not whole:
-        for engine in engines.served:
+        for engine in served.served:
             metrics.catalogue.add_engine(engine.id)
         _show(opened)
     return opened
+
+
+def _carry(tracing: Tracing | None) -> Callable[[], AbstractContextManager[None]]:
+    return tracing.carry if tracing else nullcontext
 
 
 def _show(opened: OpenTenant) -> None:

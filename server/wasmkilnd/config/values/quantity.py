@@ -64,6 +64,17 @@ def parse_count(value: object) -> int:
     return int(number)
 
 
+def parse_ratio(value: object) -> float:
+    """Return a number from 0 to 1, or from a text such as ``0.25``.
+
+    Raises ValueError with what is allowed.
+    """
+    number = _number(value, {}, "")
+    if number is None or number > 1:
+        raise ValueError(f"{_short(value)} is not a part: write a number from 0 to 1")
+    return float(number)
+
+
 def write_bytes(size_bytes: int) -> str | int:
     """Return a size in its largest binary unit if that is exact, else the plain number."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from pydantic.config import JsonDict
 
 from wasmkilnd.config.values.address import Address
-from wasmkilnd.config.values.quantity import parse_bytes, parse_count, parse_seconds
+from wasmkilnd.config.values.quantity import parse_bytes, parse_count, parse_ratio, parse_seconds
 from wasmkilnd.config.values.redis_url import RedisUrl, parse_redis_url
 
 NO_ADMIN: Final = "none"
@@ -227,6 +227,7 @@ Group = Annotated[str, BeforeValidator(_group)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 Count = Annotated[int, BeforeValidator(parse_count)]
+Ratio = Annotated[float, BeforeValidator(parse_ratio)]
 Switch = Annotated[bool, BeforeValidator(_boolean)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses)]
 OptionalAddresses = Annotated[tuple[str, ...], BeforeValidator(_optional_addresses)]

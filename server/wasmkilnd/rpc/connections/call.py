@@ -131,13 +131,17 @@ class Call:
         """Note that the request has arrived, and that the daemon works for it from now on."""
         self.use, self.since_s = Use.WORKING, time.monotonic()
 
+    def metadata(self) -> tuple[Any, ...]:
+        """Return the metadata that the caller sent, each a name and a value."""
+        if self._sent is None:  # grpcio makes a new tuple each time.
+            self._sent = tuple(self.context.invocation_metadata() or ())
+        return self._sent
+
     def _metadata(self, wanted: str) -> str:
         return next(iter(self._all_metadata(wanted)), "")
 
     def _all_metadata(self, wanted: str) -> list[str]:
-        if self._sent is None:  # grpcio makes a new tuple each time.
-            self._sent = self.context.invocation_metadata() or ()
-        return [value for key, value in self._sent if key == wanted and isinstance(value, str)]
+        return [value for key, value in self.metadata() if key == wanted and isinstance(value, str)]
 
 
 class CallsUnderWay:

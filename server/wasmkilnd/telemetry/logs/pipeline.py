@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import RLock
 from typing import Any, TextIO
 
@@ -68,6 +68,12 @@ _KIND = "_kind"
 # The audit limits those that strangers can cause by itself.
 _LIMITS = {"call": repeats.CALLS, "audit": repeats.UNLIMITED}
 _pipeline: _Pipeline | None = None
+_fields: dict[str, Callable[[], str]] = {}
+
+
+def add_field(name: str, value: Callable[[], str]) -> None:
+    """Have each line carry what ``value`` returns for the task that logs it, unless it is empty."""
+    _fields[name] = value
 
 
 def flush() -> None:
@@ -98,6 +104,9 @@ class _Pipeline:
             limit = _LIMITS.get(str(event.get("event")), repeats.LIMIT)
             allowed = not self._limited or self.repeats.allows(kind, limit)
             event = structlog.contextvars.merge_contextvars(logger, method, event)
+            for name, value in _fields.items():
+                if name not in event and (text := value()):
+                    event[name] = text
             # A library's record may have a level of its own.
             event.setdefault("level", "error" if method == "exception" else method)
             event = self._stamp(logger, method, event)

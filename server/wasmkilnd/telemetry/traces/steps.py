@@ -1,0 +1,213 @@
+"""Surrounds ports of the request path, and makes a step of a trace of each wait and each job."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from wasmkilnd.model import CacheKey, CompileSpec, EvictScope, Kind, Module, Origin
+from wasmkilnd.ports import Claim, CompiledCode, Engines, EngineWorker, Fleet, Refused
+from wasmkilnd.telemetry.traces import spans
+from wasmkilnd.telemetry.traces.spans import Step
+from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiter, Waiters
+
+
+class TracedTiers:
+    """Implements Recorder: adds look-ups and writes to the trace, and leaves out all else."""
+
+    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
+        """As Recorder."""
+        about = {"tier": tier, "what": what, "outcome": outcome}
+        spans.lookup(f"lookup {tier}", seconds, about, _failed(outcome))
+
+    def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
+        """As Recorder."""
+        about = {"tier": tier, "outcome": outcome}
+        spans.lookup(f"store {tier}", seconds, about, _failed(outcome))
+
+    def value_rejected(self, tier: str, cause: str) -> None:
+        """As Recorder."""
+        spans.lookup(f"reject {tier}", 0.0, {"tier": tier, "outcome": cause}, "value rejected")
+
+    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
+        """Do nothing: see TracedEngines."""
+
+    def served(self, origin: Origin) -> None:
+        """Do nothing: the span of the call has it."""
+
+    def flight_joined(self) -> None:
+        """Do nothing: the span of the call has it."""
+
+    def compiled_behind(self, outcome: str) -> None:
+        """Do nothing: no call waits for it."""
+
+    def fleet_turn(self, outcome: str) -> None:
+        """Do nothing: see TracedFleet."""
+
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        """Do nothing."""
+
+    def quarantine_refused(self) -> None:
+        """Do nothing: the span of the call has the reason."""
+
+    def job_starved(self, engine_id: str) -> None:
+        """Do nothing."""
+
+    def worker_replaced(self, engine_id: str) -> None:
+        """Do nothing."""
+
+
+class TracedWorker:
+    """Implements EngineWorker."""
+
+    def __init__(self, worker: EngineWorker, spec: CompileSpec, module: Module) -> None:
+        self._worker = worker
+        self._engine_id = spec.engine.id
+        self._module_bytes = len(module.wasm)
+
+    @property
+    def queued_s(self) -> float:
+        """As EngineWorker."""
+        return self._worker.queued_s
+
+    async def compile(self) -> CompiledCode | Refused:
+        """As EngineWorker."""
+        step = Step("compile", engine=self._engine_id, module_bytes=self._module_bytes)
+        try:
+            found = await self._worker.compile()
+        except BaseException as failure:
+            step.fail(failure)
+            raise
+        if isinstance(found, CompiledCode):
+            step.end("ok", artifact_bytes=found.code.size_bytes)
+        else:
+            step.end("refused")
+        return found
+
+
+class TracedEngines:
+    """Implements Engines."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    def choose(self, engine: str, kind: Kind | None) -> str:
+        """As Engines."""
+        return self._engines.choose(engine, kind)
+
+    def spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> CompileSpec:
+        """As Engines."""
+        return self._engines.spec(engine_id, target, cpu, settings)
+
+    def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
+        """As Engines."""
+        return self._engines.fast(spec, settings)
+
+    @asynccontextmanager
+    async def worker(
+        self,
+        spec: CompileSpec,
+        module: Module,
+        waiters: Waiters,
+        *,
+        unless: Callable[[], Coroutine[Any, Any, None]],
+    ) -> AsyncIterator[EngineWorker | None]:
+        """As Engines; the wait for the worker is a step, and so is its job."""
+        step = Step("queue", engine=spec.engine.id)
+        async with AsyncExitStack() as stack:
+            waiting = self._engines.worker(spec, module, waiters, unless=unless)
+            try:
+                worker = await stack.enter_async_context(waiting)
+            except BaseException as failure:
+                step.fail(failure)
+                raise
+            step.end("worker" if worker else "stored")
+            yield TracedWorker(worker, spec, module) if worker else None
+
+    async def validate(
+        self,
+        engine_id: str,
+        module: Module,
+        waiters: Waiters,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
+        """As Engines; it is a step, with its wait for a worker."""
+        step = Step("validate", engine=engine_id, module_bytes=len(module.wasm))
+        try:
+            await self._engines.validate(engine_id, module, waiters, watch)
+        except BaseException as failure:
+            step.fail(failure)
+            raise
+        step.end("ok")
+
+    def expected_wait_s(
+        self, engine_id: str, module: Module, waiter: Waiter, others: Waiters | None
+    ) -> float:
+        """As Engines."""
+        return self._engines.expected_wait_s(engine_id, module, waiter, others)
+
+    def forget(self, scope: EvictScope) -> None:
+        """As Engines."""
+        self._engines.forget(scope)
+
+
+class TracedClaim:
+    """Implements Claim."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+
+    async def stored(self) -> None:
+        """As Claim."""
+        await self._claim.stored()
+
+    async def take(self) -> bool:
+        """As Claim; it is a step."""
+        return await self._as_step("lease", self._claim.take(), "granted", "left to another")
+
+    async def wait_for_others(self) -> bool:
+        """As Claim; it is a step."""
+        waiting = self._claim.wait_for_others()
+        return await self._as_step("wait for another daemon", waiting, "stored", "given up")
+
+    def ignore_others(self) -> None:
+        """As Claim."""
+        self._claim.ignore_others()
+
+    def failed(self) -> None:
+        """As Claim."""
+        self._claim.failed()
+
+    async def _as_step(self, name: str, work: Coroutine[Any, Any, bool], yes: str, no: str) -> bool:
+        step = Step(name)
+        try:
+            done = await work
+        except BaseException as failure:
+            step.fail(failure)
+            raise
+        step.end(yes if done else no)
+        return done
+
+
+class TracedFleet:
+    """Implements Fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    @asynccontextmanager
+    async def claim(
+        self, key: CacheKey, budget: WaitBudget, *, alone: bool = False
+    ) -> AsyncIterator[Claim]:
+        """As Fleet."""
+        async with self._fleet.claim(key, budget, alone=alone) as claim:
+            # A claim that is alone asks nobody.
+            yield claim if alone else TracedClaim(claim)
+
+
+def _failed(outcome: str) -> str:
+    return outcome if outcome == "error" else ""

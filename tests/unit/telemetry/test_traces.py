@@ -1,0 +1,328 @@
+"""Spans of a call and of its steps, and what happens when nobody takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent import futures
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from structlog.testing import capture_logs
+from wasmkilnd import errors
+from wasmkilnd.cache.fleet.null_fleet import NullFleet
+from wasmkilnd.lifecycle.preflight import CannotStart
+from wasmkilnd.lifecycle.tracing import _headers
+from wasmkilnd.ports import Engines, EngineWorker
+from wasmkilnd.telemetry.traces import spans
+from wasmkilnd.telemetry.traces.open import Traces
+from wasmkilnd.telemetry.traces.sending import Collector
+from wasmkilnd.wait_budget import WaitBudget
+
+COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
+UNSAMPLED = (("traceparent", f"00-{TRACE}-{PARENT}-00"),)
+
+
+class Kept:
+    """Traces, and the spans that they sent."""
+
+    def __init__(self, sample_ratio: float = 1.0) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.traces = Traces(self._exporter, "1.2.3", sample_ratio)
+
+    def call(
+        self, work: Callable[[], Coroutine[Any, Any, object]], metadata: Sequence[Any] = ()
+    ) -> list[ReadableSpan]:
+        """Do ``work`` in a call; return the spans, that of the call last."""
+
+        async def answer() -> None:
+            trace = self.traces.begin(COMPILE, metadata)
+            self.trace_id = trace.trace_id
+            await work()
+            trace.end("OK", "", {"origin": "memory", "engine": "", "bytes": 7})
+
+        asyncio.run(answer())
+        self.traces._provider.force_flush()
+        return list(self._exporter.get_finished_spans())
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    one = Kept()
+    yield one
+    one.traces.close()
+
+
+async def nothing() -> None:
+    """Do nothing."""
+
+
+def test_a_call_goes_on_with_the_trace_of_its_caller(kept: Kept) -> None:
+    [span] = kept.call(nothing, (*SAMPLED, ("tracestate", "vendor=1")))
+    assert f"{span.context.trace_id:032x}" == TRACE == kept.trace_id
+    assert span.parent
+    assert f"{span.parent.span_id:016x}" == PARENT
+    assert dict(span.context.trace_state) == {"vendor": "1"}
+    assert span.name == "wasmkiln.v1.ModuleService/Compile"
+    assert dict(span.attributes or {}) == {
+        "rpc.system": "grpc",
+        "rpc.service": "wasmkiln.v1.ModuleService",
+        "rpc.method": "Compile",
+        "rpc.grpc.status_code": 0,
+        "wasmkiln.origin": "memory",
+        "wasmkiln.bytes": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("traceparent", "00-none-01"),),
+        (("traceparent", b"\0"),),
+        (("traceparent", f"00-{'0' * 32}-{PARENT}-01"),),
+        (("traceparent", "x" * 8000), ("tracestate", "y" * 8000)),
+    ],
+    ids=["none", "malformed", "binary", "zero", "long"],
+)
+def test_a_call_without_a_usable_traceparent_begins_a_trace(
+    kept: Kept, metadata: Sequence[tuple[str, str | bytes]]
+) -> None:
+    [span] = kept.call(nothing, metadata)
+    assert span.parent is None
+    assert f"{span.context.trace_id:032x}" == kept.trace_id != TRACE
+
+
+def test_a_long_tracestate_is_left_out(kept: Kept) -> None:
+    [span] = kept.call(nothing, (*SAMPLED, ("tracestate", "vendor=" + "1" * 600)))
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert not span.context.trace_state
+
+
+def test_what_the_caller_does_not_record_is_not_sent_but_in_the_log(kept: Kept) -> None:
+    async def work() -> None:
+        kept.traces.recorder().tier_lookup("redis", "artifact", "hit", 0.01)
+        assert spans.current_trace_id() == TRACE
+
+    assert kept.call(work, UNSAMPLED) == []
+    assert kept.trace_id == TRACE
+
+
+def test_a_trace_that_begins_here_is_sampled_and_only_then_in_the_log() -> None:
+    none = Kept(sample_ratio=0.0)
+    assert none.call(nothing) == []
+    assert none.trace_id == ""
+    assert len(none.call(nothing, SAMPLED)) == 1
+    none.traces.close()
+
+
+def test_a_lookup_is_a_step_of_the_call(kept: Kept) -> None:
+    async def work() -> None:
+        recorder = kept.traces.recorder()
+        recorder.tier_lookup("memory", "artifact", "miss", 0.001)
+        # As look-ups that calls share: a task of its own.
+        await asyncio.create_task(failing(recorder))
+
+    async def failing(recorder: Any) -> None:
+        recorder.tier_lookup("redis", "artifact", "error", 0.0)
+
+    memory, redis, call = kept.call(work)
+    assert memory.name == "lookup memory"
+    assert redis.status.status_code is StatusCode.ERROR
+    for step in (memory, redis):
+        assert step.parent == call.context
+    assert memory.start_time
+    assert memory.end_time
+    assert memory.end_time - memory.start_time >= 1_000_000
+
+
+def test_what_a_task_does_after_its_call_is_in_no_trace(kept: Kept) -> None:
+    asked, done = asyncio.Event(), []
+
+    async def for_others() -> None:
+        await asked.wait()
+        kept.traces.recorder().tier_lookup("redis", "artifact", "hit", 0.0)
+        assert spans.current_trace_id() == ""
+        done.append(True)
+
+    async def call_and_later() -> None:
+        async def answer() -> asyncio.Task[None]:
+            trace = kept.traces.begin(COMPILE, ())
+            task = asyncio.create_task(for_others())
+            trace.end("OK", "", {})
+            return task
+
+        task = await asyncio.create_task(answer())
+        asked.set()
+        await task
+
+    asyncio.run(call_and_later())
+    kept.traces._provider.force_flush()
+    assert done
+    assert [span.name for span in kept._exporter.get_finished_spans()] == [COMPILE[1:]]
+
+
+def test_what_a_call_leaves_to_a_task_of_others_is_in_its_trace(kept: Kept) -> None:
+    carried: list[Any] = []
+
+    async def work() -> None:
+        carried.append(kept.traces.carry())
+
+    kept.call(work, SAMPLED)
+    # As a writer that is shared by all calls.
+    with carried[0]:
+        kept.traces.recorder().tier_store("redis", "ok", 0.0)
+    kept.traces.recorder().tier_store("redis", "ok", 0.0)
+    kept.traces._provider.force_flush()
+    names = [span.name for span in kept._exporter.get_finished_spans()]
+    assert names == [COMPILE[1:], "store redis"]
+
+
+class OneWorker:
+    """Engines with one worker, that fails."""
+
+    @asynccontextmanager
+    async def worker(self, *_: object, **__: object) -> Any:
+        yield self
+
+    async def compile(self) -> None:
+        raise errors.compiler_crashed("wasmtime-50.0.1", "ended by SIGSEGV", "")
+
+
+def test_a_job_that_fails_says_why_in_its_step(kept: Kept) -> None:
+    engines = kept.traces.engines(cast(Engines, OneWorker()))
+    spec: Any = SimpleNamespace(engine=SimpleNamespace(id="wasmtime-50.0.1"))
+    module: Any = SimpleNamespace(wasm=b"secret!!")
+
+    async def work() -> None:
+        waiting = engines.worker(spec, module, cast(Any, None), unless=cast(Any, None))
+        with pytest.raises(errors.WasmkilnError):
+            async with waiting as worker:
+                await cast(EngineWorker, worker).compile()
+
+    queue, compiling, _ = kept.call(work)
+    assert (queue.name, compiling.name) == ("queue", "compile")
+    assert dict(queue.attributes or {})["wasmkiln.outcome"] == "worker"
+    assert dict(compiling.attributes or {}) == {
+        "wasmkiln.engine": "wasmtime-50.0.1",
+        "wasmkiln.module_bytes": 8,
+        "wasmkiln.outcome": "compiler_crashed",
+    }
+    assert compiling.status.status_code is StatusCode.ERROR
+    assert compiling.status.description == "compiler_crashed"
+
+
+def test_a_lease_is_a_step_unless_nobody_is_asked(kept: Kept) -> None:
+    fleet = kept.traces.fleet(NullFleet())
+
+    async def work() -> None:
+        for alone in (True, False):
+            async with fleet.claim(cast(Any, None), WaitBudget(), alone=alone) as claim:
+                assert await claim.take()
+                assert not await claim.wait_for_others()
+
+    *steps, _ = kept.call(work)
+    assert [step.name for step in steps] == ["lease", "wait for another daemon"]
+
+
+class Hanging(SpanExporter):
+    """Never comes back."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.entered.set()
+        threading.Event().wait()
+        return SpanExportResult.SUCCESS
+
+
+def test_a_collector_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
+    hanging = Hanging()
+    traces = Traces(hanging, "1", 1.0)
+    trace = traces.begin(COMPILE, ())
+    trace.end("OK", "", {})
+    traces.close()  # It returns, or this test never ends.
+    assert hanging.entered.is_set()
+
+
+class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def test_a_collector_that_is_gone_is_logged_once_and_so_is_its_return() -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+    add(Receiver(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    collector = Collector(f"http://127.0.0.1:{port}", {}, None, timeout_s=0.5)
+    with capture_logs() as logs:
+        # gRPC's server refuses calls until it starts.
+        assert collector.export([]) is SpanExportResult.FAILURE
+        assert collector.export([]) is SpanExportResult.FAILURE
+        [gone] = logs
+        assert gone["event"].startswith("cannot send traces")
+        assert f"127.0.0.1:{port}" in gone["cause"]
+        server.start()
+        while collector.export([]) is not SpanExportResult.SUCCESS:
+            pass
+    assert [line["log_level"] for line in logs] == ["warning", "info"]
+    collector.shutdown()
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("line", ["hunter2", "a b: hunter2", "grpc-x: hunter2", "x: hünter2", "x:"])
+def test_a_file_of_headers_that_is_wrong_is_refused_without_its_text(
+    tmp_path: Path, line: str
+) -> None:
+    file = tmp_path / "headers"
+    file.write_text(f"# for the collector\n{line}\n")
+    with pytest.raises(CannotStart, match="cannot use line 2 of") as refused:
+        _headers(str(file))
+    assert "hunter2" not in str(refused.value)
+    file.write_text("# for the collector\nAuthorization: Bearer a:b\n\nx-scope: 1\n")
+    assert _headers(str(file)) == {"authorization": "Bearer a:b", "x-scope": "1"}
+
+
+def test_a_daemon_without_traces_loads_nothing_for_them() -> None:
+    code = (
+        "import sys, wasmkilnd.app, wasmkilnd.run, wasmkilnd.cli\n"
+        "print([name for name in sys.modules if 'opentelemetry' in name or '.traces' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_daemon_that_lacks_the_library_says_what_to_install() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['opentelemetry'] = None\n"
+        "from pathlib import Path\n"
+        "from wasmkilnd.config.load import load\n"
+        "from wasmkilnd.lifecycle.tracing import open_tracing\n"
+        "flags = {'trace_endpoint': 'http://127.0.0.1:1', 'state_dir': '/s'}\n"
+        "try:\n"
+        "    open_tracing(load(flags, {}).settings, '1')\n"
+        "except Exception as failure:\n"
+        "    print(failure)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "cannot send traces (trace_endpoint): OpenTelemetry is not installed:"
+        " pip install 'wasmkiln[server,trace]'\n"
+    )
