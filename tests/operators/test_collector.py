@@ -1,0 +1,209 @@
+"""Traces of calls, from a client's span to the collector."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from wasmkiln import Client
+from wasmkiln.errors import ModuleInvalid
+
+from tests.authority import Authority
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state, installed_engines
+from tests.e2e.wasm import CORE_PREAMBLE, adder
+from tests.operators.otlp_receiver import OtlpReceiver, Span
+
+TOKEN = "hunter2"
+COMPILE = "wasmkiln.v1.ModuleService/Compile"
+LOAD = "wasmkiln.v1.ModuleService/Load"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def credentials(authority: Authority) -> grpc.ServerCredentials:
+    pair = authority.server()
+    return grpc.ssl_server_credentials([(pair.key, pair.cert)])
+
+
+@pytest.fixture(scope="module")
+def collector(credentials: grpc.ServerCredentials) -> Iterator[OtlpReceiver]:
+    one = OtlpReceiver(TOKEN, credentials)
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def traced(
+    collector: OtlpReceiver, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    installed_engines()
+    folder = tmp_path_factory.mktemp("traced")
+    headers = folder / "headers"
+    headers.write_text(f"authorization: Bearer {TOKEN}\n")
+    state = fresh_state(folder / "state", engines=ONE_ENGINE)
+    flags = {
+        "--trace-endpoint": f"https://127.0.0.1:{collector.port}",
+        "--trace-headers-file": str(headers),
+        "--trace-ca-file": str(authority.ca_file),
+    }
+    with Daemon(state, [part for flag in flags.items() for part in flag]) as daemon:
+        yield daemon
+
+
+@contextmanager
+def span_of_a_caller(provider: TracerProvider | None = None) -> Iterator[tuple[str, str]]:
+    """Work inside a span, as a service does; yield the trace's id and the span's."""
+    tracer = (provider or TracerProvider(shutdown_on_exit=False)).get_tracer("service")
+    with tracer.start_as_current_span("request") as span:
+        context = span.get_span_context()
+        yield trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+
+
+def compiled(daemon: Daemon, number: int) -> tuple[str, str]:
+    with daemon.client() as client, span_of_a_caller() as ids:
+        client.compile(adder(number))
+    return ids
+
+
+def test_a_compile_is_a_tree_of_spans_below_the_callers(
+    traced: Daemon, collector: OtlpReceiver
+) -> None:
+    trace_id, caller = compiled(traced, 1)
+    # The client asks by digest first, and then with the module.
+    missed, made = sorted(collector.of(trace_id, COMPILE, 2), key=lambda span: span.began_ns)
+    assert missed.parent == made.parent == caller
+    assert missed.about["wasmkiln.reason"] == "MODULE_NOT_LOADED"
+    assert missed.about["rpc.grpc.status_code"] == 5
+    assert made.about["rpc.grpc.status_code"] == 0
+    assert made.about["wasmkiln.origin"] == "compiled"
+    assert made.about["wasmkiln.engine"] == ONE_ENGINE[0]
+    assert made.about["wasmkiln.bytes"] > 0
+    assert not made.failed
+    # The last to come: both tiers are written after the call. Redis gets the module too.
+    collector.of(trace_id, "store redis", 2)
+    collector.of(trace_id, "store host_store")
+    below = [span for span in collector.spans if span.parent == made.id]
+    assert {span.name for span in below} == {
+        *("lookup memory", "lookup host_store", "lookup redis", "queue", "lease", "compile"),
+        *("store memory", "store host_store", "store redis"),
+    }
+    [job] = [span for span in below if span.name == "compile"]
+    assert job.about == {
+        "wasmkiln.engine": ONE_ENGINE[0],
+        "wasmkiln.outcome": "ok",
+        "wasmkiln.module_bytes": len(adder(1)),
+        "wasmkiln.artifact_bytes": made.about["wasmkiln.bytes"],
+    }
+    assert made.began_ns <= job.began_ns < job.ended_ns <= made.ended_ns
+    assert collector.resource["service.name"] == "wasmkilnd"
+
+
+def test_a_hit_in_memory_is_two_spans(traced: Daemon, collector: OtlpReceiver) -> None:
+    compiled(traced, 2)
+    trace_id, caller = compiled(traced, 2)
+    [call] = collector.of(trace_id, COMPILE)
+    assert call.parent == caller
+    assert call.about["wasmkiln.origin"] == "memory"
+    [lookup] = [span for span in collector.spans if span.parent == call.id]
+    assert lookup.name == "lookup memory"
+    assert lookup.about["wasmkiln.outcome"] == "hit"
+
+
+def test_the_log_has_the_trace(traced: Daemon, collector: OtlpReceiver) -> None:
+    trace_id, _ = compiled(traced, 3)
+    collector.of(trace_id, COMPILE, 2)
+    lines: list[dict[str, Any]] = [json.loads(line) for line in traced.log_lines]
+    calls = [line for line in lines if line.get("trace_id") == trace_id]
+    assert [line["event"] for line in calls] == ["call", "call"]
+    assert all(line["module"] for line in calls)
+
+
+def test_a_refused_module_is_a_span_with_its_reason(
+    traced: Daemon, collector: OtlpReceiver
+) -> None:
+    with (
+        traced.client() as client,
+        span_of_a_caller() as (trace_id, _),
+        pytest.raises(ModuleInvalid),
+    ):
+        client.load(CORE_PREAMBLE + b"\x0a\1\1")
+    [call] = collector.of(trace_id, LOAD)
+    assert call.about["wasmkiln.reason"] == "MODULE_INVALID"
+    # The module is the caller's fault, and the daemon did what it should.
+    assert not call.failed
+    [step] = [span for span in collector.of(trace_id, "validate") if span.parent == call.id]
+    assert step.about["wasmkiln.outcome"] == "module_invalid"
+
+
+def test_no_digest_or_token_is_sent(traced: Daemon, collector: OtlpReceiver) -> None:
+    with traced.client() as client, span_of_a_caller() as (trace_id, _):
+        digest = client.compile(adder(4)).header.module_sha256
+    collector.of(trace_id, "store redis", 2)
+    assert all(
+        _is_silent(span, digest[:16], TOKEN, str(traced.state_dir)) for span in collector.spans
+    )
+
+
+def _is_silent(span: Span, *secrets: str) -> bool:
+    said = f"{span.name} {span.about}"
+    return not any(secret in said for secret in secrets)
+
+
+def test_what_the_caller_does_not_record_is_not_sent(
+    traced: Daemon, collector: OtlpReceiver
+) -> None:
+    off = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    with traced.client() as client, span_of_a_caller(off) as (unsampled, _):
+        client.stats()
+    with traced.client() as client, span_of_a_caller() as (sampled, _):
+        client.stats()
+    collector.of(sampled, "wasmkiln.v1.ModuleService/Stats")
+    assert unsampled not in {span.trace_id for span in collector.spans}
+    traced.wait_for_log(unsampled)
+
+
+def test_a_collector_that_is_gone_costs_no_call_and_one_line(
+    traced: Daemon, collector: OtlpReceiver, credentials: grpc.ServerCredentials
+) -> None:
+    collector.stop()
+    compiled(traced, 5)
+    line = json.loads(traced.wait_for_log("cannot send traces"))
+    assert line["level"] == "warning"
+    assert f"127.0.0.1:{collector.port}" in line["endpoint"]
+    assert TOKEN not in traced.log
+    again = OtlpReceiver(TOKEN, credentials, collector.port)
+    assert again.port == collector.port
+    with traced.client() as client:
+        trace_id = _until_taken(client, traced)
+    again.of(trace_id, "wasmkiln.v1.ModuleService/Stats")
+    # What waits when the daemon ends is sent: nobody waits for the next batch.
+    with traced.client() as client, span_of_a_caller() as (last, _):
+        client.stats()
+    traced.process.send_signal(signal.SIGTERM)
+    again.of(last, "wasmkiln.v1.ModuleService/Stats")
+    assert traced.stop() == 0
+    assert traced.log.count("cannot send traces") == 1
+    assert "Traceback" not in traced.log
+    again.stop()
+
+
+def _until_taken(client: Client, daemon: Daemon) -> str:
+    """Call until the collector takes traces again; return the trace of a last call."""
+    while "the collector takes traces again" not in daemon.log:
+        with span_of_a_caller():
+            client.stats()
+    with span_of_a_caller() as (trace_id, _):
+        client.stats()
+    return trace_id
