@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from wasmkilnd.cache.fleet.lease import TOKEN_BYTES
 from wasmkilnd.cache.fleet.lease_commands import LeaseCommands
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
+from wasmkilnd.cache.redis.server import SingleServer
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
@@ -93,6 +97,26 @@ async def test_a_certificate_of_another_host_is_refused(tls: Deployment) -> None
 async def test_certificates_are_not_looked_at_where_the_url_says_so(tls: Deployment) -> None:
     async with tier_at(f"{tls.url}?ssl_cert_reqs=none") as tier:
         assert await tier.start()
+
+
+async def test_a_connection_to_a_server_of_tls_that_hangs_is_closed(tmp_path: Path) -> None:
+    with KINDS_OF_REDIS["rediss"](tmp_path) as running:
+        server = connect(running.url, running.access, connect_timeout_s=5, timeout_s=5)
+        assert isinstance(server, SingleServer)
+        await server.probe()
+        [connection] = server._client.connection_pool._available_connections
+        connection.socket_connect_timeout = 0.2
+        assert connection._writer
+        transport = connection._writer.get_extra_info("socket")
+        with running.raw[0]() as other:
+            pid = other.info("server")["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await server.close()
+            await asyncio.sleep(0)
+            assert transport.fileno() == -1
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def test_plain_text_to_a_server_of_tls_fails_with_a_sentence(tls: Deployment) -> None:

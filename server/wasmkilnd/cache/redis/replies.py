@@ -171,7 +171,7 @@ class _WatchingParser(_AsyncHiredisParser):
 
 
 class _Watched(AbstractConnection):
-    """A connection that tells its parser which commands it sends."""
+    """A connection that tells its parser which commands it sends, and that always closes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, parser_class=_WatchingParser)
@@ -181,6 +181,18 @@ class _Watched(AbstractConnection):
         cast("_WatchingParser", self._parser).replies.expect([command])
         packed: list[bytes] = super().pack_command(*command)
         return packed
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """Close the connection, even where the server hangs or the caller is cancelled.
+
+        With TLS, redis-py waits until the server says goodbye, and then leaves the socket open.
+        """
+        writer = self._writer
+        try:
+            await super().disconnect(*args, **options)
+        finally:
+            if writer is not None:
+                writer.transport.abort()
 
 
 class WatchedConnection(_Watched, Connection):
