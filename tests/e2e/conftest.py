@@ -41,10 +41,22 @@ def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> It
     assert shared.process.returncode == 0
 
 
+@pytest.fixture(scope="module")
+def emptied(daemon: Daemon) -> Daemon:
+    """The shared daemon without the artifacts of other files' tests.
+
+    Which files a process runs, and in what order, is left to chance: two files that compile the
+    same module would see each other's artifacts, or not.
+    """
+    with daemon.client(timeout_s=120) as operator:
+        operator.evict(everything=True)
+    return daemon
+
+
 @pytest.fixture
-def client(daemon: Daemon) -> Iterator[Client]:
+def client(emptied: Daemon) -> Iterator[Client]:
     """A client of the shared daemon."""
-    with daemon.client() as one:
+    with emptied.client() as one:
         yield one
 
 
