@@ -74,10 +74,8 @@ run: engines ## set up and serve in the foreground (ARGS="--listen …" is passe
 demo: engines ## compile a real module with each engine, and show what each tier saves
 	@$(BIN)/python bench/demo.py
 
-test: $(VENV)/.dev ## set up and run the tests (ARGS="-k …" is passed on)
-	@$(PYTEST) --ignore tests/polyglot --ignore tests/operators -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) || { \
-		echo "make test: running what failed once more, alone: it passes if only the crowd was to blame"; \
-		$(PYTEST) --last-failed --last-failed-no-failures none; }
+test: $(VENV)/.dev ## run the tests that a change can break (FULL=1: all; ARGS="-k …" is passed on)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.groups --processes $(PROCESSES) --groups "$(ONLY)" $(ARGS)
 
 unit: $(VENV)/.dev ## run the unit and architecture tests alone, in under a minute
 	@$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal $(FAST) $(ARGS)
