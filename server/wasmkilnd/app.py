@@ -63,6 +63,7 @@ class Daemon:
         self._version = version("wasmkiln")
         self._metrics = Metrics(self._version, METHODS)
         self._readiness = Readiness()
+        self._metrics.gauges.ready = lambda: self._readiness.now()[0]
         self._on_stop = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._tenants: Tenants | None = None
@@ -140,6 +141,7 @@ class Daemon:
             signing,
             tenants,
             audit,
+            self._metrics,
             largest_module_bytes=rpc.largest_module_bytes,
             daemon_version=self._version,
             parts=[

@@ -71,10 +71,14 @@ class GuardedHost:
         self.skipped = 0
         """How many writes were not tried."""
 
+    @property
+    def is_well(self) -> bool:
+        """Whether no look-up hangs, and no write failed just now."""
+        return not self._left_behind and time.monotonic() >= self._no_writes_until_s
+
     def takes(self, artifact: Artifact) -> bool:
         """Return whether it fits, no look-up hangs, and no write failed just now; else count it."""
-        is_well = not self._left_behind and time.monotonic() >= self._no_writes_until_s
-        if is_well and self._store.fits(artifact):
+        if self.is_well and self._store.fits(artifact):
             self._passed_over.pop(artifact.key, None)
             return True
         self.skipped += artifact.key not in self._passed_over

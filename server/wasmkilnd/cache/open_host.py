@@ -71,9 +71,14 @@ class OpenHost:
             self.tier.resize(limit_bytes)
 
     def status(self) -> HostStatus:
-        """Return how many writes wait, and how many were given up."""
+        """Return whether it can be used, how many writes wait, and how many were given up."""
         skipped = self.guarded.skipped if self.guarded else 0
-        return HostStatus(self.write_behind.pending, self.write_behind.dropped + skipped)
+        return HostStatus(
+            self.write_behind.pending,
+            self.write_behind.dropped + skipped,
+            is_on=self.is_on,
+            up=self.guarded is not None and self.guarded.is_well and not self.trouble,
+        )
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.rpc.calls import Traffic
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Gauges, TrafficUsage
+from wasmkilnd.telemetry.metrics.gauges import Gauges
+from wasmkilnd.telemetry.metrics.readings import EngineUsage, TrafficUsage
 from wasmkilnd.tenants.tenants import Tenants
 from wasmkilnd.waiters import Waiter
 

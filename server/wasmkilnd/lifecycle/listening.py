@@ -24,7 +24,7 @@ from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
 from wasmkilnd.rpc.listener import ListenGroup, open_socket
-from wasmkilnd.telemetry.metrics.gauges import TlsStatus
+from wasmkilnd.telemetry.metrics.readings import TlsStatus
 
 
 def tls_options(settings: Settings) -> TlsOptions:

@@ -20,6 +20,7 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.opening import Signing, log_key_changes, open_signing
 from wasmkilnd.telemetry.logs import standard_error
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
@@ -60,6 +61,7 @@ class Reloader:
         signing: Reloadable[Signing],
         tenants: Tenants,
         auditor: Auditor,
+        metrics: Metrics,
         *,
         largest_module_bytes: int,
         daemon_version: str,
@@ -72,6 +74,7 @@ class Reloader:
         self._signing = signing
         self._tenants = tenants
         self._auditor = auditor
+        self._metrics = metrics
         self._largest_module_bytes = largest_module_bytes
         self._daemon_version = daemon_version
         self._parts = parts
@@ -84,7 +87,15 @@ class Reloader:
         Return whether the settings could be applied.
         """
         async with self._one_at_a_time:
-            return await self._reload(read)
+            done = False
+            try:
+                done = await self._reload(read)
+            finally:
+                self._metrics.reloaded("settings", succeeded=done)
+            if done:  # It read the files too, and every part could use them.
+                self._refused.clear()
+                self._metrics.reloaded("files", succeeded=True)
+            return done
 
     async def refresh(self) -> None:
         """Have each part read its files again, as far as it can use them; the settings stay.
@@ -111,6 +122,7 @@ class Reloader:
                     self._refused.pop(number, None)
             for apply in prepared:
                 apply()
+            self._metrics.reloaded("files", succeeded=whole)
             if whole:
                 log.info("files read again")
 

@@ -138,7 +138,9 @@ async def start_engines(
         raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
     ids = [each.id for each in found.installed] + [each.id for each in found.damaged]
     registry.choices = await asyncio.to_thread(record_names, settings, registry, ids)
-    return StartedEngines(registry, unserved, isolation, orders, options)
+    started = StartedEngines(registry, unserved, isolation, orders, options)
+    _show_states(started, metrics)
+    return started
 
 
 def in_order_of_names(
@@ -158,6 +160,18 @@ def show_engine(engine: ServedEngine, metrics: Metrics) -> None:
     metrics.gauges.engines[engine.id] = usage_of_engine(engine)
     if engine.name in FAST_SETTINGS and not engine.has_fast:
         log.info("engine has no fast compiler", engine=engine.id)
+
+
+def _show_states(started: StartedEngines, metrics: Metrics) -> None:
+    """Let metrics read which engines are served, and how their jobs are confined."""
+    gauges, registry = metrics.gauges, started.registry
+    gauges.engine_states = lambda: {
+        **{engine.id: False for engine in started.unserved},
+        **{engine.id: True for engine in registry.served},
+    }
+    gauges.isolation = lambda: {
+        engine.id: started.isolation.of(engine.id) for engine in registry.served
+    }
 
 
 def log_unserved(engines: Sequence[UnservedEngine]) -> None:

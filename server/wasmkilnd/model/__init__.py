@@ -12,6 +12,7 @@ from the package itself: ``from wasmkilnd.model import Artifact``.
 | ``limits`` | what callers and jobs may use, and what tiers and the daemon hold now |
 | ``pins`` | modules that the tiers keep whatever else needs room |
 | ``policy`` | how much a namespace and an identity may use |
+| ``rejection`` | why a stored value is not used |
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
@@ -76,6 +77,7 @@ from wasmkilnd.model.limits import (
 )
 from wasmkilnd.model.pins import MAX_PINS, Held, IsPinned, Pin, PinTimes, nothing_pinned
 from wasmkilnd.model.policy import NAMESPACE_NAME, NamespaceLimits, QuotaLimits
+from wasmkilnd.model.rejection import RejectionCause
 
 __all__ = [
     "ALL_ROLES",
@@ -120,6 +122,7 @@ __all__ = [
     "QuotaLimits",
     "QuotaReading",
     "Refusal",
+    "RejectionCause",
     "RemoteStatus",
     "Role",
     "SettingInfo",

@@ -95,10 +95,14 @@ class RemoteStatus:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """The writes to the host store."""
+    """Whether the host store can be used, and the writes to it."""
 
     pending_writes: int = 0
     dropped_writes: int = 0
+    is_on: bool = False
+    """Whether the settings switch it on."""
+    up: bool = False
+    """Whether its directory can be used, and its disk answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,10 +185,13 @@ class Tenants:
         return sum(each.tenant.quarantine.size for each in self._open.values())
 
     def host_status(self) -> HostStatus:
-        """Return how many writes to the host stores wait, and how many were given up."""
+        """Return whether all host stores can be used, and how many writes wait or were given up."""
         each = [opened.host.status() for opened in self._open.values()]
         return HostStatus(
-            sum(one.pending_writes for one in each), sum(one.dropped_writes for one in each)
+            sum(one.pending_writes for one in each),
+            sum(one.dropped_writes for one in each),
+            is_on=any(one.is_on for one in each),
+            up=all(one.up for one in each if one.is_on),
         )
 
     def remote_status(self) -> RemoteStatus:

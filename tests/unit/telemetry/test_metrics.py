@@ -14,10 +14,19 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.errors import Reason
-from wasmkilnd.model import Origin, RemoteStatus, TierUsage
+from wasmkilnd.model import (
+    SWITCHED_OFF,
+    HostStatus,
+    Isolation,
+    IsolationLayer,
+    LayerState,
+    Origin,
+    RemoteStatus,
+    TierUsage,
+)
 from wasmkilnd.ports import Recorder
 from wasmkilnd.rpc.wire.stats import stats_response
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage
+from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 ENGINE = "wasmtime-50.0.1"
@@ -172,7 +181,7 @@ def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
     assert len(scraped) < before + 150
     assert scraped["wasmkiln_rpcs_total", ("other", "other")] == 1000
     assert scraped["wasmkiln_compiles_total", ("other", "other")] == 2000
-    assert scraped["wasmkiln_values_rejected_total", ("other", "redis")] > 900
+    assert scraped["wasmkiln_values_rejected_total", ("other", "redis")] == 1000
     assert tier(metrics, "redis").errors == 1000
     assert [each.engine for each in stats_response(metrics).workers] == [ENGINE]
 
@@ -201,6 +210,66 @@ def test_gauges_are_read_at_each_scrape(metrics: Metrics) -> None:
     assert tier(metrics, "memory").evictions == 7
     assert (stats.busy_workers, stats.queue_depth, stats.flights) == (2, 5, 9)
     assert stats.redis_mode == "external"
+
+
+def test_the_last_reload_is_told_apart_from_those_before(metrics: Metrics) -> None:
+    first = samples(metrics)
+    for what in ("settings", "files"):
+        assert first["wasmkiln_last_reload_successful", (what,)] == 1
+    began_s = first["wasmkiln_last_reload_success_timestamp_seconds", ("settings",)]
+    assert began_s == pytest.approx(metrics.started_at_s)
+    metrics.reloaded("settings", succeeded=False)
+    failed = samples(metrics)
+    assert failed["wasmkiln_last_reload_successful", ("settings",)] == 0
+    assert failed["wasmkiln_last_reload_successful", ("files",)] == 1
+    assert failed["wasmkiln_last_reload_success_timestamp_seconds", ("settings",)] == began_s
+    metrics.reloaded("settings", succeeded=True)
+    mended = samples(metrics)
+    assert mended["wasmkiln_last_reload_successful", ("settings",)] == 1
+    assert mended["wasmkiln_last_reload_success_timestamp_seconds", ("settings",)] > began_s
+    for outcome in ("ok", "failed"):
+        assert mended["wasmkiln_reloads_total", (outcome, "settings")] == 1
+        assert mended["wasmkiln_reloads_total", (outcome, "files")] == 0
+
+
+def test_engines_have_one_state_and_their_isolation(metrics: Metrics) -> None:
+    layers = [
+        IsolationLayer("seccomp", LayerState.ENFORCED, ""),
+        IsolationLayer("landlock", LayerState.PARTIAL, "TCP is not covered"),
+        IsolationLayer("root", LayerState.MISSING, "no user namespaces"),
+    ]
+    metrics.gauges.engine_states = lambda: {ENGINE: True, "wasmer-1.1.0": False}
+    metrics.gauges.isolation = lambda: {ENGINE: Isolation(layers, {"open a file": False})}
+    scraped = samples(metrics)
+    assert scraped["wasmkiln_engine_state", (ENGINE, "served")] == 1
+    assert scraped["wasmkiln_engine_state", (ENGINE, "unserved")] == 0
+    assert scraped["wasmkiln_engine_state", ("wasmer-1.1.0", "served")] == 0
+    assert scraped["wasmkiln_engine_state", ("wasmer-1.1.0", "unserved")] == 1
+    assert scraped["wasmkiln_isolation_confined", (ENGINE,)] == 0
+    got = [scraped["wasmkiln_isolation_layer", (ENGINE, layer.name)] for layer in layers]
+    assert got == [1, 0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("status", "configured", "up"),
+    [
+        (HostStatus(), 0, 0),
+        (HostStatus(up=True), 0, 0),
+        (HostStatus(is_on=True), 1, 0),
+        (HostStatus(is_on=True, up=True), 1, 1),
+    ],
+)
+def test_a_tier_that_is_switched_off_is_not_one_that_fails(
+    metrics: Metrics, status: HostStatus, configured: int, up: int
+) -> None:
+    metrics.gauges.host = lambda: status
+    metrics.gauges.remote = lambda: RemoteStatus("none", up=False, detail=SWITCHED_OFF)
+    scraped = samples(metrics)
+    assert scraped["wasmkiln_tier_configured", ("host_store",)] == configured
+    assert scraped["wasmkiln_host_store_up", ()] == up
+    assert scraped["wasmkiln_tier_configured", ("redis",)] == 0
+    metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="it is down")
+    assert samples(metrics)["wasmkiln_tier_configured", ("redis",)] == 1
 
 
 def test_a_part_that_fails_leaves_the_other_metrics_alone(metrics: Metrics) -> None:

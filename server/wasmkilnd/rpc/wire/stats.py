@@ -10,7 +10,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.model import Origin, QuotaReading, TierUsage
 from wasmkilnd.rpc.wire.messages import duration
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage
+from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.metrics.series import Latency, count_of
 

@@ -3,7 +3,9 @@
 =============  =====================================================================
 ``recorder``   ``Metrics``: the other parts call it when something happens
 ``catalogue``  every counter and histogram: name, HELP, labels, buckets
-``gauges``     values of other parts (tiers, pools, calls, Redis), read when scraped
+``gauges``     where other parts (tiers, pools, calls, Redis) say how they are read
+``readings``   what these parts return: their state at about one moment
+``families``   turns that into metrics, when Prometheus asks
 ``series``     what prometheus_client lacks: labels with a bound, and percentiles
 =============  =====================================================================
 
@@ -19,11 +21,15 @@ The families, all named ``wasmkiln_…``, and the question that each answers:
 ``refused``, ``connections_closed``            which limits protect callers from others
 ``quota_*``                                    who is near to a quota, and which quotas refuse
 ``fleet_turns``, ``quarantine*``               do daemons share work and failures
+``ready``, ``engine_state``, ``isolation_*``   what is served, and how are jobs confined
+``reloads``, ``last_reload_*``, ``tls_*``      do changed settings and files work
 =============================================  =========================================
 
 Names, labels and buckets are a contract: tests/unit/telemetry/metrics.txt lists them, and
-docs/reference/metrics.md and deploy/prometheus-alerts.yml use them. To add a metric: define it in
-``catalogue``, count it in ``recorder``, and add it to that list and to docs/reference/metrics.md.
+docs/reference/metrics.md, deploy/prometheus-alerts.yml and deploy/grafana/ use them. To add a
+metric: define it in ``catalogue`` and count it in ``recorder``, or read it in ``gauges`` and show
+it in ``families``; add it to that list and to the page. What an alert watches has to stand at zero
+from the start: increase() sees no event that makes its own series.
 
 Stats reads the same series, in rpc/wire/stats.py.
 

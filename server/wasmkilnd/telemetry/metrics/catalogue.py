@@ -9,19 +9,22 @@ from typing import Final, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from wasmkilnd.errors import Reason
-from wasmkilnd.model import Origin
+from wasmkilnd.model import Origin, RejectionCause
 from wasmkilnd.telemetry.metrics.series import OTHER, Bounded, Latency
 
 S = TypeVar("S")
 
 PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "host_store", "redis")
+STORED: Final = ("host_store", "redis")
+"""The tiers whose values others may have changed, so that the daemon verifies them."""
 QUOTAS: Final = (
     *("calls", "bytes_in_flight", "queue_share"),
     *("compiles_per_minute", "cpu_seconds_per_hour", "bytes_kept"),
 )
 OK: Final = "ok"
 ERROR: Final = "error"
+FAILED: Final = "failed"
 _WHAT = ("artifact", "module")
 _OUTCOMES = (OK, *(reason.value.lower() for reason in Reason))
 _GRPC_CODES = (
@@ -49,8 +52,7 @@ _CLOSED_CAUSES = ("taken_back", "only_frames", "no_room", "not_read")
 _BEHIND_OUTCOMES = ("compiled", "found", "failed", "dropped")
 _FLEET_OUTCOMES = ("taken", "seized", "made", "failed", "late", "alone")
 _ABANDONED_STAGES = ("queued", "running")
-# How many causes of rejection have a series of their own, all tiers together.
-_MAX_CAUSES = 32
+RELOADED: Final = ("settings", "files")
 
 # All in seconds, and multiples of 1, 2.5 and 5.
 # A memory hit takes microseconds, Redis 0.5 to 60 ms by size; its timeout is a second.
@@ -95,10 +97,10 @@ class Catalogue:
         self.rejected = self._counters(
             "values_rejected",
             "Stored values that did not verify, so that the daemon deleted them.",
-            room=_MAX_CAUSES,
-            tier=TIERS,
-            cause=(OTHER,),
+            tier=STORED,
+            cause=(*(cause.value for cause in RejectionCause), OTHER),
         )
+        self.rejected.add(TIERS[0], OTHER)
         self.compiles = self._counters(
             "compiles", "Compilations that ended.", engine=(), outcome=_OUTCOMES
         )
@@ -148,6 +150,12 @@ class Catalogue:
         )
         self.rpcs = self._counters("rpcs", "RPCs that ended.", method=(), code=_GRPC_CODES)
         self.sent_bytes = self._counter("sent_bytes", "Artifact bytes sent to callers.")
+        self.reloads = self._counters(
+            "reloads",
+            "Times that the daemon read its settings, or changed files, again.",
+            what=RELOADED,
+            outcome=(OK, FAILED),
+        )
         self.audit_lost = self._counter(
             "audit_lost", "Lines of the audit that could not be written."
         )

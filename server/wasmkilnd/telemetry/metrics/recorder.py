@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import CollectorRegistry, Gauge, Metric, ProcessCollector
 
 from wasmkilnd.model import Origin
-from wasmkilnd.telemetry.metrics.catalogue import ERROR, PREFIX, Catalogue
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Gauges
+from wasmkilnd.telemetry.metrics.catalogue import ERROR, FAILED, OK, PREFIX, RELOADED, Catalogue
+from wasmkilnd.telemetry.metrics.gauges import Gauges
+from wasmkilnd.telemetry.metrics.readings import EngineUsage, ReloadStatus
 
 
 class Metrics:
@@ -39,6 +40,9 @@ class Metrics:
         uptime.set_function(lambda: self.uptime_s)
         self.catalogue = Catalogue(self.registry)
         self.gauges = Gauges()
+        # What is in force at first was read at the start.
+        self._reloads = dict.fromkeys(RELOADED, ReloadStatus(True, self.started_at_s))
+        self.gauges.reloads = lambda: self._reloads
         self.registry.register(self.gauges)
         ProcessCollector(registry=self.registry)
         for method in methods:
@@ -124,6 +128,12 @@ class Metrics:
     def bytes_sent(self, size_bytes: int) -> None:
         """Record that artifact bytes went to a caller."""
         self.catalogue.sent_bytes.inc(size_bytes)
+
+    def reloaded(self, what: str, *, succeeded: bool) -> None:
+        """Record that the daemon read its ``settings``, or changed ``files``, again."""
+        self.catalogue.reloads.at(what, OK if succeeded else FAILED).inc()
+        since_s = time.time() if succeeded else self._reloads[what].succeeded_at_s
+        self._reloads[what] = ReloadStatus(succeeded, since_s)
 
     def audit_lost(self, count: int) -> None:
         """Record that lines of the audit could not be written."""
