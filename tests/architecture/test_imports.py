@@ -142,7 +142,8 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     ),
     "commands": (
         {"model", "ports", "ownership", "uses"},
-        {"access", "access.tls", "config", "config.values", "engines.install", "signing"}
+        {"access", "access.tls", "config", "config.values", "engines", "engines.install"}
+        | {"signing"}
         | {"telemetry.audit"},
     ),
     "commands.cache": (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln.host_store.refused import Refused
@@ -25,8 +25,6 @@ class Engines:
 
     cache_format: int
     rows: tuple[Mapping[str, Any], ...]
-    names: Mapping[str, str] = field(default_factory=dict)
-    """The id that each name stands for; older daemons do not say."""
 
     @classmethod
     def parse(cls, text: bytes) -> Engines:
@@ -37,10 +35,9 @@ class Engines:
                 raise Refused(f"engines.json has the version {document['version']!r:.20}")
             cache_format = document["cache_format"]
             rows = tuple(row for row in document["engines"] if row["id"] and row["name"])
-            names = document.get("names")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise Refused("cannot read engines.json") from error
-        return cls(cache_format, rows, names if isinstance(names, dict) else {})
+        return cls(cache_format, rows)
 
     def choose(
         self, engine: str, kind: str, fits: Callable[[str, str], bool] = lambda _name, _v: True
@@ -57,8 +54,6 @@ class Engines:
                 return row
         if engine:
             named = [row for row in self.rows if row["name"] == engine]
-            if not named:  # An alias of the operator's.
-                named = [row for row in self.rows if row["id"] == self.names.get(engine)]
             if len(named) == 1:  # whoever loads says it better than `fits` does
                 return named[0]
             for row in named:

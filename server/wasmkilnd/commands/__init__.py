@@ -6,12 +6,14 @@
 | ``wasmkilnd token …`` | ``token`` | make, list and revoke the tokens of callers |
 | ``wasmkilnd tls init`` | ``tls`` | make certificates for a first try of TLS |
 | ``wasmkilnd engine …`` | ``engine`` | install, list and remove engines |
+| ``wasmkilnd engine use`` | ``engine_use`` | let an engine's name stand for one of its versions |
 | ``wasmkilnd cache …`` | ``cache/`` | list, verify and move the values of the shared tier |
 
 The commands run without a daemon and beside one. They read the same settings as ``serve``, from
 flags, environment and file, so they work on the same keys and the same tier. What changes who is
 trusted, or who may do what, gets its line of the audit (``audited``). Given by root, each acts as
 the owner of the state directory (``as_owner``), so that the service can use what they make.
+What a daemon takes over at a reload alone, ``running`` tells, or has it do.
 
 A command only parses, calls and prints: the work is in ``signing``, ``access``,
 ``engines.install`` and ``maintenance``. Results

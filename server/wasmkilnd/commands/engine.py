@@ -9,8 +9,11 @@ from pathlib import Path
 import click
 
 from wasmkilnd.commands.as_owner import settings_of
+from wasmkilnd.commands.engine_use import names_of, use
+from wasmkilnd.commands.running import refuse_if_served, reload_option, tell_daemons
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.command import EngineInstallError
+from wasmkilnd.engines.install.in_use import is_used, users_of
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
@@ -19,7 +22,6 @@ from wasmkilnd.uses import MAX_USES
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _TOP = 100
-_RELOAD = "a daemon that runs {does} when you reload it (SIGHUP, or `systemctl reload wasmkilnd`)"
 
 
 @click.group(context_settings=_HELP)
@@ -59,6 +61,7 @@ _state_dir = click.option(
     help="How many artifacts --warm-from compiles.",
 )
 @_state_dir
+@reload_option
 def install(
     specs: Sequence[str],
     python: str,
@@ -67,6 +70,7 @@ def install(
     warm_from: str,
     top: int,
     state_dir: str | None,
+    and_reload: bool,
 ) -> None:
     """Install engines, each in a virtual environment of its own.
 
@@ -77,8 +81,9 @@ def install(
         raise click.UsageError("--sha256 is for one engine: install them one by one")
     if warm_from and len(specs) > 1:
         raise click.UsageError("--warm-from is for one engine: install them one by one")
-    folder = _settings(state_dir).state_dir
-    store = EngineStore(folder)
+    settings = _settings(state_dir)
+    folder = settings.state_dir
+    store, names = EngineStore(folder), names_of(settings)
     if warm_from:
         warm_from = _installed(store, warm_from)
     installed = 0
@@ -96,9 +101,15 @@ def install(
             click.echo(f"{done.id} is installed ({done.python})", err=True)
             if warm_from:
                 _order(folder, WarmOrder(done.id, warm_from, top))
+            elif names.target(done.name) not in ("", done.id):
+                click.echo(
+                    f"{done.name} goes on to stand for {names.target(done.name)}:"
+                    f" `wasmkilnd engine use {done.id}` changes that",
+                    err=True,
+                )
     if not installed:
         raise EngineInstallError("cannot install any of the engines: see the warnings above")
-    click.echo(_RELOAD.format(does="serves what is new"), err=True)
+    tell_daemons(folder, "serves what is new", and_reload=and_reload)
 
 
 @engine.command(name="list", context_settings=_HELP)
@@ -106,12 +117,15 @@ def install(
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:
     """List the installed engines, newest versions first."""
-    engines = EngineStore(_settings(state_dir).state_dir).installed()
+    settings = _settings(state_dir)
+    engines, names = EngineStore(settings.state_dir).installed(), names_of(settings)
     if as_json:
-        click.echo(json.dumps([_engine_row(engine) for engine in engines], indent=2))
+        rows = [{**_engine_row(each), "names": names.of(each.id)} for each in engines]
+        click.echo(json.dumps(rows, indent=2))
         return
     for found in engines:
-        click.echo(f"{found.id:<20} {found.python:<18} {found.path}")
+        called = f"  ({', '.join(names.of(found.id))})" if names.of(found.id) else ""
+        click.echo(f"{found.id:<20} {found.python:<18} {found.path}{called}")
         try:
             check_engine(found.path, found.interpreter)
         except NotOurs as refusal:
@@ -125,19 +139,30 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
 
 @engine.command(context_settings=_HELP)
 @click.argument("engine_id", metavar="ENGINE")
+@click.option("--force", is_flag=True, help="Also if a daemon serves it, or names stand for it.")
 @_state_dir
-def remove(engine_id: str, state_dir: str | None) -> None:
+@reload_option
+def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool) -> None:
     """Remove an installed engine, for example wasmtime-50.0.1.
 
     Reload the daemons that serve it right after: they finish its jobs, and end it. Its
     artifacts stay in the cache.
     """
-    folder = _settings(state_dir).state_dir
-    store = EngineStore(folder)
+    settings = _settings(state_dir)
+    folder, store = settings.state_dir, EngineStore(settings.state_dir)
+    found = [each for each in store.installed() if each.id == _as_id(engine_id)]
+    pids = users_of(store.installed())
+    if found and not force:
+        others = len(store.installed()) > 1  # The last one leaves no other to its callers.
+        names = names_of(settings).of(found[0].id) if others else []
+        refuse_if_served(found[0], is_used(found[0]), names)
     store.remove(engine_id)
     WarmOrders(folder).remove(_as_id(engine_id))
-    click.echo(f"{engine_id} is removed", err=True)
-    click.echo(_RELOAD.format(does="ends it, after its jobs,"), err=True)
+    click.echo(f"{_as_id(engine_id)} is removed", err=True)
+    tell_daemons(folder, "ends it, after its jobs,", and_reload=and_reload, pids=pids)
+
+
+engine.add_command(use)
 
 
 def _as_id(spec: str) -> str:
@@ -179,7 +204,7 @@ def _settings(state_dir: str | None) -> Settings:
     return settings_of({"state_dir": state_dir} if state_dir else {})
 
 
-def _engine_row(engine: InstalledEngine) -> dict[str, str]:
+def _engine_row(engine: InstalledEngine) -> dict[str, object]:
     return {
         "id": engine.id,
         "name": engine.name,

@@ -25,6 +25,8 @@ class ServedEngine:
     pool: WorkerPool
     is_installed: Callable[[], bool] = lambda: True
     """Return whether the engine's files are still there."""
+    release: Callable[[], None] = lambda: None
+    """Say that this process uses the engine's files no more."""
     _specs: OrderedDict[tuple[object, ...], CompileSpec] = field(
         default_factory=OrderedDict, init=False, repr=False, compare=False
     )

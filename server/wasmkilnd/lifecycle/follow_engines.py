@@ -207,6 +207,7 @@ class EngineFollower:
         if engine.id not in {each.id for each in registry.served}:
             gauges.engines.pop(engine.id, None)
         await engine.pool.close()
+        engine.release()
         log.info("engine has ended", engine=engine.id)
 
 

@@ -22,7 +22,6 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     return {
         "version": VERSION,
         "cache_format": CACHE_FORMAT,
-        "names": dict(engines.names),
         "engines": [_engine(engine, engine.id == engines.default) for engine in engines.served],
     }
 

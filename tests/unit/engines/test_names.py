@@ -68,10 +68,10 @@ def test_what_is_broken_for_now_gets_its_name_back() -> None:
 
 
 def test_an_alias_is_stronger_and_is_remembered() -> None:
-    choices = NameChoices({"wasmtime": OLD, "stable": OLD}, "stable", {"wasmtime": NEW})
+    choices = NameChoices({"wasmtime": OLD}, "wasmtime", {"wasmtime": NEW})
     served = engines(NEW, OLD)
     names = resolve(choices, served, [])
-    assert names.by_name == {"wasmtime": OLD, "stable": OLD}
+    assert names.by_name == {"wasmtime": OLD}
     assert names.default == OLD
     record = to_record(choices, names, served, [NEW, OLD])
     assert record == {"wasmtime": OLD, DEFAULT: OLD}

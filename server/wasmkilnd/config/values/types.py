@@ -26,7 +26,6 @@ MIB, GIB = 2**20, 2**30
 DAY_S = 86400
 _YEARS_S = 10 * 366 * DAY_S
 _MAX_SIZE = 2**50
-_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]{0,63}")
 
 LIVE: Final[JsonDict] = {"live": True}
@@ -191,13 +190,14 @@ def _aliases(value: object) -> object:
         name, _, engine_id = (part.strip() for part in text.partition("="))
         if name == "default":
             raise ValueError("'default' is no alias: default_engine says what it stands for")
-        if not _ALIAS.fullmatch(name) or not _ENGINE_ID.fullmatch(engine_id):
+        # Clients refuse an answer with an engine of another name than they asked for.
+        if not _ENGINE_ID.fullmatch(engine_id) or engine_id.partition("-")[0] != name:
             raise ValueError(
-                f"{text!r} is not an alias: write a name and an engine's id, such as"
-                " wasmtime=wasmtime-50.0.1"
+                f"{text!r} is not an alias: write an engine's name and the id of one of its"
+                " versions, such as wasmtime=wasmtime-50.0.1"
             )
         if name in found:
-            raise ValueError(f"{name!r} is an alias of two engines")
+            raise ValueError(f"{name!r} cannot stand for two engines")
         found[name] = engine_id
     return tuple(f"{name}={engine_id}" for name, engine_id in sorted(found.items()))
 

@@ -14,6 +14,8 @@ installs into it, and only wheels.
   runs pip and Python, and holds EngineInstallError.
 - ``interpreters``: finds a Python for an engine: on PATH, and where pyenv, uv, asdf, mise and
   distributions keep theirs. Each is run before it is believed.
+- ``in_use``: tells which engines a running daemon serves, by a lock that it holds.
+- ``name_record``: what engines' names stand for, kept over restarts.
 - ``vetting``: refuses an engine, or an interpreter, whose files another user could change: the
   daemon would run that user's code.
 - ``warm_orders``: what to compile for a new engine before names stand for it.

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.engines.install.in_use import hold
 from wasmkilnd.engines.install.self_test import SelfTestFailed, own_limits, self_test
 from wasmkilnd.engines.install.store import InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
@@ -112,7 +113,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         if capabilities.identity.id != engine.id:
             raise EngineUnusable(f"it calls itself {capabilities.identity.id}")
         await self_test(capabilities, pool)
-        return ServedEngine(capabilities, pool, engine.is_there)
+        return ServedEngine(capabilities, pool, engine.is_there, hold(engine))
     except BaseException as failure:
         await pool.close()
         if isinstance(failure, EngineUnusable) or not isinstance(failure, Exception):

@@ -80,13 +80,18 @@ class InstalledEngine:
         return f"{self.name}-{self.version}"
 
     @property
+    def marker(self) -> Path:
+        """The file that says which engine this is."""
+        return self.path / _MARKER
+
+    @property
     def interpreter(self) -> Path:
         """The Python in the engine's environment."""
         return self.path / "bin" / "python"
 
     def is_there(self) -> bool:
         """Return whether it is still in its place."""
-        return (self.path / _MARKER).exists()
+        return self.marker.exists()
 
 
 class EngineStore:
@@ -188,7 +193,7 @@ class EngineStore:
         with self._lock():
             for engine in self.installed():
                 if engine_id in (engine.id, f"{engine.name}=={engine.version}"):
-                    shutil.rmtree(engine.path)
+                    _vanish(engine.path)
                     return
         installed = ", ".join(engine.id for engine in self.installed()) or "none"
         raise EngineInstallError(f"{engine_id} is not installed; installed are: {installed}")
@@ -206,6 +211,16 @@ class EngineStore:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _vanish(folder: Path) -> None:
+    """Remove a folder at once: no daemon finds half an engine."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=folder.parent))
+    folder.rename(aside / folder.name)
+    shutil.rmtree(aside)
 
 
 def parse_spec(spec: str) -> tuple[str, str]:

@@ -1,0 +1,182 @@
+"""Callers of a name get what they got before, until the operator says otherwise."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wasmkiln import Client, EngineRemoved
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.processes import eventually, send, workers_of
+from tests.e2e.test_engine_changes import NEW, OLD, install, listed, reload
+
+GONE = "wasmtime-48.0.0"
+
+
+@pytest.fixture(scope="module")
+def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with the old engine and a file of settings."""
+    state = state_with(tmp_path_factory.mktemp("names") / "state", OLD)
+    config = state / "settings.toml"
+    config.write_text("")
+    flags = ["--redis-url", "none", "--workers", "1", "--config", str(config)]
+    with Daemon(state, flags) as running:
+        install(running, NEW)
+        reload(running)
+        yield running
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    with daemon.client(timeout_s=120) as one:
+        yield one
+
+
+def configure(daemon: Daemon, text: str) -> None:
+    (daemon.state_dir / "settings.toml").write_text(text)
+
+
+def engine(daemon: Daemon | Path, *command: str) -> subprocess.CompletedProcess[str]:
+    state = daemon if isinstance(daemon, Path) else daemon.state_dir
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "wasmkilnd", "engine", *command),
+            *("--state-dir", str(state)),
+        ],
+        capture_output=True,
+        text=True,
+    )
+
+
+def got(client: Client, name: str = "") -> str:
+    return client.compile(wasm.adder(1), engine=name).header.engine.id
+
+
+def test_a_name_is_moved_by_the_operator_alone(daemon: Daemon, client: Client) -> None:
+    assert (got(client, "wasmtime"), got(client)) == (OLD, OLD)
+    moved = engine(daemon, "use", NEW, "--reload")
+    assert moved.returncode == 0, moved.stderr
+    assert f"wasmtime and requests that name no engine will stand for {NEW}" in moved.stderr
+    assert f"process {daemon.pid}" in moved.stderr
+    eventually(lambda: got(client, "wasmtime") == NEW, f"no move: {daemon.log[-2000:]}", 60)
+    assert got(client) == NEW
+    assert client.stats().engine_names["wasmtime"] == NEW
+    assert client.capabilities().engine_names["wasmtime"] == NEW
+    assert [each["id"] for each in json.loads(engine(daemon, "list", "--json").stdout)] == [
+        NEW,
+        OLD,
+    ]
+    assert f"{NEW}      " in engine(daemon, "list").stdout
+    assert "(wasmtime, the default)" in engine(daemon, "list").stdout
+    # A restart keeps it: what names stand for is in the state directory.
+    assert engine(daemon, "use", OLD, "--reload").returncode == 0
+    eventually(lambda: got(client, "wasmtime") == OLD, f"no move: {daemon.log[-2000:]}", 60)
+    assert '"wasmtime": "wasmtime-49.0.0"' in (daemon.state_dir / "engine-names.json").read_text()
+
+
+def test_an_alias_decides_and_follows_a_reload(daemon: Daemon, client: Client) -> None:
+    configure(daemon, f'[engine_alias]\nwasmtime = "{NEW}"\n')
+    reload(daemon)
+    assert got(client, "wasmtime") == NEW
+    assert listed(daemon)[0] == NEW
+    assert client.stats().engine_names == {"wasmtime": NEW}
+    refused = engine_with_config(daemon, "use", OLD)
+    assert refused.returncode == 1
+    assert "engine_alias says what wasmtime stands for" in refused.stderr
+    # A target that is not there is refused, and changes nothing.
+    configure(daemon, f'[engine_alias]\nwasmtime = "{GONE}"\n')
+    daemon.process.send_signal(signal.SIGHUP)
+    line = daemon.wait_for_log("cannot reload: nothing changed")
+    assert f"wasmtime stands for {GONE}, which is not installed" in line
+    assert got(client, "wasmtime") == NEW
+    # Without the alias the name stays where it is.
+    configure(daemon, 'default_engine = "wasmtime-49.0.0"\n')
+    reload(daemon)
+    assert (got(client, "wasmtime"), got(client)) == (NEW, OLD)
+    configure(daemon, "")
+    reload(daemon)
+
+
+def engine_with_config(daemon: Daemon, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "wasmkilnd", "engine", *command),
+            *("--state-dir", str(daemon.state_dir)),
+        ],
+        env={"WASMKILN_CONFIG": str(daemon.state_dir / "settings.toml"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_removing_what_is_served_needs_force_and_callers_are_told(
+    daemon: Daemon, client: Client
+) -> None:
+    assert engine(daemon, "use", OLD, "--reload").returncode == 0
+    eventually(lambda: got(client, "wasmtime") == OLD, f"no move: {daemon.log[-2000:]}", 60)
+    refused = engine(daemon, "remove", NEW)
+    assert refused.returncode == 1
+    assert f"(process {daemon.pid}) serves {NEW}" in refused.stderr
+    assert "--force" in refused.stderr
+    assert (daemon.state_dir / "engines" / NEW).exists()
+    forced = engine(daemon, "remove", NEW, "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert f"`kill -HUP {daemon.pid}`" in forced.stderr
+    # Before the reload, too: the files are gone, and so are workers that could compile.
+    send(signal.SIGKILL, *workers_of(daemon.pid))
+    eventually(
+        lambda: _reason(client, wasm.constant(7), NEW) == "ENGINE_REMOVED",
+        f"another reason: {daemon.log[-2000:]}",
+        60,
+    )
+    reload(daemon)
+    with pytest.raises(EngineRemoved, match=OLD):
+        client.compile(wasm.constant(8), engine=NEW)
+    eventually(lambda: got(client) == OLD, f"no worker: {daemon.log[-2000:]}", 60)
+
+
+def _reason(client: Client, module: bytes, engine_id: str) -> str:
+    try:
+        client.compile(module, engine=engine_id)
+    except Exception as error:
+        return str(getattr(error, "reason", error))
+    return ""
+
+
+def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for engine_id in (OLD, NEW):
+        name, _, version = engine_id.partition("-")
+        (state / "engines" / engine_id).mkdir(parents=True)
+        marker = {"name": name, "version": version, "python": "CPython 3.11.1"}
+        (state / "engines" / engine_id / "engine.json").write_text(json.dumps(marker))
+    refused = engine(state, "remove", NEW)
+    assert refused.returncode == 1
+    assert f"wasmtime and the default stand for {NEW}" in refused.stderr
+    done = engine(state, "remove", OLD)
+    assert done.returncode == 0, done.stderr
+    assert engine(state, "remove", NEW).returncode == 0  # The last one.
+
+
+def test_an_alias_for_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
+    state = state_with(tmp_path / "state", NEW)
+    for command in ("serve",):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "wasmkilnd", command, "--state-dir", str(state)),
+                *("--engine-alias", f"wasmtime={GONE}", "--redis-url", "none"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode != 0
+        assert f"wasmtime stands for {GONE}, which is not installed" in done.stderr
+        assert f"installed are: {NEW}" in done.stderr
