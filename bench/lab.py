@@ -181,4 +181,5 @@ def _lines(process: subprocess.Popen[str]) -> IO[str]:
 
 def _environment() -> dict[str, str]:
     """Return the environment without settings of the user's own daemon: defaults are measured."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+    own = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+    return {**own, "WASMKILN_BANNER": "always"}  # It has the address.

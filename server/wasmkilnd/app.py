@@ -189,7 +189,12 @@ class Daemon:
             tenants.server.description,
             asks=access.guard.asks,
         )
-        log.info("ready", addresses=bound.all, engines=[engine.id for engine in engines.served])
+        log.info(
+            "ready",
+            addresses=bound.all,
+            metrics=admin_address,
+            engines=[engine.id for engine in engines.served],
+        )
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""

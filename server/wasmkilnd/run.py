@@ -12,6 +12,7 @@ import structlog
 from wasmkilnd.app import Daemon
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.lifecycle import systemd
+from wasmkilnd.lifecycle.banner import is_wanted
 from wasmkilnd.lifecycle.malloc_trim import configure_malloc
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.telemetry.logs.standard_error import relayed
@@ -38,7 +39,8 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
     _handle_signals(daemon, shutdown, hung_up)
     try:
         if await until(shutdown.asked, daemon.start()):
-            print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
+            if is_wanted(loaded.settings):
+                print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
             systemd.ready(daemon.detail)
             await until(shutdown.asked, _reload_at_each(hung_up, daemon, read))
     finally:

@@ -112,7 +112,7 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, **(environ or {})},
+            env={**inherited, "WASMKILN_BANNER": "always", **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

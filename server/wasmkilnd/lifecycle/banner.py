@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from wasmkilnd.config.load import LoadedSettings
@@ -9,6 +10,15 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.listening import Bound
 from wasmkilnd.model import UnservedEngine
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Return whether somebody reads the banner: not a program that reads JSON."""
+    if settings.banner != "auto":
+        return settings.banner == "always"
+    if settings.log_format == "auto":
+        return sys.stdout.isatty() or sys.stderr.isatty()
+    return sys.stdout.isatty() or settings.log_format == "text"
 
 
 def banner(

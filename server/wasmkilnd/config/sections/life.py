@@ -33,3 +33,9 @@ class LifeSettings(BaseModel):
         description="The lowest level of log lines to write.",
         json_schema_extra=LIVE,
     )
+    banner: Annotated[Literal["auto", "always", "never"], LowerCase] = Field(
+        default="auto",
+        description="Whether the daemon prints its addresses, engines and tiers on standard output"
+        " when it is ready. auto does so on a terminal and where log lines are text: nothing gets"
+        " between lines of JSON.",
+    )

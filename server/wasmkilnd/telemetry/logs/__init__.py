@@ -9,6 +9,7 @@ these steps:
 ``masking``         secrets become ``***``; long values and tracebacks are cut
 ``repeats``         of each kind of line 20 in 10 s are written (of ``call`` 100 in
                     1 s), then the last one with ``left_out``, the number of the others
+``journal``         a line for systemd's journal begins with its priority
 ``standard_error``  descriptor 2 becomes a pipe to the relay, since native libraries
                     write past Python
 ``relay``           the process at the other end, which masks and limits their lines

@@ -20,6 +20,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from wasmkilnd.telemetry.logs import repeats
+from wasmkilnd.telemetry.logs.journal import is_journal, marked
 from wasmkilnd.telemetry.logs.masking import ExcInfo, Masker
 from wasmkilnd.telemetry.logs.repeats import Repeats
 
@@ -44,6 +45,8 @@ def configure(log_format: str, level: str, stream: TextIO) -> None:
     terminal = stream.isatty()
     as_text = log_format == "text" or (log_format == "auto" and terminal)
     render = _text_renderer(colors=terminal) if as_text else _render_json
+    if _goes_to_journal(stream):
+        render = _with_priority(render)
     flush()
     sink = _Sink(stream)
     pipeline = _Pipeline(render, sink, limited=level != "debug")
@@ -229,6 +232,21 @@ def _text_renderer(colors: bool) -> Processor:
         return str(console(logger, method, event))
 
     return render
+
+
+def _with_priority(render: Processor) -> Processor:
+    def rendered(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        level = str(event.get("level", ""))  # Before the renderer takes it out.
+        return marked(str(render(logger, method, event)), level)
+
+    return rendered
+
+
+def _goes_to_journal(stream: TextIO) -> bool:
+    try:
+        return is_journal(stream.fileno())
+    except (OSError, ValueError):  # It is no file, or closed.
+        return False
 
 
 def _printable(text: str, keep: str) -> str:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+from wasmkilnd.telemetry.logs.journal import is_journal, marked
 from wasmkilnd.telemetry.logs.masking import Masker
 from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR, Line, Repeats
 
@@ -33,8 +34,12 @@ _PLACE = re.compile(r"[\w./-]{1,100}\.(?:cc|c|h|cpp):\d+\]")
 class Relay:
     """Turns lines of text into lines of the log."""
 
-    def __init__(self, write: Callable[[str], object], *, terminal: bool) -> None:
+    def __init__(
+        self, write: Callable[[str], object], *, terminal: bool, journal: bool = False
+    ) -> None:
+        """``journal``: lines go to systemd's journal, and begin with their priority."""
         self._write = write
+        self._journal = journal
         self._terminal = terminal
         self._text = False
         self._level = "info"
@@ -67,14 +72,15 @@ class Relay:
         self._repeats.flush()
 
     def _write_line(self, line: Line) -> None:
-        if not self._text:
-            self._write(json.dumps(line) + "\n")
-            return
-        # The same as the daemon's own lines, without colours.
+        text = self._as_text(line) if self._text else json.dumps(line)
+        self._write((marked(text, str(line["level"])) if self._journal else text) + "\n")
+
+    def _as_text(self, line: Line) -> str:
+        """Return the same as the daemon's own lines are, without colours."""
         fields = {**line}
         head = f"{fields.pop('timestamp')} [{fields.pop('level'):<9}] {fields.pop('event'):<30}"
         rest = " ".join(f"{key}={value!a}" for key, value in fields.items())
-        self._write(f"{head} {rest}\n")
+        return f"{head} {rest}"
 
 
 def lines_of(read: Callable[[], bytes]) -> Iterator[bytes]:
@@ -99,7 +105,7 @@ def main(token: str, log_format: str, level: str) -> None:
         sys.stderr.write(line)
         sys.stderr.flush()
 
-    relay = Relay(write, terminal=sys.stderr.isatty())
+    relay = Relay(write, terminal=sys.stderr.isatty(), journal=is_journal(2))
     relay.configure(log_format, level)
     for line in lines_of(lambda: os.read(0, _LINE_BYTES)):
         text = line.decode(errors="backslashreplace").strip()

@@ -107,6 +107,7 @@ def relayed(log_format: str, level: str) -> Iterator[None]:
 def _start(log_format: str, level: str) -> _Relay:
     """Start a relay that logs to descriptor 2, and make 2 a pipe to it. Raise OSError."""
     token = f"relay-{secrets.token_hex(16)}"
+    journal = {k: v for k, v in os.environ.items() if k == "JOURNAL_STREAM"}
     readable, writable = os.pipe()
     try:
         process = subprocess.Popen(
@@ -119,7 +120,7 @@ def _start(log_format: str, level: str) -> _Relay:
             # A signal to the daemon's group must not end the relay before the daemon.
             start_new_session=True,
             cwd="/",
-            env={"LC_ALL": "C.UTF-8"},
+            env={"LC_ALL": "C.UTF-8", **journal},
         )
         os.dup2(writable, 2)
     finally:
