@@ -15,7 +15,6 @@ import click
 import structlog
 
 from wasmkilnd.access.show import shown
-from wasmkilnd.access.sources import read_sources
 from wasmkilnd.access.tls.first_try import CannotMakeFiles
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.commands.as_owner import acting
@@ -29,9 +28,9 @@ from wasmkilnd.config import show
 from wasmkilnd.config.flags import options
 from wasmkilnd.config.load import ConfigError, FlagValue, load
 from wasmkilnd.engines.install.command import EngineInstallError
-from wasmkilnd.lifecycle.listening import open_tls, restart_for_tls
+from wasmkilnd.lifecycle.check_config import check
+from wasmkilnd.lifecycle.listening import restart_for_tls
 from wasmkilnd.lifecycle.preflight import CannotStart
-from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.run import run
 from wasmkilnd.signing.files import KeysUnusable
@@ -102,15 +101,19 @@ def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
 def show_config(
     flags: Mapping[str, FlagValue], config: Path | None, as_json: bool, reference: bool
 ) -> None:
-    """Print every setting, where its value came from, and who may do what."""
+    """Print every setting, where its value came from, and who may do what.
+
+    Exit with 2, and the sentence that `serve` would end with, for what it could not use: keys,
+    certificates, passwords, tokens, engines, addresses.
+    """
     if reference:
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
-    open_tls(loaded.settings)  # Raises CannotStart, as `serve` would.
-    sources = read_sources(loaded.settings)  # Raises AccessUnusable, as `serve` would.
-    if why := refusal(loaded.settings, sources.policy.namespaces):
-        raise CannotStart(why)
+    try:
+        sources = check(loaded.settings, version("wasmkiln"))
+    except _FAILURES as failure:
+        raise ConfigError(str(failure)) from None
     if as_json:
         click.echo(show.as_json(loaded))
     else:

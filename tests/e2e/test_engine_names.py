@@ -168,7 +168,7 @@ def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
 
 def test_an_alias_for_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
     state = state_with(tmp_path / "state", NEW)
-    for command in ("serve",):
+    for command in ("config", "serve"):
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "wasmkilnd", command, "--state-dir", str(state)),

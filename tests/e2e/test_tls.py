@@ -192,4 +192,4 @@ def test_files_that_cannot_be_used_stop_the_start(
         timeout=60,
         check=False,
     )
-    assert (checked.returncode, checked.stderr.strip()) == (1, missing)
+    assert (checked.returncode, checked.stderr.strip()) == (2, missing)

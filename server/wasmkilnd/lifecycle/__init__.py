@@ -5,6 +5,7 @@
 | phase | file | what it does |
 |---|---|---|
 | start | ``preflight`` | refuses to start where this host or user rules a setting out |
+| | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
 | | ``first_engines`` | installs engines where there is none |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
 | | ``listening`` | where gRPC is served, and with which TLS |

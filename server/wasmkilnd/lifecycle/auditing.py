@@ -40,11 +40,16 @@ def open_target(settings: Settings) -> Target | None:
         file.close()  # The first line opens it again: the settings may not be taken over.
     except OSError as failure:
         if failure.errno not in _FULL:
-            raise CannotAudit(
-                f"cannot write the audit to {path}: {failure.strerror}; name a file in a folder"
-                f" that the daemon may write to with audit_file, or {TO_LOG} for its log"
-            ) from None
+            raise CannotAudit(cannot_write_audit(path, failure)) from None
     return ToFile(file)
+
+
+def cannot_write_audit(path: Path, failure: OSError) -> str:
+    """Return why the audit cannot go to ``path``, and what to do."""
+    return (
+        f"cannot write the audit to {path}: {failure.strerror}; name a file in a folder"
+        f" that the daemon may write to with audit_file, or {TO_LOG} for its log"
+    )
 
 
 def prepare_audit(audit: Audit) -> Callable[[Settings], Callable[[], None]]:

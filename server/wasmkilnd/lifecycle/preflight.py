@@ -16,8 +16,8 @@ class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
     """The daemon cannot start; the message says why and what to do."""
 
 
-def check_host(settings: Settings) -> None:
-    """Make the state directory. Raises CannotStart where this host or user rules a setting out."""
+def check_limits(settings: Settings) -> None:
+    """Raise CannotStart where this host or user rules a setting out."""
     if settings.job_uid and os.geteuid() != 0:
         raise CannotStart(
             f"cannot run workers as user {settings.job_uid} (job_uid): only a daemon that is root"
@@ -25,6 +25,11 @@ def check_host(settings: Settings) -> None:
         )
     if why := limits_too_low(settings):
         raise CannotStart(f"cannot run jobs: {why}")
+
+
+def check_host(settings: Settings) -> None:
+    """Make the state directory. Raises CannotStart where this host or user rules a setting out."""
+    check_limits(settings)
     _refuse_root(settings.state_dir)
     try:
         make_folder(settings.state_dir)

@@ -1,0 +1,139 @@
+"""Check, without starting anything, what ``serve`` would refuse: ``wasmkilnd config``.
+
+Nothing is made and nothing is left: a key that the first start makes is not missed here. Each
+failure is the one that ``serve`` would end with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from wasmkilnd.access.sources import Sources, read_sources
+from wasmkilnd.cache.shared_server import CannotOpenShared, connected
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.config.values.address import Address
+from wasmkilnd.config.values.types import NO_ADMIN
+from wasmkilnd.engines.install.in_use import users_of
+from wasmkilnd.engines.install.store import EngineStore
+from wasmkilnd.lifecycle import engine_names, serve_namespaces
+from wasmkilnd.lifecycle.auditing import cannot_write_audit
+from wasmkilnd.lifecycle.listening import open_tls, socket_access
+from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
+from wasmkilnd.options import redis_access, remote_options
+from wasmkilnd.ownership import check_path
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.opening import open_signing, open_trust
+from wasmkilnd.signing.store import KeyStore
+
+
+def check(settings: Settings, daemon_version: str) -> Sources:
+    """Return who may do what. May block.
+
+    Raises CannotStart, AccessUnusable, KeysUnusable and NotOurs, as ``serve`` would.
+    """
+    check_limits(settings)
+    check_path(settings.state_dir)
+    _check_audit(settings)
+    open_tls(settings)
+    sources = read_sources(settings)
+    if why := serve_namespaces.refusal(settings, sources.policy.namespaces):
+        raise CannotStart(why)
+    _check_keys(settings, daemon_version)
+    if why := engine_names.refusal(settings):
+        raise CannotStart(why)
+    _check_redis(settings)
+    # A daemon that runs here has the addresses itself.
+    if not users_of(EngineStore(settings.state_dir).installed()):
+        for setting, text in _addresses(settings):
+            _check_address(settings, setting, Address.parse(text))
+    return sources
+
+
+def _check_audit(settings: Settings) -> None:
+    if not settings.audit_file or settings.audit_file == "log":
+        return
+    path = Path(settings.audit_file).expanduser()
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+        elif not path.parent.is_dir():
+            raise FileNotFoundError(2, os.strerror(2))
+    except OSError as failure:
+        raise CannotStart(cannot_write_audit(path, failure)) from None
+
+
+def _check_keys(settings: Settings, daemon_version: str) -> None:
+    given, folder = settings.signing_key.get_secret_value(), settings.effective_keys_dir
+    if given or KeyStore(folder).signing_key():
+        open_signing(settings, daemon_version)
+    else:
+        open_trust(folder, "", settings.trusted_keys, settings.trusted_ca_file)
+
+
+def _check_redis(settings: Settings) -> None:
+    url = settings.redis_url.get_secret_value()
+    if url in ("", "none"):
+        return
+
+    async def read_files() -> None:
+        options = remote_options(Reloadable(settings))
+        connected(options, url, redis_access(settings), options.timeout_s)
+
+    try:
+        asyncio.run(read_files())
+    except CannotOpenShared as failure:
+        raise CannotStart(str(failure)) from None
+
+
+def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
+    for setting in ("listen", "token_listen", "operator_listen"):
+        for address in getattr(settings, setting):
+            yield setting, address
+    if settings.admin_listen != NO_ADMIN:
+        yield "admin_listen", settings.admin_listen
+
+
+def _check_address(settings: Settings, setting: str, address: Address) -> None:
+    flag = setting.replace("_", "-")
+    advice = f"choose another with --{flag} or WASMKILN_{setting.upper()}"
+    if address.path:
+        _check_socket(settings, address)
+    elif address.port and not _can_bind(address):
+        raise CannotStart(
+            f"cannot listen on {address}: it is in use, or not an address of this machine; {advice}"
+        )
+
+
+def _check_socket(settings: Settings, address: Address) -> None:
+    folder = Path(address.path).parent
+    if not folder.is_dir():
+        raise CannotStart(f"cannot listen on {address}: {folder} is not a directory; create it")
+    group = socket_access(settings).group
+    mine = {os.getegid(), *os.getgroups()}
+    if group is not None and os.geteuid() != 0 and group not in mine:
+        raise CannotStart(
+            f"cannot set mode and group of {address} (socket_mode, socket_group): {os.strerror(1)}"
+        )
+
+
+def _can_bind(address: Address) -> bool:
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError:
+        return False
+    for family, kind, protocol, _, where in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(where)
+                # gRPC servers share a port by SO_REUSEPORT; what listens already shows here.
+                probe.listen()
+            except OSError:
+                return False
+    return True

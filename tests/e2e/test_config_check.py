@@ -1,0 +1,84 @@
+"""`wasmkilnd config` finds what `serve` would not start with, and says it in the same words."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUIET = ("--redis-url", "none", "--listen", "127.0.0.1:0", "--admin-listen", "none")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory with an engine that no test gets as far as to start."""
+    engine = tmp_path / "state" / "engines" / "wasmtime-50.0.1"
+    engine.mkdir(parents=True)
+    marker = {"name": "wasmtime", "version": "50.0.1", "python": "CPython 3.11.1"}
+    (engine / "engine.json").write_text(json.dumps(marker))
+    return tmp_path / "state"
+
+
+def run(command: str, state: Path, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+    return subprocess.run(
+        [*(sys.executable, "-m", "wasmkilnd", command, "--state-dir", str(state)), *QUIET, *flags],
+        env={**kept, **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_is_right_is_shown_and_makes_nothing(state: Path) -> None:
+    before = sorted(state.rglob("*"))
+    done = run("config", state, "--default-engine", "wasmtime")
+    assert done.returncode == 0, done.stderr
+    assert 'default_engine = "wasmtime"' in done.stdout
+    assert sorted(state.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "says"),
+    [
+        ((), {"WASMKILN_SIGNING_KEY": "nonsense"}, "WASMKILN_SIGNING_KEY: "),
+        (("--default-engine", "wasmtime-49.0.0"), {}, "WASMKILN_DEFAULT_ENGINE: "),
+        (("--engine-alias", "wasmtime=wasmtime-49.0.0"), {}, "engine_alias: wasmtime stands for"),
+        (("--audit-file", "{tmp}/none/audit"), {}, "cannot write the audit to {tmp}/none/audit"),
+        (("--trusted-keys", "{tmp}/none"), {}, "WASMKILN_TRUSTED_KEYS: "),
+    ],
+    ids=["signing key", "default engine", "alias", "audit", "trusted keys"],
+)
+def test_both_say_the_same(
+    state: Path, tmp_path: Path, flags: tuple[str, ...], environ: dict[str, str], says: str
+) -> None:
+    flags = tuple(each.format(tmp=tmp_path) for each in flags)
+    checked = run("config", state, *flags, **environ)
+    assert checked.returncode == 2
+    [sentence] = checked.stderr.splitlines()
+    assert sentence.startswith(f"error: {says.format(tmp=tmp_path)}")
+    assert checked.stdout == ""
+    served = run("serve", state, *flags, **environ)
+    assert served.returncode == 1
+    assert served.stderr.splitlines()[-1] == sentence
+
+
+def test_what_serve_meets_after_its_engines_is_found_too(state: Path, tmp_path: Path) -> None:
+    password = ("--redis-url", "redis://127.0.0.1:1", "--redis-password-file", f"{tmp_path}/none")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"127.0.0.1:{taken.getsockname()[1]}"
+        for flags, says in (
+            (password, f"{tmp_path}/none"),
+            (("--listen", port), f"cannot listen on {port}: it is in use"),
+            (("--admin-listen", port), f"on {port}"),
+            (("--listen", f"unix:{tmp_path}/none/socket"), f"{tmp_path}/none is not a directory"),
+        ):
+            done = run("config", state, *flags)
+            assert done.returncode == 2, done.stdout
+            assert says in done.stderr
+            assert "Traceback" not in done.stderr
