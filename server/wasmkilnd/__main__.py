@@ -1,5 +1,5 @@
 """``python -m wasmkilnd``."""
 
-from wasmkilnd.cli import main
+from wasmkilnd.entry import main
 
 main()

@@ -66,7 +66,8 @@ ROOT_FILES: Mapping[str, set[str]] = {
     "app": CORE | {"options"},
     "run": {"app"},
     "cli": CORE | {"run"},
-    "__main__": {"cli"},
+    "entry": {"cli"},
+    "__main__": {"entry"},
     "__init__": set(),
 }
 
