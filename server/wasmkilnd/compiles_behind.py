@@ -152,7 +152,7 @@ class CompilesBehind:
         try:
             if self._ended:
                 raise errors.server_draining()
-            making = asyncio.create_task(self._compile_now(request))
+            making = asyncio.create_task(self._serve(request))
             self._making.add(making)
             try:
                 await asyncio.wait((making,))
@@ -194,7 +194,7 @@ class CompilesBehind:
         about = {"module": key.module_sha256, "engine": request.engine}
         outcome = "dropped"
         try:
-            served = await self._compile_now(request)
+            served = await self._serve(request)
         except WasmkilnError as failure:
             if failure.reason is not Reason.SERVER_DRAINING:
                 outcome = "failed"
@@ -216,6 +216,21 @@ class CompilesBehind:
             if self._ended:
                 # Without this, a job that runs would delay the end of the daemon.
                 self._end_unwanted(request)
+
+    async def _serve(self, request: CompileRequest) -> Served:
+        """Serve the daemon's own request, and note how it ended, as calls do for theirs."""
+        began_s = time.monotonic()
+        module, engine = request.sha256, request.engine
+        try:
+            served = await self._compile_now(request)
+        except WasmkilnError as failure:
+            took_s = time.monotonic() - began_s
+            self._recorder.compile_ended(module, engine, "", failure.reason.value, took_s)
+            raise
+        if served.origin not in (Origin.MEMORY, Origin.HOST_STORE):
+            took_s = time.monotonic() - began_s
+            self._recorder.compile_ended(module, engine, served.origin.value, "", took_s)
+        return served
 
     def _remember_failure(self, key: CacheKey) -> None:
         self._failed[key] = time.monotonic() + _PAUSE_S

@@ -62,6 +62,12 @@ class Quarantine:
         """How many modules are in quarantine now, as far as this daemon knows."""
         return sum(1 for known in self._known.values() if known.left_s(self._clock()) > 0)
 
+    def known(self) -> Sequence[Strike]:
+        """Return the modules in quarantine that this daemon knows of, without asking the store."""
+        now = self._clock()
+        strikes = (known.strike_at(now) for known in self._known.values())
+        return [strike for strike in strikes if strike.left_s > 0]
+
     @asynccontextmanager
     async def watch(
         self, key: CacheKey, spec: CompileSpec, budget: WaitBudget

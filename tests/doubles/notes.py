@@ -29,6 +29,8 @@ class Notes:
         self.refused = 0
         self.replaced: list[str] = []
         self.starved: list[str] = []
+        self.ended: list[tuple[str, str, str, str]] = []
+        """Module, engine, origin and reason of compiles that ended."""
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         self.lookups.append((what, outcome))
@@ -51,6 +53,11 @@ class Notes:
 
     def compiled_behind(self, outcome: str) -> None:
         self.behind.append(outcome)
+
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        self.ended.append((module, engine, origin, reason))
 
     def fleet_turn(self, outcome: str) -> None:
         self.turns.append(outcome)

@@ -52,6 +52,16 @@ class Recorder(Protocol):
         """
         ...
 
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """Record how a compile ended, for the list of recent ones; no hit of memory is one.
+
+        ``origin`` is empty for one that failed, ``reason`` for one that did not. ``took_s`` is what
+        a caller would have waited.
+        """
+        ...
+
     def fleet_turn(self, outcome: str) -> None:
         """Record how a claim to compile ended; ``outcome`` is one of a small set."""
         ...

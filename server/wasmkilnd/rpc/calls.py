@@ -22,7 +22,7 @@ from wasmkilnd.errors import (
     too_many_calls,
 )
 from wasmkilnd.fair_share import FairShare
-from wasmkilnd.model import Entrance, Identity, TrafficLimits
+from wasmkilnd.model import Entrance, Identity, Origin, TrafficLimits
 from wasmkilnd.ports import Auditor, CallTrace, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc import audited
@@ -34,6 +34,10 @@ from wasmkilnd.rpc.wire.headers import SerializedAnswer
 from wasmkilnd.rpc.wire.requests import Requests
 
 log = structlog.get_logger("wasmkilnd.rpc")
+
+_COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+# Hits of these are too many to be told one by one, and cost the daemon nothing to speak of.
+_HITS_HERE = frozenset({Origin.MEMORY.value, Origin.HOST_STORE.value})
 
 
 class CallGate:
@@ -82,6 +86,12 @@ class CallRecorder(Protocol):
 
     def rpc(self, method: str, code: str, seconds: float, limit: str) -> None:
         """Count a call that ended with a gRPC code; ``limit`` names the limit it met, if any."""
+        ...
+
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """Note a Compile call for the list of recent ones: see ``ports.Recorder``."""
         ...
 
     def connections_closed(self, cause: str, count: int) -> None:
@@ -229,6 +239,17 @@ class _Ended:
             if self.code is not grpc.StatusCode.OK:
                 del about["engine"]  # It may be any text that the caller sent.
             self.trace.end(self.code.name, self.reason, about)
+        if self.call.origin not in _HITS_HERE and self.method == _COMPILE:
+            self._note_compile(seconds)
+
+    def _note_compile(self, seconds: float) -> None:
+        call = self.call
+        reason = self.reason or (self.code.name if self.code is not grpc.StatusCode.OK else "")
+        # A client asks by digest first and uploads then, so that this reason is no failure. Of a
+        # call that did not say what to compile, there is nothing to tell.
+        if call.module and reason != Reason.MODULE_NOT_LOADED.value:
+            origin = "" if reason else call.origin
+            self.traffic.recorder.compile_ended(call.module, call.engine, origin, reason, seconds)
 
 
 async def abort(context: Context, failure: WasmkilnError) -> None:

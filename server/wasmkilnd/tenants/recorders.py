@@ -47,6 +47,13 @@ class BothRecorders:
         for each in self._both:
             each.compiled_behind(outcome)
 
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """As Recorder."""
+        for each in self._both:
+            each.compile_ended(module, engine, origin, reason, took_s)
+
     def fleet_turn(self, outcome: str) -> None:
         """As Recorder."""
         for each in self._both:

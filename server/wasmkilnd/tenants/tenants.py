@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from wasmkilnd.model import (
     HostStatus,
     NamespaceLimits,
     RemoteStatus,
+    Strike,
     TierUsage,
 )
 from wasmkilnd.ports import Sealer
@@ -183,6 +184,10 @@ class Tenants:
     def quarantined(self) -> int:
         """Return how many modules are in quarantine, those of each namespace by themselves."""
         return sum(each.tenant.quarantine.size for each in self._open.values())
+
+    def known_in_quarantine(self) -> Sequence[Strike]:
+        """Return the modules in quarantine that this daemon knows of, those of all namespaces."""
+        return [strike for each in self._open.values() for strike in each.tenant.quarantine.known()]
 
     def host_status(self) -> HostStatus:
         """Return whether all host stores can be used, and how many writes wait or were given up."""

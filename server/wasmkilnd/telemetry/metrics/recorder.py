@@ -11,6 +11,7 @@ from wasmkilnd.model import Origin
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, FAILED, OK, PREFIX, RELOADED, Catalogue
 from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, ReloadStatus
+from wasmkilnd.telemetry.metrics.recent import RecentCompiles
 
 
 class Metrics:
@@ -40,6 +41,7 @@ class Metrics:
         uptime.set_function(lambda: self.uptime_s)
         self.catalogue = Catalogue(self.registry)
         self.gauges = Gauges()
+        self.recent = RecentCompiles()
         # What is in force at first was read at the start.
         self._reloads = dict.fromkeys(RELOADED, ReloadStatus(True, self.started_at_s))
         self.gauges.reloads = lambda: self._reloads
@@ -109,6 +111,12 @@ class Metrics:
     def worker_replaced(self, engine_id: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.worker_replaced`."""
         self.catalogue.workers_replaced.at(engine_id).inc()
+
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """See :meth:`wasmkilnd.ports.Recorder.compile_ended`."""
+        self.recent.add(module, engine, origin, reason, took_s)
 
     def rpc(self, method: str, code: str, seconds: float, limit: str = "") -> None:
         """Record that an RPC ended.

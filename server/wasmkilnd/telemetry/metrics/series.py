@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -120,6 +121,16 @@ class Latency:
             self._count += 1
             self._sum_s += seconds
             self._samples.append(seconds)
+
+    @property
+    def count(self) -> int:
+        """How many durations there were since the start."""
+        return self._count
+
+    def last(self, count: int) -> list[float]:
+        """Return the last ``count`` durations, or as many of them as are kept, the newest first."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._samples), count))
 
     def summary(self) -> LatencySummary:
         """Return count and sum, and percentiles by nearest rank."""
