@@ -63,6 +63,12 @@ RPCS: Mapping[str, Need] = {
 
 PATHS: Mapping[str, Need] = {
     "/metrics": _METRICS_OF_ALL,
+    "/": _METRICS_OF_ALL,
+    "/status": _METRICS_OF_ALL,
+    "/status/live": _METRICS_OF_ALL,
+    "/status/page.css": _METRICS_OF_ALL,
+    "/status/page.js": _METRICS_OF_ALL,
+    "/status/icon.svg": _METRICS_OF_ALL,
     "/healthz": _HEALTH,
     "/readyz": _HEALTH,
 }

@@ -12,8 +12,7 @@ import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.telemetry.admin import connections, pending
-from wasmkilnd.telemetry.admin import server as admin_server
+from wasmkilnd.telemetry.admin import connections, pending, shared_page
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
@@ -254,7 +253,7 @@ async def test_a_client_that_reads_no_response_is_disconnected(
 ) -> None:
     monkeypatch.setattr(connections, "_ANSWER_S", 0.2)
     # Or a busy machine renders too few pages in 3 s to fill the socket's buffers.
-    monkeypatch.setattr(admin_server, "_PAUSE", 0.0)
+    monkeypatch.setattr(shared_page, "_PAUSE", 0.0)
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         host, _, port = url.removeprefix("http://").rpartition(":")

@@ -1,8 +1,9 @@
-"""The admin server: /metrics, /healthz and /readyz over HTTP, at ``admin_listen``.
+"""The admin server: /metrics, /healthz, /readyz and pages for browsers, at ``admin_listen``.
 
 ================  ====================================================================
-``server``        the three pages, answered by aiohttp; /metrics is rendered once for
-                all requests that wait for it
+``server``        what is answered at which path, by aiohttp
+``shared_page``   makes a page once for all requests that wait for it
+``pages``         pages for browsers, and the headers that they are sent with
 ``access``        asks the guard about each request: 401, 403, and their audit
 ``listener``      accepts connections on TCP or a Unix socket; each then goes through
                 the two stages below
@@ -16,8 +17,10 @@
 ================  ====================================================================
 
 /healthz says that the process runs; /readyz whether it serves calls, and why not; /metrics
-is Prometheus text, or OpenMetrics if asked for. Nothing can be changed here: calls that change the
-daemon are in rpc/services/admin. Who may read a page is a row of ``access.needs``, as for RPCs.
+is Prometheus text, or OpenMetrics if asked for. The status page (``telemetry.status_page``) is
+handed in. Where a page is for browsers, a person can give a token as password. Nothing can be
+changed here: calls that change the daemon are in rpc/services/admin. Who may read a page is a row
+of ``access.needs``, as for RPCs.
 
 With ``tls_cert_file``, TCP connections speak TLS. The certificates in force are asked for as each
 handshake begins, so that those that change harm no connection. A client may show a certificate,

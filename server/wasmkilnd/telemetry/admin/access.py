@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Container
 from http import HTTPStatus
 
 from aiohttp import web
@@ -16,12 +19,19 @@ _STATUS = {
     Reason.QUOTA_EXCEEDED: HTTPStatus.TOO_MANY_REQUESTS,
 }
 _CHALLENGE = 'Bearer realm="wasmkiln"'
+# A browser cannot send a token of its own accord: it asks a person for a name and a password.
+_BROWSER_CHALLENGE = 'Basic realm="wasmkiln: any name, and a token as password", charset="UTF-8"'
+_BASIC = "basic "
 
 
 class Doorkeeper:
     """Asks the guard about each request, and answers those that it refuses."""
 
-    def __init__(self, guard: Guard, auditor: Auditor, entrance: Entrance) -> None:
+    def __init__(
+        self, guard: Guard, auditor: Auditor, entrance: Entrance, browsed: Container[str] = ()
+    ) -> None:
+        """``browsed`` are the paths where a browser may ask a person for a token."""
+        self._browsed = browsed
         self._guard = guard
         self._auditor = auditor
         self._entrance = entrance
@@ -34,7 +44,9 @@ class Doorkeeper:
         """
         page = _page(request)
         try:
-            self._guard.admit(page, self._entrance, lambda: _credentials(request))
+            self._guard.admit(
+                page, self._entrance, lambda: _credentials(request, basic=page in self._browsed)
+            )
         except WasmkilnError as refusal:
             forget_frames(refusal)
             return self._refused(request, page, refusal)
@@ -52,14 +64,16 @@ class Doorkeeper:
                 reason=refusal.reason.value,
             )
             self._auditor.write(line)
-        headers = {}
+        answer = web.Response(text=f"{refusal.message}\n", status=status)
         if status is HTTPStatus.UNAUTHORIZED:
             invalid = refusal.reason is Reason.CREDENTIALS_INVALID
             error = ', error="invalid_token"' if invalid else ""
-            headers["WWW-Authenticate"] = _CHALLENGE + error
+            answer.headers.add("WWW-Authenticate", _CHALLENGE + error)
+            if page in self._browsed:
+                answer.headers.add("WWW-Authenticate", _BROWSER_CHALLENGE)
         if refusal.retry_after_s is not None:
-            headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
-        return web.Response(text=f"{refusal.message}\n", status=status, headers=headers)
+            answer.headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
+        return answer
 
 
 def _page(request: web.Request) -> str:
@@ -68,11 +82,23 @@ def _page(request: web.Request) -> str:
     return resource.canonical if resource else request.path
 
 
-def _credentials(request: web.Request) -> Credentials:
+def _credentials(request: web.Request, *, basic: bool) -> Credentials:
     transport = request.transport
     certificate = transport.get_extra_info("client_certificate", b"") if transport else b""
     # Of two, a proxy may have checked the other one. Together they are no token.
-    return Credentials(", ".join(request.headers.getall("Authorization", ())), certificate)
+    authorization = ", ".join(request.headers.getall("Authorization", ()))
+    return Credentials(_bearer(authorization) if basic else authorization, certificate)
+
+
+def _bearer(authorization: str) -> str:
+    """Return what a browser sent for a person as if it were a token; all else as it is."""
+    if not authorization.lower().startswith(_BASIC):
+        return authorization
+    try:
+        pair = base64.b64decode(authorization[len(_BASIC) :].strip(), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return authorization
+    return f"Bearer {pair.partition(':')[2]}"
 
 
 def _peer(request: web.Request) -> str:

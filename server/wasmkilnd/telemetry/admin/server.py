@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -20,11 +20,11 @@ from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.telemetry.admin.access import Doorkeeper
 from wasmkilnd.telemetry.admin.connections import IDLE_S, LIMIT, HttpConnections
 from wasmkilnd.telemetry.admin.listener import Listener
+from wasmkilnd.telemetry.admin.pages import Pages, add_pages
 from wasmkilnd.telemetry.admin.pending import Context
+from wasmkilnd.telemetry.admin.shared_page import SharedPage
 
 _STOP_S = 1.0
-# How long the daemon does other work after it rendered /metrics, in multiples of that time.
-_PAUSE = 4.0
 _PROTOCOL_LIMITS: Final[dict[str, Any]] = {
     # Scrapers and probes send far less.
     "max_line_size": 4096,
@@ -45,7 +45,7 @@ class AddressInUse(Exception):  # noqa: N818 - the name says what is wrong
 
 
 class AdminServer:
-    """Serves ``/metrics``, ``/healthz`` and ``/readyz``, for GET and HEAD; nothing else."""
+    """Serves ``/metrics``, ``/healthz``, ``/readyz`` and ``pages``, for GET and HEAD alone."""
 
     def __init__(
         self,
@@ -55,11 +55,13 @@ class AdminServer:
         guard: Guard,
         auditor: Auditor,
         tls: Context | None = None,
+        pages: Pages = MappingProxyType({}),
     ) -> None:
         """Prepare to serve on ``address``: host:port, [v6]:port or unix:/path.
 
         ``ready`` returns whether the daemon serves calls, and a sentence that says why or why not.
-        With ``tls``, TCP connections speak TLS; it returns what new ones are made with.
+        With ``tls``, TCP connections speak TLS; it returns what new ones are made with. ``pages``
+        are for browsers.
         """
         self._address = address
         self._registry = registry
@@ -68,15 +70,16 @@ class AdminServer:
         self._tls = None if unix else tls
         transport = Transport.TLS if self._tls else Transport.PLAINTEXT
         entrance = Entrance(Transport.UNIX, address) if unix else Entrance(transport)
-        self._doorkeeper = Doorkeeper(guard, auditor, entrance)
+        self._doorkeeper = Doorkeeper(guard, auditor, entrance, pages)
         self._connections = HttpConnections(LIMIT)
-        self._page = _SharedPage()
+        self._page = SharedPage()
         self._listener: Listener | None = None
         app = web.Application(client_max_size=1024, middlewares=[self._note_request])
         # aiohttp answers 405 to methods other than GET and HEAD, and 404 for other paths.
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        add_pages(app, pages, self._page)
         app.on_response_prepare.append(_remove_banner)
         self._runner = web.AppRunner(
             app,
@@ -143,37 +146,6 @@ class AdminServer:
             structlog.get_logger().error("readiness check failed", error=repr(failure))
             ready, why = False, "the readiness check failed"
         return web.Response(text=f"{why}\n", status=200 if ready else 503)
-
-
-class _SharedPage:
-    """Renders a page once for all requests that wait for it; a request never gets an older page.
-
-    It then pauses for four times as long as the rendering took, so that a flood of requests
-    takes a fifth of the daemon's time at most. For one event loop.
-    """
-
-    def __init__(self) -> None:
-        self._next: dict[str, asyncio.Task[bytes]] = {}
-        self._not_before_s = 0.0
-
-    async def get(self, kind: str, render: Callable[[], bytes]) -> bytes:
-        """Return what ``render`` returns; calls with the same ``kind`` share it."""
-        task = self._next.get(kind)
-        if task is None:
-            task = self._next[kind] = asyncio.create_task(self._render(kind, render))
-        return await asyncio.shield(task)
-
-    async def _render(self, kind: str, render: Callable[[], bytes]) -> bytes:
-        try:
-            await asyncio.sleep(max(0.0, self._not_before_s - time.monotonic()))
-        finally:
-            del self._next[kind]  # a request that comes from here on gets the next page
-        began_s = time.monotonic()
-        try:
-            return render()
-        finally:
-            ended_s = time.monotonic()
-            self._not_before_s = ended_s + _PAUSE * (ended_s - began_s)
 
 
 async def _remove_banner(_request: web.Request, response: web.StreamResponse) -> None:

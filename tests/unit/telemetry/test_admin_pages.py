@@ -1,0 +1,142 @@
+"""Pages for browsers: their headers, who may see them, and how much time they take."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import pytest
+from wasmkilnd import errors
+from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
+from wasmkilnd.telemetry.admin.pages import Asset, LivePage, Pages
+from wasmkilnd.telemetry.admin.server import AdminServer
+from wasmkilnd.telemetry.admin.shared_page import SharedPage
+from wasmkilnd.telemetry.audit.audit import Audit
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+
+PAGES: Pages = {
+    "/": LivePage("text/html; charset=utf-8", lambda: b"<p>well</p>"),
+    "/page.css": Asset("text/css; charset=utf-8", b"p {}"),
+}
+
+
+class TokenGuard:
+    """Lets in who brings the token."""
+
+    def admit(
+        self, what: str, entrance: Entrance, credentials: Callable[[], Credentials]
+    ) -> Identity:
+        brought = credentials().authorization
+        if not brought:
+            raise errors.credentials_missing()
+        if brought != "Bearer s3:cret":
+            raise errors.credentials_invalid("unknown", "cannot use this token")
+        return ANYBODY
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    registry = Metrics("1.2.3").registry
+    server = AdminServer(
+        "127.0.0.1:0", registry, lambda: (True, "ready"), TokenGuard(), Audit(), pages=PAGES
+    )
+    yield f"http://{await server.start()}"
+    await server.stop()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+TOKEN = {"Authorization": "Bearer s3:cret"}
+PASSWORD = {"Authorization": f"Basic {base64.b64encode(b'ada:s3:cret').decode()}"}
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_a_page_keeps_strangers_out_of_it(
+    url: str, http: aiohttp.ClientSession, path: str
+) -> None:
+    async with http.get(url + path, headers=TOKEN) as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == PAGES[path].kind
+        policy = dict(
+            part.strip().split(" ", 1)
+            for part in answer.headers["Content-Security-Policy"].split(";")
+        )
+        assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+        assert set(policy.values()) == {"'none'", "'self'"}
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "Server" not in answer.headers
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 405), ("PUT", 405)])
+async def test_a_page_can_only_be_read(
+    url: str, http: aiohttp.ClientSession, method: str, status: int
+) -> None:
+    async with http.request(method, f"{url}/", headers=TOKEN) as answer:
+        assert answer.status == status
+
+
+async def test_a_person_gives_a_token_as_password(url: str, http: aiohttp.ClientSession) -> None:
+    async with http.get(url, headers=PASSWORD) as answer:
+        assert (answer.status, await answer.text()) == (200, "<p>well</p>")
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    ["", "Basic", "Basic !", "Basic czM6Y3JldA==, Bearer s3:cret", "Basic /w==", "Basic YWRh"],
+)
+async def test_a_browser_asks_for_a_token(
+    url: str, http: aiohttp.ClientSession, authorization: str
+) -> None:
+    headers = {"Authorization": authorization} if authorization else {}
+    async with http.get(url, headers=headers) as answer:
+        assert answer.status == 401
+        bearer, basic = answer.headers.getall("WWW-Authenticate")
+        assert bearer.startswith('Bearer realm="wasmkiln"')
+        assert basic.startswith("Basic realm=")
+
+
+async def test_for_metrics_a_password_is_no_token(url: str, http: aiohttp.ClientSession) -> None:
+    """Programs send tokens; a name and a password there would be for something in between."""
+    async with http.get(f"{url}/metrics", headers=PASSWORD) as answer:
+        assert answer.status == 401
+        [challenge] = answer.headers.getall("WWW-Authenticate")
+        assert challenge.startswith("Bearer")
+
+
+async def test_many_pages_take_no_more_time_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits until the pause after the one before has passed, whatever page that was."""
+    now_s, pauses, made = 100.0, list[float](), list[str]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s
+        pauses.append(seconds)
+        now_s += seconds
+
+    monkeypatch.setattr("wasmkilnd.telemetry.admin.shared_page.asyncio.sleep", sleep)
+    monkeypatch.setattr("wasmkilnd.telemetry.admin.shared_page.time.monotonic", lambda: now_s)
+
+    def rendering(name: str) -> Callable[[], bytes]:
+        def render() -> bytes:
+            nonlocal now_s
+            now_s += 1.0
+            made.append(name)
+            return name.encode()
+
+        return render
+
+    shared = SharedPage()
+    kinds = ("one", "two", "three")
+    got = await asyncio.gather(
+        *(shared.get(kind, rendering(kind)) for kind in kinds for _ in range(5))
+    )
+    assert made == list(kinds)
+    assert [round(pause, 6) for pause in pauses] == [0, 4, 4]
+    assert got == [kind.encode() for kind in kinds for _ in range(5)]
