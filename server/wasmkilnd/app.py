@@ -33,6 +33,7 @@ from wasmkilnd.lifecycle.reload import Reloader
 from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
+from wasmkilnd.lifecycle.status_page import StatusPage
 from wasmkilnd.lifecycle.trust import TrustKeeper
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
@@ -164,7 +165,10 @@ class Daemon:
         await trust.look()
         self._in_the_background(trust.run())
         self._follower.begin()
-        admin_address = await opening.admin(self._readiness, access.guard, audit, tls)
+        status = StatusPage(self._metrics, self._readiness, started, tenants)
+        admin_address = await opening.admin(self._readiness, access.guard, audit, tls, status.pages)
+        if admin_address:
+            self._in_the_background(status.sampler.run())
         self._rpc = rpc
         bound = await opening.listen(rpc, tls)
         self._readiness.started(

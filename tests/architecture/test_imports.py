@@ -112,6 +112,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     "telemetry.audit": ({"ports"}, set()),
     "telemetry.traces": (CORE, set()),
     "telemetry.admin": ({"network", "model", "errors", "ports"}, set()),
+    "telemetry.status_page": ({"model"}, {"telemetry.admin", "telemetry.metrics"}),
     "config.values": ({"redis_address"}, set()),
     "config.sections": (set(), {"config.values"}),
     "config": (set(), {"config.sections", "config.values"}),
@@ -135,7 +136,7 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
             "engines.workers",
         }
         | {"rpc", "rpc.wire", "signing", "telemetry.admin", "telemetry.audit", "telemetry.logs"}
-        | {"telemetry.metrics", "telemetry.traces", "tenants"},
+        | {"telemetry.metrics", "telemetry.status_page", "telemetry.traces", "tenants"},
     ),
     "maintenance": (
         CORE,

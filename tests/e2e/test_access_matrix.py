@@ -24,8 +24,13 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.needs import PATHS, RPCS, Need
 from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import ALL_ROLES, Role, with_included
+from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AdminServer
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.status_page.pages import status_pages
+from wasmkilnd.telemetry.status_page.sampler import Sampler
 
+from tests.doubles.status_sources import sources
 from tests.e2e.bearers import Metadata, add_token, bearer, reason_of, token_command
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite
@@ -189,7 +194,8 @@ def test_every_rpc_and_page_has_a_row_and_no_other_has(site: Site) -> None:
     assert {rpc.rpartition("/")[2] for rpc in RPCS} == set(EXPECTED_ROLES)
     for rpc, need in RPCS.items():
         assert (need.role.value if need.role else "") == EXPECTED_ROLES[rpc.rpartition("/")[2]]
-    routes = AdminServer("127.0.0.1:0", *_unused())._runner.app.router.resources()
+    server = AdminServer("127.0.0.1:0", *_unused(), pages=_status_pages())
+    routes = server._runner.app.router.resources()
     assert set(PATHS) == {route.canonical for route in routes}
 
 
@@ -293,6 +299,11 @@ def statuses(who: Who) -> Mapping[str, int]:
     return {**rows, "/none": 401 if who.refused else 403}
 
 
-def _unused() -> tuple[Any, ...]:
+def _status_pages() -> Pages:
+    metrics = Metrics("1.2.3")
+    return status_pages(sources(metrics), Sampler(metrics))
+
+
+def _unused() -> tuple[Any, Any, Any, Any]:
     """Return what a server needs that is never started."""
     return CollectorRegistry(), lambda: (True, ""), AccessGuard(None), None

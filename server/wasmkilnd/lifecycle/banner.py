@@ -51,6 +51,9 @@ def banner(
     rows.append(("callers", _callers(known) if asks else "everybody may do everything"))
     if admin_address:
         rows.append(("metrics", f"{admin_address}/metrics, /healthz, /readyz"))
+        if not admin_address.startswith("unix:"):
+            scheme = "https" if bound.tls else "http"
+            rows.append(("status", f"{scheme}://{admin_address}/ in a browser"))
     for index, engine in enumerate(engines.served):
         default = ", default" if engine.id == engines.default else ""
         workers = f"{engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"

@@ -41,6 +41,7 @@ from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
 from wasmkilnd.signing.files import KeysUnusable
 from wasmkilnd.signing.opening import Signing, log_keys, open_signing
+from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
@@ -165,8 +166,12 @@ class Opening:
         guard: Guard,
         auditor: Auditor,
         tls: TlsFiles | None,
+        pages: Pages,
     ) -> str:
-        """Serve metrics and health; return the address, empty for none. Raises CannotStart."""
+        """Serve metrics, health and ``pages``; return the address, empty for none.
+
+        Raises CannotStart.
+        """
         address = self._settings.current.admin_listen
         if address == NO_ADMIN:
             return ""
@@ -177,6 +182,7 @@ class Opening:
             guard,
             auditor,
             (lambda: tls.current.http_context()) if tls else None,
+            pages,
         )
         try:
             address = await admin.start()

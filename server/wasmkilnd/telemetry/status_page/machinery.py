@@ -1,0 +1,154 @@
+"""Tiers, engines and what confines jobs."""
+
+from __future__ import annotations
+
+from wasmkilnd.model import EngineWarmUp, TierUsage
+from wasmkilnd.telemetry.metrics.catalogue import ERROR, OK, Catalogue
+from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Readings
+from wasmkilnd.telemetry.metrics.series import count_of
+from wasmkilnd.telemetry.status_page.charts import bar
+from wasmkilnd.telemetry.status_page.markup import Child, Markup, join, tag
+from wasmkilnd.telemetry.status_page.sources import EngineView, Sources
+from wasmkilnd.telemetry.status_page.words import NONE, count, duration, percent, size
+
+_TIERS = {"memory": "Memory", "host_store": "Host store", "redis": "Redis"}
+
+
+def table(
+    caption: str, heads: tuple[str, ...], rows: list[tuple[Child, ...]], style: str | None = None
+) -> Markup:
+    """Return a table.
+
+    On a narrow screen its rows become blocks, each cell with its head; with the style ``compact``
+    without, two cells on a line.
+    """
+    return tag(
+        "table",
+        tag("caption", caption, class_="unseen"),
+        tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))),
+        tag(
+            "tbody",
+            *(
+                tag(
+                    "tr",
+                    tag("th", row[0], scope="row"),
+                    *(
+                        tag("td", tag("span", cell), data_head=head)
+                        for cell, head in zip(row[1:], heads[1:], strict=True)
+                    ),
+                )
+                for row in rows
+            ),
+        ),
+        class_=style,
+    )
+
+
+def tiers(sources: Sources, now: Readings) -> Markup:
+    """Return what each tier holds, and how well it answers."""
+    catalogue = sources.metrics.catalogue
+    rows = [_tier(catalogue, tier, usage, now) for tier, usage in now.tiers.items()]
+    remarks = [
+        f"Writes that wait: {count(now.remote.pending_writes)} to Redis,"
+        f" {count(now.host.pending_writes)} to the host store; given up:"
+        f" {count(now.remote.dropped_writes)} and {count(now.host.dropped_writes)}.",
+        f"Pins: {count(now.pins)}.",
+    ]
+    if (spaces := sources.namespaces()) > 1:
+        remarks.append(f"Figures are sums over {count(spaces)} namespaces.")
+    heads = ("Tier", "State", "Filled", "Entries", "Hits", "Misses", "Errors", "Evicted", "Takes")
+    return join(table("Tiers", heads, rows), tag("p", " ".join(remarks), class_="remark"))
+
+
+def _tier(catalogue: Catalogue, tier: str, usage: TierUsage, now: Readings) -> tuple[Child, ...]:
+    def lookups(outcome: str) -> int:
+        return count_of(catalogue.lookups.at(tier, "artifact", outcome))
+
+    rejected = (counter for (where, _), counter in catalogue.rejected.all() if where == tier)
+    errors = lookups(ERROR) + count_of(catalogue.stores.at(tier, ERROR))
+    errors += sum(map(count_of, rejected))
+    took = catalogue.lookup_durations.at(tier, "artifact").summary()
+    filled = size(usage.bytes)
+    if usage.limit_bytes:
+        part = usage.bytes / usage.limit_bytes
+        words = f"{filled} of {size(usage.limit_bytes)}"
+        colour = "fill high" if part > 0.95 else "fill"
+        filled = join(bar(part, f"{percent(part)} filled", colour), words)
+    entries = count(usage.entries)
+    if usage.pinned_entries:
+        entries += f", {count(usage.pinned_entries)} pinned"
+    return (
+        _TIERS[tier],
+        _state(tier, usage, now),
+        filled,
+        entries,
+        count(lookups("hit")),
+        count(lookups("miss")),
+        count(errors),
+        count(usage.evictions),
+        f"{duration(took.p50_s)}, 99 % {duration(took.p99_s)}" if took.count else NONE,
+    )
+
+
+def _state(tier: str, usage: TierUsage, now: Readings) -> Markup:
+    if tier == "redis":
+        if now.remote.switched_off:
+            return mark("off", "quiet")
+        return mark(f"{now.remote.mode}, up", "good") if now.remote.up else mark("down", "bad")
+    if tier == "host_store" and not usage.limit_bytes:
+        return mark("off", "quiet")
+    return mark("up", "good")
+
+
+def engines(sources: Sources, now: Readings) -> Markup:
+    """Return the engines, those that are not served, and warm-ups."""
+    catalogue = sources.metrics.catalogue
+    rows = [
+        _engine(catalogue, engine, now.engines.get(engine.id, EngineUsage()))
+        for engine in sources.engines()
+    ]
+    rows += [
+        (one.id, mark("not served", "bad"), one.cause, NONE, NONE, NONE, NONE)
+        for one in sources.unserved()
+    ]
+    heads = ("Engine", "State", "Isolation", "Workers", "Queued", "Compiled", "Takes")
+    jobs = tag("p", f"Jobs are {sources.isolation()}.", class_="remark")
+    return join(table("Engines", heads, rows), jobs, *map(_warm_up, now.warm_ups))
+
+
+def _engine(catalogue: Catalogue, engine: EngineView, usage: EngineUsage) -> tuple[Child, ...]:
+    took = catalogue.compile_durations.at(engine.id, OK).summary()
+    replaced = count_of(catalogue.workers_replaced.at(engine.id))
+    workers = f"{usage.busy} of {usage.workers} busy"
+    if replaced:
+        workers += f", {count(replaced)} replaced"
+    isolation = engine.isolation
+    gaps = ", ".join(f"{gap.name} {gap.state.value}" for gap in isolation.gaps)
+    held = mark("holds" if isolation.holds else "broken", "good" if isolation.holds else "bad")
+    state = mark("served", "good")
+    return (
+        engine.id,
+        join(state, " ", mark("default", "quiet")) if engine.default else state,
+        join(held, f" ({gaps})" if gaps else None),
+        workers if usage.workers else mark("no worker", "bad"),
+        count(usage.queued),
+        count(took.count),
+        f"{duration(took.p50_s)}, 99 % {duration(took.p99_s)}" if took.count else NONE,
+    )
+
+
+def _warm_up(one: EngineWarmUp) -> Markup:
+    ended = one.done + one.failed
+    state = "ended" if one.ended else "under way"
+    failed = f", {count(one.failed)} failed" if one.failed else ""
+    words = (
+        f"Warm-up of {one.engine_id} from {one.from_engine_id}, {state}:"
+        f" {count(one.done)} of {count(one.total)} artifacts{failed}."
+    )
+    part = ended / one.total if one.total else float(one.ended)
+    return tag("p", words, bar(part, percent(part)), class_="remark")
+
+
+def mark(words: str, level: str) -> Markup:
+    """Return a word with a colour; the word alone says it too."""
+    return tag("span", words, class_=f"mark {level}")

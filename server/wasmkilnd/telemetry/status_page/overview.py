@@ -1,0 +1,156 @@
+"""The first look: what needs attention, the figures that matter, and the charts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from wasmkilnd.telemetry.metrics.catalogue import OK, Catalogue
+from wasmkilnd.telemetry.metrics.gauges import Readings
+from wasmkilnd.telemetry.metrics.series import LatencySummary
+from wasmkilnd.telemetry.status_page.charts import Chart, Series, figures
+from wasmkilnd.telemetry.status_page.history import Column, Window
+from wasmkilnd.telemetry.status_page.markup import Markup, tag
+from wasmkilnd.telemetry.status_page.sampler import ORIGINS
+from wasmkilnd.telemetry.status_page.sources import Sources
+from wasmkilnd.telemetry.status_page.words import NONE, count, duration, percent, rate
+
+_NAMES = {
+    "memory": ("memory", "c1"),
+    "host_store": ("host store", "c2"),
+    "redis": ("Redis", "c3"),
+    "joined_flight": ("joined a compile", "c4"),
+    "compiled": ("compiled", "c5"),
+}
+_HITS = 3
+"""How many of the origins, from the first, are hits."""
+
+
+def attention(sources: Sources, now: Readings) -> Markup:
+    """Return what an operator should know first; one sentence if all is well."""
+    ready, why = sources.state()
+    wrong: list[tuple[str, str]] = []
+    if not ready:
+        wrong.append(("bad", f"The daemon serves no call: {why}."))
+    wrong += [("bad", f"{one.id} is not served: {one.cause}") for one in sources.unserved()]
+    if any(not engine.isolation.holds for engine in sources.engines()):
+        wrong.append(("bad", f"Jobs are {sources.isolation()}."))
+    if not (now.remote.up or now.remote.switched_off):
+        detail = f": {now.remote.detail}" if now.remote.detail else ""
+        wrong.append(("warn", f"Redis does not answer{detail}. Calls go on without it."))
+    if now.tls.failures:
+        wrong.append(("warn", "Changed TLS files could not be used; the old ones are in force."))
+    if now.quarantined:
+        modules = "module is" if now.quarantined == 1 else "modules are"
+        wrong.append(("warn", f"{count(now.quarantined)} {modules} in quarantine."))
+    if not wrong:
+        return tag("p", "All is well: every engine is served, and every tier answers.", class_="ok")
+    return tag("ul", *(tag("li", words, class_=level) for level, words in wrong), class_="wrong")
+
+
+def headline(sources: Sources, now: Readings, window: Window) -> Markup:
+    """Return the figures that matter."""
+    served = window.served
+    calls, hits = sum(served), sum(served[:_HITS])
+    known_s = sum(column.span_s for column in window.known) or 1.0
+    compiled = sum(column.compiled for column in window.known)
+    failed = sum(column.failed for column in window.known)
+    took = _took(sources.metrics.catalogue)
+    queued = sum(each.queued for each in now.engines.values())
+    busy = sum(each.busy for each in now.engines.values())
+    workers = sum(each.workers for each in now.engines.values())
+    wait_s = max((each.expected_wait_s for each in now.engines.values()), default=0.0)
+    span = f"in {duration(int(known_s))}"
+    return figures(
+        ("Hit ratio", percent(hits / calls) if calls else NONE, f"of {count(calls)} calls {span}"),
+        ("Calls", rate(calls / known_s), f"{count(now.traffic.calls)} under way"),
+        ("Compiles", rate(compiled / known_s), f"{count(compiled)} made, {count(failed)} failed"),
+        (
+            "A compile takes",
+            duration(took.p50_s) if took.count else NONE,
+            f"9 of 10 within {duration(took.p90_s)}" if took.count else "none yet",
+        ),
+        (
+            "Queue",
+            count(queued),
+            f"one more would wait {duration(wait_s)}" if wait_s else "nobody waits",
+        ),
+        ("Workers busy", f"{busy} of {workers}", f"{count(now.flights)} compiles to do"),
+    )
+
+
+def charts(window: Window) -> Markup:
+    """Return the charts of the last minutes."""
+    return tag("div", *(chart.drawn(window) for chart in _charts(window)), class_="charts")
+
+
+def _charts(window: Window) -> Sequence[Chart]:
+    served = window.served
+    calls = sum(served)
+    last = window.latest
+    compiled = sum(column.compiled for column in window.known)
+    shares = [percent(each / calls) if calls else NONE for each in served]
+    names = [_NAMES[origin.value] for origin in ORIGINS]
+    return (
+        Chart(
+            "origins",
+            "Where artifacts come from",
+            [Series(name, colour, _share_of(index)) for index, (name, colour) in enumerate(names)],
+            lambda part: f"{part * 100:.0f} %",
+            ", ".join(f"{name} {part}" for (name, _), part in zip(names, shares, strict=True)),
+            top=1.0,
+            stacked=True,
+            legend=shares,
+        ),
+        Chart(
+            "calls",
+            "Calls and compiles per second",
+            [
+                Series("calls", "c1", lambda each: each.per_s(sum(each.served))),
+                Series("compiles", "c5", lambda each: each.per_s(each.compiled + each.failed)),
+            ],
+            rate,
+            f"{rate(last.per_s(sum(last.served)))} calls now",
+            legend=[
+                rate(last.per_s(sum(last.served))),
+                rate(last.per_s(last.compiled + last.failed)),
+            ],
+        ),
+        Chart(
+            "duration",
+            "How long compiles take",
+            [
+                Series("slowest", "c4", lambda each: each.slowest_s),
+                Series("mean", "c5", lambda each: each.mean_s, line=True),
+            ],
+            duration,
+            f"{count(compiled)} compiles",
+            legend=[duration(last.slowest_s), duration(last.mean_s)],
+        ),
+        Chart(
+            "queue",
+            "Queue and workers",
+            [
+                Series("busy workers", "c2", lambda each: each.busy),
+                Series("queued jobs", "c5", lambda each: each.queued, line=True),
+            ],
+            count,
+            f"{last.busy} workers busy, {last.queued} jobs queued",
+            legend=[str(last.busy), str(last.queued)],
+            least=last.workers,
+            whole=True,
+        ),
+    )
+
+
+def _share_of(index: int) -> Callable[[Column], float]:
+    def share(column: Column) -> float:
+        calls = sum(column.served)
+        return column.served[index] / calls if calls else 0.0
+
+    return share
+
+
+def _took(catalogue: Catalogue) -> LatencySummary:
+    """Return the durations of the engine that compiled most."""
+    series = [took for labels, took in catalogue.compile_durations.all() if labels[-1] == OK]
+    return max(series, key=lambda each: each.count).summary() if series else LatencySummary()
