@@ -31,7 +31,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.5.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators clean
+.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -154,6 +154,10 @@ test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other language
 test-operators: $(VENV)/.dev $(TOOLS)/.tools $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
 	@$(BIN)/python -m tests.operators.toolchains
 	@OPERATORS=all $(PYTEST) tests/operators -n 2 --dist loadfile $(ARGS)
+
+pictures: $(VENV)/.dev ## draw the pictures of the status page in docs/, in five minutes
+	@$(BIN)/python -m tests.operators.toolchains chromium
+	@$(BIN)/python -m tests.operators.pictures docs/how-to
 
 clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

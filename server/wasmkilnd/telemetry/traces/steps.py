@@ -43,6 +43,11 @@ class TracedTiers:
     def compiled_behind(self, outcome: str) -> None:
         """Do nothing: no call waits for it."""
 
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """Do nothing: the span of the call has it."""
+
     def fleet_turn(self, outcome: str) -> None:
         """Do nothing: see TracedFleet."""
 
