@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wasmkilnd.model import Origin
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage
+from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.status_page.history import COLUMNS, KEPT, STEP_S, History, Sample
 from wasmkilnd.telemetry.status_page.sampler import ORIGINS, Sampler

@@ -16,7 +16,7 @@ from wasmkilnd.model import (
     TierUsage,
     UnservedEngine,
 )
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage
+from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.status_page import machinery
 from wasmkilnd.telemetry.status_page.document import document, live

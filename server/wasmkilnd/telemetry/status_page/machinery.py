@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wasmkilnd.model import EngineWarmUp, TierUsage
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, OK, Catalogue
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage, Readings
+from wasmkilnd.telemetry.metrics.readings import EngineUsage, Readings
 from wasmkilnd.telemetry.metrics.series import count_of
 from wasmkilnd.telemetry.status_page.charts import bar
 from wasmkilnd.telemetry.status_page.markup import Child, Markup, join, tag

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wasmkilnd.telemetry.metrics.catalogue import OK, Catalogue
-from wasmkilnd.telemetry.metrics.gauges import Readings
+from wasmkilnd.telemetry.metrics.readings import Readings
 from wasmkilnd.telemetry.metrics.series import LatencySummary
 from wasmkilnd.telemetry.status_page.charts import Chart, Series, figures
 from wasmkilnd.telemetry.status_page.history import Column, Window

@@ -10,7 +10,7 @@ from typing import Final
 
 from wasmkilnd.model import Origin
 from wasmkilnd.telemetry.metrics.catalogue import OK
-from wasmkilnd.telemetry.metrics.gauges import EngineUsage
+from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.metrics.series import count_of
 from wasmkilnd.telemetry.status_page.history import STEP_S, History, Sample, Window
