@@ -1,0 +1,159 @@
+"""A real Prometheus that scrapes daemons and evaluates the rules of this repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.e2e.daemon import ROOT
+from tests.e2e.processes import eventually
+
+RULES = ROOT / "deploy" / "prometheus-alerts.yml"
+_PATIENCE_S = 120.0
+
+
+def at_once(rules: str) -> str:
+    """Return rules whose alerts do not wait before they fire; nothing else is changed."""
+    return re.sub(r"^( +for:) .+$", r"\1 0s", rules, flags=re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A daemon to scrape."""
+
+    instance: str
+    address: str
+    ca_file: Path | None = None
+    """Its CA's certificate, if it speaks TLS."""
+
+
+class Prometheus:
+    """A Prometheus that scrapes each second; it ends with the context."""
+
+    def __init__(
+        self, program: Path, folder: Path, targets: Sequence[Target], rules: str = ""
+    ) -> None:
+        """Start it, and wait until it has scraped every target."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rules.yml").write_text(rules or "groups: []\n")
+        scrapes = [_scrape(target) for target in targets]
+        configuration = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": scrapes,
+        }
+        # YAML holds JSON.
+        (folder / "prometheus.yml").write_text(json.dumps(configuration))
+        self._process = subprocess.Popen(
+            [
+                *(str(program), f"--config.file={folder / 'prometheus.yml'}"),
+                *(f"--storage.tsdb.path={folder / 'data'}", "--web.listen-address=127.0.0.1:0"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._url = ""
+        eventually(self._listens, "Prometheus does not listen", _PATIENCE_S)
+        eventually(
+            lambda: len(self.values("up == 1")) == len(targets),
+            f"Prometheus does not scrape every target: {self._log[-5:]}",
+            _PATIENCE_S,
+        )
+
+    def values(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Return what a query finds now: labels and value."""
+        found = self._get("query", {"query": query})["result"]
+        return [(each["metric"], float(each["value"][1])) for each in found]
+
+    def series(self) -> list[dict[str, str]]:
+        """Return the labels of every series that the daemons have, ``__name__`` included."""
+        found: list[dict[str, str]] = self._get("series", {"match[]": '{job="wasmkiln"}'})
+        return found
+
+    def fired(self) -> dict[str, list[dict[str, str]]]:
+        """Return the alerts that have fired so far, by name, each with its labels."""
+        fired: dict[str, list[dict[str, str]]] = {}
+        for labels, _ in self.values('count_over_time(ALERTS{alertstate="firing"}[1h])'):
+            fired.setdefault(labels["alertname"], []).append(labels)
+        return fired
+
+    def wait_for(self, alert: str, **labels: str) -> None:
+        """Wait until an alert with these labels has fired."""
+        eventually(
+            lambda: any(labels.items() <= each.items() for each in self.fired().get(alert, [])),
+            f"{alert} with {labels} did not fire",
+            _PATIENCE_S,
+        )
+
+    def wait_for_scrapes(self, count: int = 2) -> None:
+        """Wait until every target that answers was scraped so many times more."""
+        query = 'count_over_time(up{job="wasmkiln"}[1h])'
+        before = {labels["instance"]: value for labels, value in self.values(query)}
+        eventually(
+            lambda: all(
+                value >= before.get(labels["instance"], 0) + count
+                for labels, value in self.values(query)
+            ),
+            "Prometheus does not scrape",
+            _PATIENCE_S,
+        )
+
+    def _get(self, what: str, arguments: Mapping[str, str]) -> Any:
+        url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(arguments)}"
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return json.load(answer)["data"]
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, "".join(self._log[-20:])
+        for line in list(self._log):
+            if found := re.search(r'msg="Listening on" address=(\S+)', line):
+                self._url = f"http://{found[1]}"
+        return bool(self._url) and any("ready to receive" in line for line in list(self._log))
+
+    def _read(self) -> None:
+        assert self._process.stderr
+        for line in self._process.stderr:
+            self._log.append(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join(5)
+        if self._process.stderr:
+            self._process.stderr.close()
+
+
+def _scrape(target: Target) -> dict[str, Any]:
+    tls = {"scheme": "https", "tls_config": {"ca_file": str(target.ca_file)}}
+    return {
+        "job_name": f"wasmkiln-{target.instance}",
+        **(tls if target.ca_file else {}),
+        "static_configs": [
+            {
+                "targets": [target.address],
+                "labels": {"instance": target.instance, "job": "wasmkiln"},
+            }
+        ],
+    }

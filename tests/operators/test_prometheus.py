@@ -1,0 +1,332 @@
+"""Every alert fires: by what really happens to a daemon, and by promtool after its time."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import redis
+from wasmkiln import Client, WasmkilnError
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
+
+from tests.confinement import workers
+from tests.contract.servers import RedisServer, binary_of, redis_server
+from tests.e2e import wasm
+from tests.e2e.callers import (
+    ENGINE,
+    Caller,
+    failure_of,
+    held_worker,
+    modules,
+    outcome_of,
+    stopped_job,
+)
+from tests.e2e.daemon import ROOT, Daemon, installed_engines, is_ready, state_with
+from tests.e2e.over_tls import TlsSite
+from tests.e2e.processes import eventually, send, workers_of
+from tests.operators.alert_cases import CASES, names_of, promtool_tests
+from tests.operators.conftest import Needs
+from tests.operators.prometheus import RULES, Prometheus, Target, at_once
+
+DAY = datetime.timedelta(days=1)
+BROKEN_ENGINE = "wasmtime-0.0.2"
+HOSTILE_ENGINE = "wasmtime-0.0.1"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two daemons, what they depend on, and the Prometheus that scrapes both."""
+
+    daemon: Daemon
+    """It has one worker, a small memory, a Redis of its own, a configuration and an audit file."""
+    secure: Daemon
+    """It speaks TLS, has no host store that works, and serves an engine that is not confined."""
+    prometheus: Prometheus
+    server: RedisServer
+    config: Path
+    audit: Path
+    tls: TlsSite
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Client]:
+        """Return a client of the first daemon, which tries nothing twice."""
+        with self.daemon.client(max_attempts=1) as client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    needs("prometheus")
+    installed_engines()
+    folder = tmp_path_factory.mktemp("watched")
+    state = state_with(folder / "state", ENGINE)
+    (state / "engines" / BROKEN_ENGINE).mkdir()  # Nothing is in it.
+    config, audit = folder / "wasmkiln.toml", folder / "audit" / "audit.jsonl"
+    config.write_text('log_level = "info"\n')
+    audit.parent.mkdir()
+    tls = TlsSite(folder / "tls")
+    # It expires within the week before which the alert fires.
+    tls.server = tls.authority.server(ends=3 * DAY)
+    secure_state = state_with(folder / "secure" / "state", ENGINE)
+    workers.environment(secure_state / "engines", ["seccomp"])
+    not_a_directory = folder / "file"
+    not_a_directory.write_text("")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
+        daemon = stack.enter_context(
+            Daemon(
+                state,
+                (
+                    *("--config", str(config), "--audit-file", str(audit)),
+                    *("--workers", "1", "--queue-length", "2", "--memory-bytes", "128KiB"),
+                    *("--compile-memory-bytes", "300MiB", "--write-queue-bytes", "16KiB"),
+                ),
+                {"WASMKILN_REDIS_URL": server.url},
+            )
+        )
+        secure = stack.enter_context(
+            Daemon(
+                secure_state,
+                tls.flags(
+                    *("--isolation", "best-effort"),
+                    *("--host-store-dir", str(not_a_directory / "store")),
+                    client_certificates=False,
+                ),
+            )
+        )
+        targets = [
+            Target("plain", daemon.admin_url.removeprefix("http://")),
+            Target("secure", secure.admin_url.removeprefix("http://"), tls.authority.ca_file),
+        ]
+        prometheus = stack.enter_context(
+            Prometheus(needs("prometheus"), folder / "prom", targets, at_once(RULES.read_text()))
+        )
+        prometheus.wait_for_scrapes()
+        yield Site(daemon, secure, prometheus, server, config, audit, tls)
+
+
+def test_promtool_accepts_the_rules(needs: Needs) -> None:
+    done = promtool(needs, "check", "rules", "--lint-fatal", str(RULES))
+    assert f"{len(CASES)} rules found" in done
+
+
+def test_each_alert_fires_after_its_time_and_not_before(needs: Needs, tmp_path: Path) -> None:
+    file = tmp_path / "tests.yml"
+    file.write_text(promtool_tests(str(RULES)))
+    assert "SUCCESS" in promtool(needs, "test", "rules", str(file))
+
+
+def test_promtool_accepts_the_metrics_of_a_daemon(needs: Needs, site: Site) -> None:
+    with urllib.request.urlopen(f"{site.daemon.admin_url}/metrics", timeout=30) as page:
+        promtool(needs, "check", "metrics", given=page.read().decode())
+
+
+def test_every_series_that_promtool_is_given_exists_in_a_daemon(site: Site) -> None:
+    scraped = site.prometheus.series()
+    for case in CASES:
+        for series in case.series:
+            name, labels = names_of(series)
+            wanted = {"__name__": name, **labels}
+            if name != "up":
+                assert any(wanted.items() <= each.items() for each in scraped), series
+
+
+def test_nothing_fires_for_a_daemon_that_is_well(site: Site) -> None:
+    """Apart from what is wrong with the two from the start."""
+    site.prometheus.wait_for_scrapes()
+    assert site.prometheus.fired().keys() == {
+        *("WasmkilnEngineNotServed", "WasmkilnNotConfined"),
+        *("WasmkilnHostStoreDown", "WasmkilnCertificateExpires"),
+    }
+
+
+def test_what_is_wrong_from_the_start_is_told_apart(site: Site) -> None:
+    fired = site.prometheus.fired()
+    assert [each["engine"] for each in fired["WasmkilnEngineNotServed"]] == [BROKEN_ENGINE]
+    assert [each["engine"] for each in fired["WasmkilnNotConfined"]] == [HOSTILE_ENGINE]
+    assert [each["instance"] for each in fired["WasmkilnHostStoreDown"]] == ["secure"]
+    assert [each["file"] for each in fired["WasmkilnCertificateExpires"]] == ["cert"]
+
+
+def test_a_full_queue_and_a_long_wait(site: Site) -> None:
+    with Caller(site.daemon) as callers:
+        with held_worker(site.daemon):
+            waiting = [callers.compile(module) for module in modules(2)]
+            eventually(
+                lambda: site.daemon.metric("queue_depth", engine=ENGINE) == 2, "nobody waits"
+            )
+            code, reason, *_ = failure_of(callers.compile(*modules(1)))
+            assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL")
+            time.sleep(6)  # Longer than the alert allows a compilation to wait.
+        assert [outcome_of(call) for call in waiting] == [grpc.StatusCode.OK] * 2
+    site.prometheus.wait_for("WasmkilnOverloaded", instance="plain", limit="queue")
+    site.prometheus.wait_for("WasmkilnQueueSlow", instance="plain", engine=ENGINE)
+
+
+def test_one_forged_value(site: Site) -> None:
+    with site.client() as client:
+        fingerprint = client.compile(wasm.adder(1)).header.fingerprint
+        forged = wasm.adder(2)
+        with redis.Redis.from_url(site.server.url) as attacker:
+            attacker.set(f"wasm:compiled:{{{wasm.digest(forged)}}}:{fingerprint}", b"forged")
+        assert client.compile(forged).header.size_bytes
+    site.prometheus.wait_for("WasmkilnStoredValuesRejected", tier="redis", cause="format")
+
+
+def test_pins_take_more_than_half_of_a_tier(site: Site) -> None:
+    with site.client() as client:
+        for tag in range(100, 120):
+            module = wasm.many_functions(100, tag=tag)
+            client.pin(client.load(module).sha256)
+            client.compile(module)
+            if site.daemon.metric("pinned_let_go_total", tier="memory"):
+                break
+    site.prometheus.wait_for("WasmkilnPinsLetGo", instance="plain", tier="memory")
+
+
+def test_modules_beyond_the_limit_and_their_quarantine(site: Site) -> None:
+    with site.client() as client:
+        for tag in range(6):
+            module = wasm.nested_blocks(1_000_000, tag=tag)
+            with pytest.raises(WasmkilnError) as failure:
+                client.compile(module)
+            assert failure.value.reason == "COMPILE_MEMORY_LIMIT"
+        for _ in range(4):
+            with pytest.raises(WasmkilnError) as failure:
+                client.compile(module)
+            assert failure.value.reason == "MODULE_QUARANTINED"
+    site.prometheus.wait_for("WasmkilnCompilesHitLimits", engine=ENGINE)
+    site.prometheus.wait_for("WasmkilnQuarantineRefuses", instance="plain")
+
+
+def test_a_compiler_that_crashes(site: Site) -> None:
+    with Caller(site.daemon) as caller:
+        crashes = 0
+        while crashes < 6:  # A job may have sent its artifact by the time at which it is stopped.
+            job, call = stopped_job(site.daemon, caller.compile)
+            send(signal.SIGKILL, job)
+            crashes += outcome_of(call) == grpc.StatusCode.INTERNAL
+    site.prometheus.wait_for("WasmkilnCompilerCrashes", instance="plain", engine=ENGINE)
+    site.prometheus.wait_for("WasmkilnInternalErrors", instance="plain")
+
+
+def test_workers_that_die(site: Site) -> None:
+    daemon = site.daemon
+    for count in range(1, 7):
+        # One that is killed while it starts does not count as one that has run.
+        eventually(lambda: daemon.metric("workers", engine=ENGINE) == 1, "there is no worker")
+        send(signal.SIGKILL, *workers_of(daemon.pid))
+        eventually(
+            lambda count=count: (  # type: ignore[misc]
+                daemon.metric("workers_replaced_total", engine=ENGINE) >= count
+            ),
+            "the worker was not replaced",
+        )
+    site.prometheus.wait_for("WasmkilnWorkersReplacedOften", instance="plain", engine=ENGINE)
+
+
+def test_a_reload_that_fails(site: Site) -> None:
+    site.config.write_text('log_level = "loud"\n')
+    site.daemon.process.send_signal(signal.SIGHUP)
+    site.prometheus.wait_for("WasmkilnReloadFailed", instance="plain", what="settings")
+    site.config.write_text('log_level = "info"\n')
+    site.daemon.process.send_signal(signal.SIGHUP)
+    eventually(
+        lambda: site.daemon.metric("last_reload_successful", what="settings") == 1,
+        "the mended configuration does not count",
+    )
+
+
+def test_an_audit_that_cannot_be_written(site: Site) -> None:
+    site.audit.unlink()
+    site.audit.parent.rmdir()
+    with site.client() as client:
+        client.quarantined()
+    site.prometheus.wait_for("WasmkilnAuditLost", instance="plain")
+
+
+def test_a_certificate_that_is_half_written(site: Site) -> None:
+    whole = site.tls.server.cert_file.read_bytes()
+    site.tls.server.cert_file.write_bytes(whole[:100])
+    site.prometheus.wait_for("WasmkilnTlsReloadFails", instance="secure")
+    site.prometheus.wait_for("WasmkilnReloadFailed", instance="secure", what="files")
+
+
+def test_a_host_store_that_fails_at_a_call(site: Site) -> None:
+    with site.tls.channel(address_of(site.secure)) as channel:
+        stub = ModuleServiceStub(channel)
+        request = pb.CompileRequest(module=wasm.adder(3), engine=ENGINE, omit_artifact=True)
+        assert list(stub.Compile(request, timeout=120))
+    site.prometheus.wait_for("WasmkilnHostStoreFails", instance="secure")
+
+
+def test_a_redis_that_is_gone(site: Site) -> None:
+    site.server.process.kill()
+    site.prometheus.wait_for("WasmkilnRedisDown", instance="plain")
+    with site.client() as client:
+        for tag in range(4):  # More than may wait to be written.
+            client.compile(wasm.many_functions(100, tag=200 + tag))
+    site.prometheus.wait_for("WasmkilnRedisWritesDropped", instance="plain")
+
+
+def test_an_engine_without_workers_and_a_daemon_that_ends(site: Site) -> None:
+    engine = site.daemon.state_dir / "engines" / ENGINE
+    engine.unlink()  # It is a link to the engine of all tests.
+    send(signal.SIGKILL, *workers_of(site.daemon.pid))
+    eventually(lambda: not is_ready(site.daemon), "it is ready without a worker")
+    site.prometheus.wait_for("WasmkilnWorkersMissing", instance="plain", engine=ENGINE)
+    site.prometheus.wait_for("WasmkilnNotReady", instance="plain")
+    site.daemon.kill()
+    site.prometheus.wait_for("WasmkilnDown", instance="plain")
+
+
+def test_every_alert_was_made_to_fire(site: Site) -> None:
+    """Apart from one, for which a daemon would have to start three times more."""
+    fired = site.prometheus.fired().keys()
+    assert {case.alert for case in CASES} - fired == {"WasmkilnRestartsOften"}
+
+
+def address_of(daemon: Daemon) -> str:
+    return f"localhost:{daemon.address.rpartition(':')[2]}"
+
+
+def promtool(needs: Needs, *words: str, given: str = "") -> str:
+    """Run promtool; return what it prints. It must succeed."""
+    program = needs("prometheus").with_name("promtool")
+    done = subprocess.run(
+        [str(program), *words], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_page_on_monitoring_is_right(needs: Needs, tmp_path: Path) -> None:
+    """Its configuration loads the rules, and its command makes links of the runbooks."""
+    page = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
+    (tmp_path / RULES.name).write_text(RULES.read_text())
+    (tmp_path / "prometheus.yml").write_text(fenced(page, "yaml"))
+    found = promtool(needs, "check", "config", str(tmp_path / "prometheus.yml"))
+    assert f"{len(CASES)} rules found" in found
+    subprocess.run(fenced(page, "sh"), shell=True, cwd=tmp_path, check=True)
+    links = re.findall(r"runbook_url: (.+)", (tmp_path / "alerts.yml").read_text())
+    assert len(links) == len(CASES)
+    assert all(link.startswith("https://docs.example.org/wasmkiln/docs/") for link in links)
+    promtool(needs, "check", "rules", str(tmp_path / "alerts.yml"))
+
+
+def fenced(page: str, language: str) -> str:
+    """Return the only block of a page in a language."""
+    block: str
+    [block] = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return block
