@@ -1,0 +1,179 @@
+"""Every query of the Grafana dashboard finds data in a Prometheus that scrapes a real daemon."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
+
+from tests.e2e import wasm
+from tests.e2e.daemon import ROOT, TWO_ENGINES, Daemon, installed_engines, state_with
+from tests.e2e.over_tls import TlsSite
+from tests.operators.conftest import Needs
+from tests.operators.prometheus import Prometheus, Target
+
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "wasmkiln.json").read_text())
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+VARIABLES = {"$instance": ".+", "$__rate_interval": "5m"}
+"""What Grafana puts in their places."""
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+COLUMNS = 24
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query of a panel, as Grafana sends it."""
+
+    panel: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.panel}: {self.text}"
+
+
+def queries() -> Iterator[Query]:
+    """Yield each query of the dashboard."""
+    for panel in PANELS:
+        for target in panel.get("targets", ()):
+            yield Query(panel["title"], substituted(target["expr"]))
+    for annotation in DASHBOARD["annotations"]["list"]:
+        yield Query(annotation["name"], substituted(annotation["expr"]))
+
+
+def substituted(query: str) -> str:
+    for variable, value in VARIABLES.items():
+        query = query.replace(variable, value)
+    assert "$" not in query, query
+    return query
+
+
+QUERIES = list(queries())
+
+
+@pytest.fixture(scope="module")
+def prometheus(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped a daemon which compiled, hit, missed and refused."""
+    needs("prometheus")
+    installed_engines()
+    folder = tmp_path_factory.mktemp("dashboard")
+    tls = TlsSite(folder / "tls")
+    flags = (
+        "--tls-cert-file",
+        str(tls.server.cert_file),
+        "--tls-key-file",
+        str(tls.server.key_file),
+    )
+    with Daemon(state_with(folder / "state", *TWO_ENGINES), flags) as daemon:
+        address = daemon.admin_url.removeprefix("http://")
+        target = Target("kiln-1", address, tls.authority.ca_file)
+        with Prometheus(needs("prometheus"), folder / "prom", [target]) as running:
+            running.wait_for_scrapes()
+            use(daemon, tls)
+            running.wait_for_scrapes(3)
+            yield running
+
+
+def use(daemon: Daemon, tls: TlsSite) -> None:
+    """Compile modules with each engine, ask for each again, and send what is no module."""
+    modules = [wasm.many_functions(100, tag=tag) for tag in range(3)]
+    with tls.channel(f"localhost:{daemon.address.rpartition(':')[2]}") as channel:
+        stub = ModuleServiceStub(channel)
+        for engine, module, _ in itertools.product(TWO_ENGINES, modules, range(3)):
+            request = pb.CompileRequest(module=module, engine=engine)
+            assert list(stub.Compile(request, timeout=120))
+        with pytest.raises(grpc.RpcError):
+            list(stub.Compile(pb.CompileRequest(module=b"no module"), timeout=120))
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+def test_a_query_finds_data(prometheus: Prometheus, query: Query) -> None:
+    if query.panel == "Restarts":
+        # It marks a start, and has nothing to mark as long as the daemon runs.
+        assert prometheus.values(query.text) == []
+        assert prometheus.values(query.text.replace("> 0", ">= 0"))
+        return
+    found = prometheus.values(query.text)
+    assert found, "it finds no series"
+    assert [value for _, value in found if math.isfinite(value)], "it finds no number"
+
+
+@pytest.mark.parametrize(
+    ("panel", "least", "most"),
+    [
+        ("Ready", 1, 1),
+        ("Daemons", 1, 1),
+        ("Hit ratio", 0.5, 0.8),
+        ("Compile time, p99", 0.0001, 120),
+        ("Engines", 1, 1),
+        ("Tiers that do not answer", 0, 0),
+        ("Last reload", 1, 1),
+        ("Certificates expire in", 8 * 86_400, 10 * 86_400),
+    ],
+)
+def test_a_panel_shows_what_happened(
+    prometheus: Prometheus, panel: str, least: float, most: float
+) -> None:
+    for query in QUERIES:
+        if query.panel == panel:
+            for labels, value in prometheus.values(query.text):
+                assert least <= value <= most, labels
+
+
+def test_the_queries_of_the_documentation_find_data(prometheus: Prometheus) -> None:
+    monitor = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
+    cells = re.findall(r"^\| .+\? \| (.+) \|$", monitor, re.MULTILINE)
+    asked = [query.replace("\\|", "|") for cell in cells for query in re.findall("`(.+?)`", cell)]
+    metrics = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    [block] = re.findall(r"^```\n(.*?)^```", metrics, re.MULTILINE | re.DOTALL)
+    asked += [line for line in block.splitlines() if not line.startswith("#")]
+    assert len(asked) > 10
+    for query in asked:
+        assert prometheus.values(query), query
+
+
+def test_the_instances_to_choose_from_are_the_daemons(prometheus: Prometheus) -> None:
+    variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert variables["instance"]["definition"] == "label_values(wasmkiln_build_info, instance)"
+    found = prometheus.values("wasmkiln_build_info")
+    assert [labels["instance"] for labels, _ in found] == ["kiln-1"]
+
+
+def test_every_panel_says_what_it_shows_and_asks_the_chosen_source() -> None:
+    numbers = [panel["id"] for panel in PANELS]
+    assert len(set(numbers)) == len(numbers)
+    for panel in PANELS:
+        if panel["type"] == "row":
+            continue
+        assert panel["title"]
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["datasource"] == DATASOURCE
+        for target in panel["targets"]:
+            assert target["datasource"] == DATASOURCE
+            assert 'instance=~"$instance"' in target["expr"], panel["title"]
+
+
+def test_no_panel_covers_another() -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in PANELS:
+        for place in places_of(panel["gridPos"]):
+            assert place[0] < COLUMNS
+            assert place not in taken, (panel["title"], taken.get(place))
+            taken[place] = panel["title"]
+
+
+def places_of(grid: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yield the places of the grid that a panel takes."""
+    yield from itertools.product(
+        range(grid["x"], grid["x"] + grid["w"]), range(grid["y"], grid["y"] + grid["h"])
+    )
