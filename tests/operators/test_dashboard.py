@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +21,9 @@ from tests.e2e import wasm
 from tests.e2e.daemon import ROOT, TWO_ENGINES, Daemon, installed_engines, state_with
 from tests.e2e.over_tls import TlsSite
 from tests.operators.conftest import Needs
+from tests.operators.helm import PYTHON
 from tests.operators.prometheus import Prometheus, Target
+from tests.operators.toolchains import TOOLS
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "wasmkiln.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
@@ -143,7 +147,8 @@ def test_the_queries_of_the_documentation_find_data(prometheus: Prometheus) -> N
 def test_the_instances_to_choose_from_are_the_daemons(prometheus: Prometheus) -> None:
     variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
-    assert variables["instance"]["definition"] == "label_values(wasmkiln_build_info, instance)"
+    asked = variables["instance"]["query"]["query"]
+    assert asked == "label_values(wasmkiln_build_info, instance)"
     found = prometheus.values("wasmkiln_build_info")
     assert [labels["instance"] for labels, _ in found] == ["kiln-1"]
 
@@ -161,6 +166,34 @@ def test_every_panel_says_what_it_shows_and_asks_the_chosen_source() -> None:
         for target in panel["targets"]:
             assert target["datasource"] == DATASOURCE
             assert 'instance=~"$instance"' in target["expr"], panel["title"]
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({}, []),
+        ({"titel": "wasmkiln"}, ["/titel"]),
+        ({"panels": [{**PANELS[1], "gridPosition": {}}]}, ["/panels/0/gridPosition"]),
+    ],
+)
+def test_grafana_knows_every_field(change: Mapping[str, Any], lost: list[str]) -> None:
+    assert what_grafana_loses({**DASHBOARD, **change}) == lost
+
+
+def what_grafana_loses(dashboard: Mapping[str, Any]) -> list[str]:
+    """Return the fields that Grafana's schema does not have."""
+    if not PYTHON.exists():
+        TOOLS.give_up("cannot read Grafana's schema: make test-operators installs it")
+    done = subprocess.run(
+        [str(PYTHON), str(Path(__file__).with_name("dashboard_inside.py"))],
+        input=json.dumps(dashboard),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stdout)
+    return found
 
 
 def test_no_panel_covers_another() -> None:
