@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "server"))
 
+from wasmkilnd.engines.install.fetch_python import UV_PINS  # noqa: E402
 from wasmkilnd.engines.install.store import KINDS, parse_spec  # noqa: E402
 from wasmkilnd.engines.install.wheels import PINS, pinned_versions  # noqa: E402
 
@@ -53,6 +54,7 @@ def main(uv: str, options: Sequence[str]) -> None:
         wanted = "".join(f"{package}=={version}\n" for package in packages)
         oldest = ".".join(map(str, KINDS[name].python.oldest))
         lock(uv, PINS / f"{name}-{version}.txt", ("-", *WHEELS), oldest, wanted)
+    lock(uv, UV_PINS, ("-", *WHEELS, *options), OLDEST, "uv\n")
 
 
 def lock(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from wasmkilnd.commands.engine_use import names_of, use
 from wasmkilnd.commands.running import refuse_if_served, reload_option, tell_daemons
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.command import EngineInstallError
+from wasmkilnd.engines.install.fetch_python import fetch_python as python_fetcher
 from wasmkilnd.engines.install.in_use import is_used, users_of
+from wasmkilnd.engines.install.interpreters import NoInterpreterError
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
@@ -37,6 +40,11 @@ _state_dir = click.option(
 @engine.command(context_settings=_HELP)
 @click.argument("specs", nargs=-1, required=True, metavar="NAME[==VERSION]...")
 @click.option("--python", default="", help="The interpreter to use, instead of searching.")
+@click.option(
+    "--fetch-python",
+    is_flag=True,
+    help="Fetch a CPython with uv where an engine finds none. On a terminal you are asked.",
+)
 @click.option(
     "--keep-going", is_flag=True, help="Go on after a failure; succeed if one is installed."
 )
@@ -65,6 +73,7 @@ _state_dir = click.option(
 def install(
     specs: Sequence[str],
     python: str,
+    fetch_python: bool,
     keep_going: bool,
     sha256: Sequence[str],
     warm_from: str,
@@ -89,9 +98,7 @@ def install(
     installed = 0
     for spec in specs:
         try:
-            done = store.install(
-                spec, python, lambda step: click.echo(f"  {step}", err=True), sha256
-            )
+            done = _install(store, settings, spec, python, sha256, fetch=fetch_python)
         except EngineInstallError as failure:
             if not keep_going:
                 raise
@@ -163,6 +170,34 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
 
 
 engine.add_command(use)
+
+
+def _install(
+    store: EngineStore,
+    settings: Settings,
+    spec: str,
+    python: str,
+    sha256: Sequence[str],
+    *,
+    fetch: bool,
+) -> InstalledEngine:
+    """Install an engine; where it finds no interpreter, fetch one if the person wants that."""
+    try:
+        return store.install(spec, python, _report, sha256)
+    except NoInterpreterError as lacking:
+        if not fetch and not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        question = f"{spec} needs {lacking.wanted}, and there is none. Fetch it with uv?"
+        if not fetch and not click.confirm(question, default=True, err=True):
+            raise
+        fetched = python_fetcher(
+            settings.state_dir, lacking.wanted, settings.python_mirror, _report
+        )
+    return store.install(spec, str(fetched.path), _report, sha256)
+
+
+def _report(step: str) -> None:
+    click.echo(f"  {step}", err=True)
 
 
 def _as_id(spec: str) -> str:

@@ -36,7 +36,7 @@ async def install_first_engines(settings: Settings) -> None:
         return
     names = []
     for name, kind in KINDS.items():
-        if await asyncio.to_thread(_has_python, kind.python):
+        if await asyncio.to_thread(_has_python, kind.python, settings.state_dir / "pythons"):
             names.append(name)
         else:
             log.warning(
@@ -62,9 +62,9 @@ def _has_any(state_dir: Path) -> bool:
     return bool(store.installed() or store.damaged())
 
 
-def _has_python(wanted: interpreters.PythonRange) -> bool:
+def _has_python(wanted: interpreters.PythonRange, fetched: Path) -> bool:
     try:
-        return interpreters.find(wanted) is not None
+        return interpreters.find(wanted, fetched) is not None
     except NotOurs:
         return False
 

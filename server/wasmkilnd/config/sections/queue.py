@@ -16,6 +16,7 @@ from wasmkilnd.config.values.types import (
     LowerCase,
     Size,
     Switch,
+    Text,
 )
 
 
@@ -54,6 +55,12 @@ class QueueSettings(BaseModel):
         " none is installed: wasmtime, and wasmer where CPython 3.10 is. Switch it off where"
         " engines come with an image, or where the network is not to be asked.",
         json_schema_extra=LIVE,  # It counts at the next start: no restart for its sake.
+    )
+    python_mirror: Text = Field(
+        default="",
+        description="Where `engine install --fetch-python` gets CPython for wasmer: a mirror of the"
+        " releases of python-build-standalone. Empty for where uv gets it.",
+        json_schema_extra=LIVE,  # No daemon reads it.
     )
     workers: Count = Field(
         default=0,

@@ -16,6 +16,7 @@ installs into it, and only wheels.
   distributions keep theirs. Each is run before it is believed.
 - ``in_use``: tells which engines a running daemon serves, by a lock that it holds.
 - ``name_record``: what engines' names stand for, kept over restarts.
+- ``fetch_python``: has uv fetch a CPython for an engine, on request.
 - ``vetting``: refuses an engine, or an interpreter, whose files another user could change: the
   daemon would run that user's code.
 - ``warm_orders``: what to compile for a new engine before names stand for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _TIMEOUT_S = 900
 
@@ -13,8 +13,12 @@ class EngineInstallError(Exception):
     """An engine cannot be installed or removed; the message says why and what to do."""
 
 
-def run(command: Sequence[str]) -> str:
-    """Run a command; return its output. Raises EngineInstallError with its last error line."""
+def run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+    """Run a command; return its output. Raises EngineInstallError with its last error line.
+
+    ``environ`` is set beside this process's own environment.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     try:
         done = subprocess.run(
             command,
@@ -23,7 +27,7 @@ def run(command: Sequence[str]) -> str:
             timeout=_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
             umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
-            env={k: v for k, v in os.environ.items() if not k.startswith("PYTHON")},
+            env={**inherited, **(environ or {})},
         )
     except subprocess.TimeoutExpired:
         raise EngineInstallError(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.vetting import check_interpreter
 from wasmkilnd.ownership import NotOurs
 
@@ -61,6 +62,19 @@ class Interpreter:
         return self.implementation == "CPython" and self.version[:2] in wanted
 
 
+class NoInterpreterError(EngineInstallError):
+    """There is no interpreter that an engine runs in."""
+
+    def __init__(self, name: str, wanted: PythonRange) -> None:
+        newest = ".".join(map(str, wanted.newest or wanted.oldest))
+        super().__init__(
+            f"{name} needs {wanted} and none was found: have one fetched with --fetch-python,"
+            f" install one (`pyenv install {newest}`, or your distribution's python{newest}"
+            " package) and run this again, or pass --python PATH"
+        )
+        self.wanted = wanted
+
+
 def probe(path: str | Path) -> Interpreter | None:
     """Run ``path`` and return what it reports; None if it is not a working Python.
 
@@ -87,14 +101,20 @@ def probe(path: str | Path) -> Interpreter | None:
     return found
 
 
-def find(wanted: PythonRange) -> Interpreter | None:
+def own_python() -> str:
+    """Return the interpreter of this process, outside of its environment."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
+def find(wanted: PythonRange, fetched: Path | None = None) -> Interpreter | None:
     """Return a working interpreter in the range, at best the daemon's own; None if there is none.
 
+    ``fetched`` is a folder with interpreters that were fetched for engines.
     Interpreters that another user could change are skipped. Raises NotOurs if there is no other.
     """
     seen: set[str] = set()
     refused: NotOurs | None = None
-    for candidate in _candidates(wanted):
+    for candidate in _candidates(wanted, fetched):
         if candidate in seen:
             continue
         seen.add(candidate)
@@ -110,8 +130,26 @@ def find(wanted: PythonRange) -> Interpreter | None:
     return None
 
 
-def _candidates(wanted: PythonRange) -> Iterator[str]:
-    yield getattr(sys, "_base_executable", None) or sys.executable
+def choose(name: str, wanted: PythonRange, python: str, fetched: Path) -> Interpreter:
+    """Return an interpreter for an engine: ``python``, or one that is found if that is empty.
+
+    Raises NoInterpreterError, EngineInstallError for a ``python`` that does not fit, and NotOurs.
+    """
+    if python:
+        given = probe(python)
+        if given is None:
+            raise EngineInstallError(f"{python} is not a working Python interpreter")
+        if not given.fits(wanted):
+            raise EngineInstallError(f"{python} is {given}, and {name} needs {wanted}")
+        return given
+    found = find(wanted, fetched)
+    if found is None:
+        raise NoInterpreterError(name, wanted)
+    return found
+
+
+def _candidates(wanted: PythonRange, fetched: Path | None) -> Iterator[str]:
+    yield own_python()
     yield sys.executable
     newest_minor = wanted.newest[1] if wanted.newest else sys.version_info.minor + 3
     minors = range(newest_minor, wanted.oldest[1] - 1, -1)
@@ -119,14 +157,16 @@ def _candidates(wanted: PythonRange) -> Iterator[str]:
         for folder in os.get_exec_path():
             if found := shutil.which(f"python3.{minor}", path=folder):
                 yield found
-        for pattern in _install_patterns():
+        for pattern in _install_patterns(fetched):
             yield from sorted(glob.glob(pattern.format(minor=minor)), reverse=True)  # noqa: PTH207
     if found := shutil.which("python3"):
         yield found
 
 
-def _install_patterns() -> Iterator[str]:
+def _install_patterns(fetched: Path | None) -> Iterator[str]:
     """Yield where version managers and distributions keep interpreters that are not on PATH."""
+    if fetched:
+        yield f"{glob.escape(str(fetched))}/cpython-3.{{minor}}.*/bin/python3.{{minor}}"
     home = Path.home()
     pyenv_root = os.environ.get("PYENV_ROOT") or str(home / ".pyenv")
     uv_root = os.environ.get("UV_PYTHON_INSTALL_DIR") or str(home / ".local/share/uv/python")

@@ -20,9 +20,8 @@ from typing import Protocol, TypeVar
 
 from packaging.version import InvalidVersion, Version
 
-from wasmkilnd.engines.install import interpreters
 from wasmkilnd.engines.install.command import EngineInstallError, run
-from wasmkilnd.engines.install.interpreters import PythonRange
+from wasmkilnd.engines.install.interpreters import Interpreter, PythonRange, choose
 from wasmkilnd.engines.install.wheels import (
     ForeignWheelError,
     Wheels,
@@ -102,6 +101,7 @@ class EngineStore:
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / "engines"
+        self._pythons = state_dir / "pythons"
 
     def installed(self) -> list[InstalledEngine]:
         """List complete engines in the order of KINDS, newer versions before older ones."""
@@ -144,7 +144,7 @@ class EngineStore:
             if already:
                 return already[0]
             try:
-                interpreter = _interpreter_for(name, kind, python)
+                interpreter = choose(name, kind.python, python, self._pythons)
             except NotOurs as refusal:
                 raise EngineInstallError(f"{name} needs {kind.python}, and {refusal}") from None
             report(f"{spec}: using {interpreter} at {interpreter.path}")
@@ -166,7 +166,7 @@ class EngineStore:
         name: str,
         version: str,
         wheels: Wheels,
-        interpreter: interpreters.Interpreter,
+        interpreter: Interpreter,
         report: Callable[[str], None],
     ) -> InstalledEngine:
         kind = KINDS[name]
@@ -272,22 +272,3 @@ def _read(marker: Path) -> InstalledEngine | None:
         return InstalledEngine(engine["name"], engine["version"], engine["python"], marker.parent)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _interpreter_for(name: str, kind: EngineKind, python: str) -> interpreters.Interpreter:
-    if python:
-        given = interpreters.probe(python)
-        if given is None:
-            raise EngineInstallError(f"{python} is not a working Python interpreter")
-        if not given.fits(kind.python):
-            raise EngineInstallError(f"{python} is {given}, and {name} needs {kind.python}")
-        return given
-    found = interpreters.find(kind.python)
-    if found is None:
-        newest = ".".join(map(str, kind.python.newest or kind.python.oldest))
-        raise EngineInstallError(
-            f"{name} needs {kind.python} and none was found: install one (for example with"
-            f" `uv python install {newest}`, `pyenv install {newest}`, or your distribution's"
-            f" python{newest} package), then run this again, or pass --python PATH"
-        )
-    return found

@@ -89,8 +89,16 @@ def pins_of(name: str, version: str) -> Mapping[str, Sequence[str]]:
     Raises EngineInstallError when the list of them is damaged.
     """
     file = PINS / f"{name}-{version}.txt"
+    return pins_in(file) if file.is_file() else {}
+
+
+def pins_in(file: Path) -> Mapping[str, Sequence[str]]:
+    """Return the SHA-256 of each file by ``package==version``, as a list of pins has them.
+
+    Raises EngineInstallError when the list is damaged, or not there.
+    """
     if not file.is_file():
-        return {}
+        raise EngineInstallError(f"cannot read {file}: install wasmkiln again")
     text = file.read_text().replace("\\\n", "")
     lines = (" ".join(line.split()) for line in text.splitlines())
     pins: dict[str, Sequence[str]] = {}

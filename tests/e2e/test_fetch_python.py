@@ -1,0 +1,136 @@
+"""`engine install wasmer` without CPython 3.10 has uv fetch one, after it was asked to."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from wasmkilnd.engines.install import interpreters
+from wasmkilnd.engines.install.fetch_python import UV_PINS
+from wasmkilnd.engines.install.interpreters import Interpreter, PythonRange
+from wasmkilnd.engines.install.store import KINDS, EngineStore
+from wasmkilnd.engines.install.wheels import pins_in
+
+from tests.e2e.daemon import ROOT
+from tests.e2e.python_mirror import listing, packed, serve_archive
+
+OLD = PythonRange((3, 10), (3, 10))
+
+
+@pytest.fixture(scope="module")
+def old() -> Interpreter:
+    """A CPython 3.10 of this machine, which the tests hide and pack."""
+    found = interpreters.find(OLD)
+    if found is None:
+        pytest.skip("this machine has no CPython 3.10 that a mirror could serve")
+    return found
+
+
+@pytest.fixture(scope="module")
+def archive(old: Interpreter) -> bytes:
+    return packed(old.path.resolve().parent.parent, _text(old))
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment in which no version manager is found."""
+    if Path("/usr/bin/python3.10").exists() or Path("/usr/local/bin/python3.10").exists():
+        pytest.skip("the system has a CPython 3.10 of its own, which nothing can hide")
+    kept = {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
+    return {**kept, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+
+
+def command(state: Path, *flags: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "wasmkilnd", "engine", "install", "wasmer"),
+        *("--state-dir", str(state), *flags),
+    ]
+
+
+def _text(python: Interpreter) -> str:
+    return ".".join(map(str, python.version))
+
+
+def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
+    tmp_path: Path, environ: dict[str, str], old: Interpreter, archive: bytes
+) -> None:
+    state, downloads = tmp_path / "state", tmp_path / "downloads.json"
+    downloads.write_text(listing(_text(old), archive))
+    with serve_archive(archive) as mirror:
+        environ |= {
+            "WASMKILN_PYTHON_MIRROR": mirror.url,
+            "UV_PYTHON_DOWNLOADS_JSON_URL": str(downloads),
+        }
+        done = subprocess.run(
+            command(state, "--fetch-python"), env=environ, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"fetching CPython 3.10 from {mirror.url}" in done.stderr
+    assert [path.startswith("/mirror/20260101/cpython-") for path in mirror.asked] == [True]
+    [engine] = EngineStore(state).installed()
+    assert (engine.name, engine.python) == ("wasmer", f"CPython {_text(old)}")
+    assert state / "pythons" in engine.interpreter.resolve().parents
+    imported = "import wasmer, wasmer_compiler_cranelift"
+    subprocess.run([engine.interpreter, "-I", "-c", imported], check=True)
+    # uv is gone, and what it fetched is found again without it.
+    assert not list(state.glob(".uv-*"))
+    found = interpreters.find(KINDS["wasmer"].python, state / "pythons")
+    assert found is not None
+
+
+def test_what_has_another_digest_than_uv_knows_is_refused(
+    tmp_path: Path, environ: dict[str, str], archive: bytes
+) -> None:
+    state = tmp_path / "state"
+    with serve_archive(archive) as mirror:
+        environ["WASMKILN_PYTHON_MIRROR"] = mirror.url
+        done = subprocess.run(
+            command(state, "--fetch-python"), env=environ, capture_output=True, text=True
+        )
+    assert mirror.asked
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: cannot fetch CPython 3.10 from {mirror.url}: "), done.stderr
+    assert "python_mirror" in last
+    assert not list((state / "pythons").glob("cpython-*"))
+    assert not list(state.glob(".uv-*"))
+
+
+def test_nothing_is_fetched_unasked(tmp_path: Path, environ: dict[str, str]) -> None:
+    done = subprocess.run(
+        command(tmp_path / "state"),
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "have one fetched with --fetch-python" in done.stderr
+    assert not (tmp_path / "state" / "pythons").exists()
+
+
+def test_on_a_terminal_it_asks(tmp_path: Path, environ: dict[str, str]) -> None:
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(tmp_path / "state"), env=environ, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    while b"[Y/n]" not in said:
+        said += os.read(mine, 4096)
+    os.write(mine, b"n\n")
+    assert process.wait(60) == 1
+    assert b"needs CPython 3.9 to 3.10, and there is none. Fetch it with uv?" in said
+    assert not (tmp_path / "state" / "pythons").exists()
+    os.close(mine)
+
+
+def test_uv_is_pinned_as_the_tools_of_the_repository_are() -> None:
+    [(package, digests)] = pins_in(UV_PINS).items()
+    locked = (ROOT / "requirements" / "tools.txt").read_text()
+    assert f"{package} \\" in locked
+    assert all(f"--hash=sha256:{digest}" in locked for digest in digests)
