@@ -100,7 +100,7 @@ def test_secrets_stay_out_of_files_and_arguments() -> None:
     fleet = render_file("fleet")
     variables = {each["name"]: each for each in fleet.container["env"]}
     key = variables["WASMKILN_SIGNING_KEY"]
-    assert key["valueFrom"] == {"secretKeyRef": {"name": "kiln-key", "key": "key.pem"}}
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "kiln-key", "key": "key"}}
     [password] = [each for each in fleet.pod["spec"]["volumes"] if each["name"] == "redis-password"]
     assert password["secret"] == {"secretName": "redis", "defaultMode": 0o440}
     by_url = render({"redis": {"existingSecret": "redis"}})

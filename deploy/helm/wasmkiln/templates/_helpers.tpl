@@ -66,6 +66,7 @@ allow_remote: {{ not .Values.tls.existingSecret | quote }}
 {{- define "wasmkiln.ownSettings" -}}
 # The kubelet has no identity.
 open_health: true
+install_engines: {{ not .Values.engines.fromImage }}
 {{- if .Values.redis.url }}
 redis_url: {{ .Values.redis.url | quote }}
 {{- end }}
@@ -112,9 +113,9 @@ grpc: {port: {{ .Values.ports.grpc }}, service: ""}
 {{- if and .Values.tls.clientCASecret (not .Values.tls.existingSecret) -}}
 {{- fail "\ncannot ask callers for certificates without TLS: set tls.existingSecret too" -}}
 {{- end -}}
-{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "open_health" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
+{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "open_health" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
 {{- if hasKey $.Values.settings $name -}}
-{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, hostStore)" $name) -}}
+{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, engines, hostStore)" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
