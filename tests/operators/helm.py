@@ -67,8 +67,12 @@ def render(values: Mapping[str, Any] | None = None) -> Rendered:
 
 def render_file(name: str) -> Rendered:
     """The same with a file of the chart's folder ci/."""
-    file = CHART / "ci" / f"{name}-values.yaml"
-    return Rendered(_run(json.dumps({"chart": str(CHART), "file": str(file)})))
+    return render_text((CHART / "ci" / f"{name}-values.yaml").read_text())
+
+
+def render_text(text: str) -> Rendered:
+    """The same with values as YAML."""
+    return Rendered(_run(json.dumps({"chart": str(CHART), "text": text})))
 
 
 @cache

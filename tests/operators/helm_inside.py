@@ -1,7 +1,7 @@
 """Lints, renders and validates the chart; runs in the environment that has Helm, not in pytest's.
 
-Reads ``{"chart": folder, "values": {…}}``, or ``"file"`` instead of ``"values"``, as JSON from
-standard input, and writes the answer as JSON.
+Reads ``{"chart": folder, "values": {…}}`` as JSON from standard input, or instead of the values
+``"text"``, which is YAML; writes the answer as JSON.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import helm_python
@@ -69,6 +68,6 @@ def problems(manifest: dict[str, Any]) -> Iterator[str]:
 
 if __name__ == "__main__":
     question = json.load(sys.stdin)
-    if file := question.get("file"):
-        question["values"] = yaml.load(Path(file).read_text(), Strict)
+    if text := question.get("text"):
+        question["values"] = yaml.load(text, Strict)
     json.dump(answer(question["chart"], question["values"]), sys.stdout)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.operators.helm import CHART, Rendered, render, render_file
+from tests.operators.helm import CHART, ROOT, Rendered, render, render_file, render_text
 
 FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
 
@@ -139,6 +139,7 @@ def test_a_changed_setting_starts_the_daemons_again() -> None:
             {"trustedKeys": {"existingSecret": "a", "existingConfigMap": "b"}},
             "cannot mount two sources of trusted keys",
         ),
+        ({"tls": {"existingSecret": "a"}}, "cannot tell callers apart: set tls.clientCASecret"),
         ({"tls": {"clientCASecret": "a"}}, "cannot ask callers for certificates without TLS"),
         ({"settings": {"listen": "[::]:1"}}, "cannot set settings.listen: the chart decides it"),
         # The schema of the values.
@@ -160,7 +161,11 @@ def test_values_that_cannot_work_are_refused(values: Mapping[str, Any], words: s
         ({}, "TLS is off", "share nothing"),
         ({"replicas": 2}, "The daemons share nothing: set redis.url", "two Redis"),
         ({"hostStore": {"hostPath": "/srv/k"}}, "install -d -o 10001 -g 10001 -m 0750 /srv/k", "@"),
-        ({"tls": {"existingSecret": "t"}}, "https://kiln-wasmkiln-ring.prod.svc:9464", "TLS is"),
+        (
+            {"tls": {"existingSecret": "t", "allowAnonymous": True}},
+            "https://kiln-wasmkiln-ring.prod.svc:9464",
+            "TLS is",
+        ),
     ],
 )
 def test_the_notes_say_what_is_left_to_do(
@@ -176,6 +181,15 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     written = re.findall(r"^(\w+):", (CHART / "values.yaml").read_text(), re.MULTILINE)
     assert sorted({*written, "global"}) == sorted(schema["properties"])
+
+
+def test_the_values_of_the_documentation_work() -> None:
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    examples = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        rendered = render_text(example)
+        assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
 
 
 def test_long_names_fit_a_label_of_dns() -> None:

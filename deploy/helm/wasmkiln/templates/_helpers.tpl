@@ -58,8 +58,8 @@ listen: {{ printf "0.0.0.0:%v" .Values.ports.grpc }}
 admin_listen: {{ printf "0.0.0.0:%v" .Values.ports.admin }}
 state_dir: /state
 host_store_dir: {{ default "none" .Values.hostStore.hostPath }}
-# Plain text: the network policy says who reaches the port.
-allow_remote: {{ not .Values.tls.existingSecret | quote }}
+# Without TLS, the network policy says who reaches the port.
+allow_remote: {{ or (not .Values.tls.existingSecret) .Values.tls.allowAnonymous | quote }}
 {{- end -}}
 
 {{- /* The other settings that the chart decides: a map, so that none is in the file twice. */ -}}
@@ -112,6 +112,9 @@ grpc: {port: {{ .Values.ports.grpc }}, service: ""}
 {{- end -}}
 {{- if and .Values.tls.clientCASecret (not .Values.tls.existingSecret) -}}
 {{- fail "\ncannot ask callers for certificates without TLS: set tls.existingSecret too" -}}
+{{- end -}}
+{{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.policy .Values.settings.jwt_issuer)) -}}
+{{- fail "\ncannot tell callers apart: set tls.clientCASecret, settings.jwt_issuer or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
 {{- end -}}
 {{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "open_health" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
 {{- if hasKey $.Values.settings $name -}}
