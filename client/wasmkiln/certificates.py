@@ -95,6 +95,11 @@ def key_of(chain: bytes) -> bytes:
     return _ed25519(_certificates(chain)[0])
 
 
+def expiry_of(chain: bytes) -> float:
+    """Return when the first certificate of the chain expires, unverified. Raise ValueError."""
+    return min(each.not_valid_after_utc for each in _certificates(chain)).timestamp()
+
+
 def _certificates(pem: bytes) -> list[x509.Certificate]:
     try:
         from cryptography import x509

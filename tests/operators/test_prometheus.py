@@ -19,7 +19,9 @@ import redis
 from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
+from wasmkilnd.signing.store import KeyStore
 
+from tests.code_signing import CodeSigningCA
 from tests.confinement import workers
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
@@ -82,6 +84,9 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     workers.environment(secure_state / "engines", ["seccomp"])
     not_a_directory = folder / "file"
     not_a_directory.write_text("")
+    cert = folder / "signing.pem"
+    key = KeyStore(secure_state / "keys").ensure().public
+    cert.write_bytes(CodeSigningCA(until=30 * DAY).issue(key, until=3 * DAY))
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
         daemon = stack.enter_context(
@@ -99,7 +104,7 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
             Daemon(
                 secure_state,
                 tls.flags(
-                    *("--isolation", "best-effort"),
+                    *("--isolation", "best-effort", "--signing-cert-file", str(cert)),
                     *("--host-store-dir", str(not_a_directory / "store")),
                     client_certificates=False,
                 ),
@@ -148,6 +153,7 @@ def test_nothing_fires_for_a_daemon_that_is_well(site: Site) -> None:
     assert site.prometheus.fired().keys() == {
         *("WasmkilnEngineNotServed", "WasmkilnNotConfined"),
         *("WasmkilnHostStoreDown", "WasmkilnCertificateExpires"),
+        "WasmkilnSigningCertificateExpires",
     }
 
 
@@ -157,6 +163,8 @@ def test_what_is_wrong_from_the_start_is_told_apart(site: Site) -> None:
     assert [each["engine"] for each in fired["WasmkilnNotConfined"]] == [HOSTILE_ENGINE]
     assert [each["instance"] for each in fired["WasmkilnHostStoreDown"]] == ["secure"]
     assert [each["file"] for each in fired["WasmkilnCertificateExpires"]] == ["cert"]
+    signers = [each["instance"] for each in fired["WasmkilnSigningCertificateExpires"]]
+    assert signers == ["secure"]
 
 
 def test_a_full_queue_and_a_long_wait(site: Site) -> None:

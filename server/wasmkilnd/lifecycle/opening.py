@@ -117,7 +117,9 @@ class Opening:
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
         log_keys(signing)
-        return Reloadable(signing)
+        opened = Reloadable(signing)
+        self._metrics.gauges.certified_until_s = lambda: opened.current.ring.certified_until_s
+        return opened
 
     def read_signing(self) -> Signing:
         """Read the keys that the current settings name. May block. Raises KeysUnusable."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import structlog
-from wasmkiln.certificates import CodeSigningCAs
+from wasmkiln.certificates import CodeSigningCAs, expiry_of
 from wasmkiln.revoked_keys import shown, strictest
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
@@ -119,6 +119,8 @@ class KeyRing(TrustRing):
         super().__init__((signing.public, *trusted.values()), store, cas)
         self.signing = signing
         self.certificate = read_own(cert_file, signing.public, cas)
+        self.certified_until_s = expiry_of(self.certificate) if self.certificate else None
+        """When the certificate of the signing key expires; None for a key without one."""
 
     def certificate_of(self, key_id: str) -> bytes:
         """Return the certificate of a key with its chain, empty if none is known."""
