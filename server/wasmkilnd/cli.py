@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
-import structlog
 
-from wasmkilnd.access.show import shown
-from wasmkilnd.access.tls.first_try import CannotMakeFiles
-from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.commands.as_owner import acting
-from wasmkilnd.commands.cache import cache
-from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
-from wasmkilnd.commands.engine import engine
-from wasmkilnd.commands.keys import keys
-from wasmkilnd.commands.tls import tls
-from wasmkilnd.commands.token import token
-from wasmkilnd.config import show
+from wasmkilnd.commands.lazy import LazyGroup
 from wasmkilnd.config.flags import options
-from wasmkilnd.config.load import ConfigError, FlagValue, load
-from wasmkilnd.engines.install.command import EngineInstallError
-from wasmkilnd.lifecycle.check_config import check
-from wasmkilnd.lifecycle.listening import restart_for_tls
-from wasmkilnd.lifecycle.preflight import CannotStart
-from wasmkilnd.ownership import NotOurs
-from wasmkilnd.run import run
-from wasmkilnd.signing.files import KeysUnusable
+from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
+from wasmkilnd.lifecycle.restart_for_tls import restart_for_tls
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_FOUND = 3
 EXIT_INTERRUPTED = 130
 
-_FAILURES = (
-    AccessUnusable,
-    CannotMakeFiles,
-    EngineInstallError,
-    KeysUnusable,
-    CacheCommandFailed,
-    CannotStart,
-    NotOurs,
-)
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -69,16 +45,53 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
-    except _FAILURES as failure:
+    except _failures() as failure:
         _fail(str(failure), EXIT_FAILED)
-    except BadValuesFound as found:
-        _fail(str(found), EXIT_FOUND)
     except Exception as defect:
-        structlog.get_logger("wasmkilnd").exception("the daemon failed")
-        _fail(f"the daemon failed ({type(defect).__name__}): this is a defect", EXIT_FAILED)
+        _fail(*_told(defect))
 
 
-@click.group(context_settings=_HELP)
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what is told in one sentence. Python asks for it only where something has failed."""
+    # These take a second to import, and nearly no command fails.
+    from wasmkilnd.access.tls.first_try import CannotMakeFiles
+    from wasmkilnd.access.unusable import AccessUnusable
+    from wasmkilnd.commands.cache.session import CacheCommandFailed
+    from wasmkilnd.engines.install.command import EngineInstallError
+    from wasmkilnd.lifecycle.preflight import CannotStart
+    from wasmkilnd.ownership import NotOurs
+    from wasmkilnd.signing.files import KeysUnusable
+
+    return (
+        AccessUnusable,
+        CannotMakeFiles,
+        EngineInstallError,
+        KeysUnusable,
+        CacheCommandFailed,
+        CannotStart,
+        NotOurs,
+    )
+
+
+def _told(failure: Exception) -> tuple[str, int]:
+    """Return the sentence for what is no failure of a command, and the exit code."""
+    import structlog
+
+    from wasmkilnd.commands.cache.session import BadValuesFound
+
+    if isinstance(failure, BadValuesFound):
+        return str(failure), EXIT_FOUND
+    structlog.get_logger("wasmkilnd").error("the daemon failed", exc_info=failure)
+    return f"the daemon failed ({type(failure).__name__}): this is a defect", EXIT_FAILED
+
+
+@click.group(
+    cls=LazyGroup,
+    modules={
+        name: f"wasmkilnd.commands.{name}" for name in ("cache", "engine", "keys", "tls", "token")
+    },
+    context_settings=_HELP,
+)
 @click.version_option(version("wasmkiln"), prog_name="wasmkilnd")
 def command() -> None:
     """Validate, compile and cache WebAssembly modules for services in any language."""
@@ -91,7 +104,17 @@ def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
     read = partial(load, flags, os.environ, config)
     loaded = read()
     restart_for_tls(loaded.settings)
-    asyncio.run(run(loaded, read))
+    asyncio.run(_run()(loaded, read))
+
+
+def _run() -> Callable[[LoadedSettings, Callable[[], LoadedSettings]], Coroutine[Any, Any, None]]:
+    # What is imported stays, so there is nothing to collect: looking takes a sixth of the time.
+    gc.disable()
+    try:
+        from wasmkilnd.run import run
+    finally:
+        gc.enable()
+    return run
 
 
 @command.command(name="config", context_settings=_HELP)
@@ -106,13 +129,17 @@ def show_config(
     Exit with 2, and the sentence that `serve` would end with, for what it could not use: keys,
     certificates, passwords, tokens, engines, addresses.
     """
+    from wasmkilnd.access.show import shown
+    from wasmkilnd.config import show
+    from wasmkilnd.lifecycle.check_config import check
+
     if reference:
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
     try:
         sources = check(loaded.settings, version("wasmkiln"))
-    except _FAILURES as failure:
+    except _failures() as failure:
         raise ConfigError(str(failure)) from None
     if as_json:
         click.echo(show.as_json(loaded))
@@ -120,14 +147,9 @@ def show_config(
         click.echo(f"{show.render(loaded)}{shown(sources)}")
 
 
-command.add_command(engine)
-command.add_command(keys)
-command.add_command(cache)
-command.add_command(token)
-command.add_command(tls)
-
-
 def _fail(message: str, code: int) -> None:
+    from wasmkilnd.commands.as_owner import acting
+
     click.echo(f"error: {message}", err=True)
     if (whom := acting()) and os.strerror(errno.EACCES) in message:
         click.echo(f"note: {whom.note}", err=True)

@@ -21,5 +21,6 @@ go to standard output, also as JSON with ``--json``; progress and messages go to
 Errors read "cannot X: Y". ``cli`` prints the exceptions of these commands and sets the exit code:
 0 done, 1 not possible, 2 wrong settings or command line, 3 bad values found, 130 interrupted.
 
-A new command is a click command in a file of its own, added to its group here or in ``cli``.
+A new command is a click command in a file of its own, added to its group here or named in ``cli``,
+which imports it when it is asked for (``lazy``).
 """

@@ -4,7 +4,8 @@
 
 | phase | file | what it does |
 |---|---|---|
-| start | ``preflight`` | refuses to start where this host or user rules a setting out |
+| start | ``restart_for_tls`` | runs the command again before gRPC is there with another TLS |
+| | ``preflight`` | refuses to start where this host or user rules a setting out |
 | | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
 | | ``first_engines`` | installs engines where there is none |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |

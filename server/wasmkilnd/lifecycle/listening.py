@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import grp
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from wasmkilnd.access.tls.files import TlsFiles
-from wasmkilnd.access.tls.grpc_credentials import (
-    LEAST_VERSION_ENV,
-    ONLY_TLS_1_3,
-    server_credentials,
-)
+from wasmkilnd.access.tls.grpc_credentials import server_credentials
 from wasmkilnd.access.tls.material import TlsOptions
 from wasmkilnd.access.tls.pem import TlsUnusable
 from wasmkilnd.config.schema import Settings
@@ -151,16 +145,3 @@ def bound_addresses(
         of("operator_listen", settings.operator_listen),
         settings.tls_min_version if settings.tls_cert_file else "",
     )
-
-
-def restart_for_tls(settings: Settings) -> None:
-    """Run this command again, in this process, if gRPC would speak a version of TLS too low.
-
-    gRPC decides that when it is imported, before the settings are read.
-    """
-    if not settings.tls_cert_file or settings.tls_min_version != "1.3":
-        return
-    if os.environ.get(LEAST_VERSION_ENV) == ONLY_TLS_1_3:
-        return
-    environ = {**os.environ, LEAST_VERSION_ENV: ONLY_TLS_1_3}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606

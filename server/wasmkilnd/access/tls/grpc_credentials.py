@@ -9,13 +9,6 @@ import grpc
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.access.tls.material import TlsMaterial
 
-LEAST_VERSION_ENV = "GRPC_SSL_CIPHER_SUITES"
-"""gRPC has no setting for the lowest version of TLS. It reads this variable when it is imported."""
-ONLY_TLS_1_3 = "ECDHE-PSK-AES128-CBC-SHA"
-"""The one cipher suite for TLS 1.2 that no connection can use without a pre-shared key.
-
-The suites of TLS 1.3 are not part of this list, and always there."""
-
 
 def server_credentials(files: TlsFiles, *, client_certificates: bool) -> Any:
     """Return credentials for one address, which take what is in force at each handshake.
