@@ -19,6 +19,8 @@ LOCKED := $(PIP_INSTALL) --require-hashes
 OURS := $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 # uv and pip-audit, apart from what they lock and audit.
 TOOLS := .work/tools
+# What builds the documentation as a site.
+SITE := .work/site-tools
 # Helm and the schemas of Kubernetes, which check the chart.
 OPERATORS := .work/operators
 # Tests that need no engine and no server of their own.
@@ -61,6 +63,12 @@ $(TOOLS)/.tools: requirements/tools.txt | $(BIN)/python
 $(OPERATORS)/.tools: requirements/operators.txt | $(BIN)/python
 	@$(BIN)/python -m venv $(OPERATORS)
 	@$(OPERATORS)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/operators.txt
+	@touch $@
+
+$(SITE)/.site: requirements/site.txt | $(BIN)/python
+	@echo "installing what builds the site into $(SITE)"
+	@$(BIN)/python -m venv $(SITE)
+	@$(SITE)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/site.txt
 	@touch $@
 
 install: $(VENV)/.server ## make .venv with wasmkilnd and wasmkiln in it
@@ -119,6 +127,10 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 
 docs: $(VENV)/.dev ## generate docs/reference/configuration.md from the schema
 	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
+
+.PHONY: site
+site: $(SITE)/.site ## build the documentation as a site, and check its links, in .work/site/html
+	@$(BIN)/python scripts/site.py $(SITE)/bin/zensical
 
 lock: $(TOOLS)/.tools $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrade: to the newest)
 	@$(BIN)/python scripts/lock.py $(TOOLS)/bin/uv $(ARGS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What is served is a part of what is developed with, at the same versions.
-AUDITED = ("requirements/dev.txt", "requirements/tools.txt", "requirements/operators.txt")
+AUDITED = tuple(f"requirements/{name}.txt" for name in ("dev", "tools", "operators", "site"))
 # Words of pip-audit, and of the errors that it does not catch.
 NO_NETWORK = re.compile(r"Could not connect|ConnectionError|ServiceError|Timeout|Max retries")
 TIMEOUT_S = 300

@@ -36,6 +36,7 @@ LOCKS = {
         "--constraint",
         "requirements/dev.txt",
     ),
+    "site": ("requirements/site.in", *WHEELS),
     "tools": ("requirements/tools.in", *WHEELS),
     "operators": ("requirements/operators.in", *WHEELS),
 }
