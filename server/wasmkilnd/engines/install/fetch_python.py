@@ -17,7 +17,7 @@ from wasmkilnd.engines.install.interpreters import Interpreter, PythonRange, fin
 from wasmkilnd.engines.install.wheels import PINS, Wheels, pins_in
 from wasmkilnd.ownership import make_folder
 
-UV_PINS = PINS / "tools" / "uv.txt"
+UV_PINS = PINS.with_name("uv.txt")
 
 
 def fetch_python(
