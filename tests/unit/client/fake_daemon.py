@@ -196,6 +196,7 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             compiles=[modules.CompileStats(outcome="ok", count=7, engine="wasmtime-50.0.1")],
             workers=[modules.WorkerStats(engine="wasmtime-50.0.1", workers=2, busy=1)],
             namespace="team-a",
+            engine_names={"wasmtime": "wasmtime-49.0.0"},
             quotas=[
                 modules.QuotaUsage(
                     identity="token:ci", quota="bytes_kept", used=2**20, limit=2**29, refused=3
