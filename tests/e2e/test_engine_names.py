@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, EngineRemoved
+from wasmkilnd.engines.install.name_record import NameRecord
 from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
@@ -163,6 +164,7 @@ def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
     assert f"wasmtime and the default stand for {NEW}" in refused.stderr
     done = engine(state, "remove", OLD)
     assert done.returncode == 0, done.stderr
+    assert NameRecord(state).removed() == {OLD}  # Its callers are told so after a restart, too.
     assert engine(state, "remove", NEW).returncode == 0  # The last one.
 
 

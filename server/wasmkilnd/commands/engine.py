@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.fetch_python import fetch_python as python_fetcher
 from wasmkilnd.engines.install.in_use import is_used, users_of
 from wasmkilnd.engines.install.interpreters import NoInterpreterError
+from wasmkilnd.engines.install.name_record import NameRecord
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
@@ -165,6 +167,8 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
         refuse_if_served(found[0], is_used(found[0]), names)
     store.remove(engine_id)
     WarmOrders(folder).remove(_as_id(engine_id))
+    with suppress(OSError):  # Then its callers get ENGINE_UNKNOWN after a restart.
+        NameRecord(folder).note_removed(_as_id(engine_id))
     click.echo(f"{_as_id(engine_id)} is removed", err=True)
     tell_daemons(folder, "ends it, after its jobs,", and_reload=and_reload, pids=pids)
 

@@ -34,6 +34,8 @@ class NameChoices:
     """The setting ``default_engine``: an id, a name, or empty."""
     recorded: Mapping[str, str] = field(default_factory=dict)
     """What names stood for before: an id by name, and by DEFAULT."""
+    removed: Collection[str] = ()
+    """The ids of engines that an operator removed."""
 
 
 @dataclass(frozen=True, slots=True)

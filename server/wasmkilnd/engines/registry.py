@@ -44,6 +44,7 @@ class EngineRegistry:
             ids = [engine.id for engine in served]
             raise errors.engine_unknown(choices.default, ids) from None
         self._table = EngineTable(served, names)
+        self._table.removed = choices.removed
         self.choices = choices
         """What decides which engine a name stands for."""
         self._limits = limits
@@ -74,6 +75,7 @@ class EngineRegistry:
             names = replace(resolve(replace(choices, default=""), served, unserved), default="")
         self.choices = choices
         self._table.serve(served, names)
+        self._table.removed = choices.removed
 
     def end(self, engine: ServedEngine) -> None:
         """Refuse all further work of an engine that is not served any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from wasmkilnd import errors
 from wasmkilnd.engines.names import Names, named_first
@@ -26,6 +26,8 @@ class EngineTable:
         self.names = names
         self.known: dict[str, ServedEngine] = {}
         """By id, also those that are served no more: work that chose one of them goes on."""
+        self.removed: Collection[str] = ()
+        """Ids of engines that were removed, also before this daemon started."""
         self._ended: set[str] = set()
         self.serve(served, names)
 
@@ -68,6 +70,10 @@ class EngineTable:
         return failure
 
     def _not_served(self, engine: str) -> WasmkilnError:
-        if engine in self.known or any(engine == each.name for each in self.known.values()):
+        if (
+            engine in self.known
+            or engine in self.removed
+            or any(engine == each.name for each in self.known.values())
+        ):
             return errors.engine_removed(engine, self.served)
         return errors.engine_unknown(engine, self.served)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -21,8 +22,10 @@ log = structlog.get_logger("wasmkilnd.engines")
 
 def read_choices(settings: Settings) -> NameChoices:
     """Return what decides about names. May block. Raises NotOurs."""
-    recorded = NameRecord(settings.state_dir).read()
-    return NameChoices(settings.engine_aliases, settings.default_engine, recorded)
+    record = NameRecord(settings.state_dir)
+    return NameChoices(
+        settings.engine_aliases, settings.default_engine, record.read(), record.removed()
+    )
 
 
 def refusal(settings: Settings) -> str:
@@ -102,7 +105,7 @@ def record_names(
         NameRecord(settings.state_dir).write(record)
     except (OSError, NotOurs) as failure:
         log.warning("cannot record what engines' names stand for", cause=str(failure))
-    return NameChoices(choices.aliases, choices.default, record)
+    return replace(choices, recorded=record)
 
 
 def move_names(settings: Settings, engine_id: str) -> None:
