@@ -1,6 +1,7 @@
-"""Know which engines a running daemon serves: it holds a shared lock on each one's ``engine.json``.
+"""Know which engines running daemons serve: each holds a shared lock for every engine it serves.
 
-The kernel takes the lock back when the daemon ends, however it ends.
+The locks are files in ``<state_dir>/serving/``, one for each engine. The kernel takes a lock back
+when its daemon ends, however that ends.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ _LOCKS = Path("/proc/locks")
 
 
 def hold(engine: InstalledEngine) -> Callable[[], None]:
-    """Say that this process uses the engine, until what is returned is called."""
+    """Say that this process serves the engine, until what is returned is called."""
+    file = _lock_file(engine)
     try:
-        lock = os.open(engine.marker, os.O_RDONLY | os.O_CLOEXEC)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
-        return lambda: None
-    with suppress(OSError):  # A file system without locks: nobody is told.
+        return lambda: None  # A state directory that is read only: nobody is told.
+    with suppress(OSError):  # A file system without locks.
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def release() -> None:
@@ -35,9 +38,9 @@ def hold(engine: InstalledEngine) -> Callable[[], None]:
 
 
 def is_used(engine: InstalledEngine) -> bool:
-    """Return whether another process uses the engine. May block."""
+    """Return whether another process serves the engine. May block."""
     try:
-        lock = os.open(engine.marker, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(_lock_file(engine), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -52,11 +55,11 @@ def is_used(engine: InstalledEngine) -> bool:
 
 
 def users_of(engines: Iterable[InstalledEngine]) -> list[int]:
-    """Return the processes that use any of the engines, as far as they can be seen. May block."""
+    """Return the processes that serve any of the engines, as far as they can be seen. May block."""
     files = set()
     for engine in engines:
         with suppress(OSError):
-            found = engine.marker.stat()
+            found = _lock_file(engine).stat()
             files.add((os.major(found.st_dev), os.minor(found.st_dev), found.st_ino))
     try:
         lines = _LOCKS.read_text().splitlines()
@@ -72,3 +75,8 @@ def users_of(engines: Iterable[InstalledEngine]) -> list[int]:
             if here and fields[1] == "FLOCK" and fields[3] == "READ" and int(fields[4]) > 0:
                 pids.add(int(fields[4]))
     return sorted(pids - {os.getpid()})
+
+
+def _lock_file(engine: InstalledEngine) -> Path:
+    # Beside the folder of the engines, which other state directories may share by a link.
+    return engine.path.parent.parent / "serving" / engine.id
