@@ -79,6 +79,14 @@ class Prometheus:
         found = self._get("query", {"query": query})["result"]
         return [(each["metric"], float(each["value"][1])) for each in found]
 
+    def some(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Return what a query finds, once it finds something.
+
+        It finds nothing for a while if a busy machine did not answer a scrape within its second.
+        """
+        eventually(lambda: self.values(query), f"nothing is found by {query}", _PATIENCE_S)
+        return self.values(query) or self.some(query)
+
     def series(self) -> list[dict[str, str]]:
         """Return the labels of every series that the daemons have, ``__name__`` included."""
         found: list[dict[str, str]] = self._get("series", {"match[]": '{job="wasmkiln"}'})
