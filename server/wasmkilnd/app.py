@@ -22,15 +22,17 @@ from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.engine_names import prepare_names
 from wasmkilnd.lifecycle.first_engines import install_first_engines
 from wasmkilnd.lifecycle.follow_engines import EngineFollower
-from wasmkilnd.lifecycle.gauges import usage_of_traffic
+from wasmkilnd.lifecycle.gauges import figures, usage_of_traffic
 from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 from wasmkilnd.lifecycle.open_access import open_access
 from wasmkilnd.lifecycle.opening import Opening
 from wasmkilnd.lifecycle.preflight import check_host
+from wasmkilnd.lifecycle.progress import Progress
 from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.reload import Reloader
+from wasmkilnd.lifecycle.reload import Reloader, ReloadResult
 from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
+from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.lifecycle.status_page import StatusPage
@@ -200,18 +202,27 @@ class Daemon:
             engines=[engine.id for engine in engines.served],
         )
 
-    async def reload(self, read: Callable[[], LoadedSettings]) -> None:
+    async def reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""
         if self._reloader is None or self._shutdown.asked.is_set():
             log.warning("cannot reload: the daemon is starting or stopping")
-            return
-        if await self._reloader.reload(read) and self._follower:
+            return ReloadResult("the daemon is starting or stopping")
+        result = await self._reloader.reload(read)
+        if not result.refused and self._follower:
             await self._follower.look()
+        return result
 
-    @property
-    def detail(self) -> str:
-        """The state of the daemon, in a sentence."""
-        return self._readiness.now()[1]
+    def service(self) -> Service:
+        """Return what tells the service manager how the daemon is."""
+        progress = Progress(
+            lambda: [engine.pool for engine in self._engines.served] if self._engines else []
+        )
+        return Service(
+            self._settings.current.state_dir, self._version, self._status, progress.holds
+        )
+
+    def _status(self) -> str:
+        return f"{self._readiness.now()[1]}; {figures(self._metrics)}"
 
     def drain(self, grace_s: float | None = None) -> DrainState:
         """Refuse new calls from now on; return what the daemon still waits for.

@@ -57,6 +57,7 @@ def _failures() -> tuple[type[Exception], ...]:
     from wasmkilnd.access.tls.first_try import CannotMakeFiles
     from wasmkilnd.access.unusable import AccessUnusable
     from wasmkilnd.commands.cache.session import CacheCommandFailed
+    from wasmkilnd.commands.reload import ReloadFailed
     from wasmkilnd.engines.install.command import EngineInstallError
     from wasmkilnd.lifecycle.preflight import CannotStart
     from wasmkilnd.ownership import NotOurs
@@ -70,6 +71,7 @@ def _failures() -> tuple[type[Exception], ...]:
         CacheCommandFailed,
         CannotStart,
         NotOurs,
+        ReloadFailed,
     )
 
 
@@ -88,7 +90,8 @@ def _told(failure: Exception) -> tuple[str, int]:
 @click.group(
     cls=LazyGroup,
     modules={
-        name: f"wasmkilnd.commands.{name}" for name in ("cache", "engine", "keys", "tls", "token")
+        name: f"wasmkilnd.commands.{name}"
+        for name in ("cache", "engine", "keys", "reload", "tls", "token")
     },
     context_settings=_HELP,
 )
@@ -149,8 +152,10 @@ def show_config(
 
 def _fail(message: str, code: int) -> None:
     from wasmkilnd.commands.as_owner import acting
+    from wasmkilnd.telemetry.logs.journal import is_journal, marked
 
-    click.echo(f"error: {message}", err=True)
+    message = f"error: {message}"
+    click.echo(marked(message, "error") if is_journal(2) else message, err=True)
     if (whom := acting()) and os.strerror(errno.EACCES) in message:
         click.echo(f"note: {whom.note}", err=True)
     sys.exit(code)

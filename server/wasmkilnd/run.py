@@ -14,6 +14,7 @@ from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.lifecycle import systemd
 from wasmkilnd.lifecycle.banner import is_wanted
 from wasmkilnd.lifecycle.malloc_trim import configure_malloc
+from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.telemetry.logs.standard_error import relayed
 
@@ -35,17 +36,19 @@ async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> Non
 async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
     shutdown = Shutdown()
     daemon = Daemon(loaded, shutdown)
+    service = daemon.service()
     hung_up = asyncio.Event()
     _handle_signals(daemon, shutdown, hung_up)
     try:
         if await until(shutdown.asked, daemon.start()):
             if is_wanted(loaded.settings):
                 print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
-            systemd.ready(daemon.detail)
-            await until(shutdown.asked, _reload_at_each(hung_up, daemon, read))
+            await service.begin()
+            await until(shutdown.asked, _reload_at_each(hung_up, daemon, service, read))
     finally:
         systemd.stopping()
         await daemon.stop()
+        await service.end()
         _ignore_signals()
 
 
@@ -83,14 +86,9 @@ def _ignore_signals() -> None:
 
 
 async def _reload_at_each(
-    hung_up: asyncio.Event, daemon: Daemon, read: Callable[[], LoadedSettings]
+    hung_up: asyncio.Event, daemon: Daemon, service: Service, read: Callable[[], LoadedSettings]
 ) -> None:
     while True:
         await hung_up.wait()
         hung_up.clear()
-        systemd.reloading()
-        try:
-            await daemon.reload(read)
-        except Exception:  # A defect in reloading must not end a daemon that serves.
-            log.exception("cannot reload: a defect of the daemon")
-        systemd.ready(daemon.detail)
+        await service.reload(lambda: daemon.reload(read))

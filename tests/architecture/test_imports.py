@@ -144,7 +144,15 @@ ROOMS: Mapping[str, tuple[set[str], set[str]]] = {
     ),
     "commands": (
         {"model", "ports", "ownership", "uses"},
-        {"access", "access.tls", "config", "config.values", "engines", "engines.install"}
+        {
+            "access",
+            "access.tls",
+            "config",
+            "config.values",
+            "engines",
+            "engines.install",
+            "lifecycle",
+        }
         | {"signing"}
         | {"telemetry.audit"},
     ),

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -273,21 +272,6 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
             settled(client)
             client.evict(everything=True, tier="memory")
             assert client.compile(wasm.adder(71)).header.origin == REDIS
-
-
-def test_systemd_hears_of_start_reload_and_end(engines: EngineStore, tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(60)
-        state = fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
-        environ = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with RedisDaemon(state, ["--redis-url", "none", "--workers", "1"], environ) as daemon:
-            assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
-            daemon.process.send_signal(signal.SIGHUP)
-            assert systemd.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-            assert systemd.recv(4096) == b"READY=1\nSTATUS=ready"
-            daemon.process.send_signal(signal.SIGTERM)
-            assert systemd.recv(4096).startswith(b"STOPPING=1\n")
 
 
 def signing_key(state: Path) -> PrivateKey:

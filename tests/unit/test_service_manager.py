@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from wasmkilnd.lifecycle import systemd
+from wasmkilnd.lifecycle.progress import STUCK_S, Progress
+from wasmkilnd.lifecycle.reload import ReloadResult
+from wasmkilnd.lifecycle.running import (
+    RunningDaemon,
+    RunningFile,
+    began,
+    remove_stale,
+    running,
+)
+from wasmkilnd.lifecycle.service import Service
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -26,6 +40,8 @@ def test_a_life_as_systemd_hears_it(
         reloading, _, stamp = manager.recv(4096).decode().partition("\nMONOTONIC_USEC=")
         assert reloading == "RELOADING=1"
         assert before_us <= int(stamp) <= time.monotonic_ns() // 1000
+        systemd.status("2 engines\nX_FORGED=1")
+        assert manager.recv(4096) == b"STATUS=2 engines"
         systemd.stopping()
         assert manager.recv(4096).startswith(b"STOPPING=1\n")
 
@@ -35,3 +51,121 @@ def test_nobody_to_tell_is_no_failure(monkeypatch: pytest.MonkeyPatch, address: 
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     systemd.ready("ready")
     systemd.stopping()
+
+
+def test_a_manager_that_does_not_read_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        for _ in range(10_000):
+            systemd.status("x" * 200)
+
+
+@pytest.mark.parametrize(
+    ("limit", "pid", "expected_s"),
+    [
+        ("60000000", "", 60.0),
+        ("60000000", "own", 60.0),
+        ("60000000", "1", 0.0),
+        ("", "", 0.0),
+        ("soon", "", 0.0),
+    ],
+)
+def test_whose_watchdog_it_is(
+    monkeypatch: pytest.MonkeyPatch, limit: str, pid: str, expected_s: float
+) -> None:
+    pid = str(os.getpid()) if pid == "own" else pid
+    for name, value in (("WATCHDOG_USEC", limit), ("WATCHDOG_PID", pid)):
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    assert systemd.watchdog_s() == expected_s
+
+
+@dataclass
+class Workers:
+    waiting: int = 0
+    busy: int = 0
+    why_no_worker: str = ""
+
+
+def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
+    now_s, pool = 0.0, Workers()
+    progress = Progress(lambda: [Workers(), pool], lambda: now_s)
+    assert progress.holds()
+    pool.waiting = 3
+    assert progress.holds()
+    now_s += STUCK_S - 1
+    assert progress.holds()
+    now_s += 2
+    assert not progress.holds()
+    pool.busy = 1  # A long job is no harm.
+    assert progress.holds()
+    now_s += 10 * STUCK_S
+    assert progress.holds()
+    pool.busy, pool.why_no_worker = 0, "it does not start"
+    now_s += 10 * STUCK_S
+    assert progress.holds()
+
+
+async def test_the_watchdog_hears_nothing_once_jobs_are_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holds = True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        looks: asyncio.Queue[None] = asyncio.Queue()
+
+        def look() -> bool:
+            looks.put_nowait(None)
+            return holds
+
+        async def looked(more: int) -> list[bytes]:
+            for _ in range(more):
+                await looks.get()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.append(manager.recv(4096))
+            return heard
+
+        heard: list[bytes] = []
+        service = Service(tmp_path, "1.2.3", lambda: "ready", look)
+        await service.begin()
+        assert b"WATCHDOG=1" in await looked(3)
+        holds = False
+        await looked(looks.qsize() + 1)  # Those that were on their way.
+        heard.clear()
+        assert b"WATCHDOG=1" not in await looked(5)
+        await service.end()
+
+
+async def test_a_defect_in_a_reload_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    async def broken() -> ReloadResult:
+        raise ZeroDivisionError
+
+    service = Service(tmp_path, "1.2.3", lambda: "ready", lambda: True)
+    await service.begin()
+    await service.reload(broken)
+    [found] = running(tmp_path)
+    assert (found.reloads_begun, found.reloads_ended) == (1, 1)
+    assert "a defect of the daemon" in found.refused
+    await service.end()
+    assert running(tmp_path) == []
+
+
+def test_files_of_killed_daemons_go_and_nonsense_is_no_daemon(tmp_path: Path) -> None:
+    folder = tmp_path / "daemons"
+    folder.mkdir(mode=0o700)
+    for number, text in enumerate(("", "[]", "{}", '{"pid": 1, "began": 0}', '{"pid": "x"}')):
+        (folder / f"{number}.json").write_text(text)
+    RunningFile(tmp_path).write(RunningDaemon(os.getpid(), began(os.getpid()) + 1))
+    assert running(tmp_path) == []
+    remove_stale(tmp_path)
+    assert list(folder.iterdir()) == []

@@ -7,6 +7,7 @@
 | ``wasmkilnd tls init`` | ``tls`` | make certificates for a first try of TLS |
 | ``wasmkilnd engine …`` | ``engine`` | install, list and remove engines |
 | ``wasmkilnd engine use`` | ``engine_use`` | let an engine's name stand for one of its versions |
+| ``wasmkilnd reload`` | ``reload`` | have running daemons read their configuration again |
 | ``wasmkilnd cache …`` | ``cache/`` | list, verify and move the values of the shared tier |
 
 The commands run without a daemon and beside one. They read the same settings as ``serve``, from

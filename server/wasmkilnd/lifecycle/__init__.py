@@ -20,7 +20,10 @@
 | serve | ``readiness`` | whether the daemon serves calls: /readyz, gRPC health, log |
 | | ``gauges`` | what metrics read from engines and calls |
 | | ``malloc_trim`` | returns freed memory to the machine |
-| | ``systemd`` | tells the service manager: ready, reloading, stopping |
+| | ``service`` | status and watchdog of the service manager; how reloads end |
+| | ``systemd`` | the protocol in which systemd is told |
+| | ``progress`` | whether jobs get on, so that the watchdog is answered |
+| | ``running`` | a file in the state directory for each daemon: its reloads |
 | | ``trust`` | follows revocations of signing keys, and spreads them over the fleet |
 | reload | ``reload`` | applies settings, keys and files that SIGHUP makes the daemon read again |
 | | ``follow_engines`` | serves engines that were installed, and ends those that were removed |

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.rpc.calls import Traffic
+from wasmkilnd.rpc.wire.stats import hit_ratio
 from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, TrafficUsage
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
 from wasmkilnd.waiters import Waiter
 
@@ -47,3 +49,16 @@ def show_tenants(gauges: Gauges, tenants: Tenants) -> None:
     gauges.host = tenants.host_status
     gauges.flights = lambda: tenants.flights
     gauges.quarantined = tenants.quarantined
+
+
+def figures(metrics: Metrics) -> str:
+    """Return what is worth a look in a line: ``systemctl status`` shows it."""
+    now = metrics.gauges.read()
+    memory, queued = now.tiers.get("memory"), sum(each.queued for each in now.engines.values())
+    parts = [
+        f"{len(now.engines)} engine{'' if len(now.engines) == 1 else 's'}",
+        f"{memory.entries if memory else 0:,} entries in memory",
+        f"{hit_ratio(metrics.catalogue):.1%} hits",
+        f"{queued:,} queued",
+    ]
+    return ", ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import structlog
@@ -35,6 +36,16 @@ class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
         """``revoke`` applies what was taken from callers all the same."""
         super().__init__(why)
         self.revoke = revoke
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """How a reload ended."""
+
+    refused: str = ""
+    """Why it changed nothing; empty if it could be applied."""
+    need_restart: Sequence[str] = ()
+    """Settings that have changed, and stay as they were."""
 
 
 _CANNOT = (ConfigError, KeysUnusable, CannotOpenShared, CannotAudit, CannotReload)
@@ -81,21 +92,19 @@ class Reloader:
         self._one_at_a_time = asyncio.Lock()
         self._refused: dict[int, str] = {}
 
-    async def reload(self, read: Callable[[], LoadedSettings]) -> bool:
-        """Read and apply, and log each change or why nothing changed; raise for neither.
-
-        Return whether the settings could be applied.
-        """
+    async def reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
+        """Read and apply, and log each change or why nothing changed; raise for neither."""
         async with self._one_at_a_time:
             done = False
             try:
-                done = await self._reload(read)
+                result = await self._reload(read)
+                done = not result.refused
             finally:
                 self._metrics.reloaded("settings", succeeded=done)
             if done:  # It read the files too, and every part could use them.
                 self._refused.clear()
                 self._metrics.reloaded("files", succeeded=True)
-            return done
+            return result
 
     async def refresh(self) -> None:
         """Have each part read its files again, as far as it can use them; the settings stay.
@@ -126,7 +135,7 @@ class Reloader:
             if whole:
                 log.info("files read again")
 
-    async def _reload(self, read: Callable[[], LoadedSettings]) -> bool:
+    async def _reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
         old = self._settings.current
         try:
             wanted = (await asyncio.to_thread(read)).settings
@@ -141,7 +150,7 @@ class Reloader:
         except _CANNOT as failure:
             cause = "; ".join(str(failure).splitlines())
             log.error("cannot reload: nothing changed", cause=cause)
-            return False
+            return ReloadResult(cause)
         for change in found:
             if change in live:
                 log.info("setting changed", setting=change.field, old=change.old, new=change.new)
@@ -155,7 +164,7 @@ class Reloader:
             apply()
         await self._apply(new, signing)
         log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
-        return True
+        return ReloadResult(need_restart=[each.field for each in found if each not in live])
 
     def _prepare(self, new: Settings) -> Sequence[Callable[[], None]]:
         return [prepare(new) for prepare in self._parts]

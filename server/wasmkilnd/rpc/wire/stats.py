@@ -39,7 +39,7 @@ def stats_response(
         flights_joined=count_of(catalogue.flights_joined),
         quarantined_modules=now.quarantined,
         pins=now.pins,
-        hit_ratio=_hit_ratio(catalogue),
+        hit_ratio=hit_ratio(catalogue),
         redis_up=now.remote.up,
         redis_mode=now.remote.mode,
         redis_detail=now.remote.detail,
@@ -111,7 +111,8 @@ def _workers(catalogue: Catalogue, engine_id: str, usage: EngineUsage) -> pb.Wor
     )
 
 
-def _hit_ratio(catalogue: Catalogue) -> float:
+def hit_ratio(catalogue: Catalogue) -> float:
+    """Return the share of answered Compile calls that a tier answered."""
     served = {origin: count_of(catalogue.served.at(origin.value)) for origin in Origin}
     answered = sum(served.values())
     hits = served[Origin.MEMORY] + served[Origin.HOST_STORE] + served[Origin.REDIS]

@@ -1,0 +1,184 @@
+"""A daemon as a service of systemd: what it tells the manager and the journal, and its reloads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from wasmkiln import Client
+from wasmkilnd.cli import command
+from wasmkilnd.commands.reload import ReloadFailed
+from wasmkilnd.engines.install.store import EngineStore
+
+from tests.e2e import wasm
+from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.e2e.processes import eventually, send, state_of
+
+LINE = re.compile(r"<([0-7])>(\{.*\})")
+
+
+class Managed:
+    """A daemon that a service manager started: one stream for its output, and a socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = fresh_state(folder / "state", engines=ONE_ENGINE)
+        self.config = folder / "wasmkilnd.toml"
+        self.config.write_text("")
+        self.told: list[str] = []
+        self.lines: list[str] = []
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(folder / "notify"))
+        theirs, self._journal = socket.socketpair()
+        stream = os.fstat(theirs.fileno())
+        own = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "wasmkilnd", "serve", "--config", str(self.config)),
+                    *("--state-dir", str(self.state), "--listen", f"unix:{folder / 'kiln.sock'}"),
+                    *("--admin-listen", "none", "--redis-url", "none", "--workers", "1"),
+                ],
+                env={
+                    **own,
+                    "NOTIFY_SOCKET": str(folder / "notify"),
+                    "WATCHDOG_USEC": "1500000",
+                    "JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=theirs.fileno(),
+                stderr=theirs.fileno(),
+            )
+        self.address = f"unix:{folder / 'kiln.sock'}"
+        self._readers = [threading.Thread(target=each) for each in (self._hear, self._read)]
+        for reader in self._readers:
+            reader.start()
+        eventually(lambda: self.has_told("READY=1"), "it does not become ready", 120)
+
+    def has_told(self, words: str, since: int = 0) -> bool:
+        return any(words in each for each in self.told[since:])
+
+    def reload(self) -> str:
+        """Run the command; return what it says. Raises ReloadFailed."""
+        words = ["reload", "--state-dir", str(self.state)]
+        return CliRunner().invoke(command, words, catch_exceptions=False).stderr
+
+    def end(self) -> None:
+        send(signal.SIGCONT, self.process.pid)
+        self.process.terminate()
+        self.process.wait(120)
+        self._notify.shutdown(socket.SHUT_RD)
+        for reader in self._readers:
+            reader.join(10)
+        self._notify.close()
+        self._journal.close()
+
+    def _hear(self) -> None:
+        while message := self._notify.recv(65536).decode():
+            self.told.append(message)
+
+    def _read(self) -> None:
+        with self._journal.makefile() as stream:
+            self.lines.extend(line.rstrip("\n") for line in stream)
+
+
+@pytest.fixture(scope="module")
+def managed(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    managed = Managed(tmp_path_factory.mktemp("service"))
+    yield managed
+    managed.end()
+    # The journal has had nothing but lines with a priority, to the end.
+    assert managed.lines
+    assert [line for line in managed.lines if not LINE.fullmatch(line)] == []
+    assert managed.told[-1].startswith("STOPPING=1\n")
+    assert list((managed.state / "daemons").iterdir()) == []
+
+
+def test_what_systemd_hears_first(managed: Managed) -> None:
+    first = next(each for each in managed.told if "READY=1" in each)
+    assert first == "READY=1\nSTATUS=ready; 1 engine, 0 entries in memory, 0.0% hits, 0 queued"
+
+
+def test_the_status_follows_what_the_daemon_does(managed: Managed) -> None:
+    with Client(managed.address) as client:
+        client.compile(wasm.adder(1))
+        client.compile(wasm.adder(1))
+    eventually(lambda: managed.has_told("STATUS=ready; 1 engine, 2 entries"), "no new status")
+    assert managed.has_told("50.0% hits")
+
+
+def test_the_watchdog_hears_from_a_loop_that_runs(managed: Managed) -> None:
+    heard = managed.told.count("WATCHDOG=1")
+    eventually(lambda: managed.told.count("WATCHDOG=1") > heard + 2, "the watchdog hears nothing")
+
+
+def test_a_reload_says_how_it_ended(managed: Managed) -> None:
+    before = len(managed.told)
+    managed.config.write_text("compile_timeout_s = 20\nmax_streams = 7\n")
+    said = managed.reload()
+    assert f"the daemon with the process id {managed.process.pid} is reloaded: ready" in said
+    assert "max_streams has changed, and needs a restart" in said
+    assert [each.partition("=")[0] for each in managed.told[before:] if "WATCHDOG" not in each][
+        :2
+    ] == ["RELOADING", "READY"]
+
+
+def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
+    managed.config.write_text("compile_timeout_s = 'soon'\n")
+    before = len(managed.told)
+    with pytest.raises(ReloadFailed, match=r"goes on with what it had: .*compile_timeout_s"):
+        managed.reload()
+    # systemd shows it too, and so does the journal.
+    assert managed.has_told("STATUS=the last reload changed nothing: ", before)
+    refused = [each for each in managed.lines if "cannot reload: nothing changed" in each]
+    assert refused[-1].startswith("<3>")
+    managed.config.write_text("compile_timeout_s = 20\n")
+    before = len(managed.told)
+    managed.reload()
+    assert managed.has_told("READY=1\nSTATUS=ready", before)
+
+
+def test_the_command_ends_with_1_and_one_sentence(managed: Managed) -> None:
+    """As the unit's ExecReload, which systemd gives the process id."""
+    managed.config.write_text("no_such_setting = 1\n")
+    run = [sys.executable, "-m", "wasmkilnd", "reload", "--state-dir", str(managed.state)]
+    environ = {**os.environ, "MAINPID": str(managed.process.pid)}
+    done = subprocess.run(
+        run, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    managed.config.write_text("")
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: cannot reload the daemon with the process id")
+    assert "no_such_setting" in line
+
+
+def test_no_daemon_is_no_success(managed: Managed, tmp_path: Path) -> None:
+    """Nor is one that was killed, and left its file."""
+    left = tmp_path / "daemons"
+    left.mkdir(mode=0o700)
+    [file] = (managed.state / "daemons").iterdir()
+    found = json.loads(file.read_text()) | {"began": 1}
+    (left / file.name).write_text(json.dumps(found))
+    words = ["reload", "--state-dir", str(tmp_path)]
+    with pytest.raises(ReloadFailed, match="no daemon serves from"):
+        CliRunner().invoke(command, words, catch_exceptions=False)
+
+
+def test_one_that_hangs_is_not_called_reloaded(managed: Managed) -> None:
+    managed.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: state_of(managed.process.pid) == "T", "it does not stop")
+    words = ["reload", "--state-dir", str(managed.state), "--timeout", "0.5"]
+    with pytest.raises(ReloadFailed, match=r"has not finished within 0\.5 s"):
+        CliRunner().invoke(command, words, catch_exceptions=False)
+    managed.process.send_signal(signal.SIGCONT)
+    assert "is reloaded" in managed.reload()
