@@ -113,6 +113,7 @@ def test_numbers_stay_whole() -> None:
     text = render_file("fleet").one("ConfigMap")["data"]["wasmkilnd.toml"]
     assert "memory_bytes = 268435456\n" in text
     assert "compile_lease_s = 2.5\n" in text
+    assert 'engine_alias = { "wasmtime" = "wasmtime-50.0.1" }\n' in text
     assert 'redis_url = "redis://kiln@127.0.0.1:6379/0"\n' in text
 
 
@@ -147,7 +148,7 @@ def test_a_changed_setting_starts_the_daemons_again() -> None:
         ({"replicas": -1}, "/replicas"),
         ({"redis": {"url": "redis://user:secret@r:6379"}}, "/redis/url"),
         ({"hostStore": {"hostPath": "relative"}}, "/hostStore/hostPath"),
-        ({"settings": {"Listen": "x"}}, "Listen"),
+        ({"settings": {"memroy_bytes": "1GiB"}}, "memroy_bytes"),
         ({"ports": {"grpc": 80}}, "/ports/grpc"),
     ],
 )
