@@ -33,7 +33,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 RELEASED := v0.5.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
+.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs site lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -129,7 +129,6 @@ docs: $(VENV)/.dev ## generate docs/reference/configuration.md, and what the cha
 	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
 	@$(BIN)/python scripts/chart_settings.py
 
-.PHONY: site
 site: $(SITE)/.site ## build the documentation as a site, and check its links, in .work/site/html
 	@$(BIN)/python scripts/site.py $(SITE)/bin/zensical
 
