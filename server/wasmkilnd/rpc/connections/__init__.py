@@ -13,6 +13,7 @@ missing, from gRPC's own counts (channelz) and from the kernel.
 ``reserve``        keeps an eighth of ``max_connections`` free: closes idle connections, then
                    others of the host that has most, and none of a host within its share
 ``floods``         tells floods from work by those counts; pure, without a clock
+``cpu_demand``     how much of a CPU the daemon uses or waits for
 ``flood_guard``    the thread that looks for floods, and closes their connections
 =================  ==========================================================================
 

@@ -14,6 +14,7 @@ import structlog
 
 from wasmkilnd.rpc.connections import sockets
 from wasmkilnd.rpc.connections.core_counts import CoreCounts, Counts
+from wasmkilnd.rpc.connections.cpu_demand import CpuDemand
 from wasmkilnd.rpc.connections.floods import CANCELLED_PER_S, FloodWatch
 from wasmkilnd.rpc.connections.sockets import Address
 
@@ -22,7 +23,7 @@ log = structlog.get_logger("wasmkilnd.rpc")
 _QUIET_S = 0.25
 _LOOK_S = 0.1
 _ALERT_S = 0.02
-# While the daemon uses less of a CPU than this, no caller floods it with calls, or frames.
+# While the daemon asks for less of a CPU than this, no caller floods it with calls, or frames.
 _QUIET_CPU = 0.1
 _QUIET_CPU_FRAMES = 0.4
 # The share of the time that the guard may spend: on frames, on calls, and after a flood.
@@ -53,7 +54,8 @@ class FloodGuard:
         self._core = CoreCounts()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flood-guard", daemon=True)
-        self._at_s, self._cpu_s, self._failed = time.monotonic(), time.process_time(), 0
+        self._cpu = CpuDemand()
+        self._at_s, self._failed = time.monotonic(), 0
         self._frames_at_s = 0.0
         self._unlogged: Counter[str] = Counter()
         self._logged_s = -_LOG_S
@@ -79,10 +81,9 @@ class FloodGuard:
 
     def _tick(self) -> float:
         """Look as closely as the load gives reason to; return the seconds until the next look."""
-        now, cpu_s = time.monotonic(), time.process_time()
-        passed_s = now - self._at_s
-        cpu = (cpu_s - self._cpu_s) / passed_s
-        self._at_s, self._cpu_s = now, cpu_s
+        now = time.monotonic()
+        passed_s, self._at_s = now - self._at_s, now
+        cpu = self._cpu.look(now)
         alert = self._watch.alert(now)
         if cpu < _QUIET_CPU and not alert:
             self._watch.forget()
