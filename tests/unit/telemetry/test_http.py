@@ -17,6 +17,8 @@ from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
+from tests.e2e.processes import eventually
+
 
 class Readiness:
     """Returns, or raises, its ``answer``."""
@@ -248,6 +250,14 @@ async def test_a_client_without_a_whole_request_in_time_is_disconnected(
         assert await ends(half)
 
 
+def is_open_at_the_server(sock: socket.socket) -> bool:
+    """Return whether the server has not closed its end of ``sock`` (proc_net_tcp(5))."""
+    ends = [f":{port:04X}" for _, port in (sock.getpeername(), sock.getsockname())]
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    states = [row[3] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
+    return states == ["01"]
+
+
 async def test_a_client_that_reads_no_response_is_disconnected(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +269,10 @@ async def test_a_client_that_reads_no_response_is_disconnected(
         host, _, port = url.removeprefix("http://").rpartition(":")
         slow.connect((host, int(port)))
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: kiln\r\n\r\n" * 400)
-        await asyncio.sleep(3)
+        # Reading would let the server go on, so the kernel tells when it has closed.
+        await asyncio.to_thread(
+            eventually, lambda: not is_open_at_the_server(slow), "the server waits without end"
+        )
         assert await ends(slow)
 
 
