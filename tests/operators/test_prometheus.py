@@ -7,6 +7,7 @@ import datetime
 import re
 import signal
 import subprocess
+import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -337,18 +338,21 @@ def test_the_page_on_monitoring_is_right(needs: Needs, tmp_path: Path) -> None:
     """Its configuration loads the rules, and its command makes links of the runbooks."""
     page = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
     (tmp_path / RULES.name).write_text(RULES.read_text())
-    (tmp_path / "prometheus.yml").write_text(fenced(page, "yaml"))
+    [configuration] = fenced(page, "yaml")
+    (tmp_path / "prometheus.yml").write_text(configuration)
     found = promtool(needs, "check", "config", str(tmp_path / "prometheus.yml"))
     assert f"{len(CASES)} rules found" in found
-    subprocess.run(fenced(page, "sh"), shell=True, cwd=tmp_path, check=True)
+    for commands in fenced(page, "sh"):
+        subprocess.run(commands, shell=True, cwd=tmp_path, check=True)
     links = re.findall(r"runbook_url: (.+)", (tmp_path / "alerts.yml").read_text())
     assert len(links) == len(CASES)
     assert "https://docs.example.org/reference/alerts.html#wasmkilndown" in links
     promtool(needs, "check", "rules", str(tmp_path / "alerts.yml"))
+    head, _, specification = (tmp_path / "rule.yaml").read_text().partition("spec:\n")
+    assert "kind: PrometheusRule\n" in head
+    assert textwrap.dedent(specification) == RULES.read_text()
 
 
-def fenced(page: str, language: str) -> str:
-    """Return the only block of a page in a language."""
-    block: str
-    [block] = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    return block
+def fenced(page: str, language: str) -> list[str]:
+    """Return the blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
