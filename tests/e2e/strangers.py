@@ -17,6 +17,10 @@ SENT = {
     "silent": b"",
     "pipelined": WHOLE * 200,
     "unread": WHOLE,
+    "status page": b"".join(
+        b"GET %s HTTP/1.1\r\nHost: kiln\r\n\r\n" % path
+        for path in (b"/", b"/status", b"/status/live", b"/status/page.js") * 20
+    ),
     "headers": b"GET /metrics HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(5000)),
     "long header": HALF + b"a" * 1_000_000,
     "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 64,

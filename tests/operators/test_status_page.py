@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
+from playwright.sync_api import Error as PlaywrightError
 from wasmkiln import Client, WasmkilnError
 
-from tests.e2e.daemon import Daemon
+from tests.e2e.bearers import add_token
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.wasm import constant
 from tests.operators.browser import Visit, browsing
 from tests.operators.conftest import Needs
@@ -138,6 +141,21 @@ def test_its_text_can_be_read(visiting: Visiting, dark: bool) -> None:
     assert found["texts"] > 50
     assert found["colours"] >= 5
     assert found["unreadable"] == []
+
+
+def test_a_person_gives_a_token_as_password(browser: Browser, needs: Needs, tmp_path: Path) -> None:
+    """A browser cannot send a token by itself."""
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    token = add_token(state, "ada", "metrics")
+    with Daemon(state) as guarded, contextlib.ExitStack() as stack:
+        with pytest.raises(PlaywrightError, match="ERR_INVALID_AUTH_CREDENTIALS"):
+            Visit(browser, guarded.admin_url)
+        visit = Visit(browser, guarded.admin_url, password=token)
+        stack.callback(visit.close)
+        visit.wait_for("main > section")
+        with visit.page.expect_response("**/status/live") as answered:
+            pass
+        assert answered.value.status == 200
 
 
 def test_a_screen_reader_finds_its_way(visiting: Visiting) -> None:

@@ -58,6 +58,8 @@ async def test_fast_now_and_optimised_behind(rig: Rig) -> None:
     assert rig.recorder.origins == [Origin.COMPILED, Origin.MEMORY]
     assert [fast for fast, _ in rig.engines.compiled] == [True, False]
     assert rig.engines.compiled[1][1] == {Waiter(background=True, last=True)}
+    # But it is told with the recent ones, which calls are by who serves them.
+    assert rig.recorder.ended == [(SHA256, spec_of(rig).engine.id, "compiled", "")]
 
 
 async def test_an_optimised_artifact_goes_first(rig: Rig) -> None:

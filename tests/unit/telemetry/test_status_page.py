@@ -143,12 +143,14 @@ def test_all_is_well(metrics: Metrics) -> None:
 def test_what_needs_attention_is_said_first(metrics: Metrics) -> None:
     metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="refused")
     metrics.gauges.quarantined = lambda: 1
+    metrics.reloaded("settings", succeeded=False)
     damaged = UnservedEngine("wasmer-1.1.0", "it is damaged")
     text = read(sources(metrics, state=(False, "draining"), unserved=[damaged])).text
     assert "The daemon serves no call: draining." in text
     assert "wasmer-1.1.0 is not served: it is damaged" in text
     assert "Redis does not answer: refused. Calls go on without it." in text
     assert "1 module is in quarantine." in text
+    assert "The last reload of the settings failed: see the log." in text
     assert "All is well" not in text
 
 

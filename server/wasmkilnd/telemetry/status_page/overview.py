@@ -39,6 +39,11 @@ def attention(sources: Sources, now: Readings) -> Markup:
         wrong.append(("warn", f"Redis does not answer{detail}. Calls go on without it."))
     if now.tls.failures:
         wrong.append(("warn", "Changed TLS files could not be used; the old ones are in force."))
+    wrong += [
+        ("warn", f"The last reload of the {what} failed: see the log. What was in force stays so.")
+        for what, reload in now.reloads.items()
+        if not reload.succeeded
+    ]
     if now.quarantined:
         modules = "module is" if now.quarantined == 1 else "modules are"
         wrong.append(("warn", f"{count(now.quarantined)} {modules} in quarantine."))
