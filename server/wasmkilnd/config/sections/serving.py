@@ -29,8 +29,8 @@ class ServingSettings(BaseModel):
     )
     admin_listen: AdminAddress = Field(
         default="127.0.0.1:9464",
-        description="Where /metrics, /healthz and /readyz are served over HTTP: one address as"
-        " in listen, or none to switch them off.",
+        description="Where /metrics, /healthz, /readyz and the status page (/) are served over"
+        " HTTP: one address as in listen, or none to switch them off.",
     )
     allow_remote: Switch = Field(
         default=False,

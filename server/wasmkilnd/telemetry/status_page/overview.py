@@ -64,9 +64,8 @@ def headline(sources: Sources, now: Readings, window: Window) -> Markup:
     busy = sum(each.busy for each in now.engines.values())
     workers = sum(each.workers for each in now.engines.values())
     wait_s = max((each.expected_wait_s for each in now.engines.values()), default=0.0)
-    span = f"in {duration(int(known_s))}"
     return figures(
-        ("Hit ratio", percent(hits / calls) if calls else NONE, f"of {count(calls)} calls {span}"),
+        ("Hit ratio", percent(hits / calls) if calls else NONE, f"of {count(calls)} calls"),
         ("Calls", rate(calls / known_s), f"{count(now.traffic.calls)} under way"),
         ("Compiles", rate(compiled / known_s), f"{count(compiled)} made, {count(failed)} failed"),
         (
@@ -124,7 +123,7 @@ def _charts(window: Window) -> Sequence[Chart]:
             "duration",
             "How long compiles take",
             [
-                Series("slowest", "c4", lambda each: each.slowest_s),
+                Series("slowest", "c2", lambda each: each.slowest_s),
                 Series("mean", "c5", lambda each: each.mean_s, line=True),
             ],
             duration,
