@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wasmkilnd.telemetry.status_page.history import COLUMNS, Column, Window
-from wasmkilnd.telemetry.status_page.markup import Markup, join, tag
+from wasmkilnd.telemetry.status_page.markup import Markup, escaped, join, tag
 
 _WIDE: Final = 600
 _HIGH: Final = 150
@@ -121,11 +121,10 @@ class Chart:
             values = ", ".join(
                 f"{series.label} {self.words(series.value(column))}" for series in self.series
             )
-            yield tag(
-                "g",
-                tag("title", f"{when}: {values}"),
-                tag("rect", x=f"{index * _STEP:g}", y=0, width=f"{_STEP:g}", height=_HIGH),
-                class_="column",
+            # Written at once: there are some hundreds on a page, half of its cost.
+            yield Markup(
+                f'<g class="column"><title>{escaped(f"{when}: {values}")}</title>'
+                f'<rect x="{index * _STEP:g}" y="0" width="{_STEP:g}" height="{_HIGH}"/></g>'
             )
 
     def _legend(self) -> Markup:
