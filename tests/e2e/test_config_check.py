@@ -51,8 +51,13 @@ def test_what_is_right_is_shown_and_makes_nothing(state: Path) -> None:
         (("--engine-alias", "wasmtime=wasmtime-49.0.0"), {}, "engine_alias: wasmtime stands for"),
         (("--audit-file", "{tmp}/none/audit"), {}, "cannot write the audit to {tmp}/none/audit"),
         (("--trusted-keys", "{tmp}/none"), {}, "WASMKILN_TRUSTED_KEYS: "),
+        (
+            ("--trace-endpoint", "http://127.0.0.1:1", "--trace-headers-file", "{tmp}/none"),
+            {},
+            "cannot read {tmp}/none (trace_headers_file): ",
+        ),
     ],
-    ids=["signing key", "default engine", "alias", "audit", "trusted keys"],
+    ids=["signing key", "default engine", "alias", "audit", "trusted keys", "headers"],
 )
 def test_both_say_the_same(
     state: Path, tmp_path: Path, flags: tuple[str, ...], environ: dict[str, str], says: str

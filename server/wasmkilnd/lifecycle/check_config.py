@@ -23,6 +23,7 @@ from wasmkilnd.lifecycle import engine_names, serve_namespaces
 from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
+from wasmkilnd.lifecycle.tracing import check_tracing
 from wasmkilnd.options import redis_access, remote_options
 from wasmkilnd.ownership import check_path
 from wasmkilnd.reloadable import Reloadable
@@ -38,6 +39,7 @@ def check(settings: Settings, daemon_version: str) -> Sources:
     check_limits(settings)
     check_path(settings.state_dir)
     _check_audit(settings)
+    check_tracing(settings)
     open_tls(settings)
     sources = read_sources(settings)
     if why := serve_namespaces.refusal(settings, sources.policy.namespaces):

@@ -22,14 +22,7 @@ def open_tracing(settings: Settings, version: str) -> Traces | None:
     """Return the traces; None if they are switched off. May block. Raises CannotStart."""
     if not settings.trace_endpoint:
         return None
-    needed = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
-    if not all(map(_is_installed, needed)):
-        raise CannotStart(
-            "cannot send traces (trace_endpoint): OpenTelemetry is not installed:"
-            " pip install 'wasmkiln[server,trace]'"
-        )
-    headers = _headers(settings.trace_headers_file)
-    ca_pem = _read("trace_ca_file", settings.trace_ca_file).encode()
+    headers, ca_pem = check_tracing(settings)
     # Imported here: a daemon without traces loads no library for them.
     from wasmkilnd.telemetry.logs import pipeline
     from wasmkilnd.telemetry.traces import open as opening
@@ -39,6 +32,23 @@ def open_tracing(settings: Settings, version: str) -> Traces | None:
     return opening.open_traces(
         settings.trace_endpoint, version, settings.trace_sample_ratio, headers, ca_pem or None
     )
+
+
+def check_tracing(settings: Settings) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the CAs for the collector; none of both if traces are off.
+
+    Raises CannotStart.
+    """
+    if not settings.trace_endpoint:
+        return {}, b""
+    needed = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
+    if not all(map(_is_installed, needed)):
+        raise CannotStart(
+            "cannot send traces (trace_endpoint): OpenTelemetry is not installed:"
+            " pip install 'wasmkiln[server,trace]'"
+        )
+    ca_pem = _read("trace_ca_file", settings.trace_ca_file).encode()
+    return _headers(settings.trace_headers_file), ca_pem
 
 
 def _is_installed(name: str) -> bool:
