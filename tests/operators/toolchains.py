@@ -12,6 +12,7 @@ TOOLS = Toolchains(
             "chromium": "chromium",
             "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
         },
+        "podman": {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap"},
         "prometheus": {"prometheus": "prometheus", "promtool": "prometheus"},
     },
     "OPERATORS",

@@ -1,0 +1,138 @@
+"""The container image: built of deploy/Dockerfile, and run as docs/how-to/container.md says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wasmkiln import Client
+from wasmkiln.v1 import types_pb2 as types
+from wasmkilnd.engines.install.interpreters import PythonRange, find
+
+from tests.e2e.processes import eventually
+from tests.e2e.wasm import adder
+from tests.operators import image
+from tests.operators.image import podman, running
+from tests.operators.toolchains import TOOLS
+
+# The first build installs a Debian, all packages and two engines.
+pytestmark = pytest.mark.timeout(1800)
+STATE, HOST_STORE = "/var/lib/wasmkiln/state", "/var/cache/wasmkiln"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    """Build the image; what has not changed since the last time comes from the store."""
+    TOOLS.demand("podman")
+    if os.geteuid() != 0:
+        TOOLS.give_up("cannot build the image: run this as root")
+    image.make_bases(python310())
+    image.build()
+
+
+def python310() -> Path:
+    """Return the folder of a CPython 3.10 that can be copied."""
+    found = find(PythonRange((3, 10), (3, 10)))
+    if found is None:
+        TOOLS.give_up("cannot build the image: there is no CPython 3.10 for wasmer")
+    asked = [str(found.path), "-c", "import sys; print(sys.base_prefix)"]
+    folder = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    if folder == "/usr":
+        TOOLS.give_up("cannot build the image: CPython 3.10 is a part of this system")
+    return Path(folder)
+
+
+@pytest.fixture
+def volume() -> Iterator[str]:
+    """A volume of podman's own, which begins with what the image has there."""
+    name = f"wasmkiln-{os.getpid()}"
+    podman("volume", "create", name)
+    yield name
+    podman("volume", "rm", "--force", name)
+
+
+def at_other_ports() -> dict[str, str]:
+    """Return settings for other ports than the image's, free ones."""
+    with socket.create_server(("127.0.0.1", 0)) as grpc, socket.create_server(("", 0)) as http:
+        address = f"127.0.0.1:{grpc.getsockname()[1]}"
+        return {
+            "listen": address,
+            "address": address,
+            "admin_listen": f"127.0.0.1:{http.getsockname()[1]}",
+            "allow_remote": "false",
+        }
+
+
+def ready(name: str) -> str:
+    """Wait until a container's daemon is ready; return what it logged."""
+
+    def has_begun() -> bool:
+        assert podman("inspect", name, "--format", "{{.State.Running}}") == "true", image.log_of(
+            name
+        )
+        return '"event": "ready"' in image.log_of(name)
+
+    eventually(has_begun, f"{name} is ready", timeout_s=120)
+    return image.log_of(name)
+
+
+def test_the_user_is_a_number_and_no_shell_starts_anything() -> None:
+    config = image.config()["Config"]
+    assert config["User"] == "10001:10001"
+    assert (config["Entrypoint"], config["Cmd"]) == (["wasmkilnd"], ["serve"])
+    health = image.config()["Healthcheck"]["Test"]
+    assert health == ["CMD", "wasmkiln", "--timeout", "5", "health"]
+    assert set(config["Volumes"]) == {STATE, HOST_STORE}
+    assert config["StopSignal"] in ("SIGTERM", "15")
+
+
+def test_it_serves_from_a_root_that_nothing_can_write_to_at_any_port(
+    volume: str,
+) -> None:
+    flags = ("--volume", f"{volume}:{STATE}")
+    wasm, settings = adder(1), at_other_ports()
+    with running("kiln-first", flags, settings), Client(settings["address"]) as client:
+        ready("kiln-first")
+        engines = {each.engine.id: each for each in client.capabilities().engines}
+        assert {each.split("-")[0] for each in engines} == {"wasmer", "wasmtime"}
+        first = [client.compile(wasm, engine=engine) for engine in engines]
+        # The health check of the image finds the daemon at its port.
+        podman("healthcheck", "run", "kiln-first")
+        assert podman("exec", "kiln-first", "id", "-u") == "10001"
+        podman("stop", "--time", "90", "kiln-first")
+        ended = podman("inspect", "kiln-first", "--format", "{{.State.ExitCode}}")
+        assert ended == "0"
+    # Another container on the same volume has the same keys, and what the first one made.
+    settings = at_other_ports()
+    with running("kiln-second", flags, settings), Client(settings["address"]) as client:
+        ready("kiln-second")
+        again = [
+            client.compile(each.header.module_sha256, engine=each.header.engine.id)
+            for each in first
+        ]
+        assert [each.bytes for each in again] == [each.bytes for each in first]
+        assert types.ORIGIN_COMPILED not in {each.header.origin for each in again}
+
+
+def test_another_user_has_its_own_state_and_the_engines_of_the_image(
+    tmp_path: Path,
+) -> None:
+    # As Kubernetes makes a volume for a group, and the page says what goes into it.
+    tmp_path.chmod(0o2775)
+    os.chown(tmp_path, 0, 2000)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    state = tmp_path / "wasmkilnd"
+    state.mkdir(mode=0o700)
+    (state / "engines").symlink_to("/var/lib/wasmkiln/engines")
+    os.chown(state, 12345, 2000)
+    flags = ("--user", "12345:2000", "--volume", f"{tmp_path}:/state")
+    own = {**at_other_ports(), "state_dir": "/state/wasmkilnd", "host_store_dir": "none"}
+    with running("kiln-third", flags, own), Client(own["address"]) as client:
+        ready("kiln-third")
+        assert client.compile(adder(2), engine="wasmtime").bytes
+        assert (state / "keys").stat().st_uid == 12345
