@@ -45,6 +45,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ConfigError as mistake:
         _fail(str(mistake), EXIT_USAGE)
+    except ModuleNotFoundError:
+        raise  # ``entry`` says which extra brings what is missing.
     except _failures() as failure:
         _fail(str(failure), EXIT_FAILED)
     except Exception as defect:

@@ -182,3 +182,14 @@ def test_an_alias_for_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert f"wasmtime stands for {GONE}, which is not installed" in done.stderr
         assert f"installed are: {NEW}" in done.stderr
+
+
+def test_installing_says_which_names_stay(daemon: Daemon) -> None:
+    # It is there already: nothing is fetched.
+    for engine_id in (OLD, NEW):
+        if not (daemon.state_dir / "engines" / engine_id).exists():
+            install(daemon, engine_id)
+    done = engine(daemon, "install", NEW.replace("-", "==", 1))
+    assert done.returncode == 0, done.stderr
+    assert f"wasmtime goes on to stand for {OLD}: `wasmkilnd engine use {NEW}`" in done.stderr
+    assert f"the daemon that runs (process {daemon.pid}) serves what is new" in done.stderr

@@ -46,3 +46,23 @@ sys.meta_path.insert(0, Broken())
     done = run(broken)
     assert done.returncode == 1
     assert "no such file" in done.stderr
+
+
+def test_what_a_command_alone_needs_is_named_too() -> None:
+    lacking = """
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name == "structlog":
+            raise ModuleNotFoundError("no such package", name=name)
+sys.meta_path.insert(0, Lacking())
+"""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", _RUN.format(paths=[], before=lacking)),
+            *("engine", "list", "--state-dir", "/nonexistent"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: the daemon needs structlog: pip install 'wasmkiln[server]'\n"

@@ -110,9 +110,9 @@ def install(
             click.echo(f"{done.id} is installed ({done.python})", err=True)
             if warm_from:
                 _order(folder, WarmOrder(done.id, warm_from, top))
-            elif names.target(done.name) not in ("", done.id):
+            elif names.kept(done.name) not in ("", done.id):
                 click.echo(
-                    f"{done.name} goes on to stand for {names.target(done.name)}:"
+                    f"{done.name} goes on to stand for {names.kept(done.name)}:"
                     f" `wasmkilnd engine use {done.id}` changes that",
                     err=True,
                 )

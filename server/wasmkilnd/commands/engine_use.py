@@ -60,9 +60,10 @@ class InstalledNames:
         found = [name for name, each in sorted(self._names.by_name.items()) if each == engine_id]
         return [*found, *(["the default"] if self._names.default == engine_id else [])]
 
-    def target(self, name: str) -> str:
-        """Return the id that a name stands for; empty if there is none."""
-        return self._names.by_name.get(name, "")
+    def kept(self, name: str) -> str:
+        """Return the id that a name goes on to stand for; empty while no daemon has started."""
+        stays = name in self._choices.aliases or name in self._choices.recorded
+        return self._names.by_name.get(name, "") if stays else ""
 
     def recorded(self) -> dict[str, str]:
         """Return the record, completed by what names stand for without one."""
