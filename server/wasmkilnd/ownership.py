@@ -6,7 +6,8 @@ must belong to this process's user or to root, and no other user may write to it
 
 - Other users may write to a folder above that is sticky, such as /tmp: it protects its content.
 - A group of this process that has no other member may write, since many systems create files so
-  (umask 002). Not to keys: they are ``private``.
+  (umask 002). Not to keys: they are ``private``. ``take_back`` makes those private again that a
+  container platform opened to the group of a volume.
 """
 
 from __future__ import annotations
@@ -99,6 +100,44 @@ def make_folder(path: Path, *, private: bool = False) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     check_path(path, private=private)
+
+
+def take_back(folder: Path, *, private: bool = False) -> int:
+    """Take from the group the right to write to this user's own folder; return to how many files.
+
+    Container platforms give it to the group of a volume at each start of a pod (Kubernetes does for
+    ``fsGroup``). Only where the group is this process's and has no other member: nobody can have
+    used it. With ``private``, take every right. Raise nothing.
+    """
+    try:
+        found = folder.lstat()
+    except OSError:
+        return 0
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    writers = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not (ours and writers == stat.S_IWGRP and _nobody_else_in(found.st_gid, os.geteuid())):
+        return 0
+    taken = stat.S_IRWXG if private else stat.S_IWGRP
+    return sum(_take(path, taken) for path in (folder, *folder.rglob("*")))
+
+
+def _take(path: Path, taken: int) -> bool:
+    try:
+        found = path.lstat()
+        plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
+        others = found.st_mode & stat.S_IWOTH
+        if not plain or others or found.st_uid != os.geteuid() or _has_access_list(path):
+            return False
+        if not (found.st_mode & stat.S_IWGRP and _nobody_else_in(found.st_gid, os.geteuid())):
+            return False
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & ~taken)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False  # It is gone, or using it fails with the reason.
+    return True
 
 
 def _refuse_owner(step: Path, found: os.stat_result, path: Path) -> None:

@@ -17,7 +17,7 @@ from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import CacheKey
-from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.ownership import NotOurs, check_path, make_folder, take_back
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_FOLDER = (errno.ELOOP, errno.ENOTDIR)
@@ -44,6 +44,7 @@ def prepare(options: HostOptions) -> None:
 
 
 def _prepare(directory: Path, options: HostOptions) -> None:
+    take_back(directory)
     try:
         make_folder(directory)
     except NotOurs as failure:
@@ -78,7 +79,10 @@ def open_root(directory: Path) -> int:
     except ValueRejected as rejected:
         os.close(descriptor)
         refuse_foreign(directory)  # It says what to do.
-        raise TierUnavailable(f"the host store refuses its directory: {rejected.why}") from None
+        why = f"the host store refuses its directory: {rejected.why}"
+        if os.access(directory, os.W_OK):  # As a volume is whose group the daemon is in.
+            why += f"; use a folder in it, which the daemon makes: {directory / 'artifacts'}"
+        raise TierUnavailable(why) from None
     return descriptor
 
 

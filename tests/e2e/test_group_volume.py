@@ -1,0 +1,154 @@
+"""A volume that belongs to root and a group, as Kubernetes makes it for ``fsGroup``."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from wasmkiln import TLS, Client
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, installed_engines
+
+USER, GROUP = 54321, 54322
+"""Neither has a name, as in containers."""
+BECOME = ("setpriv", f"--reuid={USER}", f"--regid={USER}", f"--groups={GROUP}")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+
+
+def mount(folder: Path) -> None:
+    """Set owners and modes of a volume as the kubelet does at each start of a pod."""
+    os.chown(folder, 0, GROUP)
+    folder.chmod(0o2775)
+    for path in folder.rglob("*"):
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+            continue
+        os.lchown(path, -1, GROUP)
+        more = 0o2770 if path.is_dir() else 0o660
+        path.chmod(stat.S_IMODE(found.st_mode) | more)
+
+
+def secret(folder: Path, files: Sequence[Path]) -> None:
+    """Make a folder of files as a Secret is mounted: links, and files that the group may read."""
+    data = folder / "..2026_11_28"
+    data.mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, data / file.name)
+        os.chown(data / file.name, 0, GROUP)
+        (data / file.name).chmod(0o440)
+        (folder / file.name).symlink_to(f"..data/{file.name}")
+    (folder / "..data").symlink_to(data.name)
+    for each, mode in ((data, 0o2755), (folder, 0o3777)):
+        os.chown(each, 0, GROUP)
+        each.chmod(mode)
+
+
+@functools.cache
+def why_not_another_user() -> str:
+    words = [*BECOME, sys.executable, "-c", "import wasmkilnd"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stderr[-200:]
+
+
+@pytest.fixture(scope="module")
+def volumes() -> Iterator[Path]:
+    """A folder with a volume for the state, one for the host store, and a Secret."""
+    if why := why_not_another_user():
+        pytest.skip(f"another user cannot run this Python: {why}")
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        for volume in ("state", "host"):
+            (folder / volume).mkdir()
+            mount(folder / volume)
+        engines = folder / "state" / "engines"
+        engines.mkdir(mode=0o700)
+        [wasmtime] = [each for each in installed_engines().installed() if "50.0" in each.id]
+        subprocess.run(["cp", "-a", str(wasmtime.path), str(engines / wasmtime.id)], check=True)
+        subprocess.run(["chown", "-R", f"{USER}:{GROUP}", str(engines)], check=True)
+        made = [sys.executable, "-m", "wasmkilnd", "tls", "init", "--dir", str(folder / "made")]
+        subprocess.run(made, check=True, capture_output=True)
+        names = ("server.pem", "server.key", "ca.pem")
+        secret(folder / "tls", [folder / "made" / each for each in names])
+        yield folder
+
+
+def daemon(volumes: Path, host_store: str = "host/artifacts") -> Daemon:
+    program = [
+        "-c",
+        "import os, sys; os.environ.pop('HOME', None);"
+        f" words = [*{BECOME!r}, sys.executable, '-m', 'wasmkilnd', *sys.argv[1:]];"
+        " os.execvp(words[0], words)",
+    ]
+    tls = volumes / "tls"
+    flags = [
+        *("--host-store-dir", str(volumes / host_store), "--workers", "1"),
+        *("--tls-cert-file", str(tls / "server.pem"), "--tls-key-file", str(tls / "server.key")),
+        *("--tls-client-ca-file", str(tls / "ca.pem")),
+    ]
+    return Daemon(volumes / "state", flags, program=program)
+
+
+def compiled(daemon: Daemon, volumes: Path, number: int) -> int:
+    made = volumes / "made"
+    tls = TLS(made / "ca.pem", made / "client.pem", made / "client.key")
+    with Client(daemon.address, tls=tls) as client:
+        return int(client.compile(wasm.adder(number)).header.origin)
+
+
+def is_private(folder: Path) -> bool:
+    """Return whether only the service's user gets into a folder, and may write what is there."""
+    inside = [path.lstat().st_mode for path in folder.rglob("*") if not path.is_symlink()]
+    found = folder.stat()
+    mine = found.st_uid == USER and not found.st_mode & 0o077
+    return mine and not any(mode & 0o022 for mode in inside if not stat.S_ISSOCK(mode))
+
+
+def test_the_daemon_makes_its_own_folders_in_it(volumes: Path) -> None:
+    """Of a user without a name and a home; and with certificates that its group may read."""
+    with daemon(volumes) as one:
+        assert "other users" not in one.log
+        assert "cannot use" not in one.log
+        assert "host store unusable" not in one.banner
+        assert compiled(one, volumes, 1) == 3
+        for private in ("keys", "redis"):
+            assert is_private(volumes / "state" / private)
+
+
+def test_it_starts_again_after_the_group_was_let_into_everything(volumes: Path) -> None:
+    """The next start of the pod: keys, host store and the embedded server are used again."""
+    for volume in ("state", "host"):
+        mount(volumes / volume)
+    keys = volumes / "state" / "keys"
+    before = (keys / "signing.pem").read_bytes()
+    assert keys.stat().st_mode & 0o020
+    with daemon(volumes) as again:
+        again.wait_for_log(f'"took the group\'s rights to private files", "folder": "{keys}"')
+        assert is_private(keys)
+        assert (keys / "signing.pem").read_bytes() == before
+        # What the first daemon compiled is found on the host: nobody else could change it.
+        assert compiled(again, volumes, 1) != 3
+        assert "foreign" not in again.log
+
+
+def test_the_root_of_a_volume_is_no_host_store_and_the_message_names_one(volumes: Path) -> None:
+    with daemon(volumes, "host") as one:
+        refused = one.wait_for_log("cannot use the host store")
+        assert f"use a folder in it, which the daemon makes: {volumes}/host/artifacts" in refused
+
+
+def test_keys_that_others_could_have_changed_are_still_refused(volumes: Path) -> None:
+    keys = volumes / "state" / "keys"
+    keys.chmod(0o777)
+    with pytest.raises(AssertionError, match="other users may write to it"):
+        daemon(volumes)
+    keys.chmod(0o2700)
