@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from tests.sizes import FULL
 # They have commands of their own.
 _APART = ("tests/polyglot", "tests/operators")
 _REPORTS = ROOT / ".work" / "tests"
+_RECORDED = FULL or bool(os.environ.get("RECORD"))
 _NOTHING_RAN = 5
 """What pytest ends with where no test was left to run."""
 
@@ -26,12 +28,12 @@ def main() -> int:
     """Return the exit code."""
     options, given = _parsed(sys.argv[1:])
     groups = read_groups()
-    everything = FULL or given or options.groups
+    everything = _RECORDED or given or options.groups
     known = [] if everything else unchanged(groups, read_record())
     left_out = [path for group in known for path in group.tests]
     chosen = [group for group in groups if group.name in options.groups]
     paths = [path for group in chosen for path in group.tests]
-    before = {group.name: digest(group) for group in groups} if FULL else {}
+    before = {group.name: digest(group) for group in groups} if _RECORDED else {}
     results = Results()
     code = _pytest("first.xml", results, options.processes, left_out, [*given, *paths])
     if code == 1:
@@ -43,7 +45,7 @@ def main() -> int:
         again = ["--last-failed", "--last-failed-no-failures", "none"]
         code = _pytest("again.xml", results, 0, left_out, [*again, *given, *paths])
         code = 0 if code == _NOTHING_RAN else code
-    if FULL and not given:
+    if before and not given:
         _remember([group for group in groups if digest(group) == before[group.name]], results)
     _tell(known)
     return code
@@ -93,7 +95,7 @@ def _remember(groups: list[Group], results: Results) -> None:
         record.pop(group.name, None)
         if (seconds := results.seconds_of(group)) is not None:
             record[group.name] = Pass(
-                digest(group), python_version(), today, version("wasmkiln"), round(seconds)
+                digest(group), python_version(), today, version("wasmkiln"), round(seconds), FULL
             )
     write_record(record)
 
@@ -102,9 +104,10 @@ def _tell(known: list[Group]) -> None:
     record = read_record()
     for group in known:
         passed = record[group.name]
+        what = "" if passed.full else ", not at its full size"
         print(
             f"not run: {group.name} (unchanged since it passed on {passed.date}"
-            f" with {passed.version}; {passed.seconds} s)"
+            f" with {passed.version}{what}; {passed.seconds} s)"
         )
     if known:
         print("make test FULL=1 runs all", flush=True)

@@ -13,7 +13,7 @@ RECORD = ROOT / "tests" / "groups" / "passed.json"
 
 
 class Pass(NamedTuple):
-    """That a group passed whole, at its full size."""
+    """That a group passed whole."""
 
     digest: str
     """Of its inputs."""
@@ -23,6 +23,8 @@ class Pass(NamedTuple):
     """Of wasmkiln."""
     seconds: int
     """That its tests took, one after the other."""
+    full: bool
+    """Whether at its full size."""
 
 
 def python_version() -> str:
