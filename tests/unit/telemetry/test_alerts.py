@@ -68,3 +68,5 @@ def test_every_alert_has_a_runbook_a_severity_and_a_summary() -> None:
         assert f"runbook_url: {RUNBOOKS}#{name.lower()}\n" in text
         assert re.search(r"labels: \{severity: (critical|warning)\}", text), name
         assert "summary: " in text, name
+        runbook = page.partition(f"### {name}\n\n")[2]
+        assert runbook.startswith("Critical. ") == ("severity: critical" in text), name
