@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -143,6 +144,15 @@ class Pod:
         assert self._process
         os.kill(self._daemon, signal.SIGTERM)
         return self._process.wait(timeout=self._spec["terminationGracePeriodSeconds"] * 3)
+
+    def wait_until_started(self) -> None:
+        """Ask the startup probe as often as the manifest says; have three times the patience."""
+        probe = self._container["startupProbe"]
+        for _ in range(3 * probe["failureThreshold"]):
+            if self.probe("startupProbe"):
+                return
+            time.sleep(probe["periodSeconds"])
+        raise AssertionError(f"the daemon did not start: {self.log}")
 
     def probe(self, name: str) -> bool:
         """Ask as the kubelet does for a probe of the manifest; return whether it succeeds."""

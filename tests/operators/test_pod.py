@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.authority import Authority
-from tests.e2e.processes import eventually
 from tests.operators.helm import render, render_file
 from tests.operators.pod import ENGINE, Files, Pod, lacks, signing_key
 
+pytestmark = pytest.mark.timeout(900)
 EMPTY = b"\0asm\x01\0\0\0"
 
 
@@ -47,7 +47,7 @@ def test_a_daemon_serves_with_a_claim_of_its_group(
     asked = pod.run("config")
     assert asked.returncode == 0, asked.stderr
     with pod:
-        eventually(lambda: pod.probe("startupProbe"), "the start")
+        pod.wait_until_started()
         assert pod.probe("readinessProbe")
         assert pod.probe("livenessProbe")
         made = pod.exec("wasmkiln", "engines")
@@ -63,7 +63,7 @@ def test_a_daemon_serves_with_a_claim_of_its_group(
     # A new pod with the same claim, as after an upgrade of the chart.
     pod.prepare()
     with pod:
-        eventually(lambda: pod.probe("startupProbe"), "the second start")
+        pod.wait_until_started()
         assert pod.stop() == 0, pod.log
     assert {each.name for each in (state / "keys").iterdir()} == keys
 
@@ -75,7 +75,7 @@ def test_a_daemon_serves_from_an_empty_directory_and_a_host_path(
     pod = Pod(render_file("node"), tmp_path / "pod", secrets)
     pod.prepare()
     with pod:
-        eventually(lambda: pod.probe("startupProbe"), "the start")
+        pod.wait_until_started()
         _compile(pod)
         assert [*pod.volume("host-store").rglob("*")]
         assert pod.stop() == 0, pod.log
@@ -88,7 +88,7 @@ def test_a_daemon_serves_with_the_secrets_of_a_fleet(
     pod = Pod(render_file("fleet"), tmp_path / "pod", secrets)
     pod.prepare()
     with pod:
-        eventually(lambda: pod.probe("startupProbe"), "the start")
+        pod.wait_until_started()
         assert pod.probe("readinessProbe")
         _compile(pod)
         assert pod.stop() == 0, pod.log
@@ -99,7 +99,7 @@ def test_a_daemon_serves_with_tls(tmp_path: Path, secrets: Mapping[str, Files]) 
     pod = Pod(render_file("tls"), tmp_path / "pod", secrets)
     pod.prepare()
     with pod:
-        eventually(lambda: pod.probe("startupProbe"), "the start")
+        pod.wait_until_started()
         assert pod.probe("readinessProbe")
         assert pod.probe("livenessProbe")
         assert pod.exec("wasmkiln", "stats").returncode != 0

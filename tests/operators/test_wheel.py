@@ -23,6 +23,8 @@ VERSION = version_of(ROOT)
 UV = ROOT / ".work" / "tools" / "bin" / "uv"
 # So that a build of the sources, which have no history, gets the same dates.
 DATE = "1700000000"
+# Some hundred packages are fetched and unpacked.
+pytestmark = pytest.mark.timeout(900)
 EMPTY = b"\0asm\x01\0\0\0"
 
 
@@ -51,7 +53,10 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(folder, with_pip=True)
     locked = dist / f"wasmkiln-{VERSION}-requirements.txt"
-    words = [*("--require-hashes", "--only-binary", ":all:"), *("--find-links", str(dist))]
+    words = [
+        "--no-compile",
+        *("--require-hashes", "--only-binary", ":all:", "--find-links", str(dist)),
+    ]
     _run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", *words, "-r", str(locked))
     return folder / "bin"
 
