@@ -100,7 +100,7 @@ check: $(VENV)/.dev ## format, lint, types, the contract, and whether generated 
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
 	@$(MAKE) --no-print-directory protos client docs
-	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/reference/configuration.md deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/reference/configuration.md docs/reference/wasmkiln*.md man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
 
 hooks: $(VENV)/.dev ## have git run `make check` before each commit
 	@$(BIN)/pre-commit install
@@ -125,8 +125,9 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 	@$(BIN)/python scripts/blocking_client.py
 	@$(BIN)/ruff format --quiet client/wasmkiln/client.py client/wasmkiln/_blocking_*.py
 
-docs: $(VENV)/.dev ## generate docs/reference/configuration.md, and what the chart knows of it
+docs: $(VENV)/.dev ## generate the reference of settings and commands, man pages, and what the chart knows
 	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
+	@$(BIN)/python scripts/commands.py
 	@$(BIN)/python scripts/chart_settings.py
 
 site: $(SITE)/.site ## build the documentation as a site, and check its links, in .work/site/html

@@ -56,7 +56,7 @@ class Served:
         assert self._process.stdout
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
         self._reader.start()
-        self._ready.wait(60)
+        self._ready.wait(180)
 
     def _read(self, output: IO[str]) -> None:
         for line in output:
