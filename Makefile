@@ -125,7 +125,7 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 	@$(BIN)/python scripts/blocking_client.py
 	@$(BIN)/ruff format --quiet client/wasmkiln/client.py client/wasmkiln/_blocking_*.py
 
-docs: $(VENV)/.dev ## generate the reference of settings and commands, man pages, and what the chart knows
+docs: $(VENV)/.dev ## generate reference pages, man pages and what the chart knows of settings
 	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
 	@$(BIN)/python scripts/commands.py
 	@$(BIN)/python scripts/chart_settings.py
