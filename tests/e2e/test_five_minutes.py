@@ -93,6 +93,7 @@ def test_one_daemon_tls_and_three_tokens(engines: EngineStore, tmp_path: Path) -
         "WASMKILN_LISTEN": f"127.0.0.1:{grpc}",
         "WASMKILN_ADMIN_LISTEN": f"127.0.0.1:{http}",
         "WASMKILN_LOG_FORMAT": "json",
+        "WASMKILN_BANNER": "always",
     }
     folder = tmp_path / "folder"
     folder.mkdir()
