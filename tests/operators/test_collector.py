@@ -18,12 +18,14 @@ from wasmkiln.errors import ModuleInvalid
 
 from tests.authority import Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state, installed_engines
-from tests.e2e.wasm import CORE_PREAMBLE, adder
+from tests.e2e.processes import eventually
+from tests.e2e.wasm import CORE_PREAMBLE, adder, digest
 from tests.operators.otlp_receiver import OtlpReceiver, Span
 
 TOKEN = "hunter2"
 COMPILE = "wasmkiln.v1.ModuleService/Compile"
 LOAD = "wasmkiln.v1.ModuleService/Load"
+FIND_MISSING = "wasmkiln.v1.ModuleService/FindMissing"
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,10 @@ def traced(
     folder = tmp_path_factory.mktemp("traced")
     headers = folder / "headers"
     headers.write_text(f"authorization: Bearer {TOKEN}\n")
+    (folder / "wasmkilnd.toml").write_text("trace_sample_ratio = 1.0\n")
     state = fresh_state(folder / "state", engines=ONE_ENGINE)
     flags = {
+        "--config": str(folder / "wasmkilnd.toml"),
         "--trace-endpoint": f"https://127.0.0.1:{collector.port}",
         "--trace-headers-file": str(headers),
         "--trace-ca-file": str(authority.ca_file),
@@ -172,6 +176,23 @@ def test_what_the_caller_does_not_record_is_not_sent(
     collector.of(sampled, "wasmkiln.v1.ModuleService/Stats")
     assert unsampled not in {span.trace_id for span in collector.spans}
     traced.wait_for_log(unsampled)
+
+
+def test_a_reload_changes_how_much_is_sent(traced: Daemon, collector: OtlpReceiver) -> None:
+    file = traced.state_dir.parent / "wasmkilnd.toml"
+    for ratio in ("0.0", "1.0"):
+        file.write_text(f"trace_sample_ratio = {ratio}\n")
+        traced.process.send_signal(signal.SIGHUP)
+        traced.wait_for_log(f'"new": {ratio}')
+        with traced.client() as client:
+            client.find_missing([digest(adder(9))])
+        if ratio == "0.0":
+            # A caller's trace is sent all the same, and after the other one would have been.
+            with traced.client() as client, span_of_a_caller() as (trace_id, _):
+                client.stats()
+            collector.of(trace_id, "wasmkiln.v1.ModuleService/Stats")
+            assert FIND_MISSING not in {span.name for span in collector.spans}
+    eventually(lambda: FIND_MISSING in {span.name for span in collector.spans}, "it is sent")
 
 
 def test_a_collector_that_is_gone_costs_no_call_and_one_line(

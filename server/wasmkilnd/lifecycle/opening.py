@@ -82,9 +82,7 @@ class Opening:
 
     async def tracing(self) -> Tracing | None:
         """Open the traces; None where they are off. Raises CannotStart."""
-        traces = await asyncio.to_thread(
-            open_tracing, self._settings.current, self._metrics.version
-        )
+        traces = await asyncio.to_thread(open_tracing, self._settings, self._metrics.version)
         if traces:
             self._on_stop.push_async_callback(asyncio.to_thread, traces.close)
         self._tracing = traces

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.preflight import CannotStart
+from wasmkilnd.reloadable import Reloadable
 
 if TYPE_CHECKING:
     from wasmkilnd.telemetry.traces.open import Traces
@@ -18,8 +19,9 @@ _HEADER = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
 _LONGEST = 8192
 
 
-def open_tracing(settings: Settings, version: str) -> Traces | None:
+def open_tracing(reloadable: Reloadable[Settings], version: str) -> Traces | None:
     """Return the traces; None if they are switched off. May block. Raises CannotStart."""
+    settings = reloadable.current
     if not settings.trace_endpoint:
         return None
     headers, ca_pem = check_tracing(settings)
@@ -30,7 +32,11 @@ def open_tracing(settings: Settings, version: str) -> Traces | None:
 
     pipeline.add_field("trace_id", spans.current_trace_id)
     return opening.open_traces(
-        settings.trace_endpoint, version, settings.trace_sample_ratio, headers, ca_pem or None
+        settings.trace_endpoint,
+        version,
+        lambda: reloadable.current.trace_sample_ratio,
+        headers,
+        ca_pem or None,
     )
 
 

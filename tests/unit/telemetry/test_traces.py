@@ -42,7 +42,8 @@ class Kept:
 
     def __init__(self, sample_ratio: float = 1.0) -> None:
         self._exporter = InMemorySpanExporter()
-        self.traces = Traces(self._exporter, "1.2.3", sample_ratio)
+        self.sample_ratio = sample_ratio
+        self.traces = Traces(self._exporter, "1.2.3", lambda: self.sample_ratio)
 
     def call(
         self, work: Callable[[], Coroutine[Any, Any, object]], metadata: Sequence[Any] = ()
@@ -127,6 +128,8 @@ def test_a_trace_that_begins_here_is_sampled_and_only_then_in_the_log() -> None:
     assert none.call(nothing) == []
     assert none.trace_id == ""
     assert len(none.call(nothing, SAMPLED)) == 1
+    none.sample_ratio = 1.0
+    assert len(none.call(nothing)) == 2
     none.traces.close()
 
 
@@ -253,7 +256,7 @@ class Hanging(SpanExporter):
 
 def test_a_collector_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
     hanging = Hanging()
-    traces = Traces(hanging, "1", 1.0)
+    traces = Traces(hanging, "1", lambda: 1.0)
     trace = traces.begin(COMPILE, ())
     trace.end("OK", "", {})
     traces.close()  # It returns, or this test never ends.
@@ -315,9 +318,10 @@ def test_a_daemon_that_lacks_the_library_says_what_to_install() -> None:
         "from pathlib import Path\n"
         "from wasmkilnd.config.load import load\n"
         "from wasmkilnd.lifecycle.tracing import open_tracing\n"
+        "from wasmkilnd.reloadable import Reloadable\n"
         "flags = {'trace_endpoint': 'http://127.0.0.1:1', 'state_dir': '/s'}\n"
         "try:\n"
-        "    open_tracing(load(flags, {}).settings, '1')\n"
+        "    open_tracing(Reloadable(load(flags, {}).settings), '1')\n"
         "except Exception as failure:\n"
         "    print(failure)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from wasmkilnd.config.values.collector import Collector
-from wasmkilnd.config.values.types import OptionalFile, Ratio
+from wasmkilnd.config.values.types import LIVE, OptionalFile, Ratio
 
 
 class TracingSettings(BaseModel):
@@ -23,6 +23,7 @@ class TracingSettings(BaseModel):
         le=1,
         description="Which part of the traces that begin in this daemon is sent, from 0 to 1. A"
         " call that brings a traceparent along is sent if its caller says so there.",
+        json_schema_extra=LIVE,
     )
     trace_headers_file: OptionalFile = Field(
         default="",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 from opentelemetry.sdk.resources import (
     SERVICE_NAME,
@@ -14,7 +15,12 @@ from opentelemetry.sdk.resources import (
 )
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import (
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
 
 from wasmkilnd.ports import CallTrace, Engines, Fleet, Recorder
 from wasmkilnd.telemetry.traces import spans, steps
@@ -30,15 +36,17 @@ _BATCH = 512
 class Traces:
     """Implements Tracing."""
 
-    def __init__(self, exporter: SpanExporter, version: str, sample_ratio: float) -> None:
-        """Send to ``exporter`` ``sample_ratio`` of the traces that begin here.
+    def __init__(
+        self, exporter: SpanExporter, version: str, sample_ratio: Callable[[], float]
+    ) -> None:
+        """Send to ``exporter`` a part of the traces that begin here: what ``sample_ratio`` returns.
 
-        Of others, those that their callers send. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
-        say more about this daemon.
+        Of others, send those that their callers send. OTEL_SERVICE_NAME and
+        OTEL_RESOURCE_ATTRIBUTES say more about this daemon.
         """
         own = Resource({SERVICE_NAME: "wasmkilnd", SERVICE_VERSION: version})
         self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
+            sampler=ParentBased(RatioOfNow(sample_ratio)),
             resource=own.merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
         )
@@ -79,10 +87,28 @@ class Traces:
         flushing.join(FLUSH_S)
 
 
+class RatioOfNow(Sampler):
+    """Samples a part of the traces; which part, may change while the daemon runs."""
+
+    def __init__(self, ratio: Callable[[], float]) -> None:
+        self._ratio = ratio
+        self._sampler = TraceIdRatioBased(ratio())
+
+    def should_sample(self, *about: Any, **more: Any) -> SamplingResult:
+        """See Sampler."""
+        if self._sampler.rate != self._ratio():
+            self._sampler = TraceIdRatioBased(self._ratio())
+        return self._sampler.should_sample(*about, **more)
+
+    def get_description(self) -> str:
+        """See Sampler."""
+        return self._sampler.get_description()
+
+
 def open_traces(
     endpoint: str,
     version: str,
-    sample_ratio: float,
+    sample_ratio: Callable[[], float],
     headers: Mapping[str, str],
     ca_pem: bytes | None,
 ) -> Traces:
