@@ -47,6 +47,8 @@ def test_serve_alone_is_enough(tmp_path: Path) -> None:
         assert served == expected
         assert client.compile(wasm.adder(1)).header.size_bytes
         assert "first start: installing engines" in daemon.log
+        assert "wasmtime-50.0.1 is installed" in daemon.log
+        assert "SIGHUP" not in daemon.log
 
 
 def test_without_the_package_index_it_says_what_to_do(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ async def _install(names: list[str], state_dir: Path) -> list[str]:
                 log.warning("installing engines", warning=failures[-1])
             elif line.startswith("error: "):
                 failures = failures or [line.removeprefix("error: ")]
-            else:
+            elif not line.startswith("a daemon that runs"):  # This is the one.
                 log.info("installing engines", step=line)
         await child.wait()
     finally:
