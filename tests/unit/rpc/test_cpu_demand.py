@@ -11,7 +11,7 @@ from pathlib import Path
 from wasmkilnd.rpc.connections.cpu_demand import CpuDemand
 
 BUSY = "while True: pass"
-# Works on one CPU that it shares with 15 others, looks, and prints what it got and asked for.
+# Works on one CPU that it shares with 7 others, looks, and prints what it got and asked for.
 CROWDED = """
 import os, time
 from wasmkilnd.rpc.connections.cpu_demand import CpuDemand
@@ -20,10 +20,10 @@ demand.look(time.monotonic())
 def work(seconds):
     until = time.monotonic() + seconds
     while time.monotonic() < until: pass
-work(0.5)
+work(0.3)
 demand.look(time.monotonic())
 began, used = time.monotonic(), time.process_time()
-work(3)
+work(1.5)
 now = time.monotonic()
 print((time.process_time() - used) / (now - began), demand.look(now))
 """
@@ -36,7 +36,7 @@ def test_what_a_busy_machine_keeps_from_it_counts() -> None:
         os.sched_setaffinity(0, {cpu})
 
     others = [
-        subprocess.Popen([sys.executable, "-c", BUSY], preexec_fn=on_one_cpu) for _ in range(15)
+        subprocess.Popen([sys.executable, "-c", BUSY], preexec_fn=on_one_cpu) for _ in range(7)
     ]
     try:
         done = subprocess.run(
