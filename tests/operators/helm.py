@@ -60,9 +60,9 @@ def _is(manifest: Mapping[str, Any], kind: str, name: str) -> bool:
     return bool(manifest["kind"] == kind and manifest["metadata"]["name"] == name)
 
 
-def render(values: Mapping[str, Any] | None = None) -> Rendered:
+def render(values: Mapping[str, Any] | None = None, chart: Path = CHART) -> Rendered:
     """Lint and render the chart with ``values``, and validate what comes out."""
-    return Rendered(_run(json.dumps({"chart": str(CHART), "values": values or {}})))
+    return Rendered(_run(json.dumps({"chart": str(chart), "values": values or {}})))
 
 
 def render_file(name: str) -> Rendered:

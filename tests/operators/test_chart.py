@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scripts.release import chart
 from tests.operators.helm import CHART, ROOT, Rendered, render, render_file, render_text
 
 FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
@@ -191,6 +194,16 @@ def test_the_values_of_the_documentation_work() -> None:
     for example in examples:
         rendered = render_text(example)
         assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
+
+
+def test_the_archive_of_a_release_is_the_same_chart(tmp_path: Path) -> None:
+    archive = tmp_path / "wasmkiln-chart.tgz"
+    archive.write_bytes(chart())
+    packed = render(chart=archive)
+    assert packed.error == ""
+    assert packed.manifests == render().manifests
+    with tarfile.open(archive) as files:
+        assert not [name for name in files.getnames() if "/ci/" in name]
 
 
 def test_long_names_fit_a_label_of_dns() -> None:
