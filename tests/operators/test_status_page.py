@@ -89,6 +89,19 @@ def test_it_follows_the_daemon_while_modules_are_compiled(
     assert visit.wrong == []
 
 
+def test_what_a_caller_sends_is_text(visiting: Visiting, client: Client) -> None:
+    """An engine's name that is markup: neither the page nor its script takes it for that."""
+    hostile = "<img src=/metrics onerror=alert(1)>"
+    visit = visiting()
+    with pytest.raises(WasmkilnError):
+        client.compile(constant(next(_numbers)), engine=hostile)
+    visit.wait_for_words(hostile)
+    assert visiting().page.get_by_text(hostile).count() == 1
+    assert visit.page.locator("img").count() == 0
+    assert "/metrics" not in visit.requested
+    assert visit.wrong == []
+
+
 def test_what_somebody_opened_stays_open(visiting: Visiting, client: Client) -> None:
     for _ in range(15):
         client.compile(constant(next(_numbers)), engine=ENGINE)
