@@ -100,7 +100,7 @@ check: $(VENV)/.dev ## format, lint, types, the contract, and whether generated 
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
 	@$(MAKE) --no-print-directory protos client docs
-	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/reference/configuration.md docs/reference/wasmkiln*.md man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/reference/configuration.md docs/reference/wasmkiln*.md docs/reference/rpcs*.md docs/reference/messages*.md man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
 
 hooks: $(VENV)/.dev ## have git run `make check` before each commit
 	@$(BIN)/pre-commit install
@@ -128,6 +128,7 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 docs: $(VENV)/.dev ## generate reference pages, man pages and what the chart knows of settings
 	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
 	@$(BIN)/python scripts/commands.py
+	@$(BIN)/python scripts/api_pages.py
 	@$(BIN)/python scripts/chart_settings.py
 
 site: $(SITE)/.site ## build the documentation as a site, and check its links, in .work/site/html

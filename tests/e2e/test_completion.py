@@ -1,0 +1,42 @@
+"""The lines of docs/how-to/complete.md make Bash complete both commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.daemon import ROOT
+
+PAGE = ROOT / "docs" / "how-to" / "complete.md"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not on PATH")
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("wasmkiln comp", "compile"), ("wasmkilnd engine inst", "install")],
+    ids=["wasmkiln", "wasmkilnd"],
+)
+def test_bash_completes(typed: str, expected: str) -> None:
+    [lines] = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    program = typed.split()[0]
+    # What Bash does at the Tab key: it calls the function that is registered for the command.
+    script = (
+        f'{lines}\nread -r _ _ _ _ function _ <<< "$(complete -p {program})"\n'
+        f"COMP_WORDS=({typed}); COMP_CWORD={len(typed.split()) - 1}\n"
+        f'$function {program}; echo "${{COMPREPLY[@]}}"\n'
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [expected], done.stderr
