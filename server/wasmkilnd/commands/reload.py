@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from wasmkilnd.commands.as_owner import settings_of
+from wasmkilnd.commands.as_owner import act_as_owner, settings_of
 from wasmkilnd.lifecycle.running import RunningDaemon, began, running
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -26,6 +26,7 @@ class ReloadFailed(Exception):  # noqa: N818 - says what happened
     "--state-dir",
     default=None,
     metavar="DIR",
+    envvar="WASMKILN_STATE_DIR",
     help="The state directory of the daemons.  [env: WASMKILN_STATE_DIR]",
 )
 @click.option(
@@ -51,7 +52,7 @@ def reload(state_dir: str | None, pid: int | None, timeout_s: float) -> None:
     As SIGHUP does; and wait, and say how it ended. Exits with 1 if a daemon could not use what it
     read: it goes on with what it had.
     """
-    folder = settings_of({"state_dir": state_dir} if state_dir else {}).state_dir
+    folder = _folder(state_dir)
     failures = []
     for daemon in _chosen(folder, pid):
         try:
@@ -60,6 +61,16 @@ def reload(state_dir: str | None, pid: int | None, timeout_s: float) -> None:
             failures.append(str(failure))
     if failures:
         raise ReloadFailed("; ".join(failures))
+
+
+def _folder(state_dir: str | None) -> Path:
+    """Return the state directory. Raises ConfigError where only the configuration names it."""
+    if not state_dir:
+        return settings_of({}).state_dir
+    # A configuration that cannot be read is the daemon's to refuse, so that it tells of it too.
+    folder = Path(state_dir).expanduser().absolute()
+    act_as_owner(folder)
+    return folder
 
 
 def _chosen(folder: Path, pid: int | None) -> Sequence[RunningDaemon]:
