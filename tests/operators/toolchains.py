@@ -13,6 +13,7 @@ TOOLS = Toolchains(
             "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "fonts-dejavu-core",
         },
         "podman": {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap"},
+        "systemd": {"systemctl": "systemd", "/usr/lib/systemd/systemd": "systemd"},
         "prometheus": {"prometheus": "prometheus", "promtool": "prometheus"},
     },
     "OPERATORS",

@@ -1,0 +1,127 @@
+"""The unit under a real systemd: the documented steps, reloads, the journal and the watchdog."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.daemon import ROOT, installed_engines
+from tests.e2e.processes import eventually
+from tests.operators.booted import Booted, checkout, program, why_not
+from tests.operators.conftest import Needs
+from tests.operators.toolchains import TOOLS
+
+STATE = "/var/lib/wasmkiln"
+UNIT = "wasmkilnd"
+CONFIG = "/etc/wasmkiln/wasmkilnd.toml"
+
+
+@pytest.fixture(scope="module")
+def machine(needs: Needs) -> Iterator[Booted]:
+    """A system with the daemon under /opt, its user, its unit and one engine."""
+    TOOLS.demand("systemd")
+    if why := why_not():
+        TOOLS.give_up(f"cannot boot systemd: {why}")
+    [wasmtime] = [each for each in installed_engines().installed() if "50.0" in each.id]
+    if str(wasmtime.interpreter.resolve()).startswith(("/root/", "/home/")):
+        TOOLS.give_up("cannot serve from a service: the engine's Python is in a home directory")
+    with Booted({**checkout(), wasmtime.path: "/opt/engine"}) as booted:
+        booted.write("/opt/wasmkiln/bin/wasmkilnd", program("wasmkilnd"), "0755")
+        booted.run("chmod", "0755", "/opt/wasmkiln/bin/wasmkilnd")
+        # As deploy/README.md says.
+        booted.run(
+            *("useradd", "--system", "--home-dir", STATE, "--shell", "/usr/sbin/nologin"),
+            "wasmkiln",
+        )
+        booted.run("install", "-d", "-o", "wasmkiln", "-g", "wasmkiln", "-m", "0700", STATE)
+        booted.run("install", "-d", "-o", "wasmkiln", "-m", "0700", f"{STATE}/engines")
+        booted.run("cp", "-r", "-P", "/opt/engine", f"{STATE}/engines/{wasmtime.id}")
+        booted.run("chown", "-R", "wasmkiln:wasmkiln", f"{STATE}/engines")
+        booted.write(f"/etc/systemd/system/{UNIT}.service", unit())
+        booted.write(
+            f"/etc/systemd/system/{UNIT}.service.d/test.conf", "[Service]\nWatchdogSec=9\n"
+        )
+        booted.write(
+            "/etc/wasmkiln/wasmkilnd.env",
+            f"WASMKILN_CONFIG={CONFIG}\nWASMKILN_REDIS_URL=none\nWASMKILN_WORKERS=1\n",
+        )
+        booted.write(CONFIG, "")
+        # Root's command comes before the first start: the service has to be able to use its key.
+        booted.run("/opt/wasmkiln/bin/wasmkilnd", "keys", "generate", "--state-dir", STATE)
+        booted.run("systemctl", "daemon-reload")
+        started = booted.run("systemctl", "start", UNIT, check=False)
+        assert started.returncode == 0, [each["MESSAGE"] for each in journal(booted)]
+        yield booted
+        booted.run("systemctl", "stop", UNIT)
+        assert shown(booted, "Result") == "success"
+
+
+def unit() -> str:
+    return (ROOT / "deploy" / "wasmkilnd.service").read_text()
+
+
+def shown(machine: Booted, what: str) -> str:
+    return machine.run("systemctl", "show", "--value", "-p", what, UNIT).stdout.strip()
+
+
+def journal(machine: Booted, *words: str) -> list[dict[str, str]]:
+    said = machine.run("journalctl", "-o", "json", "-u", UNIT, *words, check=False).stdout
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_systemd_has_nothing_to_say_about_the_unit(machine: Booted) -> None:
+    file = f"/etc/systemd/system/{UNIT}.service"
+    done = machine.run("systemd-analyze", "verify", "--man=no", file)
+    assert done.stderr == ""
+
+
+def test_it_has_started_with_the_key_that_root_made(machine: Booted) -> None:
+    assert shown(machine, "ActiveState") == "active"
+    assert shown(machine, "StatusText").startswith("ready; 1 engine, 0 entries in memory")
+    listed = machine.run("find", STATE, "-not", "-user", "wasmkiln")
+    assert listed.stdout == ""
+
+
+def test_the_journal_has_priorities_and_lines_of_json_alone(machine: Booted) -> None:
+    lines = [each for each in journal(machine) if each["_SYSTEMD_UNIT"] == f"{UNIT}.service"]
+    assert {json.loads(each["MESSAGE"])["level"]: each["PRIORITY"] for each in lines}["info"] == "6"
+    assert all(each["PRIORITY"] != "6" for each in journal(machine, "-p", "warning"))
+
+
+def test_the_commands_of_the_documentation(machine: Booted) -> None:
+    """Those that docs/how-to/systemd.md gives for a service that runs."""
+    page = (ROOT / "docs" / "how-to" / "systemd.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    said = [machine.run("sh", "-e", "-c", block).stdout for block in blocks]
+    assert 'Status: "ready; 1 engine' in said[0]
+    assert "made key" in said[1]
+    assert machine.run("find", STATE, "-not", "-user", "wasmkiln").stdout == ""
+
+
+def test_systemctl_reload_fails_where_the_daemon_cannot_use_what_it_reads(
+    machine: Booted,
+) -> None:
+    machine.write(CONFIG, "compile_timeout_s = 20\n")
+    machine.run("systemctl", "reload", UNIT)
+    machine.write(CONFIG, "compile_timeout_s = 'soon'\n")
+    assert machine.run("systemctl", "reload", UNIT, check=False).returncode == 1
+    assert shown(machine, "ActiveState") == "active"
+    assert shown(machine, "StatusText").startswith("the last reload changed nothing: ")
+    errors = [each["MESSAGE"] for each in journal(machine, "-p", "err")]
+    assert any("goes on with what it had" in each for each in errors)
+    machine.write(CONFIG, "")
+    machine.run("systemctl", "reload", UNIT)
+    assert shown(machine, "StatusText").startswith("ready; ")
+
+
+def test_a_daemon_that_hangs_is_started_again(machine: Booted) -> None:
+    before = shown(machine, "MainPID")
+    machine.run("kill", "-STOP", before)
+    eventually(lambda: shown(machine, "NRestarts") == "1", "the watchdog does not bite", 120)
+    eventually(lambda: shown(machine, "ActiveState") == "active", "it does not start", 120)
+    assert shown(machine, "MainPID") not in ("0", before)
+    assert any("Fatal Python error: Aborted" in each["MESSAGE"] for each in journal(machine))
