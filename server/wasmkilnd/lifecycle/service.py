@@ -42,26 +42,31 @@ class Service:
     async def begin(self) -> None:
         """Say that the daemon serves, and go on telling how it is."""
         await asyncio.to_thread(remove_stale, self._state_dir)
-        await self._write(status=self._status())
+        self._me = replace(self._me, status=self._status())
+        await self._write()
         self._ready()
         self._keeping = asyncio.create_task(self._keep_told())
 
     async def reload(self, work: Callable[[], Awaitable[ReloadResult]]) -> None:
         """Reload, and tell how that ended. Never raises."""
         systemd.reloading()
-        await self._write(reloads_begun=self._me.reloads_begun + 1)
+        self._me = replace(self._me, reloads_begun=self._me.reloads_begun + 1)
+        await self._write()
         try:
             result = await work()
         except Exception:  # A defect in reloading must not end a daemon that serves.
             log.exception("cannot reload: a defect of the daemon")
             result = ReloadResult("this is a defect of the daemon: its log has the cause")
-        await self._write(
+        self._me = replace(
+            self._me,
             reloads_ended=self._me.reloads_begun,
             refused=result.refused,
             need_restart=tuple(result.need_restart),
             status=self._status(),
         )
+        # systemd first: who waits for the file may ask systemd next.
         self._ready()
+        await self._write()
 
     async def end(self) -> None:
         """Say nothing more."""
@@ -70,8 +75,7 @@ class Service:
             await asyncio.gather(self._keeping, return_exceptions=True)
             await asyncio.to_thread(self._file.remove)
 
-    async def _write(self, **changes: object) -> None:
-        self._me = replace(self._me, **changes)  # type: ignore[arg-type]
+    async def _write(self) -> None:
         await asyncio.to_thread(self._file.write, self._me)
 
     def _ready(self) -> None:
