@@ -92,6 +92,7 @@ COMMANDS = (
     ("token", "revoke", "ci"),
     ("tls", "init"),
     ("engine", "list"),
+    ("config", "--admin-listen", "none", "--listen", "127.0.0.1:0"),
 )
 # There is no cache yet.
 NO_CACHE = (("cache", "ls"), ("cache", "du", "--tier", "host_store"), ("cache", "export", "-"))
