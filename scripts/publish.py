@@ -53,7 +53,8 @@ class Release:
                 yield f"the section of {self.version} in CHANGELOG.md has no date: write it"
         image = self.root / "protos" / f"{self.tag}.binpb"
         if not image.exists():
-            yield f"{image.relative_to(self.root)} is missing: CONTRIBUTING.md says how to make it"
+            name = image.relative_to(self.root)
+            yield f"{name} is missing: docs/how-to/release.md says how to make it"
         if self.git("tag", "--list", self.tag) and not self.is_tagged():
             yield f"the tag {self.tag} is another commit: raise the version"
         try:
