@@ -56,5 +56,5 @@ def test_links_fit_a_page_s_place_on_the_site() -> None:
 def test_a_link_to_a_file_that_is_no_page_becomes_its_name() -> None:
     install = ROOT / "docs" / "how-to" / "install.md"
     text = relinked(install, "how-to/install.md", sources())
-    assert "`deploy/wasmkilnd.service`" in text
+    assert "`deploy/README.md`" in text
     assert "](../../deploy" not in text
