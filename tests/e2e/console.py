@@ -21,13 +21,6 @@ class Command:
     printed: str
 
 
-def section(page: Path, heading: str) -> str:
-    """Return what is under a heading of the second level."""
-    text = page.read_text()
-    [found] = re.findall(rf"^## {heading}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return str(found)
-
-
 def sessions(text: str) -> list[list[Command]]:
     """Return the commands of each block: a line with ``$``, and those that it goes on in."""
     return [list(_commands(block)) for block in _BLOCK.findall(text)]
