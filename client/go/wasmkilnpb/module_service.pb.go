@@ -1046,7 +1046,7 @@ type StatsResponse struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// The daemon's version, for example "0.5.0".
+	// The daemon's version: three numbers, MAJOR.MINOR.PATCH.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// When the daemon started.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
@@ -2128,7 +2128,7 @@ type GetCapabilitiesResponse struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// The daemon's version, for example "0.5.0".
+	// The daemon's version: three numbers, MAJOR.MINOR.PATCH.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The engines that passed their self-test at start.
 	Engines []*EngineCapabilities `protobuf:"bytes,2,rep,name=engines,proto3" json:"engines,omitempty"`
