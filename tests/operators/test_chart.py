@@ -190,7 +190,7 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
 def test_the_values_of_the_documentation_work() -> None:
     page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
     examples = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         rendered = render_text(example)
         assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])

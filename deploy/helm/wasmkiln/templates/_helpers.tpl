@@ -99,6 +99,20 @@ grpc: {port: {{ .Values.ports.grpc }}, service: ""}
 {{- end -}}
 {{- end -}}
 
+{{- /*
+A file of files/: links into deploy/, so that alerts and dashboard are in the repository once. Helm
+follows them. Their own templates are for Prometheus and Grafana: nothing here executes them.
+*/ -}}
+{{- define "wasmkiln.linked" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $text := $root.Files.Get (printf "files/%s" $name) -}}
+{{- if not (contains (index . 2) $text) -}}
+{{- fail (printf "\ncannot read files/%s of the chart: it is a symbolic link into deploy/, which this copy lost; take the chart's archive of a release, or a checkout with symbolic links (git config core.symlinks true)" $name) -}}
+{{- end -}}
+{{- $text -}}
+{{- end -}}
+
 {{- define "wasmkiln.check" -}}
 {{- $shared := or .Values.redis.existingSecret (and .Values.redis.url (ne .Values.redis.url "none")) -}}
 {{- if and .Values.redis.url .Values.redis.existingSecret -}}
