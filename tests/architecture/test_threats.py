@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BOUNDARIES = ["Caller", "Network", "Job", "Redis", "Store", "Host", "Operator", "Supply chain"]
+BOUNDARIES = [
+    *("Caller", "Network", "Job", "Redis", "Store", "Host", "Operator", "Collector", "Browser"),
+    *("Fetched CPython", "Supply chain"),
+]
 
 
 def tables() -> dict[str, list[list[str]]]:
