@@ -27,7 +27,7 @@ RUN = {
     "how-to/complete.md": (1, "tests/e2e/test_completion.py"),
     "how-to/fast-first.md": (1, "tests/e2e/test_api_examples.py"),
     "how-to/hosts.md": (2, "tests/polyglot/test_hosts.py"),
-    "how-to/monitor.md": (2, "tests/operators/test_prometheus.py"),
+    "how-to/monitor.md": (1, "tests/operators/test_prometheus.py"),
     "how-to/systemd.md": (2, "tests/operators/test_systemd.py"),
     "how-to/verify.md": (1, "tests/e2e/test_cosign.py"),
     "how-to/write-a-client.md": (1, "tests/e2e/test_api_examples.py"),
