@@ -42,6 +42,10 @@ def test_a_page_of_the_site_stays_under_two_hundred_lines(page: Path) -> None:
     assert len(page.read_text().splitlines()) < 200
 
 
+def test_the_readme_says_what_it_is_and_leaves_the_rest_to_the_site() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def too_wide(text: str) -> Iterator[str]:
     """Find lines of 100 columns or more, apart from tables (also in lists) and blocks of code."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)

@@ -6,15 +6,18 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from wasmkiln import Client
 from wasmkiln.errors import ModuleInvalid
+from wasmkilnd.telemetry.traces.sending import Collector
 
 from tests.authority import Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state, installed_engines
@@ -163,6 +166,28 @@ def test_no_digest_or_token_is_sent(traced: Daemon, collector: OtlpReceiver) -> 
 def _is_silent(span: Span, *secrets: str) -> bool:
     said = f"{span.name} {span.about}"
     return not any(secret in said for secret in secrets)
+
+
+def test_a_server_with_a_certificate_of_another_ca_gets_neither_spans_nor_token(
+    collector: OtlpReceiver, authority: Authority, tmp_path: Path
+) -> None:
+    stranger = Authority(tmp_path)
+    taken = {
+        which: _sent(f"https://127.0.0.1:{collector.port}", ca.ca_file.read_bytes())
+        for which, ca in (("its own", authority), ("another", stranger))
+    }
+    assert taken == {
+        "its own": SpanExportResult.SUCCESS,
+        "another": SpanExportResult.FAILURE,
+    }
+
+
+def _sent(endpoint: str, ca_pem: bytes) -> SpanExportResult:
+    sender = Collector(endpoint, {"authorization": f"Bearer {TOKEN}"}, ca_pem, timeout_s=2.0)
+    try:
+        return sender.export([])
+    finally:
+        sender.shutdown()
 
 
 def test_what_the_caller_does_not_record_is_not_sent(
