@@ -108,8 +108,10 @@ class EngineRegistry:
         A request that names none gets the default. If the default runs no modules of this kind
         (components, for example), it gets the first engine that does.
         """
+        if found := self._table.ids.get(engine):
+            return found
         if engine:
-            return self._table.find(engine)
+            raise self._table.not_served(engine)
         served, default = self._table.served, self._table.names.default
         if not default:
             raise errors.engine_unknown(self.choices.default, served)

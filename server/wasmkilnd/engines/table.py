@@ -23,6 +23,8 @@ class EngineTable:
         """Serve ``served``; see ``serve``."""
         self.served: Mapping[str, ServedEngine] = {}
         """By id; those that names stand for come first. Replaced as a whole."""
+        self.ids: Mapping[str, str] = {}
+        """The id of what is served by each word that a request may name it by: id or name."""
         self.names = names
         self.known: dict[str, ServedEngine] = {}
         """By id, also those that are served no more: work that chose one of them goes on."""
@@ -35,20 +37,10 @@ class EngineTable:
         """Let requests choose among ``served`` from now on, by their ids and by ``names``."""
         self.served = {engine.id: engine for engine in named_first(served, names)}
         self.names = names
+        named = {name: each for name, each in names.by_name.items() if each in self.served}
+        self.ids = named | {each: each for each in self.served}
         self.known |= self.served
         self._ended -= self.served.keys()
-
-    def find(self, engine: str) -> str:
-        """Return the id of the engine with this id or name.
-
-        Raises ENGINE_UNKNOWN; ENGINE_REMOVED for one that was served before.
-        """
-        if engine in self.served:
-            return engine
-        wanted = self.names.by_name.get(engine, engine)
-        if wanted in self.served:
-            return wanted
-        raise self._not_served(wanted)
 
     def end(self, engine: ServedEngine) -> None:
         """Refuse all further work of an engine that was taken out."""
@@ -58,7 +50,7 @@ class EngineTable:
     def working(self, engine_id: str) -> ServedEngine:
         """Return an engine that takes jobs. Raises ENGINE_REMOVED for one that has ended."""
         if engine_id in self._ended:
-            raise self._not_served(engine_id)
+            raise self.not_served(engine_id)
         return self.known[engine_id]
 
     def explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
@@ -69,7 +61,9 @@ class EngineTable:
             )
         return failure
 
-    def _not_served(self, engine: str) -> WasmkilnError:
+    def not_served(self, engine: str) -> WasmkilnError:
+        """Return ENGINE_UNKNOWN for an id or a name; ENGINE_REMOVED for what was served before."""
+        engine = self.names.by_name.get(engine, engine)
         if (
             engine in self.known
             or engine in self.removed
