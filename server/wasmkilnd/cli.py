@@ -59,7 +59,7 @@ def _failures() -> tuple[type[Exception], ...]:
     from wasmkilnd.access.tls.first_try import CannotMakeFiles
     from wasmkilnd.access.unusable import AccessUnusable
     from wasmkilnd.commands.cache.session import CacheCommandFailed
-    from wasmkilnd.commands.reload import ReloadFailed
+    from wasmkilnd.commands.running import ReloadFailed
     from wasmkilnd.engines.install.command import EngineInstallError
     from wasmkilnd.lifecycle.preflight import CannotStart
     from wasmkilnd.ownership import NotOurs

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from wasmkiln import Client
 from wasmkilnd.cli import command
-from wasmkilnd.commands.reload import ReloadFailed
+from wasmkilnd.commands.running import ReloadFailed
 from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm

@@ -12,16 +12,17 @@ import click
 
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.engine_use import names_of, use
-from wasmkilnd.commands.running import refuse_if_served, reload_option, tell_daemons
+from wasmkilnd.commands.running import processes, reload_option, take_in
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.fetch_python import fetch_python as python_fetcher
-from wasmkilnd.engines.install.in_use import is_used, users_of
+from wasmkilnd.engines.install.in_use import is_used
 from wasmkilnd.engines.install.interpreters import NoInterpreterError
 from wasmkilnd.engines.install.name_record import NameRecord
 from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
+from wasmkilnd.lifecycle.running import running
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.uses import MAX_USES
 
@@ -118,7 +119,7 @@ def install(
                 )
     if not installed:
         raise EngineInstallError("cannot install any of the engines: see the warnings above")
-    tell_daemons(folder, "serves what is new", and_reload=and_reload)
+    take_in(folder, "serves what is new", and_reload=and_reload)
 
 
 @engine.command(name="list", context_settings=_HELP)
@@ -139,7 +140,7 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
             check_engine(found.path, found.interpreter)
         except NotOurs as refusal:
             click.echo(f"{found.id} is not served: {refusal}", err=True)
-    for folder in EngineStore(_settings(state_dir).state_dir).damaged():
+    for folder in EngineStore(settings.state_dir).damaged():
         click.echo(f"damaged: {folder}; install that engine again", err=True)
     if not engines:
         known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
@@ -159,18 +160,14 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
     """
     settings = _settings(state_dir)
     folder, store = settings.state_dir, EngineStore(settings.state_dir)
-    found = [each for each in store.installed() if each.id == _as_id(engine_id)]
-    pids = users_of(store.installed())
-    if found and not force:
-        others = len(store.installed()) > 1  # The last one leaves no other to its callers.
-        names = names_of(settings).of(found[0].id) if others else []
-        refuse_if_served(found[0], is_used(found[0]), names)
+    if not force:
+        _refuse_if_needed(settings, store.installed(), _as_id(engine_id))
     store.remove(engine_id)
     WarmOrders(folder).remove(_as_id(engine_id))
     with suppress(OSError):  # Then its callers get ENGINE_UNKNOWN after a restart.
         NameRecord(folder).note_removed(_as_id(engine_id))
     click.echo(f"{_as_id(engine_id)} is removed", err=True)
-    tell_daemons(folder, "ends it, after its jobs,", and_reload=and_reload, pids=pids)
+    take_in(folder, "ends it, after its jobs,", and_reload=and_reload)
 
 
 engine.add_command(use)
@@ -198,6 +195,30 @@ def _install(
             settings.state_dir, lacking.wanted, settings.python_mirror, _report
         )
     return store.install(spec, str(fetched.path), _report, sha256)
+
+
+def _refuse_if_needed(
+    settings: Settings, installed: Sequence[InstalledEngine], engine_id: str
+) -> None:
+    """Raise EngineInstallError for an engine that a daemon serves, or that names stand for."""
+    found = next((each for each in installed if each.id == engine_id), None)
+    if found is None:
+        return
+    if is_used(found):
+        daemons = running(settings.state_dir)
+        who = f" ({processes(daemons)})" if daemons else ""
+        raise EngineInstallError(
+            f"a daemon that runs{who} serves {engine_id}: its callers would get ENGINE_REMOVED."
+            " Once none asks for it, remove it with --force"
+        )
+    names = names_of(settings).of(engine_id)
+    # The last engine leaves no other to its callers.
+    if names and len(installed) > 1:
+        raise EngineInstallError(
+            f"{' and '.join(names)} stand{'s' if len(names) == 1 else ''} for {engine_id}: callers"
+            " would get another engine. Choose that first, with `wasmkilnd engine use`,"
+            " engine_alias or default_engine, or remove it with --force"
+        )
 
 
 def _report(step: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from wasmkilnd.commands.as_owner import settings_of
-from wasmkilnd.commands.running import reload_option, tell_daemons
+from wasmkilnd.commands.running import reload_option, take_in
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install.command import EngineInstallError
 from wasmkilnd.engines.install.name_record import NameRecord
@@ -26,7 +26,8 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
     Requests that name no engine follow, if they got another version of it before.
     """
     settings = settings_of({"state_dir": state_dir} if state_dir else {})
-    engine_id, name = engine_id.replace("==", "-"), name_of(engine_id.replace("==", "-"))
+    engine_id = engine_id.replace("==", "-")
+    name = name_of(engine_id)
     installed = [each.id for each in EngineStore(settings.state_dir).installed()]
     if engine_id not in installed:
         raise EngineInstallError(
@@ -45,7 +46,7 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
         ) from None
     also = " and requests that name no engine" if record.get(DEFAULT) == engine_id else ""
     click.echo(f"{name}{also} will stand for {engine_id}", err=True)
-    tell_daemons(settings.state_dir, "takes that over", and_reload=and_reload)
+    take_in(settings.state_dir, "takes that over", and_reload=and_reload)
 
 
 class InstalledNames:

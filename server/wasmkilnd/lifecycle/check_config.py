@@ -17,12 +17,11 @@ from wasmkilnd.cache.shared_server import CannotOpenShared, connected
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.types import NO_ADMIN
-from wasmkilnd.engines.install.in_use import users_of
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.lifecycle import engine_names, serve_namespaces
 from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
+from wasmkilnd.lifecycle.running import running
 from wasmkilnd.lifecycle.tracing import check_tracing
 from wasmkilnd.options import redis_access, remote_options
 from wasmkilnd.ownership import check_path
@@ -49,7 +48,7 @@ def check(settings: Settings, daemon_version: str) -> Sources:
         raise CannotStart(why)
     _check_redis(settings)
     # A daemon that runs here has the addresses itself.
-    if not users_of(EngineStore(settings.state_dir).installed()):
+    if not running(settings.state_dir):
         for setting, text in _addresses(settings):
             _check_address(settings, setting, Address.parse(text))
     return sources

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pytest
 from wasmkilnd import errors
 from wasmkilnd.engines.names import NameChoices, resolve
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.table import EngineTable
-from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.errors import Reason
 
 NEW, OLD, OTHER = "wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0"
 

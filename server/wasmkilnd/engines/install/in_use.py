@@ -1,4 +1,4 @@
-"""Know which engines running daemons serve: each holds a shared lock for every engine it serves.
+"""Know which engines are served: the daemon that serves one holds a shared lock for it.
 
 The locks are files in ``<state_dir>/serving/``, one for each engine. The kernel takes a lock back
 when its daemon ends, however that ends.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from wasmkilnd.engines.install.store import InstalledEngine
-
-_LOCKS = Path("/proc/locks")
 
 
 def hold(engine: InstalledEngine) -> Callable[[], None]:
@@ -52,29 +50,6 @@ def is_used(engine: InstalledEngine) -> bool:
     finally:
         os.close(lock)
     return False
-
-
-def users_of(engines: Iterable[InstalledEngine]) -> list[int]:
-    """Return the processes that serve any of the engines, as far as they can be seen. May block."""
-    files = set()
-    for engine in engines:
-        with suppress(OSError):
-            found = _lock_file(engine).stat()
-            files.add((os.major(found.st_dev), os.minor(found.st_dev), found.st_ino))
-    try:
-        lines = _LOCKS.read_text().splitlines()
-    except OSError:
-        return []
-    pids = set()
-    for line in lines:
-        # 5: FLOCK  ADVISORY  READ 1234 08:01:5678 0 EOF
-        fields = line.split()
-        with suppress(ValueError, IndexError):
-            major, minor, inode = fields[5].split(":")
-            here = (int(major, 16), int(minor, 16), int(inode)) in files
-            if here and fields[1] == "FLOCK" and fields[3] == "READ" and int(fields[4]) > 0:
-                pids.add(int(fields[4]))
-    return sorted(pids - {os.getpid()})
 
 
 def _lock_file(engine: InstalledEngine) -> Path:
