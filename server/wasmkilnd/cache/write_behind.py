@@ -49,7 +49,7 @@ class WriteBehind:
         The first of several writes waits ``head_start_s`` more: the reply that caused it is
         still being sent, and sending megabytes to Redis at the same time would slow it down.
         ``is_down`` tells a tier that does not answer from one that refused a write. What ``carry``
-        returns when an item is added surrounds its write.
+        returns when an item is added surrounds the first try to write it.
         """
         self._head_start_s = head_start_s
         self._tier = tier
@@ -111,6 +111,7 @@ class WriteBehind:
             key = artifact.key
             if self._waiting.get(key) is artifact:
                 self._waiting.remove(key)
+                self._forget(key)
             if self._under_way.get(key) is artifact:
                 del self._under_way[key]
         self._tell_one_done()
@@ -133,6 +134,7 @@ class WriteBehind:
         for item in list(self._waiting):
             if _in_scope(item, scope):
                 self._waiting.remove(key_of(item))
+                self._forget(key_of(item))
         self._tell_one_done()
         if any(_in_scope(item, scope) for item in self._under_way.values()):
             async with self._one_write:
@@ -194,11 +196,9 @@ class WriteBehind:
                     log.exception("cache write failed", tier=self._tier.name)
                 finally:
                     self._under_way.clear()
-                    if not self._waiting.get(key):
-                        self._tries.pop(key, None)
+                    self._forget(key)
                     del item  # Free it now: the next item may come much later.
                     self._tell_one_done()
-            self._carried.clear()  # Of items that were dropped.
             self._work.clear()
             self._pressing.clear()
             self._idle.set()
@@ -218,8 +218,15 @@ class WriteBehind:
         self._tries[key] = tries
         return True
 
+    def _forget(self, key: ItemKey) -> None:
+        """Forget what was kept for an item, unless one waits under its key."""
+        if not self._waiting.get(key):
+            self._tries.pop(key, None)
+            self._carried.pop(key, None)
+
     def _drop(self, item: Item, why: str) -> None:
         self._dropped += 1
+        self._forget(key_of(item))
         if isinstance(item, Artifact):
             log.warning(
                 "a cache write was dropped",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from structlog.testing import capture_logs
@@ -281,3 +282,24 @@ async def test_a_write_runs_inside_of_what_was_carried_when_it_was_added(slow: S
     slow.gate.set()
     await writes.close(5)
     assert inside == ["entered", "left"]
+
+
+async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: SlowTier) -> None:
+    class Context(AbstractContextManager[None]):
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    kept = weakref.WeakSet[Context]()
+
+    def carry() -> Context:
+        kept.add(context := Context())
+        return context
+
+    writes = WriteBehind(slow, lambda: 1000, slow.always_ready, carry=carry)
+    for tag in range(50):
+        writes.add(artifact(tag, 100))
+    assert writes.dropped >= 40
+    assert len(kept) <= writes.pending
+    await writes.forget(EvictScope())
+    assert not kept
+    await writes.close(0)
