@@ -19,7 +19,7 @@ import structlog
 from wasmkilnd import errors
 from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import CacheKey, CompileSpec, Origin
+from wasmkilnd.model import LOCAL_HITS, CacheKey, CompileSpec, Origin
 from wasmkilnd.ports import Recorder
 from wasmkilnd.requests import CompileRequest, Served, Terms
 from wasmkilnd.waiters import Waiter
@@ -227,7 +227,7 @@ class CompilesBehind:
             took_s = time.monotonic() - began_s
             self._recorder.compile_ended(module, engine, "", failure.reason.value, took_s)
             raise
-        if served.origin not in (Origin.MEMORY, Origin.HOST_STORE):
+        if served.origin not in LOCAL_HITS:
             took_s = time.monotonic() - began_s
             self._recorder.compile_ended(module, engine, served.origin.value, "", took_s)
         return served

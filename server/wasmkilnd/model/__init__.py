@@ -24,6 +24,8 @@ formats.
 
 from wasmkilnd.model.artifact import (
     FAST_SETTINGS,
+    HITS,
+    LOCAL_HITS,
     SHA256_HEX,
     STAMP_BYTES,
     Artifact,
@@ -84,6 +86,8 @@ __all__ = [
     "ANYBODY",
     "DEFAULT_NAMESPACE",
     "FAST_SETTINGS",
+    "HITS",
+    "LOCAL_HITS",
     "MAX_PINS",
     "NAMESPACE_NAME",
     "PLAINTEXT",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -25,6 +26,12 @@ class Origin(Enum):
     COMPILED = "compiled"
     JOINED_FLIGHT = "joined_flight"
     HOST_STORE = "host_store"
+
+
+LOCAL_HITS: Final = frozenset({Origin.MEMORY, Origin.HOST_STORE})
+"""Nothing was waited for: too many to be told one by one."""
+HITS: Final = LOCAL_HITS | {Origin.REDIS}
+"""A tier had the artifact."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -22,7 +22,7 @@ from wasmkilnd.errors import (
     too_many_calls,
 )
 from wasmkilnd.fair_share import FairShare
-from wasmkilnd.model import Entrance, Identity, Origin, TrafficLimits
+from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, TrafficLimits
 from wasmkilnd.ports import Auditor, CallTrace, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc import audited
@@ -36,8 +36,7 @@ from wasmkilnd.rpc.wire.requests import Requests
 log = structlog.get_logger("wasmkilnd.rpc")
 
 _COMPILE = "/wasmkiln.v1.ModuleService/Compile"
-# Hits of these are too many to be told one by one, and cost the daemon nothing to speak of.
-_HITS_HERE = frozenset({Origin.MEMORY.value, Origin.HOST_STORE.value})
+_LOCAL_HITS = frozenset(origin.value for origin in LOCAL_HITS)
 
 
 class CallGate:
@@ -239,7 +238,7 @@ class _Ended:
             if self.code is not grpc.StatusCode.OK:
                 del about["engine"]  # It may be any text that the caller sent.
             self.trace.end(self.code.name, self.reason, about)
-        if self.call.origin not in _HITS_HERE and self.method == _COMPILE:
+        if self.call.origin not in _LOCAL_HITS and self.method == _COMPILE:
             self._note_compile(seconds)
 
     def _note_compile(self, seconds: float) -> None:

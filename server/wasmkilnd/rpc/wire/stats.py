@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from google.protobuf import timestamp_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from wasmkilnd.model import Origin, QuotaReading, TierUsage
+from wasmkilnd.model import HITS, Origin, QuotaReading, TierUsage
 from wasmkilnd.rpc.wire.messages import duration
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
 from wasmkilnd.telemetry.metrics.readings import EngineUsage
@@ -115,7 +115,7 @@ def hit_ratio(catalogue: Catalogue) -> float:
     """Return the share of answered Compile calls that a tier answered."""
     served = {origin: count_of(catalogue.served.at(origin.value)) for origin in Origin}
     answered = sum(served.values())
-    hits = served[Origin.MEMORY] + served[Origin.HOST_STORE] + served[Origin.REDIS]
+    hits = sum(served[origin] for origin in HITS)
     return hits / answered if answered else 0.0
 
 

@@ -9,6 +9,8 @@
 ``overview``   figures, charts, what needs attention
 ``machinery``  tiers, engines, isolation
 ``lists``      recent compiles, modules in quarantine
+``origins``    the origins of artifacts: order, names, colours
+``elements``   tables, bars, figures, marks
 ``charts``     SVG; colours are classes of the style sheet
 ``markup``     HTML whose every text and attribute is escaped
 ``words``      bytes, durations and counts as people read them

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wasmkilnd.telemetry.status_page.history import COLUMNS, Column, Window
-from wasmkilnd.telemetry.status_page.markup import Markup, escaped, join, tag
+from wasmkilnd.telemetry.status_page.markup import Markup, escaped, tag
 
 _WIDE: Final = 600
 _HIGH: Final = 150
@@ -180,30 +180,3 @@ def _times(seconds: float) -> Sequence[str]:
     minutes = int(seconds // 60)
     half = f"{minutes / 2:g} min"
     return (f"{minutes} min ago", half, "now")
-
-
-def bar(part: float, label: str, colour: str = "fill") -> Markup:
-    """Return a bar that is filled to a part of 1."""
-    part = min(1.0, max(0.0, part))
-    return tag(
-        "svg",
-        tag("rect", x=0, y=0, width=100, height=8, class_="track"),
-        tag("rect", x=0, y=0, width=f"{part * 100:.1f}", height=8, class_=colour),
-        viewBox="0 0 100 8",
-        preserveAspectRatio="none",
-        class_="bar",
-        role="img",
-        aria_label=label,
-    )
-
-
-def figures(*rows: tuple[str, str, str]) -> Markup:
-    """Return figures in a row: each with its name and a remark."""
-    return tag(
-        "dl",
-        *(
-            tag("div", tag("dt", name), tag("dd", tag("b", value), join(" ", tag("small", remark))))
-            for name, value, remark in rows
-        ),
-        class_="figures",
-    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from wasmkilnd.telemetry.status_page import lists, machinery, overview
+from wasmkilnd.telemetry.status_page.elements import mark
 from wasmkilnd.telemetry.status_page.markup import Markup, join, tag
 from wasmkilnd.telemetry.status_page.sampler import Sampler
 from wasmkilnd.telemetry.status_page.sources import Sources
@@ -74,7 +75,7 @@ def _live(sources: Sources, sampler: Sampler) -> Markup:
     ready, _ = sources.state()
     about = tag(
         "p",
-        machinery.mark("serving" if ready else "not serving", "good" if ready else "bad"),
+        mark("serving" if ready else "not serving", "good" if ready else "bad"),
         f" version {metrics.version}, up for {duration(int(metrics.uptime_s))}",
         class_="about",
     )

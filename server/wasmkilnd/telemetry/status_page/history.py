@@ -24,7 +24,7 @@ class Sample:
     """Its end, in seconds since 1970."""
     span_s: float
     served: Sequence[int]
-    """Calls answered, in the order of ``sampler.ORIGINS``."""
+    """Calls answered, in the order of ``origins.ORIGINS``."""
     compiled: int = 0
     failed: int = 0
     took_s: float = 0.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from wasmkilnd.telemetry.metrics.recent import RecentCompile
-from wasmkilnd.telemetry.status_page.machinery import mark, table
+from wasmkilnd.telemetry.status_page.elements import mark, table
 from wasmkilnd.telemetry.status_page.markup import Child, Markup, join, tag
+from wasmkilnd.telemetry.status_page.origins import ORIGINS
 from wasmkilnd.telemetry.status_page.sources import Sources
 from wasmkilnd.telemetry.status_page.words import count, duration
 
@@ -12,11 +13,6 @@ _SHOWN_DIGITS = 16
 _SHOWN = 12
 """How many compiles are shown at once; a click shows the others."""
 _QUARANTINED = 50
-_ORIGINS = {
-    "compiled": ("compiled", "c5"),
-    "joined_flight": ("joined", "c4"),
-    "redis": ("Redis", "c3"),
-}
 
 
 def recent(sources: Sources, now_s: float) -> Markup:
@@ -46,17 +42,23 @@ def recent(sources: Sources, now_s: float) -> Markup:
 
 
 def _compile(each: RecentCompile, now_s: float) -> tuple[Child, ...]:
-    origin, colour = _ORIGINS.get(each.origin, (each.origin, ""))
     times = f" {count(each.count)} times" if each.count > 1 else None
     ended = mark("failed", "bad") if each.reason else mark("ok", "good")
     return (
         digest(each.module),
         each.engine or "default",
         join(ended, times),
-        each.reason or join(tag("i", class_=f"key {colour}", aria_hidden="true"), origin),
+        each.reason or _origin(each.origin),
         duration(each.took_s),
         ago(now_s - each.ended_s),
     )
+
+
+def _origin(value: str) -> Child:
+    look = next((look for origin, look in ORIGINS.items() if origin.value == value), None)
+    if look is None:
+        return value  # A call that ended before it had an artifact has none.
+    return join(tag("i", class_=f"key {look.colour}", aria_hidden="true"), look.name)
 
 
 def quarantine(sources: Sources) -> Markup:

@@ -6,42 +6,12 @@ from wasmkilnd.model import EngineWarmUp, TierUsage
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, OK, Catalogue
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, Readings
 from wasmkilnd.telemetry.metrics.series import count_of
-from wasmkilnd.telemetry.status_page.charts import bar
+from wasmkilnd.telemetry.status_page.elements import bar, mark, table
 from wasmkilnd.telemetry.status_page.markup import Child, Markup, join, tag
 from wasmkilnd.telemetry.status_page.sources import EngineView, Sources
 from wasmkilnd.telemetry.status_page.words import NONE, count, duration, percent, size
 
 _TIERS = {"memory": "Memory", "host_store": "Host store", "redis": "Redis"}
-
-
-def table(
-    caption: str, heads: tuple[str, ...], rows: list[tuple[Child, ...]], style: str | None = None
-) -> Markup:
-    """Return a table.
-
-    On a narrow screen its rows become blocks, each cell with its head; with the style ``compact``
-    without, two cells on a line.
-    """
-    return tag(
-        "table",
-        tag("caption", caption, class_="unseen"),
-        tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads))),
-        tag(
-            "tbody",
-            *(
-                tag(
-                    "tr",
-                    tag("th", row[0], scope="row"),
-                    *(
-                        tag("td", tag("span", cell), data_head=head)
-                        for cell, head in zip(row[1:], heads[1:], strict=True)
-                    ),
-                )
-                for row in rows
-            ),
-        ),
-        class_=style,
-    )
 
 
 def tiers(sources: Sources, now: Readings) -> Markup:
@@ -147,8 +117,3 @@ def _warm_up(one: EngineWarmUp) -> Markup:
     )
     part = ended / one.total if one.total else float(one.ended)
     return tag("p", words, bar(part, percent(part)), class_="remark")
-
-
-def mark(words: str, level: str) -> Markup:
-    """Return a word with a colour; the word alone says it too."""
-    return tag("span", words, class_=f"mark {level}")

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from wasmkilnd.model import HITS
 from wasmkilnd.telemetry.metrics.catalogue import OK, Catalogue
 from wasmkilnd.telemetry.metrics.readings import Readings
 from wasmkilnd.telemetry.metrics.series import LatencySummary
-from wasmkilnd.telemetry.status_page.charts import Chart, Series, figures
+from wasmkilnd.telemetry.status_page.charts import Chart, Series
+from wasmkilnd.telemetry.status_page.elements import figures
 from wasmkilnd.telemetry.status_page.history import Column, Window
 from wasmkilnd.telemetry.status_page.markup import Markup, tag
-from wasmkilnd.telemetry.status_page.sampler import ORIGINS
+from wasmkilnd.telemetry.status_page.origins import ORIGINS
 from wasmkilnd.telemetry.status_page.sources import Sources
 from wasmkilnd.telemetry.status_page.words import NONE, count, duration, percent, rate
-
-_NAMES = {
-    "memory": ("memory", "c1"),
-    "host_store": ("host store", "c2"),
-    "redis": ("Redis", "c3"),
-    "joined_flight": ("joined a compile", "c4"),
-    "compiled": ("compiled", "c5"),
-}
-_HITS = 3
-"""How many of the origins, from the first, are hits."""
 
 
 def attention(sources: Sources, now: Readings) -> Markup:
@@ -55,7 +47,8 @@ def attention(sources: Sources, now: Readings) -> Markup:
 def headline(sources: Sources, now: Readings, window: Window) -> Markup:
     """Return the figures that matter."""
     served = window.served
-    calls, hits = sum(served), sum(served[:_HITS])
+    calls = sum(served)
+    hits = sum(some for origin, some in zip(ORIGINS, served, strict=True) if origin in HITS)
     known_s = sum(column.span_s for column in window.known) or 1.0
     compiled = sum(column.compiled for column in window.known)
     failed = sum(column.failed for column in window.known)
@@ -93,14 +86,14 @@ def _charts(window: Window) -> Sequence[Chart]:
     last = window.latest
     compiled = sum(column.compiled for column in window.known)
     shares = [percent(each / calls) if calls else NONE for each in served]
-    names = [_NAMES[origin.value] for origin in ORIGINS]
+    looks = list(ORIGINS.values())
     return (
         Chart(
             "origins",
             "Where artifacts come from",
-            [Series(name, colour, _share_of(index)) for index, (name, colour) in enumerate(names)],
+            [Series(look.name, look.colour, _share_of(index)) for index, look in enumerate(looks)],
             lambda part: f"{part * 100:.0f} %",
-            ", ".join(f"{name} {part}" for (name, _), part in zip(names, shares, strict=True)),
+            ", ".join(f"{look.name} {part}" for look, part in zip(looks, shares, strict=True)),
             top=1.0,
             stacked=True,
             legend=shares,

@@ -6,20 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
-from wasmkilnd.model import Origin
 from wasmkilnd.telemetry.metrics.catalogue import OK
 from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.metrics.series import count_of
 from wasmkilnd.telemetry.status_page.history import STEP_S, History, Sample, Window
-
-ORIGINS: Final = (
-    *(Origin.MEMORY, Origin.HOST_STORE, Origin.REDIS),
-    *(Origin.JOINED_FLIGHT, Origin.COMPILED),
-)
-"""The origins of artifacts, the fastest first."""
+from wasmkilnd.telemetry.status_page.origins import ORIGINS
 
 
 @dataclass(frozen=True, slots=True)
