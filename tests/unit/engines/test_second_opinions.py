@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -439,16 +439,22 @@ async def test_a_second_opinion_has_little_time_and_is_not_asked_for_twice() -> 
     assert rig.pools["new-1"].limits == [2.0, 60]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until ``condition`` holds."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - any condition
+            await asyncio.sleep(0.001)
+
+
 async def test_the_pool_is_told_which_are_second_opinions() -> None:
     """So that it bounds them; who asks for the engine itself shares no flight with them."""
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     rig.pools["new-1"].free.clear()
     call = asyncio.create_task(refused(rig.load("old-1")))
-    await asyncio.sleep(0.01)
+    await until(lambda: rig.pools["new-1"].second == [True])
     own = asyncio.create_task(rig.load("new-1"))
-    await asyncio.sleep(0.01)
+    await until(lambda: rig.pools["new-1"].second == [True, False])
     assert rig.pools["old-1"].second == [False]
-    assert rig.pools["new-1"].second == [True, False]
     rig.pools["new-1"].free.set()
     await asyncio.gather(call, own)
 
@@ -459,7 +465,7 @@ async def test_second_opinions_stand_in_the_line_of_whoever_waits_for_them() -> 
     rig.pools["new-1"].free.clear()
     waiters = Waiters.of(warming)
     call = asyncio.create_task(refused(rig.compile("old-1", COMPONENT, waiters=waiters)))
-    await asyncio.sleep(0.01)
+    await until(lambda: rig.pools["new-1"].asked)
     [asked] = rig.pools["new-1"].asked
     assert asked.effective() == {warming}
     waiters.join(caller)
@@ -503,7 +509,7 @@ async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:
     waiters.join(Waiter("a"))
     waiters.kept = True
     flight = asyncio.create_task(rig.compile("old-1", waiters=waiters))
-    await asyncio.sleep(0.01)
+    await until(lambda: rig.pools["old-1"].orders)
     waiters.leave(Waiter("a"))
     assert not drops
     rig.pools["old-1"].free.set()
