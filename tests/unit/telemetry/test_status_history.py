@@ -23,7 +23,7 @@ class Clock:
 
 
 def sample(at_s: float, calls: int = 1) -> Sample:
-    return Sample(at_s, STEP_S, [calls, 0, 0, 0, 0])
+    return Sample(at_s=at_s, span_s=STEP_S, served=[calls, 0, 0, 0, 0])
 
 
 def test_a_sample_is_what_happened_since_the_one_before() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from wasmkilnd.telemetry.status_page.history import COLUMNS, Column, Window
+from wasmkilnd.telemetry.status_page.history import COLUMNS, Figures, Window
 from wasmkilnd.telemetry.status_page.markup import Markup, escaped, tag
 
 _WIDE: Final = 600
@@ -28,7 +28,7 @@ class Series:
     label: str
     colour: str
     """A class of the style sheet."""
-    value: Callable[[Column], float]
+    value: Callable[[Figures], float]
     line: bool = False
     """Whether it is a line before the others, rather than an area."""
 
@@ -83,7 +83,7 @@ class Chart:
             id=f"chart-{self.name}",
         )
 
-    def _highest(self, column: Column) -> float:
+    def _highest(self, column: Figures) -> float:
         values = [series.value(column) for series in self.series]
         return sum(values) if self.stacked else max(values)
 

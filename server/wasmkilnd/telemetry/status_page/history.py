@@ -16,12 +16,10 @@ _LATEST: Final = 3
 _WINDOWS_S: Final = (300.0, 900.0, 3600.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What happened since the sample before, and how things stood at its end."""
+@dataclass(slots=True, kw_only=True)
+class Figures:
+    """What happened in a stretch of time; of the queue and of workers, the most there were."""
 
-    at_s: float
-    """Its end, in seconds since 1970."""
     span_s: float
     served: Sequence[int]
     """Calls answered, in the order of ``origins.ORIGINS``."""
@@ -34,33 +32,17 @@ class Sample:
     busy: int = 0
     workers: int = 0
 
-
-@dataclass(slots=True)
-class Column:
-    """What samples of the same stretch of time add up to; the highest of what stands still."""
-
-    begins_s: float
-    span_s: float
-    served: list[int]
-    compiled: int = 0
-    failed: int = 0
-    took_s: float = 0.0
-    slowest_s: float = 0.0
-    queued: int = 0
-    busy: int = 0
-    workers: int = 0
-
-    def add(self, sample: Sample | Column) -> None:
-        """Count in what happened at the same time or later."""
-        self.span_s += sample.span_s
-        self.served = [one + other for one, other in zip(self.served, sample.served, strict=True)]
-        self.compiled += sample.compiled
-        self.failed += sample.failed
-        self.took_s += sample.took_s
-        self.slowest_s = max(self.slowest_s, sample.slowest_s)
-        self.queued = max(self.queued, sample.queued)
-        self.busy = max(self.busy, sample.busy)
-        self.workers = max(self.workers, sample.workers)
+    def add(self, other: Figures) -> None:
+        """Count in another stretch of time."""
+        self.span_s += other.span_s
+        self.served = [one + more for one, more in zip(self.served, other.served, strict=True)]
+        self.compiled += other.compiled
+        self.failed += other.failed
+        self.took_s += other.took_s
+        self.slowest_s = max(self.slowest_s, other.slowest_s)
+        self.queued = max(self.queued, other.queued)
+        self.busy = max(self.busy, other.busy)
+        self.workers = max(self.workers, other.workers)
 
     def per_s(self, count: int) -> float:
         """Return a count as a rate."""
@@ -70,6 +52,21 @@ class Column:
     def mean_s(self) -> float:
         """How long a compile took, on average."""
         return self.took_s / self.compiled if self.compiled else 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample(Figures):
+    """What happened since the sample before."""
+
+    at_s: float
+    """Its end, in seconds since 1970."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Column(Figures):
+    """What samples of the same stretch of time add up to."""
+
+    begins_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +82,9 @@ class Window:
         return [each for each in self.columns if each]
 
     @property
-    def latest(self) -> Column:
+    def latest(self) -> Figures:
         """The last columns as one, as the very last may have begun just now."""
-        latest = Column(0.0, 0.0, [0] * len(self.known[-1].served))
+        latest = Figures(span_s=0.0, served=[0] * len(self.known[-1].served))
         for column in self.known[-_LATEST:]:
             latest.add(column)
         return latest
@@ -127,6 +124,8 @@ class History:
             column = columns[index]
             if column is None:
                 begins_s = (first + index) * step_s
-                column = columns[index] = Column(begins_s, 0.0, [0] * len(sample.served))
+                column = columns[index] = Column(
+                    begins_s=begins_s, span_s=0.0, served=[0] * len(sample.served)
+                )
             column.add(sample)
         return Window(seconds, columns)

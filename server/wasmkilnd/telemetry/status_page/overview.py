@@ -10,7 +10,7 @@ from wasmkilnd.telemetry.metrics.readings import Readings
 from wasmkilnd.telemetry.metrics.series import LatencySummary
 from wasmkilnd.telemetry.status_page.charts import Chart, Series
 from wasmkilnd.telemetry.status_page.elements import figures
-from wasmkilnd.telemetry.status_page.history import Column, Window
+from wasmkilnd.telemetry.status_page.history import Figures, Window
 from wasmkilnd.telemetry.status_page.markup import Markup, tag
 from wasmkilnd.telemetry.status_page.origins import ORIGINS
 from wasmkilnd.telemetry.status_page.sources import Sources
@@ -139,8 +139,8 @@ def _charts(window: Window) -> Sequence[Chart]:
     )
 
 
-def _share_of(index: int) -> Callable[[Column], float]:
-    def share(column: Column) -> float:
+def _share_of(index: int) -> Callable[[Figures], float]:
+    def share(column: Figures) -> float:
         calls = sum(column.served)
         return column.served[index] / calls if calls else 0.0
 
