@@ -73,9 +73,9 @@ class Policy:
     """Who may do what. The first rule that matches an identity counts, and no other."""
 
     rules: Sequence[Rule] = ()
-    namespaces: Mapping[str, NamespaceLimits] = MappingProxyType({})
+    namespaces: Mapping[str, NamespaceLimits] = field(default_factory=lambda: MappingProxyType({}))
     """Every namespace that the policy or a token names, beside the default one, by name."""
-    quotas: Mapping[str, QuotaLimits] = MappingProxyType({})
+    quotas: Mapping[str, QuotaLimits] = field(default_factory=lambda: MappingProxyType({}))
     """By name."""
 
     def identity(
