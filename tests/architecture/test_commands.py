@@ -43,6 +43,8 @@ RUN = {
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 _BLOCK = re.compile(r"^```(sh|console)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _APART = re.compile(r"[|;()<>\n]|&&|\s#")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_IN_TEXT = re.compile(r"`(wasmkilnd? [a-z][^`]*)`")
 _OURS = re.compile(r" *(?:[A-Z_]+=\S+ )*(?:\S*/)?(wasmkilnd? .*)")
 
 
@@ -109,6 +111,22 @@ def _options(command: click.Command) -> set[str]:
 def test_our_commands_exist_with_their_options(page: str) -> None:
     found = [words for _, text in blocks(page) for words in commands(text)]
     assert [(words, wrong) for words in found if (wrong := unknown(words))] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_our_commands_in_sentences_exist(page: str) -> None:
+    text = _FENCED.sub("", (DOCS / page).read_text())
+    text = text.replace("\\|", "|")  # as in tables
+    found = [" ".join(each.split()) for each in _IN_TEXT.findall(text) if "[" not in each]
+    assert [each for each in found if any(unknown(words) for words in commands(each))] == []
+
+
+def test_our_commands_on_the_status_page_exist() -> None:
+    pages = ROOT / "server" / "wasmkilnd" / "telemetry" / "status_page"
+    text = "".join(file.read_text() for file in pages.glob("*.py"))
+    found = re.findall(r'tag\("code", "(wasmkilnd? [^"]*)"', text)
+    assert found
+    assert [each for each in found if any(unknown(words) for words in commands(each))] == []
 
 
 def test_commands_that_do_not_exist_are_found() -> None:

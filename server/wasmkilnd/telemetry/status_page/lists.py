@@ -81,7 +81,7 @@ def quarantine(sources: Sources) -> Markup:
     return join(
         table("Modules in quarantine", heads, rows, "compact"),
         tag("p", f"And {count(more)} more.", class_="remark") if more else None,
-        tag("p", tag("code", "wasmkiln quarantine list"), " tells more.", class_="remark"),
+        tag("p", tag("code", "wasmkiln quarantine ls"), " tells more.", class_="remark"),
     )
 
 
