@@ -54,7 +54,10 @@ def main(zensical: str) -> None:
     if wrong := sorted(set(mistakes(SITE))):
         shown = wrong[:MOST_TOLD]
         sys.exit("\n".join([*shown, f"make site: {len(wrong)} mistakes in what was built"]))
-    print(f"the site is in {SITE.relative_to(ROOT)}: open index.html")
+    where = SITE.relative_to(ROOT)
+    # A browser runs no search on pages from a disk.
+    print(f"the site is in {where}: open index.html; to search it too, serve it:")
+    print(f"  python3 -m http.server --bind 127.0.0.1 --directory {where}")
 
 
 def sources() -> dict[Path, str]:
@@ -85,6 +88,7 @@ def _leaves(nav: object) -> Iterator[str]:
 def lay_out() -> None:
     """Write the pages, with links that fit their places, and copy the pictures."""
     shutil.copytree(ROOT / "docs", PAGES)
+    shutil.copy(ROOT / "scripts" / "site.css", PAGES)
     places = sources()
     for source, place in places.items():
         (PAGES / place).write_text(relinked(source, place, places))
