@@ -24,6 +24,7 @@ from wasmkilnd.lifecycle.first_engines import install_first_engines
 from wasmkilnd.lifecycle.follow_engines import EngineFollower
 from wasmkilnd.lifecycle.gauges import figures, usage_of_traffic
 from wasmkilnd.lifecycle.listening import prepare_tls
+from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
 from wasmkilnd.lifecycle.open_access import open_access
 from wasmkilnd.lifecycle.opening import Opening
@@ -104,11 +105,12 @@ class Daemon:
             kept_s=settings.cache_ttl_s,
         )
         self._metrics.gauges.quotas = accounts.by_kind
-        tenants = self._tenants = await opening.tenants(
-            access.policy.current.namespaces,
-            engines,
-            lambda marks: CurrentSealer(signing, marks.evicted_ms),
-        )
+        async with long_step("opening the cache", at_most_s=300.0):
+            tenants = self._tenants = await opening.tenants(
+                access.policy.current.namespaces,
+                engines,
+                lambda marks: CurrentSealer(signing, marks.evicted_ms),
+            )
         rpc = RpcServer(
             ModuleServicer(
                 tenants.of,

@@ -69,11 +69,22 @@ def test_without_the_package_index_it_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_an_installation_that_hangs(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # Connects, and never answers.
+    """Until then systemd learns what takes so long, and is asked to wait."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,  # Connects, and never answers.
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        manager.bind(str(tmp_path / "notify"))
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        process = serve(tmp_path / "state", without_pip_settings(PIP_INDEX_URL=index))
+        environ = without_pip_settings(PIP_INDEX_URL=index, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        process = serve(tmp_path / "state", environ)
         silent.settimeout(120)
         asked, _ = silent.accept()
+        manager.settimeout(60)
+        told = [manager.recv(4096).decode() for _ in range(3)]
+        assert told[:2] == ["STATUS=installing engines", "EXTEND_TIMEOUT_USEC=60000000"]
+        assert told[2].startswith("STATUS=installing wasm")
+        assert "==" not in told[2]
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err

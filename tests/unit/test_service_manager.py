@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.lifecycle import systemd
+from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.progress import STUCK_S, Progress
 from wasmkilnd.lifecycle.reload import ReloadResult
 from wasmkilnd.lifecycle.running import (
@@ -83,6 +84,34 @@ def test_whose_watchdog_it_is(
         else:
             monkeypatch.delenv(name, raising=False)
     assert systemd.watchdog_s() == expected_s
+
+
+async def test_a_long_step_asks_for_time_while_it_lasts_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def heard() -> str:
+        return manager.recv(4096).decode()
+
+    def left() -> list[str]:
+        said = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                said.append(manager.recv(4096, socket.MSG_DONTWAIT).decode())
+        return said
+
+    asked = "EXTEND_TIMEOUT_USEC=60000000"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with long_step("installing engines", 60, ask_s=0.01) as tell:
+            assert heard() == "STATUS=installing engines"
+            for _ in range(3):
+                assert await asyncio.to_thread(heard) == asked
+            tell("installing wasmtime 50.0.1")
+        assert "STATUS=installing wasmtime 50.0.1" in left()
+        async with long_step("testing", 0.0, ask_s=0.001):  # What never ends gets no more.
+            await asyncio.sleep(0.05)
+        assert left() == ["STATUS=testing"]
 
 
 @dataclass

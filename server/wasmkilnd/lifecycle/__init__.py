@@ -8,6 +8,7 @@
 | | ``preflight`` | refuses to start where this host or user rules a setting out |
 | | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
 | | ``first_engines`` | installs engines where there is none |
+| | ``long_step`` | asks the service manager for time while a step of the start takes it |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
 | | ``listening`` | where gRPC is served, and with which TLS |
 | | ``open_access`` | the guard; reads again the files that say who may do what |

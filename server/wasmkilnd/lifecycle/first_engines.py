@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -19,12 +20,15 @@ import structlog
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install import interpreters
 from wasmkilnd.engines.install.store import KINDS, EngineStore
+from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.ownership import NotOurs
 
 log = structlog.get_logger("wasmkilnd")
 
 _WARNING = "warning: "
+_MOST_S = 1800.0
+"""How long systemd is asked to wait for an installation."""
 
 
 async def install_first_engines(settings: Settings) -> None:
@@ -46,7 +50,8 @@ async def install_first_engines(settings: Settings) -> None:
                 advice=f"`wasmkilnd engine install {name}` says how to get one",
             )
     log.info("first start: installing engines", engines=names, state_dir=str(settings.state_dir))
-    failures = await _install(names or list(KINDS), settings.state_dir)
+    async with long_step("installing engines", _MOST_S) as tell:
+        failures = await _install(names or list(KINDS), settings.state_dir, tell)
     if not await asyncio.to_thread(_has_any, settings.state_dir):
         raise CannotStart(
             f"no engine is installed under {settings.state_dir}, and the daemon cannot install"
@@ -69,7 +74,7 @@ def _has_python(wanted: interpreters.PythonRange, fetched: Path) -> bool:
         return False
 
 
-async def _install(names: list[str], state_dir: Path) -> list[str]:
+async def _install(names: list[str], state_dir: Path, tell: Callable[[str], None]) -> list[str]:
     """Install engines in a child; log each of its lines, and return why one failed."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "wasmkilnd", "engine", "install", "--keep-going", *names),
@@ -90,6 +95,8 @@ async def _install(names: list[str], state_dir: Path) -> list[str]:
                 failures = failures or [line.removeprefix("error: ")]
             elif not line.startswith("a daemon that runs"):  # This is the one.
                 log.info("installing engines", step=line)
+                if line.startswith("installing "):
+                    tell(line.replace("==", " "))
         await child.wait()
     finally:
         if child.returncode is None:

@@ -22,6 +22,7 @@ from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.lifecycle.engine_names import read_choices, record_names, refusal
 from wasmkilnd.lifecycle.gauges import usage_of_engine
+from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.model import FAST_SETTINGS, Limits, UnservedEngine
 from wasmkilnd.reloadable import Reloadable
@@ -29,6 +30,9 @@ from wasmkilnd.rpc.wire.capabilities import capabilities_response
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 log = structlog.get_logger("wasmkilnd")
+
+_TEST_MOST_S = 600.0
+"""How long systemd is asked to wait for the self-tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,10 @@ async def start_engines(
         guard=isolation,
         users=JobUsers(settings.job_uid),
     )
-    served, broken = await serve_engines(found.installed, options)
+    ids = [each.id for each in found.installed]
+    # Each kind of module is compiled and run, and a broken engine is given a minute for each job.
+    async with long_step(f"testing {', '.join(ids)}", _TEST_MOST_S):
+        served, broken = await serve_engines(found.installed, options)
     log_unserved(broken)
     unserved = [*found.damaged, *broken]
     for working in served:
@@ -136,7 +143,7 @@ async def start_engines(
         )
     except WasmkilnError as failure:
         raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
-    ids = [each.id for each in found.installed] + [each.id for each in found.damaged]
+    ids += [each.id for each in found.damaged]
     registry.choices = await asyncio.to_thread(record_names, settings, registry, ids)
     started = StartedEngines(registry, unserved, isolation, orders, options)
     _show_states(started, metrics)

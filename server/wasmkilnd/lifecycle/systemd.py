@@ -33,6 +33,11 @@ def status(text: str) -> None:
     _notify(f"STATUS={_line(text)}")
 
 
+def extend_timeout(for_s: float) -> None:
+    """Ask for this much time from now, beyond what the manager gives a start."""
+    _notify(f"EXTEND_TIMEOUT_USEC={int(for_s * 1e6)}")
+
+
 def alive() -> None:
     """Say that the daemon works, so that the watchdog lets it."""
     _notify("WATCHDOG=1")
