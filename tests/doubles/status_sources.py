@@ -22,6 +22,7 @@ def sources(
     unserved: Sequence[UnservedEngine] = (),
     strikes: Sequence[Strike] = (),
     isolation: str = "confined by seccomp",
+    isolation_required: bool = True,
 ) -> Sources:
     """Return the sources of a page, all of them well unless said otherwise."""
     return Sources(
@@ -31,6 +32,7 @@ def sources(
         engines=lambda: engines,
         unserved=lambda: unserved,
         isolation=lambda: isolation,
+        isolation_required=isolation_required,
         quarantined=lambda: strikes,
         namespaces=lambda: 1,
     )

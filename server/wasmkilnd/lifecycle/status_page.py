@@ -30,6 +30,7 @@ class StatusPage:
             engines=lambda: _engines(started),
             unserved=lambda: started.unserved,
             isolation=lambda: started.isolation.summary,
+            isolation_required=started.isolation.required,
             quarantined=tenants.known_in_quarantine,
             namespaces=lambda: len(tenants.opened),
         )

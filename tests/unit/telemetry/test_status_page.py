@@ -162,6 +162,18 @@ def test_jobs_that_are_not_confined_need_attention(metrics: Metrics) -> None:
     assert "All is well" not in text
 
 
+def test_jobs_that_the_operator_leaves_unconfined_are_a_note(metrics: Metrics) -> None:
+    open_engine = EngineView(ENGINE, "CPython 3.13", True, Isolation())
+    found = read(
+        sources(metrics, engines=[open_engine], isolation="not confined", isolation_required=False)
+    )
+    assert "Jobs are not confined. isolation=best-effort allows that." in found.text
+    assert "All is well" in found.text
+    classes = [attrs.get("class") or "" for _, attrs in found.elements]
+    assert "note" in classes
+    assert not {"bad", "mark bad", "wrong"} & set(classes)
+
+
 def test_a_redis_that_is_switched_off_is_nothing_to_mend(metrics: Metrics) -> None:
     metrics.gauges.remote = lambda: RemoteStatus("none", up=False, detail="switched off")
     assert "All is well" in read(well(metrics)).text

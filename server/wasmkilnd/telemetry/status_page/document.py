@@ -80,7 +80,11 @@ def _live(sources: Sources, sampler: Sampler) -> Markup:
         class_="about",
     )
     return join(
-        _section("state", "State", lambda: join(about, overview.attention(sources, now))),
+        _section(
+            "state",
+            "State",
+            lambda: join(about, overview.attention(sources, now), overview.note(sources)),
+        ),
         _section("figures", "Figures", lambda: overview.headline(sources, now, window)),
         _section("charts", "The last minutes", lambda: overview.charts(window)),
         _section("tiers", "Tiers", lambda: machinery.tiers(sources, now)),

@@ -72,9 +72,8 @@ def _state(tier: str, usage: TierUsage, now: Readings) -> Markup:
 
 def engines(sources: Sources, now: Readings) -> Markup:
     """Return the engines, those that are not served, and warm-ups."""
-    catalogue = sources.metrics.catalogue
     rows = [
-        _engine(catalogue, engine, now.engines.get(engine.id, EngineUsage()))
+        _engine(sources, engine, now.engines.get(engine.id, EngineUsage()))
         for engine in sources.engines()
     ]
     rows += [
@@ -86,7 +85,8 @@ def engines(sources: Sources, now: Readings) -> Markup:
     return join(table("Engines", heads, rows), jobs, *map(_warm_up, now.warm_ups))
 
 
-def _engine(catalogue: Catalogue, engine: EngineView, usage: EngineUsage) -> tuple[Child, ...]:
+def _engine(sources: Sources, engine: EngineView, usage: EngineUsage) -> tuple[Child, ...]:
+    catalogue = sources.metrics.catalogue
     took = catalogue.compile_durations.at(engine.id, OK).summary()
     replaced = count_of(catalogue.workers_replaced.at(engine.id))
     workers = f"{usage.busy} of {usage.workers} busy"
@@ -94,7 +94,8 @@ def _engine(catalogue: Catalogue, engine: EngineView, usage: EngineUsage) -> tup
         workers += f", {count(replaced)} replaced"
     isolation = engine.isolation
     gaps = ", ".join(f"{gap.name} {gap.state.value}" for gap in isolation.gaps)
-    held = mark("holds" if isolation.holds else "broken", "good" if isolation.holds else "bad")
+    broken = ("broken", "bad") if sources.isolation_required else ("not confined", "quiet")
+    held = mark(*(("holds", "good") if isolation.holds else broken))
     state = mark("served", "good")
     return (
         engine.id,

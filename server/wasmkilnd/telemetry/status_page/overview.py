@@ -24,7 +24,7 @@ def attention(sources: Sources, now: Readings) -> Markup:
     if not ready:
         wrong.append(("bad", f"The daemon serves no call: {why}."))
     wrong += [("bad", f"{one.id} is not served: {one.cause}") for one in sources.unserved()]
-    if any(not engine.isolation.holds for engine in sources.engines()):
+    if sources.isolation_required and _any_not_confined(sources):
         wrong.append(("bad", f"Jobs are {sources.isolation()}."))
     if not (now.remote.up or now.remote.switched_off):
         detail = f": {now.remote.detail}" if now.remote.detail else ""
@@ -42,6 +42,18 @@ def attention(sources: Sources, now: Readings) -> Markup:
     if not wrong:
         return tag("p", "All is well: every engine is served, and every tier answers.", class_="ok")
     return tag("ul", *(tag("li", words, class_=level) for level, words in wrong), class_="wrong")
+
+
+def note(sources: Sources) -> Markup | None:
+    """Return what the operator allowed, and so needs no attention; None if there is nothing."""
+    if sources.isolation_required or not _any_not_confined(sources):
+        return None
+    allowed = f"Jobs are {sources.isolation()}. isolation=best-effort allows that."
+    return tag("p", allowed, class_="note")
+
+
+def _any_not_confined(sources: Sources) -> bool:
+    return any(not engine.isolation.holds for engine in sources.engines())
 
 
 def headline(sources: Sources, now: Readings, window: Window) -> Markup:

@@ -32,5 +32,7 @@ class Sources:
     unserved: Callable[[], Sequence[UnservedEngine]]
     isolation: Callable[[], str]
     """How jobs are confined, in one line."""
+    isolation_required: bool
+    """Whether an engine is served only if its jobs are confined."""
     quarantined: Callable[[], Sequence[Strike]]
     namespaces: Callable[[], int]
