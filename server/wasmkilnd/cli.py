@@ -135,7 +135,7 @@ def show_config(
     certificates, passwords, tokens, engines, addresses.
     """
     from wasmkilnd.access.show import shown
-    from wasmkilnd.commands.as_owner import act_as_owner
+    from wasmkilnd.commands.as_owner import act_on
     from wasmkilnd.config import show
     from wasmkilnd.lifecycle.check_config import check
 
@@ -143,7 +143,7 @@ def show_config(
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
-    act_as_owner(loaded.settings.state_dir)  # So that it sees what the service will see.
+    act_on(loaded.settings, loaded.settings.state_dir)  # So that it sees what the service will see.
     try:
         sources = check(loaded.settings, version("wasmkiln"))
     except _failures() as failure:

@@ -140,6 +140,27 @@ def test_it_starts_again_after_the_group_was_let_into_everything(volumes: Path) 
         assert "foreign" not in again.log
 
 
+@pytest.mark.parametrize("command", ["keys list", "config --listen 127.0.0.1:0"])
+def test_commands_take_back_what_the_group_was_let_into(volumes: Path, command: str) -> None:
+    """Before a daemon has started again: it need not start for that."""
+    state = volumes / "state"
+    mount(state)
+    done = subprocess.run(
+        [*BECOME, sys.executable, "-m", "wasmkilnd", *command.split()],
+        env={
+            "WASMKILN_STATE_DIR": str(state),
+            "WASMKILN_ADMIN_LISTEN": "none",
+            "PATH": os.environ["PATH"],
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"note: took the group's rights to 5 private files: {state / 'keys'}" in done.stderr
+    assert is_private(state / "keys")
+
+
 def test_the_root_of_a_volume_is_no_host_store_and_the_message_names_one(volumes: Path) -> None:
     with daemon(volumes, "host") as one:
         refused = one.wait_for_log("cannot use the host store")

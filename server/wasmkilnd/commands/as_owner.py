@@ -5,6 +5,9 @@ may do all that this user may: so a command of root's becomes this user, for goo
 or writes any of the files. What it makes belongs to whom it is for.
 
 The configuration is read before that, as root. ``settings_of`` therefore reads it once.
+
+Where a container platform let the group of a volume write to private files, each command takes
+that back first, as the daemon does when it starts: it would refuse the files.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import click
 
 from wasmkilnd.config.load import FlagValue, load
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.private_folders import take_back_private
 
 # They lead into the home directory of the user who gave the command.
 _OF_THE_CALLER = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
@@ -64,10 +68,18 @@ def settings_of(
     """
     known: dict[str, Settings] = click.get_current_context().meta.setdefault(__name__, {})
     key = repr((sorted(flags.items()), config))
-    if key not in known:
-        known[key] = load(flags, os.environ, config).settings
-    act_as_owner(folder(known[key]))
-    return known[key]
+    if key in known:
+        return known[key]
+    settings = load(flags, os.environ, config).settings
+    act_on(settings, folder(settings))
+    return known.setdefault(key, settings)
+
+
+def act_on(settings: Settings, folder: Path) -> None:
+    """Become the owner of ``folder``, and take back what the group of a volume may write to."""
+    act_as_owner(folder)
+    for private, files in take_back_private(settings):
+        click.echo(f"note: took the group's rights to {files} private files: {private}", err=True)
 
 
 def act_as_owner(folder: Path) -> None:

@@ -6,6 +6,7 @@
 |---|---|---|
 | start | ``restart_for_tls`` | runs the command again before gRPC is there with another TLS |
 | | ``preflight`` | refuses to start where this host or user rules a setting out |
+| | ``private_folders`` | takes back what a container platform let a volume's group write to |
 | | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
 | | ``first_engines`` | installs engines where there is none |
 | | ``long_step`` | asks the service manager for time while a step of the start takes it |

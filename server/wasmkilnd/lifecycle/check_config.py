@@ -1,7 +1,8 @@
 """Check, without starting anything, what ``serve`` would refuse: ``wasmkilnd config``.
 
 Nothing is made and nothing is left: a key that the first start makes is not missed here. Each
-failure is the one that ``serve`` would end with.
+failure is the one that ``serve`` would end with. What a start takes back of a volume's group, the
+command has taken back before (``private_folders``).
 """
 
 from __future__ import annotations

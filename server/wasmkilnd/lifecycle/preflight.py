@@ -10,12 +10,11 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.private_folders import take_back_private
 from wasmkilnd.options import limits_too_low
-from wasmkilnd.ownership import NotOurs, make_folder, take_back
+from wasmkilnd.ownership import NotOurs, make_folder
 
 log = structlog.get_logger("wasmkilnd")
-
-_PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses", "warm-ups")
 
 
 class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -46,15 +45,8 @@ def check_host(settings: Settings) -> None:
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
             " choose another with --state-dir or WASMKILN_STATE_DIR"
         ) from None
-    _take_back(settings)
-
-
-def _take_back(settings: Settings) -> None:
-    """Make this user's alone again what a container platform let the volume's group write to."""
-    private = {settings.state_dir / name for name in _PRIVATE} | {settings.effective_keys_dir}
-    for folder in sorted(private):
-        if files := take_back(folder, private=True):
-            log.warning("took the group's rights to private files", folder=str(folder), files=files)
+    for folder, files in take_back_private(settings):
+        log.warning("took the group's rights to private files", folder=str(folder), files=files)
 
 
 def _refuse_root(state_dir: Path) -> None:
