@@ -57,9 +57,12 @@ def check_path(path: Path, *, private: bool = False, secret: bool = False) -> No
         if not (is_above and found.st_mode & stat.S_ISVTX):
             _refuse_writers(step, found, path, private=private and not is_above)
         if secret and not is_above and stat.S_IMODE(found.st_mode) & _OTHERS_READ:
+            remedy = f"`chmod 600 {_quoted(step)}`"
+            if found.st_uid != os.geteuid():  # Root's: this user may only read it as its group.
+                remedy = f"`chmod o= {_quoted(step)}` (a Secret of Kubernetes: `defaultMode: 0440`)"
             raise NotOurs(
-                f"cannot use {path}: other users may read it; `chmod 600 {_quoted(step)}`, and"
-                " replace it if one of them may have read it"
+                f"cannot use {path}: other users may read it; {remedy}, and replace it if one of"
+                " them may have read it"
             )
         here = step
 

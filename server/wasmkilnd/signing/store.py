@@ -24,7 +24,7 @@ from wasmkiln.revoked_keys import FOLDER, read_revocations, write_revocation
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.ownership import check_path, make_folder
-from wasmkilnd.signing.files import KeysUnusable, as_keys_unusable, read_file
+from wasmkilnd.signing.files import KeysUnusable, as_keys_unusable, read_file, refuse_open_folder
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.whole_files import locked, write_whole
 
@@ -222,7 +222,7 @@ class KeyStore:
     def _refuse_open_folders(self) -> None:
         # Check before reading anything: after this only this user and root can change the folders.
         for folder in (self.folder, self._trusted, self._revoked):
-            check_path(folder, private=True)
+            refuse_open_folder(folder)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
