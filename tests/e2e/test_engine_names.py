@@ -83,6 +83,35 @@ def test_a_name_is_moved_by_the_operator_alone(daemon: Daemon, client: Client) -
     assert '"wasmtime": "wasmtime-49.0.0"' in (daemon.state_dir / "engine-names.json").read_text()
 
 
+def test_settings_that_hold_a_new_engine_back_are_named(tmp_path: Path) -> None:
+    state = state_with(tmp_path / "state", OLD, NEW)
+
+    def said(*more: str, **settings: str) -> str:
+        words = ("engine", "install", NEW.replace("-", "=="), *more, "--state-dir", str(state))
+        done = subprocess.run(
+            [sys.executable, "-m", "wasmkilnd", *words],
+            env={**{f"WASMKILN_{name}": text for name, text in settings.items()}, "PATH": "/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stderr
+
+    alias, warm = f"wasmtime={OLD}", ("--warm-from", OLD)
+    held = said(*warm, ENGINE_ALIAS=alias)
+    then = f"until you change it there to {NEW}, and reload the daemon"
+    assert f"also after the warm-up engine_alias keeps wasmtime at {OLD}, {then}" in held
+    held = said(*warm, DEFAULT_ENGINE=OLD)
+    assert f"also after the warm-up default_engine keeps requests that name no engine at {OLD}" in (
+        held
+    )
+    assert "keeps" not in said(*warm, DEFAULT_ENGINE="wasmtime")
+    # Nor does the command advise what the alias would make it refuse.
+    held = said(ENGINE_ALIAS=alias)
+    assert f"engine_alias keeps wasmtime at {OLD}" in held
+    assert "engine use" not in held
+
+
 def test_an_alias_decides_and_follows_a_reload(daemon: Daemon, client: Client) -> None:
     configure(daemon, f'[engine_alias]\nwasmtime = "{NEW}"\n')
     reload(daemon)

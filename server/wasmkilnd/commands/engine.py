@@ -111,7 +111,10 @@ def install(
             click.echo(f"{done.id} is installed ({done.python})", err=True)
             if warm_from:
                 _order(folder, WarmOrder(done.id, warm_from, top))
-            elif names.kept(done.name) not in ("", done.id):
+            for each in names.held_back(done.id):
+                click.echo(f"also after the warm-up {each}" if warm_from else each, err=True)
+            aliased = done.name in settings.engine_aliases
+            if not (warm_from or aliased) and names.kept(done.name) not in ("", done.id):
                 click.echo(
                     f"{done.name} goes on to stand for {names.kept(done.name)}:"
                     f" `wasmkilnd engine use {done.id}` changes that",

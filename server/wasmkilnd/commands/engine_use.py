@@ -66,6 +66,18 @@ class InstalledNames:
         stays = name in self._choices.aliases or name in self._choices.recorded
         return self._names.by_name.get(name, "") if stays else ""
 
+    def held_back(self, engine_id: str) -> list[str]:
+        """Return a sentence for each setting that keeps callers from a new version."""
+        name, aliases, default = name_of(engine_id), self._choices.aliases, self._choices.default
+        then = f"until you change it there to {engine_id}, and reload the daemon"
+        held = []
+        if aliases.get(name, engine_id) != engine_id:
+            held.append(f"engine_alias keeps {name} at {aliases[name]}, {then}")
+        # A name follows, unless an alias says what it stands for.
+        if default not in ("", name, engine_id, *aliases) and name_of(default) == name:
+            held.append(f"default_engine keeps requests that name no engine at {default}, {then}")
+        return held
+
     def recorded(self) -> dict[str, str]:
         """Return the record, completed by what names stand for without one."""
         names = self._names.by_name.items()
