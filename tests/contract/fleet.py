@@ -27,9 +27,9 @@ from tests.doubles.notes import Notes
 
 ONE = sealer().seal(artifact(1))
 NAME = KeyNames(DEFAULT_PREFIX).lease(ONE.key)
-LEASE_S = 0.5
-# One lease, and what a busy machine may add: far less than max_wait_s.
-A_FEW_LEASES_S = 6 * LEASE_S
+LEASE_S = 1.0
+# One lease, and what a busy machine may add: half of max_wait_s.
+A_FEW_LEASES_S = 10 * LEASE_S
 
 
 class Daemon:

@@ -73,7 +73,7 @@ async def test_a_compile_that_fails_lets_all_the_others_go_at_once(valkey: Redis
 
         async def fail() -> None:
             async with one.compiling():
-                waiting.extend(asyncio.create_task(other.compile(LEASE_S)) for other in others)
+                waiting.extend(asyncio.create_task(other.compile(2 * LEASE_S)) for other in others)
                 await asyncio.sleep(0.1)
                 raise module_invalid("engine-1", "bad", None)
 
@@ -82,7 +82,7 @@ async def test_a_compile_that_fails_lets_all_the_others_go_at_once(valkey: Redis
         began = asyncio.get_running_loop().time()
         assert all(await asyncio.gather(*waiting))
         # At the same time, not one after the other.
-        assert asyncio.get_running_loop().time() - began < 3 * LEASE_S
+        assert asyncio.get_running_loop().time() - began < 6 * LEASE_S
         assert [other.outcomes.turns for other in others] == [["failed"]] * 4
 
 

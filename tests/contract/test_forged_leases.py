@@ -13,6 +13,7 @@ from wasmkilnd.cache.fleet.lease import Lease
 from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.model import EvictScope
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.fleet import A_FEW_LEASES_S, LEASE_S, NAME, ONE, Daemon, fleet
 from tests.contract.sealing import THEIRS, sealer
@@ -76,16 +77,30 @@ async def test_a_copied_lease_that_nobody_renews_is_waited_for_no_longer_than_a_
 async def captured(raw: Redis, daemon: Daemon, renewals: int = 0) -> list[bytes]:
     """What an attacker may copy of a lease while ``daemon`` compiles, if it is renewed so often."""
     copies: list[bytes] = []
-    async with daemon.compiling():
-        while len(copies) < 1 + renewals:
-            value = await raw.get(NAME)
-            if isinstance(value, bytes) and value not in copies:
-                copies.append(value)
-            await asyncio.sleep(0.01)
-    await daemon.fleet.close()
-    await daemon.tier.evict(EvictScope())
-    await raw.delete(NAME)
+    while len(copies) < 1 + renewals:
+        copies.clear()
+        async with daemon.compiling():
+            # On a busy machine it may be renewed too late, and is gone then: once more.
+            while len(copies) < 1 + renewals and (value := await raw.get(NAME)):
+                if isinstance(value, bytes) and value not in copies:
+                    copies.append(value)
+                await asyncio.sleep(0.01)
+        await daemon.fleet.close()
+        await daemon.tier.evict(EvictScope())
+        await raw.delete(NAME)
     return copies
+
+
+async def takes_it_at_once(daemon: Daemon) -> bool:
+    """Whether a daemon takes the lease without a wait, and compiles.
+
+    It asks some times: a copy may come between its look and its taking.
+    """
+    async with daemon.fleet.claim(ONE.key, WaitBudget(1.0)) as claim:
+        for _ in range(10):
+            if await claim.take():
+                return True
+        return False
 
 
 async def put_back(raw: Redis, copies: list[bytes]) -> None:
@@ -106,10 +121,12 @@ async def test_copied_leases_that_are_written_back_in_turn_are_waited_for_once(
         copies = [copy for daemon in (one, one, two, two) for copy in await captured(raw, daemon)]
         attacking = asyncio.create_task(put_back(raw, copies))
         try:
-            for longest_s in (12 * LEASE_S, 2 * LEASE_S, 2 * LEASE_S):
-                assert await asyncio.wait_for(three.compile(), longest_s)
+            # Half of what it would wait for leases that are new each time.
+            assert await asyncio.wait_for(three.compile(), 30)
+            for _ in range(2):
                 await three.fleet.close()
                 await three.tier.evict(EvictScope())
+                assert await takes_it_at_once(three)
         finally:
             attacking.cancel()
 
@@ -119,7 +136,7 @@ async def test_a_copy_of_this_daemon_s_own_lease_delays_no_call(valkey: RedisSer
         copies = await captured(raw, one, renewals=2)
         attacking = asyncio.create_task(put_back(raw, copies))
         try:
-            assert await asyncio.wait_for(one.compile(), LEASE_S)
+            assert await takes_it_at_once(one)
         finally:
             attacking.cancel()
 
