@@ -10,26 +10,27 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-HALF = b"GET /metrics HTTP/1.1\r\nHost: kiln\r\nX-Half: "
-WHOLE = b"GET /metrics HTTP/1.1\r\nHost: kiln\r\n\r\n"
+HALF = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Half: "
+WHOLE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SENT = {
     "half": HALF,
     "silent": b"",
     "pipelined": WHOLE * 200,
     "unread": WHOLE,
     "status page": b"".join(
-        b"GET %s HTTP/1.1\r\nHost: kiln\r\n\r\n" % path
+        b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
         for path in (b"/", b"/status", b"/status/live", b"/status/page.js") * 20
     ),
     "headers": b"GET /metrics HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(5000)),
     "long header": HALF + b"a" * 1_000_000,
     "http2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 64,
-    "upgrade": b"GET /metrics HTTP/1.1\r\nHost: kiln\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    "upgrade": b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\n"
     b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n" + b"a" * 100_000,
     "no http": bytes(range(256)) * 16,
-    "post": b"POST /metrics HTTP/1.1\r\nHost: kiln\r\nContent-Length: 99999999\r\n\r\n"
+    "post": b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
     + b"a" * 100_000,
-    "chunks": b"GET /healthz HTTP/1.1\r\nHost: kiln\r\nTransfer-Encoding: chunked\r\n\r\n"
+    "chunks": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     + b"5\r\nhello\r\n" * 10_000,
 }
 """What a stranger may say to an HTTP port, by name."""

@@ -13,11 +13,13 @@ from wasmkilnd.access.tls.grpc_credentials import server_credentials
 from wasmkilnd.access.tls.material import TlsOptions
 from wasmkilnd.access.tls.pem import TlsUnusable
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.config.values.address import Address
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
 from wasmkilnd.rpc.listener import ListenGroup, open_socket
+from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.metrics.readings import TlsStatus
 
 
@@ -78,6 +80,14 @@ def open_admin_socket(settings: Settings, sockets: SocketAccess) -> None:
     address = settings.admin_listen
     if address.startswith("unix:"):
         open_socket(address, Path(address.removeprefix("unix:")), sockets)
+
+
+def admin_names(settings: Settings) -> Names | None:
+    """Return which names the admin server answers to; None for all."""
+    address = Address.parse(settings.admin_listen)
+    if address.path or not address.local or settings.tls_cert_file:
+        return None
+    return Names(settings.admin_names)
 
 
 def listen_groups(settings: Settings, tls: TlsFiles | None) -> Sequence[ListenGroup]:

@@ -20,6 +20,7 @@ from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
 from wasmkilnd.lifecycle.gauges import show_tenants
 from wasmkilnd.lifecycle.listening import (
     Bound,
+    admin_names,
     bound_addresses,
     listen_groups,
     open_admin_socket,
@@ -183,6 +184,7 @@ class Opening:
             auditor,
             (lambda: tls.current.http_context()) if tls else None,
             pages,
+            admin_names(self._settings.current),
         )
         try:
             address = await admin.start()

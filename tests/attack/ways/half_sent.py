@@ -10,10 +10,10 @@ from tests.e2e.floods import PREFACE
 
 CONNECTIONS = 1_600
 _BEGINNINGS = (
-    b"GET /metrics HTTP/1.1\r\nHost: daemon\r\nX-Slow: ",
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
     b"",
-    b"GET /metrics HTTP/1.1\r\nHost: daemon\r\n\r\n" * 200,
-    b"POST /metrics HTTP/1.1\r\nHost: daemon\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200,
+    b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
     PREFACE,
 )
 

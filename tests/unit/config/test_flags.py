@@ -17,6 +17,7 @@ SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}
 LISTS = {
     "listen",
     "trusted_keys",
+    "admin_names",
     "token_listen",
     "operator_listen",
     "jwt_audience",

@@ -9,7 +9,11 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.access.guard import AccessGuard
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.listening import admin_names
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
+from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.admin.pages import Asset, LivePage, Pages
 from wasmkilnd.telemetry.admin.server import AdminServer
 from wasmkilnd.telemetry.admin.shared_page import SharedPage
@@ -140,3 +144,85 @@ async def test_many_pages_take_no_more_time_than_one(monkeypatch: pytest.MonkeyP
     assert made == list(kinds)
     assert [round(pause, 6) for pause in pauses] == [0, 4, 4]
     assert got == [kind.encode() for kind in kinds for _ in range(5)]
+
+
+@pytest.fixture
+async def named() -> AsyncIterator[str]:
+    """Where a server is that answers under names of its own."""
+    names = Names(["Kiln.example.org."])
+    server = AdminServer(
+        "127.0.0.1:0",
+        Metrics("1.2.3").registry,
+        lambda: (True, "ready"),
+        AccessGuard(None),
+        Audit(),
+        pages=PAGES,
+        names=names,
+    )
+    yield await server.start()
+    await server.stop()
+
+
+@pytest.mark.parametrize("port", ["", ":9464"])
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("[::1]", 200),
+        ("LocalHost", 200),
+        ("localhost.", 200),
+        ("kiln.localhost", 200),
+        ("kiln.example.org", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("kiln.example.org.evil.example", 421),
+        ("evillocalhost", 421),
+        ("[::1].evil.example", 421),
+        ("", 421),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/metrics", "/page.css", "/no-such-page"])
+async def test_a_website_cannot_make_the_port_a_part_of_itself(
+    named: str, host: str, status: int, port: str, path: str
+) -> None:
+    """Its name may stand for this machine by now, but it is still in Host."""
+    reader, writer = await asyncio.open_connection(*named.split(":"))
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}{port}\r\nConnection: close\r\n\r\n"
+    writer.write(request.encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    expected = 404 if status == 200 and path == "/no-such-page" else status
+    assert answer.startswith(f"HTTP/1.1 {expected} ")
+    if status == 421:
+        assert "admin_names" in answer
+        assert host not in answer or not host
+
+
+@pytest.mark.parametrize("hosts", ["", "Host: localhost\r\nHost: evil.example\r\n"])
+async def test_of_several_names_none_is_strange(named: str, hosts: str) -> None:
+    """Programs that send no name are no browsers."""
+    reader, writer = await asyncio.open_connection(*named.split(":"))
+    writer.write(f"GET /metrics HTTP/1.0\r\n{hosts}\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.split()[1] == "200" if not hosts else answer.split()[1] in ("400", "421")
+
+
+@pytest.mark.parametrize(
+    ("settings", "checked"),
+    [
+        ({}, True),
+        ({"admin_listen": "[::1]:1"}, True),
+        ({"admin_listen": "localhost:1"}, True),
+        ({"admin_listen": "unix:/run/kiln.sock"}, False),
+        ({"admin_listen": "0.0.0.0:1", "allow_remote": True}, False),
+        ({"tls_cert_file": "/cert", "tls_key_file": "/key"}, False),
+    ],
+)
+def test_names_are_checked_where_a_browser_would_not(
+    settings: dict[str, object], checked: bool
+) -> None:
+    assert (admin_names(Settings.model_validate(settings)) is not None) == checked

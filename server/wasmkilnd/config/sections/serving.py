@@ -32,6 +32,13 @@ class ServingSettings(BaseModel):
         description="Where /metrics, /healthz, /readyz and the status page (/) are served over"
         " HTTP: one address as in listen, or none to switch them off.",
     )
+    admin_names: Texts = Field(
+        default=(),
+        description="Names besides localhost under which a browser or a proxy may ask for the pages"
+        " of an admin_listen that only this machine can reach, without TLS; several are separated"
+        " by commas. Pages of other names are refused, since a website can have its name stand for"
+        " 127.0.0.1. IP addresses are always accepted.",
+    )
     allow_remote: Switch = Field(
         default=False,
         description="Permit addresses that other machines can reach without TLS, or without"

@@ -4,6 +4,7 @@
 ``server``        what is answered at which path, by aiohttp
 ``shared_page``   makes a page once for all requests that wait for it
 ``pages``         pages for browsers, and the headers that they are sent with
+``names``         which names a port of this machine alone answers to: no website's
 ``access``        asks the guard about each request: 401, 403, and their audit
 ``listener``      accepts connections on TCP or a Unix socket; each then goes through
                 the two stages below

@@ -20,6 +20,7 @@ from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.telemetry.admin.access import Doorkeeper
 from wasmkilnd.telemetry.admin.connections import IDLE_S, LIMIT, HttpConnections
 from wasmkilnd.telemetry.admin.listener import Listener
+from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.admin.pages import Pages, add_pages
 from wasmkilnd.telemetry.admin.pending import Context
 from wasmkilnd.telemetry.admin.shared_page import SharedPage
@@ -56,14 +57,16 @@ class AdminServer:
         auditor: Auditor,
         tls: Context | None = None,
         pages: Pages = MappingProxyType({}),
+        names: Names | None = None,
     ) -> None:
         """Prepare to serve on ``address``: host:port, [v6]:port or unix:/path.
 
         ``ready`` returns whether the daemon serves calls, and a sentence that says why or why not.
         With ``tls``, TCP connections speak TLS; it returns what new ones are made with. ``pages``
-        are for browsers.
+        are for browsers. Requests need one of ``names``, where there are any.
         """
         self._address = address
+        self._names = names
         self._registry = registry
         self._ready = ready
         unix = address.startswith("unix:")
@@ -129,7 +132,8 @@ class AdminServer:
         with self._connections.answering(request.transport):
             # Requests that came together on one connection must not hold up the others.
             await asyncio.sleep(0)
-            return self._doorkeeper.refuse(request) or await handler(request)
+            refusal = self._names.refuse(request) if self._names else None
+            return refusal or self._doorkeeper.refuse(request) or await handler(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
