@@ -9,6 +9,8 @@ import click
 
 from wasmkilnd.commands.as_owner import act_as_owner, settings_of
 from wasmkilnd.commands.running import RELOAD_S, ReloadFailed, reload_each
+from wasmkilnd.config.load import ConfigError
+from wasmkilnd.config.values.types import expanded
 from wasmkilnd.lifecycle.running import RunningDaemon, running
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -54,7 +56,10 @@ def _folder(state_dir: str | None) -> Path:
     if not state_dir:
         return settings_of({}).state_dir
     # A configuration that cannot be read is the daemon's to refuse, so that it tells of it too.
-    folder = Path(state_dir).expanduser().absolute()
+    try:
+        folder = expanded(state_dir).absolute()
+    except ValueError as failure:
+        raise ConfigError(f"cannot use the state directory: {failure}") from None
     act_as_owner(folder)
     return folder
 

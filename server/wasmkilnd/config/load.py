@@ -17,7 +17,7 @@ from wasmkilnd.config.schema import ENV_PREFIX, Settings, env_name, flag_name
 from wasmkilnd.config.upstash import from_upstash
 from wasmkilnd.config.values.quantity import written
 from wasmkilnd.config.values.redis_url import RedisUrl
-from wasmkilnd.config.values.types import default_state_dir
+from wasmkilnd.config.values.types import default_state_dir, expanded
 
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 """The variable that names the TOML file."""
@@ -119,7 +119,10 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str,
         name = environ.get(CONFIG_ENV, "")
         if not name:
             return {}, ""
-        file = Path(name).expanduser()
+        try:
+            file = expanded(name)
+        except ValueError as failure:
+            raise ConfigError(f"cannot read the file that {CONFIG_ENV} names: {failure}") from None
     origin = f"file {file}"
     try:
         return tomllib.loads(file.read_bytes().decode()), origin

@@ -307,3 +307,28 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.effective_workers == 1
     assert settings.effective_compile_cpu_s == 7
     assert settings.effective_compile_memory_bytes == 9 * 2**30
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "audit_file",
+        "host_store_dir",
+        "jwt_keys",
+        "policy_file",
+        "state_dir",
+        "tls_cert_file",
+        "trusted_keys",
+    ],
+)
+def test_a_home_that_is_nobodys_is_told_of(name: str) -> None:
+    [problem] = problems(environ={env_name(name): "~no-such-user/it"})
+    assert problem.endswith("'~no-such-user/it' names the home of an unknown user")
+
+
+def test_the_file_of_settings_in_a_home_that_is_nobodys() -> None:
+    [problem] = problems(environ={"WASMKILN_CONFIG": "~no-such-user/kiln.toml"})
+    assert problem == (
+        "cannot read the file that WASMKILN_CONFIG names: '~no-such-user/kiln.toml' names the home"
+        " of an unknown user"
+    )

@@ -66,3 +66,13 @@ def test_ranges_read_well() -> None:
     assert str(PythonRange((3, 9))) == "CPython 3.9 or newer"
     assert (3, 14) in PythonRange((3, 9))
     assert (3, 11) not in PythonRange((3, 9), (3, 10))
+
+
+def test_find_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user is often a number without an entry in passwd."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert interpreters.find(PythonRange((3, 0), (3, 1))) is None

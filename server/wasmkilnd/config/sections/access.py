@@ -19,6 +19,7 @@ from wasmkilnd.config.values.types import (
     SocketMode,
     Switch,
     Text,
+    TextOrPath,
     Texts,
 )
 
@@ -87,7 +88,7 @@ class AccessSettings(BaseModel):
         " jwt_issuer.",
         json_schema_extra=LIVE,
     )
-    jwt_keys: Text = Field(
+    jwt_keys: TextOrPath = Field(
         default="",
         description="The JSON Web Key Set of the issuer: the path of a file, or an https:// URL."
         " A file is read again when it changes, a URL every five minutes and when a token names an"
@@ -100,7 +101,7 @@ class AccessSettings(BaseModel):
         " needs an identity.",
         json_schema_extra=LIVE,
     )
-    audit_file: Text = Field(
+    audit_file: TextOrPath = Field(
         default="",
         description="Where the audit is written, a line of JSON for each compile, upload, act of"
         " an operator, refusal and change of keys: the path of a file, `log` for the daemon's log,"

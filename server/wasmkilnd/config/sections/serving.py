@@ -15,6 +15,7 @@ from wasmkilnd.config.values.types import (
     Secret,
     Switch,
     Texts,
+    TextsOrPaths,
     default_state_dir,
 )
 
@@ -65,7 +66,7 @@ class ServingSettings(BaseModel):
         " makes one.",
         json_schema_extra=LIVE,
     )
-    trusted_keys: Texts = Field(
+    trusted_keys: TextsOrPaths = Field(
         default=(),
         description="Public keys to trust besides those in keys_dir: hex, base64, or the"
         " path of a PEM file or of a folder of PEM files; several are separated by commas.",

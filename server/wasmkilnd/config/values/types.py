@@ -82,13 +82,18 @@ def _admin_address(value: object) -> object:
     return NO_ADMIN if value.strip() == NO_ADMIN else str(Address.parse(value))
 
 
+def expanded(path: str | Path) -> Path:
+    """Return ``path`` with a home for its tilde. Raises ValueError where that user has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(path)!r} names the home of an unknown user") from None
+
+
 def _directory(value: object) -> object:
     if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
         raise ValueError("expected the path of a directory")
-    try:
-        return Path(value).expanduser().absolute()
-    except RuntimeError:
-        raise ValueError(f"{str(value)!r} names the home of an unknown user") from None
+    return expanded(value).absolute()
 
 
 def _directory_or_none(value: object) -> object:
@@ -105,13 +110,18 @@ def _store_directory(value: object) -> object:
 def _file_or_none(value: object) -> object:
     if not isinstance(value, str | Path) or "\0" in str(value):
         raise ValueError("expected the path of a file")
-    return str(Path(value).expanduser().absolute()) if str(value).strip() else ""
+    return str(expanded(value).absolute()) if str(value).strip() else ""
 
 
 def _one_word(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("expected a string")
     return value.strip()
+
+
+def _word_or_path(value: object) -> object:
+    word = _one_word(value)
+    return str(expanded(word)) if isinstance(word, str) and word.startswith("~") else word
 
 
 def _secret(value: object) -> object:
@@ -127,6 +137,10 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         raise ValueError("expected strings, separated by commas")
     return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+
+
+def _words_or_paths(value: object) -> tuple[object, ...]:
+    return tuple(_word_or_path(text) for text in _texts(value))
 
 
 def _size_or_auto(value: object) -> object:
@@ -240,6 +254,9 @@ StoreDirectory = Annotated[str, BeforeValidator(_store_directory)]
 OptionalFile = Annotated[str, BeforeValidator(_file_or_none)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Text = Annotated[str, BeforeValidator(_one_word)]
+TextOrPath = Annotated[str, BeforeValidator(_word_or_path)]
+"""A word, or the path of a file."""
+TextsOrPaths = Annotated[tuple[str, ...], BeforeValidator(_words_or_paths)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 KeyPrefix = Annotated[str, BeforeValidator(_prefix)]
 EngineAliases = Annotated[tuple[str, ...], BeforeValidator(_aliases)]

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
+NO_HOME: Final = Path("/nonexistent")
+"""The home of a user that has none, by the convention of distributions."""
 _TIMEOUT_S = 900
 
 
 class EngineInstallError(Exception):
     """An engine cannot be installed or removed; the message says why and what to do."""
+
+
+def home() -> Path:
+    """Return the user's home: of a container's number without an entry in passwd, NO_HOME."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return NO_HOME
 
 
 def run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
@@ -27,7 +39,8 @@ def run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str
             timeout=_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
             umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
-            env={**inherited, **(environ or {})},
+            # Pip does not work without one.
+            env={"HOME": str(home()), **inherited, **(environ or {})},
         )
     except subprocess.TimeoutExpired:
         raise EngineInstallError(

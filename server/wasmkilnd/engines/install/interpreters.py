@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wasmkilnd.engines.install.command import EngineInstallError
+from wasmkilnd.engines.install.command import EngineInstallError, home
 from wasmkilnd.engines.install.vetting import check_interpreter
 from wasmkilnd.ownership import NotOurs
 
@@ -167,13 +167,13 @@ def _install_patterns(fetched: Path | None) -> Iterator[str]:
     """Yield where version managers and distributions keep interpreters that are not on PATH."""
     if fetched:
         yield f"{glob.escape(str(fetched))}/cpython-3.{{minor}}.*/bin/python3.{{minor}}"
-    home = Path.home()
-    pyenv_root = os.environ.get("PYENV_ROOT") or str(home / ".pyenv")
-    uv_root = os.environ.get("UV_PYTHON_INSTALL_DIR") or str(home / ".local/share/uv/python")
+    at_home = home()
+    pyenv_root = os.environ.get("PYENV_ROOT") or str(at_home / ".pyenv")
+    uv_root = os.environ.get("UV_PYTHON_INSTALL_DIR") or str(at_home / ".local/share/uv/python")
     yield f"{glob.escape(pyenv_root)}/versions/3.{{minor}}.*/bin/python3.{{minor}}"
     yield f"{glob.escape(uv_root)}/cpython-3.{{minor}}.*/bin/python3.{{minor}}"
-    yield f"{glob.escape(str(home))}/.asdf/installs/python/3.{{minor}}.*/bin/python3.{{minor}}"
-    mise = glob.escape(str(home / ".local/share/mise/installs/python"))
+    yield f"{glob.escape(str(at_home))}/.asdf/installs/python/3.{{minor}}.*/bin/python3.{{minor}}"
+    mise = glob.escape(str(at_home / ".local/share/mise/installs/python"))
     yield f"{mise}/3.{{minor}}.*/bin/python3.{{minor}}"
     for folder in ("/usr/bin", "/usr/local/bin", "/opt/python3.{minor}/bin"):
         yield f"{folder}/python3.{{minor}}"
