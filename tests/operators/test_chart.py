@@ -145,6 +145,7 @@ def test_a_changed_setting_starts_the_daemons_again() -> None:
         ),
         ({"tls": {"existingSecret": "a"}}, "cannot tell callers apart: set tls.clientCASecret"),
         ({"tls": {"clientCASecret": "a"}}, "cannot ask callers for certificates without TLS"),
+        ({"ports": {"grpc": 9464}}, "ports.grpc and ports.admin are both 9464"),
         ({"settings": {"listen": "[::]:1"}}, "cannot set settings.listen: the chart decides it"),
         # The schema of the values.
         ({"replica": 3}, "replica"),

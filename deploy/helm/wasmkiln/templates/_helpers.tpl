@@ -130,6 +130,9 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 {{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.policy .Values.settings.jwt_issuer)) -}}
 {{- fail "\ncannot tell callers apart: set tls.clientCASecret, settings.jwt_issuer or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
 {{- end -}}
+{{- if eq (int .Values.ports.grpc) (int .Values.ports.admin) -}}
+{{- fail (printf "\ncannot serve gRPC and the admin pages at one port: ports.grpc and ports.admin are both %d" (int .Values.ports.grpc)) -}}
+{{- end -}}
 {{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "open_health" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
 {{- if hasKey $.Values.settings $name -}}
 {{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, engines, hostStore)" $name) -}}
