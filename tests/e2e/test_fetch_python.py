@@ -95,6 +95,7 @@ def test_what_has_another_digest_than_uv_knows_is_refused(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: cannot fetch CPython 3.10 from {mirror.url}: "), done.stderr
+    assert "Hash mismatch" in last
     assert "python_mirror" in last
     assert not list((state / "pythons").glob("cpython-*"))
     assert not list(state.glob(".uv-*"))

@@ -25,6 +25,12 @@ def home() -> Path:
         return NO_HOME
 
 
+def _tells(line: str) -> bool:
+    # pip's last error names the package; earlier ones tell which files it did not choose. uv
+    # writes digests below the line that says what is wrong with them.
+    return line.startswith("ERROR") or "Hash mismatch" in line
+
+
 def run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
     """Run a command; return its output. Raises EngineInstallError with its last error line.
 
@@ -50,8 +56,7 @@ def run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str
         raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
-        # pip's last error names the package; earlier ones tell which files it did not choose.
-        words = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        words = next((line for line in reversed(lines) if _tells(line)), lines[-1]).strip()
         raise EngineInstallError(
             f"`{' '.join(command)}` failed with exit code {done.returncode}: {words}",
         )
