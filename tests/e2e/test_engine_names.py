@@ -135,6 +135,16 @@ def test_an_alias_decides_and_follows_a_reload(daemon: Daemon, client: Client) -
     reload(daemon)
 
 
+def test_a_reload_that_fails_is_no_success_of_the_command(daemon: Daemon) -> None:
+    configure(daemon, "no_such_setting = 1\n")
+    failed = engine(daemon, "use", OLD, "--reload")
+    configure(daemon, "")
+    assert failed.returncode == 1
+    why = f"error: cannot reload the daemon with the process id {daemon.pid}, which goes on"
+    assert failed.stderr.splitlines()[-1].startswith(why)
+    assert "no_such_setting" in failed.stderr
+
+
 def engine_with_config(daemon: Daemon, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
