@@ -30,7 +30,7 @@ FAST_PROCESSES = $(shell expr 1 + $(PROCESSES))
 # Tests start some hundred Pythons: without compiled bytecode each takes 0.2 s of CPU longer.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # The contract of the last release: what callers were promised.
-RELEASED := v0.5.0.binpb
+RELEASED := v0.6.0.binpb
 
 .DEFAULT_GOAL := help
 .PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs site lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
