@@ -19,7 +19,8 @@ from tests.attack.honest import ENGINE, TIMEOUT_S, Honest
 from tests.attack.sampler import Sample, Sampler
 from tests.attack.target import Target
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT, Daemon, installed_engines, state_with
+from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.programs import ROOT, inside, installed_engines
 from tests.e2e.stall_watch import Hold
 from tests.faults.site import PASSWORD, Server
 from tests.soak.ledger import Call
@@ -78,7 +79,7 @@ async def run(
 ) -> Figures:
     """Attack in each of the ways for ``seconds``; return the measurements."""
     engines = await asyncio.to_thread(installed_engines)
-    assert ENGINE in {engine.id for engine in engines.installed()}
+    assert ENGINE in {engine.id for engine in engines}
     server = await asyncio.to_thread(Server, folder / "redis")
     stalls, slow = folder / "stalls", folder / "slow.wasm"
     slow.write_bytes(slow_module())
@@ -91,7 +92,7 @@ async def run(
     state = state_with(folder / "state", ENGINE)
     try:
         daemon = await asyncio.to_thread(
-            Daemon, state, environ=environ, program=("-m", "tests.e2e.stall_watch", str(stalls))
+            Daemon, state, environ=environ, command=inside("tests.e2e.stall_watch", str(stalls))
         )
         try:
             target = Target(

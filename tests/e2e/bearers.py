@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.e2e.programs import WASMKILND
+
 Metadata = tuple[tuple[str, str], ...]
 
 
 def token_command(state_dir: Path, *words: str) -> str:
     """Run ``wasmkilnd token``; return its standard output."""
     return subprocess.run(
-        [sys.executable, "-m", "wasmkilnd", "token", *words, "--state-dir", str(state_dir)],
+        [WASMKILND, "token", *words, "--state-dir", str(state_dir)],
         capture_output=True,
         text=True,
         check=True,

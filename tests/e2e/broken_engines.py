@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.e2e.daemon import test_state_dir
+from tests.e2e.programs import test_state_dir
 
 _SOURCE = "wasmtime-50.0.1"
 

@@ -7,31 +7,31 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client
-from wasmkilnd.engines.install.store import EngineStore
 
-from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.programs import Installed, installed_engines
 
 
 @pytest.fixture(scope="session")
-def engines() -> EngineStore:
+def engines() -> Installed:
     """The engines that tests use: wasmer, and wasmtime in two major versions."""
     return installed_engines()
 
 
 @pytest.fixture
-def state_dir(engines: EngineStore, tmp_path: Path) -> Path:
+def state_dir(engines: Installed, tmp_path: Path) -> Path:
     """A state directory of the test's own, with two engines in it."""
     return fresh_state(tmp_path / "state", engines=TWO_ENGINES)
 
 
 @pytest.fixture
-def lean_state_dir(engines: EngineStore, tmp_path: Path) -> Path:
+def lean_state_dir(engines: Installed, tmp_path: Path) -> Path:
     """A state directory of the test's own, with wasmer alone, so that a daemon starts soon."""
     return fresh_state(tmp_path / "state", engines=ONE_ENGINE)
 
 
 @pytest.fixture(scope="session")
-def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with default settings that all tests may call, and none may harm."""
     state = fresh_state(tmp_path_factory.mktemp("shared") / "state")
     # The largest modules of the corpus, and time for them on a machine that is busy.

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -17,10 +16,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from wasmkiln import Client
-from wasmkilnd.engines.install.store import EngineStore
 
-ROOT = Path(__file__).resolve().parents[2]
-ENGINE_SPECS = ("wasmer==1.1.0", "wasmtime==50.0.1", "wasmtime==49.0.0")
+from tests.e2e.programs import WASMKILND, installed_engines, test_state_dir
+
 # Enough where versions do not matter: each engine more takes its part of a second to start.
 TWO_ENGINES = ("wasmer-1.1.0", "wasmtime-50.0.1")
 # Enough where the engine does not matter. It is the default one, and starts in less CPU time.
@@ -28,19 +26,6 @@ ONE_ENGINE = ("wasmer-1.1.0",)
 
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 120.0
-
-
-def test_state_dir() -> Path:
-    """Where the engines that tests use are installed, once for all runs."""
-    return Path(os.environ.get("WASMKILN_TEST_STATE", ROOT / ".work" / "state"))
-
-
-def installed_engines() -> EngineStore:
-    """Install what tests need, unless it is there; return the store."""
-    store = EngineStore(test_state_dir())
-    for spec in ENGINE_SPECS:
-        store.install(spec)
-    return store
 
 
 def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = ()) -> Path:
@@ -69,7 +54,7 @@ def state_with(path: Path, *engine_ids: str) -> Path:
     """Make a state directory at ``path`` with some of the tests' engines, and nothing else."""
     engines = path / "engines"
     engines.mkdir(parents=True)
-    installed = {engine.id: engine for engine in installed_engines().installed()}
+    installed = {engine.id: engine for engine in installed_engines()}
     for engine_id in engine_ids:
         (engines / engine_id).symlink_to(installed[engine_id].path.resolve())
     return path
@@ -92,21 +77,19 @@ class Daemon:
         state_dir: Path,
         flags: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("-m", "wasmkilnd"),
+        command: Sequence[str] = (WASMKILND,),
         *,
         log_format: str = "json",
-        command: Sequence[str] = (),
     ) -> None:
-        """Start it; ``program`` is what Python runs instead of ``-m wasmkilnd``.
+        """Start it; ``command`` is what runs instead of the program under test.
 
-        ``command`` is what runs instead of this Python and its program.
         An empty ``log_format`` leaves that to the flags and the environment.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         self.state_dir = state_dir
         self.process = subprocess.Popen(
             [
-                *(command or (sys.executable, *program)),
+                *command,
                 *("serve", "--state-dir", str(state_dir)),
                 *("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"),
                 *(("--log-format", log_format) if log_format else ()),
@@ -260,10 +243,10 @@ class RedisDaemon(Daemon):
         state_dir: Path,
         flags: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
-        program: Sequence[str] = ("-m", "wasmkilnd"),
+        command: Sequence[str] = (WASMKILND,),
         *,
         log_format: str = "json",
     ) -> None:
         """Start it, as a Daemon."""
         without = {"WASMKILN_HOST_STORE_BYTES": "0", **(environ or {})}
-        super().__init__(state_dir, flags, without, program, log_format=log_format)
+        super().__init__(state_dir, flags, without, command, log_format=log_format)

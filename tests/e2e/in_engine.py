@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wasmkilnd.engines.install.store import EngineStore
+from tests.e2e.programs import Installed
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "tests" / "corpus" / "runs.py"
@@ -18,12 +18,12 @@ _TIMEOUT_S = 600
 CLIENT_NEEDS = ("grpcio", "protobuf", "googleapis-common-protos")
 
 
-def interpreter(engines: EngineStore, engine_id: str) -> Path:
+def interpreter(engines: Installed, engine_id: str) -> Path:
     """Return the Python that has the engine."""
-    return next(engine.interpreter for engine in engines.installed() if engine.id == engine_id)
+    return next(engine.interpreter for engine in engines if engine.id == engine_id)
 
 
-def run_module(engines: EngineStore, engine_id: str, name: str, *source: str) -> Any:
+def run_module(engines: Installed, engine_id: str, name: str, *source: str) -> Any:
     """Return what the corpus' recipe computes; ``source`` is --wasm FILE or --artifact FILE."""
     command = [str(interpreter(engines, engine_id)), str(RUNS), engine_id.split("-")[0], name]
     done = subprocess.run(
@@ -33,7 +33,7 @@ def run_module(engines: EngineStore, engine_id: str, name: str, *source: str) ->
     return json.loads(done.stdout.splitlines()[-1])["result"]
 
 
-def run_script(engines: EngineStore, engine_id: str, script: str, *args: str) -> str:
+def run_script(engines: Installed, engine_id: str, script: str, *args: str) -> str:
     """Return what a few lines of Python print."""
     done = subprocess.run(
         [str(interpreter(engines, engine_id)), "-c", script, *args],

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.programs import become_wasmkilnd
 from tests.e2e.yardstick import slowness
 
 _NOTED_S = 0.005
@@ -70,10 +71,7 @@ def main() -> None:
     notes = Path(sys.argv.pop(1))
     notes.touch()
     _watch(notes)
-
-    from wasmkilnd.cli import main as wasmkilnd
-
-    wasmkilnd()
+    become_wasmkilnd()
 
 
 if __name__ == "__main__":

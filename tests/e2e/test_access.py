@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, listed_tokens, token_command, verdict
 from tests.e2e.daemon import RedisDaemon
 from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILND
 
 FLAGS = ("--workers", "1", "--redis-url", "none")
 
@@ -193,7 +193,7 @@ def test_a_broken_policy_stops_the_daemon_and_the_check(
     words = [*("--state-dir", str(lean_state_dir)), *("--policy-file", str(file)), *FLAGS]
     words += ["--listen", "127.0.0.1:0", "--admin-listen", "none"]
     done = subprocess.run(
-        [sys.executable, "-m", "wasmkilnd", command, *words],
+        [WASMKILND, command, *words],
         capture_output=True,
         text=True,
         check=False,

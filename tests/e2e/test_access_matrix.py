@@ -22,7 +22,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.needs import PATHS, RPCS, Need
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import ALL_ROLES, Role, with_included
 from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AdminServer
@@ -34,6 +33,7 @@ from tests.doubles.status_sources import sources
 from tests.e2e.bearers import Metadata, add_token, bearer, reason_of, token_command
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite
+from tests.e2e.programs import Installed
 from tests.web_tokens import AUDIENCE, ISSUER, TestIssuer
 
 MISSING, INVALID = "CREDENTIALS_MISSING", "CREDENTIALS_INVALID"
@@ -117,7 +117,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("matrix")
     tls = TlsSite(folder / "tls")
     states = [state_with(folder / name, *ONE_ENGINE) for name in ("plain", "secure")]

@@ -16,6 +16,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILND
 from tests.e2e.strangers import SENT, Strangers, over_tcp, over_unix
 from tests.e2e.wasm import constant
 from tests.sizes import size
@@ -35,20 +36,15 @@ ENGINE = "wasmtime-50.0.1"
 _tags = itertools.count(1)
 
 
-def with_descriptors(count: int) -> tuple[str, str]:
-    """Return what Python runs to be a daemon that may have ``count`` descriptors open."""
-    return (
-        "-c",
-        "import resource;"
-        f" resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}));"
-        " from wasmkilnd.cli import main; main()",
-    )
+def with_descriptors(count: int) -> tuple[str, ...]:
+    """Return the command of a daemon that may have ``count`` descriptors open."""
+    return ("prlimit", f"--nofile={count}:{count}", WASMKILND)
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     state = fresh_state(tmp_path_factory.mktemp("state"), engines=(ENGINE,))
-    with Daemon(state, ("--workers", "2"), program=with_descriptors(FEW)) as running:
+    with Daemon(state, ("--workers", "2"), command=with_descriptors(FEW)) as running:
         yield running
 
 
@@ -139,7 +135,7 @@ def test_a_unix_socket_is_as_hard_to_take(tmp_path: Path) -> None:
         connection.sock = over_unix(str(path), patient=True)()
         return connection
 
-    with Daemon(state, flags, program=with_descriptors(FEW)) as daemon:
+    with Daemon(state, flags, command=with_descriptors(FEW)) as daemon:
         with Strangers(over_unix(str(path), patient=False), SENT["half"], STRANGERS):
             done = Honest(daemon, page).run()
         assert min(done.values()) >= LEAST, done

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.authority import Authority, Pair
 from tests.e2e.bearers import add_token
@@ -22,6 +21,7 @@ from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.over_tls import ask as ask_grpc
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 from tests.e2e.strangers import HALF, Strangers, over_tcp
 from tests.e2e.test_admin_port import LOG_BYTES, STRANGERS, descriptors_of, with_descriptors
 from tests.sizes import size
@@ -48,7 +48,7 @@ class Site:
         state = fresh_state(folder / "state", engines=ONE_ENGINE)
         self.token = add_token(state, "prometheus", "metrics")
         flags = self.tls.flags("--policy-file", str(policy))
-        self.daemon = Daemon(state, flags, program=with_descriptors(FEW))
+        self.daemon = Daemon(state, flags, command=with_descriptors(FEW))
 
     @property
     def address(self) -> str:
@@ -96,7 +96,7 @@ def ask(connection: http.client.HTTPSConnection, page: str, token: str = "") -> 
 
 
 @pytest.fixture
-def site(engines: EngineStore, tmp_path: Path) -> Iterator[Site]:
+def site(engines: Installed, tmp_path: Path) -> Iterator[Site]:
     one = Site(tmp_path)
     with one.daemon:
         yield one

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from tests.e2e.console import Command, Shell, sessions
-from tests.e2e.daemon import ROOT, Daemon
+from tests.e2e.daemon import Daemon
+from tests.e2e.programs import ROOT
 
 # In an order in which each finds what it needs; the last one ends the daemon.
 PAGES = (

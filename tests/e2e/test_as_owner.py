@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import Daemon, installed_engines
+from tests.e2e.daemon import Daemon
+from tests.e2e.programs import WASMKILND, installed_engines
 
 SERVICE = 54321
 """A user without a name, as in containers."""
@@ -54,7 +55,7 @@ def as_service(*words: str, user: int = SERVICE) -> subprocess.CompletedProcess[
 
 def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command as root, from a folder that is root's alone."""
-    return run(sys.executable, "-m", "wasmkilnd", *words, environ=environ)
+    return run(WASMKILND, *words, environ=environ)
 
 
 def run(*words: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -139,7 +140,7 @@ def test_an_engine_that_root_removes_from_a_service_is_gone(state: Path) -> None
     """And the one that stays is still served: nothing has become root's."""
     engines = state / "engines"
     engines.mkdir(mode=0o700)
-    found = {engine.id: engine.path for engine in installed_engines().installed()}
+    found = {engine.id: engine.path for engine in installed_engines()}
     for engine in ("wasmtime-50.0.1", "wasmtime-49.0.0"):
         subprocess.run(["cp", "-a", str(found[engine]), str(engines / engine)], check=True)
     run("chown", "-R", f"{SERVICE}:{SERVICE}", str(engines))
@@ -164,16 +165,11 @@ def test_what_the_refusal_says_serves(state: Path) -> None:
     become = remedy.removesuffix(f" wasmkilnd serve --state-dir {state}").split()
     assert become[0] == "setpriv"
     flags = ["--redis-url", "none", "--workers", "1"]
-    program = [
-        "-c",
-        f"import os; os.execvp({become[0]!r}, [*{become!r}, {sys.executable!r}, '-m',"
-        " 'wasmkilnd', *__import__('sys').argv[1:]])",
-    ]
     engines = state / "engines"
     engines.mkdir(mode=0o700)
-    [wasmtime] = [e for e in installed_engines().installed() if e.id == "wasmtime-50.0.1"]
+    [wasmtime] = [e for e in installed_engines() if e.id == "wasmtime-50.0.1"]
     subprocess.run(["cp", "-a", str(wasmtime.path), str(engines / wasmtime.id)], check=True)
     run("chown", "-R", f"{SERVICE}:{SERVICE}", str(engines))
-    with Daemon(state, flags, program=program) as daemon, daemon.client() as client:
+    with Daemon(state, flags, command=[*become, WASMKILND]) as daemon, daemon.client() as client:
         assert client.health() == "SERVING"
         assert owners(state) == {SERVICE}

@@ -18,7 +18,6 @@ from wasmkiln import Artifact, AttestationInvalid, Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd import model, wire
 from wasmkilnd.cache.value.format import HEADER_OFFSET
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import STAMP_BYTES, CacheKey
 from wasmkilnd.ports import Sealer
 from wasmkilnd.signing.private import PrivateKey
@@ -29,12 +28,13 @@ from tests.contract.servers import binary_of, redis_server
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, ROOT, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
+from tests.e2e.programs import ROOT, Installed
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
 @pytest.fixture
-def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
     """A Valkey to which every daemon of a test is connected."""
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield running.url
@@ -211,7 +211,7 @@ def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
 
 
 def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     state = fresh_state(tmp_path / "state", own_keys=True, engines=TWO_ENGINES)
     with RedisDaemon(state, ["--redis-url", "none"]) as daemon:

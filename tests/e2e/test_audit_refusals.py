@@ -16,13 +16,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2 as admin_pb
 from wasmkiln.v1 import admin_service_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, token_command
 from tests.e2e.callers import Caller, outcome_of
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 
 LINES = 100
 
@@ -65,7 +65,7 @@ class Audited:
 
 
 @pytest.fixture
-def audited(engines: EngineStore, tmp_path: Path) -> Iterator[Audited]:
+def audited(engines: Installed, tmp_path: Path) -> Iterator[Audited]:
     one = Audited(tmp_path)
     with one.daemon:
         yield one

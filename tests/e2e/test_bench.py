@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
 
 from bench.engine_process import EngineProcess
 from bench.host_hits import wait_for_file
@@ -14,15 +15,21 @@ from bench.inside import OPERATIONS
 from bench.orders import Program
 from bench.setting import Target
 from bench.valkey import start_valkey
-from tests.e2e.daemon import Daemon, installed_engines
+from tests.e2e.daemon import Daemon
+from tests.e2e.programs import installed_engines, test_state_dir
 from tests.e2e.wasm import adder
+
+
+def _installed() -> list[InstalledEngine]:
+    installed_engines()
+    return EngineStore(test_state_dir()).installed()
 
 
 @pytest.mark.parametrize("name", ["wasmer", "wasmtime"])
 def test_each_operation_compiles(tmp_path: Path, name: str) -> None:
     module = tmp_path / "adder.wasm"
     module.write_bytes(adder(1))
-    engine = next(each for each in installed_engines().installed() if each.name == name)
+    engine = next(each for each in _installed() if each.name == name)
     with EngineProcess(engine, "x86_64-unknown-linux-gnu", "baseline") as process:
         for operation in OPERATIONS:
             assert process.measure(operation, module) > 0
@@ -46,7 +53,7 @@ def test_each_way_to_load_works_in_a_fresh_process(state_dir: Path, tmp_path: Pa
     module.write_bytes(adder(1))
     cache = tmp_path / "cache.toml"
     cache.write_text(f"[cache]\ndirectory = {json.dumps(str(tmp_path / 'cache'))}\n")
-    engine = next(each for each in installed_engines().installed() if each.name == "wasmtime")
+    engine = next(each for each in _installed() if each.name == "wasmtime")
     packages = Target(engine, "", "").packages
     with ExitStack() as stack:
         store = tmp_path / "store"

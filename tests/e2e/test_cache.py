@@ -13,12 +13,12 @@ import pytest
 import redis
 from wasmkiln import Client, ModuleNotLoaded
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, parent_of
+from tests.e2e.programs import Installed
 
 MEMORY, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,
@@ -43,7 +43,7 @@ def settled(client: Client) -> None:
 
 
 def test_another_daemon_on_the_same_redis_compiles_nothing(
-    engines: EngineStore, tmp_path: Path, redis_url: str
+    engines: Installed, tmp_path: Path, redis_url: str
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
@@ -71,7 +71,7 @@ def test_another_daemon_on_the_same_redis_compiles_nothing(
 
 
 def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     state = fresh_state(tmp_path / "a", engines=ONE_ENGINE)
     in_the_way = state / "redis"
@@ -94,7 +94,7 @@ def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
 
 
 def test_loading_again_puts_a_module_back_that_redis_has_lost(
-    engines: EngineStore, tmp_path: Path, redis_url: str
+    engines: Installed, tmp_path: Path, redis_url: str
 ) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
@@ -117,7 +117,7 @@ def test_loading_again_puts_a_module_back_that_redis_has_lost(
         assert there.compile(sha256).header.origin == COMPILED
 
 
-def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
+def test_keys_and_lifetime(engines: Installed, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
     with (
         RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
@@ -136,7 +136,7 @@ def test_keys_and_lifetime(engines: EngineStore, tmp_path: Path, redis_url: str)
 
 
 def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
-    engines: EngineStore, tmp_path: Path, redis_url: str
+    engines: Installed, tmp_path: Path, redis_url: str
 ) -> None:
     flags = {
         "WASMKILN_REDIS_URL": redis_url,
@@ -172,7 +172,7 @@ def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
         assert lives_on(alone)
 
 
-def test_a_damaged_value_is_a_miss(engines: EngineStore, tmp_path: Path, redis_url: str) -> None:
+def test_a_damaged_value_is_a_miss(engines: Installed, tmp_path: Path, redis_url: str) -> None:
     flags = {"WASMKILN_REDIS_URL": redis_url}
     with (
         RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,

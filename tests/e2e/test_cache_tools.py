@@ -8,7 +8,6 @@ import pty
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ import redis
 from wasmkiln import Artifact
 from wasmkilnd import model, wire
 from wasmkilnd.cache.value.format import HEADER_OFFSET
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.model import CacheKey
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.store import KeyStore
@@ -33,6 +31,7 @@ from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded
+from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 LARGE = wasm.many_functions(8000)
@@ -64,7 +63,7 @@ class Site:
 
     def command(self, *words: str) -> list[str]:
         """Return a command line."""
-        return [sys.executable, "-m", "wasmkilnd", *words]
+        return [WASMKILND, *words]
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         """Run `wasmkilnd cache`."""
@@ -106,7 +105,7 @@ class Warm:
 
 
 @pytest.fixture(scope="module")
-def warm(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Warm:
+def warm(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Warm:
     """Four artifacts and their three modules."""
     folder = tmp_path_factory.mktemp("warm")
     with redis_server(binary_of("valkey"), folder / "server") as server:
@@ -305,13 +304,13 @@ def test_recompiling_finds_code_that_a_trusted_key_signed_and_no_engine_made(
 
 
 def test_what_cannot_be_compiled_again_here_is_counted_with_the_reason(
-    site: Site, warm: Warm, engines: EngineStore, tmp_path: Path
+    site: Site, warm: Warm, engines: Installed, tmp_path: Path
 ) -> None:
     with direct(site) as client:
         client.delete(f"wasm:module:{{{warm.made['other'].header.module_sha256}}}")
     fewer = tmp_path / "fewer"
     (fewer / "engines").mkdir(parents=True)
-    for engine in engines.installed():
+    for engine in engines:
         if engine.name == "wasmtime":
             (fewer / "engines" / engine.path.name).symlink_to(engine.path)
     (fewer / "keys").symlink_to(site.state / "keys")
@@ -324,7 +323,7 @@ def test_what_cannot_be_compiled_again_here_is_counted_with_the_reason(
 
 
 def test_a_warm_cache_moves_to_another_site(
-    site: Site, warm: Warm, engines: EngineStore, tmp_path: Path
+    site: Site, warm: Warm, engines: Installed, tmp_path: Path
 ) -> None:
     file = tmp_path / "warm.tar"
     done = site("export", str(file))
@@ -393,7 +392,7 @@ def test_an_interrupted_export_leaves_no_file(site: Site, tmp_path: Path) -> Non
 
 
 def test_an_interrupted_import_leaves_whole_values_only(
-    site: Site, engines: EngineStore, tmp_path: Path
+    site: Site, engines: Installed, tmp_path: Path
 ) -> None:
     file = tmp_path / "warm.tar"
     assert site("export", str(file)).returncode == 0

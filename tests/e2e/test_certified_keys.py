@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import AttestationInvalid, Client
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import DAY, CodeSigningCA
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, ROOT, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.programs import ROOT, Installed
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.e2e.test_revocation import reload, until
@@ -48,7 +48,7 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, engines: EngineStore) -> Iterator[Site]:
+def site(tmp_path: Path, engines: Installed) -> Iterator[Site]:
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield Site(tmp_path, running.url)
 

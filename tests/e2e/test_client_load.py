@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import wasmtime
 from wasmkiln import AsyncClient, Client, IncompatibleEngine
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.in_engine import client_path, interpreter
+from tests.e2e.programs import Installed
 
 
 def test_wasmtime_module(client: Client) -> None:
@@ -95,7 +95,7 @@ async def test_the_asynchronous_client_does_the_same(daemon_address: str) -> Non
         assert await client.health() == "SERVING"
 
 
-def test_wasmer_module(client: Client, engines: EngineStore, tmp_path: Path) -> None:
+def test_wasmer_module(client: Client, engines: Installed, tmp_path: Path) -> None:
     """The client library on CPython 3.10, the newest Python that wasmer has wheels for."""
     python = interpreter(engines, "wasmer-1.1.0")
     path = client_path(python)

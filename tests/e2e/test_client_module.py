@@ -16,18 +16,18 @@ import pytest
 import wasmtime
 from wasmkiln import Client, engine_of, errors
 from wasmkiln.host_store.engines import Engines
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.in_engine import client_path, interpreter
+from tests.e2e.programs import WASMKILN, Installed
 
 NOBODY = "127.0.0.1:1"
 SETTINGS: list[dict[str, str]] = [{}, {"consume_fuel": "true"}]
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with a host store of its own."""
     state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
     with Daemon(state) as daemon:
@@ -146,7 +146,7 @@ def test_a_process_that_does_not_see_the_files_gets_bytes(kiln: Daemon, store: P
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
-def test_wasmer_in_a_second_process(kiln: Daemon, store: Path, engines: EngineStore) -> None:
+def test_wasmer_in_a_second_process(kiln: Daemon, store: Path, engines: Installed) -> None:
     """On CPython 3.10, the newest Python that wasmer has wheels for, with no daemon."""
     python = interpreter(engines, "wasmer-1.1.0")
     module = wasm.adder(305)
@@ -178,7 +178,7 @@ def test_the_command_prints_the_path(
     file = tmp_path / "adder.wasm"
     file.write_bytes(wasm.adder(306))
     command = [
-        str(Path(sys.executable).with_name("wasmkiln")),
+        WASMKILN,
         "path",
         str(file),
         "--engine",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import ROOT
+from tests.e2e.programs import ROOT
 
 PAGE = ROOT / "docs" / "how-to" / "complete.md"
 

@@ -14,13 +14,13 @@ import zstandard
 from wasmkiln import AsyncClient
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 
 MEMORY, REDIS, HOST_STORE = (
     types_pb2.ORIGIN_MEMORY,
@@ -33,7 +33,7 @@ DIGEST = wasm.digest(MODULE)
 
 
 @pytest.fixture
-def other(tmp_path: Path, engines: EngineStore) -> Iterator[tuple[Daemon, bytes]]:
+def other(tmp_path: Path, engines: Installed) -> Iterator[tuple[Daemon, bytes]]:
     """A daemon that finds the artifact of another in Redis, and the artifact."""
     states = [fresh_state(tmp_path / f"d{number}", engines=(ENGINE,)) for number in range(2)]
     with redis_server(binary_of("valkey"), tmp_path / "server") as valkey:

@@ -6,10 +6,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.e2e.programs import WASMKILND
 
 QUIET = ("--redis-url", "none", "--listen", "127.0.0.1:0", "--admin-listen", "none")
 
@@ -27,7 +28,7 @@ def state(tmp_path: Path) -> Path:
 def run(command: str, state: Path, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
     return subprocess.run(
-        [*(sys.executable, "-m", "wasmkilnd", command, "--state-dir", str(state)), *QUIET, *flags],
+        [*(WASMKILND, command, "--state-dir", str(state)), *QUIET, *flags],
         env={**kept, **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,

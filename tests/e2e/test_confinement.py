@@ -14,12 +14,12 @@ import pytest
 from wasmkiln import Client, CompilerCrashed
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.confinement import workers
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.programs import Installed
 from tests.e2e.test_isolation import SLOW
 
 LAYERS = {"namespaces", "root", "landlock", "privileges", "limits", "seccomp"}
@@ -38,7 +38,7 @@ def daemon_with_a_hostile_engine(
 
 @pytest.fixture(scope="module")
 def hostile_daemon(
-    engines: EngineStore, tmp_path_factory: pytest.TempPathFactory
+    engines: Installed, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:
     state = fresh_state(tmp_path_factory.mktemp("hostile") / "state", engines=TWO_ENGINES)
     with daemon_with_a_hostile_engine(state, []) as daemon:

@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.callers import ENGINE, Caller, failure_of, held_worker, modules, outcome_of
 from tests.e2e.daemon import Daemon, state_with
@@ -29,6 +28,7 @@ from tests.e2e.floods import (
     request_headers,
 )
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -46,7 +46,7 @@ def daemon_with(path: Path, *flags: str) -> Daemon:
 
 
 @pytest.fixture
-def tight(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
+def tight(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
     with daemon_with(tmp_path, "--max-connections", "8") as daemon:
         yield daemon
     assert "call failed" not in daemon.log
@@ -82,7 +82,7 @@ def connect(address: str, count: int, opening: bytes) -> list[socket.socket]:
 
 @pytest.mark.parametrize("opening", [OPENING, WATCHING, HALF_SENT], ids=["idle", "watch", "half"])
 def test_1100_connections_shut_nobody_out(
-    engines: EngineStore, tmp_path: Path, opening: bytes
+    engines: Installed, tmp_path: Path, opening: bytes
 ) -> None:
     with daemon_with(tmp_path) as daemon:
         held = connect(daemon.address, 1_100, opening)
@@ -189,7 +189,7 @@ def test_on_loopback_another_user_gives_its_connections_first(tight: Daemon) -> 
 
 
 def test_an_address_of_its_own_is_not_reached_by_the_others_callers(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     flags = ("--max-connections", "4", "--listen", "127.0.0.1:0")
     with daemon_with(tmp_path, *flags) as daemon, contextlib.ExitStack() as stack:

@@ -15,7 +15,8 @@ from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.debian import DebianUnavailable, cosign_binary
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT, RedisDaemon
+from tests.e2e.daemon import RedisDaemon
+from tests.e2e.programs import ROOT
 
 
 @pytest.fixture

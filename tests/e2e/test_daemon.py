@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,12 +16,13 @@ from wasmkiln import Client, WasmkilnError
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon
+from tests.e2e.programs import WASMKILND
 
 
 def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
     return subprocess.run(
-        [sys.executable, "-m", "wasmkilnd", *words],
+        [WASMKILND, *words],
         env={**inherited, **environ},
         capture_output=True,
         text=True,
@@ -205,18 +205,10 @@ def test_a_damaged_password_costs_nothing(lean_state_dir: Path) -> None:
     assert not list((lean_state_dir / "redis").glob("broken-*"))
 
 
-FEW_DESCRIPTORS = """
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (700, 700))
-from wasmkilnd.cli import main
-main()
-"""
-
-
 def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:
     """The daemon serves all the same, and says what to do."""
     flags = ["--workers", "1", "--redis-url", "none"]
-    with Daemon(state_dir, flags, program=["-c", FEW_DESCRIPTORS]) as daemon:
+    with Daemon(state_dir, flags, command=["prlimit", "--nofile=700:700", WASMKILND]) as daemon:
         with daemon.client() as client:
             assert client.compile(wasm.adder(41), engine="wasmtime").header.size_bytes
         [said] = [

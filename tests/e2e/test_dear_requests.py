@@ -17,12 +17,12 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually, memory_of
+from tests.e2e.programs import Installed, inside
 from tests.e2e.stall_watch import longest_stall_s
 from tests.unit.rpc.served import SERVED
 
@@ -99,12 +99,12 @@ class Kiln:
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
     folder = tmp_path_factory.mktemp("kiln")
     notes = folder / "stalls"
-    program = ("-m", "tests.e2e.stall_watch", str(notes))
+    command = inside("tests.e2e.stall_watch", str(notes))
     with (
-        Daemon(state_with(folder / "state", ENGINE), program=program) as daemon,
+        Daemon(state_with(folder / "state", ENGINE), command=command) as daemon,
         grpc.insecure_channel(
             daemon.address,
             [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)],

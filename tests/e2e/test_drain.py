@@ -9,7 +9,6 @@ import json
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln import Artifact, Client, ServerDraining
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
+from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_daemon import get
 
 ENDLESS = wasm.nested_blocks(1_000_000)
@@ -39,7 +38,7 @@ PATIENT = [*NO_REDIS, "--shutdown-grace-s", "150"]
 
 
 @pytest.fixture
-def state(engines: EngineStore, tmp_path: Path) -> Path:
+def state(engines: Installed, tmp_path: Path) -> Path:
     """A state directory with wasmer alone: a daemon that starts soon."""
     return fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
 
@@ -170,7 +169,7 @@ def test_a_signal_while_starting_is_heard(state: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
+                *(WASMKILND, "serve", "--state-dir", str(state)),
                 *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
             ],
             stdout=subprocess.PIPE,

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 from wasmkiln import EngineRemoved
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.broken_engines import WRONG_CODE, copy_engine
 from tests.e2e.callers import stopped_job
-from tests.e2e.daemon import Daemon, installed_engines, state_with
+from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed, installed_engines
 
 OLD, NEW, BROKEN = "wasmtime-49.0.0", "wasmtime-50.0.1", "wasmtime-50.0.92"
 
 
 @pytest.fixture(scope="module")
-def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that begins with the old engine."""
     state = state_with(tmp_path_factory.mktemp("state"), OLD)
     with Daemon(state, ["--redis-url", "none", "--workers", "1"]) as running:
@@ -43,7 +43,7 @@ def reload(daemon: Daemon) -> None:
 
 def install(daemon: Daemon, engine_id: str) -> None:
     """Put an engine into the daemon's state directory, as ``wasmkilnd engine install`` does."""
-    [engine] = [each for each in installed_engines().installed() if each.id == engine_id]
+    [engine] = [each for each in installed_engines() if each.id == engine_id]
     (daemon.state_dir / "engines" / engine_id).symlink_to(engine.path.resolve())
 
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from wasmkiln import Client, EngineRemoved
 from wasmkilnd.engines.install.name_record import NameRecord
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually, send, workers_of
+from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_engine_changes import NEW, OLD, install, listed, reload
 
 GONE = "wasmtime-48.0.0"
 
 
 @pytest.fixture(scope="module")
-def daemon(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with the old engine and a file of settings."""
     state = state_with(tmp_path_factory.mktemp("names") / "state", OLD)
     config = state / "settings.toml"
@@ -49,7 +48,7 @@ def engine(daemon: Daemon | Path, *command: str) -> subprocess.CompletedProcess[
     state = daemon if isinstance(daemon, Path) else daemon.state_dir
     return subprocess.run(
         [
-            *(sys.executable, "-m", "wasmkilnd", "engine", *command),
+            *(WASMKILND, "engine", *command),
             *("--state-dir", str(state)),
         ],
         capture_output=True,
@@ -89,7 +88,7 @@ def test_settings_that_hold_a_new_engine_back_are_named(tmp_path: Path) -> None:
     def said(*more: str, **settings: str) -> str:
         words = ("engine", "install", NEW.replace("-", "=="), *more, "--state-dir", str(state))
         done = subprocess.run(
-            [sys.executable, "-m", "wasmkilnd", *words],
+            [WASMKILND, *words],
             env={**{f"WASMKILN_{name}": text for name, text in settings.items()}, "PATH": "/bin"},
             capture_output=True,
             text=True,
@@ -148,7 +147,7 @@ def test_a_reload_that_fails_is_no_success_of_the_command(daemon: Daemon) -> Non
 def engine_with_config(daemon: Daemon, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            *(sys.executable, "-m", "wasmkilnd", "engine", *command),
+            *(WASMKILND, "engine", *command),
             *("--state-dir", str(daemon.state_dir)),
         ],
         env={"WASMKILN_CONFIG": str(daemon.state_dir / "settings.toml"), "PATH": "/usr/bin:/bin"},
@@ -213,7 +212,7 @@ def test_an_alias_for_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
     for command in ("config", "serve"):
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "wasmkilnd", command, "--state-dir", str(state)),
+                *(WASMKILND, command, "--state-dir", str(state)),
                 *("--engine-alias", f"wasmtime={GONE}", "--redis-url", "none"),
             ],
             capture_output=True,

@@ -11,12 +11,12 @@ import pytest
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.module_service_pb2 import EngineWarmUp
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
-from tests.e2e.daemon import RedisDaemon, installed_engines, state_with
+from tests.e2e.daemon import RedisDaemon, state_with
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed, installed_engines
 from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engine_changes import install, reload
 
@@ -81,7 +81,7 @@ class Fleet:
 
 
 @pytest.fixture
-def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[RedisServer]:
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[RedisServer]:
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield running
 
@@ -177,9 +177,9 @@ def test_until_the_end_names_stand_for_what_they_did(fleet: Fleet, valkey: Redis
 
 
 def test_without_a_shared_tier_uses_are_in_the_state_directory(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
-    assert {OLD, NEW} <= {engine.id for engine in installed_engines().installed()}
+    assert {OLD, NEW} <= {engine.id for engine in installed_engines()}
     state, flags = state_with(tmp_path / "state", OLD), ["--redis-url", "none"]
     with RedisDaemon(state, flags) as daemon, daemon.client() as client:
         for module in MODULES[:4]:

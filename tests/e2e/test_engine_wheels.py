@@ -12,7 +12,7 @@ import pytest
 from wasmkilnd.engines.install.store import KINDS
 from wasmkilnd.engines.install.wheels import pins_of
 
-from tests.e2e.daemon import ENGINE_SPECS
+from tests.e2e.programs import ENGINE_SPECS, WASMKILND
 from tests.e2e.wheel_index import serve_wheels, wheel
 
 TESTED = KINDS["wasmtime"].default_version
@@ -25,7 +25,7 @@ def install(state: Path, index: str, *arguments: str) -> subprocess.CompletedPro
     own = {"PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
     return subprocess.run(
         [
-            *(sys.executable, "-m", "wasmkilnd", "engine", "install", *arguments),
+            *(WASMKILND, "engine", "install", *arguments),
             *("--state-dir", str(state), "--python", sys.executable),
         ],
         env={**inherited, **own},

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1.types_pb2 import ArtifactHeader
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.in_engine import run_script
+from tests.e2e.programs import Installed
 
 HOST = "x86_64-unknown-linux-gnu"
 
@@ -33,7 +33,7 @@ CALL_ADD = {
 @pytest.mark.parametrize("engine_id", ["wasmer-1.1.0", "wasmtime-50.0.1", "wasmtime-49.0.0"])
 @pytest.mark.parametrize("cpu", ["baseline", "x86-64-v3", "native", ""])
 def test_levels_load_in_an_engine_with_default_settings(
-    client: Client, engines: EngineStore, tmp_path: Path, engine_id: str, cpu: str
+    client: Client, engines: Installed, tmp_path: Path, engine_id: str, cpu: str
 ) -> None:
     artifact = client.compile(wasm.adder(7), engine=engine_id, cpu=cpu)
     assert artifact.header.cpu == (cpu or "x86-64-v3")
@@ -68,7 +68,7 @@ def test_wasmer_compiles_for_other_machines(client: Client, target: str) -> None
 
 
 def test_settings_are_part_of_the_artifact(
-    client: Client, engines: EngineStore, tmp_path: Path
+    client: Client, engines: Installed, tmp_path: Path
 ) -> None:
     plain = client.compile(wasm.adder(11), engine="wasmtime")
     fueled = client.compile(wasm.adder(11), engine="wasmtime", settings={"consume_fuel": "true"})
@@ -133,7 +133,7 @@ def test_code_for_no_collector_cannot_use_collected_types(client: Client) -> Non
 
 
 def test_a_component_needs_no_engine_named(
-    client: Client, engines: EngineStore, tmp_path: Path
+    client: Client, engines: Installed, tmp_path: Path
 ) -> None:
     component = wasm.from_text(
         """(component

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.errors import Reason
 from wasmkilnd.rpc.wire.status import CODES
 
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token
 from tests.e2e.callers import ENGINE
-from tests.e2e.daemon import ROOT, Daemon, fresh_state, state_with
+from tests.e2e.daemon import Daemon, fresh_state, state_with
 from tests.e2e.error_rows import CROWDED, GUARDED, ROWS, STRICT, Row
+from tests.e2e.programs import ROOT, Installed
 from tests.e2e.refusals import EXPIRED, READER
 from tests.web_tokens import TestIssuer
 
@@ -25,7 +26,7 @@ FLAWED = Path(__file__).with_name("flawed.py")
 
 
 @pytest.fixture(scope="module")
-def strict(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def strict(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     state = fresh_state(tmp_path_factory.mktemp("strict") / "state")
     with Daemon(state, STRICT) as daemon:
         yield daemon
@@ -33,15 +34,15 @@ def strict(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def crowded(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def crowded(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     state = state_with(tmp_path_factory.mktemp("crowded") / "state", ENGINE)
-    with Daemon(state, CROWDED, program=[str(FLAWED)]) as daemon:
+    with Daemon(state, CROWDED, command=[sys.executable, str(FLAWED)]) as daemon:
         yield daemon
     assert daemon.process.returncode == 0
 
 
 @pytest.fixture(scope="module")
-def guarded(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def guarded(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     state = state_with(tmp_path_factory.mktemp("guarded") / "state", ENGINE)
     for name, expires in ((READER, ""), (EXPIRED, "1s")):
         (state / name).write_text(add_token(state, name, "read", expires=expires))

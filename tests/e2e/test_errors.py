@@ -16,16 +16,16 @@ from wasmkiln.v1 import (
     types_pb2,
 )
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.programs import Installed
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def strict(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def strict(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with small limits, so that they are met within seconds."""
     state = fresh_state(tmp_path_factory.mktemp("strict") / "state")
     limits = ["--compile-timeout-s", "2", "--workers", "1", "--queue-length", "1"]

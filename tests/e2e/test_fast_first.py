@@ -11,12 +11,12 @@ import pytest
 from wasmkiln import Artifact, Client
 from wasmkiln.errors import EngineLacksFeature, ModuleInvalid, SettingUnknown
 from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED, ORIGIN_MEMORY
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.corpus.modules import ALL_MODULES, RealModule
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.in_engine import run_module
+from tests.e2e.programs import Installed
 from tests.e2e.test_real_modules import path_of
 
 FAST = {"wasmtime": {"strategy": "winch"}, "wasmer": {"compiler": "singlepass"}}
@@ -164,7 +164,7 @@ def test_an_invalid_module_is_invalid_for_fast_compilers_too(client: Client, eng
     "module", [module for module in ALL_MODULES if module.size_bytes < 1_100_000], ids=str
 )
 def test_fast_code_does_what_the_module_does(
-    client: Client, engines: EngineStore, tmp_path: Path, module: RealModule, name: str
+    client: Client, engines: Installed, tmp_path: Path, module: RealModule, name: str
 ) -> None:
     path, engine_id = path_of(module), {"wasmtime": ENGINES[0], "wasmer": ENGINES[2]}[name]
     if name not in module.engines:
@@ -209,7 +209,7 @@ def test_many_callers_share_each_compile(client: Client) -> None:
 
 
 @pytest.fixture
-def two_workers(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
+def two_workers(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
     """A daemon of a test's own, with wasmtime alone and no Redis. One compile runs behind."""
     state = fresh_state(tmp_path / "state", engines=("wasmtime-50.0.1",))
     with Daemon(state, ["--workers", "2", "--redis-url", "none"]) as daemon:

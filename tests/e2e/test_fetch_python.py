@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from wasmkilnd.engines.install.interpreters import Interpreter, PythonRange
 from wasmkilnd.engines.install.store import KINDS, EngineStore
 from wasmkilnd.engines.install.wheels import pins_in
 
-from tests.e2e.daemon import ROOT
+from tests.e2e.programs import ROOT, WASMKILND
 from tests.e2e.python_mirror import listing, packed, serve_archive
 
 OLD = PythonRange((3, 10), (3, 10))
@@ -46,7 +45,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 def command(state: Path, *flags: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "wasmkilnd", "engine", "install", "wasmer"),
+        *(WASMKILND, "engine", "install", "wasmer"),
         *("--state-dir", str(state), *flags),
     ]
 

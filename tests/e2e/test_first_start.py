@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from wasmkilnd.engines.install.store import KINDS
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILND
 
 LEAN = ("--redis-url", "none", "--host-store-bytes", "0", "--workers", "1")
 
@@ -29,7 +29,7 @@ def without_pip_settings(**environ: str) -> dict[str, str]:
 def serve(state: Path, environ: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state), *LEAN),
+            *(WASMKILND, "serve", "--state-dir", str(state), *LEAN),
             *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
         ],
         env=dict(environ),

@@ -7,16 +7,15 @@ import re
 import sys
 from pathlib import Path
 
-from wasmkilnd.engines.install.store import EngineStore
-
 from tests.e2e.console import Shell, same, sessions
-from tests.e2e.daemon import ROOT, fresh_state
+from tests.e2e.daemon import fresh_state
+from tests.e2e.programs import ROOT, Installed
 from tests.e2e.test_five_minutes import Served, check, free_ports
 
 PAGE = ROOT / "docs" / "start" / "five-minutes.md"
 
 
-def test_zero_to_a_cached_module(engines: EngineStore, tmp_path: Path) -> None:
+def test_zero_to_a_cached_module(engines: Installed, tmp_path: Path) -> None:
     grpc, http = free_ports(2)
     text = PAGE.read_text().replace("50051", str(grpc))
     [[serve], compiles, [run], [again]] = sessions(text)

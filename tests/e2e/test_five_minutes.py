@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from wasmkilnd.engines.install.store import EngineStore
-
 from tests.e2e.console import Command, Shell, same, sessions
-from tests.e2e.daemon import ROOT, fresh_state
+from tests.e2e.daemon import fresh_state
+from tests.e2e.programs import ROOT, Installed
 
 PAGE = ROOT / "docs" / "start" / "secure.md"
 _SOON_S = 30.0
@@ -76,7 +75,7 @@ class Served:
         return code
 
 
-def test_one_daemon_tls_and_three_tokens(engines: EngineStore, tmp_path: Path) -> None:
+def test_one_daemon_tls_and_three_tokens(engines: Installed, tmp_path: Path) -> None:
     grpc, http = free_ports(2)
     text = PAGE.read_text().replace("50051", str(grpc)).replace("9464", str(http))
     [first, second, later] = sessions(text)

@@ -15,13 +15,13 @@ import grpc
 import pytest
 from wasmkiln import Artifact, AsyncClient, ConnectionFailed
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.programs import Installed
 
 DAEMONS = 4
 CALLS = 200
@@ -35,7 +35,7 @@ PATIENT = {"WASMKILN_COMPILE_LEASE_S": "5", "WASMKILN_REDIS_TIMEOUT_S": "10"}
 
 
 @pytest.fixture
-def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[RedisServer]:
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[RedisServer]:
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield running
 

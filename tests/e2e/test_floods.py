@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.callers import ENGINE, Caller, failure_of, header_of, modules
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.floods import KINDS, Flood, processor_s
 from tests.e2e.processes import eventually, memory_of
+from tests.e2e.programs import Installed
 from tests.sizes import size
 
 MIB = 1024 * 1024
@@ -27,7 +27,7 @@ FRAMES = ("priorities", "window-updates", "ping-acks", "unknown-frames", "goaway
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with the limits that it has by default."""
     state = state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)
     flags = ["--redis-url", "none", "--workers", "1"]

@@ -15,6 +15,7 @@ from wasmkilnd.ownership import NotOurs
 
 from tests.confinement.workers import environment
 from tests.e2e.daemon import Daemon, fresh_state, state_with
+from tests.e2e.programs import WASMKILND
 
 OTHERS = 54321
 SERVED, LEFT_OUT = "wasmtime-50.0.1", "wasmtime-0.0.1"
@@ -33,7 +34,7 @@ COMMANDS = [
 
 def wasmkilnd(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "wasmkilnd", *words],
+        [WASMKILND, *words],
         capture_output=True,
         text=True,
         timeout=120,

@@ -16,7 +16,8 @@ import pytest
 from wasmkiln import TLS, Client
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, installed_engines
+from tests.e2e.daemon import Daemon
+from tests.e2e.programs import WASMKILND, installed_engines
 
 USER, GROUP = 54321, 54322
 """Neither has a name, as in containers."""
@@ -72,10 +73,10 @@ def volumes() -> Iterator[Path]:
             mount(folder / volume)
         engines = folder / "state" / "engines"
         engines.mkdir(mode=0o700)
-        [wasmtime] = [each for each in installed_engines().installed() if "50.0" in each.id]
+        [wasmtime] = [each for each in installed_engines() if "50.0" in each.id]
         subprocess.run(["cp", "-a", str(wasmtime.path), str(engines / wasmtime.id)], check=True)
         subprocess.run(["chown", "-R", f"{USER}:{GROUP}", str(engines)], check=True)
-        made = [sys.executable, "-m", "wasmkilnd", "tls", "init", "--dir", str(folder / "made")]
+        made = [WASMKILND, "tls", "init", "--dir", str(folder / "made")]
         subprocess.run(made, check=True, capture_output=True)
         names = ("server.pem", "server.key", "ca.pem")
         secret(folder / "tls", [folder / "made" / each for each in names])
@@ -83,19 +84,14 @@ def volumes() -> Iterator[Path]:
 
 
 def daemon(volumes: Path, host_store: str = "host/artifacts") -> Daemon:
-    program = [
-        "-c",
-        "import os, sys; os.environ.pop('HOME', None);"
-        f" words = [*{BECOME!r}, sys.executable, '-m', 'wasmkilnd', *sys.argv[1:]];"
-        " os.execvp(words[0], words)",
-    ]
+    command = ["env", "--unset=HOME", *BECOME, WASMKILND]
     tls = volumes / "tls"
     flags = [
         *("--host-store-dir", str(volumes / host_store), "--workers", "1"),
         *("--tls-cert-file", str(tls / "server.pem"), "--tls-key-file", str(tls / "server.key")),
         *("--tls-client-ca-file", str(tls / "ca.pem")),
     ]
-    return Daemon(volumes / "state", flags, program=program)
+    return Daemon(volumes / "state", flags, command=command)
 
 
 def compiled(daemon: Daemon, volumes: Path, number: int) -> int:
@@ -146,7 +142,7 @@ def test_commands_take_back_what_the_group_was_let_into(volumes: Path, command: 
     state = volumes / "state"
     mount(state)
     done = subprocess.run(
-        [*BECOME, sys.executable, "-m", "wasmkilnd", *command.split()],
+        [*BECOME, WASMKILND, *command.split()],
         env={
             "WASMKILN_STATE_DIR": str(state),
             "WASMKILN_ADMIN_LISTEN": "none",

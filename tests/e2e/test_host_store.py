@@ -17,7 +17,6 @@ from wasmkiln.host_store.engines import Engines
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc as rpc
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.servers import binary_of, redis_server
@@ -25,6 +24,7 @@ from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
 
@@ -92,7 +92,7 @@ def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
 
 
 def test_the_entry_is_what_any_client_can_use(
-    lean_state_dir: Path, store: Path, engines: EngineStore
+    lean_state_dir: Path, store: Path, engines: Installed
 ) -> None:
     with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
         made = client.compile(wasm.adder(1))
@@ -111,7 +111,7 @@ def test_the_entry_is_what_any_client_can_use(
 
 
 def test_a_caller_is_told_the_file_of_what_it_gets(
-    lean_state_dir: Path, store: Path, engines: EngineStore
+    lean_state_dir: Path, store: Path, engines: Installed
 ) -> None:
     with Daemon(lean_state_dir, NO_REDIS) as daemon:
         for source, origin in ((wasm.adder(2), COMPILED), (wasm.digest(wasm.adder(2)), HOST_STORE)):
@@ -128,7 +128,7 @@ def test_a_caller_is_told_the_file_of_what_it_gets(
         assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
 
 
-def test_a_caller_is_told_the_file_of_a_redis_hit(engines: EngineStore, tmp_path: Path) -> None:
+def test_a_caller_is_told_the_file_of_a_redis_hit(engines: Installed, tmp_path: Path) -> None:
     with redis_server(binary_of("valkey"), tmp_path / "server") as redis, ExitStack() as stack:
         environ = {"WASMKILN_REDIS_URL": redis.url}
         states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
@@ -141,7 +141,7 @@ def test_a_caller_is_told_the_file_of_a_redis_hit(engines: EngineStore, tmp_path
         assert Path(header.host_file.path).is_relative_to(states[1])
 
 
-def test_two_daemons_use_one_store_at_once(engines: EngineStore, tmp_path: Path) -> None:
+def test_two_daemons_use_one_store_at_once(engines: Installed, tmp_path: Path) -> None:
     flags = (*NO_REDIS, "--host-store-dir", str(tmp_path / "store"))
     with ExitStack() as stack:
         states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
@@ -162,7 +162,7 @@ def test_two_daemons_use_one_store_at_once(engines: EngineStore, tmp_path: Path)
 
 
 def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
     with redis_server(binary_of("valkey"), tmp_path / "server") as redis:
@@ -210,7 +210,7 @@ def test_evict_reaches_it(lean_state_dir: Path) -> None:
         assert len(client.find_missing([two.module_sha256])) == 1
 
 
-def test_sighup_changes_the_limit(engines: EngineStore, tmp_path: Path) -> None:
+def test_sighup_changes_the_limit(engines: Installed, tmp_path: Path) -> None:
     state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     file = tmp_path / "wasmkilnd.toml"
     file.write_text('redis_url = "none"\nhost_store_bytes = "64MiB"\n')
@@ -235,7 +235,7 @@ def test_sighup_changes_the_limit(engines: EngineStore, tmp_path: Path) -> None:
         assert daemon.metric("tier_limit_bytes", tier="host_store") == limit_bytes
 
 
-def test_what_a_revoked_key_signed_is_not_served(engines: EngineStore, tmp_path: Path) -> None:
+def test_what_a_revoked_key_signed_is_not_served(engines: Installed, tmp_path: Path) -> None:
     state = fresh_state(tmp_path / "state", own_keys=True, engines=ONE_ENGINE)
     with Daemon(state, NO_REDIS) as daemon, daemon.client() as client:
         made = client.compile(wasm.adder(1)).header

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.processes import eventually, workers_of
+from tests.e2e.programs import WASMKILND
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
 
@@ -53,7 +53,7 @@ def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
 
 def test_only_root_can_choose_a_user(tmp_path: Path) -> None:
     """The daemon refuses a setting that it cannot apply."""
-    command = [sys.executable, "-m", "wasmkilnd", "serve", "--job-uid", "12345"]
+    command = [WASMKILND, "serve", "--job-uid", "12345"]
     if subprocess.run(["test", "-r", wasm.__file__], user=12345, check=False).returncode:
         pytest.skip("an ordinary user cannot read the daemon here")
     tmp_path.chmod(0o777)

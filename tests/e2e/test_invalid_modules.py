@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import pytest
 from wasmkilnd.admission import admit
 from wasmkilnd.engines.install.self_test import LIMITS
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.engines.workers.job_users import JobUser
@@ -19,7 +18,7 @@ from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.engines.workers.spawn import start_worker
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ENGINE_SPECS
+from tests.e2e.programs import ENGINE_SPECS, Installed
 
 HOST = "x86_64-unknown-linux-gnu"
 VALID = wasm.busy_functions(1_000)
@@ -27,8 +26,8 @@ BROKEN = wasm.busy_functions(1_000, last_is_broken=True)
 
 
 @asynccontextmanager
-async def worker_of(engines: EngineStore, engine_id: str) -> AsyncIterator[Worker]:
-    [engine] = [engine for engine in engines.installed() if engine.id == engine_id]
+async def worker_of(engines: Installed, engine_id: str) -> AsyncIterator[Worker]:
+    [engine] = [engine for engine in engines if engine.id == engine_id]
     worker = await start_worker(engine.interpreter, engine.name, 2, JobUser())
     try:
         yield worker
@@ -44,7 +43,7 @@ async def done(worker: Worker, op: str, module: bytes) -> JobReport:
 
 
 @pytest.mark.parametrize("engine_id", [spec.replace("==", "-") for spec in ENGINE_SPECS])
-async def test_an_invalid_module_costs_no_compile(engines: EngineStore, engine_id: str) -> None:
+async def test_an_invalid_module_costs_no_compile(engines: Installed, engine_id: str) -> None:
     async with worker_of(engines, engine_id) as worker:
         made = await done(worker, "compile", VALID)
         refused = await done(worker, "compile", BROKEN)

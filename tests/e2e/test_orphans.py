@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from wasmkiln import Client, ConnectionFailed, WasmkilnError
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import free_ports
 from tests.corpus.fetch import fetch
@@ -28,6 +26,7 @@ from tests.e2e.processes import (
     jobs_of,
     workers_and_jobs,
 )
+from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_cache import settled
 
 ENGINE = "wasmer-1.1.0"
@@ -44,7 +43,7 @@ class Victim:
         with (state / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
+                    *(WASMKILND, "serve", "--state-dir", str(state)),
                     *("--listen", f"{self.address},unix:{self.socket}", "--admin-listen", "none"),
                     *("--workers", "1", "--log-format", "json", "--host-store-bytes", "0"),
                 ],
@@ -106,7 +105,7 @@ class Bench:
             victim.kill()
 
 
-def test_killed_while_it_starts(engines: EngineStore, tmp_path: Path) -> None:
+def test_killed_while_it_starts(engines: Installed, tmp_path: Path) -> None:
     bench = Bench(fresh_state(tmp_path / "state", engines=[ENGINE]))
     bench.kill_when(lambda victim: workers_and_jobs(victim.pid), "the first worker")
     bench.kill_when(lambda victim: victim.jobs(), "the first job")
@@ -119,16 +118,14 @@ def test_killed_while_it_starts(engines: EngineStore, tmp_path: Path) -> None:
     bench.run(lambda _, client: check(client.compile(wasm.adder(1)).header.size_bytes))
 
 
-def test_killed_while_an_engine_is_asked_what_it_can_do(
-    engines: EngineStore, tmp_path: Path
-) -> None:
+def test_killed_while_an_engine_is_asked_what_it_can_do(engines: Installed, tmp_path: Path) -> None:
     """A job asks each question in a fork; this engine takes long to answer."""
     state = tmp_path / "state"
     copy_engine(state, "50.0.90", patch=SLOW)
     Bench(state).kill_when(lambda victim: children_of(*victim.jobs()), "a fork of a job")
 
 
-def test_killed_while_it_works(engines: EngineStore, tmp_path: Path) -> None:
+def test_killed_while_it_works(engines: Installed, tmp_path: Path) -> None:
     bench = Bench(fresh_state(tmp_path / "state", engines=[ENGINE]))
     real = fetch(BY_NAME["itk-downsample-sigma"]).read_bytes()
     known: list[tuple[str, bytes]] = []

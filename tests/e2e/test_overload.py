@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import (
@@ -28,6 +27,7 @@ from tests.e2e.callers import (
 )
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.programs import Installed
 
 ONE_WORKER = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "120"]
 OTHER = "wasmer-1.1.0"
@@ -46,7 +46,7 @@ def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with one worker, and a queue that a flood can fill."""
     with Daemon(
         state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE), ONE_WORKER
@@ -159,7 +159,7 @@ def test_queued_work_whose_callers_all_hung_up_never_starts(kiln: Daemon) -> Non
 
 
 @pytest.fixture
-def lean(engines: EngineStore, tmp_path: Path) -> Path:
+def lean(engines: Installed, tmp_path: Path) -> Path:
     return state_with(tmp_path / "state", ENGINE)
 
 
@@ -195,7 +195,7 @@ def test_a_full_queue_refuses_with_the_real_wait_and_lets_another_caller_in(lean
 
 
 @pytest.fixture
-def two_engines(engines: EngineStore, tmp_path: Path) -> Path:
+def two_engines(engines: Installed, tmp_path: Path) -> Path:
     return state_with(tmp_path / "state", ENGINE, OTHER)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,11 @@ import redis
 from wasmkiln import Client, ModuleNotLoaded, ModulePinned, PinsFull
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.admin_service_pb2 import Pin
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server, wait_until
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.programs import WASMKILN, Installed
 
 KIB = 1024
 DEAR = wasm.adder(1)
@@ -36,7 +35,7 @@ def weighty(tag: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory, engines: EngineStore) -> Iterator[RedisServer]:
+def valkey(tmp_path_factory: pytest.TempPathFactory, engines: Installed) -> Iterator[RedisServer]:
     settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
     with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server"), settings) as running:
         yield running
@@ -193,10 +192,10 @@ def test_daemons_on_one_redis_share_pins(
         eventually(lambda: two.metric("pins") == 1)
 
 
-def test_pins_without_redis_by_the_command(tmp_path: Path, engines: EngineStore) -> None:
+def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -> None:
     state, file = tmp_path / "state", tmp_path / "dear.wasm"
     file.write_bytes(DEAR)
-    wasmkiln = [str(Path(sys.executable).with_name("wasmkiln")), "pin"]
+    wasmkiln = [WASMKILN, "pin"]
 
     def run(*words: str, address: str) -> subprocess.CompletedProcess[str]:
         command = [*wasmkiln, *words, "--json", "--address", address]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import WasmkilnError
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.programs import Installed
 from tests.e2e.test_reload import Configured, changes
 
 # Valid, and for longer than anybody waits.
@@ -21,7 +21,7 @@ SLOW = wasm.nested_blocks(500_000)
 
 
 @pytest.fixture
-def configured(engines: EngineStore, tmp_path: Path) -> Iterator[Configured]:
+def configured(engines: Installed, tmp_path: Path) -> Iterator[Configured]:
     one = Configured(tmp_path, compile_priority="normal", abandoned_compiles="kill", quarantine_s=0)
     with one.daemon:
         yield one

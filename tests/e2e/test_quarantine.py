@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import CompilerCrashed, CompileTimeout, ModuleQuarantined
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of, parent_of
+from tests.e2e.programs import WASMKILN, Installed
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
@@ -27,7 +26,7 @@ SLOW_COMPONENT = wasm.component(wasm.many_functions(600_000))
 
 
 @pytest.fixture
-def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield running.url
 
@@ -66,7 +65,7 @@ def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
             assert (entry.engine, entry.reason, entry.strikes) == (ENGINE, "COMPILE_TIMEOUT", 1)
             assert client.stats().quarantined_modules == 1
         # A command line as an operator has it.
-        wasmkiln = [str(Path(sys.executable).with_name("wasmkiln")), "quarantine"]
+        wasmkiln = [WASMKILN, "quarantine"]
         server = ["--address", two.address]
         listed = subprocess.run(
             [*wasmkiln, "ls", *server], capture_output=True, text=True, check=True

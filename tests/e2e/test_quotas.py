@@ -17,13 +17,13 @@ import pytest
 from wasmkiln import QuotaExceeded
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.types_pb2 import Origin
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, bearer
 from tests.e2e.callers import BACKGROUND, Caller, failure_of, header_of, modules, stopped_job
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 
 ENGINE = ONE_ENGINE[0]
 FLAGS = ("--workers", "1", "--queue-length", "10", "--redis-url", "none")
@@ -126,7 +126,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     state = fresh_state(tmp_path_factory.mktemp("quotas") / "state", engines=ONE_ENGINE)
     tokens = {name: add_token(state, name, "read") for name in (*QUOTAS, "free", "tenant")}
     file = state.with_name("policy.toml")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, EngineLacksFeature
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.corpus.fetch import CorpusUnavailable, fetch
 from tests.corpus.modules import ALL_MODULES, RealModule
 from tests.e2e.in_engine import run_module
+from tests.e2e.programs import Installed
 from tests.sizes import FULL
 
 # The largest takes 8 s of CPU on a fast processor.
@@ -30,7 +30,7 @@ def path_of(module: RealModule) -> Path:
 @pytest.mark.parametrize("name", ["wasmer", "wasmtime"])
 @pytest.mark.parametrize("module", ALL_MODULES, ids=str)
 def test_artifact_does_what_the_module_does(
-    client: Client, engines: EngineStore, tmp_path: Path, module: RealModule, name: str
+    client: Client, engines: Installed, tmp_path: Path, module: RealModule, name: str
 ) -> None:
     path = path_of(module)
     engine_id = ENGINES[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,11 @@ import pytest
 from google.protobuf.json_format import MessageToJson
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_cache import settled
 
 SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
@@ -55,7 +54,7 @@ def shown_configuration(environ: Mapping[str, str]) -> str:
     forms: tuple[list[str], ...] = ([], ["--json"])
     return "".join(
         subprocess.run(
-            [sys.executable, "-m", "wasmkilnd", "config", *form],
+            [WASMKILND, "config", *form],
             env={"HOME": "/h", **environ},
             check=True,
             capture_output=True,
@@ -78,7 +77,7 @@ def store(client: Client, tag: int) -> str:
 
 
 def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
-    engines: EngineStore, tmp_path: Path, deployed: tuple[Deployment, dict[str, str]]
+    engines: Installed, tmp_path: Path, deployed: tuple[Deployment, dict[str, str]]
 ) -> None:
     running, environ = deployed
     with (
@@ -111,7 +110,7 @@ def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
 
 
 def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     with KINDS_OF_REDIS["rediss"](tmp_path / "redis") as running:
         assert running.stranger
@@ -142,12 +141,12 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
     ],
 )
 def test_what_cannot_be_used_ends_the_start_with_one_sentence(
-    engines: EngineStore, tmp_path: Path, environ: dict[str, str], sentence: str
+    engines: Installed, tmp_path: Path, environ: dict[str, str], sentence: str
 ) -> None:
     state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(state)),
+            *(WASMKILND, "serve", "--state-dir", str(state)),
             *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
         ],
         env={"HOME": "/h", "PATH": "/usr/bin:/bin", **environ},

@@ -21,7 +21,6 @@ from wasmkiln import (
     ModuleTooLarge,
 )
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.store import KeyStore
 
@@ -31,6 +30,7 @@ from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 
 MIB = 2**20
@@ -70,7 +70,7 @@ class Configured:
 
 
 @pytest.fixture
-def configured(engines: EngineStore, tmp_path: Path) -> Iterator[Configured]:
+def configured(engines: Installed, tmp_path: Path) -> Iterator[Configured]:
     """A daemon with small limits."""
     one = Configured(
         tmp_path,
@@ -238,7 +238,7 @@ def test_a_reload_under_load_fails_no_call(configured: Configured) -> None:
 
 
 def test_a_new_certificate_authority_of_redis_is_taken_over(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     old, new = certificates(tmp_path / "old"), certificates(tmp_path / "new")
     ca_file = tmp_path / "ca.crt"
@@ -280,7 +280,7 @@ def signing_key(state: Path) -> PrivateKey:
     return key
 
 
-def test_a_stolen_key_is_replaced_and_forgotten(engines: EngineStore, tmp_path: Path) -> None:
+def test_a_stolen_key_is_replaced_and_forgotten(engines: Installed, tmp_path: Path) -> None:
     """The daemon drops everything that the key signed: a thief may have signed it."""
     one = Configured(tmp_path, redis_url="")
     with one.daemon, one.daemon.client() as client:
@@ -326,7 +326,7 @@ def origin(client: Client, module: bytes) -> types_pb2.Origin:
 
 
 def test_a_key_in_the_file_takes_over_without_being_shown(
-    engines: EngineStore, tmp_path: Path
+    engines: Installed, tmp_path: Path
 ) -> None:
     first, second = PrivateKey.generate(), PrivateKey.generate()
     one = Configured(tmp_path, signing_key=first.base64)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import redis
 from wasmkiln import Artifact, Client
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, fresh_state
+from tests.e2e.programs import Installed
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 
@@ -48,7 +48,7 @@ def name_of(artifact: Artifact) -> str:
 
 
 @pytest.fixture
-def site(tmp_path: Path, engines: EngineStore) -> Iterator[Site]:
+def site(tmp_path: Path, engines: Installed) -> Iterator[Site]:
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield Site(tmp_path, running.url)
 

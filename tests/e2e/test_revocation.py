@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from wasmkiln import Client
 from wasmkiln.attestation import peek
 from wasmkilnd.cli import command
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
+from tests.e2e.programs import Installed
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 
@@ -56,7 +56,7 @@ class Fleet:
 
 
 @pytest.fixture
-def valkey(tmp_path: Path, engines: EngineStore) -> Iterator[str]:
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield running.url
 

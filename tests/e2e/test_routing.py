@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from wasmkiln import TLS, AsyncClient, Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.name_server import name_server
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 
 # A module and its artifact take 5,016 bytes of memory.
 MODULES = [wasm.many_functions(3, tag=tag) for tag in range(1, 31)]
@@ -51,7 +51,7 @@ class Replicas:
 
 
 @pytest.fixture(scope="module")
-def replicas(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+def replicas(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     running = Replicas(tmp_path_factory.mktemp("replicas"))
     yield running
     for daemon in running.daemons:
@@ -134,7 +134,7 @@ def test_a_name_with_the_addresses_of_all(replicas: Replicas) -> None:
     assert {number for [number] in holders} == {0, 1, 2}
 
 
-def test_a_list_over_tls(engines: EngineStore, tmp_path: Path) -> None:
+def test_a_list_over_tls(engines: Installed, tmp_path: Path) -> None:
     site = TlsSite(tmp_path / "tls")
     state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     with Daemon(state, site.flags("--listen", "127.0.0.2:0", client_certificates=False)) as daemon:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import EngineUnknown, WorkerUnavailable
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.broken_engines import DIES, GARBAGE, WRONG_CODE, copy_engine, replace
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually, workers_and_jobs, workers_of
+from tests.e2e.programs import Installed
 from tests.e2e.test_daemon import get, wasmkilnd
 
 FLAGS = ["--redis-url", "none", "--workers", "1"]
@@ -38,7 +38,7 @@ def break_six(state: Path) -> dict[str, str]:
     }
 
 
-def test_engines_that_fail_are_left_out_and_told_of(engines: EngineStore, tmp_path: Path) -> None:
+def test_engines_that_fail_are_left_out_and_told_of(engines: Installed, tmp_path: Path) -> None:
     state = fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
     blamed = break_six(state)
     with (
@@ -69,7 +69,7 @@ def test_engines_that_fail_are_left_out_and_told_of(engines: EngineStore, tmp_pa
             client.compile(wasm.adder(1))
 
 
-def test_no_engine_that_works_is_not_ready(engines: EngineStore, tmp_path: Path) -> None:
+def test_no_engine_that_works_is_not_ready(engines: Installed, tmp_path: Path) -> None:
     state = tmp_path / "state"
     copy_engine(state, "50.0.91", patch=GARBAGE)
     with Daemon(state, FLAGS) as daemon, daemon.client(max_attempts=1) as client:
@@ -90,7 +90,7 @@ def test_a_default_engine_that_nobody_installed_is_a_mistake(state_dir: Path) ->
     assert "WASMKILN_DEFAULT_ENGINE" in done.stderr
 
 
-def test_the_health_follows_the_workers(engines: EngineStore, tmp_path: Path) -> None:
+def test_the_health_follows_the_workers(engines: Installed, tmp_path: Path) -> None:
     """All workers gone for good: not serving. Back again: serving."""
     state = tmp_path / "state"
     copy_engine(state, "50.0.90")

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +17,11 @@ from click.testing import CliRunner
 from wasmkiln import Client
 from wasmkilnd.cli import command
 from wasmkilnd.commands.running import ReloadFailed
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
 from tests.e2e.processes import eventually, send, state_of
+from tests.e2e.programs import WASMKILND, Installed
 
 LINE = re.compile(r"<([0-7])>(\{.*\})")
 
@@ -44,7 +43,7 @@ class Managed:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "wasmkilnd", "serve", "--config", str(self.config)),
+                    *(WASMKILND, "serve", "--config", str(self.config)),
                     *("--state-dir", str(self.state), "--listen", f"unix:{folder / 'kiln.sock'}"),
                     *("--admin-listen", "none", "--redis-url", "none", "--workers", "1"),
                 ],
@@ -92,7 +91,7 @@ class Managed:
 
 
 @pytest.fixture(scope="module")
-def managed(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+def managed(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
     managed = Managed(tmp_path_factory.mktemp("service"))
     yield managed
     managed.end()
@@ -153,7 +152,7 @@ def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
 def test_the_command_ends_with_1_and_one_sentence(managed: Managed) -> None:
     """As the unit's ExecReload, which systemd gives the process id."""
     managed.config.write_text("no_such_setting = 1\n")
-    run = [sys.executable, "-m", "wasmkilnd", "reload"]
+    run = [WASMKILND, "reload"]
     environ = {**os.environ, "MAINPID": str(managed.process.pid)}
     # Of the service's settings it needs only the directory: the daemon refuses the others.
     environ |= {"WASMKILN_CONFIG": str(managed.config), "WASMKILN_STATE_DIR": str(managed.state)}

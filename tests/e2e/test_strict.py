@@ -53,7 +53,9 @@ def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
     uts_and_cgroup = "unshare:0x06000000"
     with (
         Daemon(
-            state_with(tmp_path / "state", ENGINE), FLAGS, program=(str(WITHOUT), uts_and_cgroup)
+            state_with(tmp_path / "state", ENGINE),
+            FLAGS,
+            command=(sys.executable, str(WITHOUT), uts_and_cgroup),
         ) as daemon,
         daemon.client() as client,
     ):
@@ -68,9 +70,9 @@ def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["landlock_restrict_self", "pivot_root"])
 def test_required_serves_what_strict_does_not(call: str, tmp_path: Path) -> None:
-    program = (str(WITHOUT), call)
+    command = (sys.executable, str(WITHOUT), call)
     with (
-        Daemon(state_with(tmp_path / "state", ENGINE), FLAGS, program=program) as daemon,
+        Daemon(state_with(tmp_path / "state", ENGINE), FLAGS, command=command) as daemon,
         daemon.client() as client,
     ):
         assert client.compile(wasm.adder(1)).bytes

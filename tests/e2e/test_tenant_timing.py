@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, ModuleNotLoaded
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.processes import eventually
+from tests.e2e.programs import Installed
 from tests.e2e.tenancy import house
 from tests.sizes import size
 
@@ -67,7 +67,7 @@ def seconds_of_hit(client: Client, sha256: str) -> float:
 
 
 def test_the_time_of_a_refusal_says_nothing_of_other_tenants(
-    tmp_path: Path, engines: EngineStore, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, engines: Installed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = [wasm.constant(number) for number in range(MODULES)]
     nobodys = [wasm.digest(wasm.constant(1000 + number)) for number in range(MODULES)]

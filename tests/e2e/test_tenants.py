@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from wasmkiln.v1.types_pb2 import Origin
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILND
 from tests.e2e.tenancy import ALL, House, house, tokens_of
 
 MEMORY, COMPILED = Origin.ORIGIN_MEMORY, Origin.ORIGIN_COMPILED
@@ -128,7 +128,7 @@ def test_the_cache_command_is_about_one_namespace(tmp_path: Path, valkey: str) -
     def listed(*flags: str) -> set[str]:
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "wasmkilnd", "cache", "ls", "--json"),
+                *(WASMKILND, "cache", "ls", "--json"),
                 *("--state-dir", str(state), "--redis-url", valkey, *flags),
             ],
             capture_output=True,
@@ -141,7 +141,7 @@ def test_the_cache_command_is_about_one_namespace(tmp_path: Path, valkey: str) -
         assert listed("--tier", tier) == {made["ops"]}
         assert listed("--tier", tier, "--namespace", "team-a") == {made["a"]}
         assert listed("--tier", tier, "--namespace", "team-b") == {made["b"]}
-    command = [sys.executable, "-m", "wasmkilnd", "cache", "du", "--namespace", "../up"]
+    command = [WASMKILND, "cache", "du", "--namespace", "../up"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (refused.returncode, "expected 1 to 63" in refused.stderr) == (2, True)
     # What the others have is none of the default namespace's keys.
@@ -302,7 +302,7 @@ def test_namespaces_that_have_more_than_there_is_are_refused(
     for command in ("config", "serve"):
         refused = subprocess.run(
             [
-                *(sys.executable, "-m", "wasmkilnd", command, "--state-dir", tmp_path / "state"),
+                *(WASMKILND, command, "--state-dir", tmp_path / "state"),
                 *("--policy-file", policy, "--admin-listen", "none", "--listen", "127.0.0.1:0"),
             ],
             capture_output=True,

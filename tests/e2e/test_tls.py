@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
 from tests.authority import DAY, Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite, ask, openssl
+from tests.e2e.programs import WASMKILND
 
 # Of root any group, of others one of their own.
 GROUP = 12345 if os.geteuid() == 0 else os.getgroups()[0]
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_used_stop_the_start(
     def refused(*flags: str) -> str:
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "wasmkilnd", "serve", "--state-dir", str(lean_state_dir)),
+                *(WASMKILND, "serve", "--state-dir", str(lean_state_dir)),
                 *("--listen", "127.0.0.1:0", "--admin-listen", "none", *flags),
             ],
             capture_output=True,
@@ -186,7 +186,7 @@ def test_files_that_cannot_be_used_stop_the_start(
     missing = f"error: cannot use tls_key_file {tmp_path}/none: No such file or directory"
     assert refused(*cert, "--tls-key-file", f"{tmp_path}/none") == missing
     checked = subprocess.run(
-        [sys.executable, "-m", "wasmkilnd", "config", *cert, "--tls-key-file", f"{tmp_path}/none"],
+        [WASMKILND, "config", *cert, "--tls-key-file", f"{tmp_path}/none"],
         capture_output=True,
         text=True,
         timeout=60,

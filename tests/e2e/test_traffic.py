@@ -14,7 +14,6 @@ import h2.events
 import h2.exceptions
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import (
@@ -30,6 +29,7 @@ from tests.e2e.callers import (
 )
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually, memory_of
+from tests.e2e.programs import Installed
 
 MIB = 1024 * 1024
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -41,7 +41,7 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon with small budgets."""
     with Daemon(state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE), FLAGS) as daemon:
         yield daemon
@@ -189,7 +189,7 @@ def test_one_that_pings_without_end_is_sent_away(kiln: Daemon) -> None:
 
 
 @pytest.fixture
-def forgetful(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
+def forgetful(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
     """A daemon whose artifacts are in memory only while they are sent."""
     flags = ["--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"]
     flags += ["--memory-bytes", "0", "--send-pinned-bytes", "100MiB", "--caller-timeout-s", "20"]
@@ -236,7 +236,7 @@ def test_slow_readers_keep_nobody_out(forgetful: Daemon) -> None:
 
 
 @pytest.fixture
-def tight(engines: EngineStore, tmp_path: Path) -> Iterator[Daemon]:
+def tight(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
     flags = ["--redis-url", "none", "--workers", "1", "--max-calls", "8"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
         yield daemon

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,9 @@ import pytest
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.programs import WASMKILND
 
 GIB = 2**30
-# Sets a hard limit and becomes the daemon.
-LIMITED = (
-    "import os, resource, sys; what, limit = int(sys.argv[1]), int(sys.argv[2]);"
-    " resource.setrlimit(what, (limit, limit));"
-    " os.execv(sys.executable, [sys.executable, '-m', 'wasmkilnd', *sys.argv[3:]])"
-)
 FLAGS = (
     *("--redis-url", "none", "--workers", "1"),
     *("--compile-memory-bytes", str(4 * GIB), "--compile-cpu-s", "100"),
@@ -35,8 +28,9 @@ TOO_LOW = {
 }
 
 
-def program(name: str, limit: int) -> tuple[str, ...]:
-    return ("-c", LIMITED, str(getattr(resource, name)), str(limit))
+def limited(name: str, limit: int) -> tuple[str, ...]:
+    """Return the command of a daemon under a hard limit."""
+    return ("prlimit", f"--{name.removeprefix('RLIMIT_').lower()}={limit}:{limit}", WASMKILND)
 
 
 @pytest.mark.parametrize("name", TOO_LOW)
@@ -44,7 +38,7 @@ def test_a_limit_that_is_too_low_is_named(name: str, tmp_path: Path) -> None:
     limit, *words = TOO_LOW[name]
     done = subprocess.run(
         [
-            *(sys.executable, *program(name, limit), "serve", *FLAGS),
+            *(*limited(name, limit), "serve", *FLAGS),
             *("--state-dir", str(state_with(tmp_path / "state", ENGINE))),
             *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
         ],
@@ -76,7 +70,7 @@ def test_a_limit_that_is_high_enough_is_enough(
     """This holds for the self-test too, which has limits of its own."""
     state = state_with(tmp_path / "state", ENGINE)
     with (
-        Daemon(state, (*FLAGS, *flags), program=program(name, limit)) as daemon,
+        Daemon(state, (*FLAGS, *flags), command=limited(name, limit)) as daemon,
         daemon.client() as client,
     ):
         assert client.compile(wasm.adder(1)).bytes
@@ -88,7 +82,7 @@ def test_a_reload_does_not_ask_for_more_than_there_is(tmp_path: Path) -> None:
     state = state_with(tmp_path / "state", ENGINE)
     flags = (*FLAGS[:4], "--config", str(file))
     with (
-        Daemon(state, flags, program=program("RLIMIT_AS", 3 * GIB)) as daemon,
+        Daemon(state, flags, command=limited("RLIMIT_AS", 3 * GIB)) as daemon,
         daemon.client(max_attempts=1) as client,
     ):
         file.write_text("compile_memory_bytes = '4GiB'\n")

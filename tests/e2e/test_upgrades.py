@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,16 @@ from wasmkilnd.fingerprint import CACHE_FORMAT
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, state_with
+from tests.e2e.programs import WASMKILND
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
-OTHER_FORMAT = (str(Path(__file__).with_name("other_format.py")), str(CACHE_FORMAT + 1))
+OTHER_FORMAT = (
+    sys.executable,
+    str(Path(__file__).with_name("other_format.py")),
+    str(CACHE_FORMAT + 1),
+)
 
 SMALL = wasm.constant(1)
 # Several pieces each, module and artifact.
@@ -49,8 +55,8 @@ class Fleet:
         """Start a daemon with a state of its own, which serves some engines."""
         self._started += 1
         state = state_with(self._folder / f"d{self._started}", *engines)
-        program = OTHER_FORMAT if other_format else ("-m", "wasmkilnd")
-        return RedisDaemon(state, environ=self._environ, program=program)
+        command = OTHER_FORMAT if other_format else (WASMKILND,)
+        return RedisDaemon(state, environ=self._environ, command=command)
 
     def stored(self) -> dict[bytes, bytes]:
         """Return all that is in Redis, but for what Evicts left, and counts of uses."""

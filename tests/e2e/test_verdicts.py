@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, WasmkilnError
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e.daemon import Daemon
+from tests.e2e.programs import Installed
 from tests.verdicts.cases import CASES, write_cases
 from tests.verdicts.compare import Verdicts, compare
 from tests.verdicts.generate import write_generated
@@ -23,7 +23,7 @@ GENERATED = 20
 
 @pytest.fixture(scope="module")
 def verdicts(
-    engines: EngineStore, daemon: Daemon, tmp_path_factory: pytest.TempPathFactory
+    engines: Installed, daemon: Daemon, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Verdicts]:
     """The verdicts of the daemon and of each engine on all cases."""
     return compare(engines, daemon, write_cases(tmp_path_factory.mktemp("verdicts") / "cases"))
@@ -53,7 +53,7 @@ def test_what_an_engine_says_is_one_line_of_readable_text(verdicts: list[Verdict
 
 
 def test_generated_and_damaged_modules_each_get_a_clear_verdict(
-    engines: EngineStore, daemon: Daemon, client: Client, tmp_path: Path
+    engines: Installed, daemon: Daemon, client: Client, tmp_path: Path
 ) -> None:
     before = client.stats()
     paths = write_generated(tmp_path / "generated", GENERATED)

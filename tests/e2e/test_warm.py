@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from wasmkiln.cli.app import app
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.debian import DebianUnavailable
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.programs import Installed
 from tests.e2e.registries import PASSWORD, Registry, docker_registry, logged_in
 from tests.oci import Image
 
@@ -31,7 +31,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
     with Daemon(state) as running:
         yield running

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
-from tests.e2e.daemon import Daemon, installed_engines, state_with
+from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import memory_of
+from tests.e2e.programs import installed_engines
 from tests.fuzz.messages import messages
 from tests.unit.rpc.served import methods
 

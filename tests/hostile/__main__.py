@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.programs import installed_engines
 from tests.hostile.answers import CLEAR_ANSWERS, answer, highest_memory_bytes
 from tests.hostile.catalogue import CATALOGUE
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wasmkilnd.cli import main
+from tests.e2e.programs import become_wasmkilnd
 
 _LARGE_BYTES = 64 * 1024
 
@@ -87,6 +87,6 @@ if __name__ == "__main__":
     gc.disable()
     signal.signal(signal.SIGUSR1, _report)
     try:
-        main()
+        become_wasmkilnd()
     finally:
         _report()

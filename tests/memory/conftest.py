@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.install.store import EngineStore
 
-from tests.e2e.daemon import installed_engines
+from tests.e2e.programs import Installed, installed_engines
 
 
 @pytest.fixture(scope="session")
-def engines() -> EngineStore:
+def engines() -> Installed:
     """The engines that tests use."""
     return installed_engines()

@@ -14,7 +14,6 @@ import grpc
 import pytest
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import (
@@ -29,6 +28,7 @@ from tests.e2e.callers import (
 from tests.e2e.daemon import TWO_ENGINES, fresh_state
 from tests.e2e.floods import processor_s
 from tests.e2e.processes import eventually, jobs_of, parent_of
+from tests.e2e.programs import Installed
 from tests.memory.watched import Watched
 
 MIB = 1024 * 1024
@@ -43,7 +43,7 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def kiln(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A daemon that keeps nothing, with two engines."""
     state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
     with Watched(state, FLAGS) as daemon:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, failure_of, header_of, outcome_of
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.programs import Installed, inside
 from tests.memory.watched import Watched
 
 MIB = 1024 * 1024
@@ -41,7 +40,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def states(engines: EngineStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def states(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder for the state directories of a fleet."""
     return tmp_path_factory.mktemp("fleet")
 
@@ -260,7 +259,7 @@ def test_tools_keep_no_value(
     report = tmp_path / "report.json"
 
     def run(*arguments: str) -> int:
-        program = [sys.executable, "-m", "tests.memory.collector_off", "cache", *arguments]
+        program = [*inside("tests.memory.collector_off"), "cache", *arguments]
         state = ["--state-dir", str(kiln.state_dir)]
         environ = {"WASMKILN_REDIS_URL": valkey.url, "WASMKILN_TEST_GARBAGE": str(report)}
         done = subprocess.run(

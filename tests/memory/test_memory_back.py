@@ -14,13 +14,13 @@ import grpc
 import pytest
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, outcome_of
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import anonymous_memory_of, eventually
+from tests.e2e.programs import Installed
 from tests.memory.watched import HELD
 
 MIB = 1024 * 1024
@@ -32,14 +32,12 @@ _WITHIN_S = 3.0
 
 
 @pytest.fixture
-def state(engines: EngineStore, tmp_path: Path) -> Path:
+def state(engines: Installed, tmp_path: Path) -> Path:
     return state_with(tmp_path / "state", ENGINE)
 
 
 @pytest.fixture(scope="module")
-def keeps_nothing(
-    engines: EngineStore, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
+def keeps_nothing(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon without tiers; each test compares its memory with what it was before the test."""
     state = state_with(tmp_path_factory.mktemp("keeps_nothing") / "state", ENGINE)
     no_tiers = ("--memory-bytes", "0", "--host-store-bytes", "0", "--redis-url", "none")

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from wasmkilnd.engines.install.store import EngineStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, failure_of, outcome_of
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import anonymous_memory_of, eventually
+from tests.e2e.programs import Installed
 from tests.memory.watched import HELD
 
 MIB = 1024 * 1024
@@ -62,7 +62,7 @@ def most_of(daemon: Daemon) -> Iterator[list[int]]:
         watcher.join()
 
 
-def test_eighteen_large_artifacts_at_once(engines: EngineStore, tmp_path: Path) -> None:
+def test_eighteen_large_artifacts_at_once(engines: Installed, tmp_path: Path) -> None:
     def served(tag: int) -> None:
         """Get a module compiled, and try again as long as the daemon has no room."""
         module = wasm.with_data(SIZE, tag)

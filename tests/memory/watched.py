@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
+from tests.e2e.programs import inside
 
 HELD = ("calls", "flights", "send_bytes", "send_pinned_bytes", "receive_bytes")
 # After its last answer a call is logged, and grpcio puts it away.
@@ -30,7 +31,7 @@ class Watched(Daemon):
             state_dir,
             flags,
             {**(environ or {}), "WASMKILN_TEST_GARBAGE": str(self._report)},
-            ("-m", "tests.memory.collector_off"),
+            inside("tests.memory.collector_off"),
         )
         self.look()  # What the start left behind does not count.
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.e2e.daemon import ROOT
 from tests.e2e.processes import children_of, eventually
+from tests.e2e.programs import ROOT
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 SITE = Path(sysconfig.get_path("purelib"))

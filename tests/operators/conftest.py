@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from wasmkiln import Client
 
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.programs import installed_engines
 from tests.operators.toolchains import TOOLS
 
 Needs = Callable[[str], Path]

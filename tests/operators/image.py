@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.daemon import ROOT
+from tests.e2e.programs import ROOT
 
 STORE = ROOT / ".work" / "operators" / "containers"
 IMAGE = "localhost/wasmkiln:tested"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from wasmkiln import Client, WasmkilnError
 
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import constant
 from tests.operators.browser import Visit, browsing
 from tests.operators.toolchains import TOOLS

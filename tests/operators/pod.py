@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.e2e.daemon import ROOT, installed_engines
+from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.helm import Rendered
 
 ENGINE = "wasmtime-50.0.1"
@@ -69,7 +69,7 @@ class Pod:
     def _lay_out(self, claim_mode: int) -> None:
         engines = self.volume("image-engines")
         engines.mkdir()
-        [source] = [each.path for each in installed_engines().installed() if each.id == ENGINE]
+        [source] = [each.path for each in installed_engines() if each.id == ENGINE]
         subprocess.run(["cp", "-a", str(source.resolve()), str(engines / ENGINE)], check=True)
         for volume in self._spec["volumes"]:
             place = self.volume(volume["name"])

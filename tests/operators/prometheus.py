@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.e2e.daemon import ROOT
 from tests.e2e.processes import eventually
+from tests.e2e.programs import ROOT
 
 RULES = ROOT / "deploy" / "prometheus-alerts.yml"
 _PATIENCE_S = 120.0

@@ -20,8 +20,9 @@ from wasmkiln.errors import ModuleInvalid
 from wasmkilnd.telemetry.traces.sending import Collector
 
 from tests.authority import Authority
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import CORE_PREAMBLE, adder, digest
 from tests.operators.otlp_receiver import OtlpReceiver, Span
 

@@ -18,8 +18,9 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT, TWO_ENGINES, Daemon, installed_engines, state_with
+from tests.e2e.daemon import TWO_ENGINES, Daemon, state_with
 from tests.e2e.over_tls import TlsSite
+from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.conftest import Needs
 from tests.operators.helm import PYTHON
 from tests.operators.prometheus import Prometheus, Target

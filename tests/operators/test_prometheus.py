@@ -34,9 +34,10 @@ from tests.e2e.callers import (
     outcome_of,
     stopped_job,
 )
-from tests.e2e.daemon import ROOT, Daemon, installed_engines, is_ready, state_with
+from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, send, workers_of
+from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.alert_cases import CASES, names_of, promtool_tests
 from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once

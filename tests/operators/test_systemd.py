@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.daemon import ROOT, installed_engines
 from tests.e2e.processes import eventually
+from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.booted import Booted, checkout, program, why_not
 from tests.operators.conftest import Needs
 from tests.operators.toolchains import TOOLS
@@ -25,7 +25,7 @@ def machine(needs: Needs) -> Iterator[Booted]:
     TOOLS.demand("systemd")
     if why := why_not():
         TOOLS.give_up(f"cannot boot systemd: {why}")
-    [wasmtime] = [each for each in installed_engines().installed() if "50.0" in each.id]
+    [wasmtime] = [each for each in installed_engines() if "50.0" in each.id]
     if str(wasmtime.interpreter.resolve()).startswith(("/root/", "/home/")):
         TOOLS.give_up("cannot serve from a service: the engine's Python is in a home directory")
     with Booted({**checkout(), wasmtime.path: "/opt/engine"}) as booted:

@@ -15,7 +15,8 @@ import pytest
 
 from scripts.release import SUMS, build, build_packages
 from scripts.version import ROOT, version_of
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.programs import installed_engines
 from tests.operators.upload_index import serve_uploads
 
 VERSION = version_of(ROOT)

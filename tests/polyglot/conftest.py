@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import ONE_ENGINE, ROOT, fresh_state, installed_engines
+from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.e2e.programs import ROOT, installed_engines
 from tests.polyglot.kiln import Kiln, Secure, running_kiln, running_secure
 from tests.polyglot.toolchains import LANGUAGES
 

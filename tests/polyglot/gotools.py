@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.daemon import ROOT, installed_engines
+from tests.e2e.programs import ROOT, installed_engines
 from tests.polyglot.kiln import FULL_ENGINE
 
 CLIENT = ROOT / "client" / "go"
@@ -67,7 +67,7 @@ class Go:
 
     def host(self) -> Path:
         """Build a host on the C library inside PyPI's wasmtime package of the newest engine."""
-        [engine] = [each for each in installed_engines().installed() if each.id == FULL_ENGINE]
+        [engine] = [each for each in installed_engines() if each.id == FULL_ENGINE]
         [library] = engine.path.resolve().glob(
             "lib/python*/site-packages/wasmtime/*/_libwasmtime.so"
         )

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from tests.authority import Authority
 from tests.e2e import wasm
 from tests.e2e.bearers import token_command
 from tests.e2e.callers import Caller, held_worker, modules
-from tests.e2e.daemon import ENGINE_SPECS, Daemon
+from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
+from tests.e2e.programs import ENGINE_SPECS, WASMKILND
 
 ENGINES = tuple(spec.replace("==", "-") for spec in ENGINE_SPECS)
 FULL_ENGINE = "wasmtime-50.0.1"
@@ -178,6 +178,6 @@ def running_secure(state: Path, folder: Path) -> Iterator[Secure]:
 
 def wasmkilnd(*words: str) -> str:
     """Run the daemon's command. Return what it printed."""
-    done = run([sys.executable, "-m", "wasmkilnd", *words], cwd=Path.cwd())
+    done = run([WASMKILND, *words], cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     return done.stdout

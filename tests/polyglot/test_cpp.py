@@ -18,8 +18,8 @@ from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ROOT
 from tests.e2e.processes import eventually
+from tests.e2e.programs import ROOT
 from tests.lying.lies import about
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wasmkilnd.engines.child.wasmtime_metadata import collector_of
 
-from tests.e2e.daemon import ROOT, installed_engines
+from tests.e2e.programs import ROOT, installed_engines
 from tests.polyglot.conftest import Built
 from tests.polyglot.kiln import Kiln, run
 
@@ -49,7 +49,7 @@ def refused(done: subprocess.CompletedProcess[str], because: str) -> None:
 
 def interpreter(engine: str) -> Path:
     """Return the Python that has an engine."""
-    return next(one.interpreter for one in installed_engines().installed() if one.id == engine)
+    return next(one.interpreter for one in installed_engines() if one.id == engine)
 
 
 @pytest.fixture(scope="module", params=LIBRARIES)

@@ -13,8 +13,8 @@ import pytest
 from wasmkiln._status import BY_REASON
 from wasmkiln.v1.module_service_pb2 import CompileRequest
 
-from tests.e2e.daemon import ROOT
 from tests.e2e.processes import eventually
+from tests.e2e.programs import ROOT
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built
 from tests.polyglot.dying_server import dying_server

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import test_state_dir as state_dir
+from tests.e2e.programs import test_state_dir as state_dir
 from tests.node_package import NodePackage, node_package
 from tests.polyglot.dying_server import dying_server
 from tests.polyglot.kiln import ENGINES, Kiln, Secure

@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from wasmkilnd.engines.install.store import EngineStore
-
 from tests.corpus.fetch import CorpusUnavailable, fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.in_engine import interpreter
+from tests.e2e.programs import Installed
 
 WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
 ENGINES = (WASMER, WASMTIME)
@@ -77,7 +76,7 @@ class Mould:
         return Known(self.name, module, hashlib.sha256(module).hexdigest(), artifacts)
 
 
-def make_moulds(engines: EngineStore, folder: Path, *, small: bool) -> list[Mould]:
+def make_moulds(engines: Installed, folder: Path, *, small: bool) -> list[Mould]:
     """Get the modules, ``small`` ones for a short run, and compile each with each engine."""
     modules = {name: module + _tag_section() for name, module in _fetched(small).items()}
     modules["component"] = wasm.from_text(_COMPONENT) + _tag_section()

@@ -13,8 +13,8 @@ from pathlib import Path
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
-from tests.e2e.daemon import installed_engines
 from tests.e2e.processes import memory_of, workers_and_jobs
+from tests.e2e.programs import installed_engines
 from tests.soak.actors import Actor, actors, slow_reader
 from tests.soak.chaos import Blow, Chaos
 from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Life, Member, running_fleet

@@ -19,7 +19,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.e2e.daemon import Daemon, fresh_state, installed_engines
+from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import WASM_TOOLS
 from tests.verdicts.cases import write_cases
 from tests.verdicts.compare import compare, table

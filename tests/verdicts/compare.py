@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
-from wasmkilnd.engines.install.store import EngineStore
 from wasmkilnd.engines.verdicts.engine_messages import missing_feature
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.in_engine import interpreter
+from tests.e2e.programs import Installed
 
 DIRECT = Path(__file__).with_name("direct.py")
 _CALLS_AT_ONCE = 6
@@ -149,7 +149,7 @@ def _own_words(words: str) -> str:
     return " ".join(re.split(r"^ +\d+: ", causes[2] or causes[0], flags=re.MULTILINE)[-1].split())
 
 
-def ask_directly(store: EngineStore, engine_id: str, paths: Sequence[Path]) -> list[Direct]:
+def ask_directly(store: Installed, engine_id: str, paths: Sequence[Path]) -> list[Direct]:
     """Return what the engine says of each file, in its own interpreter."""
     done = subprocess.run(
         [str(interpreter(store, engine_id)), str(DIRECT), _name(engine_id)],
@@ -193,9 +193,9 @@ async def _answer(call: object) -> Answer:
     return Answer()
 
 
-def compare(store: EngineStore, daemon: Daemon, paths: Sequence[Path]) -> list[Verdicts]:
+def compare(store: Installed, daemon: Daemon, paths: Sequence[Path]) -> list[Verdicts]:
     """Ask the daemon and each engine about every file."""
-    engine_ids = [engine.id for engine in store.installed()]
+    engine_ids = [engine.id for engine in store]
     modules = [path.read_bytes() for path in paths]
     direct = {engine: ask_directly(store, engine, paths) for engine in engine_ids}
     with daemon.client() as client:

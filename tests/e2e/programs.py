@@ -1,0 +1,91 @@
+"""The programs under test: by their paths, so that a release can stand in for this tree.
+
+The end-to-end tests import no module of the daemon. They start ``wasmkilnd`` and ``wasmkiln`` as
+users do: those of this environment, or those that ``TEST_WASMKILND`` and ``TEST_WASMKILN`` name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+"""Where the programs of this environment are, those of other packages too."""
+
+WASMKILND = os.environ.get("TEST_WASMKILND", str(PROGRAMS / "wasmkilnd"))
+WASMKILN = os.environ.get("TEST_WASMKILN", str(PROGRAMS / "wasmkiln"))
+
+ENGINE_SPECS = ("wasmer==1.1.0", "wasmtime==50.0.1", "wasmtime==49.0.0")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An installed engine, as ``wasmkilnd engine list`` tells of it."""
+
+    id: str
+    name: str
+    version: str
+    path: Path
+
+    @property
+    def interpreter(self) -> Path:
+        """The Python that has the engine."""
+        return self.path / "bin" / "python"
+
+
+Installed: TypeAlias = tuple[Engine, ...]
+
+
+def inside(module: str, *words: str) -> tuple[str, ...]:
+    """Return the command of a daemon within ``module`` of the tests, which runs it by its path.
+
+    The module runs in the daemon's own Python, from this repository, and may import nothing else.
+    """
+    python = Path(WASMKILND).read_text().splitlines()[0].removeprefix("#!")
+    return (python, "-m", module, *words)
+
+
+def become_wasmkilnd() -> None:
+    """Run the program under test in this process, with the arguments that are left."""
+    sys.argv[0] = WASMKILND
+    runpy.run_path(WASMKILND, run_name="__main__")
+
+
+def test_state_dir() -> Path:
+    """Where the engines that tests use are installed, once for all runs."""
+    return Path(os.environ.get("WASMKILN_TEST_STATE", ROOT / ".work" / "state"))
+
+
+def engines_of(state_dir: Path) -> Installed:
+    """Return the engines that are installed under a state directory."""
+    found = json_of("engine", "list", "--json", "--state-dir", str(state_dir))
+    return tuple(Engine(e["id"], e["name"], e["version"], Path(e["path"])) for e in found)
+
+
+@cache
+def installed_engines() -> Installed:
+    """Install what tests need, unless it is there; return it."""
+    state = test_state_dir()
+    if not {spec.replace("==", "-") for spec in ENGINE_SPECS} <= {e.id for e in engines_of(state)}:
+        wasmkilnd("engine", "install", *ENGINE_SPECS, "--state-dir", str(state))
+    return engines_of(state)
+
+
+def wasmkilnd(*words: str) -> str:
+    """Run a command of the daemon's that has to succeed; return its standard output."""
+    done = subprocess.run([WASMKILND, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def json_of(*words: str) -> Any:
+    """Return what a command of the daemon's prints as JSON."""
+    return json.loads(wasmkilnd(*words))
