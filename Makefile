@@ -99,10 +99,11 @@ watch: $(VENV)/.dev ## run those at every change, what failed last first (ARGS="
 	@PYTEST_ADDOPTS="$(ARGS)" $(BIN)/watchfiles --verbosity warning --filter python \
 		'$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal --ff $(FAST)' client server tests
 
-check: $(VENV)/.dev ## format, lint, types, the contract, and whether generated files are fresh
+check: $(VENV)/.dev ## format, lint, types, imports, contract, whether generated files are fresh
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+	@told="$$($(BIN)/lint-imports --no-cache --no-logo)" || { echo "$$told" >&2; exit 1; }
 	@$(BIN)/python scripts/version.py
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
