@@ -29,6 +29,9 @@ FAST := tests/unit tests/architecture tests/formats
 FAST_PROCESSES = $(shell expr 1 + $(PROCESSES))
 # Tests start some hundred Pythons: without compiled bytecode each takes 0.2 s of CPU longer.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
+# All tests but those of test-polyglot and test-operators.
+SUITE = $(PYTEST) --ignore=tests/polyglot --ignore=tests/operators
+CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # The contract of the last release: what callers were promised.
 RELEASED := v0.6.0.binpb
 
@@ -82,8 +85,12 @@ run: engines ## set up and serve in the foreground (ARGS="--listen …" is passe
 demo: engines ## compile a real module with each engine, and show what each tier saves
 	@$(BIN)/python bench/demo.py
 
-test: $(VENV)/.dev ## run the tests that a change can break (FULL=1: all; ARGS="-k …" is passed on)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.groups --processes $(PROCESSES) --groups "$(ONLY)" $(ARGS)
+test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k …" is passed on)
+	@$(SUITE) $(CROWD) $(ARGS); code=$$?; \
+	test $$code -eq 1 || exit $$code; \
+	echo "make test: running what failed once more, alone: it passes if only the crowd was to blame"; \
+	$(SUITE) -rap --last-failed --last-failed-no-failures none $(ARGS) || exit; \
+	echo "make test: FAILED IN THE CROWD, PASSED ALONE: the tests that this last run names; mend them" >&2
 
 unit: $(VENV)/.dev ## run the unit and architecture tests alone, in under a minute
 	@$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal $(FAST) $(ARGS)
@@ -92,10 +99,11 @@ watch: $(VENV)/.dev ## run those at every change, what failed last first (ARGS="
 	@PYTEST_ADDOPTS="$(ARGS)" $(BIN)/watchfiles --verbosity warning --filter python \
 		'$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal --ff $(FAST)' client server tests
 
-check: $(VENV)/.dev ## format, lint, types, the contract, and whether generated files are fresh
+check: $(VENV)/.dev ## format, lint, types, imports, contract, whether generated files are fresh
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+	@told="$$($(BIN)/lint-imports --no-cache --no-logo)" || { echo "$$told" >&2; exit 1; }
 	@$(BIN)/python scripts/version.py
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)

@@ -1,4 +1,4 @@
-"""How much the long tests do: a part in `make test`, all of it in `make test FULL=1`."""
+"""How much the long tests do: their full size in `make test FULL=1`, else less of the same."""
 
 from __future__ import annotations
 

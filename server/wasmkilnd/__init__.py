@@ -37,9 +37,8 @@ pinned modules and of served artifacts; ``account`` is who pays for what a call 
 | ``maintenance`` | offline tools over the shared tier |
 | ``model``, ``errors``, ``ports`` | values, failures and interfaces that all rooms share |
 
-Rooms share values and ports; which other rooms each may import is listed in
-tests/architecture/test_imports.py. The daemon never imports an engine: engines run in processes
-and interpreters of their own.
+Rooms share values and ports; which other rooms each may import is listed in pyproject.toml. The
+daemon never imports an engine: engines run in processes and interpreters of their own.
 """
 
 import sys

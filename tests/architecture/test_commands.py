@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pytest
 from wasmkiln.cli.app import app
 from wasmkilnd.cli import command as daemon
 
+from tests.architecture.imports import ROOT
 from tests.e2e.console import sessions
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 NOT_RUN = ' title="not run by a test"'
 RUN = {
@@ -59,14 +58,21 @@ def _typed(text: str) -> str:
     return "\n".join(each.text for each in commands)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_each_block_of_commands_is_run_or_says_that_it_is_not(page: str) -> None:
-    count, test = RUN.get(page, (0, ""))
-    told = [title for title, _ in blocks(page)]
-    assert set(told) <= {"", NOT_RUN}
-    assert told.count("") == count
-    if count:
-        assert Path(page).stem.split("-from-")[0] in (ROOT / test).read_text()
+def test_each_block_of_commands_has_no_title_or_says_that_it_is_not_run() -> None:
+    titles = {(page, title) for page in PAGES for title, _ in blocks(page)}
+    assert {(page, title) for page, title in titles if title not in ("", NOT_RUN)} == set()
+
+
+def test_each_other_block_of_commands_is_run() -> None:
+    without_title = {page: [title for title, _ in blocks(page)].count("") for page in PAGES}
+    told = {page: count for page, count in without_title.items() if count}
+    assert told == {page: count for page, (count, _) in RUN.items()}
+    untested = [
+        f"{page} is not in {test}"
+        for page, (_, test) in RUN.items()
+        if Path(page).stem.split("-from-")[0] not in (ROOT / test).read_text()
+    ]
+    assert untested == []
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -107,18 +113,28 @@ def _options(command: click.Command) -> set[str]:
     return {option for each in params for option in (*each.opts, *each.secondary_opts)}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_our_commands_exist_with_their_options(page: str) -> None:
-    found = [words for _, text in blocks(page) for words in commands(text)]
-    assert [(words, wrong) for words in found if (wrong := unknown(words))] == []
+def test_our_commands_exist_with_their_options() -> None:
+    found = [
+        (page, words) for page in PAGES for _, text in blocks(page) for words in commands(text)
+    ]
+    assert found
+    assert [(page, words, wrong) for page, words in found if (wrong := unknown(words))] == []
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_our_commands_in_sentences_exist(page: str) -> None:
+def test_our_commands_in_sentences_exist() -> None:
+    found = [(page, each) for page in PAGES for each in in_sentences(page)]
+    assert found
+    wrong = [
+        f"{page}: {each}" for page, each in found if any(unknown(words) for words in commands(each))
+    ]
+    assert wrong == []
+
+
+def in_sentences(page: str) -> list[str]:
+    """Return our commands outside of blocks."""
     text = _FENCED.sub("", (DOCS / page).read_text())
     text = text.replace("\\|", "|")  # as in tables
-    found = [" ".join(each.split()) for each in _IN_TEXT.findall(text) if "[" not in each]
-    assert [each for each in found if any(unknown(words) for words in commands(each))] == []
+    return [" ".join(each.split()) for each in _IN_TEXT.findall(text) if "[" not in each]
 
 
 def test_our_commands_on_the_status_page_exist() -> None:

@@ -1,24 +1,97 @@
-"""`make help` lists every target on a line that fits a terminal."""
+"""`make help` lists every target, and `make test` runs what failed once more, alone."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import pytest
+
+from tests.architecture.imports import ROOT
+
+PASSES = "def test_it(): pass\n"
+FAILS = "def test_it(): assert False\n"
+FAILS_ONCE = """
+import pathlib
+def test_it():
+    been = pathlib.Path(__file__).with_name("been")
+    first = not been.exists()
+    been.touch()
+    assert not first
+"""
+CANNOT_BE_READ = "import nothing_of_this_name\n"
+IS_CUT_SHORT = f"import pytest\n{PASSES}def test_another(): pytest.exit('enough', 2)\n"
+AGAIN = "running what failed once more, alone"
+MENDED = "FAILED IN THE CROWD, PASSED ALONE"
+
+
+def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    ours = ("MAKE", "PYTEST_", "COV_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return subprocess.run(
+        ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), *arguments],
+        cwd=folder,
+        env={**kept, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def make_test(folder: Path, tests: str, arguments: str = "") -> tuple[bool, str]:
+    """Return whether `make test` succeeds where these are all tests, and what it says."""
+    (folder / "test_crowd.py").write_text(tests)
+    done = make(
+        # In no crowd, and without plugins: to import them takes most of the time.
+        *("-o", ".venv/.dev", "test", "CROWD="),
+        *(f"BIN={Path(sys.executable).parent}", f"ARGS={arguments}"),
+        folder=folder,
+    )
+    return done.returncode == 0, done.stdout
 
 
 def test_help_lists_every_target_on_a_line_that_fits() -> None:
     makefile = (ROOT / "Makefile").read_text()
     [targets] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    lines = subprocess.run(
-        ["make", "--no-print-directory", "help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+    lines = make("help").stdout.splitlines()
     told = [re.fullmatch(r"  make ([a-z-]+) +\S.*", line) for line in lines]
     assert [match and match[1] for match in told] == targets.split()
     assert [line for line in lines if len(line) >= 100] == []
+
+
+def test_what_passes_runs_once(tmp_path: Path) -> None:
+    passed, said = make_test(tmp_path, PASSES)
+    assert (passed, AGAIN in said) == (True, False), said
+
+
+def test_what_passes_alone_is_told(tmp_path: Path) -> None:
+    passed, said = make_test(tmp_path, FAILS_ONCE + PASSES.replace("it", "another"))
+    assert (passed, AGAIN in said, MENDED in said) == (True, True, True), said
+    assert said.count("PASSED test_crowd.py::test_it") == 1
+    assert "PASSED test_crowd.py::test_another" not in said
+
+
+def test_what_fails_alone_too_fails(tmp_path: Path) -> None:
+    passed, said = make_test(tmp_path, FAILS)
+    assert (passed, said.count("1 failed"), MENDED in said) == (False, 2, False), said
+
+
+def test_a_failure_that_cannot_run_once_more_stays_one(tmp_path: Path) -> None:
+    """Where pytest cannot note what failed, nothing is left for the second run."""
+    (tmp_path / "no-folder").write_text("")
+    passed, said = make_test(tmp_path, FAILS, "-o cache_dir=no-folder/cache")
+    assert (passed, AGAIN in said, MENDED in said) == (False, True, False), said
+
+
+@pytest.mark.parametrize(
+    ("tests", "arguments"),
+    [(CANNOT_BE_READ, ""), (IS_CUT_SHORT, ""), (PASSES, "-k none"), (PASSES, "--no-such-option")],
+    ids=["cannot be read", "cut short", "none chosen", "wrong usage"],
+)
+def test_a_run_that_is_not_whole_fails(tmp_path: Path, tests: str, arguments: str) -> None:
+    passed, said = make_test(tmp_path, tests, arguments)
+    assert (passed, MENDED in said) == (False, False), said

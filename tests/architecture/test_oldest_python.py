@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
+from tests.architecture.imports import CLIENT, SERVER, shown, written_files
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(
-    file for room in ("server/wasmkilnd", "client/wasmkiln") for file in (ROOT / room).rglob("*.py")
-)
 # Types whose values have a hash since 3.12 only: before, dataclasses take them for mutable.
 HASHED_SINCE_3_12 = {"MappingProxyType", "slice"}
 
@@ -35,9 +30,13 @@ def _name(node: ast.expr | None) -> str:
     return ast.unparse(called).split(".")[-1] if called else ""
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_dataclass_has_a_default_that_python_3_11_refuses(file: Path) -> None:
-    assert list(defaults_that_3_11_refuses(file.read_text())) == []
+def test_no_dataclass_has_a_default_that_python_3_11_refuses() -> None:
+    found = [
+        f"{shown(path)}: {field}"
+        for path in written_files(SERVER, CLIENT)
+        for field in defaults_that_3_11_refuses(path.read_text())
+    ]
+    assert found == []
 
 
 def test_such_a_default_is_found() -> None:
