@@ -49,6 +49,7 @@ from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.signing.current import CurrentSealer
+from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
 
@@ -68,6 +69,7 @@ class Daemon:
         self._metrics = Metrics(self._version, METHODS)
         self._readiness = Readiness()
         self._metrics.gauges.ready = lambda: self._readiness.now()[0]
+        self._metrics.gauges.log_lines_dropped = dropped_lines
         self._on_stop = AsyncExitStack()
         self._rpc: RpcServer | None = None
         self._tenants: Tenants | None = None

@@ -12,7 +12,7 @@ import structlog
 from wasmkilnd.app import Daemon
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.lifecycle import systemd
-from wasmkilnd.lifecycle.banner import is_wanted
+from wasmkilnd.lifecycle.banner import is_wanted, show
 from wasmkilnd.lifecycle.malloc_trim import configure_malloc
 from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
@@ -42,7 +42,7 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
     try:
         if await until(shutdown.asked, daemon.start()):
             if is_wanted(loaded.settings):
-                print(daemon.banner, flush=True)  # noqa: T201 - for the person at the terminal
+                await asyncio.to_thread(show, daemon.banner)
             await service.begin()
             await until(shutdown.asked, _reload_at_each(hung_up, daemon, service, read))
     finally:

@@ -159,6 +159,38 @@ def test_a_broken_policy_keeps_no_revoked_token(lean_state_dir: Path, tmp_path: 
             assert "files read again" not in daemon.log
 
 
+SLIP = f"[quota.small]\ncalls = {'9' * 5000}\n"
+
+
+def test_a_slip_in_the_policy_keeps_nothing_else_from_being_read(
+    lean_state_dir: Path, tmp_path: Path
+) -> None:
+    one = bearer(add_token(lean_state_dir, "one", "compile"))
+    other = bearer(add_token(lean_state_dir, "other", "compile"))
+    file = policy(tmp_path, '[[rule]]\nidentity = "token:three"\nroles = ["read"]\n')
+    with RedisDaemon(lean_state_dir, [*FLAGS, "--policy-file", str(file)]) as daemon:
+        stubs = Stubs(daemon.address)
+        with stubs.channel:
+            file.write_text(SLIP)
+            line = daemon.wait_for_log("cannot read changed files: they change nothing")
+            assert f"cannot use policy {file}: not valid TOML: a number does not" in line
+            token_command(lean_state_dir, "revoke", "one")
+            eventually(lambda: stubs.capabilities(one) == "CREDENTIALS_INVALID", "it counts", 60)
+            three = bearer(add_token(lean_state_dir, "three", "metrics"))
+            # With the role of the policy before the slip.
+            eventually(lambda: stubs.capabilities(three) == "", "a new token does not count", 60)
+
+            daemon.process.send_signal(signal.SIGHUP)
+            line = daemon.wait_for_log("cannot reload: nothing changed")
+            assert f"cannot use policy {file}: not valid TOML: a number does not" in line
+            assert stubs.capabilities(other) == ""
+            file.write_text("")
+            reload(daemon)
+            token_command(lean_state_dir, "revoke", "other")
+            eventually(lambda: stubs.capabilities(other) == "CREDENTIALS_INVALID", "it counts", 60)
+            assert "defect" not in daemon.log
+
+
 def policy(daemon_or_folder: Path, text: str) -> Path:
     path = daemon_or_folder / "policy.toml"
     path.write_text(text)
@@ -185,11 +217,22 @@ def test_the_policy_decides_and_is_read_again_when_it_changes(
             assert stubs.load(wasm.adder(1)) == "CREDENTIALS_MISSING"
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            '[[rule]]\nidentity = "token:a"\nroles = ["reed"]\n',
+            "rule 1: roles: 'reed' is no role",
+        ),
+        (SLIP, "not valid TOML: a number does not fit into 64 bits"),
+    ],
+    ids=["role", "number"],
+)
 @pytest.mark.parametrize(("command", "code"), [("serve", 1), ("config", 2)])
 def test_a_broken_policy_stops_the_daemon_and_the_check(
-    command: str, code: int, lean_state_dir: Path, tmp_path: Path
+    command: str, code: int, text: str, problem: str, lean_state_dir: Path, tmp_path: Path
 ) -> None:
-    file = policy(tmp_path, '[[rule]]\nidentity = "token:a"\nroles = ["reed"]\n')
+    file = policy(tmp_path, text)
     words = [*("--state-dir", str(lean_state_dir)), *("--policy-file", str(file)), *FLAGS]
     words += ["--listen", "127.0.0.1:0", "--admin-listen", "none"]
     done = subprocess.run(
@@ -200,7 +243,7 @@ def test_a_broken_policy_stops_the_daemon_and_the_check(
         timeout=60,
     )
     assert done.returncode == code
-    assert f"error: cannot use policy {file}: rule 1: roles: 'reed' is no role" in done.stderr
+    assert f"error: cannot use policy {file}: {problem}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

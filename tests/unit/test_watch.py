@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.lifecycle.reload import CannotReload, Prepare, Reloader
 from wasmkilnd.lifecycle.watch import follow, stamps_of
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics.recorder import Metrics
 
 LOOK_S = 0.01
 
@@ -87,3 +94,82 @@ async def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert found == ["0" * 6]
+
+
+@pytest.mark.parametrize("failing", ["files", "changed"])
+async def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
+    file = tmp_path / "file"
+    left = 3
+    noticed = asyncio.Event()
+
+    def fail(what: str) -> None:
+        nonlocal left
+        if what == failing and left:
+            left -= 1
+            raise RuntimeError("a defect")
+
+    def files() -> list[Path]:
+        fail("files")
+        return [file]
+
+    async def changed() -> None:
+        fail("changed")
+        noticed.set()
+
+    seen = stamps_of([file])
+    file.write_text("new")
+    with capture_logs() as log:
+        task = asyncio.create_task(follow(files, seen, changed, LOOK_S))
+        await asyncio.wait_for(noticed.wait(), 30)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert left == 0
+    assert [line["event"] for line in log] == ["a defect keeps changed files from being read"]
+
+
+def test_a_path_that_no_file_can_have_is_a_file_that_is_not_there() -> None:
+    assert stamps_of([Path("a\0b")]) == stamps_of([Path("a\0b")])
+
+
+async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: Path) -> None:
+    settings = Reloadable(Settings(state_dir=tmp_path))
+    applied: list[str] = []
+
+    def part(name: str, failure: Exception | None = None) -> Prepare:
+        def prepare(_: Settings) -> Callable[[], None]:
+            if failure:
+                raise failure
+            return lambda: applied.append(name)
+
+        return prepare
+
+    def cannot_apply(_: Settings) -> Callable[[], None]:
+        def apply() -> None:
+            raise LookupError("a secret")
+
+        return apply
+
+    parts = [
+        part("one"),
+        part("", ValueError("a secret")),
+        cannot_apply,
+        part("", CannotReload("no", lambda: applied.append("rest"))),
+        part("two"),
+    ]
+    nothing: Any = None
+    reloader = Reloader(
+        *(settings, nothing, nothing, nothing, nothing, nothing, Metrics("1")),
+        largest_module_bytes=0,
+        daemon_version="1",
+        parts=parts,
+    )
+    with capture_logs() as log:
+        await reloader.refresh()
+        await reloader.refresh()
+    assert applied == ["one", "rest", "two"] * 2
+    causes = [line["cause"] for line in log]
+    assert len(causes) == 3
+    assert "ValueError in test_watch.py" in causes[0]
+    assert "no" in causes
+    assert any("LookupError in test_watch.py" in cause for cause in causes)
+    assert "secret" not in str(log)

@@ -10,6 +10,7 @@ import aiohttp
 import structlog
 
 from wasmkilnd.access.key_set import KeySet, parse_key_set
+from wasmkilnd.access.unusable import defect_in
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -93,4 +94,6 @@ async def fetch_keys(url: str) -> KeySet:
         return parse_key_set(content)
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as failure:
         why = str(failure) or "it took more than 10 seconds"
-        raise CannotFetch(f"cannot fetch jwt_keys {url.partition('?')[0]}: {why}") from None
+    except Exception as defect:  # the next fetch must not depend on it
+        why = defect_in(defect)
+    raise CannotFetch(f"cannot fetch jwt_keys {url.partition('?')[0]}: {why}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -19,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from wasmkilnd.access.policy import Claim, Pattern, Policy, Rule
 from wasmkilnd.access.unusable import AccessUnusable, read
+from wasmkilnd.config.values.toml_text import parse_toml
 from wasmkilnd.config.values.types import Count, Size
 from wasmkilnd.model import NAMESPACE_NAME, NamespaceLimits, QuotaLimits, Role
 
@@ -31,13 +31,13 @@ def read_policy(path: Path) -> Policy:
     """Return the policy of a file. Raises AccessUnusable with a line for each problem."""
     try:
         text = read("policy", path).decode()
-        content = tomllib.loads(text)
+        content = parse_toml(text)
     except FileNotFoundError:
         raise _refused(path, "there is no such file") from None
     except UnicodeDecodeError:
         raise _refused(path, "it is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as mistake:
-        raise _refused(path, f"not valid TOML: {mistake}") from None
+    except ValueError as mistake:
+        raise _refused(path, str(mistake)) from None
     try:
         found = _File.model_validate(content)
     except ValidationError as error:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from wasmkilnd.access.key_set import KeySet, read_key_set
 from wasmkilnd.access.policy import Policy, default_policy
 from wasmkilnd.access.policy_file import read_policy
 from wasmkilnd.access.tokens import Tokens, read_tokens
-from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.access.web_tokens import Issuer
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import NamespaceLimits
@@ -34,15 +35,54 @@ class Sources:
     keys_url: str = ""
 
 
+_WebTokens: TypeAlias = tuple[Issuer | None, KeySet, str]
+T = TypeVar("T")
+
+
 def read_sources(settings: Settings) -> Sources:
     """Read and check everything. It may block: call it in a thread. Raises AccessUnusable."""
-    policy = read_policy(Path(settings.policy_file)) if settings.policy_file else default_policy()
     tokens = read_tokens(settings.tokens_file)
+    return _together(settings, _policy(settings), tokens, _web_tokens(settings))
+
+
+def read_again(settings: Settings, before: Sources) -> tuple[Sources, Sequence[str]]:
+    """Read everything; return it with what ``before`` has for each part that cannot be used.
+
+    Return also why, a text for each such part. It may block: call it in a thread.
+    """
+    causes: list[str] = []
+
+    def part(what: str, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except AccessUnusable as refusal:
+            causes.append(str(refusal))
+        except Exception as defect:  # a revoked token must not count on because of it
+            causes.append(f"cannot read {what}: {defect_in(defect)}")
+        return otherwise
+
+    policy = part("the policy", lambda: _policy(settings), before.policy)
+    tokens = part("the tokens", lambda: read_tokens(settings.tokens_file), before.tokens)
+    web_tokens = part(
+        "the keys of JSON Web Tokens",
+        lambda: _web_tokens(settings),
+        (before.issuer, before.keys, before.keys_url),
+    )
+    return _together(settings, policy, tokens, web_tokens), causes
+
+
+def _policy(settings: Settings) -> Policy:
+    return read_policy(Path(settings.policy_file)) if settings.policy_file else default_policy()
+
+
+def _together(
+    settings: Settings, policy: Policy, tokens: Tokens | None, web_tokens: _WebTokens
+) -> Sources:
     namespaces = dict(policy.namespaces)
     for token in tokens.all if tokens else ():
         if token.namespace:
             namespaces.setdefault(token.namespace, NamespaceLimits())
-    issuer, keys, keys_url = _web_tokens(settings)
+    issuer, keys, keys_url = web_tokens
     on = bool(
         settings.policy_file
         or settings.tls_client_ca_file
@@ -59,7 +99,7 @@ def files_of(settings: Settings) -> Sequence[Path]:
     return [settings.tokens_file, *(_path(name) for name in named if name and not _is_url(name))]
 
 
-def _web_tokens(settings: Settings) -> tuple[Issuer | None, KeySet, str]:
+def _web_tokens(settings: Settings) -> _WebTokens:
     named = {"jwt_issuer": settings.jwt_issuer, "jwt_audience": settings.jwt_audience}
     named["jwt_keys"] = settings.jwt_keys
     missing = [name for name, value in named.items() if not value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import traceback
 from pathlib import Path
 
 from wasmkilnd.ownership import NotOurs, check_path
@@ -14,6 +15,13 @@ _MOST_BYTES = 4 * 1024 * 1024
 
 class AccessUnusable(Exception):  # noqa: N818 - says what the files are
     """The daemon cannot use what says who may do what. The message never holds a secret."""
+
+
+def defect_in(failure: Exception) -> str:
+    """Return what nobody foresaw and where, without its message: it may hold a file's content."""
+    place = traceback.extract_tb(failure.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"a defect of the daemon ({type(failure).__name__} in {where})"
 
 
 def read(what: str, path: Path, *, secret: bool = False) -> bytes:

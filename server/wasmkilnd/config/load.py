@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from wasmkilnd.config.schema import ENV_PREFIX, Settings, env_name, flag_name
 from wasmkilnd.config.upstash import from_upstash
 from wasmkilnd.config.values.quantity import written
 from wasmkilnd.config.values.redis_url import RedisUrl
+from wasmkilnd.config.values.toml_text import parse_toml
 from wasmkilnd.config.values.types import default_state_dir, expanded
 
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
@@ -125,17 +125,15 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str,
             raise ConfigError(f"cannot read the file that {CONFIG_ENV} names: {failure}") from None
     origin = f"file {file}"
     try:
-        return tomllib.loads(file.read_bytes().decode()), origin
+        return parse_toml(file.read_bytes().decode()), origin
     except OSError as error:
         raise ConfigError(f"cannot read {origin} (named by {named_by}): {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(
             f"cannot read {origin} (named by {named_by}): it is not UTF-8 text"
         ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"cannot read {origin} (named by {named_by}): not valid TOML: {error}"
-        ) from None
+    except ValueError as error:
+        raise ConfigError(f"cannot read {origin} (named by {named_by}): {error}") from None
 
 
 def _is_foreign(name: str, value: str) -> bool:

@@ -10,6 +10,9 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.listening import Bound
 from wasmkilnd.model import UnservedEngine
+from wasmkilnd.telemetry.logs.writer import LineWriter
+
+_SHOW_S = 2.0
 
 
 def is_wanted(settings: Settings) -> bool:
@@ -85,6 +88,14 @@ def banner(
     rows.append(("try", f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm"))
     body = "\n".join(f"  {name:<9}{text}" for name, text in rows)
     return f"wasmkilnd {version} is ready\n{body}"
+
+
+def show(text: str) -> None:
+    """Print the banner; give up after 2 s if nobody reads it."""
+    if sys.stdout:  # the daemon may have been started without one
+        writer = LineWriter(sys.stdout.fileno(), lambda _: None)
+        writer.write(f"{text}\n".encode())
+        writer.end(_SHOW_S)
 
 
 def _credentials(settings: Settings) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,8 +12,7 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.identities import Identities
 from wasmkilnd.access.key_fetcher import CannotFetch, KeyFetcher, fetch_keys
 from wasmkilnd.access.key_set import KeySet
-from wasmkilnd.access.sources import Sources, read_sources
-from wasmkilnd.access.tokens import Tokens, read_tokens
+from wasmkilnd.access.sources import Sources, read_again, read_sources
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.access.web_tokens import VerifiedWebTokens
 from wasmkilnd.config.schema import Settings
@@ -57,13 +55,10 @@ class OpenAccess:
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Read everything again; see ``reload.Prepare``."""
-        try:
-            sources = read_sources(settings)
-        except AccessUnusable as failure:
-            raise CannotReload(str(failure), self._revocations()) from None
+        sources, causes = read_again(settings, self._sources)
         self.next_policy = sources.policy
         # A file that changed is no reason to wait for a URL: a revoked token must not count on.
-        fetch = settings is not self._settings.current
+        fetch = settings is not self._settings.current and not causes
         keys = self._keys(sources, fetch=fetch)
         identities = self._identities(sources)
 
@@ -75,29 +70,8 @@ class OpenAccess:
             self.policy.current = sources.policy
             self.guard.replace(identities, open_health=settings.open_health)
 
-        return apply
-
-    def _revocations(self) -> Callable[[], None] | None:
-        """Return what forgets the tokens that are revoked, while other files are unusable."""
-        before = self._sources
-        known = before.tokens.all if before.tokens else ()
-        try:
-            tokens = read_tokens(self._settings.current.tokens_file)
-        except AccessUnusable:
-            return None
-        left = {token.id for token in tokens.all} if tokens else set()
-        kept = [token for token in known if token.id in left]
-        if len(kept) == len(known):
-            return None
-        sources = replace(before, tokens=Tokens(kept))
-        identities = self._identities(sources)
-
-        def apply() -> None:
-            self._sources = sources
-            self._changed(before, sources)
-            open_health = self._settings.current.open_health
-            self.guard.replace(identities, open_health=open_health)
-
+        if causes:
+            raise CannotReload("\n".join(causes), apply)
         return apply
 
     def on_change(self, call: Callable[[Sources, Sources], None]) -> None:

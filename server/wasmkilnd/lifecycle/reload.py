@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import structlog
 
+from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.cache.shared_server import CannotOpenShared
 from wasmkilnd.config.changes import Change, changes, take_over
 from wasmkilnd.config.load import ConfigError, LoadedSettings
@@ -32,10 +33,10 @@ _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
     """A part cannot use the new settings, or what they name; the message says why."""
 
-    def __init__(self, why: str, revoke: Callable[[], None] | None = None) -> None:
-        """``revoke`` applies what was taken from callers all the same."""
+    def __init__(self, why: str, rest: Callable[[], None] | None = None) -> None:
+        """``rest`` applies what the part can use all the same."""
         super().__init__(why)
-        self.revoke = revoke
+        self.rest = rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +110,38 @@ class Reloader:
     async def refresh(self) -> None:
         """Have each part read its files again, as far as it can use them; the settings stay.
 
-        Unlike a reload, a file that one part cannot use holds back no other part, and no
-        revocation: a token that was revoked must not count on because a certificate, or the
-        policy, is broken. Log a refusal once.
+        Unlike a reload, a file that cannot be used, for whatever reason, holds back no other: a
+        token that was revoked must not count on because a certificate, or the policy, is broken.
+        Log a refusal once; raise for none.
         """
         async with self._one_at_a_time:
             settings = self._settings.current
-            prepared, whole = [], True
+            prepared: dict[int, Callable[[], None]] = {}
+            refused: dict[int, str] = {}
             for number, prepare in enumerate(self._parts):
                 try:
-                    prepared.append(await asyncio.to_thread(prepare, settings))
-                except (CannotAudit, CannotReload) as failure:
-                    whole = False
-                    if isinstance(failure, CannotReload) and failure.revoke:
-                        prepared.append(failure.revoke)
-                    cause = "; ".join(str(failure).splitlines())
-                    if self._refused.get(number) != cause:
-                        self._refused[number] = cause
-                        log.error("cannot read changed files: they change nothing", cause=cause)
-                else:
-                    self._refused.pop(number, None)
-            for apply in prepared:
-                apply()
-            self._metrics.reloaded("files", succeeded=whole)
-            if whole:
+                    prepared[number] = await asyncio.to_thread(prepare, settings)
+                except CannotReload as failure:
+                    refused[number] = str(failure)
+                    if failure.rest:
+                        prepared[number] = failure.rest
+                except CannotAudit as failure:
+                    refused[number] = str(failure)
+                except Exception as defect:
+                    refused[number] = f"cannot read them: {defect_in(defect)}"
+            for number, apply in prepared.items():
+                try:
+                    apply()
+                except Exception as defect:
+                    refused[number] = f"cannot apply them: {defect_in(defect)}"
+            for number, why in refused.items():
+                cause = "; ".join(why.splitlines())
+                if self._refused.get(number) != cause:
+                    log.error("cannot read changed files: they change nothing", cause=cause)
+                refused[number] = cause
+            self._refused = refused
+            self._metrics.reloaded("files", succeeded=not refused)
+            if not refused:
                 log.info("files read again")
 
     async def _reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:

@@ -7,9 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
+import structlog
+
 from wasmkilnd.access.sources import files_of
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.listening import tls_options
+
+log = structlog.get_logger("wasmkilnd")
 
 _LOOK_S = 1.0
 
@@ -27,8 +31,8 @@ def stamps_of(files: Iterable[Path]) -> Stamps:
     for file in files:
         try:
             it = file.stat()
-        except OSError as failure:
-            found.append((str(file), failure.errno))
+        except (OSError, ValueError) as failure:  # ValueError for a path that no file can have
+            found.append((str(file), type(failure), getattr(failure, "errno", None)))
         else:
             found.append(
                 (str(file), it.st_dev, it.st_ino, it.st_mtime_ns, it.st_ctime_ns, it.st_size)
@@ -44,13 +48,22 @@ async def follow(
 ) -> None:
     """Await ``changed`` whenever ``files`` have changed since ``seen``, until cancelled.
 
-    Files may be written in several steps: so wait until two looks find them the same.
+    Files may be written in several steps: so wait until two looks find them the same. Whatever
+    fails is tried again at the next look: a revoked token counts until this has read that it is.
     """
     looked = seen
+    told: type[Exception] | None = None
     while True:
         await asyncio.sleep(look_s)
-        now = await asyncio.to_thread(lambda: stamps_of(files()))
-        stable, looked = now == looked, now
-        if stable and now != seen:
-            seen = now
-            await changed()
+        try:
+            now = await asyncio.to_thread(lambda: stamps_of(files()))
+            stable, looked = now == looked, now
+            if stable and now != seen:
+                await changed()
+                seen = now
+        except Exception as defect:
+            if type(defect) is not told:
+                told = type(defect)
+                log.exception("a defect keeps changed files from being read")
+        else:
+            told = None

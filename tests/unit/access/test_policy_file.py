@@ -91,6 +91,9 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         ("[namespace.A]", "namespace.A: 'A' is no name of a namespace"),
         ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
         ("a=" + "[" * 5000 + "]" * 5000, "not valid TOML"),
+        (f"a={'9' * 5000}", "not valid TOML: a number does not fit into 64 bits"),
+        (f"[quota.q]\nqueue_share=0x{'f' * 5000}", "not valid TOML: a number does not fit into 64"),
+        (f"a=[{{b={2**63}}}]", "not valid TOML: a number does not fit into 64 bits"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, problem: str) -> None:

@@ -226,6 +226,11 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     (malformed,) = problems(file=toml(tmp_path, 'redis_url = "redis://:hunter2@h'))
     assert "not valid TOML" in malformed
     assert "hunter2" not in malformed
+    for text in (f"workers = {'9' * 5000}", f"workers = 0x{'f' * 5000}"):
+        (number,) = problems(file=toml(tmp_path, text))
+        assert number.endswith("not valid TOML: a number does not fit into 64 bits")
+    (deep,) = problems(file=toml(tmp_path, f"a = {'[' * 5000}{']' * 5000}"))
+    assert "not valid TOML" in deep
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in problems(file=binary)[0]

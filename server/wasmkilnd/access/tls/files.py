@@ -7,7 +7,6 @@ from collections.abc import Callable
 import structlog
 
 from wasmkilnd.access.tls.material import TlsMaterial, TlsOptions, load
-from wasmkilnd.access.tls.pem import TlsUnusable
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -34,7 +33,7 @@ class TlsFiles:
         """
         try:
             material = load(options)
-        except TlsUnusable:
+        except Exception:
             self.failures += 1
             raise
         return lambda: self._apply(material)

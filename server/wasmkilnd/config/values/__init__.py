@@ -10,5 +10,6 @@ value in front of that sentence.
 | ``address`` | where to listen: ``host:port``, ``[v6]:port``, ``unix:/path`` |
 | ``redis_url`` | where Redis is, with its password masked |
 | ``listening`` | which addresses and TLS settings go together |
+| ``toml_text`` | a whole TOML file, with one sentence for what is wrong with it |
 | ``types`` | the annotated types that the fields of ``config.sections`` use |
 """

@@ -13,6 +13,7 @@ these steps:
 ``standard_error``  descriptor 2 becomes a pipe to the relay, since native libraries
                     write past Python
 ``relay``           the process at the other end, which masks and limits their lines
+``writer``          a thread writes the lines, and drops and counts what nobody reads in time
 ==================  ==============================================================
 
 Promises: logging never raises and never fails a call. No line is longer than 64 KiB, no secret

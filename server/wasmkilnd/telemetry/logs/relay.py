@@ -3,7 +3,8 @@
 The relay reads lines from standard input until its end, and writes each to standard error as a
 line of the log: masked, bounded, and limited in number. A line that begins with the token is
 the daemon's: it sets the format and level from there on. The relay lives as long as the
-daemon, so it imports little.
+daemon, so it imports little. It always reads, or native code in the daemon would wait: lines that
+nobody reads at its other end it drops.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from datetime import UTC, datetime
 from wasmkilnd.telemetry.logs.journal import is_journal, marked
 from wasmkilnd.telemetry.logs.masking import Masker
 from wasmkilnd.telemetry.logs.repeats import STANDARD_ERROR, Line, Repeats
+from wasmkilnd.telemetry.logs.writer import DROPPED, LineWriter
 
 EVENT = "standard error"
 
 _LINE_BYTES = 64 * 1024
+_END_S = 2.0
 _HEAD_LENGTH = 300
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LEVELS = ("debug", "info", "warning", "error")
@@ -57,15 +60,17 @@ class Relay:
         level = {"I": "info", "W": "warning"}.get(severity[1] if severity else "", "error")
         if _LEVELS.index(level) < _LEVELS.index(self._level):
             return
-        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        head = {"timestamp": now, "level": level, "event": EVENT}
-        line = self._masker.line({**head, "text": text})
+        line = self._masker.line({**_head(level, EVENT), "text": text})
         place = _PLACE.search(text, 0, _HEAD_LENGTH)
         kind = place[0] if place else ""
         if self._level == "debug" or self._repeats.allows(kind, STANDARD_ERROR):
             self._write_line(line)
         else:
             self._repeats.hold_back(kind, line, STANDARD_ERROR)
+
+    def tell_dropped(self, count: int) -> None:
+        """Log that so many lines were dropped, since nobody read them."""
+        self._write_line({**_head("error", DROPPED), "lines": count})
 
     def end(self) -> None:
         """Write what ``repeats`` holds back."""
@@ -81,6 +86,11 @@ class Relay:
         head = f"{fields.pop('timestamp')} [{fields.pop('level'):<9}] {fields.pop('event'):<30}"
         rest = " ".join(f"{key}={value!a}" for key, value in fields.items())
         return f"{head} {rest}"
+
+
+def _head(level: str, event: str) -> Line:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return {"timestamp": now, "level": level, "event": event}
 
 
 def lines_of(read: Callable[[], bytes]) -> Iterator[bytes]:
@@ -101,11 +111,12 @@ def main(token: str, log_format: str, level: str) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
 
-    def write(line: str) -> None:
-        sys.stderr.write(line)
-        sys.stderr.flush()
-
-    relay = Relay(write, terminal=sys.stderr.isatty(), journal=is_journal(2))
+    writer = LineWriter(2, lambda count: relay.tell_dropped(count))
+    relay = Relay(
+        lambda line: writer.write(line.encode()),
+        terminal=sys.stderr.isatty(),
+        journal=is_journal(2),
+    )
     relay.configure(log_format, level)
     for line in lines_of(lambda: os.read(0, _LINE_BYTES)):
         text = line.decode(errors="backslashreplace").strip()
@@ -115,6 +126,7 @@ def main(token: str, log_format: str, level: str) -> None:
         elif text:
             relay.log(text)
     relay.end()
+    writer.end(_END_S)
 
 
 if __name__ == "__main__":

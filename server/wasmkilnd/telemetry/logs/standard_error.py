@@ -4,6 +4,9 @@ gRPC's core and the C library write to descriptor 2, past Python and the log's f
 daemon cannot limit how much. So descriptor 2 becomes a pipe to the relay, a small process that
 logs each line like any other. It is a process, not a thread, because the most important lines
 are the last ones of a daemon that aborts: they are in the pipe when the daemon is gone.
+
+Daemon and relay write to the real standard error through a ``LineWriter`` each, so neither waits
+for a reader who stalls.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
 from wasmkilnd.telemetry.logs import pipeline
+from wasmkilnd.telemetry.logs.writer import DROPPED, LineWriter, as_text
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -49,8 +53,10 @@ class _Relay:
         """Make descriptor 2 ``real`` again when the process ends, for whatever cause."""
 
         def wait() -> None:
+            global _relay
             code = self._process.wait()
             if _relay is self:
+                _relay = None
                 os.dup2(real, 2)
                 log.error(
                     "cannot log lines of native libraries",
@@ -66,6 +72,7 @@ class _Relay:
 
 
 _relay: _Relay | None = None
+_writer: LineWriter | None = None
 
 
 def configure(log_format: str, level: str) -> None:
@@ -75,15 +82,21 @@ def configure(log_format: str, level: str) -> None:
         _relay.configure(log_format, level)
 
 
+def dropped_lines() -> int:
+    """Return how many lines of the daemon were dropped: nobody read them in time."""
+    return _writer.dropped if _writer else 0
+
+
 @contextmanager
 def relayed(log_format: str, level: str) -> Iterator[None]:
     """Log what anything writes to descriptor 2.
 
-    ``sys.stderr`` goes to the real standard error meanwhile, past the relay.
+    ``sys.stderr`` goes to the real standard error meanwhile, past the relay, and never blocks.
     """
-    global _relay
+    global _relay, _writer
     real = os.dup(2)
-    before, sys.stderr = sys.stderr, _text(real)
+    _writer = writer = LineWriter(real, lambda count: log.error(DROPPED, lines=count))
+    before, sys.stderr = sys.stderr, as_text(writer)
     pipeline.configure(log_format, level, sys.stderr)
     _log_stray_errors()
     try:
@@ -96,11 +109,13 @@ def relayed(log_format: str, level: str) -> Iterator[None]:
     finally:
         relay, _relay = _relay, None
         pipeline.flush()
+        if not writer.end(_END_S):  # what follows must not wait for the reader either
+            real = os.open(os.devnull, os.O_WRONLY)
         os.dup2(real, 2)  # closes the pipe, which ends the relay
+        os.close(real)
         if relay:
             relay.wait()
         pipeline.configure(log_format, level, before)
-        sys.stderr.close()
         sys.stderr = before
 
 
@@ -127,10 +142,6 @@ def _start(log_format: str, level: str) -> _Relay:
         os.close(readable)
         os.close(writable)
     return _Relay(process, token)
-
-
-def _text(descriptor: int) -> TextIO:
-    return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 def _log_stray_errors() -> None:

@@ -53,6 +53,11 @@ def of_readings(now: Readings) -> Iterator[Metric]:
     yield _of_signing(now.certified_until_s)
     yield _of_warm_ups(now.warm_ups)
     yield from _of_reloads(now.reloads)
+    yield CounterMetricFamily(
+        f"{PREFIX}log_lines_dropped",
+        "Lines of the log that nobody read in time, or that could not be written.",
+        now.log_lines_dropped,
+    )
 
 
 def _of_tiers(usages: Mapping[str, TierUsage]) -> Iterator[Metric]:

@@ -48,6 +48,7 @@ class Gauges(Collector):
         self.isolation: Callable[[], Mapping[str, Isolation]] = dict
         self.ready: Callable[[], bool] = bool
         self.reloads: Callable[[], Mapping[str, ReloadStatus]] = dict
+        self.log_lines_dropped: Callable[[], int] = int
 
     def read(self) -> Readings:
         """Return what every source returns now."""
@@ -75,6 +76,7 @@ class Gauges(Collector):
             isolation=_read("isolation", self.isolation, {}),
             ready=_read("readiness", self.ready, False),
             reloads=_read("reloads", self.reloads, {}),
+            log_lines_dropped=_read("log", self.log_lines_dropped, 0),
         )
 
     def collect(self) -> Iterator[Metric]:

@@ -87,6 +87,8 @@ class Readings:
     """Whether the daemon serves calls."""
     reloads: Mapping[str, ReloadStatus]
     """By what was read again: ``settings`` or ``files``."""
+    log_lines_dropped: int
+    """Since the start."""
 
 
 def no_quotas() -> Mapping[str, tuple[float, int]]:

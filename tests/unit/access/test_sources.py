@@ -1,0 +1,84 @@
+"""Each part of what says who may do what is read, whatever is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from wasmkilnd.access import sources
+from wasmkilnd.access.policy import Policy
+from wasmkilnd.access.sources import read_again, read_sources
+from wasmkilnd.access.token_store import TokenStore
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.model import Role
+
+KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+BROKEN = f"a = {'9' * 5000}"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings that name a policy without rules, a token, and the key `old`."""
+    one = Settings(
+        state_dir=tmp_path / "state",
+        policy_file=str(write(tmp_path / "policy.toml", "")),
+        jwt_issuer="https://issuer.example",
+        jwt_audience=("wasmkiln",),
+        jwt_keys=str(write(tmp_path / "keys.json", json.dumps({"keys": [{**KEY, "kid": "old"}]}))),
+    )
+    TokenStore(one.tokens_file).add("old", [Role.READ], "", None)
+    return one
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("broken", ["policy", "tokens", "keys"])
+def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
+    settings: Settings, broken: str
+) -> None:
+    before = read_sources(settings)
+    TokenStore(settings.tokens_file).revoke("old")
+    TokenStore(settings.tokens_file).add("new", [Role.READ], "", None)
+    new_keys = json.dumps({"keys": [{**KEY, "kid": "new"}]})
+    files = {
+        "policy": (
+            Path(settings.policy_file),
+            '[[rule]]\nidentity = "token:new"\nroles = ["read"]',
+        ),
+        "tokens": (settings.tokens_file, settings.tokens_file.read_text()),
+        "keys": (Path(settings.jwt_keys), new_keys),
+    }
+    for name, (file, text) in files.items():
+        write(file, BROKEN if name == broken else text)
+
+    now, causes = read_again(settings, before)
+    assert len(causes) == 1
+    assert str(files[broken][0]) in causes[0]
+    assert now.tokens
+    assert now.on
+    assert {
+        "policy": bool(now.policy.rules),
+        "tokens": [token.name for token in now.tokens.all] == ["new"],
+        "keys": [key.id for key in now.keys.keys] == ["new"],
+    } == {name: name != broken for name in files}
+
+
+def test_what_nobody_foresaw_is_a_refusal_and_tells_no_secret(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_sources(settings)
+
+    def fail(_: Path) -> Policy:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(sources, "read_policy", fail)
+    now, causes = read_again(settings, before)
+    assert now.policy == before.policy
+    [cause] = causes
+    assert cause.startswith("cannot read the policy: a defect of the daemon (RuntimeError in ")
+    assert "secret" not in cause
