@@ -11,6 +11,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,20 @@ class Engine:
 
 
 Installed: TypeAlias = tuple[Engine, ...]
+
+
+def search_path() -> str:
+    """Return a PATH with the programs under test first, and then those of this environment."""
+    return os.pathsep.join([_links().name, str(PROGRAMS), os.environ["PATH"]])
+
+
+@cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder with the programs under test alone; their own has a Python beside them."""
+    folder = tempfile.TemporaryDirectory(prefix="wasmkiln-programs-")
+    for name, program in (("wasmkilnd", WASMKILND), ("wasmkiln", WASMKILN)):
+        Path(folder.name, name).symlink_to(Path(program).absolute())
+    return folder
 
 
 def inside(module: str, *words: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,7 +55,7 @@ def secret(folder: Path, files: Sequence[Path]) -> None:
 
 @functools.cache
 def why_not_another_user() -> str:
-    words = [*BECOME, sys.executable, "-c", "import wasmkilnd"]
+    words = [*BECOME, WASMKILND, "--version"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stderr[-200:]
 
 
