@@ -8,10 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.workers.job_users import NOBODY
 
-from tests.confinement import foreign
-from tests.e2e import wasm
+from tests.e2e import foreign, wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.processes import eventually, workers_of
@@ -28,8 +26,8 @@ def test_services_that_run_as_nobody_change_nothing(tmp_path: Path) -> None:
         workers = workers_of(daemon.pid)
         assert len({foreign.user_of(worker) for worker in workers}) == len(workers) == 2
         for worker in workers:
-            assert not foreign.may_limit(NOBODY, worker, resource.RLIMIT_AS, 2**20)
-            assert not foreign.may_signal(NOBODY, worker)
+            assert not foreign.may_limit(foreign.NOBODY, worker, resource.RLIMIT_AS, 2**20)
+            assert not foreign.may_signal(foreign.NOBODY, worker)
         assert client.compile(wasm.adder(1)).bytes
         assert workers_of(daemon.pid) == workers
 
