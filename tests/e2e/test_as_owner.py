@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import WASMKILND, installed_engines
+from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
 
 SERVICE = 54321
 """A user without a name, as in containers."""
@@ -35,14 +34,9 @@ def state(reachable: Path) -> Path:
     state = reachable / "state"
     state.mkdir(mode=0o700)
     os.chown(state, SERVICE, SERVICE)
-    if why := why_not_as_service():
+    if why := why_not_as(SERVICE):
         pytest.skip(f"another user cannot run the daemon: {why}")
     return state
-
-
-@functools.cache
-def why_not_as_service() -> str:
-    return as_service("--version").stderr[-200:]
 
 
 def as_service(*words: str, user: int = SERVICE) -> subprocess.CompletedProcess[str]:

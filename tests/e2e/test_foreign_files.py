@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.daemon import Daemon, fresh_state, state_with
 from tests.e2e.hostile_engine import environment
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import WASMKILND, Installed, why_not_as
 
 OTHERS = 54321
 SERVED, LEFT_OUT = "wasmtime-50.0.1", "wasmtime-0.0.1"
@@ -178,11 +178,8 @@ def test_the_interpreters_of_a_users_home_are_fine_for_that_user(
     folder: Path, python: Path
 ) -> None:
     become = ("setpriv", f"--reuid={OTHERS}", f"--regid={OTHERS}", "--clear-groups")
-    program = subprocess.run(
-        [*become, WASMKILND, "--version"], capture_output=True, text=True, check=False
-    )
-    if program.returncode:
-        pytest.skip(f"another user cannot run the daemon here: {program.stderr[-200:]}")
+    if why := why_not_as(OTHERS):
+        pytest.skip(f"another user cannot run the daemon here: {why}")
     home, state = python.parents[1], folder / "state"
     state.mkdir(mode=0o700)
     for path in (state, home, *home.rglob("*")):
