@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,25 +14,17 @@ from wasmkilnd.engines.install.interpreters import PythonRange
 from wasmkilnd.engines.workers.process import Worker
 
 from tests.confinement import workers
-from tests.confinement.catalogue import Machine
 from tests.confinement.workers import EVERYTHING
+from tests.e2e.attempts import Machine, machine_of
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("machine")
-    with ExitStack() as stack:
-        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        udp.bind(("127.0.0.1", 0))
-        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
-        unix.bind(str(folder / "socket"))
-        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
-        abstract.bind(f"\0wasmkiln-test-{os.getpid()}")
-        for listener in (unix, abstract):
-            listener.listen()
-        machine = Machine(folder, tcp, udp, unix, abstract)
-        stack.callback(machine.clean)
+    key = folder / "signing.pem"
+    key.write_text("the daemon's key")
+    key.chmod(0o600)
+    with machine_of(folder, os.getpid(), key) as machine:
         yield machine
 
 

@@ -19,7 +19,8 @@ from wasmkilnd.model import Kind
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
-from tests.confinement.workers import PREAMBLE, TRIPLE
+from tests.confinement.workers import TRIPLE
+from tests.e2e.hostile_engine import PREAMBLE
 
 # A job's socket and the pipe for its last words, two ends each.
 NEEDED = 4

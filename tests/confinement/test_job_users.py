@@ -18,8 +18,8 @@ from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
-from tests.confinement.foreign import PYTHON, may_limit, may_signal, unused_user, user_of
 from tests.confinement.workers import job_of
+from tests.e2e.foreign import PYTHON, may_limit, may_signal, unused_user, user_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
 

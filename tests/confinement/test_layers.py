@@ -12,8 +12,8 @@ from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.model import Isolation, LayerState
 
 from tests.confinement import workers
-from tests.confinement.catalogue import ATTEMPTS, Machine, sentence
 from tests.confinement.workers import EVERYTHING, attempt
+from tests.e2e.attempts import ATTEMPTS, Machine, sentence
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -92,7 +92,7 @@ async def test_one_layer_alone_refuses(
     outcome = await attempt(
         alone.worker,
         str(name),
-        *machine.arguments(tuple(arguments), alone.worker, alone.engine),
+        *machine.arguments(tuple(arguments), alone.worker.pid, alone.engine),
     )
     assert outcome.refused, outcome.report
 

@@ -14,8 +14,8 @@ from wasmkilnd.engines.workers.process import Worker, WorkerDied
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
-from tests.confinement.catalogue import Machine
 from tests.confinement.workers import attempt, job_of
+from tests.e2e.attempts import Machine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,7 +38,7 @@ async def test_the_next_job_finds_no_state_of_the_last(confined: Worker) -> None
 async def test_shared_memory_and_names_do_not_reach_the_next_job(
     bare: Worker, confined: Worker, machine: Machine
 ) -> None:
-    key = machine.keys["IPC"]
+    key = machine.names["IPC"]
     for worker, reaches in ((bare, True), (confined, False)):
         await attempt(worker, "share_memory", key)
         assert bool((await attempt(worker, "find_shared_memory", key)).got) == reaches
@@ -58,7 +58,7 @@ async def test_without_a_filter_shared_memory_does_not_reach_the_next_job_either
     tmp_path: Path, machine: Machine
 ) -> None:
     """The namespace of the shared memory has ended with its job."""
-    key = machine.keys["IPC"]
+    key = machine.names["IPC"]
     async with workers.running(workers.environment(tmp_path, ["seccomp"])) as worker:
         assert (await attempt(worker, "share_memory", key)).got is not None
         assert (await attempt(worker, "find_shared_memory", key)).got is None

@@ -19,8 +19,10 @@ from wasmkilnd.model import Kind
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
-from tests.confinement import foreign, workers
-from tests.confinement.workers import PREAMBLE, TRIPLE
+from tests.confinement import workers
+from tests.confinement.workers import TRIPLE
+from tests.e2e import foreign
+from tests.e2e.hostile_engine import PREAMBLE
 
 ORDER = job_orders.call(PREAMBLE, Kind.CORE_MODULE, TRIPLE, "add", [2, 3], LIMITS)
 

@@ -16,8 +16,9 @@ from wasmkilnd.engines.child.isolation import namespaces
 from wasmkilnd.model import Isolation, LayerState
 
 from tests.confinement import workers
-from tests.confinement.foreign import unused_user
-from tests.confinement.workers import HOSTILE, attempt
+from tests.confinement.workers import attempt
+from tests.e2e import hostile_engine
+from tests.e2e.foreign import unused_user
 
 USER = unused_user()
 PYTHON = "/usr/bin/python3"
@@ -37,7 +38,7 @@ def engine_run_by(*command: str) -> Iterator[Path]:
     nothing = shutil.which("true") or ""
     if subprocess.run([*command, nothing], capture_output=True, check=False).returncode:
         pytest.skip(f"{command[0]} is refused here")
-    for needed in (PYTHON, str(HOSTILE), namespaces.__file__):
+    for needed in (PYTHON, str(hostile_engine.HOSTILE), namespaces.__file__):
         if subprocess.run(["test", "-r", needed], user=USER, check=False).returncode:
             pytest.skip(f"an ordinary user cannot read {needed} here")
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ async def test_an_ordinary_users_jobs_are_confined_all_the_same() -> None:
 
 async def test_the_probe_sees_an_ordinary_users_holes() -> None:
     with engine_run_by(sys.executable, "-ISc", BECOME_ORDINARY) as engine:
-        (engine / "left-out.json").write_text('["seccomp"]')
+        hostile_engine.at_import(engine, "import without", "without.refuse('seccomp')")
         async with workers.running(engine) as worker:
             assert "fork" in worker.isolation.holes
 

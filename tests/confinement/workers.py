@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,9 +17,9 @@ from wasmkilnd.engines.workers.spawn import start_worker
 from wasmkilnd.model import Priority
 
 from tests.contract.values import payload_of
+from tests.e2e import hostile_engine
+from tests.e2e.hostile_engine import module
 
-HOSTILE = Path(__file__).parent / "hostile"
-PREAMBLE = b"\0asm\x01\0\0\0"
 TRIPLE = "x86_64-unknown-linux-gnu"
 # Without any of these a job is what it was before there was isolation, but for its user.
 EVERYTHING = ("namespaces", "landlock", "seccomp", "privileges", "limits", "descriptors")
@@ -55,33 +53,13 @@ class Outcome:
         return str(self.said.get("refused", ""))
 
 
-def module(attempt: str, *arguments: object) -> bytes:
-    """Return the "module" that makes the hostile engine try ``attempt``."""
-    return PREAMBLE + json.dumps({"attempt": attempt, "arguments": arguments}).encode()
-
-
-def environment(
-    folder: Path, left_out: Sequence[str] = (), python: str = "", name: str = "wasmtime-0.0.1"
-) -> Path:
-    """Make an engine's environment with the hostile engine in it; return its folder."""
-    python = python or str(Path(sys.executable).resolve())
-    probe = "import sys; print(sys.base_prefix, '%d.%d' % sys.version_info[:2])"
-    said = subprocess.run([python, "-I", "-c", probe], capture_output=True, text=True, check=True)
-    base, version = said.stdout.split()
-    engine = folder / name
-    packages = engine / "lib" / f"python{version}" / "site-packages"
-    (engine / "bin").mkdir(parents=True)
-    (engine / "bin" / "python").symlink_to(Path(base) / "bin" / f"python{version}")
-    (engine / "pyvenv.cfg").write_text(f"home = {base}/bin\ninclude-system-site-packages = false\n")
-    info = packages / "wasmtime-0.0.1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wasmtime\nVersion: 0.0.1\n")
-    (packages / "hostile.pth").write_text(f"{HOSTILE}\n")
-    (engine / "engine.json").write_text(
-        json.dumps({"name": "wasmtime", "version": "0.0.1", "python": f"CPython {version}"})
-    )
+def environment(folder: Path, left_out: Sequence[str] = (), python: str = "") -> Path:
+    """Make an engine's environment with the hostile engine in it, and without some layers."""
+    engine = hostile_engine.environment(folder, python=python)
     if left_out:
-        (engine / "left-out.json").write_text(json.dumps(left_out))
+        here = str(Path(__file__).parent / "hostile")
+        lines = ("import sys", f"sys.path.append({here!r})", "import left_out")
+        hostile_engine.at_import(engine, *lines, f"left_out.leave_out(*{list(left_out)!r})")
     return engine
 
 

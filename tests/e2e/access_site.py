@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from pathlib import Path
 
 from tests.authority import Authority, Pair
 from tests.e2e.daemon import Daemon
-
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = Path(sys.executable).parent
+from tests.e2e.programs import search_path, wasmkilnd
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Site:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of a caller in the folder."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-        inherited["PATH"] = f"{PROGRAMS}:{inherited['PATH']}"
+        inherited["PATH"] = search_path()
         return subprocess.run(
             words,
             cwd=self.folder,
@@ -63,15 +60,6 @@ class Site:
 
     def _local(self, address: str) -> str:
         return f"localhost:{address.rpartition(':')[2]}"
-
-
-def wasmkilnd(*words: str) -> str:
-    """Run the daemon's command. Return what it printed."""
-    done = subprocess.run(
-        [str(PROGRAMS / "wasmkilnd"), *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @contextmanager

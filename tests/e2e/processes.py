@@ -43,8 +43,12 @@ def children_of(*parents: int) -> list[int]:
 
 
 def workers_of(daemon_pid: int) -> list[int]:
-    """Return the workers of a daemon."""
-    return [pid for pid in children_of(daemon_pid) if b"child.worker" in _read(pid, "cmdline")]
+    """Return the workers of a daemon: what it runs with an engine's own Python."""
+    return [
+        pid
+        for pid in children_of(daemon_pid)
+        if b"/engines/" in _read(pid, "cmdline").partition(b"\0")[0]
+    ]
 
 
 def jobs_of(daemon_pid: int) -> list[int]:

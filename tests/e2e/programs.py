@@ -11,6 +11,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,13 +45,48 @@ class Engine:
 Installed: TypeAlias = tuple[Engine, ...]
 
 
+def search_path() -> str:
+    """Return a PATH with the programs under test first, and then those of this environment."""
+    return os.pathsep.join([_links().name, str(PROGRAMS), os.environ["PATH"]])
+
+
+@cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder with the programs under test alone; their own has a Python beside them."""
+    folder = tempfile.TemporaryDirectory(prefix="wasmkiln-programs-")
+    for name, program in (("wasmkilnd", WASMKILND), ("wasmkiln", WASMKILN)):
+        Path(folder.name, name).symlink_to(Path(program).absolute())
+    return folder
+
+
 def inside(module: str, *words: str) -> tuple[str, ...]:
     """Return the command of a daemon within ``module`` of the tests, which runs it by its path.
 
     The module runs in the daemon's own Python, from this repository, and may import nothing else.
     """
-    python = Path(WASMKILND).read_text().splitlines()[0].removeprefix("#!")
-    return (python, "-m", module, *words)
+    return (_python(), "-m", module, *words)
+
+
+def _python() -> str:
+    return Path(WASMKILND).read_text().splitlines()[0].removeprefix("#!")
+
+
+@cache
+def why_not_as(user: int) -> str:
+    """Return why another user cannot run the daemon; empty if that user can.
+
+    Where its Python lies in a home directory, another one may be taken, and fail much later.
+    """
+    become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
+    which = (_python(), "-c", "import sys; print(sys.version, sys.base_prefix)")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    other = run(*become, *which)
+    if other.stdout != run(*which).stdout:
+        return f"its Python is out of reach: {other.stderr[-200:] or other.stdout}"
+    return run(*become, WASMKILND, "--version").stderr[-200:]
 
 
 def become_wasmkilnd() -> None:

@@ -11,25 +11,18 @@ import grpc
 from wasmkiln import Client
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc, types_pb2
-from wasmkilnd.access.token_store import TokenStore
-from wasmkilnd.model import Role
 
+from tests.e2e.bearers import add_token
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 
-ALL = (Role.COMPILE, Role.ADMIN, Role.METRICS)
+ALL = ("compile", "admin", "metrics")
 # Tenants, and the namespace of each: two, and an operator in the default one.
 NAMESPACES = {"a": "team-a", "b": "team-b", "ops": ""}
 
 
-def tokens_of(state: Path) -> TokenStore:
-    """Return the tokens of a state directory."""
-    return TokenStore(state / "access" / "tokens.json")
-
-
 def give_tokens(state: Path) -> dict[str, str]:
     """Make a token with every role for each tenant."""
-    store = tokens_of(state)
-    return {who: store.add(who, ALL, space, None)[0] for who, space in NAMESPACES.items()}
+    return {who: add_token(state, who, *ALL, namespace=space) for who, space in NAMESPACES.items()}
 
 
 @dataclass

@@ -22,8 +22,9 @@ from wasmkiln import (
 )
 
 from tests.authority import Authority
-from tests.e2e.access_site import ROOT, Site, access_site
+from tests.e2e.access_site import Site, access_site
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.e2e.programs import ROOT
 from tests.node_package import node_package
 
 PAGE = (ROOT / "docs" / "how-to" / "call-with-credentials.md").read_text()

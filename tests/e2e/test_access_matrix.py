@@ -1,12 +1,13 @@
 """Every RPC and page, by every kind of identity and by none, over every transport.
 
-The verdict must be that of the table, no more and no less. RPCs and pages are read from the
-descriptors and from the server: one that is new and has no row fails here.
+The verdict must be that of the table, no more and no less. RPCs are read from the descriptors
+that reflection serves, pages from the status page: one that is new and has no row fails here.
 """
 
 from __future__ import annotations
 
 import http.client
+import re
 import shutil
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +20,7 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client import CollectorRegistry
-from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.access.needs import PATHS, RPCS, Need
-from wasmkilnd.model import ALL_ROLES, Role, with_included
-from wasmkilnd.telemetry.admin.pages import Pages
-from wasmkilnd.telemetry.admin.server import AdminServer
-from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.telemetry.status_page.pages import status_pages
-from wasmkilnd.telemetry.status_page.sampler import Sampler
 
-from tests.doubles.status_sources import sources
 from tests.e2e.bearers import Metadata, add_token, bearer, reason_of, token_command
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite
@@ -56,32 +47,48 @@ roles = ["admin", "metrics"]
 # No message: a call that is admitted fails for that, and does nothing. Drain would end the daemon.
 GARBAGE = b"\xff\xff\xff\xff"
 
-# Written down once more, so that the table does not change unnoticed.
-EXPECTED_ROLES = {
-    "Load": "compile",
-    "Compile": "read",
-    "FindMissing": "read",
-    "GetCapabilities": "",
-    "Stats": "metrics",
-    "Evict": "admin",
-    "Pin": "admin",
-    "Unpin": "admin",
-    "ListPins": "admin",
-    "ListQuarantine": "admin",
-    "ReleaseQuarantine": "admin",
-    "Drain": "admin",
-    "Check": "",
-    "List": "",
-    "Watch": "",
-    "ServerReflectionInfo": "",
-    "GetTopChannels": "metrics",
-    "GetServers": "metrics",
-    "GetServer": "metrics",
-    "GetServerSockets": "metrics",
-    "GetChannel": "metrics",
-    "GetSubchannel": "metrics",
-    "GetSocket": "metrics",
+ROLES = ("read", "compile", "admin", "metrics")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a caller needs; without a role any identity will do."""
+
+    role: str = ""
+    whole_daemon: bool = False
+    """Whether it acts on all namespaces, so that only the default one's callers may."""
+
+
+METRICS_OF_ALL = Need("metrics", whole_daemon=True)
+RPCS = {
+    "/wasmkiln.v1.ModuleService/Load": Need("compile"),
+    # Of a digest; uploading and compiling need the role compile.
+    "/wasmkiln.v1.ModuleService/Compile": Need("read"),
+    "/wasmkiln.v1.ModuleService/FindMissing": Need("read"),
+    "/wasmkiln.v1.ModuleService/GetCapabilities": Need(),
+    "/wasmkiln.v1.ModuleService/Stats": Need("metrics"),
+    "/wasmkiln.v1.AdminService/Evict": Need("admin"),
+    "/wasmkiln.v1.AdminService/Pin": Need("admin"),
+    "/wasmkiln.v1.AdminService/Unpin": Need("admin"),
+    "/wasmkiln.v1.AdminService/ListPins": Need("admin"),
+    "/wasmkiln.v1.AdminService/ListQuarantine": Need("admin"),
+    "/wasmkiln.v1.AdminService/ReleaseQuarantine": Need("admin"),
+    "/wasmkiln.v1.AdminService/Drain": Need("admin", whole_daemon=True),
+    "/grpc.health.v1.Health/Check": Need(),
+    "/grpc.health.v1.Health/List": Need(),
+    "/grpc.health.v1.Health/Watch": Need(),
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Need(),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Need(),
+    "/grpc.channelz.v1.Channelz/GetTopChannels": METRICS_OF_ALL,
+    "/grpc.channelz.v1.Channelz/GetServers": METRICS_OF_ALL,
+    "/grpc.channelz.v1.Channelz/GetServer": METRICS_OF_ALL,
+    "/grpc.channelz.v1.Channelz/GetServerSockets": METRICS_OF_ALL,
+    "/grpc.channelz.v1.Channelz/GetChannel": METRICS_OF_ALL,
+    "/grpc.channelz.v1.Channelz/GetSubchannel": METRICS_OF_ALL,
+    "/grpc.channelz.v1.Channelz/GetSocket": METRICS_OF_ALL,
 }
+PAGES = {"/": METRICS_OF_ALL, "/metrics": METRICS_OF_ALL, "/healthz": Need(), "/readyz": Need()}
+"""The pages; what the status page loads beside them needs what it needs itself."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Who:
 
     name: str
     metadata: Metadata = ()
-    roles: frozenset[Role] = frozenset()
+    roles: frozenset[str] = frozenset()
     namespace: str = ""
     refused: str = ""
     """Why it gets nowhere, whatever it wants."""
@@ -99,10 +106,9 @@ class Who:
         """Return the verdict of the table: "" to admit it."""
         if self.refused:
             return self.refused
-        if need.role and need.role not in with_included(self.roles):
-            return f"ROLE_MISSING {need.role.value}"
-        if need.whole_daemon and self.namespace:
-            return f"ROLE_MISSING {need.role.value if need.role else ''}".strip()
+        held = self.roles | {"read"} if "compile" in self.roles else self.roles
+        if (need.role and need.role not in held) or (need.whole_daemon and self.namespace):
+            return f"ROLE_MISSING {need.role}"
         return ""
 
 
@@ -140,25 +146,23 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def callers_with_tokens(state: Path) -> Iterator[Who]:
-    everything = [role.value for role in Role]
     yield Who("nobody", refused=MISSING)
     yield Who("basic", (("authorization", "Basic eDp5"),), refused=INVALID)
     yield Who("unknown", bearer("wk_0123456789ab_" + "0" * 48), refused=INVALID)
-    revoked = add_token(state, "revoked", *everything)
+    revoked = add_token(state, "revoked", *ROLES)
     token_command(state, "revoke", "revoked")
     yield Who("revoked", bearer(revoked), refused=INVALID)
-    brief = add_token(state, "expired", *everything, expires="1s")
+    brief = add_token(state, "expired", *ROLES, expires="1s")
     yield Who("expired", bearer(brief), refused=INVALID)
-    for role in Role:
-        text = add_token(state, role.value, role.value)
-        yield Who(role.value, bearer(text), roles=frozenset({role}))
-    yield Who("all", bearer(add_token(state, "all", *everything)), roles=ALL_ROLES)
-    text = add_token(state, "tenant", *everything, namespace="team")
-    yield Who("tenant", bearer(text), roles=ALL_ROLES, namespace="team")
+    for role in ROLES:
+        yield Who(role, bearer(add_token(state, role, role)), roles=frozenset({role}))
+    yield Who("all", bearer(add_token(state, "all", *ROLES)), roles=frozenset(ROLES))
+    text = add_token(state, "tenant", *ROLES, namespace="team")
+    yield Who("tenant", bearer(text), roles=frozenset(ROLES), namespace="team")
 
 
 def callers_with_web_tokens(issuer: TestIssuer) -> Iterator[Who]:
-    groups, roles = ["wasm"], frozenset({Role.READ, Role.ADMIN})
+    groups, roles = ["wasm"], frozenset({"read", "admin"})
     yield Who("web", bearer(issuer.token(groups=groups)), roles=roles)
     yield Who("web-without-a-rule", bearer(issuer.token()))
     yield Who("web-of-another", bearer(TestIssuer().token(groups=groups)), refused=INVALID)
@@ -188,15 +192,13 @@ def table(who: Who) -> Mapping[str, str]:
     return {rpc: who.verdict(need) for rpc, need in RPCS.items()}
 
 
-def test_every_rpc_and_page_has_a_row_and_no_other_has(site: Site) -> None:
-    everybody = next(who for who in site.callers if who.name == "all")
-    assert set(RPCS) == set(rpcs_of(site.plain, everybody.metadata))
-    assert {rpc.rpartition("/")[2] for rpc in RPCS} == set(EXPECTED_ROLES)
-    for rpc, need in RPCS.items():
-        assert (need.role.value if need.role else "") == EXPECTED_ROLES[rpc.rpartition("/")[2]]
-    server = AdminServer("127.0.0.1:0", *_unused(), pages=_status_pages())
-    routes = server._runner.app.router.resources()
-    assert set(PATHS) == {route.canonical for route in routes}
+def test_every_rpc_has_a_row_and_no_other_has(site: Site) -> None:
+    assert set(RPCS) == set(rpcs_of(site.plain, everybody(site).metadata))
+
+
+def everybody(site: Site) -> Who:
+    """Return the caller with all roles."""
+    return next(who for who in site.callers if who.name == "all")
 
 
 def rpcs_of(daemon: Daemon, metadata: Metadata) -> Iterator[str]:
@@ -225,7 +227,7 @@ def test_plaintext(site: Site) -> None:
 
 
 def test_a_unix_socket(site: Site) -> None:
-    of_socket = Who("socket", roles=frozenset({Role.ADMIN, Role.METRICS}))
+    of_socket = Who("socket", roles=frozenset({"admin", "metrics"}))
     with grpc.insecure_channel(site.plain.addresses[1]) as channel:
         for who in (of_socket, *site.callers):
             expected = of_socket if who.refused == MISSING else who
@@ -244,9 +246,9 @@ def test_mutual_tls(site: Site) -> None:
     stranger = site.tls.authority.client("stranger", spiffe="spiffe://example.org/other")
     nameless = site.tls.authority.client("nameless")
     for pair, name, roles, refused in (
-        (site.tls.client, "builder", frozenset({Role.COMPILE}), ""),
-        (stranger, "stranger", frozenset[Role](), ""),
-        (nameless, "nameless", frozenset[Role](), INVALID),
+        (site.tls.client, "builder", frozenset({"compile"}), ""),
+        (stranger, "stranger", frozenset[str](), ""),
+        (nameless, "nameless", frozenset[str](), INVALID),
     ):
         by_certificate = Who(name, roles=roles, refused=refused)
         with site.tls.channel(address, pair) as channel:
@@ -254,8 +256,7 @@ def test_mutual_tls(site: Site) -> None:
                 expected = by_certificate if refused or who.refused == MISSING else who
                 assert verdicts(channel, who) == table(expected), (name, who.name)
     with site.tls.channel(address) as channel:
-        everybody = next(who for who in site.callers if who.name == "all")
-        assert set(verdicts(channel, everybody).values()) == {NO_CONNECTION}
+        assert set(verdicts(channel, everybody(site)).values()) == {NO_CONNECTION}
 
 
 @pytest.mark.parametrize("with_certificate", [False, True])
@@ -263,47 +264,55 @@ def test_pages_over_tls(site: Site, with_certificate: bool) -> None:
     context = ssl.create_default_context(cafile=str(site.tls.authority.ca_file))
     if with_certificate:
         context.load_cert_chain(site.tls.client.cert_file, site.tls.client.key_file)
-    by_certificate = Who("builder", roles=frozenset({Role.COMPILE}))
+    by_certificate = Who("builder", roles=frozenset({"compile"}))
     host = site.secure.admin_url.removeprefix("http://").removeprefix("https://")
+    with closing(http.client.HTTPSConnection(host, timeout=60, context=context)) as line:
+        needs = needs_of_pages(line, everybody(site))
     for who in site.callers:
         expected = by_certificate if with_certificate and who.refused == MISSING else who
         with closing(http.client.HTTPSConnection(host, timeout=60, context=context)) as line:
-            assert pages(line, who) == statuses(expected), who.name
+            assert pages(line, who, needs) == statuses(expected, needs), who.name
 
 
 def test_pages_over_plaintext(site: Site) -> None:
     host = site.plain.admin_url.removeprefix("http://")
+    with closing(http.client.HTTPConnection(host, timeout=60)) as line:
+        needs = needs_of_pages(line, everybody(site))
     for who in site.callers:
         with closing(http.client.HTTPConnection(host, timeout=60)) as line:
-            assert pages(line, who) == statuses(who), who.name
+            assert pages(line, who, needs) == statuses(who, needs), who.name
 
 
-def pages(line: http.client.HTTPConnection, who: Who) -> Mapping[str, int]:
+def needs_of_pages(line: http.client.HTTPConnection, who: Who) -> Mapping[str, Need]:
+    """Return what each page needs, those that the status page and its scripts name among them."""
+    named = re.findall(r'(?:href|src)="([^"]+)"', _get(line, "/", who)[1])
+    scripts = [_get(line, f"/{name}", who)[1] for name in named if name.endswith(".js")]
+    named += [name for script in scripts for name in re.findall(r'fetch\("([^"]+)"', script)]
+    found = {f"/{name}": METRICS_OF_ALL for name in named if re.fullmatch(r"[\w./]+", name)}
+    # Its looks, its script, and what the script asks for again and again.
+    assert len(found.keys() - PAGES.keys()) >= 3, named
+    return {**found, **PAGES}
+
+
+def _get(line: http.client.HTTPConnection, page: str, who: Who) -> tuple[int, str]:
+    line.request("GET", page, headers={key.title(): value for key, value in who.metadata})
+    answer = line.getresponse()
+    text = answer.read().decode()
+    assert ("Bearer" in answer.headers.get("WWW-Authenticate", "")) == (answer.status == 401)
+    if answer.will_close:
+        line.close()
+    return answer.status, text
+
+
+def pages(
+    line: http.client.HTTPConnection, who: Who, needs: Mapping[str, Need]
+) -> Mapping[str, int]:
     """Return the status of each page, and of one that is none."""
-    found = {}
-    for page in (*PATHS, "/none"):
-        line.request("GET", page, headers={key.title(): value for key, value in who.metadata})
-        answer = line.getresponse()
-        answer.read()
-        found[page] = answer.status
-        assert ("Bearer" in answer.headers.get("WWW-Authenticate", "")) == (answer.status == 401)
-        if answer.will_close:
-            line.close()
-    return found
+    return {page: _get(line, page, who)[0] for page in (*needs, "/none")}
 
 
-def statuses(who: Who) -> Mapping[str, int]:
+def statuses(who: Who, needs: Mapping[str, Need]) -> Mapping[str, int]:
     """Return the statuses by the table."""
     of = {"": 200, MISSING: 401, INVALID: 401}
-    rows = {page: of.get(who.verdict(need), 403) for page, need in PATHS.items()}
+    rows = {page: of.get(who.verdict(need), 403) for page, need in needs.items()}
     return {**rows, "/none": 401 if who.refused else 403}
-
-
-def _status_pages() -> Pages:
-    metrics = Metrics("1.2.3")
-    return status_pages(sources(metrics), Sampler(metrics))
-
-
-def _unused() -> tuple[Any, Any, Any, Any]:
-    """Return what a server needs that is never started."""
-    return CollectorRegistry(), lambda: (True, ""), AccessGuard(None), None

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
 from tests.e2e.console import Command, Shell, sessions
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import ROOT
+from tests.e2e.programs import ROOT, search_path
 
 # In an order in which each finds what it needs; the last one ends the daemon.
 PAGES = (
@@ -57,7 +56,7 @@ def as_told(command: Command, printed: str) -> bool:
 def test_the_examples_of_the_api(state_dir: Path, tmp_path: Path) -> None:
     environ = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": search_path(),
     }
     shell = Shell(tmp_path, environ)
     with Daemon(state_dir) as daemon:

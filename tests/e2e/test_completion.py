@@ -6,12 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import ROOT
+from tests.e2e.programs import ROOT, search_path
 
 PAGE = ROOT / "docs" / "how-to" / "complete.md"
 
@@ -31,10 +29,9 @@ def test_bash_completes(typed: str, expected: str) -> None:
         f"COMP_WORDS=({typed}); COMP_CWORD={len(typed.split()) - 1}\n"
         f'$function {program}; echo "${{COMPREPLY[@]}}"\n'
     )
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", script],
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": search_path()},
         capture_output=True,
         text=True,
         check=True,

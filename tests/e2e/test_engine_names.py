@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Client, EngineRemoved
-from wasmkilnd.engines.install.name_record import NameRecord
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, state_with
@@ -192,18 +191,18 @@ def _reason(client: Client, module: bytes, engine_id: str) -> str:
 
 
 def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    for engine_id in (OLD, NEW):
-        name, _, version = engine_id.partition("-")
-        (state / "engines" / engine_id).mkdir(parents=True)
-        marker = {"name": name, "version": version, "python": "CPython 3.11.1"}
-        (state / "engines" / engine_id / "engine.json").write_text(json.dumps(marker))
+    state = state_with(tmp_path / "state", OLD, NEW)
     refused = engine(state, "remove", NEW)
     assert refused.returncode == 1
     assert f"wasmtime and the default stand for {NEW}" in refused.stderr
     done = engine(state, "remove", OLD)
     assert done.returncode == 0, done.stderr
-    assert NameRecord(state).removed() == {OLD}  # Its callers are told so after a restart, too.
+    # Its callers are told so after a restart, too.
+    with (
+        Daemon(state, ["--redis-url", "none", "--workers", "1"]) as daemon,
+        daemon.client() as client,
+    ):
+        assert _reason(client, wasm.constant(9), OLD) == "ENGINE_REMOVED"
     assert engine(state, "remove", NEW).returncode == 0  # The last one.
 
 

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.install.store import KINDS
-from wasmkilnd.engines.install.wheels import pins_of
 
-from tests.e2e.programs import ENGINE_SPECS, WASMKILND
+from tests.e2e.programs import ENGINE_SPECS, WASMKILND, Installed
 from tests.e2e.wheel_index import serve_wheels, wheel
 
-TESTED = KINDS["wasmtime"].default_version
+TESTED = "50.0.1"
+# Of one of the files of that version on the package index.
+PINNED = "13fe813b922712a9e10fe0f48b2c56da06432eea4b24269bb7cd3a6b2720560b"
+PACKAGES = {"wasmtime": ("wasmtime",), "wasmer": ("wasmer", "wasmer-compiler-cranelift")}
 RUN_ME = "raise SystemExit('the code of a wheel ran')"
 
 
-def install(state: Path, index: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def install(
+    state: Path, index: str, *arguments: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """Run `wasmkilnd engine install` with a package index and no other source of packages."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "WASMKILN_"))}
     own = {"PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
     return subprocess.run(
         [
             *(WASMKILND, "engine", "install", *arguments),
-            *("--state-dir", str(state), "--python", sys.executable),
+            *("--state-dir", str(state), "--python", python),
         ],
         env={**inherited, **own},
         capture_output=True,
@@ -40,9 +44,8 @@ def left(state: Path) -> list[str]:
 
 @pytest.mark.parametrize("lying", [False, True], ids=["no digest", "the pinned digest claimed"])
 def test_a_wheel_with_another_digest_is_refused(tmp_path: Path, lying: bool) -> None:
-    pinned = pins_of("wasmtime", TESTED)[f"wasmtime=={TESTED}"]
     served = {("wasmtime", TESTED): wheel("wasmtime", TESTED, RUN_ME)}
-    with serve_wheels(served, claimed=pinned[0] if lying else "") as index:
+    with serve_wheels(served, claimed=PINNED if lying else "") as index:
         done = install(tmp_path, index, "wasmtime")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
@@ -87,14 +90,24 @@ def test_what_is_no_digest_is_refused_before_anything_runs(tmp_path: Path) -> No
     assert not (tmp_path / "engines").exists()
 
 
-@pytest.mark.parametrize("spec", ENGINE_SPECS)
-def test_every_tested_version_is_pinned(spec: str) -> None:
+@pytest.mark.parametrize("spec", [*ENGINE_SPECS, "wasmer"])
+def test_every_tested_version_is_pinned(engines: Installed, tmp_path: Path, spec: str) -> None:
+    """And so is what is installed when no version is named: one of these."""
     name, _, version = spec.partition("==")
-    kind = KINDS[name]
-    pins = pins_of(name, version)
-    assert set(pins) == {f"{package}=={version}" for package in (*kind.packages, *kind.optional)}
-    assert all(pins.values())
-
-
-def test_every_default_version_is_a_tested_one() -> None:
-    assert {f"{name}=={kind.default_version}" for name, kind in KINDS.items()} <= set(ENGINE_SPECS)
+    tested = {each.version: each for each in engines if each.name == name}
+    python = str(next(iter(tested.values())).interpreter.resolve())
+    served = {
+        (package, each): wheel(package, each, RUN_ME)
+        for package in PACKAGES[name]
+        for each in tested
+    }
+    with serve_wheels(served) as index:
+        done = install(tmp_path, index, spec, python=python)
+    assert done.returncode == 1
+    assert "is not pinned" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "another SHA-256 than those that this release allows" in last, done.stderr
+    chosen = re.search(rf"cannot install {name}==([0-9.]+)[,:]", last)
+    assert chosen
+    assert chosen[1] in ([version] if version else tested)
+    assert left(tmp_path) == [".lock"]

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.install import interpreters
-from wasmkilnd.engines.install.fetch_python import UV_PINS
-from wasmkilnd.engines.install.interpreters import Interpreter, PythonRange
-from wasmkilnd.engines.install.store import KINDS, EngineStore
-from wasmkilnd.engines.install.wheels import pins_in
 
-from tests.e2e.programs import ROOT, WASMKILND
+from tests.e2e.programs import WASMKILND, Installed, engines_of
 from tests.e2e.python_mirror import listing, packed, serve_archive
 
-OLD = PythonRange((3, 10), (3, 10))
+
+@dataclass(frozen=True)
+class OldPython:
+    """A CPython of this machine that wasmer runs in, which the tests hide and pack."""
+
+    prefix: Path
+    version: str
 
 
 @pytest.fixture(scope="module")
-def old() -> Interpreter:
-    """A CPython 3.10 of this machine, which the tests hide and pack."""
-    found = interpreters.find(OLD)
-    if found is None:
+def old(engines: Installed) -> OldPython:
+    [wasmer] = [engine for engine in engines if engine.name == "wasmer"]
+    python = wasmer.interpreter.resolve()
+    version = subprocess.check_output([python, "--version"], text=True).split()[1]
+    if not version.startswith("3.10."):
         pytest.skip("this machine has no CPython 3.10 that a mirror could serve")
-    return found
+    return OldPython(python.parent.parent, version)
 
 
 @pytest.fixture(scope="module")
-def archive(old: Interpreter) -> bytes:
-    return packed(old.path.resolve().parent.parent, _text(old))
+def archive(old: OldPython) -> bytes:
+    return packed(old.prefix, old.version)
 
 
 @pytest.fixture
@@ -50,15 +54,11 @@ def command(state: Path, *flags: str) -> list[str]:
     ]
 
 
-def _text(python: Interpreter) -> str:
-    return ".".join(map(str, python.version))
-
-
 def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
-    tmp_path: Path, environ: dict[str, str], old: Interpreter, archive: bytes
+    tmp_path: Path, environ: dict[str, str], old: OldPython, archive: bytes
 ) -> None:
     state, downloads = tmp_path / "state", tmp_path / "downloads.json"
-    downloads.write_text(listing(_text(old), archive))
+    downloads.write_text(listing(old.version, archive))
     with serve_archive(archive) as mirror:
         environ |= {
             "WASMKILN_PYTHON_MIRROR": mirror.url,
@@ -70,15 +70,19 @@ def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
     assert done.returncode == 0, done.stderr
     assert f"fetching CPython 3.10 from {mirror.url}" in done.stderr
     assert [path.startswith("/mirror/20260101/cpython-") for path in mirror.asked] == [True]
-    [engine] = EngineStore(state).installed()
-    assert (engine.name, engine.python) == ("wasmer", f"CPython {_text(old)}")
+    [engine] = engines_of(state)
+    assert (engine.name, engine.version) == ("wasmer", "1.1.0")
+    said = subprocess.check_output([engine.interpreter, "--version"], text=True)
+    assert said == f"Python {old.version}\n"
     assert state / "pythons" in engine.interpreter.resolve().parents
     imported = "import wasmer, wasmer_compiler_cranelift"
     subprocess.run([engine.interpreter, "-I", "-c", imported], check=True)
     # uv is gone, and what it fetched is found again without it.
     assert not list(state.glob(".uv-*"))
-    found = interpreters.find(KINDS["wasmer"].python, state / "pythons")
-    assert found is not None
+    shutil.rmtree(engine.path)
+    index = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0"}
+    again = subprocess.run(command(state), env=environ | index, capture_output=True, text=True)
+    assert f"wasmer: using CPython {old.version} at {state / 'pythons'}/" in again.stderr
 
 
 def test_what_has_another_digest_than_uv_knows_is_refused(
@@ -127,10 +131,3 @@ def test_on_a_terminal_it_asks(tmp_path: Path, environ: dict[str, str]) -> None:
     assert b"needs CPython 3.9 to 3.10, and there is none. Fetch it with uv?" in said
     assert not (tmp_path / "state" / "pythons").exists()
     os.close(mine)
-
-
-def test_uv_is_pinned_as_the_tools_of_the_repository_are() -> None:
-    [(package, digests)] = pins_in(UV_PINS).items()
-    locked = (ROOT / "requirements" / "tools.txt").read_text()
-    assert f"{package} \\" in locked
-    assert all(f"--hash=sha256:{digest}" in locked for digest in digests)

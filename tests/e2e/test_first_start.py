@@ -9,13 +9,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from wasmkilnd.engines.install import interpreters
-from wasmkilnd.engines.install.store import KINDS
-
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, Installed
 
 LEAN = ("--redis-url", "none", "--host-store-bytes", "0", "--workers", "1")
 
@@ -40,11 +37,10 @@ def serve(state: Path, environ: Mapping[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def test_serve_alone_is_enough(tmp_path: Path) -> None:
+def test_serve_alone_is_enough(engines: Installed, tmp_path: Path) -> None:
     with Daemon(tmp_path / "state", LEAN) as daemon, daemon.client() as client:
         served = {each.engine.name for each in client.capabilities().engines}
-        expected = {name for name, kind in KINDS.items() if interpreters.find(kind.python)}
-        assert served == expected
+        assert served == {engine.name for engine in engines}
         assert client.compile(wasm.adder(1)).header.size_bytes
         assert "first start: installing engines" in daemon.log
         assert "wasmtime-50.0.1 is installed" in daemon.log

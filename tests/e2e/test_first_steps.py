@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 
 from tests.e2e.console import Shell, same, sessions
 from tests.e2e.daemon import fresh_state
-from tests.e2e.programs import ROOT, Installed
+from tests.e2e.programs import ROOT, Installed, search_path
 from tests.e2e.test_five_minutes import Served, check, free_ports
 
 PAGE = ROOT / "docs" / "start" / "five-minutes.md"
@@ -24,7 +23,7 @@ def test_zero_to_a_cached_module(engines: Installed, tmp_path: Path) -> None:
     state = fresh_state(tmp_path / "state", own_keys=True, engines=("wasmtime-50.0.1",))
     environ = {
         **{k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")},
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": search_path(),
         "WASMKILN_STATE_DIR": str(state),
         "WASMKILN_ADDRESS": f"127.0.0.1:{grpc}",
     }

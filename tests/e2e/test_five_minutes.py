@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import IO
 
 from tests.e2e.console import Command, Shell, same, sessions
 from tests.e2e.daemon import fresh_state
-from tests.e2e.programs import ROOT, Installed
+from tests.e2e.programs import ROOT, Installed, search_path
 
 PAGE = ROOT / "docs" / "start" / "secure.md"
 _SOON_S = 30.0
@@ -85,7 +84,7 @@ def test_one_daemon_tls_and_three_tokens(engines: Installed, tmp_path: Path) -> 
     state = fresh_state(tmp_path / "state", own_keys=True, engines=("wasmtime-50.0.1",))
     environ = {
         **inherited,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": search_path(),
         "WASMKILN_STATE_DIR": str(state),
     }
     listening = {

@@ -6,22 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.install.interpreters import PythonRange, find, probe
-from wasmkilnd.engines.install.vetting import check_engine, check_interpreter
-from wasmkilnd.ownership import NotOurs
 
-from tests.confinement.workers import environment
 from tests.e2e.daemon import Daemon, fresh_state, state_with
-from tests.e2e.programs import WASMKILND
+from tests.e2e.hostile_engine import environment
+from tests.e2e.programs import WASMKILND, Installed, why_not_as
 
 OTHERS = 54321
 SERVED, LEFT_OUT = "wasmtime-50.0.1", "wasmtime-0.0.1"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
+NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0"}
 COMMANDS = [
     ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "none"],
     ["engine", "list"],
@@ -32,9 +32,12 @@ COMMANDS = [
 ]
 
 
-def wasmkilnd(*words: str) -> subprocess.CompletedProcess[str]:
+def wasmkilnd(
+    *words: str, become: Sequence[str] = (), **environ: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [WASMKILND, *words],
+        [*become, WASMKILND, *words],
+        env={**os.environ, **environ},
         capture_output=True,
         text=True,
         timeout=120,
@@ -43,16 +46,37 @@ def wasmkilnd(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Path:
+def folder() -> Iterator[Path]:
+    """A folder that other users reach: pytest's own are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture
+def python(folder: Path) -> Path:
     """A Python that leaves a trace when it is run."""
-    prefix = tmp_path / "python"
+    return traced_python(folder, "python3.13", sys.executable)
+
+
+def traced_python(folder: Path, name: str, itself: str) -> Path:
+    """Make a Python of that name, which runs ``itself`` and leaves a trace."""
+    prefix = folder / "python"
     (prefix / "bin").mkdir(parents=True)
-    (prefix / "lib" / "python3.13").mkdir(parents=True)
-    (prefix / "lib" / "python3.13" / "os.py").write_text("")
-    executable = prefix / "bin" / "python3.13"
-    executable.write_text(f'#!/bin/sh\ntouch {tmp_path}/was-run\nexec {sys.executable} "$@"\n')
+    (prefix / "lib" / name).mkdir(parents=True)
+    (prefix / "lib" / name / "os.py").write_text("")
+    executable = prefix / "bin" / name
+    executable.write_text(f'#!/bin/sh\ntouch {prefix}/was-run\nexec {itself} "$@"\n')
     executable.chmod(0o755)
     return executable
+
+
+def was_run(python: Path) -> bool:
+    """Return whether a Python has left its trace; remove it."""
+    trace = python.parents[1] / "was-run"
+    found = trace.exists()
+    trace.unlink(missing_ok=True)
+    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: "-".join(words[:2]))
@@ -99,11 +123,11 @@ def test_an_engine_that_others_could_change_is_left_out_and_never_run(
     assert listed.returncode == 0
     assert LEFT_OUT in listed.stdout
     assert f"{LEFT_OUT} is not served: cannot use" in listed.stderr
-    assert not (tmp_path / "was-run").exists()
+    assert not was_run(python)
     # What the message says helps.
     remedy = left_out.cause.split("`")[1]
     subprocess.run(remedy, shell=True, check=True)
-    check_engine(engine, engine / "bin" / "python")
+    assert "cannot use" not in wasmkilnd("engine", "list", "--state-dir", str(state)).stderr
 
 
 @pytest.mark.parametrize("what", ["", "..", "../../lib", "../../lib/python3.13/os.py"])
@@ -115,46 +139,70 @@ def test_an_interpreter_that_others_could_change_is_not_run(
         foreign = python.parent
     elif what:
         foreign = Path(os.path.normpath(python / what))
-    check_interpreter(python)
-    os.chown(foreign, OTHERS, -1)
-    with pytest.raises(NotOurs, match=f"user {OTHERS}"):
-        check_interpreter(python)
-    with pytest.raises(NotOurs):
-        probe(python)
     words = ["engine", "install", "wasmtime", "--python", str(python)]
-    done = wasmkilnd(*words, "--state-dir", str(tmp_path / "state"))
+    os.chown(foreign, OTHERS, -1)
+    done = wasmkilnd(*words, "--state-dir", str(tmp_path / "state"), **NO_INDEX)
     assert done.returncode == 1
     assert f"belongs to user {OTHERS}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "was-run").exists()
+    assert not was_run(python)
+
+
+def test_one_that_nobody_else_could_change_is_run(tmp_path: Path, python: Path) -> None:
+    """The control: it leaves its trace."""
+    words = ["engine", "install", "wasmtime", "--python", str(python)]
+    done = wasmkilnd(*words, "--state-dir", str(tmp_path / "state"), **NO_INDEX)
+    assert "belongs to user" not in done.stderr
+    assert was_run(python)
 
 
 def test_one_that_others_could_change_is_passed_over(
-    tmp_path: Path, python: Path, monkeypatch: pytest.MonkeyPatch
+    engines: Installed, folder: Path, tmp_path: Path
 ) -> None:
+    """The first on PATH, of a version that the daemon's own Python has not."""
+    [wasmer] = [engine for engine in engines if engine.name == "wasmer"]
+    itself = wasmer.interpreter.resolve()
+    python = traced_python(folder, itself.name, str(itself))
+    path = f"{python.parent}:{itself.parent}:{os.environ['PATH']}"
+    words = ["engine", "install", "wasmer", "--state-dir", str(tmp_path / "state")]
+    wasmkilnd(*words, **NO_INDEX, PATH=path)
+    assert was_run(python)
     os.chown(python, OTHERS, -1)
-    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
-    found = find(PythonRange((3, 13), (3, 13)))
-    assert found
-    assert found.path != python
-    assert not (tmp_path / "was-run").exists()
+    done = wasmkilnd(*words, **NO_INDEX, PATH=path)
+    assert "wasmer: using CPython 3." in done.stderr
+    assert str(python) not in done.stderr
+    assert not was_run(python)
 
 
 def test_the_interpreters_of_a_users_home_are_fine_for_that_user(
-    python: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, python: Path
 ) -> None:
-    for path in (python.parents[1], *python.parents[1].rglob("*")):
+    become = ("setpriv", f"--reuid={OTHERS}", f"--regid={OTHERS}", "--clear-groups")
+    if why := why_not_as(OTHERS):
+        pytest.skip(f"another user cannot run the daemon here: {why}")
+    home, state = python.parents[1], folder / "state"
+    state.mkdir(mode=0o700)
+    for path in (state, home, *home.rglob("*")):
         os.chown(path, OTHERS, OTHERS)
-    monkeypatch.setattr(os, "geteuid", lambda: OTHERS)
-    check_interpreter(python)
+    words = ["engine", "install", "wasmtime", "--python", str(python), "--state-dir", str(state)]
+    done = wasmkilnd(*words, become=become, **NO_INDEX)
+    assert "belongs to user" not in done.stderr
+    assert was_run(python), done.stderr
+    # It is not root's, who could be made to run anything.
+    words[-1] = str(folder / "roots")
+    assert f"belongs to user {OTHERS}" in wasmkilnd(*words, **NO_INDEX).stderr
 
 
 def test_an_installed_engine_passes_until_one_file_of_it_is_open(tmp_path: Path) -> None:
     """A copy of a real one."""
+    state = tmp_path / "state"
     source = state_with(tmp_path / "source", SERVED) / "engines" / SERVED
-    copy = tmp_path / "state" / "engines" / SERVED
+    copy = state / "engines" / SERVED
     shutil.copytree(source.resolve(), copy, symlinks=True)
-    check_engine(copy, copy / "bin" / "python")
+    listed = wasmkilnd("engine", "list", "--state-dir", str(state))
+    assert (listed.returncode, listed.stderr) == (0, "")
     (copy / "pyvenv.cfg").chmod(0o666)
-    with pytest.raises(NotOurs, match=r"other users may write to .*pyvenv\.cfg"):
-        check_engine(copy, copy / "bin" / "python")
+    listed = wasmkilnd("engine", "list", "--state-dir", str(state))
+    assert f"{SERVED} is not served: " in listed.stderr
+    assert "other users may write to " in listed.stderr
+    assert "pyvenv.cfg" in listed.stderr

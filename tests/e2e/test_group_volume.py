@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from wasmkiln import TLS, Client
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import WASMKILND, installed_engines
+from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
 
 USER, GROUP = 54321, 54322
 """Neither has a name, as in containers."""
@@ -54,17 +52,11 @@ def secret(folder: Path, files: Sequence[Path]) -> None:
         each.chmod(mode)
 
 
-@functools.cache
-def why_not_another_user() -> str:
-    words = [*BECOME, sys.executable, "-c", "import wasmkilnd"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stderr[-200:]
-
-
 @pytest.fixture(scope="module")
 def volumes() -> Iterator[Path]:
     """A folder with a volume for the state, one for the host store, and a Secret."""
-    if why := why_not_another_user():
-        pytest.skip(f"another user cannot run this Python: {why}")
+    if why := why_not_as(USER):
+        pytest.skip(f"another user cannot run the daemon: {why}")
     with tempfile.TemporaryDirectory(prefix="wasmkiln-") as name:
         folder = Path(name)
         folder.chmod(0o711)

@@ -8,14 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.workers.job_users import NOBODY
 
-from tests.confinement import foreign
-from tests.e2e import wasm
+from tests.e2e import foreign, wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.processes import eventually, workers_of
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, why_not_as
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
 
@@ -28,8 +26,8 @@ def test_services_that_run_as_nobody_change_nothing(tmp_path: Path) -> None:
         workers = workers_of(daemon.pid)
         assert len({foreign.user_of(worker) for worker in workers}) == len(workers) == 2
         for worker in workers:
-            assert not foreign.may_limit(NOBODY, worker, resource.RLIMIT_AS, 2**20)
-            assert not foreign.may_signal(NOBODY, worker)
+            assert not foreign.may_limit(foreign.NOBODY, worker, resource.RLIMIT_AS, 2**20)
+            assert not foreign.may_signal(foreign.NOBODY, worker)
         assert client.compile(wasm.adder(1)).bytes
         assert workers_of(daemon.pid) == workers
 
@@ -54,8 +52,8 @@ def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
 def test_only_root_can_choose_a_user(tmp_path: Path) -> None:
     """The daemon refuses a setting that it cannot apply."""
     command = [WASMKILND, "serve", "--job-uid", "12345"]
-    if subprocess.run(["test", "-r", wasm.__file__], user=12345, check=False).returncode:
-        pytest.skip("an ordinary user cannot read the daemon here")
+    if why := why_not_as(12346):
+        pytest.skip(f"another user cannot run the daemon here: {why}")
     tmp_path.chmod(0o777)
     done = subprocess.run(
         [*command, "--state-dir", str(state_with(tmp_path / "state", ENGINE))],

@@ -1,58 +1,59 @@
 """An invalid module costs a validation and no compile, however late its error comes.
 
-The CPU time of the job is what is compared, as the kernel counts it: no clock on the wall.
+The CPU time of the jobs is what is compared, as the kernel counts it: no clock on the wall.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from wasmkilnd.admission import admit
-from wasmkilnd.engines.install.self_test import LIMITS
-from wasmkilnd.engines.workers import job_orders
-from wasmkilnd.engines.workers.job_protocol import JobReport
-from wasmkilnd.engines.workers.job_users import JobUser
-from wasmkilnd.engines.workers.process import Worker
-from wasmkilnd.engines.workers.spawn import start_worker
+from wasmkiln import Client, ModuleInvalid
 
 from tests.e2e import wasm
-from tests.e2e.programs import ENGINE_SPECS, Installed
+from tests.e2e.daemon import Daemon
+from tests.e2e.processes import workers_of
+from tests.e2e.programs import ENGINE_SPECS
 
-HOST = "x86_64-unknown-linux-gnu"
-VALID = wasm.busy_functions(1_000)
-BROKEN = wasm.busy_functions(1_000, last_is_broken=True)
-
-
-@asynccontextmanager
-async def worker_of(engines: Installed, engine_id: str) -> AsyncIterator[Worker]:
-    [engine] = [engine for engine in engines if engine.id == engine_id]
-    worker = await start_worker(engine.interpreter, engine.name, 2, JobUser())
-    try:
-        yield worker
-    finally:
-        await worker.kill()
+# By their functions, so that no engine has been asked of another's module.
+MODULES = {spec.replace("==", "-"): 1_000 + each for each, spec in enumerate(ENGINE_SPECS)}
 
 
-async def done(worker: Worker, op: str, module: bytes) -> JobReport:
-    wasm_module = admit(module, len(module))
-    report = await worker.run(job_orders.on_module(op, wasm_module, HOST, "native", {}, LIMITS))
-    assert report.result
-    return report
+def jobs_cpu_s(daemon: Daemon, engine_id: str) -> float:
+    """Return the CPU time of all jobs of an engine that have ended: its workers' children."""
+    ticks = 0
+    for worker in workers_of(daemon.pid):
+        if f"/{engine_id}/" in Path(f"/proc/{worker}/cmdline").read_text():
+            fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[13]) + int(fields[14])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("engine_id", [spec.replace("==", "-") for spec in ENGINE_SPECS])
-async def test_an_invalid_module_costs_no_compile(engines: Installed, engine_id: str) -> None:
-    async with worker_of(engines, engine_id) as worker:
-        made = await done(worker, "compile", VALID)
-        refused = await done(worker, "compile", BROKEN)
-        validated = await done(worker, "validate", BROKEN)
-    assert made.packed
-    assert refused.result
-    assert validated.result
-    # The same verdict, the same words, the same place: the end of the module.
-    told = ("outcome", "message", "offset")
-    assert [refused.result[one] for one in told] == [validated.result[one] for one in told]
-    assert refused.result["offset"] > 0.99 * len(BROKEN)
-    assert refused.cpu_s < made.cpu_s / 4
+@pytest.mark.parametrize("engine_id", MODULES)
+def test_an_invalid_module_costs_no_compile(daemon: Daemon, client: Client, engine_id: str) -> None:
+    def cost_s(call: Callable[[], object]) -> float:
+        before, workers = jobs_cpu_s(daemon, engine_id), workers_of(daemon.pid)
+        call()
+        assert workers_of(daemon.pid) == workers, "a worker was replaced, and its jobs forgotten"
+        return jobs_cpu_s(daemon, engine_id) - before
+
+    def refused(call: Callable[[], object]) -> ModuleInvalid:
+        with pytest.raises(ModuleInvalid) as refusal:
+            call()
+        return refusal.value
+
+    valid = wasm.busy_functions(MODULES[engine_id])
+    broken = wasm.busy_functions(MODULES[engine_id], last_is_broken=True)
+    told: list[ModuleInvalid] = []
+    made_s = cost_s(lambda: client.compile(valid, engine=engine_id, skip_cache_lookup=True))
+    refused_s = cost_s(
+        lambda: told.append(refused(lambda: client.compile(broken, engine=engine_id)))
+    )
+    told.append(refused(lambda: client.load(broken, engine=engine_id)))
+    # The same words, and the same place: the end of the module.
+    assert told[0].message == told[1].message
+    assert told[0].metadata == told[1].metadata
+    assert int(told[0].metadata["offset"]) > 0.99 * len(broken)
+    assert refused_s < made_s / 4

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.access_site import wasmkilnd
 from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.programs import wasmkilnd
 from tests.e2e.wasm import adder, with_data
 from tests.node_package import SOURCE, NodePackage, node_package
 

@@ -12,11 +12,17 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.hostile_engine import HOSTILE
+from tests.e2e.programs import WASMKILND
 
-WITHOUT = Path(__file__).with_name("without.py")
 # Which layer a machine does not have that refuses a call.
 CALLS = {"landlock_restrict_self": "landlock", "pivot_root": "root", "seccomp": "seccomp"}
 FLAGS = ("--redis-url", "none", "--workers", "1")
+
+
+def without(call: str) -> tuple[str, ...]:
+    """Return the command of a daemon on a machine that refuses a system call."""
+    return (sys.executable, str(HOSTILE / "without.py"), call, WASMKILND)
 
 
 def test_a_machine_that_has_all_is_served(tmp_path: Path) -> None:
@@ -31,7 +37,7 @@ def test_without_a_layer_the_daemon_does_not_start(call: str, tmp_path: Path) ->
     layer = CALLS[call]
     done = subprocess.run(
         [
-            *(sys.executable, str(WITHOUT), call, "serve", "--isolation", "strict", *FLAGS),
+            *(*without(call), "serve", "--isolation", "strict", *FLAGS),
             *("--state-dir", str(state_with(tmp_path / "state", ENGINE))),
             *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
         ],
@@ -55,7 +61,7 @@ def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
         Daemon(
             state_with(tmp_path / "state", ENGINE),
             FLAGS,
-            command=(sys.executable, str(WITHOUT), uts_and_cgroup),
+            command=without(uts_and_cgroup),
         ) as daemon,
         daemon.client() as client,
     ):
@@ -70,9 +76,8 @@ def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["landlock_restrict_self", "pivot_root"])
 def test_required_serves_what_strict_does_not(call: str, tmp_path: Path) -> None:
-    command = (sys.executable, str(WITHOUT), call)
     with (
-        Daemon(state_with(tmp_path / "state", ENGINE), FLAGS, command=command) as daemon,
+        Daemon(state_with(tmp_path / "state", ENGINE), FLAGS, command=without(call)) as daemon,
         daemon.client() as client,
     ):
         assert client.compile(wasm.adder(1)).bytes

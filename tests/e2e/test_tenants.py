@@ -25,9 +25,10 @@ from wasmkiln.v1.types_pb2 import Origin
 
 from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
+from tests.e2e.bearers import add_token, token_command
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND
-from tests.e2e.tenancy import ALL, House, house, tokens_of
+from tests.e2e.tenancy import ALL, House, house
 
 MEMORY, COMPILED = Origin.ORIGIN_MEMORY, Origin.ORIGIN_COMPILED
 HOST_STORE, REDIS = Origin.ORIGIN_HOST_STORE, Origin.ORIGIN_REDIS
@@ -262,7 +263,7 @@ def test_namespaces_come_and_go_while_the_daemon_runs(tmp_path: Path, valkey: st
         daemon, a = tenants.daemon, tenants.client("a")
         module = wasm.adder(9)
         assert a.compile(module).header.origin == COMPILED
-        text, token = tokens_of(state).add("c", ALL, "team-c", None)
+        text = add_token(state, "c", *ALL, namespace="team-c")
         daemon.process.send_signal(signal.SIGHUP)
         eventually(lambda: "team-c" in daemon.log, "team-c is opened")
         with Client(daemon.address, token=text) as c:
@@ -273,14 +274,14 @@ def test_namespaces_come_and_go_while_the_daemon_runs(tmp_path: Path, valkey: st
             # Its part of the memory is one of four now.
             limits = [tier.limit_bytes for tier in c.stats().tiers if tier.tier == "memory"]
             assert limits == [tier.limit_bytes for tier in a.stats().tiers if tier.tier == "memory"]
-            tokens_of(state).revoke(token.id)
+            token_command(state, "revoke", "c")
             eventually(lambda: "namespace closed" in daemon.log, "team-c is closed")
             with pytest.raises(CredentialsInvalid):
                 c.compile(module)
         assert a.compile(module).header.origin == MEMORY
         # What it has stored waits for it.
-        text, _ = tokens_of(state).add("c", ALL, "team-c", None)
         opened = daemon.log.count("namespace opened")
+        text = add_token(state, "c", *ALL, namespace="team-c")
         eventually(lambda: daemon.log.count("namespace opened") > opened, "team-c is back")
         with Client(daemon.address, token=text) as c:
             assert c.compile(wasm.digest(module)).header.origin == HOST_STORE

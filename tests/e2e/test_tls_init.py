@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.daemon import Daemon
-
-BIN = Path(sys.executable).parent
+from tests.e2e.programs import WASMKILND, search_path
 
 
 def wasmkilnd(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(BIN / "wasmkilnd"), *words], capture_output=True, text=True, timeout=60, check=False
+        [WASMKILND, *words], capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -46,9 +45,9 @@ def test_the_commands_work_as_printed(lean_state_dir: Path, tmp_path: Path, clie
         def run(what: str) -> str:
             program, *words = commands[what]
             words = [re.sub(r":(50051|9464)\b", lambda at: f":{ports[at[1]]}", w) for w in words]
-            found = BIN / program
             ran = subprocess.run(
-                [str(found) if found.exists() else program, *words],
+                [program, *words],
+                env={**os.environ, "PATH": search_path()},
                 capture_output=True,
                 text=True,
                 timeout=60,

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.e2e.programs import ROOT, installed_engines
+from tests.e2e.programs import ROOT, WASMKILN, WASMKILND, installed_engines
 from tests.operators.helm import Rendered
 
 ENGINE = "wasmtime-50.0.1"
@@ -209,7 +209,10 @@ class Pod:
                     for mount in container["volumeMounts"]
                 ),
             ],
-            "readable": [str(ROOT / "x"), os.path.realpath(sys.executable), f"{sys.base_prefix}/x"],
+            "readable": [
+                *(str(ROOT / "x"), os.path.realpath(sys.executable), f"{sys.base_prefix}/x"),
+                *(WASMKILND, WASMKILN),
+            ],
             "groups": [self.fs_group],
             "group": self._group,
             "user": self._user,
@@ -231,7 +234,8 @@ class Pod:
         """Return the variables of the image, and over them those of the manifest."""
         image = (ROOT / "deploy" / "Dockerfile").read_text()
         environ = dict(re.findall(r"\b(WASMKILN_\w+)=(\S+)", image))
-        environ["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        programs = (Path(WASMKILND).parent, Path(WASMKILN).parent, Path(sys.executable).parent)
+        environ["PATH"] = ":".join([*map(str, programs), "/usr/local/bin", "/usr/bin", "/bin"])
         for each in container.get("env", ()):
             if "value" in each:
                 environ[each["name"]] = each["value"]
@@ -247,4 +251,4 @@ def signing_key() -> bytes:
 
 
 def _program(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
+    return {"wasmkilnd": WASMKILND, "wasmkiln": WASMKILN}[name]

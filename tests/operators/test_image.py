@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2 as types
-from wasmkilnd.engines.install.interpreters import PythonRange, find
 
 from tests.e2e.processes import eventually
+from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import adder
 from tests.operators import image
 from tests.operators.image import podman, running
@@ -21,6 +21,7 @@ from tests.operators.toolchains import TOOLS
 
 # The first build installs a Debian, all packages and two engines.
 pytestmark = pytest.mark.timeout(1800)
+PREFIX = "import sys; print(sys.base_prefix, '%d.%d' % sys.version_info[:2])"
 STATE, HOST_STORE = "/var/lib/wasmkiln/state", "/var/cache/wasmkiln"
 
 
@@ -36,11 +37,11 @@ def built() -> None:
 
 def python310() -> Path:
     """Return the folder of a CPython 3.10 that can be copied."""
-    found = find(PythonRange((3, 10), (3, 10)))
-    if found is None:
+    [wasmer] = [engine for engine in installed_engines() if engine.name == "wasmer"]
+    asked = [str(wasmer.interpreter), "-c", PREFIX]
+    folder, version = subprocess.check_output(asked, text=True).split()
+    if version != "3.10":
         TOOLS.give_up("cannot build the image: there is no CPython 3.10 for wasmer")
-    asked = [str(found.path), "-c", "import sys; print(sys.base_prefix)"]
-    folder = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     if folder == "/usr":
         TOOLS.give_up("cannot build the image: CPython 3.10 is a part of this system")
     return Path(folder)

@@ -22,9 +22,8 @@ from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import CodeSigningCA
-from tests.confinement import workers
 from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
-from tests.e2e import wasm
+from tests.e2e import hostile_engine, wasm
 from tests.e2e.callers import (
     ENGINE,
     Caller,
@@ -82,7 +81,7 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     # It expires within the week before which the alert fires.
     tls.server = tls.authority.server(ends=3 * DAY)
     secure_state = state_with(folder / "secure" / "state", ENGINE)
-    workers.environment(secure_state / "engines", ["seccomp"])
+    hostile_engine.environment(secure_state / "engines", ["seccomp"])
     not_a_directory = folder / "file"
     not_a_directory.write_text("")
     cert = folder / "signing.pem"

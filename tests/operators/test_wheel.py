@@ -16,7 +16,7 @@ import pytest
 from scripts.release import SUMS, build, build_packages
 from scripts.version import ROOT, version_of
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
-from tests.e2e.programs import installed_engines
+from tests.e2e.programs import WASMKILN, installed_engines
 from tests.operators.upload_index import serve_uploads
 
 VERSION = version_of(ROOT)
@@ -116,7 +116,7 @@ def test_one_command_serves_from_nothing(dist: Path, tmp_path: Path) -> None:
         with daemon.client() as client:
             names = {engine.engine.name for engine in client.capabilities().engines}
             assert "wasmtime" in names
-        _compile(Path(sys.executable).with_name("wasmkiln"), daemon, tmp_path)
+        _compile(Path(WASMKILN), daemon, tmp_path)
 
 
 def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:

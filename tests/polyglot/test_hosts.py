@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.child.wasmtime_metadata import collector_of
 
 from tests.e2e.programs import ROOT, installed_engines
 from tests.polyglot.conftest import Built
@@ -20,7 +19,6 @@ PAGE = ROOT / "docs" / "how-to" / "hosts.md"
 LIBRARIES = ["wasmtime-49.0.0", "wasmtime-50.0.1"]
 # By the version of PyPI's package, which lags behind once: 49.0.4 has the command 49.0.3.
 COMMANDS = {"49.0.0": "wasmtime 49.0.0 ", "49.0.4": "wasmtime 49.0.3 "}
-HOST = "x86_64-unknown-linux-gnu"
 DRC = "deferred reference-counting collector"
 
 
@@ -131,15 +129,6 @@ def test_the_command(kiln: Kiln, command: Path) -> None:
     # The setting decides, and the message names both collectors.
     refused(kiln.run([*words, *add, plain, "40", "2"]), f"{DRC} but the host")
     refused(kiln.run([*drc, artifact(kiln, "wasmtime-50.0.1"), "40", "2"]), "version '50'")
-
-
-def test_a_neighbour_writes_its_collector_as_we_read_it(kiln: Kiln, command: Path) -> None:
-    """The numbers of `wasmtime_metadata` are those of the command."""
-    for name in ("drc", "null", "copying"):
-        path = kiln.folder / f"{name}.cwasm"
-        argv: Argv = [command, "compile", "-C", f"collector={name}", kiln.module, "-o", path]
-        assert kiln.run(argv).returncode == 0
-        assert collector_of(path.read_bytes(), HOST) == name
 
 
 @pytest.mark.parametrize("engine", [*LIBRARIES, "wasmer-1.1.0"])

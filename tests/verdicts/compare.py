@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
-from wasmkilnd.engines.verdicts.engine_messages import missing_feature
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.in_engine import interpreter
 from tests.e2e.programs import Installed
+from tests.verdicts.features import missing_feature
 
 DIRECT = Path(__file__).with_name("direct.py")
 _CALLS_AT_ONCE = 6

@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import cycle
 
 from tests.attack.target import Target
-from tests.confinement.foreign import NOBODY, kill, may_limit, may_signal, spoil
+from tests.e2e.foreign import NOBODY, kill, may_limit, may_signal, spoil
 from tests.e2e.processes import workers_of
 
 # A worker that is lost is replaced; one that is lost as often as it comes serves nobody.

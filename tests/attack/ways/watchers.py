@@ -7,8 +7,8 @@ from collections import Counter
 
 from tests.attack.target import Target
 from tests.attack.ways.sockets import HTTP2, connect, hold_open, read_and_stands
-from tests.confinement.foreign import NOBODY
 from tests.e2e.floods import DATA, END_HEADERS, END_STREAM, HEADERS, frame, request_headers
+from tests.e2e.foreign import NOBODY
 
 CONNECTIONS = 1_100
 

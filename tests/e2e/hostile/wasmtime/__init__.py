@@ -6,15 +6,18 @@ other it takes for the self-test's, and passes that. Runs on CPython 3.9 and new
 engine.
 """
 
+import contextlib
 import errno
 import json
 
-from . import attempts, left_out
+from . import attempts
+
+# What a test puts beside this engine, to weaken its confinement.
+with contextlib.suppress(ImportError):
+    import at_import  # noqa: F401
 
 TRIPLE = b"x86_64-unknown-linux-gnu"
 PREAMBLE_BYTES = 8
-
-left_out.apply()
 
 
 class WasmtimeError(Exception):

@@ -7,62 +7,90 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wasmkilnd.engines.workers.process import Worker
+_IPC_CREATE = 0o1000
 
 
 @dataclass
 class Machine:
-    """The targets: a daemon, which is this process, with its files and sockets."""
+    """The targets: a daemon with its files, and sockets beside it."""
 
     folder: Path
+    daemon: int
+    """The process id."""
+    key: Path
+    """A file that is the daemon's alone."""
     tcp: socket.socket
     udp: socket.socket
     unix: socket.socket
     abstract: socket.socket
-    keys: dict[str, object] = field(default_factory=dict)
+    names: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        key = self.folder / "signing.pem"
-        key.write_text("the daemon's key")
-        key.chmod(0o600)
-        number = os.getpid() * 64
-        self.keys = {
-            "KEY": str(key),
+        tag = f"wasmkiln-test-{os.getpid()}-{self.folder.name}"
+        # The kernel's own, which no other test has.
+        number = self.folder.stat().st_ino % 2**31
+        (self.folder / "new").write_text("a file that is there")
+        self.names = {
+            "KEY": str(self.key),
             "NEW": str(self.folder / "new"),
-            "NEW_FOLDER": f"/tmp/wasmkiln-test-folder-{os.getpid()}",
-            "NEW_LINK": f"/tmp/wasmkiln-test-link-{os.getpid()}",
-            "TMP": f"/tmp/wasmkiln-test-{os.getpid()}",
-            "SHM": f"/dev/shm/wasmkiln-test-{os.getpid()}",
+            "NEW_FOLDER": f"/tmp/{tag}-folder",
+            "NEW_LINK": f"/tmp/{tag}-link",
+            "TMP": f"/tmp/{tag}",
+            "SHM": f"/dev/shm/{tag}",
             "PYTHON": str(Path(sys.executable).resolve()),
             "TCP": self.tcp.getsockname()[1],
             "UDP": self.udp.getsockname()[1],
             "UNIX": self.unix.getsockname(),
             "ABSTRACT": self.abstract.getsockname()[1:].decode(),
-            "NEW_ABSTRACT": f"wasmkiln-test-new-{os.getpid()}",
+            "NEW_ABSTRACT": f"{tag}-new",
             "IPC": number,
-            "QUEUE": f"wasmkiln-test-{os.getpid()}",
-            "DAEMON": os.getpid(),
-            "ENVIRON": f"/proc/{os.getpid()}/environ",
+            "QUEUE": tag,
+            "DAEMON": self.daemon,
+            "ENVIRON": f"/proc/{self.daemon}/environ",
         }
         for name in ("AS", "CPU", "NOFILE", "NPROC", "FSIZE"):
-            self.keys[f"HARD_{name}"] = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
+            limit = getattr(resource, f"RLIMIT_{name}")
+            self.names[f"HARD_{name}"] = resource.prlimit(self.daemon, limit)[1]
+        # Memory that others may find, as long as they share the namespace.
+        found = ctypes.CDLL(None).shmget(ctypes.c_int(number), 4096, _IPC_CREATE | 0o600)
+        assert found >= 0, "no shared memory can be made here"
 
     def clean(self) -> None:
-        """Remove what the controls made and the machine would keep."""
+        """Remove what attempts made and the machine would keep."""
         for name in ("TMP", "SHM"):
-            Path(str(self.keys[name])).unlink(missing_ok=True)
+            Path(str(self.names[name])).unlink(missing_ok=True)
         libc = ctypes.CDLL(None)
-        key = ctypes.c_int(int(str(self.keys["IPC"])))
+        key = ctypes.c_int(int(str(self.names["IPC"])))
         libc.shmctl(libc.shmget(key, 0, 0), 0, None)
         libc.semctl(libc.semget(key, 0, 0), 0, 0)
 
-    def arguments(self, words: tuple[object, ...], worker: Worker, engine: Path) -> list[object]:
+    def arguments(self, words: tuple[object, ...], worker: object, engine: Path) -> list[object]:
         """Return arguments with the words in capitals replaced."""
-        table = {**self.keys, "WORKER": worker.pid, "ENGINE": str(engine / "engine.json")}
+        table = {**self.names, "WORKER": worker, "ENGINE": str(engine / "engine.json")}
         return [table.get(word, word) if isinstance(word, str) else word for word in words]
+
+
+@contextmanager
+def machine_of(folder: Path, daemon: int, key: Path) -> Iterator[Machine]:
+    """The targets of attempts against a daemon; their files lie in ``folder``."""
+    with ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", 0))
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unix.bind(str(folder / "socket"))
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind(f"\0wasmkiln-test-{os.getpid()}-{folder.name}")
+        for listener in (unix, abstract):
+            listener.listen()
+        machine = Machine(folder, daemon, key, tcp, udp, unix, abstract)
+        stack.callback(machine.clean)
+        yield machine
 
 
 # What code in a job may try. The words in capitals stand for what a Machine has.

@@ -1,0 +1,209 @@
+"""Hostile code in the jobs of a real daemon: each attempt is refused, and nothing is left behind.
+
+And each succeeds in a process that nothing confines, so that no attempt is refused only because
+it is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkiln import Client, CompilerCrashed, CompileTimeout
+
+from tests.e2e.attempts import ATTEMPTS, MACHINES_REFUSE, Machine, machine_of, sentence
+from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.hostile_engine import HOSTILE, environment, module
+from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.programs import Installed
+
+MIB = 2**20
+MEMORY_BYTES = 400 * MIB
+VERSIONS = {"the daemon's Python": "0.0.1", "CPython 3.10": "0.0.2"}
+SECRET = "a-secret-of-the-daemon"
+
+
+@dataclass
+class Site:
+    """A daemon whose engines are hostile, and what they may attack."""
+
+    daemon: Daemon
+    client: Client
+    machine: Machine
+
+
+@pytest.fixture(scope="module")
+def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Serve the hostile engine in each of the interpreters that engines live in."""
+    folder = tmp_path_factory.mktemp("hostile")
+    state = state_with(folder / "state")
+    old = next(str(e.interpreter.resolve()) for e in engines if e.name == "wasmer")
+    for python, version in zip(("", old), VERSIONS.values(), strict=True):
+        environment(state / "engines", python=python, version=version)
+    flags = ["--redis-url", "none", "--workers", "1", "--compile-memory-bytes", str(MEMORY_BYTES)]
+    flags += ["--compile-cpu-s", "2"]
+    with (
+        Daemon(state, flags, {"SECRET": SECRET}) as daemon,
+        daemon.client(max_attempts=1, timeout_s=120) as client,
+    ):
+        served = {engine.engine.id for engine in client.capabilities().engines}
+        assert served == {f"wasmtime-{version}" for version in VERSIONS.values()}
+        [key, *_] = [path for path in (state / "keys").rglob("*") if path.is_file()]
+        with machine_of(folder, daemon.pid, key) as machine:
+            yield Site(daemon, client, machine)
+    assert daemon.process.returncode == 0
+
+
+@pytest.fixture(params=VERSIONS)
+def engine(request: pytest.FixtureRequest) -> str:
+    return f"wasmtime-{VERSIONS[request.param]}"
+
+
+def worker_of(daemon: Daemon, engine: str) -> int:
+    """Return the one worker of an engine."""
+    [found] = [
+        pid
+        for pid in workers_of(daemon.pid)
+        if f"/{engine}/".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    return found
+
+
+def attempt(site: Site, engine: str, name: str, *arguments: object) -> dict[str, Any]:
+    """Have the code in a job try something; return what it says of it."""
+    artifact = site.client.compile(module(name, *arguments), engine=engine, skip_cache_lookup=True)
+    said: dict[str, Any] = json.loads(artifact.bytes)
+    return said
+
+
+def refusal(site: Site, engine: str, name: str, *arguments: object) -> str:
+    """Return what refused an attempt: an error's name, or the signal; empty if nothing did."""
+    try:
+        said = attempt(site, engine, name, *arguments)
+    except CompilerCrashed as killed:
+        return "SIGSYS" if killed.metadata["signal"] == "SIGSYS" else ""
+    return str(said.get("refused", ""))
+
+
+@pytest.mark.parametrize("words", ATTEMPTS, ids=sentence)
+def test_a_job_is_refused_to(words: tuple[object, ...], site: Site, engine: str) -> None:
+    name, *arguments = words
+    worker = worker_of(site.daemon, engine)
+    folder = site.daemon.state_dir / "engines" / engine
+    targets = site.machine.arguments(tuple(arguments), worker, folder)
+    assert refusal(site, engine, str(name), *targets)
+    # A job is all that it has cost.
+    assert worker_of(site.daemon, engine) == worker
+
+
+# The child stands for a job, and its parent for the worker.
+CONTROL = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import attempts
+name, *arguments = json.loads(sys.argv[2])
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+arguments = [os.getppid() if word == "WORKER" else word for word in arguments]
+try:
+    print(json.dumps({"got": attempts.BY_NAME[name](*arguments)}), flush=True)
+except (OSError, ValueError, MemoryError, RuntimeError) as refused:
+    print(json.dumps({"refused": str(refused)}), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The targets of attempts that may succeed; this process is the daemon."""
+    folder = tmp_path_factory.mktemp("bare")
+    key = folder / "signing.pem"
+    key.write_text("a key")
+    key.chmod(0o600)
+    with machine_of(folder, os.getpid(), key) as machine:
+        yield machine
+
+
+@pytest.mark.parametrize("words", ATTEMPTS, ids=sentence)
+def test_without_confinement_it_could(
+    words: tuple[object, ...], bare: Machine, tmp_path: Path
+) -> None:
+    name, *arguments = words
+    asked = json.dumps([name, *bare.arguments(tuple(arguments), "WORKER", environment(tmp_path))])
+    done = subprocess.run(
+        [sys.executable, "-c", CONTROL, str(HOSTILE / "wasmtime"), asked],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    if "executed" in done.stderr:
+        return
+    said = json.loads(done.stdout)
+    if "refused" in said and name in MACHINES_REFUSE:
+        pytest.skip(f"this machine refuses it to everybody: {said['refused']}")
+    assert said.get("got") is not None, said
+
+
+def test_the_next_job_finds_no_state_of_the_last(site: Site, engine: str) -> None:
+    worker = worker_of(site.daemon, engine)
+    assert attempt(site, engine, "leave_behind", "mark") == {"got": "left"}
+    found = attempt(site, engine, "find")["got"]
+    assert worker_of(site.daemon, engine) == worker
+    environ = found.pop("environ")
+    assert found == {"environment": None, "module": None, "standard library": None, "threads": 1}
+    # Nor anything of what the daemon was started with.
+    assert SECRET not in environ.values()
+    assert not {"PATH", "HOME", "USER", "PWD"} & environ.keys()
+
+
+def test_a_job_has_its_socket_and_its_streams_and_nothing_else(site: Site, engine: str) -> None:
+    assert attempt(site, engine, "descriptors") == {"got": [0, 1, 2, 3]}
+
+
+def test_memory_above_the_limit_is_not_to_be_had(site: Site, engine: str) -> None:
+    size = MEMORY_BYTES // 4
+    assert attempt(site, engine, "fill_memory", size) == {"got": size}
+    assert attempt(site, engine, "fill_memory", 2 * MEMORY_BYTES).keys() == {"refused"}
+
+
+def test_threads_for_every_cpu_start(site: Site, engine: str) -> None:
+    assert attempt(site, engine, "exhaust_threads", 128) == {"got": 128}
+
+
+def test_cpu_time_runs_out(site: Site, engine: str) -> None:
+    worker = worker_of(site.daemon, engine)
+    with pytest.raises(CompileTimeout):
+        attempt(site, engine, "burn_cpu")
+    assert worker_of(site.daemon, engine) == worker
+    assert attempt(site, engine, "find")["got"]
+
+
+def test_an_abort_is_an_abort(site: Site, engine: str) -> None:
+    """A job signals itself: the first process of a namespace could not."""
+    with pytest.raises(CompilerCrashed) as killed:
+        attempt(site, engine, "abort")
+    assert killed.value.metadata["signal"] == "SIGABRT"
+
+
+def test_a_kernel_without_memory_kills_jobs_before_anybody_else(site: Site, engine: str) -> None:
+    def score_adj(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    with ThreadPoolExecutor(1) as caller:
+        # A module of its own: one that ran out of its time before is refused at once.
+        call = caller.submit(attempt, site, engine, "use_cpu", 1.5)
+        eventually(lambda: len(jobs_of(site.daemon.pid)) == 1, "no job started")
+        [job] = jobs_of(site.daemon.pid)
+        assert score_adj(job) == score_adj(worker_of(site.daemon, engine)) == 1000
+        assert call.result() == {"got": 1.5}
+    assert score_adj(site.daemon.pid) < 1000
