@@ -14,11 +14,11 @@ import redis
 from wasmkiln import Client, ModuleNotLoaded
 from wasmkiln.v1 import types_pb2
 
-from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, parent_of
 from tests.e2e.programs import Installed
+from tests.servers.redis_server import KINDS, binary_of, redis_server
 
 MEMORY, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,

@@ -16,12 +16,12 @@ import pytest
 from wasmkiln import Artifact, AsyncClient, ConnectionFailed
 from wasmkiln.v1 import types_pb2
 
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.programs import Installed
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 DAEMONS = 4
 CALLS = 200

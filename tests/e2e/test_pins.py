@@ -15,10 +15,10 @@ from wasmkiln import Client, ModuleNotLoaded, ModulePinned, PinsFull
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.admin_service_pb2 import Pin
 
-from tests.contract.servers import RedisServer, binary_of, redis_server, wait_until
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.programs import WASMKILN, Installed
+from tests.servers.redis_server import RedisServer, binary_of, redis_server, wait_until
 
 KIB = 1024
 DEAR = wasm.adder(1)

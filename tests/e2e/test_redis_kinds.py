@@ -13,32 +13,13 @@ from google.protobuf.json_format import MessageToJson
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_cache import settled
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
-
-
-def environment(kind: str, running: Deployment) -> dict[str, str]:
-    """Return the variables that an operator would set."""
-    access = running.access
-    if kind == "rest":
-        return {
-            "UPSTASH_REDIS_URL": running.url,
-            "UPSTASH_REDIS_TOKEN": access.password,
-            "WASMKILN_REDIS_CA_FILE": access.ca_file,
-        }
-    given = {
-        "WASMKILN_REDIS_URL": running.url,
-        "WASMKILN_REDIS_CA_FILE": access.ca_file,
-        "WASMKILN_REDIS_PASSWORD_FILE": access.password_file,
-        "WASMKILN_REDIS_SENTINEL_USER": access.sentinel_user,
-        "WASMKILN_REDIS_SENTINEL_PASSWORD": access.sentinel_password,
-    }
-    return {name: value for name, value in given.items() if value}
 
 
 @pytest.fixture(params=["acl", "rest", "sentinel", "cluster"])
@@ -46,7 +27,7 @@ def deployed(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Deployment, dict[str, str]]]:
     with KINDS_OF_REDIS[request.param](tmp_path / "redis") as running:
-        yield running, environment(request.param, running)
+        yield running, running.environment
 
 
 def shown_configuration(environ: Mapping[str, str]) -> str:
@@ -115,7 +96,7 @@ def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
     with KINDS_OF_REDIS["rediss"](tmp_path / "redis") as running:
         assert running.stranger
         url, access = running.stranger
-        environ = {"WASMKILN_REDIS_URL": url, "WASMKILN_REDIS_CA_FILE": access.ca_file}
+        environ = access.environment(url)
         with RedisDaemon(
             fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ
         ) as daemon:

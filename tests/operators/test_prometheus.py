@@ -23,7 +23,6 @@ from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import CodeSigningCA
 from tests.confinement import workers
-from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import (
     ENGINE,
@@ -41,6 +40,7 @@ from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.alert_cases import CASES, names_of, promtool_tests
 from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once
+from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 DAY = datetime.timedelta(days=1)
 BROKEN_ENGINE = "wasmtime-0.0.2"
