@@ -26,7 +26,7 @@ from bench.raw import COMPILE, RawStream, by_bytes, by_digest, header_of
 from bench.results import Row, compare
 from bench.setting import Setting
 from bench.timing import Action, collect, in_turns
-from tests.contract.certificates import Certificates, certificates
+from tests.servers.certificates import Certificates, certificates
 
 POLICY_GOAL = 1.02
 """Of the policy alone: neither TLS nor a token."""

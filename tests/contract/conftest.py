@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 
 @pytest.fixture(scope="session", params=[*KINDS_OF_REDIS, "memory", "host_store"])

@@ -21,9 +21,9 @@ from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.contract.sealing import early_marks, sealer
-from tests.contract.servers import RedisServer
 from tests.contract.values import artifact
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import RedisServer
 
 ONE = sealer().seal(artifact(1))
 NAME = KeyNames(DEFAULT_PREFIX).lease(ONE.key)

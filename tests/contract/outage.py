@@ -8,14 +8,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from wasmkilnd.cache.redis.connect import NO_ACCESS, RedisAccess, connect
+from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Module
 
-from tests.contract.servers import TIMEOUT_S
+from tests.contract.redis_access import redis_access
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
+from tests.servers.deployments import NO_ACCESS, Access
+from tests.servers.redis_server import TIMEOUT_S
 
 TIMEOUT_OF_CALLS_S = 2.0
 # Timing out is all that a call may do; the rest is for a machine that is busy.
@@ -23,10 +25,10 @@ LONGEST_CALL_S = TIMEOUT_OF_CALLS_S + 3.0
 
 
 @contextlib.asynccontextmanager
-async def tier_at(url: str, access: RedisAccess = NO_ACCESS) -> AsyncIterator[RedisTier]:
+async def tier_at(url: str, access: Access = NO_ACCESS) -> AsyncIterator[RedisTier]:
     """Open a tier that is quick to come back."""
     timeout_s = TIMEOUT_OF_CALLS_S
-    server = connect(url, access, connect_timeout_s=timeout_s, timeout_s=timeout_s)
+    server = connect(url, redis_access(access), connect_timeout_s=timeout_s, timeout_s=timeout_s)
     tier = RedisTier(
         server, NoSealer(), Notes(), timeout_s=timeout_s, first_wait_s=0.1, longest_wait_s=0.5
     )

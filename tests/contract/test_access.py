@@ -18,10 +18,11 @@ from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.server import SingleServer
 from wasmkilnd.errors import TierUnavailable
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.contract.outage import tier_at
-from tests.contract.servers import KINDS, binary_of, free_ports, redis_server
+from tests.contract.redis_access import redis_access
 from tests.contract.values import module
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
+from tests.servers.redis_server import KINDS, binary_of, free_ports, redis_server
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 @pytest.fixture
 async def link(deployment: Deployment) -> AsyncIterator[GuardedRedis]:
-    opened = GuardedRedis(connect(deployment.url, deployment.access, timeout_s=5), timeout_s=5)
+    opened = GuardedRedis(
+        connect(deployment.url, redis_access(deployment.access), timeout_s=5), timeout_s=5
+    )
     yield opened
     await opened.close()
 
@@ -101,7 +104,9 @@ async def test_certificates_are_not_looked_at_where_the_url_says_so(tls: Deploym
 
 async def test_a_connection_to_a_server_of_tls_that_hangs_is_closed(tmp_path: Path) -> None:
     with KINDS_OF_REDIS["rediss"](tmp_path) as running:
-        server = connect(running.url, running.access, connect_timeout_s=5, timeout_s=5)
+        server = connect(
+            running.url, redis_access(running.access), connect_timeout_s=5, timeout_s=5
+        )
         assert isinstance(server, SingleServer)
         await server.probe()
         [connection] = server._client.connection_pool._available_connections

@@ -20,9 +20,9 @@ from wasmkilnd.commands.cache.session import BadValuesFound, CacheCommandFailed
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module
 from tests.doubles.shelf import stored
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 SEALER = sealer(OURS)
 NAMES = KeyNames("wasm:")

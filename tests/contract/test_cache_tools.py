@@ -29,9 +29,9 @@ from wasmkilnd.ports import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module, payload_of
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 LARGE_BYTES = 2 * CHUNK_BYTES + 10

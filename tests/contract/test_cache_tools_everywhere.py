@@ -19,10 +19,11 @@ from wasmkilnd.maintenance.transfer import Import, export
 from wasmkilnd.model import Artifact, Module
 from wasmkilnd.wire import CHUNK_BYTES
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
+from tests.contract.redis_access import redis_access
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 SEALER = sealer(OURS)
 PREFIX = "wasm:tools:"
@@ -41,7 +42,11 @@ async def listed(link: GuardedRedis) -> list[Listed]:
 @pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
 async def test_values_are_listed_verified_and_moved(deployment: Deployment) -> None:
     tier = RedisTier(
-        connect(deployment.url, deployment.access), SEALER, Notes(), prefix=PREFIX, timeout_s=5
+        connect(deployment.url, redis_access(deployment.access)),
+        SEALER,
+        Notes(),
+        prefix=PREFIX,
+        timeout_s=5,
     )
     link, findings = tier.link, list[Finding]()
     try:

@@ -20,7 +20,7 @@ from wasmkilnd.errors import (
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.fleet import A_FEW_LEASES_S, LEASE_S, NAME, ONE, Daemon, fleet
-from tests.contract.servers import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import PartUnavailable, TierUnavailable
 from wasmkilnd.model import Module
 
-from tests.contract.cluster import Cluster, cluster
 from tests.contract.outage import TIMEOUT_OF_CALLS_S, attempt, stored_again, tier_at
-from tests.contract.servers import TIMEOUT_S, binary_of
 from tests.contract.values import module
+from tests.servers.cluster import Cluster, cluster
+from tests.servers.redis_server import TIMEOUT_S, binary_of
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.fleet import A_FEW_LEASES_S, LEASE_S, NAME, ONE, Daemon, fleet
 from tests.contract.sealing import THEIRS, sealer
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from wasmkilnd.ports import Sealer
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.servers import KINDS, RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module, same
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import KINDS, RedisServer, binary_of, redis_server
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 HUGE_BYTES = 100 * 1024**2

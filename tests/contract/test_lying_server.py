@@ -17,10 +17,10 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
 from wasmkilnd.wait_budget import WaitBudget
 
-from tests.contract.lying_server import LIES, little_memory, lying_server
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
+from tests.servers.lying_server import LIES, little_memory, lying_server
 
 GROWTH_BYTES = 64 * 1024**2
 TIMEOUT_S = 1.0

@@ -27,11 +27,12 @@ from wasmkilnd.signing.ring import KeyRing
 from wasmkilnd.signing.store import KeyStore
 from wasmkilnd.wait_budget import WaitBudget
 
-from tests.contract.deployments import Deployment
+from tests.contract.redis_access import redis_access
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, same
 from tests.doubles.notes import Notes
+from tests.servers.deployments import Deployment
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 ONE = artifact(1, 700_000)
 STRIKE = Strike(ONE.key, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
@@ -114,7 +115,9 @@ async def test_an_evicted_artifact_that_is_put_back_is_served_by_nobody(
     if not isinstance(deployment, Deployment):
         return  # Memory, or the host store: nobody else can write there.
     prefix = f"wasm:{SCOPES.index(scope)}:"  # Marks stay.
-    async with fleet(deployment.url, *[NOW_S] * 3, prefix=prefix, access=deployment.access) as (
+    async with fleet(
+        deployment.url, *[NOW_S] * 3, prefix=prefix, access=redis_access(deployment.access)
+    ) as (
         one,
         two,
         late,

@@ -24,10 +24,10 @@ from wasmkilnd.pins import Pins
 from wasmkilnd.rpc.wire.headers import header_of
 
 from tests.contract.sealing import MADE_S, sealer
-from tests.contract.servers import TIMEOUT_S, RedisServer, binary_of, redis_server
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import module
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
 
 SEALER = sealer()
 MIB = 1024 * 1024

@@ -12,9 +12,9 @@ from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import EvictScope, PinTimes
 
 from tests.contract.sealing import THEIRS, sealer
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 DEAR, OTHER = module(0).sha256, module(1).sha256
 SEALER = sealer()

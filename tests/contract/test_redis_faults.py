@@ -20,10 +20,10 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.fingerprint import CACHE_FORMAT
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Refusal
 
-from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.contract.values import artifact, module, same
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 TTL_S = 7 * 24 * 3600
 

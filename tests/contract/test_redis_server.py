@@ -9,7 +9,8 @@ from redis.exceptions import ResponseError
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.server import RedisServer
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
+from tests.contract.redis_access import redis_access
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 pytestmark = pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
 
@@ -20,7 +21,9 @@ KEYS = [b"wasm:key:{%d}" % number for number in range(12)]
 
 @pytest.fixture
 async def server(deployment: Deployment) -> AsyncIterator[RedisServer]:
-    opened = connect(deployment.url, deployment.access, connect_timeout_s=5, timeout_s=5)
+    opened = connect(
+        deployment.url, redis_access(deployment.access), connect_timeout_s=5, timeout_s=5
+    )
     await opened.run([("UNLINK", key) for key in KEYS])
     yield opened
     await opened.close()

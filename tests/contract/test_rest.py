@@ -20,10 +20,11 @@ from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.server import RedisServer
 from wasmkilnd.errors import TierUnavailable
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.contract.outage import tier_at
-from tests.contract.rest_service import RestService
+from tests.contract.redis_access import redis_access
 from tests.contract.values import module
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
+from tests.servers.rest_service import RestService
 
 BINARY = bytes(range(256)) * 500
 
@@ -45,7 +46,7 @@ def service(rest: Deployment) -> Iterator[RestService]:
 
 @pytest.fixture
 async def server(rest: Deployment) -> AsyncIterator[RedisServer]:
-    opened = connect(rest.url, rest.access)
+    opened = connect(rest.url, redis_access(rest.access))
     yield opened
     await opened.close()
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache.redis.connect import RedisAccess
 from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.outage import attempt, stored_again, tier_at
-from tests.contract.sentinels import Sentinels, sentinels
-from tests.contract.servers import binary_of, redis_server, wait_until
 from tests.contract.values import module
+from tests.servers.deployments import Access
+from tests.servers.redis_server import binary_of, redis_server, wait_until
+from tests.servers.sentinels import Sentinels, sentinels
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
         yield running
 
 
-def access_of(running: Sentinels) -> RedisAccess:
+def access_of(running: Sentinels) -> Access:
     """Return what it takes to be let in by the Sentinels."""
-    return RedisAccess(
-        sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password
-    )
+    return Access(sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password)
 
 
 async def test_who_is_not_let_in_by_the_sentinels_is_told_so(running: Sentinels) -> None:
-    async with tier_at(running.url, RedisAccess(sentinel_password="wrong")) as tier:
+    async with tier_at(running.url, Access(sentinel_password="wrong")) as tier:
         assert not await tier.start()
         assert tier.breaker.detail == "the Sentinels refuse the user or password"
     access = access_of(running)

@@ -16,8 +16,8 @@ from wasmkilnd.model import CacheKey, EvictScope, Strike
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.doubles.notes import Notes
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 KEY = CacheKey("a" * 64, "f" * 64)
 STRIKE = Strike(KEY, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)

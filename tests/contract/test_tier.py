@@ -10,19 +10,20 @@ import pytest
 from redis.asyncio import Redis
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis.connect import NO_ACCESS, RedisAccess, connect
+from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, EvictScope, Kind, Module
 from wasmkilnd.ports import Tier
 
-from tests.contract.deployments import Deployment
 from tests.contract.host_store import host_tier
+from tests.contract.redis_access import redis_access
 from tests.contract.sealing import early_marks, sealer
-from tests.contract.servers import KINDS, binary_of, redis_server
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import module, same
 from tests.doubles.notes import Notes
+from tests.servers.deployments import NO_ACCESS, Access, Deployment
+from tests.servers.redis_server import KINDS, binary_of, redis_server
 
 SEALER = sealer()
 
@@ -31,9 +32,9 @@ def redis_tier(
     url: str,
     recorder: Notes | None = None,
     timeout_s: float = 5,
-    access: RedisAccess = NO_ACCESS,
+    access: Access = NO_ACCESS,
 ) -> RedisTier:
-    server = connect(url, access, connect_timeout_s=timeout_s, timeout_s=timeout_s)
+    server = connect(url, redis_access(access), connect_timeout_s=timeout_s, timeout_s=timeout_s)
     return RedisTier(
         server, SEALER, recorder or Notes(), prefix="wasm:", ttl_s=100, marks=early_marks()
     )

@@ -15,7 +15,7 @@ from wasmkilnd.ports import Sealer
 from wasmkilnd.uses import UsedSpec, Uses
 
 from tests.contract.sealing import THEIRS, sealer
-from tests.contract.servers import binary_of, redis_server
+from tests.servers.redis_server import binary_of, redis_server
 
 SPEC = UsedSpec("wasmtime-49.0.0", "x86_64-unknown-linux-gnu", "baseline", ())
 ONE, TWO = ("1" * 64, SPEC), ("2" * 64, SPEC)

@@ -114,6 +114,19 @@ def embedded(state_dir: Path) -> dict[str, int]:
     return found
 
 
+def within(folder: Path) -> set[int]:
+    """Return the processes that work in a folder, or were started with a path in it."""
+    name = str(folder.resolve())
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = os.fsdecode(_read(int(entry.name), "cmdline"))
+                if name in words or (entry / "cwd").readlink().is_relative_to(name):
+                    found.add(int(entry.name))
+    return found
+
+
 def send(signal_number: signal.Signals, *pids: int) -> None:
     """Signal processes that may be gone already."""
     for pid in pids:

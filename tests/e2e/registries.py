@@ -14,8 +14,8 @@ from pathlib import Path
 import oras.container
 import oras.provider
 
-from tests.contract.debian import docker_registry_binary
 from tests.oci import INDEX, Image, descriptor
+from tests.servers.debian import docker_registry_binary
 
 USER, PASSWORD = "builder", "of-the-tests"
 # The password, by bcrypt.

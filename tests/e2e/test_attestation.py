@@ -24,13 +24,13 @@ from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.store import KeyStore
 
 from tests.contract.sealing import sealer
-from tests.contract.servers import binary_of, redis_server
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
 from tests.e2e.programs import ROOT, Installed
 from tests.e2e.test_cache import COMPILED, REDIS, settled
+from tests.servers.redis_server import binary_of, redis_server
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ from wasmkilnd.signing.store import KeyStore
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import sealer
-from tests.contract.servers import binary_of, redis_server
 from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded
 from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_cache import COMPILED, REDIS, settled
+from tests.servers.redis_server import binary_of, redis_server
 
 LARGE = wasm.many_functions(8000)
 """Its artifact has several pieces."""

@@ -15,13 +15,13 @@ from wasmkiln import AttestationInvalid, Client
 from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import DAY, CodeSigningCA
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.programs import ROOT, Installed
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.e2e.test_revocation import reload, until
+from tests.servers.redis_server import binary_of, redis_server
 
 
 class Site:

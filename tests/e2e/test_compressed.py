@@ -15,12 +15,12 @@ from wasmkiln import AsyncClient
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
+from tests.servers.redis_server import binary_of, redis_server
 
 MEMORY, REDIS, HOST_STORE = (
     types_pb2.ORIGIN_MEMORY,

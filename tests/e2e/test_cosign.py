@@ -13,10 +13,10 @@ from wasmkiln import Artifact
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.debian import DebianUnavailable, cosign_binary
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon
 from tests.e2e.programs import ROOT
+from tests.servers.debian import DebianUnavailable, cosign_binary
 
 
 @pytest.fixture

@@ -22,13 +22,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln import Artifact, Client, ServerDraining
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
 from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_daemon import get
+from tests.servers.redis_server import binary_of, redis_server
 
 ENDLESS = wasm.nested_blocks(1_000_000)
 SOME_SECONDS = wasm.nested_blocks(40_000)

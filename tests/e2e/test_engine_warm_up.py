@@ -12,13 +12,13 @@ from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.module_service_pb2 import EngineWarmUp
 
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, state_with
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed, installed_engines
 from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engine_changes import install, reload
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
 MODULES = [wasm.adder(number) for number in range(50)]

@@ -19,7 +19,6 @@ from wasmkiln.v1 import module_service_pb2_grpc as rpc
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
@@ -27,6 +26,7 @@ from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
+from tests.servers.redis_server import binary_of, redis_server
 
 MEMORY, HOST_STORE, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,

@@ -13,7 +13,6 @@ from pathlib import Path
 from wasmkiln import Client, ConnectionFailed, WasmkilnError
 from wasmkiln.v1 import types_pb2
 
-from tests.contract.servers import free_ports
 from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
@@ -28,6 +27,7 @@ from tests.e2e.processes import (
 )
 from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.test_cache import settled
+from tests.servers.redis_server import free_ports
 
 ENGINE = "wasmer-1.1.0"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from wasmkiln import CompilerCrashed, CompileTimeout, ModuleQuarantined
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of, parent_of
 from tests.e2e.programs import WASMKILN, Installed
+from tests.servers.redis_server import binary_of, redis_server
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.

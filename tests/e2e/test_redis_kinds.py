@@ -1,52 +1,276 @@
-"""A daemon with each kind of Redis; it never shows a secret."""
+"""Two daemons on each kind of Redis: what one does the other knows, and no secret is told."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+import redis
 from google.protobuf.json_format import MessageToJson
-from wasmkiln import Client
-from wasmkiln.v1 import types_pb2
+from wasmkiln import (
+    Client,
+    CompileTimeout,
+    ModuleNotLoaded,
+    ModulePinned,
+    ModuleQuarantined,
+)
 
-from tests.contract.deployments import KINDS_OF_REDIS, Deployment
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
+from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, Installed
-from tests.e2e.test_cache import settled
+from tests.e2e.test_cache import COMPILED, REDIS, server_processes, settled
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
-SECRETS = ("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels", ":secret")
+[ENGINE] = ONE_ENGINE
+KINDS = ("unix", "rediss", "acl", "rest", "sentinel", "cluster", "embedded")
+# Their secrets are in each setting that may hold one, and in files.
+TOLD_SECRETS = ("acl", "rest", "sentinel", "cluster")
+SECRETS = (
+    *("pass/word", "pass%2Fword", "the-token", "the-primary", "the-sentinels"),
+    *(":secret", "wrong-secret"),
+)
+SETTINGS = {
+    "WASMKILN_WORKERS": "1",
+    # CPU time runs out at the same point however busy the machine is.
+    "WASMKILN_COMPILE_TIMEOUT_S": "60",
+    "WASMKILN_COMPILE_CPU_S": "1",
+    "WASMKILN_REDIS_TIMEOUT_S": "5",
+    "WASMKILN_REDIS_RETRY_MAX_S": "1",
+}
+# Valid, and for longer than anybody waits.
+SLOW = wasm.nested_blocks(1_000_000)
+Clients: TypeAlias = tuple[Client, Client]
 
 
-def environment(kind: str, running: Deployment) -> dict[str, str]:
-    """Return the variables that an operator would set."""
-    access = running.access
-    if kind == "rest":
-        return {
-            "UPSTASH_REDIS_URL": running.url,
-            "UPSTASH_REDIS_TOKEN": access.password,
-            "WASMKILN_REDIS_CA_FILE": access.ca_file,
-        }
-    given = {
-        "WASMKILN_REDIS_URL": running.url,
-        "WASMKILN_REDIS_CA_FILE": access.ca_file,
-        "WASMKILN_REDIS_PASSWORD_FILE": access.password_file,
-        "WASMKILN_REDIS_SENTINEL_USER": access.sentinel_user,
-        "WASMKILN_REDIS_SENTINEL_PASSWORD": access.sentinel_password,
-    }
-    return {name: value for name, value in given.items() if value}
+@dataclass(frozen=True)
+class Pair:
+    """Two daemons on one Redis, or on one state directory and its embedded server."""
+
+    kind: str
+    running: Deployment
+    daemons: tuple[Daemon, Daemon]
+    clients: Clients
+
+    def denials(self) -> list[object]:
+        """Return what the servers refused to anybody so far."""
+        found: list[object] = []
+        for raw in self.running.raw:
+            with raw() as client:
+                found += client.acl_log()
+        return found
+
+    def upset(self) -> None:
+        """Have a primary replaced, or all that is stored lost."""
+        if self.kind == "embedded":
+            for server in server_processes(self.daemons[0].state_dir):
+                os.kill(server, signal.SIGKILL)
+        elif self.kind in ("sentinel", "cluster"):
+            self.running.fail_over()
+        else:
+            [raw] = self.running.raw
+            with raw() as client:
+                client.flushall()
 
 
-@pytest.fixture(params=["acl", "rest", "sentinel", "cluster"])
-def deployed(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[tuple[Deployment, dict[str, str]]]:
-    with KINDS_OF_REDIS[request.param](tmp_path / "redis") as running:
-        yield running, environment(request.param, running)
+@contextlib.contextmanager
+def deployed(kind: str, folder: Path) -> Iterator[Deployment]:
+    if kind == "embedded":
+        yield Deployment("")
+        return
+    with KINDS_OF_REDIS[kind](folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, engines: Installed
+) -> Iterator[Pair]:
+    kind = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    names = ("a", "a") if kind == "embedded" else ("a", "b")
+    states = [fresh_state(folder / name, engines=ONE_ENGINE) for name in names]
+    with deployed(kind, folder / "redis") as running:
+        environ = {**SETTINGS, **running.environment}
+        with (
+            RedisDaemon(states[0], environ=environ) as one,
+            RedisDaemon(states[1], environ=environ) as two,
+            one.client() as here,
+            two.client() as there,
+        ):
+            for client in (here, there):
+                eventually(lambda client=client: client.stats().redis_up, "Redis is not up")  # type: ignore[misc]
+            yield Pair(kind, running, (one, two), (here, there))
+
+
+@pytest.fixture
+def clients(pair: Pair) -> Clients:
+    return pair.clients
+
+
+def store(client: Client, tag: int) -> str:
+    """Compile a module until Redis has taken it; return its digest."""
+    deadline = time.monotonic() + 30
+    while True:
+        dropped = client.stats().dropped_writes
+        header = client.compile(wasm.adder(tag), skip_cache_lookup=True).header
+        settled(client)
+        if client.stats().dropped_writes == dropped:
+            return header.module_sha256
+        assert time.monotonic() < deadline, "Redis took nothing in time"
+
+
+def missing(client: Client, *digests: str) -> list[str]:
+    return [key.module_sha256 for key in client.find_missing(digests)]
+
+
+def compiles(daemon: Daemon) -> float:
+    return daemon.metric("compiles_total", engine=ENGINE, outcome="ok")
+
+
+def test_what_one_daemon_compiles_the_other_finds(pair: Pair, clients: Clients) -> None:
+    one, two = clients
+    modules = [wasm.adder(1), wasm.many_functions(2_000, tag=1)]
+    if pair.kind != "rest":  # Where a request may be no larger than the service's plan says.
+        modules.append(wasm.with_data(1_200_000, 1))
+    made = [one.compile(module) for module in modules]
+    settled(one)
+    absent = wasm.digest(wasm.adder(2))
+    assert missing(two, *map(wasm.digest, modules), absent) == [absent]
+    for artifact in made:
+        found = two.compile(artifact.header.module_sha256)
+        assert found.header.origin == REDIS
+        assert found.bytes == artifact.bytes
+    # The module came along, so that another target is compiled without an upload.
+    assert two.compile(made[0].header.module_sha256, cpu="baseline").header.origin == COMPILED
+    for daemon, client in zip(pair.daemons, clients, strict=True):
+        stats = client.stats()
+        assert (stats.redis_up, stats.redis_detail) == (True, "")
+        assert stats.redis_mode == ("embedded" if pair.kind == "embedded" else "external")
+        assert daemon.metric("redis_up") == 1
+        assert "tier is down" not in daemon.log
+
+
+def test_an_evict_reaches_all_that_both_share(clients: Clients) -> None:
+    one, two = clients
+    gone, kept, unseen = (store(one, tag) for tag in (10, 11, 12))
+    assert one.evict(module_sha256=gone).modules >= 1
+    assert missing(two, gone, kept, unseen) == [gone]
+    with pytest.raises(ModuleNotLoaded):
+        two.compile(gone)
+    assert two.compile(kept).header.origin == REDIS
+    evicted = one.evict(engine=ENGINE)
+    assert evicted.artifacts >= 2
+    assert evicted.modules == 0
+    assert two.compile(unseen).header.origin == COMPILED
+    settled(two)
+    one.evict(everything=True)
+    two.evict(everything=True, tier="memory")
+    assert missing(two, kept, unseen) == [kept, unseen]
+    with pytest.raises(ModuleNotLoaded):
+        two.compile(kept)
+
+
+def test_a_pin_counts_on_both(pair: Pair, clients: Clients) -> None:
+    one, two = clients
+    digest = store(one, 20)
+    assert not one.pin(digest).redis_unreachable
+    look(pair.daemons[1])
+    eventually(lambda: pair.daemons[1].metric("pins") == 1, "the pin is not heard of")
+    with pytest.raises(ModulePinned):
+        two.evict(module_sha256=digest)
+    two.evict(everything=True)
+    assert two.compile(digest).header.origin != COMPILED
+    assert two.unpin(digest).removed
+    look(pair.daemons[0])
+    eventually(lambda: pair.daemons[0].metric("pins") == 0, "it is not heard of that it is gone")
+    for client in clients:
+        client.evict(module_sha256=digest)
+    assert missing(one, digest) == [digest]
+
+
+def look(daemon: Daemon) -> None:
+    """Have a daemon look after its pins now."""
+    daemon.process.send_signal(signal.SIGHUP)
+
+
+def test_both_refuse_a_module_until_it_is_released(clients: Clients) -> None:
+    one, two = clients
+    with pytest.raises(CompileTimeout):
+        one.compile(SLOW)
+    for client in clients:
+        with pytest.raises(ModuleQuarantined):
+            client.compile(SLOW)
+        [entry] = client.quarantined().modules
+        assert (entry.module_sha256, entry.engine) == (wasm.digest(SLOW), ENGINE)
+    assert two.release(wasm.digest(SLOW)).released == 1
+    for client in clients:
+        assert not client.quarantined().modules
+
+
+def test_one_daemon_compiles_for_all_callers(pair: Pair, clients: Clients) -> None:
+    before = sum(map(compiles, pair.daemons))
+    module = wasm.nested_blocks(15_000, 1)
+    with ThreadPoolExecutor(12) as callers:
+        calls = [callers.submit(clients[number % 2].compile, module) for number in range(12)]
+        digests = {call.result().header.artifact_sha256 for call in calls}
+    assert len(digests) == 1
+    assert sum(map(compiles, pair.daemons)) == before + 1
+
+
+def test_calls_go_on_while_a_primary_is_replaced_or_all_is_lost(
+    pair: Pair, clients: Clients
+) -> None:
+    assert pair.denials() == []  # The documented rights were enough for all of the above.
+    modules = [wasm.adder(tag) for tag in range(30, 34)]
+    known = {wasm.digest(module): clients[0].compile(module).bytes for module in modules}
+    ended = threading.Event()
+
+    def call(client: Client) -> int:
+        """Ask for each module by its bytes, again and again; return how often."""
+        count = 0
+        while not ended.is_set() or not count:
+            client.evict(everything=True, tier="memory")
+            for module in modules:
+                assert client.compile(module).bytes == known[wasm.digest(module)]
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as callers:
+        calling = [callers.submit(call, client) for client in clients]
+        try:
+            pair.upset()
+        finally:
+            ended.set()
+        assert all(each.result() for each in calling)
+    for client in clients:
+        eventually(partial(redis_is_up, client), "it does not come back")
+    stored = [store(clients[0], tag) for tag in range(40, 44)]
+    for digest in stored:
+        assert clients[1].compile(digest).header.origin == REDIS
+
+
+def redis_is_up(client: Client) -> bool:
+    return client.stats().redis_up
+
+
+def test_no_secret_is_told(pair: Pair, clients: Clients) -> None:
+    told = [MessageToJson(client.stats()) for client in clients]
+    told += [daemon.banner + daemon.log for daemon in pair.daemons]
+    if pair.kind in TOLD_SECRETS:
+        told.append(shown_configuration(pair.running.environment))
+    assert not [secret for secret in SECRETS if secret in "".join(told)]
 
 
 def shown_configuration(environ: Mapping[str, str]) -> str:
@@ -64,69 +288,49 @@ def shown_configuration(environ: Mapping[str, str]) -> str:
     )
 
 
-def store(client: Client, tag: int) -> str:
-    """Compile a module until Redis has taken it; return its digest."""
-    deadline = time.monotonic() + 30
-    while True:
-        dropped = client.stats().dropped_writes
-        header = client.compile(wasm.adder(tag), skip_cache_lookup=True).header
-        settled(client)
-        if client.stats().dropped_writes == dropped:
-            return header.module_sha256
-        assert time.monotonic() < deadline, "Redis took nothing in time"
-
-
-def test_what_one_daemon_compiles_another_finds_and_no_secret_is_told(
-    engines: Installed, tmp_path: Path, deployed: tuple[Deployment, dict[str, str]]
-) -> None:
-    running, environ = deployed
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
-        one.client() as client,
-    ):
-        first = client.compile(wasm.adder(1))
-        settled(client)
-        assert client.stats().redis_up
-        assert "tier is down" not in one.log
-        running.fail_over()  # Where there is somebody to take over; the daemon goes on.
-        stored = [store(client, tag) for tag in range(2, 10)]
-        assert client.stats().redis_up
-    told = one.banner + one.log
-    with (
-        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
-        two.client() as client,
-    ):
-        second = client.compile(first.header.module_sha256)
-        assert second.header.origin == types_pb2.ORIGIN_REDIS
-        assert second.bytes == first.bytes
-        for sha256 in stored:
-            assert client.compile(sha256).header.origin == types_pb2.ORIGIN_REDIS
+def test_a_daemon_that_is_not_let_in_serves_and_tells_no_secret(pair: Pair, tmp_path: Path) -> None:
+    if pair.running.stranger is None:
+        pytest.skip(f"{pair.kind}: nobody is asked for a password")
+    url, access = pair.running.stranger
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with RedisDaemon(state, environ=access.environment(url)) as daemon, daemon.client() as client:
+        assert "which does not answer yet" in daemon.banner
+        assert client.compile(wasm.adder(1)).header.origin == COMPILED
+        line = daemon.wait_for_log("tier is down")
         stats = client.stats()
-        assert stats.redis_mode == "external"
-        told += MessageToJson(stats)
-    assert "tier is down" not in two.log
-    told += two.banner + two.log + shown_configuration(environ)
+        assert not stats.redis_up
+        assert stats.redis_detail.endswith("the user or password")
+        assert stats.redis_detail in line
+        assert daemon.metric("redis_up") == 0
+    told = daemon.banner + daemon.log + MessageToJson(stats)
     assert not [secret for secret in SECRETS if secret in told]
 
 
-def test_a_daemon_that_is_not_let_in_starts_and_tells_no_secret(
-    engines: Installed, tmp_path: Path
-) -> None:
-    with KINDS_OF_REDIS["rediss"](tmp_path / "redis") as running:
-        assert running.stranger
-        url, access = running.stranger
-        environ = {"WASMKILN_REDIS_URL": url, "WASMKILN_REDIS_CA_FILE": access.ca_file}
-        with RedisDaemon(
-            fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ
-        ) as daemon:
-            assert "which does not answer yet" in daemon.banner
-            with daemon.client() as client:
-                assert client.compile(wasm.adder(1)).header.origin == types_pb2.ORIGIN_COMPILED
-                stats = client.stats()
-                assert stats.redis_detail == "Redis refuses the user or password"
-        line = daemon.wait_for_log("tier is down")
-        assert json.loads(line)["detail"] == "Redis refuses the user or password"
-        assert "wrong-secret" not in daemon.banner + daemon.log + MessageToJson(stats)
+def test_other_users_of_a_redis_are_left_alone(engines: Installed, tmp_path: Path) -> None:
+    """Names that resemble ours, too."""
+    prefix = "ab."
+    theirs = {b"theirs", b"ab", b"abx", b"ab:module", b"xab.module", b"wasm:module"}
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with KINDS_OF_REDIS["unix"](tmp_path / "redis") as running:
+        flags = ("--redis-url", running.url, "--redis-prefix", prefix)
+        [raw] = running.raw
+        with RedisDaemon(state, flags) as daemon, daemon.client() as client, raw() as direct:
+            for name in theirs:
+                direct.set(name, "kept")
+            digest = store(client, 1)
+            ours = set(direct.scan_iter()) - theirs
+            assert ours
+            assert all(name.startswith(prefix.encode()) for name in ours)
+            assert any(digest.encode() in name for name in ours)
+            client.evict(everything=True)
+            left = set(direct.scan_iter())
+            assert theirs <= left
+            assert not [name for name in left if digest.encode() in name and holds(direct, name)]
+
+
+def holds(direct: redis.Redis, name: bytes) -> bool:
+    """Whether a key holds more than a few words, as an artifact or a module does."""
+    return int(direct.memory_usage(name) or 0) > 512
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,14 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.certificates import Certificates, certificates
-from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
+from tests.servers.certificates import Certificates, certificates
+from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 MIB = 2**20
 

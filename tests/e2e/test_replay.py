@@ -11,12 +11,12 @@ import redis
 from wasmkiln import Artifact, Client
 from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
+from tests.servers.redis_server import binary_of, redis_server
 
 NEW, OLD = "wasmtime-50.0.1", "wasmtime-49.0.0"
 MODULE = wasm.adder(1)

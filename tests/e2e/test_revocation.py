@@ -16,12 +16,12 @@ from wasmkiln.attestation import peek
 from wasmkilnd.cli import command
 from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
+from tests.servers.redis_server import binary_of, redis_server
 
 
 class Fleet:

@@ -12,10 +12,10 @@ import pytest
 from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1.types_pb2 import Origin
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.processes import eventually
 from tests.e2e.tenancy import House, house
+from tests.servers.redis_server import binary_of, redis_server
 
 MEMORY, COMPILED = Origin.ORIGIN_MEMORY, Origin.ORIGIN_COMPILED
 HOT = [wasm.constant(number) for number in range(20)]

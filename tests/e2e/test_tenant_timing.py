@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from wasmkiln import Client, ModuleNotLoaded
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.tenancy import house
+from tests.servers.redis_server import binary_of, redis_server
 from tests.sizes import size
 
 CALLS = size(2000, 800)

@@ -23,12 +23,12 @@ from wasmkiln import (
 )
 from wasmkiln.v1.types_pb2 import Origin
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, token_command
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND
 from tests.e2e.tenancy import ALL, House, house
+from tests.servers.redis_server import binary_of, redis_server
 
 MEMORY, COMPILED = Origin.ORIGIN_MEMORY, Origin.ORIGIN_COMPILED
 HOST_STORE, REDIS = Origin.ORIGIN_HOST_STORE, Origin.ORIGIN_REDIS

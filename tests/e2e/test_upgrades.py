@@ -12,12 +12,12 @@ from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.fingerprint import CACHE_FORMAT
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, state_with
 from tests.e2e.programs import WASMKILND
 from tests.e2e.test_attestation import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
+from tests.servers.redis_server import binary_of, redis_server
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
 OTHER_FORMAT = (

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 from wasmkiln.cli.app import app
 
-from tests.contract.debian import DebianUnavailable
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.registries import PASSWORD, Registry, docker_registry, logged_in
 from tests.oci import Image
+from tests.servers.debian import DebianUnavailable
 
 BOTH = [word for engine in TWO_ENGINES for word in ("--engine", engine)]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from wasmkilnd.cache.redis.guarded import STORE_TIMEOUT_S
 
-from tests.contract.servers import binary_of, free_ports, redis_server
 from tests.faults.proxy import GOOD, Line
 from tests.faults.site import PASSWORD, TIMEOUT_S, Site
+from tests.servers.redis_server import binary_of, free_ports, redis_server
 
 Sickness = Callable[[Site], AbstractAsyncContextManager[None]]
 

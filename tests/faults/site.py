@@ -14,11 +14,11 @@ from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.signing.private import PrivateKey
 from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e.daemon import Daemon, state_with
 from tests.faults.callers import Caller
 from tests.faults.material import ENGINE
 from tests.faults.proxy import Proxy
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 DAEMONS = 2
 PASSWORD = "first"

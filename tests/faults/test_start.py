@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from wasmkiln.v1 import types_pb2
 
-from tests.contract.servers import binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, state_with
 from tests.e2e.test_cache import settled
 from tests.faults.material import ENGINE
 from tests.faults.proxy import GOOD, Line, Proxy
+from tests.servers.redis_server import binary_of, redis_server
 
 LINES = {
     "refuses": (Line(refuse=True), "cannot reach Redis"),

@@ -18,13 +18,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, failure_of, header_of, outcome_of
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.programs import Installed, inside
 from tests.memory.watched import Watched
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 MIB = 1024 * 1024
 FLAGS = [

@@ -15,13 +15,13 @@ import pytest
 from wasmkiln.v1 import admin_service_pb2, admin_service_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
 
-from tests.contract.servers import RedisServer, binary_of, redis_server
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, outcome_of
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import anonymous_memory_of, eventually
 from tests.e2e.programs import Installed
 from tests.memory.watched import HELD
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 MIB = 1024 * 1024
 SIZE = 24 * MIB

@@ -22,7 +22,6 @@ from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import CodeSigningCA
-from tests.contract.servers import RedisServer, binary_of, free_ports, redis_server
 from tests.e2e import hostile_engine, wasm
 from tests.e2e.callers import (
     ENGINE,
@@ -40,6 +39,7 @@ from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.alert_cases import CASES, names_of, promtool_tests
 from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once
+from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 DAY = datetime.timedelta(days=1)
 BROKEN_ENGINE = "wasmtime-0.0.2"

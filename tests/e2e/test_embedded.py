@@ -1,0 +1,113 @@
+"""The embedded server: daemons of one state directory share it, and it ends with the last."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from wasmkiln import Client, ModuleNotLoaded
+
+from tests.e2e import wasm
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.processes import eventually, within
+from tests.e2e.programs import Installed
+from tests.e2e.test_cache import REDIS, settled
+
+SETTINGS = {"WASMKILN_REDIS_RETRY_MAX_S": "1", "WASMKILN_WORKERS": "1"}
+
+
+def started(state: Path) -> RedisDaemon:
+    return RedisDaemon(state, environ=SETTINGS)
+
+
+def is_stored(client: Client, digest: str) -> bool:
+    """Whether the embedded server has what was compiled of a module."""
+    client.evict(module_sha256=digest, tier="memory")
+    try:
+        return client.compile(digest).header.origin == REDIS
+    except ModuleNotLoaded:
+        return False
+
+
+def stored(client: Client, tag: int) -> str:
+    """Compile a module; return its digest when it is in the server's file too."""
+    digest = client.compile(wasm.adder(tag)).header.module_sha256
+    settled(client)
+    time.sleep(1.2)  # The server writes its file every second.
+    return digest
+
+
+def check_nothing_is_left(state: Path) -> None:
+    eventually(lambda: not within(state), "something outlived the daemons", 30)
+
+
+def test_it_is_shared_by_daemons_that_come_and_are_killed(
+    engines: Installed, tmp_path: Path
+) -> None:
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with ThreadPoolExecutor(2) as threads:
+        one, two = threads.map(started, [state, state])
+    with one, two:
+        with one.client() as client:
+            digest = stored(client, 1)
+        with two.client() as client:
+            assert client.compile(digest).header.origin == REDIS
+            one.kill()
+            eventually(partial(is_stored, client, digest), "what was stored is gone")
+            another = stored(client, 2)
+        with started(state) as three:
+            with three.client() as client:
+                eventually(partial(is_stored, client, another), "it is not shared")
+            check_only_the_owner_gets_in(state)
+            for daemon in (two, three):
+                daemon.kill()
+    check_nothing_is_left(state)
+    with started(state) as again, again.client() as client:
+        for each in (digest, another):
+            eventually(partial(is_stored, client, each), "it did not outlive the daemons")
+    check_nothing_is_left(state)
+
+
+def check_only_the_owner_gets_in(state: Path) -> None:
+    """No other user can reach the server, or read its password from a process."""
+    folder = state / "redis"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "password").stat().st_mode) == 0o600
+    password = (folder / "password").read_bytes().strip()
+    assert password
+    processes = within(state)
+    assert processes
+    for pid in processes:
+        for kind in ("cmdline", "environ"):
+            assert password not in Path(f"/proc/{pid}/{kind}").read_bytes()
+
+
+def test_data_that_the_server_cannot_read_are_set_aside(engines: Installed, tmp_path: Path) -> None:
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with started(state) as one, one.client() as client:
+        stored(client, 1)
+    check_nothing_is_left(state)
+    files = [file for file in (state / "redis" / "data").rglob("*") if file.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(b"*3\r\n$3\r\nSET\r\n$garbage\r\n" * 1000)
+    with started(state) as again, again.client() as client:
+        eventually(lambda: client.stats().redis_up, "the server does not come up", 90)
+        digest = stored(client, 2)
+        assert is_stored(client, digest)
+        assert list((state / "redis").glob("broken-*"))
+
+
+def test_a_long_and_strange_path(engines: Installed, tmp_path: Path) -> None:
+    """Too long for a socket, which lies elsewhere then."""
+    folder = tmp_path / ("deep and 'quoted' \"größe\" " * 4)
+    folder.mkdir()
+    state = fresh_state(folder / "state", engines=ONE_ENGINE)
+    assert len(os.fsencode(state)) > 107
+    with started(state) as daemon, daemon.client() as client:
+        assert is_stored(client, stored(client, 1))
+    check_nothing_is_left(state)

@@ -1,0 +1,412 @@
+"""From a release to the program under test, back again, and both in one fleet.
+
+What a release stored may be a miss for another. Nothing may be wrong, and what an operator has
+set up (tokens, keys, pins, names) holds in both directions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkiln import (
+    Artifact,
+    Client,
+    CompileTimeout,
+    CredentialsInvalid,
+    ModuleNotLoaded,
+    ModuleQuarantined,
+)
+
+from tests.e2e import wasm
+from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
+from tests.e2e.processes import eventually, within
+from tests.e2e.programs import ROOT, WASMKILN, WASMKILND, Installed
+from tests.e2e.releases import Release, release
+from tests.e2e.test_cache import COMPILED, REDIS, settled
+from tests.servers.redis_server import binary_of, redis_server
+
+# The first that asks for the release may have to build it.
+pytestmark = pytest.mark.timeout(900)
+
+ENGINE, OLDER_ENGINE = "wasmtime-50.0.1", "wasmtime-49.0.0"
+MODULES = [wasm.adder(1), wasm.many_functions(1_000, tag=2), wasm.with_data(600_000, 3)]
+PINNED = wasm.digest(MODULES[0])
+TENANT_S = wasm.adder(4)
+# Its artifact is signed with a key that is revoked before the other version starts.
+DISTRUSTED_S = wasm.adder(5)
+# Valid, and for longer than a compile may take here.
+SLOW = wasm.nested_blocks(500_000)
+# The causes that deploy/prometheus-alerts.yml takes for no attack.
+HARMLESS = {"incomplete", "revoked", "too_old", "version"}
+POLICY = """
+[[rule]]
+identity = "token:tenant"
+namespace = "team-a"
+"""
+
+
+@pytest.fixture(scope="session")
+def old() -> Release:
+    """The release that the program under test has to follow, and to live beside."""
+    return release("0.6.0")
+
+
+def rejected(daemon: Daemon, token: str = "") -> set[str]:
+    """Return for which causes a daemon did not accept what was stored."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    page_of = urllib.request.Request(f"{daemon.admin_url}/metrics", headers=headers)
+    with urllib.request.urlopen(page_of, timeout=30) as answer:
+        page = answer.read().decode()
+    rows = re.findall(
+        r'^wasmkiln_values_rejected_total\{.*cause="(\w+)".*\} (\S+)', page, re.MULTILINE
+    )
+    return {cause for cause, count in rows if float(count)}
+
+
+def check_calm(daemon: Daemon, token: str = "", *, evicting: bool = False) -> None:
+    """Nothing happened that an operator has to look at; ``evicting``: but for its own Evicts."""
+    assert rejected(daemon, token) <= HARMLESS | ({"evicted"} if evicting else set())
+    lines = [json.loads(line) for line in daemon.log_lines if line.startswith("{")]
+    assert [line for line in lines if line["level"] == "error"] == []
+
+
+class House:
+    """A state directory that daemons of different versions use, one after the other."""
+
+    def __init__(self, folder: Path, redis_url: str) -> None:
+        self.state = fresh_state(folder / "state", own_keys=True, engines=(ENGINE, OLDER_ENGINE))
+        policy = folder / "policy.toml"
+        policy.write_text(POLICY)
+        self._flags = ["--policy-file", str(policy), "--workers", "1", "--redis-url", redis_url]
+        self.tokens: dict[str, str] = {}
+        self.made: dict[str, str] = {}
+        """The digest of each module's artifact, by that of the module."""
+        self.keys: dict[str, str] = {}
+        """What each key is for, by its id."""
+
+    @contextmanager
+    def daemon(self, program: str) -> Iterator[Daemon]:
+        """Run a version of the daemon."""
+        with Daemon(self.state, self._flags, command=(program,)) as running:
+            yield running
+            check_calm(running, self.tokens["ops"])
+
+    def command(self, program: str, *words: str) -> str:
+        """Run a version's command on the state directory; return what it prints."""
+        done = subprocess.run(
+            [program, *words, "--state-dir", str(self.state)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def client(self, daemon: Daemon, who: str) -> Client:
+        """Return a client that believes the keys of the state directory, less those revoked."""
+        trusted = self.state / "keys" / "trusted"
+        return daemon.client(token=self.tokens[who], trusted_keys=trusted, timeout_s=120)
+
+    def settle_in(self, program: str) -> None:
+        """Have a version set up all that an operator may, and compile modules."""
+        self.command(program, "engine", "use", OLDER_ENGINE)
+        for who in ("ci", "ops", "tenant", "gone"):
+            roles = ("--role", "admin" if who == "ops" else "compile", "--role", "metrics")
+            self.tokens[who] = self.command(program, "token", "add", who, *roles).strip()
+        self.command(program, "token", "revoke", "gone")
+        with self.daemon(program) as daemon:
+            with self.client(daemon, "ci") as ci:
+                self._keep(ci.compile(DISTRUSTED_S))
+                settled(ci)
+            [first] = self._keys(program)
+            self.command(program, "keys", "rotate")
+            self.command(program, "reload")
+            with self.client(daemon, "ci") as ci:
+                for engine in (None, ENGINE):
+                    for module in MODULES:
+                        self._keep(ci.compile(module, engine=engine))
+                settled(ci)
+            self.command(program, "keys", "rotate")
+            self.command(program, "reload")
+            with self.client(daemon, "tenant") as tenant, self.client(daemon, "ops") as ops:
+                self._keep(tenant.compile(TENANT_S))
+                settled(ops)
+                assert not ops.pin(PINNED).redis_unreachable
+        self.command(program, "keys", "revoke", first)
+        self.keys = self._keys(program)
+        assert len(self.keys) == 3
+
+    def check(self, program: str, *, found: bool = False) -> None:
+        """All that was set up holds, and calls get what they got; ``found``: without a compile."""
+        with self.daemon(program) as daemon:
+            with self.client(daemon, "gone") as gone, pytest.raises(CredentialsInvalid):
+                gone.compile(MODULES[0])
+            with self.client(daemon, "ci") as ci, self.client(daemon, "tenant") as tenant:
+                got = [ci.compile(module) for module in MODULES]
+                assert {one.header.engine.id for one in got} == {OLDER_ENGINE}
+                got += [ci.compile(module, engine=ENGINE) for module in MODULES]
+                got.append(tenant.compile(TENANT_S))
+                for one in got:
+                    self._keep(one)
+                    assert not (found and one.header.origin == COMPILED)
+                again = ci.compile(DISTRUSTED_S)
+                self._keep(again)
+                assert found or again.header.origin == COMPILED
+                with pytest.raises(ModuleNotLoaded):
+                    ci.compile(wasm.digest(TENANT_S))
+                settled(ci)
+            with self.client(daemon, "ops") as ops:
+                assert [pin.module_sha256 for pin in ops.pins().pins] == [PINNED]
+                stats = ops.stats()
+                assert stats.redis_up
+                assert stats.engine_names["wasmtime"] == OLDER_ENGINE
+            assert self._keys(program) == self.keys
+
+    def _keep(self, artifact: Artifact) -> None:
+        """An artifact is what it was before, of whichever version and tier."""
+        header = artifact.header
+        known = self.made.setdefault(
+            f"{header.module_sha256} {header.engine.id}", header.artifact_sha256
+        )
+        assert header.artifact_sha256 == known
+
+    def _keys(self, program: str) -> dict[str, str]:
+        listed = json.loads(self.command(program, "keys", "list", "--json"))
+        return {key["id"]: key["role"] for key in listed}
+
+
+def test_a_state_directory_goes_over_and_back(
+    engines: Installed, tmp_path: Path, old: Release
+) -> None:
+    with redis_server(binary_of("valkey"), tmp_path / "server") as server:
+        house = House(tmp_path, server.url)
+        house.settle_in(old.wasmkilnd)
+        house.check(WASMKILND)
+        # Back at the old version, which finds its values as they were.
+        house.check(old.wasmkilnd, found=True)
+
+
+def test_the_data_of_the_embedded_server_go_over_and_back(
+    engines: Installed, tmp_path: Path, old: Release
+) -> None:
+    state = fresh_state(tmp_path / "state", engines=(ENGINE,))
+    made: dict[str, str] = {}
+    found: list[bool] = []
+    for program in (old.wasmkilnd, WASMKILND, old.wasmkilnd):
+        # Without a host store: what is found was in the embedded server.
+        with RedisDaemon(state, command=(program,)) as daemon, daemon.client() as client:
+            eventually(lambda: client.stats().redis_up, "the embedded server is not up")
+            assert client.stats().redis_mode == "embedded"
+            headers = [client.compile(module).header for module in MODULES]
+            settled(client)
+            for header in headers:
+                known = made.setdefault(header.module_sha256, header.artifact_sha256)
+                assert header.artifact_sha256 == known
+            found.append({header.origin for header in headers} == {REDIS})
+            client.evict(everything=True, tier="memory")
+            again = [client.compile(wasm.digest(module)).header.origin for module in MODULES]
+            assert set(again) == {REDIS}
+            check_calm(daemon)
+        eventually(lambda: not within(state), "something outlived the daemon")
+    assert found[0] is False
+    assert found[2] is True
+
+
+@dataclass(frozen=True)
+class Both:
+    """A daemon of each version: they share a Redis, keys and a host store."""
+
+    old: Daemon
+    new: Daemon
+    store: Path
+
+    @property
+    def daemons(self) -> tuple[Daemon, Daemon]:
+        return self.old, self.new
+
+
+@pytest.fixture(scope="module")
+def both(
+    engines: Installed, tmp_path_factory: pytest.TempPathFactory, old: Release
+) -> Iterator[Both]:
+    folder = tmp_path_factory.mktemp("both")
+    with redis_server(binary_of("valkey"), folder / "server") as server:
+        environ = {
+            "WASMKILN_REDIS_URL": server.url,
+            "WASMKILN_HOST_STORE_DIR": str(folder / "store"),
+            "WASMKILN_WORKERS": "1",
+            "WASMKILN_COMPILE_TIMEOUT_S": "60",
+            "WASMKILN_COMPILE_CPU_S": "1",
+            "WASMKILN_REDIS_TIMEOUT_S": "5",
+            "WASMKILN_COMPILE_LEASE_S": "5",
+        }
+        states = [fresh_state(folder / name, engines=(ENGINE,)) for name in ("old", "new")]
+        with (
+            Daemon(states[0], environ=environ, command=(old.wasmkilnd,)) as one,
+            Daemon(states[1], environ=environ) as other,
+        ):
+            yield Both(one, other, folder / "store")
+            for daemon in (one, other):
+                check_calm(daemon, evicting=True)
+
+
+@pytest.fixture
+def clients(both: Both) -> Iterator[tuple[Client, Client]]:
+    with both.old.client(timeout_s=120) as one, both.new.client(timeout_s=120) as other:
+        yield one, other
+
+
+def test_both_answer_every_call_right_under_load(
+    both: Both, clients: tuple[Client, Client]
+) -> None:
+    modules = [wasm.adder(tag) for tag in range(100, 108)]
+    rounds = range(6)
+
+    def caller(client: Client, evicting: bool) -> set[tuple[str, str]]:
+        """Ask for all again and again; return which artifact each module has."""
+        seen = set()
+        for number in rounds:
+            for module in modules:
+                header = client.compile(module).header
+                seen.add((header.module_sha256, header.artifact_sha256))
+            if evicting:
+                client.evict(module_sha256=wasm.digest(modules[number]))
+            client.evict(everything=True, tier="memory")
+        return seen
+
+    with ThreadPoolExecutor(4) as threads:
+        calls = [
+            threads.submit(caller, client, evicting)
+            for client in clients
+            for evicting in (True, False)
+        ]
+        seen = set[tuple[str, str]]().union(*(call.result() for call in calls))
+    assert len(seen) == len(modules)
+
+
+def test_neither_deletes_what_the_other_stored(clients: tuple[Client, Client]) -> None:
+    stored: list[list[str]] = []
+    for client, tags in zip(clients, (range(110, 113), range(120, 123)), strict=True):
+        stored.append([client.compile(wasm.adder(tag)).header.module_sha256 for tag in tags])
+        settled(client)
+    for client, digests in zip(clients, reversed(stored), strict=True):
+        client.find_missing(digests)
+        for tag in (*range(110, 113), *range(120, 123)):
+            client.compile(wasm.adder(tag))
+        settled(client)
+    for client, digests in zip(clients, stored, strict=True):
+        for tier in ("memory", "host_store"):
+            client.evict(everything=True, tier=tier)
+        assert {client.compile(digest).header.origin for digest in digests} == {REDIS}
+
+
+def test_a_quarantine_of_one_is_no_error_to_the_other(clients: tuple[Client, Client]) -> None:
+    for client, other in (clients, clients[::-1]):
+        with pytest.raises(CompileTimeout):
+            client.compile(SLOW)
+        # Whether it hears of it or not.
+        with pytest.raises((ModuleQuarantined, CompileTimeout)):
+            other.compile(SLOW)
+        for each in clients:
+            assert not each.release(wasm.digest(SLOW)).redis_unreachable
+            each.compile(wasm.adder(130))
+
+
+def test_pins_of_both_keep_what_they_pin(clients: tuple[Client, Client]) -> None:
+    for client, other, tag in ((*clients, 140), (*clients[::-1], 141)):
+        digest = client.compile(wasm.adder(tag)).header.module_sha256
+        client.pin(digest)
+        other.evict(engine=ENGINE)
+        settled(client)
+        assert client.compile(digest).header.size_bytes
+        assert [pin.module_sha256 for pin in client.pins().pins if pin.module_sha256 == digest]
+        client.unpin(digest)
+
+
+# Which package makes the calls, and of which version the daemon is that answers them.
+PAIRS = pytest.mark.parametrize("who", ["old client, new daemon", "new client, old daemon"])
+
+
+@PAIRS
+def test_a_python_client_of_the_other_version(
+    both: Both, old: Release, tmp_path: Path, who: str
+) -> None:
+    mine = who.startswith("old")
+    package = old.folder / "source" / "client" if mine else ROOT / "client"
+    file = tmp_path / "module.wasm"
+    file.write_bytes(wasm.adder(150 + mine))
+    script = Path(__file__).with_name("calls_of_a_client.py")
+    done = subprocess.run(
+        [sys.executable, str(script), (both.new if mine else both.old).address, both.store, file],
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert Path(told["package"]).is_relative_to(package)
+    assert told["engine"] == ENGINE
+    assert told["artifact_sha256"] == told["bytes_sha256"] == told["file_sha256"]
+    assert told["sum"] == 42
+    assert told["pinned"] == [wasm.digest(file.read_bytes())]
+    assert told["missing"] == ["ab" * 32]
+    assert told["served"] >= 1
+    assert told["reasons"] == {
+        "garbage": "NOT_WASM",
+        "unknown module": "MODULE_NOT_LOADED",
+        "unknown engine": "ENGINE_UNKNOWN",
+        "invalid module": "MODULE_INVALID",
+    }
+
+
+@PAIRS
+def test_the_command_of_the_other_version(
+    both: Both, old: Release, tmp_path: Path, who: str
+) -> None:
+    mine = who.startswith("old")
+    program, daemon = (old.wasmkiln, both.new) if mine else (WASMKILN, both.old)
+    modules = [wasm.adder(tag + mine) for tag in (160, 162, 164)]
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    files = [folder / f"{number}.wasm" for number in range(len(modules))]
+    for file, module in zip(files, modules, strict=True):
+        file.write_bytes(module)
+    bad = tmp_path / "bad.wasm"
+    bad.write_bytes(b"garbage")
+
+    def run(*words: object, code: int = 0) -> Any:
+        done = subprocess.run(
+            [program, "--json", "--address", daemon.address, *map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout) if code == 0 else done.stderr
+
+    assert json.dumps(run("compile", files[0], "-o", tmp_path)).count(wasm.digest(modules[0]))
+    assert list(tmp_path.glob("0.*.cwasm"))
+    assert json.dumps(run("warm", folder)).count("compiled")
+    missing = json.dumps(run("find-missing", *files, "ab" * 32))
+    assert "ab" * 32 in missing
+    assert run("stats")["redis_up"]
+    run("pin", "add", files[0])
+    assert wasm.digest(modules[0]) in json.dumps(run("pin", "ls"))
+    run("pin", "rm", files[0])
+    run("evict", "--module", wasm.digest(modules[0]), "--yes")
+    assert "NOT_WASM" in run("compile", bad, code=1)
+    assert "ENGINE_UNKNOWN" in run("compile", files[0], "--engine", "nothing", code=1)
