@@ -277,6 +277,46 @@ def test_scrub_finds_each_kind_of_tampering(site: Site, warm: Warm, tmp_path: Pa
     assert b"4 artifacts and 3 modules are good" in done.stdout
 
 
+def test_values_are_chosen_sorted_and_added_up(site: Site, warm: Warm) -> None:
+    """The answers are about what users know: modules, engines, sizes, keys."""
+    rows = site.rows("--sort", "size")
+    assert [row["stored_bytes"] for row in rows] == sorted(
+        (row["stored_bytes"] for row in rows), reverse=True
+    )
+    assert {row["signed_by"] for row in rows} == {site.keys.public.id}
+    artifacts = {
+        (row["module"], row["engine"]): row["raw_bytes"]
+        for row in rows
+        if row["what"] == "artifact"
+    }
+    assert artifacts == {
+        (made.header.module_sha256, made.header.engine.id): made.header.size_bytes
+        for made in warm.made.values()
+    }
+    modules = {row["module"]: row["raw_bytes"] for row in rows if row["what"] == "module"}
+    sent = (wasm.adder(1), wasm.adder(2), LARGE)
+    assert modules == {wasm.digest(module): len(module) for module in sent}
+    first = wasm.digest(wasm.adder(1))
+    chosen = site.rows("--module", first[:10], "--engine", "wasmtime")
+    assert [(row["module"], row["engine"]) for row in chosen] == [(first, "wasmtime-50.0.1")]
+    done = site("du", "--json")
+    assert done.returncode == 0, done.stderr
+    total = json.loads(done.stdout)["total"]
+    assert total["values"] == 7
+    assert total["raw_bytes"] == sum(row["raw_bytes"] for row in rows)
+    assert total["stored_bytes"] == sum(row["stored_bytes"] for row in rows)
+
+
+def test_a_wrong_command_line_has_its_exit_code(site: Site) -> None:
+    done = site("ls", "--sort", "colour")
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    done = site("import", str(site.state / "nothing.tar"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_a_scrub_with_the_wrong_keys_deletes_nothing(site: Site, tmp_path: Path) -> None:
     lost = Site(fresh_state(tmp_path / "lost", own_keys=True, engines=TWO_ENGINES), site.url)
     assert lost.keys.pair()
