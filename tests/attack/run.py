@@ -12,7 +12,6 @@ from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.signing.store import KeyStore
 
 from tests.attack.catalogue import WAYS
 from tests.attack.honest import ENGINE, TIMEOUT_S, Honest
@@ -21,6 +20,7 @@ from tests.attack.target import Target
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.programs import ROOT, inside, installed_engines
+from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stall_watch import Hold
 from tests.faults.site import PASSWORD, Server
 from tests.soak.ledger import Call
@@ -83,7 +83,7 @@ async def run(
     server = await asyncio.to_thread(Server, folder / "redis")
     stalls, slow = folder / "stalls", folder / "slow.wasm"
     slow.write_bytes(slow_module())
-    keys = KeyStore(folder / "keys").ensure()
+    key = KeyDirectory.of(folder).public
     environ = {
         **SETTINGS,
         "WASMKILN_REDIS_URL": f"unix://:{PASSWORD}@{server.socket}",
@@ -103,7 +103,7 @@ async def run(
                 daemon.pid,
                 str(slow),
             )
-            honest = Honest(target, TrustedKeys([keys.public]))
+            honest = Honest(target, TrustedKeys([key]))
             sampler = Sampler(daemon, stalls)
             phases = await _phases(honest, sampler, names, seconds, tell)
             tell("waiting for the daemon to settle")

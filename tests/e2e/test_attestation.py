@@ -7,28 +7,18 @@ import re
 import shutil
 import stat
 import subprocess
-import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import redis
 from wasmkiln import Artifact, AttestationInvalid, Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd import model, wire
-from wasmkilnd.cache.value.format import HEADER_OFFSET
-from wasmkilnd.model import STAMP_BYTES, CacheKey
-from wasmkilnd.ports import Sealer
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
 
-from tests.contract.sealing import sealer
-from tests.doubles.no_sealer import NoSealer
-from tests.doubles.shelf import read, stored
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.programs import ROOT, Installed
+from tests.e2e.signing_keys import KeyDirectory, KeyPair
+from tests.e2e.stored_values import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -38,87 +28,6 @@ def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
     """A Valkey to which every daemon of a test is connected."""
     with redis_server(binary_of("valkey"), tmp_path / "server") as running:
         yield running.url
-
-
-def public_key(state: Path) -> str:
-    key = KeyStore(state / "keys").signing_key()
-    assert key
-    return key.public.hex
-
-
-def rejected(daemon: Daemon) -> dict[str, int]:
-    """Return how many stored values were rejected, by cause."""
-    with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
-        page = answer.read().decode()
-    rows = re.findall(
-        r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', page, re.MULTILINE
-    )
-    return {cause: int(count) for cause, count in rows if int(count)}
-
-
-def test_an_attacker_who_computes_digests_anew_is_not_believed(valkey: str, tmp_path: Path) -> None:
-    environ = {"WASMKILN_REDIS_URL": valkey, "WASMKILN_KEYS_DIR": str(tmp_path / "keys")}
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=environ) as one,
-        one.client() as client,
-    ):
-        good, other = client.compile(wasm.adder(1)), client.compile(wasm.adder(2))
-        settled(client)
-    ours = KeyStore(tmp_path / "keys").signing_key()
-    assert ours
-    thief, stranger = sealer(ours), sealer(PrivateKey.generate())
-    key = CacheKey(good.header.module_sha256, good.header.fingerprint)
-    name = f"wasm:compiled:{{{key.module_sha256}}}:{key.fingerprint}"
-    with redis.Redis.from_url(valkey) as direct:
-        value = direct.get(name)
-        assert isinstance(value, bytes)
-        real, _ = read({name.encode(): value}, key, thief)
-        assert isinstance(real, model.Artifact)
-        # Native code of another module, which every engine would run, under this key.
-        code = other.bytes
-        evil = replace(
-            real,
-            sha256=other.header.artifact_sha256,
-            size_bytes=len(code),
-            frames=wire.to_frames(code),
-        )
-        borrowed = replace(evil, attestation=other.header.attestation)
-        attacks: list[tuple[Sealer, model.Artifact]] = [
-            # By somebody who has no key of the fleet:
-            (stranger, stranger.seal(evil)),
-            (NoSealer(), evil),
-            (Borrowed(value), evil),
-            # And what would be left of one who could have stamps made, but no attestations:
-            (thief, replace(evil, attestation=b"")),
-            (thief, stranger.seal(evil)),
-            (thief, evil),
-            (thief, borrowed),
-        ]
-        with (
-            RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=environ) as two,
-            two.client(trusted_keys=public_key(tmp_path / "b")) as client,
-        ):
-            for stamper, attack in attacks:
-                [forged] = stored(attack, stamper).values()
-                direct.set(name, forged)
-                client.evict(module_sha256=key.module_sha256, tier="memory")
-                again = client.compile(wasm.adder(1))
-                assert again.header.origin == COMPILED
-                assert again.bytes == good.bytes
-                settled(client)
-            assert rejected(two) == {"unsigned": 1, "stranger": 3, "mismatch": 3}
-            client.evict(module_sha256=key.module_sha256, tier="memory")
-            assert client.compile(wasm.adder(1)).header.origin == REDIS
-
-
-class Borrowed(NoSealer):
-    """Puts the stamp of another value on its own."""
-
-    def __init__(self, value: bytes) -> None:
-        self._stamp = value[HEADER_OFFSET - STAMP_BYTES : HEADER_OFFSET]
-
-    def stamp(self, message: bytes) -> bytes:
-        return self._stamp
 
 
 def origin_for_another(
@@ -151,7 +60,7 @@ def test_daemons_with_different_keys_do_not_believe_each_other(valkey: str, tmp_
     assert origin == COMPILED
     assert counted == {"stranger": 4}  # artifacts, and then the modules
     [line] = [line for line in log.splitlines() if "stored value rejected" in line]  # once
-    stranger = KeyStore(tmp_path / "one" / "keys").ensure().public
+    stranger = KeyDirectory.of(tmp_path / "one").public
     assert stranger.id in line
     assert "WASMKILN_KEYS_DIR" in line
 
@@ -170,18 +79,18 @@ def test_daemons_that_share_a_key_directory_do(valkey: str, tmp_path: Path) -> N
 
 
 def test_daemons_that_share_a_key_by_environment_do(valkey: str, tmp_path: Path) -> None:
-    key = PrivateKey.generate()
-    shared = {"WASMKILN_SIGNING_KEY": key.pem.decode()}
+    key = KeyPair()
+    shared = {"WASMKILN_SIGNING_KEY": key.pem}
     origin, log, counted = origin_for_another(shared, shared, tmp_path, valkey)
     assert (origin, counted) == (REDIS, {})
     assert not (tmp_path / "one" / "keys").exists()
     assert key.public.id in log
-    for secret in (key.base64, key.pem.decode().splitlines()[1]):
+    for secret in (key.base64, key.pem.splitlines()[1]):
         assert secret not in log
 
 
 def test_a_daemon_that_trusts_the_other_s_public_key_does(valkey: str, tmp_path: Path) -> None:
-    key = PrivateKey.generate()
+    key = KeyPair()
     origin, _, counted = origin_for_another(
         {"WASMKILN_SIGNING_KEY": key.base64},
         {"WASMKILN_TRUSTED_KEYS": key.public.hex},
@@ -202,7 +111,7 @@ def test_rotation_loses_no_artifact_even_while_the_other_daemon_runs(
     with RedisDaemon(a, environ=environ) as running, running.client() as old:
         old.compile(wasm.adder(1))
         settled(old)
-        KeyStore(b / "keys").rotate()
+        KeyDirectory.of(b).run("rotate")
         with RedisDaemon(b, environ=environ) as restarted, restarted.client() as new:
             assert new.compile(wasm.adder(1)).header.origin == REDIS
             new.compile(wasm.adder(2))
@@ -222,7 +131,7 @@ def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
             assert artifact.verify().claims.module_sha256 == artifact.header.module_sha256
             assert artifact.load()
         with (
-            Client(daemon.address, trusted_keys=PrivateKey.generate().public.hex) as client,
+            Client(daemon.address, trusted_keys=KeyPair().public.hex) as client,
             pytest.raises(AttestationInvalid, match="not trusted"),
         ):
             client.compile(wasm.adder(1), engine="wasmtime")
@@ -255,9 +164,9 @@ def test_the_programs_of_the_documentation(
     with daemon.client() as client:
         artifact = client.compile(wasm.adder(3))
     path = artifact.save(tmp_path / "m.cwasm")
-    key = KeyStore(daemon.state_dir / "keys").ensure().public
+    key = KeyDirectory.of(daemon.state_dir).public
     (tmp_path / "key.pem").write_text(key.pem)
-    (tmp_path / "other.pem").write_text(PrivateKey.generate().public.pem)
+    (tmp_path / "other.pem").write_text(KeyPair().public.pem)
 
     def run(
         module: str = artifact.header.module_sha256,

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 from wasmkiln import ModuleInvalid, ModuleNotLoaded, NotWasm
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
 
 from tests.e2e import wasm
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, RedisDaemon
 from tests.e2e.processes import eventually, jobs_of
+from tests.e2e.signing_keys import KeyDirectory, KeyPair
 
 KILLS = int(os.environ.get("WASMKILN_TEST_KILLS", "5"))
 """How often a daemon is killed; each needs a start."""
@@ -167,8 +166,8 @@ def test_a_file_that_is_renamed_is_followed_and_sighup_changes_where_it_is(
         assert "cannot write the audit to" in daemon.log
         client.quarantined()
         assert len(acts(path)) == 3
-        other = PrivateKey.generate()
-        KeyStore(lean_state_dir / "keys").trust(other.public)
+        other = KeyPair()
+        KeyDirectory.of(lean_state_dir).trust(other.public)
         config.write_text(f'audit_file = "{second}"\n')
         reload('"reloaded"')
         client.quarantined()

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import AttestationInvalid, Client
-from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import DAY, CodeSigningCA
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.programs import ROOT, Installed
-from tests.e2e.test_attestation import rejected
+from tests.e2e.signing_keys import KeyDirectory
+from tests.e2e.stored_values import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.e2e.test_revocation import reload, until
 from tests.servers.redis_server import binary_of, redis_server
@@ -38,7 +38,7 @@ class Site:
         """Write a certificate of a daemon's key; return its file."""
         state = fresh_state(self._folder / name, own_keys=True, engines=ONE_ENGINE)
         file = self._folder / f"{name}.pem"
-        file.write_bytes(ca.issue(KeyStore(state / "keys").ensure().public, until=until))
+        file.write_bytes(ca.issue(KeyDirectory.of(state).public, until=until))
         return file
 
     def start(self, name: str, **settings: object) -> RedisDaemon:
@@ -113,7 +113,7 @@ def test_the_commands_of_the_documentation(site: Site, tmp_path: Path) -> None:
     )
     subprocess.run(make_ca.split(), cwd=tmp_path, check=True, capture_output=True)
     site.certify("one", site.ca)
-    key = KeyStore(tmp_path / "one" / "keys").ensure().public
+    key = KeyDirectory.of(tmp_path / "one").public
     (tmp_path / "key.pem").write_text(key.pem)
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True)
     cert, ca_file = tmp_path / "cert.pem", tmp_path / "ca.pem"

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Artifact
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon
 from tests.e2e.programs import ROOT
+from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.servers.debian import DebianUnavailable, cosign_binary
 
 
@@ -25,8 +24,8 @@ def saved(daemon: RedisDaemon, tmp_path: Path) -> Artifact:
     with daemon.client() as client:
         artifact = client.compile(wasm.adder(1))
     artifact.save(tmp_path / "m.cwasm")
-    (tmp_path / "key.pem").write_text(KeyStore(daemon.state_dir / "keys").ensure().public.pem)
-    (tmp_path / "other.pem").write_text(PrivateKey.generate().public.pem)
+    (tmp_path / "key.pem").write_text(KeyDirectory.of(daemon.state_dir).public.pem)
+    (tmp_path / "other.pem").write_text(KeyPair().public.pem)
     return artifact
 
 

@@ -17,13 +17,13 @@ from wasmkiln.host_store.engines import Engines
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc as rpc
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.signing.store import KeyStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
+from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
 from tests.servers.redis_server import binary_of, redis_server
@@ -241,10 +241,10 @@ def test_what_a_revoked_key_signed_is_not_served(engines: Installed, tmp_path: P
         made = client.compile(wasm.adder(1)).header
         header, _ = asked_for_file(daemon, made.module_sha256)
         assert header.origin == HOST_STORE
-        keys = KeyStore(state / "keys")
-        stolen = keys.ensure().public.id
-        keys.rotate()
-        keys.distrust(stolen)
+        keys = KeyDirectory.of(state)
+        stolen = keys.public.id
+        keys.run("rotate")
+        keys.run("distrust", stolen)
         daemon.process.send_signal(signal.SIGHUP)
         daemon.wait_for_log('"reloaded"')
         header, _ = asked_for_file(daemon, wasm.adder(1))
@@ -331,8 +331,7 @@ def test_the_offline_tools_show_it_and_find_what_is_wrong(
     [last] = cache(0, "scrub")
     assert last["summary"]["artifacts"] == 2
     # With other keys nothing verifies, and nothing is deleted.
-    elsewhere = KeyStore(lean_state_dir / "other-keys")
-    elsewhere.ensure()
+    assert KeyDirectory(lean_state_dir / "other-keys").pair()
     *findings, last = cache(3, "scrub", "--keys-dir", str(lean_state_dir / "other-keys"))
     assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
     with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:

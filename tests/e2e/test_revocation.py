@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 import redis
-from click.testing import CliRunner
 from wasmkiln import Client
 from wasmkiln.attestation import peek
-from wasmkilnd.cli import command
-from wasmkilnd.signing.store import KeyStore
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
-from tests.e2e.test_attestation import rejected
+from tests.e2e.signing_keys import KeyDirectory
+from tests.e2e.stored_values import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -32,15 +30,13 @@ class Fleet:
         self.states = {
             name: fresh_state(folder / name, own_keys=True, engines=ONE_ENGINE) for name in names
         }
-        self.stores = {name: KeyStore(state / "keys") for name, state in self.states.items()}
-        for name, store in self.stores.items():
-            store.ensure()
-            for other, theirs in self.stores.items():
-                if other != name:
-                    store.trust(theirs.ensure().public)
+        self.stores = {name: KeyDirectory.of(state) for name, state in self.states.items()}
+        for store in self.stores.values():
+            for theirs in self.stores.values():
+                store.trust(theirs.public)
 
     def id_of(self, name: str) -> str:
-        return self.stores[name].ensure().public.id
+        return self.stores[name].public.id
 
     def start(self, name: str, *flags: str, host_store: bool = False) -> Daemon:
         kind = Daemon if host_store else RedisDaemon
@@ -48,11 +44,7 @@ class Fleet:
 
     def keys(self, name: str, *arguments: str) -> str:
         """Run ``wasmkilnd keys`` on a daemon's state."""
-        where = ["--state-dir", str(self.states[name])]
-        done = CliRunner().invoke(command, ["keys", *arguments, *where], standalone_mode=False)
-        if done.exception:
-            raise done.exception
-        return done.stdout
+        return self.stores[name].run(*arguments)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""Versions of the daemon and of engines side by side on one Redis: none undoes another's work."""
+"""Versions of engines side by side on one Redis: none undoes another's work."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,21 +9,14 @@ import pytest
 import redis
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.fingerprint import CACHE_FORMAT
 
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, state_with
-from tests.e2e.programs import WASMKILND
-from tests.e2e.test_attestation import rejected
+from tests.e2e.stored_values import names_of, rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
-OTHER_FORMAT = (
-    sys.executable,
-    str(Path(__file__).with_name("other_format.py")),
-    str(CACHE_FORMAT + 1),
-)
 
 SMALL = wasm.constant(1)
 # Several pieces each, module and artifact.
@@ -39,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 class Fleet:
-    """Daemons of different versions that share a Redis and keys."""
+    """Daemons with different engines that share a Redis and keys."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self._folder = folder
@@ -51,23 +43,15 @@ class Fleet:
         self._started = 0
         self._direct = redis.Redis.from_url(url)
 
-    def daemon(self, *engines: str, other_format: bool = False) -> RedisDaemon:
+    def daemon(self, *engines: str) -> RedisDaemon:
         """Start a daemon with a state of its own, which serves some engines."""
         self._started += 1
         state = state_with(self._folder / f"d{self._started}", *engines)
-        command = OTHER_FORMAT if other_format else (WASMKILND,)
-        return RedisDaemon(state, environ=self._environ, command=command)
+        return RedisDaemon(state, environ=self._environ)
 
-    def stored(self) -> dict[bytes, bytes]:
-        """Return all that is in Redis, but for what Evicts left, and counts of uses."""
-        others = (b"wasm:mark:", b"wasm:uses:")
-        names = [name for name in self._direct.scan_iter() if not name.startswith(others)]
-        return {name: self._value(name) for name in names}
-
-    def _value(self, name: bytes) -> bytes:
-        value = self._direct.get(name)
-        assert isinstance(value, bytes)
-        return value
+    def names(self) -> set[bytes]:
+        """Return the names of all values of the modules."""
+        return {name for module in MODULES for name in names_of(self._direct, wasm.digest(module))}
 
 
 @pytest.fixture
@@ -88,64 +72,22 @@ def read_again(client: Client, *, engine: str = NEW) -> list[types_pb2.Origin]:
     return [client.compile(wasm.digest(module), engine=engine).header.origin for module in MODULES]
 
 
-def test_two_formats_live_side_by_side_and_a_downgrade_finds_all_again(fleet: Fleet) -> None:
-    with fleet.daemon(NEW) as now, now.client() as here:
-        assert compiled_by(here) == [COMPILED] * 2
-        before = fleet.stored()
-        with fleet.daemon(NEW, other_format=True) as later, later.client() as there:
-            # Nothing of the other's is read, and nothing of it is touched.
-            assert compiled_by(there) == [COMPILED] * 2
-            assert read_again(there) == [REDIS] * 2
-            after = fleet.stored()
-            assert len(after) == 2 * len(before)
-            assert before.items() <= after.items()
-            # From an artifact that is gone, each finds its own module.
-            for client in (here, there):
-                assert read_again(client) == [REDIS] * 2
-                client.evict(engine=NEW)
-                assert read_again(client) == [COMPILED] * 2
-                settled(client)
-            assert fleet.stored().keys() == after.keys()
-            assert rejected(now) == rejected(later) == {}
-            # Evicting an engine's artifacts means those of one's own format.
-            there.evict(engine=NEW)
-            assert read_again(here) == [REDIS] * 2
-    with fleet.daemon(NEW) as again, again.client() as client:
-        assert read_again(client) == [REDIS] * 2
-        assert rejected(again) == {}
-
-
-def test_evicting_a_module_takes_it_in_every_format(fleet: Fleet) -> None:
-    with fleet.daemon(NEW) as now, fleet.daemon(NEW, other_format=True) as later:
-        for daemon in (now, later):
-            with daemon.client() as client:
-                compiled_by(client)
-        with now.client() as client:
-            client.evict(module_sha256=wasm.digest(LARGE))
-        left = fleet.stored()
-        assert len(left) == 4  # The small one: module and artifact, in two formats.
-        assert not any(wasm.digest(LARGE).encode() in name for name in left)
-
-
 def test_another_engine_version_empties_nothing_and_is_evicted_alone(fleet: Fleet) -> None:
     with fleet.daemon(OLD) as old, old.client() as client:
         assert compiled_by(client, engine=OLD) == [COMPILED] * 2
-        before = fleet.stored()
+        before = fleet.names()
         with fleet.daemon(OLD, NEW) as both, both.client() as upgraded:
             assert compiled_by(upgraded, engine=OLD) == [REDIS] * 2
             assert compiled_by(upgraded, engine=NEW) == [COMPILED] * 2
             # What was there is there, but for modules, which are stored anew and the same.
-            after = fleet.stored()
-            assert before.keys() <= after.keys()
+            assert before < fleet.names()
             assert read_again(client, engine=OLD) == [REDIS] * 2
             one, other = (upgraded.compile(LARGE, engine=engine).header for engine in (OLD, NEW))
             assert one.fingerprint != other.fingerprint
             assert one.artifact_sha256 != other.artifact_sha256
             # Each is evicted without the other.
             assert upgraded.evict(engine=NEW, tier="redis").artifacts == 2
-            assert {name for name in fleet.stored() if b"module" not in name} == {
-                name for name in before if b"module" not in name
-            }
+            assert fleet.names() == before
             upgraded.compile(LARGE, engine=NEW, skip_cache_lookup=True)
             settled(upgraded)
             upgraded.evict(engine=OLD)

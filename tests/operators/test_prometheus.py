@@ -19,7 +19,6 @@ import redis
 from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
-from wasmkilnd.signing.store import KeyStore
 
 from tests.code_signing import CodeSigningCA
 from tests.e2e import hostile_engine, wasm
@@ -36,6 +35,7 @@ from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, send, workers_of
 from tests.e2e.programs import ROOT, installed_engines
+from tests.e2e.signing_keys import KeyDirectory
 from tests.operators.alert_cases import CASES, names_of, promtool_tests
 from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once
@@ -85,7 +85,7 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     not_a_directory = folder / "file"
     not_a_directory.write_text("")
     cert = folder / "signing.pem"
-    key = KeyStore(secure_state / "keys").ensure().public
+    key = KeyDirectory.of(secure_state).public
     cert.write_bytes(CodeSigningCA(until=30 * DAY).issue(key, until=3 * DAY))
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))

@@ -14,9 +14,9 @@ from grpc import aio
 from wasmkiln import AsyncClient
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1 import module_service_pb2_grpc
-from wasmkilnd.signing.store import KeyStore
 
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.signing_keys import KeyDirectory
 from tests.faults.site import PASSWORD, Server
 from tests.soak.modules import ENGINES
 
@@ -165,7 +165,7 @@ async def running_fleet(folder: Path) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         server = await asyncio.to_thread(Server, folder / "redis", _VALKEY_SETTINGS)
         stack.callback(server.close)
-        trusted = TrustedKeys([KeyStore(folder / "keys").ensure().public])
+        trusted = TrustedKeys([KeyDirectory.of(folder).public])
         environ = {
             **SETTINGS,
             "WASMKILN_REDIS_URL": f"unix://:{PASSWORD}@{server.socket}",

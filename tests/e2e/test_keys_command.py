@@ -1,0 +1,243 @@
+"""`wasmkilnd keys`, as people run it, and key directories that nobody should use."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkiln import PublicKey
+
+from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.signing_keys import KeyDirectory, KeyPair
+from tests.e2e.test_daemon import wasmkilnd
+
+NOBODY = 65534
+
+
+class Keys:
+    """Runs it on one directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.directory = KeyDirectory(folder)
+
+    def __call__(self, *words: str, **environ: str) -> str:
+        """Run a command that has to succeed; return its standard output."""
+        done = wasmkilnd("keys", *words, "--keys-dir", str(self.folder), **environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def rows(self, **environ: str) -> dict[str, dict[str, Any]]:
+        """Return what `list` lists, by id."""
+        return {row["id"]: row for row in json.loads(self("list", "--json", **environ))}
+
+    def roles(self, **environ: str) -> dict[str, str]:
+        """Return the role of each key, by id."""
+        return {key_id: row["role"] for key_id, row in self.rows(**environ).items()}
+
+    def refused(self, *words: str, **environ: str) -> str:
+        """Run a command that has to fail, by one sentence; return it."""
+        done = wasmkilnd("keys", *words, "--keys-dir", str(self.folder), **environ)
+        assert (done.returncode, done.stdout) == (1, "")
+        return sentence(done)
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the only line that a program wrote to standard error."""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path / "keys")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_key_is_made_shown_and_replaced(keys: Keys) -> None:
+    assert json.loads(keys("list", "--json")) == []
+    assert not keys.folder.exists()
+    before = os.umask(0)  # Whatever the umask is, the files are the owner's alone.
+    try:
+        said = keys("generate")
+    finally:
+        os.umask(before)
+    first = keys.directory.pair()
+    assert first.public.id in said
+    assert keys.rows() == {
+        first.public.id: {"id": first.public.id, "role": "signing", "key": first.public.hex}
+    }
+    assert PublicKey.parse(keys("show", "--pem")) == first.public
+    assert mode(keys.folder) == mode(keys.folder / "trusted") == 0o700
+    files = [path for path in keys.folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"signing.pem", f"{first.public.id}.pem"}
+    assert {mode(path) for path in files} == {0o600}
+    assert "keys rotate" in keys.refused("generate")
+    said = keys("rotate")
+    second = keys.directory.pair()
+    assert keys.roles() == {first.public.id: "trusted", second.public.id: "signing"}
+    assert mode(keys.folder / "signing.pem") == 0o600
+    everything = b"".join(path.read_bytes() for path in keys.folder.rglob("*") if path.is_file())
+    assert first.pem.splitlines()[1].encode() not in everything
+    for secret in (first, second):
+        assert secret.base64 not in said
+        assert secret.pem.splitlines()[1] not in said
+
+
+def test_a_rotation_goes_in_stages(keys: Keys) -> None:
+    first = keys.directory.public
+    assert "keys generate --next" in keys.refused("activate")
+    keys("generate", "--next")
+    roles = keys.roles()
+    [later] = roles.keys() - {first.id}
+    assert roles == {first.id: "signing", later: "next"}
+    public = PublicKey.parse(keys("show", "--next"))
+    assert public.id == later
+    assert mode(keys.folder / "next.pem") == 0o600
+    assert "next.pem exists" in keys.refused("generate", "--next")
+    keys("activate")
+    assert keys.roles() == {first.id: "trusted", later: "signing"}
+    assert not (keys.folder / "next.pem").exists()
+
+
+def test_keys_are_trusted_distrusted_and_revoked(keys: Keys, tmp_path: Path) -> None:
+    signing = keys.directory.public
+    one, two, three = KeyPair().public, KeyPair().public, KeyPair().public
+    (tmp_path / "two.pem").write_text(two.pem)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "three.pem").write_text(three.pem)
+    keys("trust", one.hex, str(tmp_path / "two.pem"), str(tmp_path / "folder"))
+    trusted = {file.stem for file in (keys.folder / "trusted").iterdir()}
+    assert trusted == {signing.id, one.id, two.id, three.id}
+    assert "64 hex digits" in keys.refused("trust", "nonsense")
+    # By its id, whatever the file is called.
+    (keys.folder / "trusted" / f"{two.id}.pem").rename(keys.folder / "trusted" / "bob.pem")
+    keys("distrust", one.id, two.id)
+    assert one.id in keys.refused("distrust", one.id)
+    assert "keys rotate" in keys.refused("distrust", signing.id)
+    # A key that is not here can be revoked, too.
+    keys("revoke", three.id, one.id)
+    assert keys.directory.revoked() == {one.id, three.id}
+    rows = keys.rows()
+    assert rows.keys() == {signing.id, three.id}
+    assert rows[three.id]["revoked"]
+    assert "signs with it" in keys.refused("revoke", signing.id)
+
+
+def test_a_key_for_the_environment_is_printed_and_not_stored(keys: Keys) -> None:
+    done = wasmkilnd("keys", "generate", "--print", "--keys-dir", str(keys.folder))
+    assert done.returncode == 0
+    assert not keys.folder.exists()
+    environ = {"WASMKILN_SIGNING_KEY": done.stdout.strip()}
+    other = KeyPair().public
+    rows = keys.rows(**environ, WASMKILN_TRUSTED_KEYS=other.hex)
+    [signing] = rows.keys() - {other.id}
+    assert rows[signing]["role"] == "signing"
+    assert rows[signing]["key"] in done.stderr
+    told = keys.refused("rotate", **environ)
+    assert "WASMKILN_SIGNING_KEY" in told
+    assert done.stdout.strip() not in told
+
+
+def harmed_mode(name: str, bits: int) -> Callable[[Keys], None]:
+    return lambda keys: file_of(keys, name).chmod(bits)
+
+
+def harmed_owner(name: str) -> Callable[[Keys], None]:
+    return lambda keys: os.chown(file_of(keys, name), NOBODY, -1)
+
+
+def file_of(keys: Keys, name: str) -> Path:
+    """Return a file or folder of a key directory; ``*`` stands for the key's id."""
+    return keys.folder / name.replace("*", keys.directory.public.id)
+
+
+def unreadable(keys: Keys) -> None:
+    (keys.folder / "signing.pem").write_text("hunter2")
+
+
+REFUSED: dict[str, tuple[Callable[[Keys], None], str]] = {
+    "a key that others may change": (harmed_mode("trusted/*.pem", 0o622), "other users may write"),
+    "a secret that others may read": (harmed_mode("signing.pem", 0o604), "other users may read"),
+    "a folder of another user": (harmed_owner("trusted"), f"belongs to user {NOBODY}"),
+    "no key": (unreadable, "signing.pem: it is not an Ed25519 private key"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_keys_that_others_could_have_changed_are_refused(keys: Keys, why: str) -> None:
+    if "another user" in why and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    assert keys.directory.pair()
+    harm, words = REFUSED[why]
+    harm(keys)
+    told = keys.refused("list")
+    assert words in told
+    assert str(keys.folder) in told
+    assert "hunter2" not in told
+
+
+def test_a_group_may_read_a_mounted_secret(keys: Keys) -> None:
+    public = keys.directory.public
+    (keys.folder / "signing.pem").chmod(0o440)
+    assert keys.roles() == {public.id: "signing"}
+
+
+def test_a_daemon_with_unsafe_or_revoked_keys_does_not_start(
+    engines: Installed, tmp_path: Path
+) -> None:
+    state = fresh_state(tmp_path / "state", own_keys=True, engines=ONE_ENGINE)
+    keys = KeyDirectory.of(state)
+    signing = keys.public
+    flags = ("--state-dir", str(state), "--listen", "127.0.0.1:0", "--admin-listen", "none")
+
+    def refused(**environ: str) -> str:
+        done = wasmkilnd("serve", *flags, "--redis-url", "none", **environ)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    keys.folder.chmod(0o707)
+    assert "other users may write" in refused()
+    # Also where it would sign with another one.
+    secret = KeyPair().base64
+    told = refused(WASMKILN_SIGNING_KEY=secret)
+    assert "other users may write" in told
+    assert secret not in told
+    keys.folder.chmod(0o700)
+    told = refused(WASMKILN_SIGNING_KEY="hunter2")
+    assert "WASMKILN_SIGNING_KEY" in told
+    assert "hunter2" not in told
+    # Revoked by another directory's command, as by hand: the file is what counts.
+    elsewhere = KeyDirectory(tmp_path / "elsewhere")
+    assert elsewhere.pair()
+    elsewhere.run("revoke", signing.id)
+    (elsewhere.folder / "revoked").rename(keys.folder / "revoked")
+    told = refused()
+    assert "revoked" in told
+    assert signing.id in told
+
+
+def test_daemons_and_commands_that_start_at_once_make_one_key(keys: Keys) -> None:
+    words = [WASMKILND, "keys", "generate", "--keys-dir", str(keys.folder)]
+    running = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ended = [process.communicate(timeout=120) for process in running]
+    assert sorted(process.returncode for process in running) == [0, 1, 1]
+    [made] = [said for said, _ in ended if said]
+    assert keys.directory.public.id in made
+    assert [file.stem for file in (keys.folder / "trusted").iterdir()] == [keys.directory.public.id]
