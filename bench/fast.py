@@ -19,7 +19,7 @@ from bench.timing import collect
 
 FAST_GOAL = 0.25
 
-_ROUNDS, _QUICK_ROUNDS = 7, 3
+_ROUNDS = 7
 _BUDGET_S = 20.0  # For one engine and module.
 _IDLE_TIMEOUT_S = 60.0
 _IDLE_POLL_S = 0.05
@@ -27,9 +27,8 @@ _IDLE_POLL_S = 0.05
 
 def first_code(given: Setting) -> Iterator[Row]:
     """A cold call that takes fast code, beside one that waits for optimised code."""
-    modules = [given.modules.medium] if given.quick else [given.modules.medium, given.modules.large]
     for target in given.targets.values():
-        for module in modules:
+        for module in (given.modules.medium, given.modules.large):
             yield from _first_code(given, target, module)
 
 
@@ -58,7 +57,7 @@ def _first_code(given: Setting, target: Target, module: Module) -> Iterator[Row]
 
         series = collect(
             {name: partial(measure, name) for name in requests},
-            given.rounds(_ROUNDS, _QUICK_ROUNDS),
+            given.rounds(_ROUNDS),
             budget_s=_BUDGET_S,
         )
         _come_to_rest(client)

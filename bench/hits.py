@@ -70,7 +70,7 @@ def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
     bare: list[float] = []
     streamed: list[float] = []
     request = _best_request(given, held)
-    for _ in range(_SITTINGS):
+    for _ in range(given.rounds(_SITTINGS)):
         # On fresh connections, whose flow control may settle at different speeds.
         with ExitStack() as stack:
             daemon = _stream(stack, given.daemon.address, COMPILE)
@@ -80,7 +80,7 @@ def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
             }
             if request != held.request:
                 actions["streamed"] = partial(daemon.drain, held.request)
-            series = in_turns(actions, given.rounds(300, 80), _WARM_UP)
+            series = in_turns(actions, given.rounds(300), given.rounds(_WARM_UP))
         ours += series["daemon"]
         bare += series["bare"]
         streamed += series.get("streamed", [])
@@ -95,7 +95,7 @@ def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
 
 
 def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
-    rounds = given.rounds(200, 60)
+    rounds = given.rounds(200)
     request = _best_request(given, held)
     with ExitStack() as stack:
         daemon = _stream(stack, given.daemon.address, COMPILE)
@@ -111,7 +111,7 @@ def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
                 "tcp": tcp.fetch,
             },
             rounds,
-            _WARM_UP,
+            given.rounds(_WARM_UP),
         )
     what = f"{held.what} artifact"
     hit = series["daemon"]
@@ -148,7 +148,7 @@ def _best_bare(given: Setting, held: Held) -> tuple[str, int]:
         actions = {
             str(choice): _bare(stack, choice[0], held, choice[1]).drain for choice in choices
         }
-        series = in_turns(actions, given.rounds(100, 40), warm_up=10)
+        series = in_turns(actions, given.rounds(100), warm_up=given.rounds(10))
     return min(choices, key=lambda choice: statistics.median(series[str(choice)]))
 
 

@@ -51,7 +51,7 @@ def _rows(given: Setting, held: Held, client: Client, stream: RawStream) -> Iter
             "memory": from_memory,
             "path": lambda: _timed_from(stream, path, types_pb2.ORIGIN_HOST_STORE),
         },
-        given.rounds(150, 40),
+        given.rounds(150),
         warm_up=5,
     )
     what = f"{held.what} artifact"

@@ -117,7 +117,7 @@ def _rows(
             "get": lambda: timed(stored.get),
             "check": lambda: timed(stored.check),
         },
-        given.rounds(150, 40),
+        given.rounds(150),
         warm_up=5,
     )
     what = f"{held.what} artifact"

@@ -28,17 +28,17 @@ _SETTLE_S = 1.0
 
 def under_load(given: Setting) -> Iterator[Row]:
     """Idle, loaded, idle, loaded …: the same calls, and every one counts."""
-    calls = given.rounds(400, 150)
+    calls = given.rounds(400)
     for module in (given.modules.small, given.modules.medium):
         held = hold(given, module)
         idle: list[float] = []
         loaded: list[float] = []
-        for _ in range(_TURNS):
+        for _ in range(given.rounds(_TURNS)):
             _wait_until_idle(given)
             idle += _hits(given, held, calls)
             with ExitStack() as stack:
                 stack.callback(end, _start_flood(given))
-                time.sleep(_SETTLE_S)
+                time.sleep(given.seconds(_SETTLE_S))
                 loaded += _hits(given, held, calls)
         yield _row(f"{held.what}: p50", loaded, idle, 50)
         yield _row(f"{held.what}: p99", loaded, idle, 99, GOAL_P99)
@@ -111,10 +111,10 @@ def _row(
     goal: float | None = None,
 ) -> Row:
     ours, yardstick = percentile(loaded, percent), percentile(idle, percent)
-    size = len(idle) // _TURNS
+    size = max(1, len(idle) // _TURNS)
     ratios = [
         percentile(loaded[at : at + size], percent) / percentile(idle[at : at + size], percent)
-        for at in range(0, size * _TURNS, size)
+        for at in range(0, len(idle) - size + 1, size)
     ]
     spread = (min(ratios), max(ratios))
     return Row(

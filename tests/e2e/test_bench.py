@@ -1,71 +1,41 @@
-"""The benchmark's own programs, which it runs beside the daemon, go on working."""
+"""Every measurement of the benchmark goes on working."""
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bench.engine_process import EngineProcess
-from bench.host_hits import wait_for_file
-from bench.inside import OPERATIONS
-from bench.orders import Program
-from bench.setting import Target
-from bench.valkey import start_valkey
-from tests.e2e.daemon import Daemon, installed_engines
-from tests.e2e.wasm import adder
+from bench.__main__ import MEASUREMENTS
+from bench.lab import ROOT
+from bench.run import Run
+
+# It keeps every CPU busy, also those of tests that run beside this one.
+LEFT_OUT = {"busy"}
 
 
-@pytest.mark.parametrize("name", ["wasmer", "wasmtime"])
-def test_each_operation_compiles(tmp_path: Path, name: str) -> None:
-    module = tmp_path / "adder.wasm"
-    module.write_bytes(adder(1))
-    engine = next(each for each in installed_engines().installed() if each.name == name)
-    with EngineProcess(engine, "x86_64-unknown-linux-gnu", "baseline") as process:
-        for operation in OPERATIONS:
-            assert process.measure(operation, module) > 0
-
-
-@pytest.mark.parametrize("tier", ["host_store", "memory", "redis"])
-def test_a_probe_fills_its_tier_and_measures_each_operation(tmp_path: Path, tier: str) -> None:
-    with ExitStack() as stack:
-        place = str(tmp_path / "store")
-        if tier == "redis":
-            place = f"unix://{start_valkey(stack, tmp_path).socket}"
-        probe = Program(stack, "bench.scale.probe", tier, "100", place)
-        assert probe.begun()["filled_s"] > 0
-        for operation in ("get", "put", "evict", "get"):
-            assert probe.ask(op=operation, count=5)["seconds"] > 0
-        assert probe.ask(op="memory")["resident"] > 10_000_000
-
-
-def test_each_way_to_load_works_in_a_fresh_process(state_dir: Path, tmp_path: Path) -> None:
-    module = tmp_path / "adder.wasm"
-    module.write_bytes(adder(1))
-    cache = tmp_path / "cache.toml"
-    cache.write_text(f"[cache]\ndirectory = {json.dumps(str(tmp_path / 'cache'))}\n")
-    engine = next(each for each in installed_engines().installed() if each.name == "wasmtime")
-    packages = Target(engine, "", "").packages
-    with ExitStack() as stack:
-        store = tmp_path / "store"
-        daemon = stack.enter_context(Daemon(state_dir, ["--host-store-dir", str(store)]))
-        client = stack.enter_context(daemon.client())
-        sha256 = client.compile(module, engine=engine.id).header.module_sha256
-        program = Program(
-            stack,
-            "bench.fresh",
-            *(daemon.address, engine.id, str(cache), str(tmp_path / "none")),
-            packages=packages,
-        )
-        program.begun()
-        order: dict[str, object] = {
-            "sha256": sha256,
-            "wasm": str(module),
-            "store": str(store),
-            "artifact": wait_for_file(client, sha256, engine.id),
-            "key": str(state_dir / "keys" / "trusted"),
-        }
-        for operation in ("digest", "call", "connect", "path", "checked", "cache", "mapped"):
-            assert program.ask(op=operation, **order)["seconds"] > 0
+@pytest.mark.timeout(1200)
+def test_every_measurement_has_rows(tmp_path: Path) -> None:
+    names = [name for name in MEASUREMENTS if name not in LEFT_OUT]
+    file = tmp_path / "run.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "--quick", "--file", str(file)),
+            *(word for name in names for word in ("--only", name)),
+        ],
+        cwd=ROOT,
+        # Without engines in the user's own state, those of tests are taken.
+        env={**os.environ, "WASMKILN_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^([\w-]+):\n  ", done.stdout, re.MULTILINE) == names
+    run = Run.read(file)
+    assert all(row.ours > 0 and row.yardstick > 0 for row in run.rows)
+    assert list(run.seconds) == names
