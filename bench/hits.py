@@ -16,7 +16,7 @@ from bench.modules import Module
 from bench.raw import COMPILE, RawStream, by_digest, header_of
 from bench.results import Row, compare
 from bench.setting import Setting
-from bench.timing import Action, in_turns
+from bench.timing import Action, in_turns, timed
 from bench.valkey import redis_with
 
 KIB = 1024
@@ -62,6 +62,18 @@ def hold(given: Setting, module: Module, daemon: Daemon | None = None) -> Held:
     file = given.folder / f"{module.name}.artifact"
     file.write_bytes(artifact.bytes)
     return Held(module, by_digest(module.sha256, engine_id), len(artifact.bytes), file)
+
+
+def timed_from(stream: RawStream, request: bytes, expected: int, encoding: str = "") -> float:
+    """Return how long a hit takes that another tier must not answer. Raises BenchError."""
+    answer: list[bytes] = []
+    seconds = timed(lambda: answer.extend(stream.messages(request)))
+    header = header_of(answer)
+    if (header.origin, header.content_encoding) != (expected, encoding):
+        raise BenchError(
+            f"a call was answered by origin {header.origin} in {header.content_encoding or 'raw'}"
+        )
+    return seconds
 
 
 def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from bench.lab import ROOT
+import grpc
+
+from bench.lab import ROOT, BenchError
 from bench.machine import describe
 from bench.results import Row, as_json, from_json, in_one_line, markdown, wrapped
 from bench.setting import Setting
@@ -96,6 +99,9 @@ class Run:
 
 
 def _sentence(failure: Exception) -> str:
-    """Return why something failed; an error of gRPC is a paragraph."""
+    """Return why something failed, in one line."""
+    if isinstance(failure, grpc.RpcError):
+        call: Any = failure  # Its text is a paragraph.
+        return f"{call.code().name}: {call.details()}"
     words = textwrap.shorten(str(failure), _SENTENCE_CHARACTERS)
-    return f"{type(failure).__name__}: {words}"
+    return words if isinstance(failure, BenchError) else f"{type(failure).__name__}: {words}"

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from bench.engine_process import EngineProcess
 from bench.hits import Held, hold
-from bench.lab import ROOT, BenchError, end
+from bench.lab import ROOT, come_to_rest, end
 from bench.raw import COMPILE, RawStream
 from bench.results import Row
 from bench.setting import Setting
@@ -20,8 +20,6 @@ GOAL_P99 = 2.0
 
 _GROUP = "memory hits while every worker compiles"
 _TURNS = 3
-_IDLE_TIMEOUT_S = 60.0
-_IDLE_POLL_S = 0.1
 _SETTLE_S = 1.0
 """The flood needs to upload its modules before its compiles begin."""
 
@@ -34,7 +32,9 @@ def under_load(given: Setting) -> Iterator[Row]:
         idle: list[float] = []
         loaded: list[float] = []
         for _ in range(given.rounds(_TURNS)):
-            _wait_until_idle(given)
+            # A compile goes on when its caller has gone.
+            with given.daemon.client() as client:
+                come_to_rest(client)
             idle += _hits(given, held, calls)
             with ExitStack() as stack:
                 stack.callback(end, _start_flood(given))
@@ -62,16 +62,6 @@ def _in_process(given: Setting, longest: float) -> Row:
         (longest / max(stalls), longest / min(stalls)),
         _TURNS,
     )
-
-
-def _wait_until_idle(given: Setting) -> None:
-    """A compile goes on when its caller has gone: wait for the last of them."""
-    deadline = time.monotonic() + _IDLE_TIMEOUT_S
-    with given.daemon.client() as client:
-        while client.stats().busy_workers:
-            if time.monotonic() > deadline:
-                raise BenchError("the daemon did not come to rest")
-            time.sleep(_IDLE_POLL_S)
 
 
 def _hits(given: Setting, held: Held, calls: int) -> list[float]:

@@ -7,8 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 
 from bench.__main__ import main
+from bench.lab import BenchError
 from bench.results import Row
 from bench.run import Run
 from bench.setting import Setting
@@ -61,11 +64,26 @@ def test_a_measurement_that_fails_leaves_the_rows_of_the_others(
     assert [*run.seconds] == ["first", "bad", "last"]
 
 
-def test_why_it_failed_is_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--file", str(file)], {"bad": _bad}) == 2
+@pytest.mark.parametrize(
+    ("failure", "sentence"),
+    [
+        (ValueError("no luck\n\ttoday"), "ValueError: no luck today"),
+        (BenchError("the daemon did not start"), "the daemon did not start"),
+        (
+            AioRpcError(StatusCode.NOT_FOUND, Metadata(), Metadata(), "no such module"),
+            "NOT_FOUND: no such module",
+        ),
+    ],
+)
+def test_why_it_failed_is_one_line(
+    failure: Exception, sentence: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bad(_: Setting) -> Iterator[Row]:
+        raise failure
+
+    assert main(["--file", str(file)], {"bad": bad}) == 2
     trace = file.with_name("bad.traceback")
-    why = f"bench: cannot measure bad: ValueError: no luck today ({trace})\n"
-    assert capsys.readouterr().err == why
+    assert capsys.readouterr().err == f"bench: cannot measure bad: {sentence} ({trace})\n"
 
 
 def test_a_run_that_is_interrupted_shows_its_rows(
