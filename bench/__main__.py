@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -25,13 +24,16 @@ from bench import (
     redis_hits,
     stalls,
 )
-from bench.lab import BenchError
-from bench.machine import describe
-from bench.results import Row, as_json, from_json, markdown, print_table, wrapped
-from bench.scale.rows import scale
-from bench.setting import Setting, setting
+from bench.lab import ROOT, BenchError
+from bench.results import print_table
+from bench.run import PAGE, Measurements, Run
+from bench.scale.callers import callers
+from bench.scale.operations import operations
+from bench.scale.start import starts
+from bench.scale.whole import whole_daemons
+from bench.setting import setting
 
-MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+MEASUREMENTS: Measurements = {
     "cold": compiles.cold,
     "memory": hits.memory,
     "access": access.access,
@@ -44,93 +46,84 @@ MEASUREMENTS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "callers": compiles.callers,
     "stalls": stalls.under_load,
     "busy": busy.on_a_busy_machine,
-    "scale": scale,
+    "rates": callers,
+    "daemons": whole_daemons,
+    "starts": starts,
+    "entries-memory": partial(operations, "memory"),
+    "entries-host": partial(operations, "host_store"),
+    "entries-redis": partial(operations, "redis"),
 }
+FILE = ROOT / ".work" / "bench" / "run.json"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, measurements: Measurements = MEASUREMENTS) -> int:
     """Measure and print. Return the exit code: 0 measured, 1 goal missed with --strict, 2 not."""
-    options = _parser().parse_args()
-    progress = Console(stderr=True)
-    failures: list[str] = []
-    try:
-        runs = [json.loads(file.read_text()) for file in options.runs or ()]
-        rows = [from_json(row) for run in runs for row in run["rows"]]
-        machines = [run["machine"] for run in runs]
-        if not runs:
-            started = time.monotonic()
-            rows = _measured(options.only, options.quick, progress, failures)
-            machines = [f"{describe()}; {time.monotonic() - started:.0f} s"]
-    except BenchError as failure:
-        print(f"bench: {failure}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    if options.json:
-        machine = " And: ".join(machines)
-        print(json.dumps({"machine": machine, "rows": [as_json(row) for row in rows]}, indent=1))
-    elif options.markdown:
-        print(markdown(rows), *map(wrapped, machines), sep="\n\n")
+    options = _parser(measurements).parse_args(arguments)
+    interrupted = False
+    if options.read:
+        run = Run.read(options.read)
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=160)
-        print_table(rows, console)
-        for machine in machines:
-            console.print(f"{machine}; medians, measured in turns", style="dim")
-    if options.plot:
-        plot.write(rows)
-        progress.print(f"wrote {plot.FILE}")
-    if failures:
+        run = Run()
+        options.file.parent.mkdir(parents=True, exist_ok=True)
+        chosen = {name: measurements[name] for name in options.only or measurements}
+        try:
+            with setting(options.quick) as given:
+                run.measure(chosen, given, options.file)
+        except BenchError as failure:
+            print(f"bench: {failure}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            interrupted = True
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    print_table(run.rows, run.failed, console)
+    console.print(f"{run} Medians, measured in turns.", style="dim")
+    if options.page:
+        PAGE.write_text(run.page())
+        plot.write(run.rows, plot.FILE)
+        console.print(f"wrote {PAGE} and {plot.FILE}")
+    if interrupted:
+        return 130
+    if run.failed:
         return 2
-    missed = [row for row in rows if row.met is False]
-    return int(bool(missed) and options.strict)
+    return int(options.strict and any(row.met is False for row in run.rows))
 
 
-def _measured(
-    only: Sequence[str] | None, quick: bool, progress: Console, failures: list[str]
-) -> list[Row]:
-    """Return all rows that can be measured; what cannot is no reason to lose the others."""
-    rows: list[Row] = []
-    with (
-        progress.status("starting a daemon") as status,
-        setting(quick, thorough=only == ["scale"]) as given,
-    ):
-        for name, measure in MEASUREMENTS.items():
-            if only and name not in only:
-                continue
-            status.update(f"measuring: {name}")
-            try:
-                rows.extend(measure(given))
-            except BenchError as failure:
-                failures.append(name)
-                print(f"bench: {name}: {failure}", file=sys.stderr)
-    return rows
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser(measurements: Measurements) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure the daemon beside its yardsticks, everything on loopback.",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument(
-        "--plot",
+        "--quick",
         action="store_true",
-        help="draw ratios and goals into docs/reference/performance.svg",
+        help="one round of each, of tiny modules: shows only that all can be measured",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(measurements),
+        metavar="NAME",
+        help=f"one measurement; repeatable: {', '.join(measurements)}",
+    )
+    parser.add_argument(
+        "--file",
+        type=Path,
+        default=FILE,
+        help="where to write the run, row by row (%(default)s)",
     )
     parser.add_argument(
         "--from",
-        action="append",
         type=Path,
-        dest="runs",
+        dest="read",
         metavar="FILE",
-        help="measure nothing: take what an earlier run printed with --json; repeatable",
+        help="measure nothing: take a run that was written before",
+    )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="write docs/reference/performance.md and its picture",
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is missed")
-    parser.add_argument(
-        "--only", action="append", choices=list(MEASUREMENTS), help="one measurement; repeatable"
-    )
     return parser
 
 

@@ -72,7 +72,7 @@ def access(given: Setting) -> Iterator[Row]:
     sizes = [0] * len(modules)
     series: list[dict[str, list[float]]] = [{} for _ in modules]
     # Two daemons of one kind differ by some percent too, so there are several of each.
-    for sitting in range(_SITTINGS):
+    for sitting in range(given.rounds(_SITTINGS)):
         with ExitStack() as stack:
             sites = _sites(given, given.folder / f"access-{sitting}", stack)
             for index, module in enumerate(modules):
@@ -148,14 +148,14 @@ def _measured(
             if header.origin != ORIGIN_MEMORY:
                 raise BenchError(f"the daemon with {kind} did not answer from memory")
         actions = {kind: partial(stream.drain, request) for kind, stream in streams.items()}
-        rounds = given.rounds(300, 60) if header.size_bytes < 10**6 else given.rounds(150, 40)
-        measured = in_turns(actions, rounds, _WARM_UP)
+        rounds = given.rounds(300 if header.size_bytes < 10**6 else 150)
+        measured = in_turns(actions, rounds, given.rounds(_WARM_UP))
         # Where others use the CPUs too, this says more than the time that passes.
         used = {
             kind + _CPU: partial(_cpu_s, sites[kind].daemon.pid, action)
             for kind, action in actions.items()
         }
-        return header.size_bytes, measured | collect(used, given.rounds(30, 10))
+        return header.size_bytes, measured | collect(used, given.rounds(30))
 
 
 def _cpu_s(pid: int, action: Action) -> float:

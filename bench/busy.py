@@ -31,7 +31,7 @@ def on_a_busy_machine(given: Setting) -> Iterator[Row]:
     Each daemon in the idle class serves one round: its first compile starves until the daemon
     notices, and its second starts at low priority.
     """
-    rounds = given.rounds(5, 2)
+    rounds = given.rounds(5)
     module, target = given.modules.medium, given.wasmtime
     request = by_bytes(module.wasm, target.engine.id)
     series: dict[str, list[float]] = {}

@@ -23,17 +23,17 @@ CALLERS_GOAL = 1.2
 CALLERS = 100
 
 _GROUP = "cold compile, validated first"
-_ROUNDS, _QUICK_ROUNDS = 9, 3
-_CALLERS_ROUNDS, _QUICK_CALLERS_ROUNDS = 5, 2
+_ROUNDS = 9
+_CALLERS_ROUNDS = 5
+_LEAST_ROUNDS = 2
 # For each engine and module, however busy the machine is.
 _BUDGET_S = 20.0
 
 
 def cold(given: Setting) -> Iterator[Row]:
     """A compile that no tier can answer, from the request with the module to the last byte."""
-    modules = [given.modules.medium] if given.quick else [given.modules.medium, given.modules.large]
     for target in given.targets.values():
-        for module in modules:
+        for module in (given.modules.medium, given.modules.large):
             yield from _cold(given, target, module)
 
 
@@ -61,7 +61,7 @@ def _cold(given: Setting, target: Target, module: Module) -> Iterator[Row]:
                 "first": lambda: fresh.measure("first", module.path),
                 "again": lambda: used.measure("again", module.path),
             },
-            given.rounds(_ROUNDS, _QUICK_ROUNDS),
+            given.rounds(_ROUNDS),
             warm_up=1,
             budget_s=_BUDGET_S,
         )
@@ -108,8 +108,8 @@ async def _callers(given: Setting, target: Target, module: Module) -> list[Row]:
                 return size
 
             began = time.monotonic()
-            for turn in range(given.rounds(_CALLERS_ROUNDS, _QUICK_CALLERS_ROUNDS) + 1):
-                if turn > _QUICK_CALLERS_ROUNDS and time.monotonic() - began > _BUDGET_S:
+            for turn in range(given.rounds(_CALLERS_ROUNDS) + 1):
+                if turn > _LEAST_ROUNDS and time.monotonic() - began > _BUDGET_S:
                     break
                 for count in (1, CALLERS) if turn % 2 else (CALLERS, 1):
                     client.evict(module_sha256=module.sha256)

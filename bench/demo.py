@@ -19,10 +19,10 @@ from bench.lab import (
     ENGINE_NAMES,
     BenchError,
     Daemon,
+    come_to_rest,
     engines_in,
     make_state,
     user_state_dir,
-    wait_for_writes,
 )
 from tests.corpus.fetch import CorpusMismatch, CorpusUnavailable, fetch
 from tests.corpus.modules import BY_NAME
@@ -77,7 +77,7 @@ def _demonstrate(console: Console) -> None:
                     client, engine, wasm, CALLERS
                 )
                 timings[engine.id].memory_s = hit(client, engine, module.sha256, "memory")
-            wait_for_writes(client)
+            come_to_rest(client)
 
         status.update("restarting the daemon")
         with Daemon(state, "--host-store-bytes", "0") as daemon, daemon.client() as client:

@@ -10,7 +10,7 @@ from functools import partial
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 
-from bench.lab import BenchError
+from bench.lab import BenchError, come_to_rest
 from bench.modules import Module
 from bench.raw import COMPILE, RawStream, by_bytes, header_of
 from bench.results import Row, compare
@@ -19,17 +19,14 @@ from bench.timing import collect
 
 FAST_GOAL = 0.25
 
-_ROUNDS, _QUICK_ROUNDS = 7, 3
+_ROUNDS = 7
 _BUDGET_S = 20.0  # For one engine and module.
-_IDLE_TIMEOUT_S = 60.0
-_IDLE_POLL_S = 0.05
 
 
 def first_code(given: Setting) -> Iterator[Row]:
     """A cold call that takes fast code, beside one that waits for optimised code."""
-    modules = [given.modules.medium] if given.quick else [given.modules.medium, given.modules.large]
     for target in given.targets.values():
-        for module in modules:
+        for module in (given.modules.medium, given.modules.large):
             yield from _first_code(given, target, module)
 
 
@@ -46,7 +43,7 @@ def _first_code(given: Setting, target: Target, module: Module) -> Iterator[Row]
             return  # This engine has no fast compiler here.
 
         def measure(name: str) -> float:
-            _come_to_rest(client)
+            come_to_rest(client)
             client.evict(module_sha256=module.sha256)
             began = time.perf_counter()
             answer = stream.messages(requests[name])
@@ -58,10 +55,10 @@ def _first_code(given: Setting, target: Target, module: Module) -> Iterator[Row]
 
         series = collect(
             {name: partial(measure, name) for name in requests},
-            given.rounds(_ROUNDS, _QUICK_ROUNDS),
+            given.rounds(_ROUNDS),
             budget_s=_BUDGET_S,
         )
-        _come_to_rest(client)
+        come_to_rest(client)
     yield compare(
         "time to first usable code",
         f"{module.name}, {target.engine.id}: fast code first",
@@ -75,15 +72,6 @@ def _first_code(given: Setting, target: Target, module: Module) -> Iterator[Row]
 def _cold(
     client: Client, stream: RawStream, module: Module, request: bytes
 ) -> types_pb2.ArtifactHeader:
-    _come_to_rest(client)
+    come_to_rest(client)
     client.evict(module_sha256=module.sha256)
     return header_of(stream.messages(request))
-
-
-def _come_to_rest(client: Client) -> None:
-    """Wait until the daemon has compiled what it compiles behind."""
-    until = time.monotonic() + _IDLE_TIMEOUT_S
-    while (stats := client.stats()).busy_workers or stats.flights or stats.pending_writes:
-        if time.monotonic() > until:
-            raise BenchError("the daemon did not come to rest")
-        time.sleep(_IDLE_POLL_S)

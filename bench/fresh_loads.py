@@ -11,14 +11,14 @@ from pathlib import Path
 
 from bench.host_hits import wait_for_file
 from bench.lab import Daemon, make_state
-from bench.modules import Module, fetch_pages
+from bench.modules import Module
 from bench.orders import Program
 from bench.results import Row, compare
 from bench.setting import Setting
 from bench.timing import collect
 
 _CACHE = "its own local cache"
-_ROUNDS, _QUICK_ROUNDS = 40, 8
+_ROUNDS = 40
 _BUDGET_S = 40.0  # For one module.
 # The larger module is beyond the default limits.
 _FLAGS = (
@@ -41,11 +41,11 @@ _GOALS = (_Goals(0.10, 0.3, 0.5), _Goals(0.03, 0.05, 0.5))
 def fresh(given: Setting) -> Iterator[Row]:
     """Each load in a process of its own, which has imported what it needs and loaded nothing."""
     state = make_state(given.folder / "fresh", {"wasmtime": given.wasmtime.engine})
-    modules = fetch_pages()
+    modules = given.modules.pages(quick=given.quick)
     with ExitStack() as stack:
         daemon = stack.enter_context(Daemon(state, *_FLAGS))
         program = _program(stack, given, daemon, state)
-        for module, goals in list(zip(modules, _GOALS, strict=True))[: 1 if given.quick else 2]:
+        for module, goals in zip(modules, _GOALS, strict=False):
             yield from _rows(given, daemon, state, program, module, goals)
 
 
@@ -82,7 +82,7 @@ def _rows(
     operations = ("digest", "call", "connect", "path", "checked", "cache", "mapped")
     series = collect(
         {name: partial(measure, name) for name in operations},
-        given.rounds(_ROUNDS, _QUICK_ROUNDS),
+        given.rounds(_ROUNDS),
         warm_up=1,
         budget_s=_BUDGET_S,
     )

@@ -16,7 +16,7 @@ from bench.modules import Module
 from bench.raw import COMPILE, RawStream, by_digest, header_of
 from bench.results import Row, compare
 from bench.setting import Setting
-from bench.timing import Action, in_turns
+from bench.timing import Action, in_turns, timed
 from bench.valkey import redis_with
 
 KIB = 1024
@@ -64,13 +64,25 @@ def hold(given: Setting, module: Module, daemon: Daemon | None = None) -> Held:
     return Held(module, by_digest(module.sha256, engine_id), len(artifact.bytes), file)
 
 
+def timed_from(stream: RawStream, request: bytes, expected: int, encoding: str = "") -> float:
+    """Return how long a hit takes that another tier must not answer. Raises BenchError."""
+    answer: list[bytes] = []
+    seconds = timed(lambda: answer.extend(stream.messages(request)))
+    header = header_of(answer)
+    if (header.origin, header.content_encoding) != (expected, encoding):
+        raise BenchError(
+            f"a call was answered by origin {header.origin} in {header.content_encoding or 'raw'}"
+        )
+    return seconds
+
+
 def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
     kind, chunk = _best_bare(given, held)
     ours: list[float] = []
     bare: list[float] = []
     streamed: list[float] = []
     request = _best_request(given, held)
-    for _ in range(_SITTINGS):
+    for _ in range(given.rounds(_SITTINGS)):
         # On fresh connections, whose flow control may settle at different speeds.
         with ExitStack() as stack:
             daemon = _stream(stack, given.daemon.address, COMPILE)
@@ -80,7 +92,7 @@ def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
             }
             if request != held.request:
                 actions["streamed"] = partial(daemon.drain, held.request)
-            series = in_turns(actions, given.rounds(300, 80), _WARM_UP)
+            series = in_turns(actions, given.rounds(300), given.rounds(_WARM_UP))
         ours += series["daemon"]
         bare += series["bare"]
         streamed += series.get("streamed", [])
@@ -95,7 +107,7 @@ def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
 
 
 def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
-    rounds = given.rounds(200, 60)
+    rounds = given.rounds(200)
     request = _best_request(given, held)
     with ExitStack() as stack:
         daemon = _stream(stack, given.daemon.address, COMPILE)
@@ -111,7 +123,7 @@ def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
                 "tcp": tcp.fetch,
             },
             rounds,
-            _WARM_UP,
+            given.rounds(_WARM_UP),
         )
     what = f"{held.what} artifact"
     hit = series["daemon"]
@@ -148,7 +160,7 @@ def _best_bare(given: Setting, held: Held) -> tuple[str, int]:
         actions = {
             str(choice): _bare(stack, choice[0], held, choice[1]).drain for choice in choices
         }
-        series = in_turns(actions, given.rounds(100, 40), warm_up=10)
+        series = in_turns(actions, given.rounds(100), warm_up=given.rounds(10))
     return min(choices, key=lambda choice: statistics.median(series[str(choice)]))
 
 

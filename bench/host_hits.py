@@ -10,12 +10,12 @@ from wasmkiln import Client
 from wasmkiln.errors import HostFileUnavailable
 from wasmkiln.v1 import types_pb2
 
-from bench.hits import GOALS, Held, hold
-from bench.lab import BenchError, wait_for_writes
-from bench.raw import COMPILE, RawStream, by_digest, header_of
+from bench.hits import GOALS, Held, hold, timed_from
+from bench.lab import BenchError, come_to_rest
+from bench.raw import COMPILE, RawStream, by_digest
 from bench.results import Row, compare
 from bench.setting import Setting
-from bench.timing import collect, timed
+from bench.timing import collect
 
 _GROUP = "host store hit"
 _STORED_S = 30.0
@@ -30,7 +30,7 @@ def in_host_store(given: Setting) -> Iterator[Row]:
             stream = RawStream(given.daemon.address, COMPILE)
             stack.callback(stream.close)
             wait_for_file(client, held.module.sha256, given.wasmtime.engine.id)
-            wait_for_writes(client)
+            come_to_rest(client)
             yield from _rows(given, held, client, stream)
 
 
@@ -39,19 +39,19 @@ def _rows(given: Setting, held: Held, client: Client, stream: RawStream) -> Iter
 
     def from_file() -> float:
         client.evict(module_sha256=held.module.sha256, tier="memory")
-        return _timed_from(stream, held.request, types_pb2.ORIGIN_HOST_STORE)
+        return timed_from(stream, held.request, types_pb2.ORIGIN_HOST_STORE)
 
     def from_memory() -> float:
         stream.drain(held.request)
-        return _timed_from(stream, held.request, types_pb2.ORIGIN_MEMORY)
+        return timed_from(stream, held.request, types_pb2.ORIGIN_MEMORY)
 
     series = collect(
         {
             "file": from_file,
             "memory": from_memory,
-            "path": lambda: _timed_from(stream, path, types_pb2.ORIGIN_HOST_STORE),
+            "path": lambda: timed_from(stream, path, types_pb2.ORIGIN_HOST_STORE),
         },
-        given.rounds(150, 40),
+        given.rounds(150),
         warm_up=5,
     )
     what = f"{held.what} artifact"
@@ -70,12 +70,3 @@ def wait_for_file(client: Client, sha256: str, engine_id: str) -> str:
             if time.monotonic() > until:
                 raise BenchError(str(failure)) from None
             time.sleep(0.1)
-
-
-def _timed_from(stream: RawStream, request: bytes, expected: int) -> float:
-    answer: list[bytes] = []
-    seconds = timed(lambda: answer.extend(stream.messages(request)))
-    origin = header_of(answer).origin
-    if origin != expected:
-        raise BenchError(f"a call was answered by origin {origin} instead of {expected}")
-    return seconds

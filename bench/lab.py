@@ -23,7 +23,7 @@ ENGINE_NAMES = ("wasmer", "wasmtime")
 
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 40.0
-_WRITES_TIMEOUT_S = 60.0
+_REST_TIMEOUT_S = 60.0
 _POLL_S = 0.01
 _LAST_LINE_OF_BANNER = "  try "
 
@@ -128,12 +128,12 @@ class Daemon:
         self.stop()
 
 
-def wait_for_writes(client: Client) -> None:
-    """Wait until Redis has what the daemon made: no reply waited for that."""
-    until = time.monotonic() + _WRITES_TIMEOUT_S
-    while client.stats().pending_writes:
+def come_to_rest(client: Client) -> None:
+    """Wait until the daemon compiles nothing, and Redis has all: no reply waited for that."""
+    until = time.monotonic() + _REST_TIMEOUT_S
+    while (stats := client.stats()).busy_workers or stats.flights or stats.pending_writes:
         if time.monotonic() > until:
-            raise BenchError("the daemon did not finish its writes to Redis")
+            raise BenchError("the daemon did not come to rest")
         time.sleep(_POLL_S)
 
 

@@ -38,7 +38,7 @@ def _measure(given: Setting) -> dict[str, list[float]]:
         [
             *(sys.executable, "-m", "bench.warm", given.daemon.address, engine.id),
             *(str(given.modules.medium.path), str(folder)),
-            *(str(given.rounds(100, 30)), str(given.rounds(6, 2))),
+            *(str(given.rounds(100)), str(given.rounds(6))),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},

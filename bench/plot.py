@@ -34,7 +34,7 @@ text, .title, .legends .legend text, .axis text, .axis.x text.major, .axis.y tex
 """
 
 
-def write(rows: Sequence[Row], file: Path = FILE) -> None:
+def write(rows: Sequence[Row], file: Path) -> None:
     """Write the picture. The same rows make the same bytes."""
     file.write_bytes(svg([row for row in rows if row.goal is not None]))
 

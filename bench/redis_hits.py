@@ -16,9 +16,9 @@ from wasmkilnd.model import CacheKey
 from wasmkilnd.signing.opening import open_ring
 from wasmkilnd.signing.sealer import DsseSealer
 
-from bench.hits import GOALS, Held, hold
-from bench.lab import BenchError, Daemon, make_state, wait_for_writes
-from bench.raw import COMPILE, RawStream, by_digest, header_of
+from bench.hits import GOALS, Held, hold, timed_from
+from bench.lab import BenchError, Daemon, come_to_rest, make_state
+from bench.raw import COMPILE, RawStream, by_digest
 from bench.results import Row, compare
 from bench.setting import Setting
 from bench.timing import collect, timed
@@ -46,7 +46,7 @@ def in_redis(given: Setting) -> Iterator[Row]:
             held = hold(given, getattr(given.modules, name), daemon)
             fingerprint = client.compile(held.module.sha256, engine=given.wasmtime.engine.id)
             key = CacheKey(held.module.sha256, fingerprint.header.fingerprint)
-            wait_for_writes(client)
+            come_to_rest(client)
             stream = RawStream(daemon.address, COMPILE)
             stack.callback(stream.close)
             yield from _rows(given, held, client, stream, _Stored(direct, key, sealer))
@@ -102,12 +102,12 @@ def _rows(
 
     def from_redis(request: bytes, encoding: str) -> float:
         client.evict(module_sha256=held.module.sha256, tier="memory")
-        return _timed_from(stream, request, types_pb2.ORIGIN_REDIS, encoding)
+        return timed_from(stream, request, types_pb2.ORIGIN_REDIS, encoding)
 
     def from_memory() -> float:
         client.evict(module_sha256=held.module.sha256, tier="memory")
         stream.drain(held.request)
-        return _timed_from(stream, held.request, types_pb2.ORIGIN_MEMORY)
+        return timed_from(stream, held.request, types_pb2.ORIGIN_MEMORY)
 
     series = collect(
         {
@@ -117,7 +117,7 @@ def _rows(
             "get": lambda: timed(stored.get),
             "check": lambda: timed(stored.check),
         },
-        given.rounds(150, 40),
+        given.rounds(150),
         warm_up=5,
     )
     what = f"{held.what} artifact"
@@ -142,14 +142,3 @@ def _rows(
         # What is fixed of it, two signatures, is a great part of a call for next to nothing.
         CHECKS_GOAL if held.size_bytes > 1_000_000 else None,
     )
-
-
-def _timed_from(stream: RawStream, request: bytes, expected: int, encoding: str = "") -> float:
-    answer: list[bytes] = []
-    seconds = timed(lambda: answer.extend(stream.messages(request)))
-    header = header_of(answer)
-    if (header.origin, header.content_encoding) != (expected, encoding):
-        raise BenchError(
-            f"a call was answered by origin {header.origin} in {header.content_encoding or 'raw'}"
-        )
-    return seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -112,12 +112,20 @@ def table(rows: Sequence[Row]) -> Table:
     return made
 
 
-def print_table(rows: Sequence[Row], console: Console) -> None:
-    """Print the table, and what has to be said about single rows."""
+def print_table(rows: Sequence[Row], failed: Mapping[str, str], console: Console) -> None:
+    """Print the table, what has to be said about single rows, and what was not measured."""
     console.print(table(rows))
     for row in rows:
         if row.note:
             console.print(f"  [dim]{row.group}, {row.what}: {row.note}[/dim]", highlight=False)
+    for name, why in failed.items():
+        console.print(f"  failed: {name}: {why}", highlight=False, markup=False)
+
+
+def in_one_line(row: Row) -> str:
+    """Return a row while others are still measured."""
+    ours, yardstick = (figure(value, row.unit) for value in (row.ours, row.yardstick))
+    return f"{row.group}, {row.what}: {ours}; {row.against}: {yardstick}; ratio {_ratio(row.ratio)}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

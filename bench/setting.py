@@ -12,7 +12,7 @@ from wasmkiln.v1.module_service_pb2 import EngineCapabilities
 from wasmkilnd.engines.install.store import InstalledEngine
 
 from bench.lab import BenchError, Daemon, engines_or_install, make_state
-from bench.modules import Modules, fetch_all
+from bench.modules import Modules, fetch_all, small_modules
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,25 @@ class Setting:
     modules: Modules
     folder: Path
     quick: bool
-    thorough: bool = False
-    """Whether nothing else is measured, so that there is time for all sizes."""
+    """Whether to show only that all can be measured."""
 
-    def rounds(self, usual: int, quick: int) -> int:
-        """Return how many rounds to measure."""
-        return quick if self.quick else usual
+    def rounds(self, usual: int) -> int:
+        """Return how often to do what is usually done so often."""
+        return 1 if self.quick else usual
+
+    def seconds(self, usual: float) -> float:
+        """Return for how long to measure."""
+        return usual / 10 if self.quick else usual
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Numbers of entries, from least to most."""
-        if self.quick:
-            return 10**3, 10**4
-        return (10**3, 10**4, 10**5, 10**6) if self.thorough else (10**3, 10**5)
+    def sizes(self) -> tuple[int, int]:
+        """The least and the greatest number of entries of a tier."""
+        return (10, 100) if self.quick else (10**3, 10**6)
+
+    @property
+    def sizes_by_call(self) -> tuple[int, int]:
+        """The same where each entry takes a call."""
+        return (10, 100) if self.quick else (10**3, 10**5)
 
     @property
     def wasmtime(self) -> Target:
@@ -62,15 +68,15 @@ class Setting:
 
 
 @contextmanager
-def setting(quick: bool, thorough: bool = False) -> Iterator[Setting]:
+def setting(quick: bool) -> Iterator[Setting]:
     """Start all that is measured, and end it afterwards. Raises BenchError."""
     engines = engines_or_install()
     with tempfile.TemporaryDirectory(prefix="wasmkiln-bench-") as name:
         folder = Path(name)
-        modules = fetch_all(folder)
+        modules = small_modules(folder) if quick else fetch_all(folder)
         state = make_state(folder / "state", engines)
         with Daemon(state) as daemon:
-            yield Setting(daemon, _targets(daemon, engines), modules, folder, quick, thorough)
+            yield Setting(daemon, _targets(daemon, engines), modules, folder, quick)
 
 
 def _targets(daemon: Daemon, engines: Mapping[str, InstalledEngine]) -> dict[str, Target]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from bench.engine_process import EngineProcess
 from bench.hits import Held, hold
-from bench.lab import ROOT, BenchError, end
+from bench.lab import ROOT, come_to_rest, end
 from bench.raw import COMPILE, RawStream
 from bench.results import Row
 from bench.setting import Setting
@@ -20,25 +20,25 @@ GOAL_P99 = 2.0
 
 _GROUP = "memory hits while every worker compiles"
 _TURNS = 3
-_IDLE_TIMEOUT_S = 60.0
-_IDLE_POLL_S = 0.1
 _SETTLE_S = 1.0
 """The flood needs to upload its modules before its compiles begin."""
 
 
 def under_load(given: Setting) -> Iterator[Row]:
     """Idle, loaded, idle, loaded …: the same calls, and every one counts."""
-    calls = given.rounds(400, 150)
+    calls = given.rounds(400)
     for module in (given.modules.small, given.modules.medium):
         held = hold(given, module)
         idle: list[float] = []
         loaded: list[float] = []
-        for _ in range(_TURNS):
-            _wait_until_idle(given)
+        for _ in range(given.rounds(_TURNS)):
+            # A compile goes on when its caller has gone.
+            with given.daemon.client() as client:
+                come_to_rest(client)
             idle += _hits(given, held, calls)
             with ExitStack() as stack:
                 stack.callback(end, _start_flood(given))
-                time.sleep(_SETTLE_S)
+                time.sleep(given.seconds(_SETTLE_S))
                 loaded += _hits(given, held, calls)
         yield _row(f"{held.what}: p50", loaded, idle, 50)
         yield _row(f"{held.what}: p99", loaded, idle, 99, GOAL_P99)
@@ -62,16 +62,6 @@ def _in_process(given: Setting, longest: float) -> Row:
         (longest / max(stalls), longest / min(stalls)),
         _TURNS,
     )
-
-
-def _wait_until_idle(given: Setting) -> None:
-    """A compile goes on when its caller has gone: wait for the last of them."""
-    deadline = time.monotonic() + _IDLE_TIMEOUT_S
-    with given.daemon.client() as client:
-        while client.stats().busy_workers:
-            if time.monotonic() > deadline:
-                raise BenchError("the daemon did not come to rest")
-            time.sleep(_IDLE_POLL_S)
 
 
 def _hits(given: Setting, held: Held, calls: int) -> list[float]:
@@ -111,10 +101,10 @@ def _row(
     goal: float | None = None,
 ) -> Row:
     ours, yardstick = percentile(loaded, percent), percentile(idle, percent)
-    size = len(idle) // _TURNS
+    size = max(1, len(idle) // _TURNS)
     ratios = [
         percentile(loaded[at : at + size], percent) / percentile(idle[at : at + size], percent)
-        for at in range(0, size * _TURNS, size)
+        for at in range(0, len(idle) - size + 1, size)
     ]
     spread = (min(ratios), max(ratios))
     return Row(

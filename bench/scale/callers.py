@@ -19,8 +19,8 @@ from bench.setting import Setting
 CALLERS = (1, 8, 64)
 
 _CHUNK_BYTES = 1024 * 1024
-_TURNS, _QUICK_TURNS = 4, 2
-_TURN_S, _QUICK_TURN_S = 1.5, 0.5
+_TURNS = 4
+_TURN_S = 1.5
 
 Figures = dict[str, list[float]]
 
@@ -43,11 +43,10 @@ def callers(given: Setting) -> Iterator[Row]:
                         ("bare", bare.pid, f"127.0.0.1:{bare.port}", METHOD),
                     )
                 }
-                for _ in range(_QUICK_TURNS if given.quick else _TURNS):
+                for _ in range(given.rounds(_TURNS)):
                     for name, (pid, load) in loads.items():
                         before = cpu_seconds(pid)
-                        seconds = _QUICK_TURN_S if given.quick else _TURN_S
-                        done = load.ask(seconds=seconds)
+                        done = load.ask(seconds=given.seconds(_TURN_S))
                         per_hit[name].append(done["seconds"] / done["calls"])
                         cpu[name].append((cpu_seconds(pid) - before) / done["calls"])
             yield from _rows(count, held.what, per_hit, cpu)

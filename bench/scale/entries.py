@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, EngineIdentity, Kind
@@ -25,17 +23,6 @@ _SPEC = CompileSpec(
 )
 
 
-def write_spec(spec: CompileSpec, file: Path) -> None:
-    """Write a spec for another process."""
-    file.write_text(json.dumps(asdict(spec)))
-
-
-def read_spec(file: Path) -> CompileSpec:
-    """Read what `write_spec` wrote."""
-    read = json.loads(file.read_text())
-    return CompileSpec(**{**read, "engine": EngineIdentity(**read["engine"])})
-
-
 class Entries:
     """Entries by number. The same number is the same entry, in every process."""
 
@@ -44,6 +31,7 @@ class Entries:
         # A seed instead of a random key: a store that one process filled is valid in another.
         key = PrivateKey.parse(hashlib.sha256(b"bench").hexdigest())
         self.sealer = DsseSealer(key.signer(), TrustedKeys([key.public]), "bench")
+        self.public_key = key.public.hex
         self._attestation = self.sealed(0).attestation
 
     def key(self, number: int) -> CacheKey:

@@ -17,7 +17,7 @@ from bench.timing import collect
 
 START_GOAL = 1.2
 
-_ROUNDS, _QUICK_ROUNDS = 4, 3
+_ROUNDS = 4
 _REAL = 100
 
 
@@ -30,8 +30,8 @@ def starts(given: Setting) -> Iterator[Row]:
     state = make_state(given.folder / "starts", {"wasmtime": given.wasmtime.engine})
     series = collect(
         {name: partial(_start, state, store) for name, store in (("full", full), ("empty", empty))},
-        given.rounds(_ROUNDS, _QUICK_ROUNDS),
-        warm_up=1,
+        given.rounds(_ROUNDS),
+        warm_up=given.rounds(2) - 1,
     )
     yield compare(
         "start of a daemon",

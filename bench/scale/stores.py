@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -98,8 +98,7 @@ class _InRedis:
     async def fill(self, count: int, real: int) -> None:
         """Store ``count`` entries, of which ``real`` can be read."""
         self.live = spread(count, real)
-        for number in self.live:
-            await self.tier.put(self.make(number))
+        await fill_redis(self._entries, self._url, self.live)
         names = KeyNames(DEFAULT_PREFIX)
         async with redis.asyncio.Redis.from_url(self._url) as client:
             value = await client.get(names.artifact(self._entries.key(self.live[0])))
@@ -130,6 +129,19 @@ class _InFiles:
         self.live += numbers
 
 
+async def fill_redis(entries: Entries, url: str, numbers: Iterable[int]) -> None:
+    """Store entries as a daemon does."""
+    tier = _redis_tier(entries, url)
+    for number in numbers:
+        await tier.put(entries.sealed(number))
+    await tier.close()
+
+
+def _redis_tier(entries: Entries, url: str) -> RedisTier:
+    connection = connect(url, timeout_s=_TIMEOUT_S)
+    return RedisTier(connection, entries.sealer, Metrics("bench"), timeout_s=_TIMEOUT_S)
+
+
 def spread(count: int, some: int) -> list[int]:
     """Return about ``some`` numbers below ``count``, evenly spread."""
     return list(range(0, count, max(1, count // some)))
@@ -145,12 +157,7 @@ async def _memory(entries: Entries, count: int, _: str) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def _redis(entries: Entries, count: int, url: str) -> AsyncIterator[Store]:
-    tier = RedisTier(
-        connect(url, timeout_s=_TIMEOUT_S),
-        entries.sealer,
-        Metrics("bench"),
-        timeout_s=_TIMEOUT_S,
-    )
+    tier = _redis_tier(entries, url)
     store = _InRedis(entries, url, tier)
     await store.fill(count, _REAL)
     yield store
