@@ -62,30 +62,37 @@ def main(arguments: Sequence[str] | None = None, measurements: Measurements = ME
     interrupted = False
     if options.read:
         run = Run.read(options.read)
+        _show(run)
     else:
         run = Run()
         options.file.parent.mkdir(parents=True, exist_ok=True)
         chosen = {name: measurements[name] for name in options.only or measurements}
         try:
             with setting(options.quick) as given:
-                run.measure(chosen, given, options.file)
+                try:
+                    run.measure(chosen, given, options.file)
+                finally:
+                    _show(run)  # Now: to remove what was made takes a minute.
         except BenchError as failure:
             print(f"bench: {failure}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             interrupted = True
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    print_table(run.rows, run.failed, console)
-    console.print(f"{run} Medians, measured in turns.", style="dim")
+    if interrupted:
+        return 130
     if options.page:
         PAGE.write_text(run.page())
         plot.write(run.rows, plot.FILE)
-        console.print(f"wrote {PAGE} and {plot.FILE}")
-    if interrupted:
-        return 130
+        print(f"wrote {PAGE} and {plot.FILE}")
     if run.failed:
         return 2
     return int(options.strict and any(row.met is False for row in run.rows))
+
+
+def _show(run: Run) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    print_table(run.rows, run.failed, console)
+    console.print(f"{run} Medians, measured in turns.", style="dim")
 
 
 def _parser(measurements: Measurements) -> argparse.ArgumentParser:

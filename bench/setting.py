@@ -59,7 +59,7 @@ class Setting:
     @property
     def sizes_by_call(self) -> tuple[int, int]:
         """The same where each entry takes a call."""
-        return (10, 100) if self.quick else (10**3, 10**5)
+        return (10, 100) if self.quick else (10**3, 3 * 10**4)
 
     @property
     def wasmtime(self) -> Target:

@@ -108,6 +108,8 @@ def _daemon(given: Setting, count: int, entries: Entries, valkey: Valkey) -> Dae
         state,
         *("--redis-url", f"unix://{valkey.socket}", "--host-store-bytes", "0"),
         *("--trusted-keys", entries.public_key, "--memory-bytes", str(_ROOM_BYTES)),
+        # Among so many calls there is one that a busy machine holds up.
+        *("--redis-timeout-s", "30"),
     )
 
 
