@@ -16,7 +16,7 @@ from tests.e2e.bearers import add_token
 from tests.e2e.callers import ENGINE, Caller, held_worker, modules
 from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.grpcurl import Grpcurl, Refusal
-from tests.e2e.processes import eventually, jobs_of, send, workers_of
+from tests.e2e.processes import cpu_s_of, eventually, jobs_of, send, workers_of
 
 LOAD, COMPILE = "wasmkiln.v1.ModuleService/Load", "wasmkiln.v1.ModuleService/Compile"
 _ADMIN = "wasmkiln.v1.AdminService"
@@ -86,7 +86,9 @@ def crash(daemon: Daemon) -> Refusal:
     with ThreadPoolExecutor(1) as callers:
         call = callers.submit(compile_(wasm.many_functions(200_000)), daemon)
         eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
+        [job] = jobs_of(daemon.pid)
+        # Past its settings: a job that dies before dies of those.
+        eventually(lambda: cpu_s_of(job) > 0.3, "the job does nothing")
         # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
         while not call.done():
             send(signal.SIGABRT, *jobs_of(daemon.pid))
