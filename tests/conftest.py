@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from hypothesis import settings
 
 # No test says anything about speed, so no example of one has a deadline.
@@ -13,3 +14,17 @@ settings.load_profile("tests")
 # A shell has its background jobs ignore SIGINT, and commands that tests interrupt inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_uncollected: list[str] = []
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Note what cannot be collected."""
+    if report.failed:
+        _uncollected.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End with a code that no second run mends: one of the failed tests alone leaves these out."""
+    if _uncollected:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED

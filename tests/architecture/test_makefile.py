@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,12 +43,12 @@ def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[st
     )
 
 
-def make_test(folder: Path, tests: str, arguments: str = "") -> tuple[bool, str]:
+def make_test(folder: Path, tests: str, arguments: str = "", crowd: str = "") -> tuple[bool, str]:
     """Return whether `make test` succeeds where these are all tests, and what it says."""
     (folder / "test_crowd.py").write_text(tests)
     done = make(
         # In no crowd, and without plugins: to import them takes most of the time.
-        *("-o", ".venv/.dev", "test", "CROWD="),
+        *("-o", ".venv/.dev", "test", f"CROWD={crowd}"),
         *(f"BIN={Path(sys.executable).parent}", f"ARGS={arguments}"),
         folder=folder,
     )
@@ -95,3 +96,13 @@ def test_a_failure_that_cannot_run_once_more_stays_one(tmp_path: Path) -> None:
 def test_a_run_that_is_not_whole_fails(tmp_path: Path, tests: str, arguments: str) -> None:
     passed, said = make_test(tmp_path, tests, arguments)
     assert (passed, MENDED in said) == (False, False), said
+
+
+def test_what_cannot_be_collected_is_not_left_out_of_a_crowd(tmp_path: Path) -> None:
+    """The crowd runs all other tests first, and the second run would not look at it again."""
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "conftest.py").write_text(CANNOT_BE_READ)
+    (tmp_path / "broken" / "test_unseen.py").write_text(PASSES)
+    passed, said = make_test(tmp_path, FAILS_ONCE, crowd="-p xdist.plugin -n 1")
+    assert (passed, "1 failed" in said, AGAIN in said) == (False, True, False), said
