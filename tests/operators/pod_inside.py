@@ -40,6 +40,10 @@ def main(container: dict[str, Any]) -> None:
         if each["read_only"]:
             mount("-o", "remount,bind,ro", str(inside))
     for folder in container["readable"]:  # where the programs are: an image has them for everybody
+        inside = (root / folder.lstrip("/")).parent
+        inside.mkdir(parents=True, exist_ok=True)
+        if not any(inside.iterdir()):  # A volume hides them, as that of /tmp does.
+            mount("--bind", str(Path(folder).parent), str(inside))
         for parent in (root / folder.lstrip("/")).parents:
             if root in parent.parents:
                 parent.chmod(parent.stat().st_mode | 0o055)
