@@ -30,7 +30,8 @@ FAST_PROCESSES = $(shell expr 1 + $(PROCESSES))
 # Tests start some hundred Pythons: without compiled bytecode each takes 0.2 s of CPU longer.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # All tests but those of test-polyglot and test-operators.
-SUITE = $(PYTEST) --ignore=tests/polyglot --ignore=tests/operators
+# What failed stands in a folder of its own, which no other run of pytest writes to meanwhile.
+SUITE = $(PYTEST) -o cache_dir=.work/test-cache --ignore=tests/polyglot --ignore=tests/operators
 CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # The contract of the last release: what callers were promised.
 RELEASED := v0.6.0.binpb
@@ -86,6 +87,7 @@ demo: engines ## compile a real module with each engine, and show what each tier
 	@$(BIN)/python bench/demo.py
 
 test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k …" is passed on)
+	@rm -rf .work/test-cache
 	@$(SUITE) $(CROWD) $(ARGS); code=$$?; \
 	test $$code -eq 1 || exit $$code; \
 	echo "make test: running what failed once more, alone: it passes if only the crowd was to blame"; \

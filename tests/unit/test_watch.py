@@ -43,8 +43,9 @@ async def followed(looks: Looks) -> AsyncIterator[list[str]]:
     """Follow the first file; yield what it held each time that a change was noticed."""
     noticed: list[str] = []
 
-    async def changed() -> None:
+    async def changed() -> bool:
         noticed.append(looks.files[0].read_text() if looks.files[0].exists() else "")
+        return True
 
     task = asyncio.create_task(follow(looks, stamps_of(looks.files), changed, LOOK_S))
     try:
@@ -85,9 +86,10 @@ async def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
     found: list[str] = []
     noticed = asyncio.Event()
 
-    async def changed() -> None:
+    async def changed() -> bool:
         found.append(file.read_text())
         noticed.set()
+        return True
 
     task = asyncio.create_task(follow(growing, stamps_of([file]), changed, LOOK_S))
     await asyncio.wait_for(noticed.wait(), 30)
@@ -112,9 +114,10 @@ async def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> No
         fail("files")
         return [file]
 
-    async def changed() -> None:
+    async def changed() -> bool:
         fail("changed")
         noticed.set()
+        return True
 
     seen = stamps_of([file])
     file.write_text("new")
@@ -125,6 +128,29 @@ async def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> No
         await asyncio.gather(task, return_exceptions=True)
     assert left == 0
     assert [line["event"] for line in log] == ["a defect keeps changed files from being read"]
+
+
+async def test_what_could_not_be_used_is_tried_again_without_a_change(tmp_path: Path) -> None:
+    """No descriptor was left, say: the file that revokes a token is as it was."""
+    file = tmp_path / "file"
+    tried = 0
+    done = asyncio.Event()
+
+    async def changed() -> bool:
+        nonlocal tried
+        tried += 1
+        if tried == 3:
+            done.set()
+        return tried == 3
+
+    seen = stamps_of([file])
+    file.write_text("new")
+    task = asyncio.create_task(follow(lambda: [file], seen, changed, LOOK_S))
+    await asyncio.wait_for(done.wait(), 30)
+    await asyncio.sleep(10 * LOOK_S)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert tried == 3
 
 
 def test_a_path_that_no_file_can_have_is_a_file_that_is_not_there() -> None:
@@ -157,15 +183,16 @@ async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: 
         part("two"),
     ]
     nothing: Any = None
+    metrics = Metrics("1")
     reloader = Reloader(
-        *(settings, nothing, nothing, nothing, nothing, nothing, Metrics("1")),
+        *(settings, nothing, nothing, nothing, nothing, nothing, metrics),
         largest_module_bytes=0,
         daemon_version="1",
         parts=parts,
     )
     with capture_logs() as log:
-        await reloader.refresh()
-        await reloader.refresh()
+        assert not await reloader.refresh()
+        assert not await reloader.refresh()
     assert applied == ["one", "rest", "two"] * 2
     causes = [line["cause"] for line in log]
     assert len(causes) == 3

@@ -94,7 +94,7 @@ def show(text: str) -> None:
     """Print the banner; give up after 2 s if nobody reads it."""
     if sys.stdout:  # the daemon may have been started without one
         writer = LineWriter(sys.stdout.fileno(), lambda _: None)
-        writer.write(f"{text}\n".encode())
+        writer.write(f"{text}\n".encode(errors="backslashreplace"))
         writer.end(_SHOW_S)
 
 

@@ -65,10 +65,11 @@ class OpenAccess:
         def apply() -> None:
             if keys is not None:
                 self._fetcher.use(sources.keys_url, keys)
-            before, self._sources = self._sources, sources
-            self._changed(before, sources)
             self.policy.current = sources.policy
             self.guard.replace(identities, open_health=settings.open_health)
+            # Last, since whatever fails here must not keep anybody's access.
+            before, self._sources = self._sources, sources
+            self._changed(before, sources)
 
         if causes:
             raise CannotReload("\n".join(causes), apply)

@@ -107,12 +107,13 @@ class Reloader:
                 self._metrics.reloaded("files", succeeded=True)
             return result
 
-    async def refresh(self) -> None:
+    async def refresh(self) -> bool:
         """Have each part read its files again, as far as it can use them; the settings stay.
 
         Unlike a reload, a file that cannot be used, for whatever reason, holds back no other: a
         token that was revoked must not count on because a certificate, or the policy, is broken.
-        Log a refusal once; raise for none.
+        Log and count a refusal once, however often this is tried again; raise for none. Return
+        whether nothing was refused.
         """
         async with self._one_at_a_time:
             settings = self._settings.current
@@ -139,10 +140,12 @@ class Reloader:
                 if self._refused.get(number) != cause:
                     log.error("cannot read changed files: they change nothing", cause=cause)
                 refused[number] = cause
+            if not refused or refused != self._refused:
+                self._metrics.reloaded("files", succeeded=not refused)
             self._refused = refused
-            self._metrics.reloaded("files", succeeded=not refused)
             if not refused:
                 log.info("files read again")
+            return not refused
 
     async def _reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
         old = self._settings.current

@@ -43,23 +43,24 @@ def stamps_of(files: Iterable[Path]) -> Stamps:
 async def follow(
     files: Callable[[], Iterable[Path]],
     seen: Stamps,
-    changed: Callable[[], Awaitable[None]],
+    changed: Callable[[], Awaitable[bool]],
     look_s: float = _LOOK_S,
 ) -> None:
     """Await ``changed`` whenever ``files`` have changed since ``seen``, until cancelled.
 
-    Files may be written in several steps: so wait until two looks find them the same. Whatever
-    fails is tried again at the next look: a revoked token counts until this has read that it is.
+    It returns whether it could use all of them. Files may be written in several steps: so wait
+    until two looks find them the same. Whatever fails is tried again at the next look: a revoked
+    token counts until this has read that it is.
     """
-    looked = seen
+    looked, whole = seen, True
     told: type[Exception] | None = None
     while True:
         await asyncio.sleep(look_s)
         try:
             now = await asyncio.to_thread(lambda: stamps_of(files()))
             stable, looked = now == looked, now
-            if stable and now != seen:
-                await changed()
+            if stable and (now != seen or not whole):
+                whole = await changed()
                 seen = now
         except Exception as defect:
             if type(defect) is not told:

@@ -173,3 +173,11 @@ def test_text_comes_whole_whatever_its_letters_and_length(pipe: tuple[int, int])
     assert bytes(found).decode() == f"x \\ud800 caf\u00e9\n{long}\nend\n"
     assert stream.fileno() == pipe[1]
     assert not stream.isatty()
+
+
+def test_what_comes_after_the_end_counts_as_dropped(pipe: tuple[int, int]) -> None:
+    writer = LineWriter(pipe[1], lambda _: None)
+    writer.write(b"one\n")
+    assert writer.end(LIMIT_S)
+    writer.write(b"two\n")
+    assert (os.read(pipe[0], 100), writer.dropped) == (b"one\n", 1)

@@ -23,6 +23,7 @@ from wasmkilnd.telemetry.logs import repeats
 from wasmkilnd.telemetry.logs.journal import is_journal, marked
 from wasmkilnd.telemetry.logs.masking import ExcInfo, Masker
 from wasmkilnd.telemetry.logs.repeats import Repeats
+from wasmkilnd.telemetry.logs.writer import DROPPED
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -69,7 +70,8 @@ _HEAD = ("timestamp", "level", "event")
 # An event's kind, where its event, code and reason do not name it.
 _KIND = "_kind"
 # The audit limits those that strangers can cause by itself.
-_LIMITS = {"call": repeats.CALLS, "audit": repeats.UNLIMITED}
+# Counts of dropped lines add up only if each is told.
+_LIMITS = {"call": repeats.CALLS, "audit": repeats.UNLIMITED, DROPPED: repeats.UNLIMITED}
 _pipeline: _Pipeline | None = None
 _fields: dict[str, Callable[[], str]] = {}
 

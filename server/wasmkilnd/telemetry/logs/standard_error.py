@@ -113,10 +113,10 @@ def relayed(log_format: str, level: str) -> Iterator[None]:
             real = os.open(os.devnull, os.O_WRONLY)
         os.dup2(real, 2)  # closes the pipe, which ends the relay
         os.close(real)
-        if relay:
-            relay.wait()
         pipeline.configure(log_format, level, before)
         sys.stderr = before
+        if relay:
+            relay.wait()
 
 
 def _start(log_format: str, level: str) -> _Relay:

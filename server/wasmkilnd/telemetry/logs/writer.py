@@ -34,10 +34,11 @@ class LineWriter(io.RawIOBase):
         self._descriptor = descriptor
         self._tell = tell
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
-        # Its lock is reentrant: a finalizer that runs while it is held may log too.
-        self._written = threading.Condition()
+        # Reentrant: a finalizer that runs while it is held may write too.
+        self._lock = threading.RLock()
         self._lines = 0
         self._bytes = 0
+        self._ended = False
         self._torn = False
         """Whether the last write ended within a line."""
         self._told = 0
@@ -48,8 +49,8 @@ class LineWriter(io.RawIOBase):
     def write(self, data: ReadableBuffer, /) -> int:
         """Have ``data``, one or more whole lines, written after all others, or count it."""
         line = bytes(data)
-        with self._written:
-            if self._lines >= LINES or self._bytes + len(line) > BYTES:
+        with self._lock:
+            if self._ended or self._lines >= LINES or self._bytes + len(line) > BYTES:
                 self.dropped += 1
             else:
                 self._lines += 1
@@ -70,19 +71,20 @@ class LineWriter(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def end(self, limit_s: float) -> bool:
-        """Wait until all is written, and end; return False if that takes longer.
+        """Write what waits, and end; what comes later is dropped and counted.
 
-        Then the thread may still write to the descriptor at any time.
+        Return False if that takes longer: then the thread may still write to the descriptor.
         """
-        with self._written:
-            done = self._written.wait_for(lambda: not self._lines, limit_s)
-        self._queue.put(None)
-        return done
+        with self._lock:
+            self._ended = True
+            self._queue.put(None)
+        self._thread.join(limit_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
             written = self._write(line)
-            with self._written:
+            with self._lock:
                 self.dropped += not written
                 # Only then, so that a reader who reads now and then does not get these alone.
                 roomy = self._lines <= LINES // 2 and self._bytes <= BYTES // 2
@@ -90,10 +92,9 @@ class LineWriter(io.RawIOBase):
                 self._told += untold
             if untold:
                 self._tell(untold)
-            with self._written:
+            with self._lock:
                 self._lines -= 1
                 self._bytes -= len(line)
-                self._written.notify_all()
 
     def _write(self, line: bytes) -> bool:
         """Write a line, however long the reader takes; return whether that was possible."""
