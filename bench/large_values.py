@@ -22,8 +22,8 @@ from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, Kind
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.keys import Keys, PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import to_frames
 
 SIZE_BYTES = 75_000_000
@@ -48,7 +48,7 @@ def payload_from(file: Path) -> bytes:
 def split(socket: str, payload: bytes) -> Round:
     """Return how the tier writes and reads."""
     key = PrivateKey.generate()
-    sealer = DsseSealer(key.signer(), TrustedKeys([key.public]), "bench")
+    sealer = Sealer(Keys(key, TrustedKeys([key.public])), "bench")
     tier = RedisTier(
         connect(f"unix://{socket}", timeout_s=_TIMEOUT_S), sealer, _Nobody(), timeout_s=_TIMEOUT_S
     )

@@ -12,9 +12,10 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
 from wasmkilnd.cache.value.format import open_artifact
 from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.config.load import load
 from wasmkilnd.model import CacheKey
-from wasmkilnd.signing.opening import open_ring
-from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.keys import read_keys
+from wasmkilnd.signing.sealer import Sealer
 
 from bench.hits import GOALS, Held, hold, timed_from
 from bench.lab import BenchError, Daemon, come_to_rest, make_state
@@ -40,8 +41,7 @@ def in_redis(given: Setting) -> Iterator[Row]:
         daemon = stack.enter_context(Daemon(state, *flags))
         client = stack.enter_context(daemon.client())
         direct = valkey.client(stack)
-        ring = open_ring(state / "keys", "", ())
-        sealer = DsseSealer(ring.signing.signer(), ring, "bench")
+        sealer = Sealer(read_keys(load({"state_dir": str(state)}, {}).settings))
         for name in GOALS:
             held = hold(given, getattr(given.modules, name), daemon)
             fingerprint = client.compile(held.module.sha256, engine=given.wasmtime.engine.id)
@@ -55,7 +55,7 @@ def in_redis(given: Setting) -> Iterator[Row]:
 class _Stored:
     """What Redis holds of an artifact, as somebody reads it who has nothing but redis-py."""
 
-    def __init__(self, direct: Any, key: CacheKey, sealer: DsseSealer) -> None:
+    def __init__(self, direct: Any, key: CacheKey, sealer: Sealer) -> None:
         names = KeyNames(DEFAULT_PREFIX)
         self._key = key
         self._sealer = sealer

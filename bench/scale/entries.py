@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, EngineIdentity, Kind
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.keys import Keys, PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import to_frames
 
 CODE_BYTES = 200
@@ -30,7 +30,7 @@ class Entries:
         self.spec = spec
         # A seed instead of a random key: a store that one process filled is valid in another.
         key = PrivateKey.parse(hashlib.sha256(b"bench").hexdigest())
-        self.sealer = DsseSealer(key.signer(), TrustedKeys([key.public]), "bench")
+        self.sealer = Sealer(Keys(key, TrustedKeys([key.public])), "bench")
         self.public_key = key.public.hex
         self._attestation = self.sealed(0).attestation
 

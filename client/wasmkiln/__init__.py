@@ -12,8 +12,7 @@ What callers use is public and exported here:
                     client.py and each `_blocking_*` is generated (`make client`).
     artifact        Artifact: bytes and header; save, open, verify, load
     attestation     who signed an artifact, and what the signature states
-    trusted_keys    the public keys that a caller trusts
-    certificates    keys that a CA vouches for; revoked_keys: keys that count no more
+    trusted_keys    the public keys that a caller trusts; revoked_keys: those that count no more
     access/         the way to a daemon: TLS, tokens, profiles
     errors          one exception for each reason of the contract
     loading/        put an artifact into the engine of this interpreter

@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from wasmkiln._statement import Claims, Statement, canonical_json, expect_text
 from wasmkiln.errors import AttestationInvalid, VerificationNotInstalled
-from wasmkiln.revoked_keys import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from securesystemslib.signer import Signer, SSlibKey
 
     from wasmkiln.trusted_keys import PublicKey
@@ -33,8 +30,8 @@ if TYPE_CHECKING:
             """Return the key with this id, or None where it is not trusted."""
 
         @property
-        def revoked(self) -> Mapping[str, int]:
-            """The ids of the revoked keys, and from when on; see `wasmkiln.revoked_keys`."""
+        def revoked(self) -> frozenset[str]:
+            """The ids of the revoked keys; see `wasmkiln.revoked_keys`."""
 
 
 __all__ = [
@@ -47,6 +44,7 @@ __all__ = [
     "KeyLookup",
     "Statement",
     "check_claims",
+    "find_key",
     "open_envelope",
     "peek",
     "sign",
@@ -98,11 +96,7 @@ def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
         canonical = False
     if not canonical:
         _refuse(UNSIGNED, _MALFORMED)
-    key = trusted.get(key_id)
-    if key is None:
-        _refuse(
-            STRANGER, f"the attestation is signed by a key that is not trusted: {key_id}", key_id
-        )
+    key = find_key(key_id, trusted)
     try:
         payload = _signed_payload(document, key, envelope)
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -111,11 +105,18 @@ def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
         statement = Statement.parse(payload)
     except (ValueError, LookupError, TypeError, RecursionError):
         _refuse(MISMATCH, "the attestation's statement is not about an artifact", key.id)
-    since_ms = trusted.revoked.get(key.id)
-    if since_ms is not None and statement.when_ms >= since_ms:
-        why = f"the attestation is signed by a key that is revoked {shown(since_ms)}: {key.id}"
-        _refuse(REVOKED, why, key.id)
     return statement, key.id
+
+
+def find_key(key_id: str, trusted: KeyLookup) -> PublicKey:
+    """Return the key with this id. Raise AttestationInvalid if it is not trusted, or revoked."""
+    if key_id in trusted.revoked:
+        _refuse(REVOKED, f"the attestation is signed by a key that is revoked: {key_id}", key_id)
+    key = trusted.get(key_id)
+    if key is None:
+        why = f"the attestation is signed by a key that is not trusted: {key_id}"
+        _refuse(STRANGER, why, key_id)
+    return key
 
 
 def peek(envelope: bytes) -> tuple[Statement, str] | None:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wasmkiln.revoked_keys import FOLDER, read_revocations, strictest
+from wasmkiln.revoked_keys import FOLDER, read_revocations
 
 if TYPE_CHECKING:
-    from wasmkiln.certificates import CodeSigningCAs
-
     KeySource = str | os.PathLike[str]
 
 ENV = "WASMKILN_TRUSTED_KEYS"
@@ -30,7 +28,6 @@ _KEY_BYTES = 32
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -74,26 +71,12 @@ class PublicKey:
 
 
 class TrustedKeys(Mapping[str, PublicKey]):
-    """The public keys that a caller trusts, by their ids. Immutable."""
+    """The public keys that a caller trusts, by their ids, but for those in `revoked`. Immutable."""
 
-    def __init__(
-        self,
-        keys: Iterable[PublicKey] = (),
-        revoked: Mapping[str, int] | None = None,
-        certificates: Iterable[bytes] = (),
-    ) -> None:
-        """`revoked` holds the ids of revoked keys, and from when on; see `revoked_keys`.
-
-        The CAs among `certificates` vouch for keys: see `with_signer`. Raise ValueError.
-        """
+    def __init__(self, keys: Iterable[PublicKey] = (), revoked: Iterable[str] = ()) -> None:
+        """Trust `keys`; refuse whatever a key signed whose id is in `revoked`."""
         self._keys = {key.id: key for key in keys}
-        self.revoked: Mapping[str, int] = dict(revoked or {})
-        self.certificates = tuple(certificates)
-        self._cas: CodeSigningCAs | None = None
-        if self.certificates:
-            from wasmkiln.certificates import CodeSigningCAs
-
-            self._cas = CodeSigningCAs.of(self.certificates)
+        self.revoked = frozenset(revoked)
 
     @classmethod
     def read(cls, sources: KeySource | Iterable[KeySource]) -> TrustedKeys:
@@ -107,11 +90,8 @@ class TrustedKeys(Mapping[str, PublicKey]):
         """
         if isinstance(sources, (str, os.PathLike)):
             sources = [sources]
-        revoked: list[Mapping[str, int]] = []
-        found = [each for source in sources for each in _from_source(source, revoked)]
-        keys = [each for each in found if isinstance(each, PublicKey)]
-        chains = [each for each in found if isinstance(each, bytes)]
-        return cls(keys, strictest(*revoked), chains)
+        revoked = set[str]()
+        return cls([key for source in sources for key in _from_source(source, revoked)], revoked)
 
     @classmethod
     def choose(cls, argument: TrustedKeys | KeySource | Iterable[KeySource] | None) -> TrustedKeys:
@@ -126,23 +106,6 @@ class TrustedKeys(Mapping[str, PublicKey]):
             raise ValueError("trusted_keys has no key in it: leave it out to check nothing")
         return chosen
 
-    def with_signer(self, certificate: bytes) -> TrustedKeys:
-        """Return these keys, and that of `certificate` if one of the CAs here issued it.
-
-        `certificate` is what a daemon sends as `signer_certificate`: PEM, with its chain.
-        """
-        if not (self._cas and certificate):
-            return self
-        try:
-            key = PublicKey(self._cas.certified(certificate).raw)
-        except ValueError:
-            return self  # Who checks the signature says that the key is not trusted.
-        return TrustedKeys([*self._keys.values(), key], self.revoked)
-
-    def __bool__(self) -> bool:
-        """Return whether there is a key, or a CA that may vouch for one."""
-        return bool(self._keys or self._cas)
-
     def __getitem__(self, key_id: str) -> PublicKey:
         return self._keys[key_id]
 
@@ -156,9 +119,7 @@ class TrustedKeys(Mapping[str, PublicKey]):
         return f"TrustedKeys({', '.join(key_id[:12] for key_id in self._keys)})"
 
 
-def _from_source(
-    source: KeySource, revoked: list[Mapping[str, int]]
-) -> Iterator[PublicKey | bytes]:
+def _from_source(source: KeySource, revoked: set[str]) -> Iterator[PublicKey]:
     if isinstance(source, os.PathLike):
         yield from _from_path(Path(source), revoked)
         return
@@ -177,27 +138,23 @@ def _from_source(
             yield from _from_path(Path(text).expanduser(), revoked)
 
 
-def _from_path(path: Path, revoked: list[Mapping[str, int]]) -> Iterator[PublicKey | bytes]:
-    """Return the keys of a file or folder, and the certificates of each file that has some."""
+def _from_path(path: Path, revoked: set[str]) -> Iterator[PublicKey]:
     if path.is_dir():
         beside = (path.parent,) if path.name == "trusted" else ()
-        revoked += [read_revocations(each / FOLDER) for each in (path, *beside)]
+        for each in (path, *beside):
+            revoked |= read_revocations(each / FOLDER)
         for file in sorted(path.glob("*.pem")):
             yield from _from_path(file, revoked)
         return
     try:
         text = path.read_text()
-        if certificates := _CERTIFICATE.findall(text):
-            yield "\n".join(certificates).encode()
-            text = _CERTIFICATE.sub("", text)
-            if not _PEM.search(text):
-                return
         blocks = [block[0] for block in _PEM.finditer(text)]
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         keys = [PublicKey.parse(each) for each in blocks or lines]
     except ValueError as error:  # UnicodeDecodeError too
         raise ValueError(
-            f"cannot read {path}: expected Ed25519 public keys in hex, base64 or PEM"
+            f"cannot read {path}: expected Ed25519 public keys in hex, base64 or PEM, and no"
+            " certificates"
         ) from error
     if not keys:
         raise ValueError(f"cannot read {path}: there is no key in it")

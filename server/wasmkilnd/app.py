@@ -37,7 +37,6 @@ from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.lifecycle.status_page import StatusPage
-from wasmkilnd.lifecycle.trust import TrustKeeper
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
@@ -48,7 +47,6 @@ from wasmkilnd.rpc.server import RpcServer
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
-from wasmkilnd.signing.current import CurrentSealer
 from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
@@ -92,13 +90,13 @@ class Daemon:
         access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
         access.on_change(partial(audit_access, audit))
         audit_tls(audit, tls)
-        signing = await opening.signing()
+        sealer = await opening.sealer()
         await install_first_engines(settings)
         found = find_engines(settings)
         connections = descriptors.connections_per_address(
             settings, len(found.installed), len(access.policy.current.namespaces)
         )
-        audit_start(audit, self._version, signing.current)
+        audit_start(audit, self._version, sealer.keys)
         started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
         engines = self._engines = started.registry
         accounts = Accounts(
@@ -109,9 +107,7 @@ class Daemon:
         self._metrics.gauges.quotas = accounts.by_kind
         async with long_step("opening the cache", at_most_s=300.0):
             tenants = self._tenants = await opening.tenants(
-                access.policy.current.namespaces,
-                engines,
-                lambda marks: CurrentSealer(signing, marks.evicted_ms),
+                access.policy.current.namespaces, engines, sealer
             )
         rpc = RpcServer(
             ModuleServicer(
@@ -123,7 +119,6 @@ class Daemon:
                     engines.names,
                 ),
                 lambda: started.capabilities(self._version, self._limits.current),
-                CurrentSealer(signing).certificate_of,
             ),
             AdminServicer(tenants.of, self.drain),
             self._metrics,
@@ -140,23 +135,20 @@ class Daemon:
             tracing,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
-        trust = TrustKeeper(signing, opening.read_signing, tenants, audit)
         self._reloader = Reloader(
             self._settings,
             self._limits,
             self._traffic_limits,
-            signing,
+            sealer,
             tenants,
             audit,
             self._metrics,
             largest_module_bytes=rpc.largest_module_bytes,
-            daemon_version=self._version,
             parts=[
                 *([prepare_tls(tls)] if tls else []),
                 access.prepare,
                 prepare_namespaces(tenants, access),
                 prepare_audit(audit),
-                trust.prepare,
                 lambda _: tenants.look_at_pins,
                 prepare_names(self._settings),
             ],
@@ -168,8 +160,7 @@ class Daemon:
         self._follower = EngineFollower(
             started, self._settings, self._metrics, tenants, audit, self._in_the_background
         )
-        await trust.look()
-        self._in_the_background(trust.run())
+        self._in_the_background(tenants.drop_outdated(sealer))
         self._follower.begin()
         status = StatusPage(self._metrics, self._readiness, started, tenants)
         admin_address = await opening.admin(self._readiness, access.guard, audit, tls, status.pages)

@@ -63,7 +63,7 @@ def _failures() -> tuple[type[Exception], ...]:
     from wasmkilnd.engines.install.command import EngineInstallError
     from wasmkilnd.lifecycle.preflight import CannotStart
     from wasmkilnd.ownership import NotOurs
-    from wasmkilnd.signing.files import KeysUnusable
+    from wasmkilnd.signing.keys import KeysUnusable
 
     return (
         AccessUnusable,
@@ -145,7 +145,7 @@ def show_config(
     loaded = load(flags, os.environ, config)
     act_on(loaded.settings, loaded.settings.state_dir)  # So that it sees what the service will see.
     try:
-        sources = check(loaded.settings, version("wasmkiln"))
+        sources = check(loaded.settings)
     except _failures() as failure:
         raise ConfigError(str(failure)) from None
     if as_json:

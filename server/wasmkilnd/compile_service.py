@@ -20,9 +20,10 @@ from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fast_first import optimised_may_succeed
 from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
-from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Fleet, Recorder, Refused, Sealer
+from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Fleet, Recorder, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served, Terms
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.singleflight import FlightTicket, SingleFlight
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
@@ -170,8 +171,6 @@ class CompileService:
             served = Served(*found)
         else:
             return None
-        if self._sealer.is_retired(served.artifact):
-            self.behind.add(key.module_sha256, served.artifact.spec, anew=True)
         return served
 
     async def _with_host_file(self, served: Served, budget: WaitBudget) -> Served:

@@ -9,8 +9,8 @@ from wasmkilnd.cache.host.options import HostOptions
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.model import IsPinned, nothing_pinned
-from wasmkilnd.ports import Sealer
 from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import early_marks
 from tests.doubles.notes import Notes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.cache.value.marks import Marks
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.keys import Keys, PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 
 MADE_S = 1_700_000_000.0
 """When the artifacts of tests are made, whatever the time is."""
@@ -13,10 +13,10 @@ MADE_S = 1_700_000_000.0
 OURS, THEIRS = PrivateKey.generate(), PrivateKey.generate()
 
 
-def sealer(signing: PrivateKey = OURS, *trusted: PrivateKey) -> DsseSealer:
+def sealer(signing: PrivateKey = OURS, *trusted: PrivateKey) -> Sealer:
     """A sealer that signs with ``signing`` and trusts it, and ``trusted`` too."""
-    keys = TrustedKeys(key.public for key in (signing, *trusted))
-    return DsseSealer(signing.signer(), keys, "0.0.test", now=lambda: MADE_S)
+    keys = Keys(signing, TrustedKeys(key.public for key in (signing, *trusted)))
+    return Sealer(keys, "0.0.test", now=lambda: MADE_S)
 
 
 def early_marks() -> Marks:

@@ -25,7 +25,7 @@ from wasmkilnd.maintenance.inventory import Inventory, Listed, Trust
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder, OtherKeys
 from wasmkilnd.maintenance.scrub import Finding, Scrub, Scrubbed
 from wasmkilnd.model import Artifact, CacheKey, Module
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer

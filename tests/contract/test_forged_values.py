@@ -11,9 +11,8 @@ import redis
 from wasmkilnd import model, wire
 from wasmkilnd.cache.value.format import HEADER_OFFSET
 from wasmkilnd.model import STAMP_BYTES, CacheKey
-from wasmkilnd.ports import Sealer
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import KeyStore, PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import sealer
 from tests.doubles.no_sealer import NoSealer
@@ -92,6 +91,7 @@ class Borrowed(NoSealer):
     """Puts the stamp of another value on its own."""
 
     def __init__(self, value: bytes) -> None:
+        super().__init__()
         self._stamp = value[HEADER_OFFSET - STAMP_BYTES : HEADER_OFFSET]
 
     def stamp(self, message: bytes) -> bytes:

@@ -21,7 +21,7 @@ from wasmkilnd.cache.value import header as stored_header
 from wasmkilnd.maintenance.inventory import Inventory
 from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
 from wasmkilnd.model import CacheKey, EvictScope, ExternType, Strike
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer

@@ -20,11 +20,8 @@ from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
 from wasmkilnd.cache.value.format import MAX_VALUE_BYTES
 from wasmkilnd.cache.value.marks import Mark, Marks, made_ms, write_mark
 from wasmkilnd.model import Artifact, EvictScope, Strike
-from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.current import CurrentSealer
-from wasmkilnd.signing.opening import Signing
-from wasmkilnd.signing.ring import KeyRing
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import Keys
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.redis_access import redis_access
@@ -53,10 +50,8 @@ class Daemon:
         self.clock_s = clock_s
         self.notes = Notes()
         marks = Marks(lambda: self.clock_s)
-        ours = sealer()
-        ours._now = lambda: self.clock_s
-        ring = KeyRing(OURS, TrustedKeys(), KeyStore(Path("/there/are/no/keys")))
-        self.sealer = CurrentSealer(Reloadable(Signing(ring, ours)), marks.evicted_ms)
+        keys = Keys(OURS, TrustedKeys([OURS.public]))
+        self.sealer = Sealer(keys, now=lambda: self.clock_s)
         self.tier = RedisTier(
             connect(url, timeout_s=5, **access),
             self.sealer,

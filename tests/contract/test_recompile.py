@@ -10,8 +10,7 @@ import pytest
 from wasmkiln import Artifact
 from wasmkilnd import model, wire
 from wasmkilnd.model import CacheKey
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import KeyStore, PrivateKey
 
 from tests.contract.sealing import sealer
 from tests.doubles.shelf import read, stored

@@ -11,7 +11,7 @@ from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.use_store import PLACES, UseStore
 from wasmkilnd.cache.value.names import KeyNames
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.uses import UsedSpec, Uses
 
 from tests.contract.sealing import THEIRS, sealer

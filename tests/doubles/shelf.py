@@ -10,7 +10,7 @@ from typing import Any
 from wasmkilnd.cache.redis.server import Command
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import Artifact, CacheKey, Module, TierUsage
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.doubles.notes import Notes
 

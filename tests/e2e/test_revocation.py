@@ -5,12 +5,10 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import redis
-from wasmkiln import Client
+from wasmkiln import AttestationInvalid, Client, ConnectionFailed
 from wasmkiln.attestation import peek
 
 from tests.e2e import wasm
@@ -73,73 +71,115 @@ def reload(daemon: Daemon) -> None:
     until(lambda: any('"reloaded"' in line for line in daemon.log_lines[lines:]))
 
 
-def test_a_revoked_key_is_refused_in_memory_host_store_and_redis(
-    tmp_path: Path, valkey: str
+@pytest.mark.parametrize(
+    ("how", "cause", "event"),
+    [("revoke", "revoked", "key_revoked"), ("distrust", "stranger", "key_distrusted")],
+)
+def test_what_a_key_signed_is_refused_in_memory_host_store_and_redis_after_a_reload(
+    tmp_path: Path, valkey: str, how: str, cause: str, event: str
 ) -> None:
-    fleet = Fleet(tmp_path, valkey, "thief", "one", "two")
+    fleet = Fleet(tmp_path, valkey, "thief", "one")
     stolen = fleet.id_of("thief")
-    with ExitStack() as stack:
-        thief = stack.enter_context(fleet.start("thief"))
-        of_thief = stack.enter_context(thief.client())
-        of_thief.compile(wasm.adder(1))
-        of_thief.compile(wasm.adder(2))
+    audit = tmp_path / "audit.jsonl"
+    with (
+        fleet.start("thief") as thief,
+        thief.client() as of_thief,
+        fleet.start("one", "--audit-file", str(audit), host_store=True) as one,
+        one.client(host_store_dir="none") as client,
+    ):
+        for tag in (1, 2):
+            of_thief.compile(wasm.adder(tag))
         settled(of_thief)
-        audit = tmp_path / "audit.jsonl"
-        one = stack.enter_context(fleet.start("one", "--audit-file", str(audit), host_store=True))
-        client = stack.enter_context(one.client(host_store_dir="none"))
         assert client.compile(wasm.adder(1)).header.origin == REDIS
         settled(client)
+        fleet.keys("one", how, stolen)
         assert client.compile(wasm.adder(1)).header.origin == MEMORY
-        # Revoked by another daemon of the fleet, which this one hears of through Redis.
-        fleet.keys("two", "revoke", stolen)
-        two = stack.enter_context(fleet.start("two"))
-        of_two = stack.enter_context(two.client())
-        assert of_two.compile(wasm.adder(2)).header.origin == COMPILED
-        assert rejected(two)["revoked"]
         reload(one)
-        one.wait_for_log("artifacts dropped from memory: their key is revoked")
-        assert f'"key_revoked","key_id":"{stolen}"' in audit.read_text().replace(" ", "")
+        one.wait_for_log("artifacts dropped from memory: their key is not trusted")
+        assert f'"{event}","key_id":"{stolen}"' in audit.read_text().replace(" ", "")
         assert client.compile(wasm.adder(1)).header.origin == COMPILED
         assert signer(client, 1) == fleet.id_of("one")
-        assert one.metric("values_rejected_total", tier="host_store", cause="revoked") == 1
-        # Deleting the statement undoes nothing: each daemon keeps it, and writes it again.
-        name = f"wasm:revoked:{stolen}"
-        with redis.Redis.from_url(valkey) as direct:
-            assert direct.delete(name) == 1
-            assert stolen in fleet.stores["one"].revoked()
-            one.stop()
-            again = stack.enter_context(fleet.start("one"))
-            assert direct.exists(name) == 1
-            of_thief.compile(wasm.adder(3))
-            settled(of_thief)
-            client = stack.enter_context(again.client())
-            assert client.compile(wasm.adder(3)).header.origin == COMPILED
-        # The daemon whose key it is says so, and goes on by itself.
-        reload(thief)
-        thief.wait_for_log("another daemon revoked")
-        assert of_thief.compile(wasm.adder(1)).header.origin == MEMORY
+        assert one.metric("values_rejected_total", tier="host_store", cause=cause) == 1
+        redis_before = one.metric("values_rejected_total", tier="redis", cause=cause)
+        assert client.compile(wasm.adder(2)).header.origin == COMPILED
+        after = one.metric("values_rejected_total", tier="redis", cause=cause)
+        assert after == redis_before + 1
+        # A client that starts now refuses it, too, whoever serves it.
+        trusted = fleet.stores["one"].folder / "trusted"
+        with thief.client(trusted_keys=trusted) as careful:
+            with pytest.raises(AttestationInvalid) as refused:
+                careful.compile(wasm.adder(1))
+            assert refused.value.metadata["cause"] == cause
 
 
-def test_what_was_signed_before_the_date_is_served_and_compiled_again(
+def test_a_new_client_of_the_process_refuses_a_file_by_a_key_that_was_revoked_since(
     tmp_path: Path, valkey: str
+) -> None:
+    fleet = Fleet(tmp_path, valkey, "one")
+    trusted = fleet.stores["one"].folder / "trusted"
+
+    def is_there() -> bool:
+        """Load the module in a new client, from the file: nobody answers any more."""
+        with Client(
+            "127.0.0.1:1",
+            host_store_dir=fleet.states["one"] / "host_store",
+            trusted_keys=trusted,
+            max_attempts=1,
+        ) as client:
+            try:
+                return bool(client.module(wasm.adder(1)))
+            except ConnectionFailed:
+                return False
+
+    with (
+        fleet.start("one", host_store=True) as one,
+        one.client(host_store_dir="none") as client,
+    ):
+        client.compile(wasm.adder(1))
+        settled(client)
+    before = fleet.id_of("one")
+    assert is_there()
+    fleet.keys("one", "rotate")
+    assert is_there()
+    fleet.keys("one", "revoke", before)
+    assert not is_there()
+
+
+@pytest.mark.parametrize("since_ms", [1, 4_102_444_800_000], ids=["1970", "2100"])
+def test_a_dated_revocation_of_0_6_0_counts_as_undated(
+    tmp_path: Path, valkey: str, since_ms: int
 ) -> None:
     fleet = Fleet(tmp_path, valkey, "old", "new")
     with fleet.start("old") as old, old.client() as client:
         client.compile(wasm.adder(1))
         settled(client)
-    fleet.keys("new", "revoke", fleet.id_of("old"), "--since", "2100-01-01")
+    fleet.stores["new"].revoke_since(fleet.id_of("old"), since_ms)
     with fleet.start("new") as new, new.client() as client:
-        served = client.compile(wasm.adder(1))
-        assert served.header.origin == REDIS
-        found = peek(served.header.attestation)
-        assert found
-        assert found[1] == fleet.id_of("old")
-        until(lambda: signer(client, 1) == fleet.id_of("new"))
-        settled(client)
-        client.evict(everything=True, tier="memory")
-        again = client.compile(wasm.adder(1))
-        assert (again.header.origin, signer(client, 1)) == (REDIS, fleet.id_of("new"))
-        assert rejected(new) == {}
+        assert client.compile(wasm.adder(1)).header.origin == COMPILED
+        assert signer(client, 1) == fleet.id_of("new")
+        assert rejected(new) == {"revoked": 1}
+
+
+def test_a_daemon_believes_a_key_that_another_one_rotated_in_since(
+    tmp_path: Path, valkey: str
+) -> None:
+    """They share a key directory, and only the one that rotates is told."""
+    fleet = Fleet(tmp_path, valkey, "one", "two")
+    shared = ("--keys-dir", str(fleet.stores["one"].folder))
+    with (
+        fleet.start("one", *shared) as one,
+        fleet.start("two", *shared) as two,
+        one.client() as of_one,
+        two.client() as of_two,
+    ):
+        fleet.keys("one", "rotate")
+        reload(one)
+        for tag in (1, 2):
+            of_one.compile(wasm.adder(tag))
+            settled(of_one)
+            assert of_two.compile(wasm.adder(tag)).header.origin == REDIS
+            assert signer(of_two, tag) == fleet.id_of("one")
+        assert rejected(two) == {}
 
 
 def test_a_directory_that_revokes_the_key_in_use_makes_the_daemon_change_it(

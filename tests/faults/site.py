@@ -11,8 +11,7 @@ from pathlib import Path
 
 import redis
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import KeyStore, PrivateKey
 
 from tests.e2e.daemon import Daemon, state_with
 from tests.faults.callers import Caller

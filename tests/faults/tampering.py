@@ -15,8 +15,8 @@ from wasmkilnd.cache.value.format import HEADER_OFFSET, open_artifact, open_modu
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
-from wasmkilnd.ports import Sealer
-from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.keys import PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import THEIRS, sealer
 from tests.doubles.no_sealer import NoSealer

@@ -15,8 +15,8 @@ from wasmkilnd.cache.host.entry import disk_bytes_at
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.model import Artifact, HostFile
-from wasmkilnd.ports import Sealer
-from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.keys import PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.host_store import host_tier
 from tests.contract.sealing import sealer

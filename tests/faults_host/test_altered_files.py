@@ -12,8 +12,9 @@ from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEAD, HEADER
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact
+from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.sealing import THEIRS, sealer
+from tests.contract.sealing import MADE_S, THEIRS, sealer
 from tests.doubles.notes import Notes
 from tests.faults_host.stores import (
     FILES,
@@ -230,20 +231,11 @@ async def test_an_entry_that_a_stranger_signed(tmp_path: Path) -> None:
 
 async def test_a_key_that_is_no_longer_trusted(tmp_path: Path) -> None:
     directory, notes = tmp_path / "store", Notes()
-
-    class Changing:
-        """A sealer whose keys change, as a reload changes them."""
-
-        now = SEALER
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.now, name)
-
-    changing = Changing()
-    async with store(directory, notes, by=changing) as tier:  # type: ignore[arg-type]
+    changing = Sealer(SEALER.keys, now=lambda: MADE_S)
+    async with store(directory, notes, by=changing) as tier:
         await tier.put(ONE)
         assert await tier.file_of(ONE.key)
-        changing.now = sealer(THEIRS)
+        changing.use(sealer(THEIRS).keys, 0)
         tier.recheck()
         assert await tier.file_of(ONE.key) is None
         assert notes.rejected == ["stranger"]

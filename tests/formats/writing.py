@@ -37,15 +37,15 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.requests import Served
 from wasmkilnd.rpc.wire.headers import Headers
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.sealer import DsseSealer
+from wasmkilnd.signing.keys import Keys, PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.doubles.notes import Notes
 from tests.doubles.shelf import Shelf
 
 NOW_S = 1_700_000_000.25
 KEY = PrivateKey.parse(hashlib.sha256(b"the key of wasmkiln's samples").hexdigest())
-SEALER = DsseSealer(KEY.signer(), TrustedKeys([KEY.public]), "0.0.samples", now=lambda: NOW_S)
+SEALER = Sealer(Keys(KEY, TrustedKeys([KEY.public])), "0.0.samples", now=lambda: NOW_S)
 NAMES = KeyNames(DEFAULT_PREFIX)
 
 ENGINE = EngineIdentity("wasmtime", "50.0.1", "50", "cranelift")

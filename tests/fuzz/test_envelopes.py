@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ class Trusted:
     def get(self, key_id: str, /) -> PublicKey | None:
         return ATTESTER.key if key_id == ATTESTER.key.id else None
 
-    revoked: Mapping[str, int] = {}
+    revoked = frozenset[str]()
 
 
 def check(envelope: bytes) -> None:

@@ -33,9 +33,10 @@ from wasmkilnd.model import (
 from wasmkilnd.module_service import ModuleService
 from wasmkilnd.pin_service import PinService
 from wasmkilnd.pins import Pins
-from wasmkilnd.ports import CompiledCode, HostStore, Refused, Sealer, Tier
+from wasmkilnd.ports import CompiledCode, HostStore, Refused, Tier
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack

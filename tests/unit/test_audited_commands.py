@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from wasmkilnd.cli import command
 from wasmkilnd.commands.token import token
-from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.keys import PrivateKey
 
 
 def run(*words: str) -> Result:

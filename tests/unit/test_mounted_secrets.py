@@ -10,13 +10,20 @@ import pytest
 from wasmkilnd.access.policy_file import read_policy
 from wasmkilnd.access.tokens import as_file, new_token, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd.config.load import load
 from wasmkilnd.model import Role
-from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.opening import open_ring
-from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey, read_keys
 
 USER, GROUP = 54321, 54322
 KEY = PrivateKey.generate()
+
+
+def keys_in(folder: Path, signing_key: str = "") -> Keys:
+    """Return the keys that a daemon with this directory, and this setting, uses."""
+    environ = {"WASMKILN_SIGNING_KEY": signing_key} if signing_key else {}
+    return read_keys(load({"keys_dir": str(folder)}, environ).settings)
+
+
 POLICY = b'[[rule]]\nidentity = ["token:ci"]\nroles = ["compile"]\n'
 TOKEN = new_token("ci", [Role.COMPILE], "", 0, None)[1]
 
@@ -73,7 +80,7 @@ def test_a_signing_key_alone_in_a_folder_is_used(mounted: Mount, tmp_path: Path)
     keys = tmp_path / "keys"
     keys.mkdir(mode=0o750)
     (keys / "signing.pem").symlink_to(key)
-    assert open_ring(keys, "", ()).signing.public == KEY.public
+    assert keys_in(keys).own_id == KEY.public.id
 
 
 def test_a_mounted_secret_is_no_directory_of_keys_and_the_message_says_what_is(
@@ -83,5 +90,5 @@ def test_a_mounted_secret_is_no_directory_of_keys_and_the_message_says_what_is(
     folder = mounted("signing.pem", KEY.pem, 0o440).parent
     remedy = "leave keys_dir out, and hand over its key in WASMKILN_SIGNING_KEY"
     with pytest.raises(KeysUnusable, match=f"as to a mounted Secret; {remedy}"):
-        open_ring(folder, "", ())
-    assert open_ring(tmp_path / "own", KEY.base64, ()).signing.public == KEY.public
+        keys_in(folder)
+    assert keys_in(tmp_path / "own", KEY.base64).own_id == KEY.public.id

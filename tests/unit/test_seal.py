@@ -168,7 +168,7 @@ def retyped(one: Artifact) -> bytes:
 def of_something_else() -> bytes:
     """Our own signature, over something that is no statement about an artifact."""
     envelope = Envelope(b"{}", "application/vnd.in-toto+json", {})
-    envelope.sign(OURS.signer())
+    envelope.sign(OURS.signer)
     return dumped(envelope.to_dict())
 
 

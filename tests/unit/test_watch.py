@@ -187,7 +187,6 @@ async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: 
     reloader = Reloader(
         *(settings, nothing, nothing, nothing, nothing, nothing, metrics),
         largest_module_bytes=0,
-        daemon_version="1",
         parts=parts,
     )
     with capture_logs() as log:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from wasmkiln._claims import claims_of
-from wasmkiln.attestation import Statement, check_claims, open_envelope
+from wasmkiln.attestation import Statement, check_claims, find_key, open_envelope
 from wasmkiln.errors import AttestationInvalid
 from wasmkiln.host_store.refused import Refused
 
@@ -35,10 +35,11 @@ RACY_S = 1.0
 _READ_BYTES = 256 * 1024
 _REMEMBERED = 4096
 
-# What was checked in this process. The keys hold all that a change of file or trust changes.
+# What was found in this process: the digest of a file as it is, and the statement of an envelope,
+# with the id of the key that signed it. Whether that key is trusted is asked every time.
 _lock = threading.Lock()
 _digests: OrderedDict[tuple[int, ...], str] = OrderedDict()
-_statements: OrderedDict[tuple[bytes, frozenset[str]], Statement] = OrderedDict()
+_statements: OrderedDict[bytes, tuple[Statement, str]] = OrderedDict()
 
 
 class FileChecks:
@@ -87,19 +88,18 @@ class FileChecks:
             raise Refused("the file's bytes are not those of its header")
         if self._trusted_keys:
             try:
-                check_claims(self._statement(header), claims_of(header))
+                check_claims(self._statement(header.attestation), claims_of(header))
             except AttestationInvalid as error:
                 raise Refused(f"no trusted key vouches for the file: {error}") from error
 
-    def _statement(self, header: ArtifactHeader) -> Statement:
-        envelope = header.attestation
-        trusted = self._trusted_keys.with_signer(header.signer_certificate)
-        known = envelope, frozenset(trusted)
+    def _statement(self, envelope: bytes) -> Statement:
         with _lock:
-            statement = _statements.get(known)
-        if statement is None or self.policy == "always":
-            statement, _ = open_envelope(envelope, trusted)
-            _remember(_statements, known, statement)
+            known = _statements.get(envelope)
+        if known is None or self.policy == "always":
+            known = open_envelope(envelope, self._trusted_keys)
+            _remember(_statements, envelope, known)
+        statement, key_id = known
+        find_key(key_id, self._trusted_keys)
         return statement
 
 

@@ -17,7 +17,8 @@ from wasmkilnd.cache.observed import ObservedHost
 from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import HostStatus, IsPinned
-from wasmkilnd.ports import HostStore, Recorder, Sealer
+from wasmkilnd.ports import HostStore, Recorder
+from wasmkilnd.signing.sealer import Sealer
 
 # As long as the reply that caused the write is being sent: see WriteBehind.
 _WRITE_HEAD_START_S = 0.05

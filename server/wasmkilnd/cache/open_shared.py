@@ -14,7 +14,6 @@ from wasmkilnd.cache.null_tier import NullTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.pins import RedisPins
-from wasmkilnd.cache.redis.revocation_store import RevocationStore
 from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.cache.redis.ttl_refresh import TtlRefresher
 from wasmkilnd.cache.redis.use_store import UseStore
@@ -23,7 +22,8 @@ from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import namespace_prefix
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.model import CacheKey, IsPinned, RemoteStatus
-from wasmkilnd.ports import Recorder, Sealer, StrikeStore, Tier
+from wasmkilnd.ports import Recorder, StrikeStore, Tier
+from wasmkilnd.signing.sealer import Sealer
 
 _NAME = "redis"
 _WRITE_HEAD_START_S = 0.05
@@ -39,8 +39,6 @@ class SharedTier:
     fleet: LeaseFleet | NullFleet
     strikes: StrikeStore
     redis: RedisTier | None = None
-    revocations: RevocationStore | None = None
-    """Those of the whole daemon are in the default namespace."""
     pins: RedisPins | None = None
     refresher: TtlRefresher | None = None
     uses: UseStore | None = None
@@ -121,7 +119,6 @@ def _with(
         marks=marks,
         # The server's own figures are sums over all of its keys.
         reports_usage=not namespace,
-        fleet_prefix=options.prefix,
         is_pinned=is_pinned,
     )
     tier = ObservedTier(redis, recorder)
@@ -144,7 +141,6 @@ def _with(
         fleet=fleet,
         strikes=RedisStrikes(link, redis.names, sealer, redis.marks),
         redis=redis,
-        revocations=None if namespace else RevocationStore(link, redis.names, sealer),
         pins=RedisPins(link, redis.names, sealer, options.ttl_s),
         refresher=TtlRefresher(redis.renew, options.ttl_s) if options.ttl_refresh else None,
         uses=UseStore(link, redis.names, sealer),

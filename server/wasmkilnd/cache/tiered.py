@@ -17,7 +17,8 @@ from wasmkilnd.cache.value.pieces import ENCODINGS
 from wasmkilnd.cache.write_behind import WriteBehind
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, Module, Origin
-from wasmkilnd.ports import HostStore, Sealer, Tier
+from wasmkilnd.ports import HostStore, Tier
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance, SharedLookups, WaitBudget
 
 V = TypeVar("V")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
-from wasmkiln.revoked_keys import ALTOGETHER_MS, shown, to_ms
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
 from wasmkilnd.commands.as_owner import settings_of
@@ -17,10 +15,7 @@ from wasmkilnd.commands.audited import audit_command
 from wasmkilnd.config.load import FlagValue
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import SHA256_HEX
-from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.opening import open_ring
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import KeyStore, KeysUnusable, PrivateKey, read_keys
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -87,21 +82,15 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     Includes WASMKILN_SIGNING_KEY and WASMKILN_TRUSTED_KEYS, as `serve` does.
     """
     settings = _settings(keys_dir, state_dir)
-    store = KeyStore(settings.effective_keys_dir)
-    given = settings.signing_key.get_secret_value()
-    signing, later, trusted = store.signing_key(), store.next_key(), store.trusted()
-    if given or signing:
-        # As `serve` would read them.
-        ring = open_ring(store.folder, given, settings.trusted_keys)
-        signing, trusted = ring.signing, ring.trusted
-    revoked = store.revoked()
+    store, keys = KeyStore(settings.effective_keys_dir), read_keys(settings)
+    later, trusted = store.next_key(), keys.trusted
     rows = [
         {
             "id": key.id,
-            "role": _role(key, signing, later),
+            "role": _role(key, keys.signing, later),
             "key": key.hex,
         }
-        | ({"revoked": shown(revoked[key.id])} if key.id in revoked else {})
+        | ({"revoked": "altogether"} if key.id in trusted.revoked else {})
         for key in trusted.values()
     ]
     if as_json:
@@ -110,7 +99,7 @@ def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> Non
     if rows:
         click.echo(f"{'id':<64}  {'role':<7}  public key")
     for row in rows:
-        about = f"  revoked {row['revoked']}" if "revoked" in row else ""
+        about = "  revoked" if "revoked" in row else ""
         click.echo(f"{row['id']}  {row['role']:<7}  {row['key']}{about}")
     if not rows:
         click.echo(f"there is no key in {store.folder}: `wasmkilnd serve` makes one", err=True)
@@ -197,28 +186,22 @@ def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | No
 
 @keys.command(context_settings=_HELP)
 @click.argument("key_ids", nargs=-1, required=True, metavar="KEYID...")
-@click.option(
-    "--since",
-    metavar="DATE",
-    help="Refuse only what the keys signed at this time or later, such as 2026-11-27 or"
-    " 2026-11-27T14:00:00Z, in UTC. Whoever has a key can date a forgery back: give no date if a"
-    " key was stolen.",
-)
+@click.option("--since", hidden=True)
 @_where
 def revoke(
     key_ids: tuple[str, ...], since: str | None, keys_dir: str | None, state_dir: str | None
 ) -> None:
-    """Revoke keys in the whole fleet, by the ids that `keys list` shows.
+    """Revoke keys, by the ids that `keys list` shows: nothing counts that they signed.
 
-    Daemons refuse what these keys signed: all of it, or with --since what is not older. They
-    serve the older artifacts, and compile them again. Daemons with this directory learn it within
-    30 seconds, or at a reload; they tell the others through Redis.
+    A running daemon refuses it from the next reload on (SIGHUP), and a client from its next start.
+    Revoke a key in the key directory of each daemon, or share one.
     """
+    if since is not None:
+        raise KeysUnusable(
+            "cannot revoke since a date: leave --since out, and all that the keys signed is refused"
+        )
     settings = _settings(keys_dir, state_dir)
-    since_ms = _since(since)
-    store = KeyStore(settings.effective_keys_dir)
-    given = settings.signing_key.get_secret_value()
-    signing = PrivateKey.parse(given) if given else store.signing_key()
+    store, signing = KeyStore(settings.effective_keys_dir), read_keys(settings).signing
     for key_id in key_ids:
         if not SHA256_HEX.fullmatch(key_id):
             raise KeysUnusable(f"cannot revoke {key_id}: a key's id is 64 hex digits")
@@ -227,31 +210,15 @@ def revoke(
                 f"cannot revoke {key_id}: this daemon signs with it; replace it first, with"
                 " `wasmkilnd keys rotate` or in WASMKILN_SIGNING_KEY"
             )
-        store.revoke(key_id, since_ms)
-        when = shown(store.revoked()[key_id])
-        audit_command(settings, "key_revoked", key_id=key_id, since=when)
-        click.echo(f"key {key_id} is revoked {when}; running daemons learn it within 30 s")
+        store.revoke(key_id)
+        _tell("key_revoked", key_id, keys_dir, state_dir)
+        click.echo(f"key {key_id} is revoked; running daemons refuse what it signed after a reload")
 
 
 def _role(key: PublicKey, signing: PrivateKey | None, later: PrivateKey | None) -> str:
     if signing and key == signing.public:
         return "signing"
     return "next" if later and key == later.public else "trusted"
-
-
-def _since(date: str | None) -> int:
-    if date is None:
-        return ALTOGETHER_MS
-    try:
-        since_ms = to_ms(datetime.fromisoformat(date))
-    except ValueError:
-        raise KeysUnusable(
-            f"cannot read --since {date}: write a date or a time, such as 2026-11-27 or"
-            " 2026-11-27T14:00:00Z"
-        ) from None
-    if since_ms <= ALTOGETHER_MS:
-        raise KeysUnusable(f"cannot revoke since {date}: no key is so old; leave --since out")
-    return since_ms
 
 
 def _tell(what: str, key_id: str, keys_dir: str | None, state_dir: str | None) -> None:

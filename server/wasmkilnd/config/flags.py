@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from wasmkilnd.config.load import CONFIG_ENV, FlagValue
+from wasmkilnd.config.load import CONFIG_ENV, REMOVED, FlagValue
 from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
 from wasmkilnd.config.show import shown_default
 
@@ -18,7 +18,12 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add a flag for every setting, and ``--config``, to a click command."""
+    """Add a flag for every setting, and ``--config``, to a click command.
+
+    It takes the flags of removed settings too, so that ``load`` says what to do instead.
+    """
+    for field in REMOVED:
+        command = click.option(flag_name(field), field, hidden=True)(command)
     return some_options(lambda field: True)(command)
 
 
@@ -36,8 +41,8 @@ def some_options(chosen: Callable[[str], bool]) -> Decorator:
         @functools.wraps(command)
         def with_flags(*args: Any, **given: Any) -> Any:
             flags: dict[str, FlagValue] = {}
-            for field in fields:
-                value = given.pop(field)
+            for field in (*fields, *REMOVED):
+                value = given.pop(field, None)
                 if value is not None and value != ():
                     flags[field] = value
             return command(*args, flags=flags, **given)

@@ -25,6 +25,12 @@ DEFAULT: Final = "default"
 
 FlagValue = str | bool | Sequence[str]
 
+REMOVED: Final = {
+    "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
+    "signing_cert_file": "leave it out, and have others trust the key of `wasmkilnd keys show`",
+}
+"""By field, the settings that are gone, and what to do instead."""
+
 # No message shows values of these types.
 _SECRETS = (RedisUrl, SecretStr)
 # Variables of the same prefix that the client and the tests use.
@@ -145,9 +151,13 @@ def _is_foreign(name: str, value: str) -> bool:
 
 def _unknown(names: Iterable[str], known: Iterable[str], origin: str) -> list[str]:
     known = list(known)
+    removed = REMOVED | {env_name(field): advice for field, advice in REMOVED.items()}
     problems = []
     for name in names:
         if name in known:
+            continue
+        if name in removed:
+            problems.append(f"{name} in {origin} is no longer a setting: {removed[name]}")
             continue
         close = difflib.get_close_matches(name, known, n=1)
         known_ones = "docs/reference/configuration.md lists them all"

@@ -26,7 +26,6 @@
 | | ``systemd`` | the protocol in which systemd is told |
 | | ``progress`` | whether jobs get on, so that the watchdog is answered |
 | | ``running`` | a file in the state directory for each daemon: its reloads |
-| | ``trust`` | follows revocations of signing keys, and spreads them over the fleet |
 | reload | ``reload`` | applies settings, keys and files that SIGHUP makes the daemon read again |
 | | ``follow_engines`` | serves engines that were installed, and ends those that were removed |
 | | ``warm_ups`` | compiles what is used most for a new engine before names stand for it |

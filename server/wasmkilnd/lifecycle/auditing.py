@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from wasmkiln.revoked_keys import changed, shown
 
 from wasmkilnd.access.sources import Sources
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
-from wasmkilnd.signing.opening import Signing
+from wasmkilnd.signing.keys import Keys
 from wasmkilnd.telemetry.audit.audit import Audit, Target, ToFile, ToLog
 from wasmkilnd.telemetry.audit.file import AuditFile
 
@@ -62,13 +60,12 @@ def prepare_audit(audit: Audit) -> Callable[[Settings], Callable[[], None]]:
     return prepare
 
 
-def audit_start(auditor: Auditor, version: str, signing: Signing) -> None:
+def audit_start(auditor: Auditor, version: str, keys: Keys) -> None:
     """Write that the daemon starts, and with which keys."""
-    ring = signing.ring
     about: dict[str, str | int | bool] = {
         "version": version,
-        "key_id": ring.signing.public.id,
-        "trusted_keys": len(ring.trusted),
+        "key_id": keys.own_id,
+        "trusted_keys": len(keys.trusted),
     }
     auditor.write(AuditLine(AuditEvent.START, about=about))
 
@@ -91,25 +88,6 @@ def audit_engines(auditor: Auditor, served: Iterable[str], removed: Iterable[str
         audit_change(auditor, "engine_served", engine=engine_id)
     for engine_id in removed:
         audit_change(auditor, "engine_removed", engine=engine_id)
-
-
-def audit_keys(auditor: Auditor, old: Signing, new: Signing) -> None:
-    """Write which keys a reload changes."""
-    before, after = old.ring.signing.public.id, new.ring.signing.public.id
-    if before != after:
-        audit_change(auditor, "signing_key", key_id=after, before=before)
-    trusted_before, trusted = set(old.ring.trusted), set(new.ring.trusted)
-    for key_id in sorted(trusted - trusted_before):
-        audit_change(auditor, "key_trusted", key_id=key_id)
-    for key_id in sorted(trusted_before - trusted):
-        audit_change(auditor, "key_distrusted", key_id=key_id)
-    audit_revocations(auditor, changed(old.ring.revoked, new.ring.revoked))
-
-
-def audit_revocations(auditor: Auditor, revoked: Mapping[str, int]) -> None:
-    """Write which keys are revoked from now on, and since when."""
-    for key_id, since_ms in revoked.items():
-        audit_change(auditor, "key_revoked", key_id=key_id, since=shown(since_ms))
 
 
 def audit_access(auditor: Auditor, before: Sources, after: Sources) -> None:

@@ -27,11 +27,10 @@ from wasmkilnd.lifecycle.tracing import check_tracing
 from wasmkilnd.options import redis_access, remote_options
 from wasmkilnd.ownership import check_path
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.opening import open_signing, open_trust
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import read_keys
 
 
-def check(settings: Settings, daemon_version: str) -> Sources:
+def check(settings: Settings) -> Sources:
     """Return who may do what. May block.
 
     Raises CannotStart, AccessUnusable, KeysUnusable and NotOurs, as ``serve`` would.
@@ -44,7 +43,7 @@ def check(settings: Settings, daemon_version: str) -> Sources:
     sources = read_sources(settings)
     if why := serve_namespaces.refusal(settings, sources.policy.namespaces):
         raise CannotStart(why)
-    _check_keys(settings, daemon_version)
+    read_keys(settings).refuse_revoked()
     if why := engine_names.refusal(settings):
         raise CannotStart(why)
     _check_redis(settings)
@@ -66,14 +65,6 @@ def _check_audit(settings: Settings) -> None:
             raise FileNotFoundError(2, os.strerror(2))
     except OSError as failure:
         raise CannotStart(cannot_write_audit(path, failure)) from None
-
-
-def _check_keys(settings: Settings, daemon_version: str) -> None:
-    given, folder = settings.signing_key.get_secret_value(), settings.effective_keys_dir
-    if given or KeyStore(folder).signing_key():
-        open_signing(settings, daemon_version)
-    else:
-        open_trust(folder, "", settings.trusted_keys, settings.trusted_ca_file)
 
 
 def _check_redis(settings: Settings) -> None:

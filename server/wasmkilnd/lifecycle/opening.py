@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+import structlog
+
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.shared_server import CannotOpenShared, open_server
-from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
@@ -36,12 +37,12 @@ from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import remote_options
-from wasmkilnd.ports import Auditor, Guard, Sealer, Tracing
+from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
-from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.opening import Signing, log_keys, open_signing
+from wasmkilnd.signing.keys import KeysUnusable, open_keys
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
@@ -109,26 +110,23 @@ class Opening:
             raise CannotStart(str(failure)) from None
         return bound_addresses(settings, groups, bound)
 
-    async def signing(self) -> Reloadable[Signing]:
+    async def sealer(self) -> Sealer:
         """Open the keys. Raises CannotStart."""
+        settings = self._settings.current
         try:
-            signing = await asyncio.to_thread(self.read_signing)
+            keys = await asyncio.to_thread(open_keys, settings)
         except KeysUnusable as failure:
             raise CannotStart(str(failure)) from None
-        log_keys(signing)
-        opened = Reloadable(signing)
-        self._metrics.gauges.certified_until_s = lambda: opened.current.ring.certified_until_s
-        return opened
-
-    def read_signing(self) -> Signing:
-        """Read the keys that the current settings name. May block. Raises KeysUnusable."""
-        return open_signing(self._settings.current, self._metrics.version)
+        structlog.get_logger("wasmkilnd.keys").info(
+            "signing artifacts", key_id=keys.own_id, trusted_keys=len(keys.trusted)
+        )
+        return Sealer(keys, self._metrics.version, max_age_s=settings.value_max_age_s)
 
     async def tenants(
         self,
         namespaces: Mapping[str, NamespaceLimits],
         engines: EngineRegistry,
-        sealer: Callable[[Marks], Sealer],
+        sealer: Sealer,
     ) -> Tenants:
         """Open the caches and services of each namespace. Raises CannotStart."""
         if why := refusal(self._settings.current, namespaces):

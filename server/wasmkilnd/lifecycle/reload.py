@@ -14,13 +14,14 @@ from wasmkilnd.cache.shared_server import CannotOpenShared
 from wasmkilnd.config.changes import Change, changes, take_over
 from wasmkilnd.config.load import ConfigError, LoadedSettings
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.lifecycle.auditing import CannotAudit, audit_keys, audit_settings
+from wasmkilnd.lifecycle.auditing import CannotAudit, audit_change, audit_settings
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.opening import Signing, log_key_changes, open_signing
+from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys
+from wasmkilnd.signing.keys import changes as key_changes
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.logs import standard_error
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
@@ -70,25 +71,23 @@ class Reloader:
         settings: Reloadable[Settings],
         limits: Reloadable[Limits],
         traffic: Reloadable[TrafficLimits],
-        signing: Reloadable[Signing],
+        sealer: Sealer,
         tenants: Tenants,
         auditor: Auditor,
         metrics: Metrics,
         *,
         largest_module_bytes: int,
-        daemon_version: str,
         parts: Sequence[Prepare] = (),
     ) -> None:
         """Reload what these hold. Modules above ``largest_module_bytes`` need a restart."""
         self._settings = settings
         self._limits = limits
         self._traffic = traffic
-        self._signing = signing
+        self._sealer = sealer
         self._tenants = tenants
         self._auditor = auditor
         self._metrics = metrics
         self._largest_module_bytes = largest_module_bytes
-        self._daemon_version = daemon_version
         self._parts = parts
         self._one_at_a_time = asyncio.Lock()
         self._refused: dict[int, str] = {}
@@ -156,7 +155,7 @@ class Reloader:
             new = take_over(old, wanted, [change.field for change in live])
             if why := limits_too_low(new):
                 raise ConfigError(f"cannot run jobs: {why}")
-            signing = await asyncio.to_thread(open_signing, new, self._daemon_version)
+            keys = await asyncio.to_thread(open_keys, new)
             apply_to_parts = await asyncio.to_thread(self._prepare, new)
             switch_redis = self._tenants.server.prepare_reconnect(redis_access(new))
         except _CANNOT as failure:
@@ -174,7 +173,7 @@ class Reloader:
         switch_redis()
         for apply in apply_to_parts:
             apply()
-        await self._apply(new, signing)
+        await self._apply(new, keys)
         log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
         return ReloadResult(need_restart=[each.field for each in found if each not in live])
 
@@ -195,17 +194,20 @@ class Reloader:
             return bool(before) == bool(getattr(wanted, change.field))
         return change.live
 
-    async def _apply(self, new: Settings, signing: Signing) -> None:
+    async def _apply(self, new: Settings, keys: Keys) -> None:
         self._settings.current = new
         self._limits.current = limits_of(new)
         self._traffic.current = traffic_limits(new)
         self._tenants.resize(new)
         await self._tenants.write_engines()
-        before, self._signing.current = self._signing.current, signing
-        audit_keys(self._auditor, before, signing)
         standard_error.configure(new.log_format, new.log_level)
-        signing.ring.take_over(before.ring)
-        if log_key_changes(before, signing):
-            dropped = await self._tenants.recheck(signing.sealer)
+        before = self._sealer.keys, self._sealer.max_age_s
+        # In a thread, since it waits for a look into the key directory that is under way.
+        await asyncio.to_thread(self._sealer.use, keys, new.value_max_age_s)
+        changed = key_changes(before[0], keys)
+        for what, about in changed:
+            audit_change(self._auditor, what, **about)
+        if changed or before[1] != new.value_max_age_s:
+            dropped = await self._tenants.recheck(self._sealer)
             if dropped:
                 log.info("artifacts dropped from memory: their key is not trusted", count=dropped)

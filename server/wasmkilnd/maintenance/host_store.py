@@ -21,14 +21,14 @@ from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.maintenance.inventory import Listed, listed_by_head
 from wasmkilnd.maintenance.scrub import KEPT, Finding, Scrubbed
 from wasmkilnd.model import CacheKey
-from wasmkilnd.ports import Verifier
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import payload_views
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_TTL = -1
 
 
-def host_values(directory: Path, verifier: Verifier) -> Iterator[Listed]:
+def host_values(directory: Path, verifier: Sealer) -> Iterator[Listed]:
     """Return all entries, by their heads alone. Raises TierUnavailable."""
     os.close(open_root(directory))
     for fingerprint in fingerprints_in(directory):
@@ -49,7 +49,7 @@ class HostScrub:
     def __init__(
         self,
         options: HostOptions,
-        verifier: Verifier,
+        verifier: Sealer,
         *,
         dry_run: bool,
         report_finding: Callable[[Finding], None],

@@ -21,7 +21,7 @@ from wasmkilnd.cache.value.names import KeyNames, ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.maintenance.orphans import Mentions
 from wasmkilnd.model import Artifact, Kind, Refusal
-from wasmkilnd.ports import Verifier
+from wasmkilnd.signing.sealer import Sealer
 
 _BATCH = 256
 
@@ -65,7 +65,7 @@ class Listed:
 class Inventory:
     """Lists all values under the prefix. Raises TierUnavailable."""
 
-    def __init__(self, link: GuardedRedis, names: KeyNames, verifier: Verifier) -> None:
+    def __init__(self, link: GuardedRedis, names: KeyNames, verifier: Sealer) -> None:
         self._link = link
         self._names = names
         self._verifier = verifier
@@ -115,7 +115,7 @@ class Inventory:
 
 
 def listed_by_head(
-    key: ValueKey, head: bytes, verifier: Verifier, mentions: Mentions | None = None
+    key: ValueKey, head: bytes, verifier: Sealer, mentions: Mentions | None = None
 ) -> Listed:
     """Return what ``head`` describes, without the value's own length and its TTL.
 

@@ -23,7 +23,7 @@ from wasmkilnd.cache.value.verify import WholeCheck, open_unnamed
 from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter, Member
 from wasmkilnd.maintenance.inventory import Listed
 from wasmkilnd.model import Artifact, Module
-from wasmkilnd.ports import Verifier
+from wasmkilnd.signing.sealer import Sealer
 
 Tell = Callable[[str, ValueRejected], None]
 """Called with the name of a value that was left out, and why."""
@@ -106,7 +106,7 @@ class Import:
         self,
         link: GuardedRedis,
         names: KeyNames,
-        verifier: Verifier,
+        verifier: Sealer,
         *,
         limit_bytes: int,
         ttl_s: int,

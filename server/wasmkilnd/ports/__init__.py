@@ -11,7 +11,6 @@ knowing the services.
 | ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
 | ``pins`` | ``PinnedTiers``: keeps what is pinned in all tiers | ``cache`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
-| ``seals`` | ``Verifier``, ``Sealer``: who vouches for a stored value | ``signing`` |
 | ``access`` | ``Guard``: who calls, and what they may do | ``access`` |
 | ``audit`` | ``Auditor``: writes down who did what | ``telemetry.audit`` |
 | ``recorder`` | ``Recorder``: takes note of what happens | ``telemetry.metrics`` |
@@ -34,7 +33,6 @@ from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
 from wasmkilnd.ports.pins import Measured, PinnedTiers, Room
 from wasmkilnd.ports.recorder import Recorder
-from wasmkilnd.ports.seals import Sealer, Verifier
 from wasmkilnd.ports.strikes import StrikeStore
 from wasmkilnd.ports.tiers import Cache, HostStore, Tier
 from wasmkilnd.ports.tracing import CallTrace, Tracing
@@ -57,9 +55,7 @@ __all__ = [
     "Recorder",
     "Refused",
     "Room",
-    "Sealer",
     "StrikeStore",
     "Tier",
     "Tracing",
-    "Verifier",
 ]

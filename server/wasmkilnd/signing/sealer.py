@@ -1,16 +1,29 @@
-"""Sign artifacts, and verify those that come back from the shared tier."""
+"""Sign artifacts and stored values, and verify those that come back from Redis and the disk.
+
+Two things are signed. An artifact's attestation is a DSSE envelope around an in-toto statement
+(``wasmkiln.attestation``, docs/reference/attestation.md): it covers the digests of artifact and
+module, the fingerprint, kind, engine, target, cpu, settings, times, and a digest over imports and
+exports. A stamp, the key's id (32 bytes) and its signature (64 bytes), covers the head of a value
+or a record. What is stamped begins with the kind of value, so that a stamp of one kind never
+passes for another.
+
+Statements of another ``BUILD_TYPE`` (``wasmkiln/_statement.py``) are refused: to change what an
+attestation states, give it a new one, and artifacts are compiled again.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
+import structlog
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from wasmkiln.attestation import (
@@ -26,16 +39,17 @@ from wasmkiln.attestation import (
     sign,
 )
 from wasmkiln.errors import AttestationInvalid
-from wasmkiln.revoked_keys import ALTOGETHER_MS, shown
+from wasmkiln.trusted_keys import PublicKey
 
 from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
+from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey
 
-if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
-    from wasmkiln.attestation import KeyLookup
+log = structlog.get_logger("wasmkilnd.keys")
+
+LOOK_EVERY_S = 2.0
+"""How often a key that is unknown makes the daemon look into its key directory, at most."""
 
 _KEY_ID_BYTES = 32
-_TOO_OLD = "too_old"
 
 _ADVICE = {
     UNSIGNED: "an older version of the daemon or another program wrote it",
@@ -44,31 +58,68 @@ _ADVICE = {
 }
 
 
-class DsseVerifier:
-    """Accepts signatures by the trusted keys only.
+class Sealer:
+    """Signs with the daemon's key, and accepts what a key that it trusts signed.
 
-    An attestation signs its claims, and with them the compile time and a digest over imports
-    and exports. A stamp signs the bytes that it is made for.
+    Safe for use from any thread; only ``seal`` and ``stamp`` raise, where there is no key to sign
+    with. A reload replaces the keys (``use``). For a key that is unknown, it looks into the key
+    directory again, since another daemon of the fleet may have rotated: in a thread at once, and on
+    the event loop in the background, so that this value is refused. Await ``meet`` before that.
     """
 
     def __init__(
         self,
-        trusted: KeyLookup,
+        keys: Keys,
+        daemon_version: str = "",
         *,
         max_age_s: float = 0,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Accept attestations of the last ``max_age_s``; 0 for all. ``now`` is the time of day."""
-        self._trusted = trusted
+        self.keys = keys
         self.max_age_s = max_age_s
+        self._daemon_version = daemon_version
         self._now = now
+        self._changing = threading.Lock()
+        self._next_look_s = 0.0
+
+    def use(self, keys: Keys, max_age_s: float) -> None:
+        """Sign and verify with ``keys`` from now on. May block."""
+        with self._changing:
+            self.keys, self.max_age_s = keys, max_age_s
+
+    async def meet(self, key_id: str) -> None:
+        """Learn a key that another daemon may have begun to sign with; ``get`` returns it then."""
+        if key_id not in self.keys.trusted and time.monotonic() >= self._next_look_s:
+            await asyncio.to_thread(self._look)
+
+    def seal(self, artifact: Artifact) -> Artifact:
+        """Return ``artifact`` with an attestation that binds it to its key."""
+        now_s = self._now()
+        statement = Statement(
+            _claims(artifact),
+            daemon_version=self._daemon_version,
+            finished_on=datetime.fromtimestamp(int(now_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            made_ms=int(now_s * 1000),
+            compile_time_s=float(artifact.compile_time_s),
+            types_sha256=_types_sha256(artifact),
+        )
+        return replace(artifact, attestation=sign(statement, self._signing.signer))
+
+    def stamp(self, message: bytes) -> bytes:
+        """Return ``STAMP_BYTES`` that tell other daemons which key vouches for ``message``."""
+        signing = self._signing
+        return bytes.fromhex(signing.public.id) + signing.sign(message)
 
     def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
-        """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does."""
+        """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does.
+
+        Believe ``artifact.sha256``: the stamp covers it, and the bytes were hashed as they came.
+        """
         if artifact.key != key:
             return Refusal(MISMATCH, "the artifact belongs to another cache key")
         try:
-            statement, _ = open_envelope(artifact.attestation, self._trusted)
+            statement, _ = open_envelope(artifact.attestation, self)
             check_claims(statement, _claims(artifact))
         except AttestationInvalid as error:
             cause = error.metadata["cause"]
@@ -79,43 +130,16 @@ class DsseVerifier:
             return Refusal(MISMATCH, "the attestation states another compile time or other types")
         return self._too_old(statement.when_ms)
 
-    def outdated(self, artifact: Artifact, stamped_by: str = "") -> Refusal | None:
-        """Return why ``artifact``, whose attestation is verified, counts no more, or None."""
-        if not (self.max_age_s or self._trusted.revoked):
-            return None
-        key_id, made_ms = attested(artifact.attestation)
-        for each in (key_id, stamped_by):
-            since_ms = self._trusted.revoked.get(each)
-            if since_ms is not None and made_ms >= since_ms:
-                return _revoked(each, since_ms)
-        return self._too_old(made_ms)
-
-    def wants_certificate(self, key_id: str) -> bool:
-        """Return False: the trusted keys are those that were given."""
-        return False
-
-    def learn_certificate(self, chain: bytes) -> None:
-        """Do nothing."""
-
-    def is_retired(self, artifact: Artifact) -> bool:
-        """Return whether the key of ``artifact`` was revoked after it was made."""
-        revoked = self._trusted.revoked
-        return bool(revoked) and attested(artifact.attestation)[0] in revoked
-
-    def check_stamp_now(self, message: bytes, stamp: bytes) -> Refusal | None:
-        """As ``check_stamp``, for what names no time: it counts as signed now."""
-        key_id = stamp[:_KEY_ID_BYTES].hex()
-        since_ms = self._trusted.revoked.get(key_id)
-        if since_ms is not None and self._now() * 1000 >= since_ms:
-            return _revoked(key_id, since_ms)
-        return self.check_stamp(message, stamp)
+    def outdated(self, artifact: Artifact) -> Refusal | None:
+        """Return why ``artifact``, which is verified, is too old by now; None if it is not."""
+        return self._too_old(_made_ms(artifact.attestation)) if self.max_age_s else None
 
     def check_stamp(self, message: bytes, stamp: bytes) -> Refusal | None:
         """Return why no trusted key vouches for ``message``, None if one does."""
         key_id, signature = stamp[:_KEY_ID_BYTES].hex(), stamp[_KEY_ID_BYTES:]
-        if self._trusted.revoked.get(key_id) == ALTOGETHER_MS:
-            return _revoked(key_id, ALTOGETHER_MS)
-        key = self._trusted.get(key_id)
+        if key_id in self.revoked:
+            return Refusal(REVOKED, f"the value is signed by a key that is revoked: {key_id}")
+        key = self.get(key_id)
         if key is None:
             why = f"the value is signed by a key that is not trusted: {key_id}"
             return Refusal(STRANGER, f"{why} ({_ADVICE[STRANGER]})")
@@ -125,54 +149,47 @@ class DsseVerifier:
             return Refusal(MISMATCH, "the value's signature does not match its key")
         return None
 
+    @property
+    def revoked(self) -> frozenset[str]:
+        """The ids of the revoked keys."""
+        return self.keys.trusted.revoked
+
+    def get(self, key_id: str, /) -> PublicKey | None:
+        """Return the trusted key with this id, None if there is none."""
+        key = self.keys.trusted.get(key_id)
+        if key or time.monotonic() < self._next_look_s:
+            return key
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._look()
+        else:
+            loop.run_in_executor(None, self._look)
+        return self.keys.trusted.get(key_id)
+
+    def _look(self) -> None:
+        with self._changing:
+            if time.monotonic() < self._next_look_s:
+                return  # Another thread has looked in the meantime.
+            try:
+                self.keys = self.keys.with_new()
+            except KeysUnusable as failure:
+                log.warning("cannot read the trusted keys", cause=str(failure))
+            self._next_look_s = time.monotonic() + LOOK_EVERY_S
+
+    @property
+    def _signing(self) -> PrivateKey:
+        signing = self.keys.signing
+        if signing is None:
+            raise KeysUnusable("there is no key to sign with: `wasmkilnd keys generate` makes one")
+        return signing
+
     def _too_old(self, made_ms: int) -> Refusal | None:
-        if not self.max_age_s or made_ms >= (self._now() - self.max_age_s) * 1000:
+        max_age_s = self.max_age_s
+        if not max_age_s or made_ms >= (self._now() - max_age_s) * 1000:
             return None
-        return Refusal(
-            _TOO_OLD, f"the attestation is older than value_max_age_s ({self.max_age_s:g} s)"
-        )
-
-
-class DsseSealer(DsseVerifier):
-    """Signs the artifacts that this daemon compiles."""
-
-    def __init__(
-        self,
-        signer: Signer,
-        trusted: KeyLookup,
-        daemon_version: str,
-        now: Callable[[], float] = time.time,
-        max_age_s: float = 0,
-    ) -> None:
-        """Sign with ``signer``; ``now`` and ``max_age_s`` are as in DsseVerifier."""
-        super().__init__(trusted, max_age_s=max_age_s, now=now)
-        self._signer = signer
-        self._daemon_version = daemon_version
-
-    def seal(self, artifact: Artifact, after_ms: int = 0) -> Artifact:
-        """Return ``artifact`` with an envelope signed by the signing key.
-
-        The envelope says that the artifact was made now, and in any case later than ``after_ms``.
-        """
-        now_s = self._now()
-        statement = Statement(
-            _claims(artifact),
-            daemon_version=self._daemon_version,
-            finished_on=datetime.fromtimestamp(int(now_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            made_ms=max(int(now_s * 1000), after_ms + 1),
-            compile_time_s=float(artifact.compile_time_s),
-            types_sha256=_types_sha256(artifact),
-        )
-        return replace(artifact, attestation=sign(statement, self._signer))
-
-    def certificate_of(self, artifact: Artifact) -> bytes:
-        """Return nothing: this sealer knows no certificates."""
-        return b""
-
-    def stamp(self, message: bytes) -> bytes:
-        """Return the signing key's id and its signature of ``message``."""
-        signature = self._signer.sign(message)
-        return bytes.fromhex(signature.keyid) + bytes.fromhex(signature.signature)
+        why = f"the attestation is older than value_max_age_s ({max_age_s:g} s)"
+        return Refusal("too_old", why)
 
 
 @lru_cache(maxsize=256)
@@ -181,14 +198,9 @@ def _public_key(raw: bytes) -> Ed25519PublicKey:
 
 
 @lru_cache(maxsize=1024)
-def attested(attestation: bytes) -> tuple[str, int]:
-    """Return the id of the key that signed an attestation, and when; nothing if it is unsigned."""
+def _made_ms(attestation: bytes) -> int:
     attested = peek(attestation)
-    return (attested[1], attested[0].when_ms) if attested else ("", 0)
-
-
-def _revoked(key_id: str, since_ms: int) -> Refusal:
-    return Refusal(REVOKED, f"the key that signed it is revoked {shown(since_ms)}: {key_id}")
+    return attested[0].when_ms if attested else 0
 
 
 def _claims(artifact: Artifact) -> Claims:

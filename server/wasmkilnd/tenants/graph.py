@@ -27,10 +27,11 @@ from wasmkilnd.module_service import ModuleService
 from wasmkilnd.options import host_options
 from wasmkilnd.pin_service import PinService
 from wasmkilnd.pins import Pins
-from wasmkilnd.ports import Engines, Fleet, Recorder, Sealer, Tracing
+from wasmkilnd.ports import Engines, Fleet, Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.tenants.recorders import BothRecorders
@@ -54,8 +55,7 @@ class Common:
     """Returns what each host store keeps as ``engines.json``."""
     admission: Admission
     behind: BehindSlots
-    sealer: Callable[[Marks], Sealer]
-    """Returns a sealer that knows the evictions of one namespace."""
+    sealer: Sealer
     tracing: Tracing | None = None
 
 
@@ -121,14 +121,13 @@ def open_tenant(
         recorder = BothRecorders(recorder, tracing.recorder())
     pins = Pins()
     marks = Marks(is_pinned=pins.is_pinned)
-    sealer = common.sealer(marks)
     memory = MemoryTier(share.memory_bytes, pins.is_pinned)
     host = open_host(
         host_options(settings).of_namespace(namespace, share.host_store_bytes),
-        sealer,
+        common.sealer,
         recorder,
         marks,
-        header_of=lambda artifact: header_of(artifact, sealer.certificate_of(artifact)),
+        header_of=header_of,
         # So that a disk that hangs leaves a call time to ask Redis.
         wait_s=settings.redis_timeout_s / 2,
         artifact_bytes=lambda: common.limits.current.artifact_bytes,
@@ -140,7 +139,7 @@ def open_tenant(
     shared = open_shared(
         common.server,
         replace(common.remote_options, write_queue_bytes=write_queue_bytes),
-        sealer,
+        common.sealer,
         recorder,
         marks,
         namespace,
@@ -170,7 +169,7 @@ def open_tenant(
         cache,
         fleet,
         engines,
-        sealer,
+        common.sealer,
         quarantine,
         recorder,
         admission,

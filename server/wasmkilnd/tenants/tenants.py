@@ -22,7 +22,7 @@ from wasmkilnd.model import (
     Strike,
     TierUsage,
 )
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.tenants.graph import Common, OpenTenant, open_tenant
@@ -32,6 +32,7 @@ log = structlog.get_logger("wasmkilnd.tenants")
 
 # How long a namespace that is named no more may take to write what waits.
 _FLUSH_S = 5.0
+_LOOK_EVERY_S = 30.0
 
 
 class Tenants:
@@ -131,9 +132,13 @@ class Tenants:
                 each.shared.redis.marks.recheck()
         return sum([await each.cache.recheck(sealer) for each in self._all()])
 
-    async def drop_outdated(self, sealer: Sealer) -> int:
-        """Drop from memory what has grown too old since it came; return how much."""
-        return sum([await each.cache.drop_outdated(sealer) for each in self._all()])
+    async def drop_outdated(self, sealer: Sealer) -> None:
+        """Drop from memory what grows older than ``value_max_age_s``, until cancelled."""
+        while True:
+            await asyncio.sleep(max(1.0, min(_LOOK_EVERY_S, sealer.max_age_s / 4 or _LOOK_EVERY_S)))
+            if sealer.max_age_s:
+                for each in self._all():
+                    await each.cache.drop_outdated(sealer)
 
     async def end_behind(self) -> None:
         """End the compiles that no caller waits for, and start no more."""

@@ -22,7 +22,7 @@ from wasmkilnd.maintenance.archive import ArchiveBroken, ArchiveReader, ArchiveW
 from wasmkilnd.maintenance.inventory import Inventory
 from wasmkilnd.maintenance.transfer import Import, Moved, export
 from wasmkilnd.model import Artifact, Module
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.sealing import OURS, THEIRS, sealer

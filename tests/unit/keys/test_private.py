@@ -8,7 +8,7 @@ import traceback
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.keys import PrivateKey
 
 KEY = PrivateKey.generate()
 PEM = KEY.pem.decode()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from wasmkilnd.signing.files import KeysUnusable
-from wasmkilnd.signing.opening import open_ring
-from wasmkilnd.signing.private import PrivateKey
-from wasmkilnd.signing.sealer import DsseSealer
-from wasmkilnd.signing.store import KeyStore
+from wasmkiln.trusted_keys import TrustedKeys
+from wasmkilnd.config.load import load
+from wasmkilnd.signing.keys import Keys, KeyStore, KeysUnusable, PrivateKey, open_keys
+from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.values import artifact
 
@@ -66,6 +67,13 @@ def test_generate_replaces_nothing(store: KeyStore) -> None:
 OTHERS = 54321
 
 
+def opened(folder: Path, signing_key: str = "", trusted_keys: tuple[str, ...] = ()) -> Keys:
+    """Return the keys that a daemon with these settings uses."""
+    given = {"keys_dir": str(folder), "trusted_keys": trusted_keys}
+    environ = {"WASMKILN_SIGNING_KEY": signing_key} if signing_key else {}
+    return open_keys(load(given, environ).settings)
+
+
 def file_called(store: KeyStore, name: str) -> Path:
     """Return a file or folder of the key directory; ``*`` stands for the key's id."""
     [path] = store.folder.glob(name) if "*" in name else [store.folder / name]
@@ -83,7 +91,7 @@ def test_keys_that_others_could_add_or_replace_are_refused(
     store.ensure()
     file_called(store, name).chmod(bits)
     with pytest.raises(KeysUnusable, match=r"other users may write to it.*chmod"):
-        open_ring(store.folder, signing_key, ())
+        opened(store.folder, signing_key)
 
 
 @pytest.mark.parametrize("bits", [0o604, 0o620])
@@ -93,7 +101,7 @@ def test_a_private_key_that_others_could_read_or_replace_is_refused(
     store.ensure()
     file_called(store, "signing.pem").chmod(bits)
     with pytest.raises(KeysUnusable, match=r"other users may (read it|write to it).*chmod"):
-        open_ring(store.folder, "", ())
+        opened(store.folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
@@ -102,7 +110,7 @@ def test_what_belongs_to_another_user_is_refused(store: KeyStore, name: str) -> 
     store.ensure()
     os.chown(file_called(store, name), OTHERS, -1)
     with pytest.raises(KeysUnusable, match=f"belongs to user {OTHERS}.*chown"):
-        open_ring(store.folder, "", ())
+        opened(store.folder)
 
 
 def test_root_may_own_the_keys_of_others(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,17 +118,17 @@ def test_root_may_own_the_keys_of_others(store: KeyStore, monkeypatch: pytest.Mo
     mine = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: OTHERS)
     if mine == 0:
-        assert open_ring(store.folder, "", ()).signing.public == key.public
+        assert opened(store.folder).own_id == key.public.id
         return
     with pytest.raises(KeysUnusable, match=f"belongs to user {mine}"):
-        open_ring(store.folder, "", ())
+        opened(store.folder)
 
 
 def test_an_open_directory_is_refused_before_there_is_anything_in_it(store: KeyStore) -> None:
     store.folder.mkdir(parents=True)
     store.folder.chmod(0o777)
     with pytest.raises(KeysUnusable, match="other users may write to it"):
-        open_ring(store.folder, PrivateKey.generate().base64, ())
+        opened(store.folder, PrivateKey.generate().base64)
 
 
 def test_a_group_may_read_a_mounted_secret(store: KeyStore) -> None:
@@ -135,8 +143,9 @@ def test_a_directory_without_write_access_is_enough_to_sign(tmp_path: Path) -> N
     (folder / "signing.pem").write_bytes(PrivateKey.generate().pem)
     (folder / "signing.pem").chmod(0o400)
     folder.chmod(0o500)
-    ring = open_ring(folder, "", ())
-    assert ring.get(ring.signing.public.id) == ring.signing.public
+    keys = opened(folder)
+    assert keys.signing
+    assert keys.trusted[keys.own_id] == keys.signing.public
 
 
 def test_what_is_damaged_is_told_and_not_quoted(store: KeyStore) -> None:
@@ -160,7 +169,7 @@ def test_a_place_that_cannot_be_is_told(tmp_path: Path) -> None:
 START = """
 import sys
 from pathlib import Path
-from wasmkilnd.signing.store import KeyStore
+from wasmkilnd.signing.keys import KeyStore
 sys.stdin.readline()
 print(KeyStore(Path(sys.argv[1])).ensure().public.id)
 """
@@ -188,9 +197,8 @@ def test_processes_that_start_at_once_make_one_key(store: KeyStore) -> None:
 # --- the keys of a running daemon ---------------------------------------------------------
 
 
-def sealer(store: KeyStore) -> DsseSealer:
-    ring = open_ring(store.folder, "", ())
-    return DsseSealer(ring.signing.signer(), ring, "1")
+def sealer(store: KeyStore) -> Sealer:
+    return Sealer(opened(store.folder))
 
 
 def test_a_running_daemon_believes_a_key_that_was_rotated_in_since(store: KeyStore) -> None:
@@ -205,7 +213,10 @@ def test_a_running_daemon_believes_a_key_that_was_rotated_in_since(store: KeySto
             assert each.verify(one, one.key) is None
 
 
-def test_a_trusted_key_file_that_lies_about_its_name_is_not_believed(store: KeyStore) -> None:
+def test_a_trusted_key_file_counts_by_its_content_and_not_by_its_name(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.signing.sealer.LOOK_EVERY_S", 0)
     running = sealer(store)
     other = sealer(KeyStore(store.folder.parent / "other"))
     stranger = other.seal(artifact(1))
@@ -217,6 +228,97 @@ def test_a_trusted_key_file_that_lies_about_its_name_is_not_believed(store: KeyS
     assert refusal.cause == "stranger"
     path.write_text(key.pem)
     assert running.verify(stranger, stranger.key) is None
+
+
+def test_a_key_that_the_directory_revokes_does_not_come(store: KeyStore) -> None:
+    running = sealer(store)
+    other = KeyStore(store.folder.parent / "other")
+    stranger = sealer(other).seal(artifact(1))
+    store.trust(other.ensure().public)
+    store.revoke(other.ensure().public.id)
+    refusal = running.verify(stranger, stranger.key)
+    assert refusal is not None
+    assert refusal.cause == "stranger"
+
+
+class Looks:
+    """Notes in which thread the key directory is read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.threads: list[threading.Thread] = []
+        read = KeyStore.trusted
+
+        def trusted(store: KeyStore) -> TrustedKeys:
+            self.threads.append(threading.current_thread())
+            return read(store)
+
+        monkeypatch.setattr(KeyStore, "trusted", trusted)
+
+
+def test_unknown_signers_cost_one_look_and_none_on_the_event_loop(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.signing.sealer.LOOK_EVERY_S", 1000)
+    running = sealer(store)
+    looks = Looks(monkeypatch)
+
+    async def values_arrive() -> None:
+        for _ in range(20):
+            stranger = PrivateKey.generate()
+            stamp = bytes.fromhex(stranger.public.id) + stranger.sign(b"head")
+            await running.meet(stranger.public.id)
+            refusal = running.check_stamp(b"head", stamp)
+            assert refusal is not None
+            assert refusal.cause == "stranger"
+
+    asyncio.run(values_arrive())
+    [thread] = looks.threads
+    assert thread is not threading.current_thread()
+
+
+def test_a_record_on_the_event_loop_has_the_key_looked_up_in_the_background(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = sealer(store)
+    store.rotate()
+    stamp = sealer(store).stamp(b"head")
+    looks = Looks(monkeypatch)
+
+    async def records_arrive() -> None:
+        for _ in range(10_000):
+            if running.check_stamp(b"head", stamp) is None:
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("the key is not known")
+
+    asyncio.run(records_arrive())
+    [thread] = looks.threads
+    assert thread is not threading.current_thread()
+
+
+def test_a_value_by_a_key_that_is_met_is_accepted_at_once(store: KeyStore) -> None:
+    running = sealer(store)
+    store.rotate()
+    rotated = sealer(store)
+
+    async def value_arrives() -> None:
+        await running.meet(rotated.keys.own_id)
+        assert running.check_stamp(b"head", rotated.stamp(b"head")) is None
+
+    asyncio.run(value_arrives())
+
+
+def test_a_reload_forgets_a_key_that_was_met_and_is_no_longer_there(store: KeyStore) -> None:
+    running = sealer(store)
+    old = store.rotate()
+    made = sealer(store).seal(artifact(1))
+    assert running.verify(made, made.key) is None
+    store.rotate()
+    store.distrust(old.public.id)
+    running.use(opened(store.folder), 0)
+    refusal = running.verify(made, made.key)
+    assert refusal is not None
+    assert refusal.cause == "stranger"
 
 
 @pytest.mark.parametrize("kind", ["no text", "open", "a folder"])
@@ -252,16 +354,16 @@ def test_a_signing_key_that_is_no_text_is_told(store: KeyStore) -> None:
 
 def test_a_fleet_shares_a_key_by_environment_and_makes_none(tmp_path: Path) -> None:
     shared, other = PrivateKey.generate(), PrivateKey.generate()
-    ring = open_ring(tmp_path / "keys", shared.base64, (other.public.hex,))
-    assert ring.signing.public == shared.public
-    assert set(ring.trusted) == {shared.public.id, other.public.id}
+    keys = opened(tmp_path / "keys", shared.base64, (other.public.hex,))
+    assert keys.own_id == shared.public.id
+    assert set(keys.trusted) == {shared.public.id, other.public.id}
     assert not (tmp_path / "keys").exists()
 
 
 def test_settings_that_hold_no_key_are_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(KeysUnusable, match="WASMKILN_SIGNING_KEY: ") as caught:
-        open_ring(tmp_path, "hunter2", ())
+        opened(tmp_path, "hunter2")
     assert "hunter2" not in str(caught.value)
     with pytest.raises(KeysUnusable, match="WASMKILN_TRUSTED_KEYS: ") as caught:
-        open_ring(tmp_path, "", ("hunter2",))
+        opened(tmp_path, "", ("hunter2",))
     assert "hunter2" not in str(caught.value)

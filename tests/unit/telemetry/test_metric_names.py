@@ -25,7 +25,6 @@ def served() -> Metrics:
     metrics = Metrics("1.2.3", ["/a.B/C"])
     metrics.add_engine("engine-1.0.0")
     metrics.gauges.tls = lambda: TlsStatus({"cert": 1.0, "client_ca": 1.0})
-    metrics.gauges.certified_until_s = lambda: 1.0
     metrics.gauges.engine_states = lambda: {"engine-1.0.0": True}
     metrics.gauges.isolation = lambda: {
         "engine-1.0.0": Isolation(

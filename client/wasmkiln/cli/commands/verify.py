@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from google.protobuf import json_format
 
 from wasmkiln._requests import identify
-from wasmkiln.artifact import attestation_path, header_path
+from wasmkiln.artifact import attestation_path
 from wasmkiln.attestation import MISMATCH, open_envelope
 from wasmkiln.cli import tables
 from wasmkiln.cli.connection_options import json_option
 from wasmkiln.cli.options import MODULE
 from wasmkiln.errors import AttestationInvalid
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 if TYPE_CHECKING:
     from wasmkiln.attestation import Statement
@@ -69,7 +67,6 @@ def verify(
     envelope = attestation or attestation_path(artifact)
     if not envelope.exists():
         raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
-    trusted = trusted.with_signer(_certificate(artifact))
     statement, key_id = _opened(envelope.read_bytes(), trusted)
     _check(statement, "artifact_sha256", hashlib.sha256(artifact.read_bytes()).hexdigest())
     if module is not None:
@@ -100,19 +97,6 @@ def verify(
     session.emit(document, tables.verified(str(artifact), statement, key_id))
     for why in filter(None, unchecked.values()):
         session.note(f"not checked: {why}")
-
-
-def _certificate(artifact: Path) -> bytes:
-    """Return the certificate in the header beside an artifact, empty if there is none.
-
-    It proves nothing: one of the trusted CAs has to have issued it.
-    """
-    header = ArtifactHeader()
-    try:
-        json_format.Parse(header_path(artifact).read_bytes(), header, ignore_unknown_fields=True)
-    except (OSError, json_format.ParseError, UnicodeDecodeError):
-        return b""
-    return header.signer_certificate
 
 
 def _opened(envelope: bytes, trusted: TrustedKeys) -> tuple[Statement, str]:

@@ -18,7 +18,7 @@ from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import TierUnavailable, WrongType
 from wasmkilnd.model import CacheKey
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 
 _RENEWALS_PER_LEASE = 3
 # An artifact that is stored sooner than this needs no lease that says "storing".
@@ -167,7 +167,7 @@ class LeaseStore:
             settled.cancel()
 
     def _status_of(self, name: bytes, held: bytes, sightings: Sightings) -> LeaseStatus:
-        theirs = read_lease(held, name, self._sealer.check_stamp_now)
+        theirs = read_lease(held, name, self._sealer.check_stamp)
         if theirs and theirs.state is State.FAILED:
             return LeaseStatus.FAILED
         if theirs and self._holders.is_alive(theirs, sightings, time.monotonic()):

@@ -18,7 +18,7 @@ from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import WrongType
 from wasmkilnd.model import CacheKey, Strike
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
 
 _MAX_LISTED = 10_000
@@ -129,7 +129,7 @@ class RedisStrikes:
         """Move the mark past strikes of daemons whose clocks are ahead."""
         found = (await read_strings(names, self._records))[0]
         keys = {name: key for name in found if (key := self._names.strike_key(name))}
-        check = self._sealer.check_stamp_now
+        check = self._sealer.check_stamp
         records = [read_record(key, found[name][0], check) for name, key in keys.items()]
         newest_ms = max((record.struck_ms for record in records if record), default=0)
         if newest_ms > self._marks.marks.released_ms(module_sha256):
@@ -141,7 +141,7 @@ class RedisStrikes:
     def _read(self, key: CacheKey, record: bytes, ttl_s: int) -> Strike | None:
         if not record:
             return None
-        read = read_record(key, record, self._sealer.check_stamp_now)
+        read = read_record(key, record, self._sealer.check_stamp)
         if read is None:
             _log.warning(
                 "ignored a quarantine record without a valid stamp", module=key.module_sha256

@@ -35,7 +35,7 @@ from wasmkilnd.cache.value.pieces import RAW, Body, Piece, cut, decoded
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.cache.value.verify import open_value
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
-from wasmkilnd.ports import Verifier
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 HeaderOf: TypeAlias = Callable[[Artifact], ArtifactHeader]
@@ -125,7 +125,7 @@ def disk_bytes_at(path: Path) -> int:
 class OpenEntry:
     """An entry whose folder is open. Its methods raise ValueRejected and OSError."""
 
-    def __init__(self, folder: int, key: CacheKey, verifier: Verifier) -> None:
+    def __init__(self, folder: int, key: CacheKey, verifier: Sealer) -> None:
         """``folder`` is a descriptor, which the caller closes."""
         self._folder = folder
         self._key = key

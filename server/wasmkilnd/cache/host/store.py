@@ -32,7 +32,7 @@ from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.cache.value.verify import check_time
 from wasmkilnd.errors import DoesNotFit
 from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, HostFile, Kind
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance
 
 T = TypeVar("T")

@@ -35,7 +35,8 @@ from wasmkilnd.model import (
     TierUsage,
     nothing_pinned,
 )
-from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.ports import Recorder
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ before they are parsed, and the error texts of a server never reach a log or a c
 | many keys by their heads | ``scan``; ``sweep`` (eviction, kinds of modules) |
 | marks of evictions | ``mark_store`` |
 | pins | ``pins``: the lists that daemons share, and values without a time to live |
-| signing keys | ``revocation_store``, ``certificate_store`` |
 | commands, time-outs | ``guarded`` (``GuardedRedis``), ``breaker``, ``errors`` |
 | kinds of servers | ``server`` (one server), ``sentinel``, ``cluster`` (``cluster_nodes``, |
 | | ``cluster_map``, ``concurrency``), ``upstash_rest`` |

@@ -7,7 +7,6 @@ import dataclasses
 
 import structlog
 
-from wasmkilnd.cache.redis.certificate_store import CertificateStore
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.mark_store import MarkStore
 from wasmkilnd.cache.redis.rejections import Rejections
@@ -25,6 +24,7 @@ from wasmkilnd.cache.value.pieces import ZSTD
 from wasmkilnd.cache.value.rejected import ValueRejected
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, Module
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance
 
 READS_AT_ONCE = 8
@@ -46,7 +46,7 @@ class Lookups:
         reader: ValueReader,
         marks: MarkStore,
         rejections: Rejections,
-        certificates: CertificateStore,
+        sealer: Sealer,
         reads_at_once: int,
     ) -> None:
         self._link = link
@@ -54,7 +54,7 @@ class Lookups:
         self._reader = reader
         self._marks = marks
         self._rejections = rejections
-        self._certificates = certificates
+        self._sealer = sealer
         self._reading = asyncio.Semaphore(reads_at_once)
 
     async def get(
@@ -84,7 +84,7 @@ class Lookups:
                 return None
             value = stored
             if len(value) >= value_format.HEADER_OFFSET:
-                await self._certificates.look_up(value_format.stamped_by(value))
+                await self._sealer.meet(value_format.stamped_by(value))
             opened = await self._reader.open_value(key, value)
             if isinstance(opened.what, Artifact):
                 size_bytes = head_size(value)

@@ -21,7 +21,7 @@ from wasmkilnd.cache.value.marks import (
 from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 
 _LEAST_TTL_S = 30 * 24 * 3600
 _TIMES_AS_LONG = 2
@@ -127,7 +127,7 @@ class MarkStore:
         digest = hashlib.sha256(name + record).digest()
         read = self._checked.get(digest)
         if read is None:
-            read = read_mark(name, record, self._sealer.check_stamp_now)
+            read = read_mark(name, record, self._sealer.check_stamp)
             if read != Mark():
                 self._checked[digest] = read
             if len(self._checked) > _MAX_CHECKED:

@@ -11,7 +11,7 @@ from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.cache.value.pieces import PARTS_OUTLIVE_S
 from wasmkilnd.cache.value.pins import MAX_LIST_BYTES, merge_lists, read_record, write_record
 from wasmkilnd.model import CacheKey, Held, PinTimes
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 
 _TTL_S = 400 * 24 * 3600
 _DIGITS = "0123456789abcdef"
@@ -61,7 +61,7 @@ class RedisPins:
         for name, digit in by_digit.items():
             await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
             mine = {module: times for module, times in known.items() if module[0] == digit}
-            read = read_record(name, records.get(name, b""), self._sealer.check_stamp_now)
+            read = read_record(name, records.get(name, b""), self._sealer.check_stamp)
             theirs = read or {}
             merged = merge_lists(mine, theirs)
             if merged and merged != theirs:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from wasmkilnd.cache.redis.breaker import Breaker
-from wasmkilnd.cache.redis.certificate_store import CertificateStore
 from wasmkilnd.cache.redis.guarded import FOR_EVER, GuardedRedis
 from wasmkilnd.cache.redis.lookups import READS_AT_ONCE, Lookups
 from wasmkilnd.cache.redis.mark_store import MarkStore
@@ -38,7 +37,8 @@ from wasmkilnd.model import (
     TierUsage,
     nothing_pinned,
 )
-from wasmkilnd.ports import Recorder, Sealer
+from wasmkilnd.ports import Recorder
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import payload_views
 
@@ -76,13 +76,11 @@ class RedisTier:
         module_bytes: Callable[[], int] = lambda: sys.maxsize,
         marks: Marks | None = None,
         reports_usage: bool = True,
-        fleet_prefix: str | None = None,
         is_pinned: IsPinned = nothing_pinned,
     ) -> None:
         """Store on ``server``, and close it at the end, unless it is a link that others use too.
 
-        Without ``reports_usage``, ``usage`` returns zeros. What is not of one namespace is below
-        ``fleet_prefix``, else below ``prefix`` too. ``marks`` are the evictions that this
+        Without ``reports_usage``, ``usage`` returns zeros. ``marks`` are the evictions that this
         daemon knows of. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read.
         Values of modules that ``is_pinned`` returns True for get no time to live.
         ``timeout_s`` bounds each reply; the two waits are the breaker's: how long it waits before
@@ -105,8 +103,6 @@ class RedisTier:
         self._ttl_s = ttl_s
         self._is_pinned = is_pinned
         self.marks = MarkStore(self.link, self.names, sealer, marks or Marks(), ttl_s)
-        fleet_names = self.names if fleet_prefix is None else KeyNames(fleet_prefix)
-        self.certificates = CertificateStore(self.link, fleet_names, sealer)
         self._writer = ValueWriter(self.link, self.names)
         self._lookups = Lookups(
             self.link,
@@ -114,7 +110,7 @@ class RedisTier:
             ValueReader(self.link, self.names, sealer),
             self.marks,
             Rejections(self.name, self.link, recorder),
-            self.certificates,
+            sealer,
             reads_at_once,
         )
         self._usage = TierUsage()

@@ -23,7 +23,7 @@ from wasmkilnd.cache.value.use_records import (
     write_record,
 )
 from wasmkilnd.model import STAMP_BYTES
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.uses import Uses, summed
 
 PLACES = 64
@@ -98,7 +98,7 @@ class UseStore:
         value = await self._beginning(name, MAX_RECORD_BYTES + 1)
         if not value:
             return None, b""
-        check = self._sealer.check_stamp_now
+        check = self._sealer.check_stamp
         return await asyncio.to_thread(read_record, value, self._names.all_uses, check), value
 
     async def _owner_at(self, name: bytes) -> bytes:

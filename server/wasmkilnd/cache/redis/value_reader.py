@@ -27,7 +27,7 @@ from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.cache.value.verify import WholeCheck, open_value
 from wasmkilnd.errors import WrongType
 from wasmkilnd.model import Artifact, Module
-from wasmkilnd.ports import Verifier
+from wasmkilnd.signing.sealer import Sealer
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ class ValueReader:
         self,
         link: GuardedRedis,
         names: KeyNames,
-        verifier: Verifier,
+        verifier: Sealer,
         limiter: RateLimiter | None = None,
     ) -> None:
         self._link = link

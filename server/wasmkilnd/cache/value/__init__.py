@@ -8,7 +8,6 @@
 | ``pieces`` | a payload in compressed pieces, each with a digest |
 | ``verify`` | all checks that need a key: stamp, attestation, whole payload |
 | ``marks`` | what an Evict or a release leaves, so that nothing removed comes back |
-| ``revocations`` | a statement that a signing key is revoked |
 | ``rejected`` | the causes for which a value is not used |
 
 This room does no I/O: ``cache.redis`` moves the bytes.
@@ -20,9 +19,9 @@ parsed or decompressed before the check that covers it. A value that fails raise
 with a ``Cause``, which is the label of the metric ``values_rejected``; the reader deletes it.
 
 **Keys.** ``compiled:{<module>}:<fingerprint>``, ``module:{<module>}``, ``part:…`` for further
-pieces, ``lease:…`` and ``strike:…`` (``cache.fleet``), ``mark:{<module>}`` and ``mark:all``, and of
-signing keys ``revoked:<key id>`` and ``cert:<key id>``. The braces keep all keys of a module in one
-slot of a cluster. Those of a namespace begin with ``ns:<namespace>:``.
+pieces, ``lease:…`` and ``strike:…`` (``cache.fleet``), ``mark:{<module>}`` and ``mark:all``. The
+braces keep all keys of a module in one slot of a cluster. Those of a namespace begin with
+``ns:<namespace>:``.
 
 **When to bump a version.** ``fingerprint.CACHE_FORMAT`` is the version in each value, and part of
 every fingerprint and of the names of modules. Raise it when the bytes of a value change: daemons

@@ -51,8 +51,8 @@ class KeyNames:
     Evict or a release leaves ``<prefix>mark:{<module>}``, or ``<prefix>mark:all`` if it was about
     everything or an engine. ``<prefix>pins:<digit>`` lists the pinned modules whose digests begin
     with the digit, and ``<prefix>uses:<place>`` sums what a daemon served.
-    ``<prefix>revoked:<key id>`` revokes a signing key, and ``<prefix>cert:<key id>`` is its
-    certificate. The braces keep all keys of a module in one slot of a cluster.
+    Daemons before 0.7 wrote ``<prefix>revoked:<key id>`` and ``<prefix>cert:<key id>``, which
+    nobody reads. The braces keep all keys of a module in one slot of a cluster.
 
     Keys of a namespace begin with ``<prefix>ns:<namespace>:`` instead of the prefix, so no pattern
     or name here is about them.
@@ -68,8 +68,7 @@ class KeyNames:
         self._strike = f"{prefix}strike:".encode()
         self._mark = f"{prefix}mark:".encode()
         self._pins = f"{prefix}pins:".encode()
-        self._revoked = f"{prefix}revoked:".encode()
-        self._certificate = f"{prefix}cert:".encode()
+        self._about_keys = (f"{prefix}revoked:".encode(), f"{prefix}cert:".encode())
         self._uses = f"{prefix}uses:".encode()
         self._prefix = prefix.encode()
 
@@ -93,14 +92,6 @@ class KeyNames:
         """Return the key that a strike is about if ``name`` is a strike's, else None."""
         return _key_of(self._strike, name)
 
-    def revoked(self, key_id: str) -> bytes:
-        """Return the name of the revocation of a signing key."""
-        return self._revoked + key_id.encode()
-
-    def certificate(self, key_id: str) -> bytes:
-        """Return the name of the certificate of a signing key."""
-        return self._certificate + key_id.encode()
-
     def uses(self, place: int) -> bytes:
         """Return the name of a daemon's record of uses."""
         return b"%b%d" % (self._uses, place)
@@ -115,8 +106,8 @@ class KeyNames:
         return name.startswith(self._uses)
 
     def is_about_keys(self, name: bytes) -> bool:
-        """Whether ``name`` is that of a revocation or a certificate of a signing key."""
-        return name.startswith((self._revoked, self._certificate))
+        """Whether ``name`` is about a signing key, as a daemon before 0.7 wrote it."""
+        return name.startswith(self._about_keys)
 
     def mark(self, module_sha256: str) -> bytes:
         """Return the name of the mark of a module, of everything for an empty digest."""

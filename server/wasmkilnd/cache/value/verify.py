@@ -10,12 +10,12 @@ from wasmkilnd.cache.value.format import Opened
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
 from wasmkilnd.model import SHA256_HEX, Artifact, CacheKey, Module
-from wasmkilnd.ports import Verifier
+from wasmkilnd.signing.sealer import Sealer
 
 _PREAMBLE_BYTES = 8
 
 
-def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifact | Module]:
+def open_value(value: bytes, key: ValueKey, verifier: Sealer) -> Opened[Artifact | Module]:
     """Verify ``value``, which was read from under ``key``: head and attestation, not the pieces.
 
     Raises ValueRejected, and nothing else, whatever the bytes.
@@ -23,11 +23,11 @@ def open_value(value: bytes, key: ValueKey, verifier: Verifier) -> Opened[Artifa
     opened = value_format.open_head(value, key, verifier.check_stamp)
     if isinstance(opened.what, Artifact):
         _check_attestation(opened.what, opened.what.key, verifier)
-        check_time(opened.what, verifier, value_format.stamped_by(value))
+        check_time(opened.what, verifier)
     return opened
 
 
-def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Artifact | Module]]:
+def open_unnamed(head: bytes, verifier: Sealer) -> tuple[ValueKey, Opened[Artifact | Module]]:
     """Verify ``head``, of unknown origin; return the key that it is about, and the opened head.
 
     Raises ValueRejected, and nothing else, whatever the bytes.
@@ -40,16 +40,13 @@ def open_unnamed(head: bytes, verifier: Verifier) -> tuple[ValueKey, Opened[Arti
         if not SHA256_HEX.fullmatch(digest):
             raise ValueRejected(Cause.WRONG_KEY, "the value belongs to an impossible key")
     _check_attestation(what, what.key, verifier)
-    check_time(what, verifier, value_format.stamped_by(head))
+    check_time(what, verifier)
     return ValueKey(what.module_sha256, what.spec.fingerprint), opened
 
 
-def check_time(artifact: Artifact, verifier: Verifier, stamped_by: str = "") -> None:
-    """Raise ValueRejected if time has passed over ``artifact``, whose attestation is verified.
-
-    A stamp has no time of its own: the attestation's counts for the key of both.
-    """
-    if refusal := verifier.outdated(artifact, stamped_by):
+def check_time(artifact: Artifact, verifier: Sealer) -> None:
+    """Raise ValueRejected if time has passed over ``artifact``, whose attestation is verified."""
+    if refusal := verifier.outdated(artifact):
         raise ValueRejected(Cause(refusal.cause), refusal.why)
 
 
@@ -87,7 +84,7 @@ class WholeCheck:
             raise ValueRejected(Cause.MISMATCH, "the bytes do not have the signed digest")
 
 
-def _check_attestation(artifact: Artifact, key: CacheKey, verifier: Verifier) -> None:
+def _check_attestation(artifact: Artifact, key: CacheKey, verifier: Sealer) -> None:
     try:
         refusal = verifier.verify(artifact, key)
     except Exception as error:

@@ -29,9 +29,8 @@ from wasmkilnd.maintenance.connect import open_link
 from wasmkilnd.model import DEFAULT_NAMESPACE, NAMESPACE_NAME
 from wasmkilnd.options import host_options, remote_options
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.signing.opening import open_trust
-from wasmkilnd.signing.ring import TrustRing
-from wasmkilnd.signing.sealer import DsseVerifier
+from wasmkilnd.signing.keys import read_keys
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.logs import pipeline
 
 T = TypeVar("T")
@@ -65,12 +64,11 @@ class Session:
     settings: Settings
     link: GuardedRedis
     names: KeyNames
-    trust: TrustRing
-    verifier: DsseVerifier
+    verifier: Sealer
 
     def require_trust(self) -> None:
         """Raise CacheCommandFailed if no key is trusted, since no value could verify."""
-        _require_trust(self.trust, self.settings)
+        _require_trust(self.verifier, self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +77,11 @@ class HostSession:
 
     settings: Settings
     options: HostOptions
-    trust: TrustRing
-    verifier: DsseVerifier
+    verifier: Sealer
 
     def require_trust(self) -> None:
         """Raise CacheCommandFailed if no key is trusted, since no entry could verify."""
-        _require_trust(self.trust, self.settings)
+        _require_trust(self.verifier, self.settings)
 
 
 def tier_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,8 +123,8 @@ def where_options(*more: str) -> Decorator:
     return decorate
 
 
-def _require_trust(trust: TrustRing, settings: Settings) -> None:
-    if not trust.trusted:
+def _require_trust(verifier: Sealer, settings: Settings) -> None:
+    if not verifier.keys.trusted:
         raise CacheCommandFailed(
             f"cannot verify any value: no key is trusted here, and there is none in"
             f" {settings.effective_keys_dir} (set --keys-dir or WASMKILN_TRUSTED_KEYS)"
@@ -165,13 +162,13 @@ def run(
     With ``make``, create the embedded server if there never was one. Raises ConfigError,
     KeysUnusable and CacheCommandFailed.
     """
-    settings, trust = _prepared(place)
+    settings, verifier = _prepared(place)
     options = remote_options(Reloadable(settings))
 
     async def with_cache() -> T:
         async with open_link(options, make=make) as link:
             names = KeyNames(namespace_prefix(settings.redis_prefix, place.namespace))
-            return await work(Session(settings, link, names, trust, DsseVerifier(trust)))
+            return await work(Session(settings, link, names, verifier))
 
     try:
         return asyncio.run(with_cache())
@@ -189,7 +186,7 @@ def run_on_host(
 
     Raises ConfigError, KeysUnusable and CacheCommandFailed.
     """
-    settings, trust = _prepared(place)
+    settings, verifier = _prepared(place)
     options = host_options(settings)
     options = options.of_namespace(place.namespace, options.limit_bytes)
     act_as_owner(options.directory)
@@ -203,22 +200,17 @@ def run_on_host(
             " --host-store-dir)"
         )
     try:
-        return work(HostSession(settings, options, trust, DsseVerifier(trust)))
+        return work(HostSession(settings, options, verifier))
     except TierUnavailable as failure:
         raise CacheCommandFailed(str(failure)) from None
 
 
-def _prepared(place: Place) -> tuple[Settings, TrustRing]:
+def _prepared(place: Place) -> tuple[Settings, Sealer]:
     settings = settings_of(place.flags, place.config)
     # Only errors: the command prints what an operator needs.
     pipeline.configure("text", "error", sys.stderr)
     signal.signal(signal.SIGTERM, _interrupted)
-    return settings, open_trust(
-        settings.effective_keys_dir,
-        settings.signing_key.get_secret_value(),
-        settings.trusted_keys,
-        settings.trusted_ca_file,
-    )
+    return settings, Sealer(read_keys(settings))
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

@@ -85,7 +85,7 @@ def export_values(
                 left_out.report,
                 lambda value: advance(value.stored_bytes),
             )
-        return moved, [key for key in map(session.trust.get, moved.signers) if key]
+        return moved, [key for key in map(session.verifier.get, moved.signers) if key]
 
     with _written(file, force) as write_to:
         moved, signers = run(place, lambda session: work(session, write_to))

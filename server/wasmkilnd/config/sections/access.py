@@ -129,15 +129,3 @@ class AccessSettings(BaseModel):
         " into Redis. 0 for no limit.",
         json_schema_extra=LIVE,
     )
-    trusted_ca_file: OptionalFile = Field(
-        default="",
-        description="CAs whose certificates for code signing make a key trusted, as PEM: see"
-        " docs/how-to/certify-keys.md.",
-        json_schema_extra=LIVE,
-    )
-    signing_cert_file: OptionalFile = Field(
-        default="",
-        description="The certificate of the signing key, with its chain, as PEM: others that have"
-        " its CA in trusted_ca_file then trust the key.",
-        json_schema_extra=LIVE,
-    )

@@ -10,7 +10,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import Artifact, Role
+from wasmkilnd.model import Role
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.wire import messages
@@ -31,16 +31,12 @@ class ModuleServicer:
         tenant_of: Callable[[str], Tenant],
         stats: Callable[[str], pb.StatsResponse],
         capabilities: Callable[[], pb.GetCapabilitiesResponse],
-        certificate_of: Callable[[Artifact], bytes] = lambda _: b"",
     ) -> None:
-        """``tenant_of`` and ``stats`` take the namespace of a caller.
-
-        ``certificate_of`` returns the certificate of the key that signed an artifact.
-        """
+        """``tenant_of`` and ``stats`` take the namespace of a caller."""
         self._tenant_of = tenant_of
         self._stats = stats
         self._capabilities = capabilities
-        self._headers = Headers(certificate_of)
+        self._headers = Headers()
 
     async def load(self, request: pb.LoadRequest, call: Call) -> pb.LoadResponse:
         """Admit, validate and store a module."""

@@ -7,9 +7,8 @@ appends the fields of the call to it. Protobuf allows the fields of a message in
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 from wasmkiln.v1 import types_pb2
 
@@ -55,9 +54,7 @@ class SerializedAnswer:
 class Headers:
     """Puts answers together from what is kept for as long as the artifact is in memory."""
 
-    def __init__(self, certificate_of: Callable[[Artifact], bytes] = lambda _: b"") -> None:
-        """``certificate_of`` returns the certificate of the key that signed an artifact."""
-        self._certificate_of = certificate_of
+    def __init__(self) -> None:
         self._kept: weakref.WeakKeyDictionary[Artifact, bytes] = weakref.WeakKeyDictionary()
 
     def answer(
@@ -86,14 +83,11 @@ class Headers:
         kept = self._kept.get(served.artifact)
         if kept is None:
             kept = self._kept[served.artifact] = header_of(served.artifact).SerializeToString()
-        # Not kept: a certificate may be renewed while the artifact is in memory.
-        if certificate := self._certificate_of(served.artifact):
-            more = (_certificate(certificate), *more)
         fields = (kept, _of_call(served), *more)
         return b"".join((_HEADER_TAG, varint(sum(map(len, fields))), *fields))
 
 
-def header_of(artifact: Artifact, certificate: bytes = b"") -> types_pb2.ArtifactHeader:
+def header_of(artifact: Artifact) -> types_pb2.ArtifactHeader:
     """Return what an artifact says of itself, whichever call asks: no field of a call is set."""
     spec = artifact.spec
     return types_pb2.ArtifactHeader(
@@ -113,7 +107,6 @@ def header_of(artifact: Artifact, certificate: bytes = b"") -> types_pb2.Artifac
         exports=[_export(item) for item in artifact.exports],
         types_truncated=artifact.types_truncated,
         is_fast=spec.is_fast,
-        signer_certificate=certificate,
     )
 
 
@@ -134,11 +127,6 @@ def _of_call(served: Served) -> bytes:
 @cache
 def _of_origin(origin: Origin) -> bytes:
     return types_pb2.ArtifactHeader(origin=ORIGINS[origin]).SerializeToString()
-
-
-@lru_cache(maxsize=64)
-def _certificate(chain: bytes) -> bytes:
-    return types_pb2.ArtifactHeader(signer_certificate=chain).SerializeToString()
 
 
 @cache

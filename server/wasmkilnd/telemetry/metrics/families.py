@@ -50,7 +50,6 @@ def of_readings(now: Readings) -> Iterator[Metric]:
     yield _gauge("pins", "Modules that are pinned.", now.pins)
     yield from _of_writes(now)
     yield from _of_tls(now.tls)
-    yield _of_signing(now.certified_until_s)
     yield _of_warm_ups(now.warm_ups)
     yield from _of_reloads(now.reloads)
     yield CounterMetricFamily(
@@ -193,16 +192,6 @@ def _of_tls(tls: TlsStatus) -> Iterator[Metric]:
         "Times that changed TLS files could not be used, so that the old ones stayed in force.",
         tls.failures,
     )
-
-
-def _of_signing(certified_until_s: float | None) -> Metric:
-    expiry = GaugeMetricFamily(
-        f"{PREFIX}signing_certificate_not_after_seconds",
-        "When the certificate of the signing key expires, in seconds since 1970.",
-    )
-    if certified_until_s is not None:
-        expiry.add_metric([], certified_until_s)
-    return expiry
 
 
 def _of_warm_ups(warm_ups: Sequence[EngineWarmUp]) -> Metric:

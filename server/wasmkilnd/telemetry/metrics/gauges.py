@@ -42,7 +42,6 @@ class Gauges(Collector):
         self.host: Callable[[], HostStatus] = HostStatus
         self.quotas: Callable[[], Mapping[str, tuple[float, int]]] = no_quotas
         self.tls: Callable[[], TlsStatus] = TlsStatus
-        self.certified_until_s: Callable[[], float | None] = lambda: None
         self.warm_ups: Callable[[], Sequence[EngineWarmUp]] = tuple
         self.engine_states: Callable[[], Mapping[str, bool]] = dict
         self.isolation: Callable[[], Mapping[str, Isolation]] = dict
@@ -70,7 +69,6 @@ class Gauges(Collector):
             host=_read("host store", self.host, HostStatus()),
             quotas=_read("quotas", self.quotas, no_quotas()),
             tls=_read("TLS", self.tls, TlsStatus()),
-            certified_until_s=_read("signing certificate", self.certified_until_s, None),
             warm_ups=_read("warm-ups", self.warm_ups, ()),
             engine_states=_read("engines", self.engine_states, {}),
             isolation=_read("isolation", self.isolation, {}),

@@ -76,8 +76,6 @@ class Readings:
     quotas: Mapping[str, tuple[float, int]]
     """By kind: the largest part of a limit that an identity uses, and all refusals."""
     tls: TlsStatus
-    certified_until_s: float | None
-    """When the certificate of the signing key expires; None for a key without one."""
     warm_ups: Sequence[EngineWarmUp]
     engine_states: Mapping[str, bool]
     """By engine that is installed: whether it is served."""
