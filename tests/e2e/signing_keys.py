@@ -68,6 +68,10 @@ class KeyDirectory:
         """Trust a key from the next start or reload on."""
         _write(self.folder / "trusted" / f"{key.id}.pem", key.pem)
 
+    def revoked(self) -> set[str]:
+        """Return the ids of the keys that are revoked here."""
+        return {file.stem for file in (self.folder / "revoked").glob("*.json")}
+
     def revoke_since(self, key_id: str, since_ms: int) -> None:
         """Revoke a key as wasmkilnd 0.6.0 does, from a date on."""
         said = json.dumps({"key_id": key_id, "since_ms": since_ms})

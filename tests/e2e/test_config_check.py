@@ -74,6 +74,33 @@ def test_both_say_the_same(
     assert served.stderr.splitlines()[-1] == sentence
 
 
+@pytest.mark.parametrize("setting", ["trusted_ca_file", "signing_cert_file"])
+@pytest.mark.parametrize("given", ["flag", "environment", "file"])
+def test_a_removed_setting_is_refused_with_what_to_do(
+    state: Path, tmp_path: Path, setting: str, given: str
+) -> None:
+    flags: tuple[str, ...] = ()
+    environ: dict[str, str] = {}
+    name = setting
+    if given == "flag":
+        flags = (f"--{setting.replace('_', '-')}", "ca.pem")
+    elif given == "environment":
+        name = f"WASMKILN_{setting.upper()}"
+        environ = {name: "ca.pem"}
+    else:
+        (tmp_path / "x.toml").write_text(f'{setting} = "ca.pem"\n')
+        flags = ("--config", str(tmp_path / "x.toml"))
+    checked = run("config", state, *flags, **environ)
+    [sentence] = checked.stderr.splitlines()
+    assert checked.returncode == 2
+    assert sentence.startswith(f"error: {name} in ")
+    assert "is no longer a setting: " in sentence
+    assert "`wasmkilnd keys " in sentence
+    served = run("serve", state, *flags, **environ)
+    assert served.returncode == 2
+    assert served.stderr.splitlines()[-1] == sentence
+
+
 def test_what_serve_meets_after_its_engines_is_found_too(state: Path, tmp_path: Path) -> None:
     password = ("--redis-url", "redis://127.0.0.1:1", "--redis-password-file", f"{tmp_path}/none")
     with socket.create_server(("127.0.0.1", 0)) as taken:

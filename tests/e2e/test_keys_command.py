@@ -134,6 +134,12 @@ def test_keys_are_trusted_distrusted_and_revoked(keys: Keys, tmp_path: Path) -> 
     assert rows.keys() == {signing.id, three.id}
     assert rows[three.id]["revoked"]
     assert "signs with it" in keys.refused("revoke", signing.id)
+    told = keys.refused("revoke", two.id, "--since", "2026-11-27")
+    assert told == (
+        "error: cannot revoke since a date: leave --since out, and all that the keys signed is"
+        " refused\n"
+    )
+    assert two.id not in keys.directory.revoked()
 
 
 def test_a_key_for_the_environment_is_printed_and_not_stored(keys: Keys) -> None:

@@ -12,7 +12,7 @@ from wasmkiln import AttestationInvalid, Client, ConnectionFailed
 from wasmkiln.attestation import peek
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import rejected
@@ -103,7 +103,7 @@ def test_what_a_key_signed_is_refused_in_memory_host_store_and_redis_after_a_rel
         redis_before = one.metric("values_rejected_total", tier="redis", cause=cause)
         assert client.compile(wasm.adder(2)).header.origin == COMPILED
         after = one.metric("values_rejected_total", tier="redis", cause=cause)
-        assert after == redis_before + 1
+        assert after == redis_before + 2, "the artifact, and the module"
         # A client that starts now refuses it, too, whoever serves it.
         trusted = fleet.stores["one"].folder / "trusted"
         with thief.client(trusted_keys=trusted) as careful:
@@ -113,35 +113,31 @@ def test_what_a_key_signed_is_refused_in_memory_host_store_and_redis_after_a_rel
 
 
 def test_a_new_client_of_the_process_refuses_a_file_by_a_key_that_was_revoked_since(
-    tmp_path: Path, valkey: str
+    tmp_path: Path, engines: Installed
 ) -> None:
-    fleet = Fleet(tmp_path, valkey, "one")
-    trusted = fleet.stores["one"].folder / "trusted"
+    state = fresh_state(tmp_path / "state", own_keys=True, engines=TWO_ENGINES)
+    keys = KeyDirectory.of(state)
+    before = keys.public.id
 
     def is_there() -> bool:
         """Load the module in a new client, from the file: nobody answers any more."""
         with Client(
             "127.0.0.1:1",
-            host_store_dir=fleet.states["one"] / "host_store",
-            trusted_keys=trusted,
+            host_store_dir=state / "host_store",
+            trusted_keys=keys.folder / "trusted",
             max_attempts=1,
         ) as client:
             try:
-                return bool(client.module(wasm.adder(1)))
+                return bool(client.module(wasm.adder(1), engine="wasmtime"))
             except ConnectionFailed:
                 return False
 
-    with (
-        fleet.start("one", host_store=True) as one,
-        one.client(host_store_dir="none") as client,
-    ):
-        client.compile(wasm.adder(1))
-        settled(client)
-    before = fleet.id_of("one")
+    with Daemon(state, ("--redis-url", "none")) as daemon, daemon.client() as client:
+        assert client.host_file(wasm.adder(1), engine="wasmtime")
     assert is_there()
-    fleet.keys("one", "rotate")
+    keys.run("rotate")
     assert is_there()
-    fleet.keys("one", "revoke", before)
+    keys.run("revoke", before)
     assert not is_there()
 
 
@@ -157,7 +153,7 @@ def test_a_dated_revocation_of_0_6_0_counts_as_undated(
     with fleet.start("new") as new, new.client() as client:
         assert client.compile(wasm.adder(1)).header.origin == COMPILED
         assert signer(client, 1) == fleet.id_of("new")
-        assert rejected(new) == {"revoked": 1}
+        assert rejected(new) == {"revoked": 2}, "the artifact, and the module"
 
 
 def test_a_daemon_believes_a_key_that_another_one_rotated_in_since(
