@@ -22,7 +22,6 @@ DOCS = ROOT / "docs"
 NOT_RUN = ' title="not run by a test"'
 RUN = {
     "how-to/call-with-credentials.md": (5, "tests/e2e/test_access_clients.py"),
-    "how-to/certify-keys.md": (1, "tests/e2e/test_certified_keys.py"),
     "how-to/complete.md": (1, "tests/e2e/test_completion.py"),
     "how-to/fast-first.md": (1, "tests/e2e/test_api_examples.py"),
     "how-to/hosts.md": (2, "tests/polyglot/test_hosts.py"),

@@ -159,11 +159,6 @@ CASES = [
         {'wasmkiln_tls_not_after_seconds{file="cert"}': (str(30 * 86400), str(3 * 86400))},
         10,
     ),
-    Case(
-        "WasmkilnSigningCertificateExpires",
-        {"wasmkiln_signing_certificate_not_after_seconds": (str(30 * 86400), str(3 * 86400))},
-        10,
-    ),
     Case("WasmkilnTlsReloadFails", counter("wasmkiln_tls_reload_failures_total", "", 1), ends=True),
 ]
 SILENT = {

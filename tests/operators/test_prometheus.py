@@ -20,7 +20,6 @@ from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
-from tests.code_signing import CodeSigningCA
 from tests.e2e import hostile_engine, wasm
 from tests.e2e.callers import (
     ENGINE,
@@ -35,7 +34,6 @@ from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, send, workers_of
 from tests.e2e.programs import ROOT, installed_engines
-from tests.e2e.signing_keys import KeyDirectory
 from tests.operators.alert_cases import CASES, names_of, promtool_tests
 from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once
@@ -84,9 +82,6 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     hostile_engine.environment(secure_state / "engines", ["seccomp"])
     not_a_directory = folder / "file"
     not_a_directory.write_text("")
-    cert = folder / "signing.pem"
-    key = KeyDirectory.of(secure_state).public
-    cert.write_bytes(CodeSigningCA(until=30 * DAY).issue(key, until=3 * DAY))
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
         daemon = stack.enter_context(
@@ -105,7 +100,7 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
             Daemon(
                 secure_state,
                 tls.flags(
-                    *("--isolation", "best-effort", "--signing-cert-file", str(cert)),
+                    *("--isolation", "best-effort"),
                     *("--host-store-dir", str(not_a_directory / "store")),
                     client_certificates=False,
                 ),
@@ -155,7 +150,6 @@ def test_nothing_fires_for_a_daemon_that_is_well(site: Site) -> None:
     assert site.prometheus.fired().keys() - {"WasmkilnDown"} == {
         *("WasmkilnEngineNotServed", "WasmkilnNotConfined"),
         *("WasmkilnHostStoreDown", "WasmkilnCertificateExpires"),
-        "WasmkilnSigningCertificateExpires",
     }
 
 
@@ -165,8 +159,6 @@ def test_what_is_wrong_from_the_start_is_told_apart(site: Site) -> None:
     assert [each["engine"] for each in fired["WasmkilnNotConfined"]] == [HOSTILE_ENGINE]
     assert [each["instance"] for each in fired["WasmkilnHostStoreDown"]] == ["secure"]
     assert [each["file"] for each in fired["WasmkilnCertificateExpires"]] == ["cert"]
-    signers = [each["instance"] for each in fired["WasmkilnSigningCertificateExpires"]]
-    assert signers == ["secure"]
 
 
 def test_a_full_queue_and_a_long_wait(site: Site) -> None:

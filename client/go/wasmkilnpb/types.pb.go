@@ -752,8 +752,8 @@ type ArtifactHeader struct {
 	// Whether a fast compiler made the artifact, whose code runs slower than optimised code. With
 	// accept_fast, a later request may get the optimised artifact.
 	IsFast bool `protobuf:"varint,21,opt,name=is_fast,json=isFast,proto3" json:"is_fast,omitempty"`
-	// The certificate of the key that signed the attestation, with its chain, as PEM; empty where
-	// the key has none.
+	// Means nothing any more, and is always empty. Daemons before 0.7 sent a certificate of the key
+	// that signed the attestation.
 	SignerCertificate []byte `protobuf:"bytes,22,opt,name=signer_certificate,json=signerCertificate,proto3" json:"signer_certificate,omitempty"`
 }
 
