@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from wasmkiln.trusted_keys import PublicKey, TrustedKeys
+from wasmkiln.trusted_keys import PublicKey
 
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.audited import audit_command
 from wasmkilnd.config.load import FlagValue
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import SHA256_HEX
-from wasmkilnd.signing.keys import KeyStore, KeysUnusable, PrivateKey, read_keys
+from wasmkilnd.signing.keys import KeyStore, KeysUnusable, PrivateKey, read_keys, read_public
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -156,13 +156,7 @@ def activate(keys_dir: str | None, state_dir: str | None) -> None:
 @_where
 def trust(public_keys: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
     """Trust public keys of other daemons: hex, base64, PEM files, or folders of PEM files."""
-    try:
-        trusted = TrustedKeys.read(public_keys)
-    except ValueError as error:
-        raise KeysUnusable(str(error)) from None
-    except OSError as error:
-        raise KeysUnusable(f"cannot read {error.filename}: {error.strerror}") from None
-    store = _store(keys_dir, state_dir)
+    trusted, store = read_public(public_keys), _store(keys_dir, state_dir)
     for key in trusted.values():
         store.trust(key)
         _tell("key_trusted", key.id, keys_dir, state_dir)

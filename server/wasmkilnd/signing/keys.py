@@ -205,7 +205,7 @@ class KeyStore:
                     f"cannot distrust {key_id}: it is the next key; delete {self._next} first"
                 )
             # By content and not by name: an operator may have put a file there by hand.
-            held = {file: _trusted_at(file) for file in self._trusted.glob("*.pem")}
+            held = {file: read_public(file) for file in self._trusted.glob("*.pem")}
             files = [file for file, keys in held.items() if key_id in keys]
             if not files:
                 raise KeysUnusable(
@@ -213,12 +213,9 @@ class KeyStore:
                     " `wasmkilnd keys list` shows the keys. Take a key that WASMKILN_TRUSTED_KEYS"
                     " names out of that variable"
                 )
-            for file in files:
-                if len(held[file]) > 1:
-                    raise KeysUnusable(
-                        f"cannot distrust {key_id}: {file} holds other keys too; take it out"
-                        " by hand"
-                    )
+            if crowded := [file for file in files if len(held[file]) > 1]:
+                why = f"{crowded[0]} holds other keys too; take it out by hand"
+                raise KeysUnusable(f"cannot distrust {key_id}: {why}")
             for file in files:
                 file.unlink()
 
@@ -235,10 +232,9 @@ class KeyStore:
         """
         with _as_keys_unusable(self._trusted):
             self._refuse_open_folders()
-            files = [*self._trusted.rglob("*.pem"), *self._revoked.glob("*.json")]
-            for file in files:
+            for file in (*self._trusted.rglob("*.pem"), *self._revoked.glob("*.json")):
                 check_path(file, private=True)
-            keys = _trusted_at(self._trusted) if self._trusted.is_dir() else TrustedKeys()
+            keys = read_public(self._trusted) if self._trusted.is_dir() else TrustedKeys()
             try:
                 return TrustedKeys(keys.values(), read_revocations(self._revoked))
             except ValueError as error:
@@ -272,7 +268,16 @@ class KeyStore:
     def _refuse_open_folders(self) -> None:
         # Check before reading anything: after this only this user and root can change the folders.
         for folder in (self.folder, self._trusted, self._revoked):
-            _refuse_open_folder(folder)
+            with contextlib.suppress(OSError):
+                found = folder.stat()
+                others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+                if found.st_uid == 0 and others and found.st_mode & stat.S_ISVTX:
+                    raise NotOurs(
+                        f"cannot use {folder} as the directory of keys: other users may add files"
+                        " to it, as to a mounted Secret; leave keys_dir out, and hand over its key"
+                        " in WASMKILN_SIGNING_KEY, and other keys in WASMKILN_TRUSTED_KEYS"
+                    )
+            check_path(folder, private=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -345,11 +350,9 @@ def read_keys(settings: Settings) -> Keys:
     except ValueError as error:
         raise KeysUnusable(f"WASMKILN_SIGNING_KEY: {error}") from None
     own = [signing.public] if signing else []
-    others, stored = _named(settings.trusted_keys), store.trusted()
-    trusted = TrustedKeys(
-        [*own, *others.values(), *stored.values()], others.revoked | stored.revoked
-    )
-    return Keys(signing, trusted, store)
+    named, stored = read_public(settings.trusted_keys, "WASMKILN_TRUSTED_KEYS: "), store.trusted()
+    keys = [*own, *named.values(), *stored.values()]
+    return Keys(signing, TrustedKeys(keys, named.revoked | stored.revoked), store)
 
 
 def changes(old: Keys, new: Keys) -> list[tuple[str, dict[str, str]]]:
@@ -370,22 +373,15 @@ def changes(old: Keys, new: Keys) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def _named(trusted_keys: Sequence[str]) -> TrustedKeys:
+def read_public(sources: Path | Sequence[str], named_by: str = "") -> TrustedKeys:
+    """Return the keys of files, folders and texts. ``named_by`` begins what KeysUnusable says."""
     try:
-        return TrustedKeys.read(trusted_keys)
+        return TrustedKeys.read(sources)
     except ValueError as error:
-        raise KeysUnusable(f"WASMKILN_TRUSTED_KEYS: {error}") from None
+        why = str(error)
     except OSError as error:
-        raise KeysUnusable(
-            f"WASMKILN_TRUSTED_KEYS: cannot read {error.filename}: {error.strerror}"
-        ) from None
-
-
-def _trusted_at(path: Path) -> TrustedKeys:
-    try:
-        return TrustedKeys.read(path)
-    except ValueError as error:
-        raise KeysUnusable(str(error)) from None
+        why = f"cannot read {error.filename}: {error.strerror}"
+    raise KeysUnusable(f"{named_by}{why}")
 
 
 @contextlib.contextmanager
@@ -396,19 +392,6 @@ def _as_keys_unusable(path: Path) -> Iterator[None]:
         raise KeysUnusable(str(refusal)) from None
     except OSError as error:
         raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
-
-
-def _refuse_open_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        found = folder.stat()
-        others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if found.st_uid == 0 and others and found.st_mode & stat.S_ISVTX:
-            raise NotOurs(
-                f"cannot use {folder} as the directory of keys: other users may add files to it,"
-                " as to a mounted Secret; leave keys_dir out, and hand over its key in"
-                " WASMKILN_SIGNING_KEY, and other keys in WASMKILN_TRUSTED_KEYS"
-            )
-    check_path(folder, private=True)
 
 
 def _from_pem(text: str) -> Ed25519PrivateKey | None:
