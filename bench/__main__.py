@@ -28,6 +28,7 @@ from bench.lab import ROOT, BenchError
 from bench.results import print_table
 from bench.run import PAGE, Measurements, Run
 from bench.scale.callers import callers
+from bench.scale.evict import evictions
 from bench.scale.operations import operations
 from bench.scale.start import starts
 from bench.scale.whole import whole_daemons
@@ -43,6 +44,7 @@ MEASUREMENTS: Measurements = {
     "fast": fast.first_code,
     "warm": loads.warm,
     "fresh": fresh_loads.fresh,
+    "first": fresh_loads.first,
     "callers": compiles.callers,
     "stalls": stalls.under_load,
     "busy": busy.on_a_busy_machine,
@@ -52,6 +54,7 @@ MEASUREMENTS: Measurements = {
     "entries-memory": partial(operations, "memory"),
     "entries-host": partial(operations, "host_store"),
     "entries-redis": partial(operations, "redis"),
+    "evict": evictions,
 }
 FILE = ROOT / ".work" / "bench" / "run.json"
 

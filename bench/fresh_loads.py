@@ -1,4 +1,8 @@
-"""Warm loads in a second process, beside what wasmtime has for nothing on one machine."""
+"""Loads in a process of its own each, beside what wasmtime has for nothing on one machine.
+
+`fresh` measures warm loads: the host store has the artifact. `first` measures first loads: only
+Redis has it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from wasmkiln import Client
+
+from bench.engine_process import EngineProcess
 from bench.host_hits import wait_for_file
-from bench.lab import Daemon, make_state
+from bench.lab import BenchError, Daemon, come_to_rest, make_state
 from bench.modules import Module
 from bench.orders import Program
 from bench.results import Row, compare
@@ -19,7 +26,11 @@ from bench.timing import collect
 
 _CACHE = "its own local cache"
 _ROUNDS = 40
+_COMPILES = 5
 _BUDGET_S = 40.0  # For one module.
+FIRST_GOAL = 1.0
+"""Of a first load, to the cache of an engine that compiled the module on this host before."""
+COMPILE_GOAL = 0.03
 # The larger module is beyond the default limits.
 _FLAGS = (
     *("--max-module-bytes", "32MiB", "--max-artifact-bytes", "256MiB"),
@@ -49,6 +60,68 @@ def fresh(given: Setting) -> Iterator[Row]:
             yield from _rows(given, daemon, state, program, module, goals)
 
 
+def first(given: Setting) -> Iterator[Row]:
+    """A first load on a fresh host, beside a warm cache of the host and beside compiling.
+
+    Before each, the daemon evicts the artifact from its memory and the host store. Measured is
+    `client.module(digest)` in a fork that has a `Client` and an engine, and no connection yet: it
+    looks in the host store, connects, asks the daemon, which reads the artifact from Redis and
+    writes the file, and maps the file. The cache's fork has an engine and the module's bytes; it
+    reads the entry that an earlier process wrote. Imports are done in both.
+    """
+    state = make_state(given.folder / "first", {"wasmtime": given.wasmtime.engine})
+    module = given.modules.pages(quick=given.quick)[0]
+    target = given.wasmtime
+    with ExitStack() as stack:
+        daemon = stack.enter_context(Daemon(state, *_FLAGS))
+        program = _program(stack, given, daemon, state)
+        client = stack.enter_context(daemon.client())
+        order = _order(daemon, state, module, target.engine.id)
+
+        def load(operation: str) -> float:
+            come_to_rest(client)
+            for tier in ("memory", "host_store"):
+                client.evict(module_sha256=module.sha256, tier=tier)
+            before = _redis_hits(client)
+            seconds = float(program.ask(op=operation, **order)["seconds"])
+            if _redis_hits(client) != before + 1:
+                raise BenchError("a first load was not answered from Redis")
+            return seconds
+
+        series = collect(
+            {
+                "first": partial(load, "digest"),
+                "checked": partial(load, "checked"),
+                "cache": lambda: float(program.ask(op="cache", **order)["seconds"]),
+            },
+            given.rounds(_ROUNDS),
+            warm_up=1,
+            budget_s=_BUDGET_S,
+        )
+        group = "first load on a fresh host"
+        what = f"{module.name}, {len(module.wasm) / 1e6:.1f} MB: client.module(digest)"
+        cache = series["cache"]
+        yield compare(group, what, series["first"], f"{_CACHE}, warm", cache, FIRST_GOAL)
+        checked = f"{what}, digest and signature checked"
+        yield compare(group, checked, series["checked"], f"{_CACHE}, warm", cache)
+        engine = stack.enter_context(EngineProcess(target.engine, target.triple, target.cpu))
+        compiled = collect(
+            {
+                "first": partial(load, "digest"),
+                "engine": lambda: engine.measure("first", module.path),
+            },
+            given.rounds(_COMPILES),
+        )
+        in_process = compiled["engine"]
+        yield compare(
+            *(group, what, compiled["first"], "engine in-process", in_process, COMPILE_GOAL)
+        )
+
+
+def _redis_hits(client: Client) -> int:
+    return next(tier.hits for tier in client.stats().tiers if tier.tier == "redis")
+
+
 def _program(stack: ExitStack, given: Setting, daemon: Daemon, state: Path) -> Program:
     cache = state / "cache.toml"
     cache.write_text(f"[cache]\ndirectory = {json.dumps(str(state / 'wasmtime-cache'))}\n")
@@ -67,14 +140,7 @@ def _program(stack: ExitStack, given: Setting, daemon: Daemon, state: Path) -> P
 def _rows(
     given: Setting, daemon: Daemon, state: Path, program: Program, module: Module, goals: _Goals
 ) -> Iterator[Row]:
-    artifact = _stored(daemon, module, given.wasmtime.engine.id)
-    order: dict[str, object] = {
-        "sha256": module.sha256,
-        "wasm": str(module.path),
-        "store": str(artifact.parents[3]),
-        "artifact": str(artifact),
-        "key": str(state / "keys" / "trusted"),
-    }
+    order = _order(daemon, state, module, given.wasmtime.engine.id)
 
     def measure(operation: str) -> float:
         return float(program.ask(op=operation, **order)["seconds"])
@@ -107,6 +173,18 @@ def _rows(
         "deserialize_file alone",
         series["mapped"],
     )
+
+
+def _order(daemon: Daemon, state: Path, module: Module, engine_id: str) -> dict[str, object]:
+    """Have the module stored; return what an order to load it says."""
+    artifact = _stored(daemon, module, engine_id)
+    return {
+        "sha256": module.sha256,
+        "wasm": str(module.path),
+        "store": str(artifact.parents[3]),
+        "artifact": str(artifact),
+        "key": str(state / "keys" / "trusted"),
+    }
 
 
 def _stored(daemon: Daemon, module: Module, engine_id: str) -> Path:
