@@ -14,7 +14,7 @@ from wasmkiln._requests import is_digest
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.host_layout import ARTIFACT, HEADER, entry_path
 from wasmkiln.host_store.checks import identity, is_racy
-from wasmkiln.host_store.files import open_file, open_folder, read_all, read_file
+from wasmkiln.host_store.files import copy_in_memory, open_file, open_folder, read_all, read_file
 from wasmkiln.host_store.refused import Refused
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1.types_pb2 import ArtifactHeader, Engine
@@ -50,32 +50,29 @@ class Entry:
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys)
     """Empty: `FileChecks` verifies the header, not what loads it."""
     _file: int = -1
-    _content: builtins.bytes | None = None
 
     @property
-    def descriptor(self) -> int | None:
-        """What the engine may map; None once `hold` has read it."""
-        return self._file if self._content is None else None
+    def descriptor(self) -> int:
+        """What the engine may map."""
+        return self._file
 
     @property
     def bytes(self) -> builtins.bytes:
         """The artifact's bytes. Raise Refused."""
-        if self._content is not None:
-            return self._content
         return read_all(self._file, self.status.st_size)
 
     def check(self, checks: FileChecks) -> None:
         """Check what is going to be loaded, as the policy says. Raise Refused."""
         if checks.reads_content and is_racy(self.status):
             # The file may be written to between check and load without a trace in its times.
-            self._content = self.bytes
-            checks.check_bytes(self.header, self._content)
-        else:
-            checks.check_file(self.header, self._file, self.status)
+            copy = copy_in_memory(self._file, self.status.st_size)
+            self.close()
+            self._file, self.status = copy, os.fstat(copy)
+        checks.check_file(self.header, self._file, self.status)
 
     def check_unchanged(self) -> None:
         """Raise Refused when the file was written to since it was opened."""
-        if self._content is None and identity(os.fstat(self._file)) != identity(self.status):
+        if identity(os.fstat(self._file)) != identity(self.status):
             raise Refused("the file changed while it was loaded")
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,3 +149,19 @@ def read_all(descriptor: int, size_bytes: int) -> bytes:
     if len(content) != size_bytes:
         raise Refused("a file changed while it was read")
     return content
+
+
+def copy_in_memory(descriptor: int, size_bytes: int) -> int:
+    """Return the descriptor of a copy that only this process has, to map. Raise Refused."""
+    done = 0
+    try:
+        copy = os.memfd_create("wasmkiln")
+    except (AttributeError, OSError) as error:  # only Linux has it
+        raise Refused(f"cannot copy a file of the store into memory: {error}") from error
+    with suppress(OSError):
+        while count := os.sendfile(copy, descriptor, done, size_bytes + 1 - done):
+            done += count
+    if done != size_bytes:
+        os.close(copy)
+        raise Refused("a file cannot be read, or changed while it was read")
+    return copy

@@ -185,14 +185,14 @@ def test_a_young_file_is_copied(
     path = store.add(adder)
     content = path.read_bytes()
     seen: list[bytes] = []
-    real = wasmtime.Module.deserialize
+    real = wasmtime.Module.deserialize_file
 
-    def deserialize(engine: Any, encoded: bytes) -> Any:
+    def deserialize(engine: Any, mapped: str) -> Any:
         path.write_bytes(bytes(len(content)))  # within the same tick of the clock
-        seen.append(encoded)
-        return real(engine, encoded)
+        seen.append(Path(mapped).read_bytes())
+        return real(engine, mapped)
 
-    monkeypatch.setattr(wasmtime.Module, "deserialize", deserialize)
+    monkeypatch.setattr(wasmtime.Module, "deserialize_file", deserialize)
     assert load(store, adder, **verifying(store, "once"))
     assert seen == [content]
 
