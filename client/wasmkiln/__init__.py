@@ -33,12 +33,11 @@ of the daemon. The command needs `wasmkiln[cli]`, checking attestations `wasmkil
 and `Artifact.load` the engine itself.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from wasmkiln import _quiet as _quiet
 from wasmkiln._assembly import Phase, Progress
 from wasmkiln.access import TLS
-from wasmkiln.aio import AsyncClient
 from wasmkiln.artifact import Artifact
 from wasmkiln.client import Client
 from wasmkiln.errors import (
@@ -84,10 +83,10 @@ from wasmkiln.loading.chosen import engine_of
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
-try:
-    __version__ = version("wasmkiln")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from wasmkiln.aio import AsyncClient
+
+    __version__: str
 
 __all__ = [
     "TLS",
@@ -140,3 +139,19 @@ __all__ = [
     "__version__",
     "engine_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what takes long to import and few programs use, once one does."""
+    if name == "AsyncClient":
+        from wasmkiln.aio import AsyncClient
+
+        return AsyncClient
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("wasmkiln")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+unknown"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

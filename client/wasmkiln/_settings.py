@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from fractions import Fraction
 
 from wasmkiln._routing import check_ring, is_ring
 
@@ -129,6 +128,8 @@ def choose_max_artifact_bytes(argument: int | None) -> int:
 
 def parse_size(text: str) -> int:
     """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
+    from fractions import Fraction  # and decimal, which few programs need
+
     match = _SIZE.fullmatch(text.strip())
     unit = _UNITS.get(match[2].lower()) if match else None
     size = Fraction(match[1]) * unit if match and unit else Fraction(0)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import json_format
-
 from wasmkiln._claims import claims_of
 from wasmkiln._header_fields import engine_id
 from wasmkiln._saved_file import SavedFile
@@ -127,6 +125,8 @@ class Artifact:
         source = Path(path)
         header = ArtifactHeader()
         text = header_path(source).read_bytes()
+        from google.protobuf import json_format  # takes as long to import as a load
+
         try:
             json_format.Parse(text, header, ignore_unknown_fields=True)
         except (json_format.ParseError, UnicodeDecodeError) as error:
@@ -185,6 +185,8 @@ def header_path(path: Path) -> Path:
 
 def header_text(header: ArtifactHeader) -> bytes:
     """Return the content of the file that holds `header`. The daemon writes the same."""
+    from google.protobuf import json_format
+
     text = json_format.MessageToJson(header, preserving_proto_field_name=True, sort_keys=True)
     return text.encode() + b"\n"
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._untrusted import quoted
@@ -152,7 +151,7 @@ def compile_here(
     """
     name, _, version = named.partition("-")
     loader = _loader(name)
-    with suppress(PackageNotFoundError):  # the loader says so better
+    with suppress(ImportError):  # the loader says so better
         if version and version != installed(name):
             raise IncompatibleEngine(
                 f"cannot compile for {quoted(named)} here: {name} {installed(name)} is installed",

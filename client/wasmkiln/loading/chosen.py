@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
-from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,7 +39,7 @@ def fits(name: str, version: str) -> bool:
     """Return whether the engine installed here may load artifacts of this version."""
     try:
         here = installed(name)
-    except PackageNotFoundError:
+    except ImportError:
         return True  # loading says so better
     return here.split(".")[0] == version.split(".")[0] if name == "wasmtime" else here == version
 

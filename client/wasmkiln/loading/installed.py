@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from importlib.metadata import version
 
 
 @cache
 def installed(package: str) -> str:
-    """Return the version. Raise importlib.metadata.PackageNotFoundError where it is missing.
+    """Return the version. Raise ImportError where it is missing.
 
-    importlib.metadata searches the whole path, which takes longer than to load an artifact. So
-    look beside an imported package first, where pip puts its metadata.
+    importlib.metadata takes longer to import than an artifact to load, and searches the whole
+    path. So look beside an imported package first, where pip puts its metadata.
     """
     module = sys.modules.get(package)
     if module is not None and module.__file__:
@@ -22,4 +21,6 @@ def installed(package: str) -> str:
         for name in os.listdir(beside):  # noqa: PTH208  Half the time that pathlib takes.
             if name.startswith(start) and name.endswith(end):
                 return name[len(start) : -len(end)]
+    from importlib.metadata import version
+
     return version(package)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._header_fields import engine_id
@@ -27,7 +26,7 @@ def check_version(header: ArtifactHeader) -> None:
         import wasmer  # noqa: F401  On other Pythons this is a stub that raises ImportError.
 
         here = installed("wasmer")
-    except (ImportError, PackageNotFoundError) as error:
+    except ImportError as error:
         raise EngineNotInstalled(
             f"cannot import wasmer here: it needs CPython 3.10 or older and "
             f"pip install 'wasmer=={wanted}' ({error})",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 from functools import cache
-from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln._header_fields import engine_id
@@ -31,7 +30,7 @@ def check_version(header: ArtifactHeader) -> None:
         import wasmtime  # noqa: F401
 
         here = installed("wasmtime")
-    except (ImportError, PackageNotFoundError, OSError) as error:
+    except (ImportError, OSError) as error:
         raise EngineNotInstalled(
             f"cannot import wasmtime here: pip install 'wasmtime=={wanted}' ({error})",
             metadata={"engine": engine_id(header.engine)},
