@@ -33,6 +33,7 @@ of the daemon. The command needs `wasmkiln[cli]`, checking attestations `wasmkil
 and `Artifact.load` the engine itself.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln import _quiet as _quiet
@@ -84,6 +85,7 @@ from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
 if TYPE_CHECKING:
+    from wasmkiln import aio as aio
     from wasmkiln.aio import AsyncClient
 
     __version__: str
@@ -143,10 +145,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Return what takes long to import and few programs use, once one does."""
-    if name == "AsyncClient":
-        from wasmkiln.aio import AsyncClient
-
-        return AsyncClient
+    if name in ("aio", "AsyncClient"):
+        aio = import_module("wasmkiln.aio")
+        return aio if name == "aio" else aio.AsyncClient
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

@@ -184,13 +184,15 @@ def _elements(message: Message, limit: int) -> int:
 
 @cache
 def _with_lists(kind: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
-    """Return the names of a message's lists, and its fields whose own messages have lists."""
+    """Return the names of a message's lists, and its fields whose own messages have lists.
+
+    A map of the contract holds no messages. To ask a descriptor whether it is a map's would import
+    descriptor_pb2, which takes longer than a load.
+    """
     repeated = tuple(field.name for field in kind.fields if field.is_repeated)
     nested = tuple(
         (field.name, field.is_repeated)
         for field in kind.fields
-        if field.message_type is not None
-        and not field.message_type.GetOptions().map_entry
-        and any(_with_lists(field.message_type))
+        if field.message_type is not None and any(_with_lists(field.message_type))
     )
     return repeated, nested

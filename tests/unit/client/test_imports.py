@@ -60,3 +60,8 @@ def test_version_is_that_of_the_package() -> None:
 
     assert wasmkiln.__version__ == version("wasmkiln")
     assert all(hasattr(wasmkiln, name) for name in wasmkiln.__all__)
+
+
+def test_what_is_imported_later_is_there() -> None:
+    done = run("import wasmkiln; print(wasmkiln.aio.AsyncClient is wasmkiln.AsyncClient)")
+    assert done.stdout == "True\n", done.stderr
