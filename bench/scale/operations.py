@@ -46,7 +46,7 @@ def operations(tier: str, given: Setting) -> Iterator[Row]:
             probe.begun()
         note = ""
         if tier == "host_store" and files_of(most) < most:
-            note = f"{files_of(most):,} entries have files, the others only a row in the index"
+            note = f"{files_of(most):,} entries are stored: each takes inodes"
         for operation, count in _COUNTS[tier].items():
             series = collect(
                 {

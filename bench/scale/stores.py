@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import redis.asyncio
-from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
 from wasmkilnd.cache.redis.connect import connect
@@ -37,7 +37,7 @@ class Store(Protocol):
     """What the settings let it hold in the daemon's memory."""
 
     @property
-    def files(self) -> HostTier | None:
+    def files(self) -> HostStore | None:
         """The tier itself, if processes map its files."""
         ...
 
@@ -119,7 +119,7 @@ class _InFiles:
 
     budget_bytes = 0
 
-    def __init__(self, entries: Entries, tier: HostTier, live: list[int]) -> None:
+    def __init__(self, entries: Entries, tier: HostStore, live: list[int]) -> None:
         self.make = entries.sealed
         self.files = tier
         self.tier: Tier = ObservedTier(tier, Metrics("bench"))
@@ -168,10 +168,8 @@ async def _redis(entries: Entries, count: int, url: str) -> AsyncIterator[Store]
 async def _host_store(entries: Entries, count: int, folder: str) -> AsyncIterator[Store]:
     live = spread(count, _REAL_FILES)
     await host_files.fill(Path(folder), entries, count, live, host_files.files_of(count))
-    tier = host_files.host_tier(Path(folder), entries)
-    await tier.start()
-    yield _InFiles(entries, tier, live)
-    await tier.close()
+    async with host_files.host_store(Path(folder), entries) as tier:
+        yield _InFiles(entries, tier, live)
 
 
 STORES = {"host_store": _host_store, "memory": _memory, "redis": _redis}

@@ -5,7 +5,6 @@
         artifact                                               the engine's native code, as it is
         artifact.json                                          its ArtifactHeader, as JSON
         artifact.dsse.json                                     its attestation, if the daemon signs
-        head                                                   the daemon's own signed description
     <directory>/ns/<namespace>/                                all of it again, for a namespace
 
 Daemon and clients share this file; docs/reference/host-store.md says the same for other languages.
@@ -20,13 +19,10 @@ ENGINES = "engines.json"
 ARTIFACT = "artifact"
 HEADER = "artifact.json"
 ATTESTATION = "artifact.dsse.json"
-HEAD = "head"
+NAMESPACES = "ns"
 
 NAMESPACE_SHAPE = "1 to 63 lowercase letters, digits and hyphens, no hyphen first"
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-
-
-_NAMESPACES = "ns"
 
 
 def namespace_path(directory: Path, namespace: str) -> Path:
@@ -38,7 +34,7 @@ def namespace_path(directory: Path, namespace: str) -> Path:
         return directory
     if not _NAMESPACE.fullmatch(namespace):
         raise ValueError(f"expected a namespace: {NAMESPACE_SHAPE}, not {namespace!r:.80}")
-    return directory / _NAMESPACES / namespace
+    return directory / NAMESPACES / namespace
 
 
 def entry_path(directory: Path, fingerprint: str, module_sha256: str) -> Path:

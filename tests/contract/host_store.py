@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from wasmkilnd.cache.host.entry import HeaderOf
-from wasmkilnd.cache.host.options import HostOptions
-from wasmkilnd.cache.host.tier import HostTier
-from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache.host_store import HeaderOf, HostDirectory, HostOptions, HostStore
 from wasmkilnd.model import IsPinned, nothing_pinned
+from wasmkilnd.ports import Verifier
 from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.sealing import early_marks
 from tests.doubles.notes import Notes
 
+NO_ENGINES = {"version": 1, "engines": []}
 
-def host_tier(
+
+class OnlyStore(HostStore):
+    """A store that takes its directory with it when it is closed."""
+
+    async def close(self) -> None:
+        await super().close()
+        await self._directory.close()
+
+
+def host_store(
     folder: Path,
-    sealer: Sealer,
+    verifier: Verifier,
     recorder: Notes | None = None,
     *,
     limit_bytes: int = 100_000_000,
-    marks: Marks | None = None,
     file_mode: int = 0o640,
     group: int | None = None,
     header_of: HeaderOf = header_of,
+    engines: Callable[[], Mapping[str, object]] = lambda: NO_ENGINES,
     is_pinned: IsPinned = nothing_pinned,
-) -> HostTier:
+    wait_s: float = math.inf,
+) -> OnlyStore:
     """A host store in ``folder``, as a daemon builds it."""
-    return HostTier(
-        HostOptions(folder, limit_bytes, file_mode, group),
-        sealer,
+    return OnlyStore(
+        HostDirectory(HostOptions(folder, limit_bytes, file_mode, group)),
+        verifier,
         recorder or Notes(),
         header_of=header_of,
-        marks=marks or early_marks(),
+        engines=engines,
         is_pinned=is_pinned,
+        wait_s=wait_s,
     )

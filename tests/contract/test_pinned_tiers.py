@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from wasmkilnd.cache.host.options import HostOptions
+from wasmkilnd.cache.host_store import HostDirectory, HostOptions, HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.open_host import open_host
 from wasmkilnd.cache.open_shared import open_shared
 from wasmkilnd.cache.pin_file import PinFile
 from wasmkilnd.cache.pinned_tiers import TiersWithPins
@@ -23,6 +22,7 @@ from wasmkilnd.pin_service import PinService, Unpinned
 from wasmkilnd.pins import Pins
 from wasmkilnd.rpc.wire.headers import header_of
 
+from tests.contract.host_store import NO_ENGINES
 from tests.contract.sealing import MADE_S, sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import module
@@ -45,12 +45,13 @@ class Rig:
         is_pinned = self.pins.is_pinned
         marks = Marks(lambda: MADE_S - 3600, is_pinned)
         self.memory = MemoryTier(MIB, is_pinned)
-        self.host = open_host(
-            HostOptions(folder / "host", MIB),
+        self.directory = HostDirectory(HostOptions(folder / "host", MIB))
+        self.host = HostStore(
+            self.directory,
             SEALER,
             Notes(),
-            marks,
             header_of=header_of,
+            engines=lambda: NO_ENGINES,
             wait_s=TIMEOUT_S,
             artifact_bytes=lambda: MIB,
             write_queue_bytes=lambda: MIB,
@@ -103,6 +104,7 @@ class Rig:
         await self.tiers.close()
         await self.shared.close()
         await self.host.close()
+        await self.directory.close()
         await self.link.close()
 
 
@@ -162,7 +164,7 @@ async def test_what_a_tier_lost_comes_back_from_another(rig: Rig, server: redis.
     await until(lambda: values(server) == {"compiled": -1}, rig)
     assert await rig.service.unpin(dear.module_sha256) == Unpinned(True, True)
     assert 900 < values(server)["compiled"] <= 1000
-    for usage in (rig.memory.usage(), rig.host.store.usage(), rig.tiers.redis_usage()):
+    for usage in (rig.memory.usage(), rig.host.usage(), rig.tiers.redis_usage()):
         assert (usage.pinned_entries, usage.pinned_bytes) == (0, 0)
 
 
@@ -170,16 +172,15 @@ async def test_the_host_store_gets_back_what_it_lost(rig: Rig) -> None:
     dear = artifact(0)
     await rig.store(dear)
     await rig.service.pin(dear.module_sha256)
-    assert rig.host.tier
-    key, tier = dear.key, rig.host.tier
-    found = await tier.file_of(key)
+    key = dear.key
+    found = await rig.host.file_of(key)
     assert found
     path = found[1].path
     for file in Path(path).parent.iterdir():
         file.write_bytes(b"damaged")
-    assert await tier.get(key) is None
+    assert await rig.host.get(key) is None
     await until(Path(path).exists, rig)
-    assert await tier.get(key)
+    assert await rig.host.get(key)
 
 
 async def test_in_redis_the_latest_pins_lose_their_hold_above_half(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis.connect import connect
 from wasmkilnd.cache.redis.tier import RedisTier
@@ -16,7 +16,7 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, EvictScope, Kind, Module
 from wasmkilnd.ports import Tier
 
-from tests.contract.host_store import host_tier
+from tests.contract.host_store import host_store
 from tests.contract.redis_access import redis_access
 from tests.contract.sealing import early_marks, sealer
 from tests.contract.values import artifact as unsigned
@@ -48,7 +48,7 @@ def artifact(
 
 def keeps_modules(tier: Tier) -> bool:
     """Whether ``tier`` keeps what ``put_module`` gives it. The host store keeps artifacts only."""
-    return not isinstance(tier, HostTier)
+    return not isinstance(tier, HostStore)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def tier(deployment: Deployment | Path | None) -> AsyncIterator[Tier]:
         yield MemoryTier(100_000_000)
         return
     if isinstance(deployment, Path):
-        store = host_tier(deployment, SEALER)
+        store = host_store(deployment, SEALER)
         await store.start()
         await store.evict(EvictScope())
         yield store

@@ -17,8 +17,8 @@ from wasmkilnd.model import EvictScope
 from tests.doubles.notes import Notes
 from tests.faults_host.stores import (
     artifact,
-    check_index,
     check_is_right,
+    check_limit,
     entries_on_disk,
     folder_of,
     store,
@@ -64,7 +64,7 @@ async def full(directory: Path) -> None:
         assert all("No space left" in cause or "is full" in cause for cause in why)
         held = [await check_is_right(tier, one) for one in MANY]
         assert sum(held) == len(MANY) - refused
-        check_index(directory, 1 << 30)
+        await check_limit(directory, 1 << 30)
         for one in MANY[:3]:
             await tier.evict(EvictScope(module_sha256=one.module_sha256))
             assert await tier.get(one.key) is None
@@ -93,7 +93,6 @@ async def no_byte_free(directory: Path) -> None:
                 await tier.put(MANY[6])
             assert await tier.evict(EvictScope())
             assert entries_on_disk(directory) == {}
-    (directory / "index.sqlite").unlink(missing_ok=True)
     with filled(directory):
         async with store(directory, Notes()) as tier:
             assert await tier.get(MANY[0].key) is None
@@ -102,7 +101,7 @@ async def no_byte_free(directory: Path) -> None:
     async with store(directory, Notes()) as tier:
         await tier.put(MANY[0])
         assert await check_is_right(tier, MANY[0])
-        check_index(directory, 1 << 30)
+        await check_limit(directory, 1 << 30)
 
 
 async def read_only(directory: Path) -> None:
@@ -121,7 +120,7 @@ async def read_only(directory: Path) -> None:
                 assert await tier.get(MANY[2].key) is None
                 await refused(tier.put(MANY[5]))
                 await refused(tier.evict(EvictScope(module_sha256=MANY[0].module_sha256)))
-            await tier.write_engines({})
+            await tier.write_engines()
             assert set(notes.rejected) == {"digest"}
     assert sum("write the host store" in line["event"] for line in logged) == 1
     mount("-o", "remount,rw", mounted)

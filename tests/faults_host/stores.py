@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEAD, HEADER, entry_path
-from wasmkilnd.cache.host.entry import disk_bytes_at
-from wasmkilnd.cache.host.tier import HostTier
-from wasmkilnd.cache.value.marks import Marks
+from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEADER, entry_path
+from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.model import Artifact, HostFile
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.host_store import host_tier
+from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import payload_of, same
@@ -26,7 +22,7 @@ from tests.doubles.notes import Notes
 
 # The same key in each process that a test starts.
 SEALER = sealer(PrivateKey.parse("11" * 32))
-FILES = (ARTIFACT, HEADER, ATTESTATION, HEAD)
+FILES = (ARTIFACT, HEADER, ATTESTATION)
 
 
 def artifact(tag: int = 0, size_bytes: int = 3000, engine: str = "wasmtime") -> Artifact:
@@ -46,10 +42,9 @@ async def store(
     *,
     limit_bytes: int = 100_000_000,
     by: Sealer = SEALER,
-    marks: Marks | None = None,
-) -> AsyncIterator[HostTier]:
+) -> AsyncIterator[HostStore]:
     """A host store that runs, as that of a daemon that just started."""
-    tier = host_tier(folder, by, notes, limit_bytes=limit_bytes, marks=marks)
+    tier = host_store(folder, by, notes, limit_bytes=limit_bytes)
     await tier.start()
     try:
         yield tier
@@ -57,19 +52,14 @@ async def store(
         await tier.close()
 
 
-async def tidied(tier: HostTier) -> None:
+async def tidied(tier: HostStore) -> None:
     """Wait until a store that has just started is done with its first round of tidying."""
     async with asyncio.timeout(60):
-        while not await asyncio.to_thread(_is_complete, tier):  # noqa: ASYNC110
+        while not tier._directory.rounds:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-def _is_complete(tier: HostTier) -> bool:
-    """Return whether the index says that it has a row for each entry."""
-    return bool(tier._disk.change(lambda rows: rows.note("complete")))
-
-
-async def check_is_right(tier: HostTier, one: Artifact) -> bool:
+async def check_is_right(tier: HostStore, one: Artifact) -> bool:
     """Check that all that ``tier`` has of ``one`` is right; return whether ``get`` found it."""
     found = await tier.get(one.key)
     assert found is None or same(found, one)
@@ -101,23 +91,14 @@ def entries_on_disk(directory: Path) -> dict[Path, int]:
     return {
         path: size_bytes
         for path in directory.glob("[0-9a-f]*/??/[0-9a-f]*")
-        if (size_bytes := disk_bytes_at(path))
+        if (size_bytes := measure(path)[0])
     }
 
 
-def check_index(directory: Path, limit_bytes: int) -> None:
-    """Check that no entry lacks its row, that the sums are right, and that the limit holds."""
-    with contextlib.closing(sqlite3.connect(directory / "index.sqlite")) as index:
-        rows = {
-            directory / fingerprint / module[:2] / module: size_bytes
-            for fingerprint, module, size_bytes in index.execute(
-                "SELECT lower(hex(fingerprint)), lower(hex(module)), bytes FROM entries"
-                " JOIN specs ON specs.id = spec"
-            )
-        }
-        [[entries, total_bytes]] = index.execute("SELECT entries, bytes FROM total")
+async def check_limit(directory: Path, limit_bytes: int) -> None:
+    """Check that the limit holds, and that a daemon that starts counts what is on the disk."""
     found = entries_on_disk(directory)
-    assert found.keys() <= rows.keys()
-    assert all(rows[path] >= size_bytes for path, size_bytes in found.items())
-    assert (entries, total_bytes) == (len(rows), sum(rows.values()))
     assert sum(found.values()) <= limit_bytes
+    async with store(directory) as tier:
+        await tidied(tier)
+        assert (tier.usage().entries, tier.usage().bytes) == (len(found), sum(found.values()))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEAD, HEADER
-from wasmkilnd.cache.host.tier import HostTier
+from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEADER
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact
 from wasmkilnd.signing.sealer import Sealer
@@ -37,7 +37,7 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-async def look(tier: HostTier, how: str, one: Artifact) -> object:
+async def look(tier: HostStore, how: str, one: Artifact) -> object:
     return await (tier.get(one.key) if how == "get" else tier.file_of(one.key))
 
 
@@ -203,7 +203,9 @@ async def test_a_write_replaces_what_is_in_its_way(tmp_path: Path, above: int) -
         shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("names", [(ARTIFACT,), (HEADER, ATTESTATION), (HEAD,), FILES])
+@pytest.mark.parametrize(
+    "names", [(ARTIFACT,), (HEADER, ATTESTATION), (HEADER,), (ATTESTATION,), FILES]
+)
 async def test_files_of_another_entry(tmp_path: Path, names: tuple[str, ...]) -> None:
     """Each is signed, and none is of this entry."""
     directory, notes = tmp_path / "store", Notes()

@@ -14,9 +14,9 @@ from wasmkiln.host_layout import ENGINES
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
 
-from tests.contract.host_store import host_tier
+from tests.contract.host_store import host_store
 from tests.doubles.notes import Notes
-from tests.faults_host.stores import SEALER, artifact, check_index, check_is_right, store, tidied
+from tests.faults_host.stores import SEALER, artifact, check_is_right, check_limit, store, tidied
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = artifact(1)
@@ -44,7 +44,7 @@ async def test_a_directory_that_vanishes_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, notes = tmp_path / "store", Notes()
-    monkeypatch.setattr("wasmkilnd.cache.host.tier._EVERY_S", 3600.0)
+    monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 3600.0)
     async with store(directory, notes) as tier:
         await tidied(tier)  # Or its work in the directory meets what happens to that.
         await tier.put(ONE)
@@ -62,7 +62,7 @@ async def test_a_directory_that_vanishes_and_comes_back(
         assert await check_is_right(tier, ONE)
         assert notes.rejected == []
         assert tier.usage().entries == 1
-    check_index(directory, 1 << 30)
+    await check_limit(directory, 1 << 30)
 
 
 async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
             for doing in (tier.get(ONE.key), tier.put(ONE), tier.file_of(ONE.key)):
                 with pytest.raises(TierUnavailable):
                     await doing
-            await tier.write_engines({})
+            await tier.write_engines()
             assert tier.usage().entries == 0
     assert {line["log_level"] for line in logged} == {"warning"}
 
@@ -86,7 +86,7 @@ async def test_a_directory_that_is_refused_is_told_once_with_the_cause(tmp_path:
                 for doing in (tier.get(ONE.key), tier.put(ONE), tier.file_of(ONE.key)):
                     with pytest.raises(TierUnavailable, match="Not a directory"):
                         await doing
-                await tier.write_engines({})
+                await tier.write_engines()
                 assert tier.trouble == (
                     f"cannot use its directory {directory}: Not a directory: {no_folder}"
                 )
@@ -103,7 +103,7 @@ async def test_a_directory_below_a_folder_that_is_closed_is_named_with_it(
         raise PermissionError(13, "Permission denied", str(path))
 
     closed.mkdir()
-    monkeypatch.setattr("wasmkilnd.cache.host.folders.make_folder", refused)
+    monkeypatch.setattr("wasmkilnd.cache.host_store.make_folder", refused)
     async with store(closed / "store") as tier:
         assert tier.trouble.endswith(f"{closed / 'store'}: Permission denied: {closed}")
 
@@ -111,15 +111,15 @@ async def test_a_directory_below_a_folder_that_is_closed_is_named_with_it(
 async def test_a_group_that_the_daemon_is_not_in_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(descriptor: int, user: int, group: int) -> None:
+    def refused(path: Path, user: int, group: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("os.fchown", refused)
+    monkeypatch.setattr("os.chown", refused)
     directory, group = tmp_path / "store", 54321
-    tier = host_tier(directory, SEALER, group=group)
+    tier = host_store(directory, SEALER, group=group)
     with capture_logs() as logged:
         await tier.start()
-        await tier.write_engines({})
+        await tier.write_engines()
         await tier.close()
     [line] = logged
     assert line["event"] == "cannot use the host store"
@@ -130,11 +130,11 @@ async def test_a_group_that_the_daemon_is_not_in_is_named(
 async def test_a_store_is_used_once_its_directory_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.host.tier._EVERY_S", 0.02)
+    monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 0.02)
     directory = tmp_path / "store"
     directory.write_text("")
     async with store(directory) as tier:
-        await tier.write_engines({"version": 1, "engines": []})
+        await tier.write_engines()
         assert tier.trouble
         directory.unlink()
         async with asyncio.timeout(60):

@@ -1,10 +1,10 @@
 """Where modules and artifacts are kept: memory, files of this host, and what daemons share.
 
-**Tiers.** ``memory`` is an LRU of this process, within ``memory_bytes``. The host store (``host``)
-keeps artifacts as files that processes map; ``guarded_host`` passes it over while its disk hangs.
+**Tiers.** ``memory`` is an LRU of this process, within ``memory_bytes``. ``host_store``
+keeps artifacts as files that processes map, and is passed over while its disk hangs.
 The shared tier is a Redis, or an embedded Valkey that the daemon runs itself. ``shared_server``
-connects to it once; ``open_host`` and ``open_shared`` open what each namespace has, or nothing in
-their place (``null_tier``).
+connects to it once; ``open_shared`` opens what each namespace has, or nothing in its place
+(``null_tier``).
 ``tiered`` makes one cache of all, behind ``ports.Cache``: no call fails because a tier fails.
 
 **Reading.** A call looks in memory, then in the writes that wait, the host store and the shared
@@ -39,7 +39,7 @@ when it makes room or stores. All pins keep half of a tier at most: what is beyo
 makes room as if nobody had pinned it. ``pin_repair`` puts back what one tier lost, and
 ``pin_file`` keeps the pins in the state directory.
 
-**Rooms.** ``value``: the bytes under a key. ``host``: entries as files. ``redis``: talking to a
+**Rooms.** ``value``: the bytes under a key. ``redis``: talking to a
 server, whatever its kind. ``embedded``: the Valkey that the daemon runs. ``fleet``: what daemons
 agree on. A further tier implements ``ports.Tier``, passes ``tests/contract/test_tier.py`` and is
 put into ``tiered``.

@@ -1,4 +1,4 @@
-"""The shared tier, and the host store, of a daemon that has none."""
+"""The shared tier of a daemon that has none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    HostFile,
     Kind,
     Module,
     TierUsage,
@@ -66,24 +65,4 @@ class NullTier:
         """Return at once: there is nothing to wait for."""
 
     async def close(self) -> None:
-        """Do nothing."""
-
-
-class NullHost(NullTier):
-    """A host store that is switched off."""
-
-    def __init__(self) -> None:
-        super().__init__("host_store")
-
-    def takes(self, artifact: Artifact) -> bool:
-        """Return False."""
-        return False
-
-    async def file_of(
-        self, key: CacheKey, allowance: Allowance | None = None
-    ) -> tuple[Artifact, HostFile] | None:
-        """Return None."""
-        return None
-
-    def recheck(self) -> None:
         """Do nothing."""

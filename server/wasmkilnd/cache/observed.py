@@ -12,12 +12,11 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    HostFile,
     Kind,
     Module,
     TierUsage,
 )
-from wasmkilnd.ports import HostStore, Recorder, Tier
+from wasmkilnd.ports import Recorder, Tier
 from wasmkilnd.wait_budget import Allowance
 
 V = TypeVar("V")
@@ -102,25 +101,3 @@ class ObservedTier:
             self._recorder.tier_store(self.name, "error", time.perf_counter() - began)
             raise
         self._recorder.tier_store(self.name, "ok", time.perf_counter() - began)
-
-
-class ObservedHost(ObservedTier):
-    """Does what ``store`` does, and records each look-up and each write, as ObservedTier."""
-
-    def __init__(self, store: HostStore, recorder: Recorder) -> None:
-        super().__init__(store, recorder)
-        self._store_of_files = store
-
-    def takes(self, artifact: Artifact) -> bool:
-        """Delegate."""
-        return self._store_of_files.takes(artifact)
-
-    async def file_of(
-        self, key: CacheKey, allowance: Allowance | None = None
-    ) -> tuple[Artifact, HostFile] | None:
-        """Delegate; record a look-up of an artifact."""
-        return await self._look_up("artifact", self._store_of_files.file_of(key, allowance))
-
-    def recheck(self) -> None:
-        """Delegate."""
-        self._store_of_files.recheck()

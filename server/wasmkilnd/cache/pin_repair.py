@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.open_host import OpenHost
 from wasmkilnd.cache.open_shared import SharedTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey
@@ -15,7 +15,7 @@ _MAX_BYTES = 64 * 1024 * 1024
 
 
 async def repair(
-    modules: Collection[str], memory: MemoryTier, host: OpenHost, shared: SharedTier
+    modules: Collection[str], memory: MemoryTier, host: HostStore, shared: SharedTier
 ) -> set[str]:
     """Write what is missing to the host store and the shared tier, behind the calls.
 
@@ -24,12 +24,11 @@ async def repair(
     """
     at_hand = {each.key: each for module in modules for each in memory.artifacts_of(module)}
     on_disk = set[CacheKey]()
-    if host.tier:
-        rows = await host.tier.entries_of(modules)
-        on_disk = {row.key for each in rows.values() for row in each}
+    if host.is_on:
+        on_disk = {key for each in host.entries_of(modules).values() for key in each}
         for key, artifact in at_hand.items():
             lacks = key not in on_disk and not host.write_behind.waiting(key)
-            if lacks and host.tier.has_room_for_pinned(artifact) and host.store.takes(artifact):
+            if lacks and host.has_room_for_pinned(artifact) and host.takes(artifact):
                 host.write_behind.add(artifact)
     if shared.pins is None or not modules:
         return set()
@@ -50,8 +49,8 @@ async def repair(
     return lacking.expiring
 
 
-async def _from_disk(key: CacheKey, host: OpenHost) -> Artifact | None:
+async def _from_disk(key: CacheKey, host: HostStore) -> Artifact | None:
     try:
-        return await host.guarded.get(key) if host.guarded else None
+        return await host.get(key)
     except TierUnavailable:
         return None

@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 
 import structlog
 
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.open_host import OpenHost
 from wasmkilnd.cache.open_shared import SharedTier
 from wasmkilnd.cache.pin_file import PinFile
 from wasmkilnd.cache.pin_repair import repair
@@ -38,7 +38,7 @@ class TiersWithPins:
     """Implements PinnedTiers for one namespace. For one event loop."""
 
     def __init__(
-        self, pins: Pins, memory: MemoryTier, host: OpenHost, shared: SharedTier, file: PinFile
+        self, pins: Pins, memory: MemoryTier, host: HostStore, shared: SharedTier, file: PinFile
     ) -> None:
         """``memory``, ``host`` and ``shared`` ask ``pins`` what they keep."""
         self._pins = pins
@@ -90,16 +90,11 @@ class TiersWithPins:
         """As PinnedTiers."""
         tiers: dict[str, Mapping[str, Held]] = {self._memory.name: self._memory.pinned(modules)}
         unreachable = set[str]()
-        if self._host.tier:
-            try:
-                rows = await self._host.tier.entries_of(modules)
-            except TierUnavailable:
-                unreachable.add(self._host.tier.name)
-            else:
-                tiers[self._host.tier.name] = {
-                    module: Held(len(each), 0, sum(row.size_bytes for row in each))
-                    for module, each in rows.items()
-                }
+        if self._host.is_on:
+            tiers[self._host.name] = {
+                module: Held(len(each), 0, sum(each.values()))
+                for module, each in self._host.entries_of(modules).items()
+            }
         if redis := self._shared.pins:
             try:
                 tiers[redis.name] = await redis.measure(modules, keep=False)
@@ -118,7 +113,7 @@ class TiersWithPins:
         found = {}
         for name, usage in (
             (self._memory.name, self._memory.usage()),
-            (self._host.store.name, self._host.store.usage()),
+            (self._host.name, self._host.usage()),
         ):
             found[name] = Room(usage.pinned_bytes, usage.limit_bytes)
         if self._shared.pins:
@@ -223,9 +218,8 @@ class TiersWithPins:
         return await redis.limit_bytes() // self.namespaces
 
     async def _repair(self, modules: Collection[str]) -> None:
-        if self._host.tier and (self._pins or self._host.tier.usage().pinned_entries):
-            with contextlib.suppress(TierUnavailable):
-                await self._host.tier.count_pinned(self._pins.pinned)
+        if self._host.is_on and (self._pins or self._host.usage().pinned_entries):
+            self._host.count_pinned(self._pins.pinned)
         with contextlib.suppress(TierUnavailable):
             wanted = [each for each in modules if each not in self._let_go]
             self._late |= await repair(wanted, self._memory, self._host, self._shared)

@@ -12,6 +12,7 @@ import structlog
 
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.admission import Admission
+from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.shared_server import CannotOpenShared, open_server
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
@@ -36,8 +37,8 @@ from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits
-from wasmkilnd.options import remote_options
-from wasmkilnd.ports import Auditor, Guard, Tracing
+from wasmkilnd.options import host_options, remote_options
+from wasmkilnd.ports import Auditor, Guard, Sealer, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer
@@ -144,6 +145,7 @@ class Opening:
             metrics=self._metrics,
             server=server,
             remote_options=options,
+            host=HostDirectory(host_options(self._settings.current)),
             engines=engines,
             served_engines=partial(served_engines, engines),
             admission=Admission(engines, self._limits),

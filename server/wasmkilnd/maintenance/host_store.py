@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from wasmkiln.host_layout import HEAD
+from wasmkiln.attestation import peek
 
-from wasmkilnd.cache.host.disk import Disk
-from wasmkilnd.cache.host.entry import MAX_HEAD_BYTES, OpenEntry, disk_bytes_at, value_head
-from wasmkilnd.cache.host.folders import cannot, open_entry, open_root
-from wasmkilnd.cache.host.options import HostOptions
-from wasmkilnd.cache.host.sweep import entries_of, fingerprints_in
+from wasmkilnd.cache.host_store import (
+    HostOptions,
+    cannot,
+    check_root,
+    entries_in,
+    measure,
+    open_entry,
+    remove_entry,
+)
 from wasmkilnd.cache.value.names import ValueKey
 from wasmkilnd.cache.value.rejected import Cause, ValueRejected
-from wasmkilnd.maintenance.inventory import Listed, listed_by_head
+from wasmkilnd.maintenance.inventory import Listed, trust_of
 from wasmkilnd.maintenance.scrub import KEPT, Finding, Scrubbed
-from wasmkilnd.model import CacheKey
-from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import payload_views
+from wasmkilnd.model import Artifact, CacheKey
+from wasmkilnd.ports import Verifier
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NO_TTL = -1
 
 
-def host_values(directory: Path, verifier: Sealer) -> Iterator[Listed]:
-    """Return all entries, by their heads alone. Raises TierUnavailable."""
-    os.close(open_root(directory))
-    for fingerprint in fingerprints_in(directory):
-        for path, key in entries_of(directory, fingerprint):
-            if stored_bytes := disk_bytes_at(path):
-                named = ValueKey(key.module_sha256, key.fingerprint)
-                listed = listed_by_head(named, _head(path), verifier)
-                yield replace(listed, stored_bytes=stored_bytes, ttl_s=_NO_TTL)
+def host_values(options: HostOptions, verifier: Verifier) -> Iterator[Listed]:
+    """Return all entries, by their headers alone. Raises TierUnavailable."""
+    check_root(options.directory)
+    for path, key in entries_in(options.directory):
+        stored_bytes, _ = measure(path)
+        if stored_bytes:
+            named = ValueKey(key.module_sha256, key.fingerprint)
+            try:
+                with open_entry(options, key) as entry:
+                    if entry:
+                        yield _listed(named, stored_bytes, entry.described(), verifier)
+            except ValueRejected as rejected:
+                yield Listed(named, stored_bytes, _NO_TTL, rejected)
+            except OSError as failure:
+                raise cannot("read an entry", failure) from None
+
+
+def _listed(named: ValueKey, stored_bytes: int, artifact: Artifact, verifier: Verifier) -> Listed:
+    key = CacheKey(named.module_sha256, named.fingerprint)
+    if artifact.key != key:
+        raise ValueRejected(Cause.WRONG_KEY, "the entry belongs to another key")
+    spec, attested = artifact.spec, peek(artifact.attestation)
+    return Listed(
+        named,
+        stored_bytes,
+        _NO_TTL,
+        trust=trust_of(verifier.verify(artifact, key)),
+        signer=attested[1] if attested else "",
+        raw_bytes=artifact.size_bytes,
+        kind=artifact.kind,
+        engine=spec.engine.id,
+        target=spec.target,
+        cpu=spec.cpu,
+        changed_settings=tuple(sorted(spec.changed_settings.items())),
+        finished_on=attested[0].finished_on if attested else "",
+    )
 
 
 class HostScrub:
@@ -54,11 +80,11 @@ class HostScrub:
         dry_run: bool,
         report_finding: Callable[[Finding], None],
     ) -> None:
-        self._disk = Disk(options)
+        self._options = options
         self._verifier = verifier
         self._dry_run = dry_run
         self._report_finding = report_finding
-        self._untrusted: list[CacheKey] = []
+        self._untrusted: list[tuple[Path, CacheKey]] = []
         self.report = Scrubbed()
         self.bytes_read = 0
 
@@ -69,82 +95,50 @@ class HostScrub:
 
     def run(self, advance: Callable[[], None]) -> None:
         """Verify all entries that there are now; call ``advance`` for each."""
-        directory = self._disk.options.directory
-        os.close(open_root(directory))
-        try:
-            for fingerprint in fingerprints_in(directory):
-                for _, key in entries_of(directory, fingerprint):
-                    self._check(key)
-                    advance()
-            for key in self._untrusted:
-                if self.report.good:
-                    self._bad(key, Cause.STRANGER.value, "no key that is trusted here signed it")
-                else:
-                    self._count(key, Cause.STRANGER.value, KEPT, deleted=False)
-            if not self._dry_run:
-                self._disk.refresh()
-        finally:
-            self._disk.close()
-
-    def _check(self, key: CacheKey) -> None:
-        try:
-            # Twice, since a daemon may be removing it.
-            found = self._verifies(key) or self._verified(key)
-        except ValueRejected as rejected:
-            if rejected.cause is Cause.STRANGER:
-                self._untrusted.append(key)
-            elif rejected.cause is Cause.VERSION:
-                self.report.other_format += 1
+        check_root(self._options.directory)
+        for path, key in entries_in(self._options.directory):
+            self._check(path, key)
+            advance()
+        for path, key in self._untrusted:
+            if self.report.good:
+                self._bad(path, key, Cause.STRANGER.value, "no key that is trusted here signed it")
             else:
-                self._bad(key, rejected.cause.value, rejected.why)
-            return
-        if found:
-            self.report.artifacts += 1
-        else:
-            self.report.gone += 1
+                self._count(path, Cause.STRANGER.value, KEPT, deleted=False)
 
-    def _verifies(self, key: CacheKey) -> bool:
-        with contextlib.suppress(ValueRejected):
-            return self._verified(key)
-        return False
+    def _check(self, path: Path, key: CacheKey) -> None:
+        for is_last in (False, True):  # Twice, since a daemon may be removing it.
+            try:
+                if self._verified(key):
+                    self.report.artifacts += 1
+                else:
+                    self.report.gone += 1
+                return
+            except ValueRejected as rejected:
+                if not is_last:
+                    continue
+                if rejected.cause is Cause.STRANGER:
+                    self._untrusted.append((path, key))
+                else:
+                    self._bad(path, key, rejected.cause.value, rejected.why)
 
     def _verified(self, key: CacheKey) -> bool:
         """Verify an entry; return whether it was there. Raises ValueRejected."""
-        folder = open_entry(self._disk.options.directory, key)
-        if folder is None:
-            return False
         try:
-            entry = OpenEntry(folder, key, self._verifier)
-            opened = entry.open_head()
-            artifact, _ = entry.verify(opened, keep=True)
-            self.bytes_read += artifact.size_bytes
-            digest = hashlib.sha256()
-            for payload in payload_views(artifact.frames):
-                digest.update(payload)
-            if digest.hexdigest() != artifact.sha256:
-                raise ValueRejected(Cause.MISMATCH, "the bytes do not have the signed digest")
-            return True
+            with open_entry(self._options, key) as entry:
+                if entry is None:
+                    return False
+                artifact = entry.verified(self._verifier)
+                entry.check(artifact)
+                self.bytes_read += artifact.size_bytes
+                return True
         except OSError as failure:
             raise cannot("read an entry", failure) from None
-        finally:
-            os.close(folder)
 
-    def _bad(self, key: CacheKey, cause: str, why: str) -> None:
-        deleted = not self._dry_run and self._disk.remove(key)
-        self._count(key, cause, why, deleted=deleted)
+    def _bad(self, path: Path, key: CacheKey, cause: str, why: str) -> None:
+        deleted = not self._dry_run and remove_entry(self._options, key)
+        self._count(path, cause, why, deleted=deleted)
 
-    def _count(self, key: CacheKey, cause: str, why: str, *, deleted: bool) -> None:
+    def _count(self, path: Path, cause: str, why: str, *, deleted: bool) -> None:
         self.report.bad[cause] += 1
         self.report.deleted += deleted
-        name = os.fsencode(self._disk.path(key))
-        self._report_finding(Finding(name, cause, why, deleted))
-
-
-def _head(path: Path) -> bytes:
-    """Return the head of an entry's value, as far as it can be long; empty for none."""
-    try:
-        descriptor = os.open(path / HEAD, _READ)
-    except OSError:
-        return b""
-    with os.fdopen(descriptor, "rb") as file:
-        return value_head(file.read(MAX_HEAD_BYTES + 1))
+        self._report_finding(Finding(os.fsencode(path), cause, why, deleted))

@@ -137,7 +137,7 @@ def listed_by_head(
         key=key,
         stored_bytes=sum(piece.size_bytes for piece in opened.body.pieces[1:]),
         ttl_s=0,
-        trust=_trust(refusal),
+        trust=trust_of(refusal),
         signer=sys.intern(value_format.stamped_by(head)),
         raw_bytes=opened.body.size_bytes,
         kind=what.kind,
@@ -157,7 +157,8 @@ def _of_artifact(listed: Listed, artifact: Artifact) -> Listed:
     )
 
 
-def _trust(refusal: Refusal | None) -> Trust:
+def trust_of(refusal: Refusal | None) -> Trust:
+    """Return whose key signed a value, by why it is refused."""
     if refusal is None:
         return Trust.TRUSTED
     told = {Trust.STRANGER.value: Trust.STRANGER, Trust.REVOKED.value: Trust.REVOKED}

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wasmkilnd.admission import Admission
+from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.open_host import OpenHost, open_host
 from wasmkilnd.cache.open_shared import SharedTier, open_shared
 from wasmkilnd.cache.pin_file import PinFile
 from wasmkilnd.cache.pinned_tiers import TiersWithPins
@@ -24,7 +24,6 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.options import host_options
 from wasmkilnd.pin_service import PinService
 from wasmkilnd.pins import Pins
 from wasmkilnd.ports import Engines, Fleet, Recorder, Tracing
@@ -50,6 +49,7 @@ class Common:
     """Of the whole daemon."""
     server: SharedServer
     remote_options: RemoteOptions
+    host: HostDirectory
     engines: EngineRegistry
     served_engines: Callable[[], Mapping[str, Any]]
     """Returns what each host store keeps as ``engines.json``."""
@@ -65,7 +65,7 @@ class OpenTenant:
 
     tenant: Tenant
     memory: MemoryTier
-    host: OpenHost
+    host: HostStore
     shared: SharedTier
     cache: TieredCache
     pinned: TiersWithPins
@@ -122,20 +122,21 @@ def open_tenant(
     pins = Pins()
     marks = Marks(is_pinned=pins.is_pinned)
     memory = MemoryTier(share.memory_bytes, pins.is_pinned)
-    host = open_host(
-        host_options(settings).of_namespace(namespace, share.host_store_bytes),
-        common.sealer,
+    host = HostStore(
+        common.host,
+        sealer,
         recorder,
-        marks,
-        header_of=header_of,
+        namespace=namespace,
+        limit_bytes=share.host_store_bytes,
+        header_of=lambda artifact: header_of(artifact, sealer.certificate_of(artifact)),
         # So that a disk that hangs leaves a call time to ask Redis.
         wait_s=settings.redis_timeout_s / 2,
         artifact_bytes=lambda: common.limits.current.artifact_bytes,
         write_queue_bytes=write_queue_bytes,
+        engines=common.served_engines,
         is_pinned=pins.is_pinned,
         carry=carry,
     )
-    host.engines = common.served_engines
     shared = open_shared(
         common.server,
         replace(common.remote_options, write_queue_bytes=write_queue_bytes),
@@ -153,7 +154,7 @@ def open_tenant(
     cache = TieredCache(
         memory,
         ObservedTier(memory, recorder),
-        host.store,
+        host,
         host.write_behind,
         shared.tier,
         shared.write_behind,
@@ -202,7 +203,7 @@ def _show(opened: OpenTenant) -> None:
     """Let the metrics of the namespace read its own parts, and nothing of the whole daemon."""
     gauges, tenant = opened.metrics.gauges, opened.tenant
     gauges.tiers["memory"] = opened.memory.usage
-    gauges.tiers["host_store"] = opened.host.store.usage
+    gauges.tiers["host_store"] = opened.host.usage
     # Redis does not count by namespace, except what is pinned.
     gauges.tiers["redis"] = opened.pinned.redis_usage
     gauges.pins = lambda: len(tenant.pins)

@@ -109,6 +109,8 @@ class Tenants:
         self._shares = shares(
             settings.memory_bytes, settings.effective_host_store_bytes, self._named
         )
+        if settings.effective_host_store_bytes:
+            self._common.host.resize(settings.effective_host_store_bytes)
         for namespace, opened in self._open.items():
             opened.resize(self._shares[namespace])
 
@@ -158,6 +160,7 @@ class Tenants:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(each.close() for each in self._all()))
+        await self._common.host.close()
 
     def memory_usage(self) -> TierUsage:
         """Return what the memory of all namespaces holds."""
@@ -183,8 +186,8 @@ class Tenants:
             each.pinned.look_soon()
 
     def host_usage(self) -> TierUsage:
-        """Return what the host stores of all namespaces hold."""
-        return _sum(each.host.store.usage() for each in self._open.values())
+        """Return what the host store holds, of namespaces that are served and of others."""
+        return self._common.host.usage()
 
     def quarantined(self) -> int:
         """Return how many modules are in quarantine, those of each namespace by themselves."""

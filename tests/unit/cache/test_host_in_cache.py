@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
-from wasmkilnd.cache.guarded_host import GuardedHost
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.null_tier import NullTier
-from wasmkilnd.cache.observed import ObservedHost
 from wasmkilnd.cache.tiered import TieredCache
 from wasmkilnd.cache.write_behind import WriteBehind
-from wasmkilnd.errors import DoesNotFit, TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, EvictScope, Kind, Origin
+from wasmkilnd.model import EvictScope, Kind, Origin
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module
 from tests.doubles.host_files import HostFiles
-from tests.doubles.notes import Notes
 
 
 class Far(HostFiles):
@@ -181,72 +176,3 @@ async def test_a_key_that_lost_its_trust_has_the_store_verify_again(tiers: Tiers
     assert tiers.host.rechecks == 1
     assert await tiers.host.held([good.key]) == {good.key}
     assert [each.key for each in tiers.host_writes.artifacts()] == []
-
-
-async def test_a_disk_that_hangs_costs_one_look_up_its_time_and_others_nothing() -> None:
-    disk = HostFiles()
-    one = artifact()
-    await disk.put(one)
-    guarded = GuardedHost(disk, wait_s=0.05)
-    disk.gate.clear()
-    with pytest.raises(TierUnavailable, match="does not answer"):
-        await guarded.get(one.key)
-    for look_up in (guarded.get(one.key), guarded.file_of(one.key), guarded.put(one)):
-        with pytest.raises(TierUnavailable, match="does not answer"):
-            await look_up
-    assert disk.gets == 1
-    disk.gate.set()
-    await asyncio.sleep(0.01)
-    assert await guarded.get(one.key) == one
-
-
-async def test_after_a_write_that_failed_none_is_tried_for_a_while() -> None:
-    disk = HostFiles()
-    guarded = GuardedHost(disk)
-    assert guarded.takes(artifact())
-    disk.refuse_writes = True
-    with pytest.raises(TierUnavailable, match="full"):
-        await guarded.put(artifact())
-    assert guarded.skipped == 0
-    for tag in (0, 1, 1):  # The second is asked for again.
-        assert not guarded.takes(artifact(tag))
-    assert guarded.skipped == 2
-    assert await guarded.get(artifact().key) is None  # Look-ups go on.
-
-
-async def test_an_eviction_lets_writes_be_tried_again() -> None:
-    disk = HostFiles()
-    guarded = GuardedHost(disk)
-    disk.refuse_writes = True
-    with pytest.raises(TierUnavailable, match="full"):
-        await guarded.put(artifact())
-    assert not guarded.takes(artifact())
-    await guarded.evict(EvictScope())
-    assert guarded.takes(artifact())
-
-
-async def test_what_is_too_large_is_not_written_and_keeps_no_other_from_being() -> None:
-    class Small(HostFiles):
-        async def put(self, artifact: Artifact) -> None:
-            raise DoesNotFit("it is too large")
-
-    disk, notes = Small(), Notes()
-    disk.largest_bytes = 1000
-    guarded = GuardedHost(disk)
-    store = ObservedHost(guarded, notes)
-    assert not store.takes(artifact(1, 1001))
-    assert guarded.skipped == 1
-    assert store.takes(artifact(2, 1000))
-    with pytest.raises(DoesNotFit):
-        await store.put(artifact(2, 1000))
-    assert store.takes(artifact(2, 1000))
-    assert notes.stores == []
-
-
-async def test_a_defect_of_the_store_is_no_failure_of_a_call() -> None:
-    class Broken(HostFiles):
-        async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-            raise ValueError("a defect")
-
-    with pytest.raises(TierUnavailable, match="defect"):
-        await GuardedHost(Broken()).held([artifact().key])

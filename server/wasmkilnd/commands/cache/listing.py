@@ -141,7 +141,7 @@ def du(as_json: bool, on_host: bool, place: Place) -> None:
 
 def _on_host(session: HostSession) -> Iterator[Listed]:
     with bar("reading heads", None) as advance:
-        for value in host_values(session.options.directory, session.verifier):
+        for value in host_values(session.options, session.verifier):
             advance(1)
             yield value
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from wasmkilnd.cache.host.options import HostOptions
+from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.shared_server import CannotOpenShared, where
 from wasmkilnd.cache.value.names import KeyNames, namespace_prefix

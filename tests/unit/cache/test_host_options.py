@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.cache.host.options import HostOptions, on_disk
+from wasmkilnd.cache.host_store import HostOptions
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,3 @@ def test_who_may_read_files_may_search_folders(files: int, folders: int) -> None
 def test_no_other_user_may_write(mode: int) -> None:
     with pytest.raises(ValueError, match="cannot use mode"):
         HostOptions(Path("/x"), 1, mode)
-
-
-def test_sizes_are_rounded_up_to_blocks() -> None:
-    assert [on_disk(size) for size in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]

@@ -6,14 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-from wasmkilnd.cache.host.tier import HostTier
-from wasmkilnd.cache.value.marks import Marks
-from wasmkilnd.cache.value.rejected import ValueRejected
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.model import Artifact, EvictScope
 
-from tests.contract.host_store import host_tier
-from tests.contract.sealing import MADE_S, sealer
+from tests.contract.host_store import host_store
+from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
 
 SEALER = sealer()
@@ -26,11 +23,8 @@ def artifact(tag: int) -> Artifact:
 
 
 @asynccontextmanager
-async def store(folder: Path, pins: set[str]) -> AsyncIterator[HostTier]:
-    marks = Marks(lambda: MADE_S + 1, pins.__contains__)
-    tier = host_tier(
-        folder, SEALER, limit_bytes=LIMIT_BYTES, is_pinned=pins.__contains__, marks=marks
-    )
+async def store(folder: Path, pins: set[str]) -> AsyncIterator[HostStore]:
+    tier = host_store(folder, SEALER, limit_bytes=LIMIT_BYTES, is_pinned=pins.__contains__)
     await tier.start()
     try:
         yield tier
@@ -48,11 +42,11 @@ async def test_what_is_pinned_stays_through_a_flood_until_it_is_unpinned(tmp_pat
         assert await tier.held([dear.key])
         assert tier.usage().evictions > 20
         assert tier.usage().bytes <= LIMIT_BYTES
-        await tier.count_pinned(pins)
+        tier.count_pinned(pins)
         assert tier.usage().pinned_entries == 1
         assert 0 < tier.usage().pinned_bytes <= ENTRY_BYTES
-        [row] = (await tier.entries_of(pins))[dear.module_sha256]
-        assert row.key == dear.key
+        [key] = tier.entries_of(pins)[dear.module_sha256]
+        assert key == dear.key
     async with store(tmp_path, pins) as again:
         for tag in range(40, 80):
             await again.put(artifact(tag))
@@ -67,9 +61,9 @@ async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
             await tier.put(each)  # It ends, though all that could make room is pinned.
         assert tier.usage().bytes <= LIMIT_BYTES
         assert tier.usage().let_go > 0
-        await tier.count_pinned(pins)
+        tier.count_pinned(pins)
         assert 2 * tier.usage().pinned_bytes <= LIMIT_BYTES
-        held = {row.key for rows in (await tier.entries_of(pins)).values() for row in rows}
+        held = {key for keys in tier.entries_of(pins).values() for key in keys}
         for tag in range(20, 40):
             await tier.put(artifact(tag))
         left = await tier.held([*held])
@@ -94,13 +88,17 @@ async def test_an_evict_of_everything_or_of_an_engine_leaves_what_is_pinned(tmp_
             assert await tier.get(dear.key)
 
 
-def test_an_evict_of_everything_spares_what_is_pinned_and_one_of_its_module_does_not() -> None:
-    dear, pins = artifact(0), {artifact(0).module_sha256}
-    marks = Marks(lambda: MADE_S + 1, pins.__contains__)
-    marks.evict(EvictScope())
-    marks.check(dear)
-    marks.evict(EvictScope(engine_id=dear.spec.engine.id))
-    marks.check(dear)
-    marks.evict(EvictScope(module_sha256=dear.module_sha256))
-    with pytest.raises(ValueRejected, match="older than an Evict"):
-        marks.check(dear)
+async def test_an_entry_that_was_unpinned_ages_like_any_other(tmp_path: Path) -> None:
+    once, used = artifact(0), artifact(1)
+    pins = {once.module_sha256}
+    async with store(tmp_path, pins) as tier:
+        await tier.put(once)
+        await tier.put(used)
+        for tag in range(2, 20):  # What is pinned is passed over again and again.
+            await tier.put(artifact(tag))
+            assert await tier.get(used.key)
+        pins.clear()
+        for tag in range(20, 28):
+            assert await tier.get(used.key)
+            await tier.put(artifact(tag))
+        assert await tier.held([once.key, used.key]) == {used.key}

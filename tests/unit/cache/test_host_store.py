@@ -8,12 +8,11 @@ import json
 import mmap
 import os
 import shutil
-import sqlite3
 import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,19 @@ from wasmkiln.artifact import Artifact as ClientArtifact
 from wasmkiln.host_layout import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd import wire
-from wasmkilnd.cache.host import engines_file
-from wasmkilnd.cache.host.disk import Disk
-from wasmkilnd.cache.host.entry import disk_bytes_at
-from wasmkilnd.cache.host.tier import HostTier
-from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache import host_store as module
+from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.cache.value.pieces import ZSTD
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, EvictScope
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.wire.headers import header_of
 
-from tests.contract.host_store import host_tier
-from tests.contract.sealing import MADE_S, sealer
+from tests.contract.host_store import host_store
+from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import payload_of, same
 from tests.doubles.notes import Notes
+from tests.faults_host.stores import tidied
 
 SEALER = sealer()
 
@@ -52,7 +49,7 @@ def folder_of(directory: Path, one: Artifact) -> Path:
 
 
 @asynccontextmanager
-async def started(tier: HostTier) -> AsyncIterator[HostTier]:
+async def started(tier: HostStore) -> AsyncIterator[HostStore]:
     await tier.start()
     try:
         yield tier
@@ -62,7 +59,7 @@ async def started(tier: HostTier) -> AsyncIterator[HostTier]:
 
 async def test_the_files_are_what_the_client_saves(tmp_path: Path) -> None:
     one = artifact(1, 700_000)
-    async with started(host_tier(tmp_path / "store", SEALER)) as tier:
+    async with started(host_store(tmp_path / "store", SEALER)) as tier:
         await tier.put(one)
         found = await tier.file_of(one.key)
     assert found
@@ -86,38 +83,43 @@ async def test_a_daemon_of_another_version_may_say_more_in_a_header(tmp_path: Pa
         return header
 
     one = artifact(1)
-    async with started(host_tier(tmp_path, SEALER, header_of=newer)) as other:
+    async with started(host_store(tmp_path, SEALER, header_of=newer)) as other:
         await other.put(one)
     notes = Notes()
-    async with started(host_tier(tmp_path, SEALER, notes)) as tier:
+    async with started(host_store(tmp_path, SEALER, notes)) as tier:
         assert same(await tier.get(one.key), one)
         assert await tier.file_of(one.key)
     assert not notes.rejected
 
 
-async def test_a_header_of_another_entry_is_rejected(tmp_path: Path) -> None:
-    one, two = artifact(1), artifact(2)
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+async def test_an_entry_of_0_6_0_is_served(tmp_path: Path) -> None:
+    """It has a file more, by which a daemon of that version checks it."""
+    one, notes = artifact(1, 700_000), Notes()
+    async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(one)
-        await tier.put(two)
-    ours, theirs = folder_of(tmp_path, one), folder_of(tmp_path, two)
-    head, stamp = (ours / "head").read_bytes()[:-96], (theirs / "head").read_bytes()[-96:]
-    (ours / "head").write_bytes(head + stamp)
-    (ours / "artifact.json").write_bytes((theirs / "artifact.json").read_bytes())
-    notes = Notes()
-    async with started(host_tier(tmp_path, SEALER, notes)) as tier:
-        assert await tier.get(one.key) is None
-    assert notes.rejected
-    assert not ours.exists()
+    (folder_of(tmp_path, one) / "head").write_bytes(b"a head" * 100)
+    for name in ("index.sqlite", "index.sqlite-wal", "index.lock"):
+        (tmp_path / name).write_bytes(b"an index")
+    async with started(host_store(tmp_path, SEALER, notes)) as tier:
+        assert same(await tier.get(one.key), one)
+        assert await tier.file_of(one.key)
+        assert await tier.evict(EvictScope()) == Evicted(artifacts=1, bytes=measured(one, files=4))
+    assert notes.rejected == []
+    assert not folder_of(tmp_path, one).exists()
+    assert (tmp_path / "index.sqlite").exists()  # A daemon of 0.6.0 may use it.
+
+
+def measured(one: Artifact, files: int) -> int:
+    """What counts for an entry: a folder and some files, each rounded up to 4 KiB."""
+    return 4096 * (files + -(-one.size_bytes // 4096))
 
 
 async def test_an_artifact_without_attestation_has_no_file_for_it(tmp_path: Path) -> None:
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(unsigned(1))
         assert {path.name for path in folder_of(tmp_path, unsigned(1)).iterdir()} == {
             "artifact",
             "artifact.json",
-            "head",
         }
         assert await tier.get(unsigned(1).key) is None  # Which nobody vouches for.
 
@@ -127,10 +129,9 @@ async def test_modes_and_group(tmp_path: Path, mode: int) -> None:
     group = 12345 if os.geteuid() == 0 else os.getegid()
     old = os.umask(0o077)
     try:
-        tier = host_tier(tmp_path / "a" / "store", SEALER, file_mode=mode, group=group)
+        tier = host_store(tmp_path / "a" / "store", SEALER, file_mode=mode, group=group)
         async with started(tier):
             await tier.put(artifact(1))
-            await tier.write_engines({"version": 1})
     finally:
         os.umask(old)
     directory = tmp_path / "a" / "store"
@@ -141,7 +142,7 @@ async def test_modes_and_group(tmp_path: Path, mode: int) -> None:
         expected = tier_folder_mode(mode) if path in folders else mode
         assert stat.S_IMODE(found.st_mode) == expected
         assert found.st_gid == group
-    for name in ("index.sqlite", "tmp"):
+    for name in ("writing.lock", "aside"):
         assert not stat.S_IMODE((directory / name).stat().st_mode) & 0o077
 
 
@@ -158,7 +159,7 @@ async def test_an_encoded_artifact_is_stored_decoded(tmp_path: Path) -> None:
     one = artifact(1, 1_200_000)
     pieces = [zstandard.compress(view) for view in wire.payload_views(one.frames)]
     packed = dataclasses.replace(one, frames=tuple(map(wire.frame, pieces)), encoding=ZSTD)
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(packed)
         assert same(await tier.get(one.key), one)
     assert (folder_of(tmp_path, one) / "artifact").read_bytes() == payload_of(one.frames)
@@ -166,17 +167,17 @@ async def test_an_encoded_artifact_is_stored_decoded(tmp_path: Path) -> None:
 
 async def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     many = [artifact(tag) for tag in range(6)]
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         for place, one in enumerate(many[:4]):
             await tier.put(one)
             age(tmp_path, one, 1000 - place)
     # A new process: the old one would not note a use so soon.
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         before_s = folder_of(tmp_path, many[0]).stat().st_mtime
         assert await tier.file_of(many[0].key)
     assert folder_of(tmp_path, many[0]).stat().st_mtime > before_s
-    size_bytes = disk_bytes_at(folder_of(tmp_path, many[0]))
-    async with started(host_tier(tmp_path, SEALER, limit_bytes=4 * size_bytes)) as tier:
+    size_bytes = measure(folder_of(tmp_path, many[0]))[0]
+    async with started(host_store(tmp_path, SEALER, limit_bytes=4 * size_bytes)) as tier:
         for one in many[4:]:
             await tier.put(one)
         held = await tier.held([one.key for one in many])
@@ -196,29 +197,26 @@ def age(directory: Path, one: Artifact, seconds: int) -> None:
     path = folder_of(directory, one)
     for each in (path / "artifact", path):
         os.utime(each, (then_s, then_s))
-    with closing(sqlite3.connect(directory / "index.sqlite", timeout=30)) as index, index:
-        index.execute(
-            "UPDATE entries SET used = ? WHERE module = ?",
-            (then_s, bytes.fromhex(one.module_sha256)),
-        )
 
 
-async def test_what_clients_read_by_themselves_is_spared(tmp_path: Path) -> None:
-    many = [artifact(tag) for tag in range(3)]
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+async def test_what_clients_read_by_themselves_is_spared_once(tmp_path: Path) -> None:
+    many = [artifact(tag) for tag in range(4)]
+    async with started(host_store(tmp_path, SEALER)) as tier:
         for place, one in enumerate(many[:2]):
             await tier.put(one)
             age(tmp_path, one, 1000 - place)
         size_bytes = tier.usage().bytes // 2
-        now_s = time.time()
-        os.utime(folder_of(tmp_path, many[0]) / "artifact", (now_s - 5, now_s - 1000))
-        tier.resize(2 * size_bytes)
-        await tier.put(many[2])
-        assert await tier.held([one.key for one in many]) == {many[0].key, many[2].key}
+    now_s = time.time()
+    os.utime(folder_of(tmp_path, many[0]) / "artifact", (now_s - 5, now_s - 1000))
+    async with started(host_store(tmp_path, SEALER, limit_bytes=2 * size_bytes)) as tier:
+        for one, gone in ((many[2], many[1]), (many[3], many[0])):
+            await tier.put(one)
+            assert not await tier.held([gone.key])
+        assert await tier.held([one.key for one in many]) == {many[2].key, many[3].key}
 
 
 async def test_what_is_larger_than_the_store_is_not_kept(tmp_path: Path) -> None:
-    async with started(host_tier(tmp_path, SEALER, limit_bytes=50_000)) as tier:
+    async with started(host_store(tmp_path, SEALER, limit_bytes=50_000)) as tier:
         await tier.put(artifact(1, 1000))
         with pytest.raises(DoesNotFit, match="50000: raise host_store_bytes"):
             await tier.put(artifact(2, 60_000))
@@ -227,18 +225,18 @@ async def test_what_is_larger_than_the_store_is_not_kept(tmp_path: Path) -> None
 
 
 async def test_what_is_larger_than_the_store_is_told_once(tmp_path: Path) -> None:
-    tier = host_tier(tmp_path, SEALER, limit_bytes=50_000)
+    tier = host_store(tmp_path, SEALER, limit_bytes=50_000)
     with capture_logs() as logged:
-        assert tier.fits(artifact(1, 1000))
+        assert tier.takes(artifact(1, 1000))
         for _ in range(3):
-            assert not tier.fits(artifact(2, 60_000))
+            assert not tier.takes(artifact(2, 60_000))
     [line] = [each for each in logged if each["log_level"] == "warning"]
     assert (line["bytes"], line["limit_bytes"]) == (60_000, 50_000)
     assert "host_store_bytes" in line["event"]
     await tier.close()
 
 
-@pytest.mark.parametrize("name", ["artifact", "head"])
+@pytest.mark.parametrize("name", ["artifact", "artifact.json"])
 async def test_a_file_that_the_daemon_may_not_read_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -249,9 +247,9 @@ async def test_a_file_that_the_daemon_may_not_read_is_removed(
             raise PermissionError(13, "Permission denied")
         return open_(path, flags, *args, **folder)
 
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(one)
-    async with started(host_tier(tmp_path, SEALER, notes)) as tier:
+    async with started(host_store(tmp_path, SEALER, notes)) as tier:
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", refuse)
             assert await tier.get(one.key) is None
@@ -263,7 +261,7 @@ async def test_a_file_that_the_daemon_may_not_read_is_removed(
 
 async def test_an_eviction_leaves_what_is_mapped(tmp_path: Path) -> None:
     one = artifact(1, 300_000)
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(one)
         found = await tier.file_of(one.key)
         assert found
@@ -274,37 +272,9 @@ async def test_an_eviction_leaves_what_is_mapped(tmp_path: Path) -> None:
         mapped.close()
 
 
-async def test_what_was_evicted_elsewhere_is_not_used_and_not_stored(tmp_path: Path) -> None:
-    one, other = artifact(1), artifact(2)
-    marks, notes = Marks(lambda: MADE_S + 1), Notes()
-    async with started(host_tier(tmp_path, SEALER, notes, marks=marks)) as tier:
-        await tier.put(one)
-        await tier.put(other)
-        assert await tier.file_of(one.key)
-        marks.evict(EvictScope(module_sha256=one.module_sha256))  # As another daemon's mark says.
-        assert await tier.file_of(one.key) is None
-        assert notes.rejected == ["evicted"]
-        assert not folder_of(tmp_path, one).exists()
-        await tier.put(one)
-        assert await tier.get(one.key) is None
-        assert same(await tier.get(other.key), other)
-        marks.evict(EvictScope(engine_id="wasmtime-1.0"))
-        assert await tier.get(other.key) is None
-        assert notes.rejected == ["evicted"] * 2
-
-
-async def test_an_eviction_here_leaves_no_mark(tmp_path: Path) -> None:
-    marks = Marks(lambda: MADE_S + 1)
-    async with started(host_tier(tmp_path, SEALER, marks=marks)) as tier:
-        await tier.put(artifact(1))
-        await tier.evict(EvictScope())
-        await tier.put(artifact(1))
-        assert await tier.file_of(artifact(1).key)
-
-
 async def test_a_put_of_what_is_there_writes_nothing(tmp_path: Path) -> None:
     one = artifact(1)
-    async with started(host_tier(tmp_path, SEALER)) as tier:
+    async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(one)
         before = await tier.file_of(one.key)
         await tier.put(one)
@@ -314,33 +284,9 @@ async def test_a_put_of_what_is_there_writes_nothing(tmp_path: Path) -> None:
         assert before[1] == after[1]
 
 
-async def test_callers_of_one_entry_share_its_check(tmp_path: Path) -> None:
-    class Counting(type(SEALER)):  # type: ignore[misc]
-        checks = 0
-
-        def verify(self, artifact: Artifact, key: CacheKey) -> object:
-            Counting.checks += 1
-            return SEALER.verify(artifact, key)
-
-    counting = Counting.__new__(Counting)
-    counting.__dict__.update(SEALER.__dict__)
-    one = artifact(1, 2_000_000)
-    async with started(host_tier(tmp_path, SEALER)) as tier:
-        await tier.put(one)
-    async with started(host_tier(tmp_path, counting)) as tier:
-        leaving = asyncio.create_task(tier.file_of(one.key))
-        staying = [asyncio.create_task(tier.file_of(one.key)) for _ in range(20)]
-        await asyncio.sleep(0)
-        leaving.cancel()
-        found = await asyncio.gather(*staying)
-        assert len({file[1] for file in found if file}) == 1
-        assert None not in found
-        assert Counting.checks == 1
-
-
 async def test_a_key_that_names_another_place_is_a_miss(tmp_path: Path) -> None:
     notes = Notes()
-    async with started(host_tier(tmp_path / "store", SEALER, notes)) as tier:
+    async with started(host_store(tmp_path / "store", SEALER, notes)) as tier:
         for key in (CacheKey("../x", "../.."), CacheKey("a" * 64, "."), CacheKey("", "b" * 64)):
             assert await tier.get(key) is None
             assert await tier.file_of(key) is None
@@ -354,12 +300,14 @@ async def test_a_key_that_names_another_place_is_a_miss(tmp_path: Path) -> None:
 
 
 async def test_engines_json_is_replaced_whole(tmp_path: Path) -> None:
-    async with started(host_tier(tmp_path, SEALER)) as tier:
-        await tier.write_engines({"version": 1, "engines": []})
+    served: list[dict[str, str]] = []
+    store = host_store(tmp_path, SEALER, engines=lambda: {"version": 1, "engines": list(served)})
+    async with started(store) as tier:
         first = (tmp_path / ENGINES).stat().st_ino
-        await tier.write_engines({"version": 1, "engines": [{"id": "wasmtime-1.0"}]})
+        served.append({"id": "wasmtime-1.0"})
+        await tier.write_engines()
         assert (tmp_path / ENGINES).stat().st_ino != first
-        assert json.loads((tmp_path / ENGINES).read_text())["engines"] == [{"id": "wasmtime-1.0"}]
+        assert json.loads((tmp_path / ENGINES).read_text())["engines"] == served
 
 
 @pytest.mark.parametrize(
@@ -369,11 +317,10 @@ async def test_engines_json_is_replaced_whole(tmp_path: Path) -> None:
 async def test_engines_json_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.host.tier._EVERY_S", 0.02)
+    monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 0.02)
     directory = tmp_path / "store"
     path, document = directory / ENGINES, {"version": 1, "engines": []}
-    async with started(host_tier(directory, SEALER)) as tier:
-        await tier.write_engines(document)
+    async with started(host_store(directory, SEALER, engines=lambda: document)):
         old = path.stat().st_ino
         (tmp_path / "kept").hardlink_to(path)  # So that no new file gets its inode.
         if harm == "directory":
@@ -404,12 +351,10 @@ async def test_engines_json_comes_back(
 async def test_engines_json_of_another_daemon_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.host.tier._EVERY_S", 0.02)
+    monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 0.02)
     theirs = {"version": 1, "engines": [{"id": "wasmtime-1.0"}]}
-    async with started(host_tier(tmp_path, SEALER)) as tier:
-        await tier.write_engines({"version": 1, "engines": []})
-        async with started(host_tier(tmp_path, SEALER)) as other:
-            await other.write_engines(theirs)
+    async with started(host_store(tmp_path, SEALER)):
+        async with started(host_store(tmp_path, SEALER, engines=lambda: theirs)):
             looks = looks_of(monkeypatch)
             await until(lambda: len(looks) >= 4)
         assert json.loads((tmp_path / ENGINES).read_text()) == theirs
@@ -419,12 +364,12 @@ def looks_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by each look at the file."""
     looks = list[str]()
 
-    def look(disk: Disk) -> str:
-        looks.append(wrong(disk))
+    def look(directory: Path) -> str:
+        looks.append(wrong(directory))
         return looks[-1]
 
-    wrong = engines_file._wrong
-    monkeypatch.setattr(engines_file, "_wrong", look)
+    wrong = module._why_no_engines
+    monkeypatch.setattr(module, "_why_no_engines", look)
     return looks
 
 
@@ -435,7 +380,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 
 async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
-    tier = host_tier(tmp_path, SEALER)
+    tier = host_store(tmp_path, SEALER)
     await tier.start()
     await tier.put(artifact(1))
     await tier.close()
@@ -449,9 +394,9 @@ async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs = threading.Event()
-    monkeypatch.setattr("wasmkilnd.cache.host.housekeeping.prepare", lambda _: hangs.wait(60))
-    monkeypatch.setattr("wasmkilnd.cache.host.tier._HANGS_S", 0.05)
-    tier = host_tier(tmp_path, SEALER)
+    monkeypatch.setattr("wasmkilnd.cache.host_store.prepare", lambda _: hangs.wait(60))
+    monkeypatch.setattr("wasmkilnd.cache.host_store._PATIENCE_S", 0.05)
+    tier = host_store(tmp_path, SEALER)
     await tier.start()
     await tier.close()
     assert not hangs.is_set()
@@ -460,8 +405,87 @@ async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
 
 async def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    async with started(host_tier(Path("store"), SEALER)) as tier:
+    async with started(host_store(Path("store"), SEALER)) as tier:
         await tier.put(artifact(1))
         found = await tier.file_of(artifact(1).key)
     assert found
     assert found[1].path == str(folder_of(tmp_path / "store", artifact(1)) / "artifact")
+
+
+async def test_a_disk_that_hangs_costs_one_look_up_its_time_and_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, hangs, looks, notes = artifact(1), threading.Event(), list[object](), Notes()
+
+    def hang(path: Path) -> None:
+        looks.append(path)
+        assert hangs.wait(60)
+
+    async with started(host_store(tmp_path, SEALER, notes, wait_s=0.5)) as tier:
+        await tidied(tier)
+        await tier.put(one)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "check_root", hang)
+            for look_up in (tier.get(one.key), tier.get(one.key), tier.file_of(one.key)):
+                with pytest.raises(TierUnavailable, match="does not answer"):
+                    await look_up
+            with pytest.raises(TierUnavailable, match="does not answer"):
+                await tier.put(one)
+            assert not tier.takes(one)
+            assert not tier.status().up
+            assert (len(looks), tier.status().dropped_writes) == (1, 1)
+        hangs.set()
+        await until(lambda: tier.status().up)
+        assert same(await tier.get(one.key), one)
+        assert notes.lookups == [("artifact", "error")] * 3 + [("artifact", "hit")]
+
+
+def refuse_writes(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(module, "_write_file", refuse)
+
+
+async def test_after_a_write_that_failed_none_is_tried_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes()
+    async with started(host_store(tmp_path, SEALER, notes)) as tier:
+        assert tier.takes(artifact(0))
+        with monkeypatch.context() as patch:
+            refuse_writes(patch)
+            with pytest.raises(TierUnavailable, match="No space left"):
+                await tier.put(artifact(0))
+        assert tier.status().dropped_writes == 0
+        for tag in (0, 1, 1):  # The second is asked for again.
+            assert not tier.takes(artifact(tag))
+        assert tier.status().dropped_writes == 2
+        assert await tier.get(artifact(0).key) is None  # Look-ups go on.
+        await tier.evict(EvictScope())  # There may be room now.
+        assert tier.takes(artifact(0))
+        assert notes.stores == ["error"]
+
+
+async def test_what_is_too_large_keeps_no_other_from_being_written(tmp_path: Path) -> None:
+    notes = Notes()
+    async with started(host_store(tmp_path, SEALER, notes, limit_bytes=50_000)) as tier:
+        assert not tier.takes(artifact(1, 60_000))
+        assert tier.status().dropped_writes == 1
+        with pytest.raises(DoesNotFit):
+            await tier.put(artifact(1, 60_000))
+        assert tier.takes(artifact(2, 1000))
+        assert notes.stores == []
+
+
+async def test_a_defect_of_the_store_is_no_failure_of_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a defect")
+
+    async with started(host_store(tmp_path, SEALER)) as tier:
+        await tier.put(artifact(1))
+        monkeypatch.setattr(module, "_artifact_of", broken)
+        with pytest.raises(TierUnavailable, match="defect"):
+            await tier.get(artifact(1).key)

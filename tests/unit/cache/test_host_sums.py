@@ -1,22 +1,20 @@
-"""Whatever is done to a small store, its index is right and its limit holds."""
+"""Whatever is done to a small store, its sums are right and its limit holds."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
 
-from tests.contract.host_store import host_tier
+from tests.contract.host_store import host_store
 from tests.doubles.notes import Notes
-from tests.faults_host.stores import SEALER, artifact, check_index, check_is_right
+from tests.faults_host.stores import SEALER, artifact, check_is_right, check_limit
 
 STEP = st.tuples(
     st.sampled_from(["put", "put", "put", "look", "evict", "engine", "all", "resize"]),
@@ -26,7 +24,7 @@ STEP = st.tuples(
 LIMIT_BYTES = 90_000
 
 
-async def do(tier: HostTier, what: str, tag: int, size_bytes: int) -> None:
+async def do(tier: HostStore, what: str, tag: int, size_bytes: int) -> None:
     one = artifact(tag, 1000 * tag, "wasmer" if tag % 2 else "wasmtime")
     match what:
         case "put":
@@ -51,7 +49,7 @@ def test_the_sums_are_right_after_steps_at_once(rounds: list[list[tuple[str, int
     async def run(directory: Path) -> None:
         notes = Notes()
         for together in rounds:
-            tier = host_tier(directory, SEALER, notes, limit_bytes=LIMIT_BYTES)
+            tier = host_store(directory, SEALER, notes, limit_bytes=LIMIT_BYTES)
             await tier.start()
             done = await asyncio.gather(
                 *(do(tier, *step) for step in together), return_exceptions=True
@@ -59,19 +57,17 @@ def test_the_sums_are_right_after_steps_at_once(rounds: list[list[tuple[str, int
             # Too many writes at once for so small a store.
             assert all(each is None or isinstance(each, TierUnavailable) for each in done)
             await tier.close()
-            check_index(directory, LIMIT_BYTES)
+            await check_limit(directory, LIMIT_BYTES)
         assert notes.rejected == []
 
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fdatasync", lambda descriptor: None)
+    with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(Path(folder) / "store"))
 
 
-async def test_many_callers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+async def test_many_callers_at_once(tmp_path: Path) -> None:
     many = [artifact(tag, 20_000) for tag in range(30)]
     notes = Notes()
-    tier = host_tier(tmp_path, SEALER, notes, limit_bytes=900_000)
+    tier = host_store(tmp_path, SEALER, notes, limit_bytes=900_000)
     await tier.start()
     for _ in range(3):
         await asyncio.gather(*(tier.put(one) for one in many))
@@ -79,4 +75,4 @@ async def test_many_callers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert sum(right) == 900_000 // (tier.usage().bytes // tier.usage().entries)
     await tier.close()
     assert notes.rejected == []
-    check_index(tmp_path, 900_000)
+    await check_limit(tmp_path, 900_000)
