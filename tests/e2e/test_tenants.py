@@ -324,3 +324,55 @@ def written_everywhere(client: Client) -> None:
         return stats.pending_writes == 0 and store.put_latency.count > 0
 
     eventually(written, "all writes are done")
+
+
+def test_the_limit_of_the_host_store_holds_for_what_namespaces_left(
+    tmp_path: Path, engines: object
+) -> None:
+    """Twelve namespaces come and go, four at a time, and each leaves what it had."""
+    state, limit_bytes = tmp_path / "state", 2 << 20
+    store = state / "host_store"
+
+    def used_bytes() -> int:
+        return sum(file.stat().st_blocks * 512 for file in store.rglob("artifact*"))
+
+    def left() -> int:
+        return len(list((store / "ns").glob("guest-*/*/*/*")))
+
+    with house(state, REDIS_URL="none", HOST_STORE_BYTES=str(limit_bytes)) as tenants:
+        daemon, tokens, ops = tenants.daemon, tenants.tokens, tenants.client("ops")
+        file = state / "access" / "tokens.json"
+        given = file.read_text()
+        for turn in range(3):
+            names = [f"guest-{number}" for number in range(4 * turn, 4 * turn + 4)]
+            guests = [add_token(state, name, *ALL, namespace=name) for name in names]
+            daemon.process.send_signal(signal.SIGHUP)
+            opened = 6 + 4 * turn
+            eventually(lambda: daemon.log.count("namespace opened") == opened, "none is opened")  # noqa: B023
+            for number, token in enumerate(guests):
+                with Client(daemon.address, token=token, host_store_dir="none") as guest:
+                    for tag in range(2):
+                        guest.compile(wasm.with_data(80_000, 100 * turn + 10 * number + tag))
+                    written_everywhere(guest)
+            file.write_text(given)
+            daemon.process.send_signal(signal.SIGHUP)
+            closed = 4 + 4 * turn
+            eventually(lambda: daemon.log.count("namespace closed") == closed, "none is closed")  # noqa: B023
+            assert used_bytes() <= limit_bytes
+        before = left()
+        assert before > 4
+        for tag in range(6):
+            ops.compile(wasm.with_data(100_000, 1000 + tag))
+        for who in ("a", "b"):
+            for tag in range(6):
+                tenants.client(who).compile(wasm.with_data(100_000, tag))
+            written_everywhere(tenants.client(who))
+        written_everywhere(ops)
+        assert used_bytes() <= limit_bytes
+        assert left() < before  # They made room, and those that are served did not:
+        ops.evict(everything=True, tier="memory")
+        newest = wasm.digest(wasm.with_data(100_000, 1005))
+        assert ops.compile(newest).header.origin == HOST_STORE
+    with house(state, tokens=tokens, REDIS_URL="none", HOST_STORE_BYTES="1000"):
+        eventually(lambda: used_bytes() == 0, "a restart does not reclaim it")
+        eventually(lambda: left() == 0, "a restart does not reclaim it")
