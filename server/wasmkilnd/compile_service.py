@@ -122,7 +122,7 @@ class CompileService:
         sha256 = check_sha256(request.sha256, "sha256")
         uploaded = module is not None
         spec = self._spec(request, module)
-        key = CacheKey(sha256, spec.fingerprint)
+        key = CacheKey(sha256, spec.fingerprint, spec.engine.id)
         if served := await self._look_up(key, spec, request, budget):
             return served
         if module is None:
@@ -133,7 +133,7 @@ class CompileService:
             # names no engine may mean another engine than the default.
             spec = self._spec(request, module)
             if key.fingerprint != spec.fingerprint:
-                key = CacheKey(sha256, spec.fingerprint)
+                key = CacheKey(sha256, spec.fingerprint, spec.engine.id)
                 if served := await self._look_up(key, spec, request, budget):
                     return served
         if refused := request.refused_miss():
@@ -156,7 +156,7 @@ class CompileService:
             return None
         served = await self._get(key, request, budget)
         if served is None and (fast := self._fast(spec, request)):
-            fast_key = CacheKey(key.module_sha256, fast.fingerprint)
+            fast_key = CacheKey(key.module_sha256, fast.fingerprint, fast.engine.id)
             served = await self._get(fast_key, request, budget)
             if served and not request.hits_only:
                 self.behind.add(key.module_sha256, spec, request.terms.account)
@@ -215,7 +215,10 @@ class CompileService:
     def _end_unwanted(self, request: CompileRequest) -> None:
         """End the flight of the daemon's own request, unless a caller waits for it too."""
         spec = self._spec(request, None)
-        flight = CacheKey(request.sha256, spec.fingerprint), request.skip_cache_lookup
+        flight = (
+            CacheKey(request.sha256, spec.fingerprint, spec.engine.id),
+            request.skip_cache_lookup,
+        )
         if waiters := self._flights.waiters(flight):
             waiters.release()
 

@@ -48,7 +48,8 @@ class ModuleService:
         if not already_loaded:
             self._admission.refuse_if_late(engine_id, module, request.terms, None)
         spec = self._engines.spec(engine_id, "", "", {})
-        watch = self._quarantine.watch(CacheKey(module.sha256, spec.fingerprint), spec, budget)
+        key = CacheKey(module.sha256, spec.fingerprint, spec.engine.id)
+        watch = self._quarantine.watch(key, spec, budget)
         work = self._admission.begin(engine_id, module, request.terms, compiles=False, arrived=True)
         request.terms.release()
         waiters = Waiters.of(request.terms.waiter, work.bill)
@@ -121,13 +122,13 @@ class ModuleService:
             return [CacheKey(sha256, check_sha256(wanted.fingerprint, "keys.fingerprint"))]
         usual = self._engines.choose(wanted.engine, None)
         for_components = self._engines.choose(wanted.engine, Kind.COMPONENT)
-        keys = [CacheKey(sha256, self._fingerprint(usual, wanted))]
+        keys = [self._key(sha256, usual, wanted)]
         if for_components != usual:
             # A target or setting that only the usual engine has rules out a component.
             with contextlib.suppress(errors.WasmkilnError):
-                keys.append(CacheKey(sha256, self._fingerprint(for_components, wanted)))
+                keys.append(self._key(sha256, for_components, wanted))
         return keys
 
-    def _fingerprint(self, engine_id: str, wanted: WantedArtifact) -> str:
+    def _key(self, sha256: str, engine_id: str, wanted: WantedArtifact) -> CacheKey:
         spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)
-        return spec.fingerprint
+        return CacheKey(sha256, spec.fingerprint, spec.engine.id)

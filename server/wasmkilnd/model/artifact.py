@@ -95,6 +95,8 @@ class CacheKey:
 
     module_sha256: str
     fingerprint: str
+    engine_id: str = field(default="", compare=False)
+    """Part of the artifact's name in Redis; empty where only a fingerprint is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Artifact:
     @property
     def key(self) -> CacheKey:
         """The key under which every tier stores it."""
-        return CacheKey(self.module_sha256, self.spec.fingerprint)
+        return CacheKey(self.module_sha256, self.spec.fingerprint, self.spec.engine.id)
 
 
 @dataclass(frozen=True, slots=True)
