@@ -1,0 +1,771 @@
+"""Daemons on one real Redis: one compiles for all, no call hangs, and strikes are shared."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from wasmkilnd.cache.new_fleet import Fleet, Strikes
+from wasmkilnd.errors import (
+    TierUnavailable,
+    WasmkilnError,
+    compile_queue_full,
+    module_invalid,
+    server_draining,
+)
+from wasmkilnd.model import CacheKey, Strike
+from wasmkilnd.ports import Claim
+from wasmkilnd.wait_budget import WaitBudget
+
+from tests.contract.link import open_link
+from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.doubles.notes import Notes
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
+
+PREFIX = "wasm:"
+KEY = CacheKey("a" * 64, "f" * 64, "wasmtime-1.0")
+ARTIFACT = f"wasm:3:compiled:{{{KEY.module_sha256}}}:{KEY.engine_id}:{KEY.fingerprint}"
+LEASE = f"wasm:3:lease:{{{KEY.module_sha256}}}:{KEY.fingerprint}"
+# Long enough for a busy machine to renew it in time.
+LEASE_S = 2.0
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis-server"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    kind: str = request.param
+    with redis_server(binary_of(kind), tmp_path_factory.mktemp(kind)) as running:
+        yield running
+
+
+@pytest.fixture
+async def raw(server: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(server.url) as client:
+        await client.flushall()
+        yield client
+
+
+async def nothing() -> None:
+    """Compile in no time."""
+
+
+class Daemon:
+    """The parts of a daemon with one worker that take part in who compiles."""
+
+    def __init__(self, url: str, lease_s: float = LEASE_S, max_wait_s: float = 100) -> None:
+        self.notes = Notes()
+        self.max_wait_s = max_wait_s
+        self.link = open_link(url)
+        self.fleet = Fleet(
+            self.link,
+            PREFIX,
+            self.notes,
+            self._store,
+            lease_s=lease_s,
+            max_wait_s=lambda: self.max_wait_s,
+        )
+        self.may_store = asyncio.Event()
+        self.may_store.set()
+        self.worker = asyncio.Lock()
+        self.compiles = 0
+
+    @property
+    def turns(self) -> list[str]:
+        return self.notes.turns
+
+    def claim(self) -> contextlib.AbstractAsyncContextManager[Claim]:
+        return self.fleet.claim(KEY, WaitBudget(10.0))
+
+    async def compile(
+        self, work: Callable[[], Awaitable[Any]] = nothing, budget: WaitBudget | None = None
+    ) -> bool:
+        """Compile unless another daemon does; return whether it was done here."""
+        async with self.fleet.claim(KEY, budget or WaitBudget(10.0)) as claim:
+            while not await self._compiled_here(claim, work):
+                if await claim.wait_for_others():
+                    return False
+            return True
+
+    async def _compiled_here(self, claim: Claim, work: Callable[[], Awaitable[Any]]) -> bool:
+        stored = asyncio.ensure_future(claim.stored())
+        free = asyncio.ensure_future(self.worker.acquire())
+        await asyncio.wait((stored, free), return_when=asyncio.FIRST_COMPLETED)
+        stored.cancel()
+        if not free.done():
+            free.cancel()
+            return False
+        try:
+            if not await claim.take():
+                return False
+            self.compiles += 1
+            await work()
+            return True
+        finally:
+            self.worker.release()
+
+    @contextlib.asynccontextmanager
+    async def compiling(self) -> AsyncIterator[None]:
+        """Compile for as long as the context lasts."""
+        async with self.claim() as claim:
+            assert await claim.take()
+            yield
+
+    async def _store(self, key: CacheKey) -> None:
+        await self.may_store.wait()
+        await self.link.run(("SET", ARTIFACT, b"x"))
+
+    def die(self) -> None:
+        """Say nothing more to Redis, as a killed process does."""
+
+        async def dead(*commands: object, timeout_s: float | None = None) -> list[Any]:
+            raise TierUnavailable("dead")
+
+        self.link.run = dead
+
+    async def close(self) -> None:
+        await self.fleet.close()
+        await self.link.close()
+
+
+@contextlib.asynccontextmanager
+async def fleet(server: RedisServer, size: int, **settings: float) -> AsyncIterator[list[Daemon]]:
+    daemons = [Daemon(server.url, **settings) for _ in range(size)]
+    try:
+        yield daemons
+    finally:
+        for daemon in daemons:
+            await daemon.close()
+
+
+def beginning(daemons: list[Daemon]) -> list[asyncio.Task[bool]]:
+    """Have all daemons compile at once."""
+    return [asyncio.create_task(daemon.compile()) for daemon in daemons]
+
+
+async def until_waiting() -> None:
+    """Let those that were started just now look at the lease some times."""
+    await asyncio.sleep(0.3)
+
+
+def a_lease() -> bytes:
+    """A lease as any writer to Redis can make one."""
+    return secrets.token_hex(16).encode()
+
+
+async def test_one_of_many_compiles_and_the_others_wait_for_what_it_stored(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 5) as daemons:
+        # Longer than a lease: who lives renews it.
+        work = [daemon.compile(lambda: asyncio.sleep(2 * LEASE_S)) for daemon in daemons]
+        assert sorted(await asyncio.gather(*work)) == [False] * 4 + [True]
+        assert sum(daemon.compiles for daemon in daemons) == 1
+        turns = [turn for daemon in daemons for turn in daemon.turns]
+        assert sorted(turns) == ["made"] * 4 + ["taken"]
+
+
+async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2, lease_s=60) as (one, two):
+        one.may_store.clear()
+        assert await one.compile()
+        waiting = asyncio.create_task(two.compile())
+        await until_waiting()
+        assert not waiting.done()
+        one.may_store.set()
+        assert not await waiting
+        await one.fleet.close()
+        assert not await raw.exists(LEASE)
+
+
+async def test_a_holder_that_cannot_store_is_waited_for_no_longer_than_a_lease(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 3) as (one, *others):
+        one.may_store.clear()  # As if it stood in a long queue to a slow server.
+        assert await one.compile()
+        assert sorted(await asyncio.gather(*beginning(others))) == [False, True]
+        assert sorted(turn for other in others for turn in other.turns) == ["made", "taken"]
+        one.may_store.set()
+
+
+async def test_a_compile_that_fails_lets_all_the_others_go_at_once(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 5) as (one, *others):
+        together = asyncio.Barrier(len(others))  # Nobody passes it who compiles after another.
+        waiting: list[asyncio.Task[bool]] = []
+
+        async def fail() -> None:
+            async with one.compiling():
+                waiting.extend(asyncio.create_task(each.compile(together.wait)) for each in others)
+                await until_waiting()
+                raise module_invalid("engine-1", "bad", None)
+
+        with pytest.raises(WasmkilnError, match="bad"):
+            await fail()
+        assert all(await asyncio.gather(*waiting))
+        assert [other.turns for other in others] == [["failed"]] * 4
+
+
+async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw: Redis) -> None:
+    async with fleet(server, 2, lease_s=60) as (one, two), one.claim() as claim:
+        assert await claim.take()
+        waiting = asyncio.create_task(two.compile())
+        await until_waiting()
+        claim.failed()
+        assert await waiting
+        assert two.turns == ["failed"]
+
+
+@pytest.mark.parametrize(
+    "how", [asyncio.CancelledError(), compile_queue_full("engine-1", 1, 1.0), server_draining()]
+)
+async def test_a_holder_that_gives_up_is_replaced_by_exactly_one(
+    server: RedisServer, raw: Redis, how: BaseException
+) -> None:
+    async with fleet(server, 4, lease_s=60) as (one, *others):
+        waiting: list[asyncio.Task[bool]] = []
+
+        async def give_up() -> None:
+            async with one.compiling():
+                waiting.extend(beginning(others))
+                await until_waiting()
+                raise how
+
+        with pytest.raises(type(how)):
+            await give_up()
+        assert sorted(await asyncio.gather(*waiting)) == [False, False, True]
+        turns = [turn for other in others for turn in other.turns]
+        assert sorted(turns) == ["made", "made", "taken"]
+
+
+async def test_a_dead_holder_is_replaced_by_exactly_one(server: RedisServer, raw: Redis) -> None:
+    async with fleet(server, 4) as (dead, *others), dead.compiling():
+        dead.die()
+        assert sorted(await asyncio.gather(*beginning(others))) == [False, False, True]
+
+
+async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2) as (slow, quick), quick.claim() as claim:
+        async with slow.compiling():
+            await raw.delete(LEASE)  # As if it had been stopped for longer than the lease.
+            assert await claim.take()
+            held = await raw.get(LEASE)
+            await asyncio.sleep(LEASE_S)
+            assert await raw.get(LEASE) == held
+        await slow.fleet.close()
+        assert await raw.get(LEASE) == held
+        assert slow.turns == quick.turns == ["taken"]
+
+
+async def test_a_holder_renews_its_lease_across_a_short_outage(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2) as (one, two):
+        run, failed = one.link.run, asyncio.Event()
+
+        async def fail_once(*commands: object, timeout_s: float | None = None) -> Any:
+            one.link.run = run
+            failed.set()
+            raise TierUnavailable("just now")
+
+        async with one.compiling():
+            one.link.run = fail_once
+            waiting = asyncio.create_task(two.compile())
+            await failed.wait()
+            await asyncio.sleep(LEASE_S)
+            assert not waiting.done()
+        assert not await waiting
+
+
+async def test_a_job_that_waits_for_a_worker_keeps_no_other_daemon_waiting(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2) as (busy, idle), busy.worker:
+        queued = asyncio.create_task(busy.compile())
+        await until_waiting()
+        assert await idle.compile()
+        # Nor is it compiled here, nor has its caller to wait for a worker any more.
+        assert not await queued
+        assert (busy.compiles, busy.turns, idle.turns) == (0, ["made"], ["taken"])
+
+
+async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None:
+    looked: list[object] = []
+
+    class Counted:
+        async def run(self, *commands: object, timeout_s: float | None = None) -> list[Any]:
+            looked.extend(commands)
+            return [b"held"]
+
+    daemon = Fleet(
+        Counted(),  # type: ignore[arg-type]
+        PREFIX,
+        Notes(),
+        lambda key: nothing(),
+        lease_s=1,
+        max_wait_s=lambda: 1,
+    )
+
+    async def queue() -> None:
+        async with daemon.claim(KEY, WaitBudget(10.0)) as claim:
+            await claim.stored()
+
+    clock = asyncio.get_running_loop().time
+    began_s = clock()
+    queued = [asyncio.create_task(queue()) for _ in range(100)]
+    while len(looked) < 100:
+        await asyncio.sleep(0.05)
+        assert len(looked) <= 50 * (clock() - began_s)
+    for task in queued:
+        task.cancel()
+    await asyncio.gather(*queued, return_exceptions=True)
+
+
+async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2) as (one, two):
+        async with one.compiling():
+            waiting = asyncio.create_task(two.compile())
+            await until_waiting()
+            assert not two.worker.locked()
+            assert not waiting.done()
+        assert not await waiting
+
+
+async def test_a_stored_artifact_is_not_compiled_but_if_it_is_of_no_use(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 1) as [one]:
+        await raw.set(ARTIFACT, b"x")
+        assert not await one.compile()
+        assert not await raw.exists(LEASE)
+        async with one.claim() as claim:
+            assert not await claim.take()
+            assert await claim.wait_for_others()
+            claim.ignore_others()
+            assert await claim.take()
+
+
+async def test_an_artifact_of_another_engine_is_compiled(server: RedisServer, raw: Redis) -> None:
+    async with fleet(server, 1) as [one]:
+        await raw.set(ARTIFACT.replace(KEY.engine_id, "wasmtime-2.0"), b"x")
+        assert await one.compile()
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
+async def test_a_lease_taken_by_an_unanswered_call_is_released(
+    server: RedisServer, raw: Redis, cancelled: bool
+) -> None:
+    async with fleet(server, 2, lease_s=1000) as (one, two):
+        run, taken = one.link.run, asyncio.Event()
+
+        async def unanswered(*commands: object, timeout_s: float | None = None) -> Any:
+            await run(*commands)
+            one.link.run = run
+            taken.set()
+            await asyncio.sleep(60)
+
+        one.link.run = unanswered
+        compiling = asyncio.create_task(one.compile(budget=WaitBudget(2.0)))
+        await taken.wait()
+        assert await raw.exists(LEASE)
+        if cancelled:
+            compiling.cancel()
+        await asyncio.gather(compiling, return_exceptions=True)
+        assert one.turns == ([] if cancelled else ["alone"])
+        await one.fleet.close()
+        assert not await raw.exists(LEASE)
+        assert await two.compile()
+        assert two.turns == ["taken"]
+
+
+async def test_a_live_holder_is_waited_for_no_longer_than_max_wait_s(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2, lease_s=60, max_wait_s=0.2) as (one, two):
+        async with one.compiling():
+            assert await two.compile()
+        assert two.turns == ["late"]
+
+
+async def test_a_longer_max_wait_s_counts_for_calls_that_wait_already(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 2, lease_s=60, max_wait_s=2) as (one, two):
+        async with one.compiling():
+            waiting = asyncio.create_task(two.compile())
+            await until_waiting()
+            two.max_wait_s = 100
+            await asyncio.sleep(3)
+        assert not await waiting
+        assert two.turns == ["made"]
+
+
+async def test_all_waits_of_a_call_count_together(server: RedisServer, raw: Redis) -> None:
+    async with fleet(server, 1) as [one], one.claim() as claim:
+        await raw.set(LEASE, a_lease(), ex=60)
+        assert not await claim.take()
+        waiting = asyncio.create_task(claim.wait_for_others())
+        await until_waiting()
+        await raw.delete(LEASE)
+        assert not await waiting
+        one.max_wait_s = 0.2  # Less than it has waited by now.
+        await raw.set(LEASE, a_lease(), ex=60)
+        assert not await claim.take()
+        run, looks = one.link.run, 0
+
+        async def counted(*commands: object, timeout_s: float | None = None) -> Any:
+            nonlocal looks
+            looks += 1
+            return await run(*commands)
+
+        one.link.run = counted
+        assert not await claim.wait_for_others()
+        assert looks == 1
+        assert await claim.take()
+        assert one.turns == ["late"]
+
+
+async def test_a_daemon_that_waited_too_long_compiles_only_what_is_not_stored(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 1, max_wait_s=0.1) as [one], one.claim() as claim:
+        await raw.set(LEASE, a_lease(), ex=60)
+        assert not await claim.take()
+        assert not await claim.wait_for_others()
+        # Its patience is over, and now it stands in a queue.
+        await raw.set(ARTIFACT, b"x")
+        assert not await claim.take()
+        assert await claim.wait_for_others()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_without_a_server_every_daemon_compiles(tmp_path: Path, how: signal.Signals) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with fleet(running, 2, lease_s=60) as (one, two):
+
+            async def call() -> tuple[bool, bool]:
+                budget = WaitBudget(1.0)
+                return await two.compile(budget=budget), budget.spent
+
+            async with one.compiling():
+                waiting = asyncio.create_task(call())
+                await until_waiting()
+                running.process.send_signal(how)
+                # Waiting for one was free; what it asks next waits for silence no second time.
+                assert await waiting == (True, how is signal.SIGSTOP)
+                assert two.turns == ["alone"]
+                assert await two.compile()
+
+
+async def test_without_a_redis_or_leases_every_claim_is_granted(
+    server: RedisServer, raw: Redis
+) -> None:
+    link = open_link(server.url)
+    for own_link, lease_s, alone in ((None, 5.0, False), (link, 0.0, False), (link, 5.0, True)):
+        notes = Notes()
+        single = Fleet(
+            own_link,
+            PREFIX,
+            notes,
+            lambda key: nothing(),
+            lease_s=lease_s,
+            max_wait_s=lambda: 1,
+        )
+        await raw.set(ARTIFACT, b"x")
+        async with single.claim(KEY, WaitBudget(1.0), alone=alone) as claim:
+            waiting = asyncio.ensure_future(claim.stored())
+            assert await claim.take()
+            assert not await claim.wait_for_others()
+            claim.failed()
+            await until_waiting()
+            assert not waiting.done()
+            waiting.cancel()
+        await single.close()
+        assert notes.turns == []
+        assert not await raw.exists(LEASE)
+    await link.close()
+
+
+# Leases that no daemon writes. Who can write to Redis can do so, and more.
+FORGERIES = {
+    "of another form": b"mine",
+    "empty": b"",
+    "too long": b"a" * 33,
+    "huge": b"a" * 1_000_000,
+    "for ever": b"a" * 32,
+    "a note for ever": b"failed",
+}
+
+
+@pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
+async def test_a_value_that_no_daemon_writes_delays_no_call(
+    server: RedisServer, raw: Redis, value: bytes
+) -> None:
+    async with fleet(server, 3, lease_s=60) as daemons:
+        await raw.set(LEASE, value)
+        # One takes it over, and the others believe that one.
+        assert sorted(await asyncio.gather(*beginning(daemons))) == [False, False, True]
+        turns = [turn for daemon in daemons for turn in daemon.turns]
+        assert sorted(turns) == ["made", "made", "seized"]
+
+
+async def test_a_lease_key_of_another_type_delays_no_call(server: RedisServer, raw: Redis) -> None:
+    async with fleet(server, 1, lease_s=60) as [one]:
+        await raw.lpush(LEASE, "x")
+        assert await one.compile()
+        await one.fleet.close()
+        assert one.turns == ["seized"]
+        assert not await raw.exists(LEASE)
+
+
+async def test_forged_leases_delay_a_call_by_the_bound_and_then_it_compiles(
+    server: RedisServer, raw: Redis
+) -> None:
+    async with fleet(server, 1, lease_s=60, max_wait_s=1) as [one]:
+
+        async def put_back() -> None:
+            while True:
+                await raw.set(LEASE, a_lease(), ex=1000)
+                await asyncio.sleep(0.02)
+
+        await raw.set(LEASE, a_lease(), ex=1000)
+        attacking = asyncio.create_task(put_back())
+        try:
+            assert await one.compile()
+        finally:
+            attacking.cancel()
+        assert one.turns == ["late"]
+
+
+@pytest.mark.parametrize("name", [LEASE, ARTIFACT], ids=["lease", "artifact"])
+async def test_a_writer_that_makes_keys_come_and_go_cannot_delay_a_call_for_ever(
+    server: RedisServer, raw: Redis, name: str
+) -> None:
+    """The key is there when the lease is to be taken, and gone when it is looked at."""
+    async with fleet(server, 1) as [one], one.claim() as claim:
+        for _ in range(4):
+            await raw.set(name, a_lease(), ex=60)
+            assert not await claim.take()
+            await raw.delete(name)
+            assert not await claim.wait_for_others()
+        await raw.set(name, a_lease(), ex=60)
+        assert await claim.take()
+        assert one.turns == ["late"]
+
+
+STRIKE = Strike(KEY, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
+STRIKE_NAME = f"wasm:3:strike:{{{KEY.module_sha256}}}:{KEY.fingerprint}"
+
+
+def strikes_on(link: Any, prefix: str = PREFIX, **keys: Any) -> Strikes:
+    return Strikes(link, prefix, sealer(**keys))
+
+
+@pytest.fixture
+async def link(server: RedisServer) -> AsyncIterator[Any]:
+    opened = open_link(server.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def strikes(link: Any, raw: Redis) -> Strikes:
+    return strikes_on(link)
+
+
+def about(one: Strike | None, other: Strike) -> bool:
+    """Whether two strikes are equal, but for the time that a test takes."""
+    if one is None:
+        return False
+    close = other.left_s - 60 < one.left_s <= other.left_s
+    return close and replace(one, left_s=other.left_s) == other
+
+
+async def test_a_strike_is_shared_listed_and_removed(strikes: Strikes, link: Any) -> None:
+    assert await strikes.get(KEY, WaitBudget()) is None
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    assert about(await strikes_on(link).get(KEY, WaitBudget()), STRIKE)
+    [listed] = await strikes.all()
+    assert about(listed, STRIKE)
+    assert await strikes.remove("b" * 64) == []
+    assert await strikes.remove(KEY.module_sha256) == [KEY]
+    assert await strikes.all() == []
+    assert await strikes.get(KEY, WaitBudget()) is None
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    assert await strikes.remove("") == [KEY]
+
+
+async def test_a_strike_s_age_is_the_server_s(strikes: Strikes, raw: Redis) -> None:
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    for ttl_s, left_s in ((900, 500), (400, 0), (1, 0)):
+        await raw.expire(STRIKE_NAME, ttl_s)
+        assert about(await strikes.get(KEY, WaitBudget()), replace(STRIKE, left_s=left_s))
+        await raw.persist(STRIKE_NAME)  # So that a slow test loses none.
+    # Nobody makes it last longer than it was written for.
+    for change in (raw.persist(STRIKE_NAME), raw.expire(STRIKE_NAME, 5000)):
+        await change
+        found = await strikes.get(KEY, WaitBudget())
+        assert found
+        assert found.left_s == 0
+
+
+async def test_a_strike_that_is_written_back_ends_when_its_time_is_over(
+    strikes: Strikes, raw: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    copy = await raw.get(STRIKE_NAME)
+    assert copy
+    await strikes.remove(KEY.module_sha256)
+    await raw.set(STRIKE_NAME, copy, ex=1000)
+    assert about(await strikes.get(KEY, WaitBudget()), STRIKE)
+    now = _now_of(monkeypatch)
+    for later_s, left_s in ((360, 300), (960, 0)):  # A minute is left for clocks that differ.
+        await raw.set(STRIKE_NAME, copy, ex=1000)
+        now.later_s = later_s
+        assert about(await strikes.get(KEY, WaitBudget()), replace(STRIKE, left_s=left_s))
+    await raw.set(STRIKE_NAME, copy, ex=1000)
+    now.later_s = 1100
+    assert await strikes.get(KEY, WaitBudget()) is None
+
+
+class _Now:
+    later_s = 0.0
+
+
+def _now_of(monkeypatch: pytest.MonkeyPatch) -> _Now:
+    """Set the clock of the day forward."""
+    import time
+
+    now, genuine = _Now(), time.time
+    monkeypatch.setattr("time.time", lambda: genuine() + now.later_s)
+    return now
+
+
+async def test_a_late_strike_does_not_replace_one_that_counts_as_many_failures(
+    strikes: Strikes,
+) -> None:
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    for count, stored in ((2, 3), (3, 3), (4, 4)):
+        late = replace(STRIKE, count=count, message=f"late {count}")
+        await strikes.put(late, 900, None, age_s=0.5)
+        found = await strikes.get(KEY, WaitBudget())
+        assert found
+        assert found.count == stored
+    await strikes.put(replace(STRIKE, count=1), 1000, None)
+    found = await strikes.get(KEY, WaitBudget())
+    assert found
+    assert found.count == 1
+
+
+async def test_a_strike_without_a_trusted_stamp_has_no_effect(
+    strikes: Strikes, link: Any, raw: Redis
+) -> None:
+    await strikes_on(link, signing=THEIRS).put(STRIKE, 1000, WaitBudget())
+    assert await strikes.get(KEY, WaitBudget()) is None
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    good = await raw.get(STRIKE_NAME)
+    assert isinstance(good, bytes)
+    # Under another key, and in another namespace.
+    other = CacheKey("b" * 64, KEY.fingerprint)
+    await raw.set(STRIKE_NAME.replace("a" * 64, "b" * 64), good, ex=1000)
+    assert await strikes.get(other, WaitBudget()) is None
+    await raw.set(STRIKE_NAME.replace("wasm:", "wasm:ns:one:"), good, ex=1000)
+    assert await strikes_on(link, "wasm:ns:one:").get(KEY, WaitBudget()) is None
+    for position in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[position] ^= 1
+        await raw.set(STRIKE_NAME, bytes(bad), ex=1000)
+        assert await strikes.get(KEY, WaitBudget()) is None
+    for bad_value in (b"", b"x", good[:-1], good + b" ", b"x" * 100_000):
+        await raw.set(STRIKE_NAME, bad_value, ex=1000)
+        assert await strikes.get(KEY, WaitBudget()) is None
+    assert await strikes.all() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"count":3', b'"count":"3"'),
+        (b'"count":3', b'"count":0'),
+        (b'"ttl_s":1000', b'"ttl_s":1e3'),
+        (b'"quarantine_s":600.0', b'"quarantine_s":1e999'),
+        (b'"quarantine_s":600.0', b'"quarantine_s":-1'),
+        (b'"engine":', b'"more":1,"engine":'),
+        (b'{"engine"', b'["engine"'),
+    ],
+)
+async def test_a_record_of_another_form_has_no_effect_whoever_signed_it(
+    strikes: Strikes, raw: Redis, old: bytes, new: bytes
+) -> None:
+    """A newer version of the daemon may write one."""
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    text = (await raw.get(STRIKE_NAME))[96:]
+    assert old in text
+    changed = text.replace(old, new)
+    stamp = sealer(OURS).stamp(b"wasmkiln strike 3\0" + STRIKE_NAME.encode() + b"\0" + changed)
+    await raw.set(STRIKE_NAME, stamp + changed, ex=1000)
+    assert await strikes.get(KEY, WaitBudget()) is None
+
+
+async def test_many_strikes_are_listed_in_few_round_trips(
+    strikes: Strikes, link: Any, raw: Redis
+) -> None:
+    all_of_them = [replace(STRIKE, key=CacheKey(f"{tag:064x}", "f" * 64)) for tag in range(250)]
+    for strike in all_of_them:
+        await strikes.put(strike, 1000, WaitBudget())
+    run, trips = link.run, 0
+
+    async def counted(*commands: object, timeout_s: float | None = None) -> Any:
+        nonlocal trips
+        trips += 1
+        return await run(*commands)
+
+    link.run = counted
+    found = sorted(await strikes.all(), key=lambda one: one.key.module_sha256)
+    assert len(found) == len(all_of_them)
+    assert all(about(*each) for each in zip(found, all_of_them, strict=True))
+    assert trips <= 5
+    # A key of another type hides none of them, and is no strike.
+    await raw.lpush(STRIKE_NAME, "x")
+    assert len(await strikes.all()) == len(all_of_them)
+    with pytest.raises(TierUnavailable):
+        await strikes.get(KEY, WaitBudget())
+    assert len(await strikes.remove("")) == len(all_of_them) + 1
+    assert await raw.keys("*") == []
+
+
+async def test_a_daemon_s_release_leaves_other_namespaces_alone(
+    strikes: Strikes, link: Any
+) -> None:
+    other = strikes_on(link, "wasm:ns:one:")
+    await strikes.put(STRIKE, 1000, WaitBudget())
+    await other.put(STRIKE, 1000, WaitBudget())
+    assert await strikes.remove("") == [KEY]
+    [left] = await other.all()
+    assert about(left, STRIKE)
+
+
+async def test_without_a_redis_strikes_are_not_shared() -> None:
+    alone = strikes_on(None)
+    assert await alone.all() == []
+    assert await alone.remove("") == []
+    with pytest.raises(TierUnavailable):
+        await alone.get(KEY, WaitBudget())
+    with pytest.raises(TierUnavailable):
+        await alone.put(STRIKE, 1000, WaitBudget())
