@@ -25,10 +25,10 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
@@ -36,7 +36,7 @@ from wasmkilnd.ports import Claim, Recorder, Sealer
 from wasmkilnd.wait_budget import WaitBudget
 
 if TYPE_CHECKING:
-    from wasmkilnd.cache.redis_link import Command, RedisLink
+    from wasmkilnd.cache.redis_link import RedisLink
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
@@ -188,7 +188,10 @@ class Fleet:
         artifact = f"{self._prefix}compiled:{{{key.module_sha256}}}:{key.engine_id}"
         wanted = f"{artifact}:{key.fingerprint}".encode()
         lasts_ms = round(self._lease_s * 1000)
-        return bytes(await self._run(_TAKE, 2, self._name(key), wanted, token, lasts_ms))
+        found = await self._run(_TAKE, 2, self._name(key), wanted, token, lasts_ms)
+        if not isinstance(found, bytes):
+            raise TierUnavailable("the server returned a reply of another type")
+        return found
 
     async def _replace(self, key: CacheKey, token: bytes, value: bytes, ttl_ms: int = 0) -> bool:
         """Store ``value``, or nothing if it is empty, if ``token`` still holds the lease."""
@@ -405,7 +408,7 @@ class Strikes:
         name = self._name(strike.key)
         if only_if_more and (there := await self._read([name])) and there[0].count >= strike.count:
             return
-        record = _Record(
+        record = _Record.model_construct(  # Who reads it checks it.
             engine=strike.engine_id,
             reason=strike.reason,
             message=strike.message,
@@ -447,7 +450,7 @@ class Strikes:
         read = zip(names, replies[::2], replies[1::2], strict=True)
         return [strike for each in read if (strike := self._strike(*each))]
 
-    async def _run(self, *commands: Command) -> list[Any]:
+    async def _run(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
         if self._link is None:
             raise TierUnavailable("there is no shared tier")
         return await self._link.run(*commands) if commands else []
@@ -476,14 +479,24 @@ class Strikes:
         return CacheKey(found[1].decode(), found[2].decode()) if found else None
 
 
+def _printable(text: str) -> str:
+    """Return ``text`` if it can be told to callers and operators; else raise ValueError."""
+    if not text.isprintable():
+        raise ValueError("it cannot be printed")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_printable)]
+
+
 class _Record(BaseModel):
     """What a strike's key holds behind its stamp, as JSON."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    engine: str
-    reason: str
-    message: str
+    engine: _Text
+    reason: _Text
+    message: _Text
     count: int = Field(ge=1, le=1_000_000)
     quarantine_s: float = Field(ge=0, le=_LONGEST_S)
     ttl_s: int = Field(ge=1, le=_LONGEST_S)
@@ -503,6 +516,6 @@ class _Record(BaseModel):
         no common clock. The time of writing ends a copy that was written back. A record with more
         left than it was written with was tampered with: its quarantine is over.
         """
-        age_s = self.ttl_s - ttl_s if 0 <= ttl_s <= self.ttl_s else self.ttl_s
+        age_s: float = self.ttl_s - ttl_s if 0 <= ttl_s <= self.ttl_s else self.ttl_s
         age_s = max(age_s, now_s - self.written_s - _CLOCKS_DIFFER_S)
         return max(0.0, self.quarantine_s - age_s) if age_s <= self.ttl_s else None

@@ -1,0 +1,135 @@
+"""Whatever is stored in Redis, no daemon believes a strike but the fleet's own, nor breaks.
+
+What a trusted key did sign, by a daemon of another version or in the hands of a thief, can be told
+to callers and operators, or is nothing. Whatever a server replies, a daemon compiles in the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkilnd import errors
+from wasmkilnd.cache.new_fleet import Fleet, Strikes
+from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
+from wasmkilnd.rpc.wire import messages
+from wasmkilnd.rpc.wire.status import to_status
+from wasmkilnd.wait_budget import WaitBudget
+
+from tests.contract.sealing import OURS, sealer
+from tests.doubles.notes import Notes
+from tests.fuzz.bytes_from_outside import changed, corpus, json_values
+
+KEY = CacheKey("a" * 64, "f" * 64, "wasmtime-1.0")
+STRIKE = Strike(KEY, "wasmtime-1.0", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
+SEALER = sealer(OURS)
+TTL_S = 1000
+
+
+class Shelf:
+    """A server that holds one value, or replies nonsense."""
+
+    def __init__(self, value: bytes = b"", ttl_s: int = TTL_S, nonsense: Any = None) -> None:
+        self.name, self.value, self.ttl_s, self.nonsense = b"", value, ttl_s, nonsense
+
+    async def run(self, *commands: Any, timeout_s: float | None = None) -> list[Any]:
+        return [self._reply(*command) for command in commands]
+
+    def _reply(self, command: str, *arguments: Any) -> Any:
+        match command:
+            case "SET":
+                self.name, self.value, *_ = arguments
+                return b"OK"
+            case "GETRANGE":
+                return self.value[: arguments[2] + 1]
+            case "TTL":
+                return self.ttl_s
+            case _:
+                return self.nonsense
+
+
+def written() -> tuple[bytes, bytes]:
+    """Return the name and the record of a strike, as a daemon writes it."""
+    shelf = Shelf()
+    asyncio.run(Strikes(shelf, "wasm:", SEALER).put(STRIKE, TTL_S, None))  # type: ignore[arg-type]
+    return shelf.name, shelf.value
+
+
+NAME, RECORD = written()
+RECORDS = json.loads(RECORD[STAMP_BYTES:])
+TTLS = st.integers(-2, 2**40)
+
+
+def read(record: bytes, ttl_s: int) -> Strike | None:
+    strikes = Strikes(Shelf(record, ttl_s), "wasm:", SEALER)  # type: ignore[arg-type]
+    strike = asyncio.run(strikes.get(KEY, WaitBudget()))
+    if strike:
+        assert strike.key == KEY
+        assert 0 <= strike.left_s < 1e12
+        refusal = errors.module_quarantined(
+            strike.engine_id, strike.reason, strike.message, strike.left_s
+        )
+        assert len(to_status(refusal).SerializeToString()) < 8000
+        assert messages.quarantined_module(strike).SerializeToString()
+    return strike
+
+
+def stamped(text: bytes) -> bytes:
+    return SEALER.stamp(b"wasmkiln strike 3\0" + NAME + b"\0" + text) + text
+
+
+@given(changed([RECORD]) | st.binary(max_size=400), TTLS)
+def test_no_strike_is_believed_but_the_fleets_own(record: bytes, ttl_s: int) -> None:
+    assert (read(record, ttl_s) is not None) == (record == RECORD)
+
+
+@st.composite
+def altered(draw: st.DrawFn) -> bytes:
+    """A record of which some fields were changed or removed, or that has one more."""
+    fields = dict(RECORDS)
+    for name in draw(st.lists(st.sampled_from([*RECORDS, "more"]), min_size=1, max_size=3)):
+        fields[name] = draw(json_values)
+        if draw(st.booleans()):
+            del fields[name]
+    return json.dumps(fields).encode()
+
+
+@given(altered() | json_values.map(lambda value: json.dumps(value).encode()), TTLS)
+def test_a_strike_that_a_trusted_key_stamped_can_be_told_or_is_nothing(
+    text: bytes, ttl_s: int
+) -> None:
+    read(stamped(text), ttl_s)
+
+
+@pytest.mark.parametrize("text", corpus("strikes"))
+def test_kept_strikes(text: bytes) -> None:
+    read(stamped(text), 500)
+
+
+@given(
+    json_values
+    | st.binary(max_size=40)
+    | st.sampled_from([b"taken", b"held", b"failed", b"stored"])
+)
+def test_whatever_a_server_replies_a_daemon_compiles(nonsense: Any) -> None:
+    async def compiles() -> None:
+        async def stored(key: CacheKey) -> None: ...
+
+        fleet = Fleet(
+            Shelf(nonsense=nonsense),  # type: ignore[arg-type]
+            "wasm:",
+            Notes(),
+            stored,
+            lease_s=0.1,
+            max_wait_s=lambda: 0.0,
+        )
+        async with fleet.claim(KEY, WaitBudget()) as claim:
+            while not await claim.take():
+                await claim.wait_for_others()
+        await fleet.close()
+
+    asyncio.run(compiles())
