@@ -76,6 +76,7 @@ class Daemon:
         )
         self.may_store = asyncio.Event()
         self.may_store.set()
+        self.stores = True
         self.worker = asyncio.Lock()
         self.compiles = 0
 
@@ -122,7 +123,8 @@ class Daemon:
 
     async def _store(self, key: CacheKey) -> None:
         await self.may_store.wait()
-        await self.link.run(("SET", ARTIFACT, b"x"))
+        if self.stores:
+            await self.link.run(("SET", ARTIFACT, b"x"))
 
     def die(self) -> None:
         """Say nothing more to Redis, as a killed process does."""
@@ -220,6 +222,20 @@ async def test_a_compile_that_fails_lets_all_the_others_go_at_once(
             await fail()
         assert all(await asyncio.gather(*waiting))
         assert [other.turns for other in others] == [["failed"]] * 4
+
+
+async def test_an_artifact_that_is_not_stored_lets_all_the_others_go_at_once(
+    server: RedisServer, raw: Redis
+) -> None:
+    """It may be larger than what the server takes."""
+    async with fleet(server, 4, lease_s=60) as (one, *others):
+        together = asyncio.Barrier(len(others))
+        one.stores = False
+        async with one.compiling():
+            waiting = [asyncio.create_task(each.compile(together.wait)) for each in others]
+            await until_waiting()
+        assert all(await asyncio.gather(*waiting))
+        assert [other.turns for other in others] == [["failed"]] * 3
 
 
 async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw: Redis) -> None:

@@ -104,7 +104,7 @@ class Outcome(Enum):
     MADE = "made"
     """Another daemon stored the artifact."""
     FAILED = "failed"
-    """Another daemon compiled and failed: this daemon compiled too, to see for itself."""
+    """Another daemon compiled and failed, or could not store: this daemon compiled too."""
     LATE = "late"
     """Other daemons took too long to compile or to store: this daemon compiled."""
     ALONE = "alone"
@@ -337,6 +337,8 @@ class _Claim:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._fleet._lease_s):
                         await self._fleet._stored(self._key)
+                    if await self._fleet._ask(self._key) != b"stored":
+                        end = _End.FAILED  # It was dropped, as it would be for the next daemon.
         finally:
             renewing.cancel()
         if end is _End.FAILED:

@@ -13,8 +13,8 @@ class StrikeStore(Protocol):
     """Strikes against modules, shared with other daemons.
 
     Safe for concurrent use from one event loop. Every method raises TierUnavailable. What a
-    daemon without a trusted key wrote is never returned. After ``remove`` returns, no daemon
-    believes a strike from before, even if someone writes its record back.
+    daemon without a trusted key wrote is never returned. A removed strike that someone writes back
+    counts until its own time ends.
     """
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
@@ -26,8 +26,8 @@ class StrikeStore(Protocol):
     ) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds.
 
-        A strike that is ``age_s`` old is not stored if it was released since, or if the stored
-        one counts as many failures. ``budget`` is the waiting call's, None if no call waits.
+        A strike that is ``age_s`` old is not stored if the stored one counts as many failures.
+        ``budget`` is the waiting call's, None if no call waits.
         """
         ...
 
