@@ -94,6 +94,22 @@ async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(rig: Ri
     assert rig.engines.compiles == 1
 
 
+@pytest.mark.parametrize("accept_fast", [False, True])
+async def test_a_claim_names_its_engine(rig: Rig, accept_fast: bool) -> None:
+    named: list[str] = []
+
+    @asynccontextmanager
+    async def claimed(
+        key: CacheKey, budget: WaitBudget, *, alone: bool = False
+    ) -> AsyncIterator[Claim]:
+        named.append(key.engine_id)
+        yield Claim()
+
+    rig.fleet.claim = claimed  # type: ignore[method-assign]
+    served = await rig.service.compile(CompileRequest(wasm=CORE, accept_fast=accept_fast))
+    assert named[0] == served.artifact.key.engine_id == served.artifact.spec.engine.id
+
+
 async def test_an_unusable_artifact_of_another_daemon_is_compiled_here(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[True])
     contest(rig, claim)

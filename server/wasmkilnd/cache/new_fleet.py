@@ -134,13 +134,15 @@ class Fleet:
     ) -> None:
         """Grant every claim without ``link``, or if ``lease_s`` is 0.
 
-        ``stored`` returns once an artifact that was compiled here is stored, or dropped.
+        ``stored`` returns once an artifact that was compiled here is stored, or dropped;
+        ``max_wait_s`` returns how long one call waits on others' leases, all its waits together.
         """
         self._link = link if lease_s else None
         self._prefix = f"{prefix}3:"
         self._recorder = recorder
         self._stored = stored
         self._lease_s = lease_s
+        self._lease_ms = max(1, round(lease_s * 1000))
         self._max_wait_s = max_wait_s
         self._queued: set[_Claim] = set()
         """The claims whose jobs wait for a worker."""
@@ -187,8 +189,7 @@ class Fleet:
         """Return what becomes of the artifact; with a token, take the lease if it is free."""
         artifact = f"{self._prefix}compiled:{{{key.module_sha256}}}:{key.engine_id}"
         wanted = f"{artifact}:{key.fingerprint}".encode()
-        lasts_ms = round(self._lease_s * 1000)
-        found = await self._run(_TAKE, 2, self._name(key), wanted, token, lasts_ms)
+        found = await self._run(_TAKE, 2, self._name(key), wanted, token, self._lease_ms)
         if not isinstance(found, bytes):
             raise TierUnavailable("the server returned a reply of another type")
         return found
@@ -321,13 +322,12 @@ class _Claim:
         return self._why_compile or Outcome.LATE
 
     async def _renew(self) -> None:
-        lease_s = self._fleet._lease_s
+        fleet, token = self._fleet, self._token
         while True:
-            await asyncio.sleep(lease_s / _RENEWALS_PER_LEASE)
+            await asyncio.sleep(fleet._lease_s / _RENEWALS_PER_LEASE)
             # A short outage: the lease may outlast it.
             with contextlib.suppress(TierUnavailable):
-                lasts_ms = round(lease_s * 1000)
-                if not await self._fleet._replace(self._key, self._token, self._token, lasts_ms):
+                if not await fleet._replace(self._key, token, token, fleet._lease_ms):
                     return  # It expired, and another daemon may hold one by now.
 
     async def _let_go(self, end: _End, renewing: asyncio.Task[None]) -> None:
