@@ -119,6 +119,16 @@ class _End(Enum):
     GIVEN_UP = "release it: another daemon may take over"
 
 
+async def _run(link: RedisLink | None, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
+    if link is None:
+        raise TierUnavailable("there is no shared tier")
+    return await link.run(*commands) if commands else []
+
+
+def _name(prefix: str, key: CacheKey) -> bytes:
+    return f"{prefix}{{{key.module_sha256}}}:{key.fingerprint}".encode()
+
+
 class Fleet:
     """The daemons that share a Redis; see the port. For one event loop."""
 
@@ -138,7 +148,7 @@ class Fleet:
         ``max_wait_s`` returns how long one call waits on others' leases, all its waits together.
         """
         self._link = link if lease_s else None
-        self._prefix = f"{prefix}3:"
+        self._leases, self._artifacts = f"{prefix}3:lease:", f"{prefix}3:compiled:"
         self._recorder = recorder
         self._stored = stored
         self._lease_s = lease_s
@@ -187,24 +197,18 @@ class Fleet:
 
     async def _ask(self, key: CacheKey, token: bytes = b"") -> bytes:
         """Return what becomes of the artifact; with a token, take the lease if it is free."""
-        artifact = f"{self._prefix}compiled:{{{key.module_sha256}}}:{key.engine_id}"
-        wanted = f"{artifact}:{key.fingerprint}".encode()
-        found = await self._run(_TAKE, 2, self._name(key), wanted, token, self._lease_ms)
+        artifact = f"{self._artifacts}{{{key.module_sha256}}}:{key.engine_id}:{key.fingerprint}"
+        names = _name(self._leases, key), artifact.encode()
+        [found] = await _run(self._link, ("EVAL", _TAKE, 2, *names, token, self._lease_ms))
         if not isinstance(found, bytes):
             raise TierUnavailable("the server returned a reply of another type")
         return found
 
     async def _replace(self, key: CacheKey, token: bytes, value: bytes, ttl_ms: int = 0) -> bool:
         """Store ``value``, or nothing if it is empty, if ``token`` still holds the lease."""
-        return bool(await self._run(_REPLACE, 1, self._name(key), token, value, ttl_ms))
-
-    def _name(self, key: CacheKey) -> bytes:
-        return f"{self._prefix}lease:{{{key.module_sha256}}}:{key.fingerprint}".encode()
-
-    async def _run(self, script: str, *arguments: bytes | int) -> Any:
-        if self._link is None:
-            raise TierUnavailable("there is no shared tier")
-        return (await self._link.run(("EVAL", script, *arguments)))[0]
+        name = _name(self._leases, key)
+        [replaced] = await _run(self._link, ("EVAL", _REPLACE, 1, name, token, value, ttl_ms))
+        return bool(replaced)
 
 
 class _Claim:
@@ -310,8 +314,8 @@ class _Claim:
             raise
         if found in (b"taken", b"seized"):
             if found == b"seized":
-                name = self._fleet._name(self._key).decode()
-                _log.warning("replaced a lease that no daemon wrote", key=name)
+                name = _name(self._fleet._leases, self._key)
+                _log.warning("replaced a lease that no daemon wrote", key=name.decode())
             self._token = token
             self._renewing = self._fleet._in_background(self._renew())
             return Outcome(found.decode())
@@ -364,13 +368,14 @@ class Strikes:
 
     def __init__(self, link: RedisLink | None, prefix: str, sealer: Sealer) -> None:
         self._link = link
-        self._prefix = f"{prefix}3:strike:".encode()
+        self._prefix = f"{prefix}3:strike:"
         self._sealer = sealer
-        self._names = re.compile(re.escape(self._prefix) + rb"\{([0-9a-f]{64})\}:([0-9a-f]{64})")
+        digest = r"([0-9a-f]{64})"
+        self._names = re.compile(rf"{re.escape(self._prefix)}\{{{digest}\}}:{digest}")
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         """Return the strike against ``key``, with the time that its quarantine has left."""
-        found = await budget.spend_on(self._read([self._name(key)]))
+        found = await budget.spend_on(self._read([_name(self._prefix, key)]))
         return found[0] if found else None
 
     async def put(
@@ -401,13 +406,13 @@ class Strikes:
         """Delete the strikes against a module, or against all modules for an empty digest."""
         removed: list[CacheKey] = []
         async for names in self._scan(module_sha256):
-            existed = await self._run(*(("UNLINK", name) for name in names))
+            existed = await _run(self._link, *(("UNLINK", name) for name in names))
             keys = [self._key_of(name) for name in names]
             removed += [key for key, did in zip(keys, existed, strict=True) if did and key]
         return removed
 
     async def _put(self, strike: Strike, ttl_s: int, *, only_if_more: bool) -> None:
-        name = self._name(strike.key)
+        name = _name(self._prefix, strike.key)
         if only_if_more and (there := await self._read([name])) and there[0].count >= strike.count:
             return
         record = _Record.model_construct(  # Who reads it checks it.
@@ -421,15 +426,15 @@ class Strikes:
         )
         text = record.model_dump_json().encode()
         stamp = self._sealer.stamp(_PURPOSE + name + b"\0" + text)
-        await self._run(("SET", name, stamp + text, "EX", ttl_s))
+        await _run(self._link, ("SET", name, stamp + text, "EX", ttl_s))
 
     async def _scan(self, module_sha256: str) -> AsyncIterator[list[bytes]]:
         if self._link is None:
             return
-        pattern = re.sub(rb"[*?\[\]\\]", rb"\\\g<0>", self._prefix) + b"{"
-        pattern += module_sha256.encode() + b"}:*" if module_sha256 else b"*"
+        pattern = re.sub(r"[*?\[\]\\]", r"\\\g<0>", self._prefix)
+        pattern += f"{{{module_sha256}}}:*" if module_sha256 else "*"
         names: list[bytes] = []
-        async for page in self._link.scan(pattern):
+        async for page in self._link.scan(pattern.encode()):
             names += page
             while len(names) >= _BATCH:
                 yield names[:_BATCH]
@@ -448,16 +453,11 @@ class Strikes:
     async def _read(self, names: Sequence[bytes]) -> list[Strike]:
         """Return the strikes that count under ``names``."""
         looks = ((("GETRANGE", name, 0, _MAX_RECORD_BYTES), ("TTL", name)) for name in names)
-        replies = await self._run(*(command for look in looks for command in look))
+        replies = await _run(self._link, *(command for look in looks for command in look))
         read = zip(names, replies[::2], replies[1::2], strict=True)
         return [strike for each in read if (strike := self._strike(*each))]
 
-    async def _run(self, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
-        if self._link is None:
-            raise TierUnavailable("there is no shared tier")
-        return await self._link.run(*commands) if commands else []
-
-    def _strike(self, name: bytes, value: bytes, left_s: int) -> Strike | None:
+    def _strike(self, name: bytes, value: bytes, ttl_s: int) -> Strike | None:
         key = self._key_of(name)
         if not value or key is None:
             return None
@@ -468,17 +468,14 @@ class Strikes:
             module = key.module_sha256
             _log.warning("ignored a quarantine record without a valid stamp", module=module)
             return None
-        quarantine_s = record.left_s(left_s, time.time())
+        quarantine_s = record.left_s(ttl_s, time.time())
         if quarantine_s is None:
             return None
         return Strike(key, record.engine, record.reason, record.message, record.count, quarantine_s)
 
-    def _name(self, key: CacheKey) -> bytes:
-        return b"%b{%b}:%b" % (self._prefix, key.module_sha256.encode(), key.fingerprint.encode())
-
     def _key_of(self, name: bytes) -> CacheKey | None:
-        found = self._names.fullmatch(name)
-        return CacheKey(found[1].decode(), found[2].decode()) if found else None
+        found = self._names.fullmatch(name.decode(errors="replace"))
+        return CacheKey(*found.groups()) if found else None
 
 
 def _printable(text: str) -> str:
