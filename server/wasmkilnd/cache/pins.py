@@ -1,0 +1,554 @@
+"""The pins of one namespace: modules that no tier evicts to make room for others.
+
+A daemon knows its pins in memory, keeps them in a file of the state directory and shares them in
+Redis, and writes them again wherever they are missing. They are kept as lists that say of each
+module when it was pinned and unpinned last. Whoever merges two lists takes the later of each time,
+so nothing is lost however often a list is written, deleted or replaced by an older one.
+
+Every LOOK_EVERY_S a daemon exchanges pins with the others, puts back what a tier has lost of pinned
+modules and another tier still has, and keeps what is pinned within half of Redis; memory and the
+host store keep within their halves themselves. No step looks at what is not pinned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from wasmkilnd import errors
+from wasmkilnd.admission import check_sha256
+from wasmkilnd.cache.host.tier import HostTier
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.stamped import (
+    MAX_RECORD_BYTES,
+    fetch_records,
+    read_record,
+    store_record,
+    write_record,
+)
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import (
+    MAX_PINS,
+    SHA256_HEX,
+    Artifact,
+    CacheKey,
+    EvictScope,
+    Held,
+    Module,
+    Pin,
+    PinTimes,
+    TierUsage,
+)
+from wasmkilnd.ports import Sealer
+from wasmkilnd.whole_files import locked, namespace_file, write_whole
+
+if TYPE_CHECKING:
+    from wasmkilnd.cache.redis_store import RedisStore
+
+LOOK_EVERY_S = 30.0
+"""How long it takes at most until a daemon knows another one's pins."""
+
+# A list for each first digit of the digests: two daemons that pin at the same moment seldom write
+# the same list. Where they do, each finds at its next look that its pin is missing.
+_DIGITS = "0123456789abcdef"
+_PURPOSE = b"wasmkiln pins"
+_LIST_TTL_S = 400 * 24 * 3600
+# More than 20,000 modules take: as many as there may be, and as many that were unpinned.
+_MAX_FILE_BYTES = 4 * 1024**2
+# Another daemon may have stored more of a pinned module: so often, all are counted again.
+_COUNT_EVERY = 20
+_SETTLE_S = 1.0
+# In one look. The rest follows at the next one.
+_MAX_REPAIR_BYTES = 64 * 1024**2
+
+log = structlog.get_logger("wasmkilnd.pins")
+
+# The year 10000 is where protobuf's times end.
+_Ms = Annotated[int, Field(ge=0, lt=253_402_300_800_000)]
+_Sha256 = Annotated[str, StringConstraints(pattern=f"^{SHA256_HEX.pattern}$")]
+
+
+class _PinList(BaseModel):
+    """A list as it is kept. What a later version adds to it does not count."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    pins: dict[_Sha256, Annotated[list[_Ms], Field(min_length=2)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A pin, and whether Redis answered: if not, other daemons learn of it later."""
+
+    pin: Pin
+    reached_redis: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """Whether there was a pin, and whether Redis answered, as of ``Pinned``."""
+
+    removed: bool
+    reached_redis: bool
+
+
+class Pins:
+    """What is pinned, and all that a daemon does for it. For one event loop.
+
+    ``is_pinned`` may be called from any thread. An unpinned module is remembered, or a daemon that
+    has not heard of it would pin it again; of those, the latest MAX_PINS.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        namespace: str,
+        sealer: Sealer,
+        *,
+        memory: MemoryTier,
+        host: HostTier | None,
+        store: RedisStore | None,
+        write_to_host: Callable[[Artifact], object],
+        write_to_redis: Callable[[Artifact | Module], object],
+        written_to_redis: Callable[[str], Awaitable[object]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Pin in ``memory``, ``host`` and ``store``, which ask ``is_pinned`` what they keep.
+
+        ``write_to_host`` and ``write_to_redis`` queue a write and return at once.
+        ``written_to_redis`` returns once no write of the module with that digest waits.
+        """
+        self._file = namespace_file(state_dir / "pins", namespace)
+        self._sealer = sealer
+        self._memory = memory
+        self._host = host
+        self._store = store
+        self._write_to_host = write_to_host
+        self._write_to_redis = write_to_redis
+        self._written_to_redis = written_to_redis
+        self._clock = clock
+        self.namespaces = 1
+        """How many divide what all pins may take of Redis."""
+        self._times: dict[str, PinTimes] = {}
+        self._pinned: dict[str, int] = {}  # Since when, in milliseconds.
+        self._in_redis: dict[str, Held] = {}
+        self._late = set[str]()  # What Redis has to keep, or to let expire, when it answers.
+        self._let_go = frozenset[str]()
+        self._let_go_count = 0
+        self._file_trouble = ""
+        # Two calls at a time could together take more than half of a tier.
+        self._one_change = asyncio.Lock()
+        # A look that keeps a module must not overtake a call that unpins it.
+        self._one_apply = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._pinned)
+
+    def is_pinned(self, module_sha256: str) -> bool:
+        """Return whether a module is pinned."""
+        return module_sha256 in self._pinned
+
+    async def read(self) -> None:
+        """Learn what the file says, before a tier makes room; never raise."""
+        with contextlib.suppress(OSError):
+            self._learn(await asyncio.to_thread(_read_file, self._file))
+        # Of what was unpinned by a daemon that ended before Redis knew.
+        self._late |= self._times.keys()
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._looking = asyncio.create_task(self._look_for_ever())
+
+    def look_soon(self) -> None:
+        """Look as soon as possible."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Look no more; never raise."""
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    async def pin(self, module_sha256: str) -> Pinned:
+        """Pin a module and all of its artifacts, now and later.
+
+        Raises INVALID_REQUEST, MODULE_NOT_LOADED and PINS_FULL.
+        """
+        check_sha256(module_sha256, "module_sha256")
+        async with self._one_change:
+            reached = await self._exchange()
+            if not self.is_pinned(module_sha256):
+                await self._refuse_if_there_is_no_room(module_sha256)
+                before = self._times.get(module_sha256, PinTimes())
+                now_ms = max(int(self._clock() * 1000), before.unpinned_ms + 1)
+                reached &= await self._change(module_sha256, PinTimes(now_ms, before.unpinned_ms))
+            reached &= await self._apply([module_sha256])
+        tiers, answered = await self._measure([module_sha256])
+        return Pinned(self._shown(module_sha256, tiers), reached and answered)
+
+    async def unpin(self, module_sha256: str) -> Unpinned:
+        """Unpin a module. Raises INVALID_REQUEST."""
+        check_sha256(module_sha256, "module_sha256")
+        async with self._one_change:
+            reached = await self._exchange()
+            removed = self.is_pinned(module_sha256)
+            if removed:
+                before = self._times[module_sha256]
+                now_ms = max(int(self._clock() * 1000), before.pinned_ms)
+                reached &= await self._change(module_sha256, PinTimes(before.pinned_ms, now_ms))
+                reached &= await self._apply([module_sha256])
+            return Unpinned(removed, reached)
+
+    async def listed(self) -> list[Pin]:
+        """Return all pins, by digest, and what the tiers have of each."""
+        await self._exchange()
+        modules = sorted(self._pinned)[:MAX_PINS]
+        tiers, _ = await self._measure(modules)
+        return [self._shown(module, tiers) for module in modules if self.is_pinned(module)]
+
+    async def sparing(self, scope: EvictScope) -> EvictScope:
+        """Return ``scope`` without what is pinned. Raises MODULE_PINNED for a pinned module."""
+        await self._exchange()
+        if self.is_pinned(scope.module_sha256):
+            raise errors.module_pinned(scope.module_sha256)
+        return replace(scope, spares=self.is_pinned) if self._pinned else scope
+
+    def redis_usage(self) -> TierUsage:
+        """Return what Redis keeps for pins in this namespace, and no more."""
+        kept = self._kept_in_redis
+        return TierUsage(
+            pinned_entries=kept.artifacts + kept.modules,
+            pinned_bytes=kept.bytes,
+            let_go=self._let_go_count,
+        )
+
+    @property
+    def _kept_in_redis(self) -> Held:
+        kept = (held for module, held in self._in_redis.items() if module not in self._let_go)
+        return sum(kept, Held())
+
+    async def _refuse_if_there_is_no_room(self, module_sha256: str) -> None:
+        if len(self) >= MAX_PINS:
+            raise errors.too_many_pins(MAX_PINS)
+        with contextlib.suppress(TimeoutError):  # What is on its way to Redis counts there.
+            async with asyncio.timeout(_SETTLE_S):
+                await self._written_to_redis(module_sha256)
+        tiers, _ = await self._measure([module_sha256])
+        held = [tier[module_sha256] for tier in tiers.values()]
+        if not any(each.artifacts or each.modules for each in held):
+            raise errors.nothing_to_pin(module_sha256)
+        rooms = {self._memory.name: self._memory.usage()}
+        if self._host:
+            rooms[self._host.name] = self._host.usage()
+        if self._store:
+            with contextlib.suppress(TierUnavailable):
+                limit_bytes = await self._redis_limit_bytes(self._store)
+                rooms["redis"] = replace(self.redis_usage(), limit_bytes=limit_bytes)
+        for tier, room in rooms.items():
+            size_bytes = room.pinned_bytes + tiers.get(tier, {}).get(module_sha256, Held()).bytes
+            if room.limit_bytes and 2 * size_bytes > room.limit_bytes:
+                raise errors.pins_full(tier, size_bytes, room.limit_bytes)
+
+    def _shown(self, module_sha256: str, tiers: Mapping[str, Mapping[str, Held]]) -> Pin:
+        held = {tier: each[module_sha256] for tier, each in tiers.items()}
+        return Pin(module_sha256, self._pinned.get(module_sha256, 0), held)
+
+    async def _measure(
+        self, modules: Collection[str]
+    ) -> tuple[dict[str, Mapping[str, Held]], bool]:
+        """Return what each tier that answers has of each module; and whether Redis did answer."""
+        tiers: dict[str, Mapping[str, Held]] = {self._memory.name: self._memory.pinned(modules)}
+        if self._host:
+            with contextlib.suppress(TierUnavailable):
+                tiers[self._host.name] = {
+                    module: Held(len(entries), 0, sum(each.size_bytes for each in entries))
+                    for module, entries in (await self._host.entries_of(modules)).items()
+                }
+        if self._store:
+            try:
+                tiers["redis"] = await self._store.measure(modules, keep=False)
+            except TierUnavailable:
+                return tiers, False
+        return tiers, True
+
+    # Each look, and what it does in all tiers.
+
+    async def _look_for_ever(self) -> None:
+        looks = 0
+        while True:
+            self._wake.clear()
+            try:
+                if await self._look(count=looks % _COUNT_EVERY == 0):
+                    looks += 1
+            except Exception:
+                log.exception("a defect keeps pins from being looked after")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._wake.wait()
+
+    async def _look(self, *, count: bool) -> bool:
+        answered = await self._exchange()
+        pinned = list(self._pinned)
+        self._memory.keep_pinned(pinned)
+        if answered:
+            self._late |= {*pinned} if count else set()
+            await self._apply_in_redis()
+        await self._repair(pinned)
+        return answered
+
+    async def _apply(self, modules: Collection[str]) -> bool:
+        """Keep what is there of ``modules``, or let it go, as they are pinned or not by now.
+
+        Return whether Redis did it too; if not, a later look does it.
+        """
+        self._memory.keep_pinned(modules)
+        self._late |= {*modules}
+        answered = await self._apply_in_redis()
+        await self._repair([each for each in modules if self.is_pinned(each)])
+        return answered
+
+    async def _apply_in_redis(self) -> bool:
+        """Do in Redis what is late; return whether it answered."""
+        if self._store is None:
+            self._late.clear()
+            return True
+        async with self._one_apply:
+            late, self._late, done = self._late, set[str](), not self._late
+            try:
+                if late:
+                    await self._keep_or_release(self._store, late)
+                    done = True
+            except TierUnavailable:
+                pass
+            finally:
+                if not done:
+                    self._late |= late
+            return done
+
+    async def _keep_or_release(self, redis: RedisStore, modules: Collection[str]) -> None:
+        pinned = {module for module in modules if self.is_pinned(module)}
+        if gone := {*modules} - pinned:
+            await redis.release(gone)
+            for module in gone:
+                self._in_redis.pop(module, None)
+        for some, keep in ((pinned - self._let_go, True), (pinned & self._let_go, False)):
+            if some:
+                self._in_redis |= await redis.measure(some, keep=keep)
+        # Let go what was pinned last, if all takes more than half of the server.
+        limit_bytes = await self._redis_limit_bytes(redis)
+        room, too_many = limit_bytes // 2, set[str]()
+        for module in sorted(self._pinned, key=self._pinned.__getitem__):
+            size_bytes = self._in_redis.get(module, Held()).bytes
+            if limit_bytes and size_bytes > room:
+                too_many.add(module)
+            else:
+                room -= size_bytes
+        if too_many:
+            await redis.release(too_many)
+        if back := (self._let_go & self._pinned.keys()) - too_many:
+            await redis.measure(back, keep=True)
+        if new := too_many - self._let_go:
+            self._let_go_count += len(new)
+            log.warning(
+                "pins take more than half of a tier: the latest may be evicted there",
+                tier="redis",
+                modules=len(too_many),
+                limit_bytes=limit_bytes,
+            )
+        self._let_go = frozenset(too_many)
+
+    async def _redis_limit_bytes(self, redis: RedisStore) -> int:
+        """Return how much Redis may hold for this namespace; 0 for no limit."""
+        return (await redis.link.usage()).limit_bytes // self.namespaces
+
+    async def _repair(self, modules: Collection[str]) -> None:
+        """Write to the host store and to Redis what they lack of ``modules``; never raise."""
+        at_hand = {
+            each.key: each for module in modules for each in self._memory.artifacts_of(module)
+        }
+        on_disk = set[CacheKey]()
+        with contextlib.suppress(TierUnavailable):
+            on_disk = await self._repair_host(modules, at_hand.values())
+        wanted = [module for module in modules if module not in self._let_go]
+        keys = [key for key in {*at_hand, *on_disk} if key.module_sha256 not in self._let_go]
+        if self._store is None or not wanted:
+            return
+        with contextlib.suppress(TierUnavailable):
+            # Modules first: what has to be left out can be compiled from them.
+            lacking = await self._store.lacking([*wanted, *keys])
+            self._late |= lacking.expiring
+            left_bytes = _MAX_REPAIR_BYTES
+            for key in lacking.missing:
+                if left_bytes <= 0:
+                    break
+                if isinstance(key, str):
+                    if module := self._memory.module_of(key):
+                        left_bytes -= len(module.wasm)
+                        self._write_to_redis(module)
+                elif artifact := at_hand.get(key) or await self._from_disk(key):
+                    left_bytes -= artifact.size_bytes
+                    self._write_to_redis(artifact)
+
+    async def _repair_host(
+        self, modules: Collection[str], at_hand: Iterable[Artifact]
+    ) -> set[CacheKey]:
+        """Write what the host store lacks; return what it has. Raises TierUnavailable."""
+        if self._host is None:
+            return set()
+        if self._pinned or self._host.usage().pinned_entries:
+            await self._host.count_pinned(self._pinned)
+        rows = await self._host.entries_of(modules)
+        on_disk = {row.key for entries in rows.values() for row in entries}
+        for artifact in at_hand:
+            if artifact.key not in on_disk and self._host.has_room_for_pinned(artifact):
+                self._write_to_host(artifact)
+        return on_disk
+
+    async def _from_disk(self, key: CacheKey) -> Artifact | None:
+        with contextlib.suppress(TierUnavailable):
+            return await self._host.get(key) if self._host else None
+        return None
+
+    # The lists: what this daemon knows, the file, and Redis.
+
+    async def _change(self, module_sha256: str, times: PinTimes) -> bool:
+        """Pin or unpin a module; return whether Redis answered."""
+        self._learn({module_sha256: times})
+        return await self._exchange(module_sha256[0])
+
+    async def _exchange(self, digits: str = _DIGITS) -> bool:
+        """Learn other daemons' pins, and tell them this one's; return whether Redis answered.
+
+        Without a Redis, return True: there is nobody to tell.
+        """
+        await self._exchange_with_file()
+        if self._store is None:
+            return True
+        try:
+            found = await self._exchange_with_redis(self._store, digits)
+        except TierUnavailable:
+            return False
+        if self._learn(found):
+            await self._exchange_with_file()
+        return True
+
+    async def _exchange_with_file(self) -> None:
+        try:
+            found = await asyncio.to_thread(_exchange_file, self._file, dict(self._times))
+        except OSError as failure:
+            why = failure.strerror or str(failure)
+            if why != self._file_trouble:
+                self._file_trouble = why
+                log.warning("cannot keep pins in the state directory", cause=why)
+        else:
+            self._file_trouble = ""
+            self._learn(found)
+
+    async def _exchange_with_redis(self, redis: RedisStore, digits: str) -> dict[str, PinTimes]:
+        """Return what the lists of ``digits`` say, and add what is missing there.
+
+        A list without a valid stamp, or that somebody deleted, is written again.
+        """
+        mine: dict[str, dict[str, PinTimes]] = {digit: {} for digit in _DIGITS}
+        for module, times in self._times.items():
+            mine[module[0]][module] = times
+        names = [f"{redis.prefix}pins:{digit}".encode() for digit in digits]
+        found: dict[str, PinTimes] = {}
+        records = await fetch_records(redis.link, names)
+        for digit, name, record in zip(digits, names, records, strict=True):
+            await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
+            theirs = _parse(read_record(_PURPOSE, name, record, self._sealer)) or {}
+            found |= theirs
+            merged = _merge(theirs, mine[digit])
+            if merged != theirs:
+                record = write_record(_PURPOSE, name, _text(merged), self._sealer)
+                if len(record) <= MAX_RECORD_BYTES:
+                    await store_record(redis.link, name, record, _LIST_TTL_S)
+        return found
+
+    def _learn(self, said: Mapping[str, PinTimes]) -> bool:
+        """Add what others know; return whether that pins or unpins anything here."""
+        changed = set[str]()
+        for module, times in said.items():
+            before = self._times.get(module, PinTimes())
+            if times == before:
+                continue  # As nearly all are, at each look.
+            after = self._times[module] = before.merged(times)
+            if after.is_pinned:
+                self._pinned[module] = after.pinned_ms
+            else:
+                self._pinned.pop(module, None)
+            if after.is_pinned != before.is_pinned:
+                changed.add(module)
+        too_many = len(self._times) - len(self._pinned) - MAX_PINS
+        if too_many > 0:
+            unpinned = [module for module in self._times if module not in self._pinned]
+            unpinned.sort(key=lambda module: self._times[module].unpinned_ms)
+            for module in unpinned[:too_many]:
+                del self._times[module]
+        self._memory.keep_pinned(changed)
+        self._late |= changed
+        return bool(changed)
+
+
+def _merge(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
+    changed = {
+        module: one.get(module, PinTimes()).merged(times)
+        for module, times in other.items()
+        if one.get(module) != times
+    }
+    return {**one, **changed}
+
+
+def _text(times: Mapping[str, PinTimes]) -> bytes:
+    pins = {module: [*each] for module, each in sorted(times.items())}
+    return json.dumps({"pins": pins}, separators=(",", ":")).encode()
+
+
+def _parse(text: bytes) -> dict[str, PinTimes] | None:
+    """Return what a list says; None if it is malformed."""
+    try:
+        said = _PinList.model_validate_json(text)
+    except ValidationError:
+        return None
+    return {module: PinTimes(each[0], each[1]) for module, each in said.pins.items()}
+
+
+def _read_file(path: Path) -> dict[str, PinTimes]:
+    """Return what the file says; nothing if there is none, or if it is damaged. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            found = _parse(file.read(_MAX_FILE_BYTES))
+    except FileNotFoundError:
+        return {}
+    if found is None:
+        log.error("the list of pins is damaged: nothing in it is pinned", file=str(path))
+    return found or {}
+
+
+def _exchange_file(path: Path, known: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
+    """Return what the file says, and add to it what is ``known`` and missing there.
+
+    Raises OSError. Daemons with the same state directory share the file.
+    """
+    found = _read_file(path)
+    if all(found.get(module) == times for module, times in known.items()):
+        return found
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with locked(path.parent):
+        found = _read_file(path)
+        merged = _merge(found, known)
+        if merged != found:
+            write_whole(path, _text(merged))
+    return found
