@@ -26,15 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from wasmkilnd import errors
 from wasmkilnd.admission import check_sha256
+from wasmkilnd.cache import stamped
 from wasmkilnd.cache.host.tier import HostTier
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.stamped import (
-    MAX_RECORD_BYTES,
-    fetch_records,
-    read_record,
-    store_record,
-    write_record,
-)
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
     MAX_PINS,
@@ -120,7 +114,6 @@ class Pins:
         write_to_host: Callable[[Artifact], object],
         write_to_redis: Callable[[Artifact | Module], object],
         written_to_redis: Callable[[str], Awaitable[object]],
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """Pin in ``memory``, ``host`` and ``store``, which ask ``is_pinned`` what they keep.
 
@@ -135,7 +128,6 @@ class Pins:
         self._write_to_host = write_to_host
         self._write_to_redis = write_to_redis
         self._written_to_redis = written_to_redis
-        self._clock = clock
         self.namespaces = 1
         """How many divide what all pins may take of Redis."""
         self._times: dict[str, PinTimes] = {}
@@ -190,9 +182,10 @@ class Pins:
             reached = await self._exchange()
             if not self.is_pinned(module_sha256):
                 await self._refuse_if_there_is_no_room(module_sha256)
-                before = self._times.get(module_sha256, PinTimes())
-                now_ms = max(int(self._clock() * 1000), before.unpinned_ms + 1)
-                reached &= await self._change(module_sha256, PinTimes(now_ms, before.unpinned_ms))
+                known = self._times.get(module_sha256, PinTimes())
+                now_ms = max(int(time.time() * 1000), known.unpinned_ms + 1)
+                self._learn({module_sha256: known._replace(pinned_ms=now_ms)})
+                reached &= await self._exchange(module_sha256[0])
             reached &= await self._apply([module_sha256])
         tiers, answered = await self._measure([module_sha256])
         return Pinned(self._shown(module_sha256, tiers), reached and answered)
@@ -204,9 +197,10 @@ class Pins:
             reached = await self._exchange()
             removed = self.is_pinned(module_sha256)
             if removed:
-                before = self._times[module_sha256]
-                now_ms = max(int(self._clock() * 1000), before.pinned_ms)
-                reached &= await self._change(module_sha256, PinTimes(before.pinned_ms, now_ms))
+                known = self._times[module_sha256]
+                now_ms = max(int(time.time() * 1000), known.pinned_ms)
+                self._learn({module_sha256: known._replace(unpinned_ms=now_ms)})
+                reached &= await self._exchange(module_sha256[0])
                 reached &= await self._apply([module_sha256])
             return Unpinned(removed, reached)
 
@@ -226,17 +220,13 @@ class Pins:
 
     def redis_usage(self) -> TierUsage:
         """Return what Redis keeps for pins in this namespace, and no more."""
-        kept = self._kept_in_redis
+        sizes = (held for module, held in self._in_redis.items() if module not in self._let_go)
+        kept = sum(sizes, Held())
         return TierUsage(
             pinned_entries=kept.artifacts + kept.modules,
             pinned_bytes=kept.bytes,
             let_go=self._let_go_count,
         )
-
-    @property
-    def _kept_in_redis(self) -> Held:
-        kept = (held for module, held in self._in_redis.items() if module not in self._let_go)
-        return sum(kept, Held())
 
     async def _refuse_if_there_is_no_room(self, module_sha256: str) -> None:
         if len(self) >= MAX_PINS:
@@ -289,7 +279,8 @@ class Pins:
         while True:
             self._wake.clear()
             try:
-                if await self._look(count=looks % _COUNT_EVERY == 0):
+                await self._exchange()
+                if await self._apply(list(self._pinned), count=looks % _COUNT_EVERY == 0):
                     looks += 1
             except Exception:
                 log.exception("a defect keeps pins from being looked after")
@@ -297,44 +288,32 @@ class Pins:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._wake.wait()
 
-    async def _look(self, *, count: bool) -> bool:
-        answered = await self._exchange()
-        pinned = list(self._pinned)
-        self._memory.keep_pinned(pinned)
-        if answered:
-            self._late |= {*pinned} if count else set()
-            await self._apply_in_redis()
-        await self._repair(pinned)
-        return answered
-
-    async def _apply(self, modules: Collection[str]) -> bool:
+    async def _apply(self, modules: Collection[str], *, count: bool = True) -> bool:
         """Keep what is there of ``modules``, or let it go, as they are pinned or not by now.
 
-        Return whether Redis did it too; if not, a later look does it.
+        Return whether Redis did it too; if not, a later look does it. Without ``count``, Redis
+        looks only at what it lacks of them.
         """
         self._memory.keep_pinned(modules)
-        self._late |= {*modules}
+        self._late |= {*modules} if count else set()
         answered = await self._apply_in_redis()
         await self._repair([each for each in modules if self.is_pinned(each)])
         return answered
 
     async def _apply_in_redis(self) -> bool:
         """Do in Redis what is late; return whether it answered."""
-        if self._store is None:
-            self._late.clear()
-            return True
         async with self._one_apply:
-            late, self._late, done = self._late, set[str](), not self._late
+            late, self._late = self._late, set[str]()
+            if self._store is None or not late:
+                return True
             try:
-                if late:
-                    await self._keep_or_release(self._store, late)
-                    done = True
-            except TierUnavailable:
-                pass
-            finally:
-                if not done:
-                    self._late |= late
-            return done
+                await self._keep_or_release(self._store, late)
+            except BaseException as failure:
+                self._late |= late
+                if isinstance(failure, TierUnavailable):
+                    return False
+                raise
+            return True
 
     async def _keep_or_release(self, redis: RedisStore, modules: Collection[str]) -> None:
         pinned = {module for module in modules if self.is_pinned(module)}
@@ -422,11 +401,6 @@ class Pins:
 
     # The lists: what this daemon knows, the file, and Redis.
 
-    async def _change(self, module_sha256: str, times: PinTimes) -> bool:
-        """Pin or unpin a module; return whether Redis answered."""
-        self._learn({module_sha256: times})
-        return await self._exchange(module_sha256[0])
-
     async def _exchange(self, digits: str = _DIGITS) -> bool:
         """Learn other daemons' pins, and tell them this one's; return whether Redis answered.
 
@@ -460,21 +434,19 @@ class Pins:
 
         A list without a valid stamp, or that somebody deleted, is written again.
         """
-        mine: dict[str, dict[str, PinTimes]] = {digit: {} for digit in _DIGITS}
-        for module, times in self._times.items():
-            mine[module[0]][module] = times
         names = [f"{redis.prefix}pins:{digit}".encode() for digit in digits]
+        records = await stamped.fetch(redis.link, names)
         found: dict[str, PinTimes] = {}
-        records = await fetch_records(redis.link, names)
         for digit, name, record in zip(digits, names, records, strict=True):
             await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
-            theirs = _parse(read_record(_PURPOSE, name, record, self._sealer)) or {}
+            theirs = _parse(stamped.text_of(_PURPOSE, name, record, self._sealer)) or {}
             found |= theirs
-            merged = _merge(theirs, mine[digit])
+            mine = {each: times for each, times in self._times.items() if each[0] == digit}
+            merged = _merge(theirs, mine)
             if merged != theirs:
-                record = write_record(_PURPOSE, name, _text(merged), self._sealer)
-                if len(record) <= MAX_RECORD_BYTES:
-                    await store_record(redis.link, name, record, _LIST_TTL_S)
+                record = stamped.written(_PURPOSE, name, _text(merged), self._sealer)
+                if len(record) <= stamped.MAX_BYTES:
+                    await stamped.store(redis.link, name, record, _LIST_TTL_S)
         return found
 
     def _learn(self, said: Mapping[str, PinTimes]) -> bool:
@@ -503,12 +475,10 @@ class Pins:
 
 
 def _merge(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
-    changed = {
-        module: one.get(module, PinTimes()).merged(times)
-        for module, times in other.items()
-        if one.get(module) != times
+    return {
+        module: one.get(module, PinTimes()).merged(other.get(module, PinTimes()))
+        for module in {**one, **other}
     }
-    return {**one, **changed}
 
 
 def _text(times: Mapping[str, PinTimes]) -> bytes:

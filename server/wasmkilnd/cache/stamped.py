@@ -17,26 +17,26 @@ from wasmkilnd.ports import Sealer
 if TYPE_CHECKING:
     from wasmkilnd.cache.redis_link import RedisLink
 
-MAX_RECORD_BYTES = 2 * 1024**2
+MAX_BYTES = 2 * 1024**2
 
 _WRITE_TIMEOUT_S = 10.0
 
 
-def write_record(purpose: bytes, name: bytes, text: bytes, sealer: Sealer) -> bytes:
+def written(purpose: bytes, name: bytes, text: bytes, sealer: Sealer) -> bytes:
     """Return the bytes to store for ``text``."""
     return sealer.stamp(_message(purpose, name, text)) + text
 
 
-def read_record(purpose: bytes, name: bytes, record: bytes, sealer: Sealer) -> bytes:
+def text_of(purpose: bytes, name: bytes, record: bytes, sealer: Sealer) -> bytes:
     """Return the text of a stored record; nothing if no trusted key signed it for ``name``."""
     stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
-    if len(record) > MAX_RECORD_BYTES or not text:
+    if len(record) > MAX_BYTES or not text:
         return b""
     return b"" if sealer.check_stamp(_message(purpose, name, text), stamp) else text
 
 
-async def fetch_records(
-    link: RedisLink, names: Sequence[bytes], length: int = MAX_RECORD_BYTES + 1
+async def fetch(
+    link: RedisLink, names: Sequence[bytes], length: int = MAX_BYTES + 1
 ) -> list[bytes]:
     """Return the first bytes under each name, empty for none; delete what is of another type.
 
@@ -48,10 +48,10 @@ async def fetch_records(
         if len(names) == 1:
             await link.run(("UNLINK", names[0]))
             return [b""]
-    return [found for name in names for found in await fetch_records(link, [name], length)]
+    return [found for name in names for found in await fetch(link, [name], length)]
 
 
-async def store_record(
+async def store(
     link: RedisLink, name: bytes, record: bytes, ttl_s: int, *, if_free: bool = False
 ) -> bool:
     """Store a record; with ``if_free``, only where nothing is; return whether it is stored.

@@ -27,13 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from wasmkilnd.cache.stamped import (
-    MAX_RECORD_BYTES,
-    fetch_records,
-    read_record,
-    store_record,
-    write_record,
-)
+from wasmkilnd.cache import stamped
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import SHA256_HEX, STAMP_BYTES, Artifact, CacheKey, CompileSpec
 from wasmkilnd.ownership import NotOurs, check_path
@@ -242,15 +236,15 @@ class Usage:
         # Of ten thousand uses, this takes as long as many calls do.
         text = await asyncio.to_thread(_text, self._counted, left=last)
         record = await asyncio.to_thread(
-            write_record, _PURPOSE, self._names, self._owner + text, self._sealer
+            stamped.written, _PURPOSE, self._names, self._owner + text, self._sealer
         )
         if place is not None:
-            await store_record(redis.link, self._name(place), record, _RECORD_TTL_S)
+            await stamped.store(redis.link, self._name(place), record, _RECORD_TTL_S)
             return
         free = [place for place, head in enumerate(heads) if not head]
         for place in random.sample(free, len(free)):
             name = self._name(place)
-            if await store_record(redis.link, name, record, _RECORD_TTL_S, if_free=True):
+            if await stamped.store(redis.link, name, record, _RECORD_TTL_S, if_free=True):
                 return
 
     async def _take_over(self, redis: RedisStore, heads: Sequence[bytes]) -> list[bytes]:
@@ -271,11 +265,11 @@ class Usage:
     async def _heads(self, redis: RedisStore) -> list[bytes]:
         """Return the beginning of what is in each place."""
         names = [self._name(place) for place in range(PLACES)]
-        return await fetch_records(redis.link, names, _HEAD_BYTES)
+        return await stamped.fetch(redis.link, names, _HEAD_BYTES)
 
     async def _read(self, redis: RedisStore, place: int) -> _Record | None:
-        [record] = await fetch_records(redis.link, [self._name(place)])
-        text = await asyncio.to_thread(read_record, _PURPOSE, self._names, record, self._sealer)
+        [record] = await stamped.fetch(redis.link, [self._name(place)])
+        text = await asyncio.to_thread(stamped.text_of, _PURPOSE, self._names, record, self._sealer)
         return await asyncio.to_thread(_parse, text[_OWNER_BYTES:])
 
     def _is_own(self, head: bytes) -> bool:
@@ -373,10 +367,10 @@ def _parse(text: bytes) -> _Record | None:
 def _read_file(path: Path) -> Uses:
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_RECORD_BYTES + 1)
+            text = file.read(stamped.MAX_BYTES + 1)
     except FileNotFoundError:
         return Uses()
-    record = _parse(text) if len(text) <= MAX_RECORD_BYTES else None
+    record = _parse(text) if len(text) <= stamped.MAX_BYTES else None
     return record.uses if record else Uses()
 
 

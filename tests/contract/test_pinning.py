@@ -1,0 +1,542 @@
+"""Pins in all tiers at once, on a real server and a real disk, and among daemons that share them.
+
+``samples/v0.6.0-pins.json`` in ``tests/formats`` was written by that version's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.pins import Pins, Unpinned
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.model import MAX_PINS, Artifact, EvictScope, Held, Module
+from wasmkilnd.ports import Sealer
+
+from tests.contract.fleet_store import TTL_S, Store
+from tests.contract.host_store import host_tier
+from tests.contract.sealing import THEIRS, sealer
+from tests.contract.values import artifact as unsigned
+from tests.contract.values import module
+from tests.formats import writing
+from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
+
+SEALER = sealer()
+MIB = 1024 * 1024
+A, B = "a" * 64, "b" * 64
+SAMPLE = json.loads(
+    (Path(writing.__file__).parent / "samples" / "v0.6.0-pins.json").read_text(encoding="utf-8")
+)
+
+
+def artifact(tag: int) -> Artifact:
+    return SEALER.seal(unsigned(tag, 20_000))
+
+
+class Daemon:
+    """The pins of one namespace and the tiers that they are about."""
+
+    def __init__(
+        self, folder: Path, url: str = "", *, sealer: Sealer = SEALER, namespace: str = ""
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.file = folder / "pins" / (f"ns-{namespace}.json" if namespace else "default.json")
+        self.memory = MemoryTier(MIB, self.is_pinned)
+        self.host = host_tier(folder / "host", SEALER, limit_bytes=MIB, is_pinned=self.is_pinned)
+        prefix = f"wasm:ns:{namespace}:" if namespace else "wasm:"
+        self.redis = Store(url, prefix, self.is_pinned) if url else None
+        self._writes = set[asyncio.Task[None]]()
+        self.pins = Pins(
+            folder,
+            namespace,
+            sealer,
+            memory=self.memory,
+            host=self.host,
+            store=self.redis,  # type: ignore[arg-type]
+            write_to_host=lambda what: self._behind(self.host.put(what)),
+            write_to_redis=lambda what: self._behind(self._put(what)),
+            written_to_redis=lambda module_sha256: self.written(),
+        )
+
+    def is_pinned(self, module_sha256: str) -> bool:
+        return self.pins.is_pinned(module_sha256)
+
+    async def start(self) -> None:
+        await self.pins.read()
+        await self.host.start()
+        self.pins.start()
+
+    async def store(self, *items: Artifact | Module) -> None:
+        for item in items:
+            if isinstance(item, Artifact):
+                await self.memory.put(item)
+                self._behind(self.host.put(item))
+            else:
+                await self.memory.put_module(item)
+            self._behind(self._put(item))
+        await self.written()
+
+    async def _put(self, what: Artifact | Module) -> None:
+        if self.redis:
+            await self.redis.put(what)
+
+    def _behind(self, write: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(write)
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+    async def written(self) -> None:
+        await asyncio.gather(*self._writes)
+
+    async def listed(self) -> list[str]:
+        return [pin.module_sha256 for pin in await self.pins.listed()]
+
+    def in_file(self) -> dict[str, list[int]]:
+        said = json.loads(self.file.read_text())["pins"]
+        assert isinstance(said, dict)
+        return said
+
+    def write_file(self, times: dict[str, list[int]]) -> None:
+        self.file.parent.mkdir(exist_ok=True)
+        self.file.write_text(json.dumps({"pins": times}))
+
+    async def close(self) -> None:
+        await self.pins.close()
+        await self.written()
+        await self.host.close()
+        if self.redis:
+            await self.redis.link.close()
+
+
+Start = Callable[..., Awaitable[Daemon]]
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+@pytest.fixture
+def server(valkey: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        client.config_set("maxmemory", 0)
+        yield client
+
+
+@pytest.fixture
+async def start(server: redis.Redis, valkey: RedisServer, tmp_path: Path) -> AsyncIterator[Start]:
+    """Start daemons: in a folder each, on one server unless another is named."""
+    running = []
+
+    async def begin(name: str = "one", url: str = valkey.url, **more: object) -> Daemon:
+        made = Daemon(tmp_path / name, url, **more)  # type: ignore[arg-type]
+        running.append(made)
+        await made.start()
+        return made
+
+    yield begin
+    for each in running:
+        await each.close()
+
+
+async def until(happens: Callable[[], object], *daemons: Daemon) -> None:
+    """Have daemons look until what they look after is so."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not happens():
+            for each in daemons:
+                each.pins.look_soon()
+            await asyncio.sleep(0.02)
+            for each in daemons:
+                await each.written()
+
+
+async def refused(call: Awaitable[object]) -> WasmkilnError:
+    with pytest.raises(WasmkilnError) as refusal:
+        await call
+    return refusal.value
+
+
+def ttls(server: redis.Redis) -> dict[str, int]:
+    """Return the times to live of all values, by the kind of each."""
+    names = [*server.scan_iter("wasm:3:compiled:*"), *server.scan_iter("wasm:3:module:*")]
+    return {str(name).split(":")[2]: ttl(server, name) for name in names}
+
+
+def ttl(server: redis.Redis, name: str | bytes) -> int:
+    return int(str(server.ttl(name)))
+
+
+async def test_what_a_tier_lost_comes_back_from_another(start: Start, server: redis.Redis) -> None:
+    one, dear = await start(), artifact(0)
+    assert one.redis
+    await one.store(dear, module(0))
+    pinned = await one.pins.pin(dear.module_sha256)
+    assert pinned.reached_redis
+    assert pinned.pin.tiers["redis"] == Held(1, 1, 40_000)
+    assert (pinned.pin.tiers["host_store"].artifacts, pinned.pin.tiers["memory"].modules) == (1, 1)
+    kept = {"compiled": -1, "module": -1}
+    await until(lambda: ttls(server) == kept, one)
+    server.flushall()
+    await until(lambda: ttls(server) == kept, one)
+    # Somebody gives a value a time to live: another daemon that does not know the pin yet.
+    server.expire(one.redis.name_of(dear), 100)
+    await until(lambda: ttls(server) == kept, one)
+    # Memory forgets it: the host store still has the artifact, and nobody the module.
+    await one.memory.close()
+    server.flushall()
+    await until(lambda: ttls(server) == {"compiled": -1}, one)
+    assert one.pins.redis_usage().pinned_bytes > 0
+    assert await one.pins.unpin(dear.module_sha256) == Unpinned(removed=True, reached_redis=True)
+    assert await one.pins.unpin(dear.module_sha256) == Unpinned(removed=False, reached_redis=True)
+    assert 900 < ttls(server)["compiled"] <= TTL_S
+    for usage in (one.memory.usage(), one.host.usage(), one.pins.redis_usage()):
+        assert (usage.pinned_entries, usage.pinned_bytes) == (0, 0)
+
+
+async def test_the_host_store_gets_back_what_it_lost(start: Start) -> None:
+    one, dear = await start(), artifact(0)
+    await one.store(dear)
+    await one.pins.pin(dear.module_sha256)
+    found = await one.host.file_of(dear.key)
+    assert found
+    path = Path(found[1].path)
+    for file in path.parent.iterdir():
+        file.write_bytes(b"damaged")
+    assert await one.host.get(dear.key) is None
+    await until(path.exists, one)
+    assert await one.host.get(dear.key)
+
+
+async def test_what_came_after_the_pin_is_kept_too(start: Start, server: redis.Redis) -> None:
+    one = await start()
+    await one.store(module(0))
+    await one.pins.pin(module(0).sha256)
+    await one.store(artifact(0))
+    await until(lambda: ttls(server) == {"compiled": -1, "module": -1}, one)
+    assert one.memory.usage().pinned_entries == 2
+
+
+async def test_in_redis_the_latest_pins_lose_their_hold_above_half(
+    start: Start, server: redis.Redis
+) -> None:
+    one, several = await start(), [artifact(tag) for tag in range(3)]
+    assert one.redis
+    await one.store(*several)
+    for each in several:
+        await one.pins.pin(each.module_sha256)
+        await asyncio.sleep(0.002)  # The order of pins is that of their milliseconds.
+    assert one.pins.redis_usage().pinned_entries == 3
+    # Room for two of three.
+    server.config_set("maxmemory", 2 * one.pins.redis_usage().pinned_bytes - 2)
+    server.config_set("maxmemory-policy", "noeviction")
+    await one.pins.pin(several[0].module_sha256)
+    assert one.pins.redis_usage().pinned_entries == 2
+    assert one.pins.redis_usage().let_go == 1
+    last = one.redis.name_of(several[2])
+    assert ttl(server, last) > 0
+    server.config_set("maxmemory", 0)
+    await one.pins.pin(several[0].module_sha256)
+    await one.pins.pin(several[2].module_sha256)
+    assert one.pins.redis_usage().pinned_entries == 3
+    assert ttl(server, last) == -1
+    # Several namespaces share half of the server. What was let go and then unpinned stays so.
+    server.config_set("maxmemory", 4 * one.pins.redis_usage().pinned_bytes - 4)
+    one.pins.namespaces = 2
+    await one.pins.pin(several[0].module_sha256)
+    assert ttl(server, last) > 0
+    await one.pins.unpin(several[2].module_sha256)
+    one.pins.namespaces = 1
+    await one.pins.pin(several[0].module_sha256)
+    assert ttl(server, last) > 0
+
+
+async def test_a_pin_looks_at_its_own_module_alone(start: Start, server: redis.Redis) -> None:
+    one = await start()
+    await one.store(module(0), *(artifact(tag) for tag in range(5)))
+    server.config_resetstat()
+    await one.pins.pin(module(0).sha256)
+    await one.pins.unpin(module(0).sha256)
+    stats = server.info("commandstats")
+    assert "cmdstat_smembers" in stats
+    assert not {"cmdstat_scan", "cmdstat_keys"} & {*stats}
+
+
+async def test_a_pin_made_while_redis_is_away_is_told_later(
+    start: Start, server: redis.Redis, valkey: RedisServer, tmp_path: Path
+) -> None:
+    link, dear = tmp_path / "link.sock", artifact(0)
+    one = await start(url=f"unix://{link}")
+    await one.memory.put(dear)
+    pinned = await one.pins.pin(dear.module_sha256)
+    assert not pinned.reached_redis
+    assert set(pinned.pin.tiers) == {"memory", "host_store"}
+    link.symlink_to(valkey.url.removeprefix("unix://"))
+    await until(lambda: ttls(server) == {"compiled": -1}, one)
+    assert server.keys("wasm:pins:*")
+    await one.pins.close()
+    again = await start()
+    assert await again.listed() == [dear.module_sha256]
+
+
+async def test_one_that_was_unpinned_while_redis_was_away_expires_in_the_end(
+    start: Start, server: redis.Redis, valkey: RedisServer, tmp_path: Path
+) -> None:
+    link, dear = tmp_path / "link.sock", artifact(0)
+    link.symlink_to(valkey.url.removeprefix("unix://"))
+    one = await start(url=f"unix://{link}")
+    await one.store(dear)
+    await one.pins.pin(dear.module_sha256)
+    assert ttls(server) == {"compiled": -1}
+    await one.pins.close()
+    # The next daemon with this state directory does not reach the server, and ends.
+    apart = await start(url=f"unix://{tmp_path / 'nobody.sock'}")
+    assert await apart.pins.unpin(dear.module_sha256) == Unpinned(True, reached_redis=False)
+    await apart.pins.close()
+    last = await start()
+    await until(lambda: ttls(server)["compiled"] > 0, last)
+
+
+async def test_daemons_share_pins_and_no_list_undoes_one(start: Start, server: redis.Redis) -> None:
+    one, two = await start("one"), await start("two")
+    other = await start("three", namespace="team")
+    digest = module(0).sha256
+    name = f"wasm:pins:{digest[0]}"
+    await one.store(module(0))
+    await one.pins.pin(digest)
+    old = server.get(name)
+    assert old
+    assert await two.listed() == [digest]
+    assert (await refused(two.pins.sparing(EvictScope(digest)))).reason is Reason.MODULE_PINNED
+    assert await other.listed() == []
+    # Somebody deletes the list, and puts something else in its place.
+    server.delete(name)
+    assert await two.listed() == [digest]
+    assert server.get(name) == old
+    server.delete(name)
+    server.lpush(name, "x")
+    assert await two.listed() == [digest]
+    assert server.get(name) == old
+    server.set(name, b"x" * 200)
+    assert await one.listed() == [digest]
+    assert server.get(name) == old
+    # Another namespace's list says nothing here, nor does an old one.
+    assert (await two.pins.unpin(digest)).removed
+    server.set(f"wasm:ns:team:pins:{digest[0]}", old)
+    server.set(name, old)
+    for each in (two, one, other):  # The second learns of it from the first, who writes it again.
+        assert await each.listed() == []
+    assert ttl(server, name) > 300 * 24 * 3600
+
+
+async def test_what_a_stranger_signed_counts_for_nothing(start: Start, server: redis.Redis) -> None:
+    one, stranger = await start("one"), await start("two", sealer=sealer(THEIRS))
+    await stranger.store(module(0))
+    await stranger.pins.pin(module(0).sha256)
+    assert await one.listed() == []
+    await one.store(module(0))
+    await one.pins.pin(module(0).sha256)
+    assert await one.listed() == [module(0).sha256]
+    server.set(f"wasm:pins:{module(0).sha256[0]}", b"x" * 3 * MIB)
+    assert await one.listed() == [module(0).sha256]
+
+
+async def test_lists_are_those_of_0_6_0_both_ways(start: Start, server: redis.Redis) -> None:
+    files, records = SAMPLE["file"], SAMPLE["redis"]
+    stored = {name: base64.b64decode(record) for name, record in records.items()}
+    for name, record in stored.items():
+        server.set(name, record)
+    one = await start(sealer=writing.SEALER)
+    assert await one.listed() == SAMPLE["pinned"]
+    assert one.file.read_text() == files
+    server.flushall()
+    await one.pins.close()
+    again = await start(sealer=writing.SEALER)
+    assert await again.listed() == SAMPLE["pinned"]
+    assert {name: server.get(name) for name in stored} == stored
+
+
+async def test_pin_refuses_what_it_cannot_keep(start: Start) -> None:
+    one = await start(url="")
+    missing = await refused(one.pins.pin(A))
+    assert missing.reason is Reason.MODULE_NOT_LOADED
+    assert missing.message.endswith("compile it first")
+    assert (await refused(one.pins.pin("x"))).reason is Reason.INVALID_REQUEST
+    assert (await refused(one.pins.unpin("x"))).reason is Reason.INVALID_REQUEST
+    await one.store(artifact(0))
+    digest, held = module(0).sha256, one.memory.usage().bytes
+    one.memory.resize(2 * held - 1)
+    full = await refused(one.pins.pin(digest))
+    assert full.reason is Reason.PINS_FULL
+    assert full.metadata == {
+        "tier": "memory",
+        "bytes": str(held),
+        "limit_bytes": str(2 * held - 1),
+    }
+    assert not one.pins.is_pinned(digest)
+    one.memory.resize(2 * held)
+    pinned = await one.pins.pin(digest)
+    assert pinned.reached_redis  # There is nobody to tell.
+    assert pinned.pin.pinned_ms <= time.time() * 1000
+    assert (await one.pins.pin(digest)).pin == pinned.pin
+    assert len(one.pins) == 1
+
+
+async def test_pins_take_half_of_redis_at_most(start: Start, server: redis.Redis) -> None:
+    one = await start()
+    await one.store(artifact(0))
+    server.config_set("maxmemory", 39_999)
+    full = await refused(one.pins.pin(module(0).sha256))
+    assert (full.reason, full.metadata["tier"]) == (Reason.PINS_FULL, "redis")
+
+
+async def test_an_evict_spares_what_is_pinned(start: Start) -> None:
+    one = await start(url="")
+    everything = EvictScope()
+    assert await one.pins.sparing(everything) == everything
+    await one.store(artifact(0), artifact(1))
+    await one.pins.pin(module(0).sha256)
+    refusal = await refused(one.pins.sparing(EvictScope(module(0).sha256)))
+    assert refusal.reason is Reason.MODULE_PINNED
+    assert await one.pins.sparing(EvictScope(module(1).sha256))
+    gone = await one.memory.evict(await one.pins.sparing(everything))
+    assert (gone.artifacts, gone.pinned) == (1, 1)
+
+
+async def test_no_more_than_so_many_modules_are_pinned(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    Daemon(tmp_path / "one").write_file({f"{n:064x}": [1, 0] for n in range(MAX_PINS)})
+    one = await start(url="")
+    await one.store(module(0))
+    full = await refused(one.pins.pin(module(0).sha256))
+    assert full.reason is Reason.PINS_FULL
+    assert "10,000" in full.message
+    assert len(await one.listed()) == MAX_PINS
+
+
+async def test_the_last_change_counts_whatever_the_clock_says(start: Start) -> None:
+    one = await start(url="")
+    await one.store(module(0))
+    digest, future_ms = module(0).sha256, int(time.time() * 1000) + 10**9
+    for _ in range(3):
+        await one.pins.pin(digest)
+        assert (await one.pins.unpin(digest)).removed
+    one.write_file({digest: [future_ms, 0]})
+    assert await one.listed() == [digest]
+    assert (await one.pins.unpin(digest)).removed
+    assert await one.listed() == []
+    await one.pins.pin(digest)
+    assert await one.listed() == [digest]
+    assert one.in_file() == {digest: [future_ms + 1, future_ms]}
+
+
+async def test_daemons_agree_in_whatever_order_they_hear_of_pins(start: Start) -> None:
+    lists = [{A: [2, 0], B: [1, 3]}, {A: [1, 2]}, {A: [3, 1], B: [2, 2]}, {B: [0, 1]}]
+    for number, order in enumerate(itertools.permutations(lists)):
+        one = await start(str(number), url="")
+        for heard in order:
+            one.write_file(heard)
+            await one.listed()
+        assert await one.listed() == [A]
+        assert one.in_file() == {A: [3, 2], B: [2, 3]}
+
+
+async def test_unpinned_modules_are_remembered_up_to_a_number(start: Start) -> None:
+    one = await start(url="")
+    await one.pins.close()
+    one.write_file({f"{n:064x}": [1, 2 + n] for n in range(MAX_PINS + 5)})
+    assert await one.listed() == []
+    one.file.unlink()
+    assert await one.listed() == []
+    assert len(one.in_file()) == MAX_PINS
+    assert f"{4:064x}" not in one.in_file()
+    assert f"{5:064x}" in one.in_file()
+
+
+async def test_daemons_on_one_state_directory_share_its_file(start: Start) -> None:
+    one, two = await start(url=""), await start(url="")
+    await one.store(module(0))
+    await two.store(module(1))
+    await one.pins.pin(module(0).sha256)
+    await two.pins.pin(module(1).sha256)
+    both = sorted([module(0).sha256, module(1).sha256])
+    assert await one.listed() == await two.listed() == both
+    assert one.file.stat().st_mode & 0o077 == 0
+    await one.pins.unpin(module(1).sha256)
+    assert await two.listed() == [module(0).sha256]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"pins":[]}',
+        "[" * 100_000,
+        '{"pins":{"x":[1,2]}}',
+        f'{{"pins":{{"{A}":[1]}}}}',
+        f'{{"pins":{{"{A}":[1,-1]}}}}',
+        f'{{"pins":{{"{A}":[1,true]}}}}',
+        f'{{"pins":{{"{A}":["1",2]}}}}',
+        f'{{"pins":{{"{A}\\n":[1,0]}}}}',
+        f'{{"pins":{{"{A}":[253402300800000,0]}}}}',
+    ],
+)
+async def test_of_a_malformed_list_nothing_counts(start: Start, text: str) -> None:
+    one = await start(url="")
+    await one.pins.close()
+    one.file.parent.mkdir(exist_ok=True)
+    one.file.write_text(text)
+    with capture_logs() as logs:
+        assert await one.listed() == []
+    assert logs[0]["event"].startswith("the list of pins is damaged")
+    await one.store(module(0))
+    await one.pins.pin(module(0).sha256)
+    with capture_logs() as logs:
+        assert await one.listed() == [module(0).sha256]
+    assert logs == []
+
+
+async def test_what_a_later_version_adds_to_a_list_is_passed_over(start: Start) -> None:
+    one = await start(url="")
+    one.file.parent.mkdir(exist_ok=True)
+    one.file.write_text(f'{{"more":1,"pins":{{"{A}":[253402300799999,0,7]}}}}')
+    assert await one.listed() == [A]
+
+
+async def test_a_state_directory_that_is_gone_is_said_once(start: Start, tmp_path: Path) -> None:
+    one = await start(url="")
+    await one.pins.close()
+    await one.store(module(0))
+    (tmp_path / "one").rename(tmp_path / "elsewhere")
+    with capture_logs() as logs:
+        await one.pins.pin(module(0).sha256)
+        assert await one.listed() == [module(0).sha256]
+    said = [line for line in logs if line["event"] == "cannot keep pins in the state directory"]
+    assert len(said) == 1
+
+
+async def test_a_disk_that_fails_keeps_nothing_from_redis(
+    start: Start, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, dear = await start(), artifact(0)
+
+    async def fails(*_: object) -> object:
+        raise TierUnavailable("the disk is gone")
+
+    monkeypatch.setattr(one.host, "entries_of", fails)
+    await one.memory.put(dear)
+    pinned = await one.pins.pin(dear.module_sha256)
+    assert set(pinned.pin.tiers) == {"memory", "redis"}
+    await until(lambda: ttls(server) == {"compiled": -1}, one)
