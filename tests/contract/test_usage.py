@@ -1,0 +1,418 @@
+"""Uses are counted, fade and are bounded; daemons on one server or one disk add theirs up.
+
+Texts here are laid out as 0.6.0 writes and reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+from wasmkilnd.cache import usage
+from wasmkilnd.cache.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import STAMP_BYTES
+from wasmkilnd.ports import Sealer
+
+from tests.contract.fleet_store import Store
+from tests.contract.sealing import THEIRS, sealer
+from tests.contract.values import artifact
+from tests.servers.redis_server import RedisServer, binary_of, redis_server, wait_until
+
+SEALER = sealer()
+SPEC = UsedSpec("wasmtime-49.0.0", "x86_64-unknown-linux-gnu", "baseline", (("opt_level", "none"),))
+OTHER = replace(SPEC, engine_id="wasmtime-50.0.1", settings=())
+OWNER = b"0123456789abcdef"
+NAMES = b"wasm:uses:"
+LONG_AGO_S = 3 * 3600.0
+
+
+def digest(number: int) -> str:
+    return f"{number:064x}"
+
+
+def document(ago_s: float = 0.0, left: bool = False, **counts: float) -> dict[str, Any]:
+    """Return uses by the last digit of their modules' digests, as they are kept."""
+    return {
+        "version": 1,
+        "at": round(time.time() - ago_s, 3),
+        "left": left,
+        "specs": [[SPEC.engine_id, SPEC.target, SPEC.cpu, dict(SPEC.settings)]],
+        "uses": [[digest(int(name[-1])), 0, count] for name, count in counts.items()],
+    }
+
+
+def record(said: dict[str, Any], by: Sealer = SEALER, owner: bytes = OWNER) -> bytes:
+    text = owner + json.dumps(said, separators=(",", ":")).encode()
+    return by.stamp(b"wasmkiln uses\0" + NAMES + b"\0" + text) + text
+
+
+def rounded(uses: Uses) -> dict[str, float]:
+    """Return the counts by the last digit of the module's digest, whatever was asked for."""
+    sums: dict[str, float] = {}
+    for (module_sha256, _), count in uses.counts.items():
+        sums[module_sha256[-1]] = sums.get(module_sha256[-1], 0.0) + count
+    return {digit: round(count, 1) for digit, count in sums.items()}
+
+
+def count(into: Usage, **counts: int) -> None:
+    """Count as the request path does."""
+    for name, number in counts.items():
+        made = replace(artifact(), module_sha256=digest(int(name[-1])))
+        for _ in range(number):
+            if (key := made.key) in into.tally.counts:
+                into.tally.counts[key] += 1
+            else:
+                into.tally.begin(made)
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+@pytest.fixture
+def server(valkey: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def daemon(
+    server: redis.Redis, valkey: RedisServer, tmp_path: Path
+) -> AsyncIterator[Callable[..., Usage]]:
+    stores = []
+
+    def begin(by: Sealer = SEALER, *, url: str = valkey.url, prefix: str = "wasm:") -> Usage:
+        stores.append(Store(url, prefix))
+        return Usage(tmp_path, "", by, stores[-1])  # type: ignore[arg-type]
+
+    yield begin
+    for each in stores:
+        await each.link.close()
+
+
+def on_disk(folder: Path, namespace: str = "") -> Usage:
+    return Usage(folder, namespace, SEALER, None)
+
+
+Daemon = Callable[..., Usage]
+
+
+def taken(server: redis.Redis) -> int:
+    return len([*server.scan_iter("wasm:uses:*")])
+
+
+async def test_each_writes_its_own_sums_and_reads_those_of_the_others(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    first, second, third = daemon(), daemon(), daemon()
+    count(first, m1=1)
+    await first.save()
+    count(second, m1=2, m2=1)
+    await second.save()
+    count(first, m1=2)
+    await first.save()
+    assert taken(server) == 2
+    for each in (first, second, third):
+        assert rounded(await each.of_fleet()) == {"1": 5.0, "2": 1.0}
+    count(third, m2=4)
+    assert rounded(await third.of_fleet()) == {"1": 5.0, "2": 5.0}
+    assert rounded(third.own()) == {"2": 4.0}
+    await third.save(last=True)
+    assert rounded(await first.of_fleet()) == {"1": 5.0, "2": 5.0}
+
+
+async def test_what_was_saved_is_laid_out_as_before(daemon: Daemon, server: redis.Redis) -> None:
+    ours, made = daemon(), artifact()
+    ours.tally.begin(made)
+    await ours.save()
+    [name] = server.scan_iter("wasm:uses:*")
+    value = server.get(name)
+    assert isinstance(value, bytes)
+    stamp, text = value[:STAMP_BYTES], value[STAMP_BYTES:]
+    assert SEALER.check_stamp(b"wasmkiln uses\0" + NAMES + b"\0" + text, stamp) is None
+    owner, said = text[:16], json.loads(text[16:])
+    assert int(owner, 16)
+    assert text[16:] == json.dumps(said, separators=(",", ":")).encode()
+    spec = made.spec
+    assert list(said.items()) == [
+        ("version", 1),
+        ("at", said["at"]),
+        ("left", False),
+        ("specs", [[spec.engine.id, spec.target, spec.cpu, dict(spec.changed_settings)]]),
+        ("uses", [[made.module_sha256, 0, 1.0]]),
+    ]
+    assert time.time() - 60 < said["at"] <= time.time()
+    assert 13 * 24 * 3600 < int(str(server.ttl(name))) <= 14 * 24 * 3600
+    await ours.save(last=True)
+    again = server.get(name)
+    assert isinstance(again, bytes)
+    assert json.loads(again[STAMP_BYTES + 16 :])["left"] is True
+
+
+async def test_what_one_left_the_next_takes_over_once(daemon: Daemon, server: redis.Redis) -> None:
+    server.set("wasm:uses:3", record(document(LONG_AGO_S, m2=4.0)))
+    server.set("wasm:uses:7", record(document(0.0, left=True, m1=4.0), owner=b"f" * 16))
+    living = daemon()
+    count(living, m1=1)
+    await living.save()
+    # That one took over what there was; the next finds nothing.
+    assert taken(server) == 1
+    late = daemon()
+    count(late, m3=1)
+    await late.save()
+    assert rounded(late.own()) == {"3": 1.0}
+    assert rounded(await daemon().of_fleet()) == {"1": 5.0, "2": 3.7, "3": 1.0}
+
+
+async def test_of_several_that_begin_at_once_one_takes_over(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    server.set("wasm:uses:7", record(document(0.0, left=True, m1=4.0)))
+    several = [daemon() for _ in range(5)]
+    for each in several:
+        count(each, m2=1)
+    await asyncio.gather(*(each.save() for each in several))
+    assert rounded(await daemon().of_fleet()) == {"1": 4.0, "2": 5.0}
+
+
+async def test_a_record_that_was_copied_from_another_namespace_says_nothing(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    theirs = daemon(prefix="wasm:ns:other:")
+    count(theirs, m1=1)
+    await theirs.save()
+    [name] = server.scan_iter("wasm:ns:other:uses:*")
+    server.set("wasm:uses:5", server.get(name) or b"")
+    assert rounded(await daemon().of_fleet()) == {}
+    assert rounded(await daemon(prefix="wasm:ns:other:").of_fleet()) == {"1": 1.0}
+
+
+async def test_one_whose_record_is_lost_writes_it_again(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    first, second = daemon(), daemon()
+    count(first, m1=1)
+    await first.save()
+    server.flushall()
+    count(first, m1=1)
+    await first.save()
+    count(second, m2=1)
+    await second.save()
+    assert rounded(await daemon().of_fleet()) == {"1": 2.0, "2": 1.0}
+
+
+async def test_one_whose_place_another_took_finds_a_new_one(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    first = daemon()
+    count(first, m1=1)
+    await first.save()
+    [name] = server.scan_iter("wasm:uses:*")
+    server.set(name, record(document(m2=1.0)))
+    count(first, m1=1)
+    await first.save()
+    assert taken(server) == 2
+    assert rounded(await daemon().of_fleet()) == {"1": 2.0, "2": 1.0}
+
+
+async def test_strangers_records_and_other_types_do_not_count(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    server.set("wasm:uses:6", record(document(m1=1e6), sealer(THEIRS)))
+    server.lpush("wasm:uses:7", "x")
+    server.set("wasm:uses:8", b"x" * 3_000_000)
+    server.set("wasm:uses:9", b"x")
+    spoilt = record(document(m1=1.0))
+    for place, value in enumerate((spoilt[:-1], spoilt + b" ", spoilt[:120], spoilt[:96]), 10):
+        server.set(f"wasm:uses:{place}", value)
+    ours = daemon()
+    assert rounded(await ours.of_fleet()) == {}
+    count(ours, m2=1)
+    await ours.save()
+    assert rounded(await daemon().of_fleet()) == {"2": 1.0}
+    assert taken(server) == 1
+
+
+async def test_where_every_place_is_taken_one_only_counts_for_itself(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    for place in range(PLACES):
+        server.set(f"wasm:uses:{place}", record(document(m1=1.0)))
+    late = daemon()
+    count(late, m2=1)
+    await late.save()
+    assert rounded(late.own()) == {"2": 1.0}
+    assert taken(server) == PLACES
+    assert rounded(await late.of_fleet()) == {"1": float(PLACES), "2": 1.0}
+    server.delete("wasm:uses:9")
+    count(late, m2=1)
+    await late.save()
+    assert rounded(await daemon().of_fleet()) == {"1": PLACES - 1.0, "2": 2.0}
+
+
+async def test_a_server_that_is_away_costs_nothing_that_was_counted(
+    daemon: Daemon, valkey: RedisServer, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.sock"
+    ours = daemon(url=f"unix://{link}")
+    count(ours, m1=1)
+    await ours.save()
+    with pytest.raises(TierUnavailable):
+        await ours.of_fleet()
+    assert rounded(ours.own()) == {"1": 1.0}
+    link.symlink_to(valkey.url.removeprefix("unix://"))
+    await ours.save()
+    assert rounded(await daemon().of_fleet()) == {"1": 1.0}
+
+
+async def test_a_daemon_saves_by_itself(
+    daemon: Daemon, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "SAVE_EVERY_S", 0.01)
+    ours = daemon()
+    ours.start()
+    count(ours, m1=1)
+    await asyncio.to_thread(wait_until, lambda: taken(server) == 1, "it saves nothing")
+    await ours.close()
+
+
+async def test_daemons_on_one_state_directory_add_to_one_file(tmp_path: Path) -> None:
+    one, other = on_disk(tmp_path), on_disk(tmp_path)
+    assert rounded(await one.of_fleet()) == {}
+    count(one, m1=1)
+    await one.save()
+    count(other, m1=2, m2=1)
+    await other.save()
+    count(one, m2=1)
+    assert rounded(await one.of_fleet()) == {"1": 3.0, "2": 2.0}
+    assert rounded(await other.of_fleet()) == {"1": 3.0, "2": 1.0}
+    assert rounded(await on_disk(tmp_path, "team").of_fleet()) == {}
+    file = tmp_path / "uses" / "default.json"
+    assert file.stat().st_mode & 0o077 == 0
+    assert [row[2] for row in json.loads(file.read_text())["uses"]] == [3.0, 1.0]
+
+
+async def test_a_file_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "uses").write_text("a file")
+    ours = on_disk(tmp_path)
+    with capture_logs() as logs:
+        for _ in range(2):
+            count(ours, m1=1)
+            await ours.save(last=True)
+    assert [line["event"] for line in logs] == ["cannot save uses"]
+    assert rounded(await ours.of_fleet()) == {"1": 2.0}
+    (tmp_path / "uses").unlink()
+    count(ours, m1=1)
+    await ours.save()
+    assert rounded(await on_disk(tmp_path).of_fleet()) == {"1": 3.0}
+
+
+async def test_what_lies_back_counts_less_and_then_nothing(tmp_path: Path) -> None:
+    ours, file = on_disk(tmp_path), tmp_path / "uses" / "default.json"
+    file.parent.mkdir()
+    said = document(m1=8.0, m2=0.015)
+    file.write_text(json.dumps(said | {"at": said["at"] - HALF_LIFE_S}))
+    count(ours, m1=1)
+    assert rounded(await ours.of_fleet()) == {"1": 5.0, "2": 0.0}
+    await ours.save()
+    assert rounded(await on_disk(tmp_path).of_fleet()) == {"1": 5.0}
+
+
+async def test_of_too_many_those_used_least_are_forgotten(tmp_path: Path) -> None:
+    ours, file = on_disk(tmp_path), tmp_path / "uses" / "default.json"
+    file.parent.mkdir()
+    said = document()
+    said["uses"] = [[digest(number), 0, float(number)] for number in range(1, MAX_USES + 1)]
+    file.write_text(json.dumps(said))
+    made = replace(artifact(), module_sha256=digest(0))
+    ours.tally.begin(made)
+    ours.tally.counts[made.key] = 10**6
+    await ours.save()
+    whole = await on_disk(tmp_path).of_fleet()
+    assert len(whole.counts) == MAX_USES
+    assert (digest(1), SPEC) not in whole.counts
+    [(hottest, _)] = whole.most(1)
+    assert hottest == (digest(0), UsedSpec.of(made.spec))
+    assert {*whole.of_engine(made.spec.engine.id).counts} == {hottest}
+    assert len(whole.of_engine(SPEC.engine_id).counts) == MAX_USES - 1
+
+
+async def test_the_largest_record_is_read_as_it_was_written(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    ours = daemon()
+    for number in range(MAX_USES):
+        ours.tally.begin(replace(artifact(), module_sha256=digest(number)))
+    await ours.save()
+    assert len((await daemon().of_fleet()).counts) == MAX_USES
+
+
+def test_a_tally_counts_by_artifact_begins_anew_and_has_a_bound() -> None:
+    tally, made = Tally(), artifact()
+    for _ in range(3):
+        if (key := made.key) in tally.counts:
+            tally.counts[key] += 1
+        else:
+            tally.begin(made)
+    assert tally.take() == {(made.module_sha256, UsedSpec.of(made.spec)): 3.0}
+    assert tally.take() == {}
+    for number in range(2 * MAX_USES + 10):
+        tally.begin(replace(made, module_sha256=digest(number)))
+    assert len(tally.take()) == 2 * MAX_USES
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"at": -1},
+        {"at": time.time() + 1e6},
+        {"at": "now"},
+        {"uses": [["00", 0, 1.0]]},
+        {"uses": [[digest(1), 7, 1.0]]},
+        {"uses": [[digest(1), -1, 1.0]]},
+        {"uses": [[digest(1), 0, -1.0]]},
+        {"uses": [[digest(1), 0, 1e300]]},
+        {"uses": [[digest(1), 0, float("nan")]]},
+        {"uses": [[digest(1), 0, None]]},
+        {"uses": [[7, 0, 1.0]]},
+        {"uses": [[digest(1), 0, 1.0]] * (MAX_USES + 1)},
+        {"specs": [["e", "t", "c", {"a": "b" * 999}]]},
+        {"specs": [["e", "t", 7, {}]]},
+        {"specs": [["e", "t", "c", []]]},
+        {"specs": [["e"]]},
+        {"specs": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_other_texts_are_no_uses(
+    change: dict[str, Any], daemon: Daemon, server: redis.Redis
+) -> None:
+    server.set("wasm:uses:0", record(document(m1=1.0)))
+    assert rounded(await daemon().of_fleet()) == {"1": 1.0}
+    server.set("wasm:uses:0", record(document(m1=1.0) | change))
+    assert rounded(await daemon().of_fleet()) == {}
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b"NaN"])
+async def test_other_bytes_are_no_uses(text: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "uses" / "default.json"
+    file.parent.mkdir()
+    file.write_bytes(text)
+    ours = on_disk(tmp_path)
+    assert rounded(await ours.of_fleet()) == {}
+    count(ours, m3=1)
+    await ours.save()
+    assert rounded(await on_disk(tmp_path).of_fleet()) == {"3": 1.0}
