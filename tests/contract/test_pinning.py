@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from pathlib import Path
 
 import pytest
@@ -305,6 +305,30 @@ async def test_one_that_was_unpinned_while_redis_was_away_expires_in_the_end(
     await apart.pins.close()
     last = await start()
     await until(lambda: ttls(server)["compiled"] > 0, last)
+
+
+async def test_a_look_that_is_under_way_keeps_nothing_that_a_call_unpins(
+    start: Start, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await start()
+    assert one.redis
+    await one.store(module(0))
+    await one.pins.pin(module(0).sha256)
+    measure, begins, goes_on = one.redis.measure, asyncio.Event(), asyncio.Event()
+
+    async def slow(modules: Collection[str], *, keep: bool) -> dict[str, Held]:
+        begins.set()
+        await goes_on.wait()
+        return await measure(modules, keep=keep)
+
+    monkeypatch.setattr(one.redis, "measure", slow)
+    server.expire(one.redis.name_of(module(0)), 100)
+    await until(begins.is_set, one)
+    unpinning = asyncio.create_task(one.pins.unpin(module(0).sha256))
+    await asyncio.sleep(0.1)
+    goes_on.set()
+    assert (await unpinning).reached_redis
+    await until(lambda: ttls(server)["module"] > 0)
 
 
 async def test_daemons_share_pins_and_no_list_undoes_one(start: Start, server: redis.Redis) -> None:

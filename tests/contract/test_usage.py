@@ -288,6 +288,21 @@ async def test_a_daemon_saves_by_itself(
     await ours.close()
 
 
+async def test_one_that_serves_nothing_for_hours_says_that_it_lives(
+    daemon: Daemon, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = daemon()
+    count(ours, m1=1)
+    await ours.save()
+    [name] = server.scan_iter("wasm:uses:*")
+    before = server.get(name)
+    await ours.save()
+    assert server.get(name) == before
+    monkeypatch.setattr(usage, "_ABANDONED_S", 0.0)
+    await ours.save()
+    assert server.get(name) != before
+
+
 async def test_daemons_on_one_state_directory_add_to_one_file(tmp_path: Path) -> None:
     one, other = on_disk(tmp_path), on_disk(tmp_path)
     assert rounded(await one.of_fleet()) == {}

@@ -153,8 +153,7 @@ class Pins:
 
     async def read(self) -> None:
         """Learn what the file says, before a tier makes room; never raise."""
-        with contextlib.suppress(OSError):
-            self._learn(await asyncio.to_thread(_read_file, self._file))
+        await self._exchange_with_file()
         # Of what was unpinned by a daemon that ended before Redis knew.
         self._late |= self._times.keys()
 
@@ -187,8 +186,8 @@ class Pins:
                 self._learn({module_sha256: known._replace(pinned_ms=now_ms)})
                 reached &= await self._exchange(module_sha256[0])
             reached &= await self._apply([module_sha256])
-        tiers, answered = await self._measure([module_sha256])
-        return Pinned(self._shown(module_sha256, tiers), reached and answered)
+        tiers = await self._measure([module_sha256])
+        return Pinned(self._shown(module_sha256, tiers), reached)
 
     async def unpin(self, module_sha256: str) -> Unpinned:
         """Unpin a module. Raises INVALID_REQUEST."""
@@ -208,7 +207,7 @@ class Pins:
         """Return all pins, by digest, and what the tiers have of each."""
         await self._exchange()
         modules = sorted(self._pinned)[:MAX_PINS]
-        tiers, _ = await self._measure(modules)
+        tiers = await self._measure(modules)
         return [self._shown(module, tiers) for module in modules if self.is_pinned(module)]
 
     async def sparing(self, scope: EvictScope) -> EvictScope:
@@ -234,7 +233,7 @@ class Pins:
         with contextlib.suppress(TimeoutError):  # What is on its way to Redis counts there.
             async with asyncio.timeout(_SETTLE_S):
                 await self._written_to_redis(module_sha256)
-        tiers, _ = await self._measure([module_sha256])
+        tiers = await self._measure([module_sha256])
         held = [tier[module_sha256] for tier in tiers.values()]
         if not any(each.artifacts or each.modules for each in held):
             raise errors.nothing_to_pin(module_sha256)
@@ -254,10 +253,8 @@ class Pins:
         held = {tier: each[module_sha256] for tier, each in tiers.items()}
         return Pin(module_sha256, self._pinned.get(module_sha256, 0), held)
 
-    async def _measure(
-        self, modules: Collection[str]
-    ) -> tuple[dict[str, Mapping[str, Held]], bool]:
-        """Return what each tier that answers has of each module; and whether Redis did answer."""
+    async def _measure(self, modules: Collection[str]) -> dict[str, Mapping[str, Held]]:
+        """Return what each tier that answers has of each module."""
         tiers: dict[str, Mapping[str, Held]] = {self._memory.name: self._memory.pinned(modules)}
         if self._host:
             with contextlib.suppress(TierUnavailable):
@@ -266,11 +263,9 @@ class Pins:
                     for module, entries in (await self._host.entries_of(modules)).items()
                 }
         if self._store:
-            try:
+            with contextlib.suppress(TierUnavailable):
                 tiers["redis"] = await self._store.measure(modules, keep=False)
-            except TierUnavailable:
-                return tiers, False
-        return tiers, True
+        return tiers
 
     # Each look, and what it does in all tiers.
 
@@ -385,8 +380,7 @@ class Pins:
         """Write what the host store lacks; return what it has. Raises TierUnavailable."""
         if self._host is None:
             return set()
-        if self._pinned or self._host.usage().pinned_entries:
-            await self._host.count_pinned(self._pinned)
+        await self._host.count_pinned(self._pinned)
         rows = await self._host.entries_of(modules)
         on_disk = {row.key for entries in rows.values() for row in entries}
         for artifact in at_hand:
@@ -404,81 +398,63 @@ class Pins:
     async def _exchange(self, digits: str = _DIGITS) -> bool:
         """Learn other daemons' pins, and tell them this one's; return whether Redis answered.
 
-        Without a Redis, return True: there is nobody to tell.
+        A list without a valid stamp, or that somebody deleted, is written again. Without a Redis,
+        return True: there is nobody to tell.
         """
         await self._exchange_with_file()
         if self._store is None:
             return True
+        link, changed = self._store.link, False
+        names = [f"{self._store.prefix}pins:{digit}".encode() for digit in digits]
         try:
-            found = await self._exchange_with_redis(self._store, digits)
+            records = await stamped.fetch(link, names)
+            for digit, name, record in zip(digits, names, records, strict=True):
+                await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
+                theirs = _parse(stamped.text_of(_PURPOSE, name, record, self._sealer)) or {}
+                changed |= self._learn(theirs)
+                all_known = {each: at for each, at in self._times.items() if each[0] == digit}
+                if all_known != theirs:
+                    record = stamped.written(_PURPOSE, name, _text(all_known), self._sealer)
+                    await stamped.store(link, name, record, _LIST_TTL_S)
         except TierUnavailable:
             return False
-        if self._learn(found):
+        if changed:
             await self._exchange_with_file()
         return True
 
     async def _exchange_with_file(self) -> None:
         try:
-            found = await asyncio.to_thread(_exchange_file, self._file, dict(self._times))
+            self._learn(await asyncio.to_thread(_exchange_file, self._file, self._times))
+            self._file_trouble = ""
         except OSError as failure:
             why = failure.strerror or str(failure)
             if why != self._file_trouble:
-                self._file_trouble = why
                 log.warning("cannot keep pins in the state directory", cause=why)
-        else:
-            self._file_trouble = ""
-            self._learn(found)
-
-    async def _exchange_with_redis(self, redis: RedisStore, digits: str) -> dict[str, PinTimes]:
-        """Return what the lists of ``digits`` say, and add what is missing there.
-
-        A list without a valid stamp, or that somebody deleted, is written again.
-        """
-        names = [f"{redis.prefix}pins:{digit}".encode() for digit in digits]
-        records = await stamped.fetch(redis.link, names)
-        found: dict[str, PinTimes] = {}
-        for digit, name, record in zip(digits, names, records, strict=True):
-            await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
-            theirs = _parse(stamped.text_of(_PURPOSE, name, record, self._sealer)) or {}
-            found |= theirs
-            mine = {each: times for each, times in self._times.items() if each[0] == digit}
-            merged = _merge(theirs, mine)
-            if merged != theirs:
-                record = stamped.written(_PURPOSE, name, _text(merged), self._sealer)
-                if len(record) <= stamped.MAX_BYTES:
-                    await stamped.store(redis.link, name, record, _LIST_TTL_S)
-        return found
+            self._file_trouble = why
 
     def _learn(self, said: Mapping[str, PinTimes]) -> bool:
         """Add what others know; return whether that pins or unpins anything here."""
-        changed = set[str]()
-        for module, times in said.items():
-            before = self._times.get(module, PinTimes())
-            if times == before:
-                continue  # As nearly all are, at each look.
-            after = self._times[module] = before.merged(times)
-            if after.is_pinned:
-                self._pinned[module] = after.pinned_ms
-            else:
-                self._pinned.pop(module, None)
-            if after.is_pinned != before.is_pinned:
-                changed.add(module)
-        too_many = len(self._times) - len(self._pinned) - MAX_PINS
-        if too_many > 0:
-            unpinned = [module for module in self._times if module not in self._pinned]
-            unpinned.sort(key=lambda module: self._times[module].unpinned_ms)
-            for module in unpinned[:too_many]:
-                del self._times[module]
+        news = {module: at for module, at in said.items() if self._times.get(module) != at}
+        if not news:
+            return False
+        before, self._times = self._pinned, _merge(self._times, news)
+        self._pinned = {each: at.pinned_ms for each, at in self._times.items() if at.is_pinned}
+        changed = before.keys() ^ self._pinned.keys()
         self._memory.keep_pinned(changed)
         self._late |= changed
         return bool(changed)
 
 
 def _merge(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
-    return {
+    """Return what both know; of what is unpinned, the latest MAX_PINS."""
+    both = {
         module: one.get(module, PinTimes()).merged(other.get(module, PinTimes()))
         for module in {**one, **other}
     }
+    unpinned = [module for module, at in both.items() if not at.is_pinned]
+    for module in sorted(unpinned, key=lambda each: both[each].unpinned_ms)[:-MAX_PINS]:
+        del both[module]
+    return both
 
 
 def _text(times: Mapping[str, PinTimes]) -> bytes:

@@ -169,6 +169,7 @@ class Usage:
         self._counted = Uses()
         """With Redis: all that this daemon counted. Without: what is not in the file yet."""
         self._changed = False
+        self._saved_s = 0.0
         self._one_at_a_time = asyncio.Lock()
         self._saving: asyncio.Task[None] | None = None
 
@@ -183,10 +184,10 @@ class Usage:
             if self._store is None:
                 if self._changed and await asyncio.to_thread(self._add_to_file):
                     self._counted, self._changed = Uses(), False
-            elif self._changed or (last and self._counted.counts):
+            elif self._changed or (self._counted.counts and (last or self._is_due)):
                 with contextlib.suppress(TierUnavailable):  # The breaker has logged it.
                     await self._save_to_redis(self._store, last=last)
-                    self._changed = False
+                    self._changed, self._saved_s = False, time.monotonic()
 
     async def of_fleet(self) -> Uses:
         """Return the sums of all daemons, this one's last calls included.
@@ -215,6 +216,11 @@ class Usage:
         if self._saving:
             self._saving.cancel()
             await asyncio.gather(self._saving, return_exceptions=True)
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether others may soon take what this daemon wrote for abandoned."""
+        return time.monotonic() - self._saved_s > _ABANDONED_S / 4
 
     async def _save_for_ever(self) -> None:
         while True:
