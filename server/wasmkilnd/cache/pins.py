@@ -27,8 +27,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from wasmkilnd import errors
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.cache import stamped
-from wasmkilnd.cache.host.tier import HostTier
-from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
     MAX_PINS,
@@ -46,6 +44,8 @@ from wasmkilnd.ports import Sealer
 from wasmkilnd.whole_files import locked, namespace_file, write_whole
 
 if TYPE_CHECKING:
+    from wasmkilnd.cache.host.tier import HostTier
+    from wasmkilnd.cache.memory import MemoryTier
     from wasmkilnd.cache.redis_store import RedisStore
 
 LOOK_EVERY_S = 30.0
@@ -234,7 +234,7 @@ class Pins:
             async with asyncio.timeout(_SETTLE_S):
                 await self._written_to_redis(module_sha256)
         tiers = await self._measure([module_sha256])
-        held = [tier[module_sha256] for tier in tiers.values()]
+        held = [tier.get(module_sha256, Held()) for tier in tiers.values()]
         if not any(each.artifacts or each.modules for each in held):
             raise errors.nothing_to_pin(module_sha256)
         rooms = {self._memory.name: self._memory.usage()}
@@ -250,7 +250,7 @@ class Pins:
                 raise errors.pins_full(tier, size_bytes, room.limit_bytes)
 
     def _shown(self, module_sha256: str, tiers: Mapping[str, Mapping[str, Held]]) -> Pin:
-        held = {tier: each[module_sha256] for tier, each in tiers.items()}
+        held = {name: tier[module_sha256] for name, tier in tiers.items() if module_sha256 in tier}
         return Pin(module_sha256, self._pinned.get(module_sha256, 0), held)
 
     async def _measure(self, modules: Collection[str]) -> dict[str, Mapping[str, Held]]:
