@@ -361,7 +361,10 @@ def _parse(text: bytes) -> _Record | None:
     """Return what ``_text`` wrote; None for anything else."""
     try:
         said = _Document.model_validate_json(text)
-        specs = [UsedSpec(*rest, tuple(sorted(settings.items()))) for *rest, settings in said.specs]
+        specs = [
+            UsedSpec(engine_id, target, cpu, tuple(sorted(settings.items())))
+            for engine_id, target, cpu, settings in said.specs
+        ]
         counts = {(module, specs[number]): count for module, number, count in said.uses}
     except (ValidationError, IndexError):
         return None
