@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 from wasmkilnd.cache.value.use_records import (
     UseRecord,
     from_json,
@@ -18,7 +17,6 @@ from wasmkilnd.cache.value.use_records import (
     to_json,
     write_record,
 )
-from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.usage.file import UseFile
 from wasmkilnd.uses import HALF_LIFE_S, MAX_USES, Tally, UsedSpec, Uses, summed
 
@@ -151,24 +149,3 @@ def test_a_file_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
 
 def test_sums_of_none_are_none() -> None:
     assert summed([]).counts == {}
-
-
-def test_orders_are_read_as_they_were_written(tmp_path: Path) -> None:
-    orders, order = WarmOrders(tmp_path), WarmOrder("wasmtime-50.0.1", "wasmtime-49.0.0", 20)
-    assert orders.read(["wasmtime-50.0.1"]) == []
-    orders.write(order)
-    assert orders.read(["wasmtime-50.0.1", "wasmer-1.1.0", "../x"]) == [order]
-    assert orders.read(["wasmer-1.1.0"]) == []
-    endless = '{"version": 1, "from": "wasmtime-49.0.0", "top": 1e999}'
-    foreign = '{"version": 1, "from": "../x", "top": 1}'
-    for text in ("{", "[]", "[" * 5000, "\0" * 9000, foreign, '{"version": 9}', endless):
-        (tmp_path / "warm-ups" / "wasmtime-50.0.1.json").write_text(text)
-        with capture_logs() as logs:
-            assert orders.read(["wasmtime-50.0.1"]) == []
-        # An operator who ordered it learns that names move at once.
-        (line,) = logs
-        assert (line["engine"], line["cause"]) == ("wasmtime-50.0.1", "it is damaged")
-    orders.remove("wasmtime-50.0.1")
-    orders.remove("wasmtime-50.0.1")
-    with pytest.raises(ValueError, match="no engine"):
-        orders.remove("../x")

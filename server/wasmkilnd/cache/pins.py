@@ -489,12 +489,9 @@ def _exchange_file(path: Path, known: Mapping[str, PinTimes]) -> dict[str, PinTi
     Raises OSError. Daemons with the same state directory share the file.
     """
     found = _read_file(path)
-    if all(found.get(module) == times for module, times in known.items()):
-        return found
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with locked(path.parent):
-        found = _read_file(path)
-        merged = _merge(found, known)
-        if merged != found:
-            write_whole(path, _text(merged))
+    if any(found.get(module) != at for module, at in known.items()):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with locked(path.parent):
+            found = _read_file(path)
+            write_whole(path, _text(_merge(found, known)))
     return found
