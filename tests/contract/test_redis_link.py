@@ -1,0 +1,1049 @@
+"""The way to Redis: the same commands and replies behind each URL, and what outages cost.
+
+Everything goes through RedisLink, against real servers and some that hang or talk nonsense.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from structlog.testing import capture_logs
+from upstash_redis.asyncio import Redis as UpstashRedis
+from upstash_redis.errors import UpstashError
+from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_servers import (
+    WRITE_TIMEOUT_S,
+    Command,
+    RedisAccess,
+    RedisServer,
+    UnavailableServer,
+    connect,
+)
+from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
+
+from tests.servers.certificates import certificates
+from tests.servers.cluster import Cluster, cluster
+from tests.servers.deployments import KINDS_OF_REDIS, NO_ACCESS, Access, Deployment
+from tests.servers.redis_server import (
+    TIMEOUT_S,
+    binary_of,
+    free_ports,
+    redis_server,
+    wait_until,
+)
+from tests.servers.rest_service import RestService
+from tests.servers.sentinels import Sentinels, sentinels
+
+EVERY_BYTE = bytes(range(256)) * 2000
+# In a cluster they lie on all three primaries.
+KEYS = [b"wasm:key:{%d}" % number for number in range(12)]
+CALL_S = 2.0
+# Timing out is all that a call may do; the rest is for a machine that is busy.
+LONGEST_CALL_S = CALL_S + 3.0
+
+
+@contextlib.asynccontextmanager
+async def link_to(
+    url: str, access: Access = NO_ACCESS, *, timeout_s: float = CALL_S, retry_max_s: float = 0.3
+) -> AsyncIterator[RedisLink]:
+    """Open a link that is quick to come back."""
+    server = connect(url, RedisAccess(**asdict(access)), timeout_s=timeout_s)
+    link = RedisLink(server, timeout_s=timeout_s, retry_max_s=retry_max_s)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def attempt(link: RedisLink, *commands: Command) -> Any:
+    """Return the replies, or the TierUnavailable; it must not take long."""
+    start = time.monotonic()
+    try:
+        return await link.run(*commands)
+    except TierUnavailable as failure:
+        return failure
+    finally:
+        assert time.monotonic() - start < LONGEST_CALL_S
+
+
+async def closed_again(link: RedisLink) -> None:
+    await asyncio.wait_for(link.ready(), TIMEOUT_S)
+
+
+async def stored_again(link: RedisLink, key: bytes) -> list[TierUnavailable]:
+    """Write and read ``key`` until both succeed; return the failures on the way."""
+    failures = []
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        put = await attempt(link, ("SET", key, b"again", "EX", 600))
+        got = await attempt(link, ("GET", key))
+        failures += [each for each in (put, got) if isinstance(each, TierUnavailable)]
+        if put == [b"OK"] and got == [b"again"]:
+            return failures
+        assert time.monotonic() < deadline, failures[-1:]
+        await asyncio.sleep(0.05)
+
+
+every_kind = pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
+
+
+@pytest.fixture
+async def link(deployment: Deployment) -> AsyncIterator[RedisLink]:
+    async with link_to(deployment.url, deployment.access, timeout_s=5) as opened:
+        await opened.run(*(("UNLINK", key) for key in KEYS))
+        yield opened
+
+
+# ---- Every kind of Redis
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "value", [b"", b"OK", b"text \xe2\x82\xac", b"\0", b"\xff", EVERY_BYTE], ids=len
+)
+async def test_a_value_comes_back_byte_for_byte(link: RedisLink, value: bytes) -> None:
+    assert await link.run(("SET", KEYS[0], value, "EX", 60), timeout_s=WRITE_TIMEOUT_S) == [b"OK"]
+    assert await link.run(("GET", KEYS[0])) == [value]
+    [ttl] = await link.run(("TTL", KEYS[0]))
+    assert 50 < ttl <= 60
+
+
+@every_kind
+async def test_replies_come_in_the_order_of_the_commands(link: RedisLink) -> None:
+    for number, key in enumerate(KEYS):
+        await link.run(("SET", key, b"%d\xff" % number, "EX", 60))
+    told = await link.run(*(("GET", key) for key in KEYS))
+    assert told == [b"%d\xff" % number for number in range(len(KEYS))]
+    assert await link.run() == []
+
+
+@every_kind
+async def test_commands_on_one_key_are_executed_in_order(link: RedisLink) -> None:
+    one, two = KEYS[:2]
+    told = await link.run(
+        ("SET", one, b"a\xff", "EX", 60),
+        ("EXISTS", two),
+        ("GET", one),
+        ("SET", one, b"text", "EX", 60),
+        ("GET", one),
+        ("SET", one, b"\xff\xfe", "PX", 60_000),
+        ("STRLEN", one),
+        ("UNLINK", one),
+        ("GET", one),
+    )
+    assert told == [b"OK", 0, b"a\xff", b"OK", b"text", b"OK", 2, 1, None]
+
+
+@every_kind
+@pytest.mark.parametrize("value", [b"text", b"\xff"])
+async def test_only_the_first_of_two_that_want_to_be_the_first_is(
+    link: RedisLink, value: bytes
+) -> None:
+    first: Command = ("SET", KEYS[0], value, "EX", 60, "NX")
+    assert await link.run(first) == [b"OK"]
+    assert await link.run(first, ("EXPIRE", KEYS[0], 60)) == [None, 1]
+
+
+@every_kind
+async def test_scripts(link: RedisLink) -> None:
+    script = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
+    await link.run(("SET", KEYS[3], b"token", "PX", 60_000, "NX"))
+    assert await link.run(("EVAL", script, 1, KEYS[3], b"other")) == [None]
+    assert await link.run(("EVAL", script, 1, KEYS[3], b"token")) == [1]
+    assert await link.run(("EXISTS", KEYS[3])) == [0]
+
+
+@every_kind
+async def test_parts_of_values(link: RedisLink) -> None:
+    await link.run(("SET", KEYS[0], EVERY_BYTE, "EX", 60))
+    told = await link.run(("GETRANGE", KEYS[0], 250, 260), ("STRLEN", KEYS[0]))
+    assert told == [EVERY_BYTE[250:261], len(EVERY_BYTE)]
+
+
+@every_kind
+async def test_a_refusal_is_raised_and_spoils_nothing(link: RedisLink) -> None:
+    for _ in range(3):
+        with pytest.raises(TierUnavailable, match="Redis refuses"):
+            await link.run(("EXPIRE", KEYS[0], "soon"), ("GET", KEYS[0]), ("GET", KEYS[1]))
+        assert await link.run(("GET", KEYS[0])) == [None]
+    assert link.up
+
+
+@every_kind
+async def test_scan_finds_each_key_that_matches(link: RedisLink) -> None:
+    names = {b"wasm:scan:%d:x" % number for number in range(2500)}
+    for start in range(0, 2500, 500):
+        some = sorted(names)[start : start + 500]
+        await link.run(*(("SET", name, b"1", "EX", 60) for name in some))
+    found = {key async for page in link.scan(b"wasm:scan:*:x") for key in page}
+    assert found == names
+    # Each round is a page, an empty one too: it has its own time.
+    pages = [page async for page in link.scan(b"wasm:nothing:*")]
+    assert len(pages) > 1
+    assert not any(pages)
+    usage = await link.usage()
+    assert usage.entries >= 2500
+    assert usage.bytes > 0
+    await link.run(*(("UNLINK", name) for name in names))
+
+
+@every_kind
+async def test_a_replaced_server_takes_over_and_closing_twice_does_no_harm(
+    link: RedisLink, deployment: Deployment
+) -> None:
+    access = RedisAccess(**asdict(deployment.access))
+    link.replace(connect(deployment.url, access))
+    assert await link.run(("EXISTS", KEYS[0])) == [0]
+    await link.close()
+    await link.close()
+
+
+@every_kind
+async def test_who_has_a_wrong_password_is_told_so_without_it(deployment: Deployment) -> None:
+    if deployment.stranger is None:
+        return  # It lets everybody in.
+    with capture_logs() as logs:
+        async with link_to(*deployment.stranger) as link:
+            failure = await attempt(link, ("GET", KEYS[0]))
+            assert isinstance(failure, TierUnavailable)
+            told = f"{failure!r} {failure.__cause__!r} {logs} {link.why_down}"
+            assert failure.__suppress_context__
+            assert link.is_down
+    assert "password" in told
+    assert "wrong-secret" not in told
+
+
+# ---- The breaker
+
+
+class Scripted(RedisServer):
+    """A server that does what the test says, with a clock for the waits between questions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failure: Exception | None = None
+        self.asked = self.probed = 0
+        self.hung: set[bytes | str | int] = set()
+        self.waited: list[float] = []
+        self.turn = asyncio.Semaphore(0)
+        self.sleep = asyncio.sleep
+        monkeypatch.setattr(asyncio, "sleep", self._wait)
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds:
+            self.waited.append(seconds)
+            await self.turn.acquire()
+        else:
+            await self.sleep(0)
+
+    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        self.asked += 1
+        if self.hung.intersection(command[1] for command in commands if len(command) > 1):
+            await asyncio.Event().wait()
+        if self.failure:
+            raise self.failure
+        return [None for _ in commands]
+
+    async def probe(self, timeout_s: float) -> None:
+        self.probed += 1
+        if self.failure:
+            raise self.failure
+
+    async def let_it_ask(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.turn.release()
+            for _ in range(8):
+                await self.sleep(0)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    return Scripted(monkeypatch)
+
+
+@pytest.fixture
+async def guarded(scripted: Scripted) -> AsyncIterator[RedisLink]:
+    link = RedisLink(scripted, timeout_s=0.5, retry_max_s=2.0)
+    yield link
+    await link.close()
+
+
+GET: Command = ("GET", b"key")
+
+
+async def test_nothing_is_known_before_the_first_answer(guarded: RedisLink) -> None:
+    assert (guarded.up, guarded.is_down, guarded.why_down) == (False, False, "not asked yet")
+    assert await guarded.run(GET) == [None]
+    assert (guarded.up, guarded.is_down, guarded.why_down) == (True, False, "")
+
+
+async def test_an_outage_opens_it_and_later_calls_never_reach_the_server(
+    guarded: RedisLink, scripted: Scripted
+) -> None:
+    scripted.failure = OSError(111, "Connection refused")
+    for _ in range(10):
+        with pytest.raises(TierUnavailable, match=r"^cannot reach Redis: Connection refused$"):
+            await guarded.run(GET)
+    assert scripted.asked == 1
+    assert guarded.is_down
+    assert guarded.why_down == "cannot reach Redis: Connection refused"
+
+
+async def test_it_is_asked_again_waiting_longer_each_time(
+    guarded: RedisLink, scripted: Scripted
+) -> None:
+    scripted.failure = OSError("secret")
+    with capture_logs() as logs:
+        with pytest.raises(TierUnavailable):
+            await guarded.run(GET)
+        await scripted.let_it_ask(4)
+        assert scripted.waited == [0.25, 0.5, 1.0, 2.0, 2.0]
+        scripted.failure = None
+        assert guarded.is_down
+        await scripted.let_it_ask()
+    assert guarded.up
+    await guarded.ready()
+    assert (scripted.asked, scripted.probed) == (1, 5)
+    assert await guarded.run(GET) == [None]
+    assert [log["event"] for log in logs] == ["tier is down", "tier is up again"]
+    assert "secret" not in str(logs)
+
+
+async def test_one_that_flaps_is_asked_less_and_less(
+    guarded: RedisLink, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails() -> None:
+        scripted.failure = OSError()
+        with pytest.raises(TierUnavailable):
+            await guarded.run(GET)
+
+    for _ in range(3):
+        await fails()
+        scripted.failure = None
+        await scripted.let_it_ask()
+    assert scripted.waited == [0.25, 0.5, 1.0]
+    later = time.monotonic() + 3  # Longer than the longest wait: that is another outage.
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    await fails()
+    await scripted.sleep(0)
+    assert scripted.waited == [0.25, 0.5, 1.0, 0.25]
+
+
+async def test_outages_of_many_calls_at_once_are_one(
+    guarded: RedisLink, scripted: Scripted
+) -> None:
+    scripted.hung.add(b"key")
+    with capture_logs() as logs:
+        answers = await asyncio.gather(
+            *(guarded.run(GET) for _ in range(20)), return_exceptions=True
+        )
+    assert {str(answer) for answer in answers} == {"Redis does not answer in time"}
+    assert [log["event"] for log in logs] == ["tier is down"]
+    assert len(scripted.waited) == 1
+
+
+async def test_a_cancelled_call_says_nothing_about_the_server(
+    guarded: RedisLink, scripted: Scripted
+) -> None:
+    scripted.hung.add(b"key")
+    call = asyncio.create_task(guarded.run(GET))
+    await scripted.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not guarded.is_down
+
+
+async def test_a_time_out_while_others_are_answered_opens_nothing(
+    guarded: RedisLink, scripted: Scripted
+) -> None:
+    scripted.hung.add(b"hung")
+
+    async def ask_others() -> None:
+        while True:
+            await guarded.run(GET)
+            await scripted.sleep(0.02)
+
+    others = asyncio.create_task(ask_others())
+    with pytest.raises(TierUnavailable, match="does not answer in time"):
+        await guarded.run(("GET", b"hung"))
+    assert not guarded.is_down
+    others.cancel()
+    await asyncio.gather(others, return_exceptions=True)
+    with pytest.raises(TierUnavailable):
+        await guarded.run(("GET", b"hung"))
+    assert guarded.is_down
+
+
+async def test_a_server_that_could_not_be_started_is_replaced_later(
+    scripted: Scripted,
+) -> None:
+    link = RedisLink(UnavailableServer("it does not start"), retry_max_s=2.0)
+    with pytest.raises(TierUnavailable, match="it does not start"):
+        await link.run(GET)
+    assert link.is_down
+    link.replace(scripted)
+    await scripted.sleep(0)
+    await scripted.let_it_ask(3)
+    assert link.up
+    assert await link.run(GET) == [None]
+    await link.close()
+
+
+# ---- One server that is killed, hangs, refuses or talks nonsense
+
+
+async def test_an_outage_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
+    with capture_logs() as logs, redis_server(binary_of("valkey"), tmp_path) as running:
+        async with link_to(running.url) as link:
+            assert await link.run(GET) == [None]
+            running.process.kill()
+            running.process.wait()
+            for _ in range(5):
+                assert isinstance(await attempt(link, GET), TierUnavailable)
+            with redis_server(binary_of("valkey"), tmp_path):
+                await closed_again(link)
+                assert await link.run(GET) == [None]
+    assert [log["event"] for log in logs] == ["tier is down", "tier is up again"]
+
+
+async def test_a_hung_server_costs_one_time_out_and_no_more(tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with link_to(running.url, timeout_s=0.5) as link:
+            await link.run(("SET", b"key", EVERY_BYTE, "EX", 60))
+            running.process.send_signal(signal.SIGSTOP)
+            # More callers than there are connections.
+            asked = await asyncio.gather(*(attempt(link, GET) for _ in range(50)))
+            assert all(isinstance(answer, TierUnavailable) for answer in asked)
+            assert link.is_down
+            with pytest.raises(TierUnavailable):
+                # Would time out first, were it to reach the network.
+                await asyncio.wait_for(link.run(GET), 0.2)
+            running.process.send_signal(signal.SIGCONT)
+            await closed_again(link)
+            assert await link.run(GET) == [EVERY_BYTE]
+
+
+async def test_a_write_that_is_cut_off_stores_nothing_and_spoils_no_connection(
+    tmp_path: Path,
+) -> None:
+    put: Command = ("SET", b"key", EVERY_BYTE * 16, "EX", 60)
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with link_to(running.url) as link:
+            running.process.send_signal(signal.SIGSTOP)
+            writing = asyncio.create_task(link.run(put))
+            await asyncio.sleep(0.05)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            running.process.send_signal(signal.SIGCONT)
+            assert await link.run(GET) == [None]
+            assert await link.run(put) == [b"OK"]
+            assert await link.run(GET) == [EVERY_BYTE * 16]
+
+
+@contextlib.asynccontextmanager
+async def speaking(answer: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[str]:
+    """Run a server that answers what it reads with what ``answer`` returns; return its URL."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while read := await reader.read(1 << 20):
+                greeted = b"+OK\r\n" * read.count(b"CLIENT")
+                writer.write(greeted or await answer(read))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_write_has_its_own_time_for_all_its_steps_together() -> None:
+    """Longer than the link's time-out if the caller says so, and shorter too."""
+
+    async def slowly(read: bytes) -> bytes:
+        if b"SET" in read:
+            await asyncio.sleep(0.6)
+        return b"+OK\r\n"
+
+    async with speaking(slowly) as url, link_to(url, timeout_s=0.2) as link:
+        put: Command = ("SET", b"key", b"value", "EX", 60)
+        assert await link.run(put, timeout_s=WRITE_TIMEOUT_S) == [b"OK"]
+        with pytest.raises(TierUnavailable, match="does not answer in time"):
+            await link.run(put)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b":7\r\n", b"*1\r\n", b"+\xff\r\n", b"$x\r\n"]
+)
+@pytest.mark.parametrize(
+    "asked", [GET, ("SET", b"key", b"value"), ("TTL", b"key"), ("SCAN", 0)], ids=lambda c: c[0]
+)
+async def test_a_server_that_talks_something_else_is_down(answer: bytes, asked: Command) -> None:
+    if answer == b"+\xff\r\n" and asked[0] == "GET":
+        return  # A string is what GET returns.
+    if answer == b":7\r\n" and asked[0] == "TTL":
+        return  # A number is what TTL returns.
+
+    async def nonsense(read: bytes) -> bytes:
+        return answer
+
+    async with speaking(nonsense) as url, link_to(url, timeout_s=0.3) as link:
+        with pytest.raises(TierUnavailable):
+            await (anext(link.scan(b"*")) if asked[0] == "SCAN" else link.run(asked))
+        assert link.is_down
+        assert "\xff" not in link.why_down
+
+
+async def test_a_server_that_hangs_up_is_down() -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        async with link_to(f"redis://127.0.0.1:{port}") as link:
+            with pytest.raises(TierUnavailable, match="cannot reach Redis"):
+                await link.run(GET)
+            assert link.is_down
+
+
+async def test_a_full_server_goes_on_being_read(tmp_path: Path) -> None:
+    limits = ["--maxmemory", "16mb", "--maxmemory-policy", "noeviction"]
+    with redis_server(binary_of("valkey"), tmp_path, limits) as running:
+        async with link_to(running.url) as link:
+            await link.run(("SET", b"key", b"value"))
+            told = {
+                str(await attempt(link, ("SET", b"large:%d" % tag, bytes(4_000_000))))
+                for tag in range(10)
+            }
+            assert "Redis refuses: it is full: it has reached its maxmemory" in told
+            assert link.up
+            assert await link.run(GET) == [b"value"]
+
+
+async def test_a_password_that_a_server_repeats_is_nowhere_in_what_is_told(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    settings = ["--rename-command", "AUTH", ""]
+    with redis_server(binary_of("redis-server"), tmp_path, settings, port=port):
+        async with link_to(f"redis://app:hunter2@127.0.0.1:{port}") as link:
+            with capture_logs() as logs, pytest.raises(TierUnavailable) as raised:
+                await link.run(GET)
+            told = f"{raised.value!r} {raised.value.__cause__!r} {logs} {link.why_down}"
+            assert "hunter2" not in told
+            assert not link.up
+
+
+async def test_a_user_who_may_little_is_enough(tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        with redis.Redis.from_url(running.url) as raw:
+            raw.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+set", "+get")  # type: ignore[no-untyped-call]
+        url = running.url.replace("unix://", "unix://poor:secret@")
+        async with link_to(url, retry_max_s=0.1) as link:
+            assert await link.run(("SET", b"key", b"value"), GET) == [b"OK", b"value"]
+            assert (await link.usage()).limit_bytes == 0  # Without DBSIZE, INFO and CLIENT.
+            with pytest.raises(TierUnavailable, match=r"this user has no permission \(UNLINK\)"):
+                await link.run(("UNLINK", b"key"))
+            assert link.up
+            running.process.send_signal(signal.SIGSTOP)
+            await asyncio.gather(*(attempt(link, GET) for _ in range(2)))
+            assert link.is_down
+            running.process.send_signal(signal.SIGCONT)
+            await closed_again(link)  # Without PING.
+
+
+async def test_a_key_of_another_type_opens_nothing(tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with link_to(running.url) as link:
+            await link.run(("SADD", b"set", b"one"))
+            with pytest.raises(WrongType):
+                await link.run(GET, ("GET", b"set"))
+            assert link.up
+            assert await link.run(("SMEMBERS", b"set")) == [[b"one"]]
+
+
+async def test_operators_see_who_the_client_is_and_nothing_else_is_asked(tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        with redis.Redis.from_url(running.url) as raw:
+            raw.config_resetstat()
+        async with link_to(running.url) as link:
+            await link.run(GET)
+            await link.usage()
+            with redis.Redis.from_url(running.url) as raw:
+                me = raw.client_id()
+                others = [c for c in raw.client_list() if int(c["id"]) != me]
+                assert {client["name"] for client in others} == {"wasmkiln"}
+                asked = set(raw.info("commandstats"))
+    # What managed services refuse is not among it.
+    allowed = "get dbsize info client|setname client|setinfo"
+    allowed += " config|resetstat hello client|id client|list"  # This test's own.
+    assert asked <= {f"cmdstat_{command}" for command in allowed.split()}
+
+
+async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
+    """Each connection is closed, though the server says no goodbye."""
+    pems = certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pems.cert_file, pems.key_file)
+    opened: set[asyncio.StreamWriter] = set()
+    left = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.add(writer)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while await reader.read(65536):
+                pass
+        opened.discard(writer)
+        left.set()
+        writer.transport.abort()
+
+    listening = await asyncio.start_server(hang, "127.0.0.1", 0, ssl=context)
+    async with listening:
+        url = f"rediss://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        async with link_to(url, Access(ca_file=str(pems.ca_file)), timeout_s=0.5) as link:
+            with pytest.raises(TierUnavailable, match="does not answer in time"):
+                await link.run(GET)
+        await asyncio.wait_for(left.wait(), TIMEOUT_S)
+        wait = time.monotonic() + TIMEOUT_S
+        while opened:
+            assert time.monotonic() < wait, "a connection stayed open"
+            await asyncio.sleep(0.02)
+
+
+async def test_an_address_that_stands_for_another_server_is_asked_anew(tmp_path: Path) -> None:
+    """As a name or a virtual address does after a failover, while the old primary lives on."""
+    with (
+        redis_server(binary_of("valkey"), tmp_path / "old") as old,
+        redis_server(binary_of("valkey"), tmp_path / "new") as new,
+    ):
+        address = tmp_path / "address.sock"
+        address.symlink_to(old.url.removeprefix("unix://"))
+        async with link_to(f"unix://{address}") as link:
+            await link.run(("SET", b"key", b"value"))
+            with redis.Redis.from_url(old.url) as client:
+                client.replicaof("127.0.0.1", 1)
+            address.unlink()
+            address.symlink_to(new.url.removeprefix("unix://"))
+            with pytest.raises(TierUnavailable, match=r"read.?only"):
+                await link.run(("SET", b"key", b"value"))
+            assert link.up  # Reads go on.
+            await link.run(("SET", b"key", b"value"))
+            with redis.Redis.from_url(new.url) as client:
+                assert client.dbsize() == 1
+
+
+async def test_a_new_password_in_its_file_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("an-old-one")
+    access = Access(password_file=str(file))
+    with redis_server(binary_of("valkey"), tmp_path, ["--requirepass", "right"]) as running:
+        async with link_to(running.url, access) as link:
+            assert isinstance(await attempt(link, GET), TierUnavailable)
+            file.write_text("right\n")
+            await closed_again(link)
+            assert await link.run(GET) == [None]
+
+
+# ---- Sentinel
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    with sentinels(binary_of("valkey"), tmp_path_factory.mktemp("sentinel")) as running:
+        yield running
+
+
+def access_of(running: Sentinels) -> Access:
+    """Return what it takes to be let in by the Sentinels."""
+    return Access(sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password)
+
+
+async def test_who_is_not_let_in_by_the_sentinels_is_told_so(watched: Sentinels) -> None:
+    async with link_to(watched.url, Access(sentinel_password="wrong")) as link:
+        with pytest.raises(TierUnavailable, match=r"^the Sentinels refuse the user or password$"):
+            await link.run(GET)
+    async with link_to(f"{watched.url}-other", access_of(watched)) as link:
+        with pytest.raises(TierUnavailable, match=r"^the Sentinels know no primary of that name$"):
+            await link.run(GET)
+
+
+async def test_a_sentinel_that_hangs_holds_nobody_up(watched: Sentinels) -> None:
+    hung = watched.sentinels[0].process
+    hung.send_signal(signal.SIGSTOP)
+    try:
+        async with link_to(watched.url, access_of(watched)) as link:
+            assert await attempt(link, ("SET", b"key", b"value")) == [b"OK"]
+    finally:
+        hung.send_signal(signal.SIGCONT)
+
+
+async def test_a_demoted_primary_is_left_for_the_new_one(watched: Sentinels) -> None:
+    await asyncio.to_thread(watched.wait_until_ready)
+    async with link_to(watched.url, access_of(watched)) as link:
+        await link.run(("SET", b"first", b"value"))
+        old = watched.primary_port
+        with watched.sentinel() as client:
+            client.execute_command("SENTINEL", "FAILOVER", "main")
+        await asyncio.to_thread(wait_until, lambda: watched.primary_port != old, "it stayed")
+        await stored_again(link, b"second")
+        assert await link.run(("GET", b"first")) == [b"value"]  # It was replicated.
+        assert link.up
+
+
+async def test_a_killed_primary_is_replaced_without_a_restart(tmp_path: Path) -> None:
+    with sentinels(binary_of("valkey"), tmp_path) as running:
+        await asyncio.to_thread(running.wait_until_ready)
+        with capture_logs() as logs:
+            async with link_to(running.url, access_of(running)) as link:
+                await link.run(("SET", b"first", b"value"))
+                old = running.kill_primary()
+                failures = await stored_again(link, b"second")
+                assert failures
+                assert await link.run(("GET", b"first")) == [b"value"]
+        await asyncio.to_thread(running.wait_until_replaced, old)
+    events = [log["event"] for log in logs]
+    assert events[0] == "tier is down"
+    assert events[-1] == "tier is up again"
+    assert len(events) < 10  # Told when it happens, not for each call.
+    assert running.sentinel_password not in f"{logs}{failures}"
+
+
+# ---- Cluster: slots that have no node leave those of the others served
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    partly = ["cluster-require-full-coverage no"]
+    with cluster(binary_of("valkey"), tmp_path_factory.mktemp("cluster"), partly) as running:
+        yield running
+
+
+@pytest.fixture
+async def spread(six: Cluster) -> AsyncIterator[RedisLink]:
+    async with link_to(six.url) as link:
+        yield link
+
+
+async def stored_on_all_nodes(six: Cluster, link: RedisLink) -> tuple[bytes, list[bytes]]:
+    """Store a key on each primary; return one, and those of the other nodes."""
+    by_port: dict[int, bytes] = {}
+    for tag in range(50):
+        by_port.setdefault(six.owner_of(b"{key-%d}" % tag), b"{key-%d}" % tag)
+    assert len(by_port) == 3
+    for key in by_port.values():
+        assert await link.run(("SET", key, key)) == [b"OK"]
+    mine, *others = by_port.values()
+    return mine, others
+
+
+async def served(link: RedisLink, keys: Sequence[bytes]) -> None:
+    for key in keys:
+        assert await link.run(("GET", key)) == [key]
+
+
+async def test_keys_are_followed_to_the_node_that_they_move_to(
+    six: Cluster, spread: RedisLink
+) -> None:
+    key = b"{moving}"
+    await spread.run(("SET", key, b"1"))
+    # Several idle connections: what is asked for one key must stay on one of them.
+    await asyncio.gather(*(spread.run(("GET", key)) for _ in range(8)))
+    with six.moving(key) as move_keys:
+        # The key is still at its old node, then on its way, then at its new one.
+        assert await spread.run(("GET", key)) == [b"1"]
+        move_keys()
+        for _ in range(10):
+            assert await spread.run(("GET", key)) == [b"1"]
+        assert await spread.run(("SET", key, b"2"), ("GET", key)) == [b"OK", b"2"]
+    assert await spread.run(("GET", key)) == [b"2"]
+    assert spread.up
+
+
+async def test_a_hung_primary_costs_its_own_keys_one_time_out(
+    six: Cluster, spread: RedisLink
+) -> None:
+    mine, others = await stored_on_all_nodes(six, spread)
+    port = six.owner_of(mine)
+    hung = six.nodes[port].process
+    hung.send_signal(signal.SIGSTOP)
+    try:
+        assert isinstance(await attempt(spread, ("GET", mine)), PartUnavailable)
+        with contextlib.suppress(PartUnavailable):  # It is back already, or refused at once.
+            await asyncio.wait_for(spread.run(("GET", mine)), CALL_S / 2)
+        await served(spread, others)
+        await asyncio.to_thread(six.wait_until_replaced, port)
+        await stored_again(spread, mine)
+        await served(spread, others)
+    finally:
+        hung.send_signal(signal.SIGCONT)
+
+
+async def test_a_killed_primary_leaves_the_other_slots_served(
+    six: Cluster, spread: RedisLink
+) -> None:
+    await asyncio.to_thread(six.wait_until_whole)
+    mine, others = await stored_on_all_nodes(six, spread)
+    port = six.owner_of(mine)
+    with capture_logs() as logs:
+        six.kill(port)
+        assert isinstance(await attempt(spread, ("GET", mine)), PartUnavailable)
+        with pytest.raises(PartUnavailable):
+            async for _ in spread.scan(b"*"):
+                pass
+        assert (await spread.usage()).entries > 0
+        deadline = time.monotonic() + TIMEOUT_S
+        while isinstance(await attempt(spread, ("SET", mine, mine)), TierUnavailable):
+            await served(spread, others)
+            assert spread.up
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        await served(spread, [mine])
+        assert {key async for page in spread.scan(b"{key-*") for key in page} >= {mine, *others}
+    told = [(log["event"], log.get("node")) for log in logs]
+    node = f"127.0.0.1:{port}"
+    assert told == [("cluster node is down", node), ("cluster node was replaced", node)]
+
+
+async def test_a_shard_that_is_gone_for_good_takes_nothing_else_with_it(
+    six: Cluster, spread: RedisLink
+) -> None:
+    mine, others = await stored_on_all_nodes(six, spread)
+    for port in six.shard_of(mine):
+        six.kill(port)
+    await attempt(spread, ("GET", mine))
+    for _ in range(20):
+        with pytest.raises(PartUnavailable):
+            await spread.run(("GET", mine))
+        await served(spread, others)
+        await asyncio.sleep(0.1)
+    assert spread.up
+
+
+async def test_a_cluster_without_a_node_is_down(six: Cluster, spread: RedisLink) -> None:
+    for port in six.nodes:
+        six.kill(port)
+    for tag in range(20):
+        assert isinstance(await attempt(spread, ("GET", b"%d" % tag)), TierUnavailable)
+    assert spread.is_down
+
+
+# ---- Upstash over REST
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with KINDS_OF_REDIS["rest"](tmp_path_factory.mktemp("rest")) as running:
+        yield running
+
+
+@pytest.fixture
+def service(rest: Deployment) -> Iterator[RestService]:
+    service = rest.parts
+    assert isinstance(service, RestService)
+    yield service
+    service.refuse_with = 0
+    service.requests.clear()
+
+
+@pytest.fixture
+async def over_rest(rest: Deployment) -> AsyncIterator[RedisLink]:
+    async with link_to(rest.url, rest.access) as link:
+        yield link
+
+
+@pytest.fixture
+async def upstashs(
+    rest: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[UpstashRedis]:
+    """The client that Upstash publishes, which trusts our authority here."""
+    client = httpx.AsyncClient(verify=ssl.create_default_context(cafile=rest.access.ca_file))
+    opened = UpstashRedis(rest.url, rest.access.password, rest_retries=0)
+    await opened._http._client.aclose()
+    monkeypatch.setattr(opened._http, "_client", client)
+    yield opened
+    await opened.close()
+
+
+async def test_upstashs_own_client_finds_what_it_expects(upstashs: UpstashRedis) -> None:
+    """So the service that stands for Upstash here speaks as Upstash does."""
+    assert await upstashs.set("text", "größe", ex=60)
+    assert await upstashs.get("text") == "größe"
+    assert not await upstashs.set("text", "other", nx=True)
+    pipeline = upstashs.pipeline()
+    pipeline.incr("count")
+    pipeline.ttl("text")
+    pipeline.get("nothing")
+    answers: list[Any] = await pipeline.exec()
+    assert answers[0] == 1
+    assert 50 < answers[1] <= 60
+    assert answers[2] is None
+    assert await upstashs.eval("return {1, ARGV[1]}", args=["x"]) == [1, "x"]
+    with pytest.raises(UpstashError, match="WRONGTYPE"):
+        await upstashs.lpush("text", "x")
+    assert sorted((await upstashs.scan(0))[1]) == ["count", "text"]
+    await upstashs.delete("text", "count")
+
+
+async def test_text_is_exchanged_with_upstashs_client(
+    upstashs: UpstashRedis, over_rest: RedisLink
+) -> None:
+    await upstashs.set("theirs", "größe")
+    await over_rest.run(("SET", b"ours", "größe".encode(), "EX", 60))
+    assert await over_rest.run(("GET", b"theirs")) == ["größe".encode()]
+    assert await upstashs.get("ours") == "größe"
+    await over_rest.run(("UNLINK", b"ours"), ("UNLINK", b"theirs"))
+
+
+async def test_values_are_the_same_over_both_protocols(
+    rest: Deployment, over_rest: RedisLink, service: RestService
+) -> None:
+    [raw] = rest.raw
+    key = b"wasm:{a/b c?&%}\xc3\xa9"
+    with raw() as client:
+        await over_rest.run(("SET", key, EVERY_BYTE, "EX", 60))
+        assert client.get(key) == EVERY_BYTE
+        assert 50 < client.ttl(key) <= 60
+        client.set(key, EVERY_BYTE[::-1])
+        assert await over_rest.run(("GET", key)) == [EVERY_BYTE[::-1]]
+        client.delete(key)
+    assert any(path.endswith("?EX=60") for path in service.requests)
+
+
+async def test_commands_of_text_go_in_one_request(
+    over_rest: RedisLink, service: RestService
+) -> None:
+    await over_rest.run(("GET", b"a"), ("EXISTS", b"b"), ("TTL", "c"), ("STRLEN", b"d"))
+    assert service.requests == ["/pipeline"]
+
+
+async def test_a_key_of_another_type_opens_nothing_over_rest(
+    rest: Deployment, over_rest: RedisLink
+) -> None:
+    [raw] = rest.raw
+    with raw() as client:
+        client.lpush("list", "x")
+        with pytest.raises(WrongType):
+            await over_rest.run(("GET", b"list"))
+        client.delete("list")
+    assert over_rest.up
+
+
+@pytest.mark.parametrize(
+    ("status", "detail"),
+    [
+        (401, "Redis refuses the user or password"),
+        (403, "Redis refuses the user or password"),
+        (302, "Redis over REST fails with HTTP status 302"),
+        (404, "Redis over REST fails with HTTP status 404"),
+        (429, "Redis over REST refuses: too many requests (HTTP status 429)"),
+        (503, "Redis over REST fails with HTTP status 503"),
+        (200, "the server does not speak the Redis protocol (InvalidResponse)"),
+        (400, "the server does not speak the Redis protocol (InvalidResponse)"),
+    ],
+)
+async def test_a_service_that_serves_nobody_is_left_alone_until_it_does(
+    rest: Deployment, service: RestService, status: int, detail: str
+) -> None:
+    with capture_logs() as logs:
+        async with link_to(rest.url, rest.access, retry_max_s=0.5) as link:
+            service.refuse_with = status
+            with pytest.raises(TierUnavailable):
+                await link.run(GET)
+            assert link.is_down
+            assert link.why_down == detail
+            service.requests.clear()
+            for _ in range(20):
+                with pytest.raises(TierUnavailable):
+                    await link.run(GET)
+            assert service.requests == []
+            service.refuse_with = 0
+            await closed_again(link)
+            assert await link.run(GET) == [None]
+    assert rest.access.password not in f"{logs}"
+
+
+async def test_a_new_token_in_its_file_is_taken(rest: Deployment, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("an-old-one")
+    access = replace(rest.access, password="", password_file=str(file))
+    async with link_to(rest.url, access) as link:
+        assert isinstance(await attempt(link, GET), TierUnavailable)
+        file.write_text(f"{rest.access.password}\n")
+        await closed_again(link)
+        assert await link.run(GET) == [None]
+
+
+async def test_a_service_that_is_gone_or_hangs_is_told(rest: Deployment) -> None:
+    async with link_to("https://127.0.0.1:1", rest.access) as link:
+        with pytest.raises(TierUnavailable, match="cannot reach Redis"):
+            await link.run(GET)
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    hung = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with hung:
+        port = hung.sockets[0].getsockname()[1]
+        async with link_to(f"http://127.0.0.1:{port}", rest.access, timeout_s=0.5) as link:
+            with pytest.raises(TierUnavailable, match=r"^Redis does not answer in time$"):
+                await link.run(GET)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "go_on"),
+    [
+        (HEAD + b"\r\n" + b'{"result": "', b"A" * 65536),
+        (HEAD + b"Content-Length: 10000000000\r\n\r\n", b"A" * 65536),
+        (HEAD + b"Content-Length: 5000000\r\n\r\n" + b"[" * 5_000_000, b""),
+        (HEAD, b"X: y\r\n" * 10_000),
+    ],
+    ids=["a body without end", "a body of 10 GB", "lists in lists", "headers without end"],
+)
+async def test_no_more_is_read_over_rest_than_was_asked_for(begin: bytes, go_on: bytes) -> None:
+    sent_bytes = 0
+
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(begin)
+            while go_on and sent_bytes < 200_000_000:
+                writer.write(go_on)
+                sent_bytes += len(go_on)
+                await writer.drain()
+            await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(lie, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        async with link_to(
+            f"http://127.0.0.1:{port}", Access(password="t"), retry_max_s=60
+        ) as link:
+            with pytest.raises(TierUnavailable):
+                await link.run(GET)
+            assert link.is_down
+    assert sent_bytes < 100_000_000
+
+
+async def test_what_the_plan_does_not_allow_any_more_is_an_outage(rest: Deployment) -> None:
+    """The server refuses everything until the month is over: no reason to go on asking."""
+    refusal = "return redis.error_reply('ERR max requests limit exceeded. Limit: 500000')"
+    async with link_to(rest.url, rest.access) as link:
+        with pytest.raises(TierUnavailable, match="the plan are used up"):
+            await link.run(("EVAL", refusal, 1, "wasm:x"))
+        assert link.is_down

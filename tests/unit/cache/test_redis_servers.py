@@ -1,0 +1,193 @@
+"""What a URL says is done, what went wrong has a sentence, and secrets stay where they are."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import exceptions
+from redis.asyncio.sentinel import MasterNotFoundError
+from wasmkilnd.cache.redis_servers import (
+    NO_ACCESS,
+    WRITE_TIMEOUT_S,
+    AccessUnusable,
+    RedisAccess,
+    RedisServer,
+    SingleServer,
+    connect,
+    described,
+    is_outage,
+)
+from wasmkilnd.errors import PartUnavailable, TierUnavailable
+from wasmkilnd.redis_address import BadRedisUrl
+
+NO = "Redis refuses: "
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    """Return ``error``, raised from ``cause``."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "outage"),
+    [
+        (PartUnavailable("a node is down"), "a node is down", False),
+        (TierUnavailable("nobody answers"), "nobody answers", True),
+        (exceptions.ReadOnlyError("hunter2"), "Redis refuses: it is read-only", False),
+        (exceptions.ClusterDownError("hunter2"), "Redis refuses: the cluster is down", True),
+        (exceptions.ResponseError("ERR max requests limit exceeded."), f"{NO}the requests", True),
+        (exceptions.ResponseError("ERR max daily request limit exceeded"), f"{NO}the req", True),
+        (
+            exceptions.ResponseError("ERR max request size exceeded"),
+            f"{NO}the request is too",
+            False,
+        ),
+        (
+            exceptions.ResponseError(
+                "unknown command 'AUTH', with args beginning with: 'app' 'hunter2' "
+            ),
+            "Redis refuses: it does not know this command",
+            False,
+        ),
+        (
+            exceptions.ResponseError("unknown command 'EVAL', with args beginning with: 'hunter2'"),
+            "Redis refuses: it does not know this command (EVAL)",
+            False,
+        ),
+        (
+            exceptions.NoPermissionError("User hunter has no permissions to run the 'get' command"),
+            "Redis refuses: this user has no permission (GET)",
+            False,
+        ),
+        (
+            exceptions.ResponseError("HUNTER2 hunter2"),
+            "Redis refuses: it gives no reason that wasmkilnd knows",
+            False,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.AuthenticationError("hunter2")),
+            "the Sentinels refuse the user or password",
+            True,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.NoPermissionError("hunter2")),
+            "the Sentinels do not allow this user to run SENTINEL MASTER",
+            True,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.ResponseError("No such master")),
+            "the Sentinels know no primary of that name",
+            True,
+        ),
+        (
+            caused(MasterNotFoundError("x"), exceptions.ConnectionError("hunter2")),
+            "no reachable Sentinel names a primary that is up",
+            True,
+        ),
+        (
+            caused(exceptions.ConnectionError("hunter2"), ssl.SSLError(1, "hunter2")),
+            "cannot reach Redis: TLS fails",
+            True,
+        ),
+    ],
+)
+def test_each_has_its_sentence(error: Exception, told: str, outage: bool) -> None:
+    failure = described(error)
+    assert str(failure).startswith(told)
+    assert "hunter" not in str(failure).lower()
+    assert is_outage(error) is outage
+    if isinstance(error, TierUnavailable):
+        assert failure is error
+
+
+def test_errors_that_cause_each_other_are_described() -> None:
+    """As those of libraries may, which raise a cause again."""
+    one, other = exceptions.ConnectionError("one"), exceptions.ConnectionError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert str(described(one)) == "cannot reach Redis (ConnectionError)"
+
+
+def options_of(server: RedisServer) -> dict[str, Any]:
+    """Return what redis-py's connections to one server are made with."""
+    assert isinstance(server, SingleServer)
+    options: dict[str, Any] = server._pool.connection_kwargs
+    return options
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://h:7000/3", {"host": "h", "port": 7000, "db": 3}),
+        ("redis://h?db=2", {"host": "h", "port": 6379, "db": 2}),
+        ("rediss://h?ssl_cert_reqs=none", {"host": "h", "ssl_cert_reqs": "none"}),
+        ("unix:///run/r.sock?db=2", {"path": "/run/r.sock", "db": 2}),
+        ("redis+sentinel://h,i:1/main/4", {"db": 4}),
+    ],
+)
+async def test_what_a_url_says_is_done(url: str, expected: dict[str, object]) -> None:
+    server = connect(url, timeout_s=1.5)
+    options = options_of(server)
+    assert {name: options.get(name) for name in expected} == expected
+    assert options["socket_connect_timeout"] == 1.5
+    # No step of a write is cut before the whole write is.
+    assert options["socket_timeout"] == WRITE_TIMEOUT_S
+    assert options["decode_responses"] is False
+    assert options["retry"].get_retries() == 0
+    await server.close()
+
+
+def credentials_of(url: str, access: RedisAccess = NO_ACCESS) -> tuple[str, ...] | None:
+    """Return what a connection would say to be let in."""
+    provider = options_of(connect(url, access)).get("credential_provider")
+    return provider.get_credentials() if provider else None
+
+
+def test_who_says_nothing_is_nobody() -> None:
+    assert credentials_of("redis://h") is None
+    assert credentials_of("redis://u:p%2Fw@h") == ("u", "p/w")
+    assert credentials_of("unix://:pw@/s") == ("pw",)
+    assert credentials_of("redis://u@h", RedisAccess(password="pw")) == ("u", "pw")
+
+
+def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("one\n")
+    server = connect("redis://u@h", RedisAccess(password_file=str(file)))
+    provider = options_of(server)["credential_provider"]
+    assert provider.get_credentials() == ("u", "one")
+    file.write_text("two")
+    assert provider.get_credentials() == ("u", "two")
+    file.unlink()  # As it is for a moment while another takes its place.
+    assert provider.get_credentials() == ("u", "two")
+
+
+@pytest.mark.parametrize("setting", ["redis_ca_file", "redis_password_file"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None:
+    access = RedisAccess(**{setting.removeprefix("redis_"): str(tmp_path / "missing")})
+    with pytest.raises(AccessUnusable, match=f"^{setting}: .*/missing: No such file"):
+        connect("rediss://h", access)
+
+
+def test_authorities_that_are_none_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("not a certificate")
+    with pytest.raises(AccessUnusable, match=r"redis_ca_file: .* is not a PEM certificate"):
+        connect("rediss://h", RedisAccess(ca_file=str(file)))
+
+
+def test_a_url_that_cannot_be_used_is_refused() -> None:
+    with pytest.raises(BadRedisUrl):
+        connect("redis://:hunter/2@h")
+
+
+async def test_what_is_kept_shows_no_secret(tmp_path: Path) -> None:
+    access = RedisAccess(password="hunter2", sentinel_password="hunter2")
+    assert "hunter" not in f"{access!r}"
+    for url in ("redis://u@h", "redis+sentinel://h/main", "redis+cluster://h", "https://h"):
+        server = connect(url, access)
+        assert "hunter" not in f"{server!r} {vars(server)!r}"
+        await server.close()
