@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import structlog
-from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 
 
 def main() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,8 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from wasmkilnd.cache.embedded.guardian import GUARDIAN_LOCK
-from wasmkilnd.cache.embedded.locks import FileLock
-from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
+from structlog.testing import capture_logs
+from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 
 LIMIT_BYTES = 64 * 1024 * 1024
 _PATIENCE_S = 20.0
@@ -72,7 +75,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
     """A state directory; at the end nothing that used it runs any more."""
     folder = tmp_path / "state"
     yield folder
-    until(lambda: not processes_of(folder))
+    until(lambda: not servers_of(folder))
 
 
 @pytest.fixture
@@ -97,9 +100,9 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def processes_of(state: Path) -> dict[str, int]:
-    """Return the ids of the guardian and the server of ``state`` that run."""
-    found = {}
+def servers_of(state: Path) -> list[int]:
+    """Return the ids of the servers of ``state`` that run."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -108,17 +111,22 @@ def processes_of(state: Path) -> dict[str, int]:
             except OSError:
                 continue
             if str(state / "redis") in words and not dead:
-                found["guardian" if "guardian.py" in words else "server"] = int(entry.name)
+                found.append(int(entry.name))
     return found
 
 
 def answers(url: str) -> bool:
     """Whether the server at ``url`` answers."""
     with Redis.from_url(url) as client:
-        try:
-            return bool(client.ping())
-        except RedisError:
-            return False
+        return answers_to(client)
+
+
+def answers_to(client: Redis) -> bool:
+    """Whether the server answers on the connection of ``client``."""
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False
 
 
 def remember(url: str, word: bytes) -> None:
@@ -138,7 +146,7 @@ def test_data_survives_the_last_daemon(state: Path, daemon: Callable[[], FakeDae
     url = first.ask("start")["ok"]
     remember(url, b"kept")
     assert first.ask("stop") == {"ok": None}
-    assert processes_of(state) == {}
+    assert servers_of(state) == []
     second = daemon()
     assert second.ask("start")["ok"] == url
     until(lambda: answers(url))
@@ -153,19 +161,53 @@ def test_two_daemons_share_it_and_either_may_leave_first(
     starter, joiner = daemon(), daemon()
     url = starter.ask("start")["ok"]
     assert joiner.ask("start")["ok"] == url
-    before = processes_of(state)
+    remember(url, b"still here")
+    before = servers_of(state)
     leaver, stayer = (starter, joiner) if leaves_first == "starter" else (joiner, starter)
     if how == "kill":
         leaver.kill()
     else:
         assert leaver.ask("stop") == {"ok": None}
-    remember(url, b"still here")
-    time.sleep(0.3)  # Longer than a guardian needs to notice that nobody is left.
-    assert processes_of(state) == before
+    if leaves_first == "starter":  # It kept the server; now the other one does.
+        until(lambda: len(servers_of(state)) == 1 and servers_of(state) != before)
+        until(lambda: answers(url))
+    else:
+        time.sleep(0.3)  # Longer than it takes to notice that a keeper is gone.
+        assert servers_of(state) == before
     assert recall(url) == b"still here"
     assert stayer.ask("stop") == {"ok": None}
-    assert "server" not in processes_of(state)  # Gone when stop answers, not some time later.
-    until(lambda: not processes_of(state))
+    assert servers_of(state) == []  # Gone when stop answers, not some time later.
+
+
+def test_no_two_servers_ever_run_however_often_their_keepers_are_killed(
+    state: Path, daemon: Callable[[], FakeDaemon]
+) -> None:
+    """The second one would write the data of the first, which still ends."""
+    keeper = daemon()
+    url = keeper.ask("start")["ok"]
+    with ThreadPoolExecutor(1) as threads:
+        most = [0]
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.is_set():
+                most[0] = max(most[0], len(servers_of(state)))
+
+        watching = threads.submit(watch)
+        for word in (b"one", b"two", b"three"):
+            successor = daemon()
+            assert successor.ask("start")["ok"] == url
+            until(lambda: answers(url))
+            remember(url, word)
+            [server] = servers_of(state)
+            keeper.kill()
+            until(lambda: servers_of(state) not in ([], [server]))  # noqa: B023
+            until(lambda: answers(url))
+            assert recall(url) == word
+            keeper = successor
+        done.set()
+        watching.result()
+    assert most == [1]
 
 
 def test_nothing_is_left_when_every_daemon_was_killed(
@@ -177,7 +219,7 @@ def test_nothing_is_left_when_every_daemon_was_killed(
     remember(url, b"kept")
     for one in daemons:
         one.kill()
-    until(lambda: not processes_of(state))
+    until(lambda: not servers_of(state))
     url = daemon().ask("start")["ok"]
     until(lambda: answers(url))
     assert recall(url) == b"kept"  # It was ended in good order, though they were not.
@@ -191,10 +233,9 @@ def test_daemons_that_start_at_once_get_one_server(
         one.say("start")
     urls = {one.hear()["ok"] for one in daemons}
     assert len(urls) == 1
-    assert len(processes_of(state)) == 2
+    [server] = servers_of(state)
     with Redis.from_url(urls.pop()) as client:
-        [name] = {client.info("server")["process_id"]}
-    assert name == processes_of(state)["server"]
+        assert client.info("server")["process_id"] == server
 
 
 def test_a_daemon_that_starts_while_the_last_one_stops_gets_a_server(
@@ -213,17 +254,6 @@ def test_a_daemon_that_starts_while_the_last_one_stops_gets_a_server(
         leaver = comer
 
 
-def test_two_daemons_that_look_at_once_do_not_take_each_other_for_the_guardian(state: Path) -> None:
-    server = EmbeddedServer(state, LIMIT_BYTES)
-    server._folder.make()
-    with FileLock(server._folder.path / GUARDIAN_LOCK) as other:
-        assert other.try_shared()
-        assert not server._guarded()
-    with FileLock(server._folder.path / GUARDIAN_LOCK) as guardian:
-        assert guardian.try_exclusive()
-        assert server._guarded()
-
-
 def test_a_killed_server_comes_back_with_its_data_however_often(
     state: Path, daemon: Callable[[], FakeDaemon]
 ) -> None:
@@ -233,33 +263,45 @@ def test_a_killed_server_comes_back_with_its_data_however_often(
     remember(url, b"kept")
     time.sleep(1.2)  # The file is synced every second.
     for _ in range(4):
-        before = processes_of(state)
-        os.kill(before["server"], signal.SIGKILL)
-        until(lambda: processes_of(state).get("server", 0) not in (0, before["server"]))  # noqa: B023
+        [before] = servers_of(state)
+        os.kill(before, signal.SIGKILL)
+        until(lambda: servers_of(state) not in ([], [before]))  # noqa: B023
         until(lambda: answers(url))
         assert recall(url) == b"kept"
-        assert processes_of(state)["guardian"] == before["guardian"]
     assert not list((state / "redis").glob("broken-*"))
 
 
-def test_a_killed_guardian_takes_the_server_with_it_and_ensure_brings_both_back(
+def test_ensure_returns_when_the_server_listens_whoever_keeps_it(
     state: Path, daemon: Callable[[], FakeDaemon]
 ) -> None:
     starter, joiner = daemon(), daemon()
     url = starter.ask("start")["ok"]
     assert joiner.ask("start")["ok"] == url
-    until(lambda: answers(url))
-    os.kill(processes_of(state)["guardian"], signal.SIGKILL)
-    until(lambda: not processes_of(state))
-    # Both notice; the second finds it done.
+    os.kill(servers_of(state)[0], signal.SIGKILL)
     for one in (joiner, starter):
         assert one.ask("ensure") == {"ok": None}
-    assert len(processes_of(state)) == 2
-    assert answers(url)
-    assert joiner.ask("stop") == {"ok": None}
-    assert answers(url)
-    assert starter.ask("stop") == {"ok": None}
-    until(lambda: not processes_of(state))
+    until(lambda: answers(url))
+    assert len(servers_of(state)) == 1
+
+
+async def test_a_folder_that_is_deleted_takes_nothing_else_with_it(state: Path) -> None:
+    server = EmbeddedServer(state, LIMIT_BYTES)
+    with Redis.from_url(await server.start()) as client:
+        await asyncio.to_thread(until, lambda: answers_to(client))
+        client.set("word", b"kept")
+        with capture_logs() as logs:
+            shutil.rmtree(state)
+            await asyncio.to_thread(until, lambda: logs)
+            # Who is connected stays so, for longer than a missing socket would be borne.
+            await asyncio.sleep(3.5)
+            assert client.get("word") == b"kept"
+            [told] = logs
+            assert told["event"] == "the folder of the embedded server is gone"
+    with pytest.raises(EmbeddedUnavailable, match="is gone"):
+        await server.ensure()
+    await server.stop()
+    assert servers_of(state) == []
+    assert not list(state.parent.iterdir())
 
 
 def test_data_that_the_server_refuses_is_set_aside(
@@ -302,7 +344,7 @@ def test_only_the_owner_can_reach_it(state: Path, daemon: Callable[[], FakeDaemo
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     password = (folder / "password").read_text()
     assert len(password) == 64
-    for process in processes_of(state).values():
+    for process in servers_of(state):
         for kind in ("cmdline", "environ"):
             assert password.encode() not in Path(f"/proc/{process}/{kind}").read_bytes()
     with (
@@ -338,18 +380,18 @@ def test_a_long_or_strange_path(tmp_path: Path) -> None:
     finally:
         one.close()
         two.close()
-    until(lambda: not processes_of(folder))
+    until(lambda: not servers_of(folder))
 
 
 async def test_a_server_that_cannot_run_is_reported_and_leaves_nothing(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.embedded.server._binary", lambda: "/bin/false")
+    monkeypatch.setattr("wasmkilnd.cache.embedded._binary", lambda: "/bin/false")
     server = EmbeddedServer(state, LIMIT_BYTES)
     with pytest.raises(EmbeddedUnavailable, match="valkey-server does not start"):
         await server.start()
     await server.stop()
-    until(lambda: not processes_of(state))
+    until(lambda: not servers_of(state))
     assert (state / "redis" / "data").is_dir()
     assert not list((state / "redis").glob("broken-*"))  # The data was not to blame.
 

@@ -546,7 +546,7 @@ async def test_a_password_that_a_server_repeats_is_nowhere_in_what_is_told(tmp_p
 async def test_a_user_who_may_little_is_enough(tmp_path: Path) -> None:
     with redis_server(binary_of("valkey"), tmp_path) as running:
         with redis.Redis.from_url(running.url) as raw:
-            raw.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+set", "+get")  # type: ignore[no-untyped-call]
+            raw.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+set", "+get")
         url = running.url.replace("unix://", "unix://poor:secret@")
         async with link_to(url, retry_max_s=0.1) as link:
             assert await link.run(("SET", b"key", b"value"), GET) == [b"OK", b"value"]

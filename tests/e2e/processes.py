@@ -103,15 +103,11 @@ def workers_and_jobs(daemon_pid: int) -> set[int]:
     return _found("environ", f"WASMKILN_DAEMON_PID={daemon_pid}\0".encode())
 
 
-def embedded(state_dir: Path) -> dict[str, int]:
-    """Return the guardian and the server of a state directory, as far as they run."""
+def embedded(state_dir: Path) -> int:
+    """Return the embedded server of a state directory; 0 if none runs."""
     folder = str(state_dir / "redis").encode()
-    found = {}
-    for pid in _found("cmdline", folder):
-        words = _read(pid, "cmdline")
-        if b"guardian.py" in words or b"valkey-server" in words:
-            found["guardian" if b"guardian.py" in words else "server"] = pid
-    return found
+    servers = (p for p in _found("cmdline", folder) if b"valkey-server" in _read(p, "cmdline"))
+    return next(servers, 0)
 
 
 def within(folder: Path) -> set[int]:

@@ -205,7 +205,7 @@ def test_an_embedded_server_that_hangs_is_not_waited_for_as_one_that_loads(
 ) -> None:
     site = Site(state_dir)
     with site.daemon():
-        server = embedded(state_dir)["server"]
+        server = embedded(state_dir)
         os.kill(server, signal.SIGSTOP)
         began_s = time.monotonic()
         try:

@@ -149,15 +149,15 @@ def test_a_second_signal_hurries(state: Path) -> None:
 
 def test_a_second_signal_waits_for_no_embedded_server_either(state: Path) -> None:
     with Daemon(state, ["--workers", "1"]) as daemon:
-        guardian = embedded(state)["guardian"]
-        send(signal.SIGSTOP, guardian)
+        server = embedded(state)
+        send(signal.SIGSTOP, server)
         daemon.process.send_signal(signal.SIGTERM)
         daemon.wait_for_log("draining")
         with pytest.raises(subprocess.TimeoutExpired):
             daemon.process.wait(1)
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(120) == 0
-    send(signal.SIGCONT, guardian)
+    send(signal.SIGCONT, server)
     eventually(lambda: not embedded(state), "the embedded server did not end by itself")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +102,22 @@ def test_data_that_the_server_cannot_read_are_set_aside(engines: Installed, tmp_
         digest = stored(client, 2)
         assert is_stored(client, digest)
         assert list((state / "redis").glob("broken-*"))
+
+
+def test_a_state_directory_that_is_deleted_costs_no_traceback(
+    engines: Installed, tmp_path: Path
+) -> None:
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with started(state) as daemon, daemon.client() as client:
+        digest = stored(client, 1)
+        shutil.rmtree(state)
+        daemon.wait_for_log("the folder of the embedded server is gone")
+        assert client.compile(digest).header.module_sha256 == digest
+        assert is_stored(client, digest)  # Over connections that were open.
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(120) == 0
+        assert "Traceback" not in daemon.log
+    check_nothing_is_left(state)
 
 
 def test_a_long_and_strange_path(engines: Installed, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from wasmkiln import (
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
-from tests.e2e.processes import eventually, within
+from tests.e2e.processes import embedded, eventually, within
 from tests.e2e.programs import ROOT, WASMKILN, WASMKILND, Installed
 from tests.e2e.releases import Release, release
 from tests.e2e.test_cache import COMPILED, REDIS, settled
@@ -222,6 +222,47 @@ def test_the_data_of_the_embedded_server_go_over_and_back(
         eventually(lambda: not within(state), "something outlived the daemon")
     assert found[0] is False
     assert found[2] is True
+
+
+def test_both_versions_share_one_embedded_server(
+    engines: Installed, tmp_path: Path, old: Release
+) -> None:
+    """Whichever starts it, and whichever ends first; what is stored outlives each."""
+    state = fresh_state(tmp_path / "state", engines=(ENGINE,))
+    again = {"WASMKILN_REDIS_RETRY_MAX_S": "1"}
+
+    def stored_and_found(*daemons: Daemon) -> None:
+        for daemon in daemons:
+            with daemon.client() as client:
+                eventually(lambda: client.stats().redis_up, "the embedded server is not up")
+                client.compile(MODULES[0])
+                settled(client)
+                client.evict(everything=True, tier="memory")
+                assert client.compile(PINNED).header.origin == REDIS
+
+    for first, second in ((old.wasmkilnd, WASMKILND), (WASMKILND, old.wasmkilnd)):
+        with RedisDaemon(state, environ=again, command=(second,)) as stays:
+            with RedisDaemon(state, environ=again, command=(first,)) as leaves:
+                server = embedded(state)
+                stored_and_found(stays, leaves)
+                assert embedded(state) == server
+            stored_and_found(stays)
+        eventually(lambda: not within(state), "something outlived the daemons")
+        with (
+            RedisDaemon(state, environ=again, command=(first,)) as leaves,
+            RedisDaemon(state, environ=again, command=(second,)) as stays,
+        ):
+            stored_and_found(leaves, stays)
+            leaves.kill()
+            with stays.client() as client:
+                eventually(lambda: is_found(client), "nobody started the server again")
+        eventually(lambda: not within(state), "something outlived the daemons")
+
+
+def is_found(client: Client) -> bool:
+    """Whether Redis has an artifact of the pinned module."""
+    client.evict(everything=True, tier="memory")
+    return client.compile(MODULES[0]).header.origin == REDIS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
 from wasmkilnd.cache.redis.guarded import GuardedRedis
 from wasmkilnd.cache.redis.server import RedisServer, UnavailableServer

@@ -7,8 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 
-from wasmkilnd.cache.embedded.folder import ServerFolder
-from wasmkilnd.cache.embedded.server import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable, server_folder
 from wasmkilnd.cache.redis.connect import NO_ACCESS
 from wasmkilnd.cache.redis.errors import NO_ANSWER
 from wasmkilnd.cache.redis.guarded import GuardedRedis
@@ -53,7 +52,7 @@ async def open_link(options: RemoteOptions, *, make: bool = False) -> AsyncItera
 
 
 def _embedded(options: RemoteOptions, make: bool) -> EmbeddedServer:
-    folder = ServerFolder(options.state_dir).path
+    folder = server_folder(options.state_dir)
     # Not is_dir: it raises without permission to look.
     if not make and not os.path.isdir(folder):  # noqa: PTH112
         raise CannotOpenShared(
