@@ -31,6 +31,7 @@ from wasmkilnd.cache.redis_servers import (
     connect,
 )
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
+from wasmkilnd.model import TierUsage
 
 from tests.servers.certificates import certificates
 from tests.servers.cluster import Cluster, cluster
@@ -397,6 +398,53 @@ async def test_a_server_that_could_not_be_started_is_replaced_later(
     await scripted.let_it_ask(3)
     assert link.up
     assert await link.run(GET) == [None]
+    await link.close()
+
+
+class Slow(RedisServer):
+    """A server of which nearly all is somebody else's: a scan takes many rounds."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        if commands[0][0] == "GET":
+            await asyncio.Event().wait()
+        await asyncio.sleep(timeout_s / 20)
+        self.rounds += 1
+        if commands[0][0] == "SCAN":
+            over = self.rounds % 40 == 0
+            return [[b"0" if over else b"1", [b"the only one"] if over else []]]
+        return [7, b"used_memory:8\r\n", None]
+
+
+async def test_a_scan_may_take_longer_than_one_answer() -> None:
+    link = RedisLink(Slow(), timeout_s=0.5)
+    assert [key async for page in link.scan(b"*") for key in page] == [b"the only one"]
+    await link.close()
+
+
+@pytest.mark.parametrize("what", ["scan", "usage"])
+async def test_whoever_answers_a_scan_or_tells_its_usage_is_up(what: str) -> None:
+    link = RedisLink(Slow(), timeout_s=0.5)
+
+    async def ask() -> None:
+        while True:
+            if what == "usage":
+                assert await link.usage() == TierUsage(entries=7, bytes=8)
+            else:
+                async for _ in link.scan(b"*"):
+                    pass
+
+    asking = asyncio.create_task(ask())
+    with pytest.raises(TierUnavailable):
+        await link.run(GET)
+    assert not link.is_down
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    with pytest.raises(TierUnavailable):
+        await link.run(GET)
+    assert link.is_down
     await link.close()
 
 

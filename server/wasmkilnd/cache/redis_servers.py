@@ -12,6 +12,10 @@ server was sent, even a password.
 
 from __future__ import annotations
 
+import wasmkilnd.cache.redis_library  # noqa: F401 - before anything loads redis-py
+
+# isort: split
+
 import asyncio
 import base64
 import contextlib
