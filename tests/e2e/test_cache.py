@@ -248,10 +248,17 @@ def test_two_daemons_share_one_embedded_server(lean_state_dir: Path, stop_first:
             assert client.compile(header.module_sha256).header.origin == REDIS
         leaving, staying = daemons[stop_first], daemons[1 - stop_first]
         assert leaving.stop() == 0
-        assert "stays" in leaving.log
-        with staying.client() as client:
+
+        def is_found() -> bool:
             client.evict(module_sha256=header.module_sha256, tier="memory")
-            assert client.compile(header.module_sha256).header.origin == REDIS
+            with contextlib.suppress(ModuleNotLoaded):
+                return client.compile(header.module_sha256).header.origin == REDIS
+            return False
+
+        with staying.client() as client:
+            if leaving is one:  # It kept the server. Calls may miss until the other one keeps it.
+                eventually(is_found, "nobody started the server again")
+            assert is_found()
 
 
 def test_the_embedded_server_comes_back_when_it_is_killed(lean_state_dir: Path) -> None:
