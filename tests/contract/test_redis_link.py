@@ -21,10 +21,8 @@ import redis
 from structlog.testing import capture_logs
 from upstash_redis.asyncio import Redis as UpstashRedis
 from upstash_redis.errors import UpstashError
-from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_link import WRITE_TIMEOUT_S, Command, RedisLink
 from wasmkilnd.cache.redis_servers import (
-    WRITE_TIMEOUT_S,
-    Command,
     RedisAccess,
     RedisServer,
     UnavailableServer,

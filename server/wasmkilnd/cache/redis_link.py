@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import structlog
 
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S as WRITE_TIMEOUT_S
+from wasmkilnd.cache.redis_servers import Command as Command
 from wasmkilnd.cache.redis_servers import (
-    WRITE_TIMEOUT_S,
-    Command,
     RedisServer,
     described,
     is_outage,
