@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from wasmkilnd.model import EngineIdentity
 
-# Part of every fingerprint, and the version of stored values. Raise it when the format of
-# values changes, or when a change of ours makes artifacts of the same engine, target, cpu and
-# settings differ. Daemons of both versions can then share a Redis: neither ever reads the
-# other's artifacts.
-CACHE_FORMAT = 2
+HASHED_FORMAT = 2
+"""What the fingerprints of 0.2.0 to 0.6.0 hash as the format of stored values.
+
+It stays for ever, so that an artifact keeps its address whatever becomes of that format, whose
+version stands in the names of keys (``cache.value``). When a change of ours makes artifacts of the
+same engine, target, cpu and settings differ, add a field to what is hashed.
+"""
 
 UNHASHED_DEFAULTS: Mapping[str, str] = {
     "strategy": "cranelift",
@@ -40,7 +42,7 @@ def fingerprint(
     """
     canonical = json.dumps(
         {
-            "cache_format": CACHE_FORMAT,
+            "cache_format": HASHED_FORMAT,
             "engine": [engine.name, engine.version, engine.core_version, engine.compiler],
             "target": target,
             "cpu": cpu,

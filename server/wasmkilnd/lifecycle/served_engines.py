@@ -6,7 +6,7 @@ from typing import Any
 
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.fingerprint import CACHE_FORMAT, UNHASHED_DEFAULTS
+from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
 
 VERSION = 1
 """Raise it when a client that knows the old document would compute wrong fingerprints."""
@@ -21,7 +21,7 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     """
     return {
         "version": VERSION,
-        "cache_format": CACHE_FORMAT,
+        "cache_format": HASHED_FORMAT,
         "engines": [_engine(engine, engine.id == engines.default) for engine in engines.served],
     }
 
