@@ -1,0 +1,422 @@
+"""The format of a stored value, version 3: what is under one key of the shared tier.
+
+======================  ====================================================================
+bytes                   what
+======================  ====================================================================
+frames                  the payload, cut into ``FRAME_BYTES``; each a zstd frame, or as it is
+header                  JSON: what the value is, and size and SHA-256 of each stored frame
+4 + 1 + 4               the magic ``WKLN``, the version, the header's length (big-endian)
+32                      SHA-256 of the header and of the nine bytes before
+96                      the stamp: a key's id and its Ed25519 signature of that digest
+======================  ====================================================================
+
+The head, header and what follows, stands at the end: so a writer sends one frame after the other
+and holds none, and a reader gets the head and the last frames by one GETRANGE. The stamp covers
+every byte of the value. A reader checks, in this order: magic, version, bounds, the digest (which
+tells damage from forgery), the stamp, the header's shape, that it is about the key that was asked
+for, the attestation, and then each frame before it is unpacked. What fails raises ValueRejected,
+and nothing else, whatever the bytes.
+
+The same bytes are what ``wasmkilnd cache export`` writes. Raise ``CACHE_FORMAT`` when they change:
+it stands in the names of all keys, so daemons of both versions share a server, and neither reads
+the other's values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Literal, TypeAlias
+
+import zstandard
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from wasmkilnd.errors import DoesNotFit
+from wasmkilnd.model import (
+    STAMP_BYTES,
+    Artifact,
+    CacheKey,
+    CompileSpec,
+    EngineIdentity,
+    ExternType,
+    Kind,
+    Module,
+)
+from wasmkilnd.model import RejectionCause as Cause
+from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
+
+CACHE_FORMAT = 3
+"""The version of this format."""
+
+RAW, ZSTD = "raw", "zstd"
+
+FRAME_BYTES = CHUNK_BYTES
+"""The size of a frame before it is packed: what one message to a caller carries."""
+
+_TRAILER = struct.Struct(f">4sBI32s{STAMP_BYTES}s")
+_START = struct.Struct(">4sBI")
+TRAILER_BYTES = _TRAILER.size
+"""The bytes after the header: they are different for each value that a daemon writes."""
+
+# Imports and exports are cut at 256 KiB of text (types.proto), which JSON can make six times as
+# long; all else together is a few KiB.
+MAX_HEADER_BYTES = 4 * 1024 * 1024
+# zstd adds at most 1/256 and a frame's header.
+_MAX_STORED_FRAME_BYTES = FRAME_BYTES + FRAME_BYTES // 64
+
+_MAGIC = b"WKLN"
+# Part of what a stamp signs, so that no signature for another purpose passes for one.
+_PURPOSE = b"wasmkiln value 3\0"
+# Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/how-to/sizing.md).
+_LEVEL = 1
+# A payload that shrinks less costs its readers more time than the saved bytes do.
+_PAYS_BELOW = 0.9
+_LEAST_BYTES = 512
+# The layer field of a component's preamble, see admission.
+_PREAMBLE, _COMPONENT_LAYER = b"\0asm", b"\x01\0"
+
+Payload: TypeAlias = "bytes | memoryview"
+
+
+class ValueRejected(Exception):  # noqa: N818 - says what happened to the value
+    """A stored value does not verify: delete it, and never use it."""
+
+    def __init__(self, cause: Cause, why: str) -> None:
+        super().__init__(f"{cause.value}: {why}")
+        self.cause = cause
+        self.why = why
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+_Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+_Size = Annotated[int, Field(ge=0, lt=1 << 48)]
+
+
+class _Body(_Strict):
+    nonce: Annotated[str, Field(pattern=r"\A[0-9a-f]{16}\z")]
+    """What makes two values of the same module or artifact differ, and so their trailers."""
+    codec: Literal["raw", "zstd"]
+    size_bytes: _Size
+    frames: tuple[tuple[Annotated[int, Field(gt=0, le=_MAX_STORED_FRAME_BYTES)], _Digest], ...]
+    """Stored size and digest of each."""
+
+
+class _Engine(_Strict):
+    name: str
+    version: str
+    core_version: str
+    compiler: str
+
+
+class _ArtifactHeader(_Strict):
+    what: Literal["artifact"] = "artifact"
+    body: _Body
+    module: _Digest
+    kind: Literal["core", "component"]
+    sha256: _Digest
+    fingerprint: _Digest
+    engine: _Engine
+    target: str
+    cpu: str
+    settings: dict[str, str]
+    changed_settings: dict[str, str]
+    compile_time_s: Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
+    imports: tuple[tuple[str, str, str, str], ...]
+    exports: tuple[tuple[str, str, str, str], ...]
+    types_truncated: bool
+    attestation: str
+
+
+class _ModuleHeader(_Strict):
+    what: Literal["module"] = "module"
+    body: _Body
+    kind: Literal["core", "component"]
+    sha256: _Digest
+
+
+_HEADER: TypeAdapter[_ArtifactHeader | _ModuleHeader] = TypeAdapter(
+    Annotated[_ArtifactHeader | _ModuleHeader, Field(discriminator="what")]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame as it is stored."""
+
+    offset: int
+    """Where it begins in the value."""
+    stored_bytes: int
+    sha256: str
+    size_bytes: int
+    """Its size when it is unpacked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A value whose head is verified and whose frames are not."""
+
+    what: Artifact | Module
+    """The artifact or module, without its payload."""
+    codec: str
+    size_bytes: int
+    """The size of the whole payload, unpacked."""
+    frames: tuple[Frame, ...]
+    stored_bytes: int
+    """The size of the whole value."""
+
+    def check(self, index: int, stored: Payload) -> Payload:
+        """Return a frame as it is stored. Raise ValueRejected unless it is the one that it was."""
+        expected = self.frames[index]
+        if len(stored) != expected.stored_bytes:
+            raise ValueRejected(Cause.TRUNCATED, f"frame {index} is cut off")
+        if hashlib.sha256(stored).hexdigest() != expected.sha256:
+            raise ValueRejected(Cause.DIGEST, f"frame {index} is damaged")
+        return stored
+
+    def unpack(self, index: int, stored: Payload) -> bytes:
+        """Return the bytes of a frame. Raise ValueRejected as ``check``."""
+        checked, size_bytes = self.check(index, stored), self.frames[index].size_bytes
+        raw = bytes(checked) if self.codec == RAW else unpacked(checked, size_bytes)
+        if len(raw) != size_bytes:
+            raise ValueRejected(Cause.FORMAT, f"frame {index} has another size than it should")
+        return raw
+
+
+def head_bytes(trailer: Payload) -> int:
+    """Return the size of a value's head, given its last ``TRAILER_BYTES``; see ``open_head``."""
+    if len(trailer) < TRAILER_BYTES:
+        raise ValueRejected(Cause.TRUNCATED, f"the value has {len(trailer)} bytes")
+    magic, version, header_bytes, _, _ = _TRAILER.unpack(trailer[-TRAILER_BYTES:])
+    if magic != _MAGIC:
+        raise ValueRejected(Cause.FORMAT, "the value has another magic")
+    if version != CACHE_FORMAT:
+        raise ValueRejected(Cause.VERSION, f"the value has format version {version}")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ValueRejected(Cause.FORMAT, f"the value has a header of {header_bytes} bytes")
+    return TRAILER_BYTES + int(header_bytes)
+
+
+def open_head(tail: Payload, sealer: Sealer) -> Opened:
+    """Verify the head in which ``tail`` ends, but for what depends on the key: see ``open_value``.
+
+    ``tail`` may begin anywhere before the head.
+    """
+    end = len(tail) - TRAILER_BYTES
+    header = bytes(tail[len(tail) - head_bytes(tail) : end])
+    if len(tail) < head_bytes(tail):
+        raise ValueRejected(Cause.TRUNCATED, "the header is cut off")
+    start = bytes(tail[end : end + _START.size])
+    _, _, _, digest, stamp = _TRAILER.unpack(tail[end:])
+    if hashlib.sha256(header + start).digest() != digest:
+        raise ValueRejected(Cause.DIGEST, "the header is damaged")
+    if refusal := sealer.check_stamp(_PURPOSE + digest, stamp):
+        raise ValueRejected(Cause(refusal.cause), refusal.why)
+    try:
+        read = _HEADER.validate_json(header)
+    except ValidationError:
+        raise ValueRejected(Cause.FORMAT, "the header is malformed") from None
+    frames, offset = list[Frame](), 0
+    left_bytes = read.body.size_bytes
+    for stored_bytes, sha256 in read.body.frames:
+        frames.append(Frame(offset, stored_bytes, sha256, min(FRAME_BYTES, left_bytes)))
+        offset += stored_bytes
+        left_bytes -= frames[-1].size_bytes
+    if left_bytes or (frames and not frames[-1].size_bytes):
+        raise ValueRejected(Cause.FORMAT, "the value has too few or too many frames")
+    what = _artifact(read) if isinstance(read, _ArtifactHeader) else _module(read)
+    stored = offset + len(header) + TRAILER_BYTES
+    return Opened(what, read.body.codec, read.body.size_bytes, tuple(frames), stored)
+
+
+def open_value(tail: Payload, key: CacheKey | str, sealer: Sealer) -> Opened:
+    """Verify the head in which ``tail`` ends, which was read as ``key``, and the attestation."""
+    opened = open_head(tail, sealer)
+    what = opened.what
+    if (what.key if isinstance(what, Artifact) else what.sha256) != key:
+        raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
+    check_attestation(what, sealer)
+    return opened
+
+
+def check_attestation(what: Artifact | Module, sealer: Sealer) -> None:
+    """Raise ValueRejected unless a trusted key vouches for an artifact, and still does."""
+    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key)):
+        raise ValueRejected(Cause(refusal.cause), refusal.why)
+
+
+def stamped_by(tail: Payload) -> str:
+    """Return the id of the key that a value's stamp names; this proves nothing."""
+    return bytes(tail[-STAMP_BYTES:][:32]).hex()
+
+
+def with_payload(opened: Opened, payload: Sequence[Payload]) -> Artifact | Module:
+    """Return what was opened, with its unpacked payload.
+
+    Raise ValueRejected for a module with another digest.
+    """
+    if isinstance(opened.what, Artifact):
+        return dataclasses.replace(opened.what, frames=tuple(map(frame, payload)))
+    wasm = b"".join(payload)
+    check_payload(opened.what, hashlib.sha256(wasm).hexdigest(), wasm[:8])
+    return dataclasses.replace(opened.what, wasm=wasm)
+
+
+def check_payload(what: Artifact | Module, sha256: str, beginning: bytes) -> None:
+    """Raise ValueRejected for a payload with another digest, or a module of another kind."""
+    if isinstance(what, Artifact):
+        if sha256 != what.sha256:
+            raise ValueRejected(Cause.MISMATCH, "the bytes do not have the signed digest")
+        return
+    if sha256 != what.sha256:
+        raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
+    is_component = beginning[6:8] == _COMPONENT_LAYER
+    if beginning.startswith(_PREAMBLE) and is_component != (what.kind is Kind.COMPONENT):
+        raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
+
+
+def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
+    """Return the bytes of a value in order: each frame, then the head.
+
+    Packing a frame takes milliseconds: take each in a thread. Raise DoesNotFit for a header that
+    no reader would accept.
+    """
+    if isinstance(what, Artifact):
+        payload = payload_views(what.frames)
+        codec, is_packed = what.encoding or _codec_for(payload), bool(what.encoding)
+        size_bytes = what.size_bytes
+    else:
+        view = memoryview(what.wasm)
+        payload = [view[at : at + FRAME_BYTES] for at in range(0, len(view), FRAME_BYTES)]
+        codec, is_packed, size_bytes = _codec_for(payload), False, len(view)
+    packer = zstandard.ZstdCompressor(level=_LEVEL)
+    frames = []
+    for piece in payload:
+        stored = bytes(piece) if is_packed or codec == RAW else packer.compress(piece)
+        frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
+        yield stored
+    body = _Body.model_construct(
+        nonce=secrets.token_hex(8),
+        codec=codec,
+        size_bytes=size_bytes,
+        frames=tuple(frames),
+    )
+    header = _header(what, body).model_dump_json().encode()
+    if len(header) > MAX_HEADER_BYTES:
+        raise DoesNotFit(f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}")
+    start = _START.pack(_MAGIC, CACHE_FORMAT, len(header))
+    digest = hashlib.sha256(header + start).digest()
+    yield b"".join((header, start, digest, sealer.stamp(_PURPOSE + digest)))
+
+
+def decoded(artifact: Artifact) -> Artifact:
+    """Return ``artifact`` with the bytes themselves in its frames; call it in a thread.
+
+    Raise ValueRejected for frames that do not unpack to the sizes that they should have.
+    """
+    if not artifact.encoding:
+        return artifact
+    frames, left_bytes = [], artifact.size_bytes
+    for piece in payload_views(artifact.frames):
+        raw = unpacked(piece, min(FRAME_BYTES, left_bytes))
+        left_bytes -= len(raw)
+        frames.append(frame(raw))
+    if left_bytes:
+        raise ValueRejected(Cause.FORMAT, "the artifact has too few or too many frames")
+    return dataclasses.replace(artifact, frames=tuple(frames), encoding="")
+
+
+def unpacked(stored: Payload, size_bytes: int) -> bytes:
+    """Return the bytes of a zstd frame. Raise ValueRejected unless it has ``size_bytes``."""
+    try:
+        # Before zstd allocates the size that the frame claims.
+        if zstandard.frame_content_size(stored) != size_bytes:
+            raise ValueRejected(Cause.FORMAT, "a frame has another size than it should")
+        unpacker = zstandard.ZstdDecompressor()
+        return unpacker.decompress(stored, max_output_size=size_bytes, allow_extra_data=False)
+    except zstandard.ZstdError:
+        raise ValueRejected(Cause.FORMAT, "cannot unpack a frame") from None
+
+
+def _codec_for(payload: Sequence[Payload]) -> str:
+    if not payload or len(payload[0]) < _LEAST_BYTES:
+        return RAW
+    shrunk = len(zstandard.ZstdCompressor(level=_LEVEL).compress(payload[0]))
+    return ZSTD if shrunk < _PAYS_BELOW * len(payload[0]) else RAW
+
+
+def _header(what: Artifact | Module, body: _Body) -> _ArtifactHeader | _ModuleHeader:
+    # Of our own values: only what was read needs to be checked.
+    if isinstance(what, Module):
+        return _ModuleHeader.model_construct(body=body, kind=what.kind.value, sha256=what.sha256)
+    spec = what.spec
+    return _ArtifactHeader.model_construct(
+        body=body,
+        module=what.module_sha256,
+        kind=what.kind.value,
+        sha256=what.sha256,
+        fingerprint=spec.fingerprint,
+        engine=_Engine.model_construct(**dataclasses.asdict(spec.engine)),
+        target=spec.target,
+        cpu=spec.cpu,
+        settings=dict(spec.settings),
+        changed_settings=dict(spec.changed_settings),
+        compile_time_s=float(what.compile_time_s),
+        imports=_rows(what.imports),
+        exports=_rows(what.exports),
+        types_truncated=what.types_truncated,
+        attestation=what.attestation.decode(),
+    )
+
+
+def _artifact(header: _ArtifactHeader) -> Artifact:
+    return Artifact(
+        module_sha256=header.module,
+        kind=Kind(header.kind),
+        spec=_spec(
+            EngineIdentity(**header.engine.model_dump()),
+            header.target,
+            header.cpu,
+            tuple(header.settings.items()),
+            tuple(header.changed_settings.items()),
+            header.fingerprint,
+        ),
+        sha256=header.sha256,
+        size_bytes=header.body.size_bytes,
+        frames=(),
+        compile_time_s=header.compile_time_s,
+        imports=tuple(ExternType(*row) for row in header.imports),
+        exports=tuple(ExternType(*row) for row in header.exports),
+        types_truncated=header.types_truncated,
+        attestation=header.attestation.encode(),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _spec(
+    engine: EngineIdentity,
+    target: str,
+    cpu: str,
+    settings: tuple[tuple[str, str], ...],
+    changed_settings: tuple[tuple[str, str], ...],
+    fingerprint: str,
+) -> CompileSpec:
+    """Return one object for all artifacts of a spec, which takes more memory than most headers."""
+    all_of_them: Mapping[str, str] = dict(settings)
+    return CompileSpec(engine, target, cpu, all_of_them, dict(changed_settings), fingerprint)
+
+
+def _module(header: _ModuleHeader) -> Module:
+    return Module(header.sha256, Kind(header.kind), b"")
+
+
+def _rows(types: Sequence[ExternType]) -> tuple[tuple[str, str, str, str], ...]:
+    return tuple((each.module, each.name, each.kind, each.type) for each in types)
