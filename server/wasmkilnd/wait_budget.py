@@ -3,8 +3,7 @@
 A call looks for an artifact, perhaps for the module and for strikes against it, and then for a
 lease. Each of these requests has a time-out, but a server that answers each just in time would
 cost the call their sum, and no circuit breaker would ever open. So each call has one budget, and
-passes it on with every request. Calls that look for the same entry share one request, and each
-waits for it as long as its own budget lasts.
+passes it on with every request.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from wasmkilnd.errors import TierUnavailable
 
-K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
@@ -32,28 +30,25 @@ class Allowance:
     def __init__(self) -> None:
         self.began_s = time.monotonic()
         self._seconds = 0.0
-        self._since_s = 0.0
-        self._is_free: Callable[[], bool] = lambda: False
+        self._free_since_s = math.inf
 
     @property
     def seconds(self) -> float:
         """How much longer it may take, as of now."""
-        if self._is_free():
-            return self._seconds + time.monotonic() - self._since_s
-        return self._seconds
+        return self._seconds + max(0.0, time.monotonic() - self._free_since_s)
 
     def add(self, seconds: float) -> None:
         """Let every call that waits for the look-up wait ``seconds`` more."""
         self._seconds += seconds
 
     @contextlib.contextmanager
-    def while_free(self, is_free: Callable[[], bool]) -> Iterator[None]:
-        """Add the time that this context takes, unless ``is_free`` returns False by its end."""
-        self._since_s, self._is_free = time.monotonic(), is_free
+    def free(self) -> Iterator[None]:
+        """Add the time that this context takes."""
+        self._free_since_s = time.monotonic()
         try:
             yield
         finally:
-            self._seconds, self._is_free = self.seconds, lambda: False
+            self._seconds, self._free_since_s = self.seconds, math.inf
 
 
 class WaitBudget:
@@ -74,89 +69,42 @@ class WaitBudget:
         """Subtract ``seconds`` from what is left."""
         self._left_s -= seconds
 
-    async def spend_on(self, work: Coroutine[Any, Any, V], *, charged: bool = True) -> V:
+    async def spend_on(
+        self,
+        work: Coroutine[Any, Any, V],
+        allowance: Allowance | None = None,
+        *,
+        charged: bool = True,
+    ) -> V:
         """Return what ``work`` returns, and charge the time that it took.
 
         Without ``charged``, charge for failures only. If the budget ends first, cancel
         ``work`` and raise TierUnavailable.
+
+        ``allowance`` is that of a look-up which calls share. Every call pays from the moment at
+        which the look-up began: otherwise a call that came late to one that hangs would have time
+        left for its next request, and would hold up the calls that waited longer and then share
+        that request.
         """
+        began_s = allowance.began_s if allowance else self._clock()
+
+        def more_s() -> float:
+            return allowance.seconds if allowance else 0.0
+
         task = asyncio.create_task(work)
-        try:
-            return await self._wait(task, self._clock(), charged=charged)
-        finally:
-            task.cancel()
-            del task  # A failed task holds its traceback, which holds this frame.
-
-    async def share(self, task: asyncio.Task[V], allowance: Allowance) -> V:
-        """Do what spend_on does for a task that other calls share; never cancel it.
-
-        Every call pays from the moment at which the task began. Otherwise a call that came late
-        to a task that hangs would have time left for its next request, and would hold up the
-        calls that waited longer and then share that request. The time that ``allowance`` adds,
-        now or later, is not charged.
-        """
-        return await self._wait(task, allowance.began_s, lambda: allowance.seconds)
-
-    async def _wait(
-        self,
-        task: asyncio.Task[V],
-        began_s: float,
-        more_s: Callable[[], float] = lambda: 0.0,
-        *,
-        charged: bool = True,
-    ) -> V:
         try:
             while not task.done():
                 left_s = self._left_s + more_s() - (self._clock() - began_s)
                 if left_s <= 0:
                     raise TierUnavailable("Redis took longer than one call may wait for it")
-                await asyncio.wait((task,), timeout=left_s)
+                await asyncio.wait((task,), timeout=None if math.isinf(left_s) else left_s)
             return task.result()
         except TierUnavailable:
             # A call that waited in vain must not wait for a second time-out.
             charged = True
             raise
         finally:
+            task.cancel()
             if charged:
                 self._left_s -= max(0.0, self._clock() - began_s - more_s())
-            del task  # As above.
-
-
-class SharedLookups(Generic[K, V]):
-    """Makes one look-up for all calls that want the same entry at the same time.
-
-    A hundred callers of one artifact fetch its 40 MB once, not a hundred times. A call whose
-    budget ends stops waiting; the look-up goes on for the others. For one event loop.
-    """
-
-    def __init__(self) -> None:
-        self._under_way: dict[K, tuple[asyncio.Task[V | None], Allowance]] = {}
-
-    async def get(
-        self, key: K, look_up: Callable[[Allowance], Awaitable[V | None]], budget: WaitBudget
-    ) -> V | None:
-        """Return what ``look_up`` returns; None if it fails or ``budget`` ends first.
-
-        ``look_up`` gets the allowance to which it adds time that no call is charged for.
-        """
-        if budget.spent:
-            return None
-        if key not in self._under_way:
-            allowance = Allowance()
-            task = asyncio.create_task(self._run(key, look_up, allowance))
-            self._under_way[key] = task, allowance
-        task, allowance = self._under_way[key]
-        try:
-            return await budget.share(task, allowance)
-        except TierUnavailable:
-            return None
-
-    async def _run(
-        self, key: K, look_up: Callable[[Allowance], Awaitable[V | None]], allowance: Allowance
-    ) -> V | None:
-        try:
-            return await look_up(allowance)
-        except TierUnavailable:
-            return None
-        finally:
-            del self._under_way[key]
+            del task  # A failed task holds its traceback, which holds this frame.

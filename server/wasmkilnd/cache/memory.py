@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from wasmkilnd.cache.memory_sizes import artifact_bytes, module_bytes
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
     Evicted,
     EvictScope,
+    ExternType,
     Held,
     IsPinned,
     Kind,
@@ -21,7 +22,11 @@ from wasmkilnd.model import (
     nothing_pinned,
 )
 from wasmkilnd.slices import in_slices
-from wasmkilnd.wait_budget import Allowance
+
+_ENTRY_BYTES = 1024
+"""What an entry costs on top of its bytes: objects, digests, the tier's tables."""
+_EXTERN_BYTES = 72
+"""What an import or export takes on top of its texts."""
 
 _Line: TypeAlias = "OrderedDict[CacheKey | str, None]"
 
@@ -59,38 +64,28 @@ class MemoryTier:
         self._kept: _Line = OrderedDict()
         self._keys_of: dict[str, dict[CacheKey, None]] = {}
 
-    async def get(
-        self,
-        key: CacheKey,
-        allowance: Allowance | None = None,
-        accept: frozenset[str] = frozenset(),
-    ) -> Artifact | None:
+    def get(self, key: CacheKey) -> Artifact | None:
         """Return the artifact under ``key`` as it was put, and make it the most recently used."""
         entry = self._touch(key)
         return entry.value if entry and isinstance(entry.value, Artifact) else None
 
-    async def put(self, artifact: Artifact) -> None:
-        """Store ``artifact``, unless it is larger than the whole tier."""
-        self._store(artifact.key, artifact, artifact_bytes(artifact))
-
-    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        """Return the module with this digest and make it the most recently used."""
+    def get_module(self, sha256: str) -> Module | None:
+        """Return the module with this digest, and make it the most recently used."""
         entry = self._touch(sha256)
         return entry.value if entry and isinstance(entry.value, Module) else None
 
-    async def put_module(self, module: Module) -> None:
-        """Store ``module``, unless it is larger than the whole tier."""
-        self._store(module.sha256, module, module_bytes(module))
+    def put(self, value: Artifact | Module) -> None:
+        """Store ``value``, unless it is larger than the whole tier."""
+        if isinstance(value, Artifact):
+            self._store(value.key, value, _artifact_bytes(value))
+        else:
+            self._store(value.sha256, value, len(value.wasm) + _ENTRY_BYTES)
 
-    async def has_module(self, sha256: str) -> bool:
-        """Return whether a module is stored, without making it recent."""
-        return sha256 in self._entries
-
-    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+    def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without making them recent."""
         return frozenset(key for key in keys if key in self._entries)
 
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+    def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
         """Return the kind of module behind each artifact, without making it recent."""
         found = {key: self._entries.get(key) for key in keys}
         return {key: entry.value.kind for key, entry in found.items() if entry}
@@ -179,32 +174,13 @@ class MemoryTier:
                 dropped += 1
         return dropped
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Remove everything."""
         self._entries.clear()
         self._free.clear()
         self._kept.clear()
         self._keys_of.clear()
         self._bytes = self._kept_bytes = 0
-
-    def check(self) -> None:
-        """Check the sums, in linear time. Raises ValueError if they do not add up."""
-        total = sum(entry.size_bytes for entry in self._entries.values())
-        if total != self._bytes:
-            raise ValueError(f"counted {self._bytes} bytes, but the entries hold {total}")
-        if sum(self._entries[key].size_bytes for key in self._kept) != self._kept_bytes:
-            raise ValueError("counted other bytes than those of the kept entries")
-        if 2 * self._kept_bytes > self._limit_bytes:
-            raise ValueError("more than half of the tier is kept")
-        if {*self._free, *self._kept} != {*self._entries}:
-            raise ValueError("the order of use has other entries than there are")
-        if total > self._limit_bytes:
-            raise ValueError(f"the entries hold {total} bytes of {self._limit_bytes}")
-        indexed = {key for keys in self._keys_of.values() for key in keys}
-        if indexed != {key for key in self._entries if isinstance(key, CacheKey)}:
-            raise ValueError("the index by module differs from the entries")
-        if not all(self._keys_of.values()):
-            raise ValueError("the index by module keeps a module without artifacts")
 
     def _touch(self, key: CacheKey | str) -> _Entry | None:
         entry = self._entries.get(key)
@@ -281,3 +257,21 @@ def _is_in(scope: EvictScope, entry: _Entry) -> bool:
 
 def _module_of(key: CacheKey | str) -> str:
     return key if isinstance(key, str) else key.module_sha256
+
+
+def _artifact_bytes(artifact: Artifact) -> int:
+    externs = (*artifact.imports, *artifact.exports)
+    # A thousand imports with long names can take more room than the code. Those of an artifact
+    # from Redis share equal texts, those of a compiled one do not: count each object once.
+    texts = {id(text): text for each in externs for text in _texts(each)}
+    return (
+        sum(map(len, artifact.frames))
+        + len(artifact.attestation)
+        + len(externs) * _EXTERN_BYTES
+        + sum(map(sys.getsizeof, texts.values()))
+        + _ENTRY_BYTES
+    )
+
+
+def _texts(extern: ExternType) -> tuple[str, str, str, str]:
+    return extern.module, extern.name, extern.kind, extern.type

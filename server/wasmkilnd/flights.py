@@ -1,6 +1,6 @@
 """One flight per key: many callers share one piece of work.
 
-A flight is a task of its own that belongs to SingleFlight, not to a caller: a caller that is
+A flight is a task of its own that belongs to Flights, not to a caller: a caller that is
 cancelled or times out does not stop the other callers. When the last caller leaves, the flight is
 cancelled, unless its waiters are ``kept``: its job runs and ``abandoned_compiles`` does not kill
 it, or its artifact is being stored.
@@ -74,7 +74,7 @@ class FlightTicket(Generic[V]):
         self._flight.add_done_callback(ended)
 
 
-class SingleFlight(Generic[K, V]):
+class Flights(Generic[K, V]):
     """Runs at most one piece of work per key at a time. For one event loop."""
 
     def __init__(self) -> None:
