@@ -58,7 +58,7 @@ def _failures() -> tuple[type[Exception], ...]:
     # These take a second to import, and nearly no command fails.
     from wasmkilnd.access.tls.first_try import CannotMakeFiles
     from wasmkilnd.access.unusable import AccessUnusable
-    from wasmkilnd.commands.cache.session import CacheCommandFailed
+    from wasmkilnd.commands.cache import CacheCommandFailed
     from wasmkilnd.commands.running import ReloadFailed
     from wasmkilnd.engines.install.command import EngineInstallError
     from wasmkilnd.lifecycle.preflight import CannotStart
@@ -81,7 +81,7 @@ def _told(failure: Exception) -> tuple[str, int]:
     """Return the sentence for what is no failure of a command, and the exit code."""
     import structlog
 
-    from wasmkilnd.commands.cache.session import BadValuesFound
+    from wasmkilnd.commands.cache import BadValuesFound
 
     if isinstance(failure, BadValuesFound):
         return str(failure), EXIT_FOUND

@@ -1,106 +1,113 @@
-"""The tools on every kind of Redis, as the user that docs/how-to/redis.md describes."""
+"""`wasmkilnd cache` on every kind of Redis, as the user that docs/how-to/redis.md describes."""
 
 from __future__ import annotations
 
-import io
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.tier import RedisTier
-from wasmkilnd.cache.redis.value_reader import ValueReader
-from wasmkilnd.cache.value.format import MAX_VALUE_BYTES
-from wasmkilnd.cache.value.names import KeyNames
-from wasmkilnd.maintenance.archive import ArchiveReader, ArchiveWriter
-from wasmkilnd.maintenance.inventory import Inventory, Listed
-from wasmkilnd.maintenance.orphans import Mentions, OrphanFinder
-from wasmkilnd.maintenance.scrub import Finding, Scrub
-from wasmkilnd.maintenance.transfer import Import, export
-from wasmkilnd.model import Artifact, Module
+from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_servers import RedisAccess, connect
+from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.model import Artifact, Module, nothing_pinned
 from wasmkilnd.wire import CHUNK_BYTES
 
-from tests.contract.redis_access import redis_access
 from tests.contract.sealing import OURS, sealer
+from tests.contract.test_cache_command import Command, kept_as_it_was, removed
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
+__all__ = ["kept_as_it_was"]
+
 SEALER = sealer(OURS)
 PREFIX = "wasm:tools:"
-NAMES = KeyNames(PREFIX)
 
 VALUES: list[Artifact | Module] = [
     *(module(tag) for tag in range(5)),
-    *(SEALER.seal(artifact(tag, 2 * CHUNK_BYTES + tag + 1)) for tag in range(5)),
+    *(SEALER.seal(artifact(tag, 2 * CHUNK_BYTES + tag + 1)) for tag in range(4)),
+    SEALER.seal(artifact(4, 1000)),
 ]
 
 
-async def listed(link: GuardedRedis) -> list[Listed]:
-    return [one async for one in Inventory(link, NAMES, SEALER).values()]
+def on_it(deployment: Deployment, work: Callable[[RedisStore], Awaitable[Any]]) -> Any:
+    """Run ``work`` with a daemon's own access to the server."""
 
-
-@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
-async def test_values_are_listed_verified_and_moved(deployment: Deployment) -> None:
-    tier = RedisTier(
-        connect(deployment.url, redis_access(deployment.access)),
-        SEALER,
-        Notes(),
-        prefix=PREFIX,
-        timeout_s=5,
-    )
-    link, findings = tier.link, list[Finding]()
-    try:
-        for one in VALUES:
-            await (tier.put(one) if isinstance(one, Artifact) else tier.put_module(one))
-        assert len(await listed(link)) == len(VALUES)
-        rest = await OrphanFinder(link, NAMES, Mentions(NAMES)).count()
-        assert (rest.parts, rest.orphans, rest.unknown) == (10, 0, 0)
-        for name in (NAMES.artifact(artifact(0).key), NAMES.module(module(0).sha256)):
-            [value] = await link.beginnings([name], [MAX_VALUE_BYTES])
-            assert value
-            await link.set(name, value[:-1] + bytes([value[-1] ^ 1]), 1000)
-        reader = ValueReader(link, NAMES, SEALER)
-        scrub = Scrub(
+    async def run() -> Any:
+        access = RedisAccess(**vars(deployment.access))
+        link = RedisLink(connect(deployment.url, access), timeout_s=5)
+        store = RedisStore(
             link,
-            NAMES,
-            reader,
-            Inventory(link, NAMES, SEALER),
-            OrphanFinder(link, NAMES, Mentions(NAMES)),
-            dry_run=False,
-            report_finding=findings.append,
-        )
-        await scrub.find_orphans()
-        await scrub.verify(await scrub.keys(), lambda: None)
-        await scrub.sweep_orphans(0)
-        assert (scrub.report.good, scrub.report.bad) == (8, {"digest": 2})
-        file = io.BytesIO()
-        chosen = await listed(link)
-        moved = await export(
-            chosen,
-            reader,
-            NAMES,
-            ArchiveWriter(file.write, 1_800_000_000, "a test"),
-            10 * CHUNK_BYTES,
-            lambda name, rejected: None,
-            lambda one: None,
-        )
-        assert (moved.values, moved.refused) == (8, {})
-        names = [name async for page in link.scan(NAMES.all_pattern()) for name in page]
-        lengths = [MAX_VALUE_BYTES] * len(names)
-        before = dict(zip(names, await link.beginnings(names, lengths), strict=True))
-        await link.delete(names)
-        assert await listed(link) == []
-        file.seek(0)
-        taking = Import(
-            link,
-            NAMES,
+            PREFIX,
             SEALER,
-            limit_bytes=10 * CHUNK_BYTES,
-            ttl_s=1000,
-            tell=lambda name, rejected: None,
+            Notes(),
+            ttl_s=9000,
+            renews=False,
+            artifact_bytes=lambda: 10**9,
+            module_bytes=lambda: 10**9,
+            is_pinned=nothing_pinned,
+            reports_usage=False,
         )
-        await taking.run(ArchiveReader(file), lambda size_bytes: None)
-        assert taking.moved.values == 8
-        assert dict(zip(names, await link.beginnings(names, lengths), strict=True)) == before
-    finally:
-        await tier.close()
+        try:
+            return await work(store)
+        finally:
+            await link.close()
+
+    return asyncio.run(run())
+
+
+async def put_all(store: RedisStore) -> None:
+    for each in VALUES:
+        await store.put(each)
+
+
+async def damage_two(store: RedisStore) -> None:
+    for name in map(store.name_of, (VALUES[0].sha256, VALUES[-1].key)):  # type: ignore[union-attr]
+        [value] = await store.link.run(("GETRANGE", name, 0, -1), timeout_s=20)
+        # In two parts, as no write of a daemon has a megabyte.
+        damaged = bytes([value[0] ^ 1]) + value[1:]
+        first, rest = damaged[:CHUNK_BYTES], damaged[CHUNK_BYTES:]
+        await store.link.run(("SET", name, first, "EX", 9000), ("APPEND", name, rest))
+
+
+async def everything(store: RedisStore) -> dict[bytes, Any]:
+    keys = [key async for page in store.pages() for key in page]
+    names = list(map(store.name_of, keys))
+    found = await store.link.run(*(("GETRANGE", name, 0, -1) for name in names), timeout_s=20)
+    return dict(zip(names, found, strict=True))
+
+
+# aiohttp ends TLS after its session is closed, and each command here has a loop of its own.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
+def test_values_are_listed_verified_moved_and_removed(
+    deployment: Deployment, kept_as_it_was: None, tmp_path: Path
+) -> None:
+    cache = Command("", tmp_path / "state")
+    del cache.environ["WASMKILN_REDIS_URL"]
+    cache.environ |= deployment.access.environment(deployment.url)
+    cache.environ["WASMKILN_REDIS_PREFIX"] = PREFIX
+    on_it(deployment, put_all)
+    rows = cache.rows()
+    assert len(rows) == len(VALUES)
+    assert {row["trust"] for row in rows} == {"trusted"}
+    assert all(0 < row["expires_in_s"] <= 9000 for row in rows)
+    on_it(deployment, damage_two)
+    findings, summary = cache.scrub()
+    assert {each["cause"] for each in findings.values()} == {"digest"}
+    assert (summary["artifacts"], summary["modules"], summary["deleted"]) == (4, 4, 2)
+    before = on_it(deployment, everything)
+    assert len(before) == 8
+    file = tmp_path / "warm"
+    assert json.loads(cache.good("export", "--json", str(file)).stdout)["exported"]["refused"] == {}
+    gone = removed(cache.good("rm", "--all", "--yes", "--json"))
+    assert (gone["artifacts"], gone["modules"]) == (4, 4)
+    assert cache.rows() == []
+    assert "imported 4 artifacts and 4 modules" in cache.good("import", str(file)).stdout
+    assert on_it(deployment, everything) == before
+    assert removed(cache.good("rm", "--engine", "wasmtime-1.0", "--json"))["artifacts"] == 4
+    digest = module(1).sha256
+    assert removed(cache.good("rm", "--module", digest, "--json"))["modules"] == 1

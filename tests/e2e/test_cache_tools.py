@@ -209,7 +209,7 @@ def test_an_embedded_server_that_hangs_is_not_waited_for_as_one_that_loads(
         os.kill(server, signal.SIGSTOP)
         began_s = time.monotonic()
         try:
-            told = site("du")
+            told = site("ls")
         finally:
             os.kill(server, signal.SIGCONT)
     assert told.returncode == 1
@@ -299,12 +299,33 @@ def test_values_are_chosen_sorted_and_added_up(site: Site, warm: Warm) -> None:
     first = wasm.digest(wasm.adder(1))
     chosen = site.rows("--module", first[:10], "--engine", "wasmtime")
     assert [(row["module"], row["engine"]) for row in chosen] == [(first, "wasmtime-50.0.1")]
-    done = site("du", "--json")
+    done = site("ls", "--totals", "--json")
     assert done.returncode == 0, done.stderr
     total = json.loads(done.stdout)["total"]
     assert total["values"] == 7
     assert total["raw_bytes"] == sum(row["raw_bytes"] for row in rows)
     assert total["stored_bytes"] == sum(row["stored_bytes"] for row in rows)
+
+
+def test_what_is_chosen_is_removed_and_pins_stay(
+    site: Site, warm: Warm, engines: Installed
+) -> None:
+    first, other = wasm.digest(wasm.adder(1)), wasm.digest(wasm.adder(2))
+    with site.daemon() as daemon, daemon.client() as client:
+        client.pin(other)
+        wait_until(lambda: {row["expires_in_s"] for row in site.rows("--module", other)} == {None})
+    done = site("rm", "--engine", "wasmer", "--json")
+    assert json.loads(done.stdout)["removed"]["artifacts"] == 1
+    assert not site.rows("--engine", "wasmer")
+    assert b"removed 1 artifacts and 1 modules" in site("rm", "--module", first[:12]).stdout
+    assert not site.rows("--module", first)
+    assert site("rm", "--all").returncode == 2
+    done = site("rm", "--all", "--yes", "--json")
+    gone = json.loads(done.stdout)["removed"]
+    assert (gone["artifacts"], gone["modules"], gone["pinned"]) == (1, 1, 2)
+    assert {row["module"] for row in site.rows()} == {other}
+    assert site("rm", "--module", other, "--pinned").returncode == 0
+    assert site.rows() == []
 
 
 def test_a_wrong_command_line_has_its_exit_code(site: Site) -> None:
