@@ -10,31 +10,28 @@ ones:
       fast_first            what calls that accept fast code get
       compiles_behind       compiles that no caller waits for
       admission             refuses a module or a spec before it costs anything
-      cache/tiered          memory first, then the host store, then Redis
-      singleflight          one compilation for all callers that want the same artifact
+      cache/cache           memory first, then the host store, then Redis
+      flights               one compilation for all callers that want the same artifact
       quarantine            refuses a module that broke this compiler before
       cache/fleet           one compilation among all daemons on one Redis
       engines/registry      chooses the engine of a request
       engines/workers       a worker process for the job: pool, process
 
-Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``pin_service``.
-Each namespace has services of its own (``tenant``). ``pins`` and ``uses`` are what it knows of
-pinned modules and of served artifacts; ``account`` is who pays for what a call uses.
+Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``cache/pins``.
+Each namespace has services of its own (``tenant``). ``account`` is who pays for what a call uses.
 
 | room | what it is for |
 |---|---|
 | ``access`` | who may do what: identities, roles, quotas, TLS |
 | ``rpc`` | gRPC: connections, bytes in flight, messages, the table of errors |
-| ``cache`` | the tiers: memory, Redis, the embedded server; who of the fleet compiles |
+| ``cache`` | the tiers; pins; how often artifacts are served; who of the fleet compiles |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
-| ``usage`` | how often each artifact is served |
 | ``tenants`` | namespaces: caches and services of their own for callers who share nothing |
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
 | ``config`` | settings: one schema for flags, environment, file and docs |
 | ``lifecycle`` | start, readiness, reload, shutdown |
 | ``telemetry`` | logs, the audit, metrics, the HTTP port for metrics and health |
 | ``commands`` | the commands beside ``serve``: keys, tokens, certificates, the cache |
-| ``maintenance`` | offline tools over the shared tier |
 | ``model``, ``errors``, ``ports`` | values, failures and interfaces that all rooms share |
 
 Rooms share values and ports; which other rooms each may import is listed in pyproject.toml. The

@@ -15,16 +15,17 @@ from weakref import WeakValueDictionary
 from wasmkilnd import errors
 from wasmkilnd.account import Bill
 from wasmkilnd.admission import Admission, check_sha256
+from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile_work import CompileWork
 from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fast_first import optimised_may_succeed
+from wasmkilnd.flights import Flights, FlightTicket
 from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
-from wasmkilnd.ports import Cache, Claim, CompiledCode, Engines, Fleet, Recorder, Refused
+from wasmkilnd.ports import Claim, CompiledCode, Engines, Fleet, Recorder, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served, Terms
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.singleflight import FlightTicket, SingleFlight
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
 
@@ -58,7 +59,7 @@ class CompileService:
         self._admission = admission
         # Keyed by ``recompile`` too: a caller that wants a new compilation must not join a
         # flight that may return a stored artifact.
-        self._flights: SingleFlight[tuple[CacheKey, bool], Served] = SingleFlight()
+        self._flights: Flights[tuple[CacheKey, bool], Served] = Flights()
         # A call holds its module until it is served; all calls with one module hold one copy.
         self._copies: WeakValueDictionary[str, Module] = WeakValueDictionary()
         self.behind = CompilesBehind(
@@ -122,7 +123,7 @@ class CompileService:
         sha256 = check_sha256(request.sha256, "sha256")
         uploaded = module is not None
         spec = self._spec(request, module)
-        key = CacheKey(sha256, spec.fingerprint, spec.engine.id)
+        key = spec.key_for(sha256)
         if served := await self._look_up(key, spec, request, budget):
             return served
         if module is None:
@@ -133,7 +134,7 @@ class CompileService:
             # names no engine may mean another engine than the default.
             spec = self._spec(request, module)
             if key.fingerprint != spec.fingerprint:
-                key = CacheKey(sha256, spec.fingerprint, spec.engine.id)
+                key = spec.key_for(sha256)
                 if served := await self._look_up(key, spec, request, budget):
                     return served
         if refused := request.refused_miss():
@@ -156,7 +157,7 @@ class CompileService:
             return None
         served = await self._get(key, request, budget)
         if served is None and (fast := self._fast(spec, request)):
-            fast_key = CacheKey(key.module_sha256, fast.fingerprint, fast.engine.id)
+            fast_key = fast.key_for(key.module_sha256)
             served = await self._get(fast_key, request, budget)
             if served and not request.hits_only:
                 self.behind.add(key.module_sha256, spec, request.terms.account)
@@ -166,7 +167,8 @@ class CompileService:
         self, key: CacheKey, request: CompileRequest, budget: WaitBudget
     ) -> Served | None:
         if request.accept_host_file and (mapped := await self._cache.host_file(key, budget)):
-            served = Served(mapped[0], Origin.HOST_STORE, host_file=mapped[1])
+            artifact, file, origin = mapped
+            served = Served(artifact, origin, host_file=file)
         elif found := await self._cache.get(key, budget, request.accept_encodings):
             served = Served(*found)
         else:
@@ -175,8 +177,7 @@ class CompileService:
 
     async def _with_host_file(self, served: Served, budget: WaitBudget) -> Served:
         """Return ``served`` with its file, if the host store has it by now or can be filled."""
-        mapped = await self._cache.host_file(served.artifact.key, budget, served.artifact)
-        # If these bytes could not be written, a file of others may be there from before.
+        mapped = await self._cache.host_file(served.artifact.key, budget)
         if mapped and mapped[0].sha256 == served.artifact.sha256:
             return replace(served, host_file=mapped[1])
         return served
@@ -215,10 +216,7 @@ class CompileService:
     def _end_unwanted(self, request: CompileRequest) -> None:
         """End the flight of the daemon's own request, unless a caller waits for it too."""
         spec = self._spec(request, None)
-        flight = (
-            CacheKey(request.sha256, spec.fingerprint, spec.engine.id),
-            request.skip_cache_lookup,
-        )
+        flight = spec.key_for(request.sha256), request.skip_cache_lookup
         if waiters := self._flights.waiters(flight):
             waiters.release()
 
@@ -266,7 +264,7 @@ class CompileService:
                 return None
             if worker.queued_s > _RECHECK_QUARANTINE_AFTER_S:
                 await self._quarantine.check(work.key, work.budget)
-            if not work.recompile and await self._cache.has_local(work.key):
+            if not work.recompile and self._cache.has_local(work.key):
                 return None
             if not await claim.take():
                 return None
@@ -294,7 +292,7 @@ class CompileService:
         artifact = self._sealer.seal(work.artifact(code))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
-            await self._cache.put_module(work.module)
-        await self._cache.put(artifact)
+            self._cache.put_module(work.module)
+        self._cache.put(artifact)
         bill.stored(artifact.size_bytes + (len(work.module.wasm) if work.uploaded else 0))
         return Served(artifact, Origin.COMPILED, code.queue_time_s)

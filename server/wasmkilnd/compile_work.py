@@ -25,9 +25,7 @@ class CompileWork:
 
     def by(self, spec: CompileSpec) -> CompileWork:
         """Return the same work with another spec."""
-        return replace(
-            self, key=CacheKey(self.module.sha256, spec.fingerprint, spec.engine.id), spec=spec
-        )
+        return replace(self, key=spec.key_for(self.module.sha256), spec=spec)
 
     def artifact(self, compiled: CompiledCode) -> Artifact:
         """Return the artifact that consists of ``compiled``, not signed."""

@@ -124,7 +124,7 @@ class CompilesBehind:
         With ``anew``, compile it even if a tier holds the artifact. ``account`` pays for it, so
         nothing is compiled while that has used up a quota.
         """
-        key = CacheKey(module_sha256, spec.fingerprint, spec.engine.id)
+        key = spec.key_for(module_sha256)
         known = key in self._waiting or key in self._running
         if self._ended or known or self._failed.get(key, 0.0) > time.monotonic():
             return

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
+from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.pins import Pins
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
-from wasmkilnd.pin_service import PinService
-from wasmkilnd.ports import Cache, Engines
+from wasmkilnd.ports import Engines
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
 from wasmkilnd.slices import collect_in_slices
@@ -30,7 +31,7 @@ class ModuleService:
         engines: Engines,
         quarantine: Quarantine,
         admission: Admission,
-        pins: PinService,
+        pins: Pins,
     ) -> None:
         self._cache = cache
         self._engines = engines
@@ -48,7 +49,7 @@ class ModuleService:
         if not already_loaded:
             self._admission.refuse_if_late(engine_id, module, request.terms, None)
         spec = self._engines.spec(engine_id, "", "", {})
-        key = CacheKey(module.sha256, spec.fingerprint, spec.engine.id)
+        key = spec.key_for(module.sha256)
         watch = self._quarantine.watch(key, spec, budget)
         work = self._admission.begin(engine_id, module, request.terms, compiles=False, arrived=True)
         request.terms.release()
@@ -61,7 +62,7 @@ class ModuleService:
             # This daemon may have the module in memory after Redis lost it, where others look.
             self._cache.restore_module(module)
         else:
-            await self._cache.put_module(module)
+            self._cache.put_module(module)
             work.bill.stored(len(module.wasm))
         return LoadResult(
             module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256)
@@ -131,4 +132,4 @@ class ModuleService:
 
     def _key(self, sha256: str, engine_id: str, wanted: WantedArtifact) -> CacheKey:
         spec = self._engines.spec(engine_id, wanted.target, wanted.cpu, wanted.settings)
-        return CacheKey(sha256, spec.fingerprint, spec.engine.id)
+        return spec.key_for(sha256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grp
 
 from wasmkilnd.cache.host_store import HostOptions
-from wasmkilnd.cache.redis.connect import RedisAccess
+from wasmkilnd.cache.redis_servers import RedisAccess
 from wasmkilnd.cache.shared_server import RemoteOptions
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from wasmkilnd.cache.pins import Pins
+from wasmkilnd.cache.usage import Tally
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.pin_service import PinService
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.uses import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,6 @@ class Tenant:
     service: CompileService
     modules: ModuleService
     quarantine: Quarantine
-    pins: PinService
-    tally: Tally = field(default_factory=Tally)
+    pins: Pins
+    tally: Tally
     """Counts how often each artifact is served."""

@@ -34,14 +34,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import structlog
-import zstandard
 from google.protobuf import json_format
 from wasmkiln.artifact import header_text
 from wasmkiln.attestation import peek
@@ -58,12 +56,13 @@ from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 from wasmkilnd import model
-from wasmkilnd.cache.value.rejected import Cause, ValueRejected
-from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.cache.value import ValueRejected, unpacked
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
+from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.ownership import NotOurs, check_path, make_folder, take_back
-from wasmkilnd.ports import Recorder, Verifier
+from wasmkilnd.ports import Recorder
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
@@ -91,7 +90,6 @@ _READERS = 4
 _TRIES = 3
 _NO_WRITES_S = 10.0
 _PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of the daemon.
-_HEAD_START_S = 0.05  # As long as the reply that caused a write is being sent: see WriteBehind.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
 _SETTLED_NS = 1_000_000_000  # What changed this recently may change again with the same ctime.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
@@ -581,7 +579,7 @@ class HostStore:
     def __init__(
         self,
         directory: HostDirectory,
-        verifier: Verifier,
+        verifier: Sealer,
         recorder: Recorder,
         *,
         header_of: HeaderOf,
@@ -590,16 +588,14 @@ class HostStore:
         limit_bytes: int | None = None,
         wait_s: float = math.inf,
         artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
-        write_queue_bytes: Callable[[], int] = lambda: sys.maxsize,
         is_pinned: model.IsPinned = model.nothing_pinned,
-        carry: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Hold at most ``limit_bytes``, the namespace's share of the directory's limit.
 
         ``wait_s`` bounds each look-up, apart from reading large artifacts. ``get`` reads no
         artifact that is larger than ``artifact_bytes``. What is of a module that ``is_pinned``
         returns True for makes no room for others. ``engines`` returns what the daemon serves, for
-        clients that compute fingerprints themselves. For ``carry`` see WriteBehind.
+        clients that compute fingerprints themselves.
         """
         limit_bytes = directory.limit_bytes if limit_bytes is None else limit_bytes
         self.options = directory.options.of_namespace(namespace, limit_bytes)
@@ -609,9 +605,8 @@ class HostStore:
         self.is_pinned = is_pinned
         self.header_of = header_of
         self.recorder = recorder
-        self.write_behind = WriteBehind(
-            self, write_queue_bytes, _always_ready, _HEAD_START_S, carry=carry
-        )
+        self.skipped = 0
+        """How many writes were not tried."""
         self._directory = directory
         self._verifier = verifier
         self._engines = engines
@@ -619,7 +614,6 @@ class HostStore:
         self._wait_s = wait_s
         self._artifact_bytes = artifact_bytes
         self._refused: set[CacheKey] = set()  # Each counts once, however often it is asked for.
-        self._skipped = 0
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
@@ -653,19 +647,20 @@ class HostStore:
         return self._directory.troubles.get("use", "").removeprefix("the host store ")
 
     @property
-    def _is_well(self) -> bool:
+    def is_well(self) -> bool:
+        """Whether its directory can be used, no look-up hangs and no write failed just now."""
         is_late = time.monotonic() >= self._directory.no_writes_until_s
-        return self.is_on and is_late and not self._directory.left_behind
+        return self.is_on and is_late and not self._directory.left_behind and not self.trouble
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
         key, limit_bytes = artifact.key, self.options.limit_bytes
         fits = _least_on_disk(artifact) <= limit_bytes
-        if self._is_well and fits:
+        if self.is_well and fits:
             self._refused.discard(key)
             return True
         if self.is_on and key not in self._refused:
-            self._skipped += 1
+            self.skipped += 1
             self._refused = {key, *(() if len(self._refused) >= _MAX_REMEMBERED else self._refused)}
             if not fits:
                 log.warning(
@@ -714,19 +709,6 @@ class HostStore:
             raise
         self.recorder.tier_store(self.name, "ok", time.perf_counter() - began_s)
 
-    async def get_module(
-        self, sha256: str, allowance: Allowance | None = None
-    ) -> model.Module | None:
-        """Return None: there are no modules here."""
-        return None
-
-    async def put_module(self, module: model.Module) -> None:
-        """Do nothing."""
-
-    async def has_module(self, sha256: str) -> bool:
-        """Return False."""
-        return False
-
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without checking them. Raises TierUnavailable."""
 
@@ -759,13 +741,6 @@ class HostStore:
     def usage(self) -> TierUsage:
         """Return what all daemons of the host stored, as of a few seconds ago."""
         return self.shelf.usage(self.options.limit_bytes)
-
-    def status(self) -> model.HostStatus:
-        """Return whether it can be used, how many writes wait, and how many were given up."""
-        dropped, is_up = self.write_behind.dropped + self._skipped, self._is_well
-        return model.HostStatus(
-            self.write_behind.pending, dropped, is_on=self.is_on, up=is_up and not self.trouble
-        )
 
     def entries_of(self, modules: Collection[str]) -> Mapping[str, Mapping[CacheKey, int]]:
         """Return the entries of ``modules`` with their sizes, as of the last scan."""
@@ -803,13 +778,8 @@ class HostStore:
         self.options = replace(self.options, limit_bytes=limit_bytes)
         self._directory.resize(self._directory.limit_bytes)
 
-    async def flush(self, timeout_s: float) -> None:
-        """Write what waits, for at most ``timeout_s``."""
-        await self.write_behind.flush(timeout_s)
-
     async def close(self) -> None:
-        """Drop the writes that wait; the entries go when other namespaces need the room."""
-        await self.write_behind.close(0)
+        """Serve the namespace no more: its entries go when others need the room."""
         if self.shelf.store is self:
             self.shelf.store, self.shelf.kept = None, model.Held()
             self._directory.resize(self._directory.limit_bytes)
@@ -982,7 +952,7 @@ class OpenEntry:
             raise ValueRejected(Cause.FORMAT, f"{HEADER} does not end as it should")
         return _artifact_of(header)
 
-    def verified(self, verifier: Verifier) -> Artifact:
+    def verified(self, verifier: Sealer) -> Artifact:
         """Return what the header says, if its attestation vouches for it."""
         artifact = self.described()
         is_signed = artifact.attestation or self._before[FILES.index(ATTESTATION)]
@@ -1228,20 +1198,13 @@ def _write_file(path: Path, chunks: Iterable[Any], options: HostOptions) -> File
     return _id_of(path.stat())
 
 
-def _unpacked(artifact: Artifact) -> Iterator[bytes | memoryview]:
+def _unpacked(artifact: Artifact) -> Iterator[Any]:
     """Return the artifact's bytes, one frame after the other. Raises ValueRejected."""
-    views = payload_views(artifact.frames)
-    if not artifact.encoding:
-        yield from views
-        return
-    decompressor = zstandard.ZstdDecompressor()
-    for view in views:
-        try:
-            if zstandard.frame_content_size(view) > CHUNK_BYTES:
-                raise ValueRejected(Cause.FORMAT, "a frame is larger than any can be")
-            yield decompressor.decompress(view, max_output_size=CHUNK_BYTES, allow_extra_data=False)
-        except zstandard.ZstdError:
-            raise ValueRejected(Cause.FORMAT, "cannot decompress a frame") from None
+    left_bytes = artifact.size_bytes
+    for view in payload_views(artifact.frames):
+        chunk = unpacked(view, min(CHUNK_BYTES, left_bytes)) if artifact.encoding else view
+        left_bytes -= len(chunk)
+        yield chunk
 
 
 def _artifact_of(header: ArtifactHeader) -> Artifact:
@@ -1465,10 +1428,6 @@ def _steps(directory: Path, key: CacheKey) -> tuple[Path, Path, Path]:
 def _is_possible(key: CacheKey) -> bool:
     """Return whether folders can have these names: a key must not lead to another place."""
     return all(map(model.SHA256_HEX.fullmatch, (key.fingerprint, key.module_sha256)))
-
-
-async def _always_ready() -> None:
-    """Return at once: a write to a disk that fails is dropped, not kept for later."""
 
 
 async def _briefly(work: Coroutine[Any, Any, object]) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -27,6 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from wasmkilnd import errors
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.cache import stamped
+from wasmkilnd.cache.host_store import HostStore
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import (
     MAX_PINS,
@@ -40,13 +43,8 @@ from wasmkilnd.model import (
     PinTimes,
     TierUsage,
 )
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.whole_files import locked, namespace_file, write_whole
-
-if TYPE_CHECKING:
-    from wasmkilnd.cache.host.tier import HostTier
-    from wasmkilnd.cache.memory import MemoryTier
-    from wasmkilnd.cache.redis_store import RedisStore
 
 LOOK_EVERY_S = 30.0
 """How long it takes at most until a daemon knows another one's pins."""
@@ -109,7 +107,7 @@ class Pins:
         sealer: Sealer,
         *,
         memory: MemoryTier,
-        host: HostTier | None,
+        host: HostStore | None,
         store: RedisStore | None,
         write_to_host: Callable[[Artifact], object],
         write_to_redis: Callable[[Artifact | Module], object],
@@ -257,11 +255,10 @@ class Pins:
         """Return what each tier that answers has of each module."""
         tiers: dict[str, Mapping[str, Held]] = {self._memory.name: self._memory.pinned(modules)}
         if self._host:
-            with contextlib.suppress(TierUnavailable):
-                tiers[self._host.name] = {
-                    module: Held(len(entries), 0, sum(each.size_bytes for each in entries))
-                    for module, entries in (await self._host.entries_of(modules)).items()
-                }
+            tiers[self._host.name] = {
+                module: Held(len(entries), 0, sum(entries.values()))
+                for module, entries in self._host.entries_of(modules).items()
+            }
         if self._store:
             with contextlib.suppress(TierUnavailable):
                 tiers["redis"] = await self._store.measure(modules, keep=False)
@@ -351,9 +348,7 @@ class Pins:
         at_hand = {
             each.key: each for module in modules for each in self._memory.artifacts_of(module)
         }
-        on_disk = set[CacheKey]()
-        with contextlib.suppress(TierUnavailable):
-            on_disk = await self._repair_host(modules, at_hand.values())
+        on_disk = self._repair_host(modules, at_hand.values())
         wanted = [module for module in modules if module not in self._let_go]
         keys = [key for key in {*at_hand, *on_disk} if key.module_sha256 not in self._let_go]
         if self._store is None or not wanted:
@@ -374,15 +369,13 @@ class Pins:
                     left_bytes -= artifact.size_bytes
                     self._write_to_redis(artifact)
 
-    async def _repair_host(
-        self, modules: Collection[str], at_hand: Iterable[Artifact]
-    ) -> set[CacheKey]:
-        """Write what the host store lacks; return what it has. Raises TierUnavailable."""
+    def _repair_host(self, modules: Collection[str], at_hand: Iterable[Artifact]) -> set[CacheKey]:
+        """Write what the host store lacks; return what it has."""
         if self._host is None:
             return set()
-        await self._host.count_pinned(self._pinned)
-        rows = await self._host.entries_of(modules)
-        on_disk = {row.key for entries in rows.values() for row in entries}
+        if self._pinned or self._host.usage().pinned_entries:
+            self._host.count_pinned(self._pinned)
+        on_disk = {key for entries in self._host.entries_of(modules).values() for key in entries}
         for artifact in at_hand:
             if artifact.key not in on_disk and self._host.has_room_for_pinned(artifact):
                 self._write_to_host(artifact)
@@ -443,6 +436,12 @@ class Pins:
         self._memory.keep_pinned(changed)
         self._late |= changed
         return bool(changed)
+
+
+def pinned_in(state_dir: Path, namespace: str) -> set[str]:
+    """Return what is pinned by the file in the state directory. Raise OSError."""
+    found = _read_file(namespace_file(state_dir / "pins", namespace))
+    return {module for module, times in found.items() if times.is_pinned}
 
 
 def _merge(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:

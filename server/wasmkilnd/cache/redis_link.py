@@ -3,9 +3,10 @@
 While the breaker is closed, calls go through. The first outage opens it: then calls fail at once
 without touching the network, and a background task, never a caller, asks the server again,
 waiting longer each time, until it answers. So an outage costs the callers of that moment one
-time-out at most, and later callers nothing. A refusal (full, read-only, no permission) is an
-answer and opens nothing, nor does one dead node of a cluster, nor a cancelled call; a reply of
-another type than its command has is as good as no answer.
+time-out at most, and later callers nothing. A write has more time, but ends before the server is
+asked again: its reply may be lost, and other writes wait behind it. A refusal (full, read-only, no
+permission) is an answer and opens nothing, nor does one dead node of a cluster, nor a cancelled
+call; a reply of another type than its command has is as good as no answer.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class RedisLink:
         self._closed_at_s = -retry_max_s
         self._wait_s = self._first_wait_s
         self._asking: asyncio.Task[None] | None = None
+        self._long: set[asyncio.Timeout] = set()
+        """The calls under way that may take longer than ``timeout_s``."""
         self._answered = False
         self._answered_at_s = -timeout_s
         self._why = "not asked yet"
@@ -165,8 +168,13 @@ class RedisLink:
         if self.is_down:
             raise TierUnavailable(self._why)
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await work()
+            async with asyncio.timeout(timeout_s) as end:
+                if timeout_s > self.timeout_s:
+                    self._long.add(end)
+                try:
+                    answer = await work()
+                finally:
+                    self._long.discard(end)
         except Exception as error:
             failure = described(error)
             outage = is_outage(error)
@@ -177,8 +185,11 @@ class RedisLink:
             forget_frames(error)  # Frames hold values, and libraries keep their errors.
             if outage:
                 self._open(str(failure))
-            # Not `from error`: a traceback in a log would contain its secrets.
-            raise failure from None
+            try:
+                # Not `from error`: a traceback in a log would contain its secrets.
+                raise failure from None
+            finally:
+                del failure  # Its traceback holds this frame.
         self._answered = True
         self._answered_at_s = time.monotonic()
         return answer
@@ -195,6 +206,10 @@ class RedisLink:
         self._why = why
         self._closed.clear()
         _log.warning("tier is down", tier="redis", detail=why)
+        soon_s = asyncio.get_running_loop().time() + self._first_wait_s
+        for end in self._long:
+            if not end.expired():
+                end.reschedule(min(end.when() or soon_s, soon_s))
         self._asking = asyncio.create_task(self._ask_until_it_answers())
 
     async def _ask_until_it_answers(self) -> None:

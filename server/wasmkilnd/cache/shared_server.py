@@ -13,9 +13,15 @@ from pathlib import Path
 import structlog
 
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
-from wasmkilnd.cache.redis.connect import NO_ACCESS, AccessUnusable, RedisAccess, connect
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.server import RedisServer, UnavailableServer
+from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_servers import (
+    NO_ACCESS,
+    AccessUnusable,
+    RedisAccess,
+    RedisServer,
+    UnavailableServer,
+    connect,
+)
 from wasmkilnd.model import SWITCHED_OFF
 from wasmkilnd.redis_address import BadRedisUrl, RedisAddress
 
@@ -59,7 +65,7 @@ class SharedServer:
     """Where it is, in words without secrets."""
     mode: str
     """As in RemoteStatus: ``embedded``, ``external`` or ``none``."""
-    link: GuardedRedis | None = None
+    link: RedisLink | None = None
     """None if the shared tier is switched off."""
     embedded: EmbeddedServer | None = None
     reconnect: Callable[[RedisAccess], RedisServer] | None = None
@@ -73,12 +79,12 @@ class SharedServer:
     @property
     def up(self) -> bool:
         """Whether the server answers."""
-        return self.link.breaker.up if self.link else False
+        return self.link.up if self.link else False
 
     @property
     def why_down(self) -> str:
         """Why the server does not answer; empty if it does."""
-        return self.link.breaker.detail if self.link else SWITCHED_OFF
+        return self.link.why_down if self.link else SWITCHED_OFF
 
     @property
     def description(self) -> str:
@@ -119,7 +125,7 @@ class SharedServer:
         wait_s, logged = _REVIVE_INTERVAL_S, ""
         while True:
             await asyncio.sleep(wait_s)
-            if not (self.link and self.link.breaker.open and self.embedded):
+            if not (self.link and self.link.is_down and self.embedded):
                 wait_s, logged = _REVIVE_INTERVAL_S, ""
                 continue
             try:
@@ -180,8 +186,8 @@ async def _embedded(options: RemoteOptions) -> SharedServer:
     )
 
 
-def _guarded(options: RemoteOptions, server: RedisServer) -> GuardedRedis:
-    return GuardedRedis(server, timeout_s=options.timeout_s, longest_wait_s=options.retry_max_s)
+def _guarded(options: RemoteOptions, server: RedisServer) -> RedisLink:
+    return RedisLink(server, timeout_s=options.timeout_s, retry_max_s=options.retry_max_s)
 
 
 def connected(
@@ -192,7 +198,7 @@ def connected(
     ``timeout_s`` bounds each read and each write. Raises CannotOpenShared.
     """
     try:
-        return connect(url, access, connect_timeout_s=options.timeout_s, timeout_s=timeout_s)
+        return connect(url, access, timeout_s=timeout_s)
     except (BadRedisUrl, AccessUnusable) as failure:
         raise CannotOpenShared(str(failure)) from None
 

@@ -8,14 +8,11 @@ a trusted key signed it for this purpose and this name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.errors import WrongType
 from wasmkilnd.model import STAMP_BYTES
-from wasmkilnd.ports import Sealer
-
-if TYPE_CHECKING:
-    from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.signing.sealer import Sealer
 
 MAX_BYTES = 2 * 1024**2
 

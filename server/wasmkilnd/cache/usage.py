@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import heapq
 import json
 import random
@@ -22,20 +23,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from wasmkilnd.cache import stamped
+from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import SHA256_HEX, STAMP_BYTES, Artifact, CacheKey, CompileSpec
 from wasmkilnd.ownership import NotOurs, check_path
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.whole_files import locked, namespace_file, write_whole
-
-if TYPE_CHECKING:
-    from wasmkilnd.cache.redis_store import RedisStore
 
 MAX_USES = 10_000
 """How many artifacts have a count."""
@@ -58,9 +57,11 @@ _MOST_AHEAD_S = 300.0
 # A record's owner stands behind its stamp, so that the record's beginning tells it.
 _OWNER_BYTES = 16
 _HEAD_BYTES = STAMP_BYTES + _OWNER_BYTES
-# Of several daemons, one takes over what another left, and none what was written since.
+# Of several daemons, one takes over what another left, and none what was written since. The digest
+# is text, which every protocol carries.
 _DELETE_IF = """
-if redis.call('getrange', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+local head = redis.call('getrange', KEYS[1], 0, ARGV[1] - 1)
+if redis.sha1hex(head) ~= ARGV[2] then return 0 end
 return redis.call('unlink', KEYS[1])
 """
 
@@ -262,7 +263,10 @@ class Usage:
             record = await self._read(redis, place)
             # What nobody signed only takes the place away.
             if record is None or record.left or record.uses.at_s + _ABANDONED_S < time.time():
-                [deleted] = await redis.link.run(("EVAL", _DELETE_IF, 1, self._name(place), head))
+                # Not for security: it tells records apart.
+                digest = hashlib.sha1(head, usedforsecurity=False).hexdigest()
+                script = ("EVAL", _DELETE_IF, 1, self._name(place), len(head), digest)
+                [deleted] = await redis.link.run(script)
                 if deleted:
                     left[place] = b""
                     self._counted.add(record.uses if record else Uses())

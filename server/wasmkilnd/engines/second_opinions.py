@@ -24,9 +24,9 @@ from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.verdicts.verdict_cache import Key, VerdictCache
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Flights
 from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.singleflight import SingleFlight
 from wasmkilnd.waiters import Waiter, Waiters
 
 # wasmtime's package has no other way to validate them.
@@ -54,7 +54,7 @@ class SecondOpinions:
         self._verdicts = VerdictCache()
         # By question, and whether it is a second opinion: a caller that asks for itself must not
         # get the result of a job with less time, nor wait in the queue for second opinions.
-        self._flights: SingleFlight[tuple[Key, bool], Verdict] = SingleFlight()
+        self._flights: Flights[tuple[Key, bool], Verdict] = Flights()
         self._undecided: OrderedDict[Key, float] = OrderedDict()
 
     def expected_wait_s(

@@ -38,7 +38,7 @@ from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import host_options, remote_options
-from wasmkilnd.ports import Auditor, Guard, Sealer, Tracing
+from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
 from wasmkilnd.rpc.server import RpcServer

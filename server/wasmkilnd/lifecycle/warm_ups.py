@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.cache.usage import Use
 from wasmkilnd.compiles_behind import request_behind_all
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
@@ -24,7 +25,6 @@ from wasmkilnd.model import SWITCHED_OFF, EngineWarmUp
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.tenants.graph import OpenTenant
 from wasmkilnd.tenants.tenants import Tenants
-from wasmkilnd.uses import Use
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -173,7 +173,7 @@ class WarmUps:
 
     def _may_come_back(self, opened: OpenTenant, failure: WasmkilnError) -> bool:
         """Return whether the module may be in a tier that does not answer now."""
-        tier = opened.shared.status()
+        tier = opened.remote_status()
         down = not tier.up and tier.detail != SWITCHED_OFF
         return failure.reason is Reason.MODULE_NOT_LOADED and down
 

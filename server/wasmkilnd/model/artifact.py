@@ -88,6 +88,10 @@ class CompileSpec:
         """Whether the engine's fast compiler makes it, whose code runs slower."""
         return is_fast(self.changed_settings)
 
+    def key_for(self, module_sha256: str) -> CacheKey:
+        """Return the key of the artifact of a module."""
+        return CacheKey(module_sha256, self.fingerprint, self.engine.id)
+
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
@@ -137,7 +141,7 @@ class Artifact:
     @property
     def key(self) -> CacheKey:
         """The key under which every tier stores it."""
-        return CacheKey(self.module_sha256, self.spec.fingerprint, self.spec.engine.id)
+        return self.spec.key_for(self.module_sha256)
 
 
 @dataclass(frozen=True, slots=True)

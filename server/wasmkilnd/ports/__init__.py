@@ -6,10 +6,8 @@ knowing the services.
 
 | file | ports | implemented by |
 |---|---|---|
-| ``tiers`` | ``Tier``, ``HostStore``: one level of cache; ``Cache``: all levels | ``cache`` |
 | ``claims`` | ``Fleet``: who compiles; ``Claim``: one daemon's claim to compile | ``cache.fleet`` |
 | ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
-| ``pins`` | ``PinnedTiers``: keeps what is pinned in all tiers | ``cache`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
 | ``access`` | ``Guard``: who calls, and what they may do | ``access`` |
 | ``audit`` | ``Auditor``: writes down who did what | ``telemetry.audit`` |
@@ -31,17 +29,14 @@ from wasmkilnd.ports.access import Guard
 from wasmkilnd.ports.audit import AuditEvent, AuditLine, Auditor
 from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
-from wasmkilnd.ports.pins import Measured, PinnedTiers, Room
 from wasmkilnd.ports.recorder import Recorder
 from wasmkilnd.ports.strikes import StrikeStore
-from wasmkilnd.ports.tiers import Cache, HostStore, Tier
 from wasmkilnd.ports.tracing import CallTrace, Tracing
 
 __all__ = [
     "AuditEvent",
     "AuditLine",
     "Auditor",
-    "Cache",
     "CallTrace",
     "Claim",
     "CompiledCode",
@@ -49,13 +44,8 @@ __all__ = [
     "Engines",
     "Fleet",
     "Guard",
-    "HostStore",
-    "Measured",
-    "PinnedTiers",
     "Recorder",
     "Refused",
-    "Room",
     "StrikeStore",
-    "Tier",
     "Tracing",
 ]

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wasmkilnd.admission import Admission
+from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.open_shared import SharedTier, open_shared
-from wasmkilnd.cache.pin_file import PinFile
-from wasmkilnd.cache.pinned_tiers import TiersWithPins
+from wasmkilnd.cache.pins import Pins
+from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
-from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.cache.value.marks import Marks
+from wasmkilnd.cache.usage import Usage
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.model import DEFAULT_NAMESPACE, Limits, RemoteStatus
+from wasmkilnd.model import DEFAULT_NAMESPACE, HostStatus, Limits, RemoteStatus
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.pin_service import PinService
-from wasmkilnd.pins import Pins
-from wasmkilnd.ports import Engines, Fleet, Recorder, Tracing
+from wasmkilnd.ports import Engines, Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.wire.headers import header_of
@@ -35,8 +32,6 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.tenants.recorders import BothRecorders
 from wasmkilnd.tenants.shares import Share
-from wasmkilnd.usage.file import UseFile
-from wasmkilnd.usage.keeper import UsageKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,44 +61,57 @@ class OpenTenant:
     tenant: Tenant
     memory: MemoryTier
     host: HostStore
-    shared: SharedTier
-    cache: TieredCache
-    pinned: TiersWithPins
-    usage: UsageKeeper
+    redis: RedisStore | None
+    """None where the settings switch Redis off."""
+    cache: Cache
+    fleet: Fleet
+    usage: Usage
+    mode: str
+    """As in RemoteStatus."""
     metrics: Metrics
     """Of the namespace alone; of the default one, those of the whole daemon."""
 
     async def start(self) -> None:
-        """Make the host store ready, and begin to watch the shared tier; never raise."""
-        await self.pinned.read()  # First: a tier that opens makes room.
-        await asyncio.gather(self.host.start(), self.shared.start())
-        self.pinned.start()
+        """Make the host store ready, and begin to watch Redis; never raise."""
+        await self.tenant.pins.read()  # First: a tier that opens makes room.
+        await asyncio.gather(self.host.start(), *([self.redis.start()] if self.redis else []))
+        self.tenant.pins.start()
         self.usage.start()
 
     def resize(self, share: Share) -> None:
         """Hold no more than ``share`` from now on."""
         self.memory.resize(share.memory_bytes)
-        self.pinned.namespaces = share.namespaces
+        self.tenant.pins.namespaces = share.namespaces
         if share.host_store_bytes:
             self.host.resize(share.host_store_bytes)
+
+    def host_status(self) -> HostStatus:
+        """Return whether the host store can be used, and the writes that wait or were given up."""
+        writes = self.cache.host_writes
+        if writes is None:
+            return HostStatus()
+        dropped = writes.dropped + self.host.skipped
+        return HostStatus(writes.pending, dropped, is_on=True, up=self.host.is_well)
+
+    def remote_status(self) -> RemoteStatus:
+        """Return whether Redis answers, and how many writes to it wait."""
+        return self.cache.remote_status(self.mode)
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
         saving = asyncio.wait_for(self.usage.save(last=True), timeout_s)
         await asyncio.gather(
-            self.shared.flush(timeout_s),
-            self.host.flush(timeout_s),
-            asyncio.gather(saving, return_exceptions=True),
+            self.cache.flush(timeout_s), asyncio.gather(saving, return_exceptions=True)
         )
 
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush."""
         await self.usage.close()
         await self.tenant.quarantine.close()
-        await self.pinned.close()
-        await self.shared.close()
+        await self.tenant.pins.close()
+        await self.fleet.close()
+        await self.cache.close()
         await self.host.close()
-        await self.memory.close()
 
 
 def open_tenant(
@@ -113,62 +121,84 @@ def open_tenant(
 
     ``write_queue_bytes`` returns how much may wait to be written to each tier.
     """
-    settings, whole = common.settings.current, common.metrics
+    settings, whole, sealer = common.settings.current, common.metrics, common.sealer
     metrics = whole if namespace == DEFAULT_NAMESPACE else Metrics(whole.version)
     recorder: Recorder = whole if metrics is whole else BothRecorders(whole, metrics)
-    tracing, carry = common.tracing, _carry(common.tracing)
+    tracing = common.tracing
     if tracing:
         recorder = BothRecorders(recorder, tracing.recorder())
-    pins = Pins()
-    marks = Marks(is_pinned=pins.is_pinned)
-    memory = MemoryTier(share.memory_bytes, pins.is_pinned)
+    options, link = common.remote_options, common.server.link
+    prefix = f"{options.prefix}ns:{namespace}:" if namespace else options.prefix
+
+    def is_pinned(module_sha256: str) -> bool:
+        return pins.is_pinned(module_sha256)
+
+    memory = MemoryTier(share.memory_bytes, is_pinned)
     host = HostStore(
         common.host,
         sealer,
         recorder,
         namespace=namespace,
         limit_bytes=share.host_store_bytes,
-        header_of=lambda artifact: header_of(artifact, sealer.certificate_of(artifact)),
+        header_of=header_of,
         # So that a disk that hangs leaves a call time to ask Redis.
         wait_s=settings.redis_timeout_s / 2,
-        artifact_bytes=lambda: common.limits.current.artifact_bytes,
-        write_queue_bytes=write_queue_bytes,
+        artifact_bytes=options.artifact_bytes,
         engines=common.served_engines,
-        is_pinned=pins.is_pinned,
-        carry=carry,
+        is_pinned=is_pinned,
     )
-    shared = open_shared(
-        common.server,
-        replace(common.remote_options, write_queue_bytes=write_queue_bytes),
-        common.sealer,
-        recorder,
-        marks,
-        namespace,
-        pins.is_pinned,
-        carry,
-    )
-    file = PinFile(settings.state_dir, namespace)
-    pinned = TiersWithPins(pins, memory, host, shared, file)
-    pinned.namespaces = share.namespaces
-    pin_service = PinService(pins, pinned)
-    cache = TieredCache(
+    redis = None
+    if link:
+        redis = RedisStore(
+            link,
+            prefix,
+            sealer,
+            recorder,
+            ttl_s=options.ttl_s,
+            renews=options.ttl_refresh,
+            artifact_bytes=options.artifact_bytes,
+            module_bytes=options.module_bytes,
+            is_pinned=is_pinned,
+            reports_usage=not namespace,
+        )
+    cache = Cache(
         memory,
-        ObservedTier(memory, recorder),
-        host,
-        host.write_behind,
-        shared.tier,
-        shared.write_behind,
-        shared.used,
+        host if host.is_on else None,
+        redis,
+        recorder,
         call_wait_s=settings.redis_timeout_s,
+        write_queue_bytes=write_queue_bytes,
+        carry=tracing.carry if tracing else nullcontext,
     )
-    quarantine = Quarantine(shared.strikes, recorder, lambda: common.settings.current.quarantine_s)
+    pins = Pins(
+        settings.state_dir,
+        namespace,
+        sealer,
+        memory=memory,
+        host=host if host.is_on else None,
+        store=redis,
+        write_to_host=cache.write_to_host,
+        write_to_redis=cache.write_to_redis,
+        written_to_redis=cache.stored,
+    )
+    pins.namespaces = share.namespaces
+    fleet = Fleet(
+        link,
+        prefix,
+        recorder,
+        cache.stored,
+        lease_s=options.lease_s,
+        max_wait_s=options.fleet_wait_s,
+    )
+    quarantine = Quarantine(
+        Strikes(link, prefix, sealer), recorder, lambda: common.settings.current.quarantine_s
+    )
     served = common.engines.view(recorder)
     engines: Engines = tracing.engines(served) if tracing else served
-    fleet: Fleet = tracing.fleet(shared.fleet) if tracing and shared.redis else shared.fleet
     admission = common.admission.view(engines)
     service = CompileService(
         cache,
-        fleet,
+        tracing.fleet(fleet) if tracing and link else fleet,
         engines,
         common.sealer,
         quarantine,
@@ -176,16 +206,18 @@ def open_tenant(
         admission,
         behind=common.behind,
     )
-    modules = ModuleService(cache, engines, quarantine, admission, pin_service)
-    tenant = Tenant(namespace, service, modules, quarantine, pin_service)
+    modules = ModuleService(cache, engines, quarantine, admission, pins)
+    usage = Usage(settings.state_dir, namespace, sealer, redis)
+    tenant = Tenant(namespace, service, modules, quarantine, pins, usage.tally)
     opened = OpenTenant(
         tenant=tenant,
         memory=memory,
         host=host,
-        shared=shared,
+        redis=redis,
         cache=cache,
-        pinned=pinned,
-        usage=UsageKeeper(tenant.tally, shared.uses, UseFile(settings.state_dir, namespace)),
+        fleet=fleet,
+        usage=usage,
+        mode=common.server.mode,
         metrics=metrics,
     )
     if metrics is not whole:
@@ -195,24 +227,16 @@ def open_tenant(
     return opened
 
 
-def _carry(tracing: Tracing | None) -> Callable[[], AbstractContextManager[None]]:
-    return tracing.carry if tracing else nullcontext
-
-
 def _show(opened: OpenTenant) -> None:
     """Let the metrics of the namespace read its own parts, and nothing of the whole daemon."""
     gauges, tenant = opened.metrics.gauges, opened.tenant
     gauges.tiers["memory"] = opened.memory.usage
     gauges.tiers["host_store"] = opened.host.usage
     # Redis does not count by namespace, except what is pinned.
-    gauges.tiers["redis"] = opened.pinned.redis_usage
+    gauges.tiers["redis"] = tenant.pins.redis_usage
     gauges.pins = lambda: len(tenant.pins)
     gauges.flights = lambda: tenant.service.flights
     gauges.quarantined = lambda: tenant.quarantine.size
-    gauges.remote = lambda: _without_detail(opened.shared.status())
-    gauges.host = opened.host.status
-
-
-def _without_detail(status: RemoteStatus) -> RemoteStatus:
-    # It may name the server, which is the operators' alone.
-    return replace(status, detail="")
+    # The detail may name the server, which is the operators' alone.
+    gauges.remote = lambda: replace(opened.remote_status(), detail="")
+    gauges.host = opened.host_status

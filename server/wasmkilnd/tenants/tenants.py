@@ -129,9 +129,6 @@ class Tenants:
 
     async def recheck(self, sealer: Sealer) -> int:
         """Drop artifacts that ``sealer`` does not vouch for; return how many memory held."""
-        for each in self._all():
-            if each.shared.redis:
-                each.shared.redis.marks.recheck()
         return sum([await each.cache.recheck(sealer) for each in self._all()])
 
     async def drop_outdated(self, sealer: Sealer) -> None:
@@ -168,9 +165,9 @@ class Tenants:
 
     def redis_usage(self) -> TierUsage:
         """Return what the server says of all its keys, and what of it is pinned."""
-        pinned = _sum(each.pinned.redis_usage() for each in self._open.values())
+        pinned = _sum(each.tenant.pins.redis_usage() for each in self._open.values())
         return replace(
-            self.default.shared.tier.usage(),
+            self.default.redis.usage() if self.default.redis else TierUsage(),
             pinned_entries=pinned.pinned_entries,
             pinned_bytes=pinned.pinned_bytes,
             let_go=pinned.let_go,
@@ -183,7 +180,7 @@ class Tenants:
     def look_at_pins(self) -> None:
         """Exchange pins with other daemons soon."""
         for each in self._open.values():
-            each.pinned.look_soon()
+            each.tenant.pins.look_soon()
 
     def host_usage(self) -> TierUsage:
         """Return what the host store holds, of namespaces that are served and of others."""
@@ -199,7 +196,7 @@ class Tenants:
 
     def host_status(self) -> HostStatus:
         """Return whether all host stores can be used, and how many writes wait or were given up."""
-        each = [opened.host.status() for opened in self._open.values()]
+        each = [opened.host_status() for opened in self._open.values()]
         return HostStatus(
             sum(one.pending_writes for one in each),
             sum(one.dropped_writes for one in each),
@@ -209,7 +206,7 @@ class Tenants:
 
     def remote_status(self) -> RemoteStatus:
         """Return whether the shared tier answers, and how many writes of all namespaces wait."""
-        each = [opened.shared.status() for opened in self._open.values()]
+        each = [opened.remote_status() for opened in self._open.values()]
         return RemoteStatus(
             each[0].mode,
             each[0].up,

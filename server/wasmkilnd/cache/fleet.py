@@ -25,18 +25,17 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import structlog
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.ports import Claim, Recorder, Sealer
+from wasmkilnd.ports import Claim, Recorder
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
-
-if TYPE_CHECKING:
-    from wasmkilnd.cache.redis_link import RedisLink
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
