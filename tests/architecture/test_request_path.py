@@ -13,8 +13,8 @@ SPINE = (
     "rpc/calls.py",
     "rpc/services/module.py",
     "compile_service.py",
-    "cache/tiered.py",
-    "singleflight.py",
+    "cache/cache.py",
+    "flights.py",
     "engines/registry.py",
     "engines/compilation.py",
     "engines/workers/pool.py",
@@ -26,6 +26,7 @@ SPINE = (
 FAILURES = {
     "WasmkilnError": "a call fails, and this tells its caller why",
     "TierUnavailable": "a tier does not answer",
+    "ValueRejected": "a stored value is damaged",
     "WorkerDied": "a worker process is lost",
     "JobNotSetUp": "a worker process is lost before its job began",
     "JobStarved": "a worker process is lost with a job that got no CPU",

@@ -1,27 +1,20 @@
-"""Every kind of tier, each started once."""
+"""Every kind of Redis, each started once."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 
-@pytest.fixture(scope="session", params=[*KINDS_OF_REDIS, "memory", "host_store"])
+@pytest.fixture(scope="session", params=KINDS_OF_REDIS)
 def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment | Path | None]:
-    """One kind after the other; a folder for the host store, None for the daemon's memory."""
-    if request.param == "memory":
-        yield None
-        return
-    if request.param == "host_store":
-        yield tmp_path_factory.mktemp("host") / "store"
-        return
+) -> Iterator[Deployment]:
+    """One kind after the other."""
     with KINDS_OF_REDIS[request.param](tmp_path_factory.mktemp(request.param[:8])) as running:
         yield running
 

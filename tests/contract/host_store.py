@@ -8,7 +8,6 @@ from pathlib import Path
 
 from wasmkilnd.cache.host_store import HeaderOf, HostDirectory, HostOptions, HostStore
 from wasmkilnd.model import IsPinned, nothing_pinned
-from wasmkilnd.ports import Verifier
 from wasmkilnd.rpc.wire.headers import header_of
 from wasmkilnd.signing.sealer import Sealer
 
@@ -27,7 +26,7 @@ class OnlyStore(HostStore):
 
 def host_store(
     folder: Path,
-    verifier: Verifier,
+    verifier: Sealer,
     recorder: Notes | None = None,
     *,
     limit_bytes: int = 100_000_000,

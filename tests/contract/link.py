@@ -1,40 +1,44 @@
-"""The daemon's way to a Redis, for tests that need no cache."""
+"""The daemon's way to a Redis, and a namespace's store there, for tests that need no cache."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
-from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.server import Command
+from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_servers import RedisAccess, connect
+from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.model import IsPinned, nothing_pinned
 
-from tests.contract.redis_access import redis_access
+from tests.contract.sealing import sealer
+from tests.doubles.notes import Notes
 from tests.servers.deployments import NO_ACCESS, Access
 
+TTL_S = 1000
 
-class Link:
-    """Runs commands as a RedisLink does."""
 
-    def __init__(self, url: str, access: Access, timeout_s: float) -> None:
-        server = connect(url, redis_access(access), timeout_s=timeout_s)
-        self._guarded = GuardedRedis(server, timeout_s=timeout_s)
-
-    async def run(self, *commands: Command, timeout_s: float | None = None) -> list[Any]:
-        return await self._guarded.run(
-            [(lambda reply: reply, command) for command in commands], timeout_s
-        )
-
-    def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        return self._guarded.scan(pattern)
-
-    async def ready(self) -> None:
-        await self._guarded.breaker.wait_closed()
-
-    async def close(self) -> None:
-        await self._guarded.close()
+def redis_access(access: Access) -> RedisAccess:
+    """Return the same credentials and certificates for ``connect``."""
+    return RedisAccess(**asdict(access))
 
 
 def open_link(url: str, access: Access = NO_ACCESS, timeout_s: float = 5.0) -> Any:
-    """Return a link to the server at ``url``."""
-    return Link(url, access, timeout_s)
+    """Return a RedisLink to the server at ``url``, of which tests may replace methods."""
+    server = connect(url, redis_access(access), timeout_s=timeout_s)
+    return RedisLink(server, timeout_s=timeout_s, retry_max_s=0.3)
+
+
+def open_store(url: str, prefix: str = "wasm:", is_pinned: IsPinned = nothing_pinned) -> RedisStore:
+    """Return the store of a namespace on the server at ``url``, with a link of its own."""
+    return RedisStore(
+        open_link(url),
+        prefix,
+        sealer(),
+        Notes(),
+        ttl_s=TTL_S,
+        renews=True,
+        artifact_bytes=lambda: 1 << 30,
+        module_bytes=lambda: 1 << 30,
+        is_pinned=is_pinned,
+        reports_usage=False,
+    )

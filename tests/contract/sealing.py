@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.cache.value.marks import Marks
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 
@@ -17,8 +16,3 @@ def sealer(signing: PrivateKey = OURS, *trusted: PrivateKey) -> Sealer:
     """A sealer that signs with ``signing`` and trusts it, and ``trusted`` too."""
     keys = Keys(signing, TrustedKeys(key.public for key in (signing, *trusted)))
     return Sealer(keys, "0.0.test", now=lambda: MADE_S)
-
-
-def early_marks() -> Marks:
-    """Marks by a clock before MADE_S: what is evicted can be stored again, as if made anew."""
-    return Marks(lambda: MADE_S - 3600)

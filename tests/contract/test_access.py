@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache.fleet.lease import TOKEN_BYTES
-from wasmkilnd.cache.fleet.lease_commands import LeaseCommands
-from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.guarded import GuardedRedis
-from wasmkilnd.cache.redis.server import SingleServer
+from wasmkilnd.cache.fleet import Fleet, Strikes
+from wasmkilnd.cache.usage import Usage
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import EvictScope, Held, Kind, Strike
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 
-from tests.contract.outage import tier_at
-from tests.contract.redis_access import redis_access
-from tests.contract.values import module
+from tests.contract.redis_stores import SEALER, Site, site
+from tests.contract.values import artifact, module, same
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 from tests.servers.redis_server import KINDS, binary_of, free_ports, redis_server
+
+# Of one module, and more than one command takes.
+SMALL = SEALER.seal(artifact(1))
+LARGE = SEALER.seal(artifact(2, 2_000_000, of=module(1)))
 
 
 @pytest.fixture(scope="module")
@@ -31,117 +30,102 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield running
 
 
-@pytest.fixture
-async def link(deployment: Deployment) -> AsyncIterator[GuardedRedis]:
-    opened = GuardedRedis(
-        connect(deployment.url, redis_access(deployment.access), timeout_s=5), timeout_s=5
-    )
-    yield opened
-    await opened.close()
-
-
 def denials(deployment: Deployment) -> list[object]:
-    """Return what the servers refused to anybody so far."""
+    """Return what the servers refused so far to users whom they let in."""
     found: list[object] = []
     for raw in deployment.raw:
         with raw() as client:
             try:
-                found += client.acl_log()
+                found += [each for each in client.acl_log() if each["reason"] != "auth"]
             except redis.ConnectionError:
                 continue  # Killed.
     return found
 
 
+async def why_down(at: Site) -> str:
+    """Return why the server lets nobody in, once it was asked."""
+    await at.store.start()
+    assert not at.link.up
+    return at.link.why_down
+
+
 @pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
 async def test_the_documented_commands_are_enough_for_all_that_is_asked(
-    deployment: Deployment, link: GuardedRedis
+    deployment: Deployment, tmp_path: Path
 ) -> None:
-    one, two = b"wasm:{a}1", b"wasm:{a}2"
-    await link.set(one, b"\xffvalue", 60)
-    assert not await link.add(one, b"\xffother", 60)
-    assert await link.exists([one, two]) == [True, False]
-    assert await link.lengths([one]) == [6]
-    assert await link.beginnings([one, two], [3, 3]) == [b"\xffva", b""]
-    [(value, ttl_s), nothing] = await link.beginnings_with_ttls([one, two], 9)
-    assert (value, 50 < ttl_s <= 60, nothing) == (b"\xffvalue", True, (b"", -2))
-    await link.prolong([one], 100)
-    assert (await link.ages([one, two]))[1] == -2
-    leases = LeaseCommands(link)
-    mine, other = b"m" * TOKEN_BYTES, b"o" * TOKEN_BYTES
-    assert await leases.take(two, mine + b"1", 60_000, one) == (True, mine + b"1", True)
-    assert await leases.take(two, other, 60_000, one) == (False, mine + b"1", True)
-    assert await leases.look(two, one) == (mine + b"1", True)
-    assert not await leases.replace(two, other, other, 60_000)
-    assert await leases.replace(two, mine, mine + b"2", 60_000)
-    assert await link.beginnings([two], [100]) == [mine + b"2"]
-    await leases.release(two, other)
-    assert await link.exists([two]) == [True]
-    await leases.release(two, mine)
-    assert await link.delete([one, two]) == [True, False]
-    assert [key async for page in link.scan(b"wasm:{a}*") for key in page] == []
-    assert (await link.usage()).bytes > 0
-    await link._probe()
+    async with site(deployment.url, deployment.access) as at:
+        store, wasm = at.store, module(1)
+        await store.start()
+        for each in (wasm, SMALL, LARGE):
+            await store.put(each)
+        store.used(SMALL.key)
+        assert same(await store.get(LARGE.key, Allowance()), LARGE)
+        assert await store.get_module(wasm.sha256, Allowance()) == wasm
+        assert await store.has_module(wasm.sha256)
+        assert await store.held([SMALL.key, LARGE.key]) == {SMALL.key, LARGE.key}
+        assert await store.kinds_of([SMALL.key]) == {SMALL.key: Kind.CORE_MODULE}
+        held = await store.measure([wasm.sha256], keep=True)
+        assert held[wasm.sha256] == Held(2, 1, held[wasm.sha256].bytes)
+        assert not (await store.lacking([wasm.sha256, SMALL.key])).expiring
+        await store.release([wasm.sha256])
+        await at.run("SET", at.name(SMALL), b"spoilt")
+        assert await store.get(SMALL.key, Allowance()) is None
+        assert not await at.run("EXISTS", at.name(SMALL))
+        await store.put(SMALL)
+
+        async def stored(_: object) -> None:
+            """It is there."""
+
+        one, two = (
+            Fleet(at.link, store.prefix, at.notes, stored, lease_s=60, max_wait_s=lambda: 0.0)
+            for _ in range(2)
+        )
+        key = artifact(3).key
+        async with one.claim(key, WaitBudget()) as mine, two.claim(key, WaitBudget()) as other:
+            assert await mine.take()
+            assert not await other.take()
+            mine.failed()
+        await one.close()
+        await two.close()
+        strikes = Strikes(at.link, store.prefix, SEALER)
+        await strikes.put(Strike(key, "e-1", "COMPILE_TIMEOUT", "long", 3, 600.0), 100, None)
+        assert [strike.key for strike in await strikes.all()] == [key]
+        assert await strikes.remove(key.module_sha256) == [key]
+        usage = Usage(tmp_path, "", SEALER, store)
+        usage.tally.begin(SMALL)
+        await usage.save(last=True)
+        later = Usage(tmp_path, "", SEALER, store)
+        later.tally.begin(SMALL)
+        await later.save()
+        assert [*(await later.of_fleet()).counts.values()] == [pytest.approx(2, abs=0.1)]
+        gone = await store.evict(EvictScope(module_sha256=wasm.sha256))
+        gone += await store.evict(EvictScope())
+        assert (gone.artifacts, gone.modules) == (2, 1)
+        assert (await at.link.usage()).bytes > 0
     assert denials(deployment) == []
 
 
 async def test_a_certificate_of_an_unknown_authority_is_refused(tls: Deployment) -> None:
-    async with tier_at(tls.url) as tier:
-        assert not await tier.start()
-        assert tier.breaker.detail.startswith("the certificate of Redis is not trusted: ")
+    async with site(tls.url) as at:
+        assert (await why_down(at)).startswith("the certificate of Redis is not trusted: ")
 
 
 async def test_a_certificate_of_another_host_is_refused(tls: Deployment) -> None:
-    async with tier_at(tls.url.replace("127.0.0.1", "localhost"), tls.access) as tier:
-        assert not await tier.start()
-        assert tier.breaker.detail.startswith("the certificate of Redis is not trusted: ")
-        assert "ostname mismatch" in tier.breaker.detail
+    async with site(tls.url.replace("127.0.0.1", "localhost"), tls.access) as at:
+        why = await why_down(at)
+        assert why.startswith("the certificate of Redis is not trusted: ")
+        assert "ostname mismatch" in why
 
 
 async def test_certificates_are_not_looked_at_where_the_url_says_so(tls: Deployment) -> None:
-    async with tier_at(f"{tls.url}?ssl_cert_reqs=none") as tier:
-        assert await tier.start()
-
-
-async def test_a_connection_to_a_server_of_tls_that_hangs_is_closed(tmp_path: Path) -> None:
-    with KINDS_OF_REDIS["rediss"](tmp_path) as running:
-        server = connect(
-            running.url, redis_access(running.access), connect_timeout_s=5, timeout_s=5
-        )
-        assert isinstance(server, SingleServer)
-        await server.probe()
-        [connection] = server._client.connection_pool._available_connections
-        connection.socket_connect_timeout = 0.2
-        assert connection._writer
-        transport = connection._writer.get_extra_info("socket")
-        with running.raw[0]() as other:
-            pid = other.info("server")["process_id"]
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            await server.close()
-            await asyncio.sleep(0)
-            assert transport.fileno() == -1
-        finally:
-            os.kill(pid, signal.SIGCONT)
+    async with site(f"{tls.url}?ssl_cert_reqs=none") as at:
+        await at.store.start()
+        assert at.link.up
 
 
 async def test_plain_text_to_a_server_of_tls_fails_with_a_sentence(tls: Deployment) -> None:
-    async with tier_at(tls.url.replace("rediss", "redis")) as tier:
-        assert not await tier.start()
-        assert "Redis" in tier.breaker.detail
-
-
-@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
-async def test_no_secret_is_told_when_one_is_wrong(deployment: Deployment) -> None:
-    if deployment.stranger is None:
-        return  # Nobody is asked for one.
-    with capture_logs() as logs:
-        async with tier_at(*deployment.stranger) as tier:
-            with pytest.raises(TierUnavailable) as raised:
-                await tier.get_module(module(1).sha256)
-            told = f"{raised.value!r} {raised.value.__cause__!r} {logs} {tier.breaker.detail}"
-            assert "the user or password" in told
-            assert "wrong-secret" not in told
-            assert not tier.breaker.up
+    async with site(tls.url.replace("rediss", "redis")) as at:
+        assert "Redis" in await why_down(at)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,10 +135,10 @@ async def test_a_server_that_quotes_the_password_back_is_not_quoted(
     [port] = free_ports(1)
     renamed = ['rename-command AUTH ""']
     with redis_server(binary_of(kind), tmp_path, port=port, config=renamed), capture_logs() as logs:
-        async with tier_at(f"redis://app:hunter2@127.0.0.1:{port}") as tier:
-            assert not await tier.start()
+        async with site(f"redis://app:hunter2@127.0.0.1:{port}") as at:
+            why = await why_down(at)
             with pytest.raises(TierUnavailable) as raised:
-                await tier.put_module(module(1))
-            told = f"{raised.value!r} {logs} {tier.breaker.detail} {tier.write_refusal}"
+                await at.store.put(module(1))
+            told = f"{raised.value!r} {logs} {why} {at.store.write_refusal}"
     assert "the user or password" in told
     assert "hunter2" not in told

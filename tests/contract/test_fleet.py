@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from redis import RedisError
 from redis.asyncio import Redis
-from wasmkilnd.cache.new_fleet import Fleet, Strikes
+from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.errors import (
     TierUnavailable,
     WasmkilnError,
@@ -25,7 +25,7 @@ from wasmkilnd.errors import (
 )
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Claim
-from wasmkilnd.signing.private import PrivateKey
+from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.link import open_link

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import hashlib
 import itertools
 import json
 import time
@@ -20,22 +22,23 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.pins import Pins, Unpinned
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import MAX_PINS, Artifact, EvictScope, Held, Module
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.keys import PrivateKey
+from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.fleet_store import TTL_S, Store
-from tests.contract.host_store import host_tier
+from tests.contract.host_store import host_store
+from tests.contract.link import TTL_S, open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import module
-from tests.formats import writing
+from tests.doubles.shelf import name_of
 from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
 
 SEALER = sealer()
 MIB = 1024 * 1024
 A, B = "a" * 64, "b" * 64
-SAMPLE = json.loads(
-    (Path(writing.__file__).parent / "samples" / "v0.6.0-pins.json").read_text(encoding="utf-8")
-)
+FORMATS = Path(__file__).parents[1] / "formats"
+SAMPLE = json.loads((FORMATS / "samples" / "v0.6.0-pins.json").read_text(encoding="utf-8"))
+SAMPLED_BY = sealer(PrivateKey.parse(hashlib.sha256(b"the key of wasmkiln's samples").hexdigest()))
 
 
 def artifact(tag: int) -> Artifact:
@@ -51,9 +54,9 @@ class Daemon:
         folder.mkdir(exist_ok=True)
         self.file = folder / "pins" / (f"ns-{namespace}.json" if namespace else "default.json")
         self.memory = MemoryTier(MIB, self.is_pinned)
-        self.host = host_tier(folder / "host", SEALER, limit_bytes=MIB, is_pinned=self.is_pinned)
+        self.host = host_store(folder / "host", SEALER, limit_bytes=MIB, is_pinned=self.is_pinned)
         prefix = f"wasm:ns:{namespace}:" if namespace else "wasm:"
-        self.redis = Store(url, prefix, self.is_pinned) if url else None
+        self.redis = open_store(url, prefix, self.is_pinned) if url else None
         self._writes = set[asyncio.Task[None]]()
         self.pins = Pins(
             folder,
@@ -61,7 +64,7 @@ class Daemon:
             sealer,
             memory=self.memory,
             host=self.host,
-            store=self.redis,  # type: ignore[arg-type]
+            store=self.redis,
             write_to_host=lambda what: self._behind(self.host.put(what)),
             write_to_redis=lambda what: self._behind(self._put(what)),
             written_to_redis=lambda module_sha256: self.written(),
@@ -77,17 +80,16 @@ class Daemon:
 
     async def store(self, *items: Artifact | Module) -> None:
         for item in items:
+            self.memory.put(item)
             if isinstance(item, Artifact):
-                await self.memory.put(item)
                 self._behind(self.host.put(item))
-            else:
-                await self.memory.put_module(item)
             self._behind(self._put(item))
         await self.written()
 
     async def _put(self, what: Artifact | Module) -> None:
         if self.redis:
-            await self.redis.put(what)
+            with contextlib.suppress(TierUnavailable):
+                await self.redis.put(what)
 
     def _behind(self, write: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(write)
@@ -114,6 +116,7 @@ class Daemon:
         await self.written()
         await self.host.close()
         if self.redis:
+            await self.redis.close()
             await self.redis.link.close()
 
 
@@ -195,10 +198,10 @@ async def test_what_a_tier_lost_comes_back_from_another(start: Start, server: re
     server.flushall()
     await until(lambda: ttls(server) == kept, one)
     # Somebody gives a value a time to live: another daemon that does not know the pin yet.
-    server.expire(one.redis.name_of(dear), 100)
+    server.expire(name_of(dear), 100)
     await until(lambda: ttls(server) == kept, one)
     # Memory forgets it: the host store still has the artifact, and nobody the module.
-    await one.memory.close()
+    one.memory.close()
     server.flushall()
     await until(lambda: ttls(server) == {"compiled": -1}, one)
     assert one.pins.redis_usage().pinned_bytes > 0
@@ -248,7 +251,7 @@ async def test_in_redis_the_latest_pins_lose_their_hold_above_half(
     await one.pins.pin(several[0].module_sha256)
     assert one.pins.redis_usage().pinned_entries == 2
     assert one.pins.redis_usage().let_go == 1
-    last = one.redis.name_of(several[2])
+    last = name_of(several[2])
     assert ttl(server, last) > 0
     server.config_set("maxmemory", 0)
     await one.pins.pin(several[0].module_sha256)
@@ -283,7 +286,7 @@ async def test_a_pin_made_while_redis_is_away_is_told_later(
 ) -> None:
     link, dear = tmp_path / "link.sock", artifact(0)
     one = await start(url=f"unix://{link}")
-    await one.memory.put(dear)
+    one.memory.put(dear)
     pinned = await one.pins.pin(dear.module_sha256)
     assert not pinned.reached_redis
     assert set(pinned.pin.tiers) == {"memory", "host_store"}
@@ -328,7 +331,7 @@ async def test_a_look_that_is_under_way_keeps_nothing_that_a_call_unpins(
         return await measure(modules, keep=keep)
 
     monkeypatch.setattr(one.redis, "measure", slow)
-    server.expire(one.redis.name_of(module(0)), 100)
+    server.expire(name_of(module(0)), 100)
     await until(begins.is_set, one)
     unpinning = asyncio.create_task(one.pins.unpin(module(0).sha256))
     await asyncio.sleep(0.1)
@@ -386,12 +389,12 @@ async def test_lists_are_those_of_0_6_0_both_ways(start: Start, server: redis.Re
     stored = {name: base64.b64decode(record) for name, record in records.items()}
     for name, record in stored.items():
         server.set(name, record)
-    one = await start(sealer=writing.SEALER)
+    one = await start(sealer=SAMPLED_BY)
     await one.pins.close()  # Its own look may be about to write the file.
     assert await one.listed() == SAMPLE["pinned"]
     assert one.file.read_text() == files
     server.flushall()
-    again = await start(sealer=writing.SEALER)
+    again = await start(sealer=SAMPLED_BY)
     assert await again.listed() == SAMPLE["pinned"]
     assert {name: server.get(name) for name in stored} == stored
 
@@ -557,16 +560,20 @@ async def test_a_state_directory_that_is_gone_is_said_once(start: Start, tmp_pat
     assert len(said) == 1
 
 
-async def test_a_disk_that_fails_keeps_nothing_from_redis(
+async def test_a_disk_that_fails_keeps_nothing_else_from_redis(
     start: Start, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, dear = await start(), artifact(0)
+    one, *lost = artifact(0), *(artifact(tag) for tag in range(1, 9))
+    daemon = await start()
+    await daemon.store(one, *lost)
+    for each in (one, *lost):
+        await daemon.pins.pin(each.module_sha256)
+    daemon.memory.drop(lost)
 
-    async def fails(*_: object) -> object:
+    async def fails(*_: object) -> Artifact | None:
         raise TierUnavailable("the disk is gone")
 
-    monkeypatch.setattr(one.host, "entries_of", fails)
-    await one.memory.put(dear)
-    pinned = await one.pins.pin(dear.module_sha256)
-    assert set(pinned.pin.tiers) == {"memory", "redis"}
-    await until(lambda: ttls(server) == {"compiled": -1}, one)
+    monkeypatch.setattr(daemon.host, "get", fails)
+    server.flushall()
+    await until(lambda: server.exists(name_of(one)), daemon)
+    assert not server.exists(*map(name_of, lost))

@@ -384,6 +384,23 @@ async def test_a_time_out_while_others_are_answered_opens_nothing(
     assert guarded.is_down
 
 
+async def test_a_write_whose_reply_is_lost_ends_before_the_server_is_asked_again(
+    guarded: RedisLink, scripted: Scripted
+) -> None:
+    scripted.hung |= {b"lost", b"hung"}
+    write = asyncio.create_task(guarded.run(("SET", b"lost", b"x"), timeout_s=10 * WRITE_TIMEOUT_S))
+    with pytest.raises(TierUnavailable, match="does not answer in time"):
+        await guarded.run(("GET", b"hung"))
+    with pytest.raises(TierUnavailable, match="does not answer in time"):
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await write
+    # So that its writer knows that it was no refusal.
+    assert guarded.is_down
+    assert scripted.probed == 0
+    await scripted.let_it_ask()
+    assert guarded.up
+
+
 async def test_a_server_that_could_not_be_started_is_replaced_later(
     scripted: Scripted,
 ) -> None:

@@ -20,9 +20,9 @@ from wasmkilnd.cache import usage
 from wasmkilnd.cache.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import STAMP_BYTES
-from wasmkilnd.ports import Sealer
+from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.fleet_store import Store
+from tests.contract.link import open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact
 from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server, wait_until
@@ -94,8 +94,8 @@ async def daemon(
     stores = []
 
     def begin(by: Sealer = SEALER, *, url: str = valkey.url, prefix: str = "wasm:") -> Usage:
-        stores.append(Store(url, prefix))
-        return Usage(tmp_path, "", by, stores[-1])  # type: ignore[arg-type]
+        stores.append(open_store(url, prefix))
+        return Usage(tmp_path, "", by, stores[-1])
 
     yield begin
     for each in stores:

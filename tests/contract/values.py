@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 from wasmkilnd import wire
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module
@@ -40,6 +41,17 @@ def artifact(
         compile_time_s=0.25,
         imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
         exports=(ExternType("", "größe", "memory", "pages 1.."),),
+    )
+
+
+def shrinking(tag: int = 0, size_bytes: int = 100_000) -> Artifact:
+    """An artifact that is worth compressing."""
+    payload = (b"native code %d " % tag * (1 + size_bytes // 10))[:size_bytes]
+    return replace(
+        artifact(tag),
+        sha256=hashlib.sha256(payload).hexdigest(),
+        size_bytes=size_bytes,
+        frames=wire.to_frames(payload),
     )
 
 

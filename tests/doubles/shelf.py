@@ -1,79 +1,27 @@
-"""A server in this process, for tests that need thousands of values but no real server."""
+"""Stored values in a dictionary, for tests that need thousands of them and no server."""
 
 from __future__ import annotations
 
-import asyncio
-import fnmatch
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-from wasmkilnd.cache.redis.server import Command
-from wasmkilnd.cache.redis.tier import RedisTier
-from wasmkilnd.model import Artifact, CacheKey, Module, TierUsage
+from wasmkilnd.cache.value import RAW, ZSTD, ValueRejected, open_value, with_payload, written
+from wasmkilnd.model import Artifact, CacheKey, Module, RejectionCause
 from wasmkilnd.signing.sealer import Sealer
-
-from tests.doubles.notes import Notes
-
-TTL_S = 1000
-"""The remaining time to live of every value."""
-
-
-class Shelf:
-    """A RedisServer that keeps values in a dictionary, and ignores times to live."""
-
-    def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
-        self.values = dict(values or {})
-
-    is_one_place = True
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        return [self._one(*command) for command in commands]
-
-    def _one(self, name: Any, key: Any, *rest: Any) -> Any:
-        value = self.values.get(key)
-        match name:
-            case "GET":
-                return value
-            case "SET":
-                if "NX" in rest and value is not None:
-                    return None
-                self.values[key] = bytes(rest[0])
-                return True
-            case "GETRANGE":
-                return (value or b"")[rest[0] : rest[1] + 1]
-            case "STRLEN":
-                return len(value or b"")
-            case "UNLINK":
-                return int(self.values.pop(key, None) is not None)
-            case "EXISTS" | "EXPIRE":
-                return int(value is not None)
-            case "TTL":
-                return -2 if value is None else TTL_S
-        raise AssertionError(name)
-
-    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        yield [name for name in self.values if fnmatch.fnmatchcase(name, pattern)]
-
-    async def usage(self) -> TierUsage:
-        return TierUsage(entries=len(self.values))
-
-    async def probe(self) -> None:
-        return None
-
-    async def close(self) -> None:
-        return None
+from wasmkilnd.wire import frame
 
 
 def stored(what: Artifact | Module, sealer: Sealer) -> dict[bytes, bytes]:
-    """Return what a daemon with ``sealer`` stores, by name; the value itself comes last."""
-    shelf = Shelf()
+    """Return the value that a daemon with ``sealer`` stores, by name."""
+    return {name_of(what): b"".join(written(what, sealer))}
 
-    async def put() -> None:
-        tier = RedisTier(shelf, sealer, Notes())
-        await (tier.put(what) if isinstance(what, Artifact) else tier.put_module(what))
 
-    asyncio.run(put())
-    return shelf.values
+def name_of(what: Artifact | Module) -> bytes:
+    """Return under which name ``what`` is stored."""
+    if isinstance(what, Module):
+        return f"wasm:3:module:{{{what.sha256}}}".encode()
+    of, key = f"wasm:3:compiled:{{{what.module_sha256}}}", what.key
+    return f"{of}:{key.engine_id}:{key.fingerprint}".encode()
 
 
 def read(
@@ -83,12 +31,30 @@ def read(
     accept: frozenset[str] = frozenset(),
 ) -> tuple[Artifact | Module | None, list[str]]:
     """Return what a daemon with ``sealer`` finds in ``values``, and the causes of rejections."""
-    notes = Notes()
+    [value] = [value for name, value in values.items() if _is_of(name, key)] or [b""]
+    try:
+        return opened(value, key, sealer, accept), []
+    except ValueRejected as rejected:
+        return None, [rejected.cause.value]
 
-    async def get() -> Artifact | Module | None:
-        tier = RedisTier(Shelf(values), sealer, notes)
-        if isinstance(key, CacheKey):
-            return await tier.get(key, accept=accept)
-        return await tier.get_module(key)
 
-    return asyncio.run(get()), notes.rejected
+def opened(
+    value: bytes, key: CacheKey | str, sealer: Sealer, accept: frozenset[str] = frozenset()
+) -> Artifact | Module:
+    """Return what a stored value is. Raise ValueRejected unless a daemon would serve it."""
+    found = open_value(value, key, sealer)
+    if found.stored_bytes != len(value):
+        raise ValueRejected(RejectionCause.FORMAT, "it has another length")
+    parts = [value[one.offset : one.offset + one.stored_bytes] for one in found.frames]
+    if isinstance(found.what, Artifact) and found.codec == ZSTD and ZSTD in accept:
+        packed = tuple(frame(found.check(index, part)) for index, part in enumerate(parts))
+        return replace(found.what, frames=packed, encoding=ZSTD)
+    assert found.codec in (RAW, ZSTD)
+    return with_payload(found, [found.unpack(index, part) for index, part in enumerate(parts)])
+
+
+def _is_of(name: bytes, key: CacheKey | str) -> bool:
+    if isinstance(key, str):
+        return name == f"wasm:3:module:{{{key}}}".encode()
+    of = f"wasm:3:compiled:{{{key.module_sha256}}}:".encode()
+    return name.startswith(of) and name.endswith(f":{key.fingerprint}".encode())

@@ -8,16 +8,18 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.admission import Admission
-from wasmkilnd.cache.fleet.null_fleet import NullFleet, NullStrikes
+from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.null_tier import NullTier
-from wasmkilnd.cache.tiered import TieredCache
-from wasmkilnd.cache.write_behind import WriteBehind
+from wasmkilnd.cache.pins import Pins
+from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.cache.usage import Tally
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.errors import WasmkilnError
@@ -31,9 +33,7 @@ from wasmkilnd.model import (
     Module,
 )
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.pin_service import PinService
-from wasmkilnd.pins import Pins
-from wasmkilnd.ports import CompiledCode, HostStore, Refused, Tier
+from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.sealer import Sealer
@@ -43,8 +43,7 @@ from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
-from tests.doubles.null_host import null_host, written
-from tests.doubles.pinned_in_memory import PinnedInMemory
+from tests.doubles.tiers import HostFiles
 
 CORE = b"\0asm\x01\0\0\0"
 COMPONENT = b"\0asm\x0d\0\x01\0"
@@ -160,33 +159,48 @@ class EngineWorker:
 
 
 class Rig:
+    """The services of one namespace, without a fleet, and without what is not handed in."""
+
     def __init__(
         self,
-        far: Tier | None = None,
+        redis: RedisStore | None = None,
         sealer: Sealer | None = None,
-        host: HostStore | None = None,
+        host: HostFiles | None = None,
     ) -> None:
         self.engines = Engines()
         self.recorder = Notes()
-        pins = Pins()
-        self.memory = MemoryTier(1_000_000, pins.is_pinned)
-        self.pinned_tiers = PinnedInMemory(self.memory)
-        self.pins = PinService(pins, self.pinned_tiers)
-        far = far or NullTier("redis")
-        self.writes = WriteBehind(far, lambda: 100_000, NullTier("").always_ready)
-        self.host, self.host_writes = written(host) if host else null_host()
-        self.cache = cache = TieredCache(
-            self.memory, self.memory, self.host, self.host_writes, far, self.writes
+        sealer = sealer or NoSealer()
+        self.memory = MemoryTier(
+            1_000_000, lambda module_sha256: self.pins.is_pinned(module_sha256)
         )
-        self.quarantine = Quarantine(NullStrikes(), self.recorder, lambda: 600.0)
+        self.cache = cache = Cache(
+            self.memory,
+            cast("Any", host),
+            redis,
+            self.recorder,
+            call_wait_s=60,
+            write_queue_bytes=lambda: 100_000,
+        )
+        self.pins = Pins(
+            Path("unused"),
+            "",
+            sealer,
+            memory=self.memory,
+            host=None,
+            store=None,
+            write_to_host=cache.write_to_host,
+            write_to_redis=cache.write_to_redis,
+            written_to_redis=cache.stored,
+        )
+        self.quarantine = Quarantine(Strikes(None, "", sealer), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission, self.pins)
-        self.fleet = NullFleet()
+        self.fleet = Fleet(None, "", self.recorder, cache.stored, lease_s=0, max_wait_s=lambda: 0.0)
         self.service = CompileService(
             cache,
             self.fleet,
             self.engines,
-            sealer or NoSealer(),
+            sealer,
             self.quarantine,
             self.recorder,
             admission,
@@ -194,7 +208,7 @@ class Rig:
 
     def tenant_of(self, namespace: str) -> Tenant:
         """Return the services, which are those of every namespace."""
-        return Tenant(namespace, self.service, self.modules, self.quarantine, self.pins)
+        return Tenant(namespace, self.service, self.modules, self.quarantine, self.pins, Tally())
 
     def stats(self, namespace: str) -> pb.StatsResponse:
         """Return an empty response."""

@@ -12,11 +12,11 @@ from wasmkilnd import errors
 from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.account import Account, Bill
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Flights
 from wasmkilnd.model import ALL_ROLES, Identity, Origin, QuotaLimits
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
 from wasmkilnd.rpc.flow import receive
-from wasmkilnd.singleflight import SingleFlight
 from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.clock import Clock
@@ -62,8 +62,8 @@ class Noted(Bill):
 
 
 async def test_the_one_that_starts_a_flight_pays_for_it_and_for_its_steps() -> None:
-    flights: SingleFlight[str, Bill] = SingleFlight()
-    steps: SingleFlight[str, Bill] = SingleFlight()
+    flights: Flights[str, Bill] = Flights()
+    steps: Flights[str, Bill] = Flights()
     first, second = Noted(), Noted()
 
     async def step(waiters: Waiters) -> Bill:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.cache.fleet.null_fleet import NullClaim
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import (
     CacheKey,
@@ -31,12 +30,15 @@ def rig() -> Rig:
     return Rig()
 
 
-class Claim(NullClaim):
+class Claim:
     """A claim whose results a test decides, and whose calls it records."""
 
     def __init__(self, takes: Sequence[bool] = (True,), stored: Sequence[bool] = ()) -> None:
         self.takes, self.elsewhere = list(takes), list(stored)
         self.said: list[str] = []
+
+    async def stored(self) -> None:
+        await asyncio.Event().wait()
 
     async def take(self) -> bool:
         return self.takes.pop(0)

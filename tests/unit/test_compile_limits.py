@@ -100,6 +100,13 @@ def sized(number: int, size_bytes: int = 60) -> bytes:
     return CORE + number.to_bytes(size_bytes - len(CORE), "big")
 
 
+async def working(rig: Rig, compiles: int, validating: int) -> None:
+    """Return once the engines do so much."""
+    async with asyncio.timeout(60):
+        while (rig.engines.compiles, rig.engines.validating) != (compiles, validating):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> None:
     """A flight holds its module whatever it waits for: the limit is twice that of a queue."""
     rig.engines.release.clear()
@@ -108,7 +115,7 @@ async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> Non
         asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=Terms(A)))),
         asyncio.create_task(rig.modules.load(LoadRequest(sized(1), terms=Terms(A)))),
     ]
-    await asyncio.sleep(0.01)
+    await working(rig, compiles=1, validating=1)
     rig.engines.wait_s = 7.0
     for call in (
         rig.service.compile(CompileRequest(wasm=sized(2), terms=Terms(A))),
@@ -121,8 +128,7 @@ async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> Non
     # Who joins holds nothing, and there is room for another caller.
     calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=b))))
     calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(3), terms=b))))
-    await asyncio.sleep(0.01)
-    assert (rig.engines.compiles, rig.engines.validating) == (2, 1)
+    await working(rig, compiles=2, validating=1)
     rig.engines.release.set()
     await asyncio.gather(*calls)
     # All is put down, whatever became of it.

@@ -8,7 +8,7 @@ import pytest
 from wasmkilnd.model import EvictScope, Origin
 from wasmkilnd.requests import CompileRequest
 
-from tests.doubles.host_files import HostFiles
+from tests.doubles.tiers import HostFiles
 from tests.unit.services import CORE, Rig
 
 
@@ -41,7 +41,7 @@ async def test_the_host_store_is_asked_before_memory(rig: Rig) -> None:
 async def test_a_caller_that_does_not_accept_one_is_told_none(rig: Rig) -> None:
     await rig.service.compile(CompileRequest(wasm=CORE))
     await rig.cache.evict(EvictScope(), "memory")
-    await rig.host_writes.flush(5)
+    await rig.cache.flush(5)
     served = await rig.service.compile(CompileRequest(wasm=CORE))
     assert (served.origin, served.host_file) == (Origin.HOST_STORE, None)
     assert served.artifact.frames
@@ -67,7 +67,7 @@ async def test_memory_fills_a_host_store_that_lost_its_file(rig: Rig) -> None:
 
 async def test_no_caller_is_told_the_file_of_other_bytes(rig: Rig, host: HostFiles) -> None:
     first = await rig.service.compile(CompileRequest(wasm=CORE))
-    await rig.host_writes.flush(5)
+    await rig.cache.flush(5)
     await host.put(replace(first.artifact, sha256="5" * 64))
     host.refuse_writes = True
     again = CompileRequest(wasm=CORE, skip_cache_lookup=True, accept_host_file=True)

@@ -8,21 +8,21 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.cache.redis.tier import RedisTier
 from wasmkilnd.model import EvictScope
 from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.messages import CompileCall
 
+from tests.contract.redis_stores import site
 from tests.contract.sealing import sealer
 from tests.doubles.context import Context
-from tests.doubles.notes import Notes
-from tests.doubles.shelf import Shelf
+from tests.servers.redis_server import binary_of, redis_server
 from tests.unit.services import CORE, Rig
 
 # hashlib's digests, whatever they are called in which OpenSSL, and cryptography's signatures.
@@ -49,9 +49,16 @@ def counted() -> Iterator[Counter[str]]:
         threading.setprofile(None)
 
 
-async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -> None:
+async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does(
+    tmp_path: Path,
+) -> None:
     ours = sealer()
-    rig = Rig(RedisTier(Shelf(), ours, Notes()), ours)
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with site(running.url, signer=ours, renews=False) as at:
+            await _compare(Rig(at.store, ours))
+
+
+async def _compare(rig: Rig) -> None:
     usual = rig.engines.spec("usual", "", "", {})
     # As the registry of engines does, which computes a fingerprint once.
     rig.engines.spec = lambda *wishes: usual  # type: ignore[method-assign]
@@ -70,11 +77,11 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does() -
     assert origin == types_pb2.ORIGIN_COMPILED
     assert work.total() > 0
     by_digest = pb.CompileRequest(sha256=hashlib.sha256(CORE).hexdigest())
-    await rig.writes.close(10)
+    await rig.cache.flush(10)
     await rig.memory.evict(EvictScope())
     origin, work = await call(by_digest)
     assert origin == types_pb2.ORIGIN_REDIS
-    # Both signatures, the head, and the one piece.
+    # Both signatures, the header, and the one frame.
     assert work["verify"] == 2
     assert work["openssl_sha256"] >= 2
     for _ in range(3):

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.redis.server import Command
-from wasmkilnd.cache.redis.tier import RedisTier
+from wasmkilnd.cache.redis_servers import Command
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import (
-    EvictScope,
-)
+from wasmkilnd.model import EvictScope
 from wasmkilnd.requests import CompileRequest, LoadRequest, WantedArtifact
 
-from tests.doubles.no_sealer import NoSealer
-from tests.doubles.notes import Notes
-from tests.doubles.shelf import Shelf
-from tests.unit.services import (
-    COMPONENT,
-    CORE,
-    Rig,
-)
+from tests.contract.redis_stores import SEALER, site
+from tests.servers.redis_server import binary_of, redis_server
+from tests.unit.services import COMPONENT, CORE, Rig
 
 
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
-
-
-class CountingShelf(Shelf):
-    runs = 0
-
-    is_one_place = True
-
-    async def run(self, commands: Sequence[Command]) -> list[Any]:
-        self.runs += 1
-        return await super().run(commands)
 
 
 async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_default(
@@ -48,18 +30,28 @@ async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_de
     assert await rig.modules.find_missing([WantedArtifact(sha256, engine="other")]) == []
 
 
-async def test_find_missing_asks_redis_a_few_times_however_many_keys() -> None:
-    shelf = CountingShelf()
-    rig = Rig(RedisTier(shelf, NoSealer(), Notes()))
-    wanted = []
-    for tag in range(50):
-        served = await rig.service.compile(CompileRequest(wasm=COMPONENT + bytes([tag])))
-        wanted.append(WantedArtifact(served.artifact.module_sha256))
-    await rig.writes.close(5)
-    await rig.memory.evict(EvictScope())
-    shelf.runs = 0
-    assert await rig.modules.find_missing([*wanted, WantedArtifact("1" * 64)]) == [50]
-    assert shelf.runs <= 5
+async def test_find_missing_asks_redis_a_few_times_however_many_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with site(running.url) as at:
+            rig = Rig(at.store, SEALER)
+            wanted = []
+            for tag in range(50):
+                served = await rig.service.compile(CompileRequest(wasm=COMPONENT + bytes([tag])))
+                wanted.append(WantedArtifact(served.artifact.module_sha256))
+            await rig.cache.flush(30)
+            await rig.memory.evict(EvictScope())
+            run, trips = at.link.run, 0
+
+            async def counted(*commands: Command, timeout_s: float | None = None) -> list[Any]:
+                nonlocal trips
+                trips += 1
+                return await run(*commands, timeout_s=timeout_s)
+
+            monkeypatch.setattr(at.link, "run", counted)
+            assert await rig.modules.find_missing([*wanted, WantedArtifact("1" * 64)]) == [50]
+            assert 1 <= trips <= 5
 
 
 async def test_load_is_idempotent_and_lists_artifacts_in_memory(rig: Rig) -> None:

@@ -30,6 +30,10 @@ def accepted(one: Artifact, key: CacheKey) -> bool:
 
     So what is shown holds by the attestation alone.
     """
+    try:
+        one.attestation.decode()
+    except UnicodeDecodeError:  # No value can hold it.
+        return SEALER.verify(one, key) is None
     [value] = stored(one, SEALER).values()
     [name] = stored(replace(ONE, **_at(key)), SEALER)
     return read({name: value}, key, SEALER)[0] is not None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.wait_budget import Allowance, SharedLookups, WaitBudget
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 HANG_S = 60.0
 
@@ -80,84 +79,70 @@ async def hang(cancelled: asyncio.Event) -> None:
         raise
 
 
-def looking_up(
-    answer: str, *, allowed_s: float = 0.0, gate: asyncio.Event
-) -> Callable[[Allowance], Awaitable[str]]:
-    async def look_up(allowance: Allowance) -> str:
-        allowance.add(allowed_s)
-        await gate.wait()
-        return answer
-
-    return look_up
-
-
-async def test_many_calls_share_one_look_up() -> None:
-    lookups: SharedLookups[str, str] = SharedLookups()
-    gate = asyncio.Event()
-    waiting = [
-        asyncio.create_task(lookups.get("k", looking_up(str(n), gate=gate), WaitBudget(HANG_S)))
-        for n in range(5)
-    ]
-    await asyncio.sleep(0)
-    gate.set()
-    assert await asyncio.gather(*waiting) == ["0"] * 5
-    assert await lookups.get("k", looking_up("later", gate=gate), WaitBudget(HANG_S)) == "later"
-
-
-async def test_a_call_whose_budget_ends_leaves_and_the_others_are_served() -> None:
-    lookups: SharedLookups[str, str] = SharedLookups()
-    gate = asyncio.Event()
-    look_up = looking_up("found", gate=gate)
-    patient = asyncio.create_task(lookups.get("k", look_up, WaitBudget(HANG_S)))
-    hurried = WaitBudget(0.05)
-    assert await asyncio.wait_for(lookups.get("k", look_up, hurried), 10) is None
-    assert hurried.spent
-    # Nor does it ask for anything else.
-    assert await lookups.get("other", look_up, hurried) is None
-    gate.set()
-    assert await patient == "found"
-
-
-async def test_a_call_that_joins_a_look_up_late_pays_from_its_beginning() -> None:
-    async def look_up(_: Allowance) -> None:
-        await gate.wait()
-
-    lookups: SharedLookups[str, str] = SharedLookups()
-    gate = asyncio.Event()
-    waiting = asyncio.create_task(lookups.get("k", look_up, WaitBudget(HANG_S)))
+async def test_a_call_that_shares_a_look_up_late_pays_from_its_beginning() -> None:
+    gate, allowance = asyncio.Event(), Allowance()
     await asyncio.sleep(0.3)
     late = WaitBudget(0.4)
-    joining = asyncio.create_task(lookups.get("k", look_up, late))
-    await asyncio.sleep(0)
     gate.set()
-    assert not any(await asyncio.gather(waiting, joining))
+    await late.spend_on(gate.wait(), allowance)
+    assert not late.spent
     late.charge(0.2)  # What it asks for next.
     assert late.spent
 
 
-async def test_an_allowance_for_bytes_counts_for_every_call() -> None:
-    lookups: SharedLookups[str, str] = SharedLookups()
-    gate = asyncio.Event()
-    look_up = looking_up("large", allowed_s=HANG_S, gate=gate)
+async def test_a_look_up_that_began_long_ago_is_not_waited_for() -> None:
+    allowance = Allowance()
+    await asyncio.sleep(0.1)
     budget = WaitBudget(0.05)
-    waiting = [
-        asyncio.create_task(lookups.get("k", look_up, each)) for each in (WaitBudget(0.05), budget)
-    ]
-    await asyncio.sleep(0.2)
+    with pytest.raises(TierUnavailable):
+        await asyncio.wait_for(budget.spend_on(asyncio.sleep(HANG_S), allowance), 10)
+    assert budget.spent
+
+
+async def test_an_allowance_counts_for_every_call_that_waits() -> None:
+    gate, allowance = asyncio.Event(), Allowance()
+    budgets = [WaitBudget(0.1) for _ in range(2)]
+    waiting = [asyncio.create_task(each.spend_on(gate.wait(), allowance)) for each in budgets]
+    await asyncio.sleep(0)
+    allowance.add(HANG_S)
+    await asyncio.sleep(0.3)
     gate.set()
-    assert await asyncio.gather(*waiting) == ["large"] * 2
+    assert await asyncio.gather(*waiting) == [True] * 2
+    assert not any(budget.spent for budget in budgets)
+
+
+async def test_what_a_daemon_s_own_work_takes_is_granted() -> None:
+    allowance = Allowance()
+
+    async def queue() -> str:
+        with allowance.free():
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.01)
+        return "answer"
+
+    budget = WaitBudget(0.2)
+    assert await budget.spend_on(queue(), allowance) == "answer"
+    assert not budget.spent
+    assert allowance.seconds >= 0.3
+    granted_s = allowance.seconds
+    await asyncio.sleep(0.01)
+    assert allowance.seconds == granted_s  # It has ended.
+
+
+async def test_a_failure_other_than_the_tier_s_is_raised_as_it_is() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    budget = WaitBudget(10.0)
+    with pytest.raises(ZeroDivisionError):
+        await budget.spend_on(broken())
     assert not budget.spent
 
 
-async def test_a_tier_that_does_not_answer_is_no_error_and_others_are() -> None:
-    async def unavailable(_: Allowance) -> str:
-        raise TierUnavailable("down")
-
-    async def broken(_: Allowance) -> str:
-        raise ZeroDivisionError
-
-    lookups: SharedLookups[str, str] = SharedLookups()
-    assert await lookups.get("k", unavailable, WaitBudget(1)) is None
-    with pytest.raises(ZeroDivisionError):
-        await lookups.get("k", broken, WaitBudget(1))
-    assert await lookups.get("k", unavailable, WaitBudget(1)) is None
+async def test_a_caller_that_leaves_ends_its_request() -> None:
+    cancelled = asyncio.Event()
+    asking = asyncio.create_task(WaitBudget().spend_on(hang(cancelled)))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert cancelled.is_set()

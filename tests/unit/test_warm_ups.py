@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.cache.usage import UsedSpec, Uses
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.tenants.tenants import Tenants
-from wasmkilnd.uses import UsedSpec, Uses
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
 MODULE = "a" * 64
@@ -25,7 +25,7 @@ class Dead:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.usage = self.tenant = self.service = self.behind = self.shared = self
+        self.usage = self.tenant = self.service = self.behind = self
 
     async def of_fleet(self) -> Uses:
         raise TierUnavailable("it is gone")
@@ -38,7 +38,7 @@ class Dead:
         self.asked += 1
         raise errors.module_not_loaded(MODULE)
 
-    def status(self) -> object:
+    def remote_status(self) -> object:
         return SimpleNamespace(up=False, detail="it is gone")
 
 

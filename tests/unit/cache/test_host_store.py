@@ -25,7 +25,7 @@ from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd import wire
 from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
-from wasmkilnd.cache.value.pieces import ZSTD
+from wasmkilnd.cache.value import ZSTD
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.wire.headers import header_of
@@ -432,10 +432,10 @@ async def test_a_disk_that_hangs_costs_one_look_up_its_time_and_others_nothing(
             with pytest.raises(TierUnavailable, match="does not answer"):
                 await tier.put(one)
             assert not tier.takes(one)
-            assert not tier.status().up
-            assert (len(looks), tier.status().dropped_writes) == (1, 1)
+            assert not tier.is_well
+            assert (len(looks), tier.skipped) == (1, 1)
         hangs.set()
-        await until(lambda: tier.status().up)
+        await until(lambda: tier.is_well)
         assert same(await tier.get(one.key), one)
         assert notes.lookups == [("artifact", "error")] * 3 + [("artifact", "hit")]
 
@@ -457,10 +457,10 @@ async def test_after_a_write_that_failed_none_is_tried_for_a_while(
             refuse_writes(patch)
             with pytest.raises(TierUnavailable, match="No space left"):
                 await tier.put(artifact(0))
-        assert tier.status().dropped_writes == 0
+        assert tier.skipped == 0
         for tag in (0, 1, 1):  # The second is asked for again.
             assert not tier.takes(artifact(tag))
-        assert tier.status().dropped_writes == 2
+        assert tier.skipped == 2
         assert await tier.get(artifact(0).key) is None  # Look-ups go on.
         await tier.evict(EvictScope())  # There may be room now.
         assert tier.takes(artifact(0))
@@ -471,7 +471,7 @@ async def test_what_is_too_large_keeps_no_other_from_being_written(tmp_path: Pat
     notes = Notes()
     async with started(host_store(tmp_path, SEALER, notes, limit_bytes=50_000)) as tier:
         assert not tier.takes(artifact(1, 60_000))
-        assert tier.status().dropped_writes == 1
+        assert tier.skipped == 1
         with pytest.raises(DoesNotFit):
             await tier.put(artifact(1, 60_000))
         assert tier.takes(artifact(2, 1000))

@@ -12,7 +12,7 @@ from wasmkiln.host_store import Refused, place
 from wasmkiln.host_store.engines import Engines
 from wasmkilnd.config.values.types import default_state_dir
 from wasmkilnd.engines.served import _resolve
-from wasmkilnd.fingerprint import CACHE_FORMAT
+from wasmkilnd.fingerprint import HASHED_FORMAT
 from wasmkilnd.model import (
     EngineCapabilities,
     EngineIdentity,
@@ -92,7 +92,7 @@ def row_of(known: EngineCapabilities) -> dict[str, Any]:
 )
 def test_fingerprints_are_the_daemon_s(target: str, cpu: str, chosen: dict[str, str]) -> None:
     known = capabilities("50.0.1")
-    engines = Engines(CACHE_FORMAT, (row_of(known),))
+    engines = Engines(HASHED_FORMAT, (row_of(known),))
     try:
         expected = _resolve(known, target, cpu, chosen).fingerprint
     except Exception:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.revoked_keys import read_revocations, write_revocation
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.cache.value.names import KeyNames
 from wasmkilnd.model import Module, Refusal
 from wasmkilnd.signing.keys import Keys, KeyStore, KeysUnusable
 from wasmkilnd.signing.sealer import Sealer
@@ -131,10 +130,3 @@ def test_the_client_reads_revocations_in_or_beside_the_folder_of_keys(tmp_path: 
     assert TrustedKeys.read(str(other)).revoked == {OURS.public.id}
     both = TrustedKeys.read([other, tmp_path / "keys" / "trusted"])
     assert both.revoked == {THEIR_ID, OURS.public.id}
-
-
-def test_what_0_6_0_wrote_about_keys_is_known_as_such() -> None:
-    names = KeyNames("wasm:")
-    for name in (f"wasm:revoked:{THEIR_ID}", f"wasm:cert:{THEIR_ID}"):
-        assert names.is_about_keys(name.encode())
-    assert not names.is_about_keys(names.module(MODULE.sha256))

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 from wasmkilnd import errors
-from wasmkilnd.cache.fleet.null_fleet import NullFleet
+from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.tracing import _headers
 from wasmkilnd.ports import Engines, EngineWorker
@@ -30,6 +30,8 @@ from wasmkilnd.telemetry.traces import spans
 from wasmkilnd.telemetry.traces.open import Traces
 from wasmkilnd.telemetry.traces.sending import Collector
 from wasmkilnd.wait_budget import WaitBudget
+
+from tests.doubles.notes import Notes
 
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -230,7 +232,8 @@ def test_a_job_that_fails_says_why_in_its_step(kept: Kept) -> None:
 
 
 def test_a_lease_is_a_step_unless_nobody_is_asked(kept: Kept) -> None:
-    fleet = kept.traces.fleet(NullFleet())
+    granting = Fleet(None, "", Notes(), lambda key: nothing(), lease_s=0, max_wait_s=lambda: 0)
+    fleet = kept.traces.fleet(granting)
 
     async def work() -> None:
         for alone in (True, False):

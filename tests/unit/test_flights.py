@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from wasmkilnd.singleflight import SingleFlight
+from wasmkilnd.flights import Flights
 from wasmkilnd.waiters import Waiter, Waiters
 
 
@@ -29,7 +29,7 @@ class Work:
 
 
 async def run(
-    flights: SingleFlight[str, object], key: str, work: Callable[[], Awaitable[object]]
+    flights: Flights[str, object], key: str, work: Callable[[], Awaitable[object]]
 ) -> tuple[object, bool]:
     """Wait for a flight that is kept; return its result and whether it was joined."""
 
@@ -44,7 +44,7 @@ async def run(
 
 
 async def test_concurrent_callers_share_one_run() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     work = Work()
     calls = [asyncio.create_task(run(flights, "k", work)) for _ in range(100)]
     await work.started.wait()
@@ -58,7 +58,7 @@ async def test_concurrent_callers_share_one_run() -> None:
 
 
 async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     work = Work()
     first = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()
@@ -73,7 +73,7 @@ async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
 
 
 async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     stored = []
 
     async def work() -> str:
@@ -89,7 +89,7 @@ async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
 
 
 async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     broken = Work(ValueError("no"))
     calls = [asyncio.create_task(run(flights, "k", broken)) for _ in range(3)]
     await broken.started.wait()
@@ -105,7 +105,7 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
 async def test_who_asks_is_told_of_success_even_after_leaving(
     result: object, told: list[str]
 ) -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     work, heard = Work(result), list[str]()
 
     async def kept(waiters: Waiters) -> object:
@@ -123,7 +123,7 @@ async def test_who_asks_is_told_of_success_even_after_leaving(
 
 
 async def test_no_one_is_told_of_a_flight_that_is_dropped() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     work, heard = Work(), list[str]()
     ticket = flights.join("k", Waiters.of(Waiter()), lambda _: work())
     ticket.on_success(lambda: heard.append("k"))
@@ -135,7 +135,7 @@ async def test_no_one_is_told_of_a_flight_that_is_dropped() -> None:
 
 
 async def test_settle_cancels_flights_that_do_not_end() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     work = Work()
     call = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()
@@ -149,7 +149,7 @@ A, B = Waiter("a"), Waiter("b")
 
 
 async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at_once() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     ended = []
 
     async def work(waiters: Waiters) -> object:
@@ -176,7 +176,7 @@ async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at
 
 
 async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     finished = []
 
     async def work(waiters: Waiters) -> object:
@@ -193,7 +193,7 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
 
 
 async def test_a_flight_knows_who_waits_for_it() -> None:
-    flights: SingleFlight[str, object] = SingleFlight()
+    flights: Flights[str, object] = Flights()
     work = Work()
     changes: list[set[Waiter]] = []
 

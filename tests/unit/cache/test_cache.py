@@ -1,0 +1,712 @@
+"""All tiers as one: nearest first, one look-up for many callers, no failure of a tier."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+from wasmkilnd.cache import cache as module_of_cache
+from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.value import ZSTD, decoded
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin
+from wasmkilnd.wait_budget import Allowance, WaitBudget
+
+from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.contract.values import artifact, module, same, shrinking
+from tests.doubles.notes import Notes
+from tests.doubles.shelf import opened, stored
+from tests.doubles.tiers import HostFiles, SharedTier
+
+ACCEPTS = frozenset({ZSTD})
+
+
+class Tiers:
+    """A cache over tiers that a test can inspect."""
+
+    def __init__(self, far: SharedTier | None = None, *, with_host: bool = True) -> None:
+        self.near, self.host, self.far = MemoryTier(10_000_000), HostFiles(), far or SharedTier()
+        self.notes = Notes()
+        self.with_host = with_host
+        self.cache = self.made()
+
+    def made(self, call_wait_s: float = 60.0) -> Cache:
+        self.cache = Cache(
+            self.near,
+            cast("Any", self.host) if self.with_host else None,
+            cast("Any", self.far),
+            self.notes,
+            call_wait_s=call_wait_s,
+            write_queue_bytes=lambda: 1_000_000,
+        )
+        return self.cache
+
+    async def get(
+        self, key: CacheKey, accept: frozenset[str] = frozenset()
+    ) -> tuple[Artifact, Origin] | None:
+        return await self.cache.get(key, WaitBudget(), accept)
+
+    @property
+    def pending(self) -> int:
+        queues = (self.cache.host_writes, self.cache.redis_writes)
+        return sum(queue.pending for queue in queues if queue)
+
+
+@pytest.fixture
+def tiers() -> Tiers:
+    return Tiers()
+
+
+async def begun(tier: SharedTier | HostFiles) -> None:
+    await asyncio.wait_for(tier.asked.wait(), 5)
+
+
+async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(
+    tiers: Tiers,
+) -> None:
+    one, two = artifact(1), artifact(2)
+    assert await tiers.get(one.key) is None
+    assert (tiers.host.gets, tiers.far.gets) == (1, 1)
+    tiers.host.kept.put(one)
+    for each in (one, two):
+        tiers.far.kept.put(each)
+    assert await tiers.get(one.key) == (one, Origin.HOST_STORE)
+    assert await tiers.get(two.key) == (two, Origin.REDIS)
+    asked = tiers.host.gets, tiers.far.gets
+    for each in (one, two):
+        assert await tiers.get(each.key) == (each, Origin.MEMORY)
+        assert tiers.cache.has_local(each.key)
+        assert await tiers.cache.get_local(each.key) is each
+    kinds = await tiers.cache.kinds_of([one.key, two.key], WaitBudget())
+    assert kinds == dict.fromkeys([one.key, two.key], Kind.CORE_MODULE)
+    assert (tiers.host.gets, tiers.far.gets) == asked
+    assert tiers.cache.held_in_memory(one.module_sha256) == [one]
+
+
+async def test_modules_are_in_memory_and_in_redis(tiers: Tiers) -> None:
+    one = module(1)
+    assert await tiers.cache.get_module(one.sha256, WaitBudget()) is None
+    tiers.far.kept.put(one)
+    for _ in range(2):
+        assert await tiers.cache.get_module(one.sha256, WaitBudget()) is one
+    assert tiers.far.gets == 2
+    assert tiers.near.get_module(one.sha256) is one
+    tiers.cache.put_module(module(2))
+    await tiers.cache.flush(5)
+    assert tiers.far.kept.get_module(module(2).sha256) == module(2)
+    assert tiers.host.gets == 0
+
+
+async def test_a_put_is_in_memory_at_once_and_in_the_others_later(tiers: Tiers) -> None:
+    tiers.far.gate.clear()
+    tiers.host.gate.clear()
+    one = artifact(1)
+    tiers.cache.put(one)
+    assert tiers.near.get(one.key) is one
+    assert tiers.cache.remote_status("redis").pending_writes == 1
+    waiting = asyncio.create_task(tiers.cache.stored(one.key))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    tiers.far.gate.set()
+    tiers.host.gate.set()
+    await tiers.cache.flush(5)
+    await asyncio.wait_for(waiting, 5)
+    assert tiers.far.kept.get(one.key) is tiers.host.kept.get(one.key) is one
+
+
+async def test_redis_hits_fill_the_host_store(tiers: Tiers) -> None:
+    one = artifact(1)
+    tiers.far.kept.put(one)
+    assert await tiers.get(one.key) == (one, Origin.REDIS)
+    await tiers.cache.flush(5)
+    assert tiers.host.kept.get(one.key) is one
+    assert tiers.far.gets == 1  # What came from there is not written there.
+
+
+async def test_a_hundred_callers_look_once(tiers: Tiers) -> None:
+    one = artifact()
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    callers = [asyncio.create_task(tiers.get(one.key)) for _ in range(100)]
+    await begun(tiers.far)
+    callers[0].cancel()  # Whose look-up it is makes no difference.
+    await asyncio.sleep(0)
+    tiers.far.gate.set()
+    assert await asyncio.gather(*callers[1:]) == [(one, Origin.REDIS)] * 99
+    assert tiers.far.gets == 1
+
+
+async def test_a_look_up_goes_on_without_its_last_caller(tiers: Tiers) -> None:
+    one = artifact()
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    caller = asyncio.create_task(tiers.get(one.key))
+    await begun(tiers.far)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    tiers.far.gate.set()
+    assert await tiers.get(one.key) == (one, Origin.REDIS)
+    assert tiers.far.gets == 1
+
+
+async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
+    one, two = artifact(1), artifact(2)
+    tiers.far.kept.put(one)
+    tiers.host.down = True
+    assert await tiers.get(one.key) == (one, Origin.REDIS)
+    assert await tiers.cache.host_file(one.key, WaitBudget()) is None
+    tiers.far.down = True
+    tiers.near.close()
+    assert await tiers.get(one.key) is None
+    assert await tiers.cache.get_module(module().sha256, WaitBudget()) is None
+    assert await tiers.cache.missing([one.key], WaitBudget()) == {one.key}
+    assert await tiers.cache.kinds_of([one.key], WaitBudget()) == {}
+    tiers.cache.put(two)
+    await tiers.cache.flush(5)
+    assert await tiers.get(two.key) == (two, Origin.MEMORY)
+    gone, unreachable = await tiers.cache.evict(EvictScope(), "")
+    assert (gone.artifacts, unreachable) == (1, ["redis", "host_store"])
+    status = tiers.cache.remote_status("redis")
+    assert (status.up, status.detail, status.dropped_writes) == (False, "down", 1)
+
+
+async def test_one_tier_s_answer_counts_though_the_other_fails(tiers: Tiers) -> None:
+    one, two, three = artifact(1), artifact(2), artifact(3)
+    tiers.host.kept.put(one)
+    tiers.far.kept.put(two)
+    keys = [one.key, two.key, three.key]
+    assert await tiers.cache.missing(keys, WaitBudget()) == {three.key}
+    kinds = await tiers.cache.kinds_of(keys, WaitBudget())
+    assert kinds == dict.fromkeys(keys[:2], Kind.CORE_MODULE)
+    tiers.far.down = True
+    assert await tiers.cache.missing(keys, WaitBudget()) == {two.key, three.key}
+    tiers.far.down, tiers.host.down = False, True
+    assert await tiers.cache.missing(keys, WaitBudget()) == {one.key, three.key}
+
+
+async def test_evicting_one_tier_leaves_the_others(tiers: Tiers) -> None:
+    one = artifact()
+    every = (tiers.near, tiers.host.kept, tiers.far.kept)
+    for tier, left in (
+        ("memory", Origin.HOST_STORE),
+        ("host_store", Origin.MEMORY),
+        ("redis", Origin.MEMORY),
+    ):
+        for each in every:
+            each.put(one)
+        gone, unreachable = await tiers.cache.evict(EvictScope(), tier)
+        assert (gone.artifacts, list(unreachable)) == (1, [])
+        assert await tiers.get(one.key) == (one, left)
+    for each in every:
+        each.put(one)
+    assert (await tiers.cache.evict(EvictScope(), ""))[0].artifacts == 3
+    assert await tiers.get(one.key) is None
+
+
+async def test_a_look_up_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
+    one, wasm = artifact(1), module(2)
+    tiers.far.kept.put(one)
+    tiers.far.kept.put(wasm)
+    tiers.far.gate.clear()
+    looks = [
+        asyncio.create_task(tiers.get(one.key)),
+        asyncio.create_task(tiers.cache.get_module(wasm.sha256, WaitBudget())),
+    ]
+    await asyncio.sleep(0.05)
+    assert tiers.far.gets == 2
+    await tiers.cache.evict(EvictScope(), "memory")
+    tiers.far.gate.set()
+    await asyncio.gather(*looks)
+    assert tiers.near.usage().entries == 0
+    await tiers.cache.flush(5)
+    assert tiers.host.usage().entries == 0
+
+
+async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
+    tiers.far.gate.clear()
+    tiers.host.gate.clear()
+    for tag in range(3):
+        tiers.cache.put(artifact(tag))
+    await begun(tiers.far)
+    evicting = asyncio.create_task(tiers.cache.evict(EvictScope(), ""))
+    await asyncio.sleep(0.01)
+    tiers.far.gate.set()
+    tiers.host.gate.set()
+    await evicting
+    await tiers.cache.flush(5)
+    assert tiers.pending == 0
+    for tier in (tiers.near, tiers.host, tiers.far):
+        assert tier.usage().entries == 0
+
+
+async def test_an_eviction_drops_the_writes_that_wait(tiers: Tiers) -> None:
+    for tier, kept in (("host_store", tiers.host.kept), ("redis", tiers.far.kept)):
+        one = artifact(1)
+        tiers.cache.put(one)
+        await tiers.cache.evict(EvictScope(), tier)
+        await tiers.cache.flush(5)
+        assert not kept.held([one.key])
+        await tiers.cache.evict(EvictScope(), "")
+
+
+async def test_a_module_is_restored_where_it_is_gone_and_not_after_an_eviction(
+    tiers: Tiers,
+) -> None:
+    lost, there = module(1), module(2)
+    tiers.far.kept.put(there)
+    for one in (lost, there, lost):
+        tiers.cache.restore_module(one)
+    await begun(tiers.far)
+    await asyncio.sleep(0.01)
+    await tiers.cache.flush(5)
+    assert tiers.far.kept.get_module(lost.sha256)
+    assert tiers.far.gets == 3  # Once for each, and one write.
+    tiers.far.gate.clear()
+    await tiers.far.kept.evict(EvictScope())
+    tiers.cache.restore_module(lost)
+    await asyncio.sleep(0)
+    evicting = asyncio.create_task(tiers.cache.evict(EvictScope(), ""))
+    await asyncio.sleep(0.01)
+    tiers.far.gate.set()
+    await evicting
+    await tiers.cache.flush(5)
+    assert tiers.far.usage().entries == 0
+    tiers.far.down = True  # No failure of anybody's.
+    tiers.cache.restore_module(lost)
+    await asyncio.sleep(0.01)
+    assert tiers.pending == 0
+
+
+async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wait(
+    tiers: Tiers,
+) -> None:
+    ours, theirs = sealer(OURS), sealer(THEIRS)
+    kept, gone = ours.seal(artifact(1)), theirs.seal(artifact(2))
+    under_way, good, bad = (
+        theirs.seal(artifact(3)),
+        ours.seal(artifact(4)),
+        theirs.seal(artifact(5)),
+    )
+    for one in (kept, gone):
+        tiers.near.put(one)
+    tiers.near.put(module(2))
+    for tier in (tiers.far, tiers.host):
+        tier.gate.clear()  # As if Redis were down.
+    tiers.cache.put(under_way)
+    await begun(tiers.far)
+    for one in (good, bad):
+        tiers.cache.put(one)
+    assert await tiers.cache.recheck(sealer(OURS, THEIRS)) == 0
+    assert await tiers.cache.recheck(ours) == 3
+    assert tiers.host.rechecks == 2
+    assert await tiers.get(kept.key) == (kept, Origin.MEMORY)
+    assert tiers.near.get_module(module(2).sha256) == module(2)
+    for one in (gone, under_way, bad):
+        assert not tiers.cache.has_local(one.key)
+    for tier in (tiers.far, tiers.host):
+        tier.gate.set()
+    await tiers.cache.flush(5)
+    for kept_by in (tiers.far.kept, tiers.host.kept):
+        assert kept_by.held([good.key, bad.key]) == {good.key}
+
+
+async def test_a_look_up_from_before_the_keys_changed_is_not_kept(tiers: Tiers) -> None:
+    one = artifact(1)
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    look = asyncio.create_task(tiers.get(one.key))
+    await begun(tiers.far)
+    await tiers.cache.recheck(sealer(OURS))
+    tiers.far.gate.set()
+    assert await look == (one, Origin.REDIS)
+    assert tiers.near.get(one.key) is None
+
+
+async def test_what_grew_too_old_is_dropped_from_memory(tiers: Tiers) -> None:
+    ours = sealer(OURS)
+    one = ours.seal(artifact(1))
+    tiers.near.put(one)
+    assert await tiers.cache.drop_outdated(ours) == 0
+    ours.use(ours.keys, 0.001)
+    assert await tiers.cache.drop_outdated(ours) == 0  # By its own clock it is of now.
+    ours._now = lambda: 1_800_000_000.0
+    assert await tiers.cache.drop_outdated(ours) == 1
+    assert tiers.near.get(one.key) is None
+
+
+async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(
+    tiers: Tiers,
+) -> None:
+    one, wasm = artifact(1), module(1)
+    tiers.far.gate.clear()
+    tiers.cache.put(one)
+    tiers.cache.put_module(wasm)
+    await begun(tiers.far)  # One of them is under way now.
+    await tiers.near.evict(EvictScope())
+    assert await tiers.get(one.key) == (one, Origin.MEMORY)
+    assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is wasm
+    await tiers.near.evict(EvictScope())
+    assert tiers.cache.has_local(one.key)
+    assert tiers.near.usage().entries == 0
+    assert await tiers.cache.kinds_of([one.key], WaitBudget()) == {one.key: Kind.CORE_MODULE}
+    assert await tiers.cache.missing([one.key], WaitBudget()) == frozenset()
+    assert await tiers.cache.get_local(one.key) is one
+    assert tiers.far.gets == 1  # The write.
+    tiers.far.gate.set()
+    await tiers.cache.flush(5)
+
+
+async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> None:
+    cache = tiers.made(call_wait_s=0.2)
+    one = artifact(1)
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    began = asyncio.get_running_loop().time()
+
+    async def call() -> None:
+        budget = cache.wait_budget()
+        assert await cache.get(one.key, budget) is None
+        assert await cache.get(artifact(2).key, budget) is None
+        assert await cache.get_module(one.module_sha256, budget) is None
+        assert await cache.missing([one.key, artifact(3).key], budget) == {
+            one.key,
+            artifact(3).key,
+        }
+
+    await asyncio.gather(*(asyncio.create_task(call()) for _ in range(20)))
+    assert asyncio.get_running_loop().time() - began < 10
+    assert tiers.far.gets == 1  # One look-up for all.
+    # It goes on without them, and whoever comes later finds it.
+    tiers.far.gate.set()
+    assert await tiers.get(one.key) == (one, Origin.REDIS)
+    assert tiers.near.get(one.key) is one
+    assert tiers.far.gets == 1
+
+
+async def test_a_question_about_many_keys_costs_one_time_out(tiers: Tiers) -> None:
+    cache = tiers.made(call_wait_s=0.2)
+    keys = [artifact(tag).key for tag in range(100)]
+    tiers.far.kept.put(artifact(1))
+    tiers.far.gate.clear()
+    budget = cache.wait_budget()
+    assert await asyncio.wait_for(cache.missing(keys, budget), 10) == frozenset(keys)
+    assert await asyncio.wait_for(cache.kinds_of(keys, budget), 10) == {}
+    assert tiers.far.gets == 1
+    # It goes on: so the metrics and the breaker learn how it ends.
+    tiers.far.gate.set()
+    kinds = await cache.kinds_of(keys, WaitBudget())
+    assert kinds == {artifact(1).key: Kind.CORE_MODULE}
+    assert tiers.far.gets == 2  # All of them at once.
+
+
+class Allowing(SharedTier):
+    """A tier that has something large."""
+
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
+        assert allowance
+        allowance.add(60.0)
+        return await super().get(key, allowance, accept)
+
+
+async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait() -> None:
+    tiers = Tiers(Allowing())
+    cache = tiers.made(call_wait_s=0.1)
+    one = artifact(1)
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    callers = [asyncio.create_task(cache.get(one.key, cache.wait_budget())) for _ in range(3)]
+    await asyncio.sleep(0.4)
+    callers.append(asyncio.create_task(cache.get(one.key, cache.wait_budget())))
+    await asyncio.sleep(0)
+    tiers.far.gate.set()
+    assert await asyncio.gather(*callers) == [(one, Origin.REDIS)] * 4
+
+
+class Broken(SharedTier):
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
+        raise ZeroDivisionError
+
+
+async def test_a_defect_is_told_to_each_caller() -> None:
+    tiers = Tiers(Broken())
+    answers = await asyncio.gather(
+        *(tiers.get(artifact(1).key) for _ in range(3)), return_exceptions=True
+    )
+    assert [type(each) for each in answers] == [ZeroDivisionError] * 3
+
+
+async def test_uses_are_told_whichever_tier_had_it(tiers: Tiers) -> None:
+    one, wasm = artifact(1), module(1)
+    await tiers.get(one.key)
+    assert tiers.far.uses == []
+    tiers.far.kept.put(one)
+    tiers.far.kept.put(wasm)
+    for _ in range(2):
+        await tiers.get(one.key)
+        await tiers.cache.get_module(wasm.sha256, WaitBudget())
+    await tiers.cache.host_file(one.key, WaitBudget())
+    assert tiers.far.uses.count(one.key) >= 3
+    assert tiers.far.uses.count(wasm.sha256) == 2
+
+
+async def test_looks_into_memory_are_counted(tiers: Tiers) -> None:
+    one = artifact(1)
+    await tiers.get(one.key)
+    tiers.cache.put(one)
+    await tiers.get(one.key)
+    await tiers.cache.get_module(module(1).sha256, WaitBudget())
+    tiers.cache.has_local(one.key)
+    await tiers.cache.missing([one.key], WaitBudget())
+    assert tiers.notes.lookups == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
+    await tiers.cache.host_file(artifact(2).key, WaitBudget())
+    assert tiers.notes.lookups[3:] == [("artifact", "miss")]
+
+
+async def test_without_tiers_below_memory() -> None:
+    cache = Cache(
+        MemoryTier(10_000_000),
+        None,
+        None,
+        Notes(),
+        call_wait_s=1.0,
+        write_queue_bytes=lambda: 1_000_000,
+    )
+    one, wasm = artifact(1), module(1)
+    cache.put(one)
+    cache.put_module(wasm)
+    cache.restore_module(wasm)
+    assert await cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
+    assert await cache.get(artifact(2).key, WaitBudget()) is None
+    assert await cache.get_module(wasm.sha256, WaitBudget()) is wasm
+    assert await cache.host_file(one.key, WaitBudget()) is None
+    assert await cache.missing([one.key, artifact(2).key], WaitBudget()) == {artifact(2).key}
+    await cache.stored(one.key)
+    assert (await cache.evict(EvictScope(), ""))[0].artifacts == 1
+    assert await cache.evict(EvictScope(), "redis") == (Evicted(), [])
+    assert not cache.remote_status("off").up
+    await cache.flush(1)
+    await cache.close()
+
+
+async def test_the_end_waits_for_nobody(tiers: Tiers) -> None:
+    tiers.far.gate.clear()
+    tiers.host.gate.clear()
+    tiers.cache.put(artifact(1))
+    asking = asyncio.create_task(tiers.get(artifact(2).key))
+    await begun(tiers.host)
+    await asyncio.wait_for(tiers.cache.flush(0.01), 5)
+    await asyncio.wait_for(tiers.cache.close(), 5)
+    await asyncio.gather(asking, return_exceptions=True)
+    assert tiers.near.usage().entries == 0
+
+
+# Files
+
+
+async def test_a_file_comes_after_the_write_that_waits(tiers: Tiers) -> None:
+    one = artifact()
+    tiers.host.gate.clear()
+    tiers.cache.put(one)
+    asking = asyncio.create_task(tiers.cache.host_file(one.key, WaitBudget()))
+    await asyncio.sleep(0.01)
+    assert not asking.done()
+    tiers.host.gate.set()
+    found = await asyncio.wait_for(asking, 5)
+    assert found
+    assert (found[0].frames, found[0].sha256, found[2]) == ((), one.sha256, Origin.HOST_STORE)
+
+
+async def test_a_file_is_made_of_what_another_tier_has(tiers: Tiers) -> None:
+    near, far = artifact(1), artifact(2)
+    tiers.near.put(near)
+    tiers.far.kept.put(far)
+    for one, origin in ((near, Origin.MEMORY), (far, Origin.REDIS)):
+        found = await tiers.cache.host_file(one.key, WaitBudget())
+        assert found
+        assert (found[0].sha256, found[2]) == (one.sha256, origin)
+        assert tiers.host.kept.get(one.key) is one
+    assert await tiers.cache.host_file(artifact(3).key, WaitBudget()) is None
+
+
+async def test_a_file_of_other_bytes_is_not_told(tiers: Tiers) -> None:
+    old, new = artifact(1, 1000), artifact(1, 2000)
+    tiers.near.put(new)
+    tiers.host.refuse_writes = True
+    assert await tiers.cache.host_file(new.key, WaitBudget()) is None
+    # Another daemon writes an artifact of its own, and ours then finds no room.
+    tiers.host.gate.clear()
+    asking = asyncio.create_task(tiers.cache.host_file(new.key, WaitBudget()))
+    await asyncio.sleep(0.01)
+    tiers.host.kept.put(old)
+    tiers.host.gate.set()
+    assert await asyncio.wait_for(asking, 5) is None
+    found = await tiers.cache.host_file(new.key, WaitBudget())
+    assert found
+    assert (found[0].sha256, found[2]) == (old.sha256, Origin.HOST_STORE)
+
+
+async def test_no_call_waits_for_a_file_longer_than_its_budget(tiers: Tiers) -> None:
+    tiers.host.gate.clear()
+    tiers.cache.put(artifact())
+    asking = tiers.cache.host_file(artifact().key, WaitBudget(0.05))
+    assert await asyncio.wait_for(asking, 5) is None
+    tiers.host.gate.set()
+
+
+# Encodings
+
+
+SHRUNK = sealer(OURS).seal(shrinking(1, 1_200_000))
+
+
+def packed() -> Artifact:
+    [value] = stored(SHRUNK, sealer(OURS)).values()
+    found = opened(value, SHRUNK.key, sealer(OURS), ACCEPTS)
+    assert isinstance(found, Artifact)
+    return found
+
+
+class Packing(SharedTier):
+    """A tier that has SHRUNK, and returns it as the caller accepts it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accepted: list[frozenset[str]] = []
+
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        accept: frozenset[str] = frozenset(),
+    ) -> Artifact | None:
+        self.accepted.append(accept)
+        await self._answer()
+        return packed() if ZSTD in accept else SHRUNK
+
+
+class PackingTiers(Tiers):
+    far: Packing
+
+    def __init__(self) -> None:
+        super().__init__(Packing(), with_host=False)
+
+    async def found(self, accept: frozenset[str] = frozenset()) -> tuple[Artifact, Origin]:
+        found = await self.get(SHRUNK.key, accept)
+        assert found
+        return found
+
+
+@pytest.fixture
+def packing() -> PackingTiers:
+    return PackingTiers()
+
+
+async def test_a_packed_and_a_raw_reader_do_not_get_each_other_s(packing: PackingTiers) -> None:
+    packing.far.gate.clear()
+    accepted = (ACCEPTS, frozenset[str](), ACCEPTS | {"br"})
+    waiting = [asyncio.create_task(packing.found(accept)) for accept in accepted]
+    await begun(packing.far)
+    await asyncio.sleep(0.01)
+    packing.far.gate.set()
+    kept, raw, other = await asyncio.gather(*waiting)
+    assert same(raw[0], SHRUNK)
+    assert kept[0].encoding == other[0].encoding == ZSTD
+    assert same(decoded(kept[0]), SHRUNK)
+    # The third shared the first one's look-up: its second encoding is one that nobody stores.
+    assert sorted(map(len, packing.far.accepted)) == [0, 1]
+
+
+async def test_memory_keeps_what_arrived_until_somebody_needs_the_bytes(
+    packing: PackingTiers,
+) -> None:
+    kept, origin = await packing.found(ACCEPTS)
+    assert origin is Origin.REDIS
+    size_packed = packing.near.usage().bytes
+    assert await packing.found(ACCEPTS) == (kept, Origin.MEMORY)
+    raw, origin = await packing.found()
+    assert origin is Origin.MEMORY
+    assert same(raw, SHRUNK)
+    # From now on memory has the bytes, and gives them to both.
+    assert packing.near.usage().bytes > size_packed
+    assert await packing.found() == (raw, Origin.MEMORY)
+    assert await packing.found(ACCEPTS) == (raw, Origin.MEMORY)
+    assert len(packing.far.accepted) == 1
+
+
+async def test_a_flight_gets_bytes(packing: PackingTiers) -> None:
+    packing.near.put(packed())
+    found = await packing.cache.get_local(SHRUNK.key)
+    assert found
+    assert same(found, SHRUNK)
+
+
+class Slow:
+    """Unpacks once its gate opens, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate, self.began, self.calls = threading.Event(), threading.Event(), 0
+        monkeypatch.setattr(module_of_cache, "decoded", self)
+
+    def __call__(self, one: Artifact) -> Artifact:
+        self.calls += 1
+        self.began.set()
+        self.gate.wait(10)
+        return decoded(one)
+
+
+async def test_many_callers_share_one_unpacking_and_one_that_leaves_ends_it_for_nobody(
+    packing: PackingTiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    packing.near.put(packed())
+    waiting = [asyncio.create_task(packing.found()) for _ in range(5)]
+    assert await asyncio.to_thread(slow.began.wait, 10)
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    slow.gate.set()
+    [(first, _), *others] = await asyncio.gather(*waiting[1:])
+    assert same(first, SHRUNK)
+    assert all(each is first for each, _ in others)
+    assert slow.calls == 1
+    assert packing.near.holds(first)
+
+
+async def test_what_was_evicted_meanwhile_does_not_come_back(
+    packing: PackingTiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
+    kept = packed()
+    packing.near.put(kept)
+    waiting = asyncio.create_task(packing.found())
+    assert await asyncio.to_thread(slow.began.wait, 10)
+    packing.near.drop([kept])
+    slow.gate.set()
+    assert same((await waiting)[0], SHRUNK)
+    assert packing.near.get(SHRUNK.key) is None
+
+
+async def test_what_cannot_be_unpacked_is_dropped_and_looked_up_again(
+    packing: PackingTiers,
+) -> None:
+    broken = dataclasses.replace(packed(), frames=packed().frames[:-1])
+    packing.near.put(broken)
+    with capture_logs() as logs:
+        found, origin = await packing.found()
+    assert origin is Origin.REDIS
+    assert same(found, SHRUNK)
+    assert [log["event"] for log in logs] == ["cannot decode an artifact"]
+    assert packing.far.accepted == [frozenset()]

@@ -1,0 +1,444 @@
+"""No change of a stored value, whatever it is, comes out as anything but a rejection."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wasmkilnd.cache.value import (
+    FRAME_BYTES,
+    TRAILER_BYTES,
+    ZSTD,
+    Frame,
+    Opened,
+    ValueRejected,
+    decoded,
+    head_bytes,
+    open_head,
+    open_value,
+    written,
+)
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Kind, Module
+from wasmkilnd.wire import to_frames
+
+from tests.contract.sealing import OURS, THEIRS, sealer
+from tests.contract.values import artifact, module, payload_of, same, shrinking
+from tests.doubles.shelf import name_of, opened, read, stored
+
+SEALER = sealer(OURS)
+PACKED = frozenset({ZSTD})
+
+SMALL = SEALER.seal(artifact(1, 300))
+LARGE = SEALER.seal(artifact(2, 2 * FRAME_BYTES + 300))
+SHRUNK = SEALER.seal(shrinking(3, 2 * FRAME_BYTES + 300))
+MODULE = module(4, FRAME_BYTES + 300)
+ALL: dict[str, Artifact | Module] = {
+    "small": SMALL,
+    "large": LARGE,
+    "shrunk": SHRUNK,
+    "module": MODULE,
+}
+STORED = {name: stored(what, SEALER) for name, what in ALL.items()}
+
+
+def key_of(name: str) -> CacheKey | str:
+    what = ALL[name]
+    return what.key if isinstance(what, Artifact) else what.sha256
+
+
+def value_of(name: str) -> bytes:
+    [value] = STORED[name].values()
+    return value
+
+
+def is_served(name: str, value: bytes) -> bool:
+    """Read ``value`` as a daemon does; whatever comes out is as it was put in."""
+    what = ALL[name]
+    values = {name_of(what): value}
+    found, rejected = read(values, key_of(name), SEALER)
+    if isinstance(what, Artifact):
+        kept, rejected_kept = read(values, key_of(name), SEALER, PACKED)
+        assert rejected_kept == rejected
+        assert (kept is None) is (found is None)
+    if found is None:
+        assert rejected
+        return False
+    if isinstance(what, Artifact):
+        assert isinstance(found, Artifact)
+        assert isinstance(kept, Artifact)
+        assert same(found, what)
+        assert kept.encoding == (ZSTD if name == "shrunk" else "")
+        assert same(decoded(kept), what)
+    else:
+        assert found == what
+    return True
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_was_stored_comes_out_whole(name: str) -> None:
+    assert is_served(name, value_of(name))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, FRAME_BYTES, FRAME_BYTES + 1])
+def test_payloads_of_any_size(size_bytes: int) -> None:
+    for what in (SEALER.seal(artifact(9, size_bytes)), SEALER.seal(shrinking(9, size_bytes))):
+        found = opened(b"".join(written(what, SEALER)), what.key, SEALER)
+        assert isinstance(found, Artifact)
+        assert same(found, what)
+
+
+def test_only_what_shrinks_is_compressed() -> None:
+    assert len(value_of("large")) > LARGE.size_bytes
+    assert len(value_of("shrunk")) < SHRUNK.size_bytes / 20
+    assert len(value_of("small")) > SMALL.size_bytes
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_writer_holds_one_frame_at_a_time(name: str) -> None:
+    *frames, head = written(ALL[name], SEALER)
+    size_bytes = len(getattr(ALL[name], "wasm", b"")) or getattr(ALL[name], "size_bytes", 0)
+    assert len(frames) == -(-size_bytes // FRAME_BYTES)
+    assert all(len(each) <= FRAME_BYTES for each in frames)
+    assert len(head) < 4096
+
+
+def test_frames_one_after_the_other_are_what_any_zstd_decoder_reads() -> None:
+    *frames, _ = written(SHRUNK, SEALER)
+    reader = zstandard.ZstdDecompressor().stream_reader(b"".join(frames), read_across_frames=True)
+    assert reader.read(SHRUNK.size_bytes + 1) == payload_of(SHRUNK.frames)
+
+
+def test_each_value_has_a_trailer_of_its_own() -> None:
+    trailers = {b"".join(written(MODULE, SEALER))[-TRAILER_BYTES:] for _ in range(3)}
+    assert len(trailers) == 3
+
+
+def test_artifacts_of_one_spec_share_it() -> None:
+    found = [
+        opened(b"".join(written(SEALER.seal(one), SEALER)), one.key, SEALER)
+        for one in (dataclasses.replace(artifact(1, n), spec=SMALL.spec) for n in (10, 20))
+    ]
+    assert isinstance(found[0], Artifact)
+    assert isinstance(found[1], Artifact)
+    assert found[0].spec is found[1].spec
+    assert found[0].spec == SMALL.spec
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_every_byte_counts(flip: int) -> None:
+    value = value_of("small")
+    for position in range(len(value)):
+        damaged = bytearray(value)
+        damaged[position] ^= flip
+        assert not is_served("small", bytes(damaged))
+
+
+def test_every_length_but_its_own_is_rejected() -> None:
+    value = value_of("small")
+    for length in range(len(value)):
+        assert not is_served("small", value[:length])
+        assert not is_served("small", value[length + 1 :])
+
+
+names = st.sampled_from(list(ALL))
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A stored value of which any part was changed, cut, grown, moved or swapped."""
+    name = draw(names)
+    value = bytearray(value_of(name))
+    for _ in range(draw(st.integers(1, 3))):
+        # Frames are long: look for the head as often.
+        low = draw(st.sampled_from([0, max(0, len(value) - 2000)]))
+        at = draw(st.integers(low, max(low, len(value) - 1)))
+        match draw(st.sampled_from(["byte", "cut", "grow", "drop", "foreign", "repeat"])):
+            case "byte" if value:
+                value[at] ^= draw(st.integers(1, 255))
+            case "cut":
+                del value[at:]
+            case "drop":
+                del value[at : at + draw(st.integers(1, 100))]
+            case "grow":
+                value[at:at] = draw(st.binary(min_size=1, max_size=50))
+            case "repeat":
+                value[at:at] = value[at : at + draw(st.integers(1, 1000))]
+            case "foreign":
+                value = bytearray(value_of(draw(names)))
+    return name, bytes(value)
+
+
+@settings(max_examples=1000)
+@given(mutations())
+def test_no_mutation_is_ever_served(mutation: tuple[str, bytes]) -> None:
+    name, value = mutation
+    assert is_served(name, value) is (value == value_of(name))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300), names)
+def test_no_bytes_at_all_do_more_than_be_rejected(value: bytes, name: str) -> None:
+    own = value_of(name)
+    for given_value in (value, value + b"WKLN\x03" + value, value + own[-TRAILER_BYTES:]):
+        assert not is_served(name, given_value)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("other", ALL)
+def test_a_value_under_another_key_is_rejected(name: str, other: str) -> None:
+    if name != other:
+        values = {name_of(ALL[name]): value_of(other)}
+        assert read(values, key_of(name), SEALER) == (None, ["wrong_key"])
+
+
+def causes(value: bytes) -> list[str]:
+    return read({name_of(SMALL): value}, SMALL.key, SEALER)[1]
+
+
+def test_a_stranger_and_a_forger_are_told_apart_from_damage() -> None:
+    value = value_of("small")
+    [theirs] = stored(SMALL, sealer(THEIRS)).values()
+    assert causes(theirs) == ["stranger"]
+    # A signature of ours, of something else.
+    assert causes(theirs[:-STAMP_BYTES] + value_of("large")[-STAMP_BYTES:]) == ["mismatch"]
+    assert causes(value[:-400] + b"!" + value[-399:]) == ["digest"]
+    assert causes(value[:-1]) == ["format"]
+    assert causes(value[-TRAILER_BYTES:]) == ["truncated"]
+    assert causes(value[: 4 - TRAILER_BYTES] + b"\x02" + value[5 - TRAILER_BYTES :]) == ["version"]
+    assert causes(b"\0" + value) == ["format"]
+
+
+def test_a_head_may_be_longer_than_what_was_read_of_it() -> None:
+    value = value_of("large")
+    needed = head_bytes(value[-TRAILER_BYTES:])
+    assert needed > TRAILER_BYTES
+    assert open_value(value[-needed:], LARGE.key, SEALER).stored_bytes == len(value)
+    with pytest.raises(ValueRejected, match="truncated"):
+        open_value(value[1 - needed :], LARGE.key, SEALER)
+    with pytest.raises(ValueRejected, match="truncated"):
+        head_bytes(value[1 - TRAILER_BYTES :])
+
+
+def resigned(change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Return the value of SMALL with another header, which our key has stamped."""
+    value = value_of("small")
+    frame_bytes = SMALL.size_bytes
+    header = json.loads(value[frame_bytes:-TRAILER_BYTES])
+    change(header)
+    return value[:frame_bytes] + head_of(json.dumps(header).encode())
+
+
+def head_of(header: bytes, announced: int | None = None) -> bytes:
+    size_bytes = len(header) if announced is None else announced
+    start = struct.pack(">4sBI", b"WKLN", 3, size_bytes)
+    digest = hashlib.sha256(header + start).digest()
+    return header + start + digest + SEALER.stamp(b"wasmkiln value 3\0" + digest)
+
+
+def set_in(*path: str | int, to: Any) -> Callable[[dict[str, Any]], object]:
+    def change(header: dict[str, Any]) -> None:
+        place: Any = header
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = to
+
+    return change
+
+
+FRAME = [300, "0" * 64]
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda header: None, ""),
+        (set_in("body", "codec", to="lz4"), "format"),
+        (set_in("body", "size_bytes", to=301), "digest"),
+        (set_in("body", "size_bytes", to=-1), "format"),
+        (set_in("body", "size_bytes", to=1 << 48), "format"),
+        (set_in("body", "size_bytes", to=0), "format"),
+        (set_in("body", "size_bytes", to=FRAME_BYTES + 300), "format"),
+        (set_in("body", "frames", to=[]), "format"),
+        (set_in("body", "frames", to=[FRAME, FRAME]), "format"),
+        (set_in("body", "frames", to=[[FRAME_BYTES * 2, "0" * 64]]), "format"),
+        (set_in("body", "frames", to=[[0, "0" * 64]]), "format"),
+        (set_in("body", "frames", to=[[300, "0" * 63]]), "format"),
+        (set_in("body", "frames", to=[FRAME]), "digest"),
+        (set_in("body", "nonce", to="x"), "format"),
+        (set_in("what", to="module"), "format"),
+        (set_in("what", to="part"), "format"),
+        (set_in("kind", to="other"), "format"),
+        (set_in("kind", to="component"), "mismatch"),
+        (set_in("fingerprint", to="0" * 64), "wrong_key"),
+        (set_in("fingerprint", to="0" * 64 + "\n"), "format"),
+        (set_in("module", to="0" * 64), "wrong_key"),
+        (set_in("sha256", to="0" * 64), "mismatch"),
+        (set_in("engine", "version", to="2.0"), "mismatch"),
+        (set_in("engine", "version", to=2), "format"),
+        (set_in("target", to="riscv64"), "mismatch"),
+        (set_in("settings", "fuel", to="true"), "mismatch"),
+        (set_in("settings", "fuel", to=None), "format"),
+        (set_in("exports", to=[]), "mismatch"),
+        (set_in("exports", to=[["a", "b", "c"]]), "format"),
+        (set_in("compile_time_s", to=1e10), "format"),
+        (set_in("compile_time_s", to=float("nan")), "format"),
+        (set_in("compile_time_s", to=1.0), "mismatch"),
+        (set_in("types_truncated", to=True), "mismatch"),
+        (set_in("attestation", to=""), "unsigned"),
+        (set_in("attestation", to="\ud800"), "format"),
+        (set_in("more", to=1), "format"),
+        (lambda header: header.pop("target"), "format"),
+    ],
+)
+def test_what_a_stamped_header_may_say(
+    change: Callable[[dict[str, Any]], object], cause: str
+) -> None:
+    found = causes(resigned(change))
+    if cause == "digest":
+        # The frame is as long as it should be, or not: both are the frame's fault.
+        assert found in (["digest"], ["format"])
+    else:
+        assert found == ([cause] if cause else [])
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"{", b"[]", b"null", b"\xff", b'{"what": 1}', b"1" * 9999]
+)
+def test_a_stamped_header_that_is_none(header: bytes) -> None:
+    for announced in (None, len(header) + 1, 2**32 - 1):
+        [cause] = causes(b"x" * 99 + head_of(header, announced))
+        assert cause in ("format", "digest", "truncated")
+
+
+payloads = st.builds(
+    lambda unit, size: (unit * (size // len(unit) + 1))[:size],
+    st.binary(min_size=1, max_size=200),
+    st.one_of(
+        st.integers(1, 5000),
+        st.integers(FRAME_BYTES - 2, FRAME_BYTES + 2),
+        st.integers(2 * FRAME_BYTES - 2, 2 * FRAME_BYTES + 2),
+    ),
+)
+
+
+def with_code(payload: bytes) -> Artifact:
+    return SEALER.seal(
+        dataclasses.replace(
+            artifact(),
+            sha256=hashlib.sha256(payload).hexdigest(),
+            size_bytes=len(payload),
+            frames=to_frames(payload),
+        )
+    )
+
+
+def packed(one: Artifact) -> Artifact:
+    """Return an artifact of a payload that shrinks as a caller who accepts zstd gets it."""
+    found = opened(b"".join(written(one, SEALER)), one.key, SEALER, PACKED)
+    assert isinstance(found, Artifact)
+    return found
+
+
+@settings(max_examples=100)
+@given(payloads)
+def test_decoding_returns_what_was_stored(payload: bytes) -> None:
+    one = with_code(payload)
+    kept = packed(one)
+    assert same(decoded(kept), one)
+    # What was kept as it is stored is stored again as it is kept.
+    assert same(packed(kept), kept)
+
+
+CODE = with_code(b"native code " * 100_000)
+
+
+def test_what_is_not_encoded_is_left_alone() -> None:
+    assert decoded(CODE) is CODE
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        (),
+        packed(CODE).frames[:-1],
+        (*packed(CODE).frames, *packed(CODE).frames),
+        tuple(reversed(packed(CODE).frames)),
+        tuple(frame[:-1] for frame in packed(CODE).frames),
+        tuple(frame + b"x" for frame in packed(CODE).frames),
+    ],
+)
+def test_frames_that_do_not_decode_to_the_artifact_are_refused(frames: tuple[bytes, ...]) -> None:
+    with pytest.raises(ValueRejected):
+        decoded(dataclasses.replace(CODE, frames=frames, encoding=ZSTD))
+
+
+def one_frame(stored_frame: bytes, size_bytes: int, codec: str = ZSTD) -> Opened:
+    digest = hashlib.sha256(stored_frame).hexdigest()
+    frame = Frame(0, len(stored_frame), digest, size_bytes)
+    return Opened(SMALL, codec, size_bytes, (frame,), len(stored_frame))
+
+
+@pytest.mark.parametrize(
+    "stored_frame",
+    [
+        b"no zstd at all",
+        b"",
+        zstandard.ZstdCompressor().compress(b"x" * 99),
+        zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 100),
+        zstandard.ZstdCompressor().compress(b"x" * 100) + b"x",
+        zstandard.ZstdCompressor().compress(b"x" * 10**9),
+    ],
+)
+def test_a_signed_frame_of_another_size_is_never_unpacked(stored_frame: bytes) -> None:
+    with pytest.raises(ValueRejected):
+        one_frame(stored_frame, 100).unpack(0, stored_frame)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda stored: b"", "truncated"),
+        (lambda stored: stored[:-1], "truncated"),
+        (lambda stored: stored + b"x", "truncated"),
+        (lambda stored: stored[:-1] + bytes([stored[-1] ^ 1]), "digest"),
+    ],
+)
+def test_a_frame_that_is_not_the_signed_one_is_never_kept(
+    spoil: Callable[[bytes], bytes], cause: str
+) -> None:
+    stored_frame = zstandard.ZstdCompressor().compress(b"code" * 1000)
+    found = one_frame(stored_frame, 4000)
+    assert found.unpack(0, stored_frame) == b"code" * 1000
+    for take in (found.check, found.unpack):
+        with pytest.raises(ValueRejected) as rejected:
+            take(0, spoil(stored_frame))
+        assert rejected.value.cause.value == cause
+
+
+def test_a_module_is_what_its_digest_says_and_of_the_kind_that_it_is() -> None:
+    for lie in (
+        dataclasses.replace(MODULE, kind=Kind.COMPONENT),
+        dataclasses.replace(MODULE, wasm=module(5).wasm),
+    ):
+        values = {name_of(MODULE): b"".join(written(lie, SEALER))}
+        assert read(values, MODULE.sha256, SEALER)[0] is None
+
+
+def test_a_head_is_opened_without_its_key() -> None:
+    assert same(
+        dataclasses.replace(SMALL, frames=()),
+        _artifact(open_head(value_of("small"), SEALER)),
+    )
+
+
+def _artifact(found: Opened) -> Artifact:
+    assert isinstance(found.what, Artifact)
+    return found.what

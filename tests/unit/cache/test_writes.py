@@ -1,0 +1,423 @@
+"""Writes wait in a bounded queue; each is written, or dropped and logged."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from wasmkilnd.cache.writes import Item, Writes, key_of
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.model import Artifact, CacheKey, EvictScope
+
+from tests.contract.values import artifact, module
+
+
+class Tier:
+    """A tier that takes writes once its gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.written: list[CacheKey | str] = []
+        self.broken = False
+        self.on_failure: Callable[[], None] = lambda: None
+
+    async def put(self, item: Item) -> None:
+        await self.gate.wait()
+        if self.broken and isinstance(item, Artifact):
+            self.on_failure()
+            raise TierUnavailable("no")
+        self.written.append(key_of(item))
+
+
+@pytest.fixture
+def slow() -> Tier:
+    return Tier()
+
+
+def writes_to(tier: Tier, limit_bytes: int = 10_000, **options: Any) -> Writes:
+    return Writes("redis", tier.put, lambda: limit_bytes, **options)
+
+
+async def finish(writes: Writes, timeout_s: float = 5) -> None:
+    await writes.flush(timeout_s)
+    await writes.close()
+
+
+async def test_nothing_is_lost_while_there_is_room(slow: Tier) -> None:
+    writes = writes_to(slow)
+    items: list[Item] = [*(artifact(tag, 100) for tag in range(5)), module(1)]
+    for item in items:
+        writes.add(item)
+    assert writes.pending == 6
+    assert slow.written == []
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == list(map(key_of, items))
+    assert (writes.pending, writes.dropped) == (0, 0)
+
+
+async def test_a_write_lets_the_reply_go_first(slow: Tier) -> None:
+    slow.gate.set()
+    writes = writes_to(slow)
+    writes.add(artifact(1))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert slow.written == []
+    await asyncio.wait_for(writes.settled(artifact(1).key, at_once=True), 5)
+    assert slow.written == [artifact(1).key]
+    writes.add(artifact(2))
+    await asyncio.wait_for(writes.settled(artifact(2).key), 5)
+    assert slow.written == [artifact(1).key, artifact(2).key]
+    await writes.close()
+
+
+async def test_what_waits_is_served_until_it_is_written(slow: Tier) -> None:
+    writes = writes_to(slow)
+    one, two, wasm = artifact(1), artifact(2), module(1)
+    for item in (one, two, wasm):
+        writes.add(item)
+    await under_way(writes)
+    assert writes.waiting(one.key) is one  # It is being written.
+    assert writes.waiting(two.key) is two
+    assert writes.waiting(wasm.sha256) is wasm
+    assert sorted(map(id, writes.artifacts())) == sorted(map(id, (one, two)))
+    slow.gate.set()
+    await finish(writes)
+    assert writes.waiting(one.key) is None
+    assert writes.waiting(wasm.sha256) is None
+    assert writes.artifacts() == []
+
+
+async def under_way(writes: Writes) -> None:
+    """Return when the first write has begun."""
+    flushing = asyncio.create_task(writes.flush(0.01))
+    await flushing
+
+
+async def test_a_full_queue_drops_the_oldest(slow: Tier) -> None:
+    writes = writes_to(slow, 1000)
+    writes.add(artifact(0, 400))
+    await under_way(writes)  # It waits no more.
+    for tag in range(1, 5):
+        writes.add(artifact(tag, 400))
+    assert writes.dropped == 2
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [artifact(tag).key for tag in (0, 3, 4)]
+
+
+async def test_a_module_is_not_dropped_for_its_own_artifact(slow: Tier) -> None:
+    writes = writes_to(slow, 1000)
+    of = module(1, 600)
+    for tag in (1, 2):
+        writes.add(of)
+        writes.add(artifact(tag, 5000, of=of))
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [of.sha256, artifact(2, of=of).key]
+    assert writes.dropped == 1
+
+
+async def test_an_artifact_is_not_dropped_for_its_own_module(slow: Tier) -> None:
+    writes = writes_to(slow, 1000)
+    of = module(1, 600)
+    writes.add(artifact(2, 400))
+    writes.add(artifact(1, 600, of=of))
+    writes.add(of)
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [artifact(1, of=of).key, of.sha256]
+
+
+async def test_artifacts_make_room_before_modules(slow: Tier) -> None:
+    """A missing module costs callers an error, a missing artifact costs a compile."""
+    writes = writes_to(slow, 1000)
+    for tag in (1, 2):
+        writes.add(module(tag, 300))
+        writes.add(artifact(tag, 200))
+    writes.add(module(3, 350))
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [
+        module(tag, size).sha256 for tag, size in ((1, 300), (2, 300), (3, 350))
+    ]
+
+
+async def test_the_oldest_module_goes_when_no_artifact_is_left(slow: Tier) -> None:
+    writes = writes_to(slow, 1000)
+    for tag in range(1, 6):
+        writes.add(module(tag, 300))
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [module(tag, 300).sha256 for tag in (3, 4, 5)]
+
+
+async def test_small_items_are_bounded_too(slow: Tier) -> None:
+    writes = writes_to(slow, 10**9)
+    for tag in range(10_100):
+        writes.add(module(tag))
+    assert (writes.pending, writes.dropped) == (10_000, 100)
+    await writes.close()
+
+
+async def test_each_dropped_write_is_logged(slow: Tier) -> None:
+    writes = writes_to(slow, 500)
+    with capture_logs() as logs:
+        writes.add(artifact(1, 400))
+        writes.add(module(2, 300))
+        writes.add(artifact(3, 100))
+        writes.add(module(4, 450))
+        await writes.close()
+    dropped = [line for line in logs if line["event"] == "a cache write was dropped"]
+    first = dropped[0]
+    assert (first["kind"], first["module"]) == ("artifact", artifact(1).module_sha256)
+    assert (first["engine"], first["bytes"]) == (artifact(1).spec.engine.id, 400)
+    assert first["fingerprint"] == artifact(1).spec.fingerprint
+    assert [line["kind"] for line in dropped] == ["artifact", "artifact", "module", "module"]
+    assert all("write_queue_bytes" in line["why"] for line in dropped[:3])
+    assert "ends" in dropped[3]["why"]
+    assert {line["tier"] for line in dropped} == {"redis"}
+
+
+async def test_a_bound_that_changes_counts_from_then_on(slow: Tier) -> None:
+    limit_bytes = 1000
+    writes = Writes("redis", slow.put, lambda: limit_bytes)
+    for tag in range(1, 6):
+        writes.add(artifact(tag, 200))
+    limit_bytes = 400
+    writes.add(artifact(6, 200))
+    assert writes.pending == 2
+    await writes.close()
+
+
+async def test_a_write_that_meets_an_outage_is_tried_again(slow: Tier) -> None:
+    up = asyncio.Event()
+    up.set()
+    slow.gate.set()
+    slow.broken = True
+    slow.on_failure = up.clear
+    writes = writes_to(slow, ready=_until(up), is_down=lambda: slow.broken and not up.is_set())
+    writes.add(artifact(1))
+    writes.add(module(1))
+    await under_way(writes)
+    assert (slow.written, writes.pending, writes.dropped) == ([], 2, 0)
+    slow.broken = False
+    up.set()
+    await finish(writes)
+    assert slow.written == [artifact(1).key, module(1).sha256]
+
+
+async def test_a_write_that_brings_the_tier_down_each_time_is_given_up(slow: Tier) -> None:
+    slow.gate.set()
+    slow.broken = True
+    tries = 0
+
+    def count() -> None:
+        nonlocal tries
+        tries += 1
+
+    slow.on_failure = count
+    writes = writes_to(slow, is_down=lambda: True)
+    writes.add(artifact(1))
+    writes.add(module(1))
+    await finish(writes)
+    assert (writes.dropped, tries) == (1, 3)
+    assert slow.written == [module(1).sha256]
+
+
+async def test_a_write_that_was_replaced_meanwhile_is_not_tried_again(slow: Tier) -> None:
+    slow.broken = True
+    writes = writes_to(slow, 1000, is_down=lambda: True)
+    old, new = artifact(1, 600), artifact(1, 600)
+    slow.on_failure = lambda: setattr(slow, "broken", False)
+    writes.add(old)
+    await under_way(writes)
+    writes.add(new)
+    assert writes.waiting(new.key) is new
+    slow.gate.set()
+    await writes.flush(5)
+    assert (slow.written, writes.dropped) == ([new.key], 1)
+    for tag in (2, 3):  # Nor does it take room for ever.
+        writes.add(artifact(tag, 500))
+    assert writes.pending == 2
+    await finish(writes)
+
+
+def _until(event: asyncio.Event) -> Callable[[], Any]:
+    async def wait() -> None:
+        await event.wait()
+
+    return wait
+
+
+async def test_something_larger_than_the_queue_goes_alone(slow: Tier) -> None:
+    writes = writes_to(slow, 1000)
+    writes.add(artifact(1, 5000))
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [artifact(1).key]
+
+
+async def test_the_newest_of_a_key_is_written(slow: Tier) -> None:
+    writes = writes_to(slow)
+    all_of_them = [artifact(1, size) for size in (100, 200, 300)]
+    for one in all_of_them:
+        writes.add(one)
+    assert writes.pending == 1
+    assert writes.waiting(all_of_them[0].key) is all_of_them[2]
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [artifact(1).key]
+
+
+async def test_failures_and_defects_are_counted_and_stop_nothing(slow: Tier) -> None:
+    async def put(item: Item) -> None:
+        if item is defect:
+            raise ZeroDivisionError
+        await slow.put(item)
+
+    defect = artifact(2)
+    slow.broken = True
+    slow.gate.set()
+    writes = Writes("redis", put, lambda: 10_000)
+    with capture_logs() as logs:
+        for item in (artifact(1), defect, module(1)):
+            writes.add(item)
+        await finish(writes)
+    assert writes.dropped == 2
+    assert slow.written == [module(1).sha256]
+    why = [line["why"] for line in logs if line["event"] == "a cache write was dropped"]
+    assert why == ["no", "the daemon failed to write it"]
+
+
+async def test_queued_writes_outlast_an_outage(slow: Tier) -> None:
+    up = asyncio.Event()
+    slow.gate.set()
+    writes = writes_to(slow, ready=_until(up))
+    writes.add(artifact(1))
+    await under_way(writes)
+    assert (slow.written, writes.dropped) == ([], 0)
+    up.set()
+    await finish(writes)
+    assert slow.written == [artifact(1).key]
+
+
+async def test_flushing_gives_up_in_time_and_closing_drops(slow: Tier) -> None:
+    writes = writes_to(slow)
+    writes.add(artifact(1))
+    writes.add(artifact(2))
+    await writes.flush(0.01)
+    assert writes.dropped == 0
+    with capture_logs() as logs:
+        await writes.close()
+    assert (writes.dropped, writes.pending) == (2, 0)
+    assert logs[0]["event"] == "cache writes given up"
+
+
+async def test_an_outage_at_the_end_is_not_waited_for(slow: Tier) -> None:
+    writes = writes_to(slow, ready=_until(asyncio.Event()))
+    writes.add(artifact(1))
+    await asyncio.wait_for(finish(writes, 3600), 20)
+    assert writes.dropped == 1
+
+
+async def test_a_slow_tier_is_waited_for(slow: Tier) -> None:
+    writes = writes_to(slow)
+    writes.add(artifact(1))
+    asyncio.get_running_loop().call_later(1.2, slow.gate.set)
+    await asyncio.wait_for(finish(writes, 3600), 20)
+    assert (slow.written, writes.dropped) == ([artifact(1).key], 0)
+
+
+async def test_forgetting_is_limited_to_its_scope(slow: Tier) -> None:
+    writes = writes_to(slow)
+    for tag in (1, 2):
+        writes.add(module(tag))
+        writes.add(artifact(tag))
+    writes.add(artifact(3, engine="wasmer"))
+    pinned = EvictScope(spares=lambda _: True)
+    for scope in (
+        EvictScope(module_sha256=module(1).sha256),
+        EvictScope(engine_id="wasmer-1.0"),
+        EvictScope(engine_id="wasmer-9.9"),
+        pinned,
+    ):
+        await writes.forget(scope)
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [module(2).sha256, artifact(2).key]
+    assert writes.dropped == 0
+
+
+async def test_forgetting_waits_for_a_write_that_is_under_way(slow: Tier) -> None:
+    writes = writes_to(slow)
+    writes.add(artifact(1))
+    await under_way(writes)
+    forgetting = asyncio.create_task(writes.forget(EvictScope()))
+    other = asyncio.create_task(writes.forget(EvictScope(module_sha256="0" * 64)))
+    await asyncio.wait_for(other, 5)
+    assert not forgetting.done()
+    slow.gate.set()
+    await asyncio.wait_for(forgetting, 5)
+    assert slow.written == [artifact(1).key]
+    await writes.close()
+
+
+async def test_what_is_given_up_is_neither_served_nor_written(slow: Tier) -> None:
+    writes = writes_to(slow, is_down=lambda: True)
+    slow.broken = True
+    first, second, third = (artifact(tag) for tag in range(3))
+    for one in (first, second, third):
+        writes.add(one)
+    await under_way(writes)
+    writes.give_up([first, second])
+    assert writes.waiting(first.key) is writes.waiting(second.key) is None
+    assert writes.artifacts() == [third]
+    slow.on_failure = lambda: setattr(slow, "broken", False)
+    slow.gate.set()
+    await finish(writes)
+    assert slow.written == [third.key]  # The first failed, and was not tried again.
+
+
+async def test_a_write_runs_inside_of_what_was_carried_when_it_was_added(slow: Tier) -> None:
+    inside: list[str] = []
+
+    @contextmanager
+    def carry() -> Iterator[None]:
+        inside.append("entered")
+        yield
+        inside.append("left")
+
+    writes = writes_to(slow, carry=carry)
+    writes.add(artifact(1, 100))
+    await under_way(writes)
+    assert inside == ["entered"]
+    slow.gate.set()
+    await finish(writes)
+    assert inside == ["entered", "left"]
+
+
+async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: Tier) -> None:
+    class Context(AbstractContextManager[None]):
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    kept = weakref.WeakSet[Context]()
+
+    def carry() -> Context:
+        kept.add(context := Context())
+        return context
+
+    writes = writes_to(slow, 1000, carry=carry)
+    for tag in range(50):
+        writes.add(artifact(tag, 100))
+    assert writes.dropped >= 40
+    assert len(kept) <= writes.pending
+    await writes.forget(EvictScope())
+    assert not kept
+    await writes.close()
